@@ -1,0 +1,43 @@
+# Two commands set everything up on a machine that has Python 3.11+ and make: `make quickstart` and `make test`.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test test-all lint format install clean
+
+quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
+	rm -rf runs/quickstart
+	$(BIN)/fibec-ray run configs/quickstart.yaml --out runs/quickstart
+	$(BIN)/fibec-ray report runs/quickstart
+
+test: lint  ## what CI runs
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: lint  ## the slow tests too
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || \
+		{ echo "cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PIP) torch
+	$(PIP) --editable '.[minilm,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
