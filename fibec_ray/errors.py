@@ -1,0 +1,69 @@
+"""The exceptions of the package; raised everywhere, turned into one line and an exit code by the CLI.
+
+FibecError
+├── UserError               exit code 2: the person who started the run can fix it
+│   ├── ConfigError         a key, value or combination of the experiment
+│   ├── DataError           a data set, split, column or label
+│   ├── ModelError          a backbone, tokenizer, head or checkpoint
+│   └── RunDirError         the output folder
+└── RunError                exit code 1: the run failed under way
+    ├── DeviceError         a device's own work (names device, round and stage)
+    └── FleetError          actors or nodes that cannot be had or do not answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FibecError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(FibecError):
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class ModelError(UserError):
+    pass
+
+
+class RunDirError(UserError):
+    pass
+
+
+class RunError(FibecError):
+    pass
+
+
+class DeviceError(RunError):
+    """A federated device's work went wrong. `stage` is one of open, train, evaluate."""
+
+    def __init__(self, device: int, round_: int, stage: str, what: str):
+        super().__init__(device, round_, stage, what)  # all four, so that the error survives a trip between actors
+        self.device, self.round, self.stage, self.what = device, round_, stage, what
+
+    def __str__(self) -> str:
+        return f"device {self.device}, round {self.round}, {self.stage}: {self.what}"
+
+
+class FleetError(RunError):
+    pass
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """The end of an error sentence about an unknown name: the nearest allowed one, or all of them."""
+    names = sorted(allowed)
+    near = get_close_matches(word, names, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(names) or 'none'}"

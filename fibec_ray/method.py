@@ -1,0 +1,67 @@
+"""A method is six parts; the engine knows nothing else about it. FedAvg on LoRA is the empty composition."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+from fibec_ray.parts.aggregator import AGGREGATORS
+from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.curriculum import CURRICULA
+from fibec_ray.parts.curriculum.base import Curriculum
+from fibec_ray.parts.mask import MASKS
+from fibec_ray.parts.mask.base import Mask
+from fibec_ray.parts.objective import OBJECTIVES
+from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.part import Part, build
+from fibec_ray.parts.peft import PEFTS
+from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.sharing import SHARINGS
+from fibec_ray.parts.sharing.base import Sharing
+
+AXES: dict[str, dict[str, type[Any]]] = {
+    "peft": PEFTS,
+    "curriculum": CURRICULA,
+    "sharing": SHARINGS,
+    "mask": MASKS,
+    "objective": OBJECTIVES,
+    "aggregator": AGGREGATORS,
+}
+
+
+def _of(axis: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: build(AXES[axis], value))
+
+
+class Method(BaseModel):
+    """`Method(name="fedavg")` is FedAvg: LoRA, all data, everything shared, no mask, plain loss, weighted mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "fedavg"
+    reference: str = Field("", description="paper, for the method table")
+    peft: Annotated[SerializeAsAny[Peft], _of("peft")] = Peft()
+    curriculum: Annotated[SerializeAsAny[Curriculum], _of("curriculum")] = Curriculum()
+    sharing: Annotated[SerializeAsAny[Sharing], _of("sharing")] = Sharing()
+    mask: Annotated[SerializeAsAny[Mask], _of("mask")] = Mask()
+    objective: Annotated[SerializeAsAny[Objective], _of("objective")] = Objective()
+    aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = Aggregator()
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> Method:
+        if self.mask.needs_personal and not self.sharing.keeps_personal:
+            raise ValueError(
+                f"mask '{self.mask.kind}' acts on personal layers, and sharing '{self.sharing.kind}' leaves none; "
+                "set mask: none, or share less"
+            )
+        return self
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def opens(self) -> bool:
+        """True if any part has work in the initialisation phase."""
+        return any(part.opens for part in self.parts.values())

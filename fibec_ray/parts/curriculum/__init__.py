@@ -1,0 +1,7 @@
+"""The curriculum axis."""
+
+from fibec_ray.parts.curriculum.base import Curriculum
+from fibec_ray.parts.curriculum.fisher_order import FisherOrder
+from fibec_ray.parts.curriculum.random_order import RandomOrder
+
+CURRICULA: dict[str, type[Curriculum]] = {"all": Curriculum, "fisher": FisherOrder, "random": RandomOrder}

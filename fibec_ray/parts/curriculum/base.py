@@ -1,0 +1,36 @@
+"""The neutral curriculum: all data, every round, in seeded order. The contract of all curricula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fibec_ray.fisher import FisherScan
+from fibec_ray.parts.part import Part
+from fibec_ray.tensors import Tensors
+
+
+class Curriculum(Part):
+    """Which batches a device trains on in a round, and in which order.
+
+    A device's samples are split into fixed batches once, by a seed that does not depend on the method; so methods are
+    compared on the same batches. `prepare` runs once: in the initialisation phase if the part `opens`, else when the
+    device first takes part. `pick` runs once per local epoch.
+    A memory may hold `sample_difficulty` (n,), which the round log then reports.
+    """
+
+    kind: str = "all"
+
+    def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
+        """The memory that `visible` needs. scan: squared gradients over the fixed batches, lazy."""
+        return {}
+
+    def visible(self, memory: Tensors, batches: Sequence[Tensor], round_: int, rounds: int) -> list[Tensor]:
+        """The batches that the device may see in this round, each a (B,) int64 tensor of rows; never empty."""
+        return list(batches)
+
+    def pick(self, visible: Sequence[Tensor], rng: torch.Generator) -> list[Tensor]:
+        """The batches of one local epoch, in order. As it stands: all visible ones, shuffled."""
+        return [visible[i] for i in torch.randperm(len(visible), generator=rng).tolist()]

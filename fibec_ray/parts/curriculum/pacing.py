@@ -1,0 +1,40 @@
+"""Pacing functions: which fraction of the data a curriculum shows as training goes on; pure, used by paced curricula.
+
+x in [0, 1] is the progress t / (alpha T), capped at 1; beta in [0, 1] the fraction visible at the start. Every function
+rises from beta (exp, competence, geometric too) to 1. Which of them FibecFed's paper defines is not known beyond linear
+being its best; the forms are the usual ones (Wu et al., ICLR 2021; Platanios et al., NAACL 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+EXP_RATE = 10.0
+"""c of the exponential pacing: 1 - 1/e of the growth happens in the last tenth."""
+
+PACINGS: dict[str, Callable[[float, float], float]] = {
+    "linear": lambda x, beta: beta + (1 - beta) * x,
+    "square": lambda x, beta: beta + (1 - beta) * x**2,
+    "sqrt": lambda x, beta: beta + (1 - beta) * math.sqrt(x),
+    "exp": lambda x, beta: beta + (1 - beta) * math.expm1(EXP_RATE * x) / math.expm1(EXP_RATE),
+    "competence": lambda x, beta: math.sqrt(beta**2 + (1 - beta**2) * x),
+    "geometric": lambda x, beta: beta ** (1 - x),
+    "step": lambda x, beta: 1.0 if x >= 1 else beta,
+    "log": lambda x, beta: beta + (1 - beta) * (1 + math.log(x + math.exp(-EXP_RATE)) / EXP_RATE),
+}
+
+
+def progress(round_: int, rounds: int, full_at: float) -> float:
+    """x = min(1, t / (alpha T)), with t the global round from 0 and alpha = `full_at`; 1 if alpha = 0.
+
+    Guarded against float noise in the product: .55 * 100 is above 55, and x is 1 in round 55 all the same.
+    """
+    span = full_at * rounds
+    return 1.0 if round_ >= span * (1 - 1e-12) else round_ / span
+
+
+def num_visible(pacing: str, num_units: int, round_: int, rounds: int, initial_fraction: float, full_at: float) -> int:
+    """b_k^t = max(1, ceil(h |B_k|)), guarded against float noise in the product; never more than |B_k|."""
+    h = PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction)
+    return min(num_units, max(1, math.ceil(min(1.0, h) * num_units - 1e-9)))

@@ -1,0 +1,40 @@
+"""The neutral objective: the plain loss. The contract of all objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from fibec_ray.parts.part import Part
+from fibec_ray.tensors import Tensors
+
+
+class Objective(Part):
+    """What a device minimises beside the task's loss, and the corrections that method needs.
+
+    Device half: `penalty`, `correct`, `finish`. Server half: `start`, `absorb`. As it stands: nothing is added.
+    """
+
+    kind: str = "plain"
+
+    def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
+        """A scalar added to the loss of each step. anchor: the tensors as they were when the round began."""
+        return None
+
+    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
+        """Changes the gradients in place, after backward and before clipping."""
+
+    def finish(
+        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+    ) -> tuple[Tensors, Tensors]:
+        """After the last step: the device's new memory, and the evidence that it sends up."""
+        return memory, {}
+
+    def start(self, shared: Tensors) -> Tensors:
+        """The first hint, before round 0."""
+        return {}
+
+    def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
+        """The next hint, from the evidence of a round's devices in cohort order."""
+        return hint

@@ -1,0 +1,48 @@
+"""What every part is: a frozen pydantic model whose fields are its hyper-parameters; used by all six axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from fibec_ray.errors import did_you_mean
+
+
+class Part(BaseModel):
+    """The base of all parts. `kind` is the tag that YAML names it by; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+
+    @property
+    def opens(self) -> bool:
+        """True if the part has work to do in the initialisation phase."""
+        return False
+
+
+P = TypeVar("P", bound=Part)
+
+
+def build(registry: Mapping[str, type[P]], value: Any) -> P:
+    """A part from YAML: a kind (`random`), or a mapping with `kind` and hyper-parameters. ValueError if unknown."""
+    if isinstance(value, Part):
+        return value  # type: ignore[return-value]
+    spec = {"kind": value} if isinstance(value, str) else value
+    return registry[kind_of(spec, registry)].model_validate(dict(spec))
+
+
+def kind_of(spec: Any, registry: Mapping[str, Any]) -> str:
+    """The kind that a mapping names. ValueError if it is no mapping, or names none of the registry."""
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"expected a kind or a mapping with a kind, found {type(spec).__name__}")
+    if "kind" not in spec and len(registry) == 1:
+        return next(iter(registry))
+    if "kind" not in spec:
+        raise ValueError(f"kind is missing; set it to one of: {', '.join(sorted(registry))}")
+    kind = str(spec["kind"])
+    if kind not in registry:
+        raise ValueError(f"no such kind {kind!r}; {did_you_mean(kind, registry)}")
+    return kind

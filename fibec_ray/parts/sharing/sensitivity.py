@@ -1,0 +1,93 @@
+"""Layer sensitivity to adversarial noise on the input embeddings (FibecFed's layer score); pure but for the model.
+
+Per sample i with token embeddings E_i (T x H): g_i = dl/dE_i, the worst small noise eps_i* in closed form, and the
+relative change of each block's output under it. Shapes: B samples, S padded tokens, H hidden size, L blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fibec_ray.fisher import by_length
+from fibec_ray.types import LocalModel, Shard
+
+ScoreKind = Literal["norm_diff", "diff_norm"]
+
+CHUNK = 16
+"""Samples scored at once."""
+
+
+def worst_noise(grads: Tensor, budget: Tensor, p: float) -> Tensor:
+    """eps* = argmax_{||eps||_p <= rho} <eps, g> for each sample, by the dual norm 1/p + 1/q = 1 (Foret et al. 2021).
+
+    grads: (B, D), zeros at padding. budget: (B,) rho of each sample, > 0. p in [1, inf]. A zero gradient: zero noise.
+    eps* = rho sign(g) |g|^{q-1} / (||g||_q^q)^{1/p}; ||eps*||_p = rho and <eps*, g> = rho ||g||_q.
+    """
+    largest = grads.abs().amax(dim=1, keepdim=True)
+    scaled = torch.where(largest > 0, grads / largest, torch.zeros_like(grads))  # eps* ignores the scale of g
+    if p == 1:
+        direction = torch.zeros_like(grads)
+        at = scaled.abs().argmax(dim=1, keepdim=True)
+        direction.scatter_(1, at, scaled.gather(1, at).sign())
+    elif math.isinf(p):
+        direction = scaled.sign()
+    else:
+        q = p / (p - 1)
+        direction = scaled.sign() * scaled.abs().pow(q - 1)
+        norm = scaled.abs().pow(q).sum(dim=1, keepdim=True).pow(1 / p)
+        direction = torch.where(norm > 0, direction / norm, torch.zeros_like(direction))
+    return direction * budget.unsqueeze(1)
+
+
+def relative_change(clean: Tensor, noisy: Tensor, kind: ScoreKind) -> Tensor:
+    """(B,) relative difference of the Frobenius norm of one block's outputs (B, S, H), zeros at padding.
+
+    norm_diff: | ||h'|| - ||h|| | / ||h||, the literal reading; diff_norm: ||h' - h|| / ||h||.
+    """
+    before = clean.flatten(1).norm(dim=1)
+    if kind == "norm_diff":
+        return (noisy.flatten(1).norm(dim=1) - before).abs() / before
+    return (noisy - clean).flatten(1).norm(dim=1) / before
+
+
+def layer_sensitivity(
+    model: LocalModel,
+    shard: Shard,
+    rows: Tensor,
+    p: float,
+    rho: float,
+    relative: bool,
+    kind: ScoreKind,
+) -> Tensor:
+    """I_k^l, (L,) float32: mean over the samples at `rows` of each block's relative change. Evaluation mode."""
+    model.train(False)
+    scores = torch.cat(
+        [_chunk_scores(model, shard, part, p, rho, relative, kind) for part in by_length(shard, rows, CHUNK)], dim=1
+    )
+    return scores.mean(dim=1)
+
+
+def _chunk_scores(
+    model: LocalModel, shard: Shard, rows: Tensor, p: float, rho: float, relative: bool, kind: ScoreKind
+) -> Tensor:
+    """(L, B) relative changes of one chunk: a forward and backward for the noise, a forward under it."""
+    batch = shard.batch(rows)
+    with torch.enable_grad():
+        embeds = model.embed(batch).detach().requires_grad_()
+        clean = model.forward(batch, embeds=embeds, hidden=True)
+        (grads,) = torch.autograd.grad(clean.losses.sum(), embeds)
+    real = batch.attention_mask.to(embeds.device).unsqueeze(2)
+    values = embeds.detach().float() * real
+    size = values.flatten(1).norm(dim=1) if relative else torch.ones(len(values), device=values.device)
+    noise = worst_noise((grads.float() * real).flatten(1), rho * size, p).view_as(values)
+    with torch.no_grad():
+        noisy = model.forward(batch, embeds=(values + noise).to(embeds.dtype), hidden=True)
+        changes = [
+            relative_change(before.detach().float() * real, after.float() * real, kind)
+            for before, after in zip(clean.hidden, noisy.hidden, strict=True)
+        ]
+    return torch.stack(changes).cpu()

@@ -1,0 +1,88 @@
+"""Arithmetic on named tensors (`dict[str, Tensor]`): how adapters, deltas and memories live and travel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def clone(tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def select(tensors: Mapping[str, Tensor], names: Collection[str]) -> Tensors:
+    """The entries whose name is in `names`, in the order of `tensors`."""
+    return {name: value for name, value in tensors.items() if name in names}
+
+
+def drop(tensors: Mapping[str, Tensor], names: Collection[str]) -> Tensors:
+    """The entries whose name is not in `names`, in the order of `tensors`."""
+    return {name: value for name, value in tensors.items() if name not in names}
+
+
+def subtract(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:
+    """left - right over the names of `left`."""
+    return {name: value - right[name] for name, value in left.items()}
+
+
+def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:
+    """left + right over the names of `left`."""
+    return {name: value + right[name] for name, value in left.items()}
+
+
+def num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Size of the payload on the wire: the values alone; names and shapes are known to both sides."""
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values())
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """The payload itself: raw little-endian values in name order. `len(pack(t)) == num_bytes(t)`."""
+    return b"".join(_raw(tensors[name]) for name in sorted(tensors))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, dtypes, shapes and bits: equal digests mean bitwise-equal tensors."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name]
+        state.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        state.update(_raw(value))
+    return state.hexdigest()
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The entries below `prefix/`, with the prefix taken off."""
+    start = f"{prefix}/"
+    return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
+
+
+def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Tensors:
+    """sum_k w_k x_k / sum_k w_k, accumulated in float64 in the order given, returned in the dtype of the first x_k.
+
+    Streams: holds one float64 sum and one update at a time. An empty iterable gives an empty dict.
+    """
+    total, sums, dtypes = 0.0, {}, {}
+    for weight, tensors in updates:
+        total += weight
+        for name, value in tensors.items():
+            if name not in sums:
+                sums[name], dtypes[name] = torch.zeros_like(value, dtype=torch.float64), value.dtype
+            sums[name].add_(value.double(), alpha=weight)
+    return {name: (value / total).to(dtypes[name]) for name, value in sums.items()}
+
+
+def _raw(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""

@@ -1,0 +1,317 @@
+"""What travels between the layers: plans down, updates and reports up, and the seams `LocalModel`, `Shard` and `Fleet`.
+
+Shapes: B samples of a batch, S tokens, H hidden size, L transformer blocks, C classes, n samples of a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fibec_ray.tensors import Tensors, under_prefix, with_prefix
+
+HEAD = "head"
+"""The first word in the names of the tensors of our own classification head."""
+
+OPENING_ROUND = -1
+"""The round number under which the initialisation phase is planned, seeded and logged."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples, right-padded to S tokens."""
+
+    input_ids: Tensor
+    """(B, S) int64"""
+    attention_mask: Tensor
+    """(B, S) int64, 1 for real tokens"""
+    labels: Tensor
+    """(B,) int64 class ids"""
+    answer_at: Tensor
+    """(B,) int64: the position whose output predicts the answer (the mask token, or the prompt's last token); 0 with
+    a classification head"""
+
+
+class Shard(Protocol):
+    """One device's data (or any other rows of an encoded set)."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) int64"""
+        ...
+
+    @property
+    def lengths(self) -> Tensor:
+        """(n,) int64, tokens per sample"""
+        ...
+
+    @property
+    def grades(self) -> Tensor | None:
+        """(n,) float32 true difficulty, known for the embedded task only"""
+        ...
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The samples at `rows` ((B,) int64, positions within the shard), padded to the longest of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outputs:
+    losses: Tensor
+    """(B,) float32, one loss per sample"""
+    scores: Tensor
+    """(B, C) float32; the prediction is the argmax"""
+    hidden: tuple[Tensor, ...] = ()
+    """L tensors (B, S, H), the output of each block; empty unless asked for"""
+
+
+@dataclass
+class Work:
+    """What a device's model computed since the last reset; the basis of simulated time."""
+
+    flops: float = 0.0
+    num_tokens: int = 0
+
+
+class LocalModel(Protocol):
+    """A backbone with one adapter (and maybe a head) attached, lent to one device at a time.
+
+    Names of trainable tensors are those of a saved PEFT adapter; those of our own head start with `head.`.
+    """
+
+    num_layers: int
+    work: Work
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]: ...
+
+    @property
+    def linears(self) -> Mapping[str, nn.Linear]:
+        """The Linear modules that hold trainable tensors, by the common prefix of their names."""
+        ...
+
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        """What peft writes to adapter_config.json, as plain values."""
+        ...
+
+    def layer_of(self, name: str) -> int | None:
+        """The block that a trainable tensor belongs to; None for the head (always shared)."""
+        ...
+
+    def is_adapter(self, name: str) -> bool:
+        """True for the tensors that PEFT added, False for the head."""
+        ...
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Copies values into the trainable tensors that are named."""
+        ...
+
+    def read(self, names: Collection[str] | None = None) -> Tensors:
+        """Detached CPU copies of the trainable tensors (all, or those named)."""
+        ...
+
+    def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        """Losses and class scores. embeds: (B, S, H) in place of the token embeddings. hidden: return block outputs."""
+        ...
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, S, H) token embeddings, before positions are added."""
+        ...
+
+    def train(self, mode: bool) -> None:
+        """Switches dropout on or off."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """Everything about a round that is the same for all of its devices."""
+
+    round: int
+    rounds: int
+    cohort: tuple[int, ...]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sends to every device of a round."""
+
+    round: int
+    shared: Tensors
+    hint: Tensors = field(default_factory=dict)
+    """what the objective wants devices to know (a control variate ...)"""
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a device keeps between its rounds: personal tensors, and one memory for each axis that has one."""
+
+    personal: Tensors = field(default_factory=dict)
+    memory: Mapping[str, Tensors] = field(default_factory=dict)
+
+    def flat(self) -> Tensors:
+        """One dict for storage: `personal/NAME` and `memory/AXIS/NAME`."""
+        out = with_prefix("personal", self.personal)
+        for axis, tensors in self.memory.items():
+            out |= with_prefix(f"memory/{axis}", tensors)
+        return out
+
+    @staticmethod
+    def from_flat(tensors: Mapping[str, Tensor]) -> DeviceState:
+        memory = under_prefix("memory", tensors)
+        axes = dict.fromkeys(name.split("/", 1)[0] for name in memory)
+        return DeviceState(under_prefix("personal", tensors), {axis: under_prefix(axis, memory) for axis in axes})
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a device sends up: delta = new - received over the shared names, and what its method's parts add."""
+
+    device: int
+    num_samples: int
+    num_steps: int
+    delta: Tensors
+    evidence: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What a device sends up once, in the initialisation phase."""
+
+    device: int
+    num_samples: int
+    scores: Tensor | None
+    """(L,) float32"""
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """One device-round as the round log records it; column meanings and units are in `roundlog/schema.py`."""
+
+    round: int
+    device: int
+    num_samples: int
+    num_samples_seen: int = 0
+    num_batches_seen: int = 0
+    num_steps: int = 0
+    learning_rate: float | None = None
+    train_loss: float | None = None
+    difficulty_seen: float | None = None
+    grade_seen: float | None = None
+    length_seen: float | None = None
+    kept_fraction: float | None = None
+    fisher_trace: float | None = None
+    difficulty_loss_rank_corr: float | None = None
+    difficulty_length_rank_corr: float | None = None
+    difficulty_grade_rank_corr: float | None = None
+    flops: float = 0.0
+    sim_time_s: float = 0.0
+    bytes_down: int = 0
+    bytes_up_delta: int = 0
+    bytes_up_evidence: int = 0
+    bytes_up: int = 0
+    compute_s: float = 0.0
+    peak_memory_bytes: int = 0
+    actor: str = "driver"
+    attempt: int = 0
+    kept_neurons: tuple[int, ...] | None = None
+    """per layer: neurons of personal tensors that the mask let move"""
+    layer_fisher: tuple[float, ...] | None = None
+    """per layer: sum of the diagonal Fisher information that the mask is based on"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the trainable tensors are, as every process of a fleet has them."""
+
+    layers: Mapping[str, int | None]
+    """the block of each trainable tensor; None: head"""
+    num_layers: int
+    adapter_config: Mapping[str, Any]
+    """peft's, as plain values"""
+
+
+@dataclass(frozen=True)
+class OpenResult:
+    """The initialisation phase: who reported what, and what the server decided to share."""
+
+    reports: list[DeviceReport]
+    shared_names: frozenset[str]
+    layout: Layout
+    layer_scores: Tensor | None
+    """(L,) float32, averaged over devices with weights n_k"""
+
+    @property
+    def keeps_personal(self) -> bool:
+        """False if devices keep nothing of their own, so that every device's model is the global one."""
+        return not self.layout.layers.keys() <= self.shared_names
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """reports: one for each device that finished, in cohort order. lost: devices whose update never came."""
+
+    reports: list[DeviceReport]
+    lost: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Evaluation of some rows: the true and predicted class and the loss of each."""
+
+    labels: Tensor
+    """(n,) int64"""
+    predicted: Tensor
+    """(n,) int64"""
+    losses: Tensor
+    """(n,) float32"""
+
+    @staticmethod
+    def join(parts: list[Predictions]) -> Predictions:
+        if not parts:
+            empty = torch.empty(0, dtype=torch.int64)
+            return Predictions(empty, empty, torch.empty(0))
+        return Predictions(
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.predicted for part in parts]),
+            torch.cat([part.losses for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Predictions of the global model on the test set, and of every device's own model on its own test shard."""
+
+    shared: Predictions
+    personal: dict[int, Predictions]
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as work goes on; stage is one of start, open, train, evaluate."""
+
+
+class Fleet(Protocol):
+    """Where devices run. The in-process fleet and the Ray fleet give bitwise-equal results."""
+
+    def open(self) -> OpenResult:
+        """Starts what is needed and runs the initialisation phase (a no-op for methods without one)."""
+        ...
+
+    def run_round(self, plan: RoundPlan) -> RoundResult: ...
+
+    def evaluate(self, round_: int) -> EvaluationResult: ...
+
+    def adapter(self) -> Tensors:
+        """The global model: shared tensors as they are now, personal ones as they were at the start."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,111 @@
+"""What tests share: a tiny encoder and decoder built from their config classes, small experiments, one Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray would write a token to the home of whoever runs the tests
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from fibec_ray.config.load import config_folder
+from fibec_ray.data.encoded import ArrayShard, EncodedSet
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+TINY_BERT = {"model_type": "bert", "vocab_size": 30522, **TINY}
+TINY_LLAMA = {"model_type": "llama", "vocab_size": 30522, "num_key_value_heads": 2, **TINY}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared base weights go to a folder of this test run."""
+    before = os.environ.get("FIBEC_RAY_CACHE")
+    os.environ["FIBEC_RAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["FIBEC_RAY_CACHE"]
+    else:
+        os.environ["FIBEC_RAY_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Of torch, as fleets have it; more of them only get in each other's way on tiny models."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster for all tests that need one; fleets join it and leave it running."""
+    import ray
+
+    from fibec_ray.models.quiet import OFFLINE_ENV
+
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=150_000_000,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {**OFFLINE_ENV, "HF_HUB_OFFLINE": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+Settings = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> Settings:
+    """tiny_settings("fibecfed", rounds=2): plain values of a small experiment; mappings are merged into its own.
+
+    The embedded task, six devices, and a random BERT of three blocks.
+    """
+    return make_tiny
+
+
+def make_tiny(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "seed": 3,
+        "rounds": 3,
+        "num_devices": 6,
+        "cohort_size": 3,
+        "task": named("tasks", "synthetic"),
+        "method": named("methods", method) if isinstance(method, str) else method,
+        "data": {"max_length": 16, "synthetic": {"num_train": 72, "num_test": 24}},
+        "backbone": {"init": "random", "config": TINY_BERT, "tokenizer": "minilm"},
+        "local": {"batch_size": 4, "learning_rate": 0.01},
+        "evaluation": {"every": 2},
+        "fleet": {"kind": "local"},
+    }
+    for key, value in changes.items():
+        old = settings.get(key)
+        settings[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return settings
+
+
+def shard_of(tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = None) -> ArrayShard:
+    """Samples written as token ids; the answer is at the last one. Labels are 0 if not given."""
+    flat = np.array([token for sample in tokens for token in sample], dtype=np.int32)
+    offsets = np.cumsum([0, *(len(sample) for sample in tokens)])
+    classes = np.zeros(len(tokens), np.int64) if labels is None else np.array(labels, np.int64)
+    answer_at = np.array([len(sample) - 1 for sample in tokens], dtype=np.int32)
+    return EncodedSet(flat, offsets, classes, answer_at, None, pad_id=0).shard(np.arange(len(tokens)))
+
+
+def named(group: str, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,187 @@
+"""Which neurons of personal layers may move, by hand-worked Fisher information."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import shard_of
+from torch import Tensor, nn
+
+from fibec_ray.fisher import FisherScan
+from fibec_ray.parts.mask.base import Mask
+from fibec_ray.parts.mask.fisher_neurons import FisherNeurons, keep_top_rows, matrix_kind
+from fibec_ray.tensors import Tensors
+from fibec_ray.types import Batch, Outputs, Work
+
+A, B = "m.layer.{}.query.lora_A.weight", "m.layer.{}.query.lora_B.weight"
+NAME = B.format(0)
+
+
+class OneMatrix:
+    """Loss 1 * w_0 x + 2 * w_1 x + 0 * w_2 x with x the token id: sample x has squared gradients [x^2, 4 x^2, 0].
+
+    A small model of its own that implements what `LocalModel` asks of a scanned model.
+    """
+
+    def __init__(self) -> None:
+        linear = nn.Linear(1, 3, bias=False)
+        self.linears: dict[str, nn.Linear] = {NAME.removesuffix(".weight"): linear}
+        self.trainable: dict[str, nn.Parameter] = {NAME: linear.weight}
+        self.num_layers, self.work, self.num_passes = 1, Work(), 0
+
+    def train(self, mode: bool) -> None:
+        """No dropout."""
+
+    def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        self.num_passes += 1
+        (linear,) = self.linears.values()
+        out = linear(batch.input_ids.float())
+        return Outputs(out @ torch.tensor([1.0, 2.0, 0.0]), out)
+
+
+def scan_of(*ids: int, model: OneMatrix | None = None) -> FisherScan:
+    """Its diagonal is [m, 4 m, 0] with m the mean of the squares of ids."""
+    return FisherScan(model or OneMatrix(), shard_of([[i] for i in ids]), [torch.arange(len(ids))], [NAME])  # type: ignore[arg-type]
+
+
+def memory_of(fisher: Tensors) -> Tensors:
+    return {f"fisher/{name}": value for name, value in fisher.items()} | {"participations": torch.tensor(0)}
+
+
+def rows(keep: Tensor) -> list[bool]:
+    """One bool for each row, all of whose entries are alike."""
+    assert (keep == keep[:, :1]).all()
+    return keep[:, 0].tolist()
+
+
+FISHER = {
+    A.format(0): torch.tensor([[1.0, 1.0, 1.0], [0.0, 5.0, 0.0]]),  # rows 3, 5
+    B.format(0): torch.tensor([[0.1, 0.1], [0.3, 0.2], [0.0, 0.1], [0.2, 0.2]]),  # rows .2, .5, .1, .4
+    A.format(1): torch.tensor([[4.0, 0.0, 0.0], [0.0, 1.0, 1.0]]),  # rows 4, 2
+    B.format(1): torch.tensor([[0.6, 0.0], [0.0, 0.0], [0.0, 0.3], [0.05, 0.0]]),  # rows .6, 0, .3, .05
+}
+
+
+def test_half_of_the_neurons_of_each_kind_by_hand() -> None:
+    """A: the top two of 3, 5, 4, 2 are 5 and 4. B: of .2, .5, .1, .4, .6, 0, .3, .05 the four above .2."""
+    keep = keep_top_rows(FISHER, 0.5)
+    assert list(keep) == list(FISHER)
+    assert all(keep[name].dtype == torch.bool and keep[name].shape == value.shape for name, value in FISHER.items())
+    assert [rows(keep[A.format(layer)]) for layer in (0, 1)] == [[False, True], [True, False]]
+    assert rows(keep[B.format(0)]) == [False, True, False, True]
+    assert rows(keep[B.format(1)]) == [True, False, True, False]
+
+
+def test_kinds_are_ranked_apart() -> None:
+    """Any row of A has more than any of B, as it has more columns; each kind keeps its quarter all the same."""
+    keep = keep_top_rows(FISHER, 0.25)
+    assert [rows(keep[A.format(layer)]) for layer in (0, 1)] == [[False, True], [False, False]]
+    assert [rows(keep[B.format(layer)]) for layer in (0, 1)] == [[False, True, False, False], [True] + [False] * 3]
+
+
+def test_the_kind_is_the_last_module_of_the_name() -> None:
+    assert matrix_kind("base_model.model.layer.0.query.lora_A.weight") == "lora_A.weight"
+    assert matrix_kind("head.bias") == "head.bias"
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.1, 1), (0.25, 1), (0.26, 2), (0.3, 2), (0.75, 3), (1.0, 4)])
+def test_the_number_kept_is_rounded_up(ratio: float, count: int) -> None:
+    """Of four rows; 4 * .25 is one row and not two."""
+    keep = keep_top_rows({NAME: torch.tensor([[4.0], [3.0], [2.0], [1.0]])}, ratio)
+    assert rows(keep[NAME]) == [True] * count + [False] * (4 - count)
+
+
+def test_float_noise_keeps_no_neuron_more() -> None:
+    """.55 of 100 rows are 55, though the product is 55.00000000000001 in floats; so for every percentage."""
+    values = torch.arange(100, 0, -1.0).unsqueeze(1)
+    assert 0.55 * 100 > 55
+    for percent in range(101):
+        assert int(keep_top_rows({NAME: values}, percent / 100)[NAME].sum()) == percent
+
+
+def test_ties_go_to_the_earlier_row() -> None:
+    keep = keep_top_rows({B.format(0): torch.ones(3, 2), B.format(1): torch.ones(3, 2)}, 0.5)
+    assert rows(keep[B.format(0)]) == [True, True, True] and rows(keep[B.format(1)]) == [False, False, False]
+
+
+def test_neurons_without_fisher_information_are_never_chosen() -> None:
+    """At the start B = 0 and A scores exactly 0: nothing of A moves, though a share of it was asked for."""
+    keep = keep_top_rows({A.format(0): torch.zeros(4, 3), B.format(0): torch.tensor([[0.0], [2.0], [0.0], [0.0]])}, 0.5)
+    assert not keep[A.format(0)].any()
+    assert rows(keep[B.format(0)]) == [False, True, False, False]
+
+
+def test_a_vector_is_masked_entry_by_entry() -> None:
+    keep = keep_top_rows({"head.bias": torch.tensor([1.0, 3.0, 2.0])}, 0.5)
+    assert keep["head.bias"].tolist() == [False, True, True]
+
+
+def test_ratio_one_is_no_mask_and_ratio_zero_freezes() -> None:
+    """With ratio 1, rows without Fisher information move too."""
+    memory = memory_of(FISHER)
+    everything, nothing = (FisherNeurons(ratio=ratio).keep(memory, list(FISHER)) for ratio in (1.0, 0.0))
+    assert everything.keys() == nothing.keys() == FISHER.keys()
+    assert all(value.all() for value in everything.values()) and not any(value.any() for value in nothing.values())
+
+
+def test_only_personal_tensors_compete() -> None:
+    """Layer 0 is shared: of layer 1's rows .6, 0, .3, .05 alone, half are .6 and .3; of 4 and 2, 4."""
+    names = [A.format(1), B.format(1)]
+    keep = FisherNeurons(ratio=0.5).keep(memory_of(FISHER), names)
+    assert list(keep) == names
+    assert rows(keep[A.format(1)]) == [True, False] and rows(keep[B.format(1)]) == [True, False, True, False]
+
+
+def test_the_first_fisher_information_is_that_of_all_data() -> None:
+    """Ids 1 and 3: mean square 5, so [5, 20, 0]; half of three rows, rounded up, would be two; the last has none."""
+    mask = FisherNeurons(ratio=1 / 3)
+    memory = mask.prepare(scan_of(1, 3))
+    assert mask.fisher(memory)[NAME].flatten().tolist() == [5, 20, 0] and int(memory["participations"]) == 0
+    assert rows(mask.keep(memory, [NAME])[NAME]) == [False, True, False]
+    assert rows(FisherNeurons(ratio=0.9).keep(memory, [NAME])[NAME]) == [True, True, False]
+
+
+def test_momentum_over_refreshes_by_hand() -> None:
+    """gamma = 3/4; means of squares 4, 8, 16: F = 4, then 3 + 2 = 5, then 3.75 + 4 = 7.75; twice the root is row 1."""
+    mask = FisherNeurons(gamma=0.75)
+    memory = mask.prepare(scan_of(2, 2))
+    found = [mask.fisher(memory)[NAME].flatten().tolist()]
+    for scan in (scan_of(0, 4), scan_of(4)):
+        memory = mask.refresh(memory, scan, [NAME])
+        found.append(mask.fisher(memory)[NAME].flatten().tolist())
+    assert found == [[4, 16, 0], [5, 20, 0], [7.75, 31, 0]] and int(memory["participations"]) == 2
+
+
+@pytest.mark.parametrize(("gamma", "expected"), [(0.0, [16, 64, 0]), (1.0, [4, 16, 0])])
+def test_gamma_zero_follows_and_gamma_one_stays(gamma: float, expected: list[float]) -> None:
+    mask = FisherNeurons(gamma=gamma)
+    memory = mask.refresh(mask.prepare(scan_of(2)), scan_of(4), [NAME])
+    assert mask.fisher(memory)[NAME].flatten().tolist() == expected
+
+
+def test_refresh_every_counts_participations() -> None:
+    """Every third: participations 0 and 3 scan, the others do not even run the model."""
+    mask, model = FisherNeurons(refresh_every=3, gamma=0.0), OneMatrix()
+    memory = mask.prepare(scan_of(9))
+    passes, values = [], []
+    for x in (1, 2, 3, 4, 5):
+        memory = mask.refresh(memory, scan_of(x, model=model), [NAME])
+        passes.append(model.num_passes)
+        values.append(float(mask.fisher(memory)[NAME][0]))
+    assert passes == [1, 1, 1, 2, 2] and values == [1, 1, 1, 16, 16] and int(memory["participations"]) == 5
+
+
+def test_refresh_forgets_what_is_shared_and_leaves_the_old_memory_alone() -> None:
+    mask, memory = FisherNeurons(gamma=0.5), memory_of({**FISHER, NAME: torch.tensor([[4.0], [0.0], [2.0]])})
+    new = mask.refresh(memory, scan_of(2), [NAME])
+    assert set(new) == {f"fisher/{NAME}", "participations"}
+    assert new[f"fisher/{NAME}"].flatten().tolist() == [4, 8, 1]
+    assert memory[f"fisher/{NAME}"].flatten().tolist() == [4, 0, 2] and int(memory["participations"]) == 0
+
+
+def test_the_neutral_mask_masks_nothing_and_scans_nothing() -> None:
+    mask, model = Mask(), OneMatrix()
+    scan = scan_of(1, model=model)
+    memory = mask.refresh(mask.prepare(scan), scan, [NAME])
+    assert (memory, mask.keep(memory, [NAME]), mask.fisher(memory), model.num_passes) == ({}, {}, {}, 0)
+    assert not mask.needs_personal and FisherNeurons().needs_personal
