@@ -1,0 +1,108 @@
+"""The arithmetic of dealing rows to devices. Pure functions on arrays, used by `partition.py`.
+
+N rows, K devices, C classes. An "owner" array (N,) names the device of each row, so that shards are disjoint and cover
+everything whatever the rule.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def shards_of(owner: Ints, num_devices: int) -> list[Ints]:
+    """K arrays of row numbers, each ascending."""
+    order = np.argsort(owner, kind="stable").astype(np.int64)
+    return np.split(order, np.searchsorted(owner[order], np.arange(1, num_devices)))
+
+
+def sizes_of(shares: Floats, num_rows: int) -> Ints:
+    """(K,) shard sizes that sum to N: shares * N rounded, the remainder to the last device.
+
+    That is FedPepTAO's rule. Where the remainder is more than half of the last shard (many devices, few rows: it could
+    even make it negative), we deal it one row at a time instead, to the devices that rounding down cost most.
+    """
+    exact = shares * num_rows
+    sizes = np.rint(exact).astype(np.int64)
+    remainder = num_rows - int(sizes.sum())
+    if 2 * abs(remainder) <= sizes[-1]:
+        sizes[-1] += remainder
+        return sizes
+    sizes = np.floor(exact).astype(np.int64)
+    short = num_rows - int(sizes.sum())
+    sizes[np.argsort(sizes - exact, kind="stable")[:short]] += 1
+    return sizes
+
+
+def deal_evenly(num_rows: int, num_devices: int, rng: np.random.Generator) -> Ints:
+    """Owners of shuffled rows, equal shards to within one row."""
+    return rng.permutation(np.arange(num_rows, dtype=np.int64) % num_devices)
+
+
+def deal_by_size(sizes: Ints, rng: np.random.Generator) -> Ints:
+    """Owners of shuffled rows, sizes[k] rows for device k."""
+    return rng.permutation(np.repeat(np.arange(len(sizes), dtype=np.int64), sizes))
+
+
+def deal_by_prior(labels: Ints, sizes: Ints, priors: Floats, rng: np.random.Generator) -> Ints:
+    """Owners by repeated draws: a device that is not full, a class from its prior (K, C), that class's next row.
+
+    A class without rows left is drawn again, which is the same as drawing from the prior over the classes that are
+    left. Where the prior has no mass on any of them, all that are left are equally likely, so that the loop ends.
+    """
+    num_classes = priors.shape[1]
+    rows = [np.flatnonzero(labels == c).tolist() for c in range(num_classes)]
+    for class_rows in rows:
+        class_rows.reverse()  # the next row is popped from the end
+    left = np.array([len(class_rows) > 0 for class_rows in rows])
+    cumulative = np.cumsum(priors, axis=1).tolist()
+    open_devices, room = np.flatnonzero(sizes).tolist(), sizes.tolist()
+    device_draws, class_draws = rng.random(len(labels)).tolist(), rng.random(len(labels)).tolist()
+    owner = np.empty(len(labels), dtype=np.int64)
+    for device_draw, class_draw in zip(device_draws, class_draws, strict=True):
+        at = int(device_draw * len(open_devices))
+        device = open_devices[at]
+        class_ = min(bisect_right(cumulative[device], class_draw), num_classes - 1)
+        if not left[class_]:
+            class_ = _redraw(priors[device], left, rng)
+        owner[rows[class_].pop()] = device
+        left[class_] = len(rows[class_]) > 0
+        room[device] -= 1
+        if room[device] == 0:
+            open_devices[at] = open_devices[-1]
+            open_devices.pop()
+    return owner
+
+
+def deal_by_class_counts(labels: Ints, counts: Ints, rng: np.random.Generator) -> Ints:
+    """Owners such that each class is shared out in proportion to counts (K, C), to within one row per device.
+
+    A class that no device has is shared out evenly.
+    """
+    owner = np.empty(len(labels), dtype=np.int64)
+    for c in range(counts.shape[1]):
+        rows = rng.permutation(np.flatnonzero(labels == c))
+        weights = counts[:, c] if counts[:, c].any() else np.ones(len(counts))
+        ends = np.rint(np.cumsum(weights) / weights.sum() * len(rows))
+        owner[rows] = np.searchsorted(ends, np.arange(len(rows)), side="right")
+    return owner
+
+
+def class_counts(labels: Ints, owner: Ints, num_devices: int, num_classes: int) -> Ints:
+    """(K, C): how many rows of each class each device has."""
+    flat = np.bincount(owner * num_classes + labels, minlength=num_devices * num_classes)
+    return flat.reshape(num_devices, num_classes).astype(np.int64)
+
+
+def _redraw(prior: Floats, left: NDArray[np.bool_], rng: np.random.Generator) -> int:
+    mass = prior * left
+    if not mass.sum() > 0:
+        mass = left.astype(np.float64)
+    ends = np.cumsum(mass)
+    # The last class with mass: a draw at the very end must not fall on a class without rows.
+    return min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), int(np.flatnonzero(mass)[-1]))

@@ -1,0 +1,203 @@
+"""Texts to tokens, once per run. Called by `config/` with a tokenizer, which it gets from `models/`.
+
+    plain    [CLS] a [SEP] (b [SEP])             for a classification head
+    masked   [CLS] template with a, b [SEP]      the mask token's output predicts the answer word
+    causal   [BOS] causal_template with a, b     the last token's output predicts the answer word
+
+Too long a sample loses words at the end of its longest text; template, mask and special tokens always stay. Texts lose
+the spaces at their ends, which SST-2 and MR have as an artefact of their sources.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from fibec_ray.data.encoded import ArrayShard, EncodedSet
+from fibec_ray.data.examples import Examples
+from fibec_ray.data.tasks import MASK, Task
+from fibec_ray.errors import DataError
+
+__all__ = ["ArrayShard", "EncodedSet", "Mode", "Tokenizer", "encode", "label_word_ids"]
+
+Mode = Literal["plain", "masked", "causal"]
+_CHUNK = 1024  # samples per call of the tokenizer: bounds the memory of its Python lists
+_PIECES = re.compile(rf"(\{{a\}}|\{{b\}}|{re.escape(MASK)})")
+
+
+class Tokenizer(Protocol):
+    """What is used of a fast transformers tokenizer."""
+
+    is_fast: bool
+    mask_token: str | None
+    mask_token_id: int | None
+    pad_token_id: int | None
+    eos_token_id: int | None
+    unk_token_id: int | None
+
+    def __call__(self, text: list[str], text_pair: list[str] | None = None, **options: Any) -> Any: ...
+
+
+class Prompt(NamedTuple):
+    """A filled template; places are character ranges (start, end) of the text."""
+
+    text: str
+    fields: list[tuple[int, int]]
+    mask: tuple[int, int] | None
+
+
+class Sample(NamedTuple):
+    tokens: list[int]
+    answer_at: int
+
+
+def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_length: int) -> EncodedSet:
+    """All rows as token ids, each of at most `max_length` tokens. Raises DataError where the template does not fit."""
+    _check(tokenizer, task, mode)
+    lengths, answer_at, tokens = [0], [], []
+    for start in range(0, len(examples), _CHUNK):
+        rows = examples.take(np.arange(start, min(start + _CHUNK, len(examples))))
+        samples = list(_samples(rows, task, tokenizer, mode, max_length))
+        lengths += [len(sample.tokens) for sample in samples]
+        answer_at += [sample.answer_at for sample in samples]
+        tokens.append(np.concatenate([np.array(sample.tokens, dtype=np.int32) for sample in samples]))
+    return EncodedSet(
+        tokens=np.concatenate(tokens) if tokens else np.empty(0, dtype=np.int32),
+        offsets=np.cumsum(lengths, dtype=np.int64),
+        labels=examples.labels,
+        answer_at=np.array(answer_at, dtype=np.int32),
+        grades=examples.grades,
+        pad_id=_pad_id(tokenizer),
+    )
+
+
+def label_word_ids(task: Task, tokenizer: Tokenizer, mode: Mode) -> list[int]:
+    """One token id for each verbaliser word, in the order of the class ids.
+
+    The words are tried with a leading space where the template has one before the answer (byte-level tokenizers have
+    two tokens for a word), then the other way; one spelling is used for all words, so that none is at a disadvantage.
+    """
+    assert mode != "plain", "a classification head has no label words"
+    before = task.template[: task.template.index(MASK)] if mode == "masked" else task.causal_template
+    prefixes = ("", " ") if mode == "masked" and not before.endswith(" ") else (" ", "")
+    tries = [[_word_tokens(prefix + word, tokenizer) for word in task.verbaliser] for prefix in prefixes]
+    fitting = [ids for ids in tries if all(_is_one_word(word_ids, tokenizer) for word_ids in ids)]
+    if not fitting:
+        bad = next(k for k, ids in enumerate(tries[0]) if not _is_one_word(ids, tokenizer))
+        raise DataError(
+            f"task {task.name}: the verbaliser word '{task.verbaliser[bad]}' is {len(tries[0][bad])} tokens or unknown "
+            "to this tokenizer; choose a word that is one token"
+        )
+    ids = [word_ids[0] for word_ids in fitting[0]]
+    for k, id_ in enumerate(ids):
+        if id_ in ids[:k]:
+            raise DataError(
+                f"task {task.name}: the verbaliser words '{task.verbaliser[ids.index(id_)]}' and "
+                f"'{task.verbaliser[k]}' are the same token for this tokenizer; choose words that differ"
+            )
+    return ids
+
+
+def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_length: int) -> Iterator[Sample]:
+    texts_a = [text.strip() for text in rows.texts_a]
+    texts_b = None if rows.texts_b is None else [text.strip() for text in rows.texts_b]
+    if mode == "plain":
+        cut = {"truncation": "longest_first", "max_length": max_length}
+        encoded = tokenizer(texts_a, texts_b, padding=False, **cut)
+        return (Sample(ids, 0) for ids in encoded["input_ids"])
+    template = task.template if mode == "masked" else task.causal_template
+    prompts = [
+        _fill(template, {"{a}": a, "{b}": b, MASK: tokenizer.mask_token or ""})
+        for a, b in zip(texts_a, texts_b or [""] * len(texts_a), strict=True)
+    ]
+    encoded = tokenizer(
+        [prompt.text for prompt in prompts],
+        padding=False,
+        truncation=False,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,  # it would warn of samples that are too long for the model, which are cut below
+    )
+    parts = zip(prompts, encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+    return (_sample(*part, tokenizer, task, max_length) for part in parts)
+
+
+def _fill(template: str, values: dict[str, str]) -> Prompt:
+    """The template with its placeholders replaced. Piece by piece: a text that contains `{b}` stays as it is."""
+    text, fields, mask = "", [], None
+    for piece in _PIECES.split(template):
+        place = (len(text), len(text) + len(values.get(piece, piece)))
+        text += values.get(piece, piece)
+        if piece == MASK:
+            mask = place
+        elif piece in values:
+            fields.append(place)
+    return Prompt(text, fields, mask)
+
+
+def _sample(
+    prompt: Prompt,
+    ids: list[int],
+    places: list[tuple[int, int]],
+    special: list[int],
+    tokenizer: Tokenizer,
+    task: Task,
+    max_length: int,
+) -> Sample:
+    if prompt.mask is None:  # the answer comes next, so a closing token that the tokenizer appends must go
+        while len(ids) > 1 and special[-1]:
+            ids, places, special = ids[:-1], places[:-1], special[:-1]
+    kept = _cut(prompt, places, len(ids) - max_length)
+    if len(kept) > max_length:
+        raise DataError(
+            f"data.max_length: {max_length} tokens have no room for a text beside task {task.name}'s template; "
+            f"set at least {len(kept)}"
+        )
+    if prompt.mask is None:
+        return Sample([ids[i] for i in kept], len(kept) - 1)
+    start, end = prompt.mask
+    is_mask = [ids[i] == tokenizer.mask_token_id and places[i][0] < end and places[i][1] > start for i in kept]
+    return Sample([ids[i] for i in kept], is_mask.index(True))
+
+
+def _cut(prompt: Prompt, places: list[tuple[int, int]], excess: int) -> list[int]:
+    """Positions of the tokens that stay: `excess` tokens go, one by one from the end of the text that is longest."""
+    if excess <= 0:
+        return list(range(len(places)))
+    inside = [
+        [i for i, (start, end) in enumerate(places) if first <= start < end <= last] for first, last in prompt.fields
+    ]
+    gone: set[int] = set()
+    for _ in range(excess):
+        longest = max(inside, key=len)
+        if len(longest) <= 1:
+            break
+        gone.add(longest.pop())
+    return [i for i in range(len(places)) if i not in gone]
+
+
+def _check(tokenizer: Tokenizer, task: Task, mode: Mode) -> None:
+    if mode == "masked" and (tokenizer.mask_token is None or tokenizer.mask_token_id is None):
+        raise DataError(
+            f"task {task.name}: the tokenizer has no mask token; use a masked language model, or mode causal"
+        )
+    if mode != "plain" and not tokenizer.is_fast:
+        raise DataError(f"task {task.name}: prompts need a fast tokenizer (tokenizer.json beside the model)")
+
+
+def _word_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
+    ids: list[int] = tokenizer([text], add_special_tokens=False)["input_ids"][0]
+    return ids
+
+
+def _is_one_word(ids: list[int], tokenizer: Tokenizer) -> bool:
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def _pad_id(tokenizer: Tokenizer) -> int:
+    """Any valid id serves, the attention mask is 0 there; Llama has no padding token."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((id_ for id_ in known if id_ is not None), 0)

@@ -1,0 +1,51 @@
+"""Labelled texts in memory: what every source gives and what `encode.py` takes. N rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fibec_ray.seeds import Where, numpy_generator
+
+
+@dataclass(frozen=True)
+class Examples:
+    texts_a: list[str]
+    texts_b: list[str] | None
+    """the second text of a pair; None for single-text tasks"""
+    labels: NDArray[np.int64]
+    """(N,) class ids in the order of the task's label_names"""
+    grades: NDArray[np.float32] | None = None
+    """(N,) true difficulty in [0, 1]; known for the embedded task only"""
+
+    def __len__(self) -> int:
+        return len(self.texts_a)
+
+    def take(self, rows: NDArray[np.int64]) -> Examples:
+        return Examples(
+            [self.texts_a[row] for row in rows],
+            None if self.texts_b is None else [self.texts_b[row] for row in rows],
+            self.labels[rows],
+            None if self.grades is None else self.grades[rows],
+        )
+
+    def at_most(self, limit: int | None, seed: int, *where: Where) -> Examples:
+        """A seeded subset of `limit` rows in their old order; all rows where the limit is None or not reached."""
+        if limit is None or limit >= len(self):
+            return self
+        rows = numpy_generator(seed, "subsample", *where).permutation(len(self))[:limit]
+        return self.take(np.sort(rows).astype(np.int64))
+
+    @staticmethod
+    def join(parts: list[Examples]) -> Examples:
+        """The rows of all parts, in order (the parts come from one task: all pairs or none)."""
+        pairs = [part.texts_b for part in parts if part.texts_b is not None]
+        grades = [part.grades for part in parts if part.grades is not None]
+        return Examples(
+            [text for part in parts for text in part.texts_a],
+            [text for texts in pairs for text in texts] if pairs else None,
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate(grades) if grades else None,
+        )

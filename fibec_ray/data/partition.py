@@ -1,0 +1,192 @@
+"""How rows are shared out among devices: one class for each rule. The YAML `partition` section is one of them.
+
+flwr-datasets has such rules, but pins datasets<5 and rich<15, so it does not fit beside this package's dependencies.
+N rows, K devices, C classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from fibec_ray.data import dealing
+from fibec_ray.data.dealing import Ints
+from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
+from fibec_ray.data.split import Split
+from fibec_ray.errors import ConfigError
+from fibec_ray.seeds import numpy_generator
+
+__all__ = [
+    "PARTITIONS", "AnyPartition", "DirichletLabel", "DirichletQuantity", "Iid", "Partition", "Pathological", "Shards",
+    "Split", "heterogeneity", "majority_accuracy", "own_majority_accuracy",
+]  # fmt: skip
+
+Concentration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Deal:
+    """What a rule is given. Train and test have generators of their own: fewer test rows move no training row."""
+
+    train_labels: Ints
+    test_labels: Ints
+    num_classes: int
+    num_devices: int
+    common: np.random.Generator
+    """for what train and test share: sizes and priors"""
+    train: np.random.Generator
+    test: np.random.Generator
+
+
+class Partition(BaseModel, ABC, frozen=True, extra="forbid"):
+    """A rule that deals every training row and every test row to exactly one device."""
+
+    kind: str
+    min_samples: int = Field(
+        1, ge=1, description="training samples that every device must get; test shards may be empty"
+    )
+
+    size_setting: ClassVar[str] = "min_samples"
+    """the setting that decides how small the smallest shard is"""
+    remedy: ClassVar[str] = "lower min_samples or num_devices"
+
+    @abstractmethod
+    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+        """The device of each training row (N,) and of each test row."""
+
+    def split(self, train_labels: Ints, test_labels: Ints, num_classes: int, num_devices: int, seed: int) -> Split:
+        """The shards of all devices. Raises ConfigError where a device would get fewer than min_samples."""
+        assert num_devices >= 1 and num_classes >= 1
+        if num_devices > len(train_labels):
+            raise ConfigError(
+                f"num_devices: {num_devices} devices, but only {len(train_labels)} training samples; lower num_devices"
+            )
+        streams = (numpy_generator(seed, "partition", self.kind, part) for part in ("common", "train", "test"))
+        train_owner, test_owner = self.owners(Deal(train_labels, test_labels, num_classes, num_devices, *streams))
+        sizes = np.bincount(train_owner, minlength=num_devices)
+        if sizes.min() < self.min_samples:
+            device = int(sizes.argmin())
+            raise ConfigError(
+                f"partition.{self.size_setting}: {getattr(self, self.size_setting)} leaves device {device} with "
+                f"{sizes[device]} of at least {self.min_samples} samples; {self.remedy}"
+            )
+        return Split(dealing.shards_of(train_owner, num_devices), dealing.shards_of(test_owner, num_devices))
+
+
+class Iid(Partition):
+    """Every device draws from the same distribution; shards are equal to within one row."""
+
+    kind: Literal["iid"] = "iid"
+
+    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+        train = dealing.deal_evenly(len(deal.train_labels), deal.num_devices, deal.train)
+        return train, dealing.deal_evenly(len(deal.test_labels), deal.num_devices, deal.test)
+
+
+class DirichletLabel(Partition):
+    """Label skew and size skew as in FedPepTAO's code (Che et al. 2023), the protocol of the group behind FibecFed.
+
+    Sizes ~ Dirichlet(size_alpha, ...) * N; one class prior per device ~ Dirichlet(alpha, ...). Then row by row: a
+    device at random among those that are not full, a class from its prior, the next row of that class; a class without
+    rows left is drawn again. The same sizes and priors deal the test rows.
+
+    alpha -> inf gives equal label marginals where the classes are balanced. With unbalanced classes the priors are
+    still uniform over classes, so the large devices, which fill last, end with more of the large classes.
+    """
+
+    kind: Literal["dirichlet_label"] = "dirichlet_label"
+    alpha: Concentration = Field(1.0, description="label skew: small is skewed. Their value: 1.0")
+    size_alpha: Concentration = Field(5.0, description="size skew: small is skewed. Their value: 5.0")
+
+    size_setting: ClassVar[str] = "size_alpha"
+    remedy: ClassVar[str] = "raise size_alpha, or lower min_samples or num_devices"
+
+    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+        shares = deal.common.dirichlet(np.full(deal.num_devices, self.size_alpha))
+        priors = deal.common.dirichlet(np.full(deal.num_classes, self.alpha), size=deal.num_devices)
+        train, test = (
+            dealing.deal_by_prior(labels, dealing.sizes_of(shares, len(labels)), priors, rng)
+            for labels, rng in ((deal.train_labels, deal.train), (deal.test_labels, deal.test))
+        )
+        return train, test
+
+
+class DirichletQuantity(Partition):
+    """Size skew only: sizes ~ Dirichlet(alpha, ...) * N, rows at random. alpha -> inf is `Iid`."""
+
+    kind: Literal["dirichlet_quantity"] = "dirichlet_quantity"
+    alpha: Concentration = Field(1.0, description="size skew: small is skewed")
+
+    size_setting: ClassVar[str] = "alpha"
+    remedy: ClassVar[str] = "raise alpha, or lower min_samples or num_devices"
+
+    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+        shares = deal.common.dirichlet(np.full(deal.num_devices, self.alpha))
+        train = dealing.deal_by_size(dealing.sizes_of(shares, len(deal.train_labels)), deal.train)
+        return train, dealing.deal_by_size(dealing.sizes_of(shares, len(deal.test_labels)), deal.test)
+
+
+class Pathological(Partition):
+    """Every device has rows of a few classes only; each class is shared out evenly among the devices that have it."""
+
+    kind: Literal["pathological"] = "pathological"
+    classes_per_device: int = Field(2, ge=1)
+
+    size_setting: ClassVar[str] = "classes_per_device"
+    remedy: ClassVar[str] = "raise classes_per_device, or lower min_samples or num_devices"
+
+    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+        wanted, classes, devices = self.classes_per_device, deal.num_classes, deal.num_devices
+        if wanted > classes:
+            raise ConfigError(f"partition.classes_per_device: {wanted}, but the task has {classes} classes; lower it")
+        if wanted * devices < classes:
+            raise ConfigError(
+                f"partition.classes_per_device: {wanted} for each of {devices} devices leaves some of {classes} "
+                "classes to nobody; raise it or num_devices"
+            )
+        # Each device takes the next few classes of a ring, so that classes have equally many devices to within one.
+        ring, seats = deal.common.permutation(classes), deal.common.permutation(devices)
+        takes = ring[(seats[:, None] * wanted + np.arange(wanted)) % classes]
+        has = np.zeros((devices, classes), dtype=np.int64)
+        np.put_along_axis(has, takes, 1, axis=1)
+        train = dealing.deal_by_class_counts(deal.train_labels, has, deal.train)
+        return train, dealing.deal_by_class_counts(deal.test_labels, has, deal.test)
+
+
+class Shards(Partition):
+    """Sort and deal (McMahan et al. 2017): rows sorted by label, cut into equal pieces, a few pieces to each device.
+
+    Their value is 2 pieces per device, on MNIST. Test rows follow the training rows: each class is shared out in
+    proportion to how much of it each device trains on (the paper has no test shards).
+    """
+
+    kind: Literal["shards"] = "shards"
+    shards_per_device: int = Field(2, ge=1)
+
+    size_setting: ClassVar[str] = "shards_per_device"
+    remedy: ClassVar[str] = "lower shards_per_device, min_samples or num_devices"
+
+    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+        num_rows, num_pieces = len(deal.train_labels), deal.num_devices * self.shards_per_device
+        shuffled = deal.train.permutation(num_rows)  # rows of one class are dealt in random order
+        by_label = shuffled[np.argsort(deal.train_labels[shuffled], kind="stable")]
+        piece_owner = dealing.deal_evenly(num_pieces, deal.num_devices, deal.common)
+        train = np.empty(num_rows, dtype=np.int64)
+        train[by_label] = piece_owner[np.arange(num_rows) * num_pieces // num_rows]
+        counts = dealing.class_counts(deal.train_labels, train, deal.num_devices, deal.num_classes)
+        return train, dealing.deal_by_class_counts(deal.test_labels, counts, deal.test)
+
+
+PARTITIONS: dict[str, type[Partition]] = {
+    "dirichlet_label": DirichletLabel,
+    "dirichlet_quantity": DirichletQuantity,
+    "iid": Iid,
+    "pathological": Pathological,
+    "shards": Shards,
+}
+
+AnyPartition = Annotated[DirichletLabel | DirichletQuantity | Iid | Pathological | Shards, Field(discriminator="kind")]

@@ -1,0 +1,118 @@
+"""Local files to Arrow tables: Parquet, CSV, TSV, JSON lines. Used by `source.py`; every failure is one DataError line.
+
+A TSV is read as GLUE writes it: no quoting, so a `"` is a character like any other. A CSV is quoted as usual.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from fibec_ray.errors import DataError, did_you_mean
+
+Format = Literal["auto", "parquet", "csv", "tsv", "jsonl"]
+
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "parquet": (".parquet",),
+    "csv": (".csv",),
+    "tsv": (".tsv",),
+    "jsonl": (".jsonl", ".json"),
+}
+
+
+def format_of(path: Path, format_: Format) -> str:
+    """The format as set, or as the suffix says."""
+    if format_ != "auto":
+        return format_
+    for name, suffixes in SUFFIXES.items():
+        if path.suffix.lower() in suffixes:
+            return name
+    known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+    raise DataError(f"{path}: the suffix {path.suffix!r} says no format; allowed: {known}; or set data.format")
+
+
+def read_table(path: Path, format_: Format, columns: tuple[str, ...]) -> Any:
+    """The named columns as a pyarrow.Table. CSV and TSV give strings only; the caller knows what they mean."""
+    kind = format_of(path, format_)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: {'is not a file' if path.exists() else 'no such file'}; set data.path, data.train or data.test"
+        )
+    try:
+        return READERS[kind](path, columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{path}: cannot be read as {kind} ({first_line}); replace the file or set data.format"
+        ) from error
+
+
+def require_columns(where: str, columns: tuple[str, ...], there: list[str]) -> None:
+    for column in columns:
+        if column not in there:
+            raise DataError(
+                f"{where}: no column '{column}'; it has {', '.join(there) or 'no columns'}; "
+                f"{did_you_mean(column, there)} set data.text_columns or data.label_column"
+            )
+
+
+def _read_parquet(path: Path, columns: tuple[str, ...]) -> Any:
+    file = pyarrow.parquet.ParquetFile(path)
+    require_columns(str(path), columns, list(file.schema_arrow.names))
+    return file.read(columns=list(columns))
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> Any:
+    return _read_delimited(path, columns, pyarrow.csv.ParseOptions(newlines_in_values=True))
+
+
+def _read_tsv(path: Path, columns: tuple[str, ...]) -> Any:
+    return _read_delimited(path, columns, pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False))
+
+
+def _read_delimited(path: Path, columns: tuple[str, ...], parse: Any) -> Any:
+    with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+        there = list(reader.schema.names)
+    require_columns(str(path), columns, there)
+    # All as strings: type inference would turn the text "2004" into a number and the label "True" into a flag.
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns), strings_can_be_null=False
+    )
+    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
+
+
+def _read_jsonl(path: Path, columns: tuple[str, ...]) -> Any:
+    # The standard library and not pyarrow.json: that would read a column of dates as time stamps.
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                rows.append(_json_object(line, number))
+    there = list(dict.fromkeys(key for row in rows for key in row))
+    if rows:
+        require_columns(str(path), columns, there)
+    return pa.table({column: pa.array([row.get(column) for row in rows]) for column in columns})
+
+
+def _json_object(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}: {error.msg}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number}: {type(row).__name__} where an object was expected")
+    return row
+
+
+READERS: dict[str, Callable[[Path, tuple[str, ...]], Any]] = {
+    "parquet": _read_parquet,
+    "csv": _read_csv,
+    "tsv": _read_tsv,
+    "jsonl": _read_jsonl,
+}

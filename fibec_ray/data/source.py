@@ -1,0 +1,158 @@
+"""Where a task's rows come from: local files, the hub, or the embedded generator. Called once per run by `config/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, PositiveInt
+
+from fibec_ray.data import hub, synthetic
+from fibec_ray.data.columns import class_names, labels_of, texts_of
+from fibec_ray.data.examples import Examples
+from fibec_ray.data.readers import SUFFIXES, Format, read_table
+from fibec_ray.data.synthetic import SyntheticSettings
+from fibec_ray.data.tasks import Task
+from fibec_ray.errors import DataError
+
+__all__ = ["DataConfig", "Examples", "SyntheticSettings", "effective_task", "load"]
+
+_FILE_SETTINGS = ("path", "train", "test")
+_LAYOUT_SETTINGS = ("train_splits", "eval_split", "text_columns", "label_column")
+
+
+class DataConfig(BaseModel, frozen=True, extra="forbid"):
+    """The `data` section of an experiment. None leaves the choice to the task."""
+
+    path: str | None = Field(
+        None, description="folder that holds SPLIT.parquet (or .csv .tsv .jsonl), or the train file"
+    )
+    format: Format = "auto"
+    train: str | None = Field(None, description="file of the training rows, relative to path where path is a folder")
+    test: str | None = Field(None, description="file of the test rows, relative to path where path is a folder")
+    train_splits: tuple[str, ...] | None = Field(None, min_length=1)
+    eval_split: str | None = None
+    text_columns: tuple[str, ...] | None = Field(None, min_length=1, max_length=2)
+    label_column: str | None = None
+    max_train: PositiveInt | None = Field(None, description="seeded subset of the training rows; None: all")
+    max_test: PositiveInt | None = Field(None, description="seeded subset of the test rows; None: all")
+    max_length: int = Field(64, ge=4, description="tokens per sample, special tokens included")
+    synthetic: SyntheticSettings = SyntheticSettings()
+
+    @property
+    def reads_files(self) -> bool:
+        return any(getattr(self, name) is not None for name in _FILE_SETTINGS)
+
+
+def load(task: Task, config: DataConfig, seed: int) -> tuple[Examples, Examples]:
+    """The (train, test) rows. Raises DataError for every setting, file, column or label that does not fit."""
+    actual = effective_task(task, config)
+    if task.kind == "synthetic":
+        settings = config.synthetic
+        train = synthetic.generate(settings.num_train, seed, "train", settings)
+        test = synthetic.generate(settings.num_test, seed, "test", settings)
+    elif config.reads_files:
+        train_files, test_file = _files(actual, config)
+        if test_file.resolve() in [path.resolve() for path in train_files]:
+            raise DataError(f"data.test: {test_file} is also trained on; name two different files")
+        train = Examples.join([_read_file(path, config.format, actual) for path in train_files])
+        test = _read_file(test_file, config.format, actual)
+    else:
+        train = Examples.join([_read_hub(split, actual) for split in actual.train_splits])
+        test = _read_hub(actual.eval_split, actual)
+    return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
+
+
+def effective_task(task: Task, config: DataConfig) -> Task:
+    """The task as this run sees it: the source's columns and splits, and the classes that the generator makes."""
+    _refuse_without_effect(task, config)
+    if task.kind == "synthetic":
+        if config.synthetic.num_classes > task.num_classes:
+            raise DataError(
+                f"data.synthetic.num_classes: {config.synthetic.num_classes}, but task {task.name} names "
+                f"{task.num_classes}; lower it or add label_names and verbaliser words"
+            )
+        return task.first_classes(config.synthetic.num_classes)
+    update: dict[str, Any] = {} if config.reads_files else task.hub_differs.model_dump(exclude_none=True)
+    update |= {name: value for name in _LAYOUT_SETTINGS if (value := getattr(config, name)) is not None}
+    if len(update.get("text_columns", task.text_columns)) != len(task.text_columns):
+        raise DataError(
+            f"data.text_columns: {list(update['text_columns'])}, but task {task.name} needs {len(task.text_columns)} "
+            f"(its own are {list(task.text_columns)})"
+        )
+    actual = task.model_copy(update=update)
+    if actual.eval_split in actual.train_splits and config.train is None and config.test is None:
+        raise DataError(f"data.eval_split: '{actual.eval_split}' is also trained on; name two different splits")
+    return actual
+
+
+def _refuse_without_effect(task: Task, config: DataConfig) -> None:
+    if task.kind == "synthetic":
+        unused = [name for name in (*_FILE_SETTINGS, *_LAYOUT_SETTINGS) if getattr(config, name) is not None]
+        unused += ["format"] if config.format != "auto" else []
+        reason = f"task {task.name} makes its own rows"
+    elif config.reads_files:
+        unused = ["train_splits"] if config.train and config.train_splits else []
+        unused += ["eval_split"] if config.test and config.eval_split else []
+        reason = "the file is named already"
+    else:
+        unused = ["format"] if config.format != "auto" else []
+        reason = "without data.path the rows come from the hub"
+    if unused:
+        raise DataError(f"data.{unused[0]}: has no effect, because {reason}; remove it")
+    if task.kind == "text" and config.synthetic != SyntheticSettings():
+        raise DataError(
+            f"data.synthetic: has no effect, because task {task.name} reads text; remove it, or task=synthetic"
+        )
+    if task.kind == "text" and task.hub is None and not config.reads_files:
+        raise DataError(f"task {task.name}: is not on the hub; set data.path=FOLDER with local files")
+
+
+def _files(task: Task, config: DataConfig) -> tuple[list[Path], Path]:
+    """The training files and the test file that `path`, `train` and `test` point at."""
+    base = Path(config.path) if config.path else Path()
+    if not base.exists():
+        raise DataError(
+            f"data.path: {base}: no such file or folder; give a folder with {task.eval_split}.parquet or the like"
+        )
+    if base.is_file():
+        if config.train:
+            raise DataError(
+                f"data.train: has no effect, because data.path names the file {base}; remove one of the two"
+            )
+        if not config.test:
+            raise DataError(f"data.path: {base} is one file; name the test rows with data.test=FILE or give a folder")
+        return [base], Path(config.test)
+    if config.path is None and not (config.train and config.test):
+        missing = "test" if config.train else "train"
+        raise DataError(f"data.{missing}: not set; name both data.train and data.test, or set data.path=FOLDER")
+    train = [base / config.train] if config.train else [_split_file(base, split, config) for split in task.train_splits]
+    return train, base / config.test if config.test else _split_file(base, task.eval_split, config)
+
+
+def _split_file(folder: Path, split: str, config: DataConfig) -> Path:
+    suffixes = [suffix for name in SUFFIXES if config.format in ("auto", name) for suffix in SUFFIXES[name]]
+    for suffix in suffixes:
+        if (path := folder / f"{split}{suffix}").is_file():
+            return path
+    there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+    raise DataError(
+        f"data.path: {folder}: no file {split}{{{','.join(suffixes)}}}; the folder holds {there}; "
+        "set data.train_splits, data.eval_split, data.train or data.test"
+    )
+
+
+def _read_file(path: Path, format_: Format, task: Task) -> Examples:
+    table = read_table(path, format_, (*task.text_columns, task.label_column))
+    return _examples(table, class_names(table.schema.metadata, task.label_column), task, str(path))
+
+
+def _read_hub(split: str, task: Task) -> Examples:
+    table, names = hub.load_split(task, split)
+    return _examples(table, names, task, f"hub {task.hub}, split '{split}'")
+
+
+def _examples(table: Any, names: list[str] | None, task: Task, where: str) -> Examples:
+    texts = [texts_of(table[column], f"{where}, column '{column}'") for column in task.text_columns]
+    labels = labels_of(table[task.label_column], names, task, f"{where}, column '{task.label_column}'")
+    return Examples(texts[0], texts[1] if len(texts) == 2 else None, labels)

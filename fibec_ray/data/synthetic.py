@@ -1,0 +1,144 @@
+"""The embedded task: seeded English messages to a city assistant, with a known true difficulty. Used by `source.py`.
+
+The class is what the user asks for. Each message has a grade in [0, 1], which no method sees; the round log uses it to
+say whether a curriculum's order is the true one:
+
+    grade = 0.3 * (padding sentences) / 2  +  0.3 * (negates another topic)  +  0.3 * (talks of another topic first)
+
+and 1.0 where the label is wrong (label noise).
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Container
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from fibec_ray.data.examples import Examples
+from fibec_ray.data.grammar import NAMES, NEGATIONS, OPENERS, PADDING, PLACES, TIMES, TOPICS, Topic
+from fibec_ray.errors import DataError
+from fibec_ray.seeds import numpy_generator
+
+MAX_PADDING = 2
+_MAX_REDRAWS = 1000
+_TIMES = {  # every fourth time belongs to the test messages
+    "test": TIMES[::4],
+    "train": tuple(time for k, time in enumerate(TIMES) if k % 4),
+}
+
+
+class SyntheticSettings(BaseModel, frozen=True, extra="forbid"):
+    """How many messages the embedded task makes, and how hard they are."""
+
+    num_train: int = Field(1600, ge=2, le=50_000)
+    num_test: int = Field(400, ge=1, le=10_000)
+    num_classes: int = Field(len(TOPICS), ge=2, le=len(TOPICS))
+    label_noise: float = Field(0.05, ge=0, lt=1, description="fraction of training messages with a wrong label")
+    test_label_noise: float = Field(0.0, ge=0, lt=1, description="fraction of test messages with a wrong label")
+    hard_fraction: float = Field(
+        0.6, ge=0, le=1, description="fraction of messages that negate or first talk of another topic, or do both"
+    )
+
+
+@dataclass(frozen=True)
+class Features:
+    """What makes one message hard."""
+
+    padding: int
+    """sentences that say nothing about any topic, 0 to MAX_PADDING"""
+    negation: bool
+    contrast: bool
+
+    @property
+    def grade(self) -> float:
+        return 0.3 * self.padding / MAX_PADDING + 0.3 * self.negation + 0.3 * self.contrast
+
+
+def generate(num_samples: int, seed: int, split: str, settings: SyntheticSettings) -> Examples:
+    """`num_samples` distinct messages of one split ("train" or "test"), classes balanced to within one.
+
+    No training message is a test message: the two use different times (see `grammar.py`). Raises DataError where the
+    grammar has too few messages for the request.
+    """
+    assert split in ("train", "test"), split
+    rng = numpy_generator(seed, "synthetic", split)
+    classes = rng.permutation(np.arange(num_samples) % settings.num_classes)
+    features = [draw_features(rng, settings.hard_fraction) for _ in range(num_samples)]
+    texts: dict[str, None] = {}  # a set that keeps its order
+    for class_, wanted in zip(classes, features, strict=True):
+        texts[_new_message(int(class_), wanted, rng, split, settings, texts)] = None
+    noise = settings.label_noise if split == "train" else settings.test_label_noise
+    labels, wrong = _flip(classes, noise, settings.num_classes, rng)
+    grades = np.array([wanted.grade for wanted in features], dtype=np.float32)
+    grades[wrong] = 1.0
+    return Examples(list(texts), None, labels, grades)
+
+
+def draw_features(rng: np.random.Generator, hard_fraction: float) -> Features:
+    """Padding is uniform; a hard message has a negation, a contrast, or both, a third each."""
+    padding = int(rng.integers(MAX_PADDING + 1))
+    if rng.random() >= hard_fraction:
+        return Features(padding, negation=False, contrast=False)
+    which = int(rng.integers(3))
+    return Features(padding, negation=which != 1, contrast=which != 0)
+
+
+def write(class_: int, features: Features, rng: np.random.Generator, times: tuple[str, ...], num_classes: int) -> str:
+    """One message that asks for the topic `class_` in a way that has the features."""
+    topics = list(TOPICS.values())[:num_classes]
+    others = [topic for k, topic in enumerate(topics) if k != class_]
+    sentences = [_fill(_one(topics[class_].asks, rng), topics[class_], rng, times)]
+    if features.contrast:
+        other = others[rng.integers(len(others))]
+        sentences.insert(0, _fill(_one(other.remarks, rng), other, rng, times))
+    if features.negation:
+        other = others[rng.integers(len(others))]
+        subject = _one(other.subjects, rng)
+        negation = _fill(_one(NEGATIONS, rng).replace("{subject}", subject), other, rng, times)
+        sentences.insert(len(sentences) if rng.random() < 0.5 else len(sentences) - 1, negation)
+    for k in rng.choice(len(PADDING), size=features.padding, replace=False):
+        sentences.insert(int(rng.integers(len(sentences) + 1)), _fill(PADDING[k], topics[class_], rng, times))
+    opener = _one(OPENERS, rng)
+    return " ".join([opener, *sentences] if opener else sentences)
+
+
+def _new_message(
+    class_: int,
+    features: Features,
+    rng: np.random.Generator,
+    split: str,
+    settings: SyntheticSettings,
+    seen: Container[str],
+) -> str:
+    for _ in range(_MAX_REDRAWS):  # bounded: an exhausted grammar must end in an error, not in a loop
+        text = write(class_, features, rng, _TIMES[split], settings.num_classes)
+        if text not in seen:
+            return text
+    raise DataError(
+        f"data.synthetic: the grammar has no more new messages for {split} rows; lower data.synthetic.num_{split}"
+    )
+
+
+def _fill(pattern: str, topic: Topic, rng: np.random.Generator, times: tuple[str, ...]) -> str:
+    words = {"place": PLACES, "name": NAMES, "time": times, "thing": topic.things}
+    slots = [slot for _, slot, _, _ in string.Formatter().parse(pattern) if slot]
+    text = pattern.format(**{slot: _one(words[slot], rng) for slot in slots})
+    return text[0].upper() + text[1:]
+
+
+def _flip(
+    classes: NDArray[np.int64], noise: float, num_classes: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The labels with a fraction `noise` moved to another class, and the rows that were moved."""
+    wrong = rng.permutation(len(classes))[: round(noise * len(classes))]
+    labels = classes.astype(np.int64)
+    labels[wrong] = (labels[wrong] + rng.integers(1, num_classes, size=len(wrong))) % num_classes
+    return labels, wrong
+
+
+def _one(words: tuple[str, ...], rng: np.random.Generator) -> str:
+    return words[int(rng.integers(len(words)))]

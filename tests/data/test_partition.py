@@ -1,0 +1,195 @@
+"""E26: shards are disjoint, cover the set, follow the seed, and mean what their settings say."""
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from fibec_ray.data import dealing
+from fibec_ray.data.partition import (
+    PARTITIONS,
+    AnyPartition,
+    DirichletLabel,
+    DirichletQuantity,
+    Iid,
+    Partition,
+    Pathological,
+    Shards,
+    Split,
+    heterogeneity,
+    majority_accuracy,
+    own_majority_accuracy,
+)
+from fibec_ray.errors import ConfigError
+
+RULES = [DirichletLabel(), DirichletQuantity(alpha=5.0), Iid(), Pathological(), Shards()]
+TRAIN, TEST = np.arange(1200) % 4, np.arange(400) % 4
+by_kind = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+
+
+def deal(rule: Partition, num_devices: int = 20, seed: int = 0) -> Split:
+    return rule.split(TRAIN, TEST, 4, num_devices, seed)
+
+
+def marginals(labels: np.ndarray, shards: list[np.ndarray]) -> np.ndarray:
+    counts = np.stack([np.bincount(labels[rows], minlength=4) for rows in shards])
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def test_every_kind_is_tried_here() -> None:
+    assert {rule.kind for rule in RULES} == set(PARTITIONS)
+
+
+@by_kind
+@pytest.mark.parametrize("num_devices", [1, 7, 20, 150])
+def test_shards_are_disjoint_and_cover_everything(rule: Partition, num_devices: int) -> None:
+    rule = (
+        rule.model_copy(update={"classes_per_device": 4}) if num_devices == 1 and rule.kind == "pathological" else rule
+    )
+    split = deal(rule, num_devices)
+    for shards, labels in ((split.train, TRAIN), (split.test, TEST)):
+        assert len(shards) == num_devices and all(rows.dtype == np.int64 for rows in shards)
+        assert np.sort(np.concatenate(shards)).tolist() == list(range(len(labels)))
+
+
+@by_kind
+def test_same_seed_same_shards_and_other_seed_other_shards(rule: Partition) -> None:
+    one, two, other = deal(rule), deal(rule), deal(rule, seed=1)
+    assert all((a == b).all() for a, b in zip(one.train + one.test, two.train + two.test, strict=True))
+    assert any(a.tolist() != b.tolist() for a, b in zip(one.train, other.train, strict=True))
+
+
+@by_kind
+def test_fewer_test_rows_move_no_training_row(rule: Partition) -> None:
+    one, two = deal(rule), rule.split(TRAIN, TEST[:100], 4, 20, 0)
+    assert all((a == b).all() for a, b in zip(one.train, two.train, strict=True))
+
+
+@by_kind
+def test_more_devices_than_samples_is_refused(rule: Partition) -> None:
+    with pytest.raises(ConfigError, match="num_devices: 1201 devices, but only 1200 training samples"):
+        deal(rule, 1201)
+
+
+@by_kind
+def test_kind_selects_the_rule(rule: Partition) -> None:
+    adapter: TypeAdapter[Partition] = TypeAdapter(AnyPartition)
+    assert adapter.validate_python({"kind": rule.kind}) == PARTITIONS[rule.kind]()
+
+
+def test_unknown_key_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        DirichletLabel.model_validate({"alhpa": 1.0})
+
+
+def test_large_alpha_gives_every_device_the_global_marginals() -> None:
+    split = DirichletLabel(alpha=1e6, size_alpha=1e6).split(np.arange(40_000) % 4, TEST, 4, 10, 0)
+    assert np.abs(marginals(np.arange(40_000) % 4, split.train) - 0.25).max() < 0.03  # 4000 rows: sd 0.007
+
+
+def test_small_alpha_gives_nearly_one_class_per_device() -> None:
+    assert (
+        marginals(TRAIN, deal(DirichletLabel(alpha=0.001)).train).max(axis=1).mean() > 0.8
+    )  # the last devices take what is left
+
+
+def test_train_and_test_use_the_same_sizes_and_priors() -> None:
+    split = DirichletLabel(alpha=0.3).split(np.arange(20_000) % 4, np.arange(20_000) % 4, 4, 10, 0)
+    train, test = marginals(np.arange(20_000) % 4, split.train), marginals(np.arange(20_000) % 4, split.test)
+    assert [len(rows) for rows in split.train] == [len(rows) for rows in split.test]
+    assert np.abs(train - test).max() < 0.15 and np.abs(train - 0.25).max() > 0.3
+
+
+def test_size_vector_is_rounded_with_the_remainder_to_the_last_device() -> None:
+    # 0.303 * 100 = 30.3, 0.303 * 100 = 30.3, 0.394 * 100 = 39.4: rounded 30 + 30 + 39 = 99, so the last gets 40.
+    assert dealing.sizes_of(np.array([0.303, 0.303, 0.394]), 100).tolist() == [30, 30, 40]
+
+
+def test_remainder_larger_than_the_last_shard_is_spread() -> None:
+    sizes = dealing.sizes_of(np.full(1000, 1 / 1000), 300)  # each rounds to 0
+    assert sizes.sum() == 300 and sizes.max() == 1
+
+
+def test_rows_of_a_class_are_dealt_in_order_and_an_exhausted_class_is_drawn_again() -> None:
+    labels = np.array([0, 1, 1, 1])
+    priors = np.array([[1.0, 0.0], [0.0, 1.0]])  # device 0 wants class 0 only, of which there is one row
+    owner = dealing.deal_by_prior(labels, np.array([2, 2]), priors, np.random.default_rng(0))
+    assert owner[0] == 0 and np.bincount(owner).tolist() == [2, 2]
+
+
+def test_dirichlet_quantity_skews_sizes_but_not_labels() -> None:
+    about = heterogeneity(TRAIN, deal(DirichletQuantity(alpha=2.0), 5).train, 4)
+    assert about["largest_shard"] > 2 * about["smallest_shard"] and about["label_tv_mean"] < 0.1
+
+
+def test_iid_shards_differ_by_one_row_at_most() -> None:
+    assert sorted({len(rows) for rows in deal(Iid(), 7).train}) == [171, 172]  # 1200 = 3 * 172 + 4 * 171
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 4])
+def test_pathological_devices_have_that_many_classes(wanted: int) -> None:
+    split = deal(Pathological(classes_per_device=wanted))
+    assert {len(set(TRAIN[rows])) for rows in split.train} == {wanted}
+    assert all(set(TEST[test]) <= set(TRAIN[train]) for train, test in zip(split.train, split.test, strict=True))
+
+
+def test_mcmahan_shards_hold_few_classes_and_test_rows_follow() -> None:
+    split = deal(Shards(shards_per_device=2))
+    assert {len(rows) for rows in split.train} == {60}  # 40 pieces of 30 rows, two each
+    assert all(len(set(TRAIN[rows])) <= 2 for rows in split.train)
+    assert all(set(TEST[test]) <= set(TRAIN[train]) for train, test in zip(split.train, split.test, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_devices", "says"),
+    [
+        (
+            DirichletQuantity(alpha=0.01),
+            20,
+            r"partition.alpha: 0.01 leaves device \d+ with 0 of at least 1 samples; raise",
+        ),
+        (DirichletLabel(size_alpha=0.01), 20, "partition.size_alpha: 0.01 leaves device .* raise size_alpha, or lower"),
+        (Iid(min_samples=61), 20, "partition.min_samples: 61 leaves device 0 with 60 of at least 61"),
+        (Pathological(classes_per_device=5), 20, "partition.classes_per_device: 5, but the task has 4 classes"),
+        (Pathological(classes_per_device=1), 3, "leaves some of 4 classes to nobody"),
+        (Shards(shards_per_device=600), 20, None),  # 12,000 pieces of 1,200 rows: still 60 rows each
+    ],
+)
+def test_too_small_a_shard_names_the_setting(rule: Partition, num_devices: int, says: str | None) -> None:
+    if says is None:
+        assert min(len(rows) for rows in deal(rule, num_devices).train) >= 1
+        return
+    with pytest.raises(ConfigError, match=says):
+        deal(rule, num_devices)
+
+
+def test_ten_thousand_devices_are_dealt() -> None:
+    labels = np.arange(100_000) % 6
+    split = DirichletLabel().split(labels, labels[:500], 6, 10_000, 0)
+    assert sum(map(len, split.train)) == 100_000 and sum(map(len, split.test)) == 500
+    assert max(map(len, split.test)) <= 1
+
+
+def test_heterogeneity_by_hand() -> None:
+    # Globally (1/2, 1/2); device 0 has only class 0 and device 1 only class 1: |1 - 1/2| = 1/2 for both.
+    apart = heterogeneity(np.array([0, 0, 1, 1]), [np.array([0, 1]), np.array([2, 3])], 2)
+    assert apart == {"label_tv_mean": 0.5, "smallest_shard": 2.0, "largest_shard": 2.0}
+    alike = heterogeneity(np.array([0, 0, 1, 1]), [np.array([0, 2]), np.array([1, 3]), np.array([], dtype=np.int64)], 2)
+    assert alike == {"label_tv_mean": 0.0, "smallest_shard": 0.0, "largest_shard": 2.0}
+
+
+def test_majority_accuracies_by_hand() -> None:
+    train, test = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 1, 0])
+    split = Split([np.array([0, 1, 2]), np.array([3, 4])], [np.array([0, 3]), np.array([1, 2])])
+    assert majority_accuracy(train, test) == 0.5
+    assert own_majority_accuracy(train, test, split) == 1.0  # device 0 says 0 and device 1 says 1: all four are right
+
+
+@by_kind
+def test_random_labels_make_own_majority_no_better_than_chance_when_devices_are_alike(rule: Partition) -> None:
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(0, 4, 4000), rng.integers(0, 4, 4000)
+    accuracy = own_majority_accuracy(train, test, rule.split(train, test, 4, 10, 0))
+    if rule.kind in ("iid", "dirichlet_quantity"):
+        assert abs(accuracy - 0.25) < 0.03
+    else:
+        assert accuracy > 0.35
