@@ -1,0 +1,1 @@
+"""Backbones and the models that devices train; the home of transformers."""

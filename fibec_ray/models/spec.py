@@ -1,0 +1,64 @@
+"""Which backbone an experiment uses and how its outputs become class scores; read by the config and by backbone.py."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
+EncodeMode = Literal["plain", "masked", "causal"]
+
+ENCODE_MODES: dict[Head, EncodeMode] = {
+    "mean_pool": "plain",
+    "model": "plain",
+    "masked_lm": "masked",
+    "causal_lm": "causal",
+}
+
+
+class Backbone(BaseModel):
+    """The frozen base model.
+
+    head: mean_pool (linear classifier on the mean of the last hidden states), model (the classification head that
+    transformers gives the architecture), masked_lm or causal_lm (verbaliser: the task's label words at the mask token,
+    or after the prompt; only the adapter is trained).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str | None = Field("minilm", description="'minilm' (packaged), a hub id, or a local folder")
+    revision: str | None = Field(None, description="hub revision")
+    init: Literal["pretrained", "random"] = "pretrained"
+    config: dict[str, Any] | None = Field(
+        None, description="architecture for init: random, with its model_type, in place of the named one's"
+    )
+    tokenizer: str | None = Field(None, description="as `name`; null: the backbone's own")
+    head: Head = "mean_pool"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base; adapters are float32")
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    dropout: bool = Field(
+        False, description="the frozen base's own dropout in training; the adapter's is peft's setting"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Backbone:
+        if self.config is not None and self.init != "random":
+            raise ValueError("config has an effect only with init: random")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config needs a model_type, such as llama or bert")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("config comes without a tokenizer; set tokenizer, for example to minilm")
+        if self.head == "model" and self.dtype != "float32":
+            raise ValueError(
+                "head: model keeps its classifier in the base's dtype; set dtype: float32, or head: mean_pool"
+            )
+        if self.revision is not None and (self.name in (None, "minilm") or self.config is not None):
+            raise ValueError("revision has an effect only where name is a model on the hub; leave it out")
+        if self.config is None and self.name is None:
+            raise ValueError("name is missing")
+        return self
+
+    @property
+    def encode_mode(self) -> EncodeMode:
+        return ENCODE_MODES[self.head]
