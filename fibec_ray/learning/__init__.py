@@ -1,0 +1,1 @@
+"""What devices and the server do in a round, on any fleet; free of Ray."""

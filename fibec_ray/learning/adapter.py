@@ -1,0 +1,41 @@
+"""Saves the global adapter in PEFT's layout: `PeftModel.from_pretrained(base, RUN/adapter)` loads it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.run_dir import replace_folder, write_json
+from fibec_ray.tensors import Tensors, drop
+from fibec_ray.types import HEAD, Layout
+
+
+def save_adapter(values: Tensors, layout: Layout, folder: Path) -> None:
+    """Writes adapter_config.json, adapter_model.safetensors and, for a mean-pool head, head.safetensors (weight, bias).
+
+    values: all trainable tensors, by their names in a saved PEFT adapter.
+    """
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write(values, layout, draft)
+        replace_folder(draft, folder)
+    except (OSError, SafetensorError) as error:
+        raise RunDirError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error
+
+
+def _write(values: Tensors, layout: Layout, folder: Path) -> None:
+    folder.mkdir()
+    head = {name.removeprefix(f"{HEAD}."): value for name, value in values.items() if name.startswith(f"{HEAD}.")}
+    write_json(folder / "adapter_config.json", layout.adapter_config)
+    save_file(
+        drop(values, [f"{HEAD}.{name}" for name in head]),
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    if head:
+        save_file(head, folder / "head.safetensors")

@@ -1,0 +1,191 @@
+"""What a federated device does when it opens, trains and is evaluated; run by whatever hosts it, in any process.
+
+Every method of the worker is a pure function of (job, data, stored state, plan, broadcast): where it runs, and how
+often, does not change its result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from fibec_ray import seeds
+from fibec_ray.errors import DeviceError, FibecError
+from fibec_ray.fisher import FisherScan
+from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.learning.records import DeviceRound, Opened, opening_report, training_report
+from fibec_ray.learning.store import StateStore
+from fibec_ray.tensors import Tensors, all_finite, drop, subtract
+from fibec_ray.types import (
+    OPENING_ROUND,
+    Broadcast,
+    ClientUpdate,
+    DeviceReport,
+    DeviceState,
+    LayerReport,
+    Layout,
+    LocalModel,
+    Predictions,
+    RoundPlan,
+    Shard,
+    Work,
+)
+
+
+class DeviceWorker:
+    """Hosts federated devices, one at a time, on one model.
+
+    name: of the process, for the log. The model's trainable tensors must hold their initial values P^0.
+    """
+
+    def __init__(self, job: Job, model: LocalModel, federation: Federation, store: StateStore, name: str = "driver"):
+        self._job, self._model, self._data, self._store, self._name = job, model, federation, store, name
+        self.initial = model.read()
+        layers = {name: model.layer_of(name) for name in self.initial}
+        self.layout = Layout(layers, model.num_layers, model.adapter_config)
+
+    def open(self, device: int, attempt: int = 0) -> tuple[LayerReport, DeviceReport]:
+        """The initialisation phase: curriculum order, layer scores, first Fisher information; writes the state."""
+        with self._stage(device, OPENING_ROUND, "open"):
+            started, method = self._start(), self._job.method
+            shard = self._data.train_shard(device)
+            self._model.load(self.initial)
+            scan = self._scan(shard, self.batches(device))
+            memory: dict[str, Tensors] = {}
+            if method.curriculum.opens:
+                memory["curriculum"] = method.curriculum.prepare(scan, self._rng("curriculum", device))
+            if method.mask.opens:
+                memory["mask"] = method.mask.prepare(scan)
+            scores = method.sharing.score(self._model, shard, self._rng("sensitivity", device))
+            self._store.save(device, OPENING_ROUND, DeviceState(memory=memory))
+            layer_report = LayerReport(device, shard.num_samples, scores)
+            opened = Opened(scan, layer_report, self._model.work, time.perf_counter() - started, self.initial)
+            return layer_report, opening_report(self._job, opened, self._name, attempt)
+
+    def train(
+        self, plan: RoundPlan, device: int, broadcast: Broadcast, attempt: int = 0
+    ) -> tuple[ClientUpdate, DeviceReport]:
+        """One device-round from the device's stored state and the broadcast; writes the new state."""
+        with self._stage(device, plan.round, "train"):
+            started = self._start()
+            round_ = self._begin(plan, device, broadcast)
+            trained = self._local_update(round_)
+            update = self._finish(round_, trained)
+            seconds = time.perf_counter() - started
+            return update, training_report(
+                self._job, round_, trained, update, self._model.work, self.layout, self._name, attempt, seconds
+            )
+
+    def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
+        """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
+        method, state = self._job.method, self._store.load(device, before=plan.round)
+        received = {**self.initial, **state.personal, **broadcast.shared}
+        personal = list(drop(received, broadcast.shared))
+        self._model.load(received)
+        shard, batches = self._data.train_shard(device), self.batches(device)
+        evidence = method.aggregator.evidence(self._model, shard, list(broadcast.shared))
+        memory = {axis: dict(tensors) for axis, tensors in state.memory.items()}
+        scored = self._scan(shard, batches)
+        if "curriculum" not in memory:
+            memory["curriculum"] = method.curriculum.prepare(scored, self._rng("curriculum", device))
+        visible = method.curriculum.visible(memory["curriculum"], batches, plan.round, plan.rounds)
+        memory["mask"] = method.mask.refresh(
+            memory.get("mask", {}), FisherScan(self._model, shard, visible, personal), personal
+        )
+        keep = method.mask.keep(memory["mask"], personal)
+        return DeviceRound(plan, device, broadcast, shard, memory, visible, keep, evidence, scored)
+
+    def _local_update(self, round_: DeviceRound) -> Trained:
+        with seeds.seeded_third_party(self._job.seed, "dropout", round_.plan.round, round_.device):
+            return local_update(
+                self._model,
+                round_.shard,
+                self.epochs(round_.visible, round_.plan.round, round_.device),
+                self._job.local,
+                round_.plan.learning_rate,
+                self._job.method.objective,
+                round_.keep,
+                round_.memory.get("objective", {}),
+                round_.broadcast.hint,
+            )
+
+    def _finish(self, round_: DeviceRound, trained: Trained) -> ClientUpdate:
+        """Splits the trained values into what is sent and what stays, and stores the latter."""
+        plan, shared, memory = round_.plan, round_.broadcast.shared, round_.memory
+        values = self._model.read()
+        if not all_finite(values):
+            raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
+        delta = subtract({name: values[name] for name in shared}, shared)
+        memory["objective"], evidence = self._job.method.objective.finish(
+            memory.get("objective", {}), round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
+        )
+        self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
+        return ClientUpdate(
+            round_.device, round_.shard.num_samples, trained.num_steps, delta, {**round_.evidence, **evidence}
+        )
+
+    def evaluate_shared(self, chunks: Sequence[Tensor], broadcast: Broadcast) -> list[Predictions]:
+        """The global model (shared tensors, the others as at the start) on chunks of rows of the test set."""
+        self._model.load({**self.initial, **broadcast.shared})
+        test = self._data.test_set()
+        return [self._predict(test, rows) for rows in chunks]
+
+    def evaluate_personal(self, device: int, broadcast: Broadcast) -> Predictions:
+        """The device's own model on its own test shard, in the shard's order."""
+        with self._stage(device, broadcast.round, "evaluate"):
+            state = self._store.load(device, before=broadcast.round)
+            self._model.load({**self.initial, **state.personal, **broadcast.shared})
+            shard = self._data.test_shard(device)
+            chunks = torch.arange(shard.num_samples).split(self._job.eval_batch_size)
+            return Predictions.join([self._predict(shard, rows) for rows in chunks if len(rows)])
+
+    def batches(self, device: int) -> list[Tensor]:
+        """The device's fixed batches: a seeded split of its samples, the last one maybe short."""
+        num_samples = len(self._data.train_rows[device])
+        return list(
+            torch.randperm(num_samples, generator=self._rng("batches", device)).split(self._job.local.batch_size)
+        )
+
+    def epochs(self, visible: Sequence[Tensor], round_: int, device: int) -> Iterator[Tensor]:
+        """The batches of all local epochs of a round, in the order of training."""
+        epochs = range(self._job.local.epochs)
+        curriculum = self._job.method.curriculum
+        return chain.from_iterable(
+            curriculum.pick(visible, self._rng("epoch", device, round_, epoch)) for epoch in epochs
+        )
+
+    @torch.no_grad()
+    def _predict(self, shard: Shard, rows: Tensor) -> Predictions:
+        self._model.train(False)
+        batch = shard.batch(rows)
+        out = self._model.forward(batch)
+        return Predictions(batch.labels.cpu(), out.scores.argmax(1).cpu(), out.losses.float().cpu())
+
+    def _scan(self, shard: Shard, batches: Sequence[Tensor]) -> FisherScan:
+        """Squared gradients of the adapter (a head would drown it: methods score by the adapter alone), lazy."""
+        adapter = [name for name in self.initial if self._model.is_adapter(name)]
+        return FisherScan(self._model, shard, batches, adapter)
+
+    def _rng(self, purpose: str, *where: int) -> torch.Generator:
+        return seeds.generator(self._job.seed, purpose, *where)
+
+    def _start(self) -> float:
+        self._model.work = Work()
+        return time.perf_counter()
+
+    @contextmanager
+    def _stage(self, device: int, round_: int, stage: str) -> Iterator[None]:
+        """Device, round and stage travel with any error."""
+        try:
+            yield
+        except FibecError:
+            raise
+        except Exception as error:
+            raise DeviceError(device, round_, stage, f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,59 @@
+"""Scores from predictions, and the split of the test set into evaluation batches; used by fleets and the round loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fibec_ray.types import Predictions, Shard
+
+
+@dataclass(frozen=True)
+class Scores:
+    accuracy: float
+    loss: float
+    metric: float
+    """the task's own metric"""
+
+
+def score(metric: str, predictions: Predictions) -> Scores | None:
+    """One set of scores over pooled predictions (never a mean of devices' scores); None if there are none.
+
+    metric: accuracy | mcc (Matthews correlation, CoLA) | accuracy_f1 (mean of accuracy and F1 of class 1, MRPC).
+    """
+    if not len(predictions.labels):
+        return None
+    from sklearn.metrics import f1_score, matthews_corrcoef  # heavy, and device actors never score
+
+    labels, predicted = predictions.labels.numpy(), predictions.predicted.numpy()
+    accuracy = float((labels == predicted).mean())
+    own = accuracy
+    if metric == "mcc":
+        own = float(matthews_corrcoef(labels, predicted))
+    elif metric == "accuracy_f1":
+        own = (accuracy + float(f1_score(labels, predicted, zero_division=0))) / 2
+    return Scores(accuracy, float(predictions.losses.double().mean()), own)
+
+
+def pooled(personal: dict[int, Predictions], devices: Iterable[int]) -> Predictions:
+    """The predictions of some devices on their own shards, joined in device order."""
+    return Predictions.join([personal[device] for device in sorted(devices)])
+
+
+def evaluation_chunks(test: Shard, batch_size: int) -> list[Tensor]:
+    """Rows of the test set in batches of similar length; the same whatever the fleet, so that sums agree bit by bit."""
+    return list(torch.argsort(test.lengths, stable=True).split(batch_size))
+
+
+def in_row_order(chunks: list[Tensor], parts: list[Predictions]) -> Predictions:
+    """Predictions by row of the test set, from those by chunk."""
+    joined, rows = Predictions.join(parts), torch.cat(chunks)
+    order = torch.argsort(rows)
+    return at_rows(joined, order)
+
+
+def at_rows(predictions: Predictions, rows: Tensor) -> Predictions:
+    return Predictions(predictions.labels[rows], predictions.predicted[rows], predictions.losses[rows])

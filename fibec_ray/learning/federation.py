@@ -1,0 +1,63 @@
+"""The federation's data as every actor of a node sees it: memory-mapped encoded sets and each device's row numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.types import Shard
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Federation:
+    train: EncodedSet
+    test: EncodedSet
+    train_rows: Sequence[Rows]
+    """rows of `train` that each device holds"""
+    test_rows: Sequence[Rows]
+
+    @property
+    def num_devices(self) -> int:
+        return len(self.train_rows)
+
+    def train_shard(self, device: int) -> Shard:
+        return self.train.shard(self.train_rows[device])
+
+    def test_shard(self, device: int) -> Shard:
+        return self.test.shard(self.test_rows[device])
+
+    def test_set(self) -> Shard:
+        return self.test.shard(np.arange(len(self.test.labels)))
+
+    def save(self, folder: Path) -> None:
+        self.train.save(folder / "train")
+        self.test.save(folder / "test")
+        _save_rows(folder / "train_rows", self.train_rows)
+        _save_rows(folder / "test_rows", self.test_rows)
+
+    @staticmethod
+    def load(folder: Path) -> Federation:
+        return Federation(
+            EncodedSet.load(folder / "train"),
+            EncodedSet.load(folder / "test"),
+            _load_rows(folder / "train_rows"),
+            _load_rows(folder / "test_rows"),
+        )
+
+
+def _save_rows(stem: Path, rows: Sequence[Rows]) -> None:
+    np.save(stem.with_suffix(".npy"), np.concatenate(rows) if rows else np.empty(0, np.int64), allow_pickle=False)
+    np.save(stem.with_suffix(".sizes.npy"), np.array([len(part) for part in rows], np.int64), allow_pickle=False)
+
+
+def _load_rows(stem: Path) -> list[Rows]:
+    rows = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+    sizes = np.load(stem.with_suffix(".sizes.npy"), allow_pickle=False)
+    return list(np.split(rows, np.cumsum(sizes)[:-1]))

@@ -1,0 +1,53 @@
+"""Everything about an experiment that a device or the server needs, as one value that travels to actors as JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fibec_ray.learning.costs import System
+from fibec_ray.method import Method
+from fibec_ray.models.spec import Backbone
+
+
+class LocalTraining(BaseModel):
+    """How a device trains in a round. The optimiser's state starts afresh each round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="of the learning rate over rounds, from learning_rate to 0"
+    )
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    batch_size: int = Field(8, ge=1, description="samples of a step")
+    epochs: int = Field(1, ge=1, description="passes over the visible batches in a round")
+    max_steps: int | None = Field(None, ge=1, description="most steps in a round; null: no limit")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: no clipping")
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> LocalTraining:
+        if self.optimizer != "sgd" and self.momentum:
+            raise ValueError(f"momentum {self.momentum} has an effect only with optimizer: sgd; leave it out")
+        return self
+
+
+class Job(BaseModel):
+    """The part of an experiment that learning depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    rounds: int
+    num_devices: int
+    method: Method
+    backbone: Backbone
+    local: LocalTraining
+    system: System
+    num_classes: int
+    label_words: tuple[int, ...] | None
+    """token ids (C,) of the verbaliser; None with a classification head"""
+    eval_batch_size: int

@@ -1,0 +1,53 @@
+"""The server: holds the shared tensors, decides what is shared, and runs the aggregator; lent to a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fibec_ray.learning.job import Job
+from fibec_ray.parts.sharing.base import Selection
+from fibec_ray.tensors import Tensors, add, select
+from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout
+
+
+class Server:
+    """`open` once, then for each round `broadcast` and `absorb`.
+
+    initial: P^0, all trainable tensors.
+    """
+
+    def __init__(self, job: Job, initial: Tensors, layout: Layout):
+        self._job, self._initial, self._layout = job, initial, layout
+        self._shared: Tensors = {}
+        self._hint: Tensors = {}
+        self._state: Tensors = {}
+
+    def open(self, reports: Sequence[LayerReport]) -> Selection:
+        """Chooses the shared tensors from the devices' reports (none for methods without an initialisation phase)."""
+        method = self._job.method
+        selection = method.sharing.select(reports, self._layout.layers, self._layout.num_layers)
+        self._shared = select(self._initial, selection.names)
+        self._hint = method.objective.start(self._shared)
+        self._state = method.aggregator.start(self._shared)
+        return selection
+
+    def broadcast(self, round_: int) -> Broadcast:
+        return Broadcast(round_, self._shared, self._hint)
+
+    def absorb(self, updates: Iterable[ClientUpdate]) -> None:
+        """Takes the round's updates in cohort order, one at a time; none at all leaves everything as it is."""
+        method = self._job.method
+        evidence: list[Tensors] = []
+
+        def passing() -> Iterable[ClientUpdate]:
+            for update in updates:
+                evidence.append(update.evidence)
+                yield update
+
+        delta, self._state = method.aggregator.combine(self._state, passing())
+        self._shared = add(self._shared, delta) if delta else self._shared
+        self._hint = method.objective.absorb(self._hint, evidence, self._job.num_devices)
+
+    def adapter(self) -> Tensors:
+        """The global model: shared tensors as they are now, the others as they were at the start."""
+        return {**self._initial, **self._shared}

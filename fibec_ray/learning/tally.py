@@ -1,0 +1,118 @@
+"""Running totals of a run, and the rows of the round log made from them; used by the round loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from fibec_ray.learning.costs import round_seconds
+from fibec_ray.learning.evaluation import pooled, score
+from fibec_ray.types import OPENING_ROUND, DeviceReport, EvaluationResult, Layout, OpenResult, RoundResult
+
+Row = dict[str, Any]
+
+
+class Tally:
+    """Turns what a fleet returns into rows, and keeps the sums that go on from round to round.
+
+    metric: the task's own. batch_size: of local training, to know how many batches a device has.
+    """
+
+    def __init__(self, metric: str, batch_size: int):
+        self._metric, self._batch_size = metric, batch_size
+        self._started = time.monotonic()
+        self.sim_time_s, self.bytes_total, self.num_samples_total = 0.0, 0, 0
+        self.trained: set[int] = set()
+        self._layers: OpenResult
+
+    @property
+    def layout(self) -> Layout:
+        """Of the trainable tensors, known once the fleet is open."""
+        return self._layers.layout
+
+    def opening(self, opened: OpenResult) -> tuple[Row, list[Row]]:
+        """The row of round -1 and its layer rows."""
+        self._layers = opened
+        return self._row(OPENING_ROUND, opened.reports, 0, None), self._layer_rows(OPENING_ROUND, [])
+
+    def round(self, round_: int, result: RoundResult, evaluation: EvaluationResult | None) -> tuple[Row, list[Row]]:
+        self.trained |= {report.device for report in result.reports}
+        row = self._row(round_, result.reports, len(result.lost), evaluation)
+        return row, self._layer_rows(round_, result.reports)
+
+    def _row(
+        self, round_: int, reports: Sequence[DeviceReport], num_lost: int, evaluation: EvaluationResult | None
+    ) -> Row:
+        up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
+        num_samples = sum(r.num_samples_seen for r in reports)
+        self.sim_time_s += round_seconds(r.sim_time_s for r in reports)
+        self.bytes_total += up + down
+        self.num_samples_total += num_samples
+        return {
+            "round": round_,
+            "sim_time_s": self.sim_time_s,
+            "wall_time_s": time.monotonic() - self._started,
+            "bytes_up": up,
+            "bytes_down": down,
+            "bytes_total": self.bytes_total,
+            "num_devices": len(reports) + num_lost,
+            "num_lost": num_lost,
+            "num_samples": num_samples,
+            "num_samples_total": self.num_samples_total,
+            "num_batches": sum(r.num_batches_seen for r in reports),
+            "num_steps": sum(r.num_steps for r in reports),
+            "flops": math.fsum(r.flops for r in reports),
+            "learning_rate": _mean(r.learning_rate for r in reports),
+            "train_loss": _mean_over_steps(reports),
+            "data_fraction": _mean(self._data_fraction(r) for r in reports),
+            "kept_fraction": _mean(r.kept_fraction for r in reports),
+            **self._scores(evaluation),
+        }
+
+    def _data_fraction(self, report: DeviceReport) -> float | None:
+        if report.round == OPENING_ROUND:
+            return None
+        return report.num_batches_seen / math.ceil(report.num_samples / self._batch_size)
+
+    def _scores(self, evaluation: EvaluationResult | None) -> Row:
+        names = ("accuracy", "loss", "metric")
+        empty = {f"{model}_{name}": None for model in ("global", "personal") for name in names}
+        row: Row = {**empty, "personal_accuracy_trained": None, "num_devices_trained": len(self.trained)}
+        if evaluation is None:
+            return row
+        shared = score(self._metric, evaluation.shared)
+        personal = score(self._metric, pooled(evaluation.personal, evaluation.personal))
+        trained = score(self._metric, pooled(evaluation.personal, self.trained))
+        for model, scores in (("global", shared), ("personal", personal)):
+            row |= {f"{model}_{name}": getattr(scores, name) for name in names} if scores else {}
+        row["personal_accuracy_trained"] = trained.accuracy if trained else None
+        return row
+
+    def _layer_rows(self, round_: int, reports: Sequence[DeviceReport]) -> list[Row]:
+        opened = self._layers
+        shared = {layer for name, layer in opened.layout.layers.items() if name in opened.shared_names}
+        return [
+            {
+                "round": round_,
+                "layer": layer,
+                "sensitivity": None if opened.layer_scores is None else float(opened.layer_scores[layer]),
+                "shared": layer in shared,
+                "fisher_mass": _mean(r.layer_fisher[layer] for r in reports if r.layer_fisher is not None),
+                "kept_neurons": _mean(float(r.kept_neurons[layer]) for r in reports if r.kept_neurons is not None),
+            }
+            for layer in range(opened.layout.num_layers)
+        ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _mean_over_steps(reports: Sequence[DeviceReport]) -> float | None:
+    losses = [(r.train_loss, r.num_steps) for r in reports if r.train_loss is not None]
+    steps = sum(count for _, count in losses)
+    return math.fsum(loss * count for loss, count in losses) / steps if steps else None

@@ -1,0 +1,199 @@
+"""The columns of the round log, their units and meanings; the writer checks against them, every reader relies on them.
+
+`python -m fibec_ray.roundlog.schema` prints `docs/round-log.md`.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
+
+METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
+"""What the writer is given as strings and puts in every part file, beside `schema_version`."""
+
+NONDETERMINISTIC = ("wall_time_s", "compute_s", "peak_memory_bytes", "actor", "attempt")
+"""Columns that two equal runs may disagree on: where and how fast the work was done, not what came out."""
+
+
+def _column(name: str, kind: pa.DataType, unit: str, doc: str) -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata={"unit": unit, "doc": doc})
+
+
+def _optional(name: str, kind: pa.DataType, unit: str, doc: str) -> pa.Field:
+    return pa.field(name, kind, nullable=True, metadata={"unit": unit, "doc": doc})
+
+
+_ROUND = _column("round", pa.int32(), "index", "communication round, from 0; -1 is the initialisation phase")
+
+ROUNDS = pa.schema(
+    [
+        _ROUND,
+        _column("sim_time_s", pa.float64(), "s", "simulated time at the end of the round, since the start of the run"),
+        _column("wall_time_s", pa.float64(), "s", "real time at the end of the round, since the start of the run"),
+        _column("bytes_up", pa.int64(), "B", "sent by devices in this round"),
+        _column("bytes_down", pa.int64(), "B", "sent to devices in this round"),
+        _column("bytes_total", pa.int64(), "B", "sent both ways since the start of the run"),
+        _column("num_devices", pa.int32(), "devices", "size of the cohort; all devices in round -1"),
+        _column("num_lost", pa.int32(), "devices", "devices of the cohort whose update never came"),
+        _column(
+            "num_samples",
+            pa.int64(),
+            "samples",
+            "training samples visited in this round, repeats by local epochs included",
+        ),
+        _column("num_samples_total", pa.int64(), "samples", "num_samples, summed since the start of the run"),
+        _column("num_batches", pa.int64(), "batches", "different batches that devices trained on in this round"),
+        _column("num_steps", pa.int64(), "steps", "optimiser steps of all devices in this round"),
+        _column("flops", pa.float64(), "FLOP", "floating point operations of all devices in this round"),
+        _optional("learning_rate", pa.float64(), "1", "local learning rate; null where nothing was trained"),
+        _optional(
+            "train_loss",
+            pa.float64(),
+            "nats",
+            "mean over the steps of this round, on what devices trained on (never on evaluation data): under a "
+            "curriculum it rises as harder data joins; null where nothing was trained",
+        ),
+        _optional("data_fraction", pa.float64(), "1", "batches visible / all batches, mean over the cohort"),
+        _optional(
+            "kept_fraction", pa.float64(), "1", "personal entries that the mask lets move / all, mean over the cohort"
+        ),
+        _optional("global_accuracy", pa.float64(), "1", "global model on the test set; null where not evaluated"),
+        _optional("global_loss", pa.float64(), "nats", "global model on the test set, mean over samples"),
+        _optional("global_metric", pa.float64(), "1", "global model on the test set, in the task's own metric"),
+        _optional("personal_accuracy", pa.float64(), "1", "every device's own model on its own test shard, pooled"),
+        _optional(
+            "personal_loss", pa.float64(), "nats", "every device's own model on its own test shard, mean over samples"
+        ),
+        _optional("personal_metric", pa.float64(), "1", "personal predictions, pooled, in the task's own metric"),
+        _optional(
+            "personal_accuracy_trained", pa.float64(), "1", "personal_accuracy over devices that trained at least once"
+        ),
+        _optional("num_devices_trained", pa.int32(), "devices", "devices that trained at least once so far"),
+    ]
+)
+"""One row per round."""
+
+DEVICES = pa.schema(
+    [
+        _ROUND,
+        _column("device", pa.int32(), "index", "the device"),
+        _column("num_samples", pa.int64(), "samples", "size of the device's shard: its weight n_k in averages"),
+        _column(
+            "num_samples_seen", pa.int64(), "samples", "training samples visited, repeats by local epochs included"
+        ),
+        _column("num_batches_seen", pa.int64(), "batches", "different batches trained on"),
+        _column("num_steps", pa.int64(), "steps", "optimiser steps"),
+        _optional("learning_rate", pa.float64(), "1", "local learning rate; null where nothing was trained"),
+        _optional("train_loss", pa.float64(), "nats", "mean over the steps; null where nothing was trained"),
+        _optional(
+            "difficulty_seen",
+            pa.float64(),
+            "method's own",
+            "mean difficulty score, as the curriculum has it, of what was seen",
+        ),
+        _optional(
+            "grade_seen", pa.float64(), "grade", "mean true difficulty of what was seen, where the task knows it"
+        ),
+        _optional("length_seen", pa.float64(), "tokens", "mean length of the samples seen"),
+        _optional("kept_fraction", pa.float64(), "1", "personal entries that the mask lets move / all"),
+        _optional(
+            "fisher_trace", pa.float64(), "1", "sum of the diagonal Fisher information that the mask is based on"
+        ),
+        _optional(
+            "difficulty_loss_rank_corr", pa.float64(), "1", "Spearman correlation of difficulty and loss over the shard"
+        ),
+        _optional(
+            "difficulty_length_rank_corr",
+            pa.float64(),
+            "1",
+            "Spearman correlation of difficulty and length over the shard",
+        ),
+        _optional(
+            "difficulty_grade_rank_corr",
+            pa.float64(),
+            "1",
+            "Spearman correlation of difficulty and true grade over the shard",
+        ),
+        _column("flops", pa.float64(), "FLOP", "floating point operations of this device-round"),
+        _column("sim_time_s", pa.float64(), "s", "simulated duration of this device-round: compute and transfer"),
+        _column("bytes_down", pa.int64(), "B", "received: shared tensors and the objective's hint"),
+        _column("bytes_up_delta", pa.int64(), "B", "sent: the change of the shared tensors"),
+        _column(
+            "bytes_up_evidence", pa.int64(), "B", "sent: what the method's parts add (Fisher factors, control variates)"
+        ),
+        _column("bytes_up", pa.int64(), "B", "sent in all"),
+        _column("compute_s", pa.float64(), "s", "real time that the device's work took"),
+        _column("peak_memory_bytes", pa.int64(), "B", "highest memory of the process that did the work"),
+        _column("actor", pa.string(), "name", "who did the work"),
+        _column("attempt", pa.int32(), "count", "0, or how often the work had been lost with an actor before"),
+    ]
+)
+"""One row per device-round that was finished: the scalar fields of `types.DeviceReport`."""
+
+LAYERS = pa.schema(
+    [
+        _ROUND,
+        _column("layer", pa.int32(), "index", "transformer block, from 0 at the input"),
+        _optional(
+            "sensitivity",
+            pa.float64(),
+            "method's own",
+            "score by which shared layers are chosen, mean over devices by n_k",
+        ),
+        _column(
+            "shared", pa.bool_(), "", "whether the layer's adapter is communicated (a global aggregation layer, GAL)"
+        ),
+        _optional(
+            "fisher_mass", pa.float64(), "1", "sum of the layer's diagonal Fisher information, mean over the cohort"
+        ),
+        _optional(
+            "kept_neurons",
+            pa.float64(),
+            "neurons",
+            "neurons of the layer that the mask lets move, mean over the cohort",
+        ),
+    ]
+)
+"""One row per layer and round; none where a method does not look at layers."""
+
+TABLES = {"rounds": ROUNDS, "devices": DEVICES, "layers": LAYERS}
+"""Schema by table; the name is the folder's name in the run directory too."""
+
+_INTRODUCTION = f"""# The round log
+
+<!-- Generated: python -m fibec_ray.roundlog.schema > docs/round-log.md -->
+
+A run writes three Parquet tables into its run directory: `rounds/`, `devices/` and `layers/`. Each is a folder with one
+part file per round (`init.parquet` for the initialisation phase, then `part-000000.parquet` ...), renamed into place
+when complete, so a log can be read while the run goes on. The Parquet metadata of every part holds `schema_version`
+(now {SCHEMA_VERSION}), {", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`, the resolved experiment.
+
+Read it with `fibec_ray.roundlog.reader`, or with any Parquet reader: `SELECT * FROM 'RUN/rounds/*.parquet'`.
+Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed."""
+
+
+def _row(column: pa.Field) -> str:
+    unit, doc = (column.metadata[key].decode() for key in (b"unit", b"doc"))
+    mark = " ~" if column.name in NONDETERMINISTIC else ""
+    kind = f"{column.type}, may be null" if column.nullable else str(column.type)
+    return f"| `{column.name}`{mark} | {kind} | {unit} | {doc} |"
+
+
+def markdown() -> str:
+    """`docs/round-log.md`, from the schemas above."""
+    titles = {
+        "rounds": "one row per round",
+        "devices": "one row per device-round that was finished",
+        "layers": "one row per layer and round (none where a method does not look at layers)",
+    }
+    parts = [_INTRODUCTION]
+    for table, schema in TABLES.items():
+        head = f"## `{table}`: {titles[table]}\n\n| column | type | unit | meaning |\n|---|---|---|---|"
+        parts.append("\n".join([head, *map(_row, schema)]))
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -1,0 +1,77 @@
+"""Cohorts and learning rates depend on (seed, round) alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from fibec_ray.learning.costs import System
+from fibec_ray.learning.job import Job, LocalTraining
+from fibec_ray.learning.planning import decay, plan_round
+from fibec_ray.method import Method
+from fibec_ray.models.spec import Backbone
+
+
+def job(seed: int = 0, num_devices: int = 20, rounds: int = 10, method: Any = None, **local: Any) -> Job:
+    return Job(
+        seed=seed,
+        rounds=rounds,
+        num_devices=num_devices,
+        method=Method.model_validate(method or {}),
+        backbone=Backbone(),
+        local=LocalTraining(**local),
+        system=System(),
+        num_classes=2,
+        label_words=None,
+        eval_batch_size=8,
+    )
+
+
+def cohorts(of: Job, size: int = 5) -> list[tuple[int, ...]]:
+    return [plan_round(of, size, round_).cohort for round_ in range(10)]
+
+
+def test_a_cohort_is_distinct_devices_of_the_federation() -> None:
+    for cohort in cohorts(job()):
+        assert len(cohort) == len(set(cohort)) == 5 and set(cohort) <= set(range(20))
+        assert all(type(device) is int for device in cohort)
+
+
+def test_rounds_and_seeds_draw_different_cohorts_and_the_same_again() -> None:
+    assert len(set(cohorts(job()))) == 10
+    assert cohorts(job()) == cohorts(job()) and not set(cohorts(job())) & set(cohorts(job(seed=1)))
+
+
+def test_methods_and_training_settings_share_cohorts() -> None:
+    """So that runs differ by their method alone."""
+    fibecfed = {"curriculum": "fisher", "sharing": "gal", "mask": "fisher_neurons"}
+    assert cohorts(job(method=fibecfed, epochs=3, learning_rate=0.1)) == cohorts(job())
+
+
+def test_every_device_takes_its_turn() -> None:
+    """Of 4 devices, 2 a round: in 400 rounds each about 200 times (deviation 10)."""
+    counts = Counter(device for round_ in range(400) for device in plan_round(job(num_devices=4), 2, round_).cohort)
+    assert sorted(counts) == [0, 1, 2, 3] and all(150 < count < 250 for count in counts.values())
+
+
+def test_a_cohort_of_all_is_all() -> None:
+    assert sorted(plan_round(job(), 20, 3).cohort) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.8535533905932737, 0.5, 0.1464466])],
+)
+def test_the_learning_rate_by_hand(schedule: str, factors: list[float]) -> None:
+    """T = 4; cosine at a quarter: (1 + sqrt(1/2)) / 2. The last round still learns."""
+    planned = [plan_round(job(rounds=4, learning_rate=0.02, schedule=schedule), 2, t) for t in range(4)]
+    assert [plan.learning_rate for plan in planned] == pytest.approx([0.02 * factor for factor in factors])
+    assert [(plan.round, plan.rounds) for plan in planned] == [(t, 4) for t in range(4)]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_decay_starts_at_one_and_never_rises(schedule: str) -> None:
+    factors = [decay(schedule, i / 100) for i in range(100)]
+    assert factors[0] == 1 and factors == sorted(factors, reverse=True) and factors[-1] > 0

@@ -1,0 +1,213 @@
+"""What travels and what stays, over whole rounds on the in-process fleet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fibec_ray.config.load import check
+from fibec_ray.errors import RunDirError
+from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.store import StateStore
+from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.roundlog.reader import read_layers
+from fibec_ray.simulation import cache_dir, prepare, simulate
+from fibec_ray.tensors import digest, drop, num_bytes, pack, select
+from fibec_ray.types import Broadcast, DeviceState, RoundPlan
+
+MASKED_LM = {"head": "masked_lm"}
+"""A verbaliser: no head, so that a method may share nothing at all."""
+
+
+def site_of(settings: dict[str, Any], folder: Path) -> Site:
+    experiment = check(settings, "test")
+    folder.mkdir(exist_ok=True)
+    prepared = prepare(experiment, folder)
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+
+
+def state_of(site: Site, device: int) -> DeviceState:
+    return StateStore(site.state_dir).load(device, before=1000)
+
+
+def test_personal_layers_stay_on_their_device(tiny_settings: Any, tmp_path: Path) -> None:
+    """E12: the server's copy of them never changes, nor does that of a device that is not drawn."""
+    site = site_of(tiny_settings("fibecfed"), tmp_path / "run")
+    fleet = LocalFleet(site)
+    opened = fleet.open()
+    initial = fleet.adapter()
+    shared = opened.shared_names
+    assert 0 < len(shared) < len(initial)
+    before = {device: digest(state_of(site, device).flat()) for device in range(6)}
+    for round_ in range(2):
+        plan = plan_round(site.job, 3, round_)
+        fleet.run_round(plan)
+        after = {device: digest(state_of(site, device).flat()) for device in range(6)}
+        changed = {device for device in range(6) if after[device] != before[device]}
+        assert changed == set(plan.cohort)
+        before = after
+    assert digest(drop(fleet.adapter(), shared)) == digest(drop(initial, shared))
+    assert digest(select(fleet.adapter(), shared)) != digest(select(initial, shared))
+
+
+def test_logged_bytes_are_those_of_the_payload(tiny_settings: Any, tmp_path: Path) -> None:
+    """E12: 4 bytes for each shared number, each way."""
+    site = site_of(tiny_settings("fibecfed"), tmp_path / "run")
+    fleet = LocalFleet(site)
+    opened = fleet.open()
+    shared = select(fleet.adapter(), opened.shared_names)
+    worker = site.worker()
+    plan = RoundPlan(0, 3, (2,), 0.01)
+    update, report = worker.train(plan, 2, Broadcast(0, shared))
+    numel = sum(value.numel() for value in shared.values())
+    assert report.bytes_up == report.bytes_down == len(pack(update.delta)) == len(pack(shared)) == 4 * numel
+    assert update.delta.keys() == opened.shared_names
+    layer_scores_bytes = 4 * worker.layout.num_layers
+    assert all(r.bytes_up == layer_scores_bytes and r.bytes_down == num_bytes(worker.initial) for r in opened.reports)
+
+
+def test_masked_entries_of_personal_layers_are_bit_identical_after_a_round(tiny_settings: Any, tmp_path: Path) -> None:
+    """E12, over a whole device-round with AdamW and weight decay."""
+    site = site_of(tiny_settings("fibecfed", local={"weight_decay": 0.1}), tmp_path / "run")
+    fleet = LocalFleet(site)
+    opened = fleet.open()
+    initial = fleet.adapter()
+    shared = select(initial, opened.shared_names)
+    site.worker().train(RoundPlan(0, 3, (0,), 0.01), 0, Broadcast(0, shared))
+    state = state_of(site, 0)
+    keep = site.job.method.mask.keep(dict(state.memory["mask"]), list(state.personal))
+    assert keep.keys() == state.personal.keys() == set(initial) - opened.shared_names
+    for name, mask in keep.items():
+        assert torch.equal(state.personal[name][~mask], initial[name][~mask])
+    moved = [name for name, mask in keep.items() if not torch.equal(state.personal[name][mask], initial[name][mask])]
+    assert moved and all("lora_B" in name for name in moved)  # at the start A carries no Fisher information
+
+
+def test_with_no_global_layer_devices_train_alone(tiny_settings: Any, tmp_path: Path) -> None:
+    """E13: nothing is sent, and each device goes where it would go without a server."""
+    alone = {"name": "alone", "sharing": {"kind": "gal", "fraction": 0.0}}
+    settings = tiny_settings(alone, backbone=MASKED_LM, cohort_size=6)
+    site = site_of(settings, tmp_path / "run")
+    fleet = LocalFleet(site)
+    assert fleet.open().shared_names == frozenset()
+    for round_ in range(2):
+        result = fleet.run_round(plan_round(site.job, 6, round_))
+        assert all(report.bytes_up == report.bytes_down == 0 for report in result.reports)
+    federated = [digest(state_of(site, device).personal) for device in range(6)]
+
+    other = site_of(settings, tmp_path / "alone")
+    worker = other.worker()
+    for device in (4, 1):
+        for round_ in range(2):
+            worker.train(plan_round(other.job, 6, round_), device, Broadcast(round_, {}))
+        assert digest(state_of(other, device).personal) == federated[device]
+    assert len(set(federated)) == 6
+
+
+def test_one_device_is_centralised_training(tiny_settings: Any, tmp_path: Path) -> None:
+    """E13: a federation of one, written out as a plain loop over its batches.
+
+    With SGD: sending new - received and adding it back rounds the last bit, which Adam's division would magnify.
+    """
+    local = {"schedule": "constant", "optimizer": "sgd", "learning_rate": 0.1}
+    settings = tiny_settings("fedavg", num_devices=1, cohort_size=1, local=local)
+    site = site_of(settings, tmp_path / "run")
+    fleet = LocalFleet(site)
+    fleet.open()
+    for round_ in range(2):
+        fleet.run_round(plan_round(site.job, 1, round_))
+
+    worker, job = site.worker(), site.job
+    model = TorchModel(job.backbone, site.prepare_base(), job.method.peft, job.num_classes, None, job.seed)
+    shard = site.federation().train_shard(0)
+    for round_ in range(2):
+        optimizer = torch.optim.SGD(model.trainable.values(), lr=0.1, weight_decay=0.01)
+        for rows in worker.epochs(worker.batches(0), round_, 0):
+            optimizer.zero_grad()
+            model.forward(shard.batch(rows)).losses.mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.trainable.values(), 1.0)
+            optimizer.step()
+    central = model.read()
+    for name, value in fleet.adapter().items():
+        torch.testing.assert_close(value, central[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_device_round_repeated_gives_the_same_bits(tiny_settings: Any, tmp_path: Path) -> None:
+    """What retries rest on: a second run starts from the state before the round, not from the first run's result."""
+    site = site_of(tiny_settings("fibecfed"), tmp_path / "run")
+    fleet = LocalFleet(site)
+    opened = fleet.open()
+    broadcast = Broadcast(0, select(fleet.adapter(), opened.shared_names))
+    plan = RoundPlan(0, 3, (1,), 0.01)
+    worker = site.worker()
+    first, _ = worker.train(plan, 1, broadcast)
+    state = digest(state_of(site, 1).flat())
+    again, _ = site.worker().train(plan, 1, broadcast)
+    assert digest(again.delta) == digest(first.delta) and digest(state_of(site, 1).flat()) == state
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fibecfed"])
+def test_personal_evaluation_uses_each_device_s_own_layers(method: str, tiny_settings: Any, tmp_path: Path) -> None:
+    site = site_of(tiny_settings(method, rounds=1, local={"learning_rate": 0.05, "epochs": 4}), tmp_path / "run")
+    fleet = LocalFleet(site)
+    fleet.open()
+    fleet.run_round(plan_round(site.job, 3, 0))
+    result = fleet.evaluate(0)
+    federation = site.federation()
+    assert sorted(result.personal) == list(range(6))
+    for device, predictions in result.personal.items():
+        own = result.shared.losses[torch.from_numpy(federation.test_rows[device].copy())]
+        same = torch.allclose(predictions.losses, own, atol=1e-6)
+        trained = device in plan_round(site.job, 3, 0).cohort
+        assert same == (method == "fedavg" or not trained or not len(own))
+
+
+def test_scoring_at_first_participation_moves_the_work_not_the_rule(tiny_settings: Any, tmp_path: Path) -> None:
+    """Round 0 is the first for all, at the initial model: the order is the one that `init` makes, for drawn devices."""
+    late = tiny_settings("fibecfed", local={"epochs": 2})
+    late["method"]["curriculum"]["score_at"] = late["method"]["mask"]["start_at"] = "first_participation"
+    early_site = site_of(tiny_settings("fibecfed", local={"epochs": 2}), tmp_path / "early")
+    late_site = site_of(late, tmp_path / "late")
+    early, lazy = LocalFleet(early_site), LocalFleet(late_site)
+    before, after = early.open(), lazy.open()
+    assert after.shared_names == before.shared_names
+    assert sum(r.flops for r in after.reports) < sum(r.flops for r in before.reports)
+    assert all(r.difficulty_loss_rank_corr is not None for r in before.reports)
+    assert all(r.difficulty_loss_rank_corr is None for r in after.reports)
+    plan = plan_round(late_site.job, 3, 0)
+    early.run_round(plan)
+    result = lazy.run_round(plan)
+    assert all(report.difficulty_loss_rank_corr is not None for report in result.reports)
+    for device in range(6):
+        state = state_of(late_site, device)
+        if device in plan.cohort:
+            order = state_of(early_site, device).memory["curriculum"]["order"]
+            assert torch.equal(state.memory["curriculum"]["order"], order)
+        else:
+            assert not state.memory
+
+
+def test_an_adapter_on_some_blocks_only_is_logged_for_all(tiny_settings: Any, tmp_path: Path) -> None:
+    """The log has a row for each block, with nothing kept in those that have no adapter."""
+    method = {
+        "name": "first-block",
+        "peft": {"kind": "lora", "target_modules": ["layer.0.attention.self.query"]},
+        "sharing": {"kind": "gal", "fraction": 0.0},
+        "mask": {"kind": "fisher_neurons"},
+    }
+    run = simulate(check(tiny_settings(method, rounds=1), "test"), tmp_path / "run")
+    layers = read_layers(run.folder).to_pylist()
+    kept = {row["layer"]: row["kept_neurons"] for row in layers if row["round"] == 0}
+    assert kept[0] > 0 and kept[1] == kept[2] == 0
+
+
+def test_a_run_directory_that_a_node_does_not_see_is_named(tiny_settings: Any, tmp_path: Path) -> None:
+    site = site_of(tiny_settings("fedavg"), tmp_path / "run")
+    elsewhere = Site(site.job, tmp_path / "elsewhere", site.cache_dir, 1)
+    with pytest.raises(RunDirError, match=r"elsewhere: not visible from node .*storage that they share"):
+        elsewhere.federation()

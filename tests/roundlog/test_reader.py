@@ -1,0 +1,104 @@
+"""Reading logs that are whole, growing, broken, or of another time; and comparing two of them."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.roundlog.reader import log_digest, read_devices, read_layers, read_rounds
+from fibec_ray.roundlog.schema import DEVICES, LAYERS, ROUNDS
+from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.types import DeviceReport
+
+METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}
+
+
+def rounds_row(round_, **values):
+    row = {column.name: None if column.nullable else 0 for column in ROUNDS}
+    return row | {"round": round_} | values
+
+
+def write(run_dir, rounds=(-1, 0, 1), round_values=None, device_values=None, devices=(4, 2), metadata=METADATA):
+    log = RoundLog(run_dir, metadata)
+    for round_ in rounds:
+        reports = [DeviceReport(round_, device, num_samples=10, **(device_values or {})) for device in devices]
+        log.append(rounds_row(round_, **(round_values or {})), reports, [])
+    return run_dir
+
+
+def test_rows_come_in_round_and_device_order(tmp_path):
+    write(tmp_path, rounds=(1, 0, -1))
+    assert read_rounds(tmp_path).column("round").to_pylist() == [-1, 0, 1]
+    assert read_devices(tmp_path).column("device").to_pylist() == [2, 4] * 3
+
+
+def test_tables_have_the_published_schema_even_without_rows(tmp_path):
+    write(tmp_path, devices=())
+    assert read_rounds(tmp_path).schema.equals(ROUNDS)
+    assert read_devices(tmp_path).schema.equals(DEVICES) and read_devices(tmp_path).num_rows == 0
+    assert read_layers(tmp_path).schema.equals(LAYERS) and read_layers(tmp_path).num_rows == 0
+
+
+def test_folders_named_like_partitions_are_not_columns(tmp_path):
+    assert read_rounds(write(tmp_path / "seed=3")).schema.equals(ROUNDS)
+
+
+def test_half_written_parts_are_not_seen(tmp_path):
+    write(tmp_path, rounds=(0,))
+    (tmp_path / "rounds" / ".part-000001.parquet.tmp").write_bytes(b"PAR1")
+    assert read_rounds(tmp_path).num_rows == 1
+
+
+def test_a_log_without_parts_is_named(tmp_path):
+    with pytest.raises(RunDirError, match="rounds: no round log here"):
+        read_rounds(tmp_path)
+    RoundLog(tmp_path, METADATA)
+    with pytest.raises(RunDirError, match="devices: no round log here"):
+        read_devices(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 200])
+def test_a_truncated_part_is_named(tmp_path, kept):
+    part = write(tmp_path) / "rounds" / "part-000001.parquet"
+    part.write_bytes(part.read_bytes()[:kept])
+    with pytest.raises(RunDirError, match=r"part-000001\.parquet: not a readable part"):
+        read_rounds(tmp_path)
+
+
+def test_a_log_of_another_version_is_refused(tmp_path):
+    part = write(tmp_path) / "rounds" / "part-000001.parquet"
+    table = pq.ParquetFile(part).read()
+    pq.write_table(table.replace_schema_metadata({"schema_version": "99"}), part)
+    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads version 1"):
+        read_rounds(tmp_path)
+
+
+def test_a_part_with_other_columns_is_refused(tmp_path):
+    part = write(tmp_path) / "rounds" / "part-000001.parquet"
+    pq.write_table(pq.ParquetFile(part).read().drop_columns(["flops"]), part)
+    with pytest.raises(RunDirError, match=r"part-000001\.parquet: its columns are not those"):
+        read_rounds(tmp_path)
+
+
+def test_equal_runs_have_equal_digests_whatever_the_machine(tmp_path):
+    one = write(tmp_path / "one", round_values={"wall_time_s": 1.0}, device_values={"actor": "a", "compute_s": 1.0})
+    two = write(
+        tmp_path / "two",
+        devices=(2, 4),
+        round_values={"wall_time_s": 9.0},
+        device_values={"actor": "b", "compute_s": 2.0, "attempt": 1, "peak_memory_bytes": 5},
+        metadata=METADATA | {"run_id": "r2"},
+    )
+    assert log_digest(one) == log_digest(two)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round_values": {"train_loss": 0.0}},
+        {"device_values": {"train_loss": 5e-324}},
+        {"devices": (4, 3)},
+        {"rounds": (-1, 0)},
+    ],
+)
+def test_any_other_difference_changes_the_digest(tmp_path, change):
+    assert log_digest(write(tmp_path / "one")) != log_digest(write(tmp_path / "two", **change))

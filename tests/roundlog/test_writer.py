@@ -1,0 +1,136 @@
+"""What the writer accepts, where it puts it, and what it says when it cannot."""
+
+import math
+import os
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from fibec_ray.errors import RunDirError, RunError
+from fibec_ray.roundlog.reader import read_devices, read_layers, read_rounds
+from fibec_ray.roundlog.schema import ROUNDS
+from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.types import DeviceReport
+
+METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}
+
+
+def rounds_row(round_, **values):
+    row = {column.name: None if column.nullable else 0 for column in ROUNDS}
+    return row | {"round": round_} | values
+
+
+def report(round_, device, **values):
+    return DeviceReport(round=round_, device=device, num_samples=10, **values)
+
+
+def layer_row(round_, layer, **values):
+    row = {"round": round_, "layer": layer, "sensitivity": None, "shared": True, "fisher_mass": None}
+    return row | {"kept_neurons": None} | values
+
+
+def parts(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_one_part_per_table_and_round_in_round_order(tmp_path):
+    log = RoundLog(tmp_path, METADATA)
+    for round_ in (-1, 0, 1):
+        log.append(rounds_row(round_), [report(round_, 3)], [layer_row(round_, 0)])
+    for table in ("rounds", "devices", "layers"):
+        assert parts(tmp_path / table) == ["init.parquet", "part-000000.parquet", "part-000001.parquet"]
+
+
+def test_a_part_carries_the_metadata_and_is_zstd(tmp_path):
+    RoundLog(tmp_path, METADATA).append(rounds_row(0), [], [])
+    file = pq.ParquetFile(tmp_path / "rounds" / "part-000000.parquet")
+    found = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
+    assert found == METADATA | {"schema_version": "1"}
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_values_come_back_as_given(tmp_path):
+    device = report(0, 3, train_loss=0.1 + 0.2, bytes_up=2**40, actor="a1", kept_neurons=(1, 2), layer_fisher=(0.5,))
+    row = rounds_row(0, sim_time_s=1 / 3, global_accuracy=0.75, num_devices_trained=2)
+    RoundLog(tmp_path, METADATA).append(row, [device], [layer_row(0, 1, shared=False, kept_neurons=2.5)])
+    assert read_rounds(tmp_path).to_pylist() == [row]
+    assert read_devices(tmp_path).to_pylist()[0]["train_loss"] == 0.1 + 0.2
+    assert read_devices(tmp_path).to_pylist()[0]["bytes_up"] == 2**40
+    assert read_layers(tmp_path).to_pylist() == [layer_row(0, 1, shared=False, kept_neurons=2.5)]
+
+
+def test_nan_and_infinity_stay_what_they_are(tmp_path):
+    row = rounds_row(0, train_loss=math.nan, global_loss=math.inf, personal_loss=None)
+    RoundLog(tmp_path, METADATA).append(row, [], [])
+    (found,) = read_rounds(tmp_path).to_pylist()
+    assert math.isnan(found["train_loss"]) and found["global_loss"] == math.inf and found["personal_loss"] is None
+
+
+def test_a_round_written_again_replaces_the_first(tmp_path):
+    log = RoundLog(tmp_path, METADATA)
+    log.append(rounds_row(0, num_lost=1), [report(0, 1)], [])
+    RoundLog(tmp_path, METADATA).append(rounds_row(0, num_lost=0), [report(0, 2)], [])
+    assert read_rounds(tmp_path).column("num_lost").to_pylist() == [0]
+    assert read_devices(tmp_path).column("device").to_pylist() == [2]
+
+
+def test_rewind_forgets_later_rounds(tmp_path):
+    log = RoundLog(tmp_path, METADATA)
+    for round_ in (-1, 0, 1, 2):
+        log.append(rounds_row(round_), [report(round_, 3)], [])
+    log.rewind(1)
+    assert read_rounds(tmp_path).column("round").to_pylist() == [-1, 0]
+    assert read_devices(tmp_path).column("round").to_pylist() == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (rounds_row(0, global_acuracy=0.5), "no column 'global_acuracy'; did you mean 'global_accuracy'"),
+        ({key: value for key, value in rounds_row(0).items() if key != "flops"}, "no value for flops"),
+        ({key: value for key, value in rounds_row(0).items() if key != "round"}, "no value for round"),
+        (rounds_row(0, bytes_up=None), "bytes_up = None is not of type int64$"),
+        (rounds_row(0, bytes_up=1.5), "bytes_up = 1.5 is not of type int64"),
+        (rounds_row(0, train_loss="low"), "train_loss = 'low' is not of type double or None"),
+        (rounds_row(0, num_lost=True), "num_lost = True is not of type int32"),
+        (rounds_row(0, num_devices=2**40), "num_devices = 1099511627776 is not of type int32"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path, row, message):
+    log = RoundLog(tmp_path, METADATA)
+    with pytest.raises(RunError, match=message):
+        log.append(row, [report(0, 1)], [layer_row(0, 0)])
+    assert [parts(tmp_path / table) for table in ("rounds", "devices", "layers")] == [[], [], []]
+
+
+def test_rows_of_another_round_are_refused(tmp_path):
+    with pytest.raises(RunError, match="devices, round 2: a row of round 1"):
+        RoundLog(tmp_path, METADATA).append(rounds_row(2), [replace(report(2, 0), round=1)], [])
+
+
+def test_metadata_must_be_complete(tmp_path):
+    with pytest.raises(RunError, match="lacks git_commit, config"):
+        RoundLog(tmp_path, {"run_id": "r1", "seed": "7"})
+
+
+def test_a_run_folder_that_is_a_file_is_a_run_dir_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunDirError, match="run"):
+        RoundLog(tmp_path / "run", METADATA)
+
+
+def test_a_part_that_cannot_be_written_is_a_run_dir_error_with_its_path(tmp_path):
+    log = RoundLog(tmp_path, METADATA)
+    os.rmdir(tmp_path / "layers")
+    with pytest.raises(RunDirError, match=r"layers.part-000000\.parquet: cannot write .*No such file"):
+        log.append(rounds_row(0), [], [])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_a_run_dir_error(tmp_path):
+    log = RoundLog(tmp_path, METADATA)
+    os.symlink("/dev/full", tmp_path / "layers" / ".part-000000.parquet.tmp")
+    with pytest.raises(RunDirError, match="No space left"):
+        log.append(rounds_row(0), [], [])
+    assert parts(tmp_path / "layers") == []
