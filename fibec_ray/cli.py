@@ -1,0 +1,118 @@
+"""The `fibec-ray` command: run, show, methods, report. Thin; heavy imports come after the arguments are parsed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fibec_ray.errors import FibecError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 the run failed, 2 something that the user can fix (said in one line), 130 interrupted."""
+    arguments = _parse(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.command
+    _quiet()
+    try:
+        command(arguments)
+    except FibecError as error:
+        print(f"fibec-ray: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fibec-ray: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse stops collecting overrides at the first option; those that come after it are collected here."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fibec-ray", description="Simulate federated LoRA fine-tuning on Ray.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run an experiment")
+    _add_config(run)
+    run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME, then runs/NAME-2 ...)")
+    run.set_defaults(command=_run)
+
+    show = commands.add_parser("show", help="print an experiment with all defaults filled in")
+    _add_config(show)
+    show.set_defaults(command=_show)
+
+    methods = commands.add_parser("methods", help="print the table of methods")
+    methods.set_defaults(command=_methods)
+
+    report = commands.add_parser("report", help="draw the curves of a run: RUN/report.html and RUN/report/*.png")
+    report.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="experiment, a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from fibec_ray.config.load import load_experiment
+    from fibec_ray.console import RunView
+    from fibec_ray.run_dir import next_free
+    from fibec_ray.simulation import simulate
+
+    experiment = load_experiment(arguments.config, arguments.overrides)
+    folder = arguments.out or next_free(Path("runs"), experiment.name)
+    with RunView(experiment) as view:
+        run = simulate(experiment, folder, view)
+    view.summary(run)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from fibec_ray.config.load import load_experiment
+    from fibec_ray.simulation import resolved
+
+    print(yaml.safe_dump(resolved(load_experiment(arguments.config, arguments.overrides)), sort_keys=False), end="")
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    from fibec_ray.config.load import load_method, method_files
+    from fibec_ray.console import method_table
+
+    method_table([(path.stem, load_method(path)) for path in method_files()])
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from analysis.report import write_report
+
+    print(write_report(arguments.run))
+
+
+def _quiet() -> None:
+    """Libraries announce deprecations and accelerators on import; that is no news to the person at the terminal."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

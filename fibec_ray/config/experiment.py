@@ -1,0 +1,83 @@
+"""The experiment: one checked value that says everything about a run; made by load.py, read by simulation.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
+from fibec_ray.data.source import DataConfig
+from fibec_ray.data.tasks import Task
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.learning.costs import System
+from fibec_ray.learning.job import Job, LocalTraining
+from fibec_ray.method import Method
+from fibec_ray.models.spec import Backbone
+from fibec_ray.parts.part import kind_of
+from fibec_ray.parts.sharing.gal import GlobalLayers
+
+
+def _partition(value: Any) -> Any:
+    """`iid`, or a mapping with `kind`."""
+    if isinstance(value, BaseModel):
+        return value
+    spec = {"kind": value} if isinstance(value, str) else value
+    return PARTITIONS[kind_of(spec, PARTITIONS)].model_validate(spec)
+
+
+class Evaluation(BaseModel):
+    """When and how models are scored on test data. Round T - 1 is always scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(5, ge=1, description="rounds between evaluations")
+    batch_size: int = Field(64, ge=1)
+
+
+class Experiment(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, description="names the run directory")
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(ge=1)
+    num_devices: int = Field(ge=1)
+    cohort_size: int = Field(ge=1, description="devices drawn for each round")
+    task: Task
+    method: Method = Method()
+    data: DataConfig = DataConfig()
+    partition: Annotated[SerializeAsAny[Partition], BeforeValidator(_partition)] = DirichletLabel()
+    backbone: Backbone = Backbone()
+    local: LocalTraining = LocalTraining()
+    evaluation: Evaluation = Evaluation()
+    system: System = System()
+    fleet: FleetConfig = FleetConfig()
+
+    def evaluates(self, round_: int) -> bool:
+        return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1
+
+    def job(self, num_classes: int, label_words: tuple[int, ...] | None) -> Job:
+        return Job(
+            seed=self.seed,
+            rounds=self.rounds,
+            num_devices=self.num_devices,
+            method=self.method,
+            backbone=self.backbone,
+            local=self.local,
+            system=self.system,
+            num_classes=num_classes,
+            label_words=label_words,
+            eval_batch_size=self.evaluation.batch_size,
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if self.cohort_size > self.num_devices:
+            raise ValueError(f"cohort_size {self.cohort_size} is more than num_devices {self.num_devices}; lower it")
+        sharing = self.method.sharing
+        if self.backbone.dtype == "bfloat16" and isinstance(sharing, GlobalLayers) and not sharing.relative:
+            raise ValueError(
+                "method.sharing.budget is an absolute noise norm, too small to show in a bfloat16 base; "
+                "set method.sharing.relative=true, or backbone.dtype=float32"
+            )
+        return self

@@ -1,0 +1,46 @@
+"""Pydantic's findings as one sentence for the person who wrote the YAML; used by load.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fibec_ray.data.partition import PARTITIONS
+from fibec_ray.errors import did_you_mean
+from fibec_ray.method import AXES
+
+Loc = tuple[int | str, ...]
+
+REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {**AXES, "partition": PARTITIONS}
+"""Keys whose value is one of several models, told apart by its `kind`."""
+
+
+def explain(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> str:
+    """The most telling mistake: key, what was found, what is allowed. root: the model that `raw` was validated as."""
+    # An unknown key explains a missing one: a misspelt `rounds` is both.
+    item = min(error.errors(), key=lambda item: (item["type"] != "extra_forbidden", len(item["loc"])))
+    loc = item["loc"]
+    where = ".".join(str(part) for part in loc)
+    if item["type"] == "extra_forbidden":
+        model = _model_at(root, raw, loc[:-1])
+        return f"{where}: no such key; {did_you_mean(str(loc[-1]), model.model_fields if model else ())}"
+    if item["type"] == "missing":
+        return f"{where}: is missing; set it"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, found {item['input']!r}"
+    return f"{where}: {message}" if where else message
+
+
+def _model_at(root: type[BaseModel], raw: Any, loc: Loc) -> type[BaseModel] | None:
+    """The model that the value at `loc` was validated as; None where it is none of ours."""
+    model: Any = root
+    for part in loc:
+        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        raw = raw.get(part) if isinstance(raw, Mapping) else None
+        model = field.annotation if field is not None else None
+        if part in REGISTRIES and isinstance(raw, Mapping):
+            model = REGISTRIES[str(part)].get(str(raw.get("kind")), model)
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None

@@ -1,0 +1,122 @@
+"""YAML files and `key=value` overrides -> one checked Experiment; every mistake becomes one ConfigError.
+
+`method`, `task` and `backbone` may be given by name: `method: fibecfed` is `methods/fibecfed.yaml` in the `configs`
+folder of the experiment or in the packaged one. Overrides are applied from the shallowest key to the deepest, so that
+`method=fibecfed method.sharing.fraction=0.25` means what it says in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+import fibec_ray
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.explain import explain
+from fibec_ray.errors import ConfigError, did_you_mean
+from fibec_ray.method import AXES, Method
+
+GROUPS = {"method": "methods", "task": "tasks", "backbone": "backbones"}
+"""Keys whose value may be the name of a file, and the folder of such files."""
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in a file, with overrides. Raises ConfigError."""
+    raw = read_yaml(path)
+    pairs = sorted((parse_override(text) for text in overrides), key=lambda pair: len(pair[0]))
+    for keys, value in pairs:
+        if len(keys) == 1:
+            raw[keys[0]] = value
+    for group in GROUPS:
+        if isinstance(raw.get(group), str):
+            raw[group] = read_yaml(find(group, raw[group], path))
+    for keys, value in pairs:
+        if len(keys) > 1:
+            _set(raw, keys, value)
+    return check(raw, str(path))
+
+
+def check(raw: dict[str, Any], where: str) -> Experiment:
+    """An Experiment from plain values. Raises ConfigError that names the key and what is allowed."""
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, Experiment, raw)}") from error
+
+
+def load_method(path: Path) -> Method:
+    raw = read_yaml(path)
+    try:
+        return Method.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Method, raw)}") from error
+
+
+def config_folder() -> Path:
+    """The packaged `configs` folder: inside the installed package, or beside it in a checkout."""
+    package = Path(fibec_ray.__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def method_files() -> list[Path]:
+    return sorted((config_folder() / "methods").glob("*.yaml"))
+
+
+def find(group: str, name: str, experiment: Path) -> Path:
+    """The file that a method or task is named by: a path, or a name in the experiment's or the packaged configs."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    folders = [config_folder() / GROUPS[group], experiment.resolve().parent.parent / GROUPS[group]]
+    known = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    if name not in known:
+        raise ConfigError(f"{group}: no {group} is called {name!r}; {did_you_mean(name, known)}")
+    return known[name]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except ValueError as error:  # not UTF-8, or a path that no file can have
+        raise ConfigError(f"{path}: not YAML ({error}); give the path of a YAML file") from error
+    raw = _parse(text, f"{path}: not YAML")
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(raw).__name__}")
+    return {str(key): value for key, value in raw.items()}
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`local.batch_size=4` -> (["local", "batch_size"], 4); values are YAML."""
+    key, sign, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not sign or not all(keys):
+        raise ConfigError(f"'{text}': expected key=value, such as rounds=20 or local.batch_size=4")
+    return keys, _parse(value, f"'{text}': the value is not YAML")
+
+
+def _parse(text: str, complaint: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # besides its own errors PyYAML lets those of int(), date() and the like through
+        raise ConfigError(f"{complaint} ({' '.join(str(error).split())})") from error
+
+
+def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Sets a nested key. A part named by its kind alone becomes a mapping first."""
+    inner = raw
+    for depth, key in enumerate(keys[:-1], start=1):
+        below = inner.get(key)
+        if below is None:
+            below = {}
+        elif isinstance(below, str) and (keys[0] == "partition" or key in AXES):
+            below = {"kind": below}
+        elif not isinstance(below, dict):
+            raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[:depth])} is {below!r} and has no keys below it")
+        inner[key] = inner = dict(below)
+    inner[keys[-1]] = value

@@ -1,0 +1,147 @@
+"""What a person at the terminal sees: a progress bar, a summary table, the table of methods; used by cli.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.learning.prepare import Prepared
+from fibec_ray.learning.tally import Row
+from fibec_ray.method import AXES, Method
+from fibec_ray.simulation import Run
+from fibec_ray.types import Fleet
+
+
+class RunView:
+    """Watches a run. One bar: the initialisation phase first, then rounds with accuracy, loss, bytes and time left."""
+
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._opening: TaskID | None = None
+        self._rounds: TaskID | None = None
+        self._last_scores = ""
+
+    def __enter__(self) -> RunView:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def prepared(self, prepared: Prepared) -> None:
+        e, shards = self._experiment, prepared.heterogeneity
+        sizes = f"{shards['smallest_shard']:.0f} to {shards['largest_shard']:.0f} samples"
+        self._say(
+            f"[bold]{e.name}[/]: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
+            f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}"
+        )
+
+    def placed(self, fleet: Fleet) -> None:
+        placement = getattr(fleet, "placement", None)
+        if placement is not None:
+            kind = "per_device" if placement.per_device else "pooled"
+            self._say(f"placement {kind}: {placement.num_actors} device actors ({placement.reason})")
+        self._rounds = self._progress.add_task("round", total=self._experiment.rounds, note="")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if stage == "open":
+            if self._opening is None:
+                self._opening = self._progress.add_task("initialisation", total=total, note="devices")
+            self._progress.update(self._opening, completed=done)
+
+    def row(self, row: Row) -> None:
+        if row["global_accuracy"] is not None:
+            self._last_scores = (
+                f"global {row['global_accuracy']:.3f}  personal {_number(row['personal_accuracy'])}  "
+                f"loss {row['global_loss']:.3f}"
+            )
+            if not self._console.is_terminal:
+                self._say(f"round {row['round']}: {self._last_scores}  sent {size(row['bytes_total'])}")
+        if self._rounds is not None and row["round"] >= 0:
+            note = f"{self._last_scores}  train loss {row['train_loss']:.3f}  sent {size(row['bytes_total'])}"
+            self._progress.update(self._rounds, completed=row["round"] + 1, note=note)
+
+    def summary(self, run: Run) -> None:
+        """Accuracy beside its anchors, and what it took."""
+        last = run.rows[-1]
+        table = Table(title=f"{self._experiment.name}: after {self._experiment.rounds} rounds", title_justify="left")
+        metric = self._experiment.task.metric
+        own_metric = [] if metric == "accuracy" else [metric]
+        for column in ("", "accuracy", *own_metric, "best", "loss"):
+            table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+        for model, note in (("global", "test set"), ("personal", "own test shards")):
+            best = max((r[f"{model}_accuracy"] for r in run.rows if r[f"{model}_accuracy"] is not None), default=None)
+            values = [last[f"{model}_{name}"] for name in ("accuracy", *(["metric"] if own_metric else []))]
+            table.add_row(f"{model} model, {note}", *map(_number, [*values, best, last[f"{model}_loss"]]))
+        for name, value, style in (
+            (f"  {last['num_devices_trained']} devices that trained", last["personal_accuracy_trained"], None),
+            ("anchor: majority class", run.prepared.anchors["majority"], "dim"),
+            ("anchor: device's own majority class", run.prepared.anchors["own_majority"], "dim"),
+        ):
+            table.add_row(name, _number(value), style=style)
+        self._console.print(table)
+        self._console.print(
+            f"sent {size(last['bytes_total'])}, {last['num_samples_total']} training samples visited, simulated "
+            f"{duration(last['sim_time_s'])}, real {duration(last['wall_time_s'])}\nrun directory: {run.folder}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+    def _say(self, text: str) -> None:
+        self._progress.console.print(text, soft_wrap=True, highlight=False)
+
+
+def method_table(methods: Sequence[tuple[str, Method]]) -> None:
+    """One row per method: what each axis holds (blank: neutral)."""
+    table = Table()
+    for column in ("method", *AXES, "reference"):
+        table.add_column(column, overflow="fold")
+    neutral = Method()
+    for name, method in methods:
+        cells = [_cell(axis, method.parts[axis].kind, neutral.parts[axis].kind) for axis in AXES]
+        table.add_row(name, *cells, method.reference)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width of its own; a table folded to 80 columns is of no use to grep
+    console.print(table)
+
+
+def _cell(axis: str, kind: str, neutral: str) -> str:
+    return kind if kind != neutral or axis == "peft" else ""
+
+
+def size(num_bytes: float) -> str:
+    """1234567 -> '1.2 MB' (1 MB = 1e6 bytes)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """3725.0 -> '1 h 02 min'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,99 @@
+"""How devices map to actors; decided once, from what the cluster has, by the Ray fleet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.settings import FleetConfig
+
+ACTOR_BYTES = 450_000_000
+"""Private memory of one actor with torch, transformers and peft imported and a small adapter in training."""
+ACTOR_CPU_S = 2.7
+"""CPU seconds of those imports."""
+MEMORY_SHARE = 0.7
+"""Of the available memory that actors may plan to fill."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    cpus: float
+    gpus: float
+    memory_bytes: int
+    """available to actors, over all nodes"""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """per_device: actor i hosts device i alone. Otherwise any actor may host any device."""
+
+    per_device: bool
+    num_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+    reason: str
+
+
+def decide(config: FleetConfig, num_devices: int, have: Resources) -> Placement:
+    """The placement that the config asks for, or for `auto` the one that fits. Raises FleetError if none does."""
+    if config.placement == "per_device":
+        return _per_device(config, num_devices, have, "as configured")
+    if config.placement == "pooled":
+        return _pooled(config, num_devices, have, "as configured")
+    obstacle = _obstacle(config, num_devices, have)
+    if obstacle is None:
+        return _per_device(config, num_devices, have, f"auto: {num_devices} actors fit")
+    return _pooled(config, num_devices, have, f"auto: {obstacle}")
+
+
+def _obstacle(config: FleetConfig, num_devices: int, have: Resources) -> str | None:
+    """Why one actor for each device would not do; None if it would."""
+    needed, allowed = num_devices * ACTOR_BYTES, MEMORY_SHARE * have.memory_bytes
+    if needed > allowed:
+        return f"{num_devices} actors need {needed / 1e9:.1f} GB, {allowed / 1e9:.1f} GB may be used"
+    seconds = num_devices * ACTOR_CPU_S / max(have.cpus, 1)
+    if seconds > config.auto_startup_s:
+        return f"{num_devices} actors would take {seconds:.0f} s to start, auto_startup_s is {config.auto_startup_s:g}"
+    for name, per_actor, total in (
+        ("CPUs", config.cpus_per_actor, have.cpus),
+        ("GPUs", config.gpus_per_actor, have.gpus),
+    ):
+        if per_actor is not None and per_actor * num_devices > total:
+            return f"{num_devices} actors need {per_actor * num_devices:g} {name}, the cluster has {total:g}"
+    return None
+
+
+def _per_device(config: FleetConfig, num_devices: int, have: Resources, reason: str) -> Placement:
+    cpus = config.cpus_per_actor if config.cpus_per_actor is not None else min(1.0, _share(have.cpus, num_devices))
+    gpus = config.gpus_per_actor if config.gpus_per_actor is not None else min(1.0, _share(have.gpus, num_devices))
+    return _checked(Placement(True, num_devices, cpus, gpus, reason), have)
+
+
+def _pooled(config: FleetConfig, num_devices: int, have: Resources, reason: str) -> Placement:
+    cpus = config.cpus_per_actor if config.cpus_per_actor is not None else 1.0
+    slots = int(have.gpus) if have.gpus >= 1 else math.floor(have.cpus / cpus)
+    wanted = config.num_actors if config.num_actors is not None else max(1, slots)
+    num_actors = min(wanted, num_devices)
+    if config.cpus_per_actor is None and num_actors * cpus > have.cpus:
+        cpus = _share(have.cpus, num_actors)
+    gpus = config.gpus_per_actor if config.gpus_per_actor is not None else min(1.0, _share(have.gpus, num_actors))
+    return _checked(Placement(False, num_actors, cpus, gpus, reason), have)
+
+
+def _share(total: float, parts: int) -> float:
+    """An equal part of a resource, rounded down to what Ray can count (1e-4)."""
+    return math.floor(1e4 * total / parts) / 1e4
+
+
+def _checked(placement: Placement, have: Resources) -> Placement:
+    for name, each, total in (
+        ("cpus_per_actor", placement.cpus_per_actor, have.cpus),
+        ("gpus_per_actor", placement.gpus_per_actor, have.gpus),
+    ):
+        if each * placement.num_actors > total + 1e-6:
+            raise FleetError(
+                f"fleet.{name}: {placement.num_actors} actors x {each:g} need {each * placement.num_actors:g}, "
+                f"the cluster has {total:g}; lower it, or lower num_actors"
+            )
+    return placement

@@ -1,0 +1,38 @@
+"""How a fleet is laid out; read from the experiment's `fleet` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class FleetConfig(BaseModel):
+    """kind: ray (actors) or local (this process). The other settings are of the Ray fleet, but for `threads`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["ray", "local"] = "ray"
+    threads: int = Field(1, ge=1, description="torch threads of each process; part of what makes results bit-equal")
+    placement: Literal["per_device", "pooled", "auto"] = Field(
+        "auto", description="one actor for each device, or actors that host many, or whichever fits"
+    )
+    num_actors: int | None = Field(
+        None, ge=1, description="of a pooled fleet; null: as many as the cluster's CPUs or GPUs"
+    )
+    cpus_per_actor: float | None = Field(None, gt=0, description="null: 1 pooled, an equal share per_device")
+    gpus_per_actor: float | None = Field(None, ge=0, description="null: an equal share of the GPUs, if there are any")
+    address: str | None = Field(None, description="of a running cluster, or 'auto'; null: a local one for this run")
+    object_store_mb: int = Field(500, ge=80, description="object store of a local cluster, 1e6 bytes")
+    startup_timeout_s: float = Field(300, gt=0, description="for actors to be created and answer")
+    device_timeout_s: float = Field(1800, gt=0, description="for one device-round; a slower actor counts as hung")
+    max_retries: int = Field(3, ge=0, description="re-runs of a device-round whose actor died")
+    auto_startup_s: float = Field(
+        20, ge=0, description="auto takes per_device only if its actors can start in this time"
+    )
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> FleetConfig:
+        if self.placement == "per_device" and self.num_actors is not None:
+            raise ValueError("num_actors has no effect with placement: per_device, which has one for each device")
+        return self

@@ -1,0 +1,75 @@
+"""What every process of a fleet needs to host devices, as one value; used by both fleets."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.learning.device import DeviceWorker
+from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order
+from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.store import StateStore
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.types import EvaluationResult, Predictions
+
+
+@dataclass(frozen=True)
+class Site:
+    """run_dir: seen by every process (shared storage on several nodes). cache_dir: local to each node."""
+
+    job: Job
+    run_dir: Path
+    cache_dir: Path
+    threads: int
+
+    @property
+    def data_dir(self) -> Path:
+        return self.run_dir / "data"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.run_dir / "checkpoints" / "devices"
+
+    def prepare_base(self) -> Path:
+        from fibec_ray.models.backbone import prepare
+
+        return prepare(self.job.backbone, self.job.seed, self.job.num_classes, self.cache_dir)
+
+    def federation(self) -> Federation:
+        if not self.data_dir.is_dir():
+            raise RunDirError(
+                f"{self.run_dir}: not visible from node {platform.node()}; every node must see the run directory, "
+                "so put --out on storage that they share"
+            )
+        return Federation.load(self.data_dir)
+
+    def worker(self, name: str = "driver", device: str = "cpu") -> DeviceWorker:
+        """A worker with a model of its own; the base weights are shared by all processes of the node."""
+        quiet_libraries()
+        import torch
+
+        from fibec_ray.models.torch_model import TorchModel
+
+        torch.set_num_threads(self.threads)
+        job = self.job
+        model = TorchModel(
+            job.backbone, self.prepare_base(), job.method.peft, job.num_classes, job.label_words, job.seed, device
+        )
+        return DeviceWorker(job, model, self.federation(), StateStore(self.state_dir), name)
+
+
+def assemble_evaluation(
+    federation: Federation, batch_size: int, parts: list[Predictions], personal: dict[int, Predictions] | None
+) -> EvaluationResult:
+    """parts: of `evaluation_chunks`, in their order. personal: None if every device's model is the global one."""
+    test = federation.test_set()
+    shared = in_row_order(evaluation_chunks(test, batch_size), parts)
+    if personal is None:
+        import torch
+
+        rows = [torch.from_numpy(part.copy()) for part in federation.test_rows]
+        personal = {device: at_rows(shared, part) for device, part in enumerate(rows)}
+    return EvaluationResult(shared, personal)

@@ -1,0 +1,410 @@
+"""Every YAML under configs/ loads; overrides mean what they say; a mistake is one ConfigError that names the key."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fibec_ray.config.load import (
+    check,
+    config_folder,
+    load_experiment,
+    load_method,
+    method_files,
+    parse_override,
+    read_yaml,
+)
+from fibec_ray.data.tasks import Task
+from fibec_ray.errors import ConfigError
+from fibec_ray.learning.job import Job
+from fibec_ray.models.spec import Backbone
+from fibec_ray.simulation import resolved
+
+CONFIGS = config_folder()
+QUICKSTART = CONFIGS / "quickstart.yaml"
+EVERY_FILE = sorted(CONFIGS.rglob("*.yaml"))
+EXPERIMENTS = [QUICKSTART, *sorted((CONFIGS / "experiments").glob("*.yaml"))]
+TASKS = sorted((CONFIGS / "tasks").glob("*.yaml"))
+BACKBONES = sorted((CONFIGS / "backbones").glob("*.yaml"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def quickstart(*overrides: str) -> Any:
+    return load_experiment(QUICKSTART, overrides)
+
+
+def refusal(*overrides: str, path: Path = QUICKSTART) -> str:
+    """The message of the one ConfigError that these overrides give."""
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, overrides)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert "Traceback" not in message and "pydantic" not in message
+    return message
+
+
+# --- the files that come with the package
+
+
+def test_there_are_files_of_every_kind() -> None:
+    assert {name_of(path).split("/")[0] for path in EVERY_FILE} == {
+        "quickstart.yaml",
+        "backbones",
+        "experiments",
+        "methods",
+        "tasks",
+    }
+    assert len(EVERY_FILE) == len(EXPERIMENTS) + len(method_files()) + len(TASKS) + len(BACKBONES)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_experiment_loads(path: Path) -> None:
+    assert load_experiment(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", method_files(), ids=name_of)
+def test_every_method_loads_and_is_called_like_its_file(path: Path) -> None:
+    method = load_method(path)
+    assert method.name == path.stem
+    assert method.reference
+
+
+@pytest.mark.parametrize("path", TASKS, ids=name_of)
+def test_every_task_loads_and_is_called_like_its_file(path: Path) -> None:
+    assert Task.model_validate(read_yaml(path)).name == path.stem
+
+
+@pytest.mark.parametrize("path", BACKBONES, ids=name_of)
+def test_every_backbone_loads(path: Path) -> None:
+    assert Backbone.model_validate(read_yaml(path)) == quickstart(f"backbone={path.stem}").backbone
+
+
+@pytest.mark.parametrize("path", EVERY_FILE, ids=name_of)
+def test_every_file_opens_with_the_command_that_runs_it(path: Path) -> None:
+    """The command is not only there: its configuration and its overrides load, and they use this very file."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ") and "fibec-ray run configs/" in first
+    words = shlex.split(first[first.index("fibec-ray") :], comments=True)
+    experiment = load_experiment(CONFIGS.parent / words[2], words[3:])
+    group = path.parent.name
+    if group in ("methods", "tasks"):
+        assert {"methods": experiment.method, "tasks": experiment.task}[group].name == path.stem
+    elif group == "backbones":
+        assert experiment.backbone == Backbone.model_validate(read_yaml(path))
+    else:
+        assert experiment.name == path.stem
+
+
+# --- what overrides mean
+
+
+def test_a_method_by_name_is_its_file() -> None:
+    assert quickstart("method=fedprox").method == load_method(CONFIGS / "methods" / "fedprox.yaml")
+
+
+def test_a_task_by_name_is_its_file() -> None:
+    assert quickstart("task=trec").task == Task.model_validate(read_yaml(CONFIGS / "tasks" / "trec.yaml"))
+
+
+def test_a_method_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nobjective: {kind: proximal, mu: 0.5}\n")
+    assert quickstart(f"method={path}").method.objective.mu == 0.5
+
+
+def test_methods_beside_the_experiment_come_before_packaged_ones(tmp_path: Path) -> None:
+    for folder in ("experiments", "methods"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "methods" / "fedavg.yaml").write_text("name: our-own\n")
+    path = tmp_path / "experiments" / "mine.yaml"
+    path.write_text("name: mine\nrounds: 1\nnum_devices: 2\ncohort_size: 1\ntask: synthetic\nmethod: fedavg\n")
+    assert load_experiment(path).method.name == "our-own"
+    assert load_experiment(path, ["method=fedprox"]).method.name == "fedprox"
+
+
+def test_deep_overrides_count_in_any_order() -> None:
+    pair = ["method=fibecfed", "method.sharing.fraction=0.25"]
+    first, second = quickstart(*pair), quickstart(*reversed(pair))
+    assert first == second
+    assert first.method.sharing.fraction == 0.25
+    assert first.method.mask == load_method(CONFIGS / "methods" / "fibecfed.yaml").mask
+
+
+def test_a_part_named_by_its_kind_takes_keys_below_it() -> None:
+    pair = ["method.curriculum=random", "method.curriculum.pacing=sqrt"]
+    first, second = quickstart(*pair), quickstart(*reversed(pair))
+    assert first == second
+    curriculum = first.method.curriculum
+    assert (curriculum.kind, curriculum.pacing) == ("random", "sqrt")
+    assert curriculum.initial_fraction == type(curriculum)().initial_fraction  # nothing of the former part stays
+
+
+def test_a_partition_named_by_its_kind_takes_keys_below_it() -> None:
+    partition = quickstart("partition.min_samples=2", "partition=iid").partition
+    assert (partition.kind, partition.min_samples) == ("iid", 2)
+
+
+def test_of_two_overrides_of_one_key_the_last_counts() -> None:
+    assert quickstart("rounds=3", "rounds=4").rounds == 4
+
+
+def test_overrides_change_nothing_else() -> None:
+    assert quickstart("local.batch_size=2").model_copy(update={"local": quickstart().local}) == quickstart()
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "value"),
+    [
+        ("rounds=20", ["rounds"], 20),
+        ("local.clip=null", ["local", "clip"], None),
+        ("backbone.dropout=true", ["backbone", "dropout"], True),
+        ("data.text_columns=[a, b]", ["data", "text_columns"], ["a", "b"]),
+        ("data={max_length: 9}", ["data"], {"max_length": 9}),
+        ("method.sharing.norm=.inf", ["method", "sharing", "norm"], float("inf")),
+        ("data.path=/x=y", ["data", "path"], "/x=y"),
+        ("data.path=", ["data", "path"], None),
+    ],
+)
+def test_override_values_are_yaml(text: str, keys: list[str], value: Any) -> None:
+    assert parse_override(text) == (keys, value)
+
+
+def test_5e_3_is_a_number_though_yaml_reads_it_as_text() -> None:
+    assert quickstart("local.learning_rate=5e-3").local.learning_rate == 0.005
+
+
+# --- the resolved experiment
+
+CHANGES = [
+    [],
+    ["method=fibecfed", "method.sharing.norm=.inf", "method.curriculum.pacing=exp"],
+    ["method=fedprox", "partition={kind: dirichlet_quantity, alpha: 3}", "local.max_steps=3"],
+    ["task=trec", "data.path=x", "data.text_columns=[text]", "method.peft={kind: lora, target_modules: [query]}"],
+    ["backbone={init: random, config: {model_type: llama, rope_scaling: null}, tokenizer: minilm}", "fleet.kind=local"],
+]
+
+
+@pytest.mark.parametrize("overrides", CHANGES, ids=lambda texts: " ".join(texts)[:40] or "quickstart")
+def test_resolved_is_plain_yaml_that_loads_to_an_equal_experiment(overrides: list[str], tmp_path: Path) -> None:
+    experiment = quickstart(*overrides)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(yaml.safe_dump(resolved(experiment), sort_keys=False))
+    again = load_experiment(path)
+    assert again == experiment
+    assert type(again.method.curriculum) is type(experiment.method.curriculum)
+    assert resolved(again) == resolved(experiment)
+
+
+def test_resolved_fills_in_every_default() -> None:
+    plain = resolved(quickstart("method=fedavg"))
+    assert plain["method"]["peft"] == {
+        "kind": "lora", "r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": None, "use_rslora": False,
+    }  # fmt: skip
+    assert plain["method"]["aggregator"] == {"kind": "mean"}
+    assert plain["local"]["optimizer"] == "adamw"
+
+
+def test_a_job_is_a_value_that_dumps_and_validates_to_itself() -> None:
+    job = quickstart("method=fibecfed").job(3, (1, 2, 3))
+    assert Job.model_validate(job.model_dump()) == job
+
+
+# --- refusals: (overrides, what the line must say)
+
+REFUSALS: dict[str, tuple[list[str], list[str]]] = {
+    "misspelt key at the top": (["round=3"], ["round:", "did you mean 'rounds'?"]),
+    "misspelt section": (["loca.batch_size=3"], ["loca:", "did you mean 'local'?"]),
+    "misspelt key in a section": (["local.batchsize=3"], ["local.batchsize:", "did you mean 'batch_size'?"]),
+    "misspelt key two sections deep": (["data.synthetic.num_trian=4"], ["num_trian:", "did you mean 'num_train'?"]),
+    "misspelt key in a part": (
+        ["method=fibecfed", "method.curriculum.paceing=sqrt"],
+        ["method.curriculum.paceing:", "did you mean 'pacing'?"],
+    ),
+    "misspelt key in the partition": (["partition.alfa=1"], ["partition.alfa:", "did you mean 'alpha'?"]),
+    "misspelt key in the task": (["task.label_name=[]"], ["task.label_name:", "did you mean 'label_names'?"]),
+    "misspelt axis": (["method.shareing=all"], ["method.shareing:", "did you mean 'sharing'?"]),
+    "a key like none": (["xyzzy=1"], ["xyzzy: no such key", "allowed:", "rounds"]),
+    "a key that another kind has": (["method.curriculum={kind: all, pacing: linear}"], ["method.curriculum.pacing:"]),
+    "unknown method": (["method=fibecfde"], ["method:", "did you mean 'fibecfed'?"]),
+    "method like none": (["method=xyzzy"], ["method: no method is called 'xyzzy'", "allowed:", "fedavg"]),
+    "unknown task": (["task=tric"], ["task:", "did you mean 'trec'?"]),
+    "method file that is not there": (["method=none/such.yaml"], ["such.yaml: cannot be read", "give the path"]),
+    "overlong method": ([f"method={'x' * 300}"], ["method: no method is called"]),
+    "unknown kind": (["method.sharing=gall"], ["method.sharing: no such kind 'gall'", "did you mean 'gal'?"]),
+    "unknown partition": (["partition=dirichlet"], ["partition: no such kind", "did you mean 'dirichlet_label'?"]),
+    "part without a kind": (["method=fedavg", "method.sharing.fraction=1"], ["method.sharing: kind is missing", "gal"]),
+    "part that is a number": (["method.curriculum=5"], ["method.curriculum:", "a kind or a mapping", "int"]),
+    "partition that is a number": (["partition=5"], ["partition:", "a kind or a mapping", "int"]),
+    "partition that is a list": (["partition=[1, 2]"], ["partition:", "a kind or a mapping", "list"]),
+    "partition that is nothing": (["partition="], ["partition:", "a kind or a mapping"]),
+    "method that is a number": (["method=5"], ["method:", "found 5"]),
+    "no rounds": (["rounds=0"], ["rounds:", "greater than or equal to 1", "found 0"]),
+    "half a round": (["rounds=1.5"], ["rounds:", "integer", "found 1.5"]),
+    "negative seed": (["seed=-1"], ["seed:", "found -1"]),
+    "negative learning rate": (["local.learning_rate=-1"], ["local.learning_rate:", "greater than 0", "found -1"]),
+    "infinite learning rate": (["local.learning_rate=.inf"], ["local.learning_rate:", "finite", "found inf"]),
+    "no number at all": (["local.learning_rate=.nan"], ["local.learning_rate:", "found nan"]),
+    "fraction above 1": (["method.mask.ratio=1.5"], ["method.mask.ratio:", "found 1.5"]),
+    "alpha of 0": (["partition.alpha=0"], ["partition.alpha:", "greater than 0", "found 0"]),
+    "norm below 1": (["method.sharing.norm=0.5"], ["method.sharing.norm:", "greater than or equal to 1"]),
+    "unknown choice": (["local.optimizer=adam"], ["local.optimizer:", "'adamw' or 'sgd'", "found 'adam'"]),
+    "empty name": (["name=''"], ["name:", "at least 1 character"]),
+    "name too long for a folder": ([f"name={'x' * 300}"], ["name:", "at most 100 characters"]),
+    "cohort > devices": (["cohort_size=21"], ["cohort_size 21", "num_devices 20", "lower it"]),
+    "the model's own head on bfloat16": (
+        ["backbone.head=model", "backbone.dtype=bfloat16"],
+        ["backbone: head: model keeps its classifier in the base's dtype", "dtype: float32"],
+    ),
+    "momentum without sgd": (["local.momentum=0.9"], ["local:", "momentum 0.9", "optimizer: sgd"]),
+    "actors counted twice": (
+        ["fleet.placement=per_device", "fleet.num_actors=2"],
+        ["fleet:", "num_actors has no effect with placement: per_device"],
+    ),
+    "revision of the packaged model": (["backbone.revision=main"], ["backbone:", "revision has an effect only"]),
+    "absolute budget on bfloat16": (
+        ["method=fibecfed", "backbone.dtype=bfloat16"],
+        ["method.sharing.budget", "method.sharing.relative=true", "backbone.dtype=float32"],
+    ),
+    "mask without personal layers": (
+        ["method=fedavg", "method.mask=fisher_neurons"],
+        ["method:", "mask 'fisher_neurons'", "sharing 'all'", "mask: none"],
+    ),
+    "mask where all layers are shared": (["method=fibecfed", "method.sharing.fraction=1"], ["mask", "share less"]),
+    "config without init random": (["backbone.config={model_type: bert}"], ["backbone:", "init: random"]),
+    "override without =": (["rounds"], ["'rounds': expected key=value", "rounds=20"]),
+    "override without key": (["=3"], ["'=3': expected key=value"]),
+    "override with an empty key": (["local..clip=3"], ["expected key=value"]),
+    "override that is not YAML": (["rounds=[1"], ["'rounds=[1': the value is not YAML"]),
+    "a date that no calendar has": (["name=2024-99-99"], ["the value is not YAML", "month"]),
+    "a tag that its value does not fit": (["name=!!float abc"], ["the value is not YAML"]),
+    "brackets without end": ([f"name={'[' * 5000}"], ["the value is not YAML"]),
+    "key below a scalar": (["rounds.x=1"], ["rounds.x: rounds is 12 and has no keys below it"]),
+    "key below a text": (["name.first=1"], ["name.first: name is 'quickstart' and has no keys below it"]),
+    "section without a value": (["evaluation="], ["evaluation:", "found None"]),
+    "keys that are numbers": (["evaluation={1: 2}"], ["evaluation.1:", "string"]),
+    "tasks that contradict themselves": (["task.verbaliser=[a, b]"], ["task:", "verbaliser has 2 words for 6"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused_in_one_line(case: str) -> None:
+    overrides, says = REFUSALS[case]
+    message = refusal(*overrides)
+    for words in says:
+        assert words in message
+
+
+def test_an_absolute_budget_on_bfloat16_is_fine_once_relative() -> None:
+    experiment = quickstart("method=fibecfed", "backbone.dtype=bfloat16", "method.sharing.relative=true")
+    assert experiment.method.sharing.relative
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "none.yaml"
+    assert f"{path}: cannot be read (No such file or directory)" in refusal(path=path)
+    assert "cannot be read" in refusal(path=tmp_path)  # a folder
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"rounds: [1\n", "not YAML"),
+        (b"\xff\xfe\xff", "not YAML"),
+        (b"a: 2024-99-99\n", "not YAML"),
+        (b"- 1\n", "expected keys and values, found list"),
+        (b"", "expected keys and values, found NoneType"),
+        (b"just words\n", "expected keys and values, found str"),
+    ],
+)
+def test_a_file_that_holds_no_keys(content: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(content)
+    message = refusal(path=path)
+    assert message.startswith(f"{path}: ") and says in message
+
+
+@pytest.mark.parametrize("key", ["name", "rounds", "num_devices", "cohort_size", "task"])
+def test_a_key_without_default_must_be_there(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    content = {k: v for k, v in yaml.safe_load(QUICKSTART.read_text()).items() if k != key}
+    path.write_text(yaml.safe_dump(content))
+    assert refusal(path=path) == f"{path}: {key}: is missing; set it"
+
+
+def test_the_line_names_the_file_with_the_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("name: bad\nobjektive: proximal\n")
+    with pytest.raises(ConfigError, match="objektive: no such key; did you mean 'objective'") as caught:
+        load_method(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_key_is_named_before_the_key_that_it_stands_for(tmp_path: Path) -> None:
+    """`round: 3` is an unknown key and a missing one; the unknown one says what happened."""
+    content = yaml.safe_load(QUICKSTART.read_text())
+    content["round"] = content.pop("rounds")
+    with pytest.raises(ConfigError, match="round: no such key; did you mean 'rounds'"):
+        check(content, "x")
+
+
+# --- whatever is written, the answer is an Experiment or a ConfigError
+
+KEYS = st.sampled_from(
+    ["name", "seed", "rounds", "cohort_size", "task", "method", "data", "partition", "backbone", "local", "fleet",
+     "sharing", "curriculum", "mask", "peft", "objective", "kind", "alpha", "config", "norm", "dtype", "x", ""]
+)  # fmt: skip
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10)
+    | st.floats()
+    | st.sampled_from(["", "gal", "iid", "fisher", "fedavg", "trec", "fisher_neurons", "bfloat16", "model_type", "\n"])
+    | st.text(max_size=5)
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(0, 2), inner, max_size=4),
+    max_leaves=8,
+)
+BOUNDED = settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@BOUNDED
+@given(changes=st.dictionaries(KEYS, VALUES, max_size=4))
+def test_any_values_give_an_experiment_or_a_config_error(changes: dict[str, Any]) -> None:
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"task": read_yaml(CONFIGS / "tasks" / "synthetic.yaml")}
+    base["method"] = read_yaml(CONFIGS / "methods" / "fibecfed.yaml")
+    try:
+        experiment = check(base | changes, "generated")
+    except ConfigError as error:
+        assert str(error)
+    else:
+        assert check(resolved(experiment), "again") == experiment
+
+
+@BOUNDED
+@given(
+    overrides=st.lists(
+        st.builds(
+            lambda keys, value: f"{'.'.join(keys)}={value}",
+            st.lists(KEYS, min_size=1, max_size=3),
+            st.text(max_size=8) | VALUES.map(lambda value: yaml.safe_dump(value, allow_unicode=True)),
+        )
+        | st.text(max_size=8),
+        max_size=4,
+    )
+)
+def test_any_overrides_give_an_experiment_or_a_config_error(overrides: list[str]) -> None:
+    try:
+        load_experiment(QUICKSTART, overrides)
+    except ConfigError as error:
+        assert str(error)

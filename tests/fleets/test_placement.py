@@ -1,0 +1,53 @@
+"""Where devices go, from what the cluster has."""
+
+from __future__ import annotations
+
+import pytest
+
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.placement import Resources, decide
+from fibec_ray.fleets.settings import FleetConfig
+
+WORKSTATION = Resources(cpus=2, gpus=0, memory_bytes=20 * 10**9)
+CLUSTER = Resources(cpus=64, gpus=8, memory_bytes=500 * 10**9)
+
+
+def test_auto_gives_each_device_an_actor_where_they_fit() -> None:
+    placement = decide(FleetConfig(), 100, CLUSTER)
+    assert placement.per_device and placement.num_actors == 100
+    assert placement.cpus_per_actor == 0.64 and placement.gpus_per_actor == 0.08
+
+
+def test_auto_pools_when_memory_is_short_and_says_so() -> None:
+    placement = decide(FleetConfig(), 100, WORKSTATION)
+    assert not placement.per_device and placement.num_actors == 2 and placement.cpus_per_actor == 1
+    assert placement.reason == "auto: 100 actors need 45.0 GB, 14.0 GB may be used"
+
+
+def test_auto_pools_when_actors_would_start_too_slowly() -> None:
+    placement = decide(FleetConfig(auto_startup_s=20), 20, WORKSTATION)
+    assert not placement.per_device and placement.reason.startswith("auto: 20 actors would take 27 s to start")
+    assert decide(FleetConfig(auto_startup_s=30), 20, WORKSTATION).per_device
+
+
+def test_auto_pools_when_the_configured_gpu_share_does_not_fit() -> None:
+    assert decide(FleetConfig(gpus_per_actor=0.05), 100, CLUSTER).per_device
+    placement = decide(FleetConfig(gpus_per_actor=0.5), 100, CLUSTER)
+    assert not placement.per_device and placement.num_actors == 8 and "100 actors need 50 GPUs" in placement.reason
+
+
+def test_a_pool_has_one_actor_for_each_gpu_or_cpu_but_no_more_than_devices() -> None:
+    assert decide(FleetConfig(placement="pooled"), 100, CLUSTER).num_actors == 8
+    assert decide(FleetConfig(placement="pooled"), 5, CLUSTER).num_actors == 5
+    assert decide(FleetConfig(placement="pooled"), 1, WORKSTATION).num_actors == 1
+
+
+def test_shares_never_add_up_to_more_than_there_is() -> None:
+    for num_devices in (3, 7, 33, 1000):
+        placement = decide(FleetConfig(placement="per_device"), num_devices, WORKSTATION)
+        assert placement.cpus_per_actor * num_devices <= WORKSTATION.cpus
+
+
+def test_a_placement_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(FleetError, match=r"fleet.gpus_per_actor: 4 actors x 1 need 4, the cluster has 0"):
+        decide(FleetConfig(placement="pooled", num_actors=4, gpus_per_actor=1), 10, WORKSTATION)

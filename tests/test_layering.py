@@ -1,0 +1,206 @@
+"""Imports only point down, and each library has its home. Parses every file, imports inside functions included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import analysis
+import fibec_ray
+
+PACKAGE = Path(fibec_ray.__file__).parent
+ANALYSIS = Path(analysis.__file__).parent
+
+LAYERS = (
+    ("cli",),
+    ("console",),
+    ("simulation",),  # runs what config describes
+    ("config",),
+    ("fleets",),
+    ("learning",),
+    ("method", "models", "data", "roundlog"),
+    ("parts",),
+    ("fisher", "run_dir", "tensors", "seeds", "types", "errors"),
+)
+"""From top to bottom. A module imports lower layers and its own package; the files of the lowest layer each other."""
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent if path.is_relative_to(PACKAGE) else ANALYSIS.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(path): path for path in sorted([*PACKAGE.rglob("*.py"), *ANALYSIS.rglob("*.py")])}
+OURS = [name for name in FILES if name.startswith("fibec_ray.")]
+
+
+def imported(source: str, known: frozenset[str] = frozenset(FILES)) -> Iterator[str]:
+    """Full names of what a file imports: modules, and `package.name` only where that is a module of ours."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "relative imports hide where they point"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in known else node.module
+
+
+IMPORTS = {name: frozenset(imported(path.read_text(encoding="utf-8"))) for name, path in FILES.items()}
+
+
+def part_of(module: str) -> str:
+    """fibec_ray.parts.mask.base -> parts; fibec_ray.tensors -> tensors; fibec_ray -> ''."""
+    return (module.split(".") + [""])[1]
+
+
+def layer_of(module: str) -> int:
+    return next(depth for depth, names in enumerate(LAYERS) if part_of(module) in names)
+
+
+def importers(library: str) -> dict[str, str]:
+    """{module: name it imports} for everything at or below `library`."""
+    found = {}
+    for module, names in IMPORTS.items():
+        for name in names:
+            if name == library or name.startswith(f"{library}."):
+                found[module] = name
+    return found
+
+
+def below(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+# --- the parser itself
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = """
+import os, ray.util as u
+from fibec_ray import seeds, __version__
+from fibec_ray.types import Batch
+def f():
+    from transformers import AutoConfig
+    try:
+        import peft
+    except ImportError:
+        pass
+if TYPE_CHECKING:
+    import deepspeed
+"""
+    assert set(imported(source)) == {
+        "os", "ray.util", "fibec_ray.seeds", "fibec_ray", "fibec_ray.types", "transformers", "peft", "deepspeed",
+    }  # fmt: skip
+
+
+def test_every_module_has_a_layer() -> None:
+    assert len(OURS) > 50
+    for module in OURS:
+        assert any(part_of(module) in names for names in LAYERS), f"{module}: which layer?"
+
+
+# --- our own modules
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_imports_point_down(module: str) -> None:
+    lowest = len(LAYERS) - 1
+    for name in IMPORTS[module]:
+        if not name.startswith("fibec_ray."):
+            continue
+        peers = part_of(name) == part_of(module) or layer_of(module) == layer_of(name) == lowest
+        assert peers or layer_of(name) > layer_of(module), f"{module} imports {name}, which is not below it"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"a cycle: {' -> '.join([*path[path.index(module) :], module])}"
+        if module not in done:
+            for name in sorted(IMPORTS[module] & FILES.keys()):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in FILES:
+        visit(module, ())
+
+
+def test_an_axis_never_imports_another() -> None:
+    """Each folder of parts/ knows itself and part.py. (method.py puts the axes together.)"""
+    for module in OURS:
+        if not module.startswith("fibec_ray.parts."):
+            continue
+        axis = ".".join(module.split(".")[:3])
+        for name in IMPORTS[module]:
+            if name.startswith("fibec_ray.parts"):
+                assert below(name, axis, "fibec_ray.parts.part"), f"{module} imports {name}"
+
+
+def test_the_engine_knows_no_method() -> None:
+    """Learning, fleets and the round loop see the contracts of the axes (their base.py), never one of their kinds."""
+    for module in OURS:
+        if part_of(module) not in ("learning", "fleets", "simulation"):
+            continue
+        for name in IMPORTS[module]:
+            if name.startswith("fibec_ray.parts."):
+                assert name.endswith((".base", ".part")), f"{module} imports {name}"
+
+
+def test_models_know_of_the_axes_peft_alone() -> None:
+    for module in OURS:
+        if part_of(module) == "models":
+            parts = {name for name in IMPORTS[module] if name.startswith("fibec_ray.parts")}
+            assert parts <= {"fibec_ray.parts.peft.base"}, f"{module} imports {parts}"
+
+
+def test_the_analysis_reads_logs_and_nothing_else_of_ours() -> None:
+    for module in FILES:
+        if below(module, "analysis"):
+            ours = {name for name in IMPORTS[module] if name.startswith("fibec_ray")}
+            assert all(below(name, "fibec_ray.roundlog", "fibec_ray.errors") for name in ours), f"{module}: {ours}"
+
+
+def test_only_the_command_imports_the_analysis() -> None:
+    outside = [module for module in importers("analysis") if not below(module, "analysis")]
+    assert outside == ["fibec_ray.cli"]
+
+
+# --- libraries and their homes
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        ("ray", ("fibec_ray.fleets",)),
+        ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft")),
+        ("peft", ("fibec_ray.models", "fibec_ray.parts.peft")),
+        ("pyarrow", ("fibec_ray.data", "fibec_ray.roundlog", "analysis")),  # the analysis handles tables of the log
+        ("datasets", ("fibec_ray.data",)),
+        ("matplotlib", ("analysis",)),
+    ],
+)
+def test_a_library_stays_at_home(library: str, homes: tuple[str, ...]) -> None:
+    found = importers(library)
+    assert found, f"nothing imports {library}: is this test out of date?"
+    for module in found:
+        assert below(module, *homes), f"{module} imports {library}, whose home is {', '.join(homes)}"
+
+
+def test_deepspeed_is_imported_in_one_file_at_most() -> None:
+    """In models/, behind the same LocalModel as the others."""
+    assert len(importers("deepspeed")) <= 1
+    assert all(below(module, "fibec_ray.models") for module in importers("deepspeed"))
+
+
+def test_starting_the_command_imports_nothing_heavy() -> None:
+    """`fibec-ray --help` answers at once: at its top level cli.py imports the standard library and errors.py."""
+    source = FILES["fibec_ray.cli"].read_text(encoding="utf-8")
+    top = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = set(imported("\n".join(ast.unparse(node) for node in top)))
+    assert {name for name in names if below(name, "fibec_ray")} == {"fibec_ray.errors"}
+    assert not names & {"yaml", "rich", "torch", "pydantic"}

@@ -1,0 +1,78 @@
+"""Every row of the method table runs, and sends and keeps what its parts say (E29)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY_LLAMA
+
+from fibec_ray.config.load import check, method_files
+from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.store import StateStore
+from fibec_ray.method import AXES, Method
+from fibec_ray.parts.part import Part
+from fibec_ray.simulation import cache_dir, prepare
+
+METHODS = [path.stem for path in method_files()]
+ENCODER: dict[str, Any] = {}
+DECODER = {"config": TINY_LLAMA, "head": "causal_lm"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backbone", [ENCODER, DECODER], ids=["encoder", "decoder"])
+def test_every_method_runs_and_keeps_to_its_word(
+    method: str, backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path
+) -> None:
+    experiment = check(tiny_settings(method, rounds=2, backbone=backbone, data={"max_length": 24}), "test")
+    prepared = prepare(experiment, tmp_path)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir(), 1)
+    fleet = LocalFleet(site)
+    opened = fleet.open()
+    shared = opened.shared_names
+    personal = set(opened.layout.layers) - shared
+    assert bool(personal) == experiment.method.sharing.keeps_personal
+    for round_ in range(2):
+        plan = plan_round(site.job, experiment.cohort_size, round_)
+        result = fleet.run_round(plan)
+        assert [report.device for report in result.reports] == list(plan.cohort)
+        for report in result.reports:
+            assert report.train_loss is not None and math.isfinite(report.train_loss)
+            state = StateStore(site.state_dir).load(report.device, before=round_ + 1)
+            assert set(state.personal) == personal
+    evaluation = fleet.evaluate(1)
+    assert evaluation.shared.losses.isfinite().all()
+    assert sum(len(own.labels) for own in evaluation.personal.values()) == len(evaluation.shared.labels)
+
+
+ENTRIES = [(axis, kind) for axis, registry in AXES.items() for kind in registry]
+
+
+@pytest.mark.parametrize(("axis", "kind"), ENTRIES)
+def test_every_part_is_frozen_documented_and_made_from_its_kind_alone(axis: str, kind: str) -> None:
+    part = Method.model_validate({axis: kind} | neighbours(axis, kind)).parts[axis]
+    assert isinstance(part, Part) and part.kind == kind and type(part) is AXES[axis][kind]
+    assert type(part).__doc__ and type(part).model_config["frozen"] and type(part).model_config["extra"] == "forbid"
+    assert (
+        Method.model_validate(Method.model_validate({axis: kind} | neighbours(axis, kind)).model_dump()).parts[axis]
+        == part
+    )
+
+
+def neighbours(axis: str, kind: str) -> dict[str, Any]:
+    """What a part cannot do without."""
+    return {"sharing": "gal"} if (axis, kind) == ("mask", "fisher_neurons") else {}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_neutral_part_is_the_first_of_its_registry(axis: str) -> None:
+    first = next(iter(AXES[axis]))
+    assert Method().parts[axis].kind == first and type(Method().parts[axis]) is AXES[axis][first]
+
+
+def test_fedavg_is_the_empty_composition() -> None:
+    assert all(not part.opens for part in Method().parts.values()) and not Method().opens
