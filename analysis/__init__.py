@@ -1,0 +1,1 @@
+"""Reads round logs and draws them; uses only the published schema."""

@@ -1,0 +1,28 @@
+"""The unit in which a number of seconds, bytes or samples is easiest to read; used by curves and by the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Unit:
+    name: str
+    size: float
+    """how many of the log's unit make one of this"""
+
+
+SECONDS = (Unit("s", 1), Unit("min", 60), Unit("h", 3600), Unit("days", 86400))
+BYTES = (Unit("B", 1), Unit("kB", 1e3), Unit("MB", 1e6), Unit("GB", 1e9), Unit("TB", 1e12))
+COUNT = (Unit("", 1), Unit("thousand", 1e3), Unit("million", 1e6), Unit("billion", 1e9))
+
+
+def unit_for(largest: float, units: tuple[Unit, ...]) -> Unit:
+    """The largest unit of which there are at least two."""
+    return next((unit for unit in reversed(units) if largest >= 2 * unit.size), units[0])
+
+
+def readable(value: float, units: tuple[Unit, ...]) -> str:
+    """Three or four digits and a unit: `readable(7_200, SECONDS)` is '2 h'."""
+    unit = unit_for(value, units)
+    return f"{value / unit.size:.4g} {unit.name}".strip()
