@@ -1,148 +1,138 @@
-"""Fisher information of the trainable tensors, from one batched backward pass; used by curricula and masks.
+"""The diagonal Fisher information of a device's data, from batched backward passes; used by curricula and masks.
 
-The empirical Fisher of sample i is g_i g_i^T with g_i the gradient of its loss; only its diagonal g_i^2 is used.
-For a Linear y = W a the per-sample gradient is G_i = sum_t e_it a_it^T, with a_it the input and e_it = dL/dy_it at
-token t, where L is the *sum* of the per-sample losses (no layer mixes samples, so e_i. belongs to sample i alone).
-Hooks catch both in one forward and backward pass over the batch: no per-sample loop. PEFT multiplies by its scaling
-after lora_B, so treating lora_A and lora_B as plain Linears already contains the scaling.
+The Fisher information of sample i is E_y[g_iy g_iy^T] with g_iy the gradient of -log p(y | s_i); only its diagonal,
+E_y[g_iy^2], is used. Three readings of the expectation over labels y:
+- observed: y is the sample's label (the empirical Fisher information, as FibecFed describes it);
+- expected: y ~ p(. | s_i) of the model, exact: C backward passes on one forward pass;
+- sampled: one y drawn from p(. | s_i).
+The last two take p over the task's C classes: with a verbaliser, over its label words alone.
 
-Shapes: B samples, T tokens, n samples of a shard, `in`/`out` features of a Linear.
+Shapes: B samples of a group, n samples of a shard, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fibec_ray.errors import ModelError
+from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import LocalModel, Shard
+from fibec_ray.types import LocalModel, Outputs, Shard
+
+Label = Literal["observed", "expected", "sampled"]
+Scope = Literal["adapter", "all"]
+"""adapter: the tensors that PEFT added; all: a head too, which drowns the adapter while it is random"""
 
 
-@dataclass
-class Caught:
-    """What a Linear saw of one batch. inputs: (B, T, in) or (B, in); output: (B, T, out) or (B, out)."""
+@dataclass(frozen=True)
+class Fisher:
+    """What one pass over some batches found."""
 
-    inputs: Tensor
-    output: Tensor
-
-
-@contextmanager
-def catch(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, Caught]]:
-    """Records inputs and outputs of the given Linears during one forward pass."""
-    caught: dict[str, Caught] = {}
-    handles = [module.register_forward_hook(_catcher(name, caught)) for name, module in linears.items()]
-    try:
-        yield caught
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _catcher(name: str, caught: dict[str, Caught]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if name in caught:
-            raise ModelError(f"{name}: called twice in one forward pass, so its gradient is not one product per sample")
-        caught[name] = Caught(args[0].detach(), output)
-
-    return hook
-
-
-def per_sample_squares(inputs: Tensor, grads: Tensor, bias: bool) -> dict[str, Tensor]:
-    """Squared per-sample gradients in float32: {"weight": (B, out, in)} and, if asked, {"bias": (B, out)}.
-
-    inputs: (B, T, in) or (B, in). grads: of the summed loss for the outputs, (B, T, out) or (B, out).
-    """
-    inputs, grads = inputs.float(), grads.float()
-    if inputs.dim() == 2:
-        inputs, grads = inputs.unsqueeze(1), grads.unsqueeze(1)
-    squares = {"weight": torch.bmm(grads.transpose(1, 2), inputs).square_()}
-    if bias:
-        squares["bias"] = grads.sum(dim=1).square_()
-    return squares
-
-
-def batch_squares(model: LocalModel, shard: Shard, rows: Tensor, names: Collection[str]) -> tuple[Tensors, Tensor]:
-    """Squares (B, *shape) of the named tensors for the samples at `rows`, and their losses (B,).
-
-    Evaluation mode (no dropout) is the caller's duty. Raises ModelError for a tensor that no Linear holds.
-    """
-    linears = {prefix: module for prefix, module in model.linears.items() if _holds(prefix, names)}
-    missing = [name for name in names if name.rpartition(".")[0] not in linears]
-    if missing:
-        raise ModelError(
-            f"Fisher information is available for Linear layers only; '{missing[0]}' is none. "
-            "Leave it out of the scope, or choose a method without Fisher information"
-        )
-    with torch.enable_grad(), catch(linears) as caught:
-        losses = model.forward(shard.batch(rows)).losses
-        # Gradients of the outputs, not of the weights: the sum over samples is never formed.
-        grads = torch.autograd.grad(losses.sum(), [caught[prefix].output for prefix in linears])
-    squares: Tensors = {}
-    for prefix, grad in zip(linears, grads, strict=True):
-        values = per_sample_squares(caught[prefix].inputs, grad, bias=f"{prefix}.bias" in names)
-        squares |= {f"{prefix}.{leaf}": value for leaf, value in values.items() if f"{prefix}.{leaf}" in names}
-    return squares, losses.detach().float()
-
-
-def _holds(prefix: str, names: Collection[str]) -> bool:
-    return f"{prefix}.weight" in names or f"{prefix}.bias" in names
+    traces: Tensor
+    """(n,) float32: trace of the Fisher information of each sample of the shard; NaN for rows in no batch"""
+    losses: Tensor
+    """(n,) float32 loss of each sample with its own label; NaN for rows in no batch"""
+    diagonal: Tensors
+    """(1/n) sum_i of the samples' diagonals, shaped like the tensors, float32"""
 
 
 class FisherScan:
-    """One pass of squared gradients over batches at the model's present parameters, run when first asked.
+    """Passes of squared gradients over batches at the model's present parameters, each run when first asked for.
 
-    A curriculum and a mask may read the same scan: the pass then runs once. Its results belong to samples, not to
-    batches, so it may walk the samples in groups of like length, which saves padding. Memory is bounded by one group.
+    A curriculum and a mask that ask for the same share one pass. Its results belong to samples, not to batches, so it
+    may walk the samples in groups of like length, which saves padding. Memory is bounded by one group.
+
+    names: the tensors that may be asked for. rng: of sampled labels.
     """
 
-    def __init__(self, model: LocalModel, shard: Shard, batches: Sequence[Tensor], names: Collection[str]):
-        self._model = model
-        self._names = tuple(name for name in model.trainable if name in names)
-        self.shard = shard
+    def __init__(
+        self, model: LocalModel, shard: Shard, batches: Sequence[Tensor], names: Collection[str], rng: torch.Generator
+    ):
+        self.model, self.shard = model, shard
         self.batches = batches
         """rows of each batch, (B,) int64 positions within the shard"""
+        self._names, self._rng = frozenset(names), rng
+        self._found: dict[tuple[Label, Scope], Fisher] = {}
 
     @property
-    def has_run(self) -> bool:
-        """True once somebody has asked for a result."""
-        return "_result" in self.__dict__
+    def found(self) -> Fisher | None:
+        """The first pass that somebody asked for, if any: what the round log reports."""
+        return next(iter(self._found.values()), None)
 
-    @property
-    def traces(self) -> Tensor:
-        """(n,) float32: Tr(diag F_i) = ||g_i||^2 of each sample of the shard; NaN for rows in no batch."""
-        return self._result[0]
+    def read(self, label: Label = "observed", scope: Scope = "adapter") -> Fisher:
+        """Evaluation mode, no dropout. Raises ModelError if the scope holds a tensor of an unknown kind of module."""
+        if (label, scope) not in self._found:
+            self._found[label, scope] = self._pass(label, scope)
+        return self._found[label, scope]
 
-    @property
-    def losses(self) -> Tensor:
-        """(n,) float32 loss of each sample; NaN for rows in no batch."""
-        return self._result[1]
-
-    @property
-    def diagonal(self) -> Tensors:
-        """Diagonal Fisher over the scanned samples: (1/n) sum_i g_i^2, shaped like the tensors, float32."""
-        return self._result[2]
-
-    @cached_property
-    def _result(self) -> tuple[Tensor, Tensor, Tensors]:
-        traces = torch.full((self.shard.num_samples,), float("nan"))
+    def _pass(self, label: Label, scope: Scope) -> Fisher:
+        model, shard = self.model, self.shard
+        names = [n for n in model.trainable if n in self._names and (scope == "all" or model.is_adapter(n))]
+        # One number per sample, so that a drawn label does not depend on how samples are grouped.
+        draws = torch.rand(shard.num_samples, generator=self._rng) if label == "sampled" else None
+        traces = torch.full((shard.num_samples,), float("nan"))
         losses = traces.clone()
         sums: Tensors = {}
         rows = torch.cat(list(self.batches))
-        self._model.train(False)
-        for group in by_length(self.shard, rows, max(len(batch) for batch in self.batches)):
-            squares, group_losses = batch_squares(self._model, self.shard, group, self._names)
-            traces[group] = torch.stack([value.flatten(1).sum(1) for value in squares.values()]).sum(0).cpu()
-            losses[group] = group_losses.cpu()
+        model.train(False)
+        for group in by_length(shard, rows, max(len(batch) for batch in self.batches)):
+            squares, losses[group] = batch_squares(
+                model, shard, group, names, label, None if draws is None else draws[group]
+            )
+            traces[group] = sum((value.flatten(1).sum(1).cpu() for value in squares.values()), torch.zeros(len(group)))
             for name, value in squares.items():
                 total = value.sum(0).cpu()
                 sums[name] = sums[name].add_(total) if name in sums else total
-        return traces, losses, {name: value / len(rows) for name, value in sums.items()}
+        return Fisher(traces, losses, {name: value / len(rows) for name, value in sums.items()})
+
+
+def batch_squares(
+    model: LocalModel,
+    shard: Shard,
+    rows: Tensor,
+    names: Collection[str],
+    label: Label = "observed",
+    draws: Tensor | None = None,
+) -> tuple[Tensors, Tensor]:
+    """E_y[g_iy^2], (B, *shape) each, of the named tensors for the samples at `rows`, and their losses (B,) float32.
+
+    draws: (B,) uniform in [0, 1), for sampled labels. Evaluation mode is the caller's duty.
+    """
+    before = model.work.flops
+    with torch.enable_grad(), catch(model.holders, names, len(rows)) as caught:
+        out = model.forward(shard.batch(rows))
+    backward_flops = (model.work.flops - before) / 2  # the model counts one backward pass, as much as its forward
+    with torch.enable_grad():
+        targets = list(_targets(out, label, draws))
+    totals: Tensors = {}
+    for i, (values, weights) in enumerate(targets):
+        model.work.flops += backward_flops if i else 0.0
+        # Gradients of the outputs, not of the weights: the sum over samples is never formed.
+        grads = torch.autograd.grad(values.sum(), caught.tensors, retain_graph=i + 1 < len(targets), allow_unused=True)
+        for name, squares in caught.squares(grads).items():
+            if weights is not None:
+                squares.mul_(weights.view(-1, *[1] * (squares.dim() - 1)))
+            totals[name] = totals[name].add_(squares) if name in totals else squares
+    return totals, out.losses.detach().float().cpu()
+
+
+def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(B,) values to differentiate, and the weights (B,) of their squared gradients (None: 1)."""
+    if label == "observed":
+        yield out.losses, None
+        return
+    log_probs = out.scores.float().log_softmax(1)
+    probs = log_probs.detach().exp()
+    if label == "expected":
+        yield from ((log_probs[:, c], probs[:, c]) for c in range(probs.shape[1]))
+        return
+    assert draws is not None, "sampled labels need draws"
+    drawn = (probs.cumsum(1) < draws.to(probs.device).unsqueeze(1)).sum(1).clamp(max=probs.shape[1] - 1)
+    yield log_probs.gather(1, drawn.unsqueeze(1)).squeeze(1), None
 
 
 def by_length(shard: Shard, rows: Tensor, size: int) -> list[Tensor]:
@@ -151,7 +141,5 @@ def by_length(shard: Shard, rows: Tensor, size: int) -> list[Tensor]:
 
 
 def momentum(previous: Tensors, new: Tensors, gamma: float) -> Tensors:
-    """F^t = gamma F^{t-1} + (1 - gamma) F~^t (FibecFed's momentum FIM); an empty `previous` gives `new`."""
-    if not previous:
-        return new
-    return {name: gamma * previous[name] + (1 - gamma) * value for name, value in new.items()}
+    """F^t = gamma F^{t-1} + (1 - gamma) F~^t (FibecFed's momentum FIM); a tensor without a previous value takes F~."""
+    return {n: gamma * previous[n] + (1 - gamma) * value if n in previous else value for n, value in new.items()}

@@ -93,8 +93,8 @@ class LocalModel(Protocol):
     def trainable(self) -> Mapping[str, nn.Parameter]: ...
 
     @property
-    def linears(self) -> Mapping[str, nn.Linear]:
-        """The Linear modules that hold trainable tensors, by the common prefix of their names."""
+    def holders(self) -> Mapping[str, nn.Module]:
+        """The modules that hold trainable tensors, by the common prefix of these tensors' names."""
         ...
 
     @property
@@ -184,13 +184,40 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True)
+class LayerScores:
+    """What a device has to say about the transformer blocks, if it was asked."""
+
+    sensitivity: Tensor | None = None
+    """(L,) float32"""
+    keep_ratio: float | None = None
+    """share of the blocks that the spectrum of its loss asks to share"""
+
+    @property
+    def num_bytes(self) -> int:
+        """On the wire, float32 each."""
+        count = 0 if self.sensitivity is None else self.sensitivity.numel()
+        return 4 * (count + (self.keep_ratio is not None))
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """What a device sends up once, in the initialisation phase."""
 
     device: int
     num_samples: int
-    scores: Tensor | None
-    """(L,) float32"""
+    scores: LayerScores
+
+
+@dataclass(frozen=True)
+class BatchScore:
+    """A fixed batch of a device as the round log records it when the curriculum has scored it."""
+
+    batch: int
+    num_samples: int
+    difficulty: float
+    loss: float | None
+    length: float
+    grade: float | None
 
 
 @dataclass(frozen=True)
@@ -209,6 +236,8 @@ class DeviceReport:
     grade_seen: float | None = None
     length_seen: float | None = None
     kept_fraction: float | None = None
+    mask_overlap: float | None = None
+    layer_keep_ratio: float | None = None
     fisher_trace: float | None = None
     difficulty_loss_rank_corr: float | None = None
     difficulty_length_rank_corr: float | None = None
@@ -227,6 +256,8 @@ class DeviceReport:
     """per layer: neurons of personal tensors that the mask let move"""
     layer_fisher: tuple[float, ...] | None = None
     """per layer: sum of the diagonal Fisher information that the mask is based on"""
+    batches: tuple[BatchScore, ...] | None = None
+    """the device's fixed batches, if the curriculum scored them in this round"""
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_BERT, TINY_LLAMA
+from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
-from fibec_ray.errors import ModelError
-from fibec_ray.fisher import FisherScan, batch_squares, by_length, catch, momentum, per_sample_squares
+from fibec_ray.fisher import Fisher, FisherScan, Label, batch_squares, by_length, momentum
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.curriculum.fisher_order import batch_difficulties
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Batch
+from fibec_ray.types import Batch, Outputs, Work
 
 LENGTHS = [7, 3, 5, 3, 6, 4]
 """tokens per sample: any batch of them is padded"""
@@ -52,6 +53,18 @@ def away_from_zero(model: TorchModel) -> TorchModel:
     rng = torch.Generator().manual_seed(1)
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items() if "lora_B" in n})
     return model
+
+
+def scan_of(
+    model: TorchModel, shard: ArrayShard, batches: Sequence[Tensor], names: Collection[str] | None = None
+) -> FisherScan:
+    rng = torch.Generator().manual_seed(0)
+    return FisherScan(model, shard, batches, list(model.trainable) if names is None else names, rng)
+
+
+def fisher_of(model: TorchModel, shard: ArrayShard, batches: Sequence[Tensor], label: Label = "observed") -> Fisher:
+    """Of all trainable tensors, a head included."""
+    return scan_of(model, shard, batches).read(label, "all")
 
 
 def one_by_one(model: TorchModel, shard: ArrayShard) -> Tensors:
@@ -115,7 +128,7 @@ def test_a_scan_has_the_trace_of_each_sample_and_the_mean_diagonal(
 ) -> None:
     """E1, traces: ||g_i||^2 over all tensors; the diagonal is (1/n) sum_i g_i^2."""
     model = away_from_zero(tiny(config, head, **peft))
-    scan = FisherScan(model, shard, list(torch.tensor([5, 0, 2, 3, 1, 4]).split(4)), list(model.trainable))
+    scan = fisher_of(model, shard, list(torch.tensor([5, 0, 2, 3, 1, 4]).split(4)))
     squares = one_by_one(model, shard)
     traces = torch.stack([value.flatten(1).sum(1) for value in squares.values()]).sum(0)
     torch.testing.assert_close(scan.traces, traces, rtol=1e-5, atol=0)
@@ -158,14 +171,14 @@ def test_squares_are_those_of_vmapped_gradients(head: str, use_rslora: bool, sha
 def test_traces_are_those_of_the_ghost_form(config: Any, shard: ArrayShard) -> None:
     """E1: ||G_i||^2 = <E E^T, A A^T>, with no gradient of a weight formed."""
     model = away_from_zero(tiny(config, "model"))
-    linears = {name: linear for name, linear in model.linears.items() if "lora_" in name}
-    squares, _ = batch_squares(model, shard, ALL, [f"{name}.weight" for name in linears])
-    with catch(linears) as caught:
+    names = [name for name in model.trainable if "lora_" in name]
+    squares, _ = batch_squares(model, shard, ALL, names)
+    with catch(model.holders, names, len(ALL)) as caught:
         losses = model.forward(shard.batch(ALL)).losses
-    grads = torch.autograd.grad(losses.sum(), [caught[name].output for name in linears])
+    grads = torch.autograd.grad(losses.sum(), caught.tensors)
     ghosts = {}
-    for name, e in zip(linears, grads, strict=True):
-        a = caught[name].inputs
+    for name, e in zip(caught.modules, grads, strict=True):
+        a = caught.inputs[name]
         ghosts[f"{name}.weight"] = ((e @ e.transpose(1, 2)) * (a @ a.transpose(1, 2))).sum((1, 2))
     traces = {name: value.sum((1, 2)) for name, value in squares.items()}
     for name, ghost in ghosts.items():
@@ -195,7 +208,7 @@ def test_at_the_start_a_has_no_fisher_information_and_b_has(
 ) -> None:
     """E2: B = 0 lets no gradient through to A."""
     model = tiny(config, head, **peft)
-    diagonal = FisherScan(model, shard, [ALL], list(model.trainable)).diagonal
+    diagonal = fisher_of(model, shard, [ALL]).diagonal
     for name, value in diagonal.items():
         assert bool(value.any()) != ("lora_A" in name), name
 
@@ -203,21 +216,20 @@ def test_at_the_start_a_has_no_fisher_information_and_b_has(
 def test_a_mean_over_the_batch_would_be_wrong_by_its_size_squared(shard: ArrayShard) -> None:
     """E2, why the loss is summed: with B = 4, traces of the mean are 16 times too small."""
     model = away_from_zero(tiny(TINY_BERT, "mean_pool"))
-    rows, linears = torch.arange(4), dict(model.linears)
-    with catch(linears) as caught:
+    rows, names = torch.arange(4), list(model.trainable)
+    with catch(model.holders, names, len(rows)) as caught:
         losses = model.forward(shard.batch(rows)).losses
-    grads = torch.autograd.grad(losses.mean(), [caught[name].output for name in linears])
-    squares, _ = batch_squares(model, shard, rows, [f"{name}.weight" for name in linears])
-    for name, grad in zip(linears, grads, strict=True):
-        wrong = per_sample_squares(caught[name].inputs, grad, bias=False)["weight"]
-        torch.testing.assert_close(16 * wrong, squares[f"{name}.weight"], rtol=1e-5, atol=0)
+    wrong = caught.squares(torch.autograd.grad(losses.mean(), caught.tensors))
+    squares, _ = batch_squares(model, shard, rows, names)
+    for name in names:
+        torch.testing.assert_close(16 * wrong[name], squares[name], rtol=1e-5, atol=0)
 
 
 def test_difficulty_adds_up_over_disjoint_batches(shard: ArrayShard) -> None:
     """E3: batches of 2 and 4 samples are together as hard as the batch of all 6, however they were scanned."""
     model = away_from_zero(tiny(TINY_BERT, "mean_pool"))
     apart, together = list(ALL.split([2, 4])), [ALL]
-    parts, whole = (FisherScan(model, shard, batches, list(model.trainable)) for batches in (apart, together))
+    parts, whole = (fisher_of(model, shard, batches) for batches in (apart, together))
     sum_of_parts = batch_difficulties(parts.traces, apart, "sum").sum()
     torch.testing.assert_close(sum_of_parts, batch_difficulties(whole.traces, together, "sum")[0], rtol=1e-5, atol=0)
     assert_close(parts.diagonal, whole.diagonal)
@@ -236,14 +248,11 @@ def test_the_order_of_samples_in_a_batch_means_nothing(shard: ArrayShard) -> Non
 def test_a_sample_that_is_there_twice_counts_twice(shard: ArrayShard) -> None:
     """E3: for the difficulty of the batch, and for the diagonal, whose n is then one larger."""
     model = away_from_zero(tiny(TINY_BERT, "mean_pool"))
-    once, twice = (
-        FisherScan(model, shard, [rows], list(model.trainable))
-        for rows in (torch.tensor([0, 1]), torch.tensor([0, 0, 1]))
-    )
-    alone = FisherScan(model, shard, [torch.tensor([0])], list(model.trainable))
+    once, twice = (fisher_of(model, shard, [rows]) for rows in (torch.tensor([0, 1]), torch.tensor([0, 0, 1])))
+    alone = fisher_of(model, shard, [torch.tensor([0])])
     assert torch.allclose(
-        batch_difficulties(twice.traces, twice.batches, "sum"),
-        batch_difficulties(once.traces, once.batches, "sum") + alone.traces[0],
+        batch_difficulties(twice.traces, [torch.tensor([0, 0, 1])], "sum"),
+        batch_difficulties(once.traces, [torch.tensor([0, 1])], "sum") + alone.traces[0],
         rtol=1e-5,
     )
     assert_close(
@@ -251,23 +260,101 @@ def test_a_sample_that_is_there_twice_counts_twice(shard: ArrayShard) -> None:
     )
 
 
-def test_expected_fisher_of_logistic_regression() -> None:
-    """E4: sum over both labels of p(y|x) g g, with g = (p - y) x, has diagonal p (1 - p) x^2."""
-    x, w = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0]]), torch.tensor([0.4, -0.2])
-    p = torch.sigmoid(x @ w)
-    squares = [per_sample_squares(x, (p - y).unsqueeze(1), bias=True) for y in (0.0, 1.0)]
-    weights = [1 - p, p]
-    weight = sum(q.view(3, 1, 1) * square["weight"] for q, square in zip(weights, squares, strict=True))
-    bias = sum(q.view(3, 1) * square["bias"] for q, square in zip(weights, squares, strict=True))
-    torch.testing.assert_close(weight, ((p * (1 - p)).unsqueeze(1) * x.square()).unsqueeze(1))
-    torch.testing.assert_close(bias, (p * (1 - p)).unsqueeze(1))
+class Logistic:
+    """Softmax regression on (B, S) token ids, scores x W^T with W (C, S); the loss is that of the label.
+
+    A small model of its own that implements what `LocalModel` asks of a scanned model.
+    """
+
+    def __init__(self, weight: Tensor):
+        linear = nn.Linear(weight.shape[1], len(weight), bias=False)
+        linear.weight.data.copy_(weight)
+        self.holders: dict[str, nn.Module] = {"lora_B": linear}
+        self.trainable: dict[str, nn.Parameter] = {"lora_B.weight": linear.weight}
+        self.linear, self.work = linear, Work()
+
+    def is_adapter(self, name: str) -> bool:
+        return True
+
+    def train(self, mode: bool) -> None:
+        """No dropout."""
+
+    def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        scores = self.linear(batch.input_ids.float())
+        self.work.flops += 2 * scores.numel()  # a forward and a backward pass
+        return Outputs(nn.functional.cross_entropy(scores, batch.labels, reduction="none"), scores)
 
 
-def test_tokens_add_up_before_they_are_squared() -> None:
-    """Two tokens, by hand: G = 1 * [1, 2] + (-1) * [3, 5] = [-2, -3]; bias 1 - 1 = 0."""
-    inputs, grads = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]]), torch.tensor([[[1.0], [-1.0]]])
-    squares = per_sample_squares(inputs, grads, bias=True)
-    assert squares["weight"].tolist() == [[[4.0, 9.0]]] and squares["bias"].tolist() == [[0.0]]
+X = torch.tensor([[1, 2], [3, 1], [2, 0], [0, 1]])
+WEIGHTS = torch.tensor([[0.4, -0.2], [0.1, 0.3], [-0.5, 0.2]])
+
+
+def logistic_fisher(label: Label, weights: Tensor = WEIGHTS, seed: int = 0, copies: int = 1) -> tuple[Fisher, float]:
+    """Fisher information and flops on X with labels 0, 1, 1, 0."""
+    model, shard = Logistic(weights), shard_of(X.repeat(copies, 1).tolist(), [0, 1, 1, 0] * copies)
+    rng = torch.Generator().manual_seed(seed)
+    scan = FisherScan(model, shard, [torch.arange(4 * copies)], ["lora_B.weight"], rng)  # type: ignore[arg-type]
+    return scan.read(label), model.work.flops
+
+
+def expected_by_hand(weights: Tensor) -> Tensor:
+    """E4: sum_y p_y (p - onehot_y)_c^2 x_j^2 = p_c (1 - p_c) x_j^2, (n, C, S)."""
+    p = (X.float() @ weights.T).softmax(1)
+    return (p * (1 - p)).unsqueeze(2) * X.float().square().unsqueeze(1)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_the_expected_fisher_of_softmax_regression_is_the_closed_form(num_classes: int) -> None:
+    """E4: X^T diag(p (1 - p)) X / n on the diagonal, whatever the labels."""
+    found, _ = logistic_fisher("expected", WEIGHTS[:num_classes])
+    squares = expected_by_hand(WEIGHTS[:num_classes])
+    torch.testing.assert_close(found.diagonal["lora_B.weight"], squares.mean(0))
+    torch.testing.assert_close(found.traces, squares.sum((1, 2)))
+
+
+def test_sampled_labels_give_the_expected_fisher_in_the_mean() -> None:
+    """E4: over 4,000 draws for each sample, within five standard errors; never the same as one draw."""
+    found, _ = logistic_fisher("sampled", copies=4000)
+    p, x = (X.float() @ WEIGHTS.T).softmax(1), X.float().square().sum(1, keepdim=True)
+    traces = ((torch.eye(3) - p.unsqueeze(1)).square().sum(2)) * x  # (4, C): the trace for each label
+    mean = (p * traces).sum(1)
+    error = ((p * traces.square()).sum(1) - mean.square()).sqrt() / 4000**0.5
+    assert ((found.traces.view(4000, 4).mean(0) - mean).abs() <= 5 * error + 1e-6).all()
+    assert found.traces.view(4000, 4)[:, 0].unique().numel() == 3
+
+
+def test_a_drawn_label_depends_on_the_generator_alone(shard: ArrayShard) -> None:
+    """Not on the batches that a sample is scanned with."""
+    model = away_from_zero(tiny(TINY_BERT, "mean_pool"))
+    whole, split = fisher_of(model, shard, [ALL], "sampled"), fisher_of(model, shard, list(ALL.split(2)), "sampled")
+    torch.testing.assert_close(whole.traces, split.traces, rtol=1e-4, atol=0)
+    other = FisherScan(model, shard, [ALL], list(model.trainable), torch.Generator().manual_seed(1)).read(
+        "sampled", "all"
+    )
+    assert not torch.allclose(other.traces, whole.traces, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("config", "head"), [(TINY_BERT, "mean_pool"), (TINY_LLAMA, "causal_lm")])
+def test_the_expected_fisher_is_the_mean_over_labels_of_single_samples(
+    config: Any, head: str, shard: ArrayShard
+) -> None:
+    """By one backward pass for each sample and class, through p restricted to the classes; losses are the observed."""
+    model = away_from_zero(tiny(config, head))
+    expected = {name: torch.zeros(6, *p.shape) for name, p in model.trainable.items()}
+    for row in range(6):
+        log_p = model.forward(shard.batch(torch.tensor([row]))).scores.log_softmax(1)[0]
+        for value in log_p:
+            grads = torch.autograd.grad(value, list(model.trainable.values()), retain_graph=True)
+            for name, grad in zip(model.trainable, grads, strict=True):
+                expected[name][row] += value.detach().exp() * grad.square()
+    squares, losses = batch_squares(model, shard, ALL, list(model.trainable), "expected")
+    assert_close(squares, expected)
+    torch.testing.assert_close(losses, batch_squares(model, shard, ALL, list(model.trainable))[1])
+
+
+def test_work_counts_every_backward_pass() -> None:
+    """Softmax over 3 classes and 4 samples: 12 a pass; one forward and one backward, or C = 3 backward passes."""
+    assert [logistic_fisher(label)[1] for label in ("observed", "sampled", "expected")] == [24, 24, 48]
 
 
 def test_constant_fisher_information_is_a_fixed_point_of_momentum() -> None:
@@ -312,7 +399,7 @@ def test_grouping_by_length_changes_no_result(shard: ArrayShard) -> None:
     """A scan regroups samples to save padding; each sample has the squares of its own batch as it stood."""
     model = away_from_zero(tiny(TINY_LLAMA, "causal_lm"))
     batches = list(torch.tensor([0, 1, 2, 3, 4, 5]).split(2))
-    scan = FisherScan(model, shard, batches, list(model.trainable))
+    scan = fisher_of(model, shard, batches)
     assert [g.tolist() for g in by_length(shard, ALL, 2)] != [b.tolist() for b in batches]
     as_they_stood = [batch_squares(model, shard, rows, list(model.trainable)) for rows in batches]
     joined = {name: torch.cat([squares[name] for squares, _ in as_they_stood]) for name in model.trainable}
@@ -329,7 +416,7 @@ def test_a_bfloat16_base_gives_float32_squares(config: Any, head: str, shard: Ar
     squares, losses = batch_squares(model, shard, ALL, list(model.trainable))
     assert losses.dtype == torch.float32 and losses.isfinite().all()
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in squares.values())
-    scans = [FisherScan(m, shard, [ALL], list(m.trainable)) for m in (model, exact)]
+    scans = [fisher_of(m, shard, [ALL]) for m in (model, exact)]
     assert scans[0].traces.dtype == torch.float32
     torch.testing.assert_close(scans[0].traces, scans[1].traces, rtol=0.2, atol=0)
 
@@ -345,30 +432,20 @@ def test_in_float64_the_two_ways_differ_by_rounding_alone(shard: ArrayShard) -> 
 
 def test_a_scan_runs_when_first_asked_and_knows_only_its_rows(shard: ArrayShard) -> None:
     model = tiny(TINY_BERT, "mean_pool")
-    scan = FisherScan(model, shard, [torch.tensor([4, 1])], [name for name in model.trainable if "lora_" in name])
-    assert not scan.has_run and model.work.num_tokens == 0
-    assert scan.traces.isnan().tolist() == scan.losses.isnan().tolist() == [True, False, True, True, False, True]
-    assert scan.has_run and model.work.num_tokens == 2 * 6  # both padded to the longer one
-    assert leaves(scan.diagonal) == LORA
-    assert model.work.num_tokens == 2 * 6
+    scan = scan_of(model, shard, [torch.tensor([4, 1])])
+    assert scan.found is None and model.work.num_tokens == 0
+    fisher = scan.read()
+    assert fisher.traces.isnan().tolist() == fisher.losses.isnan().tolist() == [True, False, True, True, False, True]
+    assert model.work.num_tokens == 2 * 6  # both padded to the longer one
+    assert leaves(fisher.diagonal) == LORA
+    assert scan.read() is fisher is scan.found and model.work.num_tokens == 2 * 6
+    assert leaves(scan.read(scope="all").diagonal) == LORA | {"head.weight", "head.bias"}
+    assert model.work.num_tokens == 4 * 6
 
 
 def test_scanning_leaves_the_model_as_it_was(shard: ArrayShard) -> None:
     model = away_from_zero(tiny(TINY_BERT, "mean_pool"))
     before = model.read()
-    assert FisherScan(model, shard, [ALL], list(model.trainable)).traces.isfinite().all()
+    assert fisher_of(model, shard, [ALL]).traces.isfinite().all()
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.trainable.items())
-    assert not any(module._forward_hooks for module in model.linears.values())
-
-
-def test_a_tensor_that_no_linear_holds_is_refused(shard: ArrayShard) -> None:
-    model = tiny(TINY_BERT, "mean_pool")
-    with pytest.raises(ModelError, match="Linear layers only; 'prompt.weight' is none"):
-        batch_squares(model, shard, ALL, ["prompt.weight"])
-
-
-def test_a_linear_that_is_called_twice_is_refused() -> None:
-    twice = nn.Linear(2, 2)
-    with pytest.raises(ModelError, match="tied: called twice"), catch({"tied": twice}):
-        twice(twice(torch.ones(1, 2)))
-    assert not twice._forward_hooks
+    assert not any(module._forward_hooks for module in model.holders.values())

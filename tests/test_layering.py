@@ -16,14 +16,14 @@ ANALYSIS = Path(analysis.__file__).parent
 
 LAYERS = (
     ("cli",),
-    ("console",),
+    ("console", "sweep"),
     ("simulation",),  # runs what config describes
     ("config",),
     ("fleets",),
     ("learning",),
     ("method", "models", "data", "roundlog"),
     ("parts",),
-    ("fisher", "run_dir", "tensors", "seeds", "types", "errors"),
+    ("fisher", "per_sample", "spectrum", "run_dir", "tensors", "seeds", "types", "errors"),
 )
 """From top to bottom. A module imports lower layers and its own package; the files of the lowest layer each other."""
 
@@ -181,6 +181,7 @@ def test_only_the_command_imports_the_analysis() -> None:
         ("peft", ("fibec_ray.models", "fibec_ray.parts.peft")),
         ("pyarrow", ("fibec_ray.data", "fibec_ray.roundlog", "analysis")),  # the analysis handles tables of the log
         ("datasets", ("fibec_ray.data",)),
+        ("linear_operator", ("fibec_ray.spectrum",)),
         ("matplotlib", ("analysis",)),
     ],
 )

@@ -15,6 +15,7 @@ from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES, Method
+from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.part import Part
 from fibec_ray.simulation import cache_dir, prepare
 
@@ -65,7 +66,7 @@ def test_every_part_is_frozen_documented_and_made_from_its_kind_alone(axis: str,
 
 def neighbours(axis: str, kind: str) -> dict[str, Any]:
     """What a part cannot do without."""
-    return {"sharing": "gal"} if (axis, kind) == ("mask", "fisher_neurons") else {}
+    return {"sharing": "gal"} if axis == "mask" and MASKS[kind]().needs_personal else {}
 
 
 @pytest.mark.parametrize("axis", AXES)

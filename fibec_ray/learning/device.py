@@ -7,7 +7,7 @@ often, does not change its result.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
@@ -22,6 +22,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained, local_update
 from fibec_ray.learning.records import DeviceRound, Opened, opening_report, training_report
 from fibec_ray.learning.store import StateStore
+from fibec_ray.method import AXES
 from fibec_ray.tensors import Tensors, all_finite, drop, subtract
 from fibec_ray.types import (
     OPENING_ROUND,
@@ -57,16 +58,17 @@ class DeviceWorker:
             started, method = self._start(), self._job.method
             shard = self._data.train_shard(device)
             self._model.load(self.initial)
-            scan = self._scan(shard, self.batches(device))
+            scan = self._scan(shard, self.batches(device), self.initial, OPENING_ROUND, device)
             memory: dict[str, Tensors] = {}
             if method.curriculum.opens:
-                memory["curriculum"] = method.curriculum.prepare(scan, self._rng("curriculum", device))
+                rng = self._rng("curriculum", device)
+                memory["curriculum"] = method.curriculum.prepare(scan, rng, OPENING_ROUND)
             if method.mask.opens:
-                memory["mask"] = method.mask.prepare(scan)
+                memory["mask"] = method.mask.prepare(scan, self._rng("mask", device, OPENING_ROUND))
             scores = method.sharing.score(self._model, shard, self._rng("sensitivity", device))
             self._store.save(device, OPENING_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
-            opened = Opened(scan, layer_report, self._model.work, time.perf_counter() - started, self.initial)
+            opened = Opened(scan, memory, layer_report, self._model.work, time.perf_counter() - started, self.initial)
             return layer_report, opening_report(self._job, opened, self._name, attempt)
 
     def train(
@@ -91,18 +93,24 @@ class DeviceWorker:
         self._model.load(received)
         shard, batches = self._data.train_shard(device), self.batches(device)
         evidence = method.aggregator.evidence(self._model, shard, list(broadcast.shared))
-        memory = {axis: dict(tensors) for axis, tensors in state.memory.items()}
-        scored = self._scan(shard, batches)
-        if "curriculum" not in memory:
-            memory["curriculum"] = method.curriculum.prepare(scored, self._rng("curriculum", device))
-        visible = method.curriculum.visible(memory["curriculum"], batches, plan.round, plan.rounds)
-        memory["mask"] = method.mask.refresh(
-            memory.get("mask", {}), FisherScan(self._model, shard, visible, personal), personal
-        )
+        memory = {axis: dict(state.memory.get(axis, {})) for axis in AXES}
+        scored = None
+        if method.curriculum.due(memory["curriculum"], plan.round):
+            scored = self._scan(shard, batches, received, plan.round, device)
+            rng = self._rng("curriculum", device)
+            memory["curriculum"] = method.curriculum.prepare(scored, rng, plan.round)
+        rng = self._rng("visible", device, plan.round)
+        visible = method.curriculum.visible(memory["curriculum"], batches, plan.round, plan.rounds, rng)
+        kept_before = method.mask.keep(memory["mask"], personal)
+        scan, rng = self._scan(shard, visible, personal, plan.round, device), self._rng("mask", device, plan.round)
+        memory["mask"] = method.mask.refresh(memory["mask"], scan, personal, rng)
         keep = method.mask.keep(memory["mask"], personal)
-        return DeviceRound(plan, device, broadcast, shard, memory, visible, keep, evidence, scored)
+        return DeviceRound(
+            plan, device, broadcast, shard, batches, memory, visible, keep, kept_before, evidence, scored
+        )
 
     def _local_update(self, round_: DeviceRound) -> Trained:
+        mask, personal = self._job.method.mask, drop(self.initial, round_.broadcast.shared)
         with seeds.seeded_third_party(self._job.seed, "dropout", round_.plan.round, round_.device):
             return local_update(
                 self._model,
@@ -112,20 +120,23 @@ class DeviceWorker:
                 round_.plan.learning_rate,
                 self._job.method.objective,
                 round_.keep,
-                round_.memory.get("objective", {}),
+                round_.memory["objective"],
                 round_.broadcast.hint,
+                list(personal) if mask.watches(round_.memory["mask"]) else (),
             )
 
     def _finish(self, round_: DeviceRound, trained: Trained) -> ClientUpdate:
         """Splits the trained values into what is sent and what stays, and stores the latter."""
-        plan, shared, memory = round_.plan, round_.broadcast.shared, round_.memory
+        plan, shared, memory = round_.plan, round_.broadcast.shared, dict(round_.memory)
         values = self._model.read()
         if not all_finite(values):
             raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
         delta = subtract({name: values[name] for name in shared}, shared)
         memory["objective"], evidence = self._job.method.objective.finish(
-            memory.get("objective", {}), round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
+            memory["objective"], round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
         )
+        if trained.squares:
+            memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
         self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
         return ClientUpdate(
             round_.device, round_.shard.num_samples, trained.num_steps, delta, {**round_.evidence, **evidence}
@@ -168,10 +179,11 @@ class DeviceWorker:
         out = self._model.forward(batch)
         return Predictions(batch.labels.cpu(), out.scores.argmax(1).cpu(), out.losses.float().cpu())
 
-    def _scan(self, shard: Shard, batches: Sequence[Tensor]) -> FisherScan:
-        """Squared gradients of the adapter (a head would drown it: methods score by the adapter alone), lazy."""
-        adapter = [name for name in self.initial if self._model.is_adapter(name)]
-        return FisherScan(self._model, shard, batches, adapter)
+    def _scan(
+        self, shard: Shard, batches: Sequence[Tensor], names: Collection[str], round_: int, device: int
+    ) -> FisherScan:
+        """Squared gradients of the named tensors over the batches, lazy."""
+        return FisherScan(self._model, shard, batches, names, self._rng("fisher", device, round_))
 
     def _rng(self, purpose: str, *where: int) -> torch.Generator:
         return seeds.generator(self._job.seed, purpose, *where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.per_sample import Caught, catch
 from fibec_ray.tensors import Tensors, clone
 from fibec_ray.types import LocalModel, Shard
 
@@ -22,6 +23,8 @@ class Trained:
     """visited, repeats over epochs included"""
     mean_loss: float
     """of the task alone, over steps, before each step"""
+    squares: Tensors
+    """mean squared per-sample gradients of the watched tensors, each at the parameters of its step"""
 
 
 def local_update(
@@ -34,11 +37,13 @@ def local_update(
     keep: Mapping[str, Tensor],
     memory: Tensors,
     hint: Tensors,
+    watch: Collection[str] = (),
 ) -> Trained:
     """Takes one optimiser step for each batch, in place in the model.
 
     keep: bool tensors, True where an entry may move. Entries that may not are bit-identical afterwards: weight decay
     and momentum would move them even without a gradient, so they are put back after every step.
+    watch: tensors whose squared gradients are wanted; they come from the steps' own backward passes.
     """
     params = dict(model.trainable)
     anchor = clone(params)
@@ -47,11 +52,16 @@ def local_update(
     model.train(True)
     losses: list[Tensor] = []
     num_samples = 0
+    squares: Tensors = {}
     for rows in islice(batches, settings.max_steps):
         optimizer.zero_grad(set_to_none=True)
-        loss = model.forward(shard.batch(rows)).losses.mean()
+        with catch(model.holders, watch, len(rows)) as caught:
+            loss = model.forward(shard.batch(rows)).losses.mean()
+        for tensor in caught.tensors:
+            tensor.retain_grad()
         penalty = objective.penalty(params, anchor)
         (loss if penalty is None else loss + penalty).backward()
+        _accumulate(squares, caught, len(rows))
         objective.correct(params, memory, hint)
         _zero_masked(params, frozen)
         if settings.clip is not None:
@@ -61,7 +71,18 @@ def local_update(
         losses.append(loss.detach())
         num_samples += len(rows)
     model.train(False)
-    return Trained(len(losses), num_samples, float(torch.stack(losses).double().mean()))
+    mean_squares = {name: value.cpu() / num_samples for name, value in squares.items()}
+    return Trained(len(losses), num_samples, float(torch.stack(losses).double().mean()), mean_squares)
+
+
+def _accumulate(squares: Tensors, caught: Caught, num_samples: int) -> None:
+    """Adds a batch's squared per-sample gradients; the loss was their mean, so gradients are scaled back to a sum."""
+    if not caught.tensors:
+        return
+    batch = caught.squares([tensor.grad for tensor in caught.tensors], scale=num_samples)
+    for name, value in batch.items():
+        total = value.sum(0)
+        squares[name] = squares[name].add_(total) if name in squares else total
 
 
 def _optimizer(settings: LocalTraining, params: Mapping[str, nn.Parameter], rate: float) -> torch.optim.Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from fibec_ray.learning.local_update import Trained
 from fibec_ray.tensors import Tensors, num_bytes
 from fibec_ray.types import (
     OPENING_ROUND,
+    BatchScore,
     Broadcast,
     ClientUpdate,
     DeviceReport,
@@ -32,6 +33,8 @@ N = TypeVar("N", int, float)
 @dataclass(frozen=True)
 class Opened:
     scan: FisherScan
+    memory: Mapping[str, Tensors]
+    """by axis"""
     layer_report: LayerReport
     work: Work
     compute_s: float
@@ -46,28 +49,33 @@ class DeviceRound:
     device: int
     broadcast: Broadcast
     shard: Shard
+    batches: Sequence[Tensor]
+    """all of the device's"""
     memory: dict[str, Tensors]
-    """by axis; the objective's changes after training"""
+    """by axis, as it is before training"""
     visible: Sequence[Tensor]
     keep: Tensors
+    kept_before: Tensors
+    """`keep` of the device's last participation; empty at its first"""
     evidence: Tensors
-    scored: FisherScan
-    """has run if the curriculum made its order in this round"""
+    scored: FisherScan | None
+    """what the curriculum made its order from, if it did so in this round"""
 
 
 def opening_report(job: Job, opened: Opened, actor: str, attempt: int) -> DeviceReport:
     """Row of round -1. The device downloads P^0 and uploads its layer scores, if its method asks for them."""
     shard, device = opened.scan.shard, opened.layer_report.device
-    scores = opened.layer_report.scores
-    down, up = num_bytes(opened.received), num_bytes({} if scores is None else {"scores": scores})
+    curriculum = opened.memory.get("curriculum", {})
+    down, up = num_bytes(opened.received), opened.layer_report.scores.num_bytes
     return DeviceReport(
         round=OPENING_ROUND,
         device=device,
         num_samples=shard.num_samples,
-        difficulty_seen=float(opened.scan.traces.double().mean()) if opened.scan.has_run else None,
-        grade_seen=None if shard.grades is None else float(shard.grades.double().mean()),
-        length_seen=float(shard.lengths.double().mean()),
-        **_rank_correlations(opened.scan),
+        difficulty_seen=_difficulty(curriculum, torch.arange(shard.num_samples)),
+        grade_seen=None if shard.grades is None else _mean(shard.grades),
+        length_seen=_mean(shard.lengths),
+        **_rank_correlations(curriculum, opened.scan),
+        layer_keep_ratio=opened.layer_report.scores.keep_ratio,
         flops=opened.work.flops,
         sim_time_s=job.system.device_seconds(job.seed, device, opened.work.flops, down, up),
         bytes_down=down,
@@ -77,6 +85,7 @@ def opening_report(job: Job, opened: Opened, actor: str, attempt: int) -> Device
         peak_memory_bytes=peak_memory_bytes(),
         actor=actor,
         attempt=attempt,
+        batches=batch_scores(curriculum, opened.scan),
     )
 
 
@@ -92,8 +101,8 @@ def training_report(
     compute_s: float,
 ) -> DeviceReport:
     rows, shard, broadcast = torch.cat(list(round_.visible)), round_.shard, round_.broadcast
-    difficulty = round_.memory.get("curriculum", {}).get("sample_difficulty")
-    fisher = job.method.mask.fisher(round_.memory.get("mask", {}))
+    curriculum, mask = round_.memory["curriculum"], job.method.mask
+    fisher = mask.fisher(round_.memory["mask"])
     down = num_bytes(broadcast.shared) + num_bytes(broadcast.hint)
     up_delta, up_evidence = num_bytes(update.delta), num_bytes(update.evidence)
     return DeviceReport(
@@ -105,11 +114,12 @@ def training_report(
         num_steps=trained.num_steps,
         learning_rate=round_.plan.learning_rate,
         train_loss=trained.mean_loss,
-        difficulty_seen=None if difficulty is None else float(difficulty[rows].double().mean()),
-        grade_seen=None if shard.grades is None else float(shard.grades[rows].double().mean()),
-        length_seen=float(shard.lengths[rows].double().mean()),
+        difficulty_seen=_difficulty(curriculum, rows),
+        grade_seen=None if shard.grades is None else _mean(shard.grades[rows]),
+        length_seen=_mean(shard.lengths[rows]),
         kept_fraction=_kept_fraction(round_.keep),
-        **_rank_correlations(round_.scored),
+        mask_overlap=_overlap(round_.kept_before, round_.keep),
+        **_rank_correlations(curriculum, round_.scored),
         fisher_trace=float(sum(value.double().sum() for value in fisher.values())) if fisher else None,
         flops=work.flops,
         sim_time_s=job.system.device_seconds(job.seed, update.device, work.flops, down, up_delta + up_evidence),
@@ -121,8 +131,27 @@ def training_report(
         peak_memory_bytes=peak_memory_bytes(),
         actor=actor,
         attempt=attempt,
-        kept_neurons=_by_layer({n: m.flatten(1).any(1) for n, m in round_.keep.items()}, layout, int),
+        kept_neurons=_by_layer(mask.neurons(round_.keep), layout, int),
         layer_fisher=_by_layer(fisher, layout, float),
+        batches=batch_scores(curriculum, round_.scored),
+    )
+
+
+def batch_scores(curriculum: Tensors, scan: FisherScan | None) -> tuple[BatchScore, ...] | None:
+    """The fixed batches as the curriculum has just scored them. curriculum: its memory."""
+    if scan is None or "batch_difficulty" not in curriculum:
+        return None
+    shard, losses = scan.shard, scan.found.losses if scan.found else None
+    return tuple(
+        BatchScore(
+            batch=j,
+            num_samples=len(rows),
+            difficulty=float(curriculum["batch_difficulty"][j]),
+            loss=None if losses is None else _mean(losses[rows]),
+            length=_mean(shard.lengths[rows]),
+            grade=None if shard.grades is None else _mean(shard.grades[rows]),
+        )
+        for j, rows in enumerate(scan.batches)
     )
 
 
@@ -134,6 +163,22 @@ def peak_memory_bytes() -> int:
 def _kept_fraction(keep: Tensors) -> float | None:
     total = sum(mask.numel() for mask in keep.values())
     return sum(int(mask.sum()) for mask in keep.values()) / total if total else None
+
+
+def _overlap(before: Tensors, now: Tensors) -> float | None:
+    """Entries that may move both times / entries that may move at either time (Jaccard)."""
+    either = sum(int((mask | before[name]).sum()) for name, mask in now.items() if name in before)
+    both = sum(int((mask & before[name]).sum()) for name, mask in now.items() if name in before)
+    return both / either if either else None
+
+
+def _difficulty(curriculum: Tensors, rows: Tensor) -> float | None:
+    difficulty = curriculum.get("sample_difficulty")
+    return None if difficulty is None else _mean(difficulty[rows])
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
 
 
 def _by_layer(values: Tensors, layout: Layout, number: Callable[[float], N]) -> tuple[N, ...] | None:
@@ -148,12 +193,14 @@ def _by_layer(values: Tensors, layout: Layout, number: Callable[[float], N]) -> 
     return tuple(number(total) for total in sums)
 
 
-def _rank_correlations(scan: FisherScan) -> dict[str, Any]:
-    """Of the difficulty with loss, length and true grade, if the difficulty was measured just now."""
-    if not scan.has_run:
+def _rank_correlations(curriculum: Tensors, scan: FisherScan | None) -> dict[str, Any]:
+    """Of the samples' difficulty with loss, length and true grade, if the curriculum has just scored them."""
+    difficulty = curriculum.get("sample_difficulty")
+    if scan is None or difficulty is None:
         return {}
-    others = {"loss": scan.losses, "length": scan.shard.lengths, "grade": scan.shard.grades}
-    return {f"difficulty_{name}_rank_corr": _rank_correlation(scan.traces, other) for name, other in others.items()}
+    losses = scan.found.losses if scan.found else None
+    others = {"loss": losses, "length": scan.shard.lengths, "grade": scan.shard.grades}
+    return {f"difficulty_{name}_rank_corr": _rank_correlation(difficulty, other) for name, other in others.items()}
 
 
 def _rank_correlation(left: Tensor, right: Tensor | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from fibec_ray import seeds
 from fibec_ray.learning.job import Job
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.tensors import Tensors, add, select
@@ -25,7 +26,8 @@ class Server:
     def open(self, reports: Sequence[LayerReport]) -> Selection:
         """Chooses the shared tensors from the devices' reports (none for methods without an initialisation phase)."""
         method = self._job.method
-        selection = method.sharing.select(reports, self._layout.layers, self._layout.num_layers)
+        rng = seeds.generator(self._job.seed, "layers")
+        selection = method.sharing.select(reports, self._layout.layers, self._layout.num_layers, rng)
         self._shared = select(self._initial, selection.names)
         self._hint = method.objective.start(self._shared)
         self._state = method.aggregator.start(self._shared)

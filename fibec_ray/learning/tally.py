@@ -69,6 +69,7 @@ class Tally:
             "train_loss": _mean_over_steps(reports),
             "data_fraction": _mean(self._data_fraction(r) for r in reports),
             "kept_fraction": _mean(r.kept_fraction for r in reports),
+            "mask_overlap": _mean(r.mask_overlap for r in reports),
             **self._scores(evaluation),
         }
 

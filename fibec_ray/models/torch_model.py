@@ -19,6 +19,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import open_base
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.per_sample import collect_holders
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import HEAD, Batch, Outputs, Work
 
@@ -54,15 +55,17 @@ class TorchModel:
         self._head = head.to(self.device) if head is not None else None
         self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
         self._trainable = self._collect()
-        self._linears = self._collect_linears()
+        self._holders = collect_holders(self.peft_model, _saved_name)
+        if self._head is not None:
+            self._holders[HEAD] = self._head
 
     @property
     def trainable(self) -> Mapping[str, nn.Parameter]:
         return self._trainable
 
     @property
-    def linears(self) -> Mapping[str, nn.Linear]:
-        return self._linears
+    def holders(self) -> Mapping[str, nn.Module]:
+        return self._holders
 
     @property
     def adapter_config(self) -> dict[str, Any]:
@@ -146,15 +149,6 @@ class TorchModel:
         if self._head is not None:
             found |= {f"{HEAD}.{name}": p for name, p in self._head.named_parameters()}
         return found
-
-    def _collect_linears(self) -> dict[str, nn.Linear]:
-        modules: dict[str, nn.Linear] = {}
-        for name, module in self.peft_model.named_modules():
-            if isinstance(module, nn.Linear) and module.weight.requires_grad:
-                modules[_saved_name(f"{name}.weight").removesuffix(".weight")] = module
-        if self._head is not None:
-            modules[HEAD] = self._head
-        return modules
 
 
 class _ForwardCost:

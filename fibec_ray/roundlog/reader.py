@@ -11,7 +11,12 @@ import pyarrow.parquet as pq
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.schema import NONDETERMINISTIC, SCHEMA_VERSION, TABLES
 
-_ORDER = {"rounds": ["round"], "devices": ["round", "device"], "layers": ["round", "layer"]}
+_ORDER = {
+    "rounds": ["round"],
+    "devices": ["round", "device"],
+    "layers": ["round", "layer"],
+    "batches": ["round", "device", "batch"],
+}
 
 
 def read_rounds(run_dir: Path) -> pa.Table:
@@ -27,6 +32,11 @@ def read_devices(run_dir: Path) -> pa.Table:
 def read_layers(run_dir: Path) -> pa.Table:
     """One row per round and layer, in that order; columns as in `schema.LAYERS`. May have no rows."""
     return _read(run_dir, "layers")
+
+
+def read_batches(run_dir: Path) -> pa.Table:
+    """One row per scored batch, in order of round, device and batch; columns as in `schema.BATCHES`. May be empty."""
+    return _read(run_dir, "batches")
 
 
 def log_digest(run_dir: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
 
 METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
@@ -59,6 +59,7 @@ ROUNDS = pa.schema(
         _optional(
             "kept_fraction", pa.float64(), "1", "personal entries that the mask lets move / all, mean over the cohort"
         ),
+        _optional("mask_overlap", pa.float64(), "1", "devices.mask_overlap, mean over the cohort's returning devices"),
         _optional("global_accuracy", pa.float64(), "1", "global model on the test set; null where not evaluated"),
         _optional("global_loss", pa.float64(), "nats", "global model on the test set, mean over samples"),
         _optional("global_metric", pa.float64(), "1", "global model on the test set, in the task's own metric"),
@@ -98,6 +99,18 @@ DEVICES = pa.schema(
         ),
         _optional("length_seen", pa.float64(), "tokens", "mean length of the samples seen"),
         _optional("kept_fraction", pa.float64(), "1", "personal entries that the mask lets move / all"),
+        _optional(
+            "mask_overlap",
+            pa.float64(),
+            "1",
+            "entries that the mask lets move now and at the device's last participation / at either (Jaccard)",
+        ),
+        _optional(
+            "layer_keep_ratio",
+            pa.float64(),
+            "1",
+            "share of the layers that the spectrum of the device's loss asks to share, where the method looks at it",
+        ),
         _optional(
             "fisher_trace", pa.float64(), "1", "sum of the diagonal Fisher information that the mask is based on"
         ),
@@ -158,16 +171,30 @@ LAYERS = pa.schema(
 )
 """One row per layer and round; none where a method does not look at layers."""
 
-TABLES = {"rounds": ROUNDS, "devices": DEVICES, "layers": LAYERS}
+BATCHES = pa.schema(
+    [
+        _ROUND,
+        _column("device", pa.int32(), "index", "the device"),
+        _column("batch", pa.int32(), "index", "the fixed batch, as the seeded split of the device's samples left it"),
+        _column("num_samples", pa.int64(), "samples", "size of the batch"),
+        _column("difficulty", pa.float64(), "method's own", "score by which the curriculum orders batches"),
+        _optional("loss", pa.float64(), "nats", "mean loss of the batch at the model that scored it"),
+        _column("length", pa.float64(), "tokens", "mean length of the batch's samples"),
+        _optional("grade", pa.float64(), "grade", "mean true difficulty of the samples, where the task knows it"),
+    ]
+)
+"""One row per device and fixed batch, in each round in which the device's curriculum scored them."""
+
+TABLES = {"rounds": ROUNDS, "devices": DEVICES, "layers": LAYERS, "batches": BATCHES}
 """Schema by table; the name is the folder's name in the run directory too."""
 
 _INTRODUCTION = f"""# The round log
 
 <!-- Generated: python -m fibec_ray.roundlog.schema > docs/round-log.md -->
 
-A run writes three Parquet tables into its run directory: `rounds/`, `devices/` and `layers/`. Each is a folder with one
-part file per round (`init.parquet` for the initialisation phase, then `part-000000.parquet` ...), renamed into place
-when complete, so a log can be read while the run goes on. The Parquet metadata of every part holds `schema_version`
+A run writes four Parquet tables into its run directory: `rounds/`, `devices/`, `layers/` and `batches/`. Each is a
+folder with one part file per round (`init.parquet` for the initialisation phase, then `part-000000.parquet` ...),
+renamed into place when complete, so a log can be read while the run goes on. The Parquet metadata of every part holds `schema_version`
 (now {SCHEMA_VERSION}), {", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`, the resolved experiment.
 
 Read it with `fibec_ray.roundlog.reader`, or with any Parquet reader: `SELECT * FROM 'RUN/rounds/*.parquet'`.
@@ -187,6 +214,7 @@ def markdown() -> str:
         "rounds": "one row per round",
         "devices": "one row per device-round that was finished",
         "layers": "one row per layer and round (none where a method does not look at layers)",
+        "batches": "one row per device and fixed batch, in each round in which its curriculum scored them",
     }
     parts = [_INTRODUCTION]
     for table, schema in TABLES.items():

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fibec_ray.types import OPENING_ROUND, DeviceReport
 
 Row = Mapping[str, Any]
 
-_TUPLES = ("kept_neurons", "layer_fisher")  # fields of DeviceReport that reach the log as rows of `layers`
+_TUPLES = ("kept_neurons", "layer_fisher", "batches")  # fields of DeviceReport that are rows of other tables
 _SCALARS = tuple(field.name for field in fields(DeviceReport) if field.name not in _TUPLES)
 
 
@@ -45,12 +45,13 @@ class RoundLog:
         rounds = self._table("rounds", round_, [rounds_row])
         devices = self._table("devices", round_, [_device_row(report) for report in device_rows])
         layers = self._table("layers", round_, layer_rows)
-        for name, table in (("layers", layers), ("devices", devices), ("rounds", rounds)):
+        batches = self._table("batches", round_, [row for report in device_rows for row in _batch_rows(report)])
+        for name, table in (("batches", batches), ("layers", layers), ("devices", devices), ("rounds", rounds)):
             _write(self._run_dir / name / part_name(round_), table)
 
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""
-        for name in ("rounds", "devices", "layers"):
+        for name in TABLES:
             for path in (self._run_dir / name).glob("*.parquet"):
                 if round_of(path) >= first:
                     _remove(path)
@@ -77,6 +78,11 @@ def round_of(part: Path) -> int:
 
 def _device_row(report: DeviceReport) -> dict[str, Any]:
     return {name: getattr(report, name) for name in _SCALARS}
+
+
+def _batch_rows(report: DeviceReport) -> list[dict[str, Any]]:
+    where = {"round": report.round, "device": report.device}
+    return [where | asdict(score) for score in report.batches or ()]
 
 
 def _check_columns(where: str, schema: pa.Schema, row: Row) -> None:

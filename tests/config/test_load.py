@@ -28,7 +28,7 @@ from fibec_ray.simulation import resolved
 
 CONFIGS = config_folder()
 QUICKSTART = CONFIGS / "quickstart.yaml"
-EVERY_FILE = sorted(CONFIGS.rglob("*.yaml"))
+EVERY_FILE = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "sweeps"]  # those: test_sweep.py
 EXPERIMENTS = [QUICKSTART, *sorted((CONFIGS / "experiments").glob("*.yaml"))]
 TASKS = sorted((CONFIGS / "tasks").glob("*.yaml"))
 BACKBONES = sorted((CONFIGS / "backbones").glob("*.yaml"))

@@ -12,6 +12,7 @@ from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.data.encoded import ArrayShard
+from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import Trained, local_update
 from fibec_ray.models.backbone import prepare
@@ -20,7 +21,7 @@ from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, digest
 from fibec_ray.types import Batch, LocalModel, Outputs, Work
 
 
@@ -32,7 +33,8 @@ class Line:
 
     def __init__(self, *weights: float) -> None:
         self.linear = nn.Linear(len(weights), 1, bias=False)
-        self.trainable: dict[str, nn.Parameter] = {"w": self.linear.weight}
+        self.trainable: dict[str, nn.Parameter] = {"line.weight": self.linear.weight}
+        self.holders: dict[str, nn.Module] = {"line": self.linear}
         self.num_layers, self.work = 1, Work()
         self.modes: list[bool] = []
         with torch.no_grad():
@@ -75,7 +77,7 @@ def test_one_sgd_step_by_hand() -> None:
     model = Line(1.0, 1.0)
     trained = update(model, shard_of([[1, 2], [2, 0]]), [torch.tensor([0, 1])], **SGD)
     assert model.weights == pytest.approx([0.65, 0.7])
-    assert trained == Trained(num_steps=1, num_samples=2, mean_loss=3.25)
+    assert trained == Trained(num_steps=1, num_samples=2, mean_loss=3.25, squares={})
     assert model.modes == [True, False]
 
 
@@ -100,6 +102,41 @@ def test_the_first_step_of_adamw_has_the_size_of_the_rate() -> None:
     assert model.weights == pytest.approx([0.85, 0.95])
 
 
+def test_watched_squares_are_those_of_each_sample_at_the_parameters_of_its_step() -> None:
+    """w = [1, 1], then [.65, .7] (see above). Gradients (w x) x: [3, 6] and [4, 0]; then, for [1, 2], 2.05 [1, 2].
+
+    Mean squares over three samples; weight decay, clipping and the penalty do not show in them.
+    """
+    samples, batches = shard_of([[1, 2], [2, 0]]), [torch.tensor([0, 1]), torch.tensor([0])]
+    trained = watched(Line(1.0, 1.0), samples, batches, SGD, Objective())
+    expected = [(9 + 16 + 2.05**2) / 3, (36 + 0 + 4.1**2) / 3]
+    assert trained.squares["line.weight"].flatten().tolist() == pytest.approx(expected)
+    tempered = {"optimizer": "sgd", "weight_decay": 0.5, "clip": 1e-3}
+    first = watched(Line(1.0, 1.0), samples, batches[:1], tempered, Proximal(mu=3.0))
+    assert first.squares["line.weight"].flatten().tolist() == pytest.approx([12.5, 18])
+
+
+def watched(model: Any, shard: ArrayShard, batches: Any, settings: Any, objective: Objective) -> Trained:
+    return local_update(
+        model, shard, batches, LocalTraining(**settings), 0.1, objective, {}, {}, {}, watch=["line.weight"]
+    )
+
+
+@pytest.mark.parametrize(("config", "head"), [(TINY_BERT, "mean_pool"), (TINY_LLAMA, "causal_lm")])
+def test_watching_changes_no_bit_of_training_and_finds_what_a_pass_finds(config: Any, head: str) -> None:
+    """With one step, the squares are those of a Fisher pass at the parameters before it."""
+    shard, batches = shard_of([[5, 6, 7], [8, 9], [1, 2, 3, 4]], [0, 1, 1]), [torch.arange(3)]
+    plain, seen = transformer(config, head), transformer(config, head)
+    fisher = FisherScan(seen, shard, batches, list(seen.trainable), torch.Generator()).read(scope="all").diagonal
+    args: Any = (shard, batches, LocalTraining(), 0.01, Objective(), {}, {}, {})
+    local_update(plain, *args)
+    trained = local_update(seen, *args, watch=list(seen.trainable))
+    assert digest(plain.read()) == digest(seen.read())
+    assert trained.squares.keys() == fisher.keys()
+    for name, value in trained.squares.items():
+        torch.testing.assert_close(value, fisher[name], rtol=1e-4, atol=1e-6 * float(fisher[name].max()))
+
+
 def test_the_mean_loss_is_over_steps_and_before_each() -> None:
     """Losses 1/2 and .81/2, whatever the batch sizes (here 1 and 2)."""
     shard = shard_of([[1, 0], [1, 0], [1, 0]])
@@ -121,7 +158,7 @@ def test_clipping_by_hand() -> None:
 def test_masked_entries_do_not_count_in_the_norm() -> None:
     """Gradient [3, 4] with the second entry held: norm 3, so that the first moves by 0.1 * 1 and not by 0.1 * 3 / 5."""
     model = Line(-1.0, 1.0)
-    keep = {"w": torch.tensor([[True, False]])}
+    keep = {"line.weight": torch.tensor([[True, False]])}
     update(model, shard_of([[3, 4]]), [torch.tensor([0])], keep=keep, **{**SGD, "clip": 1.0})
     assert model.weights == pytest.approx([-1.1, 1.0], rel=1e-5) and model.weights[1] == 1.0
 

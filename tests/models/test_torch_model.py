@@ -199,9 +199,9 @@ def test_every_adapter_tensor_belongs_to_a_block_and_every_head_to_none(family: 
 
 
 @EVERY_CASE
-def test_linears_are_the_modules_of_the_trainable_tensors(family: str, head: str, cache: Path) -> None:
+def test_holders_are_the_modules_of_the_trainable_tensors(family: str, head: str, cache: Path) -> None:
     model = ready(family, head, cache)
-    weights = {f"{name}.weight": module.weight for name, module in model.linears.items()}
+    weights = {f"{name}.weight": module.weight for name, module in model.holders.items()}
     assert weights.keys() == {name for name in model.trainable if name.endswith(".weight")}
     assert all(weight is model.trainable[name] for name, weight in weights.items())
 

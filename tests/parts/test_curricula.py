@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,9 +15,10 @@ from fibec_ray.fisher import FisherScan
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.fisher_order import FisherOrder, batch_difficulties
 from fibec_ray.parts.curriculum.paced import Paced
-from fibec_ray.parts.curriculum.pacing import PACINGS
+from fibec_ray.parts.curriculum.pacing import PACINGS, softly_visible
 from fibec_ray.parts.curriculum.random_order import RandomOrder
-from fibec_ray.types import Batch, Outputs, Work
+from fibec_ray.parts.curriculum.step_matched import StepMatched
+from fibec_ray.types import OPENING_ROUND, Batch, Outputs, Work
 
 ROUNDS = 10
 
@@ -29,26 +31,38 @@ class OneWeight:
 
     def __init__(self) -> None:
         linear = nn.Linear(1, 1, bias=False)
-        self.linears: dict[str, nn.Linear] = {"lora_B": linear}
+        self.holders: dict[str, nn.Module] = {"lora_B": linear}
         self.trainable: dict[str, nn.Parameter] = {"lora_B.weight": linear.weight}
         self.num_layers, self.work, self.num_passes = 1, Work(), 0
+
+    def is_adapter(self, name: str) -> bool:
+        return True
 
     def train(self, mode: bool) -> None:
         """No dropout."""
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         self.num_passes += 1
-        out = self.linears["lora_B"](batch.input_ids.float())
+        out = self.holders["lora_B"](batch.input_ids.float())
         return Outputs(out.squeeze(1), out)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def scan_of(ids: Sequence[int], batch_size: int, model: OneWeight | None = None) -> FisherScan:
     batches = list(torch.arange(len(ids)).split(batch_size))
-    return FisherScan(model or OneWeight(), shard_of([[i] for i in ids]), batches, ["lora_B.weight"])  # type: ignore[arg-type]
+    shard = shard_of([[i] for i in ids])
+    return FisherScan(model or OneWeight(), shard, batches, ["lora_B.weight"], rng())  # type: ignore[arg-type]
 
 
 def prepared(curriculum: Curriculum, scan: FisherScan) -> dict[str, Tensor]:
-    return curriculum.prepare(scan, torch.Generator().manual_seed(0))
+    return curriculum.prepare(scan, rng(), OPENING_ROUND)
+
+
+def shown_by(curriculum: Curriculum, memory: dict[str, Tensor], scan: FisherScan, round_: int) -> list[Tensor]:
+    return curriculum.visible(memory, scan.batches, round_, ROUNDS, rng(round_))
 
 
 def sets(batches: Sequence[Tensor]) -> list[list[int]]:
@@ -59,10 +73,11 @@ IDS = [3, 1, 2, 2, 1, 1, 5, 0, 4]
 """traces 9, 1, 4, 4, 1, 1, 25, 0, 16"""
 
 
-def test_batches_are_ordered_by_the_sum_of_their_traces() -> None:
-    """Pairs of 9 + 1, 4 + 4, 1 + 1, 25 + 0, and 16 alone: 10, 8, 2, 25, 16, so batches 2, 1, 0, 4, 3."""
+def test_batches_are_ordered_by_the_mean_of_their_traces() -> None:
+    """Pairs of 9 + 1, 4 + 4, 1 + 1, 25 + 0, and 16 alone: 5, 4, 1, 12.5, 16, so batches 2, 1, 0, 3, 4."""
     memory = prepared(FisherOrder(), scan_of(IDS, 2))
-    assert memory["order"].tolist() == [2, 1, 0, 4, 3] and memory["order"].dtype == torch.int64
+    assert memory["order"].tolist() == [2, 1, 0, 3, 4] and memory["order"].dtype == torch.int64
+    assert memory["batch_difficulty"].tolist() == [5, 4, 1, 12.5, 16]
     assert memory["sample_difficulty"].tolist() == [9, 1, 4, 4, 1, 1, 25, 0, 16]
 
 
@@ -88,23 +103,23 @@ def test_samples_are_ordered_by_their_own_trace() -> None:
     scan = scan_of(IDS, 2)
     memory = prepared(curriculum, scan)
     assert memory["order"].tolist() == [7, 1, 4, 5, 2, 3, 0, 8, 6]
-    assert sets(curriculum.visible(memory, scan.batches, 0, ROUNDS)) == [[7, 1], [4, 5], [2]]  # ceil(4.5) = 5 samples
+    assert sets(shown_by(curriculum, memory, scan, 0)) == [[7, 1], [4, 5], [2]]  # ceil(4.5) = 5 samples
 
 
 def test_visible_batches_are_the_easiest_in_their_own_order() -> None:
-    """Order 2, 1, 0, 4, 3 and T = 10, beta = .2, alpha = .8: 5 h = 1, 1.5, 2, ... so 1, 2, 2, 3, ... of them."""
+    """Order 2, 1, 0, 3, 4 and T = 10, beta = .2, alpha = .8: 5 h = 1, 1.5, 2, ... so 1, 2, 2, 3, ... of them."""
     curriculum, scan = FisherOrder(), scan_of(IDS, 2)
     memory = prepared(curriculum, scan)
-    visible = [sets(curriculum.visible(memory, scan.batches, t, ROUNDS)) for t in range(4)]
+    visible = [sets(shown_by(curriculum, memory, scan, t)) for t in range(4)]
     assert visible[0] == [[4, 5]]
     assert visible[1] == visible[2] == [[2, 3], [4, 5]]
     assert visible[3] == [[0, 1], [2, 3], [4, 5]]
-    assert sets(curriculum.visible(memory, scan.batches, 8, ROUNDS)) == sets(scan.batches)
+    assert sets(shown_by(curriculum, memory, scan, 8)) == sets(scan.batches)
 
 
 @pytest.mark.parametrize("unit", ["batch", "sample"])
 @pytest.mark.parametrize("kind", [FisherOrder, RandomOrder])
-@pytest.mark.parametrize("pacing", PACINGS)
+@pytest.mark.parametrize("pacing", [pacing for pacing in PACINGS if pacing != "soft"])
 def test_what_is_visible_is_a_prefix_of_the_order_and_stays_visible(kind: type[Paced], unit: str, pacing: str) -> None:
     """E7: nested sets, each the first ones of the fixed order, and at the end each sample once."""
     rng = np.random.default_rng(0)
@@ -116,7 +131,7 @@ def test_what_is_visible_is_a_prefix_of_the_order_and_stays_visible(kind: type[P
     assert sorted(order) == list(range(len(by_unit)))
     before: set[int] = set()
     for t in range(ROUNDS):
-        seen = {row for batch in curriculum.visible(memory, scan.batches, t, ROUNDS) for row in batch.tolist()}
+        seen = {row for batch in shown_by(curriculum, memory, scan, t) for row in batch.tolist()}
         prefix = next(n for n in range(len(order) + 1) if sum(len(by_unit[i]) for i in order[:n]) == len(seen))
         assert seen == {row for i in order[:prefix] for row in by_unit[i]} and seen >= before and seen
         before = seen
@@ -134,13 +149,13 @@ def test_a_random_order_shows_as_many_batches_as_a_fisher_order(unit: str, num_s
     assert model.num_passes == 0 and "sample_difficulty" not in random_memory
     fisher_memory = prepared(fisher, scan)
     for t in range(ROUNDS):
-        shown = [c.visible(m, scan.batches, t, ROUNDS) for c, m in ((fisher, fisher_memory), (random, random_memory))]
+        shown = [shown_by(c, m, scan, t) for c, m in ((fisher, fisher_memory), (random, random_memory))]
         assert len(shown[0]) == len(shown[1]) >= 1
 
 
 def test_a_random_order_follows_its_generator() -> None:
     scan = scan_of(list(range(40)), 1)
-    orders = [RandomOrder().prepare(scan, torch.Generator().manual_seed(seed))["order"].tolist() for seed in (1, 1, 2)]
+    orders = [RandomOrder().prepare(scan, rng(seed), 0)["order"].tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
@@ -150,7 +165,7 @@ def test_an_open_curriculum_is_the_neutral_one(kind: type[Paced]) -> None:
     scan = scan_of(IDS, 2)
     curriculum, neutral = kind(initial_fraction=1.0), Curriculum()
     memory = prepared(curriculum, scan)
-    shown = [c.visible(m, scan.batches, 0, ROUNDS) for c, m in ((curriculum, memory), (neutral, {}))]
+    shown = [shown_by(c, m, scan, 0) for c, m in ((curriculum, memory), (neutral, {}))]
     epochs = [c.pick(v, torch.Generator().manual_seed(5)) for c, v in zip((curriculum, neutral), shown, strict=True)]
     assert sets(epochs[0]) == sets(epochs[1]) and sets(shown[0]) == sets(scan.batches)
 
@@ -166,4 +181,90 @@ def test_an_epoch_has_every_visible_batch_once_in_a_seeded_order() -> None:
 def test_one_batch_is_always_shown() -> None:
     curriculum, scan = FisherOrder(initial_fraction=0.0), scan_of([4, 2], 8)
     memory = prepared(curriculum, scan)
-    assert all(sets(curriculum.visible(memory, scan.batches, t, ROUNDS)) == [[0, 1]] for t in range(ROUNDS))
+    assert all(sets(shown_by(curriculum, memory, scan, t)) == [[0, 1]] for t in range(ROUNDS))
+
+
+def test_hardest_first_is_the_reverse_with_ties_as_they_stood() -> None:
+    """Means 5, 4, 1, 12.5, 16; and 1, 4, 4, 1 with the later of equals later."""
+    assert prepared(FisherOrder(hardest_first=True), scan_of(IDS, 2))["order"].tolist() == [4, 3, 0, 1, 2]
+    assert prepared(FisherOrder(hardest_first=True), scan_of([1, 2, 2, 1], 1))["order"].tolist() == [1, 2, 0, 3]
+
+
+def test_length_power_multiplies_each_trace() -> None:
+    """Token sums 3, 2 + 2, 1 + 1 + 1: traces 9, 16, 9 over lengths 1, 2, 3, so 9, 4, 1 by power -2."""
+    shard = shard_of([[3], [2, 2], [1, 1, 1]])
+    scan = FisherScan(SumOfTokens(), shard, list(torch.arange(3).split(1)), ["lora_B.weight"], rng())  # type: ignore[arg-type]
+    memory = prepared(FisherOrder(length_power=-2), scan)
+    torch.testing.assert_close(memory["sample_difficulty"], torch.tensor([9.0, 4.0, 1.0]))
+    assert memory["order"].tolist() == [2, 1, 0]
+    assert prepared(FisherOrder(), scan)["order"].tolist() == [0, 2, 1]
+
+
+class SumOfTokens(OneWeight):
+    """Loss w sum(x) over a sample's tokens."""
+
+    def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        out = self.holders["lora_B"](batch.input_ids.sum(1, keepdim=True).float())
+        return Outputs(out.squeeze(1), out)
+
+
+def test_when_a_curriculum_is_due() -> None:
+    """Scored at init: never again, or n rounds later. Else from round w on, at the first participation."""
+    scored = {"order": torch.tensor([0]), "scored_round": torch.tensor(4)}
+    once, every = FisherOrder(), FisherOrder(rescore_every=3)
+    late = FisherOrder(score_at="first_participation", score_from_round=2)
+    assert (once.opens, every.opens, late.opens) == (True, True, False)
+    assert [once.due(scored, t) for t in (5, 99)] == [False, False]
+    assert [every.due(scored, t) for t in (4, 6, 7, 9)] == [False, False, True, True]
+    assert [late.due({}, t) for t in (0, 1, 2, 5)] == [False, False, True, True] and not late.due(scored, 9)
+
+
+def test_before_its_first_scoring_a_device_sees_as_many_batches_in_no_order() -> None:
+    late, scan = FisherOrder(score_at="first_participation", score_from_round=5, full_at=0.5), scan_of(IDS, 2)
+    by_sample = late.model_copy(update={"unit": "sample"})
+    for t, count in ((0, 1), (1, 2), (3, 4), (5, 5)):  # ceil(5 (.2 + .8 t / 5))
+        assert sets(shown_by(late, {}, scan, t)) == sets(scan.batches)[:count]
+        assert len(torch.cat(shown_by(by_sample, {}, scan, t))) == math.ceil(9 * (0.2 + 0.16 * t) - 1e-9)
+
+
+def test_waiting_for_a_round_needs_scoring_at_participation() -> None:
+    with pytest.raises(ValueError, match="score_from_round has an effect only with score_at: first_participation"):
+        FisherOrder(score_from_round=3)
+
+
+def test_a_step_matched_control_draws_as_many_batches_from_all_anew() -> None:
+    """The count of the linear pacing each round; other batches in other rounds; the same again for a round."""
+    scan, control, paced = scan_of(list(range(40)), 2), StepMatched(full_at=1.0), RandomOrder(full_at=1.0)
+    memory, drawn = prepared(paced, scan), []
+    assert not control.due({}, 3) and not control.opens
+    for t in range(ROUNDS):
+        drawn.append(sets(shown_by(control, {}, scan, t)))
+        assert len(drawn[t]) == len(shown_by(paced, memory, scan, t)) and drawn[t] == sets(
+            shown_by(control, {}, scan, t)
+        )
+        assert all(batch in sets(scan.batches) for batch in drawn[t])
+    assert not all(batch in drawn[1] for batch in drawn[0])  # no prefix of one order
+
+
+def test_soft_pacing_prefers_the_easy_and_ends_with_all() -> None:
+    """h = .5, kappa = .1 of 100 units: the first tenth nearly always, the middle half the time, the last hardly."""
+    curriculum, scan = FisherOrder(pacing="soft", initial_fraction=0.5, full_at=0.5), scan_of(list(range(100)), 1)
+    memory = prepared(curriculum, scan)
+    order = memory["order"].tolist()
+    hits = torch.zeros(100)
+    for seed in range(200):
+        for batch in curriculum.visible(memory, scan.batches, 0, ROUNDS, rng(seed)):
+            hits[order.index(int(batch))] += 1 / 200
+    chances = torch.sigmoid((50 - torch.arange(100.0)) / 10)
+    assert ((hits - chances).abs() <= 5 * (chances * (1 - chances) / 200).sqrt() + 1e-6).all()
+    assert sets(shown_by(curriculum, memory, scan, 5)) == sets(scan.batches)
+
+
+def test_soft_pacing_shows_the_easiest_rather_than_nothing() -> None:
+    assert softly_visible(0.0, 4, 1e-3, rng()).tolist() == [0]
+    assert all(len(softly_visible(0.0, 3, 0.5, rng(seed))) >= 1 for seed in range(50))
+
+
+def test_softness_needs_pacing_soft() -> None:
+    with pytest.raises(ValueError, match="softness has an effect only with pacing: soft"):
+        FisherOrder(softness=0.2)

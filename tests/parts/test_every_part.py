@@ -50,7 +50,7 @@ def model(site: Site) -> TorchModel:
 @pytest.fixture
 def scan(model: TorchModel, shard: Shard) -> Scan:
     adapter = [name for name in model.trainable if model.is_adapter(name)]
-    return lambda: FisherScan(model, shard, torch.arange(shard.num_samples).split(4), adapter)
+    return lambda: FisherScan(model, shard, torch.arange(shard.num_samples).split(4), adapter, rng())
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -74,12 +74,12 @@ def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, mode
 def test_every_curriculum_shows_whole_batches_and_in_the_end_all(kind: str, scan: Scan, tmp_path: Path) -> None:
     curriculum = CURRICULA[kind]()
     batches = list(scan().batches)
-    memory = curriculum.prepare(scan(), rng())
+    memory = curriculum.prepare(scan(), rng(), 0)
     assert survives_storage(memory, tmp_path)
-    assert digest(curriculum.prepare(scan(), rng())) == digest(memory)
+    assert digest(curriculum.prepare(scan(), rng(), 0)) == digest(memory)
     known = {tuple(rows.tolist()) for rows in batches}
     for round_ in range(10):
-        visible = curriculum.visible(memory, batches, round_, 10)
+        visible = curriculum.visible(memory, batches, round_, 10, rng(round_))
         assert visible and {tuple(rows.tolist()) for rows in visible} <= known
         picked = curriculum.pick(visible, rng(round_))
         assert sorted(map(tuple, map(Tensor.tolist, picked))) == sorted(map(tuple, map(Tensor.tolist, visible)))
@@ -92,12 +92,13 @@ def test_every_sharing_rule_shares_the_head_and_depends_on_reports_alone(
 ) -> None:
     sharing = SHARINGS[kind]()
     scores = sharing.score(model, shard, rng())
-    assert (scores is not None) == sharing.opens and (scores is None or scores.shape == (model.num_layers,))
+    assert (scores.sensitivity is not None) == sharing.opens
+    assert scores.sensitivity is None or scores.sensitivity.shape == (model.num_layers,)
     layers = {name: model.layer_of(name) for name in model.trainable}
     reports = [LayerReport(device, 5 + device, scores) for device in range(3)]
-    names = sharing.select(reports, layers, model.num_layers).names
+    names = sharing.select(reports, layers, model.num_layers, rng()).names
     assert {name for name, layer in layers.items() if layer is None} <= names <= set(layers)
-    assert sharing.select(reports, layers, model.num_layers).names == names
+    assert sharing.select(reports, layers, model.num_layers, rng()).names == names
     assert (names < set(layers)) == sharing.keeps_personal
 
 
@@ -107,7 +108,7 @@ def test_every_mask_says_yes_or_no_for_each_entry_of_personal_tensors(
 ) -> None:
     mask = MASKS[kind]()
     personal = [name for name in model.trainable if model.layer_of(name) == 0]
-    memory = mask.refresh(mask.prepare(scan()), scan(), personal)
+    memory = mask.refresh(mask.prepare(scan(), rng()), scan(), personal, rng())
     assert survives_storage(memory, tmp_path)
     keep = mask.keep(memory, personal)
     assert set(keep) in (set(), set(personal)) and bool(keep) == mask.needs_personal

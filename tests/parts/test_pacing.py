@@ -42,6 +42,7 @@ def test_the_other_pacings_by_hand() -> None:
         "geometric": 0.25**0.75,
         "step": 0.25,
         "log": 0.25 + 0.75 * (1 + math.log(0.25 + math.e**-10) / 10),
+        "soft": 0.25 + 0.75 / 4,  # where its edge is
     }
     assert expected.keys() == PACINGS.keys()
     for pacing, h in PACINGS.items():

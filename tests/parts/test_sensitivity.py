@@ -18,11 +18,11 @@ from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.parts.sharing.base import average_scores
-from fibec_ray.parts.sharing.gal import GlobalLayers, top_layers
+from fibec_ray.parts.sharing.gal import GlobalLayers, average_scores, choose_layers
 from fibec_ray.parts.sharing.sensitivity import CHUNK, layer_sensitivity, relative_change, worst_noise
-from fibec_ray.types import Batch, LayerReport, LocalModel, Outputs, Work
+from fibec_ray.types import Batch, LayerReport, LayerScores, LocalModel, Outputs, Work
 
+RNG = torch.Generator()
 KINDS = ["norm_diff", "diff_norm"]
 NORMS = [1.0, 1.5, 2.0, 3.0, math.inf]
 LAYERS = {"layer.0.lora_B.weight": 0, "layer.1.lora_B.weight": 1, "layer.2.lora_B.weight": 2, "head.weight": None}
@@ -37,7 +37,7 @@ class LinearNet:
     def __init__(self, weights: Sequence[Tensor], table: Tensor):
         self.weights, self.table, self.num_layers, self.work = list(weights), table, len(weights), Work()
         self.trainable: dict[str, nn.Parameter] = {}
-        self.linears: dict[str, nn.Linear] = {}
+        self.holders: dict[str, nn.Module] = {}
 
     def train(self, mode: bool) -> None:
         """No dropout."""
@@ -255,7 +255,8 @@ def test_norms_say_nothing_about_blocks_that_end_in_a_fresh_layer_norm() -> None
 
 def test_the_average_weighs_devices_by_their_samples() -> None:
     """(1 * [3, 0] + 3 * [1, 4]) / 4 = [1.5, 3]."""
-    reports = [LayerReport(0, 1, torch.tensor([3.0, 0.0])), LayerReport(1, 3, torch.tensor([1.0, 4.0]))]
+    scores = [LayerScores(torch.tensor([3.0, 0.0])), LayerScores(torch.tensor([1.0, 4.0]))]
+    reports = [LayerReport(0, 1, scores[0]), LayerReport(1, 3, scores[1])]
     assert average_scores(reports).tolist() == [1.5, 3.0]
 
 
@@ -269,8 +270,8 @@ def reports_of(net: LinearNet, split: Sequence[Sequence[int]], sharing: GlobalLa
 def test_a_split_over_devices_scores_as_all_samples_at_one(kind: str) -> None:
     """E10: the server's average is the mean over the concatenated samples, and chooses the same layers."""
     net, sharing = random_net(), GlobalLayers(fraction=0.34, score_by=kind)  # type: ignore[arg-type]
-    whole = sharing.select(reports_of(net, [range(7)], sharing), LAYERS, 3)
-    split = sharing.select(reports_of(net, [[6, 0], [3], [1, 2, 5, 4]], sharing), LAYERS, 3)
+    whole = sharing.select(reports_of(net, [range(7)], sharing), LAYERS, 3, RNG)
+    split = sharing.select(reports_of(net, [[6, 0], [3], [1, 2, 5, 4]], sharing), LAYERS, 3, RNG)
     assert whole.scores is not None and split.scores is not None
     torch.testing.assert_close(split.scores, whole.scores)
     torch.testing.assert_close(whole.scores, scores(net, shard_of(SAMPLES), kind=kind))
@@ -281,14 +282,15 @@ def test_a_device_scores_on_at_most_max_samples() -> None:
     net, shard = random_net(), shard_of(SAMPLES)
     rows = torch.randperm(7, generator=torch.Generator().manual_seed(0))[:2]
     found = GlobalLayers(max_samples=2).score(net, shard, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    torch.testing.assert_close(found, scores(net, shard, rows))
+    torch.testing.assert_close(found.sensitivity, scores(net, shard, rows))
+    assert found.keep_ratio is None and found.num_bytes == 3 * 4
 
 
 def test_ties_go_to_the_lower_layer() -> None:
     """E10."""
-    assert top_layers(torch.tensor([1.0, 2.0, 2.0, 1.0]), 1) == {1}
-    assert top_layers(torch.tensor([1.0, 2.0, 2.0, 1.0]), 3) == {0, 1, 2}
-    assert top_layers(torch.ones(5), 2) == {0, 1}
+    assert choose_layers(torch.tensor([1.0, 2.0, 2.0, 1.0]), 1, "top", RNG) == {1}
+    assert choose_layers(torch.tensor([1.0, 2.0, 2.0, 1.0]), 3, "top", RNG) == {0, 1, 2}
+    assert choose_layers(torch.ones(5), 2, "top", RNG) == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -296,8 +298,47 @@ def test_ties_go_to_the_lower_layer() -> None:
 )
 def test_a_fraction_of_three_layers_is_rounded(fraction: float, count: int) -> None:
     """round(fraction * 3), halves up; the head is shared whatever the fraction."""
-    report = LayerReport(0, 4, torch.tensor([0.1, 0.3, 0.2]))
+    report = LayerReport(0, 4, LayerScores(torch.tensor([0.1, 0.3, 0.2])))
     sharing = GlobalLayers(fraction=fraction)
     expected = {f"layer.{layer}.lora_B.weight" for layer in [1, 2, 0][:count]}
-    assert sharing.select([report], LAYERS, 3).names == expected | {"head.weight"}
+    assert sharing.select([report], LAYERS, 3, RNG).names == expected | {"head.weight"}
     assert sharing.keeps_personal == (fraction < 1)
+
+
+def test_controls_choose_as_many_layers() -> None:
+    """The two lowest of .1, .3, .2 are 0 and 2; by lot every pair comes up."""
+    report = LayerReport(0, 4, LayerScores(torch.tensor([0.1, 0.3, 0.2])))
+
+    def layers(choose: str, seed: int = 0) -> set[int]:
+        rng = torch.Generator().manual_seed(seed)
+        names = GlobalLayers(fraction=0.67, choose=choose).select([report], LAYERS, 3, rng).names  # type: ignore[arg-type]
+        return {layer for name in names if (layer := LAYERS[name]) is not None}
+
+    assert layers("top") == {1, 2} and layers("bottom") == {0, 2}
+    assert {frozenset(layers("random", seed)) for seed in range(20)} == {
+        frozenset(pair) for pair in ((0, 1), (0, 2), (1, 2))
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "ratios", "count"),
+    [
+        ("lossless_gap", (0.4, 1.0), 3),  # ceil(1.2) = 2 by 1 sample and 3 by 3: 2.75
+        ("lossless_gap", (0.1, 0.5), 2),  # 1 and 2: 1.75
+        ("slq_plateau", (0.4, 0.5), 1),  # plain mean .45 * 3 = 1.35
+        ("slq_plateau", (0.0, 0.0), 1),  # never none
+    ],
+)
+def test_the_number_of_layers_by_devices_ratios(rule: str, ratios: tuple[float, float], count: int) -> None:
+    """N* = round(sum_k n_k / n ceil(r_k L)), or round(mean of r_k L); L = 3."""
+    reports = [LayerReport(k, n, LayerScores(torch.ones(3), ratios[k])) for k, n in enumerate((1, 3))]
+    sharing = GlobalLayers(count_by=rule)  # type: ignore[arg-type]
+    assert len(sharing.select(reports, LAYERS, 3, RNG).names) == count + 1 and sharing.keeps_personal
+    assert reports[0].scores.num_bytes == 4 * 4
+
+
+def test_settings_of_the_gal_without_effect_are_refused() -> None:
+    with pytest.raises(ValueError, match="fraction has an effect only with count_by: fraction"):
+        GlobalLayers(fraction=0.25, count_by="lossless_gap")
+    with pytest.raises(ValueError, match="spectrum has no effect with count_by: fraction"):
+        GlobalLayers(spectrum={"max_samples": 3})  # type: ignore[arg-type]

@@ -3,5 +3,11 @@
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.fisher_order import FisherOrder
 from fibec_ray.parts.curriculum.random_order import RandomOrder
+from fibec_ray.parts.curriculum.step_matched import StepMatched
 
-CURRICULA: dict[str, type[Curriculum]] = {"all": Curriculum, "fisher": FisherOrder, "random": RandomOrder}
+CURRICULA: dict[str, type[Curriculum]] = {
+    "all": Curriculum,
+    "fisher": FisherOrder,
+    "random": RandomOrder,
+    "step_matched": StepMatched,
+}

@@ -16,18 +16,24 @@ class Curriculum(Part):
     """Which batches a device trains on in a round, and in which order.
 
     A device's samples are split into fixed batches once, by a seed that does not depend on the method; so methods are
-    compared on the same batches. `prepare` runs once: in the initialisation phase if the part `opens`, else when the
-    device first takes part. `pick` runs once per local epoch.
-    A memory may hold `sample_difficulty` (n,), which the round log then reports.
+    compared on the same batches. `prepare` runs in the initialisation phase if the part `opens`, and at the start of
+    each participation for which it is `due`. `pick` runs once per local epoch.
+    A memory may hold `sample_difficulty` (n,) and `batch_difficulty` (batches,), which the round log then reports.
     """
 
     kind: str = "all"
 
-    def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
-        """The memory that `visible` needs. scan: squared gradients over the fixed batches, lazy."""
+    def due(self, memory: Tensors, round_: int) -> bool:
+        """True if a device that takes part in this round needs a new memory first."""
+        return False
+
+    def prepare(self, scan: FisherScan, rng: torch.Generator, round_: int) -> Tensors:
+        """The memory that `visible` needs. scan: squared gradients over the fixed batches, lazy. round_: -1 at init."""
         return {}
 
-    def visible(self, memory: Tensors, batches: Sequence[Tensor], round_: int, rounds: int) -> list[Tensor]:
+    def visible(
+        self, memory: Tensors, batches: Sequence[Tensor], round_: int, rounds: int, rng: torch.Generator
+    ) -> list[Tensor]:
         """The batches that the device may see in this round, each a (B,) int64 tensor of rows; never empty."""
         return list(batches)
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 EXP_RATE = 10.0
 """c of the exponential pacing: 1 - 1/e of the growth happens in the last tenth."""
 
@@ -22,6 +25,7 @@ PACINGS: dict[str, Callable[[float, float], float]] = {
     "geometric": lambda x, beta: beta ** (1 - x),
     "step": lambda x, beta: 1.0 if x >= 1 else beta,
     "log": lambda x, beta: beta + (1 - beta) * (1 + math.log(x + math.exp(-EXP_RATE)) / EXP_RATE),
+    "soft": lambda x, beta: beta + (1 - beta) * x,
 }
 
 
@@ -34,7 +38,25 @@ def progress(round_: int, rounds: int, full_at: float) -> float:
     return 1.0 if round_ >= span * (1 - 1e-12) else round_ / span
 
 
+def fraction_visible(pacing: str, round_: int, rounds: int, initial_fraction: float, full_at: float) -> float:
+    """h in [0, 1] of round t."""
+    return min(1.0, PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction))
+
+
 def num_visible(pacing: str, num_units: int, round_: int, rounds: int, initial_fraction: float, full_at: float) -> int:
     """b_k^t = max(1, ceil(h |B_k|)), guarded against float noise in the product; never more than |B_k|."""
-    h = PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction)
-    return min(num_units, max(1, math.ceil(min(1.0, h) * num_units - 1e-9)))
+    h = fraction_visible(pacing, round_, rounds, initial_fraction, full_at)
+    return min(num_units, max(1, math.ceil(h * num_units - 1e-9)))
+
+
+def softly_visible(fraction: float, num_units: int, softness: float, rng: torch.Generator) -> Tensor:
+    """(units visible,) int64: position j of the order with probability sigmoid((h |B| - j) / (kappa |B|)), ours.
+
+    Never none (then the easiest), and all once h = 1, where the formula would still leave some of the hardest out.
+    """
+    positions = torch.arange(num_units)
+    if fraction >= 1:
+        return positions
+    chances = torch.sigmoid((fraction * num_units - positions) / (softness * num_units))
+    drawn = positions[torch.rand(num_units, generator=rng) < chances]
+    return drawn if len(drawn) else positions[:1]

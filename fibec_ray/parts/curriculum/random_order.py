@@ -12,9 +12,17 @@ from fibec_ray.tensors import Tensors
 
 
 class RandomOrder(Paced):
-    """Random curriculum (Wu et al., ICLR 2021): separates "less data early" from "easy data early"."""
+    """Random curriculum (Wu et al., ICLR 2021): separates "less data early" from "easy data early".
+
+    The order is drawn once per device and kept, so that a device sees the same units again and again, as under any
+    other order.
+    """
 
     kind: Literal["random"] = "random"
 
-    def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
-        return {"order": torch.randperm(self.num_units(scan), generator=rng)}
+    def due(self, memory: Tensors, round_: int) -> bool:
+        return "order" not in memory
+
+    def prepare(self, scan: FisherScan, rng: torch.Generator, round_: int) -> Tensors:
+        units = self.as_split(scan.batches)
+        return {"order": units[torch.randperm(len(units), generator=rng)]}

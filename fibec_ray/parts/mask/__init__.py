@@ -2,5 +2,6 @@
 
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
+from fibec_ray.parts.mask.random_neurons import RandomNeurons
 
-MASKS: dict[str, type[Mask]] = {"none": Mask, "fisher_neurons": FisherNeurons}
+MASKS: dict[str, type[Mask]] = {"none": Mask, "fisher_neurons": FisherNeurons, "random_neurons": RandomNeurons}

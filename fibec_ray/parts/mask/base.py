@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
+
 from fibec_ray.fisher import FisherScan
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors
@@ -13,7 +15,8 @@ class Mask(Part):
     """Which entries of a device's personal tensors its local update may change.
 
     `prepare` runs in the initialisation phase if the part `opens`; `refresh` at the start of each participation, with
-    an empty memory at the first one if `prepare` did not run.
+    an empty memory at the first one if `prepare` did not run; `absorb` after the training of a participation that it
+    `watches`.
     """
 
     kind: str = "none"
@@ -23,17 +26,29 @@ class Mask(Part):
         """True if the mask has no effect unless some tensors are personal."""
         return False
 
-    def prepare(self, scan: FisherScan) -> Tensors:
+    def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
         """The memory at the start, from squared gradients over all of the device's data (lazy)."""
         return {}
 
-    def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str]) -> Tensors:
+    def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
         """The new memory. scan: over the batches visible this round (lazy). names: the personal tensors."""
+        return memory
+
+    def watches(self, memory: Tensors) -> bool:
+        """True if `absorb` wants the squared gradients of this participation's training."""
+        return False
+
+    def absorb(self, memory: Tensors, diagonal: Tensors) -> Tensors:
+        """The new memory. diagonal: mean squared per-sample gradients of the personal tensors, as training met them."""
         return memory
 
     def keep(self, memory: Tensors, names: Collection[str]) -> Tensors:
         """Bool tensors, True where an entry may move, for the tensors that are masked at all."""
         return {}
+
+    def neurons(self, keep: Tensors) -> Tensors:
+        """Bool (neurons,) by tensor, for the round log: which neurons move. As it stands, neurons are rows."""
+        return {name: entries.flatten(1).any(1) for name, entries in keep.items()}
 
     def fisher(self, memory: Tensors) -> Tensors:
         """The diagonal Fisher information that the mask is based on, for the round log."""

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Collection
 from typing import Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from fibec_ray.fisher import FisherScan, momentum
-from fibec_ray.parts.mask.base import Mask
+from fibec_ray.fisher import FisherScan, Label, momentum
+from fibec_ray.parts.mask.by_neuron import ByNeuron
+from fibec_ray.parts.mask.neurons import keep_top
+from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio
 from fibec_ray.tensors import Tensors, select, under_prefix, with_prefix
 
+RATIO = 0.3
 
-class FisherNeurons(Mask):
+
+class FisherNeurons(ByNeuron):
     """FibecFed (Liu et al., EMNLP 2024): of the personal tensors, train the neurons of highest importance.
 
-    F_k^t = gamma F_k^{t-1} + (1 - gamma) F~_k^t (diagonal, over the batches visible in the round; F_k^0 = F~_k^0 over
-    all data at the initial model). The importance of a neuron is the sum of its entries of F. A neuron is a row of a
-    LoRA matrix: of B an output neuron, of A a rank unit; rows are ranked within their matrix kind, across all personal
-    layers of the device. gamma, the ratio and this reading of "neuron" are ours: the paper's could not be sourced.
+    F_k^t = gamma F_k^{t-1} + (1 - gamma) F~_k^t (diagonal; F_k^0 = F~_k^0 over all data at the initial model). The
+    importance of a neuron is the sum of its entries of F; neurons are ranked across all personal layers of the device.
+    gamma, the ratio and what a neuron of LoRA is are ours: the paper's could not be sourced.
     A neuron without Fisher information is never chosen: at LoRA's start B = 0, so that all of A scores exactly 0.
     """
 
     kind: Literal["fisher_neurons"] = "fisher_neurons"
-    ratio: float = Field(0.3, ge=0, le=1, description="rho_loc: fraction of neurons that move; 0 freezes, 1 is no mask")
+    ratio_by: Literal["fixed"] | Rule = Field(
+        "fixed", description="fixed: `ratio`; else each device's own, from the Hessian of its loss at its first mask"
+    )
+    spectrum: SpectrumSettings = SpectrumSettings()
     gamma: float = Field(0.9, ge=0, le=1, description="momentum of the diagonal Fisher information")
+    label: Label = Field("observed", description="whose gradient: of the data's label, all of the model's, or a drawn")
+    source: Literal["training", "pass"] = Field(
+        "training",
+        description="of F~_k^t: the backward passes of the device's latest training, which cost next to nothing, or a "
+        "pass of its own over the batches visible this round, which about doubles a participation",
+    )
     refresh_every: int = Field(1, ge=1, description="participations between two updates of the Fisher information")
     start_at: Literal["init", "first_participation"] = Field(
         "init",
@@ -36,62 +45,55 @@ class FisherNeurons(Mask):
         "the batches visible then, at the model received then",
     )
 
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> FisherNeurons:
+        if self.ratio_by != "fixed" and self.ratio != RATIO:
+            raise ValueError("ratio has an effect only with ratio_by: fixed; leave one of them out")
+        if self.ratio_by == "fixed" and self.spectrum != SpectrumSettings():
+            raise ValueError("spectrum has no effect with ratio_by: fixed; leave it out")
+        return self
+
     @property
     def opens(self) -> bool:
         return self.start_at == "init"
 
-    @property
-    def needs_personal(self) -> bool:
-        return True
+    def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
+        return self._started(scan, scan.read(self.label).diagonal, rng)
 
-    def prepare(self, scan: FisherScan) -> Tensors:
-        return with_prefix("fisher", scan.diagonal) | {"participations": torch.tensor(0)}
+    def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
+        if "ratio" not in memory:
+            memory = self._started(scan, {}, rng)
+        fisher, count = select(under_prefix("fisher", memory), names), int(memory["participations"])
+        if not fisher or (self.source == "pass" and count % self.refresh_every == 0):
+            fisher = momentum(fisher, select(scan.read(self.label, "all").diagonal, names), self.gamma)
+        return {
+            "participations": torch.tensor(count + 1),
+            "ratio": memory["ratio"],
+            **with_prefix("fisher", fisher),
+            **with_prefix("kept", self._kept(fisher, float(memory["ratio"]))),
+        }
 
-    def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str]) -> Tensors:
-        count = int(memory.get("participations", 0))
-        fisher = select(under_prefix("fisher", memory), names)
-        if count % self.refresh_every == 0:
-            fisher = momentum(fisher, select(scan.diagonal, names), self.gamma)
-        return with_prefix("fisher", fisher) | {"participations": torch.tensor(count + 1)}
+    def watches(self, memory: Tensors) -> bool:
+        return self.source == "training" and int(memory["participations"]) % self.refresh_every == 0
 
-    def keep(self, memory: Tensors, names: Collection[str]) -> Tensors:
-        fisher = select(under_prefix("fisher", memory), names)
-        if self.ratio == 1:
-            return {name: torch.ones_like(value, dtype=torch.bool) for name, value in fisher.items()}
-        return keep_top_rows(fisher, self.ratio)
+    def absorb(self, memory: Tensors, diagonal: Tensors) -> Tensors:
+        return memory | with_prefix("fisher", momentum(under_prefix("fisher", memory), diagonal, self.gamma))
 
     def fisher(self, memory: Tensors) -> Tensors:
         return under_prefix("fisher", memory)
 
+    def _started(self, scan: FisherScan, fisher: Tensors, rng: torch.Generator) -> Tensors:
+        """The first memory, with the device's own ratio."""
+        ratio = self.ratio
+        if self.ratio_by != "fixed":
+            adapter = [name for name in scan.model.trainable if scan.model.is_adapter(name)]
+            ratio = keep_ratio(self.ratio_by, scan.model, scan.shard, adapter, self.spectrum, rng)
+        return with_prefix("fisher", fisher) | {
+            "participations": torch.tensor(0),
+            "ratio": torch.tensor(ratio, dtype=torch.float64),
+        }
 
-def keep_top_rows(fisher: Tensors, ratio: float) -> Tensors:
-    """True over the top `ratio` of rows of each matrix kind by row sum; rows that score 0 stay False.
-
-    fisher: (rows, columns) or (rows,) each. Kinds are told apart by the last module of the name (lora_A, lora_B). The
-    number kept is rounded up; ties go to the earlier row.
-    """
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for name in fisher:
-        kinds[matrix_kind(name)].append(name)
-    out: Tensors = {}
-    for members in kinds.values():
-        scores = torch.cat([_row_sums(fisher[name]) for name in members])
-        kept = _top(scores, math.ceil(ratio * len(scores) - 1e-9))
-        for name, rows in zip(members, kept.split([len(fisher[name]) for name in members]), strict=True):
-            out[name] = rows.view(-1, *[1] * (fisher[name].dim() - 1)).expand_as(fisher[name]).clone()
-    return {name: out[name] for name in fisher}
-
-
-def matrix_kind(name: str) -> str:
-    """`...query.lora_A.weight` -> `lora_A.weight`."""
-    return ".".join(name.rsplit(".", 2)[-2:])
-
-
-def _row_sums(values: Tensor) -> Tensor:
-    return values.reshape(len(values), -1).sum(1)
-
-
-def _top(scores: Tensor, count: int) -> Tensor:
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    kept[torch.argsort(scores, descending=True, stable=True)[:count]] = True
-    return kept & (scores > 0)
+    def _kept(self, fisher: Tensors, ratio: float) -> Tensors:
+        if ratio == 1:
+            return {name: torch.ones_like(value, dtype=torch.bool) for name, value in fisher.items()}
+        return keep_top(fisher, ratio, self.neuron)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.parts.part import Part
-from fibec_ray.types import LayerReport, LocalModel, Shard
+from fibec_ray.types import LayerReport, LayerScores, LocalModel, Shard
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,16 @@ class Sharing(Part):
         """True if the rule can leave tensors on the devices."""
         return False
 
-    def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> Tensor | None:
-        """(L,) float32: what this device thinks of each block."""
-        return None
+    def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> LayerScores:
+        """What this device has to say about the blocks."""
+        return LayerScores()
 
-    def select(self, reports: Sequence[LayerReport], layers: Mapping[str, int | None], num_layers: int) -> Selection:
+    def select(
+        self,
+        reports: Sequence[LayerReport],
+        layers: Mapping[str, int | None],
+        num_layers: int,
+        rng: torch.Generator,
+    ) -> Selection:
         """The choice, from all devices' reports. layers: block of each trainable tensor (None: head)."""
         return Selection(frozenset(layers))
-
-
-def average_scores(reports: Sequence[LayerReport]) -> Tensor:
-    """I^l = sum_k (n_k / n) I_k^l, (L,) float32; summed in float64 in the order given."""
-    total = sum(report.num_samples for report in reports)
-    weighted = [
-        report.scores.double() * (report.num_samples / total) for report in reports if report.scores is not None
-    ]
-    return torch.stack(weighted).sum(0).float()

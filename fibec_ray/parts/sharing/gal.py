@@ -7,32 +7,52 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.parts.sharing.base import Selection, Sharing, average_scores
+from fibec_ray.parts.sharing.base import Selection, Sharing
 from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
-from fibec_ray.types import LayerReport, LocalModel, Shard
+from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio
+from fibec_ray.types import LayerReport, LayerScores, LocalModel, Shard
+
+FRACTION = 0.5
 
 
 class GlobalLayers(Sharing):
     """FibecFed (Liu et al., EMNLP 2024): the N* blocks most sensitive to adversarial input noise are shared (the GAL).
 
     Device k scores each block on some of its samples (I_k^l, see `sensitivity.py`); the server averages with weights
-    n_k / n and takes the top N* = round(fraction * L), ties to the lower block. Trainable tensors outside blocks (a
-    head) are always shared. The paper's own N*, rho, p and sample count could not be sourced; these are our defaults.
+    n_k / n and takes the top N*, ties to the lower block. Trainable tensors outside blocks (a head) are always shared.
+    The paper's own N*, rho, p and sample count could not be sourced; these are our defaults.
 
     norm_diff needs pretrained weights: a fresh LayerNorm gives every token the same norm, whatever comes in, so that on
     an encoder with `init: random` it measures rounding only; take diff_norm there.
     """
 
     kind: Literal["gal"] = "gal"
-    fraction: float = Field(0.5, ge=0, le=1, description="N* / L; 0 shares no block, 1 all")
+    count_by: Literal["fraction"] | Rule = Field(
+        "fraction",
+        description="N*: fraction of L; or by the spectrum of each device's Hessian: lossless_gap (FedAP's rule, mean of "
+        "ceil(r_k L) by n_k) or slq_plateau (FedPepTAO's code, plain mean of r_k)",
+    )
+    fraction: float = Field(FRACTION, ge=0, le=1, description="N* / L; 0 shares no block, 1 all")
+    spectrum: SpectrumSettings = SpectrumSettings()
+    choose: Literal["top", "bottom", "random"] = Field(
+        "top", description="by score; bottom and random are controls of the same size"
+    )
     score_by: ScoreKind = "norm_diff"
     budget: float = Field(0.05, gt=0, description="rho: norm of the noise, in units of the embeddings")
     relative: bool = Field(False, description="rho is relative to each sample's ||E||_F; needed on a bfloat16 base")
     norm: float = Field(2.0, ge=1, description="p of the noise's norm, 1 to .inf")
     max_samples: int = Field(64, ge=1, description="samples that a device scores on, drawn once")
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> GlobalLayers:
+        if self.count_by != "fraction" and self.fraction != FRACTION:
+            raise ValueError("fraction has an effect only with count_by: fraction; leave one of them out")
+        if self.count_by == "fraction" and self.spectrum != SpectrumSettings():
+            raise ValueError("spectrum has no effect with count_by: fraction; leave it out")
+        return self
 
     @property
     def opens(self) -> bool:
@@ -40,18 +60,60 @@ class GlobalLayers(Sharing):
 
     @property
     def keeps_personal(self) -> bool:
-        return self.fraction < 1
+        return self.count_by != "fraction" or self.fraction < 1
 
-    def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> Tensor:
+    def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> LayerScores:
         rows = torch.randperm(shard.num_samples, generator=rng)[: self.max_samples]
-        return layer_sensitivity(model, shard, rows, self.norm, self.budget, self.relative, self.score_by)
+        scores = layer_sensitivity(model, shard, rows, self.norm, self.budget, self.relative, self.score_by)
+        if self.count_by == "fraction":
+            return LayerScores(scores)
+        adapter = [name for name in model.trainable if model.is_adapter(name)]
+        return LayerScores(scores, keep_ratio(self.count_by, model, shard, adapter, self.spectrum, rng))
 
-    def select(self, reports: Sequence[LayerReport], layers: Mapping[str, int | None], num_layers: int) -> Selection:
-        scores = average_scores(reports)
-        chosen = top_layers(scores, math.floor(self.fraction * num_layers + 0.5))
+    def select(
+        self,
+        reports: Sequence[LayerReport],
+        layers: Mapping[str, int | None],
+        num_layers: int,
+        rng: torch.Generator,
+    ) -> Selection:
+        scores, count = average_scores(reports), self._count(reports, num_layers)
+        chosen = choose_layers(scores, count, self.choose, rng)
         return Selection(frozenset(name for name, layer in layers.items() if layer is None or layer in chosen), scores)
 
+    def _count(self, reports: Sequence[LayerReport], num_layers: int) -> int:
+        """N*."""
+        if self.count_by == "fraction":
+            return _rounded(self.fraction * num_layers)
+        ratios = [(report.num_samples, report.scores.keep_ratio or 0.0) for report in reports]
+        if self.count_by == "slq_plateau":
+            mean = math.fsum(ratio * num_layers for _, ratio in ratios) / len(ratios)
+        else:
+            total = sum(weight for weight, _ in ratios)
+            mean = math.fsum(weight * math.ceil(ratio * num_layers - 1e-9) for weight, ratio in ratios) / total
+        return min(num_layers, max(1, _rounded(mean)))
 
-def top_layers(scores: Tensor, count: int) -> frozenset[int]:
-    """The `count` blocks with the highest of scores (L,); ties go to the lower index."""
-    return frozenset(torch.argsort(scores, descending=True, stable=True)[:count].tolist())
+
+def average_scores(reports: Sequence[LayerReport]) -> Tensor:
+    """I^l = sum_k (n_k / n) I_k^l, (L,) float32; summed in float64 in the order given."""
+    total = sum(report.num_samples for report in reports)
+    weighted = [
+        report.scores.sensitivity.double() * (report.num_samples / total)
+        for report in reports
+        if report.scores.sensitivity is not None
+    ]
+    return torch.stack(weighted).sum(0).float()
+
+
+def choose_layers(scores: Tensor, count: int, how: str, rng: torch.Generator) -> frozenset[int]:
+    """`count` blocks: those with the highest or lowest of scores (L,), ties to the lower index, or drawn by lot."""
+    if how == "random":
+        order = torch.randperm(len(scores), generator=rng)
+    else:
+        order = torch.argsort(scores, descending=how == "top", stable=True)
+    return frozenset(order[:count].tolist())
+
+
+def _rounded(value: float) -> int:
+    """Half up."""
+    return math.floor(value + 0.5)

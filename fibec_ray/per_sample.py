@@ -1,0 +1,249 @@
+"""Exact squared gradients of each sample of a batch, from one forward and backward pass; used by fisher and learning.
+
+L is the *sum* of the per-sample losses and no layer mixes samples, so e_it = dL/dy_it, the gradient of a module's
+output at token t of sample i, belongs to sample i alone. The gradient of one sample is then a sum over its tokens of
+products of e_it with what the module saw:
+
+    Linear      y = W a + b         weight: G_i = sum_t e_it a_it^T   bias: sum_t e_it
+    Conv1D      y = W^T a + b       weight: sum_t a_it e_it^T         bias: sum_t e_it  (GPT-2's)
+    LayerNorm   y = w * n(a) + b    weight: sum_t e_it * n(a_it)      bias: sum_t e_it  (n: to mean 0 and variance 1)
+    Embedding   y = table[a]        weight: row v is the sum of e_it over tokens with a_it = v
+    (IA)^3      y = l * (W a + b)   ia3_l: sum_t e_it * (W a_it + b)
+    (IA)^3      y = W (l * a) + b   ia3_l: sum_t a_it * dL/d(l * a)_it  (feed-forward)
+    any other   y = ... + b                                           bias: sum_t e_it
+
+PEFT multiplies by its scaling after lora_B, so treating lora_A and lora_B as plain Linears already contains the
+scaling. Hooks catch both factors in one pass over the batch: no per-sample loop. The caller's duties: weights take part
+by a call of their module alone (unlike those of merged adapters, compiled or checkpointed modules); and an encoder of
+prompts is called with a row of indices for each sample, as PEFT does for prefixes. (Prompts it computes once, for all.)
+
+Shapes: B samples, T tokens (all axes between the first and the last), `in`/`out` features.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from fibec_ray.errors import ModelError
+from fibec_ray.tensors import Tensors
+
+Formula = Callable[[Any, Tensor, Tensor], Tensor]
+"""(module, a (B, T, in), e (B, T, out)) -> the gradient of each sample (B, *shape). float32; indices a: (B, T) int64"""
+
+
+def _table(module: Any, a: Tensor, e: Tensor) -> Tensor:
+    # A product, because scatter_add_ on a GPU adds in an order of its own; tables of prompts are small.
+    chosen = F.one_hot(a, module.num_embeddings).to(e.dtype)  # (B, T, rows)
+    return torch.bmm(chosen.mT, e)
+
+
+def _bias(module: Any, a: Tensor, e: Tensor) -> Tensor:
+    return e.sum(1)
+
+
+FORMULAS: dict[str, dict[str, Formula]] = {
+    "Linear": {"weight": lambda _, a, e: torch.bmm(e.mT, a), "bias": _bias},
+    "Conv1D": {"weight": lambda _, a, e: torch.bmm(a.mT, e), "bias": _bias},
+    "LayerNorm": {"weight": lambda m, a, e: (e * F.layer_norm(a, m.normalized_shape, eps=m.eps)).sum(1), "bias": _bias},
+    "Embedding": {"weight": _table},
+    "(IA)^3": {"ia3_l": lambda m, a, e: (e * a).sum(1).view(-1, *_tensor(m, "ia3_l").shape)},
+    "other": {"bias": _bias},
+}
+"""By the kind of module and the last word of the tensor's name."""
+
+
+def _kind(module: Any) -> str:
+    """A key of FORMULAS. A subclass counts if it inherits `forward`: one of its own may compute something else."""
+    forward = getattr(type(module), "forward", None)
+    if forward is nn.Linear.forward:
+        return "Linear"
+    if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
+        return "LayerNorm"
+    if forward is nn.Embedding.forward and module.padding_idx is None and not module.scale_grad_by_freq:
+        return "Embedding"
+    if type(module).__name__ == "Conv1D":
+        return "Conv1D"
+    if len(getattr(module, "ia3_l", ())) == 1 and next(iter(module.ia3_l.values())).dim() == 2:  # not a convolution's
+        return "(IA)^3"
+    return "other"
+
+
+def collect_holders(module: nn.Module, saved_name: Callable[[str], str]) -> dict[str, nn.Module]:
+    """The modules at or below `module` that hold trainable tensors, by the common prefix of their saved names.
+
+    saved_name: a parameter's name in `module` -> its name in a saved adapter, without the adapter's own name
+    ("q.ia3_l.default" -> "q.ia3_l"). Modules of every kind are there; `catch` refuses those it cannot do.
+    """
+    known = [part for part in module.modules() if _kind(part) != "other"]
+    owners = {(leaf, id(p)): part for part in known for leaf, p in part.named_parameters(recurse=False)}
+    holders: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        trainable = [(leaf, p) for leaf, p in part.named_parameters(recurse=False) if p.requires_grad]
+        if not trainable:
+            continue
+        if isinstance(part, nn.ParameterDict) and name.endswith(".ia3_l"):
+            part = module.get_submodule(name.rpartition(".")[0])
+        elif len(trainable) == 1 and _kind(part) == "other":
+            # BERT's language-model head keeps a second name for the bias of the Linear inside it.
+            part = owners.get((trainable[0][0], id(trainable[0][1])), part)
+        holders[saved_name(f"{name}.{trainable[0][0]}").rpartition(".")[0]] = part
+    return holders
+
+
+@contextmanager
+def catch(holders: Mapping[str, nn.Module], names: Collection[str], num_samples: int) -> Iterator[Caught]:
+    """Records what the holders of the named tensors see during one forward pass over a batch of `num_samples`.
+
+    holders: modules by the common prefix of their tensors' names: "x" holds "x.weight" and "x.bias"; an (IA)^3 layer
+    "x" holds "x.ia3_l". Raises ModelError for a tensor whose gradient of each sample is not known here.
+    """
+    found = _formulas(holders, names) if names else {}
+    caught = Caught({prefix: Seen(prefix, holders[prefix], found[prefix], num_samples) for prefix in found})
+    with ExitStack() as hooks:
+        for seen in caught.modules.values():
+            for handle in seen.watch():
+                hooks.callback(handle.remove)
+        yield caught
+
+
+@dataclass(frozen=True)
+class Caught:
+    """What the holders saw of one batch, and the squares that follow from it once gradients are known.
+
+    After the forward pass either `torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)`, as often as
+    the graph is kept; or `retain_grad()` on each of the tensors, an ordinary `loss.backward()`, and their `.grad`.
+    """
+
+    modules: Mapping[str, Seen]
+    """by prefix, in the order of the holders"""
+
+    @property
+    def inputs(self) -> Tensors:
+        """a by prefix, (B, T, in), (B, in) or indices (B, T); none of modules not called or wanted for a bias alone"""
+        return {prefix: seen.inputs for prefix, seen in self.modules.items() if seen.inputs is not None}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors whose gradients `squares` needs, in the order of the holders; none for a module not called."""
+        for seen in self.modules.values():
+            seen.refuse_changes()
+        return [seen.output for seen in self.modules.values() if seen.output is not None]
+
+    @torch.no_grad()
+    def squares(self, grads: Sequence[Tensor | None], scale: float = 1.0) -> Tensors:
+        """{name: (B, *shape)} float32: squared gradients of each sample; zeros for a tensor the loss does not see.
+
+        grads: of the summed loss for `tensors` (None: the loss does not depend on it). scale: what they are multiplied
+        by first: B where the loss was a mean over samples.
+        """
+        called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
+        given = dict(zip(called, grads, strict=True))
+        parts = (seen.squares(given.get(prefix), scale) for prefix, seen in self.modules.items())
+        return {name: value for part in parts for name, value in part.items()}
+
+
+class Seen:
+    """What one holder saw of the batch. formulas: by tensor name, of the wanted tensors of this holder."""
+
+    def __init__(self, prefix: str, module: nn.Module, formulas: Mapping[str, Formula], num_samples: int):
+        self.inputs: Tensor | None = None
+        """a, or W a + b of an (IA)^3 that scales outputs; detached; None if not called, or if no formula needs it"""
+        self.output: Tensor | None = None
+        """y, or l * a of a feed-forward (IA)^3; in the graph; None if not called"""
+        self._prefix, self._module, self._formulas, self._num_samples = prefix, module, formulas, num_samples
+        self._versions: list[tuple[Tensor, int]] = []
+
+    def watch(self) -> list[RemovableHandle]:
+        module: Any = self._module
+        if _kind(module) == "(IA)^3" and module.is_feedforward:
+            into = module.register_forward_pre_hook(lambda _, args: self._see_inputs(args[0]))
+            return [into, module.base_layer.register_forward_pre_hook(lambda _, args: self._see_output(args[0]))]
+        out = module.register_forward_hook(lambda _, args, y: self._see_output(y))
+        if _kind(module) == "(IA)^3":
+            return [out, module.base_layer.register_forward_hook(lambda _, args, y: self._see_inputs(y))]
+        if set(self._formulas.values()) == {_bias}:
+            return [out]  # autograd keeps no inputs for biases, so neither do we
+        return [out, module.register_forward_pre_hook(lambda _, args: self._see_inputs(args[0]))]
+
+    def _see_inputs(self, value: Tensor) -> None:
+        self._see(value, self.inputs)
+        self.inputs = value.detach()
+
+    def _see_output(self, value: Any) -> None:
+        if _kind(self._module) == "other" and not _ends_in_adding(value, _tensor(self._module, "bias")):
+            _refuse(next(iter(self._formulas)), f"a {type(self._module).__name__} does not add it to its output")
+        self._see(value, self.output)
+        if not value.requires_grad:
+            raise ModelError(f"{self._prefix}: its output has no graph (torch.no_grad, or gradient checkpointing?)")
+        self.output = value
+
+    def _see(self, value: Tensor, before: Tensor | None) -> None:
+        if before is not None:
+            raise ModelError(f"{self._prefix}: called twice in one forward pass, so its gradient is not one product")
+        if value.dim() < 2 or len(value) != self._num_samples:
+            raise ModelError(f"{self._prefix}: axis 0 of {tuple(value.shape)} is not the {self._num_samples} samples")
+        self._versions.append((value.detach(), value._version))  # a detached tensor shares the counter
+
+    def refuse_changes(self) -> None:
+        if any(value._version != version for value, version in self._versions):
+            raise ModelError(f"{self._prefix}: what it saw or returned was changed in place, so its gradient is lost")
+
+    def squares(self, grad: Tensor | None, scale: float) -> Tensors:
+        """grad: of `output`, in its shape."""
+        if grad is None:
+            tensors = {name: _tensor(self._module, name) for name in self._formulas}
+            return {name: torch.zeros(self._num_samples, *t.shape, device=t.device) for name, t in tensors.items()}
+        e = _by_token(grad) * scale
+        a = e if self.inputs is None else _by_token(self.inputs)  # in the former case no formula looks at it
+        return {name: formula(self._module, a, e).square_() for name, formula in self._formulas.items()}
+
+
+def _by_token(value: Tensor) -> Tensor:
+    """(B, ..., features) or (B, features) -> (B, T, features) in float32; indices (B, ...) -> (B, T)."""
+    return value.unsqueeze(1).flatten(1, -2).float() if value.is_floating_point() else value.flatten(1)
+
+
+def _tensor(module: Any, name: str) -> Any:
+    """The parameter that is saved under this name, if any. PEFT keeps (IA)^3's below the name of its one adapter."""
+    tensor = getattr(module, name.rpartition(".")[2], None)
+    return next(iter(tensor.values())) if isinstance(tensor, nn.ParameterDict) else tensor
+
+
+def _formulas(holders: Mapping[str, nn.Module], names: Collection[str]) -> dict[str, dict[str, Formula]]:
+    """The formula of each named tensor, by holder and name, in the order of the holders."""
+    held = Counter(id(p) for module in set(holders.values()) for p in module.parameters(recurse=False))
+    found: dict[str, dict[str, Formula]] = {prefix: {} for prefix in holders}
+    for name in sorted(names):
+        prefix, _, leaf = name.rpartition(".")
+        module = holders.get(prefix)
+        tensor, formula = _tensor(module, name), FORMULAS[_kind(module)].get(leaf)
+        if tensor is None or formula is None:
+            _refuse(name, f"it belongs to {f'a {type(module).__name__}' if module else 'no known module'}")
+        if held[id(tensor)] > 1:
+            _refuse(name, "two modules share it, and their gradients add up")
+        found[prefix][name] = formula
+    return {prefix: formulas for prefix, formulas in found.items() if formulas}
+
+
+def _ends_in_adding(output: Any, bias: Tensor) -> bool:
+    """True if the graph says that the last operation of `output` was `something + bias`, on the last axis."""
+    node: Any = getattr(output, "grad_fn", None)
+    if type(node).__name__ != "AddBackward0" or bias.shape != output.shape[-1:]:
+        return False
+    return node._saved_alpha == 1 and sum(getattr(p, "variable", None) is bias for p, _ in node.next_functions) == 1
+
+
+def _refuse(name: str, why: str) -> NoReturn:
+    raise ModelError(
+        f"'{name}': its gradient for each single sample is not known, because {why}. "
+        "Leave it out of the scope, or choose a method without Fisher information"
+    )
