@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from analysis.curves import Curve, curves_of
 from analysis.figures import png
+from analysis.files import FINISHED, read_mapping, replace_file
 from analysis.scores import RECENT, scores_of
 from analysis.tables import RunTables, latest_layers
 from analysis.units import BYTES, SECONDS, readable
-from fibec_ray.errors import RunDirError
-
-FINISHED = "finished"
-"""The `status` in summary.json of a run that came to its end."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Run:
     def read(run_dir: Path) -> Run:
         tables = RunTables.read(run_dir)
         metadata = {key.decode(): value.decode() for key, value in (tables.rounds.schema.metadata or {}).items()}
-        return Run(tables, _mapping(run_dir / "config.yaml"), _mapping(run_dir / "summary.json"), metadata)
+        return Run(tables, read_mapping(run_dir / "config.yaml"), read_mapping(run_dir / "summary.json"), metadata)
 
     def fact(self, key: str) -> Any:
         """A plain value from the summary, or else the config, or else the log's metadata; None where none has it."""
@@ -56,9 +51,9 @@ def write_report(run_dir: Path) -> Path:
     curves = curves_of(run.tables, run.anchors(), run.fact("metric"))
     images = {curve.stem: png(curve) for curve in curves}
     for stem, image in images.items():
-        _replace(run_dir / "report" / f"{stem}.png", image)
+        replace_file(run_dir / "report" / f"{stem}.png", image)
     page = run_dir / "report.html"
-    _replace(page, _render(run, run_dir.resolve().name, curves, images).encode())
+    replace_file(page, _render(run, run_dir.resolve().name, curves, images).encode())
     return page
 
 
@@ -137,28 +132,3 @@ def _footer(run: Run) -> str:
     keys = (("run", "run_id"), ("commit", "git_commit"), ("adapter", "adapter_digest"))
     found = [f"{label} {run.fact(key)}" for label, key in keys if run.fact(key) is not None]
     return " · ".join([*found, "columns of the log: docs/round-log.md"])
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds a mapping; empty where there is no file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunDirError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise RunDirError(f"{path}: should hold keys and values, holds {type(found).__name__}")
-    return found
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whoever looks at the path sees the old file or the new one, never a half."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise RunDirError(f"{path}: cannot write the report: {error.strerror}") from error

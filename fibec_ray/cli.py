@@ -1,4 +1,4 @@
-"""The `fibec-ray` command: run, show, methods, report. Thin; heavy imports come after the arguments are parsed."""
+"""The `fibec-ray` command: run, show, methods, report, sweep. Thin; heavy imports come after argument parsing."""
 
 from __future__ import annotations
 
@@ -63,11 +63,24 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw the curves of a run: RUN/report.html and RUN/report/*.png")
     report.add_argument("run", type=Path, metavar="RUN", help="run directory")
     report.set_defaults(command=_report)
+
+    sweep = commands.add_parser("sweep", help="run every variant and seed of a sweep, then print its table")
+    _add_config(sweep, "SWEEP", "sweep, a YAML file")
+    sweep.add_argument("--out", type=Path, metavar="DIR", required=True, help="sweep directory; finished runs are kept")
+    sweep.add_argument("--jobs", type=_at_least_one, metavar="N", default=1, help="runs at a time (default: 1)")
+    sweep.set_defaults(command=_sweep)
+
+    table = commands.add_parser("sweep-table", help="compare a sweep's finished runs: DIR/table.md and DIR/table.csv")
+    table.add_argument("sweep", type=Path, metavar="DIR", help="sweep directory")
+    table.add_argument("--last", type=_at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)")
+    table.set_defaults(command=_sweep_table)
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="experiment, a YAML file")
+def _add_config(
+    parser: argparse.ArgumentParser, metavar: str = "CONFIG", what: str = "experiment, a YAML file"
+) -> None:
+    parser.add_argument("config", type=Path, metavar=metavar, help=what)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20")
 
 
@@ -104,6 +117,30 @@ def _report(arguments: argparse.Namespace) -> None:
     from analysis.report import write_report
 
     print(write_report(arguments.run))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from analysis.sweep_table import write_table
+    from fibec_ray.sweep.load import load_sweep
+    from fibec_ray.sweep.run import refuse_failures, run_sweep
+
+    sweep = load_sweep(arguments.config, arguments.overrides)
+    failures = run_sweep(sweep, arguments.out, arguments.jobs, lambda line: print(line, flush=True))
+    print(write_table(arguments.out), end="", flush=True)
+    refuse_failures(failures, len(sweep.runs))
+
+
+def _sweep_table(arguments: argparse.Namespace) -> None:
+    from analysis.sweep_table import write_table
+
+    print(write_table(arguments.sweep, arguments.last), end="")
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return number
 
 
 def _quiet() -> None:

@@ -1,0 +1,134 @@
+"""Writes the comparison of a sweep's runs as DIR/table.md and DIR/table.csv; called by `fibec-ray`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from analysis.files import replace_file
+from analysis.scores import RECENT
+from analysis.sweeps import CONFIDENCE, Comparison, Line, compare
+from analysis.units import Unit, unit_for
+
+FLOP = (Unit("GFLOP", 1e9), Unit("TFLOP", 1e12), Unit("PFLOP", 1e15), Unit("EFLOP", 1e18))
+NONE = "–"
+ANCHORS = {"majority": "the majority class", "own_majority": "each device's own majority class"}
+CSV_COLUMNS = (
+    "group", "variant", "seeds", "personal_accuracy", "global_accuracy", "difference", "half_width", "pairs",
+    "matters", "bytes", "samples", "flop", "sim_time_s", "wall_time_s",
+)  # fmt: skip
+"""difference: of personal accuracy to the reference, paired by seed; half_width: of its 95 % confidence interval."""
+
+
+def write_table(sweep_dir: Path, recent: int = RECENT) -> str:
+    """Writes both files from the runs that have finished so far. Returns the Markdown."""
+    comparison = compare(sweep_dir, recent)
+    text = markdown(comparison)
+    replace_file(sweep_dir / "table.csv", _csv(comparison).encode())
+    replace_file(sweep_dir / "table.md", text.encode())
+    return text
+
+
+def markdown(comparison: Comparison) -> str:
+    unit = unit_for(max((line.flops or 0.0 for line in comparison.lines), default=0.0), FLOP)
+    head = [
+        "variant", "seeds", "personal", "global", f"personal − {_escaped(comparison.reference)}", "matters?", "MB sent",
+        "samples", unit.name, "simulated s", "real s",
+    ]  # fmt: skip
+    rows = [head]
+    lines_by_group = sorted(comparison.lines, key=lambda line: bool(line.group))  # variants without a group first
+    for group, lines in groupby(lines_by_group, key=lambda line: line.group):
+        if group:
+            rows.append([f"**{_escaped(group)}**", *[""] * (len(head) - 1)])
+        rows.extend(_cells(line, comparison.reference, unit) for line in lines)
+    notes = "\n".join(f"- {note}" for note in _notes(comparison))
+    return f"# Sweep {_escaped(comparison.name)}\n\n{_aligned(rows)}\n\n{notes}\n"
+
+
+def _cells(line: Line, reference: str, unit: Unit) -> list[str]:
+    return [
+        _escaped(line.variant),
+        str(line.num_seeds),
+        _score(line.personal_accuracy),
+        _score(line.global_accuracy),
+        "reference" if line.variant == reference else _difference(line),
+        "" if line.variant == reference else _matters(line),
+        _cost(line.num_bytes, 1e6),
+        _cost(line.num_samples),
+        _cost(line.flops, unit.size),
+        _cost(line.sim_time_s),
+        _cost(line.wall_time_s),
+    ]
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    notes = [
+        f"Means over seeds, {comparison.num_seeds} where the sweep is complete. Accuracies are fractions: the mean of "
+        f"the last {comparison.recent} evaluations of a run.",
+        f"The difference is paired: runs of one seed share partition, cohorts and initial weights. ± is half of the "
+        f"{CONFIDENCE:.0%} confidence interval of its mean (Student's t over seeds).",
+        "matters? yes: that interval excludes 0; no: it does not; ?: fewer than two seeds in common. Of changes that "
+        "make no difference one in twenty says yes all the same.",
+        "Costs are totals of a run, the initialisation phase included.",
+    ]
+    if comparison.anchors:
+        found = [f"{value:.4f} {ANCHORS.get(name, name)}" for name, value in comparison.anchors.items()]
+        notes.append(f"Accuracy without learning, on the reference's data: {', '.join(found)}.")
+    return notes
+
+
+def _difference(line: Line) -> str:
+    if line.paired is None:
+        return NONE
+    half_width = line.paired.half_width
+    return f"{line.paired.mean:+.4f}" + ("" if half_width is None else f" ± {half_width:.4f}")
+
+
+def _matters(line: Line) -> str:
+    matters = line.paired.matters if line.paired else None
+    return "?" if matters is None else "yes" if matters else "no"
+
+
+def _score(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _cost(value: float | None, unit: float = 1.0) -> str:
+    """Three digits or more, never as 1e+04."""
+    if value is None:
+        return NONE
+    return f"{value / unit:.0f}" if value >= 100 * unit else f"{value / unit:.3g}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that is also one in a terminal: first column to the left, numbers to the right."""
+    widths = [max(3, *(len(row[at]) for row in rows)) for at in range(len(rows[0]))]
+    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
+        for row in (rows[0], ruler, *rows[1:])
+    )
+
+
+def _csv(comparison: Comparison) -> str:
+    """Plain units (B, FLOP, s), all digits; empty where unknown."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for line in comparison.lines:
+        is_reference = line.variant == comparison.reference
+        paired = line.paired
+        writer.writerow([
+            line.group, line.variant, line.num_seeds, line.personal_accuracy, line.global_accuracy,
+            paired and paired.mean, paired and paired.half_width, paired.num_pairs if paired else "",
+            "" if is_reference else _matters(line),
+            line.num_bytes, line.num_samples, line.flops, line.sim_time_s, line.wall_time_s,
+        ])  # fmt: skip
+    return out.getvalue()

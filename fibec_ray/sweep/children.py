@@ -1,0 +1,90 @@
+"""Child processes, a few at a time, that never outlive the one who started them; used by run.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_S = 0.1
+GRACE_S = 20.0
+"""how long a child may take to close its fleet once it is told to stop"""
+
+
+@dataclass(frozen=True)
+class Task:
+    prepare: Callable[[], None]
+    """called right before the start"""
+    command: Sequence[str]
+    log: Path
+    """gets what the child prints, both streams"""
+    ended: Callable[[int, float], None]
+    """called with the exit code (minus the signal's number if one ended it) and the seconds it took"""
+
+
+def run_all(tasks: Sequence[Task], jobs: int) -> None:
+    """Starts tasks in order, `jobs` at a time. However this ends, Ctrl-C and SIGTERM included, no child goes on."""
+    waiting, active = deque(tasks), list[tuple[Task, subprocess.Popen[bytes], float]]()
+    with _termination_interrupts():
+        try:
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    task = waiting.popleft()
+                    task.prepare()
+                    active.append((task, _start(task), time.monotonic()))
+                time.sleep(POLL_S)
+                for entry in [entry for entry in active if entry[1].poll() is not None]:
+                    active.remove(entry)
+                    task, child, started = entry
+                    task.ended(child.returncode, time.monotonic() - started)
+        finally:
+            _stop([child for _, child, _ in active])
+
+
+def _start(task: Task) -> subprocess.Popen[bytes]:
+    """In a session of its own, so that Ctrl-C reaches the parent alone, which then stops its children in order."""
+    with task.log.open("wb") as log:
+        return subprocess.Popen(
+            task.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + GRACE_S
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """SIGTERM stops the parent as Ctrl-C does; by default it would leave the children running."""
+    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,194 @@
+"""A sweep file and `key=value` overrides -> one checked Sweep; every mistake becomes one ConfigError. Called by cli.py.
+
+    config: ../experiments/trec.yaml            # relative to the sweep file
+    overrides: [rounds=15]                      # for all runs (optional)
+    seeds: [0, 1, 2]
+    reference: fibecfed                         # the variant that the others are compared with
+    variants:                                   # name: what it changes
+      fibecfed: [method=fibecfed]
+      fedavg: [method=fedavg]
+      Pacing:                                   # title: variants; a group, a sub-heading of the table
+        "pacing: sqrt": [method=fibecfed, method.curriculum.pacing=sqrt]
+
+Overrides apply in the order sweep, command line, variant, and among them from the shallowest key to the deepest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.explain import explain
+from fibec_ray.config.load import load_experiment, parse_override, read_yaml
+from fibec_ray.errors import ConfigError, UserError, did_you_mean
+
+MAX_NAME = 100
+"""characters in a variant's name, which names a folder too"""
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    group: str
+    """title of its group; '' for a variant that stands alone"""
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """'pacing: sqrt' -> 'pacing-sqrt'"""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    variant: Variant
+    seed: int
+    experiment: Experiment
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    path: Path
+    seeds: tuple[int, ...]
+    reference: str
+    variants: tuple[Variant, ...]
+    runs: tuple[SweepRun, ...]
+    """seed by seed: a sweep that was stopped is a complete comparison over the seeds that it got to"""
+
+
+class _SweepFile(BaseModel):
+    """The keys of a sweep file; `variants` is looked at by _variants."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: StrictStr = Field(min_length=1)
+    overrides: list[StrictStr] = []
+    seeds: list[Annotated[StrictInt, Field(ge=0)]] = Field(min_length=1)
+    reference: StrictStr
+    variants: dict[Any, Any] = Field(min_length=1)
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep in a file, with every run's experiment loaded. Raises ConfigError."""
+    raw = read_yaml(path)
+    _refuse_twice(path)
+    try:
+        file = _SweepFile.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, _SweepFile, raw)}") from error
+    variants = tuple(_variants(file.variants, path))
+    _check_names(variants, path)
+    names = [variant.name for variant in variants]
+    if file.reference not in names:
+        near = did_you_mean(file.reference, names)
+        raise ConfigError(f"{path}: reference: no variant is called {file.reference!r}; {near}")
+    if len(set(file.seeds)) < len(file.seeds):
+        raise ConfigError(f"{path}: seeds: {file.seeds} has a seed twice; give each once")
+    for text in (*file.overrides, *overrides):
+        _check_override(text, f"{path}: overrides")
+    runs = _runs(path.parent / file.config, (*file.overrides, *overrides), variants, file.seeds, path)
+    _refuse_equal(runs, path)
+    return Sweep(path, tuple(file.seeds), file.reference, variants, tuple(runs))
+
+
+def _variants(raw: dict[Any, Any], path: Path) -> Iterator[Variant]:
+    """A list is a variant, a mapping a group of them."""
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            if not value:
+                raise ConfigError(f"{path}: variants: group {str(name)!r} is empty; remove it or give it a variant")
+            for inner, changes in value.items():
+                yield _variant(inner, str(name), changes, path)
+        else:
+            yield _variant(name, "", value, path)
+
+
+def _variant(name: Any, group: str, changes: Any, path: Path) -> Variant:
+    where = f"{path}: variant {str(name)!r}"
+    if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
+        raise ConfigError(f"{where}: expected a list of key=value such as [method=fedavg], found {changes!r}")
+    for change in changes:
+        _check_override(change, where)
+    return Variant(str(name), group, tuple(changes))
+
+
+def _check_names(variants: Sequence[Variant], path: Path) -> None:
+    """Names and their folders are unique and can be written in a table."""
+    owners: dict[str, str] = {}
+    for variant in variants:
+        for text in (variant.name, variant.group):
+            if len(text) > MAX_NAME or not all(letter.isprintable() for letter in text):
+                raise ConfigError(f"{path}: variants: {text!r}: expected one line of at most {MAX_NAME} characters")
+        if not variant.folder:
+            raise ConfigError(f"{path}: variant {variant.name!r}: its name needs a letter (a to z) or a digit")
+        if variant.folder in owners:
+            raise ConfigError(
+                f"{path}: variants: {owners[variant.folder]!r} and {variant.name!r} would share the folder "
+                f"{variant.folder}; rename one"
+            )
+        owners[variant.folder] = variant.name
+
+
+def _runs(
+    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path
+) -> list[SweepRun]:
+    runs = []
+    for seed in seeds:
+        for variant in variants:
+            try:
+                experiment = load_experiment(config, [*common, *variant.overrides, f"seed={seed}"])
+            except UserError as error:
+                raise ConfigError(f"{path}: variant {variant.name!r}: {error}") from error
+            runs.append(SweepRun(variant, seed, experiment))
+    return runs
+
+
+def _refuse_equal(runs: Sequence[SweepRun], path: Path) -> None:
+    """Two variants that mean the same would be run for nothing: one of them has no effect."""
+    first = [run for run in runs if run.seed == runs[0].seed]
+    for at, run in enumerate(first):
+        for other in first[:at]:
+            if run.experiment == other.experiment:
+                raise ConfigError(
+                    f"{path}: variants {other.variant.name!r} and {run.variant.name!r} are the same experiment; "
+                    "remove one, or mend its overrides"
+                )
+
+
+def _check_override(text: str, where: str) -> None:
+    """It is key=value, and the key is not `seed`."""
+    try:
+        keys, _ = parse_override(text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if keys == ["seed"]:
+        raise ConfigError(f"{where}: '{text}': the seeds of a sweep are under its key `seeds`; put it there")
+
+
+def _refuse_twice(path: Path) -> None:
+    """A key that stands twice in one mapping: YAML would take the last and drop the other."""
+    stack: list[yaml.Node | None] = [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise ConfigError(
+                        f"{path}: line {key.start_mark.line + 1}: '{key.value}' is there twice; rename one"
+                    )
+                seen.add(str(key.value))
+                stack.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            stack.extend(node.value)
