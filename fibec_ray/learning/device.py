@@ -47,7 +47,8 @@ class DeviceWorker:
     """
 
     def __init__(self, job: Job, model: LocalModel, federation: Federation, store: StateStore, name: str = "driver"):
-        self._job, self._model, self._data, self._store, self._name = job, model, federation, store, name
+        self.model = model
+        self._job, self._data, self._store, self._name = job, federation, store, name
         self.initial = model.read()
         layers = {name: model.layer_of(name) for name in self.initial}
         self.layout = Layout(layers, model.num_layers, model.adapter_config)
@@ -57,7 +58,7 @@ class DeviceWorker:
         with self._stage(device, OPENING_ROUND, "open"):
             started, method = self._start(), self._job.method
             shard = self._data.train_shard(device)
-            self._model.load(self.initial)
+            self.model.load(self.initial)
             scan = self._scan(shard, self.batches(device), self.initial, OPENING_ROUND, device)
             memory: dict[str, Tensors] = {}
             if method.curriculum.opens:
@@ -65,10 +66,10 @@ class DeviceWorker:
                 memory["curriculum"] = method.curriculum.prepare(scan, rng, OPENING_ROUND)
             if method.mask.opens:
                 memory["mask"] = method.mask.prepare(scan, self._rng("mask", device, OPENING_ROUND))
-            scores = method.sharing.score(self._model, shard, self._rng("sensitivity", device))
+            scores = method.sharing.score(self.model, shard, self._rng("sensitivity", device))
             self._store.save(device, OPENING_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
-            opened = Opened(scan, memory, layer_report, self._model.work, time.perf_counter() - started, self.initial)
+            opened = Opened(scan, memory, layer_report, self.model.work, time.perf_counter() - started, self.initial)
             return layer_report, opening_report(self._job, opened, self._name, attempt)
 
     def train(
@@ -82,7 +83,7 @@ class DeviceWorker:
             update = self._finish(round_, trained)
             seconds = time.perf_counter() - started
             return update, training_report(
-                self._job, round_, trained, update, self._model.work, self.layout, self._name, attempt, seconds
+                self._job, round_, trained, update, self.model.work, self.layout, self._name, attempt, seconds
             )
 
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
@@ -90,9 +91,9 @@ class DeviceWorker:
         method, state = self._job.method, self._store.load(device, before=plan.round)
         received = {**self.initial, **state.personal, **broadcast.shared}
         personal = list(drop(received, broadcast.shared))
-        self._model.load(received)
+        self.model.load(received)
         shard, batches = self._data.train_shard(device), self.batches(device)
-        evidence = method.aggregator.evidence(self._model, shard, list(broadcast.shared))
+        evidence = method.aggregator.evidence(self.model, shard, list(broadcast.shared))
         memory = {axis: dict(state.memory.get(axis, {})) for axis in AXES}
         scored = None
         if method.curriculum.due(memory["curriculum"], plan.round):
@@ -113,7 +114,7 @@ class DeviceWorker:
         mask, personal = self._job.method.mask, drop(self.initial, round_.broadcast.shared)
         with seeds.seeded_third_party(self._job.seed, "dropout", round_.plan.round, round_.device):
             return local_update(
-                self._model,
+                self.model,
                 round_.shard,
                 self.epochs(round_.visible, round_.plan.round, round_.device),
                 self._job.local,
@@ -128,7 +129,7 @@ class DeviceWorker:
     def _finish(self, round_: DeviceRound, trained: Trained) -> ClientUpdate:
         """Splits the trained values into what is sent and what stays, and stores the latter."""
         plan, shared, memory = round_.plan, round_.broadcast.shared, dict(round_.memory)
-        values = self._model.read()
+        values = self.model.read()
         if not all_finite(values):
             raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
         delta = subtract({name: values[name] for name in shared}, shared)
@@ -144,7 +145,7 @@ class DeviceWorker:
 
     def evaluate_shared(self, chunks: Sequence[Tensor], broadcast: Broadcast) -> list[Predictions]:
         """The global model (shared tensors, the others as at the start) on chunks of rows of the test set."""
-        self._model.load({**self.initial, **broadcast.shared})
+        self.model.load({**self.initial, **broadcast.shared})
         test = self._data.test_set()
         return [self._predict(test, rows) for rows in chunks]
 
@@ -152,7 +153,7 @@ class DeviceWorker:
         """The device's own model on its own test shard, in the shard's order."""
         with self._stage(device, broadcast.round, "evaluate"):
             state = self._store.load(device, before=broadcast.round)
-            self._model.load({**self.initial, **state.personal, **broadcast.shared})
+            self.model.load({**self.initial, **state.personal, **broadcast.shared})
             shard = self._data.test_shard(device)
             chunks = torch.arange(shard.num_samples).split(self._job.eval_batch_size)
             return Predictions.join([self._predict(shard, rows) for rows in chunks if len(rows)])
@@ -174,22 +175,22 @@ class DeviceWorker:
 
     @torch.no_grad()
     def _predict(self, shard: Shard, rows: Tensor) -> Predictions:
-        self._model.train(False)
+        self.model.train(False)
         batch = shard.batch(rows)
-        out = self._model.forward(batch)
+        out = self.model.forward(batch)
         return Predictions(batch.labels.cpu(), out.scores.argmax(1).cpu(), out.losses.float().cpu())
 
     def _scan(
         self, shard: Shard, batches: Sequence[Tensor], names: Collection[str], round_: int, device: int
     ) -> FisherScan:
         """Squared gradients of the named tensors over the batches, lazy."""
-        return FisherScan(self._model, shard, batches, names, self._rng("fisher", device, round_))
+        return FisherScan(self.model, shard, batches, names, self._rng("fisher", device, round_))
 
     def _rng(self, purpose: str, *where: int) -> torch.Generator:
         return seeds.generator(self._job.seed, purpose, *where)
 
     def _start(self) -> float:
-        self._model.work = Work()
+        self.model.work = Work()
         return time.perf_counter()
 
     @contextmanager

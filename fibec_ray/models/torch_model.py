@@ -173,7 +173,7 @@ def _plain(value: Any) -> Any:
 
 def _saved_name(name: str) -> str:
     """peft's name in memory -> its name in a saved adapter (the adapter is called "default")."""
-    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
 
 
 def _blocks(out: Any, hidden: bool) -> tuple[Tensor, ...]:

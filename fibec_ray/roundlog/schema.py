@@ -194,8 +194,9 @@ _INTRODUCTION = f"""# The round log
 
 A run writes four Parquet tables into its run directory: `rounds/`, `devices/`, `layers/` and `batches/`. Each is a
 folder with one part file per round (`init.parquet` for the initialisation phase, then `part-000000.parquet` ...),
-renamed into place when complete, so a log can be read while the run goes on. The Parquet metadata of every part holds `schema_version`
-(now {SCHEMA_VERSION}), {", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`, the resolved experiment.
+renamed into place when complete, so a log can be read while the run goes on. The Parquet metadata of every part holds
+`schema_version` (now {SCHEMA_VERSION}), {", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`: the
+resolved experiment.
 
 Read it with `fibec_ray.roundlog.reader`, or with any Parquet reader: `SELECT * FROM 'RUN/rounds/*.parquet'`.
 Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed."""

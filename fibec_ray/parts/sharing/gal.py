@@ -32,8 +32,8 @@ class GlobalLayers(Sharing):
     kind: Literal["gal"] = "gal"
     count_by: Literal["fraction"] | Rule = Field(
         "fraction",
-        description="N*: fraction of L; or by the spectrum of each device's Hessian: lossless_gap (FedAP's rule, mean of "
-        "ceil(r_k L) by n_k) or slq_plateau (FedPepTAO's code, plain mean of r_k)",
+        description="N*: fraction of L; or by the spectrum of each device's Hessian: lossless_gap (FedAP's rule, mean "
+        "of ceil(r_k L) by n_k) or slq_plateau (FedPepTAO's code, plain mean of r_k)",
     )
     fraction: float = Field(FRACTION, ge=0, le=1, description="N* / L; 0 shares no block, 1 all")
     spectrum: SpectrumSettings = SpectrumSettings()

@@ -1,0 +1,152 @@
+"""What FibecFed's initialisation phase costs: `python -m fibec_ray.bench.fisher`, or `make bench-fisher`.
+
+On one device's shard of the embedded task, with the packaged encoder: seconds of scoring (difficulty and first diagonal
+Fisher information) and of layer sensitivity, each against one plain training epoch over the same batches, and against
+what a loop over single samples would take. Then the memory of scoring a short and a long shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from fibec_ray.config.load import config_folder, load_experiment
+from fibec_ray.fisher import FisherScan, Label
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.local_update import local_update
+from fibec_ray.learning.records import peak_memory_bytes
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
+from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.tensors import Tensors
+from fibec_ray.types import Shard
+
+SHORT, LONG = 100, 10_000
+"""samples of the shards whose memory is compared"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One device's model, data and fixed batches."""
+
+    job: Job
+    model: TorchModel
+    shard: Shard
+    batches: Sequence[Tensor]
+    initial: Tensors
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.cat(list(self.batches))
+
+    def train(self) -> None:
+        """One plain local epoch."""
+        self.model.load(self.initial)
+        rate = self.job.local.learning_rate
+        local_update(self.model, self.shard, self.batches, self.job.local, rate, Objective(), {}, {}, {})
+
+    def score(self, label: Label = "observed") -> None:
+        self.model.load(self.initial)
+        scan = FisherScan(self.model, self.shard, self.batches, list(self.initial), torch.Generator())
+        scan.read(label)
+
+    def sense(self) -> None:
+        self.model.load(self.initial)
+        layer_sensitivity(self.model, self.shard, self.rows, 2.0, 0.05, False, "norm_diff")
+
+    def score_one_by_one(self) -> None:
+        """Difficulty and diagonal as one would write them first: autograd on single samples."""
+        self.model.load(self.initial)
+        adapter = [p for name, p in self.model.trainable.items() if self.model.is_adapter(name)]
+        sums = [torch.zeros_like(p) for p in adapter]
+        for row in self.rows:
+            loss = self.model.forward(self.shard.batch(row.view(1))).losses.sum()
+            squares = [grad.square_() for grad in torch.autograd.grad(loss, adapter)]
+            float(sum(value.sum() for value in squares))
+            for total, value in zip(sums, squares, strict=True):
+                total.add_(value)
+
+
+def open_bench(num_samples: int, folder: Path, threads: int) -> Bench:
+    settings = ["num_devices=1", "cohort_size=1", f"data.synthetic.num_train={num_samples}", "method=fedavg"]
+    experiment = load_experiment(config_folder() / "quickstart.yaml", settings)
+    prepared = prepare(experiment, folder)
+    job = experiment.job(prepared.num_classes, prepared.label_words)
+    worker = Site(job, folder, cache_dir(), threads).worker()
+    model = worker.model
+    assert isinstance(model, TorchModel)
+    shard = Site(job, folder, cache_dir(), threads).federation().train_shard(0)
+    return Bench(job, model, shard, worker.batches(0), worker.initial)
+
+
+def seconds(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def time_table(bench: Bench, repeats: int) -> str:
+    """Rounds of all works in turn, so that a change of the machine's speed meets all alike; medians of the rounds."""
+    works: dict[str, Callable[[], None]] = {
+        "plain training epoch": bench.train,
+        "scoring: difficulty and diagonal Fisher": bench.score,
+        "scoring, one sample at a time": bench.score_one_by_one,
+        "scoring, expected label (C = 6)": lambda: bench.score("expected"),
+        "layer sensitivity": bench.sense,
+    }
+    for work in works.values():
+        work()
+    found = {name: [] for name in works}  # type: dict[str, list[float]]
+    for _ in range(repeats):
+        for name, work in works.items():
+            found[name].append(seconds(work))
+    epochs = found["plain training epoch"]
+    lines = [f"| {bench.shard.num_samples} samples | seconds | / training epoch |", "|---|---|---|"]
+    for name, values in found.items():
+        ratio = median(value / epoch for value, epoch in zip(values, epochs, strict=True))
+        lines.append(f"| {name} | {median(values):.2f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def peak_of(num_samples: int, threads: int) -> int:
+    """Peak memory in bytes of a fresh process that scores a shard of so many samples."""
+    command = [sys.executable, "-m", "fibec_ray.bench.fisher", "--peak", str(num_samples), "--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.fisher", description=__doc__)
+    parser.add_argument("--samples", type=int, default=512, help="of the shard that is timed")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--peak", type=int, metavar="N", help="print the peak memory of scoring N samples, and no more")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = open_bench(arguments.peak or arguments.samples, Path(folder), arguments.threads)
+        if arguments.peak:
+            bench.score()
+            print(peak_memory_bytes())
+            return
+        print(time_table(bench, arguments.repeats), flush=True)
+    short, long = (peak_of(count, arguments.threads) for count in (SHORT, LONG))
+    print(f"\nPeak memory of a process that scores {SHORT:,} samples: {short / 1e6:.0f} MB; ", end="")
+    print(f"{LONG:,} samples: {long / 1e6:.0f} MB, {long / short - 1:+.1%}")
+
+
+if __name__ == "__main__":
+    main()
