@@ -22,9 +22,10 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
 from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.tensors import digest
-from fibec_ray.types import DeviceReport, Fleet, Progress
+from fibec_ray.types import Fleet, Progress
 
 Logged = tuple[Row, list[DeviceReport], list[Row]]
 """A row of `rounds`, and those of `devices` and `layers` that go with it."""

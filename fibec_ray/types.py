@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 
 HEAD = "head"
@@ -206,58 +207,6 @@ class LayerReport:
     device: int
     num_samples: int
     scores: LayerScores
-
-
-@dataclass(frozen=True)
-class BatchScore:
-    """A fixed batch of a device as the round log records it when the curriculum has scored it."""
-
-    batch: int
-    num_samples: int
-    difficulty: float
-    loss: float | None
-    length: float
-    grade: float | None
-
-
-@dataclass(frozen=True)
-class DeviceReport:
-    """One device-round as the round log records it; column meanings and units are in `roundlog/schema.py`."""
-
-    round: int
-    device: int
-    num_samples: int
-    num_samples_seen: int = 0
-    num_batches_seen: int = 0
-    num_steps: int = 0
-    learning_rate: float | None = None
-    train_loss: float | None = None
-    difficulty_seen: float | None = None
-    grade_seen: float | None = None
-    length_seen: float | None = None
-    kept_fraction: float | None = None
-    mask_overlap: float | None = None
-    layer_keep_ratio: float | None = None
-    fisher_trace: float | None = None
-    difficulty_loss_rank_corr: float | None = None
-    difficulty_length_rank_corr: float | None = None
-    difficulty_grade_rank_corr: float | None = None
-    flops: float = 0.0
-    sim_time_s: float = 0.0
-    bytes_down: int = 0
-    bytes_up_delta: int = 0
-    bytes_up_evidence: int = 0
-    bytes_up: int = 0
-    compute_s: float = 0.0
-    peak_memory_bytes: int = 0
-    actor: str = "driver"
-    attempt: int = 0
-    kept_neurons: tuple[int, ...] | None = None
-    """per layer: neurons of personal tensors that the mask let move"""
-    layer_fisher: tuple[float, ...] | None = None
-    """per layer: sum of the diagonal Fisher information that the mask is based on"""
-    batches: tuple[BatchScore, ...] | None = None
-    """the device's fixed batches, if the curriculum scored them in this round"""
 
 
 @dataclass(frozen=True)

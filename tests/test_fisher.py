@@ -312,6 +312,22 @@ def test_the_expected_fisher_of_softmax_regression_is_the_closed_form(num_classe
     torch.testing.assert_close(found.traces, squares.sum((1, 2)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux, to forget an earlier peak")
+def test_ten_thousand_samples_take_no_more_memory_than_a_hundred() -> None:
+    """Peak of the process within 10 %: what a scan holds is bounded by one batch, but for two numbers a sample."""
+    model, rng = tiny(TINY_BERT, "mean_pool"), np.random.default_rng(0)
+
+    def peak_of(num_samples: int) -> int:
+        shard = shard_of(rng.integers(1, 60, (num_samples, 4)).tolist())
+        Path("/proc/self/clear_refs").write_text("5")
+        fisher_of(model, shard, torch.arange(num_samples).split(32))
+        status = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+
+    peak_of(100)
+    assert peak_of(10_000) < 1.1 * peak_of(100)
+
+
 def test_sampled_labels_give_the_expected_fisher_in_the_mean() -> None:
     """E4: over 4,000 draws for each sample, within five standard errors; never the same as one draw."""
     found, _ = logistic_fisher("sampled", copies=4000)

@@ -25,14 +25,12 @@ from fibec_ray.fisher import FisherScan, Label
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import local_update
-from fibec_ray.learning.records import peak_memory_bytes
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
 from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Shard
+from fibec_ray.types import LocalModel, Shard
 
 SHORT, LONG = 100, 10_000
 """samples of the shards whose memory is compared"""
@@ -43,7 +41,7 @@ class Bench:
     """One device's model, data and fixed batches."""
 
     job: Job
-    model: TorchModel
+    model: LocalModel
     shard: Shard
     batches: Sequence[Tensor]
     initial: Tensors
@@ -80,16 +78,15 @@ class Bench:
                 total.add_(value)
 
 
-def open_bench(num_samples: int, folder: Path, threads: int) -> Bench:
-    settings = ["num_devices=1", "cohort_size=1", f"data.synthetic.num_train={num_samples}", "method=fedavg"]
+def open_bench(num_samples: int, folder: Path, threads: int, max_length: int = 48) -> Bench:
+    settings = ["num_devices=1", "cohort_size=1", "method=fedavg"]
+    settings += [f"data.synthetic.num_train={num_samples}", f"data.max_length={max_length}"]
     experiment = load_experiment(config_folder() / "quickstart.yaml", settings)
     prepared = prepare(experiment, folder)
     job = experiment.job(prepared.num_classes, prepared.label_words)
-    worker = Site(job, folder, cache_dir(), threads).worker()
-    model = worker.model
-    assert isinstance(model, TorchModel)
-    shard = Site(job, folder, cache_dir(), threads).federation().train_shard(0)
-    return Bench(job, model, shard, worker.batches(0), worker.initial)
+    site = Site(job, folder, cache_dir(), threads)
+    worker = site.worker()
+    return Bench(job, worker.model, site.federation().train_shard(0), worker.batches(0), worker.initial)
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -121,11 +118,26 @@ def time_table(bench: Bench, repeats: int) -> str:
     return "\n".join(lines)
 
 
-def peak_of(num_samples: int, threads: int) -> int:
-    """Peak memory in bytes of a fresh process that scores a shard of so many samples."""
+def peak_of(num_samples: int, threads: int) -> tuple[int, int]:
+    """Bytes that a fresh process holds before it scores a shard of so many samples, and at its peak while it does."""
     command = [sys.executable, "-m", "fibec_ray.bench.fisher", "--peak", str(num_samples), "--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    before, peak = done.stdout.split()[-2:]
+    return int(before), int(peak)
+
+
+def measure_peak(bench: Bench) -> tuple[int, int]:
+    """As `peak_of`, in this process. Linux only: the kernel is told to forget the peak of what came before."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    bench.score()
+    return before, _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    """A size of this process in bytes, as the kernel has it in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
 
 
 def main() -> None:
@@ -137,15 +149,14 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        bench = open_bench(arguments.peak or arguments.samples, Path(folder), arguments.threads)
         if arguments.peak:
-            bench.score()
-            print(peak_memory_bytes())
+            print(*measure_peak(open_bench(arguments.peak, Path(folder), arguments.threads, max_length=16)))
             return
-        print(time_table(bench, arguments.repeats), flush=True)
-    short, long = (peak_of(count, arguments.threads) for count in (SHORT, LONG))
-    print(f"\nPeak memory of a process that scores {SHORT:,} samples: {short / 1e6:.0f} MB; ", end="")
-    print(f"{LONG:,} samples: {long / 1e6:.0f} MB, {long / short - 1:+.1%}")
+        print(time_table(open_bench(arguments.samples, Path(folder), arguments.threads), arguments.repeats), flush=True)
+    print("\n| scoring, 16 tokens | before, MB | peak, MB |\n|---|---|---|")
+    for count in (SHORT, LONG):
+        before, peak = peak_of(count, arguments.threads)
+        print(f"| {count:,} samples | {before / 1e6:.0f} | {peak / 1e6:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

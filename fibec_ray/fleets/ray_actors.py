@@ -16,7 +16,8 @@ from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.sharing.base import Selection
-from fibec_ray.types import Broadcast, DeviceReport, LayerReport, Layout, Predictions, RoundPlan
+from fibec_ray.reports import DeviceReport
+from fibec_ray.types import Broadcast, LayerReport, Layout, Predictions, RoundPlan
 
 GET_TIMEOUT_S = 300
 

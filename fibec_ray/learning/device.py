@@ -23,12 +23,12 @@ from fibec_ray.learning.local_update import Trained, local_update
 from fibec_ray.learning.records import DeviceRound, Opened, opening_report, training_report
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
+from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, all_finite, drop, subtract
 from fibec_ray.types import (
     OPENING_ROUND,
     Broadcast,
     ClientUpdate,
-    DeviceReport,
     DeviceState,
     LayerReport,
     Layout,

@@ -13,13 +13,12 @@ from torch import Tensor
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
+from fibec_ray.reports import BatchScore, DeviceReport
 from fibec_ray.tensors import Tensors, num_bytes
 from fibec_ray.types import (
     OPENING_ROUND,
-    BatchScore,
     Broadcast,
     ClientUpdate,
-    DeviceReport,
     LayerReport,
     Layout,
     RoundPlan,

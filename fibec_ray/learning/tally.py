@@ -10,7 +10,8 @@ from typing import Any
 
 from fibec_ray.learning.costs import round_seconds
 from fibec_ray.learning.evaluation import pooled, score
-from fibec_ray.types import OPENING_ROUND, DeviceReport, EvaluationResult, Layout, OpenResult, RoundResult
+from fibec_ray.reports import DeviceReport
+from fibec_ray.types import OPENING_ROUND, EvaluationResult, Layout, OpenResult, RoundResult
 
 Row = dict[str, Any]
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError, RunError, did_you_mean
+from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_VERSION, TABLES
-from fibec_ray.types import OPENING_ROUND, DeviceReport
+from fibec_ray.types import OPENING_ROUND
 
 Row = Mapping[str, Any]
 

@@ -13,9 +13,9 @@ from analysis.report import write_report
 from analysis.scores import scores_of
 from analysis.tables import RunTables, latest_layers
 from fibec_ray.errors import RunDirError
+from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.types import DeviceReport
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc123", "config": "name: small\n"}
 SUMMARY = {

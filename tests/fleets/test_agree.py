@@ -35,6 +35,33 @@ def test_local_and_ray_agree_bit_for_bit(
     assert digests(tiny_settings("fibecfed", num_devices=4, fleet=fleet), tmp_path / "run") == reference
 
 
+EVERY_DRAW = {
+    "name": "every-draw",
+    "curriculum": {
+        "kind": "fisher",
+        "label": "sampled",
+        "pacing": "soft",
+        "unit": "sample",
+        "score_at": "first_participation",
+        "rescore_every": 1,
+    },
+    "sharing": {"kind": "gal", "choose": "random", "score_by": "diff_norm"},
+    "mask": {"kind": "random_neurons", "neuron": "rank", "redraw_every": 1},
+}
+"""A method that draws wherever a part of FibecFed can draw."""
+
+
+@pytest.mark.ray
+def test_what_is_drawn_depends_on_the_place_and_not_on_the_process(
+    tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    found = {
+        name: digests(tiny_settings(EVERY_DRAW, num_devices=4, fleet=fleet), tmp_path / name)
+        for name, fleet in (("local", LOCAL), ("ray", POOLED_2))
+    }
+    assert found["local"] == found["ray"]
+
+
 def test_another_seed_gives_other_bits(reference: tuple[str, str], tiny_settings: Any, tmp_path: Path) -> None:
     adapter, log = digests(tiny_settings("fibecfed", num_devices=4, seed=4, fleet=LOCAL), tmp_path / "run")
     assert adapter != reference[0] and log != reference[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,19 @@ import torch
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import RunDirError
+from fibec_ray.fisher import FisherScan
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
+from fibec_ray.learning.local_update import local_update
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.models.torch_model import TorchModel
-from fibec_ray.roundlog.reader import read_layers
+from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
+from fibec_ray.roundlog.reader import read_batches, read_devices, read_layers
 from fibec_ray.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import digest, drop, num_bytes, pack, select
-from fibec_ray.types import Broadcast, DeviceState, RoundPlan
+from fibec_ray.types import OPENING_ROUND, Broadcast, DeviceState, RoundPlan, Work
 
 MASKED_LM = {"head": "masked_lm"}
 """A verbaliser: no head, so that a method may share nothing at all."""
@@ -190,6 +195,109 @@ def test_scoring_at_first_participation_moves_the_work_not_the_rule(tiny_setting
             assert torch.equal(state.memory["curriculum"]["order"], order)
         else:
             assert not state.memory
+
+
+def test_difficulty_is_scored_from_a_round_on_and_again_after_some(tiny_settings: Any, tmp_path: Path) -> None:
+    """All six devices take part each round: scored in round 2, on the model received then, and again in round 4."""
+    settings = tiny_settings("fibecfed", cohort_size=6, rounds=6)
+    settings["method"]["curriculum"] |= {"score_at": "first_participation", "score_from_round": 2, "rescore_every": 2}
+    run = simulate(check(settings, "test"), tmp_path / "run")
+    batches = read_batches(run.folder).to_pylist()
+    assert {row["round"] for row in batches} == {2, 4}
+    by_round = [[row["loss"] for row in batches if row["round"] == round_] for round_ in (2, 4)]
+    assert len(by_round[0]) == len(by_round[1]) and by_round[0] != by_round[1]
+    scored = {row["round"] for row in read_devices(run.folder).to_pylist() if row["difficulty_loss_rank_corr"]}
+    assert scored == {2, 4}
+
+
+def test_the_log_has_every_scored_batch(tiny_settings: Any, tmp_path: Path) -> None:
+    """At init, of all devices: sizes add up to the shards, means over batches to the means that `devices` logs."""
+    run = simulate(check(tiny_settings("fibecfed", rounds=1), "test"), tmp_path / "run")
+    opened = [row for row in read_devices(run.folder).to_pylist() if row["round"] == OPENING_ROUND]
+    for device in opened:
+        batches = [row for row in read_batches(run.folder).to_pylist() if row["device"] == device["device"]]
+        assert [row["batch"] for row in batches] == list(range(len(batches)))
+        sizes = [row["num_samples"] for row in batches]
+        assert sum(sizes) == device["num_samples"] and set(sizes[:-1]) <= {4}
+
+        def mean(name: str, batches: Any = batches, total: int = sum(sizes)) -> float:
+            return sum(row[name] * row["num_samples"] for row in batches) / total
+
+        assert mean("difficulty") == pytest.approx(device["difficulty_seen"], rel=1e-5)
+        assert mean("length") == pytest.approx(device["length_seen"])
+        assert mean("grade") == pytest.approx(device["grade_seen"], rel=1e-5)
+        assert mean("loss") > 0
+
+
+def test_methods_without_difficulty_log_no_batches(tiny_settings: Any, tmp_path: Path) -> None:
+    for method in ("fedavg", "fibecfed-random-order"):
+        run = simulate(check(tiny_settings(method, rounds=1), "test"), tmp_path / method)
+        assert read_batches(run.folder).num_rows == 0
+
+
+def test_the_overlap_of_a_mask_with_the_last_one_is_logged(tiny_settings: Any, tmp_path: Path) -> None:
+    """None at a device's first participation, 1 for neurons drawn for good, less for neurons drawn anew."""
+    found = {}
+    for name, every in (("kept", None), ("redrawn", 1)):
+        settings = tiny_settings("fibecfed-random-mask", cohort_size=6, rounds=2)
+        settings["method"]["mask"] |= {"redraw_every": every}
+        run = simulate(check(settings, "test"), tmp_path / name)
+        rows = [row for row in read_devices(run.folder).to_pylist() if row["round"] >= 0]
+        assert all((row["mask_overlap"] is None) == (row["round"] == 0) for row in rows)
+        found[name] = [row["mask_overlap"] for row in rows if row["round"] == 1]
+    assert set(found["kept"]) == {1.0}
+    assert all(0 <= overlap < 1 for overlap in found["redrawn"])
+
+
+def test_a_mask_learns_from_training_for_the_next_participation(tiny_settings: Any, tmp_path: Path) -> None:
+    """`training` costs no forward pass beyond training itself; a pass of its own costs one more epoch of them."""
+    flops = {}
+    for source in ("training", "pass"):
+        settings = tiny_settings("fibecfed-no-curriculum", cohort_size=6, rounds=2)
+        settings["method"]["mask"] |= {"source": source}
+        site = site_of(settings, tmp_path / source)
+        fleet = LocalFleet(site)
+        fleet.open()
+        before = state_of(site, 0).memory["mask"]
+        reports = [fleet.run_round(plan_round(site.job, 6, round_)).reports for round_ in range(2)]
+        after = state_of(site, 0).memory["mask"]
+        changed = [name for name in after if name.startswith("fisher/") and not torch.equal(after[name], before[name])]
+        assert changed and int(after["participations"]) == 2
+        flops[source] = sum(report.flops for report in reports[1])
+    assert flops["pass"] > 1.8 * flops["training"]
+
+
+def test_a_device_s_own_number_of_layers_is_logged_and_sent(tiny_settings: Any, tmp_path: Path) -> None:
+    """Four bytes for each block's score and four for the share of layers; the server shares N* of them."""
+    settings = tiny_settings("fibecfed", rounds=1)
+    settings["method"]["sharing"] |= {"count_by": "slq_plateau", "spectrum": {"max_samples": 4, "num_iterations": 8}}
+    run = simulate(check(settings, "test"), tmp_path / "run")
+    opened = [row for row in read_devices(run.folder).to_pylist() if row["round"] == OPENING_ROUND]
+    assert all(0 <= row["layer_keep_ratio"] <= 1 and row["bytes_up"] == 4 * (3 + 1) for row in opened)
+    mean = sum(row["layer_keep_ratio"] for row in opened) / len(opened)
+    shared = [row["shared"] for row in read_layers(run.folder).to_pylist() if row["round"] == 0]
+    assert sum(shared) == max(1, int(mean * 3 + 0.5))
+
+
+def test_scoring_costs_no_more_than_an_epoch_and_sensitivity_half_as_much_again(
+    tiny_settings: Any, tmp_path: Path
+) -> None:
+    """In floating point operations: one forward and one backward pass, and a forward pass more; less by padding."""
+    site = site_of(tiny_settings("fedavg", num_devices=1, cohort_size=1), tmp_path / "run")
+    worker = site.worker()
+    model, shard, batches = worker.model, site.federation().train_shard(0), worker.batches(0)
+
+    def flops_of(work: Callable[[], object]) -> float:
+        model.work = Work()
+        work()
+        return model.work.flops
+
+    nothing: Any = (Objective(), {}, {}, {})
+    epoch = flops_of(lambda: local_update(model, shard, batches, site.job.local, 0.01, *nothing))
+    scoring = flops_of(FisherScan(model, shard, batches, list(worker.initial), torch.Generator()).read)
+    rows = torch.cat(batches)
+    sensing = flops_of(lambda: layer_sensitivity(model, shard, rows, 2.0, 0.05, False, "diff_norm"))
+    assert 0.5 * epoch < scoring <= epoch and epoch < sensing <= 1.5 * epoch
 
 
 def test_an_adapter_on_some_blocks_only_is_logged_for_all(tiny_settings: Any, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fibec_ray.learning.tally import Row, Tally
-from fibec_ray.types import DeviceReport, EvaluationResult, Layout, OpenResult, Predictions, RoundResult
+from fibec_ray.reports import DeviceReport
+from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions, RoundResult
 
 LAYOUT = Layout({"layer.0.w": 0, "layer.1.w": 1, "head.w": None}, num_layers=2, adapter_config={})
 

@@ -4,10 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_layers, read_rounds
 from fibec_ray.roundlog.schema import DEVICES, LAYERS, ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.types import DeviceReport
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.schema import DEVICES, NONDETERMINISTIC, ROUNDS, TABLES, markdown
-from fibec_ray.types import DeviceReport
 
 DOCS = Path(__file__).parents[2] / "docs" / "round-log.md"
 
