@@ -43,6 +43,16 @@ class SpectrumSettings(BaseModel):
     num_displacements: int = Field(2, ge=1, description="lossless_gap: displacements, of which the worst counts")
 
 
+def refuse_unused(settings: SpectrumSettings, rule: Rule | None, switch: str) -> None:
+    """ValueError for a setting that is changed and has no effect. rule: None if no spectrum is looked at."""
+    changed = [name for name, value in settings if value != getattr(SpectrumSettings(), name)]
+    if changed and rule is None:
+        raise ValueError(f"spectrum has no effect unless {switch} is lossless_gap or slq_plateau; leave it out")
+    unused = [name for name in changed if name in ("step", "num_steps", "num_displacements")]
+    if unused and rule == "slq_plateau":
+        raise ValueError(f"spectrum.{unused[0]} has an effect only with {switch}: lossless_gap; leave it out")
+
+
 def keep_ratio(
     rule: Rule,
     model: LocalModel,

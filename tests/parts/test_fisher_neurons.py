@@ -259,8 +259,10 @@ def test_a_device_that_was_not_opened_starts_with_a_pass() -> None:
 def test_settings_of_a_mask_without_effect_are_refused() -> None:
     with pytest.raises(ValueError, match="ratio has an effect only with ratio_by: fixed"):
         FisherNeurons(ratio=0.5, ratio_by="lossless_gap")
-    with pytest.raises(ValueError, match="spectrum has no effect with ratio_by: fixed"):
+    with pytest.raises(ValueError, match="spectrum has no effect unless ratio_by is lossless_gap or slq_plateau"):
         FisherNeurons(spectrum={"max_samples": 3})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="spectrum.step has an effect only with ratio_by: lossless_gap"):
+        FisherNeurons(spectrum={"step": 0.1}, ratio_by="slq_plateau")  # type: ignore[arg-type]
 
 
 def test_random_neurons_are_as_many_by_lot() -> None:

@@ -340,5 +340,5 @@ def test_the_number_of_layers_by_devices_ratios(rule: str, ratios: tuple[float, 
 def test_settings_of_the_gal_without_effect_are_refused() -> None:
     with pytest.raises(ValueError, match="fraction has an effect only with count_by: fraction"):
         GlobalLayers(fraction=0.25, count_by="lossless_gap")
-    with pytest.raises(ValueError, match="spectrum has no effect with count_by: fraction"):
+    with pytest.raises(ValueError, match="spectrum has no effect unless count_by is lossless_gap or slq_plateau"):
         GlobalLayers(spectrum={"max_samples": 3})  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from fibec_ray.fisher import FisherScan, Label, momentum
 from fibec_ray.parts.mask.by_neuron import ByNeuron
 from fibec_ray.parts.mask.neurons import keep_top
-from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio
+from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.tensors import Tensors, select, under_prefix, with_prefix
 
 RATIO = 0.3
@@ -49,8 +49,7 @@ class FisherNeurons(ByNeuron):
     def _no_setting_without_effect(self) -> FisherNeurons:
         if self.ratio_by != "fixed" and self.ratio != RATIO:
             raise ValueError("ratio has an effect only with ratio_by: fixed; leave one of them out")
-        if self.ratio_by == "fixed" and self.spectrum != SpectrumSettings():
-            raise ValueError("spectrum has no effect with ratio_by: fixed; leave it out")
+        refuse_unused(self.spectrum, None if self.ratio_by == "fixed" else self.ratio_by, "ratio_by")
         return self
 
     @property

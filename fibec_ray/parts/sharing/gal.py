@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fibec_ray.parts.sharing.base import Selection, Sharing
 from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
-from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio
+from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.types import LayerReport, LayerScores, LocalModel, Shard
 
 FRACTION = 0.5
@@ -50,8 +50,7 @@ class GlobalLayers(Sharing):
     def _no_setting_without_effect(self) -> GlobalLayers:
         if self.count_by != "fraction" and self.fraction != FRACTION:
             raise ValueError("fraction has an effect only with count_by: fraction; leave one of them out")
-        if self.count_by == "fraction" and self.spectrum != SpectrumSettings():
-            raise ValueError("spectrum has no effect with count_by: fraction; leave it out")
+        refuse_unused(self.spectrum, None if self.count_by == "fraction" else self.count_by, "count_by")
         return self
 
     @property
