@@ -153,21 +153,30 @@ def curriculum_curves(tables: RunTables) -> list[Curve]:
 
 
 def mask_curves(tables: RunTables) -> list[Curve]:
-    """How many personal entries the mask lets move."""
-    series = _series(tables, "round", (("kept_fraction", "mean over the cohort"),))
-    caption = "Share of the personal (never sent) entries that the mask lets move, mean over the cohort."
-    return [
-        Curve(
+    """How many personal entries the mask lets move, and how many of them it let move the last time."""
+    drawn = (
+        (
             "kept_fraction",
             "Personal entries in use",
-            caption,
-            _ROUNDS,
+            "Share of the personal (never sent) entries that the mask lets move, mean over the cohort.",
             "entries that move / all",
-            series,
-            whole_x=True,
-            fraction=True,
-        )
+        ),
+        (
+            "mask_overlap",
+            "Overlap of masks",
+            "Of the entries that a device's mask lets move now or let move at its last participation, the share that "
+            "it did both times; mean over returning devices.",
+            "in both / in either",
+        ),
+    )
+    return [
+        Curve(column, title, caption, _ROUNDS, y_label, _mean_series(tables, column), whole_x=True, fraction=True)
+        for column, title, caption, y_label in drawn
     ]
+
+
+def _mean_series(tables: RunTables, column: str) -> tuple[Series, ...]:
+    return _series(tables, "round", ((column, "mean over the cohort"),))
 
 
 def layer_curves(tables: RunTables) -> list[Curve]:

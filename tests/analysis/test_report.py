@@ -50,6 +50,8 @@ def evaluated(round_):
         "personal_accuracy": PERSONAL[round_],
         "train_loss": 0.7,
         "data_fraction": 0.4 + 0.1 * round_,
+        "kept_fraction": 0.3,
+        "mask_overlap": 0.9 if round_ else None,
     }
 
 
@@ -85,7 +87,7 @@ def test_every_curve_is_drawn_into_the_folder_and_the_page(tmp_path):
     page = page_of(with_summary(full_run(tmp_path)))
     stems = {path.stem for path in (tmp_path / "report").iterdir()}
     more = {"evaluation_loss", "training_loss", "data_fraction", "difficulty_seen", "layer_sensitivity"}
-    assert stems == set(ACCURACY_STEMS) | more
+    assert stems == set(ACCURACY_STEMS) | more | {"kept_fraction", "mask_overlap"}
     for path in (tmp_path / "report").iterdir():
         height, width, _ = matplotlib.image.imread(path).shape
         assert (width, height) == (960, 600)  # 6.4 x 4 inches at 150 dpi
@@ -106,6 +108,7 @@ def test_curves_hold_the_numbers_of_the_log(tmp_path):
     assert curves["accuracy_by_rounds"].levels == (("majority class (0.500)", 0.5),)
     assert curves["accuracy_by_sim_time"].x_label == "simulated time (min)"
     assert curves["accuracy_by_sim_time"].series[1].points == tuple(zip((1, 2, 3, 4), PERSONAL, strict=True))
+    assert curves["mask_overlap"].series[0].points == ((2, 0.9), (3, 0.9), (4, 0.9))
     assert curves["accuracy_by_bytes"].x_label == "sent both ways (kB)"
     assert curves["accuracy_by_bytes"].series[0].points[-1] == (6.0, 0.7)
     assert curves["difficulty_seen"].series[0].points[0] == (1, 1.75)  # (10 * 1 + 30 * 2) / 40
@@ -160,7 +163,7 @@ def test_a_failed_run_says_so(tmp_path):
 def test_the_log_alone_is_enough_with_one_round(tmp_path):
     page = page_of(full_run(tmp_path, rounds=1))
     assert "1 rounds completed" in page
-    assert page.count("<img ") == len(ACCURACY_STEMS) + 5
+    assert page.count("<img ") == len(ACCURACY_STEMS) + 6  # no mask has an overlap yet
 
 
 def test_a_run_without_evaluation_has_no_accuracy_figures(tmp_path):
