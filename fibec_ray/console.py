@@ -66,10 +66,11 @@ class RunView:
             self._progress.update(self._opening, completed=done)
 
     def row(self, row: Row) -> None:
-        if row["global_accuracy"] is not None:
+        if row["personal_accuracy"] is not None or row["global_accuracy"] is not None:
+            loss = row["personal_loss"] if row["global_loss"] is None else row["global_loss"]
             self._last_scores = (
-                f"global {row['global_accuracy']:.3f}  personal {_number(row['personal_accuracy'])}  "
-                f"loss {row['global_loss']:.3f}"
+                f"global {_number(row['global_accuracy'])}  personal {_number(row['personal_accuracy'])}  "
+                f"loss {_number(loss)}"
             )
             if not self._console.is_terminal:
                 self._say(f"round {row['round']}: {self._last_scores}  sent {size(row['bytes_total'])}")

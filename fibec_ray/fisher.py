@@ -57,17 +57,42 @@ class FisherScan:
         """rows of each batch, (B,) int64 positions within the shard"""
         self._names, self._rng = frozenset(names), rng
         self._found: dict[tuple[Label, Scope], Fisher] = {}
+        self._losses: Tensor | None = None
 
     @property
     def found(self) -> Fisher | None:
-        """The first pass that somebody asked for, if any: what the round log reports."""
+        """The first pass that somebody asked for, if any."""
         return next(iter(self._found.values()), None)
+
+    @property
+    def losses(self) -> Tensor:
+        """(n,) float32, evaluation mode; NaN for rows in no batch. One forward pass, unless a backward pass has run."""
+        if self.known_losses is None:
+            self._losses = self._forward()
+        assert self.known_losses is not None
+        return self.known_losses
+
+    @property
+    def known_losses(self) -> Tensor | None:
+        """`losses`, if somebody's pass has found them: for the round log."""
+        return self.found.losses if self.found else self._losses
 
     def read(self, label: Label = "observed", scope: Scope = "adapter") -> Fisher:
         """Evaluation mode, no dropout. Raises ModelError if the scope holds a tensor of an unknown kind of module."""
         if (label, scope) not in self._found:
             self._found[label, scope] = self._pass(label, scope)
         return self._found[label, scope]
+
+    @torch.no_grad()
+    def _forward(self) -> Tensor:
+        losses = torch.full((self.shard.num_samples,), float("nan"))
+        self.model.train(False)
+        for group in self._groups():
+            losses[group] = self.model.forward(self.shard.batch(group)).losses.float().cpu()
+        return losses
+
+    def _groups(self) -> list[Tensor]:
+        return by_length(self.shard, torch.cat(list(self.batches)), max(len(batch) for batch in self.batches))
 
     def _pass(self, label: Label, scope: Scope) -> Fisher:
         model, shard = self.model, self.shard
@@ -77,9 +102,9 @@ class FisherScan:
         traces = torch.full((shard.num_samples,), float("nan"))
         losses = traces.clone()
         sums: Tensors = {}
-        rows = torch.cat(list(self.batches))
+        num_samples = sum(len(batch) for batch in self.batches)
         model.train(False)
-        for group in by_length(shard, rows, max(len(batch) for batch in self.batches)):
+        for group in self._groups():
             squares, losses[group] = batch_squares(
                 model, shard, group, names, label, None if draws is None else draws[group]
             )
@@ -87,7 +112,7 @@ class FisherScan:
             for name, value in squares.items():
                 total = value.sum(0).cpu()
                 sums[name] = sums[name].add_(total) if name in sums else total
-        return Fisher(traces, losses, {name: value / len(rows) for name, value in sums.items()})
+        return Fisher(traces, losses, {name: value / num_samples for name, value in sums.items()})
 
 
 def batch_squares(

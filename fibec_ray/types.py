@@ -235,6 +235,11 @@ class OpenResult:
         """False if devices keep nothing of their own, so that every device's model is the global one."""
         return not self.layout.layers.keys() <= self.shared_names
 
+    @property
+    def has_global_model(self) -> bool:
+        """False if a head is personal: the server then has none that was ever trained, and its score means nothing."""
+        return all(name in self.shared_names for name, layer in self.layout.layers.items() if layer is None)
+
 
 @dataclass(frozen=True)
 class RoundResult:

@@ -18,7 +18,7 @@ from fibec_ray.fisher import Fisher, FisherScan, Label, batch_squares, by_length
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
-from fibec_ray.parts.curriculum.fisher_order import batch_difficulties
+from fibec_ray.parts.curriculum.scored import batch_difficulties
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors

@@ -140,7 +140,7 @@ def batch_scores(curriculum: Tensors, scan: FisherScan | None) -> tuple[BatchSco
     """The fixed batches as the curriculum has just scored them. curriculum: its memory."""
     if scan is None or "batch_difficulty" not in curriculum:
         return None
-    shard, losses = scan.shard, scan.found.losses if scan.found else None
+    shard, losses = scan.shard, scan.known_losses
     return tuple(
         BatchScore(
             batch=j,
@@ -197,8 +197,7 @@ def _rank_correlations(curriculum: Tensors, scan: FisherScan | None) -> dict[str
     difficulty = curriculum.get("sample_difficulty")
     if scan is None or difficulty is None:
         return {}
-    losses = scan.found.losses if scan.found else None
-    others = {"loss": losses, "length": scan.shard.lengths, "grade": scan.shard.grades}
+    others = {"loss": scan.known_losses, "length": scan.shard.lengths, "grade": scan.shard.grades}
     return {f"difficulty_{name}_rank_corr": _rank_correlation(difficulty, other) for name, other in others.items()}
 
 

@@ -85,7 +85,7 @@ class Tally:
         row: Row = {**empty, "personal_accuracy_trained": None, "num_devices_trained": len(self.trained)}
         if evaluation is None:
             return row
-        shared = score(self._metric, evaluation.shared)
+        shared = score(self._metric, evaluation.shared) if self._layers.has_global_model else None
         personal = score(self._metric, pooled(evaluation.personal, evaluation.personal))
         trained = score(self._metric, pooled(evaluation.personal, self.trained))
         for model, scores in (("global", shared), ("personal", personal)):

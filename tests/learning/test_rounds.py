@@ -319,3 +319,53 @@ def test_a_run_directory_that_a_node_does_not_see_is_named(tiny_settings: Any, t
     elsewhere = Site(site.job, tmp_path / "elsewhere", site.cache_dir, 1)
     with pytest.raises(RunDirError, match=r"elsewhere: not visible from node .*storage that they share"):
         elsewhere.federation()
+
+
+@pytest.mark.parametrize("method", ["local", "fedper", "fedsa-lora"])
+def test_a_global_score_is_no_number_where_heads_are_personal(method: str, tiny_settings: Any, tmp_path: Path) -> None:
+    run = simulate(check(tiny_settings(method, rounds=2), "test"), tmp_path / "run")
+    last = run.rows[-1]
+    assert last["global_accuracy"] is last["global_loss"] is None and 0 <= last["personal_accuracy"] <= 1
+    assert (last["bytes_total"] == 0) == (method == "local")
+
+
+def test_shared_matrices_agree_after_a_round_and_personal_ones_do_not(tiny_settings: Any, tmp_path: Path) -> None:
+    """E23: every device continues from one A; each from a B of its own."""
+    site = site_of(tiny_settings("fedsa-lora", cohort_size=6), tmp_path / "run")
+    fleet = LocalFleet(site)
+    shared = fleet.open().shared_names
+    assert all("lora_A" in name for name in shared)
+    fleet.run_round(plan_round(site.job, 6, 0))
+    states = [state_of(site, device).personal for device in range(6)]
+    assert len({digest(select(state, [n for n in state if "lora_B" in n])) for state in states}) == 6
+    assert all(not set(state) & shared for state in states)
+
+
+def test_a_personal_head_without_a_head_is_fedavg(tiny_settings: Any, tmp_path: Path) -> None:
+    """E23: FedPer with a verbaliser, bit for bit."""
+    runs = [
+        simulate(check(tiny_settings(method, backbone=MASKED_LM, data={"max_length": 24}), "test"), tmp_path / method)
+        for method in ("fedper", "fedavg")
+    ]
+    assert runs[0].adapter_digest == runs[1].adapter_digest
+
+
+def test_with_a_frozen_the_mean_of_the_products_is_the_product_of_the_means(tiny_settings: Any, tmp_path: Path) -> None:
+    """E22: sum_k w_k B_k A_k = (sum_k w_k B_k) A for FFA-LoRA, and not for FedAvg on the same data."""
+    gaps = {}
+    for method in ("ffa-lora", "fedavg"):
+        site = site_of(tiny_settings(method, cohort_size=6), tmp_path / method)
+        worker, fleet = site.worker(), LocalFleet(site)
+        shared = fleet.open().shared_names
+        broadcast = Broadcast(0, select(worker.initial, shared))
+        updates = [worker.train(plan_round(site.job, 6, 0), device, broadcast)[0] for device in range(6)]
+        total = sum(update.num_samples for update in updates)
+        name = next(name for name in worker.initial if "lora_B" in name)
+        pairs = []
+        for update in updates:
+            local = {n: value + update.delta.get(n, torch.zeros(())) for n, value in worker.initial.items()}
+            pairs.append((update.num_samples / total, local[name], local[name.replace("lora_B", "lora_A")]))
+        mean_of_products = sum(w * b @ a for w, b, a in pairs)
+        product_of_means = sum(w * b for w, b, _ in pairs) @ sum(w * a for w, _, a in pairs)
+        gaps[method] = float((mean_of_products - product_of_means).norm() / mean_of_products.norm())
+    assert gaps["ffa-lora"] < 1e-6 < 1e-4 < gaps["fedavg"]

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from fibec_ray.fisher import FisherScan
 from fibec_ray.parts.curriculum.base import Curriculum
-from fibec_ray.parts.curriculum.fisher_order import FisherOrder, batch_difficulties
+from fibec_ray.parts.curriculum.fisher_order import FisherOrder
+from fibec_ray.parts.curriculum.loss_order import LossOrder
 from fibec_ray.parts.curriculum.paced import Paced
 from fibec_ray.parts.curriculum.pacing import PACINGS, softly_visible
 from fibec_ray.parts.curriculum.random_order import RandomOrder
+from fibec_ray.parts.curriculum.rarity_order import RarityOrder
+from fibec_ray.parts.curriculum.scored import batch_difficulties
 from fibec_ray.parts.curriculum.step_matched import StepMatched
 from fibec_ray.types import OPENING_ROUND, Batch, Outputs, Work
 
@@ -268,3 +271,43 @@ def test_soft_pacing_shows_the_easiest_rather_than_nothing() -> None:
 def test_softness_needs_pacing_soft() -> None:
     with pytest.raises(ValueError, match="softness has an effect only with pacing: soft"):
         FisherOrder(softness=0.2)
+
+
+def test_self_paced_learning_takes_low_losses_first_without_a_backward_pass() -> None:
+    """Loss w x with w = 1 is the token id; ids 3 1 2 2 1 1 5 0 4 in pairs: 2, 2, 1, 2.5, and 4 alone."""
+    model = OneWeight()
+    torch.nn.init.ones_(model.trainable["lora_B.weight"])
+    scan = scan_of(IDS, 2, model)
+    memory = prepared(LossOrder(), scan)
+    assert memory["batch_difficulty"].tolist() == [2, 2, 1, 2.5, 4] and memory["order"].tolist() == [2, 0, 1, 3, 4]
+    assert scan.found is None and scan.known_losses is not None and model.num_passes == 5
+    assert not LossOrder().opens and LossOrder().due(memory, 1) and LossOrder(rescore_every=None).due({}, 0)
+
+
+def test_losses_of_a_fisher_pass_are_not_computed_again() -> None:
+    model = OneWeight()
+    scan = scan_of(IDS, 2, model)
+    fisher = scan.read()
+    assert torch.equal(scan.losses, fisher.losses) and model.num_passes == 5
+
+
+def test_rare_words_are_hard_by_hand() -> None:
+    """E25: tokens 1 1 1 2 | 1 3 | 2 1: counts 5, 2, 1, plus one 6, 3, 2 of 11. The model is not run."""
+    model, shard = OneWeight(), shard_of([[1, 1, 1, 2], [1, 3], [2, 1]])
+    scan = FisherScan(model, shard, list(torch.arange(3).split(1)), ["lora_B.weight"], rng())  # type: ignore[arg-type]
+    surprise = {1: math.log(11 / 6), 2: math.log(11 / 3), 3: math.log(11 / 2)}
+    expected = [3 * surprise[1] + surprise[2], surprise[1] + surprise[3], surprise[2] + surprise[1]]
+    memory = prepared(RarityOrder(), scan)
+    torch.testing.assert_close(memory["sample_difficulty"], torch.tensor(expected))
+    assert memory["order"].tolist() == [2, 1, 0] and model.num_passes == 0
+    assert prepared(RarityOrder(per_token=True), scan)["order"].tolist() == [0, 2, 1]
+
+
+def test_the_order_of_words_means_nothing_to_rarity() -> None:
+    """E25."""
+    texts = [[1, 2, 3, 4], [5, 5, 1], [2, 6]]
+    found = []
+    for shard in (shard_of(texts), shard_of([text[::-1] for text in texts])):
+        scan = FisherScan(OneWeight(), shard, [torch.arange(3)], ["lora_B.weight"], rng())  # type: ignore[arg-type]
+        found.append(prepared(RarityOrder(), scan)["sample_difficulty"])
+    torch.testing.assert_close(found[0], found[1])

@@ -2,6 +2,12 @@
 
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
+from fibec_ray.parts.mask.frozen_matrix import FrozenMatrix
 from fibec_ray.parts.mask.random_neurons import RandomNeurons
 
-MASKS: dict[str, type[Mask]] = {"none": Mask, "fisher_neurons": FisherNeurons, "random_neurons": RandomNeurons}
+MASKS: dict[str, type[Mask]] = {
+    "none": Mask,
+    "fisher_neurons": FisherNeurons,
+    "random_neurons": RandomNeurons,
+    "frozen_matrix": FrozenMatrix,
+}

@@ -1,0 +1,35 @@
+"""One matrix of each LoRA pair stays as it was at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+
+from fibec_ray.fisher import FisherScan
+from fibec_ray.parts.mask.base import Mask
+from fibec_ray.tensors import Tensors, select, under_prefix, with_prefix
+
+
+class FrozenMatrix(Mask):
+    """FFA-LoRA (Sun et al., ICLR 2024): A keeps its random start, the same on all devices; B alone is trained and sent.
+
+    Then the mean of the updates is the update of the mean: mean_k s B_k A = s (mean_k B_k) A, which LoRA's two averaged
+    matrices do not give. Goes with a sharing rule that leaves the frozen matrix out.
+    """
+
+    kind: Literal["frozen_matrix"] = "frozen_matrix"
+    freeze: Literal["A", "B"] = "A"
+
+    @property
+    def needs_personal(self) -> bool:
+        return True
+
+    def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
+        shapes = {name: scan.model.trainable[name].shape for name in names}
+        moves = {name: torch.full(shape, f".lora_{self.freeze}." not in name) for name, shape in shapes.items()}
+        return with_prefix("kept", moves)
+
+    def keep(self, memory: Tensors, names: Collection[str]) -> Tensors:
+        return select(under_prefix("kept", memory), names)

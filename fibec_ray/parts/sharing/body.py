@@ -1,0 +1,37 @@
+"""Personal heads: everything is shared but the head, or the last blocks too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from fibec_ray.parts.sharing.base import Selection, Sharing
+from fibec_ray.types import LayerReport
+
+
+class Body(Sharing):
+    """FedPer (Arivazhagan et al. 2019): the body is averaged, the head stays on the device and trains with it.
+
+    With a verbaliser there is no head; then `last_blocks` says how many of the topmost blocks stay instead, and 0 is
+    FedAvg.
+    """
+
+    kind: Literal["body"] = "body"
+    last_blocks: int = Field(0, ge=0, description="blocks from the top whose adapters are personal too")
+
+    @property
+    def keeps_personal(self) -> bool:
+        return True
+
+    def select(
+        self,
+        reports: Sequence[LayerReport],
+        layers: Mapping[str, int | None],
+        num_layers: int,
+        rng: torch.Generator,
+    ) -> Selection:
+        first_personal = num_layers - self.last_blocks
+        return Selection(frozenset(n for n, layer in layers.items() if layer is not None and layer < first_personal))

@@ -1,0 +1,30 @@
+"""Nothing is shared: devices train alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+
+from fibec_ray.parts.sharing.base import Selection, Sharing
+from fibec_ray.types import LayerReport
+
+
+class Nothing(Sharing):
+    """Local training: the anchor that says what communication is worth. A device trains in the rounds that draw it."""
+
+    kind: Literal["none"] = "none"
+
+    @property
+    def keeps_personal(self) -> bool:
+        return True
+
+    def select(
+        self,
+        reports: Sequence[LayerReport],
+        layers: Mapping[str, int | None],
+        num_layers: int,
+        rng: torch.Generator,
+    ) -> Selection:
+        return Selection(frozenset())
