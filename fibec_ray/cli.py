@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     sweep = commands.add_parser("sweep", help="run every variant and seed of a sweep, then print its table")
-    _add_config(sweep, "SWEEP", "sweep, a YAML file")
+    _add_config(sweep, "SWEEP", "sweep, a YAML file; or an experiment, with several values for some keys (method=a,b)")
     sweep.add_argument("--out", type=Path, metavar="DIR", required=True, help="sweep directory; finished runs are kept")
     sweep.add_argument("--jobs", type=_at_least_one, metavar="N", default=1, help="runs at a time (default: 1)")
     sweep.set_defaults(command=_sweep)

@@ -10,6 +10,8 @@
       Pacing:                                   # title: variants; a group, a sub-heading of the table
         "pacing: sqrt": [method=fibecfed, method.curriculum.pacing=sqrt]
 
+Or the file is an experiment, and overrides with several values make the grid: `method=fibecfed,fedavg seed=0,1,2`.
+
 Overrides apply in the order sweep, command line, variant, and among them from the shallowest key to the deepest.
 """
 
@@ -28,6 +30,7 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
 from fibec_ray.config.load import load_experiment, parse_override, read_yaml
 from fibec_ray.errors import ConfigError, UserError, did_you_mean
+from fibec_ray.sweep.grid import parse_grid
 
 MAX_NAME = 100
 """characters in a variant's name, which names a folder too"""
@@ -80,15 +83,16 @@ class _SweepFile(BaseModel):
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep in a file, with every run's experiment loaded. Raises ConfigError."""
+    """The sweep in a file, or over an experiment, with every run's experiment loaded. Raises ConfigError."""
     raw = read_yaml(path)
     _refuse_twice(path)
+    if "variants" not in raw and "task" in raw:
+        return _grid_sweep(path, overrides)
     try:
         file = _SweepFile.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, _SweepFile, raw)}") from error
     variants = tuple(_variants(file.variants, path))
-    _check_names(variants, path)
     names = [variant.name for variant in variants]
     if file.reference not in names:
         near = did_you_mean(file.reference, names)
@@ -97,9 +101,23 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise ConfigError(f"{path}: seeds: {file.seeds} has a seed twice; give each once")
     for text in (*file.overrides, *overrides):
         _check_override(text, f"{path}: overrides")
-    runs = _runs(path.parent / file.config, (*file.overrides, *overrides), variants, file.seeds, path)
+    common = (*file.overrides, *overrides)
+    return _sweep(path, path.parent / file.config, common, variants, file.seeds, file.reference)
+
+
+def _grid_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
+    grid = parse_grid(overrides)
+    variants = tuple(_variant(name, "", list(changes), path) for name, changes in grid.variants)
+    return _sweep(path, path, grid.common, variants, grid.seeds, variants[0].name)
+
+
+def _sweep(
+    path: Path, config: Path, common: Sequence[str], variants: tuple[Variant, ...], seeds: Sequence[int], reference: str
+) -> Sweep:
+    _check_names(variants, path)
+    runs = _runs(config, common, variants, seeds, path)
     _refuse_equal(runs, path)
-    return Sweep(path, tuple(file.seeds), file.reference, variants, tuple(runs))
+    return Sweep(path, tuple(seeds), reference, variants, tuple(runs))
 
 
 def _variants(raw: dict[Any, Any], path: Path) -> Iterator[Variant]:
