@@ -285,3 +285,12 @@ def test_random_neurons_can_be_drawn_anew() -> None:
     assert all(seen[i] == seen[i + 1] for i in range(0, 12, 2)) and len({tuple(one) for one in seen}) > 1
     nothing = RandomNeurons(ratio=0.0)
     assert not nothing.keep(nothing.refresh({}, scan, [NAME], rng()), [NAME])[NAME].any()
+
+
+@pytest.mark.parametrize("mask", [FisherNeurons(), FisherNeurons(source="pass"), RandomNeurons()])
+def test_without_personal_tensors_nothing_is_scanned(mask: Mask) -> None:
+    """As when the spectrum asks to share every layer."""
+    model = OneMatrix()
+    memory = mask.refresh(mask.prepare(scan_of(1), rng()), scan_of(1, model=model), [], rng())
+    assert mask.keep(memory, []) == {} and model.num_passes == 0
+    assert mask.refresh(memory, scan_of(1, model=model), [], rng()).keys() == memory.keys()

@@ -63,7 +63,8 @@ class FisherNeurons(ByNeuron):
         if "ratio" not in memory:
             memory = self._started(scan, {}, rng)
         fisher, count = select(under_prefix("fisher", memory), names), int(memory["participations"])
-        if not fisher or (self.source == "pass" and count % self.refresh_every == 0):
+        due = not fisher or (self.source == "pass" and count % self.refresh_every == 0)
+        if names and due:  # a spectrum may have asked to share every layer
             fisher = momentum(fisher, select(scan.read(self.label, "all").diagonal, names), self.gamma)
         return {
             "participations": torch.tensor(count + 1),
