@@ -109,17 +109,17 @@ class RunView:
 
 
 def method_table(methods: Sequence[tuple[str, Method]]) -> None:
-    """One row per method: what each axis holds (blank: neutral)."""
+    """One row per method: what each axis holds (blank: neutral), what devices send, what outlasts a round."""
     table = Table()
-    for column in ("method", *AXES, "reference"):
+    for column in ("method", *AXES, "sends", "keeps", "reference"):
         table.add_column(column, overflow="fold")
     neutral = Method()
     for name, method in methods:
         cells = [_cell(axis, method.parts[axis].kind, neutral.parts[axis].kind) for axis in AXES]
-        table.add_row(name, *cells, method.reference)
+        table.add_row(name, *cells, method.sends, method.keeps, method.reference)
     console = Console()
     if not console.is_terminal:
-        console.width = 200  # a pipe has no width of its own; a table folded to 80 columns is of no use to grep
+        console.width = 260  # a pipe has no width of its own; a table folded to 80 columns is of no use to grep
     console.print(table)
 
 

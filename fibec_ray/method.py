@@ -8,15 +8,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.aggregator.feddyn import FedDyn
+from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.curriculum import CURRICULA
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.objective.feddyn import DynamicRegulariser
 from fibec_ray.parts.part import Part, build
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.sharing.base import Sharing
 
@@ -41,12 +45,12 @@ class Method(BaseModel):
 
     name: str = "fedavg"
     reference: str = Field("", description="paper, for the method table")
-    peft: Annotated[SerializeAsAny[Peft], _of("peft")] = Peft()
+    peft: Annotated[SerializeAsAny[Peft], _of("peft")] = Lora()
     curriculum: Annotated[SerializeAsAny[Curriculum], _of("curriculum")] = Curriculum()
     sharing: Annotated[SerializeAsAny[Sharing], _of("sharing")] = Sharing()
     mask: Annotated[SerializeAsAny[Mask], _of("mask")] = Mask()
     objective: Annotated[SerializeAsAny[Objective], _of("objective")] = Objective()
-    aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = Aggregator()
+    aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = Mean()
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Method:
@@ -57,9 +61,33 @@ class Method(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _feddyn_on_both_sides(self) -> Method:
+        device = self.objective.alpha if isinstance(self.objective, DynamicRegulariser) else None
+        server = self.aggregator.alpha if isinstance(self.aggregator, FedDyn) else None
+        if device is None and server is None:
+            return self
+        if device is None or server is None:
+            raise ValueError("FedDyn has two halves; set both objective: feddyn and aggregator: feddyn, or neither")
+        if device != server:
+            raise ValueError(
+                f"objective.alpha {device} and aggregator.alpha {server} of feddyn differ; make them equal"
+            )
+        return self
+
     @property
     def parts(self) -> dict[str, Part]:
         return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def sends(self) -> str:
+        """What devices send in a round, in words."""
+        return "; ".join(part.sends for part in self.parts.values() if part.sends)
+
+    @property
+    def keeps(self) -> str:
+        """What outlasts a round beside the global model, and where, in words."""
+        return "; ".join(part.keeps for part in self.parts.values() if part.keeps)
 
     @property
     def opens(self) -> bool:

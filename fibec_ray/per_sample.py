@@ -1,4 +1,4 @@
-"""Exact squared gradients of each sample of a batch, from one forward and backward pass; used by fisher and learning.
+"""Exact gradients of each sample of a batch, from one forward and backward pass; used by fisher, ggn and learning.
 
 L is the *sum* of the per-sample losses and no layer mixes samples, so e_it = dL/dy_it, the gradient of a module's
 output at token t of sample i, belongs to sample i alone. The gradient of one sample is then a sum over its tokens of
@@ -117,7 +117,7 @@ def catch(holders: Mapping[str, nn.Module], names: Collection[str], num_samples:
 
 @dataclass(frozen=True)
 class Caught:
-    """What the holders saw of one batch, and the squares that follow from it once gradients are known.
+    """What the holders saw of one batch, and the gradients of each sample that follow once those of outputs are known.
 
     After the forward pass either `torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)`, as often as
     the graph is kept; or `retain_grad()` on each of the tensors, an ordinary `loss.backward()`, and their `.grad`.
@@ -133,21 +133,25 @@ class Caught:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors whose gradients `squares` needs, in the order of the holders; none for a module not called."""
+        """The tensors whose gradients are needed, in the order of the holders; none for a module not called."""
         for seen in self.modules.values():
             seen.refuse_changes()
         return [seen.output for seen in self.modules.values() if seen.output is not None]
 
-    @torch.no_grad()
     def squares(self, grads: Sequence[Tensor | None], scale: float = 1.0) -> Tensors:
-        """{name: (B, *shape)} float32: squared gradients of each sample; zeros for a tensor the loss does not see.
+        """The entries of `gradients`, squared."""
+        return {name: value.square_() for name, value in self.gradients(grads, scale).items()}
+
+    @torch.no_grad()
+    def gradients(self, grads: Sequence[Tensor | None], scale: float = 1.0) -> Tensors:
+        """{name: (B, *shape)} float32: gradients of each sample; zeros for a tensor the loss does not see.
 
         grads: of the summed loss for `tensors` (None: the loss does not depend on it). scale: what they are multiplied
         by first: B where the loss was a mean over samples.
         """
         called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
         given = dict(zip(called, grads, strict=True))
-        parts = (seen.squares(given.get(prefix), scale) for prefix, seen in self.modules.items())
+        parts = (seen.gradients(given.get(prefix), scale) for prefix, seen in self.modules.items())
         return {name: value for part in parts for name, value in part.items()}
 
 
@@ -197,14 +201,14 @@ class Seen:
         if any(value._version != version for value, version in self._versions):
             raise ModelError(f"{self._prefix}: what it saw or returned was changed in place, so its gradient is lost")
 
-    def squares(self, grad: Tensor | None, scale: float) -> Tensors:
+    def gradients(self, grad: Tensor | None, scale: float) -> Tensors:
         """grad: of `output`, in its shape."""
         if grad is None:
             tensors = {name: _tensor(self._module, name) for name in self._formulas}
             return {name: torch.zeros(self._num_samples, *t.shape, device=t.device) for name, t in tensors.items()}
         e = _by_token(grad) * scale
         a = e if self.inputs is None else _by_token(self.inputs)  # in the former case no formula looks at it
-        return {name: formula(self._module, a, e).square_() for name, formula in self._formulas.items()}
+        return {name: formula(self._module, a, e) for name, formula in self._formulas.items()}
 
 
 def _by_token(value: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.curriculum.scored import batch_difficulties
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Batch, Outputs, Work
@@ -43,7 +43,7 @@ def tiny(config: dict[str, Any], head: Any, spec: dict[str, Any] | None = None, 
     )
     words = (5, 6, 7) if head.endswith("lm") else None
     folder = prepare(backbone, 0, 3, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(backbone, folder, Peft(**{"r": 4, "alpha": 8, **peft}), 3, words, seed=0)
+    model = TorchModel(backbone, folder, Lora(**{"r": 4, "alpha": 8, **peft}), 3, words, seed=0)
     model.train(False)
     return model
 

@@ -16,14 +16,14 @@ ANALYSIS = Path(analysis.__file__).parent
 
 LAYERS = (
     ("cli",),
-    ("console", "sweep", "bench"),
+    ("console", "sweep", "bench", "method_page"),
     ("simulation",),  # runs what config describes
     ("config",),
     ("fleets",),
     ("learning",),
     ("method", "models", "data", "roundlog"),
     ("parts",),
-    ("fisher", "per_sample", "spectrum", "run_dir", "tensors", "seeds", "types", "reports", "errors"),
+    ("fisher", "ggn", "per_sample", "spectrum", "run_dir", "tensors", "seeds", "types", "reports", "errors"),
 )
 """From top to bottom. A module imports lower layers and its own package; the files of the lowest layer each other."""
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from conftest import TINY_LLAMA
 
-from fibec_ray.config.load import check, method_files
+from fibec_ray.config.load import check, load_method, method_files, parse_override
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES, Method
+from fibec_ray.method_page import page
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.part import Part
 from fibec_ray.simulation import cache_dir, prepare
@@ -29,7 +30,8 @@ DECODER = {"config": TINY_LLAMA, "head": "causal_lm"}
 def test_every_method_runs_and_keeps_to_its_word(
     method: str, backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path
 ) -> None:
-    experiment = check(tiny_settings(method, rounds=2, backbone=backbone, data={"max_length": 24}), "test")
+    settings = tiny_settings(method, rounds=2, backbone=backbone, data={"max_length": 24}, **needs(method))
+    experiment = check(settings, "test")
     prepared = prepare(experiment, tmp_path)
     site = Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir(), 1)
     fleet = LocalFleet(site)
@@ -51,6 +53,16 @@ def test_every_method_runs_and_keeps_to_its_word(
     assert sum(len(own.labels) for own in evaluation.personal.values()) == len(evaluation.shared.labels)
 
 
+def needs(method: str) -> dict[str, Any]:
+    """What a method asks of the rest of the experiment: the overrides of its file's first line, and enough devices."""
+    (path,) = (path for path in method_files() if path.stem == method)
+    settings: dict[str, Any] = {"cohort_size": max(3, load_method(path).aggregator.least_cohort)}
+    for text in path.read_text(encoding="utf-8").splitlines()[0].split()[5:]:
+        (first, *rest), value = parse_override(text)
+        settings[first] = settings.get(first, {}) | {rest[0]: value} if rest else value
+    return settings
+
+
 ENTRIES = [(axis, kind) for axis, registry in AXES.items() for kind in registry]
 
 
@@ -67,6 +79,8 @@ def test_every_part_is_frozen_documented_and_made_from_its_kind_alone(axis: str,
 
 def neighbours(axis: str, kind: str) -> dict[str, Any]:
     """What a part cannot do without."""
+    if kind == "feddyn":
+        return {"objective": kind, "aggregator": kind}
     return {"sharing": "gal"} if axis == "mask" and MASKS[kind]().needs_personal else {}
 
 
@@ -78,3 +92,16 @@ def test_the_neutral_part_is_the_first_of_its_registry(axis: str) -> None:
 
 def test_fedavg_is_the_empty_composition() -> None:
     assert all(not part.opens for part in Method().parts.values()) and not Method().opens
+
+
+def test_the_page_of_methods_is_current() -> None:
+    """python -m fibec_ray.method_page > docs/methods.md"""
+    assert (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8") == page()
+
+
+def test_the_page_has_every_method_part_and_field() -> None:
+    text = page()
+    assert all(f"| `{name}` |" in text for name in METHODS)
+    for axis, kind in ENTRIES:
+        assert f"## `{axis}`" in text and f"### `{kind}`" in text
+        assert all(f"| `{field}` |" in text for field in AXES[axis][kind].model_fields if field != "kind")

@@ -74,10 +74,33 @@ class Experiment(BaseModel):
     def _consistent(self) -> Experiment:
         if self.cohort_size > self.num_devices:
             raise ValueError(f"cohort_size {self.cohort_size} is more than num_devices {self.num_devices}; lower it")
+        aggregator = self.method.aggregator
+        if self.cohort_size < aggregator.least_cohort:
+            raise ValueError(
+                f"cohort_size {self.cohort_size} is too small for method.aggregator {aggregator.kind}, which needs "
+                f"{aggregator.least_cohort} as it is set; raise it, or change the aggregator's settings"
+            )
         sharing = self.method.sharing
         if self.backbone.dtype == "bfloat16" and isinstance(sharing, GlobalLayers) and not sharing.relative:
             raise ValueError(
                 "method.sharing.budget is an absolute noise norm, too small to show in a bfloat16 base; "
                 "set method.sharing.relative=true, or backbone.dtype=float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimiser_fits(self) -> Experiment:
+        kind, local = self.method.objective.kind, self.local
+        if not self.method.objective.needs_plain_sgd:
+            return self
+        if local.optimizer != "sgd":
+            raise ValueError(
+                f"method.objective {kind} reads gradients off the steps of plain SGD; set local.optimizer=sgd and a "
+                f"local.learning_rate that suits it, found {local.optimizer}"
+            )
+        if local.momentum:
+            raise ValueError(
+                f"method.objective {kind} reads gradients off the steps of plain SGD; set local.momentum=0, "
+                f"found {local.momentum}"
             )
         return self

@@ -13,7 +13,7 @@ from fibec_ray.method import AXES
 
 Loc = tuple[int | str, ...]
 
-REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {**AXES, "partition": PARTITIONS}
+REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {**AXES, "of": AXES["aggregator"], "partition": PARTITIONS}
 """Keys whose value is one of several models, told apart by its `kind`."""
 
 
@@ -40,7 +40,8 @@ def _model_at(root: type[BaseModel], raw: Any, loc: Loc) -> type[BaseModel] | No
     for part in loc:
         field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         raw = raw.get(part) if isinstance(raw, Mapping) else None
-        model = field.annotation if field is not None else None
+        default = field.default if field is not None else None
+        model = type(default) if isinstance(default, BaseModel) else field and field.annotation
         if part in REGISTRIES and isinstance(raw, Mapping):
             model = REGISTRIES[str(part)].get(str(raw.get("kind")), model)
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None

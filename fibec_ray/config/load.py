@@ -114,7 +114,7 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
         below = inner.get(key)
         if below is None:
             below = {}
-        elif isinstance(below, str) and (keys[0] == "partition" or key in AXES):
+        elif isinstance(below, str) and (keys[0] == "partition" or key in (*AXES, "of")):
             below = {"kind": below}
         elif not isinstance(below, dict):
             raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[:depth])} is {below!r} and has no keys below it")

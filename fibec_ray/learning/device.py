@@ -93,7 +93,8 @@ class DeviceWorker:
         personal = list(drop(received, broadcast.shared))
         self.model.load(received)
         shard, batches = self._data.train_shard(device), self.batches(device)
-        evidence = method.aggregator.evidence(self.model, shard, list(broadcast.shared))
+        rng = self._rng("evidence", device, plan.round)
+        evidence = method.aggregator.evidence(self.model, shard, list(broadcast.shared), plan.round, rng)
         memory = {axis: dict(state.memory.get(axis, {})) for axis in AXES}
         scored = None
         if method.curriculum.due(memory["curriculum"], plan.round):
@@ -136,6 +137,9 @@ class DeviceWorker:
         memory["objective"], evidence = self._job.method.objective.finish(
             memory["objective"], round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
         )
+        rng = self._rng("evidence_after", round_.device, plan.round)
+        aggregator = self._job.method.aggregator
+        evidence |= aggregator.evidence_after(self.model, round_.shard, list(shared), round_.batches, rng)
         if trained.squares:
             memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
         self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))

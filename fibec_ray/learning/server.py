@@ -30,7 +30,7 @@ class Server:
         selection = method.sharing.select(reports, self._layout.layers, self._layout.num_layers, rng)
         self._shared = select(self._initial, selection.names)
         self._hint = method.objective.start(self._shared)
-        self._state = method.aggregator.start(self._shared)
+        self._state = method.aggregator.start(self._shared, self._job.num_devices)
         return selection
 
     def broadcast(self, round_: int) -> Broadcast:

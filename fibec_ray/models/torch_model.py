@@ -173,7 +173,8 @@ def _plain(value: Any) -> Any:
 
 def _saved_name(name: str) -> str:
     """peft's name in memory -> its name in a saved adapter (the adapter is called "default")."""
-    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
+    plain = name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
+    return plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")  # DoRA's, saved as it once was
 
 
 def _blocks(out: Any, hidden: bool) -> tuple[Tensor, ...]:

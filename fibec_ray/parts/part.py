@@ -22,16 +22,29 @@ class Part(BaseModel):
         """True if the part has work to do in the initialisation phase."""
         return False
 
+    @property
+    def sends(self) -> str:
+        """What devices send in a round because of this part, in words; '' for nothing more than the others."""
+        return ""
+
+    @property
+    def keeps(self) -> str:
+        """What outlasts a round because of this part, and where, in words."""
+        return ""
+
 
 P = TypeVar("P", bound=Part)
 
 
 def build(registry: Mapping[str, type[P]], value: Any) -> P:
-    """A part from YAML: a kind (`random`), or a mapping with `kind` and hyper-parameters. ValueError if unknown."""
+    """A part from YAML: a kind (`random`), or a mapping with `kind` and hyper-parameters. ValueError if unknown.
+
+    A part that holds another of its axis finds the registry as the context of its validation.
+    """
     if isinstance(value, Part):
         return value  # type: ignore[return-value]
     spec = {"kind": value} if isinstance(value, str) else value
-    return registry[kind_of(spec, registry)].model_validate(dict(spec))
+    return registry[kind_of(spec, registry)].model_validate(dict(spec), context=registry)
 
 
 def kind_of(spec: Any, registry: Mapping[str, Any]) -> str:

@@ -60,7 +60,12 @@ ROUNDS = pa.schema(
             "kept_fraction", pa.float64(), "1", "personal entries that the mask lets move / all, mean over the cohort"
         ),
         _optional("mask_overlap", pa.float64(), "1", "devices.mask_overlap, mean over the cohort's returning devices"),
-        _optional("global_accuracy", pa.float64(), "1", "global model on the test set; null where not evaluated, and where heads are personal"),
+        _optional(
+            "global_accuracy",
+            pa.float64(),
+            "1",
+            "global model on the test set; null where not evaluated, and where heads are personal",
+        ),
         _optional("global_loss", pa.float64(), "nats", "global model on the test set, mean over samples"),
         _optional("global_metric", pa.float64(), "1", "global model on the test set, in the task's own metric"),
         _optional("personal_accuracy", pa.float64(), "1", "every device's own model on its own test shard, pooled"),

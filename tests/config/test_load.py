@@ -24,6 +24,8 @@ from fibec_ray.data.tasks import Task
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import Job
 from fibec_ray.models.spec import Backbone
+from fibec_ray.parts.aggregator.mean import Mean
+from fibec_ray.parts.aggregator.robust import Krum
 from fibec_ray.simulation import resolved
 
 CONFIGS = config_folder()
@@ -139,6 +141,17 @@ def test_deep_overrides_count_in_any_order() -> None:
     assert first.method.mask == load_method(CONFIGS / "methods" / "fibecfed.yaml").mask
 
 
+def test_a_wrapped_aggregator_takes_keys_below_it() -> None:
+    """With its kind or without one, when it is the mean."""
+    assert quickstart("method=fedadam", "method.aggregator.of.weights=uniform").method.aggregator.of == Mean(
+        weights="uniform"
+    )
+    pair = ["method.aggregator.of=krum", "method.aggregator.of.num_selected=2"]
+    for overrides in (pair, pair[::-1], [*pair, "method.aggregator.rate=0.01"]):
+        assert quickstart("method=fedadam", *overrides).method.aggregator.of == Krum(num_selected=2)
+    assert quickstart("method=fedadam").method.aggregator.of == Mean()
+
+
 def test_a_part_named_by_its_kind_takes_keys_below_it() -> None:
     pair = ["method.curriculum=random", "method.curriculum.pacing=sqrt"]
     first, second = quickstart(*pair), quickstart(*reversed(pair))
@@ -190,6 +203,7 @@ CHANGES = [
     ["method=fedprox", "partition={kind: dirichlet_quantity, alpha: 3}", "local.max_steps=3"],
     ["task=trec", "data.path=x", "data.text_columns=[text]", "method.peft={kind: lora, target_modules: [query]}"],
     ["backbone={init: random, config: {model_type: llama, rope_scaling: null}, tokenizer: minilm}", "fleet.kind=local"],
+    ["method=fedadam", "method.aggregator.of={kind: krum, num_selected: 2}", "method.aggregator.tau=0.01"],
 ]
 
 
@@ -207,9 +221,10 @@ def test_resolved_is_plain_yaml_that_loads_to_an_equal_experiment(overrides: lis
 def test_resolved_fills_in_every_default() -> None:
     plain = resolved(quickstart("method=fedavg"))
     assert plain["method"]["peft"] == {
-        "kind": "lora", "r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": None, "use_rslora": False,
+        "kind": "lora", "r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": None,
+        "use_rslora": False, "use_dora": False,
     }  # fmt: skip
-    assert plain["method"]["aggregator"] == {"kind": "mean"}
+    assert plain["method"]["aggregator"] == {"kind": "mean", "weights": "samples"}
     assert plain["local"]["optimizer"] == "adamw"
 
 
@@ -279,6 +294,37 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
         ["method:", "mask 'fisher_neurons'", "sharing 'all'", "mask: none"],
     ),
     "mask where all layers are shared": (["method=fibecfed", "method.sharing.fraction=1"], ["mask", "share less"]),
+    "SCAFFOLD with AdamW": (["method=scaffold"], ["method.objective scaffold", "local.optimizer=sgd", "found adamw"]),
+    "SCAFFOLD with momentum": (
+        ["method=scaffold", "local.optimizer=sgd", "local.momentum=0.5"],
+        ["method.objective scaffold", "local.momentum=0", "found 0.5"],
+    ),
+    "half of FedDyn": (["method=feddyn", "method.aggregator=mean"], ["method:", "set both", "or neither"]),
+    "other half of FedDyn": (["method=feddyn", "method.objective=plain"], ["method:", "set both", "or neither"]),
+    "two alphas of FedDyn": (
+        ["method=feddyn", "method.objective.alpha=0.1"],
+        ["objective.alpha 0.1 and aggregator.alpha 0.01", "make them equal"],
+    ),
+    "cohort too small for Krum": (
+        ["method=krum", "method.aggregator.num_byzantine=2"],
+        ["cohort_size 5 is too small for method.aggregator krum", "needs 7", "raise it"],
+    ),
+    "trimming nobody": (["method=trimmed-mean", "cohort_size=4"], ["cohort_size 4", "trimmed_mean", "needs 5"]),
+    "misspelt key of a wrapped aggregator": (
+        ["method=fedadam", "method.aggregator.of.weight=uniform"],
+        ["method.aggregator.of.weight:", "did you mean 'weights'?"],
+    ),
+    "misspelt key of a wrapped aggregator that is named": (
+        ["method=fedadam", "method.aggregator.of=krum", "method.aggregator.of.num_byzantin=0"],
+        ["method.aggregator.of.num_byzantin:", "did you mean 'num_byzantine'?"],
+    ),
+    "unknown wrapped aggregator": (["method=fedadam", "method.aggregator.of=medain"], ["did you mean 'median'?"]),
+    "a server optimiser below another": (["method=fedadam", "method.aggregator.of=yogi"], ["no such kind 'yogi'"]),
+    "FedDyn's server below another": (["method=fedadam", "method.aggregator.of=feddyn"], ["no such kind 'feddyn'"]),
+    "Nesterov without momentum": (
+        ["method=fedavgm", "method.aggregator.beta=0", "method.aggregator.nesterov=true"],
+        ["method.aggregator:", "nesterov has an effect only with beta"],
+    ),
     "config without init random": (["backbone.config={model_type: bert}"], ["backbone:", "init: random"]),
     "override without =": (["rounds"], ["'rounds': expected key=value", "rounds=20"]),
     "override without key": (["=3"], ["'=3': expected key=value"]),

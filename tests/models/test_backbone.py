@@ -144,7 +144,7 @@ from transformers import AutoModel, BertModel
 from fibec_ray.models.backbone import open_base
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.types import Batch
 torch.set_num_threads(1)
 spec, small, big = Backbone.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
@@ -152,7 +152,7 @@ process = psutil.Process()
 ids = torch.ones(2, 8, dtype=torch.int64)
 batch = Batch(ids, ids, torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
 def use(folder):
-    model = TorchModel(spec, folder, Peft(target_modules=("query",)), 3, None, 0)
+    model = TorchModel(spec, folder, Lora(target_modules=("query",)), 3, None, 0)
     model.forward(batch).losses.sum().backward()
     return model
 use(small)  # so that what the first model imports does not count

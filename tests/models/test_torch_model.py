@@ -22,7 +22,7 @@ from fibec_ray.models.backbone import prepare
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.types import Batch
 
 quiet_libraries()
@@ -50,7 +50,7 @@ WORDS = (7, 8, 9)
 PAD = 1
 
 
-def made(family: str, head: str, cache: Path, seed: int = 0, part: Peft | None = None, **changes: Any) -> TorchModel:
+def made(family: str, head: str, cache: Path, seed: int = 0, part: Lora | None = None, **changes: Any) -> TorchModel:
     spec = spec_of(family, head, **changes)
     words = WORDS if head.endswith("_lm") else None
     return TorchModel(spec, prepare(spec, 0, 3, cache), part or part_of(family), 3, words, seed)
@@ -61,8 +61,8 @@ def spec_of(family: str, head: Any, **changes: Any) -> Backbone:
     return Backbone(init="random", config=config, tokenizer="minilm", head=head, **changes)
 
 
-def part_of(family: str) -> Peft:
-    return Peft(target_modules=("q_lin", "v_lin") if family == "distilbert" else None)
+def part_of(family: str) -> Lora:
+    return Lora(target_modules=("q_lin", "v_lin") if family == "distilbert" else None)
 
 
 def stirred(model: TorchModel) -> TorchModel:
@@ -251,7 +251,7 @@ def test_initial_values_depend_on_the_seed_alone(head: str, cache: Path) -> None
 
 
 def test_the_adapter_config_is_plain_and_peft_reads_it(cache: Path) -> None:
-    config = made("bert", "model", cache, part=Peft(r=4, alpha=2, use_rslora=True)).adapter_config
+    config = made("bert", "model", cache, part=Lora(r=4, alpha=2, use_rslora=True)).adapter_config
     assert json.loads(json.dumps(config)) == config
     again = peft.LoraConfig(**{key: value for key, value in config.items() if key != "peft_type"})
     assert (again.r, again.lora_alpha, again.use_rslora, again.task_type) == (4, 2, True, "SEQ_CLS")
@@ -280,7 +280,7 @@ def test_without_dropout_two_forwards_in_training_mode_agree(cache: Path) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{"dropout": True}, {"part": Peft(dropout=0.5)}], ids=["base", "adapter"])
+@pytest.mark.parametrize("changes", [{"dropout": True}, {"part": Lora(dropout=0.5)}], ids=["base", "adapter"])
 def test_dropout_acts_in_training_mode_only(changes: dict[str, Any], cache: Path) -> None:
     model, data = stirred(made("bert", "mean_pool", cache, **changes)), batch()
     still = stirred(made("bert", "mean_pool", cache)).forward(data).losses
@@ -326,14 +326,14 @@ def test_target_modules_that_are_not_there(targets: tuple[str, ...], cache: Path
     with pytest.raises(
         ModelError, match="method.peft.target_modules: .*name Linears of this backbone, such as"
     ) as caught:
-        made("bert", "mean_pool", cache, part=Peft(target_modules=targets))
+        made("bert", "mean_pool", cache, part=Lora(target_modules=targets))
     assert "key" in str(caught.value) and "query" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_family_that_peft_has_no_default_for_asks_for_target_modules(cache: Path) -> None:
     with pytest.raises(ModelError, match="method.peft.target_modules: .*q_lin"):
-        made("distilbert", "mean_pool", cache, part=Peft())
+        made("distilbert", "mean_pool", cache, part=Lora())
 
 
 def test_a_language_model_head_under_an_unknown_name(cache: Path) -> None:

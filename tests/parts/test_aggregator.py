@@ -1,4 +1,4 @@
-"""The mean weighted by shard size (E14), and the server's step from it."""
+"""Means of the updates (E14): by shard size, uniform, and those of other rules where they come to the same."""
 
 from __future__ import annotations
 
@@ -10,16 +10,35 @@ import torch
 
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
+from fibec_ray.parts.aggregator.mean import Mean
+from fibec_ray.parts.aggregator.nova import Nova
+from fibec_ray.parts.aggregator.robust import Krum, TrimmedMean
+from fibec_ray.parts.aggregator.server_optimisers import Momentum
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import ClientUpdate
 
 
 def update(device: int, num_samples: int, delta: Tensors) -> ClientUpdate:
-    return ClientUpdate(device, num_samples, num_steps=1, delta=delta)
+    """Of two steps, from a device whose Fisher information is 3 everywhere."""
+    fisher = {f"fisher/{name}": torch.full_like(value, 3.0) for name, value in delta.items()}
+    return ClientUpdate(device, num_samples, num_steps=2, delta=delta, evidence=fisher)
 
 
-def mean(updates: list[ClientUpdate]) -> Tensors:
-    return Aggregator().combine({}, updates)[0]
+def mean(updates: list[ClientUpdate], aggregator: Aggregator | None = None) -> Tensors:
+    aggregator = aggregator or Mean()
+    return aggregator.combine(aggregator.start(updates[0].delta, 9), updates)[0]
+
+
+BY_SAMPLES = [Mean(), Momentum(), Nova(), FisherMerging(), FisherMerging(eps=0)]
+"""Rules that are FedAvg for devices of equal steps and equal Fisher information, in the first round."""
+UNIFORM = [
+    Mean(weights="uniform"),
+    Momentum(of=Mean(weights="uniform")),
+    TrimmedMean(trim=0),
+    Krum(num_byzantine=0, num_selected=4),
+]
+every_mean = pytest.mark.parametrize("rule", BY_SAMPLES + UNIFORM, ids=str)
 
 
 def random_updates() -> list[ClientUpdate]:
@@ -31,35 +50,40 @@ def random_updates() -> list[ClientUpdate]:
     ]
 
 
-def test_constant_payloads_by_hand() -> None:
-    """E14: (1 * 2 + 3 * 6 + 4 * 1) / 8 = 3."""
-    updates = [update(k, n, {"w": torch.full((2, 2), c)}) for k, (n, c) in enumerate([(1, 2.0), (3, 6.0), (4, 1.0)])]
-    assert mean(updates)["w"].tolist() == [[3.0, 3.0], [3.0, 3.0]]
+@every_mean
+def test_constant_payloads_by_hand(rule: Aggregator) -> None:
+    """E14: (1 * 2 + 3 * 6 + 3 * 1 + 1 * 9) / 8 = 4; uniform, (2 + 6 + 1 + 9) / 4 = 4.5."""
+    payloads = [(1, 2.0), (3, 6.0), (3, 1.0), (1, 9.0)]
+    updates = [update(k, n, {"w": torch.full((2, 2), c)}) for k, (n, c) in enumerate(payloads)]
+    torch.testing.assert_close(mean(updates, rule)["w"], torch.full((2, 2), 4.5 if rule in UNIFORM else 4.0))
 
 
-def test_it_is_the_mean_weighted_by_samples_in_float64() -> None:
+@every_mean
+def test_it_is_the_mean_with_these_weights_in_float64(rule: Aggregator) -> None:
     """E14."""
     updates = random_updates()
-    total = sum(u.num_samples for u in updates)
-    for name, value in mean(updates).items():
-        expected = sum(u.num_samples * u.delta[name].double() for u in updates) / total
+    weights = [1 if rule in UNIFORM else u.num_samples for u in updates]
+    for name, value in mean(updates, rule).items():
+        expected = sum(w * u.delta[name].double() for w, u in zip(weights, updates, strict=True)) / sum(weights)
         assert value.dtype == torch.float32
-        torch.testing.assert_close(value, expected.float(), rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(value, expected.float(), rtol=3e-7, atol=1e-8)
 
 
-def test_the_order_of_devices_changes_no_more_than_float64_rounds() -> None:
+@every_mean
+def test_the_order_of_devices_changes_no_more_than_float64_rounds(rule: Aggregator) -> None:
     """E14."""
     exact = [update(u.device, u.num_samples, {n: v.double() for n, v in u.delta.items()}) for u in random_updates()]
-    first = mean(exact)
+    first = mean(exact, rule)
     for order in permutations(exact):
-        for name, value in mean(list(order)).items():
+        for name, value in mean(list(order), rule).items():
             torch.testing.assert_close(value, first[name], rtol=1e-14, atol=1e-15)
 
 
-def test_equal_payloads_are_a_fixed_point() -> None:
+@every_mean
+def test_equal_payloads_are_a_fixed_point(rule: Aggregator) -> None:
     """E14: bit for bit, whatever the weights."""
     delta = random_updates()[0].delta
-    found = mean([update(k, n, delta) for k, n in enumerate([3, 1, 7, 11, 13])])
+    found = mean([update(k, n, delta) for k, n in enumerate([3, 1, 7, 11, 13])], rule)
     assert all(torch.equal(found[name], value) for name, value in delta.items())
 
 
@@ -71,7 +95,7 @@ def test_one_device_is_its_own_mean() -> None:
 @pytest.mark.parametrize("kind", AGGREGATORS)
 def test_no_updates_give_no_step(kind: str) -> None:
     """A round whose devices were all lost."""
-    state = AGGREGATORS[kind]().start({"w": torch.zeros(2)})
+    state = AGGREGATORS[kind]().start({"w": torch.zeros(2)}, 5)
     assert AGGREGATORS[kind]().combine(state, iter(())) == ({}, state)
 
 
@@ -84,5 +108,5 @@ def test_updates_are_taken_one_at_a_time() -> None:
             taken.append(one.device)
             yield one
 
-    delta, _ = Aggregator().combine({}, stream())
+    delta, _ = Mean().combine({}, stream())
     assert taken == [0, 1, 2, 3] and all(torch.equal(delta[name], value) for name, value in mean(updates).items())

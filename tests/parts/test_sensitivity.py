@@ -17,7 +17,7 @@ from fibec_ray.data.encoded import ArrayShard
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing.gal import GlobalLayers, average_scores, choose_layers
 from fibec_ray.parts.sharing.sensitivity import CHUNK, layer_sensitivity, relative_change, worst_noise
 from fibec_ray.types import Batch, LayerReport, LayerScores, LocalModel, Outputs, Work
@@ -222,7 +222,7 @@ def transformer(config: dict[str, Any], head: Any) -> TorchModel:
     backbone = Backbone(init="random", config={**config, "vocab_size": 60}, tokenizer="minilm", head=head)
     words = (5, 6) if head == "causal_lm" else None
     folder = prepare(backbone, 0, 2, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(backbone, folder, Peft(), 2, words, seed=0)
+    model = TorchModel(backbone, folder, Lora(), 2, words, seed=0)
     model.train(False)
     return model
 

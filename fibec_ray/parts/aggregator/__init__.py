@@ -1,5 +1,25 @@
 """The aggregator axis."""
 
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.aggregator.feddyn import FedDyn
+from fibec_ray.parts.aggregator.fipa import Fipa
+from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
+from fibec_ray.parts.aggregator.mean import Mean
+from fibec_ray.parts.aggregator.nova import Nova
+from fibec_ray.parts.aggregator.robust import Krum, Median, TrimmedMean
+from fibec_ray.parts.aggregator.server_optimisers import Adagrad, Adam, Momentum, Yogi
 
-AGGREGATORS: dict[str, type[Aggregator]] = {"mean": Aggregator}
+AGGREGATORS: dict[str, type[Aggregator]] = {
+    "mean": Mean,
+    "momentum": Momentum,
+    "adam": Adam,
+    "yogi": Yogi,
+    "adagrad": Adagrad,
+    "nova": Nova,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "krum": Krum,
+    "fisher_merging": FisherMerging,
+    "feddyn": FedDyn,
+    "fipa": Fipa,
+}

@@ -1,8 +1,12 @@
-"""The neutral aggregator: the mean weighted by shard size. The contract of all aggregators."""
+"""The contract of all aggregators; as it stands, the mean weighted by shard size."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors, weighted_mean
@@ -12,18 +16,33 @@ from fibec_ray.types import ClientUpdate, LocalModel, Shard
 class Aggregator(Part):
     """FedAvg (McMahan et al., AISTATS 2017): delta = sum_k n_k delta_k / sum_k n_k over the round's updates.
 
-    Device half: `evidence`. Server half: `start`, `combine`. Updates come in cohort order, one at a time, and are
-    summed in float64, so the result does not depend on which actor finished first.
+    Device half: `evidence`, `evidence_after`. Server half: `start`, `combine`. Updates come in cohort order, one at a
+    time, and are summed in float64, so the result does not depend on which actor finished first.
     """
 
     kind: str = "mean"
+    can_be_wrapped: ClassVar[bool] = True
+    """True if a server optimiser may take its step from this one's"""
 
-    def evidence(self, model: LocalModel, shard: Shard, names: Collection[str]) -> Tensors:
+    @property
+    def least_cohort(self) -> int:
+        """The fewest updates that it can combine as its settings say."""
+        return 1
+
+    def evidence(
+        self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
+    ) -> Tensors:
         """What else the server needs from a device, computed at the broadcast point before local training."""
         return {}
 
-    def start(self, shared: Tensors) -> Tensors:
-        """The server's state before round 0."""
+    def evidence_after(
+        self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
+    ) -> Tensors:
+        """The same after local training, when the model holds the trained values. batches: all of the device's."""
+        return {}
+
+    def start(self, shared: Tensors, num_devices: int) -> Tensors:
+        """The server's state before round 0. num_devices: of the federation, K in papers."""
         return {}
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:

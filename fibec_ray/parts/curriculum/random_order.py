@@ -20,6 +20,10 @@ class RandomOrder(Paced):
 
     kind: Literal["random"] = "random"
 
+    @property
+    def keeps(self) -> str:
+        return "order of its data (device)"
+
     def due(self, memory: Tensors, round_: int) -> bool:
         return "order" not in memory
 

@@ -48,6 +48,10 @@ class Scored(Paced):
     def opens(self) -> bool:
         return self.score_at == "init"
 
+    @property
+    def keeps(self) -> str:
+        return "order of its data (device)"
+
     def due(self, memory: Tensors, round_: int) -> bool:
         if "order" not in memory:
             return round_ >= self.score_from_round

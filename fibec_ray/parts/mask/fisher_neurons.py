@@ -56,6 +56,10 @@ class FisherNeurons(ByNeuron):
     def opens(self) -> bool:
         return self.start_at == "init"
 
+    @property
+    def keeps(self) -> str:
+        return "diagonal Fisher information, mask (device)"
+
     def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
         return self._started(scan, scan.read(self.label).diagonal, rng)
 

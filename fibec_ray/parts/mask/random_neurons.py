@@ -23,6 +23,10 @@ class RandomNeurons(ByNeuron):
     kind: Literal["random_neurons"] = "random_neurons"
     redraw_every: int | None = Field(None, ge=1, description="participations between two draws; null: one for good")
 
+    @property
+    def keeps(self) -> str:
+        return "mask (device)"
+
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
         count = int(memory.get("participations", 0))
         keep = self.keep(memory, names)

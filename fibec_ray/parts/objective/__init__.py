@@ -1,6 +1,13 @@
 """The objective axis."""
 
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.objective.feddyn import DynamicRegulariser
 from fibec_ray.parts.objective.proximal import Proximal
+from fibec_ray.parts.objective.scaffold import Scaffold
 
-OBJECTIVES: dict[str, type[Objective]] = {"plain": Objective, "proximal": Proximal}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "plain": Objective,
+    "proximal": Proximal,
+    "scaffold": Scaffold,
+    "feddyn": DynamicRegulariser,
+}

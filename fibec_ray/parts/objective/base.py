@@ -18,6 +18,11 @@ class Objective(Part):
 
     kind: str = "plain"
 
+    @property
+    def needs_plain_sgd(self) -> bool:
+        """True if the part takes a round's delta for the sum of its gradients."""
+        return False
+
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         """A scalar added to the loss of each step. anchor: the tensors as they were when the round began."""
         return None

@@ -22,5 +22,9 @@ class Proximal(Objective):
     mu: float = Field(0.01, ge=0, description="strength of the pull; the paper tries 0.001 to 1")
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
-        distances = torch.stack([(params[name] - anchor[name]).square().sum() for name in anchor])
-        return 0.5 * self.mu * distances.sum()
+        return 0.5 * self.mu * squared_distance(params, anchor)
+
+
+def squared_distance(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
+    """|w - w0|^2 over the tensors of the anchor."""
+    return torch.stack([(params[name] - anchor[name]).square().sum() for name in anchor]).sum()

@@ -1,9 +1,10 @@
-"""The neutral PEFT kind: LoRA. The contract of all PEFT kinds."""
+"""What every PEFT kind is: small trainable tensors inside a frozen base. The contract of all PEFT kinds."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from abc import abstractmethod
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -15,38 +16,31 @@ _BLOCK = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
 
 class Peft(Part):
-    """LoRA (Hu et al., ICLR 2022): h = W x + s B A x, s = alpha / r (rslora: alpha / sqrt(r)); B starts at 0.
-
-    Attached by the peft library, whose names and layout are kept: the saved adapter loads with
+    """Attached by the peft library, whose names and layout are kept: the saved adapter loads with
     `PeftModel.from_pretrained`.
+
+    A subclass says which configuration peft takes, and by what its tensors' names are known.
     """
 
-    kind: str = "lora"
-    r: int = Field(8, ge=1, description="rank of A (r x in) and B (out x r)")
-    alpha: float = Field(16, gt=0, description="numerator of the scaling s")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the input of A, in training")
     target_modules: tuple[str, ...] | None = Field(
-        None, description="names of the Linears to adapt; null: peft's choice for the model type (query and value)"
+        None, description="names of the Linears to adapt; null: peft's choice for the model type"
     )
-    use_rslora: bool = False
+    marks: ClassVar[tuple[str, ...]]
+    """one of them is in the name of each tensor that the kind adds"""
+
+    @abstractmethod
+    def config(self, task_type: str | None) -> Any:
+        """peft's configuration. task_type: peft's, or None."""
 
     def attach(self, module: nn.Module, task_type: str | None) -> Any:
-        """The PeftModel around `module`, which is changed in place. task_type: peft's, or None.
+        """The PeftModel around `module`, which is changed in place.
 
         peft draws its initial values from torch's global generator: seed it around this call.
         """
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        config = LoraConfig(
-            r=self.r,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=list(self.target_modules) if self.target_modules else None,
-            use_rslora=self.use_rslora,
-            task_type=task_type,
-        )
         try:
-            return get_peft_model(module, config)
+            return get_peft_model(module, self.config(task_type))
         except ValueError as error:
             raise ModelError(
                 f"method.peft.target_modules: {_first_sentence(error)}; name Linears of this backbone, such as "
@@ -60,7 +54,11 @@ class Peft(Part):
 
     def is_adapter(self, name: str) -> bool:
         """True for tensors that the PEFT kind added, False for a task head."""
-        return ".lora_" in name
+        return any(mark in name for mark in self.marks)
+
+    @property
+    def targets(self) -> list[str] | None:
+        return list(self.target_modules) if self.target_modules else None
 
 
 def _first_sentence(error: Exception) -> str:

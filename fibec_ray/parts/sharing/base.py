@@ -33,6 +33,10 @@ class Sharing(Part):
         """True if the rule can leave tensors on the devices."""
         return False
 
+    @property
+    def sends(self) -> str:
+        return "all that is trainable"
+
     def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> LayerScores:
         """What this device has to say about the blocks."""
         return LayerScores()

@@ -26,6 +26,14 @@ class Body(Sharing):
     def keeps_personal(self) -> bool:
         return True
 
+    @property
+    def sends(self) -> str:
+        return "all but the head"
+
+    @property
+    def keeps(self) -> str:
+        return "the head (device)"
+
     def select(
         self,
         reports: Sequence[LayerReport],

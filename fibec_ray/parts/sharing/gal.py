@@ -61,6 +61,14 @@ class GlobalLayers(Sharing):
     def keeps_personal(self) -> bool:
         return self.count_by != "fraction" or self.fraction < 1
 
+    @property
+    def sends(self) -> str:
+        return "the GAL, the head"
+
+    @property
+    def keeps(self) -> str:
+        return "personal layers (device)"
+
     def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> LayerScores:
         rows = torch.randperm(shard.num_samples, generator=rng)[: self.max_samples]
         scores = layer_sensitivity(model, shard, rows, self.norm, self.budget, self.relative, self.score_by)

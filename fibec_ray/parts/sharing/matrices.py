@@ -28,6 +28,14 @@ class Matrices(Sharing):
     def keeps_personal(self) -> bool:
         return True
 
+    @property
+    def sends(self) -> str:
+        return f"LoRA's {self.share}" + (", the head" if self.head == "shared" else "")
+
+    @property
+    def keeps(self) -> str:
+        return "the other matrix (device)"
+
     def select(
         self,
         reports: Sequence[LayerReport],

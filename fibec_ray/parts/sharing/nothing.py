@@ -20,6 +20,14 @@ class Nothing(Sharing):
     def keeps_personal(self) -> bool:
         return True
 
+    @property
+    def sends(self) -> str:
+        return "nothing"
+
+    @property
+    def keeps(self) -> str:
+        return "all that is trainable (device)"
+
     def select(
         self,
         reports: Sequence[LayerReport],

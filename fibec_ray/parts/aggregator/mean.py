@@ -1,0 +1,28 @@
+"""The neutral aggregator: the weighted mean of the updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field
+
+from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.tensors import Tensors, weighted_mean
+from fibec_ray.types import ClientUpdate
+
+
+class Mean(Aggregator):
+    """FedAvg (McMahan et al., AISTATS 2017): delta = sum_k n_k delta_k / sum_k n_k over the round's updates.
+
+    One device: its own delta.
+    """
+
+    kind: Literal["mean"] = "mean"
+    weights: Literal["samples", "uniform"] = Field(
+        "samples", description="of the devices: samples, n_k; uniform, all alike, as SCAFFOLD has it"
+    )
+
+    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+        by_samples = self.weights == "samples"
+        return weighted_mean((update.num_samples if by_samples else 1, update.delta) for update in updates), state

@@ -1,0 +1,105 @@
+"""Aggregators that some faulty or hostile devices cannot carry away. All updates are in memory at once, unweighted."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fibec_ray.errors import RunError
+from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.tensors import Tensors, weighted_mean
+from fibec_ray.types import ClientUpdate
+
+
+class Robust(Aggregator):
+    """Shapes: M updates of the round, d shared entries."""
+
+    @abstractmethod
+    def pick(self, deltas: Sequence[Tensors]) -> Tensors:
+        """The step, from at least one update."""
+
+    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+        deltas = [update.delta for update in updates]
+        return (self.pick(deltas) if deltas and deltas[0] else {}), state
+
+
+class CoordinateWise(Robust):
+    @abstractmethod
+    def middle(self, ordered: Tensor) -> Tensor:
+        """ordered: (M, *shape) float64, ascending along M. Returns (*shape)."""
+
+    def pick(self, deltas: Sequence[Tensors]) -> Tensors:
+        stacks = {name: torch.stack([delta[name] for delta in deltas]).double() for name in deltas[0]}
+        return {name: self.middle(stack.sort(0).values).to(deltas[0][name]) for name, stack in stacks.items()}
+
+
+class Median(CoordinateWise):
+    """Coordinate-wise median (Yin et al., ICML 2018); of an even number the mean of the middle two.
+
+    Withstands fewer than half of the devices. Of one or two devices it is their mean.
+    """
+
+    kind: Literal["median"] = "median"
+
+    def middle(self, ordered: Tensor) -> Tensor:
+        count = len(ordered)
+        return ordered[(count - 1) // 2 : count // 2 + 1].mean(0)
+
+
+class TrimmedMean(CoordinateWise):
+    """Coordinate-wise trimmed mean (Yin et al., ICML 2018): without the floor(trim M) smallest and largest entries.
+
+    trim = 0 is the uniform mean. A cohort of which nothing would be trimmed is refused at the start; a round that has
+    lost devices trims as many as the formula says, maybe none.
+    """
+
+    kind: Literal["trimmed_mean"] = "trimmed_mean"
+    trim: float = Field(0.2, ge=0, lt=0.5, description="fraction of devices cut off at each end (beta in the paper)")
+
+    @property
+    def least_cohort(self) -> int:
+        return math.ceil(1 / self.trim - 1e-9) if self.trim else 1
+
+    def middle(self, ordered: Tensor) -> Tensor:
+        cut = math.floor(self.trim * len(ordered) + 1e-9)
+        return ordered[cut : len(ordered) - cut].mean(0)
+
+
+class Krum(Robust):
+    """Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the m updates that lie closest to their neighbours.
+
+    The score of an update is the sum of its squared distances to its M - f - 2 nearest others; the m lowest scores are
+    taken, ties in cohort order. m = 1 is Krum. Needs M >= 2 f + 3, as in the paper, and m <= M - f, so that there may
+    be m honest devices. f = 0 and m = M is the uniform mean.
+    """
+
+    kind: Literal["krum"] = "krum"
+    num_byzantine: int = Field(1, ge=0, description="f: devices of a round that may send anything")
+    num_selected: int = Field(1, ge=1, description="m: updates that are averaged")
+
+    @property
+    def least_cohort(self) -> int:
+        return max(2 * self.num_byzantine + 3, self.num_selected + self.num_byzantine)
+
+    def pick(self, deltas: Sequence[Tensors]) -> Tensors:
+        if len(deltas) < self.least_cohort:
+            raise RunError(
+                f"aggregator krum: {len(deltas)} updates arrived, and num_byzantine {self.num_byzantine} with "
+                f"num_selected {self.num_selected} needs {self.least_cohort}; raise cohort_size, or lower them"
+            )
+        flat = torch.stack([torch.cat([value.flatten().double() for value in delta.values()]) for delta in deltas])
+        chosen = self.scores(flat).argsort(stable=True)[: self.num_selected].tolist()
+        return weighted_mean((1, deltas[k]) for k in sorted(chosen))
+
+    def scores(self, flat: Tensor) -> Tensor:
+        """(M,) from (M, d)."""
+        # One row at a time: differences, not the expansion of the square, which cancels.
+        distances = torch.stack([(flat - row).square().sum(1) for row in flat])
+        distances.fill_diagonal_(torch.inf)
+        return distances.sort(1).values[:, : len(flat) - self.num_byzantine - 2].sum(1)

@@ -1,0 +1,164 @@
+"""Server optimisers: aggregators that take the step of another one for a gradient (Reddi et al., ICLR 2021)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
+from torch import Tensor
+
+from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.aggregator.mean import Mean
+from fibec_ray.parts.part import build
+from fibec_ray.tensors import Tensors, under_prefix, with_prefix
+from fibec_ray.types import ClientUpdate, LocalModel, Shard
+
+
+def _wrapped(value: Any, info: ValidationInfo) -> Aggregator:
+    """The aggregator below, from the registry that the outer one came from; without a kind it is the mean."""
+    known: Mapping[str, type[Aggregator]] = info.context or {"mean": Mean}
+    allowed = {kind: one for kind, one in known.items() if one.can_be_wrapped}
+    spec = {"kind": "mean", **value} if isinstance(value, Mapping) else value
+    inner = build(allowed, spec)
+    if not inner.can_be_wrapped:
+        raise ValueError(f"aggregator {inner.kind!r} cannot stand below another; allowed: {', '.join(sorted(allowed))}")
+    return inner
+
+
+class ServerOptimiser(Aggregator):
+    """theta <- theta + step(Delta), where Delta is what the aggregator `of` makes of the round's updates.
+
+    The server alone keeps state; devices send what `of` asks for. A round without updates changes nothing.
+    """
+
+    can_be_wrapped: ClassVar[bool] = False
+    of: Annotated[SerializeAsAny[Aggregator], BeforeValidator(_wrapped)] = Mean()
+
+    @abstractmethod
+    def begin(self, shared: Tensors) -> Tensors:
+        """This optimiser's own state before round 0."""
+
+    @abstractmethod
+    def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
+        """The step from Delta, and the new own state."""
+
+    @property
+    def sends(self) -> str:
+        return self.of.sends
+
+    @property
+    def least_cohort(self) -> int:
+        return self.of.least_cohort
+
+    def evidence(
+        self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
+    ) -> Tensors:
+        return self.of.evidence(model, shard, names, round_, rng)
+
+    def evidence_after(
+        self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
+    ) -> Tensors:
+        return self.of.evidence_after(model, shard, names, batches, rng)
+
+    def start(self, shared: Tensors, num_devices: int) -> Tensors:
+        return with_prefix("of", self.of.start(shared, num_devices)) | with_prefix("own", self.begin(shared))
+
+    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+        delta, inner = self.of.combine(under_prefix("of", state), updates)
+        if not delta:
+            return {}, state
+        step, own = self.step(under_prefix("own", state), delta)
+        return step, with_prefix("of", inner) | with_prefix("own", own)
+
+
+class Momentum(ServerOptimiser):
+    """FedAvgM (Hsu et al., 2019, arXiv 1909.06335): m <- beta m + Delta from m = 0, theta <- theta + rate m.
+
+    beta = 0 and rate = 1 is the aggregator below. A steady Delta ends in steps of rate / (1 - beta) times Delta.
+    """
+
+    kind: Literal["momentum"] = "momentum"
+    beta: float = Field(0.9, ge=0, lt=1, description="momentum; the paper tries 0 to 0.997")
+    rate: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate; lower with high beta")
+    nesterov: bool = Field(False, description="theta <- theta + rate (Delta + beta m), with the new m")
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> Momentum:
+        if self.nesterov and not self.beta:
+            raise ValueError("nesterov has an effect only with beta above 0; leave it out")
+        return self
+
+    @property
+    def keeps(self) -> str:
+        return "momentum (server)"
+
+    def begin(self, shared: Tensors) -> Tensors:
+        return {name: torch.zeros_like(value) for name, value in shared.items()}
+
+    def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
+        m = {name: self.beta * state[name] + value for name, value in delta.items()}
+        ahead = {name: delta[name] + self.beta * value for name, value in m.items()} if self.nesterov else m
+        return {name: self.rate * value for name, value in ahead.items()}, m
+
+
+class Adaptive(ServerOptimiser):
+    """m <- b1 m + (1 - b1) Delta, v by rule, theta <- theta + rate m / (sqrt v + tau); m = 0 and v = tau^2 at first.
+
+    No bias correction, as in the paper. tau far above |Delta|: the mean's step times rate / tau or less.
+    """
+
+    b1: float = Field(0.9, ge=0, lt=1, description="memory of the step; 0: none")
+    tau: float = Field(1e-3, gt=0, allow_inf_nan=False, description="adaptivity: the smaller, the more; paper 1e-3")
+    rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="server learning rate; tuned in the paper")
+
+    @abstractmethod
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        """The new v. square: Delta^2."""
+
+    @property
+    def keeps(self) -> str:
+        return "both moments (server)"
+
+    def begin(self, shared: Tensors) -> Tensors:
+        m = {name: torch.zeros_like(value) for name, value in shared.items()}
+        v = {name: torch.full_like(value, self.tau**2) for name, value in shared.items()}
+        return with_prefix("m", m) | with_prefix("v", v)
+
+    def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
+        old_m, old_v = under_prefix("m", state), under_prefix("v", state)
+        m = {name: self.b1 * old_m[name] + (1 - self.b1) * value for name, value in delta.items()}
+        v = {name: self.second(old_v[name], value.square()) for name, value in delta.items()}
+        step = {name: self.rate * value / (v[name].sqrt() + self.tau) for name, value in m.items()}
+        return step, with_prefix("m", m) | with_prefix("v", v)
+
+
+class Adam(Adaptive):
+    """FedAdam (Reddi et al., ICLR 2021): v <- b2 v + (1 - b2) Delta^2."""
+
+    kind: Literal["adam"] = "adam"
+    b2: float = Field(0.99, ge=0, lt=1, description="memory of v; 0: the last Delta^2 alone")
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        return self.b2 * v + (1 - self.b2) * square
+
+
+class Yogi(Adaptive):
+    """FedYogi (Reddi et al., ICLR 2021): v <- v - (1 - b2) Delta^2 sign(v - Delta^2); Adam where v = Delta^2."""
+
+    kind: Literal["yogi"] = "yogi"
+    b2: float = Field(0.99, ge=0, lt=1, description="memory of v: it moves by (1 - b2) Delta^2")
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        return v - (1 - self.b2) * square * torch.sign(v - square)
+
+
+class Adagrad(Adaptive):
+    """FedAdagrad (Reddi et al., ICLR 2021): v <- v + Delta^2, so that steps shrink; b1 = 0 is Adagrad's usual form."""
+
+    kind: Literal["adagrad"] = "adagrad"
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        return v + square
