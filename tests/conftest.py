@@ -16,7 +16,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray would write a tok
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from fibec_ray.config.load import config_folder
+from fibec_ray.config.load import config_folder, load_method, method_files, parse_override
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -109,3 +109,13 @@ def shard_of(tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = Non
 def named(group: str, name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8"))
     return content
+
+
+def needs(method: str) -> dict[str, Any]:
+    """What a method asks of the rest of the experiment: the overrides of its file's first line, and enough devices."""
+    (path,) = (path for path in method_files() if path.stem == method)
+    settings: dict[str, Any] = {"cohort_size": max(3, load_method(path).aggregator.least_cohort)}
+    for text in path.read_text(encoding="utf-8").splitlines()[0].split()[5:]:
+        (first, *rest), value = parse_override(text)
+        settings[first] = settings.get(first, {}) | {rest[0]: value} if rest else value
+    return settings

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_LLAMA
+from conftest import TINY_LLAMA, needs
 
-from fibec_ray.config.load import check, load_method, method_files, parse_override
+from fibec_ray.config.load import check, method_files
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
@@ -51,16 +51,6 @@ def test_every_method_runs_and_keeps_to_its_word(
     evaluation = fleet.evaluate(1)
     assert evaluation.shared.losses.isfinite().all()
     assert sum(len(own.labels) for own in evaluation.personal.values()) == len(evaluation.shared.labels)
-
-
-def needs(method: str) -> dict[str, Any]:
-    """What a method asks of the rest of the experiment: the overrides of its file's first line, and enough devices."""
-    (path,) = (path for path in method_files() if path.stem == method)
-    settings: dict[str, Any] = {"cohort_size": max(3, load_method(path).aggregator.least_cohort)}
-    for text in path.read_text(encoding="utf-8").splitlines()[0].split()[5:]:
-        (first, *rest), value = parse_override(text)
-        settings[first] = settings.get(first, {}) | {rest[0]: value} if rest else value
-    return settings
 
 
 ENTRIES = [(axis, kind) for axis, registry in AXES.items() for kind in registry]

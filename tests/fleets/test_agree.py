@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import needs
 
-from fibec_ray.config.load import check
+from fibec_ray.config.load import check, method_files
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.simulation import simulate
 
@@ -60,6 +61,23 @@ def test_what_is_drawn_depends_on_the_place_and_not_on_the_process(
         for name, fleet in (("local", LOCAL), ("ray", POOLED_2))
     }
     assert found["local"] == found["ray"]
+
+
+QUICK = ("feddyn", "fipa", "scaffold")
+"""Between them: evidence before and after training, hints, state on devices and on the server."""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "method",
+    [p.stem if p.stem in QUICK else pytest.param(p.stem, marks=pytest.mark.slow) for p in method_files()],
+)
+def test_every_method_agrees_bit_for_bit(method: str, tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    found = [
+        digests(tiny_settings(method, num_devices=6, rounds=2, fleet=fleet, **needs(method)), tmp_path / fleet["kind"])
+        for fleet in (LOCAL, POOLED_2)
+    ]
+    assert found[0] == found[1]
 
 
 def test_another_seed_gives_other_bits(reference: tuple[str, str], tiny_settings: Any, tmp_path: Path) -> None:
