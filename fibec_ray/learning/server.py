@@ -27,7 +27,7 @@ class Server:
         """Chooses the shared tensors from the devices' reports (none for methods without an initialisation phase)."""
         method = self._job.method
         rng = seeds.generator(self._job.seed, "layers")
-        selection = method.sharing.select(reports, self._layout.layers, self._layout.num_layers, rng)
+        selection = method.sharing.select(reports, self._layout, rng)
         self._shared = select(self._initial, selection.names)
         self._hint = method.objective.start(self._shared)
         self._state = method.aggregator.start(self._shared, self._job.num_devices)

@@ -26,7 +26,7 @@ from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, clone, digest
-from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Shard
+from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Layout, Shard
 
 Scan = Callable[[], FisherScan]
 
@@ -105,10 +105,10 @@ def test_every_sharing_rule_treats_a_head_as_one_and_depends_on_reports_alone(
     assert scores.sensitivity is None or scores.sensitivity.shape == (model.num_layers,)
     layers = {name: model.layer_of(name) for name in model.trainable}
     reports = [LayerReport(device, 5 + device, scores) for device in range(3)]
-    names = sharing.select(reports, layers, model.num_layers, rng()).names
+    names = sharing.select(reports, Layout(layers, model.num_layers, {}), rng()).names
     heads = {name for name, layer in layers.items() if layer is None}
     assert names <= set(layers) and names & heads in (set(), heads)
-    assert sharing.select(reports, layers, model.num_layers, rng()).names == names
+    assert sharing.select(reports, Layout(layers, model.num_layers, {}), rng()).names == names
     assert (names < set(layers)) == sharing.keeps_personal
 
 

@@ -20,12 +20,13 @@ from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing.gal import GlobalLayers, average_scores, choose_layers
 from fibec_ray.parts.sharing.sensitivity import CHUNK, layer_sensitivity, relative_change, worst_noise
-from fibec_ray.types import Batch, LayerReport, LayerScores, LocalModel, Outputs, Work
+from fibec_ray.types import Batch, LayerReport, LayerScores, Layout, LocalModel, Outputs, Work
 
 RNG = torch.Generator()
 KINDS = ["norm_diff", "diff_norm"]
 NORMS = [1.0, 1.5, 2.0, 3.0, math.inf]
 LAYERS = {"layer.0.lora_B.weight": 0, "layer.1.lora_B.weight": 1, "layer.2.lora_B.weight": 2, "head.weight": None}
+LAYOUT = Layout(LAYERS, 3, {})
 
 
 class LinearNet:
@@ -270,8 +271,8 @@ def reports_of(net: LinearNet, split: Sequence[Sequence[int]], sharing: GlobalLa
 def test_a_split_over_devices_scores_as_all_samples_at_one(kind: str) -> None:
     """E10: the server's average is the mean over the concatenated samples, and chooses the same layers."""
     net, sharing = random_net(), GlobalLayers(fraction=0.34, score_by=kind)  # type: ignore[arg-type]
-    whole = sharing.select(reports_of(net, [range(7)], sharing), LAYERS, 3, RNG)
-    split = sharing.select(reports_of(net, [[6, 0], [3], [1, 2, 5, 4]], sharing), LAYERS, 3, RNG)
+    whole = sharing.select(reports_of(net, [range(7)], sharing), LAYOUT, RNG)
+    split = sharing.select(reports_of(net, [[6, 0], [3], [1, 2, 5, 4]], sharing), LAYOUT, RNG)
     assert whole.scores is not None and split.scores is not None
     torch.testing.assert_close(split.scores, whole.scores)
     torch.testing.assert_close(whole.scores, scores(net, shard_of(SAMPLES), kind=kind))
@@ -301,7 +302,7 @@ def test_a_fraction_of_three_layers_is_rounded(fraction: float, count: int) -> N
     report = LayerReport(0, 4, LayerScores(torch.tensor([0.1, 0.3, 0.2])))
     sharing = GlobalLayers(fraction=fraction)
     expected = {f"layer.{layer}.lora_B.weight" for layer in [1, 2, 0][:count]}
-    assert sharing.select([report], LAYERS, 3, RNG).names == expected | {"head.weight"}
+    assert sharing.select([report], LAYOUT, RNG).names == expected | {"head.weight"}
     assert sharing.keeps_personal == (fraction < 1)
 
 
@@ -311,7 +312,7 @@ def test_controls_choose_as_many_layers() -> None:
 
     def layers(choose: str, seed: int = 0) -> set[int]:
         rng = torch.Generator().manual_seed(seed)
-        names = GlobalLayers(fraction=0.67, choose=choose).select([report], LAYERS, 3, rng).names  # type: ignore[arg-type]
+        names = GlobalLayers(fraction=0.67, choose=choose).select([report], LAYOUT, rng).names  # type: ignore[arg-type]
         return {layer for name in names if (layer := LAYERS[name]) is not None}
 
     assert layers("top") == {1, 2} and layers("bottom") == {0, 2}
@@ -333,7 +334,7 @@ def test_the_number_of_layers_by_devices_ratios(rule: str, ratios: tuple[float, 
     """N* = round(sum_k n_k / n ceil(r_k L)), or round(mean of r_k L); L = 3."""
     reports = [LayerReport(k, n, LayerScores(torch.ones(3), ratios[k])) for k, n in enumerate((1, 3))]
     sharing = GlobalLayers(count_by=rule)  # type: ignore[arg-type]
-    assert len(sharing.select(reports, LAYERS, 3, RNG).names) == count + 1 and sharing.keeps_personal
+    assert len(sharing.select(reports, LAYOUT, RNG).names) == count + 1 and sharing.keeps_personal
     assert reports[0].scores.num_bytes == 4 * 4
 
 

@@ -10,13 +10,14 @@ from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.parts.sharing.body import Body
 from fibec_ray.parts.sharing.matrices import Matrices
 from fibec_ray.parts.sharing.nothing import Nothing
+from fibec_ray.types import Layout
 
 ADAPTER = {f"layer.{layer}.query.lora_{matrix}.weight": layer for layer in range(3) for matrix in "AB"}
 LAYERS: dict[str, int | None] = {**ADAPTER, "head.weight": None, "head.bias": None}
 
 
 def shared(sharing: Sharing, layers: dict[str, int | None] = LAYERS) -> set[str]:
-    return set(sharing.select([], layers, 3, torch.Generator()).names)
+    return set(sharing.select([], Layout(layers, 3, {}), torch.Generator()).names)
 
 
 @pytest.mark.parametrize("matrix", ["A", "B"])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fibec_ray.parts.part import Part
-from fibec_ray.types import LayerReport, LayerScores, LocalModel, Shard
+from fibec_ray.types import LayerReport, LayerScores, Layout, LocalModel, Shard
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,6 @@ class Sharing(Part):
         """What this device has to say about the blocks."""
         return LayerScores()
 
-    def select(
-        self,
-        reports: Sequence[LayerReport],
-        layers: Mapping[str, int | None],
-        num_layers: int,
-        rng: torch.Generator,
-    ) -> Selection:
-        """The choice, from all devices' reports. layers: block of each trainable tensor (None: head)."""
-        return Selection(frozenset(layers))
+    def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        """The choice, from all devices' reports."""
+        return Selection(frozenset(layout.layers))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 
 from fibec_ray.parts.sharing.base import Selection, Sharing
-from fibec_ray.types import LayerReport
+from fibec_ray.types import LayerReport, Layout
 
 
 class Body(Sharing):
@@ -34,12 +34,6 @@ class Body(Sharing):
     def keeps(self) -> str:
         return "the head (device)"
 
-    def select(
-        self,
-        reports: Sequence[LayerReport],
-        layers: Mapping[str, int | None],
-        num_layers: int,
-        rng: torch.Generator,
-    ) -> Selection:
-        first_personal = num_layers - self.last_blocks
-        return Selection(frozenset(n for n, layer in layers.items() if layer is not None and layer < first_personal))
+    def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        end = layout.num_layers - self.last_blocks
+        return Selection(frozenset(n for n, layer in layout.layers.items() if layer is not None and layer < end))

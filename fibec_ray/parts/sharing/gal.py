@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from fibec_ray.parts.sharing.base import Selection, Sharing
 from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
 from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
-from fibec_ray.types import LayerReport, LayerScores, LocalModel, Shard
+from fibec_ray.types import LayerReport, LayerScores, Layout, LocalModel, Shard
 
 FRACTION = 0.5
 
@@ -77,16 +77,11 @@ class GlobalLayers(Sharing):
         adapter = [name for name in model.trainable if model.is_adapter(name)]
         return LayerScores(scores, keep_ratio(self.count_by, model, shard, adapter, self.spectrum, rng))
 
-    def select(
-        self,
-        reports: Sequence[LayerReport],
-        layers: Mapping[str, int | None],
-        num_layers: int,
-        rng: torch.Generator,
-    ) -> Selection:
-        scores, count = average_scores(reports), self._count(reports, num_layers)
-        chosen = choose_layers(scores, count, self.choose, rng)
-        return Selection(frozenset(name for name, layer in layers.items() if layer is None or layer in chosen), scores)
+    def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        scores = average_scores(reports)
+        chosen = choose_layers(scores, self._count(reports, layout.num_layers), self.choose, rng)
+        names = (name for name, layer in layout.layers.items() if layer is None or layer in chosen)
+        return Selection(frozenset(names), scores)
 
     def _count(self, reports: Sequence[LayerReport], num_layers: int) -> int:
         """N*."""

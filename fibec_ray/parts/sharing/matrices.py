@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fibec_ray.errors import ConfigError
 from fibec_ray.parts.sharing.base import Selection, Sharing
-from fibec_ray.types import LayerReport
+from fibec_ray.types import LayerReport, Layout
 
 
 class Matrices(Sharing):
@@ -36,17 +36,11 @@ class Matrices(Sharing):
     def keeps(self) -> str:
         return "the other matrix (device)"
 
-    def select(
-        self,
-        reports: Sequence[LayerReport],
-        layers: Mapping[str, int | None],
-        num_layers: int,
-        rng: torch.Generator,
-    ) -> Selection:
-        shared = frozenset(name for name in layers if f".lora_{self.share}." in name)
+    def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        shared = frozenset(name for name in layout.layers if f".lora_{self.share}." in name)
         if not shared:
             raise ConfigError(
                 f"method.sharing: matrices shares LoRA's {self.share}, and method.peft has none; use lora"
             )
-        heads = frozenset(name for name, layer in layers.items() if layer is None)
+        heads = frozenset(name for name, layer in layout.layers.items() if layer is None)
         return Selection(shared | heads if self.head == "shared" else shared - heads)

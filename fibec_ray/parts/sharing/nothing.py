@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
 from fibec_ray.parts.sharing.base import Selection, Sharing
-from fibec_ray.types import LayerReport
+from fibec_ray.types import LayerReport, Layout
 
 
 class Nothing(Sharing):
@@ -28,11 +28,5 @@ class Nothing(Sharing):
     def keeps(self) -> str:
         return "all that is trainable (device)"
 
-    def select(
-        self,
-        reports: Sequence[LayerReport],
-        layers: Mapping[str, int | None],
-        num_layers: int,
-        rng: torch.Generator,
-    ) -> Selection:
+    def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
         return Selection(frozenset())
