@@ -119,7 +119,7 @@ def method_table(methods: Sequence[tuple[str, Method]]) -> None:
         table.add_row(name, *cells, method.sends, method.keeps, method.reference)
     console = Console()
     if not console.is_terminal:
-        console.width = 260  # a pipe has no width of its own; a table folded to 80 columns is of no use to grep
+        console.width = 400  # a pipe has no width of its own; a table folded to 80 columns is of no use to grep
     console.print(table)
 
 

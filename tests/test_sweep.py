@@ -271,7 +271,7 @@ def test_an_interrupted_sweep_stops_its_children_and_keeps_what_is_finished(
     how: str, write: Any, program: list[str], tmp_path: Path
 ) -> None:
     """Then the same sweep, its slow variant mended, goes on from there."""
-    out = tmp_path / "out"
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGTERM)
     variants = {"slow": ["name=sleeps"], "fibecfed": ["method=fibecfed"]}
 
     def interrupt(line: str) -> None:
@@ -281,7 +281,7 @@ def test_an_interrupted_sweep_stops_its_children_and_keeps_what_is_finished(
             time.sleep(5)  # the signal comes in here
 
     stopped_children(load_sweep(write(variants=variants, seeds=[0])), out, program, interrupt)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     mended = load_sweep(write(variants=variants | {"slow": ["rounds=2"]}, seeds=[0]))
     assert run_sweep(mended, out, 1, str, program) == []
     assert order(out)[2:] == ["slow seed-0"]
