@@ -142,8 +142,8 @@ def _status(field: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.fisher", description=__doc__)
-    parser.add_argument("--samples", type=int, default=512, help="of the shard that is timed")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=256, help="of the shard that is timed")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--peak", type=int, metavar="N", help="print the peak memory of scoring N samples, and no more")
     arguments = parser.parse_args()
