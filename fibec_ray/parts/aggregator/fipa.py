@@ -30,9 +30,9 @@ class Fipa(Aggregator):
     matrix P^T P, P = [sqrt(w_m) U_m lam_m^{1/2}]: exact, and it needs no p x p matrix.
 
     The paper has no LoRA. Ours: the blocks, the warm-up (LoRA starts with B = 0, which leaves A without curvature, so
-    that the rule would drop A's part of every delta), null_space: fedavg, and the trust region. On a small encoder the
-    rule's step was 4 to 13 times FedAvg's, and training collapsed in its second round; perhaps because devices of few
-    samples share few directions, and each one's delta counts in full along its own. trust: null is the paper's rule.
+    that the rule would drop A's part of every delta), null_space: fedavg, and the trust region: on LoRA the rule's step
+    can be many times FedAvg's, and training collapses; perhaps because devices of few samples share few directions, and
+    each one's delta counts in full along its own. trust: null is the paper's rule.
 
     Devices send p r floats more than FedAvg's p. The server holds all updates of a cohort, and p R float64 of a block.
     One device, with H_1 of full rank: its own delta. All H_m equal: FedAvg, projected onto their range.
