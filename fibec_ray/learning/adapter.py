@@ -9,20 +9,21 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.parts.peft.base import Peft
 from fibec_ray.run_dir import replace_folder, write_json
 from fibec_ray.tensors import Tensors, drop
 from fibec_ray.types import HEAD, Layout
 
 
-def save_adapter(values: Tensors, layout: Layout, folder: Path) -> None:
+def save_adapter(values: Tensors, layout: Layout, peft: Peft, folder: Path) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and, for a mean-pool head, head.safetensors (weight, bias).
 
-    values: all trainable tensors, by their names in a saved PEFT adapter.
+    values: all trainable tensors, by the names that they travel under.
     """
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        _write(values, layout, draft)
+        _write(peft.saved(values, layout.adapter_config), layout, draft)
         replace_folder(draft, folder)
     except (OSError, SafetensorError) as error:
         raise RunDirError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error

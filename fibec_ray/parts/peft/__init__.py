@@ -5,6 +5,16 @@ from fibec_ray.parts.peft.ia3 import Ia3
 from fibec_ray.parts.peft.loha import Loha
 from fibec_ray.parts.peft.lokr import Lokr
 from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.parts.peft.prefix import Prefix
+from fibec_ray.parts.peft.prompt import Prompt
 from fibec_ray.parts.peft.vera import Vera
 
-PEFTS: dict[str, type[Peft]] = {"lora": Lora, "ia3": Ia3, "loha": Loha, "lokr": Lokr, "vera": Vera}
+PEFTS: dict[str, type[Peft]] = {
+    "lora": Lora,
+    "ia3": Ia3,
+    "loha": Loha,
+    "lokr": Lokr,
+    "vera": Vera,
+    "prompt": Prompt,
+    "prefix": Prefix,
+}

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import InLinears
 
 
-class Lora(Peft):
+class Lora(InLinears):
     """LoRA (Hu et al., ICLR 2022): h = W x + s B A x, s = alpha / r (rslora: alpha / sqrt(r)); B starts at 0.
 
     use_dora (Liu et al., ICML 2024) learns the length of each column of W + s B A apart from its direction; Fisher
