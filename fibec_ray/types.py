@@ -84,7 +84,8 @@ class Work:
 class LocalModel(Protocol):
     """A backbone with one adapter (and maybe a head) attached, lent to one device at a time.
 
-    Names of trainable tensors are those of a saved PEFT adapter; those of our own head start with `head.`.
+    Names of trainable tensors are those of a saved PEFT adapter, where it holds what is trained (an encoder of prompts
+    is trained, and saved as the prompts that it makes); those of our own head start with `head.`.
     """
 
     num_layers: int
@@ -105,11 +106,11 @@ class LocalModel(Protocol):
 
     @property
     def adapter_config(self) -> dict[str, Any]:
-        """What peft writes to adapter_config.json, as plain values."""
+        """What adapter_config.json of the saved adapter says, as plain values."""
         ...
 
     def layer_of(self, name: str) -> int | None:
-        """The block that a trainable tensor belongs to; None for the head (always shared)."""
+        """The block that a trainable tensor belongs to; None for the head and for prompts (always shared)."""
         ...
 
     def is_adapter(self, name: str) -> bool:
@@ -229,10 +230,10 @@ class Layout:
     """What the trainable tensors are, as every process of a fleet has them."""
 
     layers: Mapping[str, int | None]
-    """the block of each trainable or carried tensor; None: head"""
+    """the block of each trainable or carried tensor; None: head or prompts"""
     num_layers: int
     adapter_config: Mapping[str, Any]
-    """peft's, as plain values"""
+    """of the saved adapter, as plain values"""
     carried: frozenset[str] = frozenset()
     """those that no device trains"""
 

@@ -27,14 +27,24 @@ class Prepared:
 
 
 def prepare_federation(
-    task: Task, data: DataConfig, partition: Partition, backbone: Backbone, num_devices: int, seed: int, folder: Path
+    task: Task,
+    data: DataConfig,
+    partition: Partition,
+    backbone: Backbone,
+    num_devices: int,
+    seed: int,
+    folder: Path,
+    num_virtual: int = 0,
 ) -> Prepared:
-    """Writes the federation's data to `folder`. Raises DataError, ConfigError or ModelError for what does not fit."""
+    """Writes the federation's data to `folder`. Raises DataError, ConfigError or ModelError for what does not fit.
+
+    num_virtual: tokens that the PEFT kind puts before those of a sample.
+    """
     task = effective_task(task, data)
     train, test = load(task, data, seed)
     split = partition.split(train.labels, test.labels, task.num_classes, num_devices, seed)
     tokenizer, mode = load_tokenizer(backbone), backbone.encode_mode
-    check_sizes(backbone, tokenizer, data.max_length)
+    check_sizes(backbone, tokenizer, data.max_length, num_virtual)
     words = None if mode == "plain" else tuple(label_word_ids(task, tokenizer, mode))
     encoded = [encode(examples, task, tokenizer, mode, data.max_length) for examples in (train, test)]
     Federation(encoded[0], encoded[1], split.train, split.test).save(folder)

@@ -7,6 +7,8 @@ from fibec_ray.parts.peft.loha import Loha
 from fibec_ray.parts.peft.lokr import Lokr
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.moving_lora import MovingLora
+from fibec_ray.parts.peft.prefix import Prefix
+from fibec_ray.parts.peft.prompt import Prompt
 from fibec_ray.parts.peft.sparse_lora import SparseLora
 from fibec_ray.parts.peft.vera import Vera
 
@@ -19,4 +21,6 @@ PEFTS: dict[str, type[Peft]] = {
     "loha": Loha,
     "lokr": Lokr,
     "vera": Vera,
+    "prompt": Prompt,
+    "prefix": Prefix,
 }

@@ -8,13 +8,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.library import InLinears
 from fibec_ray.tensors import Tensors, under_prefix
 
 E = ".lora_E"
 
 
-class AdaLora(Peft):
+class AdaLora(InLinears):
     """AdaLoRA (Zhang et al., ICLR 2023): h = W x + s P diag(e) Q x with e starting at 0; entries of e that matter least
     are set to 0 as a budget shrinks from init_r to r per adapted weight.
 
@@ -22,6 +23,7 @@ class AdaLora(Peft):
     round's devices and sets e to 0 outside the best b(t) of all weights together, so that all devices agree on ranks.
     b(t) falls by the paper's cubic rule, in rounds: b = init_r up to warmup of them, r in the last `final` of them.
     An entry set to 0 can come back, as in the paper. s = alpha / init_r throughout; peft's follows the ranks in use.
+    Fisher information is not to be had of it.
     """
 
     kind: Literal["adalora"] = "adalora"
@@ -40,6 +42,13 @@ class AdaLora(Peft):
         if self.warmup + self.final >= 1:
             raise ValueError(f"warmup {self.warmup} and final {self.final} leave no rounds to shrink in; lower one")
         return self
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        attached = super().attach(module, task_type)
+        for name, parameter in attached.module.named_parameters():
+            if ".ranknum." in name:  # peft 0.21 makes it trainable where it casts adapters, as on a bfloat16 base
+                parameter.requires_grad_(False)
+        return attached
 
     def config(self, task_type: str | None) -> Any:
         from peft import AdaLoraConfig

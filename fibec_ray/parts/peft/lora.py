@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fibec_ray import seeds
 from fibec_ray.low_rank import A, B, blank, cut, scaled
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import InLinears
 from fibec_ray.tensors import Tensors
 
 
-class Lora(Peft):
+class Lora(InLinears):
     """LoRA (Hu et al., ICLR 2022): h = W x + s B A x, s = alpha / r (rslora: alpha / sqrt(r)); B starts at 0.
 
     use_dora (Liu et al., ICML 2024) learns the length of each column of W + s B A apart from its direction; Fisher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from fibec_ray import seeds
 from fibec_ray.low_rank import A, B, best_factors, pairs
+from fibec_ray.parts.peft.attached import Attached
 from fibec_ray.parts.peft.lora import Lora, adapted_layers
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, drop
 
 SPARSE = ".sparse"
 
@@ -40,10 +41,11 @@ class SparseLora(Lora):
             raise ValueError("use_dora, ranks and take_turns do not go with two stages; leave them out")
         return self
 
-    def attach(self, module: nn.Module, task_type: str | None) -> Any:
+    def attach(self, module: Any, task_type: str | None) -> Attached:
         attached = super().attach(module, task_type)
-        for name, layer in attached.named_modules():
-            if layer in adapted_layers(layer):
+        layers = adapted_layers(attached.module)
+        for name, layer in attached.module.named_modules():
+            if layer in layers:
                 self._add_sparse(name, layer)
         return attached
 
@@ -55,7 +57,7 @@ class SparseLora(Lora):
 
         def add(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
             weight = _dense(layer.sparse, layer.sparse_at, shape)
-            return y + F.linear(args[0].float(), weight).to(y)
+            return y + F.linear(args[0].to(weight), weight).to(y)
 
         layer.register_forward_hook(add)
 
@@ -64,6 +66,11 @@ class SparseLora(Lora):
         count = max(1, round(self.density * out * inside))
         rng = seeds.generator(self.mask_seed, "sparse", name)
         return torch.randperm(out * inside, generator=rng)[:count].sort().values
+
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
+        """LoRA; and in stage 1, which LoRA has no part in, the best that it could start from."""
+        now = dict(values) | self._handed_over(values)
+        return drop(now, [name for name in now if name.endswith(SPARSE)])
 
     @property
     def takes_turns(self) -> bool:
@@ -77,8 +84,10 @@ class SparseLora(Lora):
         return frozenset(name for name in names if resting not in name)
 
     def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
-        if round_ + 1 != self._stage_rounds(rounds):
-            return {}
+        return self._handed_over(shared) if round_ + 1 == self._stage_rounds(rounds) else {}
+
+    def _handed_over(self, shared: Mapping[str, Tensor]) -> Tensors:
+        """LoRA's best start from D, and D = 0."""
         new: Tensors = {}
         for x in pairs(shared):
             a, b, values = shared[x + A], shared[x + B], shared[x + SPARSE]
