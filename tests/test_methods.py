@@ -18,6 +18,7 @@ from fibec_ray.method import AXES, Method
 from fibec_ray.method_page import page
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.part import Part
+from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.simulation import cache_dir, prepare
 
 METHODS = [path.stem for path in method_files()]
@@ -71,6 +72,8 @@ def neighbours(axis: str, kind: str) -> dict[str, Any]:
     """What a part cannot do without."""
     if kind == "feddyn":
         return {"objective": kind, "aggregator": kind}
+    if axis == "solver" and SOLVERS[kind]().needs_personal:
+        return {"sharing": "body"}
     return {"sharing": "gal"} if axis == "mask" and MASKS[kind]().needs_personal else {}
 
 

@@ -47,6 +47,8 @@ class DeviceRound:
     plan: RoundPlan
     device: int
     broadcast: Broadcast
+    received: Tensors
+    """all trainable values, shared and personal"""
     shard: Shard
     batches: Sequence[Tensor]
     """all of the device's"""
