@@ -1,4 +1,4 @@
-"""A method is six parts; the engine knows nothing else about it. FedAvg on LoRA is the empty composition."""
+"""A method is seven parts; the engine knows nothing else about it. FedAvg on LoRA is the empty composition."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.sharing.base import Sharing
+from fibec_ray.parts.sharing.nothing import Nothing
+from fibec_ray.parts.solver import SOLVERS
+from fibec_ray.parts.solver.base import Solver
 
 AXES: dict[str, dict[str, type[Any]]] = {
     "peft": PEFTS,
@@ -30,6 +33,7 @@ AXES: dict[str, dict[str, type[Any]]] = {
     "sharing": SHARINGS,
     "mask": MASKS,
     "objective": OBJECTIVES,
+    "solver": SOLVERS,
     "aggregator": AGGREGATORS,
 }
 
@@ -51,7 +55,7 @@ def _of(axis: str) -> BeforeValidator:
 
 
 class Method(BaseModel):
-    """`Method(name="fedavg")` is FedAvg: LoRA, all data, everything shared, no mask, plain loss, weighted mean."""
+    """`Method(name="fedavg")` is FedAvg: LoRA, all data, all shared, no mask, plain loss, one training, a mean."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,6 +66,7 @@ class Method(BaseModel):
     sharing: Annotated[SerializeAsAny[Sharing], _of("sharing")] = Sharing()
     mask: Annotated[SerializeAsAny[Mask], _of("mask")] = Mask()
     objective: Annotated[SerializeAsAny[Objective], _of("objective")] = Objective()
+    solver: Annotated[SerializeAsAny[Solver], _of("solver")] = Solver()
     aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = Mean()
 
     @model_validator(mode="after")
@@ -70,6 +75,16 @@ class Method(BaseModel):
             raise ValueError(
                 f"mask '{self.mask.kind}' acts on personal layers, and sharing '{self.sharing.kind}' leaves none; "
                 "set mask: none, or share less"
+            )
+        if self.solver.needs_personal and not self.sharing.keeps_personal:
+            raise ValueError(
+                f"solver '{self.solver.kind}' trains personal tensors by themselves, and sharing '{self.sharing.kind}' "
+                "leaves none; share less, such as sharing: body"
+            )
+        if self.solver.needs_shared and isinstance(self.sharing, Nothing):
+            raise ValueError(
+                f"solver '{self.solver.kind}' starts from what is shared, and sharing 'none' shares nothing; "
+                "set sharing: all, or solver: once"
             )
         return self
 
@@ -126,6 +141,11 @@ class Method(BaseModel):
     def keeps(self) -> str:
         """What outlasts a round beside the global model, and where, in words."""
         return "; ".join(part.keeps for part in self.parts.values() if part.keeps)
+
+    @property
+    def has_own_models(self) -> bool:
+        """True if a device's model is not the global one although it shares every tensor."""
+        return self.solver.has_own_model or self.peft.differs_by_device
 
     @property
     def opens(self) -> bool:

@@ -247,11 +247,13 @@ class OpenResult:
     layout: Layout
     layer_scores: Tensor | None
     """(L,) float32, averaged over devices with weights n_k"""
+    own_models: bool = False
+    """True if the method's solver makes a model for each device, beside shared and personal tensors"""
 
     @property
     def keeps_personal(self) -> bool:
         """False if devices keep nothing of their own, so that every device's model is the global one."""
-        return not self.layout.layers.keys() <= self.shared_names
+        return self.own_models or not self.layout.layers.keys() <= self.shared_names
 
     @property
     def has_global_model(self) -> bool:

@@ -47,6 +47,8 @@ class DeviceRound:
     plan: RoundPlan
     device: int
     broadcast: Broadcast
+    received: Tensors
+    """all trainable values, shared and personal"""
     shard: Shard
     batches: Sequence[Tensor]
     """all of the device's"""
@@ -61,8 +63,6 @@ class DeviceRound:
     """what the curriculum made its order from, if it did so in this round"""
     rank: int | None
     """of its adapter, where devices differ"""
-    received: Tensors
-    """all values that it starts from, personal ones too"""
     moving: Collection[str]
     """shared tensors that are trained and sent in this round"""
     bytes_down: int
