@@ -9,6 +9,7 @@ from fibec_ray.parts.aggregator.flora import Flora
 from fibec_ray.parts.aggregator.hetlora import HetLora
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.nova import Nova
+from fibec_ray.parts.aggregator.peptao import PepTao
 from fibec_ray.parts.aggregator.robust import Krum, Median, TrimmedMean
 from fibec_ray.parts.aggregator.server_optimisers import Adagrad, Adam, Momentum, Yogi
 
@@ -28,4 +29,5 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "flexlora": FlexLora,
     "flora": Flora,
     "hetlora": HetLora,
+    "peptao": PepTao,
 }
