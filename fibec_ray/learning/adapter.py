@@ -1,4 +1,7 @@
-"""Saves the global adapter in PEFT's layout: `PeftModel.from_pretrained(base, RUN/adapter)` loads it."""
+"""Saves the global adapter in PEFT's layout: `PeftModel.from_pretrained(base, RUN/adapter)` loads it.
+
+What is trained whole is saved as a model: `AutoModel.from_pretrained(RUN/adapter)` loads a transformer.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,15 @@ from fibec_ray.run_dir import replace_folder, write_json
 from fibec_ray.tensors import Tensors, drop
 from fibec_ray.types import HEAD, Layout
 
+PEFT_PREFIX = "base_model.model."
+"""Where a PeftModel keeps the model that it is attached to."""
+
 
 def save_adapter(values: Tensors, layout: Layout, folder: Path) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and, for a mean-pool head, head.safetensors (weight, bias).
 
-    values: all trainable tensors, by their names in a saved PEFT adapter.
+    Of what is trained whole: config.json and model.safetensors. values: all trainable tensors, by their names in a
+    saved PEFT adapter.
     """
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
@@ -31,11 +38,11 @@ def save_adapter(values: Tensors, layout: Layout, folder: Path) -> None:
 def _write(values: Tensors, layout: Layout, folder: Path) -> None:
     folder.mkdir()
     head = {name.removeprefix(f"{HEAD}."): value for name, value in values.items() if name.startswith(f"{HEAD}.")}
-    write_json(folder / "adapter_config.json", layout.adapter_config)
-    save_file(
-        drop(values, [f"{HEAD}.{name}" for name in head]),
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    own = drop(values, [f"{HEAD}.{name}" for name in head])
+    prefix = "adapter_" if "peft_type" in layout.adapter_config else ""
+    if not prefix:
+        own = {name.removeprefix(PEFT_PREFIX): value for name, value in own.items()}
+    write_json(folder / f"{prefix}config.json", layout.adapter_config)
+    save_file(own, folder / f"{prefix}model.safetensors", metadata={"format": "pt"})
     if head:
         save_file(head, folder / "head.safetensors")

@@ -69,7 +69,9 @@ class TorchModel:
 
     @property
     def adapter_config(self) -> dict[str, Any]:
-        """What peft writes to adapter_config.json, as plain values."""
+        """What peft writes to adapter_config.json; the base's own config.json where it is trained; as plain values."""
+        if self._peft.trains_base:
+            return json.loads(json.dumps(self._base.config.to_dict(), default=_plain))
         config = self.peft_model.peft_config["default"]
         config.base_model_name_or_path = self._spec.name if self._spec.init == "pretrained" else None
         return json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
@@ -92,7 +94,7 @@ class TorchModel:
     def train(self, mode: bool) -> None:
         self.peft_model.train(mode and self._spec.dropout)
         for name, module in self.peft_model.named_modules():
-            if self.is_adapter(name):
+            if self.is_adapter(name) and not self._peft.trains_base:
                 module.train(mode)
 
     def embed(self, batch: Batch) -> Tensor:
@@ -138,10 +140,12 @@ class TorchModel:
 
     def _count(self, mask: Tensor) -> None:
         """Adds one pass over the batch, padding included; a backward costs as much again (frozen weights: no weight
-        gradients, and the adapter's are negligible)."""
+        gradients, and the adapter's are negligible), and twice as much where the base is trained."""
         num_tokens = mask.numel()
-        passes = 2 if torch.is_grad_enabled() else 1
-        self.work.flops += passes * num_tokens * self._cost.flops_per_token(mask.shape[1])
+        flops = num_tokens * self._cost.flops_per_token(mask.shape[1])
+        backward = (2 if self._peft.trains_base else 1) * flops if torch.is_grad_enabled() else 0.0
+        self.work.flops += flops + backward
+        self.work.backward_flops += backward
         self.work.num_tokens += num_tokens
 
     def _collect(self) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from fibec_ray.errors import ModelError
-from fibec_ray.parts.part import Part
+from fibec_ray.parts.part import Need, Part
 
 _BLOCK = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
@@ -27,6 +27,12 @@ class Peft(Part):
     )
     marks: ClassVar[tuple[str, ...]]
     """one of them is in the name of each tensor that the kind adds"""
+    trains_base: ClassVar[bool] = False
+    """True if nothing is frozen and nothing is added"""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("transformer",)
 
     @abstractmethod
     def config(self, task_type: str | None) -> Any:
