@@ -5,7 +5,8 @@ E_y[g_iy^2], is used. Three readings of the expectation over labels y:
 - observed: y is the sample's label (the empirical Fisher information, as FibecFed describes it);
 - expected: y ~ p(. | s_i) of the model, exact: C backward passes on one forward pass;
 - sampled: one y drawn from p(. | s_i).
-The last two take p over the task's C classes: with a verbaliser, over its label words alone.
+The last two take p over the task's C classes: with a verbaliser, over its label words alone. In a regression y is a
+value, and p normal around the model's with variance 1.
 
 Shapes: B samples of a group, n samples of a shard, C classes.
 """
@@ -26,6 +27,9 @@ from fibec_ray.types import LocalModel, Outputs, Shard
 Label = Literal["observed", "expected", "sampled"]
 Scope = Literal["adapter", "all"]
 """adapter: the tensors that PEFT added; all: a head too, which drowns the adapter while it is random"""
+
+SMALLEST_DRAW = 2.0**-25
+"""Half of the smallest step of torch.rand in float32, in place of a drawn 0, whose normal value would be infinite."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,10 @@ def batch_squares(
 
     draws: (B,) uniform in [0, 1), for sampled labels. Evaluation mode is the caller's duty.
     """
-    before = model.work.flops
+    before = model.work.backward_flops
     with torch.enable_grad(), catch(model.holders, names, len(rows)) as caught:
         out = model.forward(shard.batch(rows))
-    backward_flops = (model.work.flops - before) / 2  # the model counts one backward pass, as much as its forward
+    backward_flops = model.work.backward_flops - before  # the model counts one backward pass
     with torch.enable_grad():
         targets = list(_targets(out, label, draws))
     totals: Tensors = {}
@@ -149,6 +153,11 @@ def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple
     """(B,) values to differentiate, and the weights (B,) of their squared gradients (None: 1)."""
     if label == "observed":
         yield out.losses, None
+        return
+    if out.likelihood == "normal":
+        # -log p = (y - f)^2 / 2 has the gradient -(y - f) f': squared f'^2 in expectation, or that of a drawn y - f.
+        noise = 1.0 if draws is None else torch.special.ndtri(draws.clamp(min=SMALLEST_DRAW)).to(out.scores)
+        yield noise * out.scores[:, 0], None
         return
     log_probs = out.scores.float().log_softmax(1)
     probs = log_probs.detach().exp()

@@ -5,6 +5,7 @@ output at token t of sample i, belongs to sample i alone. The gradient of one sa
 products of e_it with what the module saw:
 
     Linear      y = W a + b         weight: G_i = sum_t e_it a_it^T   bias: sum_t e_it
+    Conv2d      the same, t the places of the image and a_it the patch below place t, as one vector
     Conv1D      y = W^T a + b       weight: sum_t a_it e_it^T         bias: sum_t e_it  (GPT-2's)
     LayerNorm   y = w * n(a) + b    weight: sum_t e_it * n(a_it)      bias: sum_t e_it  (n: to mean 0 and variance 1)
     Embedding   y = table[a]        weight: row v is the sum of e_it over tokens with a_it = v
@@ -50,8 +51,13 @@ def _bias(module: Any, a: Tensor, e: Tensor) -> Tensor:
     return e.sum(1)
 
 
+def _filters(module: Any, a: Tensor, e: Tensor) -> Tensor:
+    return torch.bmm(e.mT, a).view(len(a), *module.weight.shape)
+
+
 FORMULAS: dict[str, dict[str, Formula]] = {
     "Linear": {"weight": lambda _, a, e: torch.bmm(e.mT, a), "bias": _bias},
+    "Conv2d": {"weight": _filters, "bias": _bias},
     "Conv1D": {"weight": lambda _, a, e: torch.bmm(a.mT, e), "bias": _bias},
     "LayerNorm": {"weight": lambda m, a, e: (e * F.layer_norm(a, m.normalized_shape, eps=m.eps)).sum(1), "bias": _bias},
     "Embedding": {"weight": _table},
@@ -66,6 +72,8 @@ def _kind(module: Any) -> str:
     forward = getattr(type(module), "forward", None)
     if forward is nn.Linear.forward:
         return "Linear"
+    if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros" and _has_sizes(module):
+        return "Conv2d"
     if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
         return "LayerNorm"
     if forward is nn.Embedding.forward and module.padding_idx is None and not module.scale_grad_by_freq:
@@ -75,6 +83,11 @@ def _kind(module: Any) -> str:
     if len(getattr(module, "ia3_l", ())) == 1 and next(iter(module.ia3_l.values())).dim() == 2:  # not a convolution's
         return "(IA)^3"
     return "other"
+
+
+def _has_sizes(module: Any) -> bool:
+    """Padding may be a word ("same") instead."""
+    return not isinstance(module.padding, str)
 
 
 def collect_holders(module: nn.Module, saved_name: Callable[[str], str]) -> dict[str, nn.Module]:
@@ -193,7 +206,7 @@ class Seen:
     def _see(self, value: Tensor, before: Tensor | None) -> None:
         if before is not None:
             raise ModelError(f"{self._prefix}: called twice in one forward pass, so its gradient is not one product")
-        if value.dim() < 2 or len(value) != self._num_samples:
+        if value.dim() < (4 if _kind(self._module) == "Conv2d" else 2) or len(value) != self._num_samples:
             raise ModelError(f"{self._prefix}: axis 0 of {tuple(value.shape)} is not the {self._num_samples} samples")
         self._versions.append((value.detach(), value._version))  # a detached tensor shares the counter
 
@@ -206,9 +219,23 @@ class Seen:
         if grad is None:
             tensors = {name: _tensor(self._module, name) for name in self._formulas}
             return {name: torch.zeros(self._num_samples, *t.shape, device=t.device) for name, t in tensors.items()}
-        e = _by_token(grad) * scale
-        a = e if self.inputs is None else _by_token(self.inputs)  # in the former case no formula looks at it
+        e = _outputs_by_token(self._module, grad) * scale
+        # Without inputs no formula looks at them.
+        a = e if self.inputs is None else _inputs_by_token(self._module, self.inputs)
         return {name: formula(self._module, a, e) for name, formula in self._formulas.items()}
+
+
+def _inputs_by_token(module: Any, value: Tensor) -> Tensor:
+    """What stands for a in the formulas; of a convolution the patches, (B, places, in * height * width)."""
+    if _kind(module) != "Conv2d":
+        return _by_token(value)
+    patches: Tensor = F.unfold(value.float(), module.kernel_size, module.dilation, module.padding, module.stride)
+    return patches.mT
+
+
+def _outputs_by_token(module: Any, value: Tensor) -> Tensor:
+    """What stands for e; of a convolution (B, places, out)."""
+    return value.flatten(2).mT.float() if _kind(module) == "Conv2d" else _by_token(value)
 
 
 def _by_token(value: Tensor) -> Tensor:

@@ -282,6 +282,7 @@ class Logistic:
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         scores = self.linear(batch.input_ids.float())
         self.work.flops += 2 * scores.numel()  # a forward and a backward pass
+        self.work.backward_flops += scores.numel()
         return Outputs(nn.functional.cross_entropy(scores, batch.labels, reduction="none"), scores)
 
 

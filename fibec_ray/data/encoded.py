@@ -6,9 +6,6 @@ batch, S tokens of the longest in the batch.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fibec_ray.errors import DataError
+from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
 from fibec_ray.types import Batch
 
-_FORMAT = 1
-_ARRAYS = {"tokens": "int32", "offsets": "int64", "labels": "int64", "answer_at": "int32"}
+_ARRAYS = ("tokens", "offsets", "labels", "answer_at")
 
 
 @dataclass(frozen=True)
@@ -47,48 +43,22 @@ class EncodedSet:
 
     def save(self, folder: Path) -> None:
         """Writes the folder in one step: readers see the old set, none, or this one, never half of it."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            names = [*_ARRAYS, *(["grades"] if self.grades is not None else [])]
-            for name in names:
-                np.save(draft / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            about = {"format": _FORMAT, "pad_id": self.pad_id, "num_samples": self.num_samples, "arrays": names}
-            (draft / "set.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-            draft.chmod(0o755)  # mkdtemp's folders are closed to other users
-            _replace(folder, draft)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
+        names = [*_ARRAYS, *(["grades"] if self.grades is not None else [])]
+        arrays = {name: getattr(self, name) for name in names}
+        save_arrays(folder, arrays, pad_id=self.pad_id, num_samples=self.num_samples)
 
     @staticmethod
     def load(folder: Path) -> EncodedSet:
         """Opens a saved set without reading it: the arrays are memory maps, shared by all processes of a node."""
+        arrays, about = load_arrays(folder)
+        grades = arrays.pop("grades", None)
         try:
-            about = json.loads((folder / "set.json").read_text(encoding="utf-8"))
-            if about["format"] != _FORMAT:
-                raise DataError(
-                    f"{folder}: format {about['format']}, this version reads {_FORMAT}; encode the data again"
-                )
-            arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in about["arrays"]
-            }
-            grades = arrays.pop("grades", None)
             encoded = EncodedSet(**arrays, grades=grades, pad_id=about["pad_id"])
             ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: is not an encoded data set ({error}); encode the data again") from error
-        if ends != (about["num_samples"], about["num_samples"], len(encoded.tokens)):
-            raise DataError(f"{folder}: the arrays do not fit together; encode the data again")
+            refuse_misfit(folder, ends == (about["num_samples"], about["num_samples"], len(encoded.tokens)))
+        except (IndexError, KeyError, TypeError) as error:
+            raise no_set(folder, error) from error
         return encoded
-
-
-def _replace(folder: Path, draft: Path) -> None:
-    """Renames draft to folder; a folder that is there moves aside first, as a rename cannot replace a full one."""
-    aside = draft.with_name(f"{draft.name}.old")
-    if folder.exists():
-        folder.rename(aside)
-    draft.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 class ArrayShard:

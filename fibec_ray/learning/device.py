@@ -255,7 +255,7 @@ class DeviceWorker:
         self.model.train(False)
         batch = shard.batch(rows)
         out = self.model.forward(batch)
-        return Predictions(batch.labels.cpu(), out.scores.argmax(1).cpu(), out.losses.float().cpu())
+        return Predictions(batch.labels.cpu(), out.predicted.cpu(), out.losses.float().cpu())
 
     def _scan(
         self, shard: Shard, batches: Sequence[Tensor], names: Collection[str], round_: int, device: int

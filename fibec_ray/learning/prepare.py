@@ -7,22 +7,34 @@ from pathlib import Path
 
 import numpy as np
 
+from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.encode import encode, label_word_ids
-from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
+from fibec_ray.data.heterogeneity import (
+    Ints,
+    heterogeneity,
+    majority_accuracy,
+    mean_r2,
+    own_majority_accuracy,
+    own_mean_r2,
+)
 from fibec_ray.data.partition import Partition
-from fibec_ray.data.source import DataConfig, effective_task, load
+from fibec_ray.data.source import DataConfig, Points, effective_task, load, load_points
+from fibec_ray.data.split import Split
 from fibec_ray.data.tasks import Task
 from fibec_ray.learning.federation import Federation
 from fibec_ray.models.backbone import check_sizes, load_tokenizer
+from fibec_ray.models.nets import Net
 from fibec_ray.models.spec import Backbone
 
 
 @dataclass(frozen=True)
 class Prepared:
     num_classes: int
+    """scores that a model gives; 1 in a regression"""
     label_words: tuple[int, ...] | None
     anchors: dict[str, float]
-    """accuracy of trivial predictors on the test set: `majority` class, each device's `own_majority` class"""
+    """accuracy of trivial predictors on the test set: `majority` class, each device's `own_majority` class; in a
+    regression R2 of the `mean` and of each device's `own_mean`"""
     heterogeneity: dict[str, float]
 
 
@@ -30,7 +42,7 @@ def prepare_federation(
     task: Task,
     data: DataConfig,
     partition: Partition,
-    backbone: Backbone,
+    backbone: Backbone | Net,
     num_devices: int,
     seed: int,
     folder: Path,
@@ -40,6 +52,8 @@ def prepare_federation(
 
     num_virtual: tokens that the PEFT kind puts before those of a sample.
     """
+    if isinstance(backbone, Net):
+        return _prepare_points(task, data, partition, backbone, num_devices, seed, folder)
     task = effective_task(task, data)
     train, test = load(task, data, seed)
     split = partition.split(train.labels, test.labels, task.num_classes, num_devices, seed)
@@ -51,9 +65,33 @@ def prepare_federation(
     return Prepared(
         task.num_classes,
         words,
-        {
-            "majority": majority_accuracy(train.labels, test.labels),
-            "own_majority": own_majority_accuracy(train.labels, test.labels, split),
-        },
+        _accuracies(train.labels, test.labels, split),
         heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], task.num_classes),
     )
+
+
+def _prepare_points(
+    task: Task, data: DataConfig, partition: Partition, net: Net, num_devices: int, seed: int, folder: Path
+) -> Prepared:
+    """The same for samples that are no text."""
+    train, test = load_points(task, data, seed)
+    net.check(train.features.shape[1:])
+    num_labels = data.regression.num_regions if task.kind == "regression" else task.num_classes
+    split = partition.split(train.labels, test.labels, num_labels, num_devices, seed)
+    Federation(DenseSet.of(train), DenseSet.of(test), split.train, split.test).save(folder)
+    found = heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], num_labels)
+    return Prepared(task.num_classes, None, _anchors(train, test, split), found)
+
+
+def _accuracies(train: Ints, test: Ints, split: Split) -> dict[str, float]:
+    return {"majority": majority_accuracy(train, test), "own_majority": own_majority_accuracy(train, test, split)}
+
+
+def _anchors(train: Points, test: Points, split: Split) -> dict[str, float]:
+    if train.values is None or test.values is None:
+        return _accuracies(train.labels, test.labels, split)
+    found = {
+        "mean": mean_r2(train.values, test.values),
+        "own_mean": own_mean_r2(train.values, test.values, split),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from fibec_ray.low_rank import blank, rank_axis
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, add, clone, drop, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import ClientUpdate
 
@@ -20,6 +21,10 @@ class OverFactors(Aggregator):
 
     can_be_wrapped: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("lora",)
 
     @abstractmethod
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

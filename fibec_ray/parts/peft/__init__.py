@@ -2,6 +2,7 @@
 
 from fibec_ray.parts.peft.adalora import AdaLora
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.ia3 import Ia3
 from fibec_ray.parts.peft.loha import Loha
 from fibec_ray.parts.peft.lokr import Lokr
@@ -23,4 +24,5 @@ PEFTS: dict[str, type[Peft]] = {
     "vera": Vera,
     "prompt": Prompt,
     "prefix": Prefix,
+    "full": Full,
 }
