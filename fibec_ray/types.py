@@ -62,6 +62,11 @@ class Shard(Protocol):
         """The samples at `rows` ((B,) int64, positions within the shard), padded to the longest of them."""
         ...
 
+    def shortened(self, max_length: int) -> Shard:
+        """The same samples cut to `max_length` tokens: texts lose their ends, the longest first; template, mask and
+        special tokens stay, and one token of each text."""
+        ...
+
 
 @dataclass(frozen=True)
 class Outputs:

@@ -14,6 +14,7 @@ from fibec_ray.learning.costs import System
 from fibec_ray.learning.job import Job, LocalTraining
 from fibec_ray.method import Method
 from fibec_ray.models.spec import Backbone
+from fibec_ray.parts.curriculum.length_warmup import LengthWarmup
 from fibec_ray.parts.part import kind_of
 from fibec_ray.parts.sharing.gal import GlobalLayers
 
@@ -68,6 +69,7 @@ class Experiment(BaseModel):
             num_classes=num_classes,
             label_words=label_words,
             eval_batch_size=self.evaluation.batch_size,
+            max_length=self.data.max_length,
         )
 
     @model_validator(mode="after")
@@ -102,5 +104,15 @@ class Experiment(BaseModel):
             raise ValueError(
                 f"method.objective {kind} reads gradients off the steps of plain SGD; set local.momentum=0, "
                 f"found {local.momentum}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_grow(self) -> Experiment:
+        curriculum = self.method.curriculum
+        if isinstance(curriculum, LengthWarmup) and curriculum.start >= self.data.max_length:
+            raise ValueError(
+                f"method.curriculum.start {curriculum.start} leaves nothing to warm up, as samples have at most "
+                f"{self.data.max_length} tokens; lower it, or raise data.max_length"
             )
         return self

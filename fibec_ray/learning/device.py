@@ -103,12 +103,14 @@ class DeviceWorker:
             memory["curriculum"] = method.curriculum.prepare(scored, rng, plan.round)
         rng = self._rng("visible", device, plan.round)
         visible = method.curriculum.visible(memory["curriculum"], batches, plan.round, plan.rounds, rng)
+        max_length = method.curriculum.max_length(plan.round, plan.rounds, self._job.max_length)
+        seen = shard if max_length is None else shard.shortened(max_length)
         kept_before = method.mask.keep(memory["mask"], personal)
         scan, rng = self._scan(shard, visible, personal, plan.round, device), self._rng("mask", device, plan.round)
         memory["mask"] = method.mask.refresh(memory["mask"], scan, personal, rng)
         keep = method.mask.keep(memory["mask"], personal)
         return DeviceRound(
-            plan, device, broadcast, shard, batches, memory, visible, keep, kept_before, evidence, scored
+            plan, device, broadcast, shard, seen, batches, memory, visible, keep, kept_before, evidence, scored
         )
 
     def _local_update(self, round_: DeviceRound) -> Trained:
@@ -116,7 +118,7 @@ class DeviceWorker:
         with seeds.seeded_third_party(self._job.seed, "dropout", round_.plan.round, round_.device):
             return local_update(
                 self.model,
-                round_.shard,
+                round_.seen,
                 self.epochs(round_.visible, round_.plan.round, round_.device),
                 self._job.local,
                 round_.plan.learning_rate,

@@ -51,3 +51,5 @@ class Job(BaseModel):
     label_words: tuple[int, ...] | None
     """token ids (C,) of the verbaliser; None with a classification head"""
     eval_batch_size: int
+    max_length: int
+    """tokens that a sample may have, `data.max_length`"""

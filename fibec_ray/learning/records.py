@@ -48,6 +48,8 @@ class DeviceRound:
     device: int
     broadcast: Broadcast
     shard: Shard
+    seen: Shard
+    """the shard as the steps of local training see it: its samples may be cut"""
     batches: Sequence[Tensor]
     """all of the device's"""
     memory: dict[str, Tensors]
@@ -115,7 +117,7 @@ def training_report(
         train_loss=trained.mean_loss,
         difficulty_seen=_difficulty(curriculum, rows),
         grade_seen=None if shard.grades is None else _mean(shard.grades[rows]),
-        length_seen=_mean(shard.lengths[rows]),
+        length_seen=_mean(round_.seen.lengths[rows]),
         kept_fraction=_kept_fraction(round_.keep),
         mask_overlap=_overlap(round_.kept_before, round_.keep),
         **_rank_correlations(curriculum, round_.scored),
