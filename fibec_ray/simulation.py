@@ -122,6 +122,7 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
         experiment.num_devices,
         experiment.seed,
         folder / "data",
+        experiment.method.pooled,
     )
     run_dirs.write_yaml(folder / "config.yaml", resolved(experiment))
     return prepared

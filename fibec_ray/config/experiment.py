@@ -61,7 +61,7 @@ class Experiment(BaseModel):
         return Job(
             seed=self.seed,
             rounds=self.rounds,
-            num_devices=self.num_devices,
+            num_devices=1 if self.method.pooled else self.num_devices,
             method=self.method,
             backbone=self.backbone,
             local=self.local,
@@ -70,6 +70,7 @@ class Experiment(BaseModel):
             label_words=label_words,
             eval_batch_size=self.evaluation.batch_size,
             max_length=self.data.max_length,
+            stands_for=(self.cohort_size, self.num_devices) if self.method.pooled else None,
         )
 
     @model_validator(mode="after")
@@ -114,5 +115,14 @@ class Experiment(BaseModel):
             raise ValueError(
                 f"method.curriculum.start {curriculum.start} leaves nothing to warm up, as samples have at most "
                 f"{self.data.max_length} tokens; lower it, or raise data.max_length"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pooled_visits_are_known(self) -> Experiment:
+        if self.method.pooled and self.local.max_steps is not None:
+            raise ValueError(
+                f"local.max_steps {self.local.max_steps} limits a device's steps, and method.pooled takes as many as a "
+                "whole cohort; leave out one of them"
             )
         return self

@@ -7,7 +7,7 @@ often, does not change its result.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
@@ -20,6 +20,7 @@ from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.learning.pooled import steps_of, walk
 from fibec_ray.learning.records import DeviceRound, Opened, opening_report, training_report
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
@@ -103,6 +104,8 @@ class DeviceWorker:
             memory["curriculum"] = method.curriculum.prepare(scored, rng, plan.round)
         rng = self._rng("visible", device, plan.round)
         visible = method.curriculum.visible(memory["curriculum"], batches, plan.round, plan.rounds, rng)
+        if self._job.stands_for is not None:
+            visible = [batches[i] for i in sorted(set(self._walk(len(batches), plan.round, device)))]
         max_length = method.curriculum.max_length(plan.round, plan.rounds, self._job.max_length)
         seen = shard if max_length is None else shard.shortened(max_length)
         kept_before = method.mask.keep(memory["mask"], personal)
@@ -119,7 +122,7 @@ class DeviceWorker:
             return local_update(
                 self.model,
                 round_.seen,
-                self.epochs(round_.visible, round_.plan.round, round_.device),
+                self._steps(round_),
                 self._job.local,
                 round_.plan.learning_rate,
                 self._job.method.objective,
@@ -178,6 +181,23 @@ class DeviceWorker:
         return chain.from_iterable(
             curriculum.pick(visible, self._rng("epoch", device, round_, epoch)) for epoch in epochs
         )
+
+    def _steps(self, round_: DeviceRound) -> Iterable[Tensor]:
+        """The batches that a round trains on, in order."""
+        if self._job.stands_for is None:
+            return self.epochs(round_.visible, round_.plan.round, round_.device)
+        return [round_.batches[i] for i in self._walk(len(round_.batches), round_.plan.round, round_.device)]
+
+    def _walk(self, num_batches: int, round_: int, device: int) -> list[int]:
+        """The same of pooled data, as numbers of batches. Pass p is shuffled as epoch p of the run would be."""
+        epochs, curriculum = self._job.local.epochs, self._job.method.curriculum
+        assert self._job.stands_for is not None
+
+        def shuffled(number: int) -> list[int]:
+            rng = self._rng("epoch", device, *divmod(number, epochs))
+            return [int(batch) for batch in curriculum.pick(torch.arange(num_batches).unbind(), rng)]
+
+        return walk(steps_of(round_, num_batches, epochs, *self._job.stands_for), num_batches, shuffled)
 
     @torch.no_grad()
     def _predict(self, shard: Shard, rows: Tensor) -> Predictions:

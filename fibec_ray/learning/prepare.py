@@ -27,9 +27,19 @@ class Prepared:
 
 
 def prepare_federation(
-    task: Task, data: DataConfig, partition: Partition, backbone: Backbone, num_devices: int, seed: int, folder: Path
+    task: Task,
+    data: DataConfig,
+    partition: Partition,
+    backbone: Backbone,
+    num_devices: int,
+    seed: int,
+    folder: Path,
+    pooled: bool = False,
 ) -> Prepared:
-    """Writes the federation's data to `folder`. Raises DataError, ConfigError or ModelError for what does not fit."""
+    """Writes the federation's data to `folder`. Raises DataError, ConfigError or ModelError for what does not fit.
+
+    pooled: one device has all rows; the anchors and the heterogeneity are those of the federation all the same.
+    """
     task = effective_task(task, data)
     train, test = load(task, data, seed)
     split = partition.split(train.labels, test.labels, task.num_classes, num_devices, seed)
@@ -37,7 +47,8 @@ def prepare_federation(
     check_sizes(backbone, tokenizer, data.max_length)
     words = None if mode == "plain" else tuple(label_word_ids(task, tokenizer, mode))
     encoded = [encode(examples, task, tokenizer, mode, data.max_length) for examples in (train, test)]
-    Federation(encoded[0], encoded[1], split.train, split.test).save(folder)
+    rows = [[np.arange(part.num_samples)] for part in encoded] if pooled else [split.train, split.test]
+    Federation(encoded[0], encoded[1], *rows).save(folder)
     return Prepared(
         task.num_classes,
         words,

@@ -106,6 +106,8 @@ def training_report(
     fisher = mask.fisher(round_.memory["mask"])
     down = num_bytes(broadcast.shared) + num_bytes(broadcast.hint)
     up_delta, up_evidence = num_bytes(update.delta), num_bytes(update.evidence)
+    if job.stands_for is not None:  # pooled data: the server is where the device is
+        down = up_delta = up_evidence = 0
     return DeviceReport(
         round=round_.plan.round,
         device=update.device,
