@@ -68,6 +68,11 @@ class Method(BaseModel):
     objective: Annotated[SerializeAsAny[Objective], _of("objective")] = Objective()
     solver: Annotated[SerializeAsAny[Solver], _of("solver")] = Solver()
     aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = Mean()
+    pooled: bool = Field(
+        False,
+        description="centralised training, an anchor: one place has all data, and visits as many samples in a round as "
+        "a cohort does on average, other ones each time; nothing is sent",
+    )
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Method:
@@ -85,6 +90,17 @@ class Method(BaseModel):
             raise ValueError(
                 f"solver '{self.solver.kind}' starts from what is shared, and sharing 'none' shares nothing; "
                 "set sharing: all, or solver: once"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pooled_data_need_no_federation(self) -> Method:
+        federated = [axis for axis, part in self.parts.items() if axis != "peft" and part != neutral(axis)]
+        if self.pooled and federated:
+            kind = self.parts[federated[0]].kind
+            raise ValueError(
+                f"pooled data are in one place, where {federated[0]} '{kind}' as it is set means nothing; leave it "
+                "out, or set pooled: false"
             )
         return self
 
@@ -135,6 +151,8 @@ class Method(BaseModel):
     @property
     def sends(self) -> str:
         """What devices send in a round, in words."""
+        if self.pooled:
+            return "nothing"
         return "; ".join(part.sends for part in self.parts.values() if part.sends)
 
     @property
@@ -151,3 +169,9 @@ class Method(BaseModel):
     def opens(self) -> bool:
         """True if any part has work in the initialisation phase."""
         return any(part.opens for part in self.parts.values())
+
+
+def neutral(axis: str) -> Part:
+    """The part that a method has on an axis if it does not say."""
+    part: Part = Method.model_fields[axis].default
+    return part

@@ -70,6 +70,11 @@ class Shard(Protocol):
         """The samples at `rows` ((B,) int64, positions within the shard), padded to the longest of them."""
         ...
 
+    def shortened(self, max_length: int) -> Shard:
+        """The same samples cut to `max_length` tokens: texts lose their ends, the longest first; template, mask and
+        special tokens stay, and one token of each text."""
+        ...
+
 
 Likelihood = Literal["categorical", "normal"]
 """What scores are parameters of, whose negative log likelihood is the loss: classes with probabilities softmax(scores)

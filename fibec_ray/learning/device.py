@@ -20,6 +20,7 @@ from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
+from fibec_ray.learning.pooled import steps_of, walk
 from fibec_ray.learning.records import DeviceRound, Opened, opening_report, training_report
 from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
@@ -107,6 +108,10 @@ class DeviceWorker:
             memory["curriculum"] = method.curriculum.prepare(scored, rng, plan.round)
         rng = self._rng("visible", device, plan.round)
         visible = method.curriculum.visible(memory["curriculum"], batches, plan.round, plan.rounds, rng)
+        if self._job.stands_for is not None:
+            visible = [batches[i] for i in sorted(set(self._walk(len(batches), plan.round, device)))]
+        max_length = method.curriculum.max_length(plan.round, plan.rounds, self._job.max_length)
+        seen = shard if max_length is None else shard.shortened(max_length)
         kept_before = method.mask.keep(memory["mask"], personal)
         scan, rng = self._scan(shard, visible, personal, plan.round, device), self._rng("mask", device, plan.round)
         memory["mask"] = method.mask.refresh(memory["mask"], scan, personal, rng)
@@ -118,6 +123,7 @@ class DeviceWorker:
             broadcast,
             received,
             shard,
+            seen,
             batches,
             memory,
             visible,
@@ -135,8 +141,8 @@ class DeviceWorker:
         method, plan, device, shared = self._job.method, round_.plan, round_.device, round_.broadcast.shared
         session = LocalSession(
             self.model,
-            round_.shard,
-            lambda epochs: self.epochs(round_.visible, plan.round, device, epochs),
+            round_.seen,
+            lambda epochs: self._steps(round_, epochs),
             self._job.local,
             plan.learning_rate,
             self.initial if round_.rank is None else method.peft.fit(self.initial, round_.rank),
@@ -221,6 +227,23 @@ class DeviceWorker:
         return chain.from_iterable(
             curriculum.pick(visible, self._rng("epoch", device, round_, epoch)) for epoch in chosen
         )
+
+    def _steps(self, round_: DeviceRound, epochs: Iterable[int]) -> Iterable[Tensor]:
+        """The batches of some local epochs of a round, in order; of pooled data, all that the round trains on."""
+        if self._job.stands_for is None:
+            return self.epochs(round_.visible, round_.plan.round, round_.device, epochs)
+        return [round_.batches[i] for i in self._walk(len(round_.batches), round_.plan.round, round_.device)]
+
+    def _walk(self, num_batches: int, round_: int, device: int) -> list[int]:
+        """The same of pooled data, as numbers of batches. Pass p is shuffled as epoch p of the run would be."""
+        epochs, curriculum = self._job.local.epochs, self._job.method.curriculum
+        assert self._job.stands_for is not None
+
+        def shuffled(number: int) -> list[int]:
+            rng = self._rng("epoch", device, *divmod(number, epochs))
+            return [int(batch) for batch in curriculum.pick(torch.arange(num_batches).unbind(), rng)]
+
+        return walk(steps_of(round_, num_batches, epochs, *self._job.stands_for), num_batches, shuffled)
 
     def _adopt(self, device: int, state: DeviceState, shared: Tensors) -> Tensors:
         """Makes the model the device's own: its rank, its personal tensors, and what the server has. Returns them."""

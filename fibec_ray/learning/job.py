@@ -53,3 +53,7 @@ class Job(BaseModel):
     label_words: tuple[int, ...] | None
     """token ids (C,) of the verbaliser; None with a classification head"""
     eval_batch_size: int
+    max_length: int
+    """tokens that a sample may have, `data.max_length`"""
+    stands_for: tuple[int, int] | None = None
+    """with pooled data, which are one device's: cohort_size and num_devices of the federation; None: not pooled"""

@@ -2,6 +2,7 @@
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.feddyn import FedDyn
+from fibec_ray.parts.aggregator.fedfisher import FedFisher
 from fibec_ray.parts.aggregator.fipa import Fipa
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.parts.aggregator.flexlora import FlexLora
@@ -24,6 +25,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "trimmed_mean": TrimmedMean,
     "krum": Krum,
     "fisher_merging": FisherMerging,
+    "fedfisher": FedFisher,
     "feddyn": FedDyn,
     "fipa": Fipa,
     "flexlora": FlexLora,
