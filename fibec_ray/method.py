@@ -33,6 +33,18 @@ AXES: dict[str, dict[str, type[Any]]] = {
     "aggregator": AGGREGATORS,
 }
 
+Half = tuple[str, str]
+HALVES: tuple[tuple[Half, tuple[str, tuple[str, ...]]], ...] = (
+    (("aggregator", "flora"), ("peft", ("moving_lora",))),
+    (("peft", "moving_lora"), ("aggregator", ("flora",))),
+    (("aggregator", "flexlora"), ("peft", ("lora",))),
+    (("aggregator", "hetlora"), ("peft", ("lora",))),
+    (("peft", "sparse_lora"), ("sharing", ("all",))),
+    (("peft", "adalora"), ("objective", ("adalora",))),
+    (("objective", "adalora"), ("peft", ("adalora",))),
+)
+"""(axis, kind) that has no meaning without one of the kinds of another axis."""
+
 
 def _of(axis: str) -> BeforeValidator:
     return BeforeValidator(lambda value: build(AXES[axis], value))
@@ -73,6 +85,32 @@ class Method(BaseModel):
             raise ValueError(
                 f"objective.alpha {device} and aggregator.alpha {server} of feddyn differ; make them equal"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_the_adapter(self) -> Method:
+        """Ranks that differ, and tensors that take turns, need parts that know what to do with what is not sent."""
+        peft = self.peft
+        what = "ranks that differ" if peft.differs_by_device else "tensors that take turns"
+        if not (peft.differs_by_device or peft.takes_turns):
+            return self
+        for axis in ("objective", "aggregator"):
+            part = getattr(self, axis)
+            if not part.takes_parts:
+                able = [kind for kind, cls in AXES[axis].items() if cls.takes_parts]
+                raise ValueError(
+                    f"{axis} '{part.kind}' cannot do with {what} (peft {peft.kind}); set one of: {', '.join(able)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _halves(self) -> Method:
+        """Methods whose parts on two axes need each other."""
+        for (axis, kind), (other, needed) in HALVES:
+            if getattr(self, axis).kind == kind and getattr(self, other).kind not in needed:
+                raise ValueError(
+                    f"{axis} '{kind}' needs {other} '{needed[0]}', found '{getattr(self, other).kind}'; set both"
+                )
         return self
 
     @property

@@ -100,6 +100,11 @@ class LocalModel(Protocol):
         ...
 
     @property
+    def carried(self) -> Collection[str]:
+        """Names of tensors that `load` and `read` know too, but that no device trains: the server alone moves them."""
+        ...
+
+    @property
     def adapter_config(self) -> dict[str, Any]:
         """What adapter_config.json of the saved adapter says, as plain values."""
         ...
@@ -113,11 +118,15 @@ class LocalModel(Protocol):
         ...
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Copies values into the trainable tensors that are named."""
+        """Copies values into the tensors that are named, trainable or carried."""
         ...
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        """Detached CPU copies of the trainable tensors (all, or those named)."""
+        """Detached CPU copies of the trainable and carried tensors (all, or those named)."""
+        ...
+
+    def set_rank(self, rank: int | None) -> None:
+        """Computes as a device whose adapter has this rank does; None: as the server's."""
         ...
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
@@ -182,7 +191,13 @@ class ClientUpdate:
     num_samples: int
     num_steps: int
     delta: Tensors
+    """on the server's scale; tensors of a lower rank than the server's lack the entries that the device does not have,
+    which the server fills with zeros before an aggregator sees them"""
     evidence: Tensors = field(default_factory=dict)
+    rank: int | None = None
+    """of the device's adapter, where devices differ"""
+    learning_rate: float = 0.0
+    """of its steps"""
 
 
 @dataclass(frozen=True)
@@ -215,10 +230,12 @@ class Layout:
     """What the trainable tensors are, as every process of a fleet has them."""
 
     layers: Mapping[str, int | None]
-    """the block of each trainable tensor; None: head or prompts"""
+    """the block of each trainable or carried tensor; None: head or prompts"""
     num_layers: int
     adapter_config: Mapping[str, Any]
     """of the saved adapter, as plain values"""
+    carried: frozenset[str] = frozenset()
+    """those that no device trains"""
 
 
 @dataclass(frozen=True)

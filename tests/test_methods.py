@@ -16,7 +16,7 @@ from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
-from fibec_ray.method import AXES, Method
+from fibec_ray.method import AXES, HALVES, Method
 from fibec_ray.method_page import page
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.part import Part
@@ -86,6 +86,9 @@ def neighbours(axis: str, kind: str) -> dict[str, Any]:
     """What a part cannot do without."""
     if kind == "feddyn":
         return {"objective": kind, "aggregator": kind}
+    for (one, name), (other, able) in HALVES:
+        if (one, name) == (axis, kind) and able[0] != Method().parts[other].kind:
+            return {other: able[0]}
     return {"sharing": "gal"} if axis == "mask" and MASKS[kind]().needs_personal else {}
 
 

@@ -38,7 +38,7 @@ class LocalFleet:
             updates.append(update)
             reports.append(report)
             self._progress("train", len(reports), len(plan.cohort))
-        self._server.absorb(updates)
+        self._server.absorb(plan.round, updates)
         return RoundResult(reports)
 
     def evaluate(self, round_: int) -> EvaluationResult:

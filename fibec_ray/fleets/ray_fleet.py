@@ -60,7 +60,7 @@ class RayFleet:
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast.remote(plan.round)
         trained = self._map("train", plan.cohort, partial(_train, plan, broadcast))
-        self._ask(self._server.absorb.remote([refs[0] for refs in trained]))
+        self._ask(self._server.absorb.remote(plan.round, [refs[0] for refs in trained]))
         return RoundResult([self._ask(refs[1]) for refs in trained])
 
     def evaluate(self, round_: int) -> EvaluationResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -23,16 +24,17 @@ def save_adapter(values: Tensors, layout: Layout, peft: Peft, folder: Path) -> N
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        _write(peft.saved(values, layout.adapter_config), layout, draft)
+        saved = peft.saved(values, layout.adapter_config)
+        _write(saved, peft.saved_config(layout.adapter_config, saved), draft)
         replace_folder(draft, folder)
     except (OSError, SafetensorError) as error:
         raise RunDirError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error
 
 
-def _write(values: Tensors, layout: Layout, folder: Path) -> None:
+def _write(values: Tensors, config: dict[str, Any], folder: Path) -> None:
     folder.mkdir()
     head = {name.removeprefix(f"{HEAD}."): value for name, value in values.items() if name.startswith(f"{HEAD}.")}
-    write_json(folder / "adapter_config.json", layout.adapter_config)
+    write_json(folder / "adapter_config.json", config)
     save_file(
         drop(values, [f"{HEAD}.{name}" for name in head]),
         folder / "adapter_model.safetensors",

@@ -24,7 +24,7 @@ from fibec_ray.learning.records import DeviceRound, Opened, opening_report, trai
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
 from fibec_ray.reports import DeviceReport
-from fibec_ray.tensors import Tensors, all_finite, drop, subtract
+from fibec_ray.tensors import Tensors, all_finite, drop, num_bytes, subtract
 from fibec_ray.types import (
     OPENING_ROUND,
     Broadcast,
@@ -51,15 +51,16 @@ class DeviceWorker:
         self._job, self._data, self._store, self._name = job, federation, store, name
         self.initial = model.read()
         layers = {name: model.layer_of(name) for name in self.initial}
-        self.layout = Layout(layers, model.num_layers, model.adapter_config)
+        self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried))
 
     def open(self, device: int, attempt: int = 0) -> tuple[LayerReport, DeviceReport]:
         """The initialisation phase: curriculum order, layer scores, first Fisher information; writes the state."""
         with self._stage(device, OPENING_ROUND, "open"):
             started, method = self._start(), self._job.method
             shard = self._data.train_shard(device)
-            self.model.load(self.initial)
-            scan = self._scan(shard, self.batches(device), self.initial, OPENING_ROUND, device)
+            initial = self._adopt(device, DeviceState(), self.initial)
+            names = drop(initial, self.layout.carried)
+            scan = self._scan(shard, self.batches(device), names, OPENING_ROUND, device)
             memory: dict[str, Tensors] = {}
             if method.curriculum.opens:
                 rng = self._rng("curriculum", device)
@@ -69,7 +70,8 @@ class DeviceWorker:
             scores = method.sharing.score(self.model, shard, self._rng("sensitivity", device))
             self._store.save(device, OPENING_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
-            opened = Opened(scan, memory, layer_report, self.model.work, time.perf_counter() - started, self.initial)
+            seconds, received = time.perf_counter() - started, self._on_wire(initial, device, DeviceState())
+            opened = Opened(scan, memory, layer_report, self.model.work, seconds, received)
             return layer_report, opening_report(self._job, opened, self._name, attempt)
 
     def train(
@@ -89,16 +91,17 @@ class DeviceWorker:
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
         method, state = self._job.method, self._store.load(device, before=plan.round)
-        received = {**self.initial, **state.personal, **broadcast.shared}
+        received = self._adopt(device, state, broadcast.shared)
         personal = list(drop(received, broadcast.shared))
-        self.model.load(received)
+        shared = [name for name in broadcast.shared if name not in self.layout.carried]
+        moving = method.peft.moving(shared, plan.round, plan.rounds)
         shard, batches = self._data.train_shard(device), self.batches(device)
         rng = self._rng("evidence", device, plan.round)
-        evidence = method.aggregator.evidence(self.model, shard, list(broadcast.shared), plan.round, rng)
+        evidence = method.aggregator.evidence(self.model, shard, shared, plan.round, rng)
         memory = {axis: dict(state.memory.get(axis, {})) for axis in AXES}
         scored = None
         if method.curriculum.due(memory["curriculum"], plan.round):
-            scored = self._scan(shard, batches, received, plan.round, device)
+            scored = self._scan(shard, batches, drop(received, self.layout.carried), plan.round, device)
             rng = self._rng("curriculum", device)
             memory["curriculum"] = method.curriculum.prepare(scored, rng, plan.round)
         rng = self._rng("visible", device, plan.round)
@@ -107,12 +110,32 @@ class DeviceWorker:
         scan, rng = self._scan(shard, visible, personal, plan.round, device), self._rng("mask", device, plan.round)
         memory["mask"] = method.mask.refresh(memory["mask"], scan, personal, rng)
         keep = method.mask.keep(memory["mask"], personal)
+        down = self._on_wire(self._news(broadcast.shared, moving), device, state)
         return DeviceRound(
-            plan, device, broadcast, shard, batches, memory, visible, keep, kept_before, evidence, scored
+            plan,
+            device,
+            broadcast,
+            shard,
+            batches,
+            memory,
+            visible,
+            keep,
+            kept_before,
+            evidence,
+            scored,
+            self._rank(device, state),
+            received,
+            moving,
+            num_bytes(down) + num_bytes(broadcast.hint),
         )
 
     def _local_update(self, round_: DeviceRound) -> Trained:
         mask, personal = self._job.method.mask, drop(self.initial, round_.broadcast.shared)
+        still = {
+            name: torch.zeros_like(value, dtype=torch.bool)
+            for name, value in round_.broadcast.shared.items()
+            if name not in round_.moving and name not in self.layout.carried
+        }
         with seeds.seeded_third_party(self._job.seed, "dropout", round_.plan.round, round_.device):
             return local_update(
                 self.model,
@@ -121,7 +144,7 @@ class DeviceWorker:
                 self._job.local,
                 round_.plan.learning_rate,
                 self._job.method.objective,
-                round_.keep,
+                {**round_.keep, **still},
                 round_.memory["objective"],
                 round_.broadcast.hint,
                 list(personal) if mask.watches(round_.memory["mask"]) else (),
@@ -133,22 +156,30 @@ class DeviceWorker:
         values = self.model.read()
         if not all_finite(values):
             raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
-        delta = subtract({name: values[name] for name in shared}, shared)
+        delta = subtract({name: values[name] for name in shared if name in round_.moving}, round_.received)
         memory["objective"], evidence = self._job.method.objective.finish(
             memory["objective"], round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
         )
         rng = self._rng("evidence_after", round_.device, plan.round)
         aggregator = self._job.method.aggregator
-        evidence |= aggregator.evidence_after(self.model, round_.shard, list(shared), round_.batches, rng)
+        evidence |= aggregator.evidence_after(self.model, round_.shard, list(delta), round_.batches, rng)
         if trained.squares:
             memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
         self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
+        sent = delta if round_.rank is None else self._job.method.peft.unfit(delta, round_.rank)
         return ClientUpdate(
-            round_.device, round_.shard.num_samples, trained.num_steps, delta, {**round_.evidence, **evidence}
+            round_.device,
+            round_.shard.num_samples,
+            trained.num_steps,
+            sent,
+            {**round_.evidence, **evidence},
+            round_.rank,
+            plan.learning_rate,
         )
 
     def evaluate_shared(self, chunks: Sequence[Tensor], broadcast: Broadcast) -> list[Predictions]:
         """The global model (shared tensors, the others as at the start) on chunks of rows of the test set."""
+        self.model.set_rank(None)
         self.model.load({**self.initial, **broadcast.shared})
         test = self._data.test_set()
         return [self._predict(test, rows) for rows in chunks]
@@ -156,8 +187,7 @@ class DeviceWorker:
     def evaluate_personal(self, device: int, broadcast: Broadcast) -> Predictions:
         """The device's own model on its own test shard, in the shard's order."""
         with self._stage(device, broadcast.round, "evaluate"):
-            state = self._store.load(device, before=broadcast.round)
-            self.model.load({**self.initial, **state.personal, **broadcast.shared})
+            self._adopt(device, self._store.load(device, before=broadcast.round), broadcast.shared)
             shard = self._data.test_shard(device)
             chunks = torch.arange(shard.num_samples).split(self._job.eval_batch_size)
             return Predictions.join([self._predict(shard, rows) for rows in chunks if len(rows)])
@@ -176,6 +206,34 @@ class DeviceWorker:
         return chain.from_iterable(
             curriculum.pick(visible, self._rng("epoch", device, round_, epoch)) for epoch in epochs
         )
+
+    def _adopt(self, device: int, state: DeviceState, shared: Tensors) -> Tensors:
+        """Makes the model the device's own: its rank, its personal tensors, and what the server has. Returns them."""
+        rank = self._rank(device, state)
+        values = {**self.initial, **shared}
+        values = {**(values if rank is None else self._job.method.peft.fit(values, rank)), **state.personal}
+        self.model.set_rank(rank)
+        self.model.load(values)
+        return values
+
+    def _rank(self, device: int, state: DeviceState) -> int | None:
+        """What the device has room for, unless its training has found that less will do."""
+        method = self._job.method
+        found = method.objective.rank(dict(state.memory.get("objective", {})))
+        return found or method.peft.rank_of(device, self._job.seed)
+
+    def _on_wire(self, values: Tensors, device: int, state: DeviceState) -> Tensors:
+        """What of the server's tensors travels to a device of this rank."""
+        rank = self._rank(device, state)
+        return values if rank is None else self._job.method.peft.unfit(values, rank)
+
+    def _news(self, shared: Tensors, moving: Collection[str]) -> Tensors:
+        """Without what does not move in this round and never has: every device knows P^0 from the seed."""
+        return {
+            name: value
+            for name, value in shared.items()
+            if name in moving or name in self.layout.carried or not torch.equal(value, self.initial[name])
+        }
 
     @torch.no_grad()
     def _predict(self, shard: Shard, rows: Tensor) -> Predictions:

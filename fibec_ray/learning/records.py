@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -59,6 +59,13 @@ class DeviceRound:
     evidence: Tensors
     scored: FisherScan | None
     """what the curriculum made its order from, if it did so in this round"""
+    rank: int | None
+    """of its adapter, where devices differ"""
+    received: Tensors
+    """all values that it starts from, personal ones too"""
+    moving: Collection[str]
+    """shared tensors that are trained and sent in this round"""
+    bytes_down: int
 
 
 def opening_report(job: Job, opened: Opened, actor: str, attempt: int) -> DeviceReport:
@@ -99,10 +106,10 @@ def training_report(
     attempt: int,
     compute_s: float,
 ) -> DeviceReport:
-    rows, shard, broadcast = torch.cat(list(round_.visible)), round_.shard, round_.broadcast
+    rows, shard = torch.cat(list(round_.visible)), round_.shard
     curriculum, mask = round_.memory["curriculum"], job.method.mask
     fisher = mask.fisher(round_.memory["mask"])
-    down = num_bytes(broadcast.shared) + num_bytes(broadcast.hint)
+    down = round_.bytes_down
     up_delta, up_evidence = num_bytes(update.delta), num_bytes(update.evidence)
     return DeviceReport(
         round=round_.plan.round,

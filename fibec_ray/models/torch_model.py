@@ -57,7 +57,9 @@ class TorchModel:
         self._head = head.to(self.device) if head is not None else None
         self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
         self._trainable = self._collect()
-        self._holders = collect_holders(self.peft_model, self._attached.name_of)
+        name_of = self._attached.name_of
+        self._carried = {name_of(n): p for n, p in self.peft_model.named_parameters() if peft.carries(name_of(n))}
+        self._holders = collect_holders(self.peft_model, name_of)
         if self._head is not None:
             self._holders[HEAD] = self._head
 
@@ -81,14 +83,22 @@ class TorchModel:
     def is_adapter(self, name: str) -> bool:
         return self._peft.is_adapter(name)
 
+    @property
+    def carried(self) -> Collection[str]:
+        return self._carried.keys()
+
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
+        tensors = self._trainable | self._carried
         for name, value in values.items():
-            self._trainable[name].copy_(value)
+            tensors[name].copy_(value)
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        chosen = self._trainable if names is None else names
-        return {n: p.detach().cpu().clone() for n, p in self._trainable.items() if n in chosen}
+        tensors = self._trainable | self._carried
+        return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
+
+    def set_rank(self, rank: int | None) -> None:
+        self._peft.set_rank(self.peft_model, rank)
 
     def train(self, mode: bool) -> None:
         self.peft_model.train(mode and self._spec.dropout)

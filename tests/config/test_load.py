@@ -222,7 +222,7 @@ def test_resolved_fills_in_every_default() -> None:
     plain = resolved(quickstart("method=fedavg"))
     assert plain["method"]["peft"] == {
         "kind": "lora", "r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": None,
-        "use_rslora": False, "use_dora": False,
+        "use_rslora": False, "use_dora": False, "ranks": None, "scale_by": "global", "take_turns": False,
     }  # fmt: skip
     assert plain["method"]["aggregator"] == {"kind": "mean", "weights": "samples"}
     assert plain["local"]["optimizer"] == "adamw"

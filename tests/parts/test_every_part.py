@@ -15,9 +15,12 @@ from fibec_ray.config.load import check
 from fibec_ray.fisher import FisherScan
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.store import StateStore
+from fibec_ray.low_rank import MOVED, A, B, pairs
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.feddyn import FedDyn
+from fibec_ray.parts.aggregator.flexlora import FlexLora
+from fibec_ray.parts.aggregator.flora import Flora
 from fibec_ray.parts.aggregator.server_optimisers import Adaptive
 from fibec_ray.parts.curriculum import CURRICULA
 from fibec_ray.parts.mask import MASKS
@@ -25,7 +28,7 @@ from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.simulation import cache_dir, prepare
-from fibec_ray.tensors import Tensors, clone, digest
+from fibec_ray.tensors import Tensors, add, clone, digest
 from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Layout, Shard
 
 Scan = Callable[[], FisherScan]
@@ -66,7 +69,13 @@ def survives_storage(memory: Tensors, folder: Path) -> bool:
     return digest(dict(store.load(0, before=1).memory.get("axis", {}))) == digest(memory)
 
 
-OTHER_NAMES = {"prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING", "delta_lora": "LORA"}
+OTHER_NAMES = {
+    "prompt": "PROMPT_TUNING",
+    "prefix": "PREFIX_TUNING",
+    "moving_lora": "LORA",
+    "sparse_lora": "LORA",
+    "delta_lora": "LORA",
+}
 """Of peft's, for kinds that have another name here."""
 
 
@@ -75,15 +84,20 @@ def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, site
     """They have the names of a saved adapter, and only they and the head can move."""
     part, job = PEFTS[kind](), site.job
     model = TorchModel(job.backbone, site.prepare_base(), part, job.num_classes, None, seed=0)
-    adapter = {name: value for name, value in model.read().items() if model.is_adapter(name)}
+    adapter = {name: value for name, value in model.read().items() if name not in ("head.weight", "head.bias")}
+    assert all(model.is_adapter(name) for name in adapter.keys() - set(model.carried))
     assert set(model.trainable) - set(adapter) == {"head.weight", "head.bias"}
     saved, config = part.saved(adapter, model.adapter_config), model.adapter_config
     if "peft_type" in config:
         assert config["peft_type"] == OTHER_NAMES.get(kind, kind.upper())
         theirs = peft.get_peft_model_state_dict(model.peft_model)
-        assert saved.keys() == theirs.keys() and all(torch.equal(saved[name], theirs[name]) for name in theirs)
+        theirs = {name: value for name, value in theirs.items() if not name.endswith((".sparse", ".moved"))}  # ours
+        assert saved.keys() == theirs.keys()
+        if kind != "moving_lora":  # saves the product in other factors
+            assert all(torch.equal(saved[name], theirs[name]) for name in theirs)
     else:
         assert config["fibec_ray_peft"] == part.model_dump(mode="json") and saved.keys() == adapter.keys()
+    adapter = {name: value for name, value in adapter.items() if model.is_adapter(name)}
     assert adapter and {model.layer_of(name) for name in adapter} <= {None, *range(model.num_layers)}
     assert all(model.layer_of(name) is None for name in set(model.trainable) - set(adapter))
 
@@ -157,8 +171,10 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
     """As far as they do, unless its rule sets another length; and no entry against them."""
     aggregator = AGGREGATORS[kind].model_validate(EVERYWHERE.get(kind, {}))
     shared = model.read()
-    names, batches = list(shared), torch.arange(shard.num_samples).split(4)
-    delta = {name: torch.randn(value.shape, generator=rng(1)) for name, value in shared.items()}
+    if kind == "flora":
+        shared |= {x + MOVED: torch.zeros(len(shared[x + B]), shared[x + A].shape[1]) for x in pairs(shared)}
+    names, batches = [name for name in shared if not name.endswith(MOVED)], torch.arange(shard.num_samples).split(4)
+    delta = {name: torch.randn(shared[name].shape, generator=rng(1)) for name in names}
     evidence = aggregator.evidence(model, shard, names, 9, rng())  # after any warm-up
     evidence |= aggregator.evidence_after(model, shard, names, batches, rng())
     updates = [
@@ -167,6 +183,13 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
     state = aggregator.start(shared, 20)
     step, after = aggregator.combine(state, updates)
     assert survives_storage(state, tmp_path / "before") and survives_storage(after, tmp_path / "after")
+    if isinstance(aggregator, Flora | FlexLora):
+        # What they average is the product; which factors have it is theirs to choose.
+        for x in pairs(shared):
+            got, wanted = shared | add(step, shared), add(delta, shared)
+            product = got[x + B] @ got[x + A] + step.get(x + MOVED, 0)
+            torch.testing.assert_close(product, wanted[x + B] @ wanted[x + A], rtol=1e-4, atol=1e-5)
+        return
     assert step.keys() == shared.keys()
     for name, value in step.items():
         assert torch.equal(value.sign(), delta[name].sign())

@@ -4,6 +4,9 @@ from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.feddyn import FedDyn
 from fibec_ray.parts.aggregator.fipa import Fipa
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
+from fibec_ray.parts.aggregator.flexlora import FlexLora
+from fibec_ray.parts.aggregator.flora import Flora
+from fibec_ray.parts.aggregator.hetlora import HetLora
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.nova import Nova
 from fibec_ray.parts.aggregator.robust import Krum, Median, TrimmedMean
@@ -22,4 +25,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "fisher_merging": FisherMerging,
     "feddyn": FedDyn,
     "fipa": Fipa,
+    "flexlora": FlexLora,
+    "flora": Flora,
+    "hetlora": HetLora,
 }

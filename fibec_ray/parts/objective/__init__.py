@@ -1,5 +1,6 @@
 """The objective axis."""
 
+from fibec_ray.parts.objective.adalora import AdaLoraImportance
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.feddyn import DynamicRegulariser
 from fibec_ray.parts.objective.proximal import Proximal
@@ -10,4 +11,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "proximal": Proximal,
     "scaffold": Scaffold,
     "feddyn": DynamicRegulariser,
+    "adalora": AdaLoraImportance,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ class Objective(Part):
     """
 
     kind: str = "plain"
+    takes_parts: ClassVar[bool] = True
+    """True if it goes with devices of different ranks, and with rounds that move only some of the tensors"""
 
     @property
     def needs_plain_sgd(self) -> bool:
@@ -35,6 +38,10 @@ class Objective(Part):
     ) -> tuple[Tensors, Tensors]:
         """After the last step: the device's new memory, and the evidence that it sends up."""
         return memory, {}
+
+    def rank(self, memory: Tensors) -> int | None:
+        """The rank that a device has come to, if its training decides on it."""
+        return None
 
     def start(self, shared: Tensors) -> Tensors:
         """The first hint, before round 0."""

@@ -1,5 +1,6 @@
 """The PEFT axis."""
 
+from fibec_ray.parts.peft.adalora import AdaLora
 from fibec_ray.parts.peft.adapter import Adapter
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.bitfit import BitFit
@@ -8,13 +9,18 @@ from fibec_ray.parts.peft.ia3 import Ia3
 from fibec_ray.parts.peft.loha import Loha
 from fibec_ray.parts.peft.lokr import Lokr
 from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.parts.peft.moving_lora import MovingLora
 from fibec_ray.parts.peft.p_tuning import PTuning
 from fibec_ray.parts.peft.prefix import Prefix
 from fibec_ray.parts.peft.prompt import Prompt
+from fibec_ray.parts.peft.sparse_lora import SparseLora
 from fibec_ray.parts.peft.vera import Vera
 
 PEFTS: dict[str, type[Peft]] = {
     "lora": Lora,
+    "moving_lora": MovingLora,
+    "sparse_lora": SparseLora,
+    "adalora": AdaLora,
     "ia3": Ia3,
     "loha": Loha,
     "lokr": Lokr,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -47,6 +47,47 @@ class Peft(Part):
     def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
         """What a saved adapter holds. values: all tensors by the names that they travel under; config: of `attach`."""
         return dict(values)
+
+    def saved_config(self, config: Mapping[str, Any], saved: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The configuration that goes with them. config: of `attach`; saved: what `saved` gave."""
+        return dict(config)
+
+    def rank_of(self, device: int, seed: int) -> int | None:
+        """The rank that a device has room for; None if all devices train the global adapter as it is."""
+        return None
+
+    @property
+    def differs_by_device(self) -> bool:
+        """True if `rank_of` is not None: then a device's own model is not the global one."""
+        return False
+
+    def fit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
+        """The server's tensors as a device of this rank has them: of the same shapes, zero where it has no entries."""
+        raise NotImplementedError
+
+    def unfit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
+        """The other way, for values and for deltas: on the server's scale, and without the entries it does not have."""
+        raise NotImplementedError
+
+    def set_rank(self, module: nn.Module, rank: int | None) -> None:
+        """Makes the attached adapter compute as a device of this rank does; None: as the server's."""
+
+    def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
+        """Which of the shared tensors devices train and send in this round; the others stand still."""
+        return frozenset(names)
+
+    @property
+    def takes_turns(self) -> bool:
+        """True if `moving` can leave some out."""
+        return False
+
+    def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
+        """What the server sets anew when a round has been absorbed: new values by name, of shared tensors."""
+        return {}
+
+    def carries(self, name: str) -> bool:
+        """True for a parameter that travels with the adapter to devices, which do not train it."""
+        return False
 
 
 def linear_names(module: nn.Module) -> list[str]:
