@@ -38,10 +38,17 @@ CASES = [(family, head) for family, heads in HEADS.items() for head in heads]
 SETTINGS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in PEFTS},
     "dora": {"kind": "lora", "use_dora": True},
+    "p_tuning with an LSTM": {"kind": "p_tuning", "encoder": "lstm"},
     "prefix with projection": {"kind": "prefix", "projection": True, "hidden_size": 8},
+    "bitfit of queries and feed-forwards": {"kind": "bitfit", "which": "query_and_ffn"},
 }
 """As a method's YAML has them."""
-SMALL = {"num_tokens": 4, "r": 4}
+NOT_APPLICABLE = {
+    ("bitfit", "llama"): "method.peft: bitfit trains biases, and Llama.* has none; choose lora, or adapter",
+    ("bitfit of queries and feed-forwards", "llama"): "Llama.* has none at query, q_proj, .*; set which: all",
+}
+"""Kind and family -> the error."""
+SMALL = {"num_tokens": 4, "r": 4, "bottleneck": 4}
 WORDS = (7, 8, 9)
 PAD = 1
 

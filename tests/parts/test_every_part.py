@@ -73,7 +73,13 @@ def survives_storage(memory: Tensors, folder: Path) -> bool:
     return digest(dict(store.load(0, before=1).memory.get("axis", {}))) == digest(memory)
 
 
-OTHER_NAMES = {"prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING", "moving_lora": "LORA", "sparse_lora": "LORA"}
+OTHER_NAMES = {
+    "prompt": "PROMPT_TUNING",
+    "prefix": "PREFIX_TUNING",
+    "moving_lora": "LORA",
+    "sparse_lora": "LORA",
+    "delta_lora": "LORA",
+}
 """Of peft's, for kinds that have another name here."""
 
 
@@ -86,13 +92,18 @@ def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, site
     assert all(model.is_adapter(name) for name in adapter.keys() - set(model.carried))
     assert set(model.trainable) - set(adapter) == {"head.weight", "head.bias"}
     saved, config = part.saved(adapter, model.adapter_config), model.adapter_config
-    assert config["peft_type"] == OTHER_NAMES.get(kind, kind.upper())
-    theirs = peft.get_peft_model_state_dict(model.peft_model)
-    # What is ours alone: SLoRA's first stage, and the moved base, which goes into the factors.
-    theirs = {name: value for name, value in theirs.items() if not name.endswith((".sparse", MOVED))}
-    assert saved.keys() == theirs.keys()
-    if kind != "moving_lora":  # saves the product in other factors
-        assert all(torch.equal(saved[name], theirs[name]) for name in theirs)
+    if part.trains_base:  # saved in the base's own layout
+        assert saved.keys() == adapter.keys() and config["model_type"] == "bert"
+    elif "peft_type" in config:
+        assert config["peft_type"] == OTHER_NAMES.get(kind, kind.upper())
+        theirs = peft.get_peft_model_state_dict(model.peft_model)
+        # What is ours alone: SLoRA's first stage, and the moved base, which goes into the factors.
+        theirs = {name: value for name, value in theirs.items() if not name.endswith((".sparse", MOVED))}
+        assert saved.keys() == theirs.keys()
+        if kind != "moving_lora":  # saves the product in other factors
+            assert all(torch.equal(saved[name], theirs[name]) for name in theirs)
+    else:
+        assert config["fibec_ray_peft"] == part.model_dump(mode="json") and saved.keys() == adapter.keys()
     adapter = {name: value for name, value in adapter.items() if model.is_adapter(name)}
     assert adapter and {model.layer_of(name) for name in adapter} <= {None, *range(model.num_layers)}
     assert all(model.layer_of(name) is None for name in set(model.trainable) - set(adapter))

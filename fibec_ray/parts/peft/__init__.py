@@ -1,13 +1,17 @@
 """The PEFT axis."""
 
 from fibec_ray.parts.peft.adalora import AdaLora
+from fibec_ray.parts.peft.adapter import Adapter
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.bitfit import BitFit
+from fibec_ray.parts.peft.delta_lora import DeltaLora
 from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.ia3 import Ia3
 from fibec_ray.parts.peft.loha import Loha
 from fibec_ray.parts.peft.lokr import Lokr
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.moving_lora import MovingLora
+from fibec_ray.parts.peft.p_tuning import PTuning
 from fibec_ray.parts.peft.prefix import Prefix
 from fibec_ray.parts.peft.prompt import Prompt
 from fibec_ray.parts.peft.sparse_lora import SparseLora
@@ -23,6 +27,10 @@ PEFTS: dict[str, type[Peft]] = {
     "lokr": Lokr,
     "vera": Vera,
     "prompt": Prompt,
+    "p_tuning": PTuning,
     "prefix": Prefix,
+    "bitfit": BitFit,
+    "adapter": Adapter,
+    "delta_lora": DeltaLora,
     "full": Full,
 }

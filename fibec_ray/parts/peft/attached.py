@@ -34,6 +34,10 @@ class Attached:
     num_prefixes: int = 0
     """virtual tokens that are looked at only: the states that come out are the sample's own"""
 
+    def __call__(self, **inputs: Any) -> Any:
+        """What the base makes of a batch, virtual tokens first."""
+        return self.base(**self.extend(inputs))
+
 
 def in_front(inputs: Inputs, embedding: nn.Module, make: Callable[[Tensor, Tensor], Tensor]) -> Inputs:
     """The inputs with m prompts before each sample's tokens.

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
+from fibec_ray.errors import ModelError
 from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached, plain
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.library import saved_name
 from fibec_ray.types import HEAD
+
+HEADS = (f"{HEAD}.", "base_model.model.classifier.", "base_model.model.score.")
+"""Our own head, and those that transformers gives encoders and decoders."""
 
 
 class Full(Peft):
@@ -29,14 +34,19 @@ class Full(Peft):
         return ()
 
     def attach(self, module: Any, task_type: str | None) -> Attached:
+        if module.dtype != torch.float32:
+            raise ModelError("method.peft: full trains the base in its own dtype; set backbone.dtype: float32")
         for param in module.parameters():
             param.data = param.data.clone()  # the stored weights are mapped into all processes of a node
+        module.requires_grad_(True)
+        if (pooler := getattr(module, "pooler", None)) is not None:
+            pooler.requires_grad_(False)  # of BERT's bare encoder; nothing looks at what it makes of the first token
         config = plain(module.config.to_dict())
         del config["inference_mode"]  # a word of adapters
-        return Attached(_Whole(module.requires_grad_(True)), module, config, saved_name)
+        return Attached(_Whole(module), module, config, saved_name)
 
     def is_adapter(self, name: str) -> bool:
-        return name.partition(".")[0] != HEAD
+        return not name.startswith(HEADS)
 
 
 class _Whole(nn.Module):
