@@ -25,7 +25,7 @@ from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
 from fibec_ray.reports import DeviceReport
-from fibec_ray.tensors import Tensors, all_finite, drop, subtract
+from fibec_ray.tensors import Tensors, all_finite, drop, select, subtract
 from fibec_ray.types import (
     OPENING_ROUND,
     Broadcast,
@@ -80,7 +80,9 @@ class DeviceWorker:
         with self._stage(device, plan.round, "train"):
             started = self._start()
             round_ = self._begin(plan, device, broadcast)
-            trained, own = self._solve(round_)
+            session = self._session(round_)
+            own = self._job.method.solver.solve(session, round_.memory["solver"])
+            trained = session.trained
             update = self._finish(round_, trained, own)
             seconds = time.perf_counter() - started
             return update, training_report(
@@ -112,10 +114,10 @@ class DeviceWorker:
             plan, device, broadcast, received, shard, batches, memory, visible, keep, kept_before, evidence, scored
         )
 
-    def _solve(self, round_: DeviceRound) -> tuple[Trained, Tensors]:
-        """Trains as the solver says; what the log keeps of it, and the solver's new memory."""
+    def _session(self, round_: DeviceRound) -> LocalSession:
+        """What the solver is lent for the round's training."""
         method, plan, device, shared = self._job.method, round_.plan, round_.device, round_.broadcast.shared
-        session = LocalSession(
+        return LocalSession(
             self.model,
             round_.shard,
             lambda epochs: self.epochs(round_.visible, plan.round, device, epochs),
@@ -131,9 +133,8 @@ class DeviceWorker:
             round_.memory["objective"],
             round_.broadcast.hint,
             list(drop(self.initial, shared)) if method.mask.watches(round_.memory["mask"]) else (),
+            round_.visible,
         )
-        memory = method.solver.solve(session, round_.memory["solver"])
-        return session.trained, memory
 
     def _finish(self, round_: DeviceRound, trained: Trained, own: Tensors) -> ClientUpdate:
         """Splits the trained values into what is sent and what stays, and stores that. own: the solver's memory."""
@@ -142,8 +143,10 @@ class DeviceWorker:
         if not (all_finite(values) and all_finite(own)):
             raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
         delta = subtract({name: values[name] for name in shared}, shared)
-        memory["objective"], evidence = self._job.method.objective.finish(
-            memory["objective"], round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
+        objective = self._job.method.objective
+        kept = objective.remember(memory["objective"], select(values, shared))
+        memory["objective"], evidence = objective.finish(
+            kept, round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
         )
         rng = self._rng("evidence_after", round_.device, plan.round)
         aggregator = self._job.method.aggregator
@@ -165,11 +168,32 @@ class DeviceWorker:
         """The device's own model on its own test shard, in the shard's order."""
         with self._stage(device, broadcast.round, "evaluate"):
             state = self._store.load(device, before=broadcast.round)
-            own = self._job.method.solver.own(dict(state.memory.get("solver", {})))
-            self.model.load({**self.initial, **state.personal, **broadcast.shared, **own})
-            shard = self._data.test_shard(device)
+            solver, shard = self._job.method.solver, self._data.test_shard(device)
+            own = solver.own(dict(state.memory.get("solver", {})))
+            received = {**self.initial, **state.personal, **broadcast.shared, **own}
+            self.model.load(received)
+            if shard.num_samples:
+                solver.tune(self._tuning(device, broadcast, received))
             chunks = torch.arange(shard.num_samples).split(self._job.eval_batch_size)
             return Predictions.join([self._predict(shard, rows) for rows in chunks if len(rows)])
+
+    def _tuning(self, device: int, broadcast: Broadcast, received: Tensors) -> LocalSession:
+        """What a solver may train on before an evaluation: all of the device's batches, with the plain loss."""
+        curriculum, batches, place = self._job.method.curriculum, self.batches(device), (device, broadcast.round)
+        return LocalSession(
+            self.model,
+            self._data.train_shard(device),
+            lambda epochs: chain.from_iterable(
+                curriculum.pick(batches, self._rng("tune", *place, epoch)) for epoch in epochs
+            ),
+            self._job.local,
+            self._job.local.learning_rate,
+            self.initial,
+            received,
+            frozenset(broadcast.shared),
+            self._job.seed,
+            ("tune", *place),
+        )
 
     def batches(self, device: int) -> list[Tensor]:
         """The device's fixed batches: a seeded split of its samples, the last one maybe short."""

@@ -101,7 +101,8 @@ def training_report(
     attempt: int,
     compute_s: float,
 ) -> DeviceReport:
-    rows, shard, broadcast = torch.cat(list(round_.visible)), round_.shard, round_.broadcast
+    seen = list(round_.visible) if trained.num_steps else []
+    rows, shard, broadcast = torch.cat([*seen, torch.empty(0, dtype=torch.int64)]), round_.shard, round_.broadcast
     curriculum, mask = round_.memory["curriculum"], job.method.mask
     fisher = mask.fisher(round_.memory["mask"])
     down = num_bytes(broadcast.shared) + num_bytes(broadcast.hint)
@@ -111,13 +112,13 @@ def training_report(
         device=update.device,
         num_samples=update.num_samples,
         num_samples_seen=trained.num_samples,
-        num_batches_seen=len(round_.visible),
+        num_batches_seen=len(seen),
         num_steps=trained.num_steps,
-        learning_rate=round_.plan.learning_rate,
+        learning_rate=round_.plan.learning_rate if seen else None,
         train_loss=trained.mean_loss,
         difficulty_seen=_difficulty(curriculum, rows),
-        grade_seen=None if shard.grades is None else _mean(shard.grades[rows]),
-        length_seen=_mean(shard.lengths[rows]),
+        grade_seen=None if shard.grades is None or not seen else _mean(shard.grades[rows]),
+        length_seen=_mean(shard.lengths[rows]) if seen else None,
         kept_fraction=_kept_fraction(round_.keep),
         mask_overlap=_overlap(round_.kept_before, round_.keep),
         **_rank_correlations(curriculum, round_.scored),

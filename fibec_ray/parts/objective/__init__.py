@@ -2,6 +2,7 @@
 
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.feddyn import DynamicRegulariser
+from fibec_ray.parts.objective.moon import Moon
 from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.objective.scaffold import Scaffold
 
@@ -10,4 +11,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "proximal": Proximal,
     "scaffold": Scaffold,
     "feddyn": DynamicRegulariser,
+    "moon": Moon,
 }
