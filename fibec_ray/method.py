@@ -17,6 +17,7 @@ from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.feddyn import DynamicRegulariser
+from fibec_ray.parts.objective.moon import Moon
 from fibec_ray.parts.part import Part, build
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
@@ -26,6 +27,8 @@ from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.parts.sharing.nothing import Nothing
 from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.parts.solver.base import Solver
+from fibec_ray.parts.solver.fedrep import FedRep
+from fibec_ray.parts.solver.idle import Idle
 
 AXES: dict[str, dict[str, type[Any]]] = {
     "peft": PEFTS,
@@ -81,16 +84,6 @@ class Method(BaseModel):
                 f"mask '{self.mask.kind}' acts on personal layers, and sharing '{self.sharing.kind}' leaves none; "
                 "set mask: none, or share less"
             )
-        if self.solver.needs_personal and not self.sharing.keeps_personal:
-            raise ValueError(
-                f"solver '{self.solver.kind}' trains personal tensors by themselves, and sharing '{self.sharing.kind}' "
-                "leaves none; share less, such as sharing: body"
-            )
-        if self.solver.needs_shared and isinstance(self.sharing, Nothing):
-            raise ValueError(
-                f"solver '{self.solver.kind}' starts from what is shared, and sharing 'none' shares nothing; "
-                "set sharing: all, or solver: once"
-            )
         return self
 
     @model_validator(mode="after")
@@ -141,6 +134,49 @@ class Method(BaseModel):
             if getattr(self, axis).kind == kind and getattr(self, other).kind not in needed:
                 raise ValueError(
                     f"{axis} '{kind}' needs {other} '{needed[0]}', found '{getattr(self, other).kind}'; set both"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit_the_solver(self) -> Method:
+        if self.solver.needs_personal and not self.sharing.keeps_personal:
+            raise ValueError(
+                f"solver '{self.solver.kind}' trains personal tensors by themselves, and sharing '{self.sharing.kind}' "
+                "leaves none; share less, such as sharing: body"
+            )
+        if self.solver.needs_shared and isinstance(self.sharing, Nothing):
+            raise ValueError(
+                f"solver '{self.solver.kind}' starts from what is shared, and sharing 'none' shares nothing; "
+                "set sharing: all, or solver: once"
+            )
+        if isinstance(self.solver, FedRep) and self.mask.freezes:
+            raise ValueError(f"solver 'fedrep' trains the head, and mask '{self.mask.kind}' holds it; set mask: none")
+        reads_steps = self.objective.needs_plain_sgd or isinstance(self.objective, DynamicRegulariser)
+        if reads_steps and not self.solver.sums_steps:
+            raise ValueError(
+                f"objective '{self.objective.kind}' reads gradients off what a device's steps add up to, which is not "
+                f"what solver '{self.solver.kind}' sends; set objective: plain, or solver: once"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_fit(self) -> Method:
+        kind = self.objective.kind
+        if self.objective.needs_features and self.mask.learns_from_training:
+            raise ValueError(
+                f"mask '{self.mask.kind}' takes Fisher information from training, whose gradients hold the term of "
+                f"objective '{kind}'; set mask.source: pass"
+            )
+        if isinstance(self.objective, Moon) and isinstance(self.sharing, Nothing):
+            raise ValueError("objective 'moon' has no effect where nothing is shared: z_g = z_p; set sharing: all")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_train(self) -> Method:
+        for axis in ("curriculum", "mask", "objective", "aggregator"):
+            if isinstance(self.solver, Idle) and self.parts[axis] != neutral(axis):
+                raise ValueError(
+                    f"solver 'idle' trains nothing, so {axis} '{self.parts[axis].kind}' has no effect; leave it out"
                 )
         return self
 

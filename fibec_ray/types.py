@@ -277,6 +277,8 @@ class OpenResult:
     """(L,) float32, averaged over devices with weights n_k"""
     own_models: bool = False
     """True if the method's solver makes a model for each device, beside shared and personal tensors"""
+    frozen_personal: bool = False
+    """True if personal tensors stay as they were at the start, the same on all devices"""
 
     @property
     def keeps_personal(self) -> bool:
@@ -285,8 +287,9 @@ class OpenResult:
 
     @property
     def has_global_model(self) -> bool:
-        """False if a head is personal: the server then has none that was ever trained, and its score means nothing."""
-        return all(name in self.shared_names for name, layer in self.layout.layers.items() if layer is None)
+        """False if devices train heads of their own: the server's then fits no body, and its score means nothing."""
+        heads = {name for name, layer in self.layout.layers.items() if layer is None}
+        return self.frozen_personal or heads <= self.shared_names
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,13 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray would write a tok
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from fibec_ray.config.load import config_folder, load_method, method_files, parse_override
+from fibec_ray.config.load import check, config_folder, load_method, method_files, parse_override
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
+from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.reports import DeviceReport
+from fibec_ray.simulation import cache_dir, prepare
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -95,6 +100,20 @@ def make_tiny(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[s
         old = settings.get(key)
         settings[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     return settings
+
+
+def after_rounds(
+    num_rounds: int, settings: dict[str, Any], folder: Path
+) -> tuple[LocalFleet, Site, list[DeviceReport]]:
+    """An open fleet after some rounds, where it works, and the reports of all devices of these rounds."""
+    experiment = check(settings, "test")
+    folder.mkdir(exist_ok=True)
+    prepared = prepare(experiment, folder)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    fleet = LocalFleet(site)
+    fleet.open()
+    plans = [plan_round(site.job, experiment.cohort_size, round_) for round_ in range(num_rounds)]
+    return fleet, site, [report for plan in plans for report in fleet.run_round(plan).reports]
 
 
 def shard_of(tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = None) -> ArrayShard:

@@ -27,9 +27,8 @@ class LocalFleet:
             self._progress("open", device + 1, job.num_devices)
         selection = self._server.open([layer_report for layer_report, _ in opened])
         reports = [report for _, report in opened]
-        self._opened = OpenResult(
-            reports, selection.names, self._worker.layout, selection.scores, job.method.has_own_models
-        )
+        own, frozen = job.method.has_own_models, job.method.mask.freezes
+        self._opened = OpenResult(reports, selection.names, self._worker.layout, selection.scores, own, frozen)
         return self._opened
 
     def run_round(self, plan: RoundPlan) -> RoundResult:

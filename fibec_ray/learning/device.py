@@ -26,7 +26,7 @@ from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
 from fibec_ray.reports import DeviceReport
-from fibec_ray.tensors import Tensors, all_finite, drop, num_bytes, subtract
+from fibec_ray.tensors import Tensors, all_finite, drop, num_bytes, select, subtract
 from fibec_ray.types import (
     OPENING_ROUND,
     Broadcast,
@@ -83,7 +83,9 @@ class DeviceWorker:
         with self._stage(device, plan.round, "train"):
             started = self._start()
             round_ = self._begin(plan, device, broadcast)
-            trained, own = self._solve(round_)
+            session = self._session(round_)
+            own = self._job.method.solver.solve(session, round_.memory["solver"])
+            trained = session.trained
             update = self._finish(round_, trained, own)
             seconds = time.perf_counter() - started
             return update, training_report(
@@ -136,10 +138,10 @@ class DeviceWorker:
             num_bytes(down) + num_bytes(broadcast.hint),
         )
 
-    def _solve(self, round_: DeviceRound) -> tuple[Trained, Tensors]:
-        """Trains as the solver says; what the log keeps of it, and the solver's new memory."""
+    def _session(self, round_: DeviceRound) -> LocalSession:
+        """What the solver is lent for the round's training."""
         method, plan, device, shared = self._job.method, round_.plan, round_.device, round_.broadcast.shared
-        session = LocalSession(
+        return LocalSession(
             self.model,
             round_.seen,
             lambda epochs: self._steps(round_, epochs),
@@ -155,9 +157,8 @@ class DeviceWorker:
             round_.memory["objective"],
             round_.broadcast.hint,
             list(drop(self.initial, shared)) if method.mask.watches(round_.memory["mask"]) else (),
+            round_.visible,
         )
-        memory = method.solver.solve(session, round_.memory["solver"])
-        return session.trained, memory
 
     def _standing_still(self, round_: DeviceRound) -> Tensors:
         """No entry of the shared tensors that are not this round's may move."""
@@ -174,8 +175,10 @@ class DeviceWorker:
         if not (all_finite(values) and all_finite(own)):
             raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
         delta = subtract({name: values[name] for name in shared if name in round_.moving}, round_.received)
-        memory["objective"], evidence = self._job.method.objective.finish(
-            memory["objective"], round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
+        objective = self._job.method.objective
+        kept = objective.remember(memory["objective"], select(values, shared))
+        memory["objective"], evidence = objective.finish(
+            kept, round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
         )
         rng = self._rng("evidence_after", round_.device, plan.round)
         aggregator = self._job.method.aggregator
@@ -205,11 +208,32 @@ class DeviceWorker:
         """The device's own model on its own test shard, in the shard's order."""
         with self._stage(device, broadcast.round, "evaluate"):
             state = self._store.load(device, before=broadcast.round)
-            self._adopt(device, state, broadcast.shared)
-            self.model.load(self._job.method.solver.own(dict(state.memory.get("solver", {}))))
-            shard = self._data.test_shard(device)
+            received = self._adopt(device, state, broadcast.shared)
+            solver, shard = self._job.method.solver, self._data.test_shard(device)
+            own = solver.own(dict(state.memory.get("solver", {})))
+            self.model.load(own)
+            if shard.num_samples:
+                solver.tune(self._tuning(device, broadcast, received | own))
             chunks = torch.arange(shard.num_samples).split(self._job.eval_batch_size)
             return Predictions.join([self._predict(shard, rows) for rows in chunks if len(rows)])
+
+    def _tuning(self, device: int, broadcast: Broadcast, received: Tensors) -> LocalSession:
+        """What a solver may train on before an evaluation: all of the device's batches, with the plain loss."""
+        curriculum, batches, place = self._job.method.curriculum, self.batches(device), (device, broadcast.round)
+        return LocalSession(
+            self.model,
+            self._data.train_shard(device),
+            lambda epochs: chain.from_iterable(
+                curriculum.pick(batches, self._rng("tune", *place, epoch)) for epoch in epochs
+            ),
+            self._job.local,
+            self._job.local.learning_rate,
+            self.initial,
+            received,
+            frozenset(broadcast.shared),
+            self._job.seed,
+            ("tune", *place),
+        )
 
     def batches(self, device: int) -> list[Tensor]:
         """The device's fixed batches: a seeded split of its samples, the last one maybe short."""

@@ -26,7 +26,11 @@ class LocalTraining(BaseModel):
     momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
     batch_size: int = Field(8, ge=1, description="samples of a step")
     epochs: int = Field(1, ge=1, description="passes over the visible batches in a round")
-    max_steps: int | None = Field(None, ge=1, description="most steps in a round; null: no limit")
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="most steps in a round, or in each part of it if the solver has several; null: no limit",
+    )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: no clipping")
 
     @model_validator(mode="after")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.learning.features import features
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.per_sample import Caught, catch
 from fibec_ray.tensors import Tensors, clone, select, squared_distance
-from fibec_ray.types import LocalModel, Shard
+from fibec_ray.types import Batch, LocalModel, Outputs, Shard
 
 
 @dataclass(frozen=True)
@@ -44,91 +45,112 @@ def local_update(
     moves: Collection[str] | None = None,
     pull: Pull | None = None,
     repeats: int = 1,
+    references: Sequence[Tensor] = (),
 ) -> Trained:
     """Takes one optimiser step for each batch (or `repeats`), in place in the model.
 
     keep: bool tensors, True where an entry may move. Entries that may not are bit-identical afterwards: weight decay
     and momentum would move them even without a gradient, so they are put back after every step.
     watch: tensors whose squared gradients are wanted; they come from the steps' own backward passes.
-    moves: the tensors that move; None: all.
+    moves: the tensors that move; None: all. references: (n, H) each, of the objective's teachers.
     """
-    steps = _Steps(model, shard, settings, learning_rate, objective, keep, memory, hint, watch, moves, pull)
+    params = dict(model.trainable)
+    moving = params if moves is None else {name: param for name, param in params.items() if name in moves}
+    terms = _Terms(objective, memory, hint, clone(moving), references, pull, _centre(pull, moving))
+    frozen = {name: ~mask.to(moving[name].device) for name, mask in keep.items() if name in moving}
+    watched = [name for name in watch if name in moving]
+    steps = _Steps(model, shard, moving, frozen, watched, terms, _optimizer(settings, moving, learning_rate), settings)
     num_samples = num_batches = 0
     model.train(True)
     for rows in islice(batches, settings.max_steps):
         for _ in range(repeats):
             steps.take(rows)
-        steps.follow()
+        terms.follow(params)
         num_batches += 1
         num_samples += len(rows)
     model.train(False)
     squares = {name: value.cpu() / (num_samples * repeats) for name, value in steps.squares.items()}
     mean_loss = float(torch.stack(steps.losses).double().mean()) if steps.losses else None
-    centre = {name: value.cpu() for name, value in steps.centre.items()}
+    centre = {name: value.cpu() for name, value in terms.centre.items()}
     return Trained(num_batches, num_samples, mean_loss, squares, centre)
 
 
-class _Steps:
-    """Takes steps with one optimiser, and adds up what they met. Arguments as of `local_update`."""
+@dataclass
+class _Terms:
+    """What is added to the task's loss of each step."""
 
-    def __init__(
-        self,
-        model: LocalModel,
-        shard: Shard,
-        settings: LocalTraining,
-        learning_rate: float,
-        objective: Objective,
-        keep: Mapping[str, Tensor],
-        memory: Tensors,
-        hint: Tensors,
-        watch: Collection[str],
-        moves: Collection[str] | None,
-        pull: Pull | None,
-    ):
-        self._model, self._shard, self._clip = model, shard, settings.clip
-        self._objective, self._memory, self._hint, self._pull = objective, memory, hint, pull
-        self._params = dict(model.trainable)
-        self._moving = self._params if moves is None else {n: p for n, p in self._params.items() if n in moves}
-        self._anchor = clone(self._moving)
-        self._frozen = {n: ~mask.to(self._moving[n].device) for n, mask in keep.items() if n in self._moving}
-        self._watch = [name for name in watch if name in self._moving]
-        self._optimizer = _optimizer(settings, self._moving, learning_rate)
-        centre = select(pull.centre, self._moving) if pull else {}
-        self.centre = {name: value.to(self._params[name], copy=True) for name, value in centre.items()}
-        self.losses: list[Tensor] = []
-        self.squares: Tensors = {}
+    objective: Objective
+    memory: Tensors
+    hint: Tensors
+    anchor: Tensors
+    """what moves, as it was when training began"""
+    references: Sequence[Tensor]
+    pull: Pull | None
+    centre: Tensors
+    """of the pull, as it is now"""
+
+    def added_to(self, loss: Tensor, params: Mapping[str, Tensor], out: Outputs, batch: Batch, rows: Tensor) -> Tensor:
+        penalty = self.objective.penalty(params, self.anchor)
+        total = loss if penalty is None else loss + penalty
+        if self.references:
+            near = [reference[rows.to(reference.device)] for reference in self.references]
+            total = total + self.objective.feature_penalty(features(out, batch), near)
+        if self.pull is not None and self.centre:
+            total = total + 0.5 * self.pull.strength * squared_distance(params, self.centre)
+        return total
+
+    @torch.no_grad()
+    def follow(self, params: Mapping[str, Tensor]) -> None:
+        """After the steps on a batch: the centre of the pull goes its share of the way."""
+        if self.pull is not None and self.pull.follow:
+            for name, value in self.centre.items():
+                value.lerp_(params[name], self.pull.follow)
+
+
+@dataclass
+class _Steps:
+    """Takes steps with one optimiser, and adds up what they met."""
+
+    model: LocalModel
+    shard: Shard
+    moving: Mapping[str, nn.Parameter]
+    frozen: Tensors
+    """bool, True where an entry of what moves may not"""
+    watched: Collection[str]
+    terms: _Terms
+    optimizer: torch.optim.Optimizer
+    settings: LocalTraining
+    losses: list[Tensor] = field(default_factory=list)
+    squares: Tensors = field(default_factory=dict)
 
     def take(self, rows: Tensor) -> None:
         """One optimiser step on the samples at `rows`."""
-        for param in self._params.values():
+        params, batch = self.model.trainable, self.shard.batch(rows)
+        for param in params.values():
             param.grad = None
-        with catch(self._model.holders, self._watch, len(rows)) as caught:
-            loss = self._model.forward(self._shard.batch(rows)).losses.mean()
+        with catch(self.model.holders, self.watched, len(rows)) as caught:
+            out = self.model.forward(batch, hidden=bool(self.terms.references))
         for tensor in caught.tensors:
             tensor.retain_grad()
-        self._with_terms(loss).backward()
+        loss = out.losses.mean()
+        self.terms.added_to(loss, params, out, batch, rows).backward()
         _accumulate(self.squares, caught, len(rows))
-        self._objective.correct(self._params, self._memory, self._hint)
-        _zero_masked(self._moving, self._frozen)
-        if self._clip is not None:
-            nn.utils.clip_grad_norm_(self._moving.values(), self._clip)
-        self._optimizer.step()
-        _restore_masked(self._moving, self._frozen, self._anchor)
+        self.terms.objective.correct(params, self.terms.memory, self.terms.hint)
+        self._step()
         self.losses.append(loss.detach())
 
-    @torch.no_grad()
-    def follow(self) -> None:
-        """After the steps on a batch: the centre of the pull goes its share of the way."""
-        if self._pull is not None and self._pull.follow:
-            for name, value in self.centre.items():
-                value.lerp_(self._params[name], self._pull.follow)
+    def _step(self) -> None:
+        _zero_masked(self.moving, self.frozen)
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.moving.values(), self.settings.clip)
+        self.optimizer.step()
+        _restore_masked(self.moving, self.frozen, self.terms.anchor)
 
-    def _with_terms(self, loss: Tensor) -> Tensor:
-        penalty = self._objective.penalty(self._params, self._anchor)
-        total = loss if penalty is None else loss + penalty
-        if self._pull is not None and self.centre:
-            total = total + 0.5 * self._pull.strength * squared_distance(self._params, self.centre)
-        return total
+
+def _centre(pull: Pull | None, params: Mapping[str, Tensor]) -> Tensors:
+    """Copies of the pull's centre, where the parameters are."""
+    centre = select(pull.centre, params) if pull else {}
+    return {name: value.to(params[name], copy=True) for name, value in centre.items()}
 
 
 def _accumulate(squares: Tensors, caught: Caught, num_samples: int) -> None:

@@ -108,7 +108,8 @@ def training_report(
     attempt: int,
     compute_s: float,
 ) -> DeviceReport:
-    rows, shard = torch.cat(list(round_.visible)), round_.shard
+    seen = list(round_.visible) if trained.num_steps else []
+    rows, shard = torch.cat([*seen, torch.empty(0, dtype=torch.int64)]), round_.shard
     curriculum, mask = round_.memory["curriculum"], job.method.mask
     fisher = mask.fisher(round_.memory["mask"])
     down = round_.bytes_down
@@ -120,13 +121,13 @@ def training_report(
         device=update.device,
         num_samples=update.num_samples,
         num_samples_seen=trained.num_samples,
-        num_batches_seen=len(round_.visible),
+        num_batches_seen=len(seen),
         num_steps=trained.num_steps,
-        learning_rate=round_.plan.learning_rate,
+        learning_rate=round_.plan.learning_rate if seen else None,
         train_loss=trained.mean_loss,
         difficulty_seen=_difficulty(curriculum, rows),
-        grade_seen=None if shard.grades is None else _mean(shard.grades[rows]),
-        length_seen=_mean(round_.seen.lengths[rows]) or None,
+        grade_seen=None if shard.grades is None or not seen else _mean(shard.grades[rows]),
+        length_seen=(_mean(round_.seen.lengths[rows]) or None) if seen else None,
         kept_fraction=_kept_fraction(round_.keep),
         mask_overlap=_overlap(round_.kept_before, round_.keep),
         **_rank_correlations(curriculum, round_.scored),

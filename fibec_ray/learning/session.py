@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
 from fibec_ray import seeds
+from fibec_ray.learning.features import features_under
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import Trained, local_update
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
-from fibec_ray.tensors import Tensors, weighted_mean
+from fibec_ray.tensors import Tensors, drop, weighted_mean
 from fibec_ray.types import LocalModel, Shard
 
 
@@ -41,8 +43,14 @@ class LocalSession:
     hint: Tensors = field(default_factory=dict)
     watch: Collection[str] = ()
     """tensors whose squared gradients the mask wants"""
+    visible: Sequence[Tensor] = ()
+    """the batches that the objective's teachers look at"""
     _done: list[Trained] = field(default_factory=list)
     _counted: list[Trained] = field(default_factory=list)
+
+    @property
+    def personal(self) -> frozenset[str]:
+        return frozenset(drop(self.received, self.shared))
 
     def read(self) -> Tensors:
         return self.model.read()
@@ -57,19 +65,21 @@ class LocalSession:
         first_epoch: int = 0,
         epochs: int | None = None,
         repeats: int = 1,
+        rate: float = 1.0,
         pull: Pull | None = None,
         own_model: bool = False,
     ) -> Tensors:
         count = self.local.epochs if epochs is None else epochs
         place = (*self.dropout, first_epoch) if first_epoch else self.dropout
         objective, watch = (Objective(), ()) if own_model else (self.objective, self.watch)
+        references = () if own_model else self._references
         with seeds.seeded_third_party(self.seed, *place):
             trained = local_update(
                 self.model,
                 self.shard,
                 self.batches(range(first_epoch, first_epoch + count)),
                 self.local,
-                self.learning_rate,
+                self.learning_rate * rate,
                 objective,
                 self.keep,
                 self.memory,
@@ -78,12 +88,19 @@ class LocalSession:
                 moves,
                 pull,
                 repeats,
+                references,
             )
         if not own_model:
             self._done.append(trained)
             if moves is None or self.shared.intersection(moves):
                 self._counted.append(trained)
         return trained.centre
+
+    @cached_property
+    def _references(self) -> tuple[Tensor, ...]:
+        """Features of the visible samples under the objective's teachers, found once for the round."""
+        teachers = self.objective.teachers(self.received, self.memory)
+        return tuple(features_under(values, self.model, self.shard, self.visible) for values in teachers)
 
     @property
     def trained(self) -> Trained:

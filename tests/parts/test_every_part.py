@@ -162,6 +162,12 @@ def test_every_objective_adds_nothing_where_training_starts(kind: str, model: To
     params = dict(model.trainable)
     penalty = objective.penalty(params, clone(params))
     assert penalty is None or (penalty.ndim == 0 and float(penalty.detach()) == 0)
+    assert not objective.teachers(clone(params), {})
+    if objective.needs_features:
+        seen = torch.randn(4, 7, generator=rng(), dtype=torch.float64).requires_grad_()
+        (slope,) = torch.autograd.grad(objective.feature_penalty(seen, [seen.detach()] * 2), seen)
+        assert slope.abs().max() < 1e-12
+    assert isinstance(objective.remember({}, clone(params)), dict)
     memory, evidence = objective.finish({}, {}, clone(params), num_steps=3, lr=0.1)
     assert isinstance(memory, dict) and isinstance(evidence, dict)
     assert isinstance(objective.absorb(objective.start(clone(params)), [evidence], 1), dict)

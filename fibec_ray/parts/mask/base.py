@@ -26,6 +26,16 @@ class Mask(Part):
         """True if the mask has no effect unless some tensors are personal."""
         return False
 
+    @property
+    def freezes(self) -> bool:
+        """True if no personal entry ever moves."""
+        return False
+
+    @property
+    def learns_from_training(self) -> bool:
+        """True if `watches` is true of some participations."""
+        return False
+
     def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
         """The memory at the start, from squared gradients over all of the device's data (lazy)."""
         return {}
@@ -48,7 +58,7 @@ class Mask(Part):
 
     def neurons(self, keep: Tensors) -> Tensors:
         """Bool (neurons,) by tensor, for the round log: which neurons move. As it stands, neurons are rows."""
-        return {name: entries.flatten(1).any(1) for name, entries in keep.items()}
+        return {name: entries.reshape(len(entries), -1).any(1) for name, entries in keep.items()}
 
     def fisher(self, memory: Tensors) -> Tensors:
         """The diagonal Fisher information that the mask is based on, for the round log."""

@@ -3,6 +3,7 @@
 from fibec_ray.parts.objective.adalora import AdaLoraImportance
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.feddyn import DynamicRegulariser
+from fibec_ray.parts.objective.moon import Moon
 from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.objective.scaffold import Scaffold
 
@@ -12,4 +13,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "scaffold": Scaffold,
     "feddyn": DynamicRegulariser,
     "adalora": AdaLoraImportance,
+    "moon": Moon,
 }

@@ -38,6 +38,11 @@ class Session(Protocol):
         """The names of the tensors that are communicated."""
         ...
 
+    @property
+    def personal(self) -> frozenset[str]:
+        """The names of the others."""
+        ...
+
     def read(self) -> Tensors:
         """Copies of the model's trainable values."""
         ...
@@ -53,6 +58,7 @@ class Session(Protocol):
         first_epoch: int = 0,
         epochs: int | None = None,
         repeats: int = 1,
+        rate: float = 1.0,
         pull: Pull | None = None,
         own_model: bool = False,
     ) -> Tensors:
@@ -60,7 +66,8 @@ class Session(Protocol):
 
         moves: the tensors that move; None: all. epochs: passes over the batches; None: as many as `local` says. The
         same `first_epoch` gives the same batches in the same order, and the same dropout. repeats: optimiser steps on
-        each batch, which are one step of the round in the log, and before `local.max_steps`.
+        each batch, which are one step of the round in the log, and before `local.max_steps`. rate: factor on the
+        learning rate.
         own_model: True if what is trained is not the model that is shared: without the objective's terms, and not in
         the log's steps, samples and training loss. (Its work is: flops and time count all that a device computes.)
         """
@@ -85,6 +92,11 @@ class Solver(Part):
     def needs_personal(self) -> bool:
         """True if the part makes no sense unless some tensors are personal."""
         return False
+
+    @property
+    def sums_steps(self) -> bool:
+        """True if what changes of the shared tensors is the sum of the optimiser's steps."""
+        return True
 
     @property
     def has_own_model(self) -> bool:
