@@ -49,6 +49,7 @@ HALVES: tuple[tuple[Half, tuple[str, tuple[str, ...]]], ...] = (
     (("peft", "sparse_lora"), ("sharing", ("all",))),
     (("peft", "adalora"), ("objective", ("adalora",))),
     (("objective", "adalora"), ("peft", ("adalora",))),
+    (("objective", "rank_pruning"), ("aggregator", ("hetlora",))),
 )
 """(axis, kind) that has no meaning without one of the kinds of another axis."""
 

@@ -186,14 +186,15 @@ class DeviceWorker:
         if trained.squares:
             memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
         self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
-        sent = delta if round_.rank is None else self._job.method.peft.unfit(delta, round_.rank)
+        rank = objective.rank(memory["objective"]) or round_.rank
+        sent = delta if rank is None else self._job.method.peft.unfit(delta, rank)
         return ClientUpdate(
             round_.device,
             round_.shard.num_samples,
             trained.num_steps,
             sent,
             {**round_.evidence, **evidence},
-            round_.rank,
+            rank,
             plan.learning_rate,
         )
 

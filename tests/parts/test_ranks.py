@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fibec_ray.parts.aggregator.flexlora import FlexLora
 from fibec_ray.parts.aggregator.flora import Flora
 from fibec_ray.parts.aggregator.hetlora import HetLora
 from fibec_ray.parts.aggregator.mean import Mean
+from fibec_ray.parts.objective.rank_pruning import RankPruning
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.moving_lora import MovingLora
 from fibec_ray.simulation import cache_dir, prepare
@@ -211,6 +213,49 @@ def test_devices_that_learnt_nothing_count_alike() -> None:
     still = [ClientUpdate(k, 1, 1, subtract(SHARED, SHARED), rank=4) for k in range(3)]
     new = combined(HetLora(), still)
     assert all(torch.allclose(new[name], value) for name, value in SHARED.items())
+
+
+# --- pruning
+
+
+def test_the_tail_is_what_lies_behind_the_share_that_is_kept() -> None:
+    """gamma .5 of 4 ranks: columns 2 and 3 of B, rows 2 and 3 of A, by hand."""
+    factors = {f"x{A}": torch.eye(4, 6), f"x{B}": torch.full((5, 4), 0.1)}
+    expected = 0.01 * (10 * 0.01) ** 0.5 * 2**0.5
+    penalty = RankPruning(gamma=0.5, strength=0.01).penalty(factors, factors)
+    torch.testing.assert_close(penalty, torch.tensor(expected))
+    assert float(RankPruning(gamma=1).penalty(factors, factors) or 0) == 0
+
+
+@pytest.mark.parametrize(("factor", "rank"), [(0.5, 2), (1.5, 4)])
+def test_a_device_gives_up_its_tail_if_that_shrank(factor: float, rank: int) -> None:
+    rule = RankPruning(gamma=0.5, strength=0)
+    before = {f"x{A}": torch.ones(4, 6), f"x{B}": torch.ones(5, 4)}
+    after = before | {f"x{B}": before[f"x{B}"] * factor}
+    memory, evidence = rule.finish(rule.remember({}, after), {}, subtract(after, before), 1, 0.1)
+    assert rule.rank(memory) == rank and memory.keys() == {"rank"} and evidence == {}
+    assert rule.rank({}) is None
+
+
+def test_no_device_goes_below_the_least_rank() -> None:
+    rule = RankPruning(gamma=0.1, least_rank=3)
+    assert rule._kept(8) == 3 and rule._kept(2) == 2 and RankPruning(gamma=0.99)._kept(8) == 7
+
+
+def test_pruned_ranks_are_neither_sent_nor_received_again(tiny_settings: Any, tmp_path: Path) -> None:
+    """A strong pull on the tail: it shrinks to nothing in the first round after it has grown."""
+    objective = {"kind": "rank_pruning", "gamma": 0.5, "strength": 10.0}
+    method = {"name": "m", "peft": {"kind": "lora", "r": 4, "ranks": [4]}, "aggregator": "hetlora"}
+    site, _ = site_of(
+        method | {"objective": objective}, tiny_settings, tmp_path, num_devices=1, cohort_size=1, rounds=6
+    )
+    fleet = LocalFleet(site)
+    fleet.open()
+    reports = [fleet.run_round(plan_round(site.job, 1, round_)).reports[0] for round_ in range(6)]
+    values, sizes = fleet.adapter(), [report.bytes_up_delta for report in reports]
+    assert sizes[0] == num_bytes(values) and sizes[-1] < sizes[0]
+    assert set(sizes) <= {num_bytes(cut(values, rank)) for rank in (1, 2, 4)}
+    assert all(later.bytes_down == before.bytes_up_delta for before, later in pairwise(reports))
 
 
 # --- the engine

@@ -5,6 +5,7 @@ from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.feddyn import DynamicRegulariser
 from fibec_ray.parts.objective.moon import Moon
 from fibec_ray.parts.objective.proximal import Proximal
+from fibec_ray.parts.objective.rank_pruning import RankPruning
 from fibec_ray.parts.objective.scaffold import Scaffold
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -13,5 +14,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "scaffold": Scaffold,
     "feddyn": DynamicRegulariser,
     "adalora": AdaLoraImportance,
+    "rank_pruning": RankPruning,
     "moon": Moon,
 }
