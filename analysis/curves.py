@@ -10,7 +10,10 @@ from analysis.tables import Point, RunTables, any_finite, cohort_means, latest_l
 from analysis.units import BYTES, COUNT, SECONDS, Unit, unit_for
 
 Anchors = Mapping[str, float]
-"""Accuracies that need no training: 'majority' (always the commonest class), 'own_majority' (each device its own)."""
+"""Accuracies that need no training: 'majority' (always the commonest class), 'own_majority' (each device its own).
+
+Of a regression R2: 'mean' (of the training values), 'own_mean' (each device's own).
+"""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def curves_of(tables: RunTables, anchors: Anchors, metric: str | None = None) ->
     """Every curve that the log has numbers for, in the order of the page. metric: the name of the task's own metric."""
     found = [
         *accuracy_curves(tables, anchors),
-        *metric_curves(tables, metric),
-        *loss_curves(tables),
+        *metric_curves(tables, metric, anchors),
+        *loss_curves(tables, metric),
         *curriculum_curves(tables),
         *mask_curves(tables),
         *layer_curves(tables),
@@ -99,18 +102,20 @@ def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
     return [_accuracy_curve(tables, axis, _levels(anchors)) for axis in _AXES]
 
 
-def metric_curves(tables: RunTables, metric: str | None) -> list[Curve]:
+def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> list[Curve]:
     """The task's own metric, where it is another than accuracy."""
     if metric == "accuracy":
         return []
     name = metric or "task metric"
     caption = "The task's own metric after each evaluated round."
     series = _series(tables, "round", _METRICS)
-    return [Curve("metric_by_rounds", f"{name} by rounds", caption, _ROUNDS, name, series, whole_x=True)]
+    levels = _levels(anchors) if metric == "r2" else ()
+    return [Curve("metric_by_rounds", f"{name} by rounds", caption, _ROUNDS, name, series, levels, whole_x=True)]
 
 
-def loss_curves(tables: RunTables) -> list[Curve]:
+def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
     """Evaluation loss and, apart from it, training loss."""
+    unit = "loss (half squared error)" if metric == "r2" else "loss (nats)"
     evaluation = _series(tables, "round", _LOSSES)
     training = _series(tables, "round", (("train_loss", "training, mean over the round's steps"),))
     training_caption = (
@@ -123,11 +128,11 @@ def loss_curves(tables: RunTables) -> list[Curve]:
             "Evaluation loss",
             "Mean loss on test data after each evaluated round.",
             _ROUNDS,
-            "loss (nats)",
+            unit,
             evaluation,
             whole_x=True,
         ),
-        Curve("training_loss", "Training loss", training_caption, _ROUNDS, "loss (nats)", training, whole_x=True),
+        Curve("training_loss", "Training loss", training_caption, _ROUNDS, unit, training, whole_x=True),
     ]
 
 
@@ -221,8 +226,13 @@ def _accuracy_curve(tables: RunTables, axis: _Axis, levels: tuple[tuple[str, flo
 
 
 def _levels(anchors: Anchors) -> tuple[tuple[str, float], ...]:
-    labels = (("majority", "majority class"), ("own_majority", "own majority class"))
-    return tuple((f"{label} ({anchors[key]:.3f})", anchors[key]) for key, label in labels if key in anchors)
+    labels = {
+        "majority": "majority class",
+        "own_majority": "own majority class",
+        "mean": "mean",
+        "own_mean": "own mean",
+    }
+    return tuple((f"{label} ({anchors[key]:.3f})", anchors[key]) for key, label in labels.items() if key in anchors)
 
 
 def _series(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> tuple[Series, ...]:

@@ -40,8 +40,8 @@ _ROWS = (
         "own_majority",
         "own majority class",
     ),
-    ("global_metric", "Global {metric}", "", ""),
-    ("personal_metric", "Personalised {metric}", "", ""),
+    ("global_metric", "Global {metric}", "mean", "mean"),
+    ("personal_metric", "Personalised {metric}", "own_mean", "own mean"),
 )
 
 

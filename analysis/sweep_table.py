@@ -15,12 +15,18 @@ from analysis.units import Unit, unit_for
 
 FLOP = (Unit("GFLOP", 1e9), Unit("TFLOP", 1e12), Unit("PFLOP", 1e15), Unit("EFLOP", 1e18))
 NONE = "–"
-ANCHORS = {"majority": "the majority class", "own_majority": "each device's own majority class"}
+ANCHORS = {
+    "majority": "the majority class",
+    "own_majority": "each device's own majority class",
+    "mean": "the mean",
+    "own_mean": "each device's own mean",
+}
 CSV_COLUMNS = (
-    "group", "variant", "seeds", "personal_accuracy", "global_accuracy", "difference", "half_width", "pairs",
-    "matters", "bytes", "samples", "flop", "sim_time_s", "wall_time_s",
+    "group", "variant", "seeds", "personal_{score}", "global_{score}", "difference", "half_width", "pairs", "matters",
+    "bytes", "samples", "flop", "sim_time_s", "wall_time_s",
 )  # fmt: skip
-"""difference: of personal accuracy to the reference, paired by seed; half_width: of its 95 % confidence interval."""
+"""score: accuracy or r2. difference: of the personal score to the reference, paired by seed; half_width: of its 95 %
+confidence interval."""
 
 
 def write_table(sweep_dir: Path, recent: int = RECENT) -> str:
@@ -52,8 +58,8 @@ def _cells(line: Line, reference: str, unit: Unit) -> list[str]:
     return [
         _escaped(line.variant),
         str(line.num_seeds),
-        _score(line.personal_accuracy),
-        _score(line.global_accuracy),
+        _score(line.personal),
+        _score(line.shared),
         "reference" if line.variant == reference else _difference(line),
         "" if line.variant == reference else _matters(line),
         _cost(line.num_bytes, 1e6),
@@ -65,9 +71,10 @@ def _cells(line: Line, reference: str, unit: Unit) -> list[str]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
+    what = "Accuracies are fractions" if comparison.score == "accuracy" else f"Scores are {comparison.score}"
     notes = [
-        f"Means over seeds, {comparison.num_seeds} where the sweep is complete. Accuracies are fractions: the mean of "
-        f"the last {comparison.recent} evaluations of a run.",
+        f"Means over seeds, {comparison.num_seeds} where the sweep is complete. {what}: the mean of the last "
+        f"{comparison.recent} evaluations of a run.",
         f"The difference is paired: runs of one seed share partition, cohorts and initial weights. ± is half of the "
         f"{CONFIDENCE:.0%} confidence interval of its mean (Student's t over seeds).",
         "matters? yes: that interval excludes 0; no: it does not; ?: fewer than two seeds in common. Of changes that "
@@ -76,7 +83,7 @@ def _notes(comparison: Comparison) -> list[str]:
     ]
     if comparison.anchors:
         found = [f"{value:.4f} {ANCHORS.get(name, name)}" for name, value in comparison.anchors.items()]
-        notes.append(f"Accuracy without learning, on the reference's data: {', '.join(found)}.")
+        notes.append(f"{comparison.score.capitalize()} without learning, on the reference's data: {', '.join(found)}.")
     return notes
 
 
@@ -121,12 +128,12 @@ def _csv(comparison: Comparison) -> str:
     """Plain units (B, FLOP, s), all digits; empty where unknown."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    writer.writerow([column.format(score=comparison.score) for column in CSV_COLUMNS])
     for line in comparison.lines:
         is_reference = line.variant == comparison.reference
         paired = line.paired
         writer.writerow([
-            line.group, line.variant, line.num_seeds, line.personal_accuracy, line.global_accuracy,
+            line.group, line.variant, line.num_seeds, line.personal, line.shared,
             paired and paired.mean, paired and paired.half_width, paired.num_pairs if paired else "",
             "" if is_reference else _matters(line),
             line.num_bytes, line.num_samples, line.flops, line.sim_time_s, line.wall_time_s,

@@ -17,6 +17,7 @@ from analysis.files import FINISHED, read_mapping
 from analysis.scores import RECENT
 from analysis.tables import RunTables
 from fibec_ray.errors import RunDirError
+from fibec_ray.roundlog.schema import score_column
 
 CONFIDENCE = 0.95
 
@@ -25,20 +26,24 @@ CONFIDENCE = 0.95
 class RunNumbers:
     """One finished run. Scores are None where the log has none."""
 
-    personal_accuracy: float | None
-    global_accuracy: float | None
+    personal: float | None
+    """score of the personal models: accuracy, or what the task has instead"""
+    shared: float | None
+    """score of the global model"""
     num_bytes: float
     num_samples: float
     flops: float
     """of all devices, the initialisation phase included"""
     sim_time_s: float
     wall_time_s: float
+    score: str
+    """accuracy, or the task's own metric"""
     anchors: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences of personal accuracy, variant minus reference, over the seeds that both have finished."""
+    """Differences of personal scores, variant minus reference, over the seeds that both have finished."""
 
     mean: float
     half_width: float | None
@@ -68,8 +73,8 @@ class Line:
     group: str
     variant: str
     num_seeds: int
-    personal_accuracy: float | None
-    global_accuracy: float | None
+    personal: float | None
+    shared: float | None
     paired: Paired | None
     """None for the reference itself, and without a seed that both have finished"""
     num_bytes: float | None
@@ -87,6 +92,8 @@ class Comparison:
     """evaluations at the end of a run whose mean is its score"""
     num_seeds: int
     """of the sweep; a line has fewer while the sweep goes on"""
+    score: str
+    """what the runs are judged by: accuracy, or r2"""
     anchors: Mapping[str, float]
     """of the reference's runs, means over seeds"""
     lines: tuple[Line, ...]
@@ -108,6 +115,7 @@ def compare(sweep_dir: Path, recent: int = RECENT) -> Comparison:
         reference=reference,
         recent=recent,
         num_seeds=len(record["seeds"]),
+        score=next((run.score for run in runs[reference].values()), "accuracy"),
         anchors={name: fmean(found[name] for found in anchors if name in found) for name in names},
         lines=tuple(lines),
     )
@@ -139,14 +147,18 @@ def _numbers(tables: RunTables, summary: Mapping[str, Any], recent: int) -> RunN
     def last(column: str) -> float:
         return float(tables.column(column)[-1])
 
-    def score(column: str) -> float | None:
-        known = [value for _, value in tables.points("round", column)]
+    metric = summary.get("metric")
+    column = score_column(metric)
+
+    def score(model: str) -> float | None:
+        known = [value for _, value in tables.points("round", f"{model}_{column}")]
         return fmean(known[-recent:]) if known else None
 
     anchors = summary.get("anchors") or {}
     return RunNumbers(
-        personal_accuracy=score("personal_accuracy"),
-        global_accuracy=score("global_accuracy"),
+        personal=score("personal"),
+        shared=score("global"),
+        score="accuracy" if column == "accuracy" else str(metric),
         num_bytes=last("bytes_total"),
         num_samples=last("num_samples_total"),
         flops=math.fsum(tables.column("flops")),
@@ -163,14 +175,14 @@ def _line(
         known = [number for run in runs.values() if (number := value(run)) is not None]
         return fmean(known) if known else None
 
-    pairs = [(run.personal_accuracy, others[seed].personal_accuracy) for seed, run in runs.items() if seed in others]
+    pairs = [(run.personal, others[seed].personal) for seed, run in runs.items() if seed in others]
     differences = [own - other for own, other in pairs if own is not None and other is not None]
     return Line(
         group=variant["group"],
         variant=variant["name"],
         num_seeds=len(runs),
-        personal_accuracy=mean(lambda run: run.personal_accuracy),
-        global_accuracy=mean(lambda run: run.global_accuracy),
+        personal=mean(lambda run: run.personal),
+        shared=mean(lambda run: run.shared),
         paired=None if variant["name"] == reference else Paired.of(differences),
         num_bytes=mean(lambda run: run.num_bytes),
         num_samples=mean(lambda run: run.num_samples),

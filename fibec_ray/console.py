@@ -13,8 +13,16 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.tally import Row
 from fibec_ray.method import AXES, Method
+from fibec_ray.roundlog.schema import score_column
 from fibec_ray.simulation import Run
 from fibec_ray.types import Fleet
+
+ANCHORS = {
+    "majority": "majority class",
+    "own_majority": "device's own majority class",
+    "mean": "mean",
+    "own_mean": "device's own mean",
+}
 
 
 class RunView:
@@ -46,10 +54,11 @@ class RunView:
 
     def prepared(self, prepared: Prepared) -> None:
         e, shards = self._experiment, prepared.heterogeneity
+        pooled = ", their data pooled" if e.method.pooled else ""
         sizes = f"{shards['smallest_shard']:.0f} to {shards['largest_shard']:.0f} samples"
         self._say(
             f"[bold]{e.name}[/]: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
-            f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}"
+            f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}{pooled}"
         )
 
     def placed(self, fleet: Fleet) -> None:
@@ -66,10 +75,11 @@ class RunView:
             self._progress.update(self._opening, completed=done)
 
     def row(self, row: Row) -> None:
-        if row["personal_accuracy"] is not None or row["global_accuracy"] is not None:
+        score = score_column(self._experiment.task.metric)
+        if row[f"personal_{score}"] is not None or row[f"global_{score}"] is not None:
             loss = row["personal_loss"] if row["global_loss"] is None else row["global_loss"]
             self._last_scores = (
-                f"global {_number(row['global_accuracy'])}  personal {_number(row['personal_accuracy'])}  "
+                f"global {_number(row[f'global_{score}'])}  personal {_number(row[f'personal_{score}'])}  "
                 f"loss {_number(loss)}"
             )
             if not self._console.is_terminal:
@@ -79,23 +89,23 @@ class RunView:
             self._progress.update(self._rounds, completed=row["round"] + 1, note=note)
 
     def summary(self, run: Run) -> None:
-        """Accuracy beside its anchors, and what it took."""
-        last = run.rows[-1]
+        """Accuracy (or what a regression has instead) beside its anchors, and what it took."""
+        last, metric = run.rows[-1], self._experiment.task.metric
         table = Table(title=f"{self._experiment.name}: after {self._experiment.rounds} rounds", title_justify="left")
-        metric = self._experiment.task.metric
-        own_metric = [] if metric == "accuracy" else [metric]
-        for column in ("", "accuracy", *own_metric, "best", "loss"):
+        score = score_column(metric)
+        columns = {"accuracy": "accuracy"} if score == "accuracy" else {}
+        columns |= {metric: "metric"} if metric != "accuracy" else {}
+        for column in ("", *columns, "best", "loss"):
             table.add_column(column, justify="left" if not column else "right", no_wrap=True)
         for model, note in (("global", "test set"), ("personal", "own test shards")):
-            best = max((r[f"{model}_accuracy"] for r in run.rows if r[f"{model}_accuracy"] is not None), default=None)
-            values = [last[f"{model}_{name}"] for name in ("accuracy", *(["metric"] if own_metric else []))]
+            best = max((r[f"{model}_{score}"] for r in run.rows if r[f"{model}_{score}"] is not None), default=None)
+            values = [last[f"{model}_{name}"] for name in columns.values()]
             table.add_row(f"{model} model, {note}", *map(_number, [*values, best, last[f"{model}_loss"]]))
-        for name, value, style in (
-            (f"  {last['num_devices_trained']} devices that trained", last["personal_accuracy_trained"], None),
-            ("anchor: majority class", run.prepared.anchors["majority"], "dim"),
-            ("anchor: device's own majority class", run.prepared.anchors["own_majority"], "dim"),
-        ):
-            table.add_row(name, _number(value), style=style)
+        if score == "accuracy":
+            trained = f"  {last['num_devices_trained']} devices that trained"
+            table.add_row(trained, _number(last["personal_accuracy_trained"]))
+        for name, value in run.prepared.anchors.items():
+            table.add_row(f"anchor: {ANCHORS[name]}", _number(value), style="dim")
         self._console.print(table)
         self._console.print(
             f"sent {size(last['bytes_total'])}, {last['num_samples_total']} training samples visited, simulated "

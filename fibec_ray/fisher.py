@@ -5,7 +5,8 @@ E_y[g_iy^2], is used. Three readings of the expectation over labels y:
 - observed: y is the sample's label (the empirical Fisher information, as FibecFed describes it);
 - expected: y ~ p(. | s_i) of the model, exact: C backward passes on one forward pass;
 - sampled: one y drawn from p(. | s_i).
-The last two take p over the task's C classes: with a verbaliser, over its label words alone.
+The last two take p over the task's C classes: with a verbaliser, over its label words alone. In a regression y is a
+value, and p normal around the model's with variance 1.
 
 Shapes: B samples of a group, n samples of a shard, C classes.
 """
@@ -14,18 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fibec_ray.per_sample import catch
+from fibec_ray.per_sample import Caught, catch
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import LocalModel, Outputs, Shard
 
 Label = Literal["observed", "expected", "sampled"]
 Scope = Literal["adapter", "all"]
 """adapter: the tensors that PEFT added; all: a head too, which drowns the adapter while it is random"""
+
+SMALLEST_DRAW = 2.0**-25
+"""Half of the smallest step of torch.rand in float32, in place of a drawn 0, whose normal value would be infinite."""
 
 
 @dataclass(frozen=True)
@@ -127,28 +131,59 @@ def batch_squares(
 
     draws: (B,) uniform in [0, 1), for sampled labels. Evaluation mode is the caller's duty.
     """
-    before = model.work.flops
-    with torch.enable_grad(), catch(model.holders, names, len(rows)) as caught:
-        out = model.forward(shard.batch(rows))
-    backward_flops = (model.work.flops - before) / 2  # the model counts one backward pass, as much as its forward
-    with torch.enable_grad():
-        targets = list(_targets(out, label, draws))
     totals: Tensors = {}
-    for i, (values, weights) in enumerate(targets):
-        model.work.flops += backward_flops if i else 0.0
-        # Gradients of the outputs, not of the weights: the sum over samples is never formed.
-        grads = torch.autograd.grad(values.sum(), caught.tensors, retain_graph=i + 1 < len(targets), allow_unused=True)
+    losses = torch.empty(0)
+    for out, caught, grads, weights in label_passes(model, shard, rows, names, label, draws):
+        losses = out.losses.detach().float().cpu()
         for name, squares in caught.squares(grads).items():
             if weights is not None:
                 squares.mul_(weights.view(-1, *[1] * (squares.dim() - 1)))
             totals[name] = totals[name].add_(squares) if name in totals else squares
-    return totals, out.losses.detach().float().cpu()
+    return totals, losses
+
+
+class LabelPass(NamedTuple):
+    """One backward pass over some samples: for their labels, or for one label of all those that are expected."""
+
+    out: Outputs
+    caught: Caught
+    grads: Sequence[Tensor | None]
+    """of the sum of -log p, or of log p, for `caught.tensors`"""
+    weights: Tensor | None
+    """(B,) probability of the label; None: 1"""
+
+
+def label_passes(
+    model: LocalModel,
+    shard: Shard,
+    rows: Tensor,
+    names: Collection[str],
+    label: Label = "observed",
+    draws: Tensor | None = None,
+) -> Iterator[LabelPass]:
+    """One forward pass over the samples at `rows`, and a backward pass for each label that the expectation needs."""
+    before = model.work.backward_flops
+    with torch.enable_grad(), catch(model.holders, names, len(rows)) as caught:
+        out = model.forward(shard.batch(rows))
+    backward_flops = model.work.backward_flops - before  # the model counts one backward pass
+    with torch.enable_grad():
+        targets = list(_targets(out, label, draws))
+    for i, (values, weights) in enumerate(targets):
+        model.work.flops += backward_flops if i else 0.0
+        # Gradients of the outputs, not of the weights: the sum over samples is never formed.
+        grads = torch.autograd.grad(values.sum(), caught.tensors, retain_graph=i + 1 < len(targets), allow_unused=True)
+        yield LabelPass(out, caught, grads, weights)
 
 
 def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(B,) values to differentiate, and the weights (B,) of their squared gradients (None: 1)."""
     if label == "observed":
         yield out.losses, None
+        return
+    if out.likelihood == "normal":
+        # -log p = (y - f)^2 / 2 has the gradient -(y - f) f': squared f'^2 in expectation, or that of a drawn y - f.
+        noise = 1.0 if draws is None else torch.special.ndtri(draws.clamp(min=SMALLEST_DRAW)).to(out.scores)
+        yield noise * out.scores[:, 0], None
         return
     log_probs = out.scores.float().log_softmax(1)
     probs = log_probs.detach().exp()

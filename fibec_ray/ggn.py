@@ -1,10 +1,11 @@
 """The largest eigenpairs of the generalised Gauss-Newton matrix of a device's loss; used by aggregators.
 
-    H = (1/N) sum_i J_i^T S_i J_i,   J_i = d scores_i / d theta,   S_i = diag(p_i) - p_i p_i^T
+    H = (1/N) sum_i J_i^T S_i J_i,   J_i = d scores_i / d theta,   S_i = diag(p_i) - p_i p_i^T, or I in a regression
 
 over samples i and the C classes (with a verbaliser: its label words alone), at the model's present parameters: the
 Fisher information whose labels the model draws itself, full and not diagonal. With S_i = L_i L_i^T it is H = G G^T for
-columns g_ic = J_i^T L_i[:, c] / sqrt(N), which are gradients of single samples. Its rank is N (C - 1) at most, so:
+columns g_ic = J_i^T L_i[:, c] / sqrt(N), which are gradients of single samples. Its rank is N (C - 1) at most (N in a
+regression), so:
 - gram: all columns at once; from (G^T G) V = V Lam, U = G V Lam^{-1/2}. Exact;
 - subspace: randomised subspace iteration (Halko, Martinsson, Tropp 2011) on H V = sum_ic g_ic (g_ic^T V), which
   forgets the columns of a group of samples before it looks at the next.
@@ -25,7 +26,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.fisher import by_length
 from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import LocalModel, Shard
+from fibec_ray.types import LocalModel, Outputs, Shard
 
 Way = Literal["auto", "gram", "subspace"]
 """auto: gram, unless its columns would take more than GRAM_BYTES"""
@@ -77,6 +78,14 @@ def top_eigenpairs(
     return {block: _by_name(model, blocks[block], *pairs[block]) for block in blocks}
 
 
+def output_factor(out: Outputs) -> Tensor:
+    """(B, C, m): L with L L^T = S, the curvature of each sample's loss in its scores. m = C - 1 classes, or 1 value."""
+    if out.likelihood == "normal":
+        num_values = out.scores.shape[1]
+        return torch.eye(num_values, device=out.scores.device).expand(len(out.scores), -1, -1)
+    return softmax_factor(out.scores)
+
+
 def softmax_factor(scores: Tensor) -> Tensor:
     """(B, C) scores -> (B, C, C - 1): L with L L^T = S = diag(p) - p p^T for each sample.
 
@@ -98,8 +107,7 @@ class _Columns:
         self.sizes = {block: sum(model.trainable[n].numel() for n in names) for block, names in blocks.items()}
         """p by block"""
         with torch.no_grad():
-            num_classes = model.forward(shard.batch(rows[:1])).scores.shape[1]
-        self.num_columns = len(rows) * (num_classes - 1)
+            self.num_columns = len(rows) * output_factor(model.forward(shard.batch(rows[:1]))).shape[2]
         self.device = next(iter(model.trainable.values())).device
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -112,12 +120,12 @@ class _Columns:
 
 
 def sample_gradients(model: LocalModel, shard: Shard, rows: Tensor, names: Collection[str]) -> Iterator[Tensors]:
-    """{name: (B, *shape)} float32 for c = 1 .. C - 1: J_i^T L_i[:, c] of the samples at `rows`."""
-    before = model.work.flops
+    """{name: (B, *shape)} float32 for each column c of L_i: J_i^T L_i[:, c] of the samples at `rows`."""
+    before = model.work.backward_flops
     with torch.enable_grad(), catch(model.holders, names, len(rows)) as caught:
-        scores = model.forward(shard.batch(rows)).scores
-    backward_flops = (model.work.flops - before) / 2  # the model counts one backward pass, as much as its forward
-    factor = softmax_factor(scores.detach())
+        out = model.forward(shard.batch(rows))
+    backward_flops = model.work.backward_flops - before  # the model counts one backward pass
+    scores, factor = out.scores, output_factor(out).detach()
     num = factor.shape[2]
     for c in range(num):
         model.work.flops += backward_flops if c else 0.0

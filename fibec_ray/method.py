@@ -1,4 +1,4 @@
-"""A method is six parts; the engine knows nothing else about it. FedAvg on LoRA is the empty composition."""
+"""A method is seven parts; the engine knows nothing else about it. FedAvg on LoRA is the empty composition."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.sharing.base import Sharing
+from fibec_ray.parts.sharing.nothing import Nothing
+from fibec_ray.parts.solver import SOLVERS
+from fibec_ray.parts.solver.base import Solver
 
 AXES: dict[str, dict[str, type[Any]]] = {
     "peft": PEFTS,
@@ -30,6 +33,7 @@ AXES: dict[str, dict[str, type[Any]]] = {
     "sharing": SHARINGS,
     "mask": MASKS,
     "objective": OBJECTIVES,
+    "solver": SOLVERS,
     "aggregator": AGGREGATORS,
 }
 
@@ -51,7 +55,7 @@ def _of(axis: str) -> BeforeValidator:
 
 
 class Method(BaseModel):
-    """`Method(name="fedavg")` is FedAvg: LoRA, all data, everything shared, no mask, plain loss, weighted mean."""
+    """`Method(name="fedavg")` is FedAvg: LoRA, all data, all shared, no mask, plain loss, one training, a mean."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +66,13 @@ class Method(BaseModel):
     sharing: Annotated[SerializeAsAny[Sharing], _of("sharing")] = Sharing()
     mask: Annotated[SerializeAsAny[Mask], _of("mask")] = Mask()
     objective: Annotated[SerializeAsAny[Objective], _of("objective")] = Objective()
+    solver: Annotated[SerializeAsAny[Solver], _of("solver")] = Solver()
     aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = Mean()
+    pooled: bool = Field(
+        False,
+        description="centralised training, an anchor: one place has all data, and visits as many samples in a round as "
+        "a cohort does on average, other ones each time; nothing is sent",
+    )
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Method:
@@ -70,6 +80,27 @@ class Method(BaseModel):
             raise ValueError(
                 f"mask '{self.mask.kind}' acts on personal layers, and sharing '{self.sharing.kind}' leaves none; "
                 "set mask: none, or share less"
+            )
+        if self.solver.needs_personal and not self.sharing.keeps_personal:
+            raise ValueError(
+                f"solver '{self.solver.kind}' trains personal tensors by themselves, and sharing '{self.sharing.kind}' "
+                "leaves none; share less, such as sharing: body"
+            )
+        if self.solver.needs_shared and isinstance(self.sharing, Nothing):
+            raise ValueError(
+                f"solver '{self.solver.kind}' starts from what is shared, and sharing 'none' shares nothing; "
+                "set sharing: all, or solver: once"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pooled_data_need_no_federation(self) -> Method:
+        federated = [axis for axis, part in self.parts.items() if axis != "peft" and part != neutral(axis)]
+        if self.pooled and federated:
+            kind = self.parts[federated[0]].kind
+            raise ValueError(
+                f"pooled data are in one place, where {federated[0]} '{kind}' as it is set means nothing; leave it "
+                "out, or set pooled: false"
             )
         return self
 
@@ -120,6 +151,8 @@ class Method(BaseModel):
     @property
     def sends(self) -> str:
         """What devices send in a round, in words."""
+        if self.pooled:
+            return "nothing"
         return "; ".join(part.sends for part in self.parts.values() if part.sends)
 
     @property
@@ -128,6 +161,17 @@ class Method(BaseModel):
         return "; ".join(part.keeps for part in self.parts.values() if part.keeps)
 
     @property
+    def has_own_models(self) -> bool:
+        """True if a device's model is not the global one although it shares every tensor."""
+        return self.solver.has_own_model or self.peft.differs_by_device
+
+    @property
     def opens(self) -> bool:
         """True if any part has work in the initialisation phase."""
         return any(part.opens for part in self.parts.values())
+
+
+def neutral(axis: str) -> Part:
+    """The part that a method has on an axis if it does not say."""
+    part: Part = Method.model_fields[axis].default
+    return part

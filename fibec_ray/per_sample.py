@@ -5,6 +5,7 @@ output at token t of sample i, belongs to sample i alone. The gradient of one sa
 products of e_it with what the module saw:
 
     Linear      y = W a + b         weight: G_i = sum_t e_it a_it^T   bias: sum_t e_it
+    Conv2d      the same, t the places of the image and a_it the patch below place t, as one vector
     Conv1D      y = W^T a + b       weight: sum_t a_it e_it^T         bias: sum_t e_it  (GPT-2's)
     LayerNorm   y = w * n(a) + b    weight: sum_t e_it * n(a_it)      bias: sum_t e_it  (n: to mean 0 and variance 1)
     Embedding   y = table[a]        weight: row v is the sum of e_it over tokens with a_it = v
@@ -50,8 +51,13 @@ def _bias(module: Any, a: Tensor, e: Tensor) -> Tensor:
     return e.sum(1)
 
 
+def _filters(module: Any, a: Tensor, e: Tensor) -> Tensor:
+    return torch.bmm(e.mT, a).view(len(a), *module.weight.shape)
+
+
 FORMULAS: dict[str, dict[str, Formula]] = {
     "Linear": {"weight": lambda _, a, e: torch.bmm(e.mT, a), "bias": _bias},
+    "Conv2d": {"weight": _filters, "bias": _bias},
     "Conv1D": {"weight": lambda _, a, e: torch.bmm(a.mT, e), "bias": _bias},
     "LayerNorm": {"weight": lambda m, a, e: (e * F.layer_norm(a, m.normalized_shape, eps=m.eps)).sum(1), "bias": _bias},
     "Embedding": {"weight": _table},
@@ -66,6 +72,8 @@ def _kind(module: Any) -> str:
     forward = getattr(type(module), "forward", None)
     if forward is nn.Linear.forward:
         return "Linear"
+    if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros" and _has_sizes(module):
+        return "Conv2d"
     if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
         return "LayerNorm"
     if forward is nn.Embedding.forward and module.padding_idx is None and not module.scale_grad_by_freq:
@@ -75,6 +83,11 @@ def _kind(module: Any) -> str:
     if len(getattr(module, "ia3_l", ())) == 1 and next(iter(module.ia3_l.values())).dim() == 2:  # not a convolution's
         return "(IA)^3"
     return "other"
+
+
+def _has_sizes(module: Any) -> bool:
+    """Padding may be a word ("same") instead."""
+    return not isinstance(module.padding, str)
 
 
 def collect_holders(module: nn.Module, saved_name: Callable[[str], str]) -> dict[str, nn.Module]:
@@ -149,10 +162,14 @@ class Caught:
         grads: of the summed loss for `tensors` (None: the loss does not depend on it). scale: what they are multiplied
         by first: B where the loss was a mean over samples.
         """
-        called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
-        given = dict(zip(called, grads, strict=True))
-        parts = (seen.gradients(given.get(prefix), scale) for prefix, seen in self.modules.items())
+        given = self.by_prefix(grads)
+        parts = (seen.gradients(given[prefix], scale) for prefix, seen in self.modules.items())
         return {name: value for part in parts for name, value in part.items()}
+
+    def by_prefix(self, grads: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+        """The gradients of `tensors` by their holders; None for a holder that was not called, too."""
+        called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
+        return dict.fromkeys(self.modules) | dict(zip(called, grads, strict=True))
 
 
 class Seen:
@@ -193,7 +210,7 @@ class Seen:
     def _see(self, value: Tensor, before: Tensor | None) -> None:
         if before is not None:
             raise ModelError(f"{self._prefix}: called twice in one forward pass, so its gradient is not one product")
-        if value.dim() < 2 or len(value) != self._num_samples:
+        if value.dim() < (4 if _kind(self._module) == "Conv2d" else 2) or len(value) != self._num_samples:
             raise ModelError(f"{self._prefix}: axis 0 of {tuple(value.shape)} is not the {self._num_samples} samples")
         self._versions.append((value.detach(), value._version))  # a detached tensor shares the counter
 
@@ -201,14 +218,43 @@ class Seen:
         if any(value._version != version for value, version in self._versions):
             raise ModelError(f"{self._prefix}: what it saw or returned was changed in place, so its gradient is lost")
 
+    @property
+    def is_linear(self) -> bool:
+        """True for a Linear whose weight is wanted: the gradient of a sample is sum_t e_t a_t^T."""
+        return _kind(self._module) == "Linear" and FORMULAS["Linear"]["weight"] in self._formulas.values()
+
+    def tokens(self, grad: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Of such a Linear a (B, T, in) and e (B, T, out), float32; None if the loss does not see it.
+
+        Where its bias is wanted too, a has a 1 at its end: the gradient then has the bias as its last column.
+        """
+        if grad is None or self.inputs is None:
+            return None
+        a = _by_token(self.inputs)
+        return F.pad(a, (0, 1), value=1.0) if len(self._formulas) > 1 else a, _by_token(grad)
+
     def gradients(self, grad: Tensor | None, scale: float) -> Tensors:
         """grad: of `output`, in its shape."""
         if grad is None:
             tensors = {name: _tensor(self._module, name) for name in self._formulas}
             return {name: torch.zeros(self._num_samples, *t.shape, device=t.device) for name, t in tensors.items()}
-        e = _by_token(grad) * scale
-        a = e if self.inputs is None else _by_token(self.inputs)  # in the former case no formula looks at it
+        e = _outputs_by_token(self._module, grad) * scale
+        # Without inputs no formula looks at them.
+        a = e if self.inputs is None else _inputs_by_token(self._module, self.inputs)
         return {name: formula(self._module, a, e) for name, formula in self._formulas.items()}
+
+
+def _inputs_by_token(module: Any, value: Tensor) -> Tensor:
+    """What stands for a in the formulas; of a convolution the patches, (B, places, in * height * width)."""
+    if _kind(module) != "Conv2d":
+        return _by_token(value)
+    patches: Tensor = F.unfold(value.float(), module.kernel_size, module.dilation, module.padding, module.stride)
+    return patches.mT
+
+
+def _outputs_by_token(module: Any, value: Tensor) -> Tensor:
+    """What stands for e; of a convolution (B, places, out)."""
+    return value.flatten(2).mT.float() if _kind(module) == "Conv2d" else _by_token(value)
 
 
 def _by_token(value: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
         experiment.seed,
         folder / "data",
         experiment.method.peft.num_virtual,
+        experiment.method.pooled,
     )
     run_dirs.write_yaml(folder / "config.yaml", resolved(experiment))
     return prepared

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,18 @@ class Batch:
     attention_mask: Tensor
     """(B, S) int64, 1 for real tokens"""
     labels: Tensor
-    """(B,) int64 class ids"""
+    """(B,) int64 class ids; float32 values in a regression"""
     answer_at: Tensor
     """(B,) int64: the position whose output predicts the answer (the mask token, or the prompt's last token); 0 with
     a classification head"""
+
+
+@dataclass(frozen=True)
+class DenseBatch(Batch):
+    """B samples that are no text. To what knows tokens alone, each of them is one token, whose id says nothing."""
+
+    features: Tensor
+    """(B, *shape) float32"""
 
 
 class Shard(Protocol):
@@ -45,12 +53,12 @@ class Shard(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """(n,) int64"""
+        """(n,) as in `Batch`"""
         ...
 
     @property
     def lengths(self) -> Tensor:
-        """(n,) int64, tokens per sample"""
+        """(n,) int64, tokens per sample; 0 where samples are no text"""
         ...
 
     @property
@@ -62,15 +70,32 @@ class Shard(Protocol):
         """The samples at `rows` ((B,) int64, positions within the shard), padded to the longest of them."""
         ...
 
+    def shortened(self, max_length: int) -> Shard:
+        """The same samples cut to `max_length` tokens: texts lose their ends, the longest first; template, mask and
+        special tokens stay, and one token of each text."""
+        ...
+
+
+Likelihood = Literal["categorical", "normal"]
+"""What scores are parameters of, whose negative log likelihood is the loss: classes with probabilities softmax(scores)
+(cross-entropy), or a real value, normal around its one score with variance 1 (half the squared error, but for a
+constant)."""
+
 
 @dataclass(frozen=True)
 class Outputs:
     losses: Tensor
     """(B,) float32, one loss per sample"""
     scores: Tensor
-    """(B, C) float32; the prediction is the argmax"""
+    """(B, C) float32; C = 1 in a regression"""
     hidden: tuple[Tensor, ...] = ()
     """L tensors (B, S, H), the output of each block; empty unless asked for"""
+    likelihood: Likelihood = "categorical"
+
+    @property
+    def predicted(self) -> Tensor:
+        """(B,) the likeliest class, or value."""
+        return self.scores[:, 0] if self.likelihood == "normal" else self.scores.argmax(1)
 
 
 @dataclass
@@ -79,10 +104,13 @@ class Work:
 
     flops: float = 0.0
     num_tokens: int = 0
+    """samples, where they are no text"""
+    backward_flops: float = 0.0
+    """those of `flops` that were backward passes"""
 
 
 class LocalModel(Protocol):
-    """A backbone with one adapter (and maybe a head) attached, lent to one device at a time.
+    """A backbone with one adapter (and maybe a head) attached, or trained whole; lent to one device at a time.
 
     Names of trainable tensors are those of a saved PEFT adapter, where it holds what is trained (an encoder of prompts
     is trained, and saved as the prompts that it makes); those of our own head start with `head.`.
@@ -106,7 +134,7 @@ class LocalModel(Protocol):
 
     @property
     def adapter_config(self) -> dict[str, Any]:
-        """What adapter_config.json of the saved adapter says, as plain values."""
+        """What adapter_config.json of the saved adapter says, as plain values; config.json of what is trained whole."""
         ...
 
     def layer_of(self, name: str) -> int | None:
@@ -114,7 +142,7 @@ class LocalModel(Protocol):
         ...
 
     def is_adapter(self, name: str) -> bool:
-        """True for the tensors that PEFT added, False for the head."""
+        """True for the tensors that PEFT added (of what is trained whole, for all), False for our own head."""
         ...
 
     def load(self, values: Mapping[str, Tensor]) -> None:
@@ -233,7 +261,7 @@ class Layout:
     """the block of each trainable or carried tensor; None: head or prompts"""
     num_layers: int
     adapter_config: Mapping[str, Any]
-    """of the saved adapter, as plain values"""
+    """as `LocalModel` has it"""
     carried: frozenset[str] = frozenset()
     """those that no device trains"""
 
@@ -247,11 +275,13 @@ class OpenResult:
     layout: Layout
     layer_scores: Tensor | None
     """(L,) float32, averaged over devices with weights n_k"""
+    own_models: bool = False
+    """True if the method's solver makes a model for each device, beside shared and personal tensors"""
 
     @property
     def keeps_personal(self) -> bool:
         """False if devices keep nothing of their own, so that every device's model is the global one."""
-        return not self.layout.layers.keys() <= self.shared_names
+        return self.own_models or not self.layout.layers.keys() <= self.shared_names
 
     @property
     def has_global_model(self) -> bool:
@@ -272,9 +302,9 @@ class Predictions:
     """Evaluation of some rows: the true and predicted class and the loss of each."""
 
     labels: Tensor
-    """(n,) int64"""
+    """(n,) int64 class ids; float32 values in a regression"""
     predicted: Tensor
-    """(n,) int64"""
+    """(n,) the same"""
     losses: Tensor
     """(n,) float32"""
 

@@ -98,12 +98,13 @@ def make_tiny(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[s
 
 
 def shard_of(tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = None) -> ArrayShard:
-    """Samples written as token ids; the answer is at the last one. Labels are 0 if not given."""
+    """Samples written as token ids, all of them text; the answer is at the last one. Labels are 0 if not given."""
     flat = np.array([token for sample in tokens for token in sample], dtype=np.int32)
     offsets = np.cumsum([0, *(len(sample) for sample in tokens)])
     classes = np.zeros(len(tokens), np.int64) if labels is None else np.array(labels, np.int64)
     answer_at = np.array([len(sample) - 1 for sample in tokens], dtype=np.int32)
-    return EncodedSet(flat, offsets, classes, answer_at, None, pad_id=0).shard(np.arange(len(tokens)))
+    texts = np.ones(len(flat), np.uint8)
+    return EncodedSet(flat, offsets, classes, answer_at, None, pad_id=0, texts=texts).shard(np.arange(len(tokens)))
 
 
 def named(group: str, name: str) -> dict[str, Any]:

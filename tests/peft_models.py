@@ -39,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 HEADS = {"bert": ("mean_pool", "model", "masked_lm"), "llama": ("mean_pool", "model", "causal_lm")}
 CASES = [(family, head) for family, heads in HEADS.items() for head in heads]
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{kind: {"kind": kind} for kind in PEFTS},
+    **{kind: {"kind": kind} for kind in PEFTS if not PEFTS[kind].trains_base},
     "dora": {"kind": "lora", "use_dora": True},
     "p_tuning with an LSTM": {"kind": "p_tuning", "encoder": "lstm"},
     "prefix with projection": {"kind": "prefix", "projection": True, "hidden_size": 8},

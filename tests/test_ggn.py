@@ -235,6 +235,7 @@ class Linear:
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         scores = self.linear(batch.input_ids.float() / 2)
         self.work.flops += (2 if torch.is_grad_enabled() else 1) * scores.numel()
+        self.work.backward_flops += scores.numel() if torch.is_grad_enabled() else 0
         return Outputs(nn.functional.cross_entropy(scores, batch.labels, reduction="none"), scores)
 
 

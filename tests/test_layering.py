@@ -26,6 +26,7 @@ LAYERS = (
     (
         "fisher",
         "ggn",
+        "kfac",
         "per_sample",
         "low_rank",
         "spectrum",

@@ -20,6 +20,7 @@ from fibec_ray.method import AXES, HALVES, Method
 from fibec_ray.method_page import page
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.part import Part
+from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.simulation import cache_dir, prepare, simulate
 
 METHODS = [path.stem for path in method_files()]
@@ -89,6 +90,8 @@ def neighbours(axis: str, kind: str) -> dict[str, Any]:
     for (one, name), (other, able) in HALVES:
         if (one, name) == (axis, kind) and able[0] != Method().parts[other].kind:
             return {other: able[0]}
+    if axis == "solver" and SOLVERS[kind]().needs_personal:
+        return {"sharing": "body"}
     return {"sharing": "gal"} if axis == "mask" and MASKS[kind]().needs_personal else {}
 
 

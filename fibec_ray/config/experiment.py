@@ -13,8 +13,12 @@ from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.costs import System
 from fibec_ray.learning.job import Job, LocalTraining
 from fibec_ray.method import Method
+from fibec_ray.models.nets import NETS, Net, is_net
 from fibec_ray.models.spec import Backbone
-from fibec_ray.parts.part import kind_of
+from fibec_ray.parts.curriculum.length_warmup import LengthWarmup
+from fibec_ray.parts.part import Need, kind_of
+from fibec_ray.parts.peft.full import Full
+from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing.gal import GlobalLayers
 
 
@@ -24,6 +28,21 @@ def _partition(value: Any) -> Any:
         return value
     spec = {"kind": value} if isinstance(value, str) else value
     return PARTITIONS[kind_of(spec, PARTITIONS)].model_validate(spec)
+
+
+def _backbone(value: Any) -> Any:
+    """A mapping with `kind` is a network from scratch."""
+    if isinstance(value, BaseModel):
+        return value
+    return (NETS[kind_of(value, NETS)] if is_net(value) else Backbone).model_validate(value)
+
+
+LACKS: dict[Need, str] = {
+    "text": "looks at tokens, and the samples of this task are no text; choose another kind",
+    "transformer": "adapts a pretrained transformer, and this backbone is trained from scratch; set method.peft=full",
+    "lora": "is for the matrices of LoRA, which method.peft is not; choose another kind, or peft lora on a transformer",
+}
+"""What is said of a part that lacks something, by what it lacks."""
 
 
 class Evaluation(BaseModel):
@@ -47,7 +66,7 @@ class Experiment(BaseModel):
     method: Method = Method()
     data: DataConfig = DataConfig()
     partition: Annotated[SerializeAsAny[Partition], BeforeValidator(_partition)] = DirichletLabel()
-    backbone: Backbone = Backbone()
+    backbone: Annotated[SerializeAsAny[Backbone | Net], BeforeValidator(_backbone)] = Backbone()
     local: LocalTraining = LocalTraining()
     evaluation: Evaluation = Evaluation()
     system: System = System()
@@ -60,7 +79,7 @@ class Experiment(BaseModel):
         return Job(
             seed=self.seed,
             rounds=self.rounds,
-            num_devices=self.num_devices,
+            num_devices=1 if self.method.pooled else self.num_devices,
             method=self.method,
             backbone=self.backbone,
             local=self.local,
@@ -68,6 +87,8 @@ class Experiment(BaseModel):
             num_classes=num_classes,
             label_words=label_words,
             eval_batch_size=self.evaluation.batch_size,
+            max_length=self.data.max_length,
+            stands_for=(self.cohort_size, self.num_devices) if self.method.pooled else None,
         )
 
     @model_validator(mode="after")
@@ -80,8 +101,58 @@ class Experiment(BaseModel):
                 f"cohort_size {self.cohort_size} is too small for method.aggregator {aggregator.kind}, which needs "
                 f"{aggregator.least_cohort} as it is set; raise it, or change the aggregator's settings"
             )
-        sharing = self.method.sharing
-        if self.backbone.dtype == "bfloat16" and isinstance(sharing, GlobalLayers) and not sharing.relative:
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _networks_are_trained_whole(cls, raw: Any) -> Any:
+        """method.peft is `full` for a network from scratch, unless it is set: there is nothing frozen to adapt."""
+        if not isinstance(raw, dict) or not is_net(raw.get("backbone")):
+            return raw
+        method = raw.get("method", {})
+        if isinstance(method, Method) and "peft" not in method.model_fields_set:
+            return {**raw, "method": method.model_copy(update={"peft": Full()})}
+        if isinstance(method, dict) and "peft" not in method:
+            return {**raw, "method": {**method, "peft": "full"}}
+        return raw
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> Experiment:
+        if isinstance(self.backbone, Net) and self.task.is_text:
+            raise ValueError(
+                f"backbone {self.backbone.kind} takes numbers, and task {self.task.name} is text; set backbone=minilm"
+            )
+        if isinstance(self.backbone, Backbone) and not self.task.is_text:
+            raise ValueError(
+                f"task {self.task.name} has no text, and a pretrained backbone reads nothing else; set backbone to "
+                "{kind: mlp} or, for images, {kind: cnn}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Experiment:
+        """Every part has what it needs."""
+        there: dict[Need, bool] = {
+            "text": self.task.is_text,
+            "transformer": isinstance(self.backbone, Backbone),
+            "lora": isinstance(self.method.peft, Lora),
+        }
+        for axis, part in self.method.parts.items():
+            for need in part.needs:
+                if not there[need]:
+                    raise ValueError(f"method.{axis}: {part.kind} {LACKS[need]}")
+        return self
+
+    @model_validator(mode="after")
+    def _backbone_fits(self) -> Experiment:
+        backbone, sharing = self.backbone, self.method.sharing
+        if isinstance(backbone, Net):
+            if isinstance(sharing, GlobalLayers) and not backbone.num_layers:
+                raise ValueError("method.sharing: gal chooses among layers, and backbone.hidden has none; give some")
+            return self
+        if backbone.dtype == "bfloat16" and self.method.peft.trains_base:
+            raise ValueError("method.peft: full trains the base itself, in float32; set backbone.dtype=float32")
+        if backbone.dtype == "bfloat16" and isinstance(sharing, GlobalLayers) and not sharing.relative:
             raise ValueError(
                 "method.sharing.budget is an absolute noise norm, too small to show in a bfloat16 base; "
                 "set method.sharing.relative=true, or backbone.dtype=float32"
@@ -102,5 +173,24 @@ class Experiment(BaseModel):
             raise ValueError(
                 f"method.objective {kind} reads gradients off the steps of plain SGD; set local.momentum=0, "
                 f"found {local.momentum}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_grow(self) -> Experiment:
+        curriculum = self.method.curriculum
+        if isinstance(curriculum, LengthWarmup) and curriculum.start >= self.data.max_length:
+            raise ValueError(
+                f"method.curriculum.start {curriculum.start} leaves nothing to warm up, as samples have at most "
+                f"{self.data.max_length} tokens; lower it, or raise data.max_length"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pooled_visits_are_known(self) -> Experiment:
+        if self.method.pooled and self.local.max_steps is not None:
+            raise ValueError(
+                f"local.max_steps {self.local.max_steps} limits a device's steps, and method.pooled takes as many as a "
+                "whole cohort; leave out one of them"
             )
         return self

@@ -10,10 +10,16 @@ from pydantic import BaseModel, ValidationError
 from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.errors import did_you_mean
 from fibec_ray.method import AXES
+from fibec_ray.models.nets import NETS
 
 Loc = tuple[int | str, ...]
 
-REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {**AXES, "of": AXES["aggregator"], "partition": PARTITIONS}
+REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
+    **AXES,
+    "of": AXES["aggregator"],
+    "partition": PARTITIONS,
+    "backbone": NETS,
+}
 """Keys whose value is one of several models, told apart by its `kind`."""
 
 

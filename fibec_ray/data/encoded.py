@@ -6,22 +6,20 @@ batch, S tokens of the longest in the batch.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fibec_ray.errors import DataError
+from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
+from fibec_ray.data.cut import kept_tokens
 from fibec_ray.types import Batch
 
-_FORMAT = 1
-_ARRAYS = {"tokens": "int32", "offsets": "int64", "labels": "int64", "answer_at": "int32"}
+_ARRAYS = ("tokens", "offsets", "labels", "answer_at", "texts")
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class EncodedSet:
     grades: NDArray[np.float32] | None
     """(N,) true difficulty, embedded task only"""
     pad_id: int
+    texts: NDArray[np.uint8]
+    """(T,) which text each token belongs to, 1 or 2 in order of appearance; 0: template, mask or special token"""
 
     @property
     def num_samples(self) -> int:
@@ -47,64 +47,55 @@ class EncodedSet:
 
     def save(self, folder: Path) -> None:
         """Writes the folder in one step: readers see the old set, none, or this one, never half of it."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            names = [*_ARRAYS, *(["grades"] if self.grades is not None else [])]
-            for name in names:
-                np.save(draft / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            about = {"format": _FORMAT, "pad_id": self.pad_id, "num_samples": self.num_samples, "arrays": names}
-            (draft / "set.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-            draft.chmod(0o755)  # mkdtemp's folders are closed to other users
-            _replace(folder, draft)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
+        names = [*_ARRAYS, *(["grades"] if self.grades is not None else [])]
+        arrays = {name: getattr(self, name) for name in names}
+        save_arrays(folder, arrays, pad_id=self.pad_id, num_samples=self.num_samples)
 
     @staticmethod
     def load(folder: Path) -> EncodedSet:
         """Opens a saved set without reading it: the arrays are memory maps, shared by all processes of a node."""
+        arrays, about = load_arrays(folder)
+        grades = arrays.pop("grades", None)
         try:
-            about = json.loads((folder / "set.json").read_text(encoding="utf-8"))
-            if about["format"] != _FORMAT:
-                raise DataError(
-                    f"{folder}: format {about['format']}, this version reads {_FORMAT}; encode the data again"
-                )
-            arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in about["arrays"]
-            }
-            grades = arrays.pop("grades", None)
             encoded = EncodedSet(**arrays, grades=grades, pad_id=about["pad_id"])
-            ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: is not an encoded data set ({error}); encode the data again") from error
-        if ends != (about["num_samples"], about["num_samples"], len(encoded.tokens)):
-            raise DataError(f"{folder}: the arrays do not fit together; encode the data again")
+            ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]), len(encoded.texts))
+            num_samples, num_tokens = about["num_samples"], len(encoded.tokens)
+            refuse_misfit(folder, ends == (num_samples, num_samples, num_tokens, num_tokens))
+        except (IndexError, KeyError, TypeError) as error:
+            raise no_set(folder, error) from error
         return encoded
 
 
-def _replace(folder: Path, draft: Path) -> None:
-    """Renames draft to folder; a folder that is there moves aside first, as a rename cannot replace a full one."""
-    aside = draft.with_name(f"{draft.name}.old")
-    if folder.exists():
-        folder.rename(aside)
-    draft.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 class ArrayShard:
-    """Some rows of an encoded set; implements `types.Shard`. Holds row numbers, not tokens."""
+    """Some rows of an encoded set; implements `types.Shard`. Holds row numbers, not tokens.
 
-    def __init__(self, source: EncodedSet, rows: NDArray[np.int64]):
+    max_length: tokens to which samples are cut; None: as they are.
+    """
+
+    def __init__(self, source: EncodedSet, rows: NDArray[np.int64], max_length: int | None = None):
         self._source, self._rows = source, rows
         self._starts = source.offsets[rows]
         self._ends = source.offsets[rows + 1]
+        self._max_length = max_length
+        lengths = self._ends - self._starts
+        self._kept: dict[int, NDArray[np.int64]] = {}
+        """positions within the sample of the tokens that stay, for samples that are cut"""
+        if max_length is not None:
+            for row in np.flatnonzero(lengths > max_length).tolist():
+                self._kept[row] = kept_tokens(self._of(source.texts, row), max_length)
+                lengths[row] = len(self._kept[row])
         self.labels = torch.from_numpy(source.labels[rows])
-        self.lengths = torch.from_numpy(self._ends - self._starts)
+        self.lengths = torch.from_numpy(lengths)
         self.grades = None if source.grades is None else torch.from_numpy(source.grades[rows])
 
     @property
     def num_samples(self) -> int:
         return len(self._rows)
+
+    def shortened(self, max_length: int) -> ArrayShard:
+        """The same samples cut to `max_length` tokens, at the end of their texts, the longest first; never below the
+        tokens that are no text and one of each text."""
+        return ArrayShard(self._source, self._rows, min(max_length, self._max_length or max_length))
 
     def batch(self, rows: Tensor) -> Batch:
         """The samples at positions `rows` (B,) of the shard, right-padded to the longest of them."""
@@ -112,8 +103,16 @@ class ArrayShard:
         lengths = self.lengths[rows]
         attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         input_ids = np.full(tuple(attention_mask.shape), self._source.pad_id, dtype=np.int64)
+        answer_at = self._source.answer_at[self._rows[rows.numpy()]].astype(np.int64)
         for i, row in enumerate(rows.tolist()):
-            tokens = self._source.tokens[self._starts[row] : self._ends[row]]
+            tokens = self._of(self._source.tokens, row)
+            if row in self._kept:
+                tokens = tokens[self._kept[row]]
+                # As many tokens before it as stay; a prompt's last token may go, and then the new last one is it.
+                answer_at[i] = min(np.searchsorted(self._kept[row], answer_at[i]), len(tokens) - 1)
             input_ids[i, : len(tokens)] = tokens
-        answer_at = torch.from_numpy(self._source.answer_at[self._rows[rows.numpy()]].astype(np.int64))
-        return Batch(torch.from_numpy(input_ids), attention_mask, self.labels[rows], answer_at)
+        return Batch(torch.from_numpy(input_ids), attention_mask, self.labels[rows], torch.from_numpy(answer_at))
+
+    def _of(self, values: NDArray[Any], row: int) -> NDArray[Any]:
+        """The part of (T,) values that belongs to a sample."""
+        return values[self._starts[row] : self._ends[row]]

@@ -1,8 +1,10 @@
-"""Labelled texts in memory: what every source gives and what `encode.py` takes. N rows."""
+"""Labelled samples in memory: what every source gives, texts for `encode.py` or numbers for `dense.py`. N rows."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,18 +12,33 @@ from numpy.typing import NDArray
 from fibec_ray.seeds import Where, numpy_generator
 
 
+class Rows(ABC):
+    labels: NDArray[np.int64]
+    """(N,) what partitions deal by: class ids in the order of the task's label_names, or the regions of a domain"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def take(self, rows: NDArray[np.int64]) -> Self:
+        """These rows, in this order."""
+
+    def at_most(self, limit: int | None, seed: int, *where: Where) -> Self:
+        """A seeded subset of `limit` rows in their old order; all rows where the limit is None or not reached."""
+        if limit is None or limit >= len(self):
+            return self
+        rows = numpy_generator(seed, "subsample", *where).permutation(len(self))[:limit]
+        return self.take(np.sort(rows).astype(np.int64))
+
+
 @dataclass(frozen=True)
-class Examples:
+class Examples(Rows):
     texts_a: list[str]
     texts_b: list[str] | None
     """the second text of a pair; None for single-text tasks"""
     labels: NDArray[np.int64]
-    """(N,) class ids in the order of the task's label_names"""
     grades: NDArray[np.float32] | None = None
     """(N,) true difficulty in [0, 1]; known for the embedded task only"""
-
-    def __len__(self) -> int:
-        return len(self.texts_a)
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
         return Examples(
@@ -30,13 +47,6 @@ class Examples:
             self.labels[rows],
             None if self.grades is None else self.grades[rows],
         )
-
-    def at_most(self, limit: int | None, seed: int, *where: Where) -> Examples:
-        """A seeded subset of `limit` rows in their old order; all rows where the limit is None or not reached."""
-        if limit is None or limit >= len(self):
-            return self
-        rows = numpy_generator(seed, "subsample", *where).permutation(len(self))[:limit]
-        return self.take(np.sort(rows).astype(np.int64))
 
     @staticmethod
     def join(parts: list[Examples]) -> Examples:
@@ -49,3 +59,17 @@ class Examples:
             np.concatenate([part.labels for part in parts]),
             np.concatenate(grades) if grades else None,
         )
+
+
+@dataclass(frozen=True)
+class Points(Rows):
+    """Samples that are no text."""
+
+    features: NDArray[np.float32]
+    """(N, *shape)"""
+    labels: NDArray[np.int64]
+    values: NDArray[np.float32] | None = None
+    """(N,) what is to be predicted in a regression; None: the labels are"""
+
+    def take(self, rows: NDArray[np.int64]) -> Points:
+        return Points(self.features[rows], self.labels[rows], None if self.values is None else self.values[rows])

@@ -1,9 +1,13 @@
 """How different the devices' shards are, and what knowing nothing but labels achieves. For the run's first log lines.
 
+A regression has regions of its domain for labels, and values (N,) to be predicted.
+
 K devices, C classes.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +15,7 @@ from numpy.typing import NDArray
 from fibec_ray.data.split import Split
 
 Ints = NDArray[np.int64]
+Values = NDArray[np.floating[Any]]
 
 
 def heterogeneity(labels: Ints, shards: list[Ints], num_classes: int) -> dict[str, float]:
@@ -45,3 +50,23 @@ def own_majority_accuracy(train_labels: Ints, test_labels: Ints, split: Split) -
         for train, test in zip(split.train, split.test, strict=True)
     )
     return hits / len(test_labels)
+
+
+def r2(values: Values, predicted: Values) -> float | None:
+    """1 - sum (y - f)^2 / sum (y - mean y)^2: 1 is perfect, 0 the mean of y; None where all y are one value."""
+    spread = np.square(values - values.mean(dtype=np.float64)).sum(dtype=np.float64)
+    missed = np.square(values.astype(np.float64) - predicted).sum()
+    return float(1 - missed / spread) if spread > 0 else None
+
+
+def mean_r2(train_values: Values, test_values: Values) -> float | None:
+    """R2 of always saying the mean of the training values."""
+    return r2(test_values, np.full(len(test_values), train_values.mean(dtype=np.float64)))
+
+
+def own_mean_r2(train_values: Values, test_values: Values, split: Split) -> float | None:
+    """R2 where each device says the mean of its own training values on its own test rows, all rows pooled."""
+    said = np.zeros(len(test_values))
+    for train, test in zip(split.train, split.test, strict=True):
+        said[test] = train_values[train].mean(dtype=np.float64)
+    return r2(test_values, said)

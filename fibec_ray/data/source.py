@@ -1,4 +1,4 @@
-"""Where a task's rows come from: local files, the hub, or the embedded generator. Called once per run by `config/`."""
+"""Where a task's rows come from: local files, the hub, or what is embedded. Called once per run by `learning/`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import Any
 
 from pydantic import BaseModel, Field, PositiveInt
 
-from fibec_ray.data import hub, synthetic
+from fibec_ray.data import digits, hub, regression, synthetic
 from fibec_ray.data.columns import class_names, labels_of, texts_of
-from fibec_ray.data.examples import Examples
+from fibec_ray.data.examples import Examples, Points
 from fibec_ray.data.readers import SUFFIXES, Format, read_table
+from fibec_ray.data.regression import RegressionSettings
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 
-__all__ = ["DataConfig", "Examples", "SyntheticSettings", "effective_task", "load"]
+__all__ = ["DataConfig", "Examples", "Points", "SyntheticSettings", "effective_task", "load", "load_points"]
 
 _FILE_SETTINGS = ("path", "train", "test")
 _LAYOUT_SETTINGS = ("train_splits", "eval_split", "text_columns", "label_column")
+MAX_LENGTH = 64
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -36,16 +38,30 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     label_column: str | None = None
     max_train: PositiveInt | None = Field(None, description="seeded subset of the training rows; None: all")
     max_test: PositiveInt | None = Field(None, description="seeded subset of the test rows; None: all")
-    max_length: int = Field(64, ge=4, description="tokens per sample, special tokens included")
+    max_length: int = Field(MAX_LENGTH, ge=4, description="tokens per sample, special tokens included")
     synthetic: SyntheticSettings = SyntheticSettings()
+    regression: RegressionSettings = RegressionSettings()
 
     @property
     def reads_files(self) -> bool:
         return any(getattr(self, name) is not None for name in _FILE_SETTINGS)
 
 
+def load_points(task: Task, config: DataConfig, seed: int) -> tuple[Points, Points]:
+    """The (train, test) rows of a task without text. Raises DataError for settings without effect."""
+    effective_task(task, config)
+    if task.kind == "digits":
+        train, test = digits.load(seed)
+    else:
+        settings = config.regression
+        train = regression.generate(settings.num_train, seed, "train", settings)
+        test = regression.generate(settings.num_test, seed, "test", settings)
+    return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
+
+
 def load(task: Task, config: DataConfig, seed: int) -> tuple[Examples, Examples]:
-    """The (train, test) rows. Raises DataError for every setting, file, column or label that does not fit."""
+    """The (train, test) rows of a task of text. Raises DataError for each setting, file, column or label that does not
+    fit."""
     actual = effective_task(task, config)
     if task.kind == "synthetic":
         settings = config.synthetic
@@ -73,6 +89,8 @@ def effective_task(task: Task, config: DataConfig) -> Task:
                 f"{task.num_classes}; lower it or add label_names and verbaliser words"
             )
         return task.first_classes(config.synthetic.num_classes)
+    if not task.is_text:
+        return task
     update: dict[str, Any] = {} if config.reads_files else task.hub_differs.model_dump(exclude_none=True)
     update |= {name: value for name in _LAYOUT_SETTINGS if (value := getattr(config, name)) is not None}
     if len(update.get("text_columns", task.text_columns)) != len(task.text_columns):
@@ -87,7 +105,7 @@ def effective_task(task: Task, config: DataConfig) -> Task:
 
 
 def _refuse_without_effect(task: Task, config: DataConfig) -> None:
-    if task.kind == "synthetic":
+    if task.kind != "text":
         unused = [name for name in (*_FILE_SETTINGS, *_LAYOUT_SETTINGS) if getattr(config, name) is not None]
         unused += ["format"] if config.format != "auto" else []
         reason = f"task {task.name} makes its own rows"
@@ -100,10 +118,14 @@ def _refuse_without_effect(task: Task, config: DataConfig) -> None:
         reason = "without data.path the rows come from the hub"
     if unused:
         raise DataError(f"data.{unused[0]}: has no effect, because {reason}; remove it")
-    if task.kind == "text" and config.synthetic != SyntheticSettings():
-        raise DataError(
-            f"data.synthetic: has no effect, because task {task.name} reads text; remove it, or task=synthetic"
-        )
+    for kind, settings in (("synthetic", config.synthetic), ("regression", config.regression)):
+        if task.kind != kind and settings != type(settings)():
+            raise DataError(
+                f"data.{kind}: has no effect, because task {task.name} is of kind {task.kind}; remove it, or set "
+                f"task={kind}"
+            )
+    if not task.is_text and config.max_length != MAX_LENGTH:
+        raise DataError(f"data.max_length: has no effect, because task {task.name} has no text; remove it")
     if task.kind == "text" and task.hub is None and not config.reads_files:
         raise DataError(f"task {task.name}: is not on the hub; set data.path=FOLDER with local files")
 

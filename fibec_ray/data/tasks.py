@@ -26,27 +26,36 @@ class HubDifferences(BaseModel, frozen=True, extra="forbid"):
 
 
 class Task(BaseModel, frozen=True, extra="forbid"):
-    """One data set. The order of `label_names` decides the class ids, whatever order a file uses."""
+    """One data set. The order of `label_names` decides the class ids, whatever order a file uses.
+
+    kind: text (files or the hub), synthetic (texts of the embedded grammar), digits (scikit-learn's images), regression
+    (an embedded function). The last two have no text: neither columns nor prompts, and a regression no classes.
+    """
 
     name: str = Field(min_length=1)
-    kind: Literal["text", "synthetic"] = "text"
+    kind: Literal["text", "synthetic", "digits", "regression"] = "text"
     hub: str | None = Field(None, description="data set on the Hugging Face hub; None: local files only")
     hub_config: str | None = None
     hub_differs: HubDifferences = HubDifferences()
     text_columns: tuple[str, ...] = Field(("sentence",), min_length=1, max_length=2)
     label_column: str = "label"
-    label_names: tuple[str, ...] = Field(min_length=2, description="class names in the order of their ids")
+    label_names: tuple[str, ...] = Field((), description="class names in the order of their ids")
     label_aliases: dict[str, str] = Field({}, description="other spellings of class names, as some copies have them")
-    template: str = Field(description="for masked language models: {a}, {b} and one <mask>")
-    causal_template: str = Field(description="for causal language models: a prompt whose next token is the answer")
-    verbaliser: tuple[str, ...] = Field(description="one word for each class, in the order of label_names")
-    metric: Literal["accuracy", "mcc", "accuracy_f1"] = "accuracy"
+    template: str = Field("", description="for masked language models: {a}, {b} and one <mask>")
+    causal_template: str = Field("", description="for causal language models: a prompt whose next token is the answer")
+    verbaliser: tuple[str, ...] = Field((), description="one word for each class, in the order of label_names")
+    metric: Literal["accuracy", "mcc", "accuracy_f1", "r2"] = "accuracy"
     train_splits: tuple[str, ...] = Field(("train",), min_length=1)
     eval_split: str = "validation"
 
     @property
+    def is_text(self) -> bool:
+        return self.kind in ("text", "synthetic")
+
+    @property
     def num_classes(self) -> int:
-        return len(self.label_names)
+        """Scores that a model gives; 1 in a regression."""
+        return 1 if self.kind == "regression" else len(self.label_names)
 
     def first_classes(self, num_classes: int) -> Task:
         """The same task with its first classes only (the embedded task can be made smaller)."""
@@ -56,8 +65,22 @@ class Task(BaseModel, frozen=True, extra="forbid"):
         return self.model_copy(update=cut)
 
     @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> Task:
+        if self.is_text:
+            return self
+        used = {"name", "kind", "metric", *(["label_names"] if self.kind == "digits" else [])}
+        unused = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+        if unused := [key for key in unused if key not in used]:
+            raise ValueError(f"{unused[0]} has no effect with kind {self.kind}; remove it")
+        return self
+
+    @model_validator(mode="after")
     def _check_labels(self) -> Task:
-        if len(self.verbaliser) != len(self.label_names):
+        if (self.kind == "regression") != (self.metric == "r2"):
+            raise ValueError(f"metric {self.metric} does not fit kind {self.kind}; r2 is for a regression, and only r2")
+        if self.kind != "regression" and len(self.label_names) < 2:
+            raise ValueError(f"label_names has {len(self.label_names)} names; give 2 or more")
+        if self.is_text and len(self.verbaliser) != len(self.label_names):
             raise ValueError(
                 f"verbaliser has {len(self.verbaliser)} words for {len(self.label_names)} label_names; "
                 "give one for each"
@@ -70,12 +93,14 @@ class Task(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"verbaliser has an empty word {empty[0]!r}; give a word for each label")
         if unknown := [name for name in self.label_aliases.values() if name not in self.label_names]:
             raise ValueError(f"label_aliases: {unknown[0]!r} is not among label_names {list(self.label_names)}")
-        if self.metric != "accuracy" and len(self.label_names) != 2:
+        if self.metric in ("mcc", "accuracy_f1") and len(self.label_names) != 2:
             raise ValueError(f"metric {self.metric} needs 2 labels, there are {len(self.label_names)}; use accuracy")
         return self
 
     @model_validator(mode="after")
     def _check_templates(self) -> Task:
+        if not self.is_text:
+            return self
         wanted = ["a", "b"][: len(self.text_columns)]
         for field, masks in (("template", 1), ("causal_template", 0)):
             text = getattr(self, field)

@@ -27,7 +27,9 @@ class LocalFleet:
             self._progress("open", device + 1, job.num_devices)
         selection = self._server.open([layer_report for layer_report, _ in opened])
         reports = [report for _, report in opened]
-        self._opened = OpenResult(reports, selection.names, self._worker.layout, selection.scores)
+        self._opened = OpenResult(
+            reports, selection.names, self._worker.layout, selection.scores, job.method.has_own_models
+        )
         return self._opened
 
     def run_round(self, plan: RoundPlan) -> RoundResult:

@@ -54,7 +54,7 @@ class RayFleet:
         opened = self._map("open", devices, _open)
         names, scores = self._ask(self._server.open.remote([self._ask(refs[0]) for refs in opened]))
         reports = [self._ask(refs[1]) for refs in opened]
-        self._opened = OpenResult(reports, names, layout, from_wire(scores))
+        self._opened = OpenResult(reports, names, layout, from_wire(scores), job.method.has_own_models)
         return self._opened
 
     def run_round(self, plan: RoundPlan) -> RoundResult:

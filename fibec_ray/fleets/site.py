@@ -12,8 +12,10 @@ from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_ord
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.store import StateStore
+from fibec_ray.models.nets import Net
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.types import EvaluationResult, Predictions
+from fibec_ray.models.spec import Backbone
+from fibec_ray.types import EvaluationResult, LocalModel, Predictions
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Site:
     def prepare_base(self) -> Path:
         from fibec_ray.models.backbone import prepare
 
+        assert isinstance(self.job.backbone, Backbone), "nothing is prepared of a network from scratch"
         return prepare(self.job.backbone, self.job.seed, self.job.num_classes, self.cache_dir)
 
     def federation(self) -> Federation:
@@ -51,14 +54,20 @@ class Site:
         quiet_libraries()
         import torch
 
+        torch.set_num_threads(self.threads)
+        federation = self.federation()
+        return DeviceWorker(self.job, self._model(federation, device), federation, StateStore(self.state_dir), name)
+
+    def _model(self, federation: Federation, device: str) -> LocalModel:
+        from fibec_ray.models.net_model import NetModel
         from fibec_ray.models.torch_model import TorchModel
 
-        torch.set_num_threads(self.threads)
         job = self.job
-        model = TorchModel(
+        if isinstance(job.backbone, Net):
+            return NetModel(job.backbone, federation.shape, job.num_classes, job.seed, device)
+        return TorchModel(
             job.backbone, self.prepare_base(), job.method.peft, job.num_classes, job.label_words, job.seed, device
         )
-        return DeviceWorker(job, model, self.federation(), StateStore(self.state_dir), name)
 
 
 def assemble_evaluation(

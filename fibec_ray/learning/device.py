@@ -7,7 +7,7 @@ often, does not change its result.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
@@ -19,8 +19,10 @@ from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.learning.local_update import Trained
+from fibec_ray.learning.pooled import steps_of, walk
 from fibec_ray.learning.records import DeviceRound, Opened, opening_report, training_report
+from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
 from fibec_ray.reports import DeviceReport
@@ -81,8 +83,8 @@ class DeviceWorker:
         with self._stage(device, plan.round, "train"):
             started = self._start()
             round_ = self._begin(plan, device, broadcast)
-            trained = self._local_update(round_)
-            update = self._finish(round_, trained)
+            trained, own = self._solve(round_)
+            update = self._finish(round_, trained, own)
             seconds = time.perf_counter() - started
             return update, training_report(
                 self._job, round_, trained, update, self.model.work, self.layout, self._name, attempt, seconds
@@ -106,6 +108,10 @@ class DeviceWorker:
             memory["curriculum"] = method.curriculum.prepare(scored, rng, plan.round)
         rng = self._rng("visible", device, plan.round)
         visible = method.curriculum.visible(memory["curriculum"], batches, plan.round, plan.rounds, rng)
+        if self._job.stands_for is not None:
+            visible = [batches[i] for i in sorted(set(self._walk(len(batches), plan.round, device)))]
+        max_length = method.curriculum.max_length(plan.round, plan.rounds, self._job.max_length)
+        seen = shard if max_length is None else shard.shortened(max_length)
         kept_before = method.mask.keep(memory["mask"], personal)
         scan, rng = self._scan(shard, visible, personal, plan.round, device), self._rng("mask", device, plan.round)
         memory["mask"] = method.mask.refresh(memory["mask"], scan, personal, rng)
@@ -115,7 +121,9 @@ class DeviceWorker:
             plan,
             device,
             broadcast,
+            received,
             shard,
+            seen,
             batches,
             memory,
             visible,
@@ -124,37 +132,46 @@ class DeviceWorker:
             evidence,
             scored,
             self._rank(device, state),
-            received,
             moving,
             num_bytes(down) + num_bytes(broadcast.hint),
         )
 
-    def _local_update(self, round_: DeviceRound) -> Trained:
-        mask, personal = self._job.method.mask, drop(self.initial, round_.broadcast.shared)
-        still = {
+    def _solve(self, round_: DeviceRound) -> tuple[Trained, Tensors]:
+        """Trains as the solver says; what the log keeps of it, and the solver's new memory."""
+        method, plan, device, shared = self._job.method, round_.plan, round_.device, round_.broadcast.shared
+        session = LocalSession(
+            self.model,
+            round_.seen,
+            lambda epochs: self._steps(round_, epochs),
+            self._job.local,
+            plan.learning_rate,
+            self.initial if round_.rank is None else method.peft.fit(self.initial, round_.rank),
+            round_.received,
+            frozenset(shared),
+            self._job.seed,
+            ("dropout", plan.round, device),
+            {**round_.keep, **self._standing_still(round_)},
+            method.objective,
+            round_.memory["objective"],
+            round_.broadcast.hint,
+            list(drop(self.initial, shared)) if method.mask.watches(round_.memory["mask"]) else (),
+        )
+        memory = method.solver.solve(session, round_.memory["solver"])
+        return session.trained, memory
+
+    def _standing_still(self, round_: DeviceRound) -> Tensors:
+        """No entry of the shared tensors that are not this round's may move."""
+        return {
             name: torch.zeros_like(value, dtype=torch.bool)
             for name, value in round_.broadcast.shared.items()
             if name not in round_.moving and name not in self.layout.carried
         }
-        with seeds.seeded_third_party(self._job.seed, "dropout", round_.plan.round, round_.device):
-            return local_update(
-                self.model,
-                round_.shard,
-                self.epochs(round_.visible, round_.plan.round, round_.device),
-                self._job.local,
-                round_.plan.learning_rate,
-                self._job.method.objective,
-                {**round_.keep, **still},
-                round_.memory["objective"],
-                round_.broadcast.hint,
-                list(personal) if mask.watches(round_.memory["mask"]) else (),
-            )
 
-    def _finish(self, round_: DeviceRound, trained: Trained) -> ClientUpdate:
-        """Splits the trained values into what is sent and what stays, and stores the latter."""
-        plan, shared, memory = round_.plan, round_.broadcast.shared, dict(round_.memory)
+    def _finish(self, round_: DeviceRound, trained: Trained, own: Tensors) -> ClientUpdate:
+        """Splits the trained values into what is sent and what stays, and stores that. own: the solver's memory."""
+        plan, shared, memory = round_.plan, round_.broadcast.shared, round_.memory | {"solver": own}
         values = self.model.read()
-        if not all_finite(values):
+        if not (all_finite(values) and all_finite(own)):
             raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
         delta = subtract({name: values[name] for name in shared if name in round_.moving}, round_.received)
         memory["objective"], evidence = self._job.method.objective.finish(
@@ -187,7 +204,9 @@ class DeviceWorker:
     def evaluate_personal(self, device: int, broadcast: Broadcast) -> Predictions:
         """The device's own model on its own test shard, in the shard's order."""
         with self._stage(device, broadcast.round, "evaluate"):
-            self._adopt(device, self._store.load(device, before=broadcast.round), broadcast.shared)
+            state = self._store.load(device, before=broadcast.round)
+            self._adopt(device, state, broadcast.shared)
+            self.model.load(self._job.method.solver.own(dict(state.memory.get("solver", {}))))
             shard = self._data.test_shard(device)
             chunks = torch.arange(shard.num_samples).split(self._job.eval_batch_size)
             return Predictions.join([self._predict(shard, rows) for rows in chunks if len(rows)])
@@ -199,13 +218,32 @@ class DeviceWorker:
             torch.randperm(num_samples, generator=self._rng("batches", device)).split(self._job.local.batch_size)
         )
 
-    def epochs(self, visible: Sequence[Tensor], round_: int, device: int) -> Iterator[Tensor]:
-        """The batches of all local epochs of a round, in the order of training."""
-        epochs = range(self._job.local.epochs)
+    def epochs(
+        self, visible: Sequence[Tensor], round_: int, device: int, epochs: Iterable[int] | None = None
+    ) -> Iterator[Tensor]:
+        """The batches of some local epochs of a round (None: of all), in the order of training."""
+        chosen = range(self._job.local.epochs) if epochs is None else epochs
         curriculum = self._job.method.curriculum
         return chain.from_iterable(
-            curriculum.pick(visible, self._rng("epoch", device, round_, epoch)) for epoch in epochs
+            curriculum.pick(visible, self._rng("epoch", device, round_, epoch)) for epoch in chosen
         )
+
+    def _steps(self, round_: DeviceRound, epochs: Iterable[int]) -> Iterable[Tensor]:
+        """The batches of some local epochs of a round, in order; of pooled data, all that the round trains on."""
+        if self._job.stands_for is None:
+            return self.epochs(round_.visible, round_.plan.round, round_.device, epochs)
+        return [round_.batches[i] for i in self._walk(len(round_.batches), round_.plan.round, round_.device)]
+
+    def _walk(self, num_batches: int, round_: int, device: int) -> list[int]:
+        """The same of pooled data, as numbers of batches. Pass p is shuffled as epoch p of the run would be."""
+        epochs, curriculum = self._job.local.epochs, self._job.method.curriculum
+        assert self._job.stands_for is not None
+
+        def shuffled(number: int) -> list[int]:
+            rng = self._rng("epoch", device, *divmod(number, epochs))
+            return [int(batch) for batch in curriculum.pick(torch.arange(num_batches).unbind(), rng)]
+
+        return walk(steps_of(round_, num_batches, epochs, *self._job.stands_for), num_batches, shuffled)
 
     def _adopt(self, device: int, state: DeviceState, shared: Tensors) -> Tensors:
         """Makes the model the device's own: its rank, its personal tensors, and what the server has. Returns them."""
@@ -240,7 +278,7 @@ class DeviceWorker:
         self.model.train(False)
         batch = shard.batch(rows)
         out = self.model.forward(batch)
-        return Predictions(batch.labels.cpu(), out.scores.argmax(1).cpu(), out.losses.float().cpu())
+        return Predictions(batch.labels.cpu(), out.predicted.cpu(), out.losses.float().cpu())
 
     def _scan(
         self, shard: Shard, batches: Sequence[Tensor], names: Collection[str], round_: int, device: int

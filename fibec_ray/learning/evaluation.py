@@ -8,27 +8,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fibec_ray.data.heterogeneity import r2
 from fibec_ray.types import Predictions, Shard
 
 
 @dataclass(frozen=True)
 class Scores:
-    accuracy: float
+    accuracy: float | None
+    """None in a regression"""
     loss: float
-    metric: float
-    """the task's own metric"""
+    metric: float | None
+    """the task's own metric; None for an R2 of values that are all one"""
 
 
 def score(metric: str, predictions: Predictions) -> Scores | None:
     """One set of scores over pooled predictions (never a mean of devices' scores); None if there are none.
 
-    metric: accuracy | mcc (Matthews correlation, CoLA) | accuracy_f1 (mean of accuracy and F1 of class 1, MRPC).
+    metric: accuracy | mcc (Matthews correlation, CoLA) | accuracy_f1 (mean of accuracy and F1 of class 1, MRPC) | r2
+    (a regression's).
     """
     if not len(predictions.labels):
         return None
+    labels, predicted = predictions.labels.numpy(), predictions.predicted.numpy()
+    if metric == "r2":
+        return Scores(None, float(predictions.losses.double().mean()), r2(labels, predicted))
     from sklearn.metrics import f1_score, matthews_corrcoef  # heavy, and device actors never score
 
-    labels, predicted = predictions.labels.numpy(), predictions.predicted.numpy()
     accuracy = float((labels == predicted).mean())
     own = accuracy
     if metric == "mcc":

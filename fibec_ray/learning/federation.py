@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fibec_ray.data.dense import DenseSet, open_set
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.types import Shard
 
@@ -17,8 +18,8 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Federation:
-    train: EncodedSet
-    test: EncodedSet
+    train: EncodedSet | DenseSet
+    test: EncodedSet | DenseSet
     train_rows: Sequence[Rows]
     """rows of `train` that each device holds"""
     test_rows: Sequence[Rows]
@@ -26,6 +27,12 @@ class Federation:
     @property
     def num_devices(self) -> int:
         return len(self.train_rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample that is no text."""
+        assert isinstance(self.train, DenseSet)
+        return self.train.shape
 
     def train_shard(self, device: int) -> Shard:
         return self.train.shard(self.train_rows[device])
@@ -45,8 +52,8 @@ class Federation:
     @staticmethod
     def load(folder: Path) -> Federation:
         return Federation(
-            EncodedSet.load(folder / "train"),
-            EncodedSet.load(folder / "test"),
+            open_set(folder / "train"),
+            open_set(folder / "test"),
             _load_rows(folder / "train_rows"),
             _load_rows(folder / "test_rows"),
         )

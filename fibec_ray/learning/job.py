@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fibec_ray.learning.costs import System
 from fibec_ray.method import Method
+from fibec_ray.models.nets import AnyNet
 from fibec_ray.models.spec import Backbone
 
 
@@ -44,10 +45,15 @@ class Job(BaseModel):
     rounds: int
     num_devices: int
     method: Method
-    backbone: Backbone
+    backbone: Backbone | AnyNet
     local: LocalTraining
     system: System
     num_classes: int
+    """scores that a model gives; 1 in a regression"""
     label_words: tuple[int, ...] | None
     """token ids (C,) of the verbaliser; None with a classification head"""
     eval_batch_size: int
+    max_length: int
+    """tokens that a sample may have, `data.max_length`"""
+    stands_for: tuple[int, int] | None = None
+    """with pooled data, which are one device's: cohort_size and num_devices of the federation; None: not pooled"""

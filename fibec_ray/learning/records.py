@@ -47,7 +47,11 @@ class DeviceRound:
     plan: RoundPlan
     device: int
     broadcast: Broadcast
+    received: Tensors
+    """all trainable values, shared and personal"""
     shard: Shard
+    seen: Shard
+    """the shard as the steps of local training see it: its samples may be cut"""
     batches: Sequence[Tensor]
     """all of the device's"""
     memory: dict[str, Tensors]
@@ -61,8 +65,6 @@ class DeviceRound:
     """what the curriculum made its order from, if it did so in this round"""
     rank: int | None
     """of its adapter, where devices differ"""
-    received: Tensors
-    """all values that it starts from, personal ones too"""
     moving: Collection[str]
     """shared tensors that are trained and sent in this round"""
     bytes_down: int
@@ -79,7 +81,7 @@ def opening_report(job: Job, opened: Opened, actor: str, attempt: int) -> Device
         num_samples=shard.num_samples,
         difficulty_seen=_difficulty(curriculum, torch.arange(shard.num_samples)),
         grade_seen=None if shard.grades is None else _mean(shard.grades),
-        length_seen=_mean(shard.lengths),
+        length_seen=_mean(shard.lengths) or None,
         **_rank_correlations(curriculum, opened.scan),
         layer_keep_ratio=opened.layer_report.scores.keep_ratio,
         flops=opened.work.flops,
@@ -111,6 +113,8 @@ def training_report(
     fisher = mask.fisher(round_.memory["mask"])
     down = round_.bytes_down
     up_delta, up_evidence = num_bytes(update.delta), num_bytes(update.evidence)
+    if job.stands_for is not None:  # pooled data: the server is where the device is
+        down = up_delta = up_evidence = 0
     return DeviceReport(
         round=round_.plan.round,
         device=update.device,
@@ -122,7 +126,7 @@ def training_report(
         train_loss=trained.mean_loss,
         difficulty_seen=_difficulty(curriculum, rows),
         grade_seen=None if shard.grades is None else _mean(shard.grades[rows]),
-        length_seen=_mean(shard.lengths[rows]),
+        length_seen=_mean(round_.seen.lengths[rows]) or None,
         kept_fraction=_kept_fraction(round_.keep),
         mask_overlap=_overlap(round_.kept_before, round_.keep),
         **_rank_correlations(curriculum, round_.scored),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from fibec_ray import seeds
+from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import Job
 from fibec_ray.low_rank import pad
 from fibec_ray.parts.sharing.base import Selection
@@ -31,10 +32,27 @@ class Server:
         rng = seeds.generator(self._job.seed, "layers")
         selection = method.sharing.select(reports, self._layout, rng)
         selection = replace(selection, names=selection.names | self._layout.carried)
+        self._check_solver(selection)
         self._shared = select(self._initial, selection.names)
         self._hint = method.objective.start(self._shared)
         self._state = method.aggregator.start(self._shared, self._job.num_devices)
         return selection
+
+    def _check_solver(self, selection: Selection) -> None:
+        """Raises ConfigError if the choice leaves the solver without the tensors that it is about."""
+        method = self._job.method
+        solver, sharing = method.solver, method.sharing
+        if solver.needs_personal and selection.names >= self._layout.layers.keys():
+            raise ConfigError(
+                f"method.solver: {solver.kind} trains personal tensors by themselves, and method.sharing "
+                f"{sharing.kind} leaves none here (a verbaliser has no head); let it leave some, such as "
+                "method.sharing.last_blocks=1"
+            )
+        if solver.needs_shared and not selection.names:
+            raise ConfigError(
+                f"method.solver: {solver.kind} starts from what is shared, and method.sharing {sharing.kind} shares "
+                "nothing here; let it share more, or set method.solver=once"
+            )
 
     def broadcast(self, round_: int) -> Broadcast:
         return Broadcast(round_, self._shared, self._hint)

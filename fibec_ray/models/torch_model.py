@@ -73,7 +73,9 @@ class TorchModel:
 
     @property
     def adapter_config(self) -> dict[str, Any]:
-        """What adapter_config.json of the saved adapter says, as plain values."""
+        """What adapter_config.json of the saved adapter says; the base's own config.json where it is trained."""
+        if self._peft.trains_base:
+            return dict(self._attached.config)
         base = self._spec.name if self._spec.init == "pretrained" else None
         return {**self._attached.config, "base_model_name_or_path": base}
 
@@ -103,7 +105,7 @@ class TorchModel:
     def train(self, mode: bool) -> None:
         self.peft_model.train(mode and self._spec.dropout)
         for name, module in self.peft_model.named_modules():
-            if self.is_adapter(name):
+            if self.is_adapter(name) and not self._peft.trains_base:
                 module.train(mode)
 
     def embed(self, batch: Batch) -> Tensor:
@@ -151,11 +153,13 @@ class TorchModel:
 
     def _count(self, mask: Tensor) -> None:
         """Adds one pass over the batch, padding and prompts included; a backward costs as much again (frozen weights:
-        no weight gradients, and the adapter's are negligible)."""
+        no weight gradients, and the adapter's are negligible), and twice as much where the base is trained."""
         run = mask.shape[1] + self._attached.num_prompts
         num_tokens = len(mask) * run
-        passes = 2 if torch.is_grad_enabled() else 1
-        self.work.flops += passes * num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
+        flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
+        backward = (2 if self._peft.trains_base else 1) * flops if torch.is_grad_enabled() else 0.0
+        self.work.flops += flops + backward
+        self.work.backward_flops += backward
         self.work.num_tokens += num_tokens
 
     def _collect(self) -> dict[str, nn.Parameter]:

@@ -1,13 +1,16 @@
-"""What every part is: a frozen pydantic model whose fields are its hyper-parameters; used by all six axes."""
+"""What every part is: a frozen pydantic model whose fields are its hyper-parameters; used by all seven axes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from fibec_ray.errors import did_you_mean
+
+Need = Literal["text", "transformer", "lora"]
+"""What a part may do nothing without: samples that are tokens, a pretrained transformer's blocks, LoRA's A and B."""
 
 
 class Part(BaseModel):
@@ -21,6 +24,11 @@ class Part(BaseModel):
     def opens(self) -> bool:
         """True if the part has work to do in the initialisation phase."""
         return False
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What the rest of the experiment must have for the part to work; looked at before anything starts."""
+        return ()
 
     @property
     def sends(self) -> str:

@@ -64,7 +64,7 @@ ROUNDS = pa.schema(
             "global_accuracy",
             pa.float64(),
             "1",
-            "global model on the test set; null where not evaluated, and where heads are personal",
+            "global model on the test set; null where not evaluated, where heads are personal, and in a regression",
         ),
         _optional("global_loss", pa.float64(), "nats", "global model on the test set, mean over samples"),
         _optional("global_metric", pa.float64(), "1", "global model on the test set, in the task's own metric"),
@@ -184,7 +184,7 @@ BATCHES = pa.schema(
         _column("num_samples", pa.int64(), "samples", "size of the batch"),
         _column("difficulty", pa.float64(), "method's own", "score by which the curriculum orders batches"),
         _optional("loss", pa.float64(), "nats", "mean loss of the batch at the model that scored it"),
-        _column("length", pa.float64(), "tokens", "mean length of the batch's samples"),
+        _column("length", pa.float64(), "tokens", "mean length of the batch's samples; 0 where they are no text"),
         _optional("grade", pa.float64(), "grade", "mean true difficulty of the samples, where the task knows it"),
     ]
 )
@@ -204,7 +204,14 @@ renamed into place when complete, so a log can be read while the run goes on. Th
 resolved experiment.
 
 Read it with `fibec_ray.roundlog.reader`, or with any Parquet reader: `SELECT * FROM 'RUN/rounds/*.parquet'`.
-Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed."""
+Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed.
+A regression (task metric `r2`) has no accuracies, and half squared errors for losses. Samples that are no text have no
+length."""
+
+
+def score_column(metric: str | None) -> str:
+    """The name, after `global_` or `personal_`, of the column that a run is judged by. metric: the task's own."""
+    return "metric" if metric == "r2" else "accuracy"
 
 
 def _row(column: pa.Field) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fibec_ray.errors import RunError
 from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.roundlog.schema import score_column
 from fibec_ray.run_dir import write_yaml
 from fibec_ray.simulation import resolved
 from fibec_ray.sweep.children import Task, run_all
@@ -58,7 +59,7 @@ def run_sweep(
             folder = folder_of(run, out)
             if code:
                 failures.append(Failure(run, _reason(code, log_of(folder))))
-            says = f"FAILED, {failures[-1].reason} ({log_of(folder)})" if code else _scores(folder)
+            says = f"FAILED, {failures[-1].reason} ({log_of(folder)})" if code else _scores(folder, run)
             say(f"{done}/{total} {run.label}: {says}, {seconds:.0f} s")
 
         run_all([_task(run, folder_of(run, out), program, partial(ended, run)) for run in waiting], jobs)
@@ -92,8 +93,8 @@ def _reason(code: int, log: Path) -> str:
     return f"{ending}: {lines[-1].removeprefix('fibec-ray: ')}" if lines else ending
 
 
-def _scores(folder: Path) -> str:
+def _scores(folder: Path, run: SweepRun) -> str:
     """'personal 0.812, global 0.654' after the last round"""
-    last = read_rounds(folder).to_pylist()[-1]
-    scores = [(model, last[f"{model}_accuracy"]) for model in ("personal", "global")]
+    last, score = read_rounds(folder).to_pylist()[-1], score_column(run.experiment.task.metric)
+    scores = [(model, last[f"{model}_{score}"]) for model in ("personal", "global")]
     return ", ".join(f"{model} {value:.3f}" for model, value in scores if value is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from fibec_ray.config.load import check
 from fibec_ray.fisher import FisherScan
 from fibec_ray.fleets.site import Site
+from fibec_ray.learning.job import LocalTraining
+from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.low_rank import MOVED, A, B, pairs
 from fibec_ray.models.torch_model import TorchModel
@@ -27,6 +30,7 @@ from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing import SHARINGS
+from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, clone, digest
 from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Layout, Shard
@@ -91,12 +95,14 @@ def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, site
     if "peft_type" in config:
         assert config["peft_type"] == OTHER_NAMES.get(kind, kind.upper())
         theirs = peft.get_peft_model_state_dict(model.peft_model)
-        theirs = {name: value for name, value in theirs.items() if not name.endswith((".sparse", ".moved"))}  # ours
+        # What is ours alone: SLoRA's first stage, and the moved base, which goes into the factors.
+        theirs = {name: value for name, value in theirs.items() if not name.endswith((".sparse", MOVED))}
         assert saved.keys() == theirs.keys()
         if kind != "moving_lora":  # saves the product in other factors
             assert all(torch.equal(saved[name], theirs[name]) for name in theirs)
     else:
-        assert config["fibec_ray_peft"] == part.model_dump(mode="json") and saved.keys() == adapter.keys()
+        assert part.trains_base or config["fibec_ray_peft"] == part.model_dump(mode="json")
+        assert saved.keys() == adapter.keys()
     adapter = {name: value for name, value in adapter.items() if model.is_adapter(name)}
     assert adapter and {model.layer_of(name) for name in adapter} <= {None, *range(model.num_layers)}
     assert all(model.layer_of(name) is None for name in set(model.trainable) - set(adapter))
@@ -158,6 +164,53 @@ def test_every_objective_adds_nothing_where_training_starts(kind: str, model: To
     memory, evidence = objective.finish({}, {}, clone(params), num_steps=3, lr=0.1)
     assert isinstance(memory, dict) and isinstance(evidence, dict)
     assert isinstance(objective.absorb(objective.start(clone(params)), [evidence], 1), dict)
+
+
+def session_of(model: TorchModel, shard: Shard) -> LocalSession:
+    """Of a device that does not start where the run did, with a personal head."""
+    initial = model.read()
+    received = {name: value + 0.01 for name, value in initial.items()}
+    model.load(received)
+    shared = frozenset(name for name in initial if model.is_adapter(name))
+    batches = list(torch.arange(shard.num_samples).split(4))
+    place = (0, ("dropout", 0, 0))
+    return LocalSession(
+        model, shard, lambda epochs: batches * len(epochs), LocalTraining(), 0.01, initial, received, shared, *place
+    )
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_every_solver_leaves_a_model_and_a_memory_that_can_be_had_again(
+    kind: str, model: TorchModel, shard: Shard, tmp_path: Path
+) -> None:
+    """What it was lent is as before; the log's steps are those that moved what is shared."""
+    solver = SOLVERS[kind]()
+    session = session_of(model, shard)
+    lent = digest(session.initial), digest(session.received)
+    found = []
+    for _ in range(2):
+        session = replace(session, _done=[], _counted=[])
+        model.load(session.received)
+        found.append((solver.solve(session, {}), model.read()))
+    assert (digest(session.initial), digest(session.received)) == lent
+    assert digest(found[0][0]) == digest(found[1][0]) and digest(found[0][1]) == digest(found[1][1])
+    assert survives_storage(found[0][0], tmp_path)
+    moved = [name for name in session.shared if not torch.equal(found[0][1][name], session.received[name])]
+    assert bool(moved) == bool(session.trained.num_steps) == (session.trained.mean_loss is not None)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_every_solver_says_whether_devices_have_models_of_their_own(kind: str, model: TorchModel, shard: Shard) -> None:
+    """One that took part has: other values than its shared and personal ones, or these are tuned before evaluation."""
+    solver = SOLVERS[kind]()
+    session = session_of(model, shard)
+    memory = solver.solve(session, {})
+    after = model.read()
+    own = solver.own(memory)
+    assert solver.own({}) == {} and own.keys() <= after.keys()
+    model.load(after | own)
+    solver.tune(session)
+    assert (digest(model.read()) != digest(after)) == solver.has_own_model
 
 
 EVERYWHERE = {"fipa": {"null_space": "fedavg"}}

@@ -63,7 +63,9 @@ class Fipa(Aggregator):
         description="a block's step, eta included, is cut to this multiple of the norm of FedAvg's; null: not",
     )
     warmup_rounds: int = Field(1, ge=0, description="first rounds, which are FedAvg's")
-    max_samples: int = Field(64, ge=1, description="samples that a device takes H_m over, drawn anew each round")
+    max_samples: int | None = Field(
+        64, ge=1, description="samples that a device takes H_m over, drawn anew each round; null: all"
+    )
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Fipa:

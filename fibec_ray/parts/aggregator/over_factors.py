@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from fibec_ray.low_rank import blank, rank_axis
 from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.tensors import Tensors, add, drop, under_prefix, weighted_mean, with_prefix
+from fibec_ray.parts.part import Need
+from fibec_ray.tensors import Tensors, add, clone, drop, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import ClientUpdate
 
 
@@ -21,12 +22,16 @@ class OverFactors(Aggregator):
     can_be_wrapped: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = True
 
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("lora",)
+
     @abstractmethod
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         """The step of LoRA's tensors. trained: each device's values, zeros behind r_k. weights: w_k = n_k / sum n."""
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
-        return with_prefix("shared", shared)
+        return with_prefix("shared", clone(shared))
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         held = list(updates)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fibec_ray.fisher import FisherScan, Label, Scope
 from fibec_ray.parts.curriculum.scored import Scored
+from fibec_ray.parts.part import Need
 
 
 class FisherOrder(Scored):
@@ -28,6 +29,10 @@ class FisherOrder(Scored):
         le=4,
         description="the trace is multiplied by length^this; 1 undoes what mean pooling does to long texts, 0 as is",
     )
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("text",) if self.length_power else ()
 
     def difficulty(self, scan: FisherScan) -> Tensor:
         return scan.read(self.label, self.scope).traces * scan.shard.lengths.float() ** self.length_power

@@ -11,6 +11,7 @@ from torch import Tensor
 from fibec_ray.fisher import FisherScan
 from fibec_ray.parts.curriculum.paced import Pacing
 from fibec_ray.parts.curriculum.scored import Scored
+from fibec_ray.parts.part import Need
 
 
 class RarityOrder(Scored):
@@ -25,6 +26,10 @@ class RarityOrder(Scored):
     pacing: Pacing = "competence"
     initial_fraction: float = Field(0.01, ge=0, le=1, description="beta: fraction visible in round 0")
     per_token: bool = Field(False, description="divide by the length, which the sum otherwise follows")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("text",)
 
     def difficulty(self, scan: FisherScan) -> Tensor:
         texts = [scan.shard.batch(torch.tensor([row])).input_ids[0] for row in range(scan.shard.num_samples)]

@@ -9,6 +9,7 @@ import torch
 
 from fibec_ray.fisher import FisherScan
 from fibec_ray.parts.mask.base import Mask
+from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, select, under_prefix, with_prefix
 
 
@@ -21,6 +22,10 @@ class FrozenMatrix(Mask):
 
     kind: Literal["frozen_matrix"] = "frozen_matrix"
     freeze: Literal["A", "B"] = "A"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("lora",)
 
     @property
     def needs_personal(self) -> bool:

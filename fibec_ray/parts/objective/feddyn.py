@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fibec_ray.parts.objective.base import Objective
-from fibec_ray.parts.objective.proximal import squared_distance
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, squared_distance
 
 
 class DynamicRegulariser(Objective):

@@ -6,6 +6,7 @@ from fibec_ray.parts.peft.attempt import Attempt
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.bitfit import BitFit
 from fibec_ray.parts.peft.delta_lora import DeltaLora
+from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.ia3 import Ia3
 from fibec_ray.parts.peft.idpg import Idpg
 from fibec_ray.parts.peft.loha import Loha
@@ -37,4 +38,5 @@ PEFTS: dict[str, type[Peft]] = {
     "idpg": Idpg,
     "lpt": Lpt,
     "attempt": Attempt,
+    "full": Full,
 }

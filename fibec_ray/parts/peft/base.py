@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fibec_ray.parts.part import Part
+from fibec_ray.parts.part import Need, Part
 from fibec_ray.parts.peft.attached import Attached
 from fibec_ray.tensors import Tensors
 
@@ -21,6 +21,12 @@ class Peft(Part):
 
     marks: ClassVar[tuple[str, ...]]
     """one of them is in the name of each tensor that the kind adds"""
+    trains_base: ClassVar[bool] = False
+    """True if nothing is frozen and nothing is added"""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("transformer",)
 
     @property
     def num_virtual(self) -> int:

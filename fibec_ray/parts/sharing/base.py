@@ -25,8 +25,8 @@ def refuse_without_blocks(kind: str, layout: Layout) -> None:
     """Raises ConfigError where a rule that tells blocks apart finds no tensor in any (prompts before the first one)."""
     if all(layer is None for layer in layout.layers.values()):
         raise ConfigError(
-            f"method.sharing: {kind} tells blocks apart, and no tensor of method.peft belongs to one; set sharing: all, "
-            "or choose a peft kind inside the blocks, such as lora or prefix"
+            f"method.sharing: {kind} tells blocks apart, and no tensor of method.peft belongs to one; "
+            "set sharing: all, or choose a peft kind inside the blocks, such as lora or prefix"
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from fibec_ray.errors import ConfigError
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.sharing.base import Selection, Sharing
 from fibec_ray.types import LayerReport, Layout
 
@@ -23,6 +24,10 @@ class Matrices(Sharing):
     kind: Literal["matrices"] = "matrices"
     share: Literal["A", "B"] = "A"
     head: Literal["personal", "shared"] = Field("personal", description="theirs is personal; no effect without a head")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("lora",)
 
     @property
     def keeps_personal(self) -> bool:

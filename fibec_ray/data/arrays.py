@@ -1,0 +1,63 @@
+"""A folder of named arrays, written in one step and opened as memory maps; the two kinds of encoded set are such."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fibec_ray.errors import DataError
+
+_FORMAT = 1
+Array = NDArray[Any]
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, Array], **about: Any) -> None:
+    """Readers see the old set, none, or this one, never half of it. about: plain values to keep with them."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(draft / f"{name}.npy", array, allow_pickle=False)
+        content = {"format": _FORMAT, **about, "arrays": list(arrays)}
+        (draft / "set.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+        draft.chmod(0o755)  # mkdtemp's folders are closed to other users
+        _replace(folder, draft)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
+
+
+def load_arrays(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The arrays as memory maps, shared by all processes of a node, and `about`. Raises DataError."""
+    try:
+        about = json.loads((folder / "set.json").read_text(encoding="utf-8"))
+        if about["format"] != _FORMAT:
+            raise DataError(f"{folder}: format {about['format']}, this version reads {_FORMAT}; encode the data again")
+        names = about["arrays"]
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}, about
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise no_set(folder, error) from error
+
+
+def no_set(folder: Path, error: Exception) -> DataError:
+    return DataError(f"{folder}: is not an encoded data set ({error}); encode the data again")
+
+
+def refuse_misfit(folder: Path, fits: bool) -> None:
+    if not fits:
+        raise DataError(f"{folder}: the arrays do not fit together; encode the data again")
+
+
+def _replace(folder: Path, draft: Path) -> None:
+    """Renames draft to folder; a folder that is there moves aside first, as a rename cannot replace a full one."""
+    aside = draft.with_name(f"{draft.name}.old")
+    if folder.exists():
+        folder.rename(aside)
+    draft.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,89 @@
+"""Samples that are no text, on disk and in memory: what `encoded.py` is for tokens.
+
+N samples of one shape, n of a shard, B of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
+from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.data.examples import Points
+from fibec_ray.types import DenseBatch
+
+
+@dataclass(frozen=True)
+class DenseSet:
+    features: NDArray[np.float32]
+    """(N, *shape)"""
+    labels: NDArray[Any]
+    """(N,) int64 class ids, or float32 values"""
+
+    @staticmethod
+    def of(points: Points) -> DenseSet:
+        return DenseSet(points.features, points.labels if points.values is None else points.values)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.features.shape[1:]
+
+    def shard(self, rows: NDArray[np.int64]) -> DenseShard:
+        return DenseShard(self, np.asarray(rows, dtype=np.int64))
+
+    def save(self, folder: Path) -> None:
+        save_arrays(folder, {"features": self.features, "labels": self.labels})
+
+    @staticmethod
+    def load(folder: Path) -> DenseSet:
+        arrays, _ = load_arrays(folder)
+        try:
+            found = DenseSet(**arrays)
+        except TypeError as error:
+            raise no_set(folder, error) from error
+        refuse_misfit(folder, len(found.features) == len(found.labels))
+        return found
+
+
+class DenseShard:
+    """Some rows of a dense set; implements `types.Shard`. Holds row numbers and labels, not features."""
+
+    grades = None
+
+    def __init__(self, source: DenseSet, rows: NDArray[np.int64]):
+        self._source, self._rows = source, rows
+        self.labels = torch.from_numpy(source.labels[rows])
+        self.lengths = torch.zeros(len(rows), dtype=torch.int64)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self._rows)
+
+    def shortened(self, max_length: int) -> DenseShard:
+        """Itself: samples have no length."""
+        return self
+
+    def batch(self, rows: Tensor) -> DenseBatch:
+        """The samples at positions `rows` (B,) of the shard."""
+        assert len(rows), "a batch of no samples"
+        tokens = torch.zeros(len(rows), 1, dtype=torch.int64)
+        features = torch.from_numpy(self._source.features[self._rows[rows.numpy()]])
+        return DenseBatch(tokens, torch.ones_like(tokens), self.labels[rows], tokens[:, 0], features)
+
+
+def open_set(folder: Path) -> EncodedSet | DenseSet:
+    """A saved set of either kind, as memory maps."""
+    arrays, _ = load_arrays(folder)
+    return DenseSet.load(folder) if "features" in arrays else EncodedSet.load(folder)

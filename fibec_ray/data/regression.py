@@ -1,0 +1,68 @@
+"""The embedded regression: a function on [-1, 1]^d whose domain is cut into regions, which partitions deal to devices.
+
+Called by `source.py`. A sample's label is its region, so that every partition by labels is one of the domain:
+`pathological` with one class per device gives each device a region of its own. N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from fibec_ray.data.examples import Points
+from fibec_ray.seeds import numpy_generator
+
+Floats = NDArray[np.float64]
+
+
+class RegressionSettings(BaseModel, frozen=True, extra="forbid"):
+    """Which function, and how its domain is cut. d: the number of axes."""
+
+    function: Literal["wave", "linear"] = Field(
+        "wave",
+        description="wave: the product over axes j = 0, 1 .. of sin(pi x_j + pi j / 2); linear: sum_j (-1)^j x_j / 2^j",
+    )
+    regions: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
+        (2, 3), min_length=1, max_length=16, description="equal cells along each axis: [4] is four intervals, d = 1"
+    )
+    noise: float = Field(0.1, ge=0, allow_inf_nan=False, description="deviation of what is added to training values")
+    num_train: int = Field(600, ge=2, le=1_000_000)
+    num_test: int = Field(600, ge=2, le=1_000_000)
+
+    @property
+    def num_regions(self) -> int:
+        return int(np.prod(self.regions))
+
+
+def generate(num_samples: int, seed: int, split: str, settings: RegressionSettings) -> Points:
+    """Points drawn evenly from the domain; those of `train` with noise, those of `test` without."""
+    assert split in ("train", "test"), split
+    rng = numpy_generator(seed, "regression", split)
+    x = rng.uniform(-1, 1, size=(num_samples, len(settings.regions)))
+    values = FUNCTIONS[settings.function](x)
+    if split == "train":
+        values = values + settings.noise * rng.standard_normal(num_samples)
+    return Points(x.astype(np.float32), region_of(x, settings.regions), values.astype(np.float32))
+
+
+def region_of(x: Floats, regions: tuple[int, ...]) -> NDArray[np.int64]:
+    """(N,) number of the cell that each point (N, d) lies in, the last axis counting fastest."""
+    cuts = np.array(regions)
+    cells = np.minimum(((x + 1) / 2 * cuts).astype(np.int64), cuts - 1)
+    return np.ravel_multi_index(tuple(cells.T), regions).astype(np.int64)
+
+
+def _wave(x: Floats) -> Floats:
+    product: Floats = np.sin(np.pi * (x + np.arange(x.shape[1]) / 2)).prod(1)
+    return product
+
+
+def _linear(x: Floats) -> Floats:
+    return x @ (-0.5) ** np.arange(x.shape[1])
+
+
+FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {"wave": _wave, "linear": _linear}

@@ -1,0 +1,123 @@
+"""The model that devices train from scratch: a small network, no backbone and no adapter; used by learning.
+
+Shapes: B samples, C scores, p numbers of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fibec_ray import seeds
+from fibec_ray.models.nets import Net, Network, Shape
+from fibec_ray.per_sample import collect_holders
+from fibec_ray.tensors import Tensors
+from fibec_ray.types import Batch, DenseBatch, Likelihood, Outputs, Work
+
+
+class NetModel:
+    """One network, lent to one device at a time. Implements `LocalModel`.
+
+    Its blocks are the weight layers before the output layer, which belongs to none: it is the head, always shared but
+    under sharing rules that keep heads personal, as on a pretrained backbone. Unlike there, the head counts as adapter:
+    nothing else is less random than it is, and one matrix of curvature may span all weights.
+
+    spec: which network. shape: of a sample. num_scores: C; 1 is a regression. seed: of the initial values.
+    """
+
+    def __init__(self, spec: Net, shape: Shape, num_scores: int, seed: int, device: str = "cpu"):
+        self.device = torch.device(device)
+        self.work = Work()
+        with seeds.seeded_third_party(seed, "adapter"):
+            self.net = spec.build(shape, num_scores)
+        self._flops = _forward_flops(self.net, shape)
+        self.net.to(self.device)
+        self.num_layers = spec.num_layers
+        self._config = {**spec.model_dump(mode="json"), "input_shape": list(shape), "num_scores": num_scores}
+        self._shape = shape
+        self._likelihood: Likelihood = "normal" if num_scores == 1 else "categorical"
+        self._trainable = dict(self.net.named_parameters())
+        self._holders = collect_holders(self.net, lambda name: name)
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        return self._trainable
+
+    @property
+    def holders(self) -> Mapping[str, nn.Module]:
+        return self._holders
+
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        return dict(self._config)
+
+    def layer_of(self, name: str) -> int | None:
+        """`layers.1.weight` -> 1, `output.weight` -> None"""
+        first, _, rest = name.partition(".")
+        return int(rest.partition(".")[0]) if first == "layers" else None
+
+    def is_adapter(self, name: str) -> bool:
+        return True
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._trainable[name].copy_(value)
+
+    def read(self, names: Collection[str] | None = None) -> Tensors:
+        chosen = self._trainable if names is None else names
+        return {n: p.detach().cpu().clone() for n, p in self._trainable.items() if n in chosen}
+
+    @property
+    def carried(self) -> Collection[str]:
+        return ()
+
+    def set_rank(self, rank: int | None) -> None:
+        """All devices train the same network."""
+
+    def train(self, mode: bool) -> None:
+        self.net.train(mode)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, 1, p): the one token of a sample is the sample."""
+        assert isinstance(batch, DenseBatch)
+        return batch.features.to(self.device).flatten(1).unsqueeze(1)
+
+    def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        x = self.embed(batch) if embeds is None else embeds
+        labels = batch.labels.to(self.device)
+        self._count(len(x))
+        scores, found = self.net(x.view(len(x), *self._shape))
+        if self._likelihood == "normal":
+            losses = 0.5 * (scores[:, 0] - labels).square()
+        else:
+            losses = F.cross_entropy(scores, labels, reduction="none")
+        return Outputs(losses, scores, tuple(h.unsqueeze(1) for h in found) if hidden else (), self._likelihood)
+
+    def _count(self, num_samples: int) -> None:
+        """Adds one pass; a backward costs twice as much, for gradients of inputs and of weights."""
+        flops = num_samples * self._flops
+        backward = 2 * flops if torch.is_grad_enabled() else 0.0
+        self.work.flops += flops + backward
+        self.work.backward_flops += backward
+        self.work.num_tokens += num_samples
+
+
+@torch.no_grad()
+def _forward_flops(net: Network, shape: Shape) -> float:
+    """Multiply-adds of one sample, as 2 flops each: every weight once for each place that its layer gives."""
+    total = 0.0
+
+    def count(module: Any, _: Any, output: Tensor) -> None:
+        nonlocal total
+        total += 2.0 * module.weight.numel() * output.numel() / len(module.weight)
+
+    hooks = [layer.register_forward_hook(count) for layer in (*net.layers, net.output)]
+    net(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return total

@@ -1,0 +1,48 @@
+"""No adapter: the whole model is trained."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from fibec_ray.parts.part import Need
+from fibec_ray.parts.peft.attached import Attached, plain
+from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import saved_name
+from fibec_ray.types import HEAD
+
+
+class Full(Peft):
+    """Full training: every weight moves and is sent; what PEFT kinds are measured against on a pretrained backbone.
+
+    The one kind for networks that are trained from scratch, and theirs where `method.peft` is not set. A pretrained
+    base must be float32, and each process has a copy of its own. Fisher information is not to be had of the embeddings
+    of transformers.
+    """
+
+    kind: Literal["full"] = "full"
+    trains_base: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ()
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        for param in module.parameters():
+            param.data = param.data.clone()  # the stored weights are mapped into all processes of a node
+        config = plain(module.config.to_dict())
+        del config["inference_mode"]  # a word of adapters
+        return Attached(_Whole(module.requires_grad_(True)), module, config, saved_name)
+
+    def is_adapter(self, name: str) -> bool:
+        return name.partition(".")[0] != HEAD
+
+
+class _Whole(nn.Module):
+    """Stands where a PeftModel does: the module lies under the same path, so that its tensors have the same prefix."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.base_model = nn.Module()
+        self.base_model.model = module
