@@ -31,15 +31,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "roberta": {**BASIC, "intermediate_size": 64},
     "distilbert": {"vocab_size": 50, "dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 64},
     "gpt2": {"vocab_size": 50, "n_embd": 32, "n_layer": 3, "n_head": 2, "bos_token_id": 2, "eos_token_id": 2},
+    "albert": {**BASIC, "intermediate_size": 64, "embedding_size": 16},
+    "bloom": {"vocab_size": 50, "hidden_size": 32, "n_layer": 3, "n_head": 2},
+    "opt": {**BASIC, "ffn_dim": 64, "word_embed_proj_dim": 32},
     "llama": {**BASIC, "intermediate_size": 64, "num_key_value_heads": 1},
 }
 HEADS = {"bert": ("mean_pool", "model", "masked_lm"), "llama": ("mean_pool", "model", "causal_lm")}
 CASES = [(family, head) for family, heads in HEADS.items() for head in heads]
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{kind: {"kind": kind} for kind in PEFTS},
+    **{kind: {"kind": kind} for kind in PEFTS if not PEFTS[kind].trains_base},
     "dora": {"kind": "lora", "use_dora": True},
     "p_tuning with an LSTM": {"kind": "p_tuning", "encoder": "lstm"},
     "prefix with projection": {"kind": "prefix", "projection": True, "hidden_size": 8},
+    "lpt with a table": {"kind": "lpt", "instance": False, "layer": 2, "bottleneck": None},
+    "lpt from the first block on": {"kind": "lpt", "layer": 0},
     "bitfit of queries and feed-forwards": {"kind": "bitfit", "which": "query_and_ffn"},
 }
 """As a method's YAML has them."""

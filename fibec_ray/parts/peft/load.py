@@ -13,7 +13,9 @@ from fibec_ray.errors import ModelError
 from fibec_ray.parts.part import build
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.attached import Attached
-from fibec_ray.parts.peft.own import KIND
+from fibec_ray.parts.peft.attempt import SOURCES
+from fibec_ray.parts.peft.own import KIND, Own
+from fibec_ray.tensors import drop
 
 
 @torch.no_grad()
@@ -30,9 +32,11 @@ def load_adapter(base: Any, folder: Path | str) -> Attached:
     config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
     if KIND not in config:
         raise ModelError(f"{folder}: an adapter of the peft library; load it with PeftModel.from_pretrained")
-    attached = build(PEFTS, config[KIND]).attach(base.requires_grad_(False), config["task_type"])
+    part, file = build(PEFTS, config[KIND]), Path(folder) / "adapter_model.safetensors"
+    assert isinstance(part, Own)
+    attached = part.saved_in(file).attach(base.requires_grad_(False), config["task_type"])
     params = {attached.name_of(n): p for n, p in attached.module.named_parameters() if p.requires_grad}
-    values = load_file(Path(folder) / "adapter_model.safetensors")
+    values = drop(load_file(file), [SOURCES])
     if params.keys() != values.keys():
         odd = sorted(params.keys() ^ values.keys())[0]
         raise ModelError(f"{folder}: does not go with this {type(base).__name__} ({odd} is in one of them only)")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.parts.sharing.base import Selection, Sharing
+from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
 from fibec_ray.parts.sharing.similarity import layer_similarity
 from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
@@ -89,6 +89,7 @@ class GlobalLayers(Sharing):
         return LayerScores(scores, keep_ratio(self.count_by, model, shard, adapter, self.spectrum, rng))
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        refuse_without_blocks(self.kind, layout)
         scores = average_scores(reports)
         chosen = choose_layers(scores, self._count(reports, layout.num_layers), self.choose, rng)
         names = (name for name, layer in layout.layers.items() if layer is None or layer in chosen)
