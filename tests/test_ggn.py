@@ -13,7 +13,10 @@ from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor, nn
 
 from fibec_ray import ggn
+from fibec_ray.data.dense import DenseSet, DenseShard
 from fibec_ray.data.encoded import ArrayShard
+from fibec_ray.data.examples import Points
+from fibec_ray.fisher import FisherScan
 from fibec_ray.ggn import (
     CHUNK,
     Eigenpairs,
@@ -25,6 +28,8 @@ from fibec_ray.ggn import (
     top_eigenpairs,
 )
 from fibec_ray.models.backbone import prepare
+from fibec_ray.models.net_model import NetModel
+from fibec_ray.models.nets import Cnn, Mlp
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora
@@ -70,12 +75,13 @@ def softmax_curvature(scores: Tensor) -> Tensor:
     return torch.diag(p) - torch.outer(p, p)
 
 
-def dense(model: Any, shard: ArrayShard, rows: Tensor, names: list[str]) -> Tensor:
+def dense(model: Any, shard: Any, rows: Tensor, names: list[str]) -> Tensor:
     """The oracle: (1/N) sum_i J_i^T S_i J_i, (p, p) float64, with J_i row by row and without padding."""
     size = sum(model.trainable[name].numel() for name in names)
     total = torch.zeros(size, size, dtype=torch.float64)
     for row in rows:
-        scores = model.forward(shard.batch(row.view(1))).scores[0]
+        out = model.forward(shard.batch(row.view(1)))
+        scores = out.scores[0]
         tensors = [model.trainable[name] for name in names]
         jacobian = torch.stack(
             [
@@ -83,7 +89,9 @@ def dense(model: Any, shard: ArrayShard, rows: Tensor, names: list[str]) -> Tens
                 for z in scores
             ]
         )
-        total += jacobian.T @ softmax_curvature(scores.detach()) @ jacobian
+        normal = out.likelihood == "normal"
+        s = torch.eye(len(scores)).double() if normal else softmax_curvature(scores.detach())
+        total += jacobian.T @ s @ jacobian
     return total / len(rows)
 
 
@@ -261,6 +269,65 @@ def test_of_a_linear_model_it_is_the_hessian_of_the_loss(num_classes: int, way: 
     blocks = {"all": list(model.trainable)}
     pairs = top_eigenpairs(model, shard_of(X, LABELS), torch.arange(4), blocks, 20, rng(), way)["all"]  # type: ignore
     assert_near(rebuilt(pairs), hessian, 1e-5)
+
+
+NETS = {
+    "regression, mlp": (Mlp(hidden=(5, 4)), (2,), 1),
+    "regression, linear": (Mlp(hidden=()), (4,), 1),
+    "classes, mlp": (Mlp(hidden=(6,), activation="relu"), (1, 4, 4), 3),
+    "classes, cnn": (Cnn(channels=(2, 3), activation="tanh"), (1, 4, 4), 3),
+}
+
+
+def net_and_shard(case: str) -> tuple[NetModel, DenseShard]:
+    spec, shape, num_scores = NETS[case]
+    draws = np.random.default_rng(0)
+    values = draws.normal(size=NUM).astype(np.float32) if num_scores == 1 else None
+    points = Points(draws.normal(size=(NUM, *shape)).astype(np.float32), np.array([0, 1, 2, 2, 1, 0]), values)
+    return NetModel(spec, shape, num_scores, seed=0), DenseSet.of(points).shard(np.arange(NUM))
+
+
+@pytest.mark.parametrize("way", ["gram", "subspace"])
+@pytest.mark.parametrize("case", NETS)
+def test_networks_from_scratch_have_the_dense_matrix(case: str, way: Way) -> None:
+    """S = I in a regression; one block over all weights, and blocks of their own."""
+    model, shard = net_and_shard(case)
+    names = list(model.trainable)
+    for blocks in ({"all": names}, {name: [name] for name in names}):
+        found = top_eigenpairs(model, shard, torch.arange(NUM), blocks, 200, rng(), way)
+        for block, inside in blocks.items():
+            assert_near(rebuilt(found[block]), dense(model, shard, torch.arange(NUM), inside), 1e-5)
+
+
+def test_in_a_linear_regression_it_is_the_mean_of_the_inputs_squared() -> None:
+    """H = X^T X / N, whatever the values, and the hessian of half the mean squared error."""
+    model, shard = net_and_shard("regression, linear")
+    pairs = top_eigenpairs(model, shard, torch.arange(NUM), {"all": list(model.trainable)}, 9, rng())["all"]
+    x = torch.cat([shard.batch(torch.arange(NUM)).features, torch.ones(NUM, 1)], 1).double()
+    assert_near(rebuilt(pairs), x.T @ x / NUM, 1e-6)
+
+
+@pytest.mark.parametrize("case", NETS)
+def test_the_expected_fisher_information_is_its_diagonal(case: str) -> None:
+    """Of both likelihoods; and a regression's drawn values have it as their mean."""
+    model, shard = net_and_shard(case)
+    names = list(model.trainable)
+    scan = FisherScan(model, shard, [torch.arange(NUM)], names, rng())
+    expected = dense(model, shard, torch.arange(NUM), names).diagonal()
+    found = scan.read("expected", "all").diagonal
+    torch.testing.assert_close(torch.cat([found[n].flatten() for n in names]).double(), expected, rtol=1e-4, atol=1e-7)
+    if shard.labels.is_floating_point():
+        many = shard_many(shard, 20_000)
+        drawn = FisherScan(model, many, [torch.arange(many.num_samples)], names, rng()).read("sampled", "all").diagonal
+        far = (torch.cat([drawn[n].flatten() for n in names]).double() - expected).norm()
+        assert float(far) < 0.05 * float(expected.norm())
+
+
+def shard_many(shard: DenseShard, num: int) -> DenseShard:
+    """The same samples over and over."""
+    batch = shard.batch(torch.arange(num) % shard.num_samples)
+    points = Points(batch.features.numpy(), np.zeros(num, np.int64), batch.labels.numpy())
+    return DenseSet.of(points).shard(np.arange(num))
 
 
 @pytest.mark.parametrize(("way", "passes"), [("gram", 1), ("subspace", ggn.POWERS + 1)])

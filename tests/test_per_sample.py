@@ -378,6 +378,66 @@ def test_prompts_that_all_samples_share_are_refused(config: Any) -> None:
     )
 
 
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "3 x 3 with a border": {"kernel_size": 3, "padding": 1},
+    "plain": {"kernel_size": 2},
+    "without bias": {"kernel_size": 3, "bias": False},
+    "strides": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "uneven": {"kernel_size": (2, 3), "stride": (1, 2), "padding": (1, 0)},
+    "holes": {"kernel_size": 2, "dilation": 2},
+    "single pixels": {"kernel_size": 1},
+}
+
+
+class Sight(nn.Module):
+    """Two convolutions, a maximum over squares, and a Linear."""
+
+    def __init__(self, **settings: Any):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, **settings), nn.Conv2d(3, 4, 2)
+        self.head = nn.LazyLinear(3)
+        self(*images())  # sizes the head
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        x = F.max_pool2d(self.second(self.first(x).relu()).tanh(), 2)
+        return F.cross_entropy(self.head(x.flatten(1)), labels, reduction="none")
+
+
+def images(row: int | None = None) -> tuple[Tensor, Tensor]:
+    x = torch.randn(NUM, 2, 7, 9, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 2])
+    return (x, labels) if row is None else (x[row : row + 1], labels[row : row + 1])
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolutions_have_the_squares_of_single_samples(settings: dict[str, Any]) -> None:
+    model = ready(lambda: Sight(**settings), torch.float32).double()
+    wide = [tuple(part.double() if part.is_floating_point() else part for part in images(row)) for row in range(NUM)]
+    x, labels = images()
+    assert_close(one_pass(model, x.double(), labels), one_by_one(model, *wide))
+
+
+def test_a_pixel_of_a_filter_by_hand() -> None:
+    """y = w x + b with one weight, loss = sum of y: dw = the sum of the pixels, db = their number."""
+    model = nn.Conv2d(1, 1, 1)
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2)
+    with catch({"c": model}, ["c.weight", "c.bias"], 1) as caught:
+        y = model(x)
+    found = caught.gradients(torch.autograd.grad(y.sum(), caught.tensors))
+    assert found["c.weight"].tolist() == [[[[[10.0]]]]] and found["c.bias"].tolist() == [[4.0]]
+
+
+@pytest.mark.parametrize("settings", [{"groups": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"}])
+def test_convolutions_of_other_kinds_are_refused_by_name(settings: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, **settings))
+    refused(model, torch.ones(3, 2, 5, 5), names=["0.weight"], match="'0.weight': .* belongs to a Conv2d")
+
+
+def test_an_image_without_a_batch_axis_is_refused() -> None:
+    """Even where it has as many channels as there are samples."""
+    refused(nn.Sequential(nn.Conv2d(3, 3, 1)), torch.ones(3, 5, 5), match=r"0: axis 0 of \(3, 5, 5\) is not the 3 sam")
+
+
 def test_a_weight_of_an_unknown_kind_is_refused_by_name() -> None:
     model = Classifier(only(llama(), lambda name: name == "norm.weight"))
     refused(model, *batch(), match=r"'body.norm.weight': .* belongs to a LlamaRMSNorm")

@@ -25,9 +25,9 @@ def read(name: str) -> Task:
     return Task.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
 
 
-def test_the_ten_sets_of_the_paper_and_the_embedded_one_are_there() -> None:
-    ten = ["boolq", "cola", "mpqa", "mr", "mrpc", "qnli", "rte", "sst2", "subj", "synthetic", "trec"]
-    assert [path.stem for path in FILES] == ten
+def test_the_ten_sets_of_the_paper_and_the_embedded_ones_are_there() -> None:
+    ten = ["boolq", "cola", "mpqa", "mr", "mrpc", "qnli", "rte", "sst2", "subj", "trec"]
+    assert [path.stem for path in FILES] == sorted([*ten, "synthetic", "digits", "regression"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -41,6 +41,7 @@ def test_metrics_are_those_of_the_protocol() -> None:
     assert {name: metric for name, metric in metrics.items() if metric != "accuracy"} == {
         "cola": "mcc",
         "mrpc": "accuracy_f1",
+        "regression": "r2",
     }
 
 
