@@ -14,6 +14,7 @@ from peft_models import AUTO, batch, made, part_of, ready, row, saved, scores_of
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import prepare
+from fibec_ray.parts.mask.neurons import matrix_kind
 from fibec_ray.parts.peft.prefix import Prefix
 from fibec_ray.parts.peft.prompt import Prompt
 from fibec_ray.simulation import prepare as prepare_run
@@ -73,9 +74,10 @@ def test_a_prefix_has_one_tensor_for_each_block_that_acts_there_and_above(cache:
     """m = 4 keys and values: D = 32, or 16 where two heads share one key."""
     for family, width in (("bert", 64), ("llama", 32)):
         model, data = stirred(made(part_of("prefix"), family, "mean_pool", cache)), batch()
-        names = [f"prompt_encoder.embedding.layers.{i}.weight" for i in range(3)]
+        names = [f"prompt_encoder.embedding.layers.{i}.table.weight" for i in range(3)]
         assert [n for n in model.trainable if model.is_adapter(n)] == names
         assert [model.layer_of(n) for n in names] == [0, 1, 2]
+        assert {matrix_kind(n) for n in names} == {"table.weight"}, "rows of all blocks compare"
         assert {tuple(model.trainable[n].shape) for n in names} == {(4, width)}
         before = model.forward(data, hidden=True).hidden
         model.load({names[1]: torch.zeros(4, width)})

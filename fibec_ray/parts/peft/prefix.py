@@ -70,26 +70,27 @@ class Prefix(Virtual):
 
     def table(self, values: Tensors, config: Mapping[str, Any]) -> Tensor:
         if not self.projection:
-            return torch.cat([values[f"embedding.layers.{i}.weight"] for i in range(config["num_layers"])], dim=1)
+            return torch.cat([values[f"embedding.layers.{i}.table.weight"] for i in range(config["num_layers"])], dim=1)
         from peft import PeftConfig, PrefixEncoder
 
         return made_by(PrefixEncoder(PeftConfig.from_peft_type(**{**config, "inference_mode": False})), values)
 
 
 class LayerTables(nn.Module):
-    """peft's table (m, L * 2 * D) as one table for each block, side by side."""
+    """peft's table (m, L * 2 * D) as one table for each block, side by side: layers.0.table.weight and so on."""
 
     def __init__(self, table: nn.Embedding, num_layers: int):
         super().__init__()
         parts = table.weight.detach().chunk(num_layers, dim=1)
-        self.layers = nn.ModuleList(nn.Embedding.from_pretrained(part.clone(), freeze=False) for part in parts)
+        tables = (nn.Embedding.from_pretrained(part.clone(), freeze=False) for part in parts)
+        self.layers = nn.ModuleList(nn.ModuleDict({"table": table}) for table in tables)
 
     @property
     def weight(self) -> Tensor:
         return torch.cat(list(self.parameters()), dim=1)
 
     def forward(self, indices: Tensor) -> Tensor:
-        return torch.cat([layer(indices) for layer in self.layers], dim=-1)
+        return torch.cat([table(indices) for table in self.modules() if isinstance(table, nn.Embedding)], dim=-1)
 
 
 def _positions(body: Any, inputs: Inputs, num_virtual: int) -> Inputs:
