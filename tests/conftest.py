@@ -139,3 +139,20 @@ def needs(method: str) -> dict[str, Any]:
         (first, *rest), value = parse_override(text)
         settings[first] = settings.get(first, {}) | {rest[0]: value} if rest else value
     return settings
+
+
+BACKBONES: dict[str, dict[str, Any]] = {"encoder": {}, "decoder": {"config": TINY_LLAMA, "head": "causal_lm"}}
+DOES_NOT_APPLY = {
+    ("bitfit", "decoder"): "method.peft: bitfit trains biases, and LlamaForCausalLM has none; choose lora, or adapter"
+}
+"""Method and backbone -> the one error that says why. All others run."""
+HEADED = ("fedbabu", "fedrep")
+"""Methods that refuse to run where nothing is personal; with a verbaliser they need a block in place of the head."""
+
+
+def settings_on(where: str, method: str, **changes: Any) -> dict[str, Any]:
+    """A small experiment with a method on one of the backbones."""
+    settings = make_tiny(method, backbone=BACKBONES[where], data={"max_length": 24}, **needs(method), **changes)
+    if where == "decoder" and method in HEADED:
+        settings["method"]["sharing"]["last_blocks"] = 1
+    return settings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_LLAMA, needs
+from conftest import BACKBONES, DOES_NOT_APPLY, settings_on
 
 from fibec_ray.config.load import check, method_files
 from fibec_ray.errors import ModelError
@@ -24,36 +24,19 @@ from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.simulation import cache_dir, prepare, simulate
 
 METHODS = [path.stem for path in method_files()]
-ENCODER: dict[str, Any] = {}
-DECODER = {"config": TINY_LLAMA, "head": "causal_lm"}
-BACKBONES = {"encoder": ENCODER, "decoder": DECODER}
-DOES_NOT_APPLY = {
-    ("bitfit", "decoder"): "method.peft: bitfit trains biases, and LlamaForCausalLM has none; choose lora, or adapter"
-}
-"""Method and backbone -> the one error that says why. All others run."""
 ALL = [(method, where) for where in BACKBONES for method in METHODS]
 
 
-HEADED = ("fedbabu", "fedrep")
-"""Methods that refuse to run where nothing is personal; with a verbaliser they need a block in place of the head."""
-
-
 @pytest.mark.parametrize(("method", "where"), DOES_NOT_APPLY)
-def test_a_method_that_does_not_apply_says_so_before_anything_runs(
-    method: str, where: str, tiny_settings: Any, tmp_path: Path
-) -> None:
-    settings = tiny_settings(method, rounds=1, backbone=BACKBONES[where], data={"max_length": 24}, **needs(method))
+def test_a_method_that_does_not_apply_says_so_before_anything_runs(method: str, where: str, tmp_path: Path) -> None:
+    settings = settings_on(where, method, rounds=1)
     with pytest.raises(ModelError, match=f"^{re.escape(DOES_NOT_APPLY[method, where])}$"):
         simulate(check(settings, "test"), tmp_path / "run")
 
 
 @pytest.mark.parametrize(("method", "where"), [case for case in ALL if case not in DOES_NOT_APPLY])
-def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tiny_settings: Any, tmp_path: Path) -> None:
-    backbone = BACKBONES[where]
-    settings = tiny_settings(method, rounds=2, backbone=backbone, data={"max_length": 24}, **needs(method))
-    if backbone is DECODER and method in HEADED:
-        settings["method"]["sharing"]["last_blocks"] = 1
-    experiment = check(settings, "test")
+def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_path: Path) -> None:
+    experiment = check(settings_on(where, method, rounds=2), "test")
     prepared = prepare(experiment, tmp_path)
     site = Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir(), 1)
     fleet = LocalFleet(site)

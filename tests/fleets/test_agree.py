@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import needs
+from conftest import BACKBONES, DOES_NOT_APPLY, settings_on
 
 from fibec_ray.config.load import check, method_files
 from fibec_ray.roundlog.reader import log_digest
@@ -63,18 +63,21 @@ def test_what_is_drawn_depends_on_the_place_and_not_on_the_process(
     assert found["local"] == found["ray"]
 
 
-QUICK = ("feddyn", "fipa", "scaffold")
-"""Between them: evidence before and after training, hints, state on devices and on the server."""
+QUICK = ("ditto", "feddyn", "fipa", "flora", "scaffold")
+"""Between them: evidence before and after training, hints, state on devices and on the server, ranks, own models."""
+
+
+ALL = [(p.stem, where) for p in method_files() for where in BACKBONES if (p.stem, where) not in DOES_NOT_APPLY]
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "method",
-    [p.stem if p.stem in QUICK else pytest.param(p.stem, marks=pytest.mark.slow) for p in method_files()],
+    ("method", "where"),
+    [case if case in [(m, "encoder") for m in QUICK] else pytest.param(*case, marks=pytest.mark.slow) for case in ALL],
 )
-def test_every_method_agrees_bit_for_bit(method: str, tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+def test_every_method_agrees_bit_for_bit(method: str, where: str, tmp_path: Path, ray_cluster: None) -> None:
     found = [
-        digests(tiny_settings(method, num_devices=6, rounds=2, fleet=fleet, **needs(method)), tmp_path / fleet["kind"])
+        digests(settings_on(where, method, num_devices=6, rounds=3, fleet=fleet), tmp_path / fleet["kind"])
         for fleet in (LOCAL, POOLED_2)
     ]
     assert found[0] == found[1]
