@@ -172,7 +172,7 @@ def test_more_iterations_come_closer() -> None:
     cohort = clients(4, (2, 2))
     h, b = dense(cohort, 1e-3)
     errors = [
-        float((vec(fitted(cohort, iterations=n, tolerance=1e-14)) - torch.linalg.solve(h, b)).norm())
+        float((vec(fitted(cohort, damping=1e-3, iterations=n, tolerance=1e-14)) - torch.linalg.solve(h, b)).norm())
         for n in (1, 4, 60)
     ]
     assert errors[0] > errors[1] > errors[2] < 1e-8

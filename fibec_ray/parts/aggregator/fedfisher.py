@@ -33,9 +33,10 @@ class FedFisher(Aggregator):
     which conjugate gradients solve for X, from FedAvg's step on: where no device has curvature X is that step. One
     device: its delta. Equal factors: FedAvg. Its other variant, diagonal F_k, is the aggregator `fisher_merging`;
     modules that are no Linear (embedding tables, (IA)^3, LayerNorm) have that rule here too. Kinds of adapter whose
-    gradients of single samples are not known (DoRA, LoHa, LoKr, VeRA) are refused, as there.
+    gradients of single samples are not known (DoRA for one) are refused, as there.
 
     The paper merges once, here every round does. Ours: the solver, and the damping, whose weight goes to FedAvg's step.
+    With little of it a step on LoRA is many times FedAvg's, and training may collapse over the rounds.
     Sends the upper triangles of A_k and G_k: for LoRA of rank r on a d x d matrix about d / 2r times the delta.
     """
 
@@ -45,7 +46,7 @@ class FedFisher(Aggregator):
     )
     max_samples: int | None = Field(64, ge=1, description="samples of a device in F_k, drawn each round; null: all")
     damping: float = Field(
-        1e-3, ge=0, allow_inf_nan=False, description="weight of FedAvg's step, in units of a module's average curvature"
+        0.1, ge=0, allow_inf_nan=False, description="weight of FedAvg's step, in units of a module's average curvature"
     )
     iterations: int = Field(100, ge=1, description="most steps of conjugate gradients for a module")
     tolerance: float = Field(
