@@ -37,7 +37,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**BASIC, "intermediate_size": 64, "num_key_value_heads": 1},
 }
 HEADS = {"bert": ("mean_pool", "model", "masked_lm"), "llama": ("mean_pool", "model", "causal_lm")}
-CASES = [(family, head) for family, heads in HEADS.items() for head in heads]
 SETTINGS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in PEFTS if not PEFTS[kind].trains_base},
     "dora": {"kind": "lora", "use_dora": True},
