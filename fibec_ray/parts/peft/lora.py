@@ -55,6 +55,11 @@ class Lora(InLinears):
             raise ValueError("use_dora has one length for all ranks, so devices cannot differ; drop one of the two")
         return self
 
+    @property
+    def sends(self) -> str:
+        words = ["as many ranks as the device has"] if self.differs_by_device else []
+        return ", ".join([*words, "A and B in turn"] if self.take_turns else words)
+
     def config(self, task_type: str | None) -> Any:
         from peft import LoraConfig
 

@@ -33,6 +33,10 @@ class MovingLora(Lora):
             raise ValueError("use_dora measures the columns of the base, which moves here; leave it out")
         return self
 
+    @property
+    def keeps(self) -> str:
+        return "the moved base (server)"
+
     def attach(self, module: Any, task_type: str | None) -> Attached:
         attached = super().attach(module, task_type)
         scale = self.scaling(None)

@@ -41,6 +41,10 @@ class SparseLora(Lora):
             raise ValueError("use_dora, ranks and take_turns do not go with two stages; leave them out")
         return self
 
+    @property
+    def sends(self) -> str:
+        return "first few entries of the weights, then LoRA"
+
     def attach(self, module: Any, task_type: str | None) -> Attached:
         attached = super().attach(module, task_type)
         layers = adapted_layers(attached.module)
