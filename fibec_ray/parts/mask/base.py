@@ -48,7 +48,7 @@ class Mask(Part):
 
     def neurons(self, keep: Tensors) -> Tensors:
         """Bool (neurons,) by tensor, for the round log: which neurons move. As it stands, neurons are rows."""
-        return {name: entries.flatten(1).any(1) for name, entries in keep.items()}
+        return {name: entries.reshape(len(entries), -1).any(1) for name, entries in keep.items()}
 
     def fisher(self, memory: Tensors) -> Tensors:
         """The diagonal Fisher information that the mask is based on, for the round log."""
