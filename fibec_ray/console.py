@@ -54,10 +54,11 @@ class RunView:
 
     def prepared(self, prepared: Prepared) -> None:
         e, shards = self._experiment, prepared.heterogeneity
+        pooled = ", their data pooled" if e.method.pooled else ""
         sizes = f"{shards['smallest_shard']:.0f} to {shards['largest_shard']:.0f} samples"
         self._say(
             f"[bold]{e.name}[/]: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
-            f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}"
+            f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}{pooled}"
         )
 
     def placed(self, fleet: Fleet) -> None:

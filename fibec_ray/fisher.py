@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fibec_ray.per_sample import catch
+from fibec_ray.per_sample import Caught, catch
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import LocalModel, Outputs, Shard
 
@@ -131,22 +131,48 @@ def batch_squares(
 
     draws: (B,) uniform in [0, 1), for sampled labels. Evaluation mode is the caller's duty.
     """
+    totals: Tensors = {}
+    losses = torch.empty(0)
+    for out, caught, grads, weights in label_passes(model, shard, rows, names, label, draws):
+        losses = out.losses.detach().float().cpu()
+        for name, squares in caught.squares(grads).items():
+            if weights is not None:
+                squares.mul_(weights.view(-1, *[1] * (squares.dim() - 1)))
+            totals[name] = totals[name].add_(squares) if name in totals else squares
+    return totals, losses
+
+
+class LabelPass(NamedTuple):
+    """One backward pass over some samples: for their labels, or for one label of all those that are expected."""
+
+    out: Outputs
+    caught: Caught
+    grads: Sequence[Tensor | None]
+    """of the sum of -log p, or of log p, for `caught.tensors`"""
+    weights: Tensor | None
+    """(B,) probability of the label; None: 1"""
+
+
+def label_passes(
+    model: LocalModel,
+    shard: Shard,
+    rows: Tensor,
+    names: Collection[str],
+    label: Label = "observed",
+    draws: Tensor | None = None,
+) -> Iterator[LabelPass]:
+    """One forward pass over the samples at `rows`, and a backward pass for each label that the expectation needs."""
     before = model.work.backward_flops
     with torch.enable_grad(), catch(model.holders, names, len(rows)) as caught:
         out = model.forward(shard.batch(rows))
     backward_flops = model.work.backward_flops - before  # the model counts one backward pass
     with torch.enable_grad():
         targets = list(_targets(out, label, draws))
-    totals: Tensors = {}
     for i, (values, weights) in enumerate(targets):
         model.work.flops += backward_flops if i else 0.0
         # Gradients of the outputs, not of the weights: the sum over samples is never formed.
         grads = torch.autograd.grad(values.sum(), caught.tensors, retain_graph=i + 1 < len(targets), allow_unused=True)
-        for name, squares in caught.squares(grads).items():
-            if weights is not None:
-                squares.mul_(weights.view(-1, *[1] * (squares.dim() - 1)))
-            totals[name] = totals[name].add_(squares) if name in totals else squares
-    return totals, out.losses.detach().float().cpu()
+        yield LabelPass(out, caught, grads, weights)
 
 
 def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -36,6 +36,7 @@ def _differences(method: Method) -> str:
     """'curriculum `fisher`, mask `none`': the parts that are not neutral."""
     neutral = Method().parts
     found = [f"{axis} `{part.kind}`" for axis, part in method.parts.items() if part != neutral[axis]]
+    found += ["pooled data"] if method.pooled else []
     return ", ".join(found) or "all neutral"
 
 

@@ -162,10 +162,14 @@ class Caught:
         grads: of the summed loss for `tensors` (None: the loss does not depend on it). scale: what they are multiplied
         by first: B where the loss was a mean over samples.
         """
-        called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
-        given = dict(zip(called, grads, strict=True))
-        parts = (seen.gradients(given.get(prefix), scale) for prefix, seen in self.modules.items())
+        given = self.by_prefix(grads)
+        parts = (seen.gradients(given[prefix], scale) for prefix, seen in self.modules.items())
         return {name: value for part in parts for name, value in part.items()}
+
+    def by_prefix(self, grads: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+        """The gradients of `tensors` by their holders; None for a holder that was not called, too."""
+        called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
+        return dict.fromkeys(self.modules) | dict(zip(called, grads, strict=True))
 
 
 class Seen:
@@ -213,6 +217,21 @@ class Seen:
     def refuse_changes(self) -> None:
         if any(value._version != version for value, version in self._versions):
             raise ModelError(f"{self._prefix}: what it saw or returned was changed in place, so its gradient is lost")
+
+    @property
+    def is_linear(self) -> bool:
+        """True for a Linear whose weight is wanted: the gradient of a sample is sum_t e_t a_t^T."""
+        return _kind(self._module) == "Linear" and FORMULAS["Linear"]["weight"] in self._formulas.values()
+
+    def tokens(self, grad: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Of such a Linear a (B, T, in) and e (B, T, out), float32; None if the loss does not see it.
+
+        Where its bias is wanted too, a has a 1 at its end: the gradient then has the bias as its last column.
+        """
+        if grad is None or self.inputs is None:
+            return None
+        a = _by_token(self.inputs)
+        return F.pad(a, (0, 1), value=1.0) if len(self._formulas) > 1 else a, _by_token(grad)
 
     def gradients(self, grad: Tensor | None, scale: float) -> Tensors:
         """grad: of `output`, in its shape."""

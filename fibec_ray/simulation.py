@@ -88,7 +88,7 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
             watcher.row(row)
             rows.append(row)
         adapter = fleet.adapter()
-        save_adapter(adapter, tally.layout, folder / "adapter")
+        save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter")
     except BaseException:
         run_dirs.write_json(folder / "summary.json", {**summary, "status": "failed"})
         raise
@@ -122,6 +122,8 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
         experiment.num_devices,
         experiment.seed,
         folder / "data",
+        experiment.method.peft.num_virtual,
+        experiment.method.pooled,
     )
     run_dirs.write_yaml(folder / "config.yaml", resolved(experiment))
     return prepared

@@ -70,6 +70,11 @@ class Shard(Protocol):
         """The samples at `rows` ((B,) int64, positions within the shard), padded to the longest of them."""
         ...
 
+    def shortened(self, max_length: int) -> Shard:
+        """The same samples cut to `max_length` tokens: texts lose their ends, the longest first; template, mask and
+        special tokens stay, and one token of each text."""
+        ...
+
 
 Likelihood = Literal["categorical", "normal"]
 """What scores are parameters of, whose negative log likelihood is the loss: classes with probabilities softmax(scores)
@@ -107,7 +112,8 @@ class Work:
 class LocalModel(Protocol):
     """A backbone with one adapter (and maybe a head) attached, or trained whole; lent to one device at a time.
 
-    Names of trainable tensors are those of a saved PEFT adapter; those of our own head start with `head.`.
+    Names of trainable tensors are those of a saved PEFT adapter, where it holds what is trained (an encoder of prompts
+    is trained, and saved as the prompts that it makes); those of our own head start with `head.`.
     """
 
     num_layers: int
@@ -122,12 +128,17 @@ class LocalModel(Protocol):
         ...
 
     @property
+    def carried(self) -> Collection[str]:
+        """Names of tensors that `load` and `read` know too, but that no device trains: the server alone moves them."""
+        ...
+
+    @property
     def adapter_config(self) -> dict[str, Any]:
-        """What peft writes to adapter_config.json, as plain values; of what is trained whole, its own config.json."""
+        """What adapter_config.json of the saved adapter says, as plain values; config.json of what is trained whole."""
         ...
 
     def layer_of(self, name: str) -> int | None:
-        """The block that a trainable tensor belongs to; None for the head (always shared)."""
+        """The block that a trainable tensor belongs to; None for the head and for prompts (always shared)."""
         ...
 
     def is_adapter(self, name: str) -> bool:
@@ -135,11 +146,15 @@ class LocalModel(Protocol):
         ...
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Copies values into the trainable tensors that are named."""
+        """Copies values into the tensors that are named, trainable or carried."""
         ...
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        """Detached CPU copies of the trainable tensors (all, or those named)."""
+        """Detached CPU copies of the trainable and carried tensors (all, or those named)."""
+        ...
+
+    def set_rank(self, rank: int | None) -> None:
+        """Computes as a device whose adapter has this rank does; None: as the server's."""
         ...
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
@@ -204,7 +219,13 @@ class ClientUpdate:
     num_samples: int
     num_steps: int
     delta: Tensors
+    """on the server's scale; tensors of a lower rank than the server's lack the entries that the device does not have,
+    which the server fills with zeros before an aggregator sees them"""
     evidence: Tensors = field(default_factory=dict)
+    rank: int | None = None
+    """of the device's adapter, where devices differ"""
+    learning_rate: float = 0.0
+    """of its steps"""
 
 
 @dataclass(frozen=True)
@@ -237,10 +258,12 @@ class Layout:
     """What the trainable tensors are, as every process of a fleet has them."""
 
     layers: Mapping[str, int | None]
-    """the block of each trainable tensor; None: head"""
+    """the block of each trainable or carried tensor; None: head or prompts"""
     num_layers: int
     adapter_config: Mapping[str, Any]
     """as `LocalModel` has it"""
+    carried: frozenset[str] = frozenset()
+    """those that no device trains"""
 
 
 @dataclass(frozen=True)
@@ -252,16 +275,21 @@ class OpenResult:
     layout: Layout
     layer_scores: Tensor | None
     """(L,) float32, averaged over devices with weights n_k"""
+    own_models: bool = False
+    """True if the method's solver makes a model for each device, beside shared and personal tensors"""
+    frozen_personal: bool = False
+    """True if personal tensors stay as they were at the start, the same on all devices"""
 
     @property
     def keeps_personal(self) -> bool:
         """False if devices keep nothing of their own, so that every device's model is the global one."""
-        return not self.layout.layers.keys() <= self.shared_names
+        return self.own_models or not self.layout.layers.keys() <= self.shared_names
 
     @property
     def has_global_model(self) -> bool:
-        """False if a head is personal: the server then has none that was ever trained, and its score means nothing."""
-        return all(name in self.shared_names for name, layer in self.layout.layers.items() if layer is None)
+        """False if devices train heads of their own: the server's then fits no body, and its score means nothing."""
+        heads = {name for name, layer in self.layout.layers.items() if layer is None}
+        return self.frozen_personal or heads <= self.shared_names
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,13 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray would write a tok
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from fibec_ray.config.load import config_folder, load_method, method_files, parse_override
+from fibec_ray.config.load import check, config_folder, load_method, method_files, parse_override
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
+from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.reports import DeviceReport
+from fibec_ray.simulation import cache_dir, prepare
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -118,13 +123,28 @@ def make_regression(method: str | dict[str, Any] = "fedavg", **changes: Any) -> 
     return settings | changes
 
 
+def after_rounds(
+    num_rounds: int, settings: dict[str, Any], folder: Path
+) -> tuple[LocalFleet, Site, list[DeviceReport]]:
+    """An open fleet after some rounds, where it works, and the reports of all devices of these rounds."""
+    experiment = check(settings, "test")
+    folder.mkdir(exist_ok=True)
+    prepared = prepare(experiment, folder)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    fleet = LocalFleet(site)
+    fleet.open()
+    plans = [plan_round(site.job, experiment.cohort_size, round_) for round_ in range(num_rounds)]
+    return fleet, site, [report for plan in plans for report in fleet.run_round(plan).reports]
+
+
 def shard_of(tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = None) -> ArrayShard:
-    """Samples written as token ids; the answer is at the last one. Labels are 0 if not given."""
+    """Samples written as token ids, all of them text; the answer is at the last one. Labels are 0 if not given."""
     flat = np.array([token for sample in tokens for token in sample], dtype=np.int32)
     offsets = np.cumsum([0, *(len(sample) for sample in tokens)])
     classes = np.zeros(len(tokens), np.int64) if labels is None else np.array(labels, np.int64)
     answer_at = np.array([len(sample) - 1 for sample in tokens], dtype=np.int32)
-    return EncodedSet(flat, offsets, classes, answer_at, None, pad_id=0).shard(np.arange(len(tokens)))
+    texts = np.ones(len(flat), np.uint8)
+    return EncodedSet(flat, offsets, classes, answer_at, None, pad_id=0, texts=texts).shard(np.arange(len(tokens)))
 
 
 def named(group: str, name: str) -> dict[str, Any]:

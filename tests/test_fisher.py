@@ -34,7 +34,8 @@ def shard() -> ArrayShard:
     rng = np.random.default_rng(0)
     tokens = np.concatenate([rng.integers(1, 60, length) for length in LENGTHS]).astype(np.int32)
     labels, answer_at = np.array([0, 1, 2, 2, 1, 0]), np.array(LENGTHS, dtype=np.int32) - 1
-    return EncodedSet(tokens, np.cumsum([0, *LENGTHS]), labels, answer_at, None, pad_id=0).shard(np.arange(6))
+    texts = np.ones(len(tokens), np.uint8)
+    return EncodedSet(tokens, np.cumsum([0, *LENGTHS]), labels, answer_at, None, 0, texts).shard(np.arange(6))
 
 
 def tiny(config: dict[str, Any], head: Any, spec: dict[str, Any] | None = None, **peft: Any) -> TorchModel:
@@ -404,9 +405,7 @@ def test_momentum_by_hand() -> None:
 
 
 def test_groups_of_like_length() -> None:
-    shard = EncodedSet(
-        np.ones(11, np.int32), np.array([0, 4, 5, 7, 11]), np.zeros(4, np.int64), np.zeros(4, np.int32), None, 0
-    ).shard(np.arange(4))
+    shard = shard_of([[1] * length for length in (4, 1, 2, 4)])
     assert shard.lengths.tolist() == [4, 1, 2, 4]
     groups = by_length(shard, torch.tensor([3, 0, 2, 1]), 3)
     assert [group.tolist() for group in groups] == [[1, 2, 3], [0]]

@@ -23,7 +23,20 @@ LAYERS = (
     ("learning",),
     ("method", "models", "data", "roundlog"),
     ("parts",),
-    ("fisher", "ggn", "per_sample", "spectrum", "run_dir", "tensors", "seeds", "types", "reports", "errors"),
+    (
+        "fisher",
+        "ggn",
+        "kfac",
+        "per_sample",
+        "low_rank",
+        "spectrum",
+        "run_dir",
+        "tensors",
+        "seeds",
+        "types",
+        "reports",
+        "errors",
+    ),
 )
 """From top to bottom. A module imports lower layers and its own package; the files of the lowest layer each other."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,48 @@ import pytest
 from conftest import TINY_LLAMA, needs
 
 from fibec_ray.config.load import check, method_files
+from fibec_ray.errors import ModelError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
-from fibec_ray.method import AXES, Method
+from fibec_ray.method import AXES, HALVES, Method
 from fibec_ray.method_page import page
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.part import Part
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.parts.solver import SOLVERS
+from fibec_ray.simulation import cache_dir, prepare, simulate
 
 METHODS = [path.stem for path in method_files()]
 ENCODER: dict[str, Any] = {}
 DECODER = {"config": TINY_LLAMA, "head": "causal_lm"}
+BACKBONES = {"encoder": ENCODER, "decoder": DECODER}
+DOES_NOT_APPLY = {
+    ("bitfit", "decoder"): "method.peft: bitfit trains biases, and LlamaForCausalLM has none; choose lora, or adapter"
+}
+"""Method and backbone -> the one error that says why. All others run."""
+ALL = [(method, where) for where in BACKBONES for method in METHODS]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("backbone", [ENCODER, DECODER], ids=["encoder", "decoder"])
-def test_every_method_runs_and_keeps_to_its_word(
-    method: str, backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path
+HEADED = ("fedbabu", "fedrep")
+"""Methods that refuse to run where nothing is personal; with a verbaliser they need a block in place of the head."""
+
+
+@pytest.mark.parametrize(("method", "where"), DOES_NOT_APPLY)
+def test_a_method_that_does_not_apply_says_so_before_anything_runs(
+    method: str, where: str, tiny_settings: Any, tmp_path: Path
 ) -> None:
+    settings = tiny_settings(method, rounds=1, backbone=BACKBONES[where], data={"max_length": 24}, **needs(method))
+    with pytest.raises(ModelError, match=f"^{re.escape(DOES_NOT_APPLY[method, where])}$"):
+        simulate(check(settings, "test"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("method", "where"), [case for case in ALL if case not in DOES_NOT_APPLY])
+def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tiny_settings: Any, tmp_path: Path) -> None:
+    backbone = BACKBONES[where]
     settings = tiny_settings(method, rounds=2, backbone=backbone, data={"max_length": 24}, **needs(method))
+    if backbone is DECODER and method in HEADED:
+        settings["method"]["sharing"]["last_blocks"] = 1
     experiment = check(settings, "test")
     prepared = prepare(experiment, tmp_path)
     site = Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir(), 1)
@@ -38,14 +60,17 @@ def test_every_method_runs_and_keeps_to_its_word(
     opened = fleet.open()
     shared = opened.shared_names
     personal = set(opened.layout.layers) - shared
-    if method != "fedper":  # which keeps a head, where there is one
+    if method != "fedper":  # which keeps a head, where there is one; others refuse to run without
         assert bool(personal) == experiment.method.sharing.keeps_personal
     for round_ in range(2):
         plan = plan_round(site.job, experiment.cohort_size, round_)
         result = fleet.run_round(plan)
         assert [report.device for report in result.reports] == list(plan.cohort)
         for report in result.reports:
-            assert report.train_loss is not None and math.isfinite(report.train_loss)
+            if experiment.method.solver.kind == "idle":
+                assert report.train_loss is None and report.num_steps == report.num_samples_seen == 0
+            else:
+                assert report.train_loss is not None and math.isfinite(report.train_loss)
             state = StateStore(site.state_dir).load(report.device, before=round_ + 1)
             assert set(state.personal) == personal
     evaluation = fleet.evaluate(1)
@@ -71,6 +96,11 @@ def neighbours(axis: str, kind: str) -> dict[str, Any]:
     """What a part cannot do without."""
     if kind == "feddyn":
         return {"objective": kind, "aggregator": kind}
+    for (one, name), (other, able) in HALVES:
+        if (one, name) == (axis, kind) and able[0] != Method().parts[other].kind:
+            return {other: able[0]}
+    if axis == "solver" and SOLVERS[kind]().needs_personal:
+        return {"sharing": "body"}
     return {"sharing": "gal"} if axis == "mask" and MASKS[kind]().needs_personal else {}
 
 

@@ -15,6 +15,7 @@ from fibec_ray.learning.job import Job, LocalTraining
 from fibec_ray.method import Method
 from fibec_ray.models.nets import NETS, Net, is_net
 from fibec_ray.models.spec import Backbone
+from fibec_ray.parts.curriculum.length_warmup import LengthWarmup
 from fibec_ray.parts.part import Need, kind_of
 from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.lora import Lora
@@ -78,7 +79,7 @@ class Experiment(BaseModel):
         return Job(
             seed=self.seed,
             rounds=self.rounds,
-            num_devices=self.num_devices,
+            num_devices=1 if self.method.pooled else self.num_devices,
             method=self.method,
             backbone=self.backbone,
             local=self.local,
@@ -86,6 +87,8 @@ class Experiment(BaseModel):
             num_classes=num_classes,
             label_words=label_words,
             eval_batch_size=self.evaluation.batch_size,
+            max_length=self.data.max_length,
+            stands_for=(self.cohort_size, self.num_devices) if self.method.pooled else None,
         )
 
     @model_validator(mode="after")
@@ -170,5 +173,24 @@ class Experiment(BaseModel):
             raise ValueError(
                 f"method.objective {kind} reads gradients off the steps of plain SGD; set local.momentum=0, "
                 f"found {local.momentum}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_grow(self) -> Experiment:
+        curriculum = self.method.curriculum
+        if isinstance(curriculum, LengthWarmup) and curriculum.start >= self.data.max_length:
+            raise ValueError(
+                f"method.curriculum.start {curriculum.start} leaves nothing to warm up, as samples have at most "
+                f"{self.data.max_length} tokens; lower it, or raise data.max_length"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pooled_visits_are_known(self) -> Experiment:
+        if self.method.pooled and self.local.max_steps is not None:
+            raise ValueError(
+                f"local.max_steps {self.local.max_steps} limits a device's steps, and method.pooled takes as many as a "
+                "whole cohort; leave out one of them"
             )
         return self

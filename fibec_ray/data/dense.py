@@ -71,6 +71,10 @@ class DenseShard:
     def num_samples(self) -> int:
         return len(self._rows)
 
+    def shortened(self, max_length: int) -> DenseShard:
+        """Itself: samples have no length."""
+        return self
+
     def batch(self, rows: Tensor) -> DenseBatch:
         """The samples at positions `rows` (B,) of the shard."""
         assert len(rows), "a batch of no samples"

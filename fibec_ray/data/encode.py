@@ -4,8 +4,9 @@
     masked   [CLS] template with a, b [SEP]      the mask token's output predicts the answer word
     causal   [BOS] causal_template with a, b     the last token's output predicts the answer word
 
-Too long a sample loses words at the end of its longest text; template, mask and special tokens always stay. Texts lose
-the spaces at their ends, which SST-2 and MR have as an artefact of their sources.
+Too long a sample loses words at the end of its longest text; template, mask and special tokens always stay. (In plain
+mode the tokenizer cuts; of two texts alike it may cut the other.) Which tokens are text is kept: samples can be cut
+further. Texts lose the spaces at their ends, which SST-2 and MR have as an artefact of their sources.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from fibec_ray.data.cut import kept_tokens
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.data.examples import Examples
 from fibec_ray.data.tasks import MASK, Task
@@ -51,19 +53,22 @@ class Prompt(NamedTuple):
 
 class Sample(NamedTuple):
     tokens: list[int]
+    texts: list[int]
+    """the number of each token's text, as `EncodedSet` has it"""
     answer_at: int
 
 
 def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_length: int) -> EncodedSet:
     """All rows as token ids, each of at most `max_length` tokens. Raises DataError where the template does not fit."""
     _check(tokenizer, task, mode)
-    lengths, answer_at, tokens = [0], [], []
+    lengths, answer_at, tokens, texts = [0], [], [], []
     for start in range(0, len(examples), _CHUNK):
         rows = examples.take(np.arange(start, min(start + _CHUNK, len(examples))))
         samples = list(_samples(rows, task, tokenizer, mode, max_length))
         lengths += [len(sample.tokens) for sample in samples]
         answer_at += [sample.answer_at for sample in samples]
         tokens.append(np.concatenate([np.array(sample.tokens, dtype=np.int32) for sample in samples]))
+        texts.append(np.concatenate([np.array(sample.texts, dtype=np.uint8) for sample in samples]))
     return EncodedSet(
         tokens=np.concatenate(tokens) if tokens else np.empty(0, dtype=np.int32),
         offsets=np.cumsum(lengths, dtype=np.int64),
@@ -71,6 +76,7 @@ def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max
         answer_at=np.array(answer_at, dtype=np.int32),
         grades=examples.grades,
         pad_id=_pad_id(tokenizer),
+        texts=np.concatenate(texts) if texts else np.empty(0, dtype=np.uint8),
     )
 
 
@@ -105,9 +111,10 @@ def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_l
     texts_a = [text.strip() for text in rows.texts_a]
     texts_b = None if rows.texts_b is None else [text.strip() for text in rows.texts_b]
     if mode == "plain":
-        cut = {"truncation": "longest_first", "max_length": max_length}
+        cut = {"truncation": "longest_first", "max_length": max_length, "return_special_tokens_mask": True}
         encoded = tokenizer(texts_a, texts_b, padding=False, **cut)
-        return (Sample(ids, 0) for ids in encoded["input_ids"])
+        texts = _plain_texts(encoded, len(rows), tokenizer.is_fast)
+        return (Sample(*sample, 0) for sample in zip(encoded["input_ids"], texts, strict=True))
     template = task.template if mode == "masked" else task.causal_template
     prompts = [
         _fill(template, {"{a}": a, "{b}": b, MASK: tokenizer.mask_token or ""})
@@ -150,33 +157,44 @@ def _sample(
     if prompt.mask is None:  # the answer comes next, so a closing token that the tokenizer appends must go
         while len(ids) > 1 and special[-1]:
             ids, places, special = ids[:-1], places[:-1], special[:-1]
-    kept = _cut(prompt, places, len(ids) - max_length)
+    texts = _texts(prompt, places)
+    kept = kept_tokens(np.array(texts, dtype=np.uint8), max_length).tolist()
     if len(kept) > max_length:
         raise DataError(
             f"data.max_length: {max_length} tokens have no room for a text beside task {task.name}'s template; "
             f"set at least {len(kept)}"
         )
+    tokens, texts = [ids[i] for i in kept], [texts[i] for i in kept]
     if prompt.mask is None:
-        return Sample([ids[i] for i in kept], len(kept) - 1)
+        return Sample(tokens, texts, len(kept) - 1)
     start, end = prompt.mask
     is_mask = [ids[i] == tokenizer.mask_token_id and places[i][0] < end and places[i][1] > start for i in kept]
-    return Sample([ids[i] for i in kept], is_mask.index(True))
+    return Sample(tokens, texts, is_mask.index(True))
 
 
-def _cut(prompt: Prompt, places: list[tuple[int, int]], excess: int) -> list[int]:
-    """Positions of the tokens that stay: `excess` tokens go, one by one from the end of the text that is longest."""
-    if excess <= 0:
-        return list(range(len(places)))
-    inside = [
-        [i for i, (start, end) in enumerate(places) if first <= start < end <= last] for first, last in prompt.fields
+def _texts(prompt: Prompt, places: list[tuple[int, int]]) -> list[int]:
+    """The number of each token's text; 0 for a token that lies outside, or that has a piece of the template with it."""
+    fields = list(enumerate(prompt.fields, start=1))
+    return [
+        next((number for number, (first, last) in fields if first <= start < end <= last), 0) for start, end in places
     ]
-    gone: set[int] = set()
-    for _ in range(excess):
-        longest = max(inside, key=len)
-        if len(longest) <= 1:
-            break
-        gone.add(longest.pop())
-    return [i for i in range(len(places)) if i not in gone]
+
+
+def _plain_texts(encoded: Any, count: int, is_fast: bool) -> list[list[int]]:
+    """The same for the tokenizer's own single texts and pairs."""
+    if is_fast:
+        return [[0 if at is None else at + 1 for at in encoded.sequence_ids(i)] for i in range(count)]
+    return [_between_special(mask) for mask in encoded["special_tokens_mask"]]
+
+
+def _between_special(mask: list[int]) -> list[int]:
+    """[1, 0, 0, 1, 0, 1] -> [0, 1, 1, 0, 2, 0]: what stands between special tokens is a text."""
+    found, number, inside = [], 0, False
+    for special in mask:
+        number += not special and not inside
+        inside = not special
+        found.append(0 if special else number)
+    return found
 
 
 def _check(tokenizer: Tokenizer, task: Task, mode: Mode) -> None:

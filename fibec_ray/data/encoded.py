@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
+from fibec_ray.data.cut import kept_tokens
 from fibec_ray.types import Batch
 
-_ARRAYS = ("tokens", "offsets", "labels", "answer_at")
+_ARRAYS = ("tokens", "offsets", "labels", "answer_at", "texts")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class EncodedSet:
     grades: NDArray[np.float32] | None
     """(N,) true difficulty, embedded task only"""
     pad_id: int
+    texts: NDArray[np.uint8]
+    """(T,) which text each token belongs to, 1 or 2 in order of appearance; 0: template, mask or special token"""
 
     @property
     def num_samples(self) -> int:
@@ -54,27 +58,44 @@ class EncodedSet:
         grades = arrays.pop("grades", None)
         try:
             encoded = EncodedSet(**arrays, grades=grades, pad_id=about["pad_id"])
-            ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]))
-            refuse_misfit(folder, ends == (about["num_samples"], about["num_samples"], len(encoded.tokens)))
+            ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]), len(encoded.texts))
+            num_samples, num_tokens = about["num_samples"], len(encoded.tokens)
+            refuse_misfit(folder, ends == (num_samples, num_samples, num_tokens, num_tokens))
         except (IndexError, KeyError, TypeError) as error:
             raise no_set(folder, error) from error
         return encoded
 
 
 class ArrayShard:
-    """Some rows of an encoded set; implements `types.Shard`. Holds row numbers, not tokens."""
+    """Some rows of an encoded set; implements `types.Shard`. Holds row numbers, not tokens.
 
-    def __init__(self, source: EncodedSet, rows: NDArray[np.int64]):
+    max_length: tokens to which samples are cut; None: as they are.
+    """
+
+    def __init__(self, source: EncodedSet, rows: NDArray[np.int64], max_length: int | None = None):
         self._source, self._rows = source, rows
         self._starts = source.offsets[rows]
         self._ends = source.offsets[rows + 1]
+        self._max_length = max_length
+        lengths = self._ends - self._starts
+        self._kept: dict[int, NDArray[np.int64]] = {}
+        """positions within the sample of the tokens that stay, for samples that are cut"""
+        if max_length is not None:
+            for row in np.flatnonzero(lengths > max_length).tolist():
+                self._kept[row] = kept_tokens(self._of(source.texts, row), max_length)
+                lengths[row] = len(self._kept[row])
         self.labels = torch.from_numpy(source.labels[rows])
-        self.lengths = torch.from_numpy(self._ends - self._starts)
+        self.lengths = torch.from_numpy(lengths)
         self.grades = None if source.grades is None else torch.from_numpy(source.grades[rows])
 
     @property
     def num_samples(self) -> int:
         return len(self._rows)
+
+    def shortened(self, max_length: int) -> ArrayShard:
+        """The same samples cut to `max_length` tokens, at the end of their texts, the longest first; never below the
+        tokens that are no text and one of each text."""
+        return ArrayShard(self._source, self._rows, min(max_length, self._max_length or max_length))
 
     def batch(self, rows: Tensor) -> Batch:
         """The samples at positions `rows` (B,) of the shard, right-padded to the longest of them."""
@@ -82,8 +103,16 @@ class ArrayShard:
         lengths = self.lengths[rows]
         attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         input_ids = np.full(tuple(attention_mask.shape), self._source.pad_id, dtype=np.int64)
+        answer_at = self._source.answer_at[self._rows[rows.numpy()]].astype(np.int64)
         for i, row in enumerate(rows.tolist()):
-            tokens = self._source.tokens[self._starts[row] : self._ends[row]]
+            tokens = self._of(self._source.tokens, row)
+            if row in self._kept:
+                tokens = tokens[self._kept[row]]
+                # As many tokens before it as stay; a prompt's last token may go, and then the new last one is it.
+                answer_at[i] = min(np.searchsorted(self._kept[row], answer_at[i]), len(tokens) - 1)
             input_ids[i, : len(tokens)] = tokens
-        answer_at = torch.from_numpy(self._source.answer_at[self._rows[rows.numpy()]].astype(np.int64))
-        return Batch(torch.from_numpy(input_ids), attention_mask, self.labels[rows], answer_at)
+        return Batch(torch.from_numpy(input_ids), attention_mask, self.labels[rows], torch.from_numpy(answer_at))
+
+    def _of(self, values: NDArray[Any], row: int) -> NDArray[Any]:
+        """The part of (T,) values that belongs to a sample."""
+        return values[self._starts[row] : self._ends[row]]

@@ -27,7 +27,8 @@ class LocalFleet:
             self._progress("open", device + 1, job.num_devices)
         selection = self._server.open([layer_report for layer_report, _ in opened])
         reports = [report for _, report in opened]
-        self._opened = OpenResult(reports, selection.names, self._worker.layout, selection.scores)
+        own, frozen = job.method.has_own_models, job.method.mask.freezes
+        self._opened = OpenResult(reports, selection.names, self._worker.layout, selection.scores, own, frozen)
         return self._opened
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
@@ -38,7 +39,7 @@ class LocalFleet:
             updates.append(update)
             reports.append(report)
             self._progress("train", len(reports), len(plan.cohort))
-        self._server.absorb(updates)
+        self._server.absorb(plan.round, updates)
         return RoundResult(reports)
 
     def evaluate(self, round_: int) -> EvaluationResult:

@@ -91,9 +91,9 @@ class ServerActor:
     def broadcast(self, round_: int) -> Any:
         return to_wire(self._held.broadcast(round_))
 
-    def absorb(self, updates: list[ray.ObjectRef]) -> None:
+    def absorb(self, round_: int, updates: list[ray.ObjectRef]) -> None:
         """Refs of the round's updates in cohort order; fetched and summed one at a time."""
-        self._held.absorb(from_wire(ray.get(ref, timeout=GET_TIMEOUT_S)) for ref in updates)
+        self._held.absorb(round_, (from_wire(ray.get(ref, timeout=GET_TIMEOUT_S)) for ref in updates))
 
     def adapter(self) -> Any:
         return to_wire(self._held.adapter())

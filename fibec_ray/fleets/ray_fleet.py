@@ -54,13 +54,14 @@ class RayFleet:
         opened = self._map("open", devices, _open)
         names, scores = self._ask(self._server.open.remote([self._ask(refs[0]) for refs in opened]))
         reports = [self._ask(refs[1]) for refs in opened]
-        self._opened = OpenResult(reports, names, layout, from_wire(scores))
+        own, frozen = job.method.has_own_models, job.method.mask.freezes
+        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
         return self._opened
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast.remote(plan.round)
         trained = self._map("train", plan.cohort, partial(_train, plan, broadcast))
-        self._ask(self._server.absorb.remote([refs[0] for refs in trained]))
+        self._ask(self._server.absorb.remote(plan.round, [refs[0] for refs in trained]))
         return RoundResult([self._ask(refs[1]) for refs in trained])
 
     def evaluate(self, round_: int) -> EvaluationResult:

@@ -7,7 +7,7 @@ often, does not change its result.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
@@ -19,12 +19,14 @@ from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.learning.local_update import Trained
+from fibec_ray.learning.pooled import steps_of, walk
 from fibec_ray.learning.records import DeviceRound, Opened, opening_report, training_report
+from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
 from fibec_ray.reports import DeviceReport
-from fibec_ray.tensors import Tensors, all_finite, drop, subtract
+from fibec_ray.tensors import Tensors, all_finite, drop, num_bytes, select, subtract
 from fibec_ray.types import (
     OPENING_ROUND,
     Broadcast,
@@ -51,15 +53,16 @@ class DeviceWorker:
         self._job, self._data, self._store, self._name = job, federation, store, name
         self.initial = model.read()
         layers = {name: model.layer_of(name) for name in self.initial}
-        self.layout = Layout(layers, model.num_layers, model.adapter_config)
+        self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried))
 
     def open(self, device: int, attempt: int = 0) -> tuple[LayerReport, DeviceReport]:
         """The initialisation phase: curriculum order, layer scores, first Fisher information; writes the state."""
         with self._stage(device, OPENING_ROUND, "open"):
             started, method = self._start(), self._job.method
             shard = self._data.train_shard(device)
-            self.model.load(self.initial)
-            scan = self._scan(shard, self.batches(device), self.initial, OPENING_ROUND, device)
+            initial = self._adopt(device, DeviceState(), self.initial)
+            names = drop(initial, self.layout.carried)
+            scan = self._scan(shard, self.batches(device), names, OPENING_ROUND, device)
             memory: dict[str, Tensors] = {}
             if method.curriculum.opens:
                 rng = self._rng("curriculum", device)
@@ -69,7 +72,8 @@ class DeviceWorker:
             scores = method.sharing.score(self.model, shard, self._rng("sensitivity", device))
             self._store.save(device, OPENING_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
-            opened = Opened(scan, memory, layer_report, self.model.work, time.perf_counter() - started, self.initial)
+            seconds, received = time.perf_counter() - started, self._on_wire(initial, device, DeviceState())
+            opened = Opened(scan, memory, layer_report, self.model.work, seconds, received)
             return layer_report, opening_report(self._job, opened, self._name, attempt)
 
     def train(
@@ -79,8 +83,10 @@ class DeviceWorker:
         with self._stage(device, plan.round, "train"):
             started = self._start()
             round_ = self._begin(plan, device, broadcast)
-            trained = self._local_update(round_)
-            update = self._finish(round_, trained)
+            session = self._session(round_)
+            own = self._job.method.solver.solve(session, round_.memory["solver"])
+            trained = session.trained
+            update = self._finish(round_, trained, own)
             seconds = time.perf_counter() - started
             return update, training_report(
                 self._job, round_, trained, update, self.model.work, self.layout, self._name, attempt, seconds
@@ -89,66 +95,112 @@ class DeviceWorker:
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
         method, state = self._job.method, self._store.load(device, before=plan.round)
-        received = {**self.initial, **state.personal, **broadcast.shared}
+        received = self._adopt(device, state, broadcast.shared)
         personal = list(drop(received, broadcast.shared))
-        self.model.load(received)
+        shared = [name for name in broadcast.shared if name not in self.layout.carried]
+        moving = method.peft.moving(shared, plan.round, plan.rounds)
         shard, batches = self._data.train_shard(device), self.batches(device)
         rng = self._rng("evidence", device, plan.round)
-        evidence = method.aggregator.evidence(self.model, shard, list(broadcast.shared), plan.round, rng)
+        evidence = method.aggregator.evidence(self.model, shard, shared, plan.round, rng)
         memory = {axis: dict(state.memory.get(axis, {})) for axis in AXES}
         scored = None
         if method.curriculum.due(memory["curriculum"], plan.round):
-            scored = self._scan(shard, batches, received, plan.round, device)
+            scored = self._scan(shard, batches, drop(received, self.layout.carried), plan.round, device)
             rng = self._rng("curriculum", device)
             memory["curriculum"] = method.curriculum.prepare(scored, rng, plan.round)
         rng = self._rng("visible", device, plan.round)
         visible = method.curriculum.visible(memory["curriculum"], batches, plan.round, plan.rounds, rng)
+        if self._job.stands_for is not None:
+            visible = [batches[i] for i in sorted(set(self._walk(len(batches), plan.round, device)))]
+        max_length = method.curriculum.max_length(plan.round, plan.rounds, self._job.max_length)
+        seen = shard if max_length is None else shard.shortened(max_length)
         kept_before = method.mask.keep(memory["mask"], personal)
         scan, rng = self._scan(shard, visible, personal, plan.round, device), self._rng("mask", device, plan.round)
         memory["mask"] = method.mask.refresh(memory["mask"], scan, personal, rng)
         keep = method.mask.keep(memory["mask"], personal)
+        down = self._on_wire(self._news(broadcast.shared, moving), device, state)
         return DeviceRound(
-            plan, device, broadcast, shard, batches, memory, visible, keep, kept_before, evidence, scored
+            plan,
+            device,
+            broadcast,
+            received,
+            shard,
+            seen,
+            batches,
+            memory,
+            visible,
+            keep,
+            kept_before,
+            evidence,
+            scored,
+            self._rank(device, state),
+            moving,
+            num_bytes(down) + num_bytes(broadcast.hint),
         )
 
-    def _local_update(self, round_: DeviceRound) -> Trained:
-        mask, personal = self._job.method.mask, drop(self.initial, round_.broadcast.shared)
-        with seeds.seeded_third_party(self._job.seed, "dropout", round_.plan.round, round_.device):
-            return local_update(
-                self.model,
-                round_.shard,
-                self.epochs(round_.visible, round_.plan.round, round_.device),
-                self._job.local,
-                round_.plan.learning_rate,
-                self._job.method.objective,
-                round_.keep,
-                round_.memory["objective"],
-                round_.broadcast.hint,
-                list(personal) if mask.watches(round_.memory["mask"]) else (),
-            )
+    def _session(self, round_: DeviceRound) -> LocalSession:
+        """What the solver is lent for the round's training."""
+        method, plan, device, shared = self._job.method, round_.plan, round_.device, round_.broadcast.shared
+        return LocalSession(
+            self.model,
+            round_.seen,
+            lambda epochs: self._steps(round_, epochs),
+            self._job.local,
+            plan.learning_rate,
+            self.initial if round_.rank is None else method.peft.fit(self.initial, round_.rank),
+            round_.received,
+            frozenset(shared),
+            self._job.seed,
+            ("dropout", plan.round, device),
+            {**round_.keep, **self._standing_still(round_)},
+            method.objective,
+            round_.memory["objective"],
+            round_.broadcast.hint,
+            list(drop(self.initial, shared)) if method.mask.watches(round_.memory["mask"]) else (),
+            round_.visible,
+        )
 
-    def _finish(self, round_: DeviceRound, trained: Trained) -> ClientUpdate:
-        """Splits the trained values into what is sent and what stays, and stores the latter."""
-        plan, shared, memory = round_.plan, round_.broadcast.shared, dict(round_.memory)
+    def _standing_still(self, round_: DeviceRound) -> Tensors:
+        """No entry of the shared tensors that are not this round's may move."""
+        return {
+            name: torch.zeros_like(value, dtype=torch.bool)
+            for name, value in round_.broadcast.shared.items()
+            if name not in round_.moving and name not in self.layout.carried
+        }
+
+    def _finish(self, round_: DeviceRound, trained: Trained, own: Tensors) -> ClientUpdate:
+        """Splits the trained values into what is sent and what stays, and stores that. own: the solver's memory."""
+        plan, shared, memory = round_.plan, round_.broadcast.shared, round_.memory | {"solver": own}
         values = self.model.read()
-        if not all_finite(values):
+        if not (all_finite(values) and all_finite(own)):
             raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
-        delta = subtract({name: values[name] for name in shared}, shared)
-        memory["objective"], evidence = self._job.method.objective.finish(
-            memory["objective"], round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
+        delta = subtract({name: values[name] for name in shared if name in round_.moving}, round_.received)
+        objective = self._job.method.objective
+        kept = objective.remember(memory["objective"], select(values, shared))
+        memory["objective"], evidence = objective.finish(
+            kept, round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
         )
         rng = self._rng("evidence_after", round_.device, plan.round)
         aggregator = self._job.method.aggregator
-        evidence |= aggregator.evidence_after(self.model, round_.shard, list(shared), round_.batches, rng)
+        evidence |= aggregator.evidence_after(self.model, round_.shard, list(delta), round_.batches, rng)
         if trained.squares:
             memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
         self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
+        rank = objective.rank(memory["objective"]) or round_.rank
+        sent = delta if rank is None else self._job.method.peft.unfit(delta, rank)
         return ClientUpdate(
-            round_.device, round_.shard.num_samples, trained.num_steps, delta, {**round_.evidence, **evidence}
+            round_.device,
+            round_.shard.num_samples,
+            trained.num_steps,
+            sent,
+            {**round_.evidence, **evidence},
+            rank,
+            plan.learning_rate,
         )
 
     def evaluate_shared(self, chunks: Sequence[Tensor], broadcast: Broadcast) -> list[Predictions]:
         """The global model (shared tensors, the others as at the start) on chunks of rows of the test set."""
+        self.model.set_rank(None)
         self.model.load({**self.initial, **broadcast.shared})
         test = self._data.test_set()
         return [self._predict(test, rows) for rows in chunks]
@@ -157,10 +209,32 @@ class DeviceWorker:
         """The device's own model on its own test shard, in the shard's order."""
         with self._stage(device, broadcast.round, "evaluate"):
             state = self._store.load(device, before=broadcast.round)
-            self.model.load({**self.initial, **state.personal, **broadcast.shared})
-            shard = self._data.test_shard(device)
+            received = self._adopt(device, state, broadcast.shared)
+            solver, shard = self._job.method.solver, self._data.test_shard(device)
+            own = solver.own(dict(state.memory.get("solver", {})))
+            self.model.load(own)
+            if shard.num_samples:
+                solver.tune(self._tuning(device, broadcast, received | own))
             chunks = torch.arange(shard.num_samples).split(self._job.eval_batch_size)
             return Predictions.join([self._predict(shard, rows) for rows in chunks if len(rows)])
+
+    def _tuning(self, device: int, broadcast: Broadcast, received: Tensors) -> LocalSession:
+        """What a solver may train on before an evaluation: all of the device's batches, with the plain loss."""
+        curriculum, batches, place = self._job.method.curriculum, self.batches(device), (device, broadcast.round)
+        return LocalSession(
+            self.model,
+            self._data.train_shard(device),
+            lambda epochs: chain.from_iterable(
+                curriculum.pick(batches, self._rng("tune", *place, epoch)) for epoch in epochs
+            ),
+            self._job.local,
+            self._job.local.learning_rate,
+            self.initial,
+            received,
+            frozenset(broadcast.shared),
+            self._job.seed,
+            ("tune", *place),
+        )
 
     def batches(self, device: int) -> list[Tensor]:
         """The device's fixed batches: a seeded split of its samples, the last one maybe short."""
@@ -169,13 +243,60 @@ class DeviceWorker:
             torch.randperm(num_samples, generator=self._rng("batches", device)).split(self._job.local.batch_size)
         )
 
-    def epochs(self, visible: Sequence[Tensor], round_: int, device: int) -> Iterator[Tensor]:
-        """The batches of all local epochs of a round, in the order of training."""
-        epochs = range(self._job.local.epochs)
+    def epochs(
+        self, visible: Sequence[Tensor], round_: int, device: int, epochs: Iterable[int] | None = None
+    ) -> Iterator[Tensor]:
+        """The batches of some local epochs of a round (None: of all), in the order of training."""
+        chosen = range(self._job.local.epochs) if epochs is None else epochs
         curriculum = self._job.method.curriculum
         return chain.from_iterable(
-            curriculum.pick(visible, self._rng("epoch", device, round_, epoch)) for epoch in epochs
+            curriculum.pick(visible, self._rng("epoch", device, round_, epoch)) for epoch in chosen
         )
+
+    def _steps(self, round_: DeviceRound, epochs: Iterable[int]) -> Iterable[Tensor]:
+        """The batches of some local epochs of a round, in order; of pooled data, all that the round trains on."""
+        if self._job.stands_for is None:
+            return self.epochs(round_.visible, round_.plan.round, round_.device, epochs)
+        return [round_.batches[i] for i in self._walk(len(round_.batches), round_.plan.round, round_.device)]
+
+    def _walk(self, num_batches: int, round_: int, device: int) -> list[int]:
+        """The same of pooled data, as numbers of batches. Pass p is shuffled as epoch p of the run would be."""
+        epochs, curriculum = self._job.local.epochs, self._job.method.curriculum
+        assert self._job.stands_for is not None
+
+        def shuffled(number: int) -> list[int]:
+            rng = self._rng("epoch", device, *divmod(number, epochs))
+            return [int(batch) for batch in curriculum.pick(torch.arange(num_batches).unbind(), rng)]
+
+        return walk(steps_of(round_, num_batches, epochs, *self._job.stands_for), num_batches, shuffled)
+
+    def _adopt(self, device: int, state: DeviceState, shared: Tensors) -> Tensors:
+        """Makes the model the device's own: its rank, its personal tensors, and what the server has. Returns them."""
+        rank = self._rank(device, state)
+        values = {**self.initial, **shared}
+        values = {**(values if rank is None else self._job.method.peft.fit(values, rank)), **state.personal}
+        self.model.set_rank(rank)
+        self.model.load(values)
+        return values
+
+    def _rank(self, device: int, state: DeviceState) -> int | None:
+        """What the device has room for, unless its training has found that less will do."""
+        method = self._job.method
+        found = method.objective.rank(dict(state.memory.get("objective", {})))
+        return found or method.peft.rank_of(device, self._job.seed)
+
+    def _on_wire(self, values: Tensors, device: int, state: DeviceState) -> Tensors:
+        """What of the server's tensors travels to a device of this rank."""
+        rank = self._rank(device, state)
+        return values if rank is None else self._job.method.peft.unfit(values, rank)
+
+    def _news(self, shared: Tensors, moving: Collection[str]) -> Tensors:
+        """Without what does not move in this round and never has: every device knows P^0 from the seed."""
+        return {
+            name: value
+            for name, value in shared.items()
+            if name in moving or name in self.layout.carried or not torch.equal(value, self.initial[name])
+        }
 
     @torch.no_grad()
     def _predict(self, shard: Shard, rows: Tensor) -> Predictions:

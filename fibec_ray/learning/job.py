@@ -26,7 +26,11 @@ class LocalTraining(BaseModel):
     momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
     batch_size: int = Field(8, ge=1, description="samples of a step")
     epochs: int = Field(1, ge=1, description="passes over the visible batches in a round")
-    max_steps: int | None = Field(None, ge=1, description="most steps in a round; null: no limit")
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="most steps in a round, or in each part of it if the solver has several; null: no limit",
+    )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: no clipping")
 
     @model_validator(mode="after")
@@ -53,3 +57,7 @@ class Job(BaseModel):
     label_words: tuple[int, ...] | None
     """token ids (C,) of the verbaliser; None with a classification head"""
     eval_batch_size: int
+    max_length: int
+    """tokens that a sample may have, `data.max_length`"""
+    stands_for: tuple[int, int] | None = None
+    """with pooled data, which are one device's: cohort_size and num_devices of the federation; None: not pooled"""

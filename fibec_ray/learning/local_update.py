@@ -1,19 +1,21 @@
-"""A device's local training: the steps of one round; called by device.py."""
+"""A device's local training: the steps of one round, or of a part of it; called by session.py."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.learning.features import features
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.solver.base import Pull
 from fibec_ray.per_sample import Caught, catch
-from fibec_ray.tensors import Tensors, clone
-from fibec_ray.types import LocalModel, Shard
+from fibec_ray.tensors import Tensors, clone, select, squared_distance
+from fibec_ray.types import Batch, LocalModel, Outputs, Shard
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,12 @@ class Trained:
     num_steps: int
     num_samples: int
     """visited, repeats over epochs included"""
-    mean_loss: float
-    """of the task alone, over steps, before each step"""
+    mean_loss: float | None
+    """of the task alone, over steps, before each step; None if there were none"""
     squares: Tensors
     """mean squared per-sample gradients of the watched tensors, each at the parameters of its step"""
+    centre: Tensors = field(default_factory=dict)
+    """where the centre of the pull ended"""
 
 
 def local_update(
@@ -38,41 +42,115 @@ def local_update(
     memory: Tensors,
     hint: Tensors,
     watch: Collection[str] = (),
+    moves: Collection[str] | None = None,
+    pull: Pull | None = None,
+    repeats: int = 1,
+    references: Sequence[Tensor] = (),
 ) -> Trained:
-    """Takes one optimiser step for each batch, in place in the model.
+    """Takes one optimiser step for each batch (or `repeats`), in place in the model.
 
     keep: bool tensors, True where an entry may move. Entries that may not are bit-identical afterwards: weight decay
     and momentum would move them even without a gradient, so they are put back after every step.
     watch: tensors whose squared gradients are wanted; they come from the steps' own backward passes.
+    moves: the tensors that move; None: all. references: (n, H) each, of the objective's teachers.
     """
     params = dict(model.trainable)
-    anchor = clone(params)
-    frozen = {name: ~mask.to(params[name].device) for name, mask in keep.items()}
-    optimizer = _optimizer(settings, params, learning_rate)
+    moving = params if moves is None else {name: param for name, param in params.items() if name in moves}
+    terms = _Terms(objective, memory, hint, clone(moving), references, pull, _centre(pull, moving))
+    frozen = {name: ~mask.to(moving[name].device) for name, mask in keep.items() if name in moving}
+    watched = [name for name in watch if name in moving]
+    steps = _Steps(model, shard, moving, frozen, watched, terms, _optimizer(settings, moving, learning_rate), settings)
+    num_samples = num_batches = 0
     model.train(True)
-    losses: list[Tensor] = []
-    num_samples = 0
-    squares: Tensors = {}
     for rows in islice(batches, settings.max_steps):
-        optimizer.zero_grad(set_to_none=True)
-        with catch(model.holders, watch, len(rows)) as caught:
-            loss = model.forward(shard.batch(rows)).losses.mean()
-        for tensor in caught.tensors:
-            tensor.retain_grad()
-        penalty = objective.penalty(params, anchor)
-        (loss if penalty is None else loss + penalty).backward()
-        _accumulate(squares, caught, len(rows))
-        objective.correct(params, memory, hint)
-        _zero_masked(params, frozen)
-        if settings.clip is not None:
-            nn.utils.clip_grad_norm_(params.values(), settings.clip)
-        optimizer.step()
-        _restore_masked(params, frozen, anchor)
-        losses.append(loss.detach())
+        for _ in range(repeats):
+            steps.take(rows)
+        terms.follow(params)
+        num_batches += 1
         num_samples += len(rows)
     model.train(False)
-    mean_squares = {name: value.cpu() / num_samples for name, value in squares.items()}
-    return Trained(len(losses), num_samples, float(torch.stack(losses).double().mean()), mean_squares)
+    squares = {name: value.cpu() / (num_samples * repeats) for name, value in steps.squares.items()}
+    mean_loss = float(torch.stack(steps.losses).double().mean()) if steps.losses else None
+    centre = {name: value.cpu() for name, value in terms.centre.items()}
+    return Trained(num_batches, num_samples, mean_loss, squares, centre)
+
+
+@dataclass
+class _Terms:
+    """What is added to the task's loss of each step."""
+
+    objective: Objective
+    memory: Tensors
+    hint: Tensors
+    anchor: Tensors
+    """what moves, as it was when training began"""
+    references: Sequence[Tensor]
+    pull: Pull | None
+    centre: Tensors
+    """of the pull, as it is now"""
+
+    def added_to(self, loss: Tensor, params: Mapping[str, Tensor], out: Outputs, batch: Batch, rows: Tensor) -> Tensor:
+        penalty = self.objective.penalty(params, self.anchor)
+        total = loss if penalty is None else loss + penalty
+        if self.references:
+            near = [reference[rows.to(reference.device)] for reference in self.references]
+            total = total + self.objective.feature_penalty(features(out, batch), near)
+        if self.pull is not None and self.centre:
+            total = total + 0.5 * self.pull.strength * squared_distance(params, self.centre)
+        return total
+
+    @torch.no_grad()
+    def follow(self, params: Mapping[str, Tensor]) -> None:
+        """After the steps on a batch: the centre of the pull goes its share of the way."""
+        if self.pull is not None and self.pull.follow:
+            for name, value in self.centre.items():
+                value.lerp_(params[name], self.pull.follow)
+
+
+@dataclass
+class _Steps:
+    """Takes steps with one optimiser, and adds up what they met."""
+
+    model: LocalModel
+    shard: Shard
+    moving: Mapping[str, nn.Parameter]
+    frozen: Tensors
+    """bool, True where an entry of what moves may not"""
+    watched: Collection[str]
+    terms: _Terms
+    optimizer: torch.optim.Optimizer
+    settings: LocalTraining
+    losses: list[Tensor] = field(default_factory=list)
+    squares: Tensors = field(default_factory=dict)
+
+    def take(self, rows: Tensor) -> None:
+        """One optimiser step on the samples at `rows`."""
+        params, batch = self.model.trainable, self.shard.batch(rows)
+        for param in params.values():
+            param.grad = None
+        with catch(self.model.holders, self.watched, len(rows)) as caught:
+            out = self.model.forward(batch, hidden=bool(self.terms.references))
+        for tensor in caught.tensors:
+            tensor.retain_grad()
+        loss = out.losses.mean()
+        self.terms.added_to(loss, params, out, batch, rows).backward()
+        _accumulate(self.squares, caught, len(rows))
+        self.terms.objective.correct(params, self.terms.memory, self.terms.hint)
+        self._step()
+        self.losses.append(loss.detach())
+
+    def _step(self) -> None:
+        _zero_masked(self.moving, self.frozen)
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.moving.values(), self.settings.clip)
+        self.optimizer.step()
+        _restore_masked(self.moving, self.frozen, self.terms.anchor)
+
+
+def _centre(pull: Pull | None, params: Mapping[str, Tensor]) -> Tensors:
+    """Copies of the pull's centre, where the parameters are."""
+    centre = select(pull.centre, params) if pull else {}
+    return {name: value.to(params[name], copy=True) for name, value in centre.items()}
 
 
 def _accumulate(squares: Tensors, caught: Caught, num_samples: int) -> None:

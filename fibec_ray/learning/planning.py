@@ -11,6 +11,8 @@ from fibec_ray.types import RoundPlan
 
 def plan_round(job: Job, cohort_size: int, round_: int) -> RoundPlan:
     """The plan depends on (seed, round) alone: every method and fleet gets the same cohorts."""
+    if job.stands_for is not None:
+        cohort_size = 1  # pooled data are one device's
     rng = seeds.numpy_generator(job.seed, "cohort", round_)
     cohort = rng.choice(job.num_devices, size=cohort_size, replace=False)
     rate = job.local.learning_rate * decay(job.local.schedule, round_ / job.rounds)

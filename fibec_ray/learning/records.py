@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -47,7 +47,11 @@ class DeviceRound:
     plan: RoundPlan
     device: int
     broadcast: Broadcast
+    received: Tensors
+    """all trainable values, shared and personal"""
     shard: Shard
+    seen: Shard
+    """the shard as the steps of local training see it: its samples may be cut"""
     batches: Sequence[Tensor]
     """all of the device's"""
     memory: dict[str, Tensors]
@@ -59,6 +63,11 @@ class DeviceRound:
     evidence: Tensors
     scored: FisherScan | None
     """what the curriculum made its order from, if it did so in this round"""
+    rank: int | None
+    """of its adapter, where devices differ"""
+    moving: Collection[str]
+    """shared tensors that are trained and sent in this round"""
+    bytes_down: int
 
 
 def opening_report(job: Job, opened: Opened, actor: str, attempt: int) -> DeviceReport:
@@ -99,23 +108,26 @@ def training_report(
     attempt: int,
     compute_s: float,
 ) -> DeviceReport:
-    rows, shard, broadcast = torch.cat(list(round_.visible)), round_.shard, round_.broadcast
+    seen = list(round_.visible) if trained.num_steps else []
+    rows, shard = torch.cat([*seen, torch.empty(0, dtype=torch.int64)]), round_.shard
     curriculum, mask = round_.memory["curriculum"], job.method.mask
     fisher = mask.fisher(round_.memory["mask"])
-    down = num_bytes(broadcast.shared) + num_bytes(broadcast.hint)
+    down = round_.bytes_down
     up_delta, up_evidence = num_bytes(update.delta), num_bytes(update.evidence)
+    if job.stands_for is not None:  # pooled data: the server is where the device is
+        down = up_delta = up_evidence = 0
     return DeviceReport(
         round=round_.plan.round,
         device=update.device,
         num_samples=update.num_samples,
         num_samples_seen=trained.num_samples,
-        num_batches_seen=len(round_.visible),
+        num_batches_seen=len(seen),
         num_steps=trained.num_steps,
-        learning_rate=round_.plan.learning_rate,
+        learning_rate=round_.plan.learning_rate if seen else None,
         train_loss=trained.mean_loss,
         difficulty_seen=_difficulty(curriculum, rows),
-        grade_seen=None if shard.grades is None else _mean(shard.grades[rows]),
-        length_seen=_mean(shard.lengths[rows]) or None,
+        grade_seen=None if shard.grades is None or not seen else _mean(shard.grades[rows]),
+        length_seen=(_mean(round_.seen.lengths[rows]) or None) if seen else None,
         kept_fraction=_kept_fraction(round_.keep),
         mask_overlap=_overlap(round_.kept_before, round_.keep),
         **_rank_correlations(curriculum, round_.scored),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from fibec_ray import seeds
+from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import Job
+from fibec_ray.low_rank import pad
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.tensors import Tensors, add, select
 from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout
@@ -28,27 +31,46 @@ class Server:
         method = self._job.method
         rng = seeds.generator(self._job.seed, "layers")
         selection = method.sharing.select(reports, self._layout, rng)
+        selection = replace(selection, names=selection.names | self._layout.carried)
+        self._check_solver(selection)
         self._shared = select(self._initial, selection.names)
         self._hint = method.objective.start(self._shared)
         self._state = method.aggregator.start(self._shared, self._job.num_devices)
         return selection
 
+    def _check_solver(self, selection: Selection) -> None:
+        """Raises ConfigError if the choice leaves the solver without the tensors that it is about."""
+        method = self._job.method
+        solver, sharing = method.solver, method.sharing
+        if solver.needs_personal and selection.names >= self._layout.layers.keys():
+            raise ConfigError(
+                f"method.solver: {solver.kind} trains personal tensors by themselves, and method.sharing "
+                f"{sharing.kind} leaves none here (a verbaliser has no head); let it leave some, such as "
+                "method.sharing.last_blocks=1"
+            )
+        if solver.needs_shared and not selection.names:
+            raise ConfigError(
+                f"method.solver: {solver.kind} starts from what is shared, and method.sharing {sharing.kind} shares "
+                "nothing here; let it share more, or set method.solver=once"
+            )
+
     def broadcast(self, round_: int) -> Broadcast:
         return Broadcast(round_, self._shared, self._hint)
 
-    def absorb(self, updates: Iterable[ClientUpdate]) -> None:
-        """Takes the round's updates in cohort order, one at a time; none at all leaves everything as it is."""
+    def absorb(self, round_: int, updates: Iterable[ClientUpdate]) -> None:
+        """Takes the round's updates in cohort order, one at a time; none at all teaches nothing."""
         method = self._job.method
         evidence: list[Tensors] = []
 
         def passing() -> Iterable[ClientUpdate]:
             for update in updates:
                 evidence.append(update.evidence)
-                yield update
+                yield replace(update, delta=pad(update.delta, self._shared))
 
         delta, self._state = method.aggregator.combine(self._state, passing())
-        self._shared = add(self._shared, delta) if delta else self._shared
+        self._shared = self._shared | add(delta, self._shared)
         self._hint = method.objective.absorb(self._hint, evidence, self._job.num_devices)
+        self._shared = self._shared | method.peft.after_round(self._shared, self._hint, round_, self._job.rounds)
 
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, the others as they were at the start."""

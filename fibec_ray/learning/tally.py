@@ -40,7 +40,7 @@ class Tally:
         return self._row(OPENING_ROUND, opened.reports, 0, None), self._layer_rows(OPENING_ROUND, [])
 
     def round(self, round_: int, result: RoundResult, evaluation: EvaluationResult | None) -> tuple[Row, list[Row]]:
-        self.trained |= {report.device for report in result.reports}
+        self.trained |= {report.device for report in result.reports if report.num_steps}
         row = self._row(round_, result.reports, len(result.lost), evaluation)
         return row, self._layer_rows(round_, result.reports)
 

@@ -67,8 +67,11 @@ def load_tokenizer(spec: Backbone) -> Any:
     return tokenizer
 
 
-def check_sizes(spec: Backbone, tokenizer: Any, max_length: int) -> None:
-    """Raises ModelError where the backbone has too few token or position embeddings for what it will be given."""
+def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: int = 0) -> None:
+    """Raises ModelError where the backbone has too few token or position embeddings for what it will be given.
+
+    num_virtual: tokens that the PEFT kind puts before those of a sample.
+    """
     config = _config(spec, {})
     vocabulary = getattr(config, "vocab_size", None)
     if spec.tokenizer is not None and vocabulary is not None and len(tokenizer) > vocabulary:
@@ -79,8 +82,14 @@ def check_sizes(spec: Backbone, tokenizer: Any, max_length: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and "roberta" in config.model_type:
         positions -= 2  # the family counts positions from its pad id + 1
-    if positions is not None and max_length > positions:
+    if positions is None or max_length + num_virtual <= positions:
+        return
+    if num_virtual == 0:
         raise ModelError(f"data.max_length: {max_length} tokens, the backbone has {positions} positions; lower it")
+    raise ModelError(
+        f"data.max_length: {max_length} tokens and {num_virtual} virtual ones (method.peft), the backbone has "
+        f"{positions} positions; lower one of the two"
+    )
 
 
 def locate(name: str) -> str:

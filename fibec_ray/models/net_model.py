@@ -72,6 +72,13 @@ class NetModel:
         chosen = self._trainable if names is None else names
         return {n: p.detach().cpu().clone() for n, p in self._trainable.items() if n in chosen}
 
+    @property
+    def carried(self) -> Collection[str]:
+        return ()
+
+    def set_rank(self, rank: int | None) -> None:
+        """All devices train the same network."""
+
     def train(self, mode: bool) -> None:
         self.net.train(mode)
 

@@ -5,7 +5,6 @@ Shapes: B samples, S tokens, H hidden size, V vocabulary, C classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ class TorchModel:
     spec: which backbone. folder: from `backbone.prepare`. peft: the adapter. label_words: token ids (C,) of the
     verbaliser, None with a classification head. seed: of the adapter's and head's initial values; the same seed gives
     the same values in every process. device: torch's, e.g. "cpu" or "cuda:0".
+
+    Virtual tokens that a PEFT kind puts before a sample's own are cut off what comes out: states are (B, S, H).
     """
 
     def __init__(
@@ -49,13 +50,16 @@ class TorchModel:
         self._spec, self._peft = spec, peft
         self._cost = _ForwardCost(base, self.num_layers)
         with seeds.seeded_third_party(seed, "adapter"):
-            self.peft_model = peft.attach(base, "SEQ_CLS" if spec.head == "model" else None)
+            self._attached = peft.attach(base, "SEQ_CLS" if spec.head == "model" else None)
             head = nn.Linear(base.config.hidden_size, num_classes) if spec.head == "mean_pool" else None
-        self._base = self.peft_model.base_model.model.to(self.device)
+        self.peft_model = self._attached.module.to(self.device)
+        self._base = self._attached.base
         self._head = head.to(self.device) if head is not None else None
         self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
         self._trainable = self._collect()
-        self._holders = collect_holders(self.peft_model, _saved_name)
+        name_of = self._attached.name_of
+        self._carried = {name_of(n): p for n, p in self.peft_model.named_parameters() if peft.carries(name_of(n))}
+        self._holders = collect_holders(self.peft_model, name_of)
         if self._head is not None:
             self._holders[HEAD] = self._head
 
@@ -69,12 +73,11 @@ class TorchModel:
 
     @property
     def adapter_config(self) -> dict[str, Any]:
-        """What peft writes to adapter_config.json; the base's own config.json where it is trained; as plain values."""
+        """What adapter_config.json of the saved adapter says; the base's own config.json where it is trained."""
         if self._peft.trains_base:
-            return json.loads(json.dumps(self._base.config.to_dict(), default=_plain))
-        config = self.peft_model.peft_config["default"]
-        config.base_model_name_or_path = self._spec.name if self._spec.init == "pretrained" else None
-        return json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
+            return dict(self._attached.config)
+        base = self._spec.name if self._spec.init == "pretrained" else None
+        return {**self._attached.config, "base_model_name_or_path": base}
 
     def layer_of(self, name: str) -> int | None:
         return self._peft.layer_of(name)
@@ -82,14 +85,22 @@ class TorchModel:
     def is_adapter(self, name: str) -> bool:
         return self._peft.is_adapter(name)
 
+    @property
+    def carried(self) -> Collection[str]:
+        return self._carried.keys()
+
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
+        tensors = self._trainable | self._carried
         for name, value in values.items():
-            self._trainable[name].copy_(value)
+            tensors[name].copy_(value)
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        chosen = self._trainable if names is None else names
-        return {n: p.detach().cpu().clone() for n, p in self._trainable.items() if n in chosen}
+        tensors = self._trainable | self._carried
+        return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
+
+    def set_rank(self, rank: int | None) -> None:
+        self._peft.set_rank(self.peft_model, rank)
 
     def train(self, mode: bool) -> None:
         self.peft_model.train(mode and self._spec.dropout)
@@ -106,7 +117,8 @@ class TorchModel:
         labels = batch.labels.to(self.device)
         source = {"input_ids": batch.input_ids.to(self.device)} if embeds is None else {"inputs_embeds": embeds}
         self._count(mask)
-        states, scores, answer_logits = self._run(source | {"attention_mask": mask}, batch, mask, hidden)
+        inputs = self._attached.extend(source | {"attention_mask": mask})
+        states, scores, answer_logits = self._run(inputs, batch, mask, hidden)
         if answer_logits is None:
             losses = F.cross_entropy(scores, labels, reduction="none")
         else:
@@ -115,41 +127,44 @@ class TorchModel:
         return Outputs(losses, scores, states)
 
     def _run(
-        self, inputs: dict[str, Tensor], batch: Batch, mask: Tensor, hidden: bool
+        self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
         """Block outputs, class scores (B, C), and logits over the vocabulary (B, V) where a verbaliser is used."""
+        length = mask.shape[1]
         if self._spec.head == "model" and not hasattr(self._base, "score"):
             out = self._base(**inputs, output_hidden_states=hidden)
-            return _blocks(out, hidden), out.logits.float(), None
+            return _blocks(out, hidden, length), out.logits.float(), None
         inner = self._base if self._spec.head == "mean_pool" else getattr(self._base, self._base.base_model_prefix)
         out = inner(**inputs, output_hidden_states=hidden, **_no_cache(self._base))
-        states = out.last_hidden_state
+        states = _own(out.last_hidden_state, length)
         if self._head is not None:
             real = mask.unsqueeze(2)
             pooled = (states.float() * real).sum(1) / real.sum(1)
-            return _blocks(out, hidden), self._head(pooled), None
+            return _blocks(out, hidden, length), self._head(pooled), None
         if self._spec.head == "model":
             # A decoder classifies by its last real token, which transformers finds by a pad id that may not be ours.
             last = states[torch.arange(len(states), device=self.device), mask.sum(1) - 1]
-            return _blocks(out, hidden), self._base.score(last).float(), None
+            return _blocks(out, hidden, length), self._base.score(last).float(), None
         answers = states[torch.arange(len(states), device=self.device), batch.answer_at.to(self.device)]
         # The language-model head runs on the answer position alone: (B, H) -> (B, V).
         logits = _lm_head(self._base)(answers.unsqueeze(1)).squeeze(1).float()
         assert self._words is not None
-        return _blocks(out, hidden), logits[:, self._words], logits
+        return _blocks(out, hidden, length), logits[:, self._words], logits
 
     def _count(self, mask: Tensor) -> None:
-        """Adds one pass over the batch, padding included; a backward costs as much again (frozen weights: no weight
-        gradients, and the adapter's are negligible), and twice as much where the base is trained."""
-        num_tokens = mask.numel()
-        flops = num_tokens * self._cost.flops_per_token(mask.shape[1])
+        """Adds one pass over the batch, padding and prompts included; a backward costs as much again (frozen weights:
+        no weight gradients, and the adapter's are negligible), and twice as much where the base is trained."""
+        run = mask.shape[1] + self._attached.num_prompts
+        num_tokens = len(mask) * run
+        flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
         backward = (2 if self._peft.trains_base else 1) * flops if torch.is_grad_enabled() else 0.0
         self.work.flops += flops + backward
         self.work.backward_flops += backward
         self.work.num_tokens += num_tokens
 
     def _collect(self) -> dict[str, nn.Parameter]:
-        found = {_saved_name(name): p for name, p in self.peft_model.named_parameters() if p.requires_grad}
+        name_of = self._attached.name_of
+        found = {name_of(name): p for name, p in self.peft_model.named_parameters() if p.requires_grad}
         if self._head is not None:
             found |= {f"{HEAD}.{name}": p for name, p in self._head.named_parameters()}
         return found
@@ -170,19 +185,13 @@ class _ForwardCost:
         return self._dense + self._attention * length
 
 
-def _plain(value: Any) -> Any:
-    """Sets and enums as JSON has them."""
-    return sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
+def _blocks(out: Any, hidden: bool, length: int) -> tuple[Tensor, ...]:
+    return tuple(_own(states, length) for states in out.hidden_states[1:]) if hidden else ()
 
 
-def _saved_name(name: str) -> str:
-    """peft's name in memory -> its name in a saved adapter (the adapter is called "default")."""
-    plain = name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
-    return plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")  # DoRA's, saved as it once was
-
-
-def _blocks(out: Any, hidden: bool) -> tuple[Tensor, ...]:
-    return tuple(out.hidden_states[1:]) if hidden else ()
+def _own(states: Tensor, length: int) -> Tensor:
+    """(B, m + S, H) -> (B, S, H): without the virtual tokens in front."""
+    return states[:, states.shape[1] - length :]
 
 
 def _no_cache(base: Any) -> dict[str, bool]:

@@ -203,6 +203,10 @@ renamed into place when complete, so a log can be read while the run goes on. Th
 `schema_version` (now {SCHEMA_VERSION}), {", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`: the
 resolved experiment.
 
+`num_steps`, `num_samples`, `num_samples_seen` and `train_loss` are those of the model that devices share. What a
+method's solver trains beside it (a model of the device's own, a head by itself) shows in `flops` and the times alone;
+what it does before an evaluation is not logged.
+
 Read it with `fibec_ray.roundlog.reader`, or with any Parquet reader: `SELECT * FROM 'RUN/rounds/*.parquet'`.
 Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed.
 A regression (task metric `r2`) has no accuracies, and half squared errors for losses. Samples that are no text have no

@@ -224,7 +224,7 @@ def test_resolved_fills_in_every_default() -> None:
     plain = resolved(quickstart("method=fedavg"))
     assert plain["method"]["peft"] == {
         "kind": "lora", "r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": None,
-        "use_rslora": False, "use_dora": False,
+        "use_rslora": False, "use_dora": False, "ranks": None, "scale_by": "global", "take_turns": False,
     }  # fmt: skip
     assert plain["method"]["aggregator"] == {"kind": "mean", "weights": "samples"}
     assert plain["local"]["optimizer"] == "adamw"
@@ -316,6 +316,23 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     "SCAFFOLD with momentum": (
         ["method=scaffold", "local.optimizer=sgd", "local.momentum=0.5"],
         ["method.objective scaffold", "local.momentum=0", "found 0.5"],
+    ),
+    "pooled data that are shared": (
+        ["method=fibecfed-no-curriculum", "method.mask=none", "method.pooled=true"],
+        ["method: pooled data are in one place", "sharing 'gal'", "leave it out, or set pooled: false"],
+    ),
+    "pooled data with a curriculum": (["method=slw", "method.pooled=true"], ["method:", "curriculum 'length_warmup'"]),
+    "weights of a mean over one": (
+        ["method=centralised", "method.aggregator={kind: mean, weights: uniform}"],
+        ["method:", "aggregator 'mean' as it is set"],
+    ),
+    "pooled data with a device's steps": (
+        ["method=centralised", "local.max_steps=3"],
+        ["local.max_steps 3", "method.pooled takes as many as a whole cohort", "leave out one of them"],
+    ),
+    "a warm-up that starts at its end": (
+        ["method=slw", "method.curriculum.start=48"],
+        ["method.curriculum.start 48 leaves nothing to warm up", "at most 48 tokens", "lower it"],
     ),
     "half of FedDyn": (["method=feddyn", "method.aggregator=mean"], ["method:", "set both", "or neither"]),
     "other half of FedDyn": (["method=feddyn", "method.objective=plain"], ["method:", "set both", "or neither"]),

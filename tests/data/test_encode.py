@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
-from fibec_ray.data.encode import EncodedSet, Mode, encode, label_word_ids
+from fibec_ray.data.encode import EncodedSet, Mode, _between_special, encode, label_word_ids
 from fibec_ray.data.examples import Examples
 from fibec_ray.data.source import DataConfig, load
 from fibec_ray.data.tasks import Task
@@ -109,6 +109,80 @@ def test_the_longest_text_is_cut_first(tokenizer: Any) -> None:
     assert words(tokenizer, encoded).startswith("[CLS] one two three? [MASK], so it goes on")
 
 
+def texts_of(tokenizer: Any, encoded: EncodedSet, number: int) -> str:
+    return str(tokenizer.decode(np.array(encoded.tokens)[encoded.texts == number]))
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked", "causal"])
+def test_the_set_knows_which_tokens_are_text(tokenizer: Any, mode: Mode) -> None:
+    pair = encode(examples("it rains", second=["it is wet [SEP] outside"]), RTE, tokenizer, mode, 40)
+    assert pair.texts.dtype == np.uint8 and len(pair.texts) == len(pair.tokens)
+    assert [texts_of(tokenizer, pair, number) for number in (1, 2)] == ["it rains", "it is wet [SEP] outside"]
+    rest = encode(examples("", second=[""]), RTE, tokenizer, mode, 40)
+    assert texts_of(tokenizer, pair, 0) == texts_of(tokenizer, rest, 0) == words(tokenizer, rest)
+    alone = encode(examples("good film"), SST2, tokenizer, mode, 40)
+    assert texts_of(tokenizer, alone, 1) == "good film" and alone.texts.max() == 1
+
+
+def test_without_a_fast_tokenizer_texts_are_what_stands_between_special_tokens() -> None:
+    assert _between_special([1, 0, 0, 1, 0, 1]) == [0, 1, 1, 0, 2, 0]
+    assert _between_special([1, 0, 1, 1, 0, 0]) == [0, 1, 0, 0, 2, 2] and _between_special([0, 0]) == [1, 1]
+
+
+@pytest.mark.parametrize("texts", [("short", LONG), (LONG, "one two three"), (LONG, LONG), ("", LONG)])
+@pytest.mark.parametrize("mode", ["masked", "causal"])
+def test_a_sample_seen_shortened_is_the_sample_encoded_shorter(
+    tokenizer: Any, mode: Mode, texts: tuple[str, str]
+) -> None:
+    """E25: tokens, answer position and label, whatever was cut before."""
+    for task, second in ((RTE, [texts[1]]), (SST2, None), (TREC, None)):
+        rows = examples(texts[0], second=second)
+        for length in (40, 30, 24):
+            whole, short = (encode(rows, task, tokenizer, mode, most).shard(np.arange(1)) for most in (48, length))
+            seen = whole.shortened(length)
+            assert seen.lengths.tolist() == short.lengths.tolist()
+            for found, expected in zip(vars(seen.batch(ONE)).values(), vars(short.batch(ONE)).values(), strict=True):
+                assert torch.equal(found, expected)
+
+
+ONE = torch.tensor([0])
+
+
+def test_a_plain_sample_seen_shortened_keeps_its_special_tokens(tokenizer: Any) -> None:
+    pair = encode(examples("one two three four", second=["a b c"]), RTE, tokenizer, "plain", 32).shard(np.arange(1))
+    for length, text in ((8, "[CLS] one two [SEP] a b c [SEP]"), (1, "[CLS] one [SEP] a [SEP]")):
+        batch = pair.shortened(length).batch(ONE)
+        assert tokenizer.decode(batch.input_ids[0]) == text and batch.answer_at.tolist() == [0]
+    assert pair.shortened(8).shortened(32).lengths.tolist() == [8]
+
+
+def test_no_sample_is_shortened_below_its_template_and_a_token_of_text(tokenizer: Any) -> None:
+    """E25: the mask token is there, and the answer at it."""
+    encoded = encode(examples("good film", LONG), SST2, tokenizer, "masked", 48)
+    seen = encoded.shard(np.arange(2)).shortened(1)
+    batch = seen.batch(torch.tensor([1, 0]))
+    decoded = [tokenizer.decode(ids) for ids in batch.input_ids]
+    assert decoded == ["[CLS] so. it was [MASK]. [SEP]", "[CLS] good. it was [MASK]. [SEP]"]
+    answers = batch.input_ids[[0, 1], batch.answer_at]
+    assert answers.tolist() == [tokenizer.mask_token_id] * 2 and seen.lengths.tolist() == [8, 8]
+
+
+def test_a_prompt_that_ends_in_its_text_is_answered_after_what_is_left(tokenizer: Any) -> None:
+    task = SST2.model_copy(update={"causal_template": "Sentiment of {a}"})
+    shard = encode(examples("one two three four"), task, tokenizer, "causal", 48).shard(np.arange(1))
+    batch = shard.shortened(5).batch(ONE)
+    assert tokenizer.decode(batch.input_ids[0]) == "[CLS] sentiment of one two" and batch.answer_at.tolist() == [4]
+
+
+def test_only_samples_that_are_too_long_are_cut(tokenizer: Any) -> None:
+    shard = encode(examples("good film", LONG, "bad"), SST2, tokenizer, "plain", 48).shard(np.array([2, 1, 0]))
+    seen = shard.shortened(10)
+    assert shard.lengths.tolist() == [3, 48, 4] and seen.lengths.tolist() == [3, 10, 4]
+    assert torch.equal(seen.batch(torch.tensor([0, 2])).input_ids, shard.batch(torch.tensor([0, 2])).input_ids)
+    assert seen.batch(torch.tensor([0, 1])).attention_mask.sum(1).tolist() == [3, 10]
+    assert torch.equal(seen.labels, shard.labels) and seen.num_samples == 3
+
+
 def test_short_texts_are_not_cut(tokenizer: Any) -> None:
     text = "word " * 150  # longer than the 128 tokens at which the packaged tokenizer cuts by default
     modes: tuple[Mode, ...] = ("plain", "masked", "causal")
@@ -186,14 +260,14 @@ def small(tokenizer: Any) -> EncodedSet:
 def test_arrays_have_the_promised_types(small: EncodedSet) -> None:
     assert small.grades is not None
     types = [array.dtype.name for array in (small.tokens, small.offsets, small.labels, small.answer_at, small.grades)]
-    assert types == ["int32", "int64", "int64", "int32", "float32"]
+    assert types == ["int32", "int64", "int64", "int32", "float32"] and small.texts.dtype == np.uint8
     assert len(small.offsets) == small.num_samples + 1 == 1101 and small.offsets[-1] == len(small.tokens)
 
 
 def test_saved_set_loads_as_memory_maps(small: EncodedSet, tmp_path: Path) -> None:
     small.save(tmp_path / "set")
     back = EncodedSet.load(tmp_path / "set")
-    for name in ("tokens", "offsets", "labels", "answer_at", "grades"):
+    for name in ("tokens", "offsets", "labels", "answer_at", "texts", "grades"):
         assert isinstance(getattr(back, name), np.memmap) and (getattr(back, name) == getattr(small, name)).all()
     assert back.pad_id == small.pad_id
     assert np.shares_memory(back.shard(np.arange(3))._source.tokens, back.tokens)  # a shard copies no token
@@ -202,9 +276,8 @@ def test_saved_set_loads_as_memory_maps(small: EncodedSet, tmp_path: Path) -> No
 def test_saving_again_replaces_the_folder_and_leaves_nothing_else(small: EncodedSet, tmp_path: Path) -> None:
     small.save(tmp_path / "set")
     first = EncodedSet.load(tmp_path / "set")
-    EncodedSet(small.tokens[:0], small.offsets[:1], small.labels[:0], small.answer_at[:0], None, 7).save(
-        tmp_path / "set"
-    )
+    none = (small.tokens[:0], small.offsets[:1], small.labels[:0], small.answer_at[:0], None, 7, small.texts[:0])
+    EncodedSet(*none).save(tmp_path / "set")
     assert [path.name for path in tmp_path.iterdir()] == ["set"] and EncodedSet.load(tmp_path / "set").grades is None
     assert (first.tokens == small.tokens).all()  # who has the old one open keeps it
 
@@ -219,6 +292,10 @@ def test_damaged_folder_is_refused(small: EncodedSet, tmp_path: Path) -> None:
         EncodedSet.load(tmp_path / "set")
     small.save(tmp_path / "set")
     np.save(tmp_path / "set" / "labels.npy", small.labels[:5])
+    with pytest.raises(DataError, match="do not fit together"):
+        EncodedSet.load(tmp_path / "set")
+    small.save(tmp_path / "set")
+    np.save(tmp_path / "set" / "texts.npy", small.texts[:-1])
     with pytest.raises(DataError, match="do not fit together"):
         EncodedSet.load(tmp_path / "set")
     about = tmp_path / "set" / "set.json"

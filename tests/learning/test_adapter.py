@@ -1,4 +1,7 @@
-"""RUN/adapter is a PEFT adapter: with nothing but transformers and peft it gives the run's global model."""
+"""RUN/adapter is a PEFT adapter: with nothing but transformers and peft it gives the run's global model.
+
+Other kinds than LoRA: tests/models/test_every_peft.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from fibec_ray.config.load import check
 from fibec_ray.learning.federation import Federation
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.torch_model import TorchModel
-from fibec_ray.parts.peft import PEFTS
 from fibec_ray.simulation import cache_dir, simulate
 from fibec_ray.tensors import digest
 from fibec_ray.types import Batch
@@ -53,29 +55,6 @@ def base_of(experiment: Any, num_classes: int) -> Any:
 
 def samples(run: Any) -> Batch:
     return Federation.load(run.folder / "data").test_set().batch(torch.arange(8))
-
-
-@pytest.mark.filterwarnings("ignore:The PEFT config's")
-@pytest.mark.parametrize("kind", [*(kind for kind, part in PEFTS.items() if not part.trains_base), "dora"])
-def test_peft_loads_adapters_of_every_kind(kind: str, tiny_settings: Any, tmp_path: Path) -> None:
-    """Trained values, and what a kind does not send (VeRA's random matrices): the same outputs for random inputs."""
-    method = {"name": kind, "peft": {"kind": "lora", "use_dora": True} if kind == "dora" else {"kind": kind}}
-    experiment = check(tiny_settings(method, rounds=1, backbone={"head": "masked_lm"}, data={"max_length": 40}), "test")
-    run = simulate(experiment, tmp_path / "run")
-    loaded = peft.PeftModel.from_pretrained(base_of(experiment, 6), run.folder / "adapter").eval()
-    fresh = peft.get_peft_model(base_of(experiment, 6), loaded.peft_config["default"]).eval()
-    words = (5, 6, 7, 8, 9, 10)
-    base = prepare(experiment.backbone, experiment.seed, 6, cache_dir())
-    own = TorchModel(experiment.backbone, base, experiment.method.peft, 6, words, experiment.seed)
-    own.load(load_file(run.folder / "adapter" / "adapter_model.safetensors"))
-    own.train(False)
-    batch = samples(run)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    with torch.no_grad():
-        found, expected = loaded(**inputs).logits, own.peft_model(**inputs).logits
-        untrained = fresh(**inputs).logits
-    torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, untrained)
 
 
 @pytest.mark.filterwarnings("ignore:The PEFT config's")

@@ -21,6 +21,7 @@ from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors, digest
 from fibec_ray.types import Batch, LocalModel, Outputs, Work
 
@@ -234,3 +235,64 @@ def test_a_mask_that_keeps_all_changes_nothing() -> None:
         update(model, shard_of([[3, 9, 4], [5, 2]], labels=[0, 1]), [torch.tensor([0, 1])] * 3, keep=keep)
         found.append(model.read())
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+# --- what a solver asks for
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_moving_some_tensors_is_holding_the_others(settings: Any) -> None:
+    """Bit for bit what a mask over all of the others gives, norm and weight decay included."""
+    batches = [torch.tensor([0, 1])] * 3
+    found = []
+    for masked in (False, True):
+        model = transformer(TINY_BERT, "mean_pool")
+        before = model.read()
+        head = [name for name in before if name.startswith("head.")]
+        keep = {n: torch.zeros_like(v, dtype=torch.bool) for n, v in before.items() if masked and n not in head}
+        local = LocalTraining(**settings)
+        shard = shard_of([[3, 9, 4], [5, 2]], labels=[0, 1])
+        local_update(model, shard, batches, local, 0.05, Objective(), keep, {}, {}, moves=None if masked else head)
+        found.append(model.read())
+        assert {n for n, v in found[-1].items() if not torch.equal(v, before[n])} == set(head)
+    assert digest(found[0]) == digest(found[1])
+
+
+def pulled(model: Any, pull: Pull, num_batches: int, repeats: int = 1) -> Trained:
+    """By plain SGD on the loss w_0^2 / 2, at rate .1."""
+    batches, local = [torch.tensor([0])] * num_batches, LocalTraining(**{**SGD, "max_steps": 2})
+    return local_update(
+        model, shard_of([[1, 0]]), batches, local, 0.1, Objective(), {}, {}, {}, pull=pull, repeats=repeats
+    )
+
+
+def test_the_pull_by_hand() -> None:
+    """Gradient w + 2 (w - c) with c = [.5, 2]: 1 + 1 and 0 - 2, so [.8, 1.2]. The logged loss is without it."""
+    model = Line(1.0, 1.0)
+    centre = {"line.weight": torch.tensor([[0.5, 2.0]])}
+    trained = pulled(model, Pull(centre, 2.0), 1)
+    assert model.weights == pytest.approx([0.8, 1.2])
+    assert trained.mean_loss == 0.5 and trained.centre["line.weight"].tolist() == [[0.5, 2.0]]
+
+
+def test_the_centre_follows_after_the_steps_on_each_batch() -> None:
+    """c = w = 1: .9, then .9 - .1 (.9 + 2 (-.1)) = .83; c = .915. Then .764 and .7178; c = .8164. Half way each time.
+
+    The centre that was given stays as it was. Two batches are two steps in the log and before `max_steps`.
+    """
+    model, centre = Line(1.0, 1.0), {"line.weight": torch.ones(1, 2)}
+    trained = pulled(model, Pull(centre, 2.0, follow=0.5), 3, repeats=2)
+    assert model.weights == pytest.approx([0.7178, 1.0])
+    assert trained.centre["line.weight"].tolist()[0] == pytest.approx([0.8164, 1.0])
+    assert centre["line.weight"].tolist() == [[1, 1]]
+    assert (trained.num_steps, trained.num_samples) == (2, 2)
+
+
+def test_a_pull_of_no_strength_takes_the_plain_steps_bit_for_bit() -> None:
+    found = []
+    for pull in (None, Pull({"line.weight": torch.tensor([[5.0, -3.0]])}, 0.0)):
+        model = Line(0.3, -0.7)
+        shard, batches = shard_of([[1, 2], [3, 1]]), [torch.tensor([0]), torch.tensor([1])] * 3
+        local_update(model, shard, batches, LocalTraining(), 0.1, Objective(), {}, {}, {}, pull=pull)  # type: ignore[arg-type]
+        found.append(model.weights)
+    assert found[0] == found[1]

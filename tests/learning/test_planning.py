@@ -26,6 +26,7 @@ def job(seed: int = 0, num_devices: int = 20, rounds: int = 10, method: Any = No
         num_classes=2,
         label_words=None,
         eval_batch_size=8,
+        max_length=16,
     )
 
 

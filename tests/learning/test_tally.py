@@ -20,7 +20,7 @@ def opened(*reports: DeviceReport, scores: list[float] | None = None) -> OpenRes
 
 
 def report(device: int, round_: int = 0, **values: Any) -> DeviceReport:
-    return DeviceReport(round=round_, device=device, **{"num_samples": 10, **values})
+    return DeviceReport(round=round_, device=device, **{"num_samples": 10, "num_steps": 1, **values})
 
 
 def tally_with_opening(*reports: DeviceReport) -> tuple[Tally, Row]:

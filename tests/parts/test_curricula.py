@@ -11,6 +11,7 @@ import torch
 from conftest import shard_of
 from torch import Tensor, nn
 
+from fibec_ray.config.load import config_folder, load_method
 from fibec_ray.fisher import FisherScan
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.fisher_order import FisherOrder
@@ -154,6 +155,17 @@ def test_a_random_order_shows_as_many_batches_as_a_fisher_order(unit: str, num_s
     for t in range(ROUNDS):
         shown = [shown_by(c, m, scan, t) for c, m in ((fisher, fisher_memory), (random, random_memory))]
         assert len(shown[0]) == len(shown[1]) >= 1
+
+
+@pytest.mark.parametrize("method", ["random-curriculum", "anti-curriculum", "fibecfed-random-order"])
+def test_controls_show_as_much_in_each_round_as_fibecfed(method: str) -> None:
+    """E25: the files agree in all that decides how many batches are visible."""
+    found = []
+    for name in (method, "fibecfed"):
+        curriculum = load_method(config_folder() / "methods" / f"{name}.yaml").curriculum
+        assert isinstance(curriculum, Paced)
+        found.append((curriculum.pacing, curriculum.initial_fraction, curriculum.full_at, curriculum.unit))
+    assert found[0] == found[1]
 
 
 def test_a_random_order_follows_its_generator() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,24 @@ from torch import Tensor
 from fibec_ray.config.load import check
 from fibec_ray.fisher import FisherScan
 from fibec_ray.fleets.site import Site
+from fibec_ray.learning.job import LocalTraining
+from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
+from fibec_ray.low_rank import MOVED, A, B, pairs
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.feddyn import FedDyn
+from fibec_ray.parts.aggregator.flexlora import FlexLora
+from fibec_ray.parts.aggregator.flora import Flora
 from fibec_ray.parts.aggregator.server_optimisers import Adaptive
 from fibec_ray.parts.curriculum import CURRICULA
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing import SHARINGS
+from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.simulation import cache_dir, prepare
-from fibec_ray.tensors import Tensors, clone, digest
+from fibec_ray.tensors import Tensors, add, clone, digest
 from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Layout, Shard
 
 Scan = Callable[[], FisherScan]
@@ -66,15 +73,38 @@ def survives_storage(memory: Tensors, folder: Path) -> bool:
     return digest(dict(store.load(0, before=1).memory.get("axis", {}))) == digest(memory)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, part in PEFTS.items() if not part.trains_base])
+OTHER_NAMES = {
+    "prompt": "PROMPT_TUNING",
+    "prefix": "PREFIX_TUNING",
+    "moving_lora": "LORA",
+    "sparse_lora": "LORA",
+    "delta_lora": "LORA",
+}
+"""Of peft's, for kinds that have another name here."""
+
+
+@pytest.mark.parametrize("kind", PEFTS)
 def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, site: Site) -> None:
     """They have the names of a saved adapter, and only they and the head can move."""
-    model = TorchModel(site.job.backbone, site.prepare_base(), PEFTS[kind](), site.job.num_classes, None, seed=0)
-    saved = peft.get_peft_model_state_dict(model.peft_model)
-    assert {name for name in model.trainable if model.is_adapter(name)} == set(saved)
-    assert set(model.trainable) - set(saved) == {"head.weight", "head.bias"}
-    assert model.adapter_config["peft_type"] == kind.upper()
-    adapter = [name for name in model.trainable if model.is_adapter(name)]
+    part, job = PEFTS[kind](), site.job
+    model = TorchModel(job.backbone, site.prepare_base(), part, job.num_classes, None, seed=0)
+    adapter = {name: value for name, value in model.read().items() if name not in ("head.weight", "head.bias")}
+    assert all(model.is_adapter(name) for name in adapter.keys() - set(model.carried))
+    assert set(model.trainable) - set(adapter) == {"head.weight", "head.bias"}
+    saved, config = part.saved(adapter, model.adapter_config), model.adapter_config
+    if part.trains_base:  # saved in the base's own layout
+        assert saved.keys() == adapter.keys() and config["model_type"] == "bert"
+    elif "peft_type" in config:
+        assert config["peft_type"] == OTHER_NAMES.get(kind, kind.upper())
+        theirs = peft.get_peft_model_state_dict(model.peft_model)
+        # What is ours alone: SLoRA's first stage, and the moved base, which goes into the factors.
+        theirs = {name: value for name, value in theirs.items() if not name.endswith((".sparse", MOVED))}
+        assert saved.keys() == theirs.keys()
+        if kind != "moving_lora":  # saves the product in other factors
+            assert all(torch.equal(saved[name], theirs[name]) for name in theirs)
+    else:
+        assert config["fibec_ray_peft"] == part.model_dump(mode="json") and saved.keys() == adapter.keys()
+    adapter = {name: value for name, value in adapter.items() if model.is_adapter(name)}
     assert adapter and {model.layer_of(name) for name in adapter} <= {None, *range(model.num_layers)}
     assert all(model.layer_of(name) is None for name in set(model.trainable) - set(adapter))
 
@@ -132,9 +162,62 @@ def test_every_objective_adds_nothing_where_training_starts(kind: str, model: To
     params = dict(model.trainable)
     penalty = objective.penalty(params, clone(params))
     assert penalty is None or (penalty.ndim == 0 and float(penalty.detach()) == 0)
+    assert not objective.teachers(clone(params), {})
+    if objective.needs_features:
+        seen = torch.randn(4, 7, generator=rng(), dtype=torch.float64).requires_grad_()
+        (slope,) = torch.autograd.grad(objective.feature_penalty(seen, [seen.detach()] * 2), seen)
+        assert slope.abs().max() < 1e-12
+    assert isinstance(objective.remember({}, clone(params)), dict)
     memory, evidence = objective.finish({}, {}, clone(params), num_steps=3, lr=0.1)
     assert isinstance(memory, dict) and isinstance(evidence, dict)
     assert isinstance(objective.absorb(objective.start(clone(params)), [evidence], 1), dict)
+
+
+def session_of(model: TorchModel, shard: Shard) -> LocalSession:
+    """Of a device that does not start where the run did, with a personal head."""
+    initial = model.read()
+    received = {name: value + 0.01 for name, value in initial.items()}
+    model.load(received)
+    shared = frozenset(name for name in initial if model.is_adapter(name))
+    batches = list(torch.arange(shard.num_samples).split(4))
+    place = (0, ("dropout", 0, 0))
+    return LocalSession(
+        model, shard, lambda epochs: batches * len(epochs), LocalTraining(), 0.01, initial, received, shared, *place
+    )
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_every_solver_leaves_a_model_and_a_memory_that_can_be_had_again(
+    kind: str, model: TorchModel, shard: Shard, tmp_path: Path
+) -> None:
+    """What it was lent is as before; the log's steps are those that moved what is shared."""
+    solver = SOLVERS[kind]()
+    session = session_of(model, shard)
+    lent = digest(session.initial), digest(session.received)
+    found = []
+    for _ in range(2):
+        session = replace(session, _done=[], _counted=[])
+        model.load(session.received)
+        found.append((solver.solve(session, {}), model.read()))
+    assert (digest(session.initial), digest(session.received)) == lent
+    assert digest(found[0][0]) == digest(found[1][0]) and digest(found[0][1]) == digest(found[1][1])
+    assert survives_storage(found[0][0], tmp_path)
+    moved = [name for name in session.shared if not torch.equal(found[0][1][name], session.received[name])]
+    assert bool(moved) == bool(session.trained.num_steps) == (session.trained.mean_loss is not None)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_every_solver_says_whether_devices_have_models_of_their_own(kind: str, model: TorchModel, shard: Shard) -> None:
+    """One that took part has: other values than its shared and personal ones, or these are tuned before evaluation."""
+    solver = SOLVERS[kind]()
+    session = session_of(model, shard)
+    memory = solver.solve(session, {})
+    after = model.read()
+    own = solver.own(memory)
+    assert solver.own({}) == {} and own.keys() <= after.keys()
+    model.load(after | own)
+    solver.tune(session)
+    assert (digest(model.read()) != digest(after)) == solver.has_own_model
 
 
 EVERYWHERE = {"fipa": {"null_space": "fedavg"}}
@@ -148,8 +231,10 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
     """As far as they do, unless its rule sets another length; and no entry against them."""
     aggregator = AGGREGATORS[kind].model_validate(EVERYWHERE.get(kind, {}))
     shared = model.read()
-    names, batches = list(shared), torch.arange(shard.num_samples).split(4)
-    delta = {name: torch.randn(value.shape, generator=rng(1)) for name, value in shared.items()}
+    if kind == "flora":
+        shared |= {x + MOVED: torch.zeros(len(shared[x + B]), shared[x + A].shape[1]) for x in pairs(shared)}
+    names, batches = [name for name in shared if not name.endswith(MOVED)], torch.arange(shard.num_samples).split(4)
+    delta = {name: torch.randn(shared[name].shape, generator=rng(1)) for name in names}
     evidence = aggregator.evidence(model, shard, names, 9, rng())  # after any warm-up
     evidence |= aggregator.evidence_after(model, shard, names, batches, rng())
     updates = [
@@ -158,6 +243,13 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
     state = aggregator.start(shared, 20)
     step, after = aggregator.combine(state, updates)
     assert survives_storage(state, tmp_path / "before") and survives_storage(after, tmp_path / "after")
+    if isinstance(aggregator, Flora | FlexLora):
+        # What they average is the product; which factors have it is theirs to choose.
+        for x in pairs(shared):
+            got, wanted = shared | add(step, shared), add(delta, shared)
+            product = got[x + B] @ got[x + A] + step.get(x + MOVED, 0)
+            torch.testing.assert_close(product, wanted[x + B] @ wanted[x + A], rtol=1e-4, atol=1e-5)
+        return
     assert step.keys() == shared.keys()
     for name, value in step.items():
         assert torch.equal(value.sign(), delta[name].sign())

@@ -8,6 +8,7 @@ import torch
 from fibec_ray.errors import ConfigError
 from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.parts.sharing.body import Body
+from fibec_ray.parts.sharing.gal import GlobalLayers
 from fibec_ray.parts.sharing.matrices import Matrices
 from fibec_ray.parts.sharing.nothing import Nothing
 from fibec_ray.types import Layout
@@ -47,3 +48,11 @@ def test_a_body_without_a_head_is_everything() -> None:
 
 def test_local_training_sends_nothing() -> None:
     assert shared(Nothing()) == set()
+
+
+@pytest.mark.parametrize("sharing", [Body(), GlobalLayers()])
+def test_rules_that_tell_blocks_apart_need_tensors_in_them(sharing: Sharing) -> None:
+    with pytest.raises(
+        ConfigError, match="method.sharing: .* no tensor of method.peft belongs to one; set sharing: all"
+    ):
+        shared(sharing, {"prompt_encoder.embedding.weight": None, "head.weight": None})

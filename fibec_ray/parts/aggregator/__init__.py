@@ -2,10 +2,15 @@
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.feddyn import FedDyn
+from fibec_ray.parts.aggregator.fedfisher import FedFisher
 from fibec_ray.parts.aggregator.fipa import Fipa
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
+from fibec_ray.parts.aggregator.flexlora import FlexLora
+from fibec_ray.parts.aggregator.flora import Flora
+from fibec_ray.parts.aggregator.hetlora import HetLora
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.nova import Nova
+from fibec_ray.parts.aggregator.peptao import PepTao
 from fibec_ray.parts.aggregator.robust import Krum, Median, TrimmedMean
 from fibec_ray.parts.aggregator.server_optimisers import Adagrad, Adam, Momentum, Yogi
 
@@ -20,6 +25,11 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "trimmed_mean": TrimmedMean,
     "krum": Krum,
     "fisher_merging": FisherMerging,
+    "fedfisher": FedFisher,
     "feddyn": FedDyn,
     "fipa": Fipa,
+    "flexlora": FlexLora,
+    "flora": Flora,
+    "hetlora": HetLora,
+    "peptao": PepTao,
 }

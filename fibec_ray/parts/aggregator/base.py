@@ -23,6 +23,8 @@ class Aggregator(Part):
     kind: str = "mean"
     can_be_wrapped: ClassVar[bool] = True
     """True if a server optimiser may take its step from this one's"""
+    takes_parts: ClassVar[bool] = False
+    """True if it goes with devices of different ranks, and with rounds that move only some of the tensors"""
 
     @property
     def least_cohort(self) -> int:

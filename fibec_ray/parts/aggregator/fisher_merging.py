@@ -67,12 +67,12 @@ class FisherMerging(Aggregator):
 
         sums = weighted_mean(terms())
         return {
-            name: _merged(sums[f"pull/{name}"], sums[f"fisher/{name}"], sums[f"mean/{name}"], self.eps).to(dtype)
+            name: merged(sums[f"pull/{name}"], sums[f"fisher/{name}"], sums[f"mean/{name}"], self.eps).to(dtype)
             for name, dtype in dtypes.items()
         }, state
 
 
-def _merged(pull: Tensor, fisher: Tensor, mean: Tensor, eps: float) -> Tensor:
+def merged(pull: Tensor, fisher: Tensor, mean: Tensor, eps: float) -> Tensor:
     """(sum w F delta + e mean) / (sum w F + e), e relative to the average of sum w F; the mean where both are 0."""
     floor = eps * fisher.mean()
     total = fisher + floor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,10 +15,11 @@ from fibec_ray.types import ClientUpdate
 class Mean(Aggregator):
     """FedAvg (McMahan et al., AISTATS 2017): delta = sum_k n_k delta_k / sum_k n_k over the round's updates.
 
-    One device: its own delta.
+    One device: its own delta. What a device of a lower rank does not have counts as a delta of 0.
     """
 
     kind: Literal["mean"] = "mean"
+    takes_parts: ClassVar[bool] = True
     weights: Literal["samples", "uniform"] = Field(
         "samples", description="of the devices: samples, n_k; uniform, all alike, as SCAFFOLD has it"
     )

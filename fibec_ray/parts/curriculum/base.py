@@ -37,6 +37,14 @@ class Curriculum(Part):
         """The batches that the device may see in this round, each a (B,) int64 tensor of rows; never empty."""
         return list(batches)
 
+    def max_length(self, round_: int, rounds: int, full: int) -> int | None:
+        """Tokens to which a device cuts its samples for the steps of this round; None: as they are.
+
+        full: the most that a sample of the run may have (`data.max_length`). Evaluation, and whatever other parts
+        measure before or after training, see whole samples.
+        """
+        return None
+
     def pick(self, visible: Sequence[Tensor], rng: torch.Generator) -> list[Tensor]:
         """The batches of one local epoch, in order. As it stands: all visible ones, shuffled."""
         return [visible[i] for i in torch.randperm(len(visible), generator=rng).tolist()]

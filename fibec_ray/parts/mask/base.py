@@ -26,6 +26,16 @@ class Mask(Part):
         """True if the mask has no effect unless some tensors are personal."""
         return False
 
+    @property
+    def freezes(self) -> bool:
+        """True if no personal entry ever moves."""
+        return False
+
+    @property
+    def learns_from_training(self) -> bool:
+        """True if `watches` is true of some participations."""
+        return False
+
     def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
         """The memory at the start, from squared gradients over all of the device's data (lazy)."""
         return {}

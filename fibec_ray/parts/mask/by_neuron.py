@@ -21,6 +21,10 @@ class ByNeuron(Mask):
     def needs_personal(self) -> bool:
         return True
 
+    @property
+    def freezes(self) -> bool:
+        return self.ratio == 0
+
     def keep(self, memory: Tensors, names: Collection[str]) -> Tensors:
         return select(under_prefix("kept", memory), names)
 

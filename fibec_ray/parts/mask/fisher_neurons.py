@@ -57,6 +57,10 @@ class FisherNeurons(ByNeuron):
         return self.start_at == "init"
 
     @property
+    def learns_from_training(self) -> bool:
+        return self.source == "training"
+
+    @property
     def keeps(self) -> str:
         return "diagonal Fisher information, mask (device)"
 
@@ -78,7 +82,7 @@ class FisherNeurons(ByNeuron):
         }
 
     def watches(self, memory: Tensors) -> bool:
-        return self.source == "training" and int(memory["participations"]) % self.refresh_every == 0
+        return self.learns_from_training and int(memory["participations"]) % self.refresh_every == 0
 
     def absorb(self, memory: Tensors, diagonal: Tensors) -> Tensors:
         return memory | with_prefix("fisher", momentum(under_prefix("fisher", memory), diagonal, self.gamma))

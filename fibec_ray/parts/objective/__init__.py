@@ -1,8 +1,11 @@
 """The objective axis."""
 
+from fibec_ray.parts.objective.adalora import AdaLoraImportance
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.feddyn import DynamicRegulariser
+from fibec_ray.parts.objective.moon import Moon
 from fibec_ray.parts.objective.proximal import Proximal
+from fibec_ray.parts.objective.rank_pruning import RankPruning
 from fibec_ray.parts.objective.scaffold import Scaffold
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -10,4 +13,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "proximal": Proximal,
     "scaffold": Scaffold,
     "feddyn": DynamicRegulariser,
+    "adalora": AdaLoraImportance,
+    "rank_pruning": RankPruning,
+    "moon": Moon,
 }

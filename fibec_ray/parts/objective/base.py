@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,28 +14,55 @@ from fibec_ray.tensors import Tensors
 class Objective(Part):
     """What a device minimises beside the task's loss, and the corrections that method needs.
 
-    Device half: `penalty`, `correct`, `finish`. Server half: `start`, `absorb`. As it stands: nothing is added.
+    Device half: `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half: `start`,
+    `absorb`. As it stands: nothing is added.
     """
 
     kind: str = "plain"
+    takes_parts: ClassVar[bool] = True
+    """True if it goes with devices of different ranks, and with rounds that move only some of the tensors"""
 
     @property
     def needs_plain_sgd(self) -> bool:
         """True if the part takes a round's delta for the sum of its gradients."""
         return False
 
+    @property
+    def needs_features(self) -> bool:
+        """True if the part has a `feature_penalty`, and so changes the gradient of each sample."""
+        return False
+
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
-        """A scalar added to the loss of each step. anchor: the tensors as they were when the round began."""
+        """A scalar added to the loss of each step. anchor: the tensors that move, as they were when training began."""
         return None
+
+    def teachers(self, received: Tensors, memory: Tensors) -> Sequence[Tensors]:
+        """Values of the trainable tensors under which the visible samples' features are wanted, once for the round.
+
+        received: all of them at the start of the round. None asked for: no `feature_penalty` in this round.
+        """
+        return ()
+
+    def feature_penalty(self, features: Tensor, references: Sequence[Tensor]) -> Tensor:
+        """A scalar added to the loss of each step. features: (B, H) of the batch; references: under each teacher."""
+        raise NotImplementedError
 
     def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
         """Changes the gradients in place, after backward and before clipping."""
+
+    def remember(self, memory: Tensors, shared: Tensors) -> Tensors:
+        """After the last step, before `finish`: the memory, with what is kept of the shared tensors' trained values."""
+        return memory
 
     def finish(
         self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
         """After the last step: the device's new memory, and the evidence that it sends up."""
         return memory, {}
+
+    def rank(self, memory: Tensors) -> int | None:
+        """The rank that a device has come to, if its training decides on it."""
+        return None
 
     def start(self, shared: Tensors) -> Tensors:
         """The first hint, before round 0."""

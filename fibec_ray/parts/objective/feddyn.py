@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from fibec_ray.parts.objective.base import Objective
-from fibec_ray.parts.objective.proximal import squared_distance
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, squared_distance
 
 
 class DynamicRegulariser(Objective):
@@ -22,6 +21,7 @@ class DynamicRegulariser(Objective):
     """
 
     kind: Literal["feddyn"] = "feddyn"
+    takes_parts: ClassVar[bool] = False
     alpha: float = Field(0.01, gt=0, allow_inf_nan=False, description="a; the paper tries 0.001 to 0.1")
 
     @property

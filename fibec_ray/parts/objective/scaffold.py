@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ class Scaffold(Objective):
     """
 
     kind: Literal["scaffold"] = "scaffold"
+    takes_parts: ClassVar[bool] = False
 
     @property
     def sends(self) -> str:

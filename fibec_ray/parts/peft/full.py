@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+import torch
 from torch import nn
 
+from fibec_ray.errors import ModelError
 from fibec_ray.parts.part import Need
+from fibec_ray.parts.peft.attached import Attached, plain
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import saved_name
 from fibec_ray.types import HEAD
+
+HEADS = (f"{HEAD}.", "base_model.model.classifier.", "base_model.model.score.")
+"""Our own head, and those that transformers gives encoders and decoders."""
 
 
 class Full(Peft):
@@ -23,26 +29,24 @@ class Full(Peft):
     kind: Literal["full"] = "full"
     trains_base: ClassVar[bool] = True
 
-    @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> Full:
-        if self.target_modules is not None:
-            raise ValueError("target_modules has no effect with peft: full, which trains everything; leave it out")
-        return self
-
     @property
     def needs(self) -> tuple[Need, ...]:
         return ()
 
-    def config(self, task_type: str | None) -> Any:
-        """There is none."""
-
-    def attach(self, module: nn.Module, task_type: str | None) -> Any:
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        if module.dtype != torch.float32:
+            raise ModelError("method.peft: full trains the base in its own dtype; set backbone.dtype: float32")
         for param in module.parameters():
             param.data = param.data.clone()  # the stored weights are mapped into all processes of a node
-        return _Whole(module.requires_grad_(True))
+        module.requires_grad_(True)
+        if (pooler := getattr(module, "pooler", None)) is not None:
+            pooler.requires_grad_(False)  # of BERT's bare encoder; nothing looks at what it makes of the first token
+        config = plain(module.config.to_dict())
+        del config["inference_mode"]  # a word of adapters
+        return Attached(_Whole(module), module, config, saved_name)
 
     def is_adapter(self, name: str) -> bool:
-        return name.partition(".")[0] != HEAD
+        return not name.startswith(HEADS)
 
 
 class _Whole(nn.Module):

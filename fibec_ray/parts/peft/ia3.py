@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import InLinears
 
 
-class Ia3(Peft):
+class Ia3(InLinears):
     """(IA)^3 (Liu et al., NeurIPS 2022): y = l * (W x) on keys and values, y = W (l * x) in the feed-forward.
 
     l starts at 1, which is the base model. It wants a higher learning rate than LoRA: 1e-2 and more.

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import InLinears
 
 
-class Loha(Peft):
+class Loha(InLinears):
     """LoHa (FedPara; Hyeon-Woo, Ye-Bin, Oh, ICLR 2022): W + (alpha / r) (B_1 A_1) * (B_2 A_2), rank up to r^2.
 
     Proposed for federated learning: more rank for the bytes. Fisher information is not to be had of it.

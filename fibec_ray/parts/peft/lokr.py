@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import InLinears
 
 
-class Lokr(Peft):
+class Lokr(InLinears):
     """LoKr (Yeh et al., ICLR 2024): W + (alpha / r) C (x) (B A), (x) the Kronecker product.
 
     Fisher information is not to be had of it.

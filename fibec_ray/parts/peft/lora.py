@@ -1,19 +1,33 @@
-"""LoRA, the neutral PEFT kind, and DoRA."""
+"""LoRA, the neutral PEFT kind, with ranks by device and with turns; DoRA."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import math
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray import seeds
+from fibec_ray.low_rank import A, B, blank, cut, scaled
+from fibec_ray.parts.peft.library import InLinears
+from fibec_ray.tensors import Tensors
 
 
-class Lora(Peft):
+class Lora(InLinears):
     """LoRA (Hu et al., ICLR 2022): h = W x + s B A x, s = alpha / r (rslora: alpha / sqrt(r)); B starts at 0.
 
     use_dora (Liu et al., ICML 2024) learns the length of each column of W + s B A apart from its direction; Fisher
     information is not to be had of it.
+
+    ranks: devices differ in what they have room for. The global adapter has rank r; a device of rank r_k receives the
+    first r_k rows of A and columns of B, trains and sends those. scale_by: device gives it s_k = alpha / r_k; then both
+    factors are multiplied by sqrt(s / s_k) on the way down and divided on the way up, so that s_k B A means the same on
+    both sides. All entries of ranks equal to r are LoRA with one rank.
+
+    take_turns (RoLoRA, Chen et al. 2024): devices train and send B in even rounds and A in odd ones, so that the
+    mean of the updates is the update of the mean, as in FFA-LoRA, and A is learnt all the same.
     """
 
     kind: Literal["lora"] = "lora"
@@ -22,7 +36,24 @@ class Lora(Peft):
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input of A, in training")
     use_rslora: bool = False
     use_dora: bool = False
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, min_length=1, description="of the device classes; each device's is drawn by the run's seed; null: all r"
+    )
+    scale_by: Literal["global", "device"] = Field(
+        "global", description="s on a device of rank r_k: global, the adapter's, by r; device, by r_k"
+    )
+    take_turns: bool = Field(False, description="A and B are trained in turn, round by round")
     marks: ClassVar[tuple[str, ...]] = (".lora_",)
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Lora:
+        if self.ranks is None and self.scale_by != "global":
+            raise ValueError("scale_by has an effect only with ranks; leave it out, or set ranks")
+        if self.ranks is not None and max(self.ranks) > self.r:
+            raise ValueError(f"ranks has {max(self.ranks)}, more than r {self.r} of the global adapter; raise r")
+        if self.ranks is not None and self.use_dora:
+            raise ValueError("use_dora has one length for all ranks, so devices cannot differ; drop one of the two")
+        return self
 
     def config(self, task_type: str | None) -> Any:
         from peft import LoraConfig
@@ -36,3 +67,40 @@ class Lora(Peft):
             use_dora=self.use_dora,
             task_type=task_type,
         )
+
+    @property
+    def differs_by_device(self) -> bool:
+        return self.ranks is not None
+
+    def rank_of(self, device: int, seed: int) -> int | None:
+        if self.ranks is None:
+            return None
+        return self.ranks[int(seeds.numpy_generator(seed, "rank", device).integers(len(self.ranks)))]
+
+    def scaling(self, rank: int | None) -> float:
+        """s on a device of this rank; None: of the global adapter."""
+        base = self.r if rank is None or self.scale_by == "global" else rank
+        return self.alpha / (math.sqrt(base) if self.use_rslora else base)
+
+    def fit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
+        return scaled(blank(values, rank), self.scaling(None) / self.scaling(rank))
+
+    def unfit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
+        return scaled(cut(values, rank), self.scaling(rank) / self.scaling(None))
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.take_turns
+
+    def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
+        resting = (A if round_ % 2 == 0 else B) if self.take_turns else None
+        return frozenset(name for name in names if resting is None or not name.endswith(resting))
+
+    def set_rank(self, module: nn.Module, rank: int | None) -> None:
+        for layer in adapted_layers(module):
+            layer.scaling["default"] = self.scaling(rank)
+
+
+def adapted_layers(module: nn.Module) -> list[Any]:
+    """The modules that hold an A and a B."""
+    return [layer for layer in module.modules() if isinstance(getattr(layer, "scaling", None), dict)]

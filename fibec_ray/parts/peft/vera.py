@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import InLinears
 
 
-class Vera(Peft):
+class Vera(InLinears):
     """VeRA (Kopiczko, Blankevoort, Asano, ICLR 2024): W + diag(b) B diag(d) A with random A, B that layers share.
 
     Only b and d are trained and sent; A and B come from `seed` wherever the adapter is loaded. Fisher information is

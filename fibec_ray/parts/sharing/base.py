@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fibec_ray.errors import ConfigError
 from fibec_ray.parts.part import Part
 from fibec_ray.types import LayerReport, LayerScores, Layout, LocalModel, Shard
 
@@ -18,6 +19,15 @@ class Selection:
 
     names: frozenset[str]
     scores: Tensor | None = None
+
+
+def refuse_without_blocks(kind: str, layout: Layout) -> None:
+    """Raises ConfigError where a rule that tells blocks apart finds no tensor in any (prompts before the first one)."""
+    if all(layer is None for layer in layout.layers.values()):
+        raise ConfigError(
+            f"method.sharing: {kind} tells blocks apart, and no tensor of method.peft belongs to one; "
+            "set sharing: all, or choose a peft kind inside the blocks, such as lora or prefix"
+        )
 
 
 class Sharing(Part):

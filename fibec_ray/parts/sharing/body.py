@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from fibec_ray.parts.sharing.base import Selection, Sharing
+from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.types import LayerReport, Layout
 
 
@@ -35,5 +35,6 @@ class Body(Sharing):
         return "the head (device)"
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        refuse_without_blocks(self.kind, layout)
         end = layout.num_layers - self.last_blocks
         return Selection(frozenset(n for n, layer in layout.layers.items() if layer is not None and layer < end))

@@ -10,8 +10,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.parts.sharing.base import Selection, Sharing
+from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
+from fibec_ray.parts.sharing.similarity import layer_similarity
 from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.types import LayerReport, LayerScores, Layout, LocalModel, Shard
 
@@ -40,7 +41,11 @@ class GlobalLayers(Sharing):
     choose: Literal["top", "bottom", "random"] = Field(
         "top", description="by score; bottom and random are controls of the same size"
     )
-    score_by: ScoreKind = "norm_diff"
+    score_by: ScoreKind | Literal["similarity"] = Field(
+        "norm_diff",
+        description="relative change under noise, of the norm or the output; or similarity: FedPepTAO's score, of how "
+        "alike the block makes a device's samples",
+    )
     budget: float = Field(0.05, gt=0, description="rho: norm of the noise, in units of the embeddings")
     relative: bool = Field(False, description="rho is relative to each sample's ||E||_F; needed on a bfloat16 base")
     norm: float = Field(2.0, ge=1, description="p of the noise's norm, 1 to .inf")
@@ -50,6 +55,9 @@ class GlobalLayers(Sharing):
     def _no_setting_without_effect(self) -> GlobalLayers:
         if self.count_by != "fraction" and self.fraction != FRACTION:
             raise ValueError("fraction has an effect only with count_by: fraction; leave one of them out")
+        noise = [name for name in ("budget", "relative", "norm") if name in self.model_fields_set]
+        if self.score_by == "similarity" and any(getattr(self, n) != type(self).model_fields[n].default for n in noise):
+            raise ValueError(f"{', '.join(noise)}: of the noise, which score_by: similarity has none of; leave it out")
         refuse_unused(self.spectrum, None if self.count_by == "fraction" else self.count_by, "count_by")
         return self
 
@@ -71,13 +79,17 @@ class GlobalLayers(Sharing):
 
     def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> LayerScores:
         rows = torch.randperm(shard.num_samples, generator=rng)[: self.max_samples]
-        scores = layer_sensitivity(model, shard, rows, self.norm, self.budget, self.relative, self.score_by)
+        if self.score_by == "similarity":
+            scores = layer_similarity(model, shard, rows)
+        else:
+            scores = layer_sensitivity(model, shard, rows, self.norm, self.budget, self.relative, self.score_by)
         if self.count_by == "fraction":
             return LayerScores(scores)
         adapter = [name for name in model.trainable if model.is_adapter(name)]
         return LayerScores(scores, keep_ratio(self.count_by, model, shard, adapter, self.spectrum, rng))
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        refuse_without_blocks(self.kind, layout)
         scores = average_scores(reports)
         chosen = choose_layers(scores, self._count(reports, layout.num_layers), self.choose, rng)
         names = (name for name, layer in layout.layers.items() if layer is None or layer in chosen)

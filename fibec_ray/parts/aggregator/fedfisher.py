@@ -1,0 +1,179 @@
+"""FedFisher: devices send Kronecker factors of their Fisher information, and the server solves for the best fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fibec_ray.fisher import Label
+from fibec_ray.kfac import kronecker_factors
+from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.aggregator.fisher_merging import merged
+from fibec_ray.tensors import Tensors, under_prefix, with_prefix
+from fibec_ray.types import ClientUpdate, LocalModel, Shard
+
+ROUNDING = 1e-12
+"""Of the largest curvature: below it there is none."""
+
+
+class FedFisher(Aggregator):
+    """FedFisher (Jhunjhunwala et al., AISTATS 2024) with K-FAC: argmin_th sum_k w_k (th - th_k)^T F_k (th - th_k).
+
+    w_k = n_k / sum_j n_j; F_k: Fisher information of device k's data at its trained th_k, for each Linear A_k (x) G_k:
+    second moments of its inputs and of its outputs' gradients (`kfac.py`). All th_k start from one th_0, so with
+    th_k = th_0 + D_k and th = th_0 + X the condition sum_k w_k F_k (th - th_k) = 0 has no th_0 in it:
+
+        sum_k w_k G_k X A_k = sum_k w_k G_k D_k A_k
+
+    which conjugate gradients solve for X, from FedAvg's step on: where no device has curvature X is that step. One
+    device: its delta. Equal factors: FedAvg. Its other variant, diagonal F_k, is the aggregator `fisher_merging`;
+    modules that are no Linear (embedding tables, (IA)^3, LayerNorm) have that rule here too. Kinds of adapter whose
+    gradients of single samples are not known (DoRA for one) are refused, as there.
+
+    The paper merges once, here every round does. Ours: the solver, and the damping, whose weight goes to FedAvg's step.
+    With little of it a step on LoRA is many times FedAvg's, and training may collapse over the rounds.
+    Sends the upper triangles of A_k and G_k: for LoRA of rank r on a d x d matrix about d / 2r times the delta.
+    """
+
+    kind: Literal["fedfisher"] = "fedfisher"
+    label: Label = Field(
+        "expected", description="whose gradient: of the data's label, all of the model's, or a drawn one"
+    )
+    max_samples: int | None = Field(64, ge=1, description="samples of a device in F_k, drawn each round; null: all")
+    damping: float = Field(
+        0.1, ge=0, allow_inf_nan=False, description="weight of FedAvg's step, in units of a module's average curvature"
+    )
+    iterations: int = Field(100, ge=1, description="most steps of conjugate gradients for a module")
+    tolerance: float = Field(
+        1e-8, gt=0, lt=1, description="residual at which they end, relative to the right-hand side"
+    )
+
+    @property
+    def sends(self) -> str:
+        return "Kronecker factors of its Fisher information"
+
+    def evidence_after(
+        self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
+    ) -> Tensors:
+        """`inputs/PREFIX` and `outputs/PREFIX`, the triangles of A and G of each Linear; `fisher/NAME` of the rest."""
+        if not names:
+            return {}
+        rows = torch.cat(list(batches))
+        rows = rows[torch.randperm(len(rows), generator=rng)[: self.max_samples]]
+        found = kronecker_factors(model, shard, rows, names, self.label, max(map(len, batches)), rng)
+        sent = with_prefix("inputs", found.inputs) | with_prefix("outputs", found.outputs)
+        return {name: upper(value) for name, value in sent.items()} | with_prefix("fisher", found.diagonal)
+
+    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+        held = list(updates)
+        if not held:
+            return {}, state
+        total = sum(update.num_samples for update in held)
+        weights = [update.num_samples / total for update in held]
+        step: Tensors = {}
+        for prefix in _prefixes(held):
+            step |= self._linear_step(held, weights, prefix)
+        for name in held[0].delta:
+            if name not in step:
+                step[name] = self._diagonal_step(held, weights, name)
+        return {name: step[name].to(value.dtype) for name, value in held[0].delta.items()}, state
+
+    def _linear_step(self, held: Sequence[ClientUpdate], weights: Sequence[float], prefix: str) -> Tensors:
+        """Of a module's weight, and of its bias as one more column."""
+        names = [name for name in (f"{prefix}.weight", f"{prefix}.bias") if name in held[0].delta]
+        deltas = [torch.cat([u.delta[n].double().view(len(u.delta[n]), -1) for n in names], 1) for u in held]
+        a = [symmetric(u.evidence[f"inputs/{prefix}"].double()) for u in held]
+        g = [symmetric(u.evidence[f"outputs/{prefix}"].double()) for u in held]
+        x = best_fit(weights, g, a, deltas, self.damping, self.iterations, self.tolerance)
+        parts = x.split([held[0].delta[name][0].numel() for name in names], 1)
+        return {name: part.reshape(held[0].delta[name].shape) for name, part in zip(names, parts, strict=True)}
+
+    def _diagonal_step(self, held: Sequence[ClientUpdate], weights: Sequence[float], name: str) -> Tensor:
+        """Fisher merging; FedAvg for a tensor that nobody sent curvature of."""
+        deltas = [update.delta[name].double() for update in held]
+        zero = torch.zeros_like(deltas[0])
+        fishers = [update.evidence.get(f"fisher/{name}", zero).double() for update in held]
+        pulls = [fisher * delta for fisher, delta in zip(fishers, deltas, strict=True)]
+        return merged(_weighted(weights, pulls), _weighted(weights, fishers), _weighted(weights, deltas), self.damping)
+
+
+def best_fit(
+    weights: Sequence[float],
+    g: Sequence[Tensor],
+    a: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    damping: float,
+    iterations: int,
+    tolerance: float,
+) -> Tensor:
+    """X with sum_k w_k G_k X A_k + d X = sum_k w_k G_k D_k A_k + d M, M = sum_k w_k D_k, float64.
+
+    d: `damping` times the mean of the operator's diagonal. Conjugate gradients for X - M, preconditioned by the inverse
+    of (sum_k w_k G_k) Y (sum_k w_k A_k) + d Y, until the residual is `tolerance` times sum_k |w_k G_k D_k A_k|. Neither
+    leaves the range of the operator.
+    """
+
+    def curved(values: Sequence[Tensor]) -> list[Tensor]:
+        return [w * g_k @ value @ a_k for w, g_k, value, a_k in zip(weights, g, values, a, strict=True)]
+
+    mean = _weighted(weights, deltas)
+    floor = damping * sum(
+        w * g_k.diagonal().mean() * a_k.diagonal().mean() for w, g_k, a_k in zip(weights, g, a, strict=True)
+    )
+    scaled = _inverse(_weighted(weights, g), _weighted(weights, a), float(floor))
+    residual = _sum(curved([delta - mean for delta in deltas]))
+    enough = tolerance * sum(float(pull.norm()) for pull in curved(deltas))
+    found, direction, before = torch.zeros_like(mean), torch.zeros_like(mean), math.inf
+    for _ in range(iterations):
+        if residual.norm() <= enough:
+            break
+        better = scaled(residual)
+        now = float((residual * better).sum())
+        direction = better + now / before * direction
+        before = now
+        image = _sum(curved([direction] * len(g))) + floor * direction
+        curvature = float((direction * image).sum())
+        if curvature <= 0:  # rounding: no curvature is left along it
+            break
+        found += now / curvature * direction
+        residual -= now / curvature * image
+    return mean + found
+
+
+def _inverse(g: Tensor, a: Tensor, floor: float) -> Callable[[Tensor], Tensor]:
+    """R -> Y with G Y A + floor Y = R, up to what is rounding; exact for factors that all devices have in common."""
+    (g_values, u), (a_values, v) = torch.linalg.eigh(g), torch.linalg.eigh(a)
+    curvature = torch.outer(g_values.clamp(min=0), a_values.clamp(min=0))
+    scale = torch.where(curvature > ROUNDING * curvature.max(), 1 / (curvature + floor), 0.0)
+    return lambda residual: u @ (scale * (u.T @ residual @ v)) @ v.T
+
+
+def upper(matrix: Tensor) -> Tensor:
+    """(n, n) -> (n (n + 1) / 2,): the upper triangle of a symmetric matrix, row by row."""
+    return matrix[tuple(torch.triu_indices(*matrix.shape))]
+
+
+def symmetric(triangle: Tensor) -> Tensor:
+    """The reverse."""
+    size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
+    matrix = triangle.new_zeros(size, size)
+    matrix[tuple(torch.triu_indices(size, size))] = triangle
+    return matrix + matrix.triu(1).T
+
+
+def _prefixes(held: Sequence[ClientUpdate]) -> list[str]:
+    """Of the Linears that have factors; the same for all devices of a round."""
+    return list(under_prefix("inputs", held[0].evidence))
+
+
+def _weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    return _sum([weight * value for weight, value in zip(weights, values, strict=True)])
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).sum(0)

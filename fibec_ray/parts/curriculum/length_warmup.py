@@ -1,0 +1,44 @@
+"""SLW: samples are cut short at first, to a length that grows."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fibec_ray.parts.curriculum.base import Curriculum
+from fibec_ray.parts.curriculum.pacing import progress
+from fibec_ray.parts.part import Need
+
+
+class LengthWarmup(Curriculum):
+    """SLW (Li, Zhang, He, NeurIPS 2022): round t trains on all samples, cut to l_t tokens.
+
+    l_t = s0 + (s_end - s0) min(t / T_c, 1), rounded down to a multiple of 8. s_end is `data.max_length`.
+    Theirs pretrains on full sequences, step by step; ours goes by rounds, cuts texts and keeps what a classification
+    needs (template, mask, special tokens), and from T_c on cuts nothing, even if s_end is no such multiple.
+    What is sent does not change; the devices' work does.
+    """
+
+    kind: Literal["length_warmup"] = "length_warmup"
+    start: int = Field(8, ge=1, description="s0: tokens in round 0, special tokens included")
+    full_at: float = Field(0.5, gt=0, le=1, description="T_c, as a fraction of the rounds")
+    multiple_of: int = Field(8, ge=1, description="lengths are rounded down to a multiple of it")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("text",)
+
+    @model_validator(mode="after")
+    def _start_survives_rounding(self) -> LengthWarmup:
+        if self.start < self.multiple_of:
+            raise ValueError(f"start {self.start} would be rounded down to 0; raise it to multiple_of or lower that")
+        return self
+
+    def max_length(self, round_: int, rounds: int, full: int) -> int | None:
+        x = progress(round_, rounds, self.full_at)
+        if x >= 1:
+            return None
+        length = math.floor(self.start + (full - self.start) * x + 1e-9)
+        return length - length % self.multiple_of

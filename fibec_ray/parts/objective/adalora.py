@@ -1,0 +1,78 @@
+"""What AdaLoRA asks of devices: factors near orthogonal, and a score for each rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fibec_ray.parts.objective.base import Objective
+from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
+
+Q, P, E = ".lora_A", ".lora_B", ".lora_E"
+
+
+class AdaLoraImportance(Objective):
+    """AdaLoRA (Zhang et al., ICLR 2023), device half: adds weight * mean |Q Q^T - I|_F, |P^T P - I|_F over the factors,
+    and scores the i-th rank of each adapted weight by S(e_i) + mean_j S(Q_ij) + mean_j S(P_ji).
+
+    S(w) = I * U: I is the mean of |w grad w| over the steps, decaying by beta1; U that of |I - |w grad w||, by beta2.
+    I and U stay on the device. Ours: it sends the scores alone, and the server averages them, all devices alike. With
+    weight 0 and a budget that does not shrink this is FedAvg on W + s P diag(e) Q.
+    """
+
+    kind: Literal["adalora"] = "adalora"
+    weight: float = Field(0.5, ge=0, description="of the pull to orthogonal factors; peft's default")
+    beta1: float = Field(0.85, ge=0, lt=1, description="decay of the mean sensitivity; peft's default")
+    beta2: float = Field(0.85, ge=0, lt=1, description="decay of its deviation; peft's default")
+
+    @property
+    def sends(self) -> str:
+        return "scores of its ranks"
+
+    @property
+    def keeps(self) -> str:
+        return "sensitivities (device), mean scores (server)"
+
+    def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
+        grams = [params[x + Q] @ params[x + Q].T for x in _weights(params)]
+        grams += [params[x + P].T @ params[x + P] for x in _weights(params)]
+        if not grams or not self.weight:
+            return None
+        return self.weight * torch.stack([(g - torch.eye(len(g)).to(g)).norm() for g in grams]).mean()
+
+    @torch.no_grad()
+    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
+        """Leaves the gradients as they are, and adds what they say to the memory."""
+        for name in (x + part for x in _weights(params) for part in (Q, P, E)):
+            grad = params[name].grad
+            if grad is None:
+                continue
+            now = (params[name] * grad).abs().float().cpu()
+            mean = memory.get(f"mean/{name}", torch.zeros_like(now))
+            mean = self.beta1 * mean + (1 - self.beta1) * now
+            deviation = memory.get(f"deviation/{name}", torch.zeros_like(now))
+            memory[f"mean/{name}"] = mean
+            memory[f"deviation/{name}"] = self.beta2 * deviation + (1 - self.beta2) * (now - mean).abs()
+
+    def finish(
+        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+    ) -> tuple[Tensors, Tensors]:
+        means, deviations = under_prefix("mean", memory), under_prefix("deviation", memory)
+        entry = {name: mean * deviations[name] for name, mean in means.items()}
+        scores = {
+            x + E: entry[x + E] + entry[x + Q].mean(1, True) + entry[x + P].mean(0)[:, None] for x in _weights(entry)
+        }
+        return memory, with_prefix("scores", {name: value for name, value in scores.items() if name in delta})
+
+    def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
+        found = weighted_mean((1, under_prefix("scores", one)) for one in evidence)
+        return with_prefix("scores", found) if found else hint
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes X of X.lora_A, X.lora_E and X.lora_B."""
+    return [name.removesuffix(E) for name in tensors if name.endswith(E)]

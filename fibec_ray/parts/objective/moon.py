@@ -1,0 +1,48 @@
+"""MOON's contrastive term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from fibec_ray.parts.objective.base import Objective
+from fibec_ray.tensors import Tensors
+
+
+class Moon(Objective):
+    """MOON (Li et al., CVPR 2021): features z are to be like the received model's, and unlike the last own one's.
+
+    Adds mu * -log(e^{cos(z, z_g) / tau} / (e^{cos(z, z_g) / tau} + e^{cos(z, z_p) / tau})), mean over the batch; z_g
+    from the received model, z_p from the device's model at the end of its last participation. mu = 0 is FedAvg.
+    Ours: z is the mean over a sample's real tokens of what the last block gives out (after a final norm, where there is
+    one); the paper adds a projection head. z_g and z_p are found once a round for the visible samples, without dropout:
+    two forward passes. At a device's first participation z_p = z_g, a constant log 2: no passes and no term.
+    Masks that take Fisher information from training are refused: the gradients that they see would hold the term.
+    """
+
+    kind: Literal["moon"] = "moon"
+    mu: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the term; Flower's MOON has 1, or 5")
+    tau: float = Field(0.5, gt=0, allow_inf_nan=False, description="temperature; Flower's MOON has 0.5")
+
+    @property
+    def keeps(self) -> str:
+        return "last own model (device)"
+
+    @property
+    def needs_features(self) -> bool:
+        return True
+
+    def teachers(self, received: Tensors, memory: Tensors) -> Sequence[Tensors]:
+        return (received, received | memory) if memory else ()
+
+    def feature_penalty(self, features: Tensor, references: Sequence[Tensor]) -> Tensor:
+        near, far = (F.cosine_similarity(features, reference, dim=1) for reference in references)
+        return self.mu * F.softplus((far - near) / self.tau).mean()
+
+    def remember(self, memory: Tensors, shared: Tensors) -> Tensors:
+        # Personal tensors of the last own model are those that the device starts from anyway.
+        return shared

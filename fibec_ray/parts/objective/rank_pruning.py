@@ -1,0 +1,71 @@
+"""HetLoRA's regulariser, by which a device gives up ranks that it does not need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fibec_ray.low_rank import A, B, pairs, rank_axis
+from fibec_ray.parts.objective.base import Objective
+from fibec_ray.tensors import Tensors, drop, under_prefix, with_prefix
+
+
+class RankPruning(Objective):
+    """HetLoRA (Cho et al., EMNLP 2024): adds strength * sum |B[:, g r_k:]|_F |A[g r_k:, :]|_F over adapted weights.
+
+    If that sum fell in a round, r_k <- g r_k (rounded down, at least least_rank), from that round's update on, which
+    lacks the ranks given up. g: gamma. Goes with peft lora whose `ranks` differ; r_k is kept on the device. gamma 1 has
+    no tail, and is the plain loss.
+    """
+
+    kind: Literal["rank_pruning"] = "rank_pruning"
+    gamma: float = Field(0.99, gt=0, le=1, description="share of the ranks that is no tail; the paper's is 0.99")
+    strength: float = Field(1e-3, ge=0, allow_inf_nan=False, description="weight of the tail")
+    least_rank: int = Field(1, ge=1, description="no device goes below; the paper's is 5 of 50")
+
+    @property
+    def keeps(self) -> str:
+        return "its rank (device)"
+
+    def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
+        kept = self._kept(ranks_in_use(anchor))
+        terms = [params[x + B][:, kept:].norm() * params[x + A][kept:].norm() for x in pairs(anchor)]
+        return self.strength * torch.stack(terms).sum() if terms and self.strength else None
+
+    def remember(self, memory: Tensors, shared: Tensors) -> Tensors:
+        factors = {name: value for name, value in shared.items() if rank_axis(name) is not None}
+        return memory | with_prefix("trained", factors)
+
+    def finish(
+        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+    ) -> tuple[Tensors, Tensors]:
+        after = under_prefix("trained", memory)
+        kept_memory = drop(memory, with_prefix("trained", after))
+        before = {name: value - delta[name] if name in delta else value for name, value in after.items()}
+        rank = ranks_in_use(before)
+        kept = self._kept(rank)
+        if kept < rank and _tail(after, kept) < _tail(before, kept):
+            rank = kept
+        return kept_memory | {"rank": torch.tensor(rank)}, {}
+
+    def rank(self, memory: Tensors) -> int | None:
+        return int(memory["rank"]) if "rank" in memory else None
+
+    def _kept(self, rank: int) -> int:
+        return max(min(self.least_rank, rank), math.floor(self.gamma * rank + 1e-9))
+
+
+def ranks_in_use(factors: Mapping[str, Tensor]) -> int:
+    """r_k: rows of A that are not all zero, the most of all weights. Rows start random, those beyond r_k at zero."""
+    counts = [int(factors[x + A].detach().any(1).sum()) for x in pairs(factors)]
+    return max(counts, default=0)
+
+
+def _tail(factors: Tensors, kept: int) -> float:
+    """sum |B[:, kept:]|_F |A[kept:, :]|_F."""
+    return sum(float(factors[x + B][:, kept:].norm() * factors[x + A][kept:].norm()) for x in pairs(factors))

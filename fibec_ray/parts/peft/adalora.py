@@ -1,0 +1,86 @@
+"""AdaLoRA: a budget of ranks, spent where they matter; its device half is the objective of the same name."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.library import InLinears
+from fibec_ray.tensors import Tensors, under_prefix
+
+E = ".lora_E"
+
+
+class AdaLora(InLinears):
+    """AdaLoRA (Zhang et al., ICLR 2023): h = W x + s P diag(e) Q x with e starting at 0; entries of e that matter least
+    are set to 0 as a budget shrinks from init_r to r per adapted weight.
+
+    Ours, for a federation: devices score the entries of e (objective `adalora`), the server averages the scores over a
+    round's devices and sets e to 0 outside the best b(t) of all weights together, so that all devices agree on ranks.
+    b(t) falls by the paper's cubic rule, in rounds: b = init_r up to warmup of them, r in the last `final` of them.
+    An entry set to 0 can come back, as in the paper. s = alpha / init_r throughout; peft's follows the ranks in use.
+    Fisher information is not to be had of it.
+    """
+
+    kind: Literal["adalora"] = "adalora"
+    init_r: int = Field(12, ge=1, description="rank at the start; the paper's is 1.5 r")
+    r: int = Field(8, ge=1, description="mean rank per adapted weight at the end")
+    alpha: float = Field(32, gt=0, description="numerator of the scaling s")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the input of Q, in training")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the rounds before the budget shrinks")
+    final: float = Field(0.3, ge=0, lt=1, description="share of the rounds at the end with the final budget")
+    marks: ClassVar[tuple[str, ...]] = (".lora_",)
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> AdaLora:
+        if self.init_r < self.r:
+            raise ValueError(f"init_r {self.init_r} is less than r {self.r}; the budget shrinks, so raise it")
+        if self.warmup + self.final >= 1:
+            raise ValueError(f"warmup {self.warmup} and final {self.final} leave no rounds to shrink in; lower one")
+        return self
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        attached = super().attach(module, task_type)
+        for name, parameter in attached.module.named_parameters():
+            if ".ranknum." in name:  # peft 0.21 makes it trainable where it casts adapters, as on a bfloat16 base
+                parameter.requires_grad_(False)
+        return attached
+
+    def config(self, task_type: str | None) -> Any:
+        from peft import AdaLoraConfig
+
+        # total_step is for peft's own schedule, which never runs here.
+        return AdaLoraConfig(
+            init_r=self.init_r,
+            target_r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            total_step=10**9,
+            task_type=task_type,
+        )
+
+    def budget(self, round_: int, rounds: int) -> float:
+        """Mean rank per adapted weight after this round."""
+        start, end = self.warmup * rounds, (1 - self.final) * rounds
+        progress = min(1.0, max(0.0, (round_ + 1 - start) / (end - start)))
+        return self.r + (self.init_r - self.r) * (1 - progress) ** 3
+
+    def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
+        scores = under_prefix("scores", hint)
+        if not scores:
+            return {}
+        flat = torch.cat([scores[name].flatten() for name in scores])
+        count = round(self.budget(round_, rounds) * len(scores))
+        kept = torch.zeros(len(flat), dtype=torch.bool)
+        kept[torch.argsort(flat, descending=True, stable=True)[:count]] = True
+        parts: list[Tensor] = list(kept.split([value.numel() for value in scores.values()]))
+        return {
+            name: shared[name] * part.view_as(shared[name])
+            for name, part in zip(scores, parts, strict=True)
+            if name in shared
+        }

@@ -1,0 +1,89 @@
+"""Adapters: small bottlenecks behind the two sublayers of each block.
+
+Shapes: B samples, S tokens, H hidden size, b bottleneck.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fibec_ray.errors import ModelError
+from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.base import linear_names
+from fibec_ray.parts.peft.own import Own, blocks_of, train_head
+
+OUTPUTS = (
+    ("attention.output.dense", "output.dense"),
+    ("self_attn.o_proj", "mlp.down_proj"),
+    ("self_attn.out_proj", "fc2"),
+    ("attention.out_lin", "ffn.lin2"),
+    ("attn.c_proj", "mlp.c_proj"),
+)
+"""The last Linears of attention and of the feed-forward, by their names in a block, one row for each family."""
+
+
+class Adapter(Own):
+    """Adapters (Houlsby et al., ICML 2019; federated: FedAdapter, Cai et al. 2023): h + up(gelu(down(h))) on the output
+    h of attention and of the feed-forward, before the residual is added; in all blocks. down: H -> b, up: b -> H.
+
+    up starts at 0, which is the base model. The LayerNorms stay frozen, which the paper trains too.
+    """
+
+    kind: Literal["adapter"] = "adapter"
+    bottleneck: int = Field(64, ge=1, description="b")
+    target_modules: tuple[str, ...] | None = Field(
+        None, description="names of the Linears that an adapter follows; null: the last of attention and feed-forward"
+    )
+    marks: ClassVar[tuple[str, ...]] = (".adapter.",)
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        for block in blocks_of(module):
+            for name in self._targets(block):
+                follow(block.get_submodule(name), self.bottleneck)
+        train_head(module, task_type)
+        return Attached(module, module, self.config(task_type), str)
+
+    def _targets(self, block: nn.Module) -> list[str]:
+        """Names within a block."""
+        names = [name for name, _ in block.named_modules()]
+        if self.target_modules is None:
+            found = next((list(pair) for pair in OUTPUTS if set(pair) <= set(names)), [])
+        else:
+            ends = tuple(f".{target}" for target in self.target_modules)
+            found = [name for name in names if f".{name}".endswith(ends)]
+        if not found:
+            raise ModelError(
+                f"method.peft.target_modules: a {type(block).__name__} has none of these; name Linears whose output an "
+                f"adapter is to follow, such as {', '.join(linear_names(block)[:6])}"
+            )
+        return found
+
+
+class Bottleneck(nn.Module):
+    """up(gelu(down(h))), 0 at the start; in float32."""
+
+    def __init__(self, size: int, bottleneck: int):
+        super().__init__()
+        self.down, self.up = nn.Linear(size, bottleneck), nn.Linear(bottleneck, size)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.up(F.gelu(self.down(h.to(self.down.weight.dtype))))
+        return out.to(h.dtype)
+
+
+def follow(linear: Any, bottleneck: int) -> None:
+    """Adds to the outputs of a module what a new adapter in it makes of them."""
+    size = linear.out_features if isinstance(linear, nn.Linear) else linear.weight.shape[1]  # GPT-2's are transposed
+    linear.adapter = Bottleneck(size, bottleneck)
+    linear.register_forward_hook(_add)
+
+
+def _add(linear: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return torch.add(out, linear.adapter(out))

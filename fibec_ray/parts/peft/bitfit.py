@@ -1,0 +1,52 @@
+"""BitFit: the base's own biases."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from fibec_ray.errors import ModelError
+from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.own import Own, is_head, make_private, train_head
+
+QUERIES, FEEDFORWARDS = ("query", "q_proj", "q_lin"), ("intermediate.dense", "fc1", "lin1")
+
+
+class BitFit(Own):
+    """BitFit (Ben Zaken, Goldberg, Ravfogel, ACL 2022): the base's biases are trained and sent, and nothing else.
+
+    all: all that take part, of embeddings and of a language-model head too. query_and_ffn: those of the queries and of
+    the first Linear of each feed-forward, the two that the paper finds to matter most. A decoder like Llama has none.
+    """
+
+    kind: Literal["bitfit"] = "bitfit"
+    which: Literal["all", "query_and_ffn"] = Field("all", description="which biases")
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        biases = {n: p for n, p in module.named_parameters() if self._trains(n)}
+        if not biases:
+            raise ModelError(
+                f"method.peft: bitfit trains biases, and {type(module).__name__} has none{self._of_which()}; "
+                "choose lora, or adapter"
+            )
+        if any(p.dtype != torch.float32 for p in biases.values()):
+            raise ModelError("method.peft: bitfit trains biases in the base's dtype; set backbone.dtype: float32")
+        for p in biases.values():
+            make_private(p)
+        train_head(module, task_type)
+        return Attached(module, module, self.config(task_type), str)
+
+    def is_adapter(self, name: str) -> bool:
+        return name.endswith(".bias") and not is_head(name)
+
+    def _trains(self, name: str) -> bool:
+        owner = name.removesuffix(".bias")
+        if self.which == "query_and_ffn":
+            return self.is_adapter(name) and owner.endswith((*QUERIES, *FEEDFORWARDS))
+        return self.is_adapter(name) and not owner.startswith("pooler.")  # which is used by a classification head alone
+
+    def _of_which(self) -> str:
+        names = ", ".join((*QUERIES, *FEEDFORWARDS))
+        return f" at {names}; set which: all" if self.which == "query_and_ffn" else ""

@@ -1,0 +1,82 @@
+"""Prompts that are made for each sample by a network of ours; the base of IDPG and ATTEMPT.
+
+Shapes: B samples, S tokens, m prompts, H hidden size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fibec_ray.parts.peft.attached import Attached, Inputs, in_front
+from fibec_ray.parts.peft.own import Own, train_head
+
+BASE, PROMPTS = "base.", "prompts."
+
+
+class Generated(Own):
+    """m prompts before the tokens of each sample, made from the embeddings of these tokens.
+
+    With `head: model` an encoder's own classification head looks at the first position, which is a prompt's.
+    """
+
+    num_tokens: int = Field(10, ge=1, description="m, virtual tokens")
+    marks: ClassVar[tuple[str, ...]] = (PROMPTS,)
+
+    @property
+    def num_virtual(self) -> int:
+        return self.num_tokens
+
+    @abstractmethod
+    def maker(self, words: Tensor) -> nn.Module:
+        """Token embeddings (B, S, H), mask (B, S) -> prompts (B, m, H). words: embeddings of the vocabulary (V, H)."""
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        embedding = module.get_input_embeddings()
+        maker = self.maker(embedding.weight)
+        train_head(module, task_type)
+
+        def extend(inputs: Inputs) -> Inputs:
+            return in_front(inputs, embedding, maker)
+
+        whole = beside(module, maker)
+        return Attached(whole, module, self.config(task_type), own_name, extend, num_prompts=self.num_tokens)
+
+
+class FromMean(nn.Module):
+    """W2 relu(W1 x + b1) + b2, m vectors from one; W2 is 0 at the start, so that b2 is all there is."""
+
+    def __init__(self, start: Tensor, bottleneck: int):
+        """start: b2, (m, H)."""
+        super().__init__()
+        self.shape = start.shape
+        self.down = nn.Linear(start.shape[1], bottleneck)
+        self.up = nn.Linear(bottleneck, start.numel())
+        nn.init.zeros_(self.up.weight)
+        self.up.bias.data = start.detach().float().flatten().clone()
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, H), (B, S) -> (B, m, H)"""
+        real = mask.unsqueeze(2).to(self.down.weight.dtype)
+        mean = (states * real).sum(1) / real.sum(1)
+        made: Tensor = self.up(F.relu(self.down(mean)))
+        return made.view(-1, *self.shape)
+
+
+def drawn(words: Tensor, *shape: int) -> Tensor:
+    """Embeddings (*shape, H) of words drawn by lot."""
+    return words.detach()[torch.randint(len(words), shape).to(words.device)].float()
+
+
+def beside(base: nn.Module, maker: nn.Module) -> nn.Module:
+    """One module for both; `own_name` gives the names that tensors travel under."""
+    return nn.ModuleDict({BASE.rstrip("."): base, PROMPTS.rstrip("."): maker})
+
+
+def own_name(name: str) -> str:
+    return name.removeprefix(BASE)

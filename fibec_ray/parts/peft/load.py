@@ -1,0 +1,46 @@
+"""Loads a saved adapter of a kind that the peft library lacks; for whoever uses a run's result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fibec_ray.errors import ModelError
+from fibec_ray.parts.part import build
+from fibec_ray.parts.peft import PEFTS
+from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.attempt import SOURCES
+from fibec_ray.parts.peft.own import KIND, Own
+from fibec_ray.tensors import drop
+
+
+@torch.no_grad()
+def load_adapter(base: Any, folder: Path | str) -> Attached:
+    """`base`, a transformers model, with the adapter that a run left; it is changed in place.
+
+        base = AutoModel.from_pretrained(...)
+        model = load_adapter(base, "RUN/adapter")
+        model(input_ids=..., attention_mask=...).last_hidden_state
+
+    Virtual tokens, if the kind has any, come first in what comes out. head.safetensors, if there is one, is a Linear
+    on the mean of a sample's own last states. Adapters of peft's kinds load with `PeftModel.from_pretrained`.
+    """
+    config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    if KIND not in config:
+        raise ModelError(f"{folder}: an adapter of the peft library; load it with PeftModel.from_pretrained")
+    part, file = build(PEFTS, config[KIND]), Path(folder) / "adapter_model.safetensors"
+    assert isinstance(part, Own)
+    attached = part.saved_in(file).attach(base.requires_grad_(False), config["task_type"])
+    params = {attached.name_of(n): p for n, p in attached.module.named_parameters() if p.requires_grad}
+    values = drop(load_file(file), [SOURCES])
+    if params.keys() != values.keys():
+        odd = sorted(params.keys() ^ values.keys())[0]
+        raise ModelError(f"{folder}: does not go with this {type(base).__name__} ({odd} is in one of them only)")
+    for name, value in values.items():
+        params[name].copy_(value)
+    attached.module.eval()
+    return attached

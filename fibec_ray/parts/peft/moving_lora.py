@@ -1,0 +1,69 @@
+"""LoRA on a base that the server moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fibec_ray.low_rank import MOVED, A, B, best_factors, pairs
+from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.lora import Lora, adapted_layers
+from fibec_ray.tensors import Tensors, drop
+
+
+class MovingLora(Lora):
+    """LoRA on a base that the server moves: h = (W + s D) x + s B A x. D (out x in) starts at 0; no device trains it.
+
+    For methods that merge what devices learnt into the base and start LoRA afresh (FLoRA). D is of a size with W, and
+    travels down to devices in each round. W itself is not touched: processes share it. The saved adapter is LoRA of a
+    rank that holds D + B A: at most that of W.
+    """
+
+    kind: Literal["moving_lora"] = "moving_lora"  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _no_dora(self) -> MovingLora:
+        if self.use_dora:
+            raise ValueError("use_dora measures the columns of the base, which moves here; leave it out")
+        return self
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        attached = super().attach(module, task_type)
+        scale = self.scaling(None)
+        for layer in adapted_layers(attached.module):
+            out, inside = layer.lora_B["default"].out_features, layer.lora_A["default"].in_features
+            layer.moved = nn.Parameter(torch.zeros(out, inside), requires_grad=False)
+            layer.register_forward_hook(partial(_add_moved, scale))
+        return attached
+
+    def carries(self, name: str) -> bool:
+        return name.endswith(MOVED)
+
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
+        """s B A of a common rank R for all weights, in place of s (D + B A)."""
+        sums = {x: values[x + MOVED] + values[x + B] @ values[x + A] for x in pairs(values)}
+        rank = max([self.r, *(int(torch.linalg.matrix_rank(value)) for value in sums.values())])
+        scale = self.scaling(None) / self._scaling_of(rank)
+        saved = drop(values, [x + MOVED for x in sums])
+        for x, value in sums.items():
+            b, a, _ = best_factors([torch.eye(len(value))], [scale * value], rank)
+            saved |= {x + B: b.float(), x + A: a.float()}
+        return saved
+
+    def saved_config(self, config: Mapping[str, Any], saved: Mapping[str, Tensor]) -> dict[str, Any]:
+        rank = next((len(saved[x + A]) for x in pairs(saved)), self.r)
+        return {**config, "r": rank}
+
+    def _scaling_of(self, rank: int) -> float:
+        """peft's, of the saved adapter."""
+        return self.model_copy(update={"r": rank}).scaling(None)
+
+
+def _add_moved(scale: float, layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    return y + (scale * F.linear(args[0].to(layer.moved), layer.moved)).to(y)

@@ -1,0 +1,104 @@
+"""SLoRA: a sparse change of the weights first, from which LoRA then starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fibec_ray import seeds
+from fibec_ray.low_rank import A, B, best_factors, pairs
+from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.lora import Lora, adapted_layers
+from fibec_ray.tensors import Tensors, drop
+
+SPARSE = ".sparse"
+
+
+class SparseLora(Lora):
+    """SLoRA (Babakniya et al. 2023): stage 1 trains and averages few entries D of the weights, the same on all devices;
+    then the best s B A ~ D of rank r starts LoRA in stage 2.
+
+    Stage 1 takes sparse_rounds of the rounds, and its devices send D's entries alone; at its end B = U sqrt(S / s) and
+    A = sqrt(S / s) V^T from D = U S V^T, and D is 0 again: the base stays as it is, and what of D has no room in rank r
+    is lost. density: the paper's is about 1 %. Which entries is drawn from mask_seed, as nothing else needs to be sent.
+    Fisher information of D is not to be had.
+    """
+
+    kind: Literal["sparse_lora"] = "sparse_lora"  # type: ignore[assignment]
+    density: float = Field(0.01, gt=0, le=1, description="entries of each adapted weight that stage 1 trains")
+    sparse_rounds: float = Field(0.2, gt=0, lt=1, description="share of the rounds that are stage 1 (at least one)")
+    mask_seed: int = Field(0, ge=0, description="of the choice of entries")
+    marks: ClassVar[tuple[str, ...]] = (".lora_", SPARSE)
+
+    @model_validator(mode="after")
+    def _one_adapter_for_all(self) -> SparseLora:
+        if self.use_dora or self.ranks is not None or self.take_turns:
+            raise ValueError("use_dora, ranks and take_turns do not go with two stages; leave them out")
+        return self
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        attached = super().attach(module, task_type)
+        layers = adapted_layers(attached.module)
+        for name, layer in attached.module.named_modules():
+            if layer in layers:
+                self._add_sparse(name, layer)
+        return attached
+
+    def _add_sparse(self, name: str, layer: Any) -> None:
+        shape = layer.lora_B["default"].out_features, layer.lora_A["default"].in_features
+        chosen = self._chosen(name, *shape)
+        layer.sparse = nn.Parameter(torch.zeros(len(chosen)))
+        layer.register_buffer("sparse_at", chosen, persistent=False)
+
+        def add(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            weight = _dense(layer.sparse, layer.sparse_at, shape)
+            return y + F.linear(args[0].to(weight), weight).to(y)
+
+        layer.register_forward_hook(add)
+
+    def _chosen(self, name: str, out: int, inside: int) -> Tensor:
+        """Flat positions within the (out, in) weight, ascending."""
+        count = max(1, round(self.density * out * inside))
+        rng = seeds.generator(self.mask_seed, "sparse", name)
+        return torch.randperm(out * inside, generator=rng)[:count].sort().values
+
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
+        """LoRA; and in stage 1, which LoRA has no part in, the best that it could start from."""
+        now = dict(values) | self._handed_over(values)
+        return drop(now, [name for name in now if name.endswith(SPARSE)])
+
+    @property
+    def takes_turns(self) -> bool:
+        return True
+
+    def _stage_rounds(self, rounds: int) -> int:
+        return max(1, round(self.sparse_rounds * rounds))
+
+    def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
+        resting = ".lora_" if round_ < self._stage_rounds(rounds) else SPARSE
+        return frozenset(name for name in names if resting not in name)
+
+    def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
+        return self._handed_over(shared) if round_ + 1 == self._stage_rounds(rounds) else {}
+
+    def _handed_over(self, shared: Mapping[str, Tensor]) -> Tensors:
+        """LoRA's best start from D, and D = 0."""
+        new: Tensors = {}
+        for x in pairs(shared):
+            a, b, values = shared[x + A], shared[x + B], shared[x + SPARSE]
+            if not values.any():  # nothing was learnt, and factors of 0 would never learn
+                continue
+            weight = _dense(values, self._chosen(x, len(b), a.shape[1]), (len(b), a.shape[1]))
+            left, right, _ = best_factors([torch.eye(len(b))], [weight / self.scaling(None)], self.r)
+            new |= {x + A: right.to(a), x + B: left.to(b), x + SPARSE: torch.zeros_like(values)}
+        return new
+
+
+def _dense(values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(out, in), zero but at the positions."""
+    return values.new_zeros(shape[0] * shape[1]).index_copy(0, positions, values).view(shape)

@@ -1,0 +1,82 @@
+"""Virtual tokens as the peft library has them: the base of prompt tuning, P-tuning and prefix tuning.
+
+Shapes: B samples, m virtual tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fibec_ray.parts.peft.attached import Attached, Inputs, in_front, plain
+from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.library import saved_name
+from fibec_ray.tensors import Tensors, drop
+
+ENCODER = "prompt_encoder."
+
+
+class Virtual(Peft):
+    """m virtual tokens for each sample, made by a trained encoder of peft's; the saved adapter loads with
+    `PeftModel.from_pretrained`, which holds what the encoder makes.
+
+    The encoder is called with a row of indices for each sample, so that the gradient of each sample is exact. With
+    `head: model` an encoder's own classification head looks at the first position, which is a prompt's, as in peft.
+    """
+
+    num_tokens: int = Field(20, ge=1, description="m, virtual tokens")
+    marks: ClassVar[tuple[str, ...]] = (ENCODER,)
+
+    @abstractmethod
+    def config(self, task_type: str) -> Any:
+        """peft's configuration."""
+
+    @property
+    def num_virtual(self) -> int:
+        return self.num_tokens
+
+    def attach(self, module: Any, task_type: str | None) -> Attached:
+        whole = self.wrap(module, task_type)
+        encoder, embedding = whole.prompt_encoder["default"], module.get_input_embeddings()
+
+        def prompts(embeds: Tensor, mask: Tensor) -> Tensor:
+            made: Tensor = encoder(torch.arange(self.num_tokens, device=embeds.device).expand(len(embeds), -1))
+            return made
+
+        def extend(inputs: Inputs) -> Inputs:
+            return in_front(inputs, embedding, prompts)
+
+        return Attached(whole, module, config_of(whole), saved_name, extend, num_prompts=self.num_tokens)
+
+    def wrap(self, module: Any, task_type: str | None) -> Any:
+        """The PeftModel."""
+        from peft import get_peft_model
+
+        generates = "CAUSAL_LM" if module.can_generate() else "FEATURE_EXTRACTION"
+        return get_peft_model(module, self.config(task_type or generates))
+
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
+        names = [name for name in values if self.is_adapter(name)]
+        own = {name.removeprefix(ENCODER): values[name] for name in names}
+        return {**drop(values, names), "prompt_embeddings": self.table(own, config)}
+
+    def table(self, values: Tensors, config: Mapping[str, Any]) -> Tensor:
+        """What the encoder makes, as peft saves it, from the encoder's own tensors."""
+        return values["embedding.weight"]
+
+
+def config_of(whole: Any) -> dict[str, Any]:
+    return plain(whole.peft_config["default"].to_dict())
+
+
+@torch.no_grad()
+def made_by(encoder: Any, values: Tensors) -> Tensor:
+    """The table that an encoder of peft's makes with these tensors."""
+    encoder.load_state_dict(values)
+    table: Tensor = encoder(torch.arange(encoder.embedding.num_embeddings))
+    return table

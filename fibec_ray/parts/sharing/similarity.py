@@ -1,0 +1,53 @@
+"""How differently a block sees a device's samples (FedPepTAO's layer score); pure but for the model.
+
+Shapes: n samples, S tokens of the longest, H hidden size, L blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fibec_ray.fisher import by_length
+from fibec_ray.types import LocalModel, Shard
+
+CHUNK = 16
+"""Samples in one forward pass."""
+
+RIDGE = 1e-5
+
+
+def spread(similarity: Tensor) -> float:
+    """sum_i log e_i + 1 / e_i over e = eigenvalues + 1e-5 of a matrix of cosine similarities (n, n).
+
+    Least, n, where all samples differ (e_i = 1); the more alike they are, the more eigenvalues are near 0, and the
+    larger it is.
+    """
+    values = torch.linalg.eigvalsh(similarity.double()).clamp(min=0) + RIDGE
+    return float((values.log() + 1 / values).sum())
+
+
+@torch.no_grad()
+def layer_similarity(model: LocalModel, shard: Shard, rows: Tensor) -> Tensor:
+    """(L,) float32 `spread` of the cosines between samples' states, flattened over tokens, zeros at padding.
+
+    Evaluation mode. Holds all states of the samples: n L S H floats.
+    """
+    model.train(False)
+    length = int(shard.lengths[rows].max())
+    states: list[list[Tensor]] = [[] for _ in range(model.num_layers)]
+    for part in by_length(shard, rows, CHUNK):
+        batch = shard.batch(part)
+        real = batch.attention_mask.unsqueeze(2)
+        for layer, hidden in zip(states, model.forward(batch, hidden=True).hidden, strict=True):
+            value = hidden.float().cpu() * real
+            padded = value.new_zeros(len(value), length, value.shape[2])
+            padded[:, : value.shape[1]] = value
+            layer.append(padded.flatten(1))
+    return torch.tensor([spread(_cosines(torch.cat(layer))) for layer in states])
+
+
+def _cosines(states: Tensor) -> Tensor:
+    """(n, n) of the rows of (n, S H)."""
+    unit = torch.nn.functional.normalize(states.double(), dim=1)
+    return unit @ unit.T
