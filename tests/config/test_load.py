@@ -306,7 +306,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "targets of full training": (
         ["method=fedavg-full", "method.peft.target_modules=[query]"],
-        ["method.peft: target_modules has no effect with peft: full"],
+        ["method.peft.target_modules: no such key"],
     ),
     "a matrix of LoRA without LoRA": (
         ["method=fedsa-lora", "method.peft=ia3"],

@@ -64,7 +64,8 @@ def test_what_needs_a_transformer_or_text_is_refused_and_nothing_else() -> None:
 def test_every_method_that_applies_runs(method: str, task: str, tmp_path: Path) -> None:
     run = simulate(check(of(task, method), "test"), tmp_path / "run")
     last = run.rows[-1]
-    assert math.isfinite(last["train_loss"]) and math.isfinite(last["personal_loss"])
+    assert last["train_loss"] is None if method == "zero-shot" else math.isfinite(last["train_loss"])
+    assert math.isfinite(last["personal_loss"])
     assert (last["personal_accuracy"] is None) == (task == "regression")
     assert math.isfinite(last["personal_metric"])
 
@@ -184,11 +185,11 @@ PARTITIONS = {
 
 
 def one_round(aggregator: dict[str, Any], partition: dict[str, Any], folder: Path) -> tuple[NDArray[Any], Federation]:
-    """(w, b) after a round of 800 full-batch steps on each of four devices, by the engine; and its data."""
+    """(w, b) after a round of 500 full-batch steps on each of four devices, by the engine; and its data."""
     settings = make_regression({"name": "x", "aggregator": aggregator}, rounds=1, num_devices=4, cohort_size=4)
     settings |= {"backbone": {"kind": "mlp", "hidden": []}, "partition": partition}
     settings["data"] = {"regression": {"function": "linear", "regions": [4, 1, 1], "noise": 1.0, "num_train": 120}}
-    settings["local"] |= {"learning_rate": 1.0, "batch_size": 120, "epochs": 800, "clip": None}
+    settings["local"] |= {"learning_rate": 0.5, "momentum": 0.9, "batch_size": 120, "epochs": 500, "clip": None}
     run = simulate(check(settings, "test"), folder)
     saved = load_file(run.folder / "adapter" / "model.safetensors")
     weights = np.append(saved["output.weight"][0].numpy(), saved["output.bias"].numpy()).astype(np.float64)
