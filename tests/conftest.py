@@ -102,6 +102,27 @@ def make_tiny(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[s
     return settings
 
 
+SGD = {
+    "optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant", "weight_decay": 0, "batch_size": 8, "epochs": 2
+}  # fmt: skip
+
+
+def make_digits(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    """A network from scratch on a few digits; mappings are merged into its own, but for the backbone."""
+    settings = make_tiny(method, backbone=None, data=None, local=SGD)
+    settings |= {"task": named("tasks", "digits"), "data": {"max_train": 120, "max_test": 40}}
+    settings["backbone"] = {"kind": "cnn", "channels": [2, 3]}
+    return settings | changes
+
+
+def make_regression(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    """The same for an embedded function, a region of its domain for each of six devices."""
+    settings = make_digits(method, task=named("tasks", "regression"), backbone={"kind": "mlp", "hidden": [6, 5]})
+    settings["data"] = {"regression": {"num_train": 120, "num_test": 40}}
+    settings["partition"] = {"kind": "pathological", "classes_per_device": 1}
+    return settings | changes
+
+
 def after_rounds(
     num_rounds: int, settings: dict[str, Any], folder: Path
 ) -> tuple[LocalFleet, Site, list[DeviceReport]]:

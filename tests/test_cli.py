@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import make_regression
 
 from fibec_ray.cli import main
 from fibec_ray.config.load import config_folder, load_experiment, method_files
@@ -206,6 +207,22 @@ def test_run_ends_with_both_models_beside_both_anchors(tiny_file: str, tmp_path:
     assert main(["report", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
     assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_a_regression_ends_with_its_own_score_and_anchors(tmp_path: Path, capsys: Any) -> None:
+    """And nowhere with an accuracy."""
+    path, out = tmp_path / "regression.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(make_regression(rounds=2)))
+    assert main(["run", str(path), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    anchors = json.loads((out / "summary.json").read_text())["anchors"]
+    for words in ("r2", "anchor: mean", "anchor: device's own mean", f"{anchors['own_mean']:.3f}", "round 1: global "):
+        assert words in printed.out
+    assert printed.err == "" and "accuracy" not in printed.out and "majority" not in printed.out
+    assert main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Global r2" in page and "own mean" in page and "half squared error" in page
+    assert "Global accuracy" not in page and "Accuracy by" not in page and "Length seen" not in page
 
 
 def test_without_out_runs_are_numbered(tiny_file: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

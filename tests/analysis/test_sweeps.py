@@ -168,6 +168,23 @@ def test_the_markdown_has_groups_as_headings_and_says_the_anchors(three_seeds: P
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
 
 
+def test_regressions_are_compared_by_r2(tmp_path: Path) -> None:
+    """Which is in the log as the task's own metric; there is no accuracy."""
+    out = a_sweep(tmp_path, seeds=(0, 1), base="", other="")
+    for seed in (0, 1):
+        for variant, score in (("base", 0.5), ("other", 0.75)):
+            log = RoundLog(out / f"of-{variant}" / f"seed-{seed}", METADATA)
+            row = {column.name: None if column.nullable else 0 for column in ROUNDS} | {"round": 0}
+            log.append(row | {"personal_metric": score, "global_metric": score - 1}, [], [])
+            summary = {"status": "finished", "metric": "r2", "anchors": {"mean": -0.01, "own_mean": 0.25}}
+            (out / f"of-{variant}" / f"seed-{seed}" / "summary.json").write_text(json.dumps(summary))
+    text = write_table(out)
+    assert table_rows(text)[-1][:6] == ["other", "2", "0.7500", "-0.2500", "+0.2500 ± 0.0000", "yes"]
+    assert "Scores are r2:" in text and "R2 without learning" in text and "0.2500 each device's own mean" in text
+    assert "accuracy" not in text.lower() and "accuracies" not in text.lower()
+    assert (out / "table.csv").read_text().splitlines()[0].split(",")[3:5] == ["personal_r2", "global_r2"]
+
+
 def test_variants_without_a_group_stand_above_all_headings(tmp_path: Path) -> None:
     rows = table_rows(write_table(a_sweep(tmp_path, base="", near="1 pacing", other="")))
     assert [row[0] for row in rows[2:]] == ["base", "other", "**1 pacing**", "near"]

@@ -204,6 +204,8 @@ CHANGES = [
     ["task=trec", "data.path=x", "data.text_columns=[text]", "method.peft={kind: lora, target_modules: [query]}"],
     ["backbone={init: random, config: {model_type: llama, rope_scaling: null}, tokenizer: minilm}", "fleet.kind=local"],
     ["method=fedadam", "method.aggregator.of={kind: krum, num_selected: 2}", "method.aggregator.tau=0.01"],
+    ["task=digits", "data={}", "backbone={kind: cnn, channels: [4]}", "method=fedprox"],
+    ["task=regression", "data={regression: {regions: [4]}}", "backbone={kind: mlp, hidden: []}", "method=fipa-paper"],
 ]
 
 
@@ -294,6 +296,22 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
         ["method:", "mask 'fisher_neurons'", "sharing 'all'", "mask: none"],
     ),
     "mask where all layers are shared": (["method=fibecfed", "method.sharing.fraction=1"], ["mask", "share less"]),
+    "a network without its kind": (["backbone={hidden: [3]}"], ["backbone.hidden: no such key"]),
+    "an unknown network": (["backbone={kind: mpl}"], ["backbone: no such kind 'mpl'", "did you mean 'mlp'?"]),
+    "a network for text": (["backbone={kind: mlp}"], ["backbone mlp takes numbers", "task synthetic is text"]),
+    "digits for a transformer": (["task=digits", "data={}"], ["task digits has no text", "{kind: cnn}"]),
+    "full training of a bfloat16 base": (
+        ["method=fedavg-full", "backbone.dtype=bfloat16"],
+        ["method.peft: full trains the base itself", "backbone.dtype=float32"],
+    ),
+    "targets of full training": (
+        ["method=fedavg-full", "method.peft.target_modules=[query]"],
+        ["method.peft.target_modules: no such key"],
+    ),
+    "a matrix of LoRA without LoRA": (
+        ["method=fedsa-lora", "method.peft=ia3"],
+        ["method.sharing: matrices is for the matrices of LoRA", "method.peft"],
+    ),
     "SCAFFOLD with AdamW": (["method=scaffold"], ["method.objective scaffold", "local.optimizer=sgd", "found adamw"]),
     "SCAFFOLD with momentum": (
         ["method=scaffold", "local.optimizer=sgd", "local.momentum=0.5"],

@@ -45,6 +45,15 @@ def test_accuracy_f1_by_hand() -> None:
     assert metric("accuracy_f1", predictions(LABELS, PREDICTED)) == pytest.approx((3 / 4 + 2 / 3) / 2)
 
 
+def test_r2_by_hand_has_no_accuracy() -> None:
+    """Values 1, 2, 3 around their mean: 2; missed by 0, 1, 0."""
+    values = Predictions(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 3.0]), torch.tensor([0.0, 0.5, 0.0]))
+    assert score("r2", values) == Scores(accuracy=None, loss=pytest.approx(0.5 / 3), metric=pytest.approx(0.5))
+    assert score("r2", Predictions.join([])) is None
+    one = Predictions(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([0.5]))
+    assert score("r2", one) == Scores(accuracy=None, loss=0.5, metric=None)
+
+
 def test_degenerate_predictions_have_scores() -> None:
     """All of one class: no correlation, and an F1 of 0."""
     constant = predictions([1, 1, 0], [0, 0, 0])

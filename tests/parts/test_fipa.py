@@ -19,6 +19,7 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fipa import Fipa
+from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.reports import DeviceReport
 from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, digest, num_bytes
@@ -190,6 +191,20 @@ def test_diagonal_curvature_is_a_mean_of_each_entry_weighted_by_it() -> None:
     clients = [Client(torch.diag(randn(SIZE, seed=k).abs() + 0.1), randn(SIZE, seed=k + 5), k + 1) for k in range(3)]
     h, b = pooled(clients)
     assert close(fipa(clients), b / h.diagonal())
+
+
+def test_diagonal_fipa_is_fisher_merging() -> None:
+    """E24: every H_m diagonal and of full rank, F_k := H_k, and as many tensors as there are."""
+    clients = [Client(torch.diag(randn(SIZE, seed=k).abs() + 0.1), randn(SIZE, seed=k + 5), k + 1) for k in range(4)]
+    updates = []
+    for k, client in enumerate(clients):
+        update = sent(k, client)
+        fisher = {f"fisher/{name}": value for name, value in named(client.h.diagonal()).items()}
+        updates.append(ClientUpdate(k, client.num_samples, 1, update.delta, fisher))
+    merged, _ = FisherMerging(eps=0).combine({}, updates)
+    assert close(fipa(clients), torch.cat([merged["a"].flatten(), merged["b"]]))
+    one_sided = [Client(c.h + low_rank(1, k), c.delta, c.num_samples) for k, c in enumerate(clients)]
+    assert not close(fipa(one_sided), torch.cat([merged["a"].flatten(), merged["b"]]), 0.01)
 
 
 def test_devices_of_unequal_rank() -> None:
@@ -416,6 +431,12 @@ def test_samples_are_bounded_and_drawn_by_the_generator(model: TorchModel, shard
     most = 2 * (model.trainable["head.bias"].numel() - 1)
     assert all(len(found[0][f"layer.{layer}/values"]) <= most for layer in range(3))
     assert digest(found[0]) == digest(found[1]) != digest(found[2])
+
+
+def test_all_samples_can_count(model: TorchModel, shard: Shard) -> None:
+    """max_samples: null is any number that is large enough."""
+    everything = [evidence_of(Fipa(max_samples=most, rank=50), model, shard) for most in (None, 10_000)]
+    assert digest(everything[0]) == digest(everything[1])
 
 
 def run(method: dict[str, Any], rounds: int, tiny_settings: Any, folder: Path) -> tuple[list[DeviceReport], LocalFleet]:

@@ -1,0 +1,131 @@
+"""Full training of a pretrained backbone: everything moves, in memory of its own, and is saved as a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import TINY_LLAMA
+from safetensors.torch import load_file
+
+from fibec_ray.config.load import check
+from fibec_ray.errors import ConfigError
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.federation import Federation
+from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.parts.peft.full import Full
+from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.simulation import cache_dir, prepare, simulate
+from fibec_ray.types import Batch
+
+FULL = {"name": "full", "peft": "full"}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "encoder, our head": {},
+    "encoder, its own head": {"head": "model"},
+    "encoder, label words": {"head": "masked_lm"},
+    "decoder, label words": {"head": "causal_lm", "config": TINY_LLAMA},
+}
+each_backbone = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
+
+
+@pytest.fixture
+def site(backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> Site:
+    experiment = check(tiny_settings(FULL, backbone=backbone, data={"max_length": 40}), "test")
+    prepared = prepare(experiment, tmp_path)
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir(), 1)
+
+
+def model_of(site: Site, peft: Any) -> TorchModel:
+    job = site.job
+    assert not hasattr(job.backbone, "kind")
+    return TorchModel(job.backbone, site.prepare_base(), peft, job.num_classes, job.label_words, job.seed)  # type: ignore
+
+
+def samples(site: Site) -> Batch:
+    return site.federation().test_set().batch(torch.arange(4))
+
+
+@each_backbone
+def test_every_weight_is_trainable_and_the_outputs_are_the_bases(site: Site) -> None:
+    """But for a pooler that nothing looks at. LoRA starts at the base's outputs too, as B = 0."""
+    full, lora = model_of(site, Full()), model_of(site, Lora())
+    base = full.peft_model.base_model.model
+    whole = {f"base_model.model.{name}" for name, _ in base.named_parameters() if not name.startswith("pooler.")}
+    own = {"head.weight", "head.bias"} if site.job.backbone.head == "mean_pool" else set()  # type: ignore[union-attr]
+    assert set(full.trainable) == whole | own
+    assert all(p.requires_grad for p in full.trainable.values())
+    assert {full.layer_of(name) for name in whole} == {None, 0, 1, 2}
+    heads = own | {name for name in whole if ".classifier." in name}
+    assert {name for name in full.trainable if not full.is_adapter(name)} == heads
+    if not own:  # which the two draw after different numbers
+        torch.testing.assert_close(full.forward(samples(site)).losses, lora.forward(samples(site)).losses)
+
+
+@pytest.mark.parametrize("backbone", [{}])
+def test_training_leaves_the_stored_base_and_other_models_alone(site: Site) -> None:
+    one, other = model_of(site, Full()), model_of(site, Full())
+    files = sorted(site.prepare_base().glob("*.safetensors"))
+    before = [path.read_bytes() for path in files]
+    untouched = other.forward(samples(site)).losses
+    with torch.no_grad():
+        for p in one.trainable.values():
+            p.add_(1.0)
+    assert files and [path.read_bytes() for path in files] == before
+    assert torch.equal(other.forward(samples(site)).losses, untouched)
+    assert torch.equal(model_of(site, Full()).forward(samples(site)).losses, untouched)
+
+
+@pytest.mark.parametrize("backbone", [{"dropout": False}, {"dropout": True}], ids=["off", "on"])
+def test_the_bases_dropout_is_still_its_own_switch(site: Site) -> None:
+    model = model_of(site, Full())
+    model.train(True)
+    one, two = (model.forward(samples(site)).losses for _ in range(2))
+    assert torch.equal(one, two) != site.job.backbone.dropout  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backbone", [{}])
+def test_gradients_of_weights_cost_a_pass_more(site: Site) -> None:
+    full, lora = model_of(site, Full()), model_of(site, Lora())
+    for model in (full, lora):
+        model.forward(samples(site))
+    forward = lora.work.flops - lora.work.backward_flops
+    assert (lora.work.flops, full.work.flops) == (2 * forward, 3 * forward)
+    assert (lora.work.backward_flops, full.work.backward_flops) == (forward, 2 * forward)
+
+
+@each_backbone
+def test_transformers_loads_what_a_run_leaves(backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> None:
+    experiment = check(tiny_settings(FULL, rounds=1, backbone=backbone, data={"max_length": 40}), "test")
+    run = simulate(experiment, tmp_path / "run")
+    head = experiment.backbone.head
+    names = {"config.json", "model.safetensors"} | ({"head.safetensors"} if head == "mean_pool" else set())
+    assert {path.name for path in (run.folder / "adapter").iterdir()} == names
+    auto = {
+        "mean_pool": "AutoModel",
+        "model": "AutoModelForSequenceClassification",
+        "masked_lm": "AutoModelForMaskedLM",
+        "causal_lm": "AutoModelForCausalLM",
+    }[head]
+    loaded = getattr(transformers, auto).from_pretrained(run.folder / "adapter").eval()
+    saved = load_file(run.folder / "adapter" / "model.safetensors")
+    own = Site(experiment.job(run.prepared.num_classes, run.prepared.label_words), run.folder, cache_dir(), 1)
+    model = own.worker().model
+    values = {f"base_model.model.{name}": value for name, value in saved.items()}
+    assert not all(torch.equal(value, model.trainable[name]) for name, value in values.items())
+    model.load(values)
+    batch = Federation.load(run.folder / "data").test_set().batch(torch.arange(4))
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with torch.no_grad():
+        ours = model.peft_model.base_model.model(**inputs)[0]  # type: ignore[attr-defined]
+        torch.testing.assert_close(loaded(**inputs)[0], ours)
+
+
+def test_what_does_not_fit_is_refused(tiny_settings: Any) -> None:
+    with pytest.raises(ConfigError, match="method.peft: full trains the base itself, in float32; set backbone.dtype"):
+        check(tiny_settings(FULL, backbone={"dtype": "bfloat16"}), "test")
+    for axes in ({"sharing": "matrices"}, {"sharing": "gal", "mask": "frozen_matrix"}):
+        with pytest.raises(ConfigError, match="is for the matrices of LoRA, which method.peft is not"):
+            check(tiny_settings(FULL | axes), "test")
