@@ -108,3 +108,10 @@ def test_the_page_has_every_method_part_and_field() -> None:
     for axis, kind in ENTRIES:
         assert f"## `{axis}`" in text and f"### `{kind}`" in text
         assert all(f"| `{field}` |" in text for field in AXES[axis][kind].model_fields if field != "kind")
+
+
+def test_the_readme_names_every_kind() -> None:
+    lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    for axis, registry in AXES.items():
+        (row,) = (line for line in lines if line.startswith(f"| `{axis}` |"))
+        assert [kind for kind in registry if f"`{kind}`" not in row] == []
