@@ -85,7 +85,8 @@ class RunView:
             if not self._console.is_terminal:
                 self._say(f"round {row['round']}: {self._last_scores}  sent {size(row['bytes_total'])}")
         if self._rounds is not None and row["round"] >= 0:
-            note = f"{self._last_scores}  train loss {row['train_loss']:.3f}  sent {size(row['bytes_total'])}"
+            loss = _number(row["train_loss"])  # none where nothing was trained
+            note = f"{self._last_scores}  train loss {loss}  sent {size(row['bytes_total'])}"
             self._progress.update(self._rounds, completed=row["round"] + 1, note=note)
 
     def summary(self, run: Run) -> None:

@@ -209,6 +209,13 @@ def test_run_ends_with_both_models_beside_both_anchors(tiny_file: str, tmp_path:
     assert (out / "report.html").stat().st_size > 10_000
 
 
+def test_a_run_that_trains_nothing_ends_as_others_do(tiny_file: str, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run"
+    assert main(["run", tiny_file, "method=zero-shot", "--out", str(out)]) == 0
+    assert "global" in capsys.readouterr().out
+    assert main(["report", str(out)]) == 0 and (out / "report.html").is_file()
+
+
 def test_a_regression_ends_with_its_own_score_and_anchors(tmp_path: Path, capsys: Any) -> None:
     """And nowhere with an accuracy."""
     path, out = tmp_path / "regression.yaml", tmp_path / "run"
