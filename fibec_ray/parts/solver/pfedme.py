@@ -14,7 +14,7 @@ class PFedMe(Solver):
     """pFedMe (Dinh et al., NeurIPS 2020): w_k is near its own theta_k = argmin l(theta) + (lambda / 2) |theta - w_k|^2.
 
     From w_k = w as received, for each batch: K steps of theta_k, then w_k <- w_k - eta lambda (w_k - theta_k). The
-    server mixes (1 - b) w + b mean_k w_k: at b = 1 the uniform mean, else aggregator {kind: momentum, beta: 0, rate: b}.
+    server mixes (1 - b) w + b mean_k w_k: the uniform mean is b = 1; aggregator {kind: momentum, beta: 0, rate: b}.
     A personal evaluation scores theta_k as the device's last participation left it, a global one w.
     lambda -> infinity: theta_k = w. lambda = 0, K = 1 and follow 1: FedAvg.
     Ours: theta_k's optimiser is the configured one, kept over the round's batches, and the pull takes a step of its own
