@@ -35,11 +35,6 @@ def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:
     return {name: value + right[name] for name, value in left.items()}
 
 
-def squared_distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
-    """|left - right|^2 over the names of `right`, of which there is at least one."""
-    return torch.stack([(left[name] - value).square().sum() for name, value in right.items()]).sum()
-
-
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Size of the payload on the wire: the values alone; names and shapes are known to both sides."""
     return sum(value.numel() * value.element_size() for value in tensors.values())

@@ -14,7 +14,7 @@ from fibec_ray.learning.job import LocalTraining
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.per_sample import Caught, catch
-from fibec_ray.tensors import Tensors, clone, select, squared_distance
+from fibec_ray.tensors import Tensors, clone, select
 from fibec_ray.types import Batch, LocalModel, Outputs, Shard
 
 
@@ -56,22 +56,24 @@ def local_update(
     """
     params = dict(model.trainable)
     moving = params if moves is None else {name: param for name, param in params.items() if name in moves}
-    terms = _Terms(objective, memory, hint, clone(moving), references, pull, _centre(pull, moving))
+    terms = _Terms(objective, memory, hint, clone(moving), references)
+    towards = _Towards(pull, moving, learning_rate)
     frozen = {name: ~mask.to(moving[name].device) for name, mask in keep.items() if name in moving}
     watched = [name for name in watch if name in moving]
-    steps = _Steps(model, shard, moving, frozen, watched, terms, _optimizer(settings, moving, learning_rate), settings)
+    optimizer = _optimizer(settings, moving, learning_rate)
+    steps = _Steps(model, shard, moving, frozen, watched, terms, towards, optimizer, settings)
     num_samples = num_batches = 0
     model.train(True)
     for rows in islice(batches, settings.max_steps):
         for _ in range(repeats):
             steps.take(rows)
-        terms.follow(params)
+        towards.follow()
         num_batches += 1
         num_samples += len(rows)
     model.train(False)
     squares = {name: value.cpu() / (num_samples * repeats) for name, value in steps.squares.items()}
     mean_loss = float(torch.stack(steps.losses).double().mean()) if steps.losses else None
-    centre = {name: value.cpu() for name, value in terms.centre.items()}
+    centre = {name: value.cpu() for name, value in towards.centre.items()}
     return Trained(num_batches, num_samples, mean_loss, squares, centre)
 
 
@@ -85,9 +87,6 @@ class _Terms:
     anchor: Tensors
     """what moves, as it was when training began"""
     references: Sequence[Tensor]
-    pull: Pull | None
-    centre: Tensors
-    """of the pull, as it is now"""
 
     def added_to(self, loss: Tensor, params: Mapping[str, Tensor], out: Outputs, batch: Batch, rows: Tensor) -> Tensor:
         penalty = self.objective.penalty(params, self.anchor)
@@ -95,16 +94,31 @@ class _Terms:
         if self.references:
             near = [reference[rows.to(reference.device)] for reference in self.references]
             total = total + self.objective.feature_penalty(features(out, batch), near)
-        if self.pull is not None and self.centre:
-            total = total + 0.5 * self.pull.strength * squared_distance(params, self.centre)
         return total
 
+
+class _Towards:
+    """The pull, if there is one, and its centre as it is now."""
+
+    def __init__(self, pull: Pull | None, params: Mapping[str, nn.Parameter], rate: float):
+        centre = select(pull.centre, params) if pull else {}
+        self.centre = {name: value.to(params[name], copy=True) for name, value in centre.items()}
+        self._params = params
+        self._share = 1 - 1 / (1 + rate * pull.strength) if pull else 0.0
+        self._follow = pull.follow if pull else 0.0
+
     @torch.no_grad()
-    def follow(self, params: Mapping[str, Tensor]) -> None:
-        """After the steps on a batch: the centre of the pull goes its share of the way."""
-        if self.pull is not None and self.pull.follow:
+    def step(self) -> None:
+        """After an optimiser step: the pull's own one, solved exactly."""
+        if self._share:
             for name, value in self.centre.items():
-                value.lerp_(params[name], self.pull.follow)
+                self._params[name].lerp_(value, self._share)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """After the steps on a batch: the centre goes its share of the way."""
+        for name, value in self.centre.items():
+            value.lerp_(self._params[name], self._follow)
 
 
 @dataclass
@@ -118,6 +132,7 @@ class _Steps:
     """bool, True where an entry of what moves may not"""
     watched: Collection[str]
     terms: _Terms
+    towards: _Towards
     optimizer: torch.optim.Optimizer
     settings: LocalTraining
     losses: list[Tensor] = field(default_factory=list)
@@ -144,13 +159,8 @@ class _Steps:
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.moving.values(), self.settings.clip)
         self.optimizer.step()
+        self.towards.step()
         _restore_masked(self.moving, self.frozen, self.terms.anchor)
-
-
-def _centre(pull: Pull | None, params: Mapping[str, Tensor]) -> Tensors:
-    """Copies of the pull's centre, where the parameters are."""
-    centre = select(pull.centre, params) if pull else {}
-    return {name: value.to(params[name], copy=True) for name, value in centre.items()}
 
 
 def _accumulate(squares: Tensors, caught: Caught, num_samples: int) -> None:

@@ -267,23 +267,34 @@ def pulled(model: Any, pull: Pull, num_batches: int, repeats: int = 1) -> Traine
 
 
 def test_the_pull_by_hand() -> None:
-    """Gradient w + 2 (w - c) with c = [.5, 2]: 1 + 1 and 0 - 2, so [.8, 1.2]. The logged loss is without it."""
+    """Gradient [1, 0], so [.9, 1]; then (w + .1 * 5 c) / 1.5 with c = [.3, 4]. The logged loss is without it."""
     model = Line(1.0, 1.0)
-    centre = {"line.weight": torch.tensor([[0.5, 2.0]])}
-    trained = pulled(model, Pull(centre, 2.0), 1)
-    assert model.weights == pytest.approx([0.8, 1.2])
-    assert trained.mean_loss == 0.5 and trained.centre["line.weight"].tolist() == [[0.5, 2.0]]
+    centre = {"line.weight": torch.tensor([[0.3, 4.0]])}
+    trained = pulled(model, Pull(centre, 5.0), 1)
+    assert model.weights == pytest.approx([0.7, 2.0])
+    assert trained.mean_loss == 0.5 and trained.centre["line.weight"].tolist() == centre["line.weight"].tolist()
+
+
+def test_the_pull_has_its_own_step_whatever_the_optimiser_and_clipping() -> None:
+    """lambda = 1e9: at the centre, but for the share 1e-8 that is left; with AdamW as well."""
+    for settings in (SGD, {**SGD, "clip": 1e-3}, {"optimizer": "adamw"}):
+        model = Line(1.0, 1.0)
+        pull = Pull({"line.weight": torch.tensor([[0.5, 2.0]])}, 1e9)
+        shard, local = shard_of([[1, 0]]), LocalTraining(**settings)
+        local_update(model, shard, [torch.tensor([0])], local, 0.1, Objective(), {}, {}, {}, pull=pull)  # type: ignore[arg-type]
+        assert model.weights == pytest.approx([0.5, 2.0], abs=1e-6)
 
 
 def test_the_centre_follows_after_the_steps_on_each_batch() -> None:
-    """c = w = 1: .9, then .9 - .1 (.9 + 2 (-.1)) = .83; c = .915. Then .764 and .7178; c = .8164. Half way each time.
+    """lambda = 10, c = w = 1: w = .9, (.9 + 1) / 2 = .95; w = .855, .9275; c = .96375, half of the way.
 
-    The centre that was given stays as it was. Two batches are two steps in the log and before `max_steps`.
+    Then w = .83475, .89925; .809325, .8865375; c = .92514375. Two batches are two steps in the log and before
+    `max_steps`. The centre that was given stays as it was.
     """
     model, centre = Line(1.0, 1.0), {"line.weight": torch.ones(1, 2)}
-    trained = pulled(model, Pull(centre, 2.0, follow=0.5), 3, repeats=2)
-    assert model.weights == pytest.approx([0.7178, 1.0])
-    assert trained.centre["line.weight"].tolist()[0] == pytest.approx([0.8164, 1.0])
+    trained = pulled(model, Pull(centre, 10.0, follow=0.5), 3, repeats=2)
+    assert model.weights == pytest.approx([0.8865375, 1.0])
+    assert trained.centre["line.weight"].tolist()[0] == pytest.approx([0.92514375, 1.0])
     assert centre["line.weight"].tolist() == [[1, 1]]
     assert (trained.num_steps, trained.num_samples) == (2, 2)
 

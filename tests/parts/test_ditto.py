@@ -13,7 +13,8 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.store import StateStore
-from fibec_ray.tensors import Tensors, digest, squared_distance
+from fibec_ray.parts.objective.proximal import squared_distance
+from fibec_ray.tensors import Tensors, digest
 
 
 def ditto(strength: float, **parts: Any) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from fibec_ray.parts.objective.base import Objective
-from fibec_ray.tensors import squared_distance
 
 
 class Proximal(Objective):
@@ -23,3 +23,8 @@ class Proximal(Objective):
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         return 0.5 * self.mu * squared_distance(params, anchor)
+
+
+def squared_distance(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
+    """|w - w0|^2 over the tensors of the anchor."""
+    return torch.stack([(params[name] - anchor[name]).square().sum() for name in anchor]).sum()

@@ -12,7 +12,12 @@ from fibec_ray.tensors import Tensors
 
 @dataclass(frozen=True)
 class Pull:
-    """(strength / 2) |w - centre|^2, added to the loss of each step, over the tensors of the centre."""
+    """(strength / 2) |w - centre|^2 beside the loss, over the tensors of the centre.
+
+    Its gradient is no part of the optimiser's, as AdamW's weight decay is none: after each step of rate r,
+    w <- (w + r strength centre) / (1 + r strength), the exact minimum of |w' - w|^2 / 2r and the pull. With plain SGD
+    that is the step down both, to first order in r; a pull of any strength is stable, and clipping does not see it.
+    """
 
     centre: Tensors
     strength: float

@@ -11,12 +11,23 @@ from fibec_ray.tensors import Tensors, select
 
 
 class PFedMe(Solver):
-    """pFedMe (Dinh et al., NeurIPS 2020)."""
+    """pFedMe (Dinh et al., NeurIPS 2020): w_k is near its own theta_k = argmin l(theta) + (lambda / 2) |theta - w_k|^2.
+
+    From w_k = w as received, for each batch: K steps of theta_k, then w_k <- w_k - eta lambda (w_k - theta_k). The
+    server mixes (1 - b) w + b mean_k w_k: the uniform mean is b = 1; aggregator {kind: momentum, beta: 0, rate: b}.
+    A personal evaluation scores theta_k as the device's last participation left it, a global one w.
+    lambda -> infinity: theta_k = w. lambda = 0, K = 1 and follow 1: FedAvg.
+    Ours: theta_k's optimiser is the configured one, kept over the round's batches, and the pull takes a step of its own
+    after each of its steps; theta_k is not put back to w between batches. eta lambda is one field, so that lambda may
+    be large. Personal tensors have no w: they move with theta_k. The log counts steps of w; flops count all K passes.
+    """
 
     kind: Literal["pfedme"] = "pfedme"
-    strength: float = Field(15.0, ge=0, allow_inf_nan=False, description="lambda")
-    inner_steps: int = Field(5, ge=1, description="K: steps of theta on each batch")
-    follow: float = Field(0.5, gt=0, le=1, description="eta lambda: share of the way to theta that w goes each batch")
+    strength: float = Field(15.0, ge=0, allow_inf_nan=False, description="lambda; FederatedScope has 15")
+    inner_steps: int = Field(5, ge=1, description="K: steps of theta_k on each batch; FederatedScope has 5")
+    follow: float = Field(
+        0.5, gt=0, le=1, description="eta lambda: the share of the way to theta_k that w goes after each batch"
+    )
 
     @property
     def needs_shared(self) -> bool:
