@@ -17,11 +17,13 @@ class Ditto(Solver):
     run starts, is trained in each participation on the batches and for as long as the shared model, and is what a
     personal evaluation scores; a device that was never drawn has theta. Doubles local compute; what is sent is
     FedAvg's, bit for bit. lambda = 0: v_k is the model of a device that trains alone.
+    A step of rate r takes v_k the share r lambda / (1 + r lambda) of the way to theta: with AdamW's small rates, lambda
+    must be larger than where gradients are added up. The default is ours, and not tuned.
     Other parts: the objective's terms are about the shared model alone, the mask about both.
     """
 
     kind: Literal["ditto"] = "ditto"
-    strength: float = Field(0.1, ge=0, allow_inf_nan=False, description="lambda; FederatedScope tries 0.05 to 2")
+    strength: float = Field(10.0, ge=0, allow_inf_nan=False, description="lambda; FederatedScope tries 0.05 to 2")
 
     @property
     def needs_shared(self) -> bool:

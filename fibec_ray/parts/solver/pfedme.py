@@ -20,6 +20,10 @@ class PFedMe(Solver):
     Ours: theta_k's optimiser is the configured one, kept over the round's batches, and the pull takes a step of its own
     after each of its steps; theta_k is not put back to w between batches. eta lambda is one field, so that lambda may
     be large. Personal tensors have no w: they move with theta_k. The log counts steps of w; flops count all K passes.
+    Measured on the embedded task (10 devices, 4 a round, 6 rounds, AdamW, one seed; global accuracy): 0.93 with the
+    pull's own step at lambda 15, follow 1. With the pull in the optimiser's gradient 0.56 at lambda 15, follow 0.5 and
+    0.87 at lambda 1, follow 1. FedAvg has 0.87, with 5 epochs 0.93. Not measured: follow 0.5, the default, with the
+    pull's own step; an optimiser that is fresh for each batch.
     """
 
     kind: Literal["pfedme"] = "pfedme"
