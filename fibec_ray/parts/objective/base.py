@@ -48,7 +48,7 @@ class Objective(Part):
         raise NotImplementedError
 
     def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
-        """Changes the gradients in place, after backward and before clipping."""
+        """Changes the gradients in place, after backward and before clipping; may add to the memory what they say."""
 
     def remember(self, memory: Tensors, shared: Tensors) -> Tensors:
         """After the last step, before `finish`: the memory, with what is kept of the shared tensors' trained values."""
