@@ -295,7 +295,7 @@ class DeviceWorker:
         return {
             name: value
             for name, value in shared.items()
-            if name in moving or name in self.layout.carried or not torch.equal(value, self.initial[name])
+            if name in moving or not torch.equal(value, self.initial[name])
         }
 
     @torch.no_grad()

@@ -316,7 +316,7 @@ def test_floras_global_model_is_the_base_moved_by_what_devices_learnt(tiny_setti
     site, _ = site_of(method | {"aggregator": "flora"}, tiny_settings, tmp_path, num_devices=1, cohort_size=1)
     fleet = LocalFleet(site)
     fleet.open()
-    fleet.run_round(plan_round(site.job, 1, 0))
+    (first,) = fleet.run_round(plan_round(site.job, 1, 0)).reports
     worker: Any = fleet._worker.model
     theirs = scores(worker)
     values = fleet.adapter()
@@ -327,3 +327,7 @@ def test_floras_global_model_is_the_base_moved_by_what_devices_learnt(tiny_setti
         fleet._worker.evaluate_shared([torch.arange(2)], fleet._server.broadcast(1))
     torch.testing.assert_close(scores(worker), theirs, rtol=1e-4, atol=1e-5)
     assert set(server.carried) == {name for name in values if name.endswith(MOVED)}
+    (second,) = fleet.run_round(plan_round(site.job, 1, 1)).reports
+    moved = num_bytes({name: value for name, value in values.items() if name.endswith(MOVED)})
+    assert second.bytes_down == first.bytes_down + moved, "the base has moved, and travels down; it never travels up"
+    assert second.bytes_up_delta == first.bytes_up_delta < moved
