@@ -171,7 +171,7 @@ def test_a_rank_is_scored_by_its_entry_and_the_means_of_its_factors() -> None:
 def test_orthogonal_factors_cost_nothing() -> None:
     params: Tensors = dict(factors())
     penalty = AdaLoraImportance().penalty(params, params)
-    assert penalty is not None and float(penalty) == 0
+    assert penalty is not None and float(penalty.detach()) == 0
     params["x.lora_A"] = 2 * params["x.lora_A"]  # Q Q^T - I = 3 I, of norm 3 sqrt 2; half of the factors, weight .5
     torch.testing.assert_close(AdaLoraImportance().penalty(params, params), torch.tensor(0.25 * 3 * 2**0.5))
     assert AdaLoraImportance(weight=0).penalty(params, params) is None
