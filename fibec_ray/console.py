@@ -130,7 +130,7 @@ def method_table(methods: Sequence[tuple[str, Method]]) -> None:
         table.add_row(name, *cells, method.sends, method.keeps, method.reference)
     console = Console()
     if not console.is_terminal:
-        console.width = 400  # a pipe has no width of its own; a table folded to 80 columns is of no use to grep
+        console.width = 10_000  # a pipe has no width of its own, and a table that is folded is of no use to grep
     console.print(table)
 
 
