@@ -96,6 +96,10 @@ class Method(BaseModel):
                 f"pooled data are in one place, where {federated[0]} '{kind}' as it is set means nothing; leave it "
                 "out, or set pooled: false"
             )
+        if self.pooled and self.peft.differs_by_device:
+            raise ValueError(
+                "pooled data are in one place, where peft.ranks of device classes mean nothing; leave them out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from fibec_ray import seeds
 from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
 from fibec_ray.learning.pooled import steps_of, walk
@@ -60,7 +61,8 @@ class DeviceWorker:
         with self._stage(device, OPENING_ROUND, "open"):
             started, method = self._start(), self._job.method
             shard = self._data.train_shard(device)
-            initial = self._adopt(device, DeviceState(), self.initial)
+            rank = rank_of(self._job, device, DeviceState())
+            initial = self._adopt(rank, DeviceState(), self.initial)
             names = drop(initial, self.layout.carried)
             scan = self._scan(shard, self.batches(device), names, OPENING_ROUND, device)
             memory: dict[str, Tensors] = {}
@@ -72,7 +74,7 @@ class DeviceWorker:
             scores = method.sharing.score(self.model, shard, self._rng("sensitivity", device))
             self._store.save(device, OPENING_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
-            seconds, received = time.perf_counter() - started, self._on_wire(initial, device, DeviceState())
+            seconds, received = time.perf_counter() - started, on_wire(self._job, initial, rank)
             opened = Opened(scan, memory, layer_report, self.model.work, seconds, received)
             return layer_report, opening_report(self._job, opened, self._name, attempt)
 
@@ -95,7 +97,8 @@ class DeviceWorker:
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
         method, state = self._job.method, self._store.load(device, before=plan.round)
-        received = self._adopt(device, state, broadcast.shared)
+        rank = rank_of(self._job, device, state)
+        received = self._adopt(rank, state, broadcast.shared)
         personal = list(drop(received, broadcast.shared))
         shared = [name for name in broadcast.shared if name not in self.layout.carried]
         moving = method.peft.moving(shared, plan.round, plan.rounds)
@@ -118,7 +121,7 @@ class DeviceWorker:
         scan, rng = self._scan(shard, visible, personal, plan.round, device), self._rng("mask", device, plan.round)
         memory["mask"] = method.mask.refresh(memory["mask"], scan, personal, rng)
         keep = method.mask.keep(memory["mask"], personal)
-        down = self._on_wire(self._news(broadcast.shared, moving), device, state)
+        down = on_wire(self._job, news(broadcast.shared, self.initial, moving), rank)
         return DeviceRound(
             plan,
             device,
@@ -133,7 +136,7 @@ class DeviceWorker:
             kept_before,
             evidence,
             scored,
-            self._rank(device, state),
+            rank,
             moving,
             num_bytes(down) + num_bytes(broadcast.hint),
         )
@@ -147,7 +150,7 @@ class DeviceWorker:
             lambda epochs: self._steps(round_, epochs),
             self._job.local,
             plan.learning_rate,
-            self.initial if round_.rank is None else method.peft.fit(self.initial, round_.rank),
+            fitted(self._job, self.initial, round_.rank),
             round_.received,
             frozenset(shared),
             self._job.seed,
@@ -187,7 +190,7 @@ class DeviceWorker:
             memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
         self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
         rank = objective.rank(memory["objective"]) or round_.rank
-        sent = delta if rank is None else self._job.method.peft.unfit(delta, rank)
+        sent = on_wire(self._job, delta, rank)
         return ClientUpdate(
             round_.device,
             round_.shard.num_samples,
@@ -209,7 +212,7 @@ class DeviceWorker:
         """The device's own model on its own test shard, in the shard's order."""
         with self._stage(device, broadcast.round, "evaluate"):
             state = self._store.load(device, before=broadcast.round)
-            received = self._adopt(device, state, broadcast.shared)
+            received = self._adopt(rank_of(self._job, device, state), state, broadcast.shared)
             solver, shard = self._job.method.solver, self._data.test_shard(device)
             own = solver.own(dict(state.memory.get("solver", {})))
             self.model.load(own)
@@ -270,33 +273,12 @@ class DeviceWorker:
 
         return walk(steps_of(round_, num_batches, epochs, *self._job.stands_for), num_batches, shuffled)
 
-    def _adopt(self, device: int, state: DeviceState, shared: Tensors) -> Tensors:
+    def _adopt(self, rank: int | None, state: DeviceState, shared: Tensors) -> Tensors:
         """Makes the model the device's own: its rank, its personal tensors, and what the server has. Returns them."""
-        rank = self._rank(device, state)
-        values = {**self.initial, **shared}
-        values = {**(values if rank is None else self._job.method.peft.fit(values, rank)), **state.personal}
+        values = {**fitted(self._job, {**self.initial, **shared}, rank), **state.personal}
         self.model.set_rank(rank)
         self.model.load(values)
         return values
-
-    def _rank(self, device: int, state: DeviceState) -> int | None:
-        """What the device has room for, unless its training has found that less will do."""
-        method = self._job.method
-        found = method.objective.rank(dict(state.memory.get("objective", {})))
-        return found or method.peft.rank_of(device, self._job.seed)
-
-    def _on_wire(self, values: Tensors, device: int, state: DeviceState) -> Tensors:
-        """What of the server's tensors travels to a device of this rank."""
-        rank = self._rank(device, state)
-        return values if rank is None else self._job.method.peft.unfit(values, rank)
-
-    def _news(self, shared: Tensors, moving: Collection[str]) -> Tensors:
-        """Without what does not move in this round and never has: every device knows P^0 from the seed."""
-        return {
-            name: value
-            for name, value in shared.items()
-            if name in moving or not torch.equal(value, self.initial[name])
-        }
 
     @torch.no_grad()
     def _predict(self, shard: Shard, rows: Tensor) -> Predictions:

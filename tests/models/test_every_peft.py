@@ -201,3 +201,17 @@ def test_the_saved_adapter_gives_the_same_scores_when_it_is_loaded(
         whole = load_adapter(base, folder)
     found = torch.cat([scores_of(whole, model, head, row(data, i)) for i in range(3)])
     torch.testing.assert_close(found, model.forward(data).scores)
+
+
+def test_what_is_no_adapter_of_ours_is_refused_with_its_folder(tmp_path: Path) -> None:
+    base = torch.nn.Linear(1, 1)
+    with pytest.raises(ModelError, match="adapter_config.json cannot be read"):
+        load_adapter(base, tmp_path)
+    for content, says in (
+        ('{"peft_type": "LORA"}', "an adapter of the peft library"),
+        ('{"fibec_ray_peft": {"kind": "nothing"}}', "no such kind 'nothing'"),
+        ('{"fibec_ray_peft": {"kind": "bitfit", "more": 1}}', "Extra inputs are not permitted"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(content)
+        with pytest.raises(ModelError, match=says):
+            load_adapter(base, tmp_path)

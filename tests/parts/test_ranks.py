@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from fibec_ray.parts.objective.rank_pruning import RankPruning
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.moving_lora import MovingLora
 from fibec_ray.simulation import cache_dir, prepare
-from fibec_ray.tensors import Tensors, add, num_bytes, subtract
+from fibec_ray.tensors import Tensors, add, digest, drop, num_bytes, subtract
 from fibec_ray.types import ClientUpdate
 
 BERT = Backbone(init="random", config=TINY_BERT, tokenizer="minilm")
@@ -114,6 +115,8 @@ def test_settings_without_meaning_are_refused(settings: dict[str, Any], message:
         ({"peft": {"kind": "lora", "take_turns": True}, "objective": "scaffold"}, "tensors that take turns"),
         ({"aggregator": "flora"}, "needs peft 'moving_lora', found 'lora'"),
         ({"peft": "moving_lora"}, "needs aggregator 'flora', found 'mean'"),
+        ({"peft": {"kind": "moving_lora", "take_turns": True}, "aggregator": "flora"}, "take_turns would train A"),
+        ({"peft": {"kind": "lora", "ranks": [4]}, "pooled": True}, "peft.ranks of device classes mean nothing"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(parts: dict[str, Any], message: str) -> None:
@@ -188,6 +191,15 @@ def test_flexlora_leaves_ranks_that_nobody_used_able_to_learn() -> None:
     updates, _ = trained([1], [1])
     new = combined(FlexLora(), updates)
     assert torch.equal(new[f"x{A}"][1:], SHARED[f"x{A}"][1:]) and not new[f"x{B}"][:, 1:].any()
+
+
+@pytest.mark.parametrize("aggregator", [FlexLora(), HetLora()])
+def test_a_factor_that_rests_counts_as_received(aggregator: Aggregator) -> None:
+    """An update that says nothing of A is one in which A did not move."""
+    updates, _ = trained([2, 4], [3, 1])
+    still = [replace(update, delta=drop(update.delta, [f"x{A}"])) for update in updates]
+    moved = [replace(u, delta=u.delta | {f"x{A}": torch.zeros_like(u.delta[f"x{A}"])}) for u in updates]
+    assert digest(combined(aggregator, still)) == digest(combined(aggregator, moved))
 
 
 def test_hetlora_weights_by_the_norm_of_the_product() -> None:

@@ -67,7 +67,7 @@ def test_the_mean_of_rolora_is_the_mean_of_its_products() -> None:
 
 
 def test_slora_sends_few_entries_first_and_then_lora(tiny_settings: Any, tmp_path: Path) -> None:
-    run = Rounds({"peft": {"kind": "sparse_lora", "sparse_rounds": 0.5, "density": 0.1}}, tiny_settings, tmp_path)
+    run = Rounds({"peft": {"kind": "sparse_lora", "sparse_fraction": 0.5, "density": 0.1}}, tiny_settings, tmp_path)
     head = ending(run.initial, "head.weight", "head.bias")
     sparse, lora = ending(run.initial, SPARSE), ending(run.initial, A, B)
     moved, report = run.run(0)
@@ -84,7 +84,7 @@ def test_slora_sends_few_entries_first_and_then_lora(tiny_settings: Any, tmp_pat
 
 
 def test_slora_starts_lora_at_the_best_approximation_of_what_was_learnt() -> None:
-    peft, generator = SparseLora(r=3, alpha=6, density=0.2, sparse_rounds=0.5), torch.Generator().manual_seed(0)
+    peft, generator = SparseLora(r=3, alpha=6, density=0.2, sparse_fraction=0.5), torch.Generator().manual_seed(0)
     count = round(0.2 * 5 * 7)
     shared = {
         f"x{A}": torch.randn(3, 7, generator=generator),
@@ -128,14 +128,14 @@ def test_a_stage_in_which_nothing_was_learnt_leaves_lora_as_it_is() -> None:
 
 def test_the_budget_falls_by_the_cubic_rule() -> None:
     """Twelve ranks to eight over rounds 2 to 6 of 10: (1 - x)^3 of the four that go."""
-    peft = AdaLora(init_r=12, r=8, warmup=0.2, final=0.4)
+    peft = AdaLora(init_r=12, r=8, warmup_fraction=0.2, final_fraction=0.4)
     found = [peft.budget(round_, 10) for round_ in range(10)]
     expected = [12, 12, 8 + 4 * 0.75**3, 8 + 4 * 0.5**3, 8 + 4 * 0.25**3, 8, 8, 8, 8, 8]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
 
 
 def test_the_server_keeps_the_best_ranks_of_all_weights_together() -> None:
-    peft = AdaLora(init_r=3, r=2, warmup=0, final=0)
+    peft = AdaLora(init_r=3, r=2, warmup_fraction=0, final_fraction=0)
     shared = {"x.lora_E": torch.tensor([[1.0], [2.0], [3.0]]), "y.lora_E": torch.tensor([[4.0], [5.0], [6.0]])}
     hint = {
         "scores/x.lora_E": torch.tensor([[0.1], [0.2], [0.3]]),
@@ -178,7 +178,7 @@ def test_orthogonal_factors_cost_nothing() -> None:
 
 
 def test_adalora_ends_with_its_budget_of_ranks(tiny_settings: Any, tmp_path: Path) -> None:
-    peft = {"kind": "adalora", "init_r": 6, "r": 2, "warmup": 0, "final": 0.25}
+    peft = {"kind": "adalora", "init_r": 6, "r": 2, "warmup_fraction": 0, "final_fraction": 0.25}
     run = Rounds({"peft": peft, "objective": "adalora"}, tiny_settings, tmp_path)
     for round_ in range(4):
         run.run(round_)
@@ -198,7 +198,7 @@ def test_peft_itself_has_the_same_penalty(tiny_settings: Any, tmp_path: Path) ->
     torch.testing.assert_close(AdaLoraImportance().penalty(model.trainable, {}), theirs)
 
 
-@pytest.mark.parametrize("settings", [{"init_r": 4, "r": 8}, {"warmup": 0.6, "final": 0.6}])
+@pytest.mark.parametrize("settings", [{"init_r": 4, "r": 8}, {"warmup_fraction": 0.6, "final_fraction": 0.6}])
 def test_budgets_that_cannot_shrink_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="init_r 4 is less than r 8|leave no rounds"):
         AdaLora(**settings)

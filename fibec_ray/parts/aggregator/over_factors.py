@@ -38,14 +38,16 @@ class OverFactors(Aggregator):
         if not held:
             return {}, state
         shared, total = under_prefix("shared", state), sum(update.num_samples for update in held)
-        trained = [add(update.delta, _received(shared, update)) for update in held]
+        trained = [_trained(shared, update) for update in held]
         step = weighted_mean((update.num_samples, _others(update.delta)) for update in held)
         step |= self.factors(shared, trained, [update.num_samples / total for update in held])
         return step, state | with_prefix("shared", add(step, shared))
 
 
-def _received(shared: Tensors, update: ClientUpdate) -> Tensors:
-    return shared if update.rank is None else blank(shared, update.rank)
+def _trained(shared: Tensors, update: ClientUpdate) -> Tensors:
+    """The device's values after the round; those as received that the round did not train."""
+    received = shared if update.rank is None else blank(shared, update.rank)
+    return received | add(update.delta, received)
 
 
 def _others(delta: Tensors) -> Tensors:

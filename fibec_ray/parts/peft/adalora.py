@@ -21,9 +21,9 @@ class AdaLora(InLinears):
 
     Ours, for a federation: devices score the entries of e (objective `adalora`), the server averages the scores over a
     round's devices and sets e to 0 outside the best b(t) of all weights together, so that all devices agree on ranks.
-    b(t) falls by the paper's cubic rule, in rounds: b = init_r up to warmup of them, r in the last `final` of them.
-    An entry set to 0 can come back, as in the paper. s = alpha / init_r throughout; peft's follows the ranks in use.
-    Fisher information is not to be had of it.
+    b(t) falls by the paper's cubic rule, in rounds: b = init_r in the first warmup_fraction of them, r in the last
+    final_fraction. An entry set to 0 can come back, as in the paper. s = alpha / init_r throughout; peft's follows the
+    ranks in use. Fisher information is not to be had of it.
     """
 
     kind: Literal["adalora"] = "adalora"
@@ -31,16 +31,19 @@ class AdaLora(InLinears):
     r: int = Field(8, ge=1, description="mean rank per adapted weight at the end")
     alpha: float = Field(32, gt=0, description="numerator of the scaling s")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input of Q, in training")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the rounds before the budget shrinks")
-    final: float = Field(0.3, ge=0, lt=1, description="share of the rounds at the end with the final budget")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the rounds before the budget shrinks")
+    final_fraction: float = Field(0.3, ge=0, lt=1, description="share of the rounds at the end with the final budget")
     marks: ClassVar[tuple[str, ...]] = (".lora_",)
 
     @model_validator(mode="after")
     def _shrinks(self) -> AdaLora:
         if self.init_r < self.r:
             raise ValueError(f"init_r {self.init_r} is less than r {self.r}; the budget shrinks, so raise it")
-        if self.warmup + self.final >= 1:
-            raise ValueError(f"warmup {self.warmup} and final {self.final} leave no rounds to shrink in; lower one")
+        if self.warmup_fraction + self.final_fraction >= 1:
+            raise ValueError(
+                f"warmup_fraction {self.warmup_fraction} and final_fraction {self.final_fraction} leave no rounds to "
+                "shrink in; lower one"
+            )
         return self
 
     def attach(self, module: Any, task_type: str | None) -> Attached:
@@ -66,7 +69,7 @@ class AdaLora(InLinears):
 
     def budget(self, round_: int, rounds: int) -> float:
         """Mean rank per adapted weight after this round."""
-        start, end = self.warmup * rounds, (1 - self.final) * rounds
+        start, end = self.warmup_fraction * rounds, (1 - self.final_fraction) * rounds
         progress = min(1.0, max(0.0, (round_ + 1 - start) / (end - start)))
         return self.r + (self.init_r - self.r) * (1 - progress) ** 3
 

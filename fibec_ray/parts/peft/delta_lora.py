@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fibec_ray.parts.peft.attached import Attached
-from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.parts.peft.lora import Lora, adapted_layers
 
 
 class DeltaLora(Lora):
@@ -35,12 +35,9 @@ class DeltaLora(Lora):
         return self
 
     def attach(self, module: Any, task_type: str | None) -> Attached:
-        from peft.tuners.lora.layer import LoraLayer
-
         attached = super().attach(module, task_type)
-        for layer in attached.module.modules():
-            if isinstance(layer, LoraLayer):
-                layer.register_forward_hook(self._follow)
+        for layer in adapted_layers(attached.module):
+            layer.register_forward_hook(self._follow)
         return replace(attached, config={**attached.config, "lora_alpha": self.alpha * (1 + self.ratio)})
 
     def _follow(self, layer: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:

@@ -29,11 +29,8 @@ def load_adapter(base: Any, folder: Path | str) -> Attached:
     Virtual tokens, if the kind has any, come first in what comes out. head.safetensors, if there is one, is a Linear
     on the mean of a sample's own last states. Adapters of peft's kinds load with `PeftModel.from_pretrained`.
     """
-    config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    if KIND not in config:
-        raise ModelError(f"{folder}: an adapter of the peft library; load it with PeftModel.from_pretrained")
-    part, file = build(PEFTS, config[KIND]), Path(folder) / "adapter_model.safetensors"
-    assert isinstance(part, Own)
+    config, part = _read(Path(folder))
+    file = Path(folder) / "adapter_model.safetensors"
     attached = part.saved_in(file).attach(base.requires_grad_(False), config["task_type"])
     params = {attached.name_of(n): p for n, p in attached.module.named_parameters() if p.requires_grad}
     values = drop(load_file(file), [SOURCES])
@@ -44,3 +41,15 @@ def load_adapter(base: Any, folder: Path | str) -> Attached:
         params[name].copy_(value)
     attached.module.eval()
     return attached
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Own]:
+    """What adapter_config.json says. Raises ModelError if it is none of ours."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        part = build(PEFTS, config[KIND]) if KIND in config else None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: adapter_config.json cannot be read ({error}); give a run's adapter/") from error
+    if not isinstance(part, Own):
+        raise ModelError(f"{folder}: an adapter of the peft library; load it with PeftModel.from_pretrained")
+    return config, part

@@ -28,9 +28,11 @@ class MovingLora(Lora):
     kind: Literal["moving_lora"] = "moving_lora"  # type: ignore[assignment]
 
     @model_validator(mode="after")
-    def _no_dora(self) -> MovingLora:
+    def _no_setting_without_effect(self) -> MovingLora:
         if self.use_dora:
             raise ValueError("use_dora measures the columns of the base, which moves here; leave it out")
+        if self.take_turns:
+            raise ValueError("take_turns would train A beside a B that is 0 again in each round; leave it out")
         return self
 
     @property

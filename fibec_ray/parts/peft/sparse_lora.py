@@ -23,15 +23,15 @@ class SparseLora(Lora):
     """SLoRA (Babakniya et al. 2023): stage 1 trains and averages few entries D of the weights, the same on all devices;
     then the best s B A ~ D of rank r starts LoRA in stage 2.
 
-    Stage 1 takes sparse_rounds of the rounds, and its devices send D's entries alone; at its end B = U sqrt(S / s) and
-    A = sqrt(S / s) V^T from D = U S V^T, and D is 0 again: the base stays as it is, and what of D has no room in rank r
-    is lost. density: the paper's is about 1 %. Which entries is drawn from mask_seed, as nothing else needs to be sent.
-    Fisher information of D is not to be had.
+    Stage 1 takes sparse_fraction of the rounds, and its devices send D's entries alone; at its end B = U sqrt(S / s)
+    and A = sqrt(S / s) V^T from D = U S V^T, and D is 0 again: the base stays as it is, and what of D has no room in
+    rank r is lost. density: the paper's is about 1 %. Which entries is drawn from mask_seed, as nothing else needs to
+    be sent. Fisher information of D is not to be had.
     """
 
     kind: Literal["sparse_lora"] = "sparse_lora"  # type: ignore[assignment]
     density: float = Field(0.01, gt=0, le=1, description="entries of each adapted weight that stage 1 trains")
-    sparse_rounds: float = Field(0.2, gt=0, lt=1, description="share of the rounds that are stage 1 (at least one)")
+    sparse_fraction: float = Field(0.2, gt=0, lt=1, description="share of the rounds that are stage 1 (at least one)")
     mask_seed: int = Field(0, ge=0, description="of the choice of entries")
     marks: ClassVar[tuple[str, ...]] = (".lora_", SPARSE)
 
@@ -81,7 +81,7 @@ class SparseLora(Lora):
         return True
 
     def _stage_rounds(self, rounds: int) -> int:
-        return max(1, round(self.sparse_rounds * rounds))
+        return max(1, round(self.sparse_fraction * rounds))
 
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
         resting = ".lora_" if round_ < self._stage_rounds(rounds) else SPARSE

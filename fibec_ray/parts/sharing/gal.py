@@ -55,8 +55,9 @@ class GlobalLayers(Sharing):
     def _no_setting_without_effect(self) -> GlobalLayers:
         if self.count_by != "fraction" and self.fraction != FRACTION:
             raise ValueError("fraction has an effect only with count_by: fraction; leave one of them out")
-        noise = [name for name in ("budget", "relative", "norm") if name in self.model_fields_set]
-        if self.score_by == "similarity" and any(getattr(self, n) != type(self).model_fields[n].default for n in noise):
+        fields = type(self).model_fields
+        noise = [name for name in ("budget", "relative", "norm") if getattr(self, name) != fields[name].default]
+        if self.score_by == "similarity" and noise:
             raise ValueError(f"{', '.join(noise)}: of the noise, which score_by: similarity has none of; leave it out")
         refuse_unused(self.spectrum, None if self.count_by == "fraction" else self.count_by, "count_by")
         return self

@@ -18,7 +18,8 @@ RIDGE = 1e-5
 
 
 def spread(similarity: Tensor) -> float:
-    """sum_i log e_i + 1 / e_i over e = eigenvalues + 1e-5 of a matrix of cosine similarities (n, n).
+    """sum_i log e_i + 1 / e_i over e = eigenvalues + 1e-5 of a matrix of cosine similarities (n, n), as in the code of
+    FedPepTAO (Che et al., EMNLP 2023).
 
     Least, n, where all samples differ (e_i = 1); the more alike they are, the more eigenvalues are near 0, and the
     larger it is.

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from fibec_ray.parts.solver.base import Pull, Session, Solver
+from fibec_ray.parts.solver.base import Pull, Session
+from fibec_ray.parts.solver.own_model import OwnModel
 from fibec_ray.tensors import Tensors, select
 
 
-class Ditto(Solver):
+class Ditto(OwnModel):
     """Ditto (Li et al., ICML 2021): FedAvg, and beside it a model v_k of the device's own.
 
     v_k minimises l(v) + (lambda / 2) |v - theta|^2, theta the received values of what is shared. It starts where the
@@ -25,18 +26,6 @@ class Ditto(Solver):
     kind: Literal["ditto"] = "ditto"
     strength: float = Field(10.0, ge=0, allow_inf_nan=False, description="lambda; FederatedScope tries 0.05 to 2")
 
-    @property
-    def needs_shared(self) -> bool:
-        return True
-
-    @property
-    def has_own_model(self) -> bool:
-        return True
-
-    @property
-    def keeps(self) -> str:
-        return "own model (device)"
-
     def solve(self, session: Session, memory: Tensors) -> Tensors:
         session.train()
         trained = session.read()
@@ -45,6 +34,3 @@ class Ditto(Solver):
         own = session.read()
         session.load(trained)
         return own
-
-    def own(self, memory: Tensors) -> Tensors:
-        return memory

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from fibec_ray.parts.solver.base import Pull, Session, Solver
+from fibec_ray.parts.solver.base import Pull, Session
+from fibec_ray.parts.solver.own_model import OwnModel
 from fibec_ray.tensors import Tensors, select
 
 
-class PFedMe(Solver):
+class PFedMe(OwnModel):
     """pFedMe (Dinh et al., NeurIPS 2020): w_k is near its own theta_k = argmin l(theta) + (lambda / 2) |theta - w_k|^2.
 
     From w_k = w as received, for each batch: K steps of theta_k, then w_k <- w_k - eta lambda (w_k - theta_k). The
@@ -34,20 +35,8 @@ class PFedMe(Solver):
     )
 
     @property
-    def needs_shared(self) -> bool:
-        return True
-
-    @property
     def sums_steps(self) -> bool:
         return False
-
-    @property
-    def has_own_model(self) -> bool:
-        return True
-
-    @property
-    def keeps(self) -> str:
-        return "own model (device)"
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:
         pull = Pull(select(session.received, session.shared), self.strength, self.follow)
@@ -55,6 +44,3 @@ class PFedMe(Solver):
         own = session.read()
         session.load(followed)
         return own
-
-    def own(self, memory: Tensors) -> Tensors:
-        return memory

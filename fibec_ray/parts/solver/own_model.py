@@ -1,0 +1,25 @@
+"""What solvers share that leave a device with a model of its own beside the shared one."""
+
+from __future__ import annotations
+
+from fibec_ray.parts.solver.base import Solver
+from fibec_ray.tensors import Tensors
+
+
+class OwnModel(Solver):
+    """The memory is that model's trainable values, as the device's last participation left them."""
+
+    @property
+    def needs_shared(self) -> bool:
+        return True
+
+    @property
+    def has_own_model(self) -> bool:
+        return True
+
+    @property
+    def keeps(self) -> str:
+        return "own model (device)"
+
+    def own(self, memory: Tensors) -> Tensors:
+        return memory
