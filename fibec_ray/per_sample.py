@@ -132,8 +132,8 @@ def catch(holders: Mapping[str, nn.Module], names: Collection[str], num_samples:
 class Caught:
     """What the holders saw of one batch, and the gradients of each sample that follow once those of outputs are known.
 
-    After the forward pass either `torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)`, as often as
-    the graph is kept; or `retain_grad()` on each of the tensors, an ordinary `loss.backward()`, and their `.grad`.
+    After the forward pass `torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)`, as often as the
+    graph is kept.
     """
 
     modules: Mapping[str, Seen]
@@ -166,6 +166,12 @@ class Caught:
         parts = (seen.gradients(given[prefix], scale) for prefix, seen in self.modules.items())
         return {name: value for part in parts for name, value in part.items()}
 
+    def part(self, rows: slice) -> Caught:
+        """What was seen of some of the samples, side by side. `tensors` are the whole batch's: take these rows of their
+        gradients.
+        """
+        return Caught({prefix: seen.part(rows) for prefix, seen in self.modules.items()})
+
     def by_prefix(self, grads: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
         """The gradients of `tensors` by their holders; None for a holder that was not called, too."""
         called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
@@ -182,6 +188,12 @@ class Seen:
         """y, or l * a of a feed-forward (IA)^3; in the graph; None if not called"""
         self._prefix, self._module, self._formulas, self._num_samples = prefix, module, formulas, num_samples
         self._versions: list[tuple[Tensor, int]] = []
+
+    def part(self, rows: slice) -> Seen:
+        part = Seen(self._prefix, self._module, self._formulas, rows.stop - rows.start)
+        part.inputs = None if self.inputs is None else self.inputs[rows]
+        part.output, part._versions = self.output, self._versions
+        return part
 
     def watch(self) -> list[RemovableHandle]:
         module: Any = self._module
