@@ -131,7 +131,7 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
 
 def make_fleet(experiment: Experiment, site: Site, progress: Progress) -> Fleet:
     if experiment.fleet.kind == "local":
-        return LocalFleet(site, progress)
+        return LocalFleet(site, progress, experiment.fleet.lanes)
     from fibec_ray.fleets.ray_fleet import RayFleet
 
     return RayFleet(site, experiment.fleet, progress)
