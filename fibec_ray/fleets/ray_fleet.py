@@ -137,7 +137,7 @@ class RayFleet:
     def _evaluate_personal(self, broadcast: ray.ObjectRef) -> dict[int, Predictions]:
         """Predictions of every device, in device order."""
         devices = range(self._site.job.num_devices)
-        groups = lane_groups(devices, self._federation.num_test(devices), self._config.lanes)
+        groups = lane_groups(devices, self._federation.num_test(devices), self._site.lanes)
         shares = [groups[i :: self._num_calls(groups)] for i in range(self._num_calls(groups))]
         calls = [
             Call(i, partial(_evaluate_personal, share, broadcast), num_devices=sum(len(group) for group in share))
@@ -152,7 +152,7 @@ class RayFleet:
     def _on_groups(self, stage: str, devices: Sequence[int], submit: Submit) -> Iterator[tuple[Group, Ended]]:
         """Calls submit for each lane group of the devices; gives them as they end."""
         sizes = dict(zip(devices, self._federation.num_train(devices), strict=True))
-        groups, done = lane_groups(devices, list(sizes.values()), self._config.lanes), 0
+        groups, done = lane_groups(devices, list(sizes.values()), self._site.lanes), 0
         calls = [
             Call(
                 i,

@@ -102,20 +102,6 @@ class DeviceWorker:
                 self._job, round_, trained, update, self.model.work, self.layout, self._name, attempt, seconds
             )
 
-    def open_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
-        """`open` of a lane group (see `grouping.py`), in its order."""
-        return [self.open(device, attempt) for device in devices]
-
-    def train_group(
-        self, plan: RoundPlan, devices: Sequence[int], broadcast: Broadcast, attempt: int = 0
-    ) -> list[tuple[ClientUpdate, DeviceReport]]:
-        """`train` of a lane group, in its order."""
-        return [self.train(plan, device, broadcast, attempt) for device in devices]
-
-    def evaluate_group(self, devices: Sequence[int], broadcast: Broadcast) -> list[Predictions]:
-        """`evaluate_personal` of a lane group, in its order."""
-        return [self.evaluate_personal(device, broadcast) for device in devices]
-
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
         method, state = self._job.method, self._store.load(device, before=plan.round)

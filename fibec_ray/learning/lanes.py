@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fibec_ray.learning.meeting import Meeting
-from fibec_ray.per_sample import Caught
+from fibec_ray.per_sample import Caught, Part
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Batch, LaneBatch, LanedModel, Outputs, Work
 
@@ -50,9 +51,9 @@ class _Pass:
 
 @dataclass(eq=False)
 class _Shared:
-    """A joint pass with a graph: who takes part, and which rows of the outputs of holders are whose."""
+    """A joint pass with a graph: who takes part, and what of the outputs of holders is whose."""
 
-    rows: dict[LaneModel, slice]
+    parts: dict[LaneModel, Part]
     tensors: set[int]
     """ids of the joint outputs of holders"""
 
@@ -205,15 +206,19 @@ def _pass(model: LanedModel, asked: Sequence[_Pass]) -> list[tuple[Outputs, Caug
     with torch.set_grad_enabled(first.graph):
         lanes = [LaneBatch(each.lane.trainable, each.batch, each.embeds) for each in asked]
         outs, caught = model.together(lanes, first.names, first.hidden)
-    shared = _Shared({}, {id(tensor) for tensor in caught.tensors})
-    start, parts = 0, []
-    for each in asked:
-        rows = slice(start, start + len(each.batch.labels))
-        shared.rows[each.lane] = rows
-        each.lane.joins(shared)
-        parts.append(caught.part(rows))
-        start = rows.stop
-    return list(zip(outs, parts, strict=True))
+    shared = _Shared(_parts(asked), {id(tensor) for tensor in caught.tensors})
+    for lane in shared.parts:
+        lane.joins(shared)
+    return [(out, caught.part(part)) for out, part in zip(outs, shared.parts.values(), strict=True)]
+
+
+def _parts(asked: Sequence[_Pass]) -> dict[LaneModel, Part]:
+    padded, ends = max(each.length for each in asked), list(accumulate(len(each.batch.labels) for each in asked))
+    starts = [0, *ends]
+    return {
+        each.lane: Part(slice(start, end), each.length, padded)
+        for each, start, end in zip(asked, starts, ends, strict=False)
+    }
 
 
 def _gradients(asked: Sequence[_Gradient]) -> list[list[Tensor | None]]:
@@ -222,14 +227,13 @@ def _gradients(asked: Sequence[_Gradient]) -> list[list[Tensor | None]]:
     shared = asked[0].shared
     wanted = {id(tensor): tensor for each in asked for tensor in each.tensors}
     # Who has not asked yet may still do so.
-    retain = any(each.retain_graph for each in asked) or len(asked) < len(shared.rows)
+    retain = any(each.retain_graph for each in asked) or len(asked) < len(shared.parts)
     values, cotangents = [each.value for each in asked], [each.cotangent for each in asked]
     grads = torch.autograd.grad(values, list(wanted.values()), cotangents, retain, allow_unused=True)
     by_id = dict(zip(wanted, grads, strict=True))
 
     def own(each: _Gradient, tensor: Tensor) -> Tensor | None:
         grad = by_id[id(tensor)]
-        joint = id(tensor) in shared.tensors and grad is not None
-        return grad[shared.rows[each.lane]] if joint and grad is not None else grad
+        return grad if grad is None or id(tensor) not in shared.tensors else shared.parts[each.lane].of(grad)
 
     return [[own(each, tensor) for tensor in each.tensors] for each in asked]

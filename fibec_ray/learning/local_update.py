@@ -146,7 +146,8 @@ class _Steps:
         total = self.terms.added_to(loss, params, out, batch, rows)
         grads = self.model.grad(total, [*params.values(), *caught.tensors])
         for param, grad in zip(params.values(), grads, strict=False):
-            param.grad = grad
+            # PyTorch's fused optimisers take a gradient's memory for that of a contiguous tensor.
+            param.grad = None if grad is None else grad.contiguous()
         _accumulate(self.squares, caught, grads[len(params) :], len(rows))
         self.terms.objective.correct(params, self.terms.memory, self.terms.hint)
         self._step()

@@ -138,8 +138,8 @@ class TorchModel(Alone):
         return Outputs(losses, scores, states)
 
     def obstacle_to_lanes(self) -> str | None:
-        if self._carried or self._attached.num_prompts or self._attached.num_prefixes:
-            return "the adapter is more than tensors of its own in the base's layers"
+        if not self._peft.side_by_side:
+            return f"method.peft {self._peft.kind} is computed for one device at a time"
         if self._spec.dropout or any(self._drops_out(name, module) for name, module in self.peft_model.named_modules()):
             return "dropout draws for each device by itself"
         return obstacle(self._holders, self._trainable)
