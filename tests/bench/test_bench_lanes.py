@@ -11,7 +11,7 @@ SMALL = Shape(hidden=64, layers=2, vocabulary=50, batch=2, tokens=6)
 
 
 def test_operations_are_counted_by_hand() -> None:
-    """12 H^2 weights a layer: 2 x 98,304 flops a token each way; attention 4 x 2 x 64 x 6 a token each way; 12 tokens."""
+    """12 H^2 weights a layer, 2 flops a token each way; attention 4 x 2 x 64 x 6 a token each way; 12 tokens."""
     assert SMALL.flops == 2 * 12 * (2 * 12 * 64**2 * 2 + 4 * 2 * 64 * 6)
 
 
