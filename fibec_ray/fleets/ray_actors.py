@@ -13,7 +13,7 @@ import ray
 
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.wire import from_wire, to_wire
-from fibec_ray.learning.device import DeviceWorker
+from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.grouping import Group
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.server import Server
@@ -30,7 +30,7 @@ class DeviceActor:
 
     def __init__(self, site: Site, name: str, gpu_share: float):
         self._site, self._name, self._gpu_share = site, name, gpu_share
-        self._built: DeviceWorker | None = None
+        self._built: GroupWorker | None = None
 
     def ready(self) -> str:
         """Builds the model if need be."""
@@ -39,6 +39,9 @@ class DeviceActor:
     def describe(self) -> tuple[Any, Layout]:
         """P^0 (as arrays) and what its tensors are."""
         return to_wire(self._worker.initial), self._worker.layout
+
+    def calibrate(self, most: int) -> int:
+        return self._worker.calibrate(most)
 
     def open(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
         """Each device's layer report and row of the log."""
@@ -60,7 +63,7 @@ class DeviceActor:
         return to_wire([own for group in groups for own in self._worker.evaluate_group(group, received)])
 
     @property
-    def _worker(self) -> DeviceWorker:
+    def _worker(self) -> GroupWorker:
         if self._built is None:
             self._built = self._site.worker(self._name, self._torch_device())
         return self._built

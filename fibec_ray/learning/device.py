@@ -46,13 +46,21 @@ from fibec_ray.types import (
 class DeviceWorker:
     """Hosts federated devices, one at a time, on one model.
 
-    name: of the process, for the log. The model's trainable tensors must hold their initial values P^0.
+    name: of the process, for the log. initial: P^0; None: what the model's trainable tensors hold.
     """
 
-    def __init__(self, job: Job, model: LocalModel, federation: Federation, store: StateStore, name: str = "driver"):
+    def __init__(
+        self,
+        job: Job,
+        model: LocalModel,
+        federation: Federation,
+        store: StateStore,
+        name: str = "driver",
+        initial: Tensors | None = None,
+    ):
         self.model = model
         self._job, self._data, self._store, self._name = job, federation, store, name
-        self.initial = model.read()
+        self.initial = model.read() if initial is None else initial
         layers = {name: model.layer_of(name) for name in self.initial}
         self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried))
 
@@ -93,20 +101,6 @@ class DeviceWorker:
             return update, training_report(
                 self._job, round_, trained, update, self.model.work, self.layout, self._name, attempt, seconds
             )
-
-    def open_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
-        """`open` of a lane group (see `grouping.py`), in its order."""
-        return [self.open(device, attempt) for device in devices]
-
-    def train_group(
-        self, plan: RoundPlan, devices: Sequence[int], broadcast: Broadcast, attempt: int = 0
-    ) -> list[tuple[ClientUpdate, DeviceReport]]:
-        """`train` of a lane group, in its order."""
-        return [self.train(plan, device, broadcast, attempt) for device in devices]
-
-    def evaluate_group(self, devices: Sequence[int], broadcast: Broadcast) -> list[Predictions]:
-        """`evaluate_personal` of a lane group, in its order."""
-        return [self.evaluate_personal(device, broadcast) for device in devices]
 
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
