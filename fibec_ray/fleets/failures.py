@@ -84,7 +84,7 @@ class ActorPool:
         Raises FleetError if a call was lost more than max_retries times, or no actor can be had.
         """
         backlog = Backlog(calls, self.size)
-        self._flights = [deque() for _ in range(self.size)]
+        self._forget()
         while backlog or any(self._flights):
             self._fill(backlog)
             heads = {flights[0].refs[-1]: i for i, flights in enumerate(self._flights) if flights}
@@ -99,6 +99,13 @@ class ActorPool:
     def stop(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
+
+    def _forget(self) -> None:
+        """What a run that ended in an error has left."""
+        self._flights = [deque() for _ in range(self.size)]
+        self._deadlines.clear()
+        while self._suspects:
+            self._expect(self._suspects.pop())
 
     def _fill(self, backlog: Backlog) -> None:
         """Everyone who is well gets a call before anyone gets a second one."""
