@@ -45,4 +45,4 @@ def test_memory_is_flat_from_round_40_to_200(
     simulate(check(settings, "test"), tmp_path / "run", scale)
     by_twenty = [median(scale.uss_bytes[round_ + i] for i in range(20)) / 1e6 for round_ in range(0, ROUNDS, 20)]
     print(f"{method}: MB of rounds 0-19, 20-39, ...: {[round(mb, 1) for mb in by_twenty]}")
-    assert by_twenty[-1] - by_twenty[2] < 5
+    assert by_twenty[-1] - by_twenty[2] < 8, "one update kept of each call would be 14"
