@@ -190,8 +190,8 @@ def test_only_the_command_imports_the_analysis() -> None:
     ("library", "homes"),
     [
         ("ray", ("fibec_ray.fleets",)),
-        ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft")),
-        ("peft", ("fibec_ray.models", "fibec_ray.parts.peft")),
+        ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft", "fibec_ray.bench.lanes")),
+        ("peft", ("fibec_ray.models", "fibec_ray.parts.peft", "fibec_ray.bench.lanes")),
         ("pyarrow", ("fibec_ray.data", "fibec_ray.roundlog", "analysis")),  # the analysis handles tables of the log
         ("datasets", ("fibec_ray.data",)),
         ("linear_operator", ("fibec_ray.spectrum",)),
