@@ -1,0 +1,89 @@
+"""Runs contenders on workloads, and refuses those that computed something else; used by speed.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fibec_ray.bench.contenders import Adapter, Contender, Finding, Ours, bare, distance
+from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, figures
+from fibec_ray.bench.watch import CommandError, Watched, watch
+from fibec_ray.bench.workload import Sizes, write_arrays, write_texts
+
+LIMIT_S = 900
+"""of one run; a slower one is stopped"""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
+"""how far an entry of the adapter may be from the bare loop's; in five rounds entries move by up to 7e-3"""
+
+
+def say(text: str) -> None:
+    """Progress, apart from the tables."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Stand:
+    """Where contenders run. folder: scratch space."""
+
+    folder: Path
+    versions: dict[str, str] = field(default_factory=dict)
+    """of each contender, as it says itself"""
+    _runs: int = 0
+
+    def workload(self, sizes: Sizes) -> Path:
+        """The folder of texts and experiment, made if need be."""
+        folder = self.folder / f"{sizes.num_devices}-{sizes.cohort_size}-{sizes.rounds}"
+        return folder if folder.exists() else write_texts(sizes, folder).parent
+
+    def run(self, contender: Contender, workload: Path) -> tuple[Watched, Finding]:
+        """Raises CommandError."""
+        self._runs += 1
+        out = self.folder / f"run-{self._runs:03d}"
+        out.mkdir()
+        watched = watch(contender.command(workload, out), out, contender.env(out), LIMIT_S)
+        found = contender.found(out)
+        self.versions[contender.name] = found.version
+        return watched, found
+
+    def outcome(self, contender: Contender, workload: Path, cohort_size: int, wanted: Adapter | None) -> Outcome:
+        """wanted: what its adapter must be; None: whatever it is."""
+        try:
+            watched, found = self.run(contender, workload)
+        except CommandError as error:
+            say(f"{contender.name}: {error}")
+            return Refusal("it failed")
+        if wanted is not None:
+            apart = distance(found.adapter, wanted)
+            say(f"{contender.name}: adapter within {apart:.1e} of the bare loop's")
+            if apart > TOLERANCE[contender.dtype]:
+                return Refusal(f"its adapter is {apart:.1e} from the bare loop's")
+        return figures(found.ends, watched.started, cohort_size, watched.peak_bytes, watched.driver_bytes)
+
+
+def compare(stand: Stand, contenders: Sequence[Contender], sizes: Sizes, repeats: int) -> dict[str, list[Outcome]]:
+    """The outcomes of each contender, by name. The bare loop runs once before for each dtype: it is the reference."""
+    workload = stand.workload(sizes)
+    write_arrays(workload / "experiment.yaml")
+    dtypes = dict.fromkeys(contender.dtype for contender in contenders)
+    wanted = {dtype: stand.run(bare(dtype), workload)[1].adapter for dtype in dtypes}
+    found: dict[str, list[Outcome]] = {contender.name: [] for contender in contenders}
+    for repeat in range(repeats):
+        for contender in contenders:
+            outcome = stand.outcome(contender, workload, sizes.cohort_size, wanted[contender.dtype])
+            found[contender.name].append(outcome)
+            say(f"repeat {repeat + 1}, {contender.name}: {outcome}")
+    return found
+
+
+def grow(stand: Stand, sizes: Sequence[Size]) -> dict[Size, list[Outcome]]:
+    """One run of ours for each size; two measured rounds, or one where rounds are large."""
+    found: dict[Size, list[Outcome]] = {}
+    for size in sizes:
+        rounds = UNMEASURED + (1 if size.cohort_size >= 100 else 2)
+        workload = stand.workload(Sizes(size.num_devices, size.cohort_size, rounds))
+        contender = Ours("ours", "ours", settings=(f"fleet.num_actors={size.num_actors}",))
+        found[size] = [stand.outcome(contender, workload, size.cohort_size, None)]
+        say(f"{size}: {found[size][0]}")
+    return found

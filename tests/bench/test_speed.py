@@ -1,0 +1,166 @@
+"""All contenders of the benchmark do the same work: the same samples in the same order, with the same arithmetic."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fibec_ray.bench.contenders import PACKAGE, bare, distance, ours, round_ends, saved_adapter
+from fibec_ray.bench.environments import InstallError, _run, requirements
+from fibec_ray.bench.figures import Figures, Refusal
+from fibec_ray.bench.rivals import training
+from fibec_ray.bench.rivals.training import load_model, load_workload
+from fibec_ray.bench.runs import Stand, compare
+from fibec_ray.bench.speed import entrants
+from fibec_ray.bench.watch import CommandError, watch
+from fibec_ray.bench.workload import LENGTH, PER_DEVICE, Sizes, write_arrays, write_texts
+from fibec_ray.config.load import load_experiment
+from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.device import DeviceWorker
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.simulation import cache_dir, simulate
+from fibec_ray.tensors import add
+from fibec_ray.types import Broadcast
+
+SIZES = Sizes(num_devices=3, cohort_size=2, rounds=2)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_texts(SIZES, tmp_path_factory.mktemp("bench") / "workload")
+    write_arrays(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def arrays(config: Path) -> Iterator[str]:
+    yield str(config.parent / "arrays")
+    load_model.cache_clear()
+    load_workload.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def site(config: Path) -> Site:
+    """The engine's, on the data that the workload's arrays were made from."""
+    job = load_experiment(config).job(num_classes=6, label_words=None)
+    return Site(job, config.parent / "run", cache_dir(), threads=1)
+
+
+@pytest.fixture(scope="module")
+def worker(site: Site) -> DeviceWorker:
+    return site.worker()
+
+
+def test_every_sample_has_the_same_length_and_every_device_as_many(config: Path, arrays: str) -> None:
+    tokens = load_workload(arrays).tokens
+    assert tokens.shape == (3 * PER_DEVICE, LENGTH)
+    assert (tokens[:, 0] == 101).all() and (tokens[:, -1] == 102).all()  # [CLS] and [SEP], and no padding between
+    assert (tokens != 0).all() and (tokens != 100).all()  # nor an unknown word
+    encoded = EncodedSet.load(config.parent / "run" / "data" / "train")
+    assert encoded.tokens.tolist() == tokens.flatten().tolist()
+
+
+def test_rivals_meet_the_samples_that_devices_meet(arrays: str, site: Site, worker: DeviceWorker) -> None:
+    workload, federation = load_workload(arrays), site.federation()
+    assert (workload.rounds, workload.cohort_size, workload.samples_per_device) == (2, 2, 32)
+    for t in range(SIZES.rounds):
+        for place, device in enumerate(plan_round(site.job, SIZES.cohort_size, t).cohort):
+            shard = federation.train_shard(device)
+            batches = [shard.batch(rows) for rows in worker.epochs(worker.batches(device), t, device)]
+            tokens, labels = workload.data(t, place)
+            assert torch.equal(torch.cat([batch.input_ids for batch in batches]), tokens)
+            assert torch.equal(torch.cat([batch.labels for batch in batches]), labels)
+            assert [len(batch.labels) for batch in batches] == [workload.batch_size] * 4
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_device_of_the_bare_loop_ends_where_ours_does(
+    arrays: str, site: Site, worker: DeviceWorker, place: int
+) -> None:
+    workload, model = load_workload(arrays), load_model(arrays)
+    plan = plan_round(site.job, SIZES.cohort_size, 1)
+    update, _ = worker.train(plan, plan.cohort[place], Broadcast(1, worker.initial))
+    training.load(model, workload.initial)
+    training.train(model, workload, 1, place)
+    theirs, mine = training.read(model), add(update.delta, worker.initial)
+    assert theirs.keys() == mine.keys() == worker.initial.keys()
+    apart = max(float((theirs[name] - mine[name]).abs().max()) for name in mine)
+    moved = max(float(value.abs().max()) for value in update.delta.values())
+    assert apart < 1e-5 < 1e-3 < moved
+
+
+def test_an_adapter_travels_as_one_array_and_comes_back() -> None:
+    values = {"b": torch.arange(4.0).view(2, 2), "a": torch.tensor([9.0])}
+    array = training.flat(values)
+    assert array.tolist() == [9, 0, 1, 2, 3]
+    back = training.unflat(array, values)
+    assert all(torch.equal(back[name], values[name]) for name in values)
+
+
+def test_adapters_differ_by_their_farthest_entries() -> None:
+    one = {"a": np.zeros(3), "b": np.ones((2, 2))}
+    assert distance(one, {"a": np.array([0, 0, 0.5]), "b": np.ones((2, 2))}) == 0.5
+    assert distance(one, {"a": np.zeros(3)}) == np.inf
+    assert distance(one, {"a": np.array([0, np.nan, 0]), "b": np.ones((2, 2))}) == np.inf
+
+
+def test_a_run_says_when_its_rounds_ended(config: Path, tmp_path: Path) -> None:
+    run = simulate(load_experiment(config, ["fleet={kind: local}"]), tmp_path / "run")
+    ends = round_ends(run.folder)
+    assert len(ends) == SIZES.rounds and ends == sorted(ends)
+    assert ends[0] == pytest.approx((run.folder / "rounds" / "part-000000.parquet").stat().st_mtime)
+    assert saved_adapter(run.folder / "adapter").keys() == load_workload(str(config.parent / "arrays")).initial.keys()
+
+
+def test_a_command_is_watched_to_its_end(tmp_path: Path) -> None:
+    block = "import time; held = bytearray(100_000_000); time.sleep(1.5)"
+    watched = watch([sys.executable, "-c", block], tmp_path, {}, limit_s=60)
+    assert 100e6 < watched.peak_bytes < 200e6 and 100e6 < watched.driver_bytes < 200e6
+
+
+def test_a_command_that_fails_or_hangs_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="exit code 1: .*oh dear"):
+        watch([sys.executable, "-c", "raise SystemExit('oh dear')"], tmp_path, {}, limit_s=60)
+    with pytest.raises(CommandError, match="exit code -9"):
+        watch([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, {}, limit_s=0.6)
+
+
+def test_rivals_have_our_versions_of_what_all_use() -> None:
+    wanted = requirements("flower")
+    assert f"torch=={torch.__version__.split('+')[0]}" in wanted and wanted[-1].startswith("flwr[simulation]")
+    with pytest.raises(InstallError, match="exit code 3"):
+        _run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_a_rival_that_cannot_be_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FIBEC_RAY_CACHE", str(tmp_path / "file"))  # no place for an environment
+    contenders, missing = entrants([])
+    assert "bare-fp32" in [one.name for one in contenders] and missing.keys() == {"flower", "pfl"}
+    assert missing["pfl"] == Refusal("it could not be installed")
+    assert entrants(["bare-fp32"]) == ([bare("float32")], {})
+
+
+def test_an_unknown_contender_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fibec_ray.bench.speed", "--only", "flowers"],
+        env={"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "no contender is called 'flowers'" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_bare_loop_and_our_command_agree_and_are_timed(tmp_path: Path) -> None:
+    contenders = [bare("float32"), ours("float32")[0]]
+    found = compare(Stand(tmp_path), contenders, Sizes(4, 2, 3), repeats=1)
+    assert all(isinstance(outcome, Figures) for (outcome,) in found.values()), found
