@@ -136,12 +136,17 @@ def saved_adapter(folder: Path) -> Adapter:
     return load_file(folder / "adapter_model.safetensors") | {f"{HEAD}.{name}": head[name] for name in head}
 
 
-def distance(left: Adapter, right: Adapter) -> float:
-    """The largest difference between two entries; infinite if one lacks a tensor, or is not finite."""
-    if left.keys() != right.keys():
+def distance(found: Adapter, wanted: Adapter, initial: Adapter) -> float:
+    """|found - wanted| / |wanted - initial|; infinite if tensors are lacking or not finite."""
+    if not found.keys() == wanted.keys() == initial.keys():
         return float("inf")
-    found = max(float(np.abs(left[name] - right[name]).max()) for name in left)
-    return found if np.isfinite(found) else float("inf")
+    apart = _norm({name: found[name] - wanted[name] for name in wanted})
+    moved = _norm({name: wanted[name] - initial[name] for name in wanted})
+    return apart / moved if np.isfinite(apart) else float("inf")
+
+
+def _norm(values: Adapter) -> float:
+    return float(np.sqrt(sum(np.square(value, dtype=np.float64).sum() for value in values.values())))
 
 
 def _alone(out: Path) -> Path:

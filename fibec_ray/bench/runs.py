@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors.numpy import load_file
+
 from fibec_ray.bench.contenders import Adapter, Contender, Finding, Ours, bare, distance
 from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, figures
 from fibec_ray.bench.watch import CommandError, Watched, watch
@@ -14,8 +16,14 @@ from fibec_ray.bench.workload import Sizes, write_arrays, write_texts
 
 LIMIT_S = 900
 """of one run; a slower one is stopped"""
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
-"""how far an entry of the adapter may be from the bare loop's; in five rounds entries move by up to 7e-3"""
+TOLERANCE = {"float32": 2e-3, "bfloat16": 0.2}
+"""How far a contender's adapter may be from the bare loop's, as a share of how far that has moved.
+
+An Adam step has the sign of the gradient at first, whatever its size, so where a gradient is all but zero another order
+of summation turns an entry around. In float32 that is an entry or none; bfloat16 rounds each product of the backward
+pass to 8 bits, and two loops that are equal on paper differ by 4 to 8 %. Other batches, no clipping or another learning
+rate would be tens of per cent.
+"""
 
 
 def say(text: str) -> None:
@@ -43,22 +51,25 @@ class Stand:
         out = self.folder / f"run-{self._runs:03d}"
         out.mkdir()
         watched = watch(contender.command(workload, out), out, contender.env(out), LIMIT_S)
-        found = contender.found(out)
+        try:
+            found = contender.found(out)
+        except OSError as error:
+            raise CommandError(f"ended without a result: {error}") from error
         self.versions[contender.name] = found.version
         return watched, found
 
     def outcome(self, contender: Contender, workload: Path, cohort_size: int, wanted: Adapter | None) -> Outcome:
-        """wanted: what its adapter must be; None: whatever it is."""
+        """wanted: what its adapter must be like; None: whatever it is."""
         try:
             watched, found = self.run(contender, workload)
         except CommandError as error:
             say(f"{contender.name}: {error}")
             return Refusal("it failed")
         if wanted is not None:
-            apart = distance(found.adapter, wanted)
-            say(f"{contender.name}: adapter within {apart:.1e} of the bare loop's")
+            apart = distance(found.adapter, wanted, load_file(workload / "arrays" / "initial.safetensors"))
+            say(f"{contender.name}: its update differs from the bare loop's by {apart:.1e} of its size")
             if apart > TOLERANCE[contender.dtype]:
-                return Refusal(f"its adapter is {apart:.1e} from the bare loop's")
+                return Refusal(f"its update differs from the bare loop's by {apart:.1e} of its size")
         return figures(found.ends, watched.started, cohort_size, watched.peak_bytes, watched.driver_bytes)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -99,6 +100,9 @@ def main() -> None:
     only = arguments.only.split(",") if arguments.only else []
     if unknown := sorted(set(only) - set(names)):
         parser.error(f"--only: no contender is called {unknown[0]!r}; there are {', '.join(names)}")
+    if arguments.write and not PAGE.parent.is_dir():
+        parser.error("--write: there is no docs folder here; run it in a checkout")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to those who write libraries
     parts = [conditions()]
     with tempfile.TemporaryDirectory(prefix="fibec-bench-") as folder:
         stand = Stand(Path(folder))

@@ -50,11 +50,11 @@ def test_ratios_are_taken_within_a_repeat() -> None:
 
 
 def test_one_refused_run_takes_all_figures_of_its_contender() -> None:
-    refused = Refusal("its adapter is 1.0e-01 from the bare loop's")
+    refused = Refusal("its update is another")
     found: list[Outcome] = [at(9.0), refused]
     assert measured(found) is refused
     table = cells(speed_table({"bare": [at(1.0), at(1.0)], "wrong": found}, "bare"))
-    assert table[3] == ["wrong", "no figure: its adapter is 1.0e-01 from the bare loop's", "", "", ""]
+    assert table[3] == ["wrong", "no figure: its update is another", "", "", ""]
 
 
 def test_no_base_no_ratio() -> None:

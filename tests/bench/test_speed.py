@@ -104,11 +104,12 @@ def test_an_adapter_travels_as_one_array_and_comes_back() -> None:
     assert all(torch.equal(back[name], values[name]) for name in values)
 
 
-def test_adapters_differ_by_their_farthest_entries() -> None:
-    one = {"a": np.zeros(3), "b": np.ones((2, 2))}
-    assert distance(one, {"a": np.array([0, 0, 0.5]), "b": np.ones((2, 2))}) == 0.5
-    assert distance(one, {"a": np.zeros(3)}) == np.inf
-    assert distance(one, {"a": np.array([0, np.nan, 0]), "b": np.ones((2, 2))}) == np.inf
+def test_a_distance_is_a_share_of_the_way() -> None:
+    initial = {"a": np.zeros(2), "b": np.zeros((1, 1))}
+    wanted = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}  # 5 from the start
+    assert distance({"a": np.array([3.0, 0.5]), "b": np.array([[4.0]])}, wanted, initial) == pytest.approx(0.1)
+    assert distance({"a": wanted["a"]}, wanted, initial) == np.inf
+    assert distance({"a": np.array([3.0, np.nan]), "b": wanted["b"]}, wanted, initial) == np.inf
 
 
 def test_a_run_says_when_its_rounds_ended(config: Path, tmp_path: Path) -> None:

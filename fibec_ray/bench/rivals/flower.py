@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.simulation import run_simulation
 
 from fibec_ray.bench.rivals.training import (
@@ -48,7 +49,7 @@ class SameCohorts(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        nodes = sorted(grid.get_node_ids())[: self._size]
+        nodes, _ = sample_nodes(grid, NUM_NODES, self._size)
         return [self._message(node, server_round - 1, place, arrays) for place, node in enumerate(nodes)]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
