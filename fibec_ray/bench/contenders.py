@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import fibec_ray
-from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.types import HEAD
 
 Adapter = dict[str, NDArray[Any]]
 PACKAGE = Path(fibec_ray.__file__).resolve().parent
 
-LANES = ("1", "5")
-"""What `fleet.lanes` is measured at, in builds whose fleets have lanes."""
+LANES = {"float32": ("1", "5"), "bfloat16": ("1", "5", "auto")}
+"""What `fleet.lanes` is measured at; 5 is a worker's half of the cohort. In float32 on a CPU auto is 1."""
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 LAUNCHERS = {"pfl": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
 MODULES = {"bare": "bare", "flower": "flower", "pfl": "pfl_loop"}
@@ -113,13 +112,11 @@ def bare(dtype: str) -> Rival:
 
 
 def ours(dtype: str) -> list[Ours]:
-    """One for each number of lanes, if there are lanes."""
+    """One for each number of lanes."""
     short = SHORT[dtype]
-    if "lanes" not in FleetConfig.model_fields:
-        return [Ours(f"ours-{short}", f"fibec_ray, {short} base", dtype)]
     return [
         Ours(f"ours-{short}-{lanes}", f"fibec_ray, {short} base, lanes {lanes}", dtype, (f"fleet.lanes={lanes}",))
-        for lanes in LANES
+        for lanes in LANES[dtype]
     ]
 
 

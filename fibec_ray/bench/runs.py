@@ -16,11 +16,11 @@ from fibec_ray.bench.workload import Sizes, write_arrays, write_texts
 
 LIMIT_S = 900
 """of one run; a slower one is stopped"""
-TOLERANCE = {"float32": 2e-3, "bfloat16": 0.2}
+TOLERANCE = {"float32": 5e-3, "bfloat16": 0.2}
 """How far a contender's adapter may be from the bare loop's, as a share of how far that has moved.
 
 An Adam step has the sign of the gradient at first, whatever its size, so where a gradient is all but zero another order
-of summation turns an entry around. In float32 those are few: 1e-4 to 4e-4 of the whole was seen. bfloat16 rounds all
+of summation turns an entry around. In float32 those are few: 1e-4 to 8e-4 of the whole was seen. bfloat16 rounds all
 of the backward pass to 8 bits, and two loops that are equal on paper differ by 4 to 9 %. Of what would be another task,
 other batches differ by more than 100 %, a rate 10 % higher by 10 %, no clipping by 1 %.
 """

@@ -32,10 +32,12 @@ HOW = """\
 Two processes of one torch thread each. 100 devices with 32 samples of exactly 32 tokens, 10 devices a round; MiniLM
 (all-MiniLM-L6-v2, 22.7 M parameters) with LoRA r = 8 on query and value and a linear head on mean-pooled states; one
 local epoch of AdamW in batches of 8, gradients clipped; FedAvg. All contenders train the same devices on the same
-batches from the same adapter, and a contender whose global adapter differs from the bare loop's at the end gets no
-figure. A run's first round, in which models are loaded, and its last, which is evaluated, are not measured. Contenders
-take turns; figures are the median of the repeats (least - most), ratios are taken within a repeat. Memory is that of
-all processes together, shared pages counted once (PSS).
+batches from the same adapter, and one whose global adapter is not the bare loop's at the end, but for rounding, gets no
+figure. All run torch's own kernels but fibec_ray, which computes frozen layers with oneDNN (`models/kernels.py`).
+
+A run's first round, in which models are loaded, and its last, which is evaluated, are not measured. Contenders take
+turns; figures are the median of the repeats (least - most), ratios are taken within a repeat. Memory is that of all
+processes together, shared pages counted once (PSS). What was tuned for each rival stands in `fibec_ray/bench/rivals/`.
 """
 
 
