@@ -80,9 +80,8 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
     log = RoundLog(folder, _metadata(experiment))
     summary = _summary(experiment, prepared)
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
-    fleet = make_fleet(
-        experiment, Site(job, folder, cache_dir(), experiment.fleet.threads, experiment.fleet.lanes), watcher.progress
-    )
+    site = Site(job, folder, cache_dir(), experiment.fleet.threads, experiment.fleet.known_lanes)
+    fleet = make_fleet(experiment, site, watcher.progress)
     try:
         rows = []
         for row, reports, layers in run_rounds(experiment, job, fleet, tally, watcher):

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 
 class LocalFleet:
+    lanes: int
+
     def __init__(self, site: Site, progress: Progress = lambda stage, done, total: None):
         self._site, self._progress = site, progress
         self._worker: GroupWorker
@@ -30,6 +32,7 @@ class LocalFleet:
         job = self._site.job
         self._federation = self._site.federation()
         self._worker = self._site.worker()
+        self.lanes = self._site.lanes or self._worker.calibrate(job.cohort_size)
         self._server = Server(job, self._worker.initial, self._worker.layout)
         devices = range(job.num_devices if job.method.opens else 0)
         opened = self._by_group("open", devices, self._federation.num_train(devices), self._worker.open_group)
@@ -71,7 +74,7 @@ class LocalFleet:
     ) -> list[T]:
         """What work(group) gives for each device, in the order of `devices`."""
         found: dict[int, T] = {}
-        for group in lane_groups(devices, num_samples, self._site.lanes):
+        for group in lane_groups(devices, num_samples, self.lanes):
             found |= zip(group, work(group), strict=True)
             self._progress(stage, len(found), len(devices))
         return [found[device] for device in devices]
