@@ -41,11 +41,20 @@ processes together, shared pages counted once (PSS). What was tuned for each riv
 """
 
 
+def lineup(others: Sequence[Rival]) -> list[Contender]:
+    """Everybody, in the table's order."""
+    return [bare("float32"), *others, *ours("float32"), bare("bfloat16"), *ours("bfloat16")]
+
+
+def names() -> list[str]:
+    """What --only knows, whether it is installed or not."""
+    return [one.name for one in lineup([Rival(name, name, Path(), name) for name in RIVALS])]
+
+
 def entrants(only: Sequence[str]) -> tuple[list[Contender], dict[str, Refusal]]:
-    """Who takes part, in the table's order, and who cannot. only: names to keep; none: all."""
+    """Who takes part, and who cannot. only: names to keep; none: all."""
     others, missing = rivals([name for name in RIVALS if not only or name in only])
-    everybody: list[Contender] = [bare("float32"), *others, *ours("float32"), bare("bfloat16"), *ours("bfloat16")]
-    return [one for one in everybody if not only or one.name in only], missing
+    return [one for one in lineup(others) if not only or one.name in only], missing
 
 
 def rivals(names: Sequence[str]) -> tuple[list[Rival], dict[str, Refusal]]:
@@ -89,31 +98,36 @@ def page(parts: Sequence[str]) -> str:
     return "\n\n".join(["# Performance", "`make bench` prints these tables.", HOW.strip(), *parts]) + "\n"
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.speed", description=__doc__)
-    names = [bare("float32").name, *RIVALS, *(one.name for dtype in ("float32", "bfloat16") for one in ours(dtype))]
-    names.insert(-len(ours("bfloat16")), bare("bfloat16").name)
     parser.add_argument("--repeats", type=int, default=3, help="turns of all contenders")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each run")
-    parser.add_argument("--only", metavar="NAME[,NAME]", help=f"contenders to run, of {', '.join(names)}")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help=f"contenders to run, of {', '.join(names())}")
     parser.add_argument("--skip-scale", action="store_true", help="leave out the second table")
     parser.add_argument("--write", action="store_true", help="write the tables to docs/performance.md too")
-    arguments = parser.parse_args()
-    only = arguments.only.split(",") if arguments.only else []
-    if unknown := sorted(set(only) - set(names)):
-        parser.error(f"--only: no contender is called {unknown[0]!r}; there are {', '.join(names)}")
-    if arguments.write and not PAGE.parent.is_dir():
+    given = parser.parse_args()
+    given.only = given.only.split(",") if given.only else []
+    if unknown := [name for name in given.only if name not in names()]:
+        parser.error(f"--only: no contender is called {unknown[0]!r}; there are {', '.join(names())}")
+    if min(given.repeats, given.rounds) < 1:
+        parser.error("--repeats and --rounds: give 1 or more")
+    if given.write and not PAGE.parent.is_dir():
         parser.error("--write: there is no docs folder here; run it in a checkout")
+    return given
+
+
+def main() -> None:
+    given = arguments()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to those who write libraries
     parts = [conditions()]
     with tempfile.TemporaryDirectory(prefix="fibec-bench-") as folder:
         stand = Stand(Path(folder))
-        parts.append(first_table(stand, only, arguments.rounds, arguments.repeats))
+        parts.append(first_table(stand, given.only, given.rounds, given.repeats))
         print("\n\n".join(parts), flush=True)
-        if not arguments.skip_scale:
+        if not given.skip_scale:
             parts.append(scale_table(grow(stand, SIZES)))
             print(f"\n{parts[-1]}", flush=True)
-    if arguments.write:
+    if given.write:
         write_text(PAGE, page(parts))
 
 

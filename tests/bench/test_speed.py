@@ -18,7 +18,7 @@ from fibec_ray.bench.figures import Figures, Refusal
 from fibec_ray.bench.rivals import training
 from fibec_ray.bench.rivals.training import Classifier, load_model, load_workload
 from fibec_ray.bench.runs import TOLERANCE, Stand, compare
-from fibec_ray.bench.speed import entrants
+from fibec_ray.bench.speed import conditions, entrants, names, page
 from fibec_ray.bench.watch import CommandError, watch
 from fibec_ray.bench.workload import LENGTH, PER_DEVICE, Sizes, write_arrays, write_texts
 from fibec_ray.config.load import load_experiment
@@ -176,6 +176,15 @@ def test_a_rival_that_cannot_be_installed_is_named(monkeypatch: pytest.MonkeyPat
     assert "bare-fp32" in [one.name for one in contenders] and missing.keys() == {"flower", "pfl"}
     assert missing["pfl"] == Refusal("it could not be installed")
     assert entrants(["bare-fp32"]) == ([bare("float32")], {})
+
+
+def test_contenders_are_told_apart() -> None:
+    assert len(set(names())) == len(names()) > 6 and {"bare-fp32", "flower", "pfl", "ours-bf16-5"} <= set(names())
+
+
+def test_the_page_says_how_and_on_what() -> None:
+    text = page([conditions(), "| a table |"])
+    assert "cores" in text and text.endswith("| a table |\n") and str(Path.home()) not in text
 
 
 def test_an_unknown_contender_is_refused() -> None:
