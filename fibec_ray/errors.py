@@ -5,10 +5,13 @@ FibecError
 │   ├── ConfigError         a key, value or combination of the experiment
 │   ├── DataError           a data set, split, column or label
 │   ├── ModelError          a backbone, tokenizer, head or checkpoint
-│   └── RunDirError         the output folder
+│   ├── RunDirError         the output folder
+│   ├── StorageError        a URL of shared or object storage
+│   └── ClusterError        a cluster's address or token, a job's name, a request that it refuses
 └── RunError                exit code 1: the run failed under way
     ├── DeviceError         a device's own work (names device, round and stage)
-    └── FleetError          actors or nodes that cannot be had or do not answer
+    ├── FleetError          actors or nodes that cannot be had or do not answer
+    └── JobFailed           a job on a cluster that did not come to its end
 """
 
 from __future__ import annotations
@@ -43,6 +46,14 @@ class RunDirError(UserError):
     pass
 
 
+class StorageError(UserError):
+    pass
+
+
+class ClusterError(UserError):
+    pass
+
+
 class RunError(FibecError):
     pass
 
@@ -59,6 +70,10 @@ class DeviceError(RunError):
 
 
 class FleetError(RunError):
+    pass
+
+
+class JobFailed(RunError):
     pass
 
 

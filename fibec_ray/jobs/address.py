@@ -1,0 +1,101 @@
+"""Where a cluster's job server is, and whether it is safe to talk to it; called by client.py before Ray is imported."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fibec_ray.errors import ClusterError
+
+DEFAULT = "http://127.0.0.1:8265"
+CONNECT_TIMEOUT_S = 5
+ENVIRONMENT = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+HOW_TO_SET_A_TOKEN = (
+    "put the cluster's token into ~/.ray/auth_token (chmod 600), or name its file in RAY_AUTH_TOKEN_PATH"
+)
+
+
+def settle(address: str | None, environment: MutableMapping[str, str] = os.environ) -> str:
+    """The job server's URL, checked: it answers, and a token goes along where there is one.
+
+    address: None takes that of the environment, or this machine's. Ray would let the environment win over an address
+    that was asked for, so the variables are taken out. Raises ClusterError.
+    """
+    found = [environment.pop(name, None) for name in ENVIRONMENT]
+    url = as_url(address or next((text for text in found if text and text != "auto"), DEFAULT))
+    use_token(url, environment)
+    refuse_silence(url)
+    return url
+
+
+def as_url(address: str) -> str:
+    """`head:8265` -> `http://head:8265`. Raises ClusterError for what no job server can have."""
+    url = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
+    parts = urlsplit(url)
+    try:
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ClusterError(
+            f"--address: {address}: not the URL of a job server; give http://HOST:8265 or https://HOST, where the "
+            "cluster's dashboard is (not ray:// and not the port 6379 of `ray start`)"
+        )
+    return url
+
+
+def use_token(url: str, environment: MutableMapping[str, str]) -> None:
+    """Turns Ray's token mode on where there is a token. Raises ClusterError where it must not be sent, or is missing."""
+    if environment.get("RAY_AUTH_MODE", "token") == "token" and has_token(environment):
+        environment["RAY_AUTH_MODE"] = "token"
+        return
+    if not is_loopback(url) and urlsplit(url).scheme == "http":
+        raise ClusterError(
+            f"--address: {url}: anyone who reaches a job server without a token runs code on its cluster, so none is "
+            f"talked to over plain http beyond this machine; {HOW_TO_SET_A_TOKEN}; or open a tunnel "
+            "(`ssh -L 8265:127.0.0.1:8265 HEAD`, `kubectl port-forward`) and use 127.0.0.1"
+        )
+    environment["RAY_AUTH_MODE"] = "disabled"
+
+
+def has_token(environment: MutableMapping[str, str]) -> bool:
+    """In Ray's own order: the variable, the file that a variable names, the file in the home folder."""
+    if environment.get("RAY_AUTH_TOKEN"):
+        return True
+    named = environment.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
+    if not path.is_file():
+        if named:
+            raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {named}: no such file; {HOW_TO_SET_A_TOKEN}")
+        return False
+    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ClusterError(f"{path}: everyone on this machine may read this token; run `chmod 600 {path}`")
+    return True
+
+
+def is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_silence(url: str) -> None:
+    """Raises ClusterError at once if nobody listens; an HTTP client would try for minutes."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ClusterError(
+            f"--address: {url}: nobody answers ({error}); is the cluster up, its dashboard on, and the tunnel to it "
+            "open (`ray dashboard CLUSTER.yaml`, `ssh -L`, `kubectl port-forward`)?"
+        ) from error

@@ -1,0 +1,126 @@
+"""A cluster's job server, with errors that a person can act on; used by the commands in submit.py and follow.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fibec_ray.errors import ClusterError, did_you_mean
+from fibec_ray.jobs.address import HOW_TO_SET_A_TOKEN, settle
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a run: submissions of the same name are NAME, NAME.2, NAME.3 ..."""
+
+    id: str
+    status: str
+    """PENDING, RUNNING, or one of ENDED"""
+    message: str
+    start_s: float
+    """seconds since 1970; 0 if it has not started"""
+    end_s: float | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.metadata.get("fibec_name", self.id)
+
+    @property
+    def out(self) -> str | None:
+        """The run directory, a URL or a path on the cluster; None for a job that is none of ours."""
+        return self.metadata.get("fibec_out")
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+class Cluster:
+    """Raises ClusterError for whatever the job server refuses."""
+
+    def __init__(self, address: str | None):
+        self.url = settle(address)
+        from ray.job_submission import JobSubmissionClient
+
+        # Ray reports uploads and addresses; the person at the terminal asked for something else.
+        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+        for part in ("modules.dashboard_sdk", "modules.job.sdk"):
+            logging.getLogger(f"ray.dashboard.{part}").setLevel(logging.ERROR)
+        with self._errors():
+            self._client = JobSubmissionClient(self.url)
+
+    def submit(self, entrypoint: str, id_: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+        with self._errors():
+            self._client.submit_job(
+                entrypoint=entrypoint, submission_id=id_, runtime_env=runtime_env, metadata=metadata
+            )
+
+    def jobs(self) -> list[Job]:
+        """Those that were submitted, oldest first."""
+        with self._errors():
+            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(found, key=lambda job: (job.start_s, job.id))
+
+    def job(self, name: str) -> Job:
+        """By its id, or the newest of a name. Raises ClusterError if there is none."""
+        jobs = self.jobs()
+        for job in reversed(jobs):
+            if job.id == name:
+                return job
+        named = [job for job in jobs if job.name == name]
+        if not named:
+            known = {job.id for job in jobs}
+            raise ClusterError(f"{name}: no such job on {self.url}; {did_you_mean(name, known)}")
+        return named[-1]
+
+    def stop(self, id_: str) -> bool:
+        """False if it had ended before."""
+        with self._errors():
+            return bool(self._client.stop_job(id_))
+
+    def log(self, id_: str) -> str:
+        with self._errors():
+            return str(self._client.get_job_logs(id_))
+
+    def tail(self, id_: str) -> AsyncIterator[str]:
+        """The log from its beginning, as it grows, until the job ends."""
+        lines: AsyncIterator[str] = self._client.tail_job_logs(id_)
+        return lines
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            wrong = "asks for a token, and there is none here" if "required" in str(error) else "does not take our token"
+            raise ClusterError(f"--address: {self.url}: {wrong}; {HOW_TO_SET_A_TOKEN}") from error
+        except (ConnectionError, requests.RequestException) as error:
+            raise ClusterError(f"--address: {self.url}: does not answer as a job server does ({error})") from error
+        except (RuntimeError, ValueError) as error:
+            raise ClusterError(f"{self.url}: the request was refused: {_last_line(error)}") from error
+
+
+def _job(details: Any) -> Job:
+    return Job(
+        id=details.submission_id,
+        status=str(getattr(details.status, "value", details.status)),
+        message=details.message or "",
+        start_s=(details.start_time or 0) / 1000,
+        end_s=details.end_time / 1000 if details.end_time else None,
+        metadata=details.metadata or {},
+    )
+
+
+def _last_line(error: Exception) -> str:
+    """Of a server's traceback the last line says what went wrong."""
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(" .\"'")]
+    return lines[-1] if lines else type(error).__name__

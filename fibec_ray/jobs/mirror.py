@@ -1,0 +1,108 @@
+"""A run directory whose home is a URL: worked on here, copied there as it grows; used by `fibec-ray run --out URL`.
+
+Parquet parts and checkpoints are renamed into place when they are whole, so that whatever is copied is whole too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from fibec_ray.errors import StorageError
+from fibec_ray.storage import Storage
+
+EVERY_S = 10.0
+"""Between two copies; what is newer than that may be lost with the machine, and is run again by a resumed run."""
+LAST = ("manifest.json", "summary.json")
+"""Files that promise others: copied after them, so that a reader there never trusts what has not come yet."""
+Stamp = tuple[int, int]
+"""size in bytes, time of change in ns"""
+
+
+class Mirror:
+    """`bring` what is there already, then `sync` as often as one likes: only what has changed travels."""
+
+    def __init__(self, storage: Storage, folder: Path):
+        self._storage, self._folder = storage, folder
+        self._sent: dict[str, Stamp] = {}
+
+    def bring(self) -> None:
+        self._storage.download(self._folder)
+        self._sent = self._stamps()
+
+    def sync(self) -> None:
+        """Makes the home as the folder is now. Raises StorageError."""
+        now = self._stamps()
+        for name in sorted(now, key=lambda name: (name.endswith(LAST), name)):
+            if self._sent.get(name) != now[name]:
+                self._send(name, now[name])
+        for name in self._sent.keys() - now.keys():
+            self._storage.remove(name)
+            del self._sent[name]
+
+    def _send(self, name: str, stamp: Stamp) -> None:
+        try:
+            self._storage.upload(self._folder / name, name)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and not (self._folder / name).exists():
+                return  # an old checkpoint that was removed just now
+            raise
+        self._sent[name] = stamp
+
+    def _stamps(self) -> dict[str, Stamp]:
+        found: dict[str, Stamp] = {}
+        for folder, inner, names in os.walk(self._folder):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            for name in (name for name in names if not name.startswith(".")):
+                path = Path(folder) / name
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+                found[path.relative_to(self._folder).as_posix()] = (status.st_size, status.st_mtime_ns)
+        return found
+
+
+@contextmanager
+def mirrored(mirror: Mirror, warn: Callable[[str], None]) -> Iterator[None]:
+    """Copies every EVERY_S seconds while the block runs, and once more when it ends, however it ends.
+
+    A copy in between that fails is a warning, for the next one may do better; the last one's failure is an error.
+    """
+    done = threading.Event()
+    thread = threading.Thread(target=_keep_copying, args=(mirror, done, warn), daemon=True)
+    thread.start()
+    try:
+        with terminated_as_interrupted():
+            yield
+    finally:
+        done.set()
+        thread.join()
+        mirror.sync()
+
+
+def _keep_copying(mirror: Mirror, done: threading.Event, warn: Callable[[str], None]) -> None:
+    while not done.wait(EVERY_S):
+        try:
+            mirror.sync()
+        except StorageError as error:
+            warn(f"{error}; trying again in {EVERY_S:.0f} s")
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, with which clusters stop jobs, ends the run as Ctrl-C does: what is done is kept."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

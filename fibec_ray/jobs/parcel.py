@@ -1,0 +1,91 @@
+"""What travels with a job: our own code, the experiment with all defaults filled in, small data; made by submit.py.
+
+Libraries do not travel: they are in the cluster's image, in the versions of constraints.txt.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import fibec_ray
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.load import config_folder
+from fibec_ray.errors import DataError
+from fibec_ray.run_dir import write_yaml
+from fibec_ray.storage import is_url
+
+EXPERIMENT = "experiment.yaml"
+INPUTS = "inputs"
+MOST_DATA_BYTES = 100_000_000
+"""Of data that travels with a job; Ray's own limit for a package is five times that."""
+
+
+@contextmanager
+def packed(experiment: Experiment, installed: bool) -> Iterator[dict[str, Any]]:
+    """The job's runtime environment; its folders are there until the block ends.
+
+    installed: the cluster's image has this package, and its code need not travel.
+    """
+    with TemporaryDirectory(prefix="fibec-job-") as folder:
+        work = Path(folder) / "work"
+        work.mkdir()
+        write_yaml(work / EXPERIMENT, settings_for(experiment, work))
+        modules = [] if installed else [str(path) for path in copy_code(Path(folder))]
+        yield {"working_dir": str(work), **({"py_modules": modules} if modules else {})}
+
+
+def settings_for(experiment: Experiment, work: Path) -> dict[str, Any]:
+    """The experiment as the cluster will run it: on the cluster that the job is on, with data that it can read."""
+    settings = experiment.model_dump(mode="json")
+    if experiment.fleet.kind == "ray" and experiment.fleet.address is None:
+        settings["fleet"]["address"] = "auto"  # else the job would start a Ray of its own, on the head alone
+    path = experiment.data.path
+    if path is not None and not is_url(path) and not Path(path).is_absolute():
+        settings["data"]["path"] = take_along(Path(path), work / INPUTS)
+    return settings
+
+
+def take_along(data: Path, inputs: Path) -> str:
+    """Copies a data set to where the job starts; returns its path as seen from there. Raises DataError."""
+    files = [data] if data.is_file() else sorted(path for path in data.rglob("*") if path.is_file())
+    if not files:
+        raise DataError(f"data.path: {data}: no such file or folder here, and it is no absolute path of the cluster's")
+    num_bytes = sum(path.stat().st_size for path in files)
+    if num_bytes > MOST_DATA_BYTES:
+        raise DataError(
+            f"data.path: {data} has {num_bytes / 1e6:.0f} MB, and {MOST_DATA_BYTES / 1e6:.0f} may travel with a job; "
+            "put it on storage that the cluster reads and give its URL (s3://, gs://) or absolute path"
+        )
+    target = inputs / data.name
+    inputs.mkdir(exist_ok=True)
+    if data.is_file():
+        shutil.copyfile(data, target)
+    else:
+        shutil.copytree(data, target)
+    return str(target.relative_to(inputs.parent))
+
+
+def copy_code(folder: Path) -> list[Path]:
+    """This package, with the packaged configs inside it as in a wheel, and the analysis that its command calls."""
+    code = [folder / "fibec_ray", folder / "analysis"]
+    _copy(Path(fibec_ray.__file__).parent, code[0])
+    if not (code[0] / "configs").is_dir():
+        _copy(config_folder(), code[0] / "configs")
+    _copy(_folder_of("analysis"), code[1])
+    return code
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+
+
+def _folder_of(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"{package} is installed with this package"
+    return Path(spec.submodule_search_locations[0])
