@@ -1,0 +1,78 @@
+"""What `fibec-ray run` does on any machine: a new run, or one that goes on (--resume), in a folder or behind a URL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fibec_ray.config.difference import first_difference
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.errors import RunDirError
+from fibec_ray.jobs.mirror import Mirror, mirrored
+from fibec_ray.reruns.records import binding, finished_digest, read_record
+from fibec_ray.reruns.resume import resume_record
+from fibec_ray.simulation import Run, Watcher, cache_dir, simulate
+from fibec_ray.storage import Storage, is_url
+
+
+@contextmanager
+def workplace(out: str, warn: Callable[[str], None]) -> Iterator[Path]:
+    """The folder to work in. For a URL it is one of this machine, which is copied there while the block runs."""
+    if not is_url(out):
+        yield Path(out)
+        return
+    storage = Storage(out)
+    folder = cache_dir() / "runs" / hashlib.blake2b(out.encode(), digest_size=8).hexdigest()
+    with _alone(folder, out):
+        shutil.rmtree(folder, ignore_errors=True)  # the URL has the run; what an earlier one left here may be older
+        mirror = Mirror(storage, folder)
+        mirror.bring()
+        with mirrored(mirror, warn):
+            yield folder
+
+
+def begin(experiment: Experiment, folder: Path, resume: bool, watcher: Watcher) -> Run | None:
+    """The run to its end; None if it has ended already.
+
+    resume: a run of the same experiment that is in the folder goes on; if there is none, it begins. `fleet` and
+    `checkpoint` may differ, as in `fibec-ray resume`. Raises RunDirError for a run of another experiment.
+    """
+    folder = folder.expanduser().resolve()
+    if not resume or not _has_begun(folder):
+        return simulate(experiment, folder, watcher)
+    settings = experiment.model_dump(mode="json", include={"fleet", "checkpoint"})
+    record = read_record(folder, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    if binding(record.experiment) != binding(experiment):
+        difference = first_difference(binding(record.experiment), binding(experiment))
+        raise RunDirError(f"{folder}: holds a run of another experiment ({difference}); choose another --name or --out")
+    if finished_digest(folder) is not None:
+        return None
+    return resume_record(record, watcher)
+
+
+def _has_begun(folder: Path) -> bool:
+    """A run that was stopped while it wrote its data has nothing that could be gone on with: that is cleared away."""
+    if (folder / "checkpoints" / "run.json").is_file():
+        return True
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names <= {"data", "config.yaml"}:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return "config.yaml" in names
+
+
+@contextmanager
+def _alone(folder: Path, out: str) -> Iterator[None]:
+    """Keeps a second driver of this machine out; of one on another machine nobody here knows."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{folder}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise RunDirError(f"{out}: a driver on this machine is at work there; wait for it, or stop it") from error
