@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 from fibec_ray.fleets.site import Site, assemble_evaluation
+from fibec_ray.learning.checkpoint import read_state, write_state
 from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.server import Server
+from fibec_ray.parts.sharing.base import Selection
+from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import EvaluationResult, OpenResult, Progress, RoundPlan, RoundResult
 
@@ -19,17 +26,13 @@ class LocalFleet:
 
     def open(self) -> OpenResult:
         job = self._site.job
-        self._worker = self._site.worker()
-        self._server = Server(job, self._worker.initial, self._worker.layout)
+        self._start()
         opened = []
         for device in range(job.num_devices if job.method.opens else 0):
             opened.append(self._worker.open(device))
             self._progress("open", device + 1, job.num_devices)
         selection = self._server.open([layer_report for layer_report, _ in opened])
-        reports = [report for _, report in opened]
-        own, frozen = job.method.has_own_models, job.method.mask.freezes
-        self._opened = OpenResult(reports, selection.names, self._worker.layout, selection.scores, own, frozen)
-        return self._opened
+        return self._result(selection, [report for _, report in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast(plan.round)
@@ -57,3 +60,29 @@ class LocalFleet:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+    def restore(self, path: Path) -> OpenResult:
+        self._start()
+        return self._result(self._server.restore(read_state(path)), [])
+
+    def save(self, path: Path) -> Callable[[], str]:
+        return partial(write_state, path, self._server.state())
+
+    def digest(self) -> str:
+        return self._server.digest()
+
+    def _start(self) -> None:
+        self._worker = self._site.worker()
+        self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
+
+    def _result(self, selection: Selection, reports: list[DeviceReport]) -> OpenResult:
+        method = self._site.job.method
+        self._opened = OpenResult(
+            reports,
+            selection.names,
+            self._worker.layout,
+            selection.scores,
+            method.has_own_models,
+            method.mask.freezes,
+        )
+        return self._opened

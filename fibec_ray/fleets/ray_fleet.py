@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,6 +22,7 @@ from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.fleets.wire import from_wire, to_wire
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.models.quiet import OFFLINE_ENV
+from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions, Progress, RoundPlan, RoundResult
 
@@ -42,21 +44,11 @@ class RayFleet:
         self._opened: OpenResult
 
     def open(self) -> OpenResult:
-        job = self._site.job
-        self._connect()
-        self.placement = decide(self._config, job.num_devices, self._resources())
-        self._pool = self._make_pool()
-        # No CPU of its own: device actors may hold all of them, and the server works while they wait.
-        self._server = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0).remote(job, self._site.threads)
-        initial, layout = self._describe()
-        self._ask(self._server.start.remote(initial, layout))
+        job, layout = self._site.job, self._start()
         devices = list(range(job.num_devices)) if job.method.opens else []
         opened = self._map("open", devices, _open)
         names, scores = self._ask(self._server.open.remote([self._ask(refs[0]) for refs in opened]))
-        reports = [self._ask(refs[1]) for refs in opened]
-        own, frozen = job.method.has_own_models, job.method.mask.freezes
-        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
-        return self._opened
+        return self._result(names, scores, layout, [self._ask(refs[1]) for refs in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast.remote(plan.round)
@@ -87,6 +79,37 @@ class RayFleet:
             ray.kill(self._server)
         if self._owns_ray:
             ray.shutdown()
+
+    def restore(self, path: Path) -> OpenResult:
+        layout = self._start()
+        names, scores = self._ask(self._server.restore.remote(path))
+        return self._result(names, scores, layout, [])
+
+    def save(self, path: Path) -> Callable[[], str]:
+        """The server actor takes calls in order: what it writes is its state before the next round's updates."""
+        return partial(self._ask, self._server.save.remote(path))
+
+    def digest(self) -> str:
+        found: str = self._ask(self._server.digest.remote())
+        return found
+
+    def _start(self) -> Layout:
+        """Connects, places actors, and gives the server P^0."""
+        job = self._site.job
+        self._connect()
+        self.placement = decide(self._config, job.num_devices, self._resources())
+        self._pool = self._make_pool()
+        # No CPU of its own: device actors may hold all of them, and the server works while they wait.
+        self._server = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0).remote(job, self._site.threads)
+        initial, layout = self._describe()
+        self._ask(self._server.start.remote(initial, layout))
+        return layout
+
+    def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
+        method = self._site.job.method
+        own, frozen = method.has_own_models, method.mask.freezes
+        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
+        return self._opened
 
     def _connect(self) -> None:
         """Joins the cluster, or starts a local one that ends with this fleet; a session that is on already is used."""

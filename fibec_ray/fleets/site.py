@@ -35,6 +35,10 @@ class Site:
     def state_dir(self) -> Path:
         return self.run_dir / "checkpoints" / "devices"
 
+    @property
+    def store(self) -> StateStore:
+        return StateStore(self.state_dir)
+
     def prepare_base(self) -> Path:
         from fibec_ray.models.backbone import prepare
 
@@ -56,7 +60,7 @@ class Site:
 
         torch.set_num_threads(self.threads)
         federation = self.federation()
-        return DeviceWorker(self.job, self._model(federation, device), federation, StateStore(self.state_dir), name)
+        return DeviceWorker(self.job, self._model(federation, device), federation, self.store, name)
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         from fibec_ray.models.net_model import NetModel
