@@ -1,0 +1,65 @@
+"""What a run directory says of its run, checked: settings, data, rounds logged; used by resume, verify and replay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fibec_ray.config.difference import first_difference
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.load import check, load_experiment
+from fibec_ray.errors import RunDirError
+from fibec_ray.learning.identity import Identity, read_identity
+from fibec_ray.simulation import resolved
+
+
+@dataclass(frozen=True)
+class Record:
+    folder: Path
+    identity: Identity
+    experiment: Experiment
+
+
+def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
+    """Raises RunDirError for what is no run directory, or whose settings or data are not those that it began with.
+
+    overrides: of `fleet` and `checkpoint`, which no result depends on; but fleet.threads.
+    """
+    folder = folder.expanduser().resolve()
+    identity = read_identity(folder)
+    config = folder / "config.yaml"
+    experiment = load_experiment(config, overrides)
+    began = check(identity.config, str(config))
+    if binding(experiment) != binding(began):
+        raise RunDirError(
+            f"{config}: is not what the run began with ({first_difference(binding(began), binding(experiment))}); only "
+            "checkpoint and fleet (but fleet.threads) may change; set it back, or start a new run"
+        )
+    identity.refuse_other_data(folder)
+    return Record(folder, identity, experiment)
+
+
+def binding(experiment: Experiment) -> dict[str, Any]:
+    """The settings that results depend on, bit by bit."""
+    settings = resolved(experiment)
+    del settings["checkpoint"]
+    return {**settings, "fleet": {"threads": experiment.fleet.threads}}
+
+
+def finished_digest(folder: Path) -> str | None:
+    """The final adapter's digest; None if the run has not come to its end."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return str(summary["adapter_digest"]) if summary["status"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def last_logged(folder: Path) -> int:
+    """The newest round of the log; -2 if it has none, not even the opening."""
+    from fibec_ray.roundlog.writer import round_of
+
+    return max((round_of(path) for path in (folder / "rounds").glob("[!.]*.parquet")), default=-2)
