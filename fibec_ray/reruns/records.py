@@ -54,7 +54,7 @@ def finished_digest(folder: Path) -> str | None:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         return str(summary["adapter_digest"]) if summary["status"] == "finished" else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

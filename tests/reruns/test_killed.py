@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from conftest import named, needs
 
+import fibec_ray
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
 
 NURSERY = Path(__file__).with_name("nursery.py")
@@ -41,13 +43,14 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 ) -> None:
     method, changes = CASES[case]
     settings = tmp_path / "settings.yaml"
-    settings.write_text(yaml.safe_dump(tiny_settings(method, rounds=12 if kills < 10 else 40, **changes)))
+    settings.write_text(yaml.safe_dump(tiny_settings(method, rounds=8 if kills < 10 else 40, **changes)))
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     done = subprocess.run(
         [sys.executable, str(NURSERY), str(settings), str(calm), str(killed), str(kills), "7"],
         capture_output=True,
         text=True,
         timeout=280,
+        env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     died_at = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Rounds and device-rounds that are run again give what the log says, bit by bit; a log that was touched is found out."""
+"""Rounds and device-rounds that are run again give what the log says, bit by bit; a touched log is found out."""
 
 from __future__ import annotations
 
