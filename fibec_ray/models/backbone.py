@@ -45,7 +45,12 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
 def open_base(spec: Backbone, folder: Path) -> Any:
     """The frozen base model from a prepared folder; its weights stay mmap-backed."""
     model = _auto_class(spec).from_pretrained(
-        folder, dtype="auto", local_files_only=True, attn_implementation=spec.attention, trust_remote_code=False
+        folder,
+        dtype="auto",
+        local_files_only=True,
+        use_safetensors=True,
+        attn_implementation=spec.attention,
+        trust_remote_code=False,
     )
     return model.requires_grad_(False)
 
