@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fibec_ray.per_sample import Caught, catch
+from fibec_ray.per_sample import Caught
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import LocalModel, Outputs, Shard
 
@@ -163,15 +163,14 @@ def label_passes(
 ) -> Iterator[LabelPass]:
     """One forward pass over the samples at `rows`, and a backward pass for each label that the expectation needs."""
     before = model.work.backward_flops
-    with torch.enable_grad(), catch(model.holders, names, len(rows)) as caught:
-        out = model.forward(shard.batch(rows))
+    out, caught = model.watched(shard.batch(rows), names)
     backward_flops = model.work.backward_flops - before  # the model counts one backward pass
     with torch.enable_grad():
         targets = list(_targets(out, label, draws))
     for i, (values, weights) in enumerate(targets):
         model.work.flops += backward_flops if i else 0.0
         # Gradients of the outputs, not of the weights: the sum over samples is never formed.
-        grads = torch.autograd.grad(values.sum(), caught.tensors, retain_graph=i + 1 < len(targets), allow_unused=True)
+        grads = model.grad(values.sum(), caught.tensors, retain_graph=i + 1 < len(targets))
         yield LabelPass(out, caught, grads, weights)
 
 

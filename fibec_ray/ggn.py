@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fibec_ray.errors import ModelError
 from fibec_ray.fisher import by_length
-from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import LocalModel, Outputs, Shard
 
@@ -122,15 +121,14 @@ class _Columns:
 def sample_gradients(model: LocalModel, shard: Shard, rows: Tensor, names: Collection[str]) -> Iterator[Tensors]:
     """{name: (B, *shape)} float32 for each column c of L_i: J_i^T L_i[:, c] of the samples at `rows`."""
     before = model.work.backward_flops
-    with torch.enable_grad(), catch(model.holders, names, len(rows)) as caught:
-        out = model.forward(shard.batch(rows))
+    out, caught = model.watched(shard.batch(rows), names)
     backward_flops = model.work.backward_flops - before  # the model counts one backward pass
     scores, factor = out.scores, output_factor(out).detach()
     num = factor.shape[2]
     for c in range(num):
         model.work.flops += backward_flops if c else 0.0
         cotangent = factor[:, :, c].to(scores.dtype)
-        grads = torch.autograd.grad(scores, caught.tensors, cotangent, retain_graph=c + 1 < num, allow_unused=True)
+        grads = model.grad(scores, caught.tensors, cotangent, retain_graph=c + 1 < num)
         found = caught.gradients(grads)
         if not all(bool(value.isfinite().all()) for value in found.values()):
             raise ModelError("the Gauss-Newton matrix is not finite; lower local.learning_rate")

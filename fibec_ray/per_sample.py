@@ -112,6 +112,22 @@ def collect_holders(module: nn.Module, saved_name: Callable[[str], str]) -> dict
     return holders
 
 
+@dataclass(frozen=True)
+class Part:
+    """Samples that stand side by side in a batch, which may have more tokens than they need."""
+
+    rows: slice
+    length: int
+    """tokens of the longest of them"""
+    padded: int
+    """tokens of the longest of the batch"""
+
+    def of(self, value: Tensor) -> Tensor:
+        """What belongs to them of a value (N, ...) or, token by token, (N, padded, features)."""
+        own = value[self.rows]
+        return own[:, : self.length] if value.dim() == 3 and value.shape[1] == self.padded else own
+
+
 @contextmanager
 def catch(holders: Mapping[str, nn.Module], names: Collection[str], num_samples: int) -> Iterator[Caught]:
     """Records what the holders of the named tensors see during one forward pass over a batch of `num_samples`.
@@ -132,8 +148,8 @@ def catch(holders: Mapping[str, nn.Module], names: Collection[str], num_samples:
 class Caught:
     """What the holders saw of one batch, and the gradients of each sample that follow once those of outputs are known.
 
-    After the forward pass either `torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)`, as often as
-    the graph is kept; or `retain_grad()` on each of the tensors, an ordinary `loss.backward()`, and their `.grad`.
+    After the forward pass `torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)`, as often as the
+    graph is kept.
     """
 
     modules: Mapping[str, Seen]
@@ -166,6 +182,10 @@ class Caught:
         parts = (seen.gradients(given[prefix], scale) for prefix, seen in self.modules.items())
         return {name: value for part in parts for name, value in part.items()}
 
+    def part(self, part: Part) -> Caught:
+        """What was seen of some of the samples. `tensors` stay the whole batch's: cut their gradients likewise."""
+        return Caught({prefix: seen.part(part) for prefix, seen in self.modules.items()})
+
     def by_prefix(self, grads: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
         """The gradients of `tensors` by their holders; None for a holder that was not called, too."""
         called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
@@ -182,6 +202,12 @@ class Seen:
         """y, or l * a of a feed-forward (IA)^3; in the graph; None if not called"""
         self._prefix, self._module, self._formulas, self._num_samples = prefix, module, formulas, num_samples
         self._versions: list[tuple[Tensor, int]] = []
+
+    def part(self, part: Part) -> Seen:
+        seen = Seen(self._prefix, self._module, self._formulas, part.rows.stop - part.rows.start)
+        seen.inputs = None if self.inputs is None else part.of(self.inputs)
+        seen.output, seen._versions = self.output, self._versions
+        return seen
 
     def watch(self) -> list[RemovableHandle]:
         module: Any = self._module

@@ -200,7 +200,7 @@ def cache_dir() -> Path:
 def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:
     """What processes need to host the run's devices in a folder, which must have its data."""
     job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
-    return Site(job, folder, cache_dir(), experiment.fleet.threads)
+    return Site(job, folder, cache_dir(), experiment.fleet.threads, experiment.fleet.lanes)
 
 
 def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:

@@ -5,7 +5,7 @@ Shapes: B samples of a batch, S tokens, H hidden size, L transformer blocks, C c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.per_sample import Caught
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 
@@ -109,6 +110,11 @@ class Work:
     backward_flops: float = 0.0
     """those of `flops` that were backward passes"""
 
+    def add(self, other: Work) -> None:
+        self.flops += other.flops
+        self.num_tokens += other.num_tokens
+        self.backward_flops += other.backward_flops
+
 
 class LocalModel(Protocol):
     """A backbone with one adapter (and maybe a head) attached, or trained whole; lent to one device at a time.
@@ -162,12 +168,59 @@ class LocalModel(Protocol):
         """Losses and class scores. embeds: (B, S, H) in place of the token embeddings. hidden: return block outputs."""
         ...
 
+    def watched(
+        self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
+    ) -> tuple[Outputs, Caught]:
+        """As `forward`, with a graph, for `grad`; and what the holders of the named tensors saw.
+
+        Work that asks for its gradients in this way can be done for several devices at once.
+        """
+        ...
+
+    def grad(
+        self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
+    ) -> list[Tensor | None]:
+        """Gradients of what `watched` led to: of a scalar, or of <value, cotangent>, in the tensors (None: in no way).
+
+        tensors: trainable ones, embeddings that were given, or `Caught.tensors`.
+        """
+        ...
+
     def embed(self, batch: Batch) -> Tensor:
         """(B, S, H) token embeddings, before positions are added."""
         ...
 
     def train(self, mode: bool) -> None:
         """Switches dropout on or off."""
+        ...
+
+
+@dataclass(frozen=True)
+class LaneBatch:
+    """What one lane of a joint pass brings: its values of all trainable tensors, and its samples."""
+
+    values: Mapping[str, Tensor]
+    batch: Batch
+    embeds: Tensor | None = None
+    """(B, S, H) in place of the token embeddings"""
+
+
+class LanedModel(LocalModel, Protocol):
+    """A model that can compute for several devices in one pass, each with its own values of the trainable tensors."""
+
+    def obstacle_to_lanes(self) -> str | None:
+        """Why it cannot; None if it can."""
+        ...
+
+    def cost(self, batch: Batch, graph: bool) -> Work:
+        """What a pass over the batch computes, padding included. graph: and the backward pass that goes with it."""
+        ...
+
+    def together(
+        self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
+    ) -> tuple[list[Outputs], Caught]:
+        """One pass over the batches of all lanes: each lane's outputs, and what the holders of the named tensors saw of
+        all samples, lane by lane."""
         ...
 
 

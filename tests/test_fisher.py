@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.fisher import Fisher, FisherScan, Label, batch_squares, by_length, momentum
+from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
@@ -261,7 +262,7 @@ def test_a_sample_that_is_there_twice_counts_twice(shard: ArrayShard) -> None:
     )
 
 
-class Logistic:
+class Logistic(Alone):
     """Softmax regression on (B, S) token ids, scores x W^T with W (C, S); the loss is that of the label.
 
     A small model of its own that implements what `LocalModel` asks of a scanned model.

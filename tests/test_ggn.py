@@ -27,6 +27,7 @@ from fibec_ray.ggn import (
     subspace_eigenpairs,
     top_eigenpairs,
 )
+from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Cnn, Mlp
@@ -227,7 +228,7 @@ def test_it_leaves_the_model_as_it_was(shard: ArrayShard) -> None:
 # --- a model whose Hessian is the Gauss-Newton matrix
 
 
-class Linear:
+class Linear(Alone):
     """Softmax regression on (B, S) token ids: what `LocalModel` asks of a model whose curvature is taken."""
 
     def __init__(self, weight: Tensor):

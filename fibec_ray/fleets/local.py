@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.learning.checkpoint import read_state, write_state
-from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.evaluation import evaluation_chunks
+from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.group_worker import GroupWorker
+from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import EvaluationResult, OpenResult, Progress, RoundPlan, RoundResult
+from fibec_ray.types import Broadcast, EvaluationResult, OpenResult, Predictions, Progress, RoundPlan, RoundResult
+
+T = TypeVar("T")
 
 
 class LocalFleet:
     def __init__(self, site: Site, progress: Progress = lambda stage, done, total: None):
         self._site, self._progress = site, progress
-        self._worker: DeviceWorker
+        self._worker: GroupWorker
         self._server: Server
+        self._federation: Federation
         self._opened: OpenResult
 
     def open(self) -> OpenResult:
         job = self._site.job
         self._start()
-        opened = []
-        for device in range(job.num_devices if job.method.opens else 0):
-            opened.append(self._worker.open(device))
-            self._progress("open", device + 1, job.num_devices)
+        devices = range(job.num_devices if job.method.opens else 0)
+        opened = self._by_group("open", devices, self._federation.num_train(devices), self._worker.open_group)
         selection = self._server.open([layer_report for layer_report, _ in opened])
         return self._result(selection, [report for _, report in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast(plan.round)
-        updates, reports = [], []
-        for device in plan.cohort:
-            update, report = self._worker.train(plan, device, broadcast)
-            updates.append(update)
-            reports.append(report)
-            self._progress("train", len(reports), len(plan.cohort))
-        self._server.absorb(plan.round, updates)
-        return RoundResult(reports)
+        train = partial(self._worker.train_group, plan, broadcast=broadcast)
+        trained = self._by_group("train", plan.cohort, self._federation.num_train(plan.cohort), train)
+        self._server.absorb(plan.round, [update for update, _ in trained])
+        return RoundResult([report for _, report in trained])
 
     def evaluate(self, round_: int) -> EvaluationResult:
-        job, federation = self._site.job, self._site.federation()
+        batch_size = self._site.job.eval_batch_size
         broadcast = self._server.broadcast(round_ + 1)
-        chunks = evaluation_chunks(federation.test_set(), job.eval_batch_size)
+        chunks = evaluation_chunks(self._federation.test_set(), batch_size)
         parts = self._worker.evaluate_shared(chunks, broadcast)
-        personal = None
-        if self._opened.keeps_personal:
-            personal = {d: self._worker.evaluate_personal(d, broadcast) for d in range(job.num_devices)}
-        return assemble_evaluation(federation, job.eval_batch_size, parts, personal)
+        personal = self._evaluate_personal(broadcast) if self._opened.keeps_personal else None
+        return assemble_evaluation(self._federation, batch_size, parts, personal)
 
     def adapter(self) -> Tensors:
         return self._server.adapter()
@@ -72,6 +70,7 @@ class LocalFleet:
         return self._server.digest()
 
     def _start(self) -> None:
+        self._federation = self._site.federation()
         self._worker = self._site.worker()
         self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
 
@@ -86,3 +85,19 @@ class LocalFleet:
             method.mask.freezes,
         )
         return self._opened
+
+    def _evaluate_personal(self, broadcast: Broadcast) -> dict[int, Predictions]:
+        devices = range(self._site.job.num_devices)
+        evaluate = partial(self._worker.evaluate_group, broadcast=broadcast)
+        found = self._by_group("evaluate", devices, self._federation.num_test(devices), evaluate)
+        return dict(zip(devices, found, strict=True))
+
+    def _by_group(
+        self, stage: str, devices: Sequence[int], num_samples: Sequence[int], work: Callable[[Group], list[T]]
+    ) -> list[T]:
+        """What work(group) gives for each device, in the order of `devices`."""
+        found: dict[int, T] = {}
+        for group in lane_groups(devices, num_samples, self._site.lanes):
+            found |= zip(group, work(group), strict=True)
+            self._progress(stage, len(found), len(devices))
+        return [found[device] for device in devices]

@@ -7,6 +7,7 @@ After a restart Ray calls the constructor again, and the next call builds the wo
 from __future__ import annotations
 
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -14,12 +15,13 @@ import ray
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.wire import from_wire, to_wire
 from fibec_ray.learning.checkpoint import read_state, write_state
-from fibec_ray.learning.device import DeviceWorker
+from fibec_ray.learning.group_worker import GroupWorker
+from fibec_ray.learning.grouping import Group
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, LayerReport, Layout, Predictions, RoundPlan
+from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout, Predictions, RoundPlan
 
 GET_TIMEOUT_S = 300
 
@@ -29,7 +31,7 @@ class DeviceActor:
 
     def __init__(self, site: Site, name: str, gpu_share: float):
         self._site, self._name, self._gpu_share = site, name, gpu_share
-        self._built: DeviceWorker | None = None
+        self._built: GroupWorker | None = None
 
     def ready(self) -> str:
         """Builds the model if need be."""
@@ -39,24 +41,27 @@ class DeviceActor:
         """P^0 (as arrays) and what its tensors are."""
         return to_wire(self._worker.initial), self._worker.layout
 
-    def open(self, device: int, attempt: int) -> tuple[Any, DeviceReport]:
-        layer_report, report = self._worker.open(device, attempt)
-        return to_wire(layer_report), report
+    def open(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
+        """Each device's layer report and row of the log."""
+        opened = self._worker.open_group(devices, attempt)
+        return [(to_wire(layer_report), report) for layer_report, report in opened]
 
-    def train(self, plan: RoundPlan, device: int, broadcast: Any, attempt: int) -> tuple[Any, DeviceReport]:
-        update, report = self._worker.train(plan, device, from_wire(broadcast), attempt)
-        return to_wire(update), report
+    def train(self, plan: RoundPlan, devices: Group, broadcast: Any, attempt: int) -> tuple[Any, ...]:
+        """Each device's update, an object of its own, and after them the list of their reports."""
+        trained = self._worker.train_group(plan, devices, from_wire(broadcast), attempt)
+        return (*(to_wire(update) for update, _ in trained), [report for _, report in trained])
 
     def evaluate_shared(self, chunks: Any, broadcast: Any) -> Any:
         parts: list[Predictions] = self._worker.evaluate_shared(from_wire(chunks), from_wire(broadcast))
         return to_wire(parts)
 
-    def evaluate_personal(self, devices: list[int], broadcast: Any) -> Any:
+    def evaluate_personal(self, groups: list[Group], broadcast: Any) -> Any:
+        """Predictions of the devices of some groups, one after the other."""
         received: Broadcast = from_wire(broadcast)
-        return to_wire([self._worker.evaluate_personal(device, received) for device in devices])
+        return to_wire([own for group in groups for own in self._worker.evaluate_group(group, received)])
 
     @property
-    def _worker(self) -> DeviceWorker:
+    def _worker(self) -> GroupWorker:
         if self._built is None:
             self._built = self._site.worker(self._name, self._torch_device())
         return self._built
@@ -81,6 +86,7 @@ class ServerActor:
         torch.set_num_threads(threads)
         self._job = job
         self._server: Server | None = None
+        self._fed: SimpleQueue[ray.ObjectRef] = SimpleQueue()
 
     def start(self, initial: Any, layout: Layout) -> None:
         self._server = Server(self._job, from_wire(initial), layout)
@@ -93,9 +99,15 @@ class ServerActor:
     def broadcast(self, round_: int) -> Any:
         return to_wire(self._held.broadcast(round_))
 
-    def absorb(self, round_: int, updates: list[ray.ObjectRef]) -> None:
-        """Refs of the round's updates in cohort order; fetched and summed one at a time."""
-        self._held.absorb(round_, (from_wire(ray.get(ref, timeout=GET_TIMEOUT_S)) for ref in updates))
+    def absorb(self, round_: int, num_updates: int) -> None:
+        """Takes a round's updates as `feed` brings them: each is fetched, summed and let go of before the next."""
+        self._held.absorb(round_, (self._next() for _ in range(num_updates)))
+
+    @ray.method(concurrency_group="feed")
+    def feed(self, updates: list[ray.ObjectRef]) -> None:
+        """The next updates in cohort order; runs beside `absorb`, in a thread of its own."""
+        for ref in updates:
+            self._fed.put(ref)
 
     def adapter(self) -> Any:
         return to_wire(self._held.adapter())
@@ -114,3 +126,8 @@ class ServerActor:
     def _held(self) -> Server:
         assert self._server is not None, "start comes first"
         return self._server
+
+    def _next(self) -> ClientUpdate:
+        """Waits without limit: the driver watches over devices that are slow, and ends this actor if it gives up."""
+        update: ClientUpdate = from_wire(ray.get(self._fed.get(), timeout=GET_TIMEOUT_S))
+        return update

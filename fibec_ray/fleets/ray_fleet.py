@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import math
-import os
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
-from fibec_ray.errors import ConfigError, FleetError
-from fibec_ray.fleets.failures import LOST, ActorPool, Call, get
-from fibec_ray.fleets.placement import Placement, Resources, decide
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.cluster import connect, resources
+from fibec_ray.fleets.failures import LOST, ActorPool, Ended, get
+from fibec_ray.fleets.placement import Placement, decide
 from fibec_ray.fleets.ray_actors import DeviceActor, ServerActor
+from fibec_ray.fleets.reduction import Reduction
+from fibec_ray.fleets.schedule import Call, CostModel
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.fleets.wire import from_wire, to_wire
 from fibec_ray.learning.evaluation import evaluation_chunks
-from fibec_ray.models.quiet import OFFLINE_ENV
+from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions, Progress, RoundPlan, RoundResult
 
-CONNECT_TIMEOUT_S = 5
 CALLS_PER_ACTOR = 4
 """Evaluation work is cut into about this many calls for each actor, so that the slowest one does not lag."""
 
+Submit = Callable[[Group, Any, int], list[ray.ObjectRef]]
+"""(devices, actor, attempt) -> refs as in `Call`"""
+
 
 class RayFleet:
-    """open: connect, place actors, run the initialisation phase. Then rounds; then `close`."""
+    """open: connect, place actors, run the initialisation phase. Then rounds; then `close`. An error ends the fleet."""
 
     placement: Placement
 
@@ -41,32 +43,34 @@ class RayFleet:
         self._owns_ray = False
         self._pool: ActorPool | None = None
         self._server: Any = None
+        self._costs = CostModel()
+        self._federation: Federation
         self._opened: OpenResult
 
     def open(self) -> OpenResult:
-        job, layout = self._site.job, self._start()
-        devices = list(range(job.num_devices)) if job.method.opens else []
-        opened = self._map("open", devices, _open)
-        names, scores = self._ask(self._server.open.remote([self._ask(refs[0]) for refs in opened]))
-        return self._result(names, scores, layout, [self._ask(refs[1]) for refs in opened])
+        layout = self._start()
+        opened = self._open_devices() if self._site.job.method.opens else []
+        names, scores = self._ask(self._server.open.remote([layer_report for layer_report, _ in opened]))
+        return self._result(names, scores, layout, [report for _, report in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
-        broadcast = self._server.broadcast.remote(plan.round)
-        trained = self._map("train", plan.cohort, partial(_train, plan, broadcast))
-        self._ask(self._server.absorb.remote(plan.round, [refs[0] for refs in trained]))
-        return RoundResult([self._ask(refs[1]) for refs in trained])
+        # The plan names the whole cohort: it travels once, not with each call.
+        told, broadcast = ray.put(plan), self._server.broadcast.remote(plan.round)
+        reduction, reports = Reduction(self._server, plan), dict[int, DeviceReport]()
+        for group, ended in self._on_groups("train", plan.cohort, partial(_train, told, broadcast)):
+            reduction.add(dict(zip(group, ended.refs, strict=True)))
+            reports |= zip(group, ended.value, strict=True)
+        self._ask(reduction.absorbed)
+        self._costs.learn(reports.values())
+        return RoundResult([reports[device] for device in plan.cohort])
 
     def evaluate(self, round_: int) -> EvaluationResult:
-        job, federation = self._site.job, self._site.federation()
+        batch_size = self._site.job.eval_batch_size
         broadcast = self._server.broadcast.remote(round_ + 1)
-        chunks = self._groups(evaluation_chunks(federation.test_set(), job.eval_batch_size))
-        parts = self._gather([partial(_evaluate_shared, to_wire(group), broadcast) for group in chunks])
-        personal = None
-        if self._opened.keeps_personal:
-            devices = self._groups(list(range(job.num_devices)))
-            own = self._gather([partial(_evaluate_personal, group, broadcast) for group in devices])
-            personal = dict(enumerate(own))
-        return assemble_evaluation(federation, job.eval_batch_size, parts, personal)
+        chunks = evaluation_chunks(self._federation.test_set(), batch_size)
+        parts = self._evaluate_shared(chunks, broadcast)
+        personal = self._evaluate_personal(broadcast) if self._opened.keeps_personal else None
+        return assemble_evaluation(self._federation, batch_size, parts, personal)
 
     def adapter(self) -> Tensors:
         values: Tensors = from_wire(self._ask(self._server.adapter.remote()))
@@ -95,12 +99,11 @@ class RayFleet:
 
     def _start(self) -> Layout:
         """Connects, places actors, and gives the server P^0."""
-        job = self._site.job
-        self._connect()
-        self.placement = decide(self._config, job.num_devices, self._resources())
+        self._federation = self._site.federation()
+        self._owns_ray = connect(self._config)
+        self.placement = decide(self._config, self._site.job.num_devices, resources(self._config))
         self._pool = self._make_pool()
-        # No CPU of its own: device actors may hold all of them, and the server works while they wait.
-        self._server = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0).remote(job, self._site.threads)
+        self._server = self._make_server()
         initial, layout = self._describe()
         self._ask(self._server.start.remote(initial, layout))
         return layout
@@ -110,34 +113,6 @@ class RayFleet:
         own, frozen = method.has_own_models, method.mask.freezes
         self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
         return self._opened
-
-    def _connect(self) -> None:
-        """Joins the cluster, or starts a local one that ends with this fleet; a session that is on already is used."""
-        if ray.is_initialized():
-            return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = self._config.address is None
-        _check_reachable(self._config.address)
-        try:
-            ray.init(
-                address="local" if local else self._config.address,
-                include_dashboard=False if local else None,
-                object_store_memory=self._config.object_store_mb * 1_000_000 if local else None,
-                # Workers of a local cluster inherit this process's environment; a runtime_env would start them anew.
-                runtime_env=None if local else {"env_vars": OFFLINE_ENV},
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise FleetError(f"fleet.address: {self._config.address or 'local cluster'}: {error}") from error
-        self._owns_ray = True
-
-    def _resources(self) -> Resources:
-        have = ray.cluster_resources()
-        memory = have.get("memory", 0.0)
-        if self._config.address is None:
-            memory = min(memory or math.inf, psutil.virtual_memory().available)
-        return Resources(have.get("CPU", 0.0), have.get("GPU", 0.0), int(memory))
 
     def _make_pool(self) -> ActorPool:
         place, config = self.placement, self._config
@@ -155,37 +130,71 @@ class RayFleet:
         pool.start()
         return pool
 
+    def _make_server(self) -> Any:
+        # No CPU of its own: device actors may hold all of them, and the server works while they wait.
+        kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
+        return kind.remote(self._site.job, self._site.threads)
+
     def _describe(self) -> tuple[Any, Layout]:
-        assert self._pool is not None
-        call = Call(0, lambda actor, attempt: [actor.describe.remote()])
-        ((_, refs),) = self._pool.run([call])
-        described: tuple[Any, Layout] = self._ask(refs[0])
+        (ended,) = self._run([Call(0, lambda actor, attempt: [actor.describe.remote()])])
+        described: tuple[Any, Layout] = ended.value
         return described
 
-    def _map(
-        self, stage: str, devices: Sequence[int], submit: Callable[[int, Any, int], list[ray.ObjectRef]]
-    ) -> list[list[ray.ObjectRef]]:
-        """Calls submit(device, actor, attempt) for each device; the refs come back in the order of `devices`."""
-        assert self._pool is not None
-        calls = [Call(device, partial(submit, device), self._home(device)) for device in devices]
-        ended = {}
-        for key, refs in self._pool.run(calls):
-            ended[key] = refs
-            self._progress(stage, len(ended), len(devices))
-        return [ended[device] for device in devices]
+    def _open_devices(self) -> list[tuple[Any, DeviceReport]]:
+        """What each device says, in device order; small, so that the driver may hold it."""
+        devices, opened = range(self._site.job.num_devices), dict[int, tuple[Any, DeviceReport]]()
+        for group, ended in self._on_groups("open", devices, _open):
+            opened |= zip(group, ended.value, strict=True)
+        return [opened[device] for device in devices]
 
-    def _gather(self, submits: list[Callable[[Any, int], list[ray.ObjectRef]]]) -> list[Predictions]:
-        """The lists of predictions that the calls return, joined in the order of the calls."""
-        assert self._pool is not None
-        ended = dict(self._pool.run([Call(i, submit) for i, submit in enumerate(submits)]))
-        return [part for i in range(len(submits)) for part in from_wire(self._ask(ended[i][0]))]
+    def _evaluate_shared(self, chunks: list[Any], broadcast: ray.ObjectRef) -> list[Predictions]:
+        """Predictions of the chunks, in their order."""
+        size = -(-len(chunks) // self._num_calls(chunks))
+        parts = [chunks[i : i + size] for i in range(0, len(chunks), size)]
+        calls = [Call(i, partial(_evaluate_shared, to_wire(part), broadcast)) for i, part in enumerate(parts)]
+        found = {ended.key: from_wire(ended.value) for ended in self._run(calls)}
+        return [prediction for i in range(len(parts)) for prediction in found[i]]
 
-    def _groups(self, items: list[Any]) -> list[list[Any]]:
-        size = max(1, math.ceil(len(items) / (CALLS_PER_ACTOR * self.placement.num_actors)))
-        return [items[i : i + size] for i in range(0, len(items), size)]
+    def _evaluate_personal(self, broadcast: ray.ObjectRef) -> dict[int, Predictions]:
+        """Predictions of every device, in device order."""
+        devices = range(self._site.job.num_devices)
+        groups = lane_groups(devices, self._federation.num_test(devices), self._site.lanes)
+        shares = [groups[i :: self._num_calls(groups)] for i in range(self._num_calls(groups))]
+        calls = [
+            Call(i, partial(_evaluate_personal, share, broadcast), num_devices=sum(len(group) for group in share))
+            for i, share in enumerate(shares)
+        ]
+        found: dict[int, Predictions] = {}
+        for ended in self._run(calls):
+            hosted = [device for group in shares[ended.key] for device in group]
+            found |= zip(hosted, from_wire(ended.value), strict=True)
+        return {device: found[device] for device in devices}
 
-    def _home(self, device: int) -> int | None:
-        return device if self.placement.per_device else None
+    def _on_groups(self, stage: str, devices: Sequence[int], submit: Submit) -> Iterator[tuple[Group, Ended]]:
+        """Calls submit for each lane group of the devices; gives them as they end."""
+        sizes = dict(zip(devices, self._federation.num_train(devices), strict=True))
+        groups, done = lane_groups(devices, list(sizes.values()), self._site.lanes), 0
+        calls = [
+            Call(
+                i,
+                partial(submit, group),
+                self._costs.seconds(sizes[device] for device in group),
+                len(group),
+                group[0] if self.placement.per_device else None,
+            )
+            for i, group in enumerate(groups)
+        ]
+        for ended in self._run(calls):
+            done += len(groups[ended.key])
+            self._progress(stage, done, len(devices))
+            yield groups[ended.key], ended
+
+    def _run(self, calls: Sequence[Call]) -> Iterator[Ended]:
+        assert self._pool is not None, "open comes first"
+        return self._pool.run(calls)
+
+    def _num_calls(self, pieces: Sequence[Any]) -> int:
+        return min(len(pieces), CALLS_PER_ACTOR * self.placement.num_actors)
 
     def _ask(self, ref: ray.ObjectRef) -> Any:
         try:
@@ -194,27 +203,15 @@ class RayFleet:
             raise FleetError(f"the server actor or one of its updates was lost: {error}") from error
 
 
-def _check_reachable(address: str | None) -> None:
-    """Raises ConfigError if nobody listens at host:port; Ray itself would go on trying for minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if not colon or "/" in host:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"fleet.address: no cluster answers at {address} ({error}); give the host:port that `ray start --head` "
-            "printed, or auto, or leave it out for a local cluster"
-        ) from error
+def _open(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:
+    return [actor.open.remote(devices, attempt)]
 
 
-def _open(device: int, actor: Any, attempt: int) -> list[ray.ObjectRef]:
-    refs: list[ray.ObjectRef] = actor.open.options(num_returns=2).remote(device, attempt)
-    return refs
-
-
-def _train(plan: RoundPlan, broadcast: ray.ObjectRef, device: int, actor: Any, attempt: int) -> list[ray.ObjectRef]:
-    refs: list[ray.ObjectRef] = actor.train.options(num_returns=2).remote(plan, device, broadcast, attempt)
+def _train(
+    plan: ray.ObjectRef, broadcast: ray.ObjectRef, devices: Group, actor: Any, attempt: int
+) -> list[ray.ObjectRef]:
+    count = len(devices) + 1
+    refs: list[ray.ObjectRef] = actor.train.options(num_returns=count).remote(plan, devices, broadcast, attempt)
     return refs
 
 
@@ -222,5 +219,5 @@ def _evaluate_shared(chunks: Any, broadcast: ray.ObjectRef, actor: Any, attempt:
     return [actor.evaluate_shared.remote(chunks, broadcast)]
 
 
-def _evaluate_personal(devices: list[int], broadcast: ray.ObjectRef, actor: Any, attempt: int) -> list[ray.ObjectRef]:
-    return [actor.evaluate_personal.remote(devices, broadcast)]
+def _evaluate_personal(groups: list[Group], broadcast: ray.ObjectRef, actor: Any, attempt: int) -> list[ray.ObjectRef]:
+    return [actor.evaluate_personal.remote(groups, broadcast)]

@@ -8,12 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class FleetConfig(BaseModel):
-    """kind: ray (actors) or local (this process). The other settings are of the Ray fleet, but for `threads`."""
+    """kind: ray (actors) or local (this process). The others are of the Ray fleet, but for `threads` and `lanes`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["ray", "local"] = "ray"
     threads: int = Field(1, ge=1, description="torch threads of each process; part of what makes results bit-equal")
+    lanes: int = Field(
+        1, ge=1, description="devices that train together in one batched forward; like threads, part of the bits"
+    )
     placement: Literal["per_device", "pooled", "auto"] = Field(
         "auto", description="one actor for each device, or actors that host many, or whichever fits"
     )
@@ -25,7 +28,9 @@ class FleetConfig(BaseModel):
     address: str | None = Field(None, description="of a running cluster, or 'auto'; null: a local one for this run")
     object_store_mb: int = Field(500, ge=80, description="object store of a local cluster, 1e6 bytes")
     startup_timeout_s: float = Field(300, gt=0, description="for actors to be created and answer")
-    device_timeout_s: float = Field(1800, gt=0, description="for one device-round; a slower actor counts as hung")
+    device_timeout_s: float = Field(
+        1800, gt=0, description="for one device-round, times as many as a call has; a slower actor counts as hung"
+    )
     max_retries: int = Field(3, ge=0, description="re-runs of a device-round whose actor died")
     auto_startup_s: float = Field(
         20, ge=0, description="auto takes per_device only if its actors can start in this time"
@@ -35,4 +40,9 @@ class FleetConfig(BaseModel):
     def _no_setting_without_effect(self) -> FleetConfig:
         if self.placement == "per_device" and self.num_actors is not None:
             raise ValueError("num_actors has no effect with placement: per_device, which has one for each device")
+        if self.placement == "per_device" and self.lanes > 1:
+            raise ValueError(
+                f"lanes {self.lanes} needs actors that host several devices, and placement: per_device gives each its "
+                "own; set lanes=1, or placement=pooled"
+            )
         return self

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order
 from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.store import StateStore
 from fibec_ray.models.nets import Net
@@ -26,6 +26,8 @@ class Site:
     run_dir: Path
     cache_dir: Path
     threads: int
+    lanes: int = 1
+    """the most devices that compute side by side"""
 
     @property
     def data_dir(self) -> Path:
@@ -53,14 +55,15 @@ class Site:
             )
         return Federation.load(self.data_dir)
 
-    def worker(self, name: str = "driver", device: str = "cpu") -> DeviceWorker:
+    def worker(self, name: str = "driver", device: str = "cpu") -> GroupWorker:
         """A worker with a model of its own; the base weights are shared by all processes of the node."""
         quiet_libraries()
         import torch
 
         torch.set_num_threads(self.threads)
         federation = self.federation()
-        return DeviceWorker(self.job, self._model(federation, device), federation, self.store, name)
+        model = self._model(federation, device)
+        return GroupWorker(self.job, model, federation, self.store, name, self.lanes)
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         from fibec_ray.models.net_model import NetModel

@@ -47,13 +47,21 @@ from fibec_ray.types import (
 class DeviceWorker:
     """Hosts federated devices, one at a time, on one model.
 
-    name: of the process, for the log. The model's trainable tensors must hold their initial values P^0.
+    name: of the process, for the log. initial: P^0; None: what the model's trainable tensors hold.
     """
 
-    def __init__(self, job: Job, model: LocalModel, federation: Federation, store: StateStore, name: str = "driver"):
+    def __init__(
+        self,
+        job: Job,
+        model: LocalModel,
+        federation: Federation,
+        store: StateStore,
+        name: str = "driver",
+        initial: Tensors | None = None,
+    ):
         self.model = model
         self._job, self._data, self._store, self._name = job, federation, store, name
-        self.initial = model.read()
+        self.initial = model.read() if initial is None else initial
         layers = {name: model.layer_of(name) for name in self.initial}
         self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried))
 

@@ -13,7 +13,7 @@ from fibec_ray.learning.features import features
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
-from fibec_ray.per_sample import Caught, catch
+from fibec_ray.per_sample import Caught
 from fibec_ray.tensors import Tensors, clone, select
 from fibec_ray.types import Batch, LocalModel, Outputs, Shard
 
@@ -141,15 +141,14 @@ class _Steps:
     def take(self, rows: Tensor) -> None:
         """One optimiser step on the samples at `rows`."""
         params, batch = self.model.trainable, self.shard.batch(rows)
-        for param in params.values():
-            param.grad = None
-        with catch(self.model.holders, self.watched, len(rows)) as caught:
-            out = self.model.forward(batch, hidden=bool(self.terms.references))
-        for tensor in caught.tensors:
-            tensor.retain_grad()
+        out, caught = self.model.watched(batch, self.watched, hidden=bool(self.terms.references))
         loss = out.losses.mean()
-        self.terms.added_to(loss, params, out, batch, rows).backward()
-        _accumulate(self.squares, caught, len(rows))
+        total = self.terms.added_to(loss, params, out, batch, rows)
+        grads = self.model.grad(total, [*params.values(), *caught.tensors])
+        for param, grad in zip(params.values(), grads, strict=False):
+            # PyTorch's fused optimisers take a gradient's memory for that of a contiguous tensor.
+            param.grad = None if grad is None else grad.contiguous()
+        _accumulate(self.squares, caught, grads[len(params) :], len(rows))
         self.terms.objective.correct(params, self.terms.memory, self.terms.hint)
         self._step()
         self.losses.append(loss.detach())
@@ -163,11 +162,9 @@ class _Steps:
         _restore_masked(self.moving, self.frozen, self.terms.anchor)
 
 
-def _accumulate(squares: Tensors, caught: Caught, num_samples: int) -> None:
+def _accumulate(squares: Tensors, caught: Caught, grads: Sequence[Tensor | None], num_samples: int) -> None:
     """Adds a batch's squared per-sample gradients; the loss was their mean, so gradients are scaled back to a sum."""
-    if not caught.tensors:
-        return
-    batch = caught.squares([tensor.grad for tensor in caught.tensors], scale=num_samples)
+    batch = caught.squares(grads, scale=num_samples)
     for name, value in batch.items():
         total = value.sum(0)
         squares[name] = squares[name].add_(total) if name in squares else total

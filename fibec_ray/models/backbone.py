@@ -42,17 +42,26 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
     return folder
 
 
-def open_base(spec: Backbone, folder: Path) -> Any:
-    """The frozen base model from a prepared folder; its weights stay mmap-backed."""
+def open_base(spec: Backbone, folder: Path, device: str = "cpu") -> Any:
+    """The frozen base model from a prepared folder; its weights stay mmap-backed. device: where it will compute."""
     model = _auto_class(spec).from_pretrained(
         folder,
         dtype="auto",
         local_files_only=True,
         use_safetensors=True,
-        attn_implementation=spec.attention,
+        attn_implementation=_attention(spec, device),
         trust_remote_code=False,
     )
     return model.requires_grad_(False)
+
+
+def _attention(spec: Backbone, device: str) -> str:
+    if (spec.attention, spec.dtype, device) != ("sdpa", "bfloat16", "cpu"):
+        return spec.attention
+    from fibec_ray.models import attention
+
+    attention.register()
+    return attention.IN_FLOAT32
 
 
 def load_tokenizer(spec: Backbone) -> Any:

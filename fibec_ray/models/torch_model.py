@@ -15,15 +15,19 @@ from torch.nn import functional as F
 
 from fibec_ray import seeds
 from fibec_ray.errors import ModelError
+from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import open_base
+from fibec_ray.models.joined import join, join_embeds, split
+from fibec_ray.models.kernels import keep_heap, speed_up
+from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.per_sample import collect_holders
+from fibec_ray.per_sample import Caught, catch, collect_holders
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import HEAD, Batch, Outputs, Work
+from fibec_ray.types import HEAD, Batch, LaneBatch, Outputs, Work
 
 
-class TorchModel:
+class TorchModel(Alone):
     """One frozen base with one adapter, lent to one device at a time. Implements `LocalModel`.
 
     spec: which backbone. folder: from `backbone.prepare`. peft: the adapter. label_words: token ids (C,) of the
@@ -43,7 +47,8 @@ class TorchModel:
         seed: int,
         device: str = "cpu",
     ):
-        base = open_base(spec, folder)
+        keep_heap()
+        base = open_base(spec, folder, device)
         self.device = torch.device(device)
         self.num_layers = int(base.config.num_hidden_layers)
         self.work = Work()
@@ -56,7 +61,10 @@ class TorchModel:
         self._base = self._attached.base
         self._head = head.to(self.device) if head is not None else None
         self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
+        speed_up(self.peft_model)
         self._trainable = self._collect()
+        self._bank: LaneBank | None = None
+        self._pad_id = getattr(base.config, "pad_token_id", None) or 0
         name_of = self._attached.name_of
         self._carried = {name_of(n): p for n, p in self.peft_model.named_parameters() if peft.carries(name_of(n))}
         self._holders = collect_holders(self.peft_model, name_of)
@@ -113,10 +121,13 @@ class TorchModel:
         return embeddings
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        self.work.add(self.cost(batch, torch.is_grad_enabled()))
+        return self._outputs(batch, embeds, hidden)
+
+    def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
         mask = batch.attention_mask.to(self.device)
         labels = batch.labels.to(self.device)
         source = {"input_ids": batch.input_ids.to(self.device)} if embeds is None else {"inputs_embeds": embeds}
-        self._count(mask)
         inputs = self._attached.extend(source | {"attention_mask": mask})
         states, scores, answer_logits = self._run(inputs, batch, mask, hidden)
         if answer_logits is None:
@@ -125,6 +136,34 @@ class TorchModel:
             assert self._words is not None
             losses = F.cross_entropy(answer_logits, self._words[labels], reduction="none")
         return Outputs(losses, scores, states)
+
+    def obstacle_to_lanes(self) -> str | None:
+        if not self._peft.side_by_side:
+            return f"method.peft {self._peft.kind} is computed for one device at a time"
+        if self._spec.dropout or any(self._drops_out(name, module) for name, module in self.peft_model.named_modules()):
+            return "dropout draws for each device by itself"
+        return obstacle(self._holders, self._trainable)
+
+    def together(
+        self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
+    ) -> tuple[list[Outputs], Caught]:
+        if self._bank is None:
+            self._bank = LaneBank(self._holders, self._trainable)
+        rows = [len(lane.batch.labels) for lane in lanes]
+        batch = join([lane.batch for lane in lanes], self._pad_id)
+        embeds = join_embeds([lane.embeds for lane in lanes], batch.input_ids.shape[1])
+        with self._bank.using([lane.values for lane in lanes], rows), catch(self._holders, names, sum(rows)) as caught:
+            out = self._outputs(batch, embeds, hidden)
+        return split(out, [lane.batch for lane in lanes]), caught
+
+    def cost(self, batch: Batch, graph: bool) -> Work:
+        """A backward costs as much again (frozen weights: no weight gradients, and the adapter's are negligible), and
+        twice as much where the base is trained."""
+        run = batch.input_ids.shape[1] + self._attached.num_prompts
+        num_tokens = len(batch.input_ids) * run
+        flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
+        backward = (2 if self._peft.trains_base else 1) * flops if graph else 0.0
+        return Work(flops + backward, num_tokens, backward)
 
     def _run(
         self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool
@@ -151,16 +190,8 @@ class TorchModel:
         assert self._words is not None
         return _blocks(out, hidden, length), logits[:, self._words], logits
 
-    def _count(self, mask: Tensor) -> None:
-        """Adds one pass over the batch, padding and prompts included; a backward costs as much again (frozen weights:
-        no weight gradients, and the adapter's are negligible), and twice as much where the base is trained."""
-        run = mask.shape[1] + self._attached.num_prompts
-        num_tokens = len(mask) * run
-        flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
-        backward = (2 if self._peft.trains_base else 1) * flops if torch.is_grad_enabled() else 0.0
-        self.work.flops += flops + backward
-        self.work.backward_flops += backward
-        self.work.num_tokens += num_tokens
+    def _drops_out(self, name: str, module: nn.Module) -> bool:
+        return self.is_adapter(name) and isinstance(module, nn.Dropout) and module.p > 0
 
     def _collect(self) -> dict[str, nn.Parameter]:
         name_of = self._attached.name_of

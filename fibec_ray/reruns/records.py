@@ -26,7 +26,7 @@ class Record:
 def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
     """Raises RunDirError for what is no run directory, or whose settings or data are not those that it began with.
 
-    overrides: of `fleet` and `checkpoint`, which no result depends on; but fleet.threads.
+    overrides: of `fleet` and `checkpoint`, which no result depends on; but for fleet.threads and fleet.lanes.
     """
     folder = folder.expanduser().resolve()
     identity = read_identity(folder)
@@ -36,7 +36,7 @@ def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
     if binding(experiment) != binding(began):
         raise RunDirError(
             f"{config}: is not what the run began with ({first_difference(binding(began), binding(experiment))}); only "
-            "checkpoint and fleet (but fleet.threads) may change; set it back, or start a new run"
+            "checkpoint and fleet may change, but for fleet.threads and fleet.lanes; set it back, or start a new run"
         )
     identity.refuse_other_data(folder)
     return Record(folder, identity, experiment)
@@ -46,7 +46,7 @@ def binding(experiment: Experiment) -> dict[str, Any]:
     """The settings that results depend on, bit by bit."""
     settings = resolved(experiment)
     del settings["checkpoint"]
-    return {**settings, "fleet": {"threads": experiment.fleet.threads}}
+    return {**settings, "fleet": {"threads": experiment.fleet.threads, "lanes": experiment.fleet.lanes}}
 
 
 def finished_digest(folder: Path) -> str | None:

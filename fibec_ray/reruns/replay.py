@@ -1,4 +1,7 @@
-"""`fibec-ray replay`: runs one device-round again, alone and in this process, and compares it with what was logged."""
+"""`fibec-ray replay`: runs one device-round again, in this process, and compares it with what was logged.
+
+Alone, or where devices computed side by side (fleet.lanes) with those of its lane group, on which its bits depend.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning import checkpoint
 from fibec_ray.learning.checkpoint import Checkpoint, read_state
+from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.models.quiet import quiet_libraries
@@ -40,22 +44,30 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
     quiet_libraries()
     plan = _plan(record, round_, device)
     start = None if round_ == OPENING_ROUND else _start(record, round_)
-    version = start.manifest.devices.get(device) if start else None
-    with staged(record, {} if version is None else {device: version}) as site:
-        row = device_row(_again(site, plan, device, start))
+    group = _group(record, plan, device)
+    versions = start.manifest.devices if start else {}
+    with staged(record, {each: versions[each] for each in group if each in versions}) as site:
+        row = device_row(_again(site, plan, group, start)[group.index(device)])
     logged = [r for r in read_devices(record.folder).to_pylist() if (r["round"], r["device"]) == (round_, device)]
     if len(logged) != 1:
         raise RunDirError(f"{record.folder}: the log has {len(logged)} rows of device {device} in round {round_}")
     return Replayed(row, row_differences("devices", logged[0], row))
 
 
-def _again(site: Site, plan: RoundPlan, device: int, start: Checkpoint | None) -> DeviceReport:
+def _again(site: Site, plan: RoundPlan, group: Group, start: Checkpoint | None) -> list[DeviceReport]:
     worker = site.worker("replay")
     if start is None:
-        return worker.open(device)[1]
+        return [report for _, report in worker.open_group(group)]
     server = Server(site.job, worker.initial, worker.layout)
     server.restore(read_state(start.server))
-    return worker.train(plan, device, server.broadcast(plan.round))[1]
+    return [report for _, report in worker.train_group(plan, group, server.broadcast(plan.round))]
+
+
+def _group(record: Record, plan: RoundPlan, device: int) -> Group:
+    """The devices that computed side by side with this one."""
+    site = site_of(record.experiment, record.folder, record.identity)
+    sizes = site.federation().num_train(plan.cohort)
+    return next(group for group in lane_groups(plan.cohort, sizes, site.lanes) if device in group)
 
 
 def _plan(record: Record, round_: int, device: int) -> RoundPlan:
@@ -64,10 +76,12 @@ def _plan(record: Record, round_: int, device: int) -> RoundPlan:
     if not OPENING_ROUND <= round_ <= last:
         raise ConfigError(f"--round {round_}: the log of {record.folder} has rounds {OPENING_ROUND} to {last}")
     job = site_of(record.experiment, record.folder, record.identity).job
-    plan = plan_round(job, record.experiment.cohort_size, max(round_, 0))
-    devices = plan.cohort if round_ >= 0 else tuple(range(job.num_devices if job.method.opens else 0))
-    if device not in devices:
-        allowed = ", ".join(map(str, sorted(devices))) or "none, as this method has no initialisation phase"
+    if round_ == OPENING_ROUND:
+        plan = RoundPlan(round_, job.rounds, tuple(range(job.num_devices if job.method.opens else 0)), 0.0)
+    else:
+        plan = plan_round(job, record.experiment.cohort_size, round_)
+    if device not in plan.cohort:
+        allowed = ", ".join(map(str, sorted(plan.cohort))) or "none, as this method has no initialisation phase"
         raise ConfigError(f"--device {device}: had no part in round {round_}; devices that had: {allowed}")
     return plan
 

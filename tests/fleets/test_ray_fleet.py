@@ -12,8 +12,9 @@ import pytest
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, ModelError
+from fibec_ray.fleets.cluster import check_reachable
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.ray_fleet import RayFleet, _check_reachable
+from fibec_ray.fleets.ray_fleet import RayFleet
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
@@ -90,9 +91,9 @@ def test_an_actor_s_own_error_reaches_the_driver_as_it_is(
 )
 def test_a_cluster_that_does_not_answer_is_refused_at_once(address: str) -> None:
     with pytest.raises(ConfigError, match=r"fleet.address: no cluster answers at .*`ray start --head`"):
-        _check_reachable(address)
+        check_reachable(address)
 
 
 @pytest.mark.parametrize("address", [None, "auto", "local", "ray://somewhere:10001"])
 def test_addresses_that_name_no_socket_are_left_to_ray(address: str | None) -> None:
-    _check_reachable(address)
+    check_reachable(address)

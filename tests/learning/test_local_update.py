@@ -15,6 +15,7 @@ from fibec_ray.data.encoded import ArrayShard
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
@@ -26,7 +27,7 @@ from fibec_ray.tensors import Tensors, digest
 from fibec_ray.types import Batch, LocalModel, Outputs, Work
 
 
-class Line:
+class Line(Alone):
     """Loss (w_0 x_0 + w_1 x_1)^2 / 2 with x the two token ids of a sample: its gradient is (w x) x.
 
     A small model of its own that implements what `LocalModel` asks of a trained model.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fibec_ray.config.load import config_folder, load_method
 from fibec_ray.fisher import FisherScan
+from fibec_ray.models.alone import Alone
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.fisher_order import FisherOrder
 from fibec_ray.parts.curriculum.loss_order import LossOrder
@@ -27,7 +28,7 @@ from fibec_ray.types import OPENING_ROUND, Batch, Outputs, Work
 ROUNDS = 10
 
 
-class OneWeight:
+class OneWeight(Alone):
     """Loss w x with x the token id: the trace of sample x is x^2.
 
     A small model of its own that implements what `LocalModel` asks of a scanned model.

@@ -17,6 +17,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.fisher import FisherScan, Label
 from fibec_ray.fleets.site import Site
 from fibec_ray.kfac import Factors, kronecker_factors
+from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare as prepare_base
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
@@ -204,7 +205,7 @@ def test_a_triangle_is_the_matrix() -> None:
 # --- the factors
 
 
-class Softmax:
+class Softmax(Alone):
     """Scores W x with x the token ids: a small model that implements what `LocalModel` asks of a measured model."""
 
     def __init__(self, weight: Tensor):

@@ -8,6 +8,7 @@ from conftest import shard_of
 from torch import Tensor, nn
 
 from fibec_ray.fisher import FisherScan
+from fibec_ray.models.alone import Alone
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
 from fibec_ray.parts.mask.neurons import keep_top, matrix_kind
@@ -19,7 +20,7 @@ A, B = "m.layer.{}.query.lora_A.weight", "m.layer.{}.query.lora_B.weight"
 NAME = B.format(0)
 
 
-class OneMatrix:
+class OneMatrix(Alone):
     """Loss 1 * w_0 x + 2 * w_1 x + 0 * w_2 x with x the token id: sample x has squared gradients [x^2, 4 x^2, 0].
 
     A small model of its own that implements what `LocalModel` asks of a scanned model.

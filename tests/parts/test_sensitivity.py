@@ -14,6 +14,7 @@ from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.data.encoded import ArrayShard
+from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
@@ -29,7 +30,7 @@ LAYERS = {"layer.0.lora_B.weight": 0, "layer.1.lora_B.weight": 1, "layer.2.lora_
 LAYOUT = Layout(LAYERS, 3, {})
 
 
-class LinearNet:
+class LinearNet(Alone):
     """h_l = W_l h_{l-1} for each token, h_0 its embedding; the loss is sum_t |h_L - 1|^2 / 2 over real tokens.
 
     A small model of its own that implements what `LocalModel` asks of a scored model. weights: (L, H, H).

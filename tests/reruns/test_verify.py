@@ -119,6 +119,16 @@ def test_a_device_round_alone_gives_what_it_gave_in_the_run(round_: int, kept_al
     assert snapshot(kept_all) == before
 
 
+def test_devices_that_computed_side_by_side_do_so_again(tiny_settings: Any, tmp_path: Path) -> None:
+    fleet = {"kind": "local", "lanes": 2}
+    settings = tiny_settings("fibecfed", rounds=2, checkpoint={"keep": "all"}, fleet=fleet)
+    folder = simulate(check(settings, "test"), tmp_path / "run").folder
+    assert verify(folder, 1).differences == []
+    for row in read_devices(folder).to_pylist():
+        if row["round"] == 1 or row["device"] == 0:
+            assert replay(folder, row["round"], row["device"]).differences == []
+
+
 def test_a_device_round_that_was_changed_is_found(kept_all: Path, tmp_path: Path, capsys: Any) -> None:
     folder = Path(shutil.copytree(kept_all, tmp_path / "run"))
     part = folder / "devices" / "part-000002.parquet"

@@ -35,6 +35,7 @@ class Adapter(Own):
     """
 
     kind: Literal["adapter"] = "adapter"
+    side_by_side: ClassVar[bool] = True
     bottleneck: int = Field(64, ge=1, description="b")
     target_modules: tuple[str, ...] | None = Field(
         None, description="names of the Linears that an adapter follows; null: the last of attention and feed-forward"

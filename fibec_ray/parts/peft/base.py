@@ -23,6 +23,9 @@ class Peft(Part):
     """one of them is in the name of each tensor that the kind adds"""
     trains_base: ClassVar[bool] = False
     """True if nothing is frozen and nothing is added"""
+    side_by_side: ClassVar[bool] = False
+    """True if all that it computes are products and sums with the weights and biases of Linears and LayerNorms, so that
+    several devices, each with its own of them, can go through the model in one pass"""
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ class BitFit(Own):
     """
 
     kind: Literal["bitfit"] = "bitfit"
+    side_by_side: ClassVar[bool] = True
     which: Literal["all", "query_and_ffn"] = Field("all", description="which biases")
 
     def attach(self, module: Any, task_type: str | None) -> Attached:

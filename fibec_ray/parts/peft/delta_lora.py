@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -26,6 +26,7 @@ class DeltaLora(Lora):
     """
 
     kind: Literal["delta_lora"] = "delta_lora"  # type: ignore[assignment]
+    side_by_side: ClassVar[bool] = False
     ratio: float = Field(2.0, ge=0, description="lambda: how much W moves, in units of the move of s B A")
 
     @model_validator(mode="after")

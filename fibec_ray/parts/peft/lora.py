@@ -31,6 +31,7 @@ class Lora(InLinears):
     """
 
     kind: Literal["lora"] = "lora"
+    side_by_side: ClassVar[bool] = True
     r: int = Field(8, ge=1, description="rank of A (r x in) and B (out x r)")
     alpha: float = Field(16, gt=0, description="numerator of the scaling s")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input of A, in training")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -26,6 +26,7 @@ class MovingLora(Lora):
     """
 
     kind: Literal["moving_lora"] = "moving_lora"  # type: ignore[assignment]
+    side_by_side: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> MovingLora:

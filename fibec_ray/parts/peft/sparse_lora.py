@@ -30,6 +30,7 @@ class SparseLora(Lora):
     """
 
     kind: Literal["sparse_lora"] = "sparse_lora"  # type: ignore[assignment]
+    side_by_side: ClassVar[bool] = False
     density: float = Field(0.01, gt=0, le=1, description="entries of each adapted weight that stage 1 trains")
     sparse_fraction: float = Field(0.2, gt=0, lt=1, description="share of the rounds that are stage 1 (at least one)")
     mask_seed: int = Field(0, ge=0, description="of the choice of entries")

@@ -78,8 +78,9 @@ def _chunk_scores(
     batch = shard.batch(rows)
     with torch.enable_grad():
         embeds = model.embed(batch).detach().requires_grad_()
-        clean = model.forward(batch, embeds=embeds, hidden=True)
-        (grads,) = torch.autograd.grad(clean.losses.sum(), embeds)
+        clean, _ = model.watched(batch, embeds=embeds, hidden=True)
+        (grads,) = model.grad(clean.losses.sum(), [embeds])
+    assert grads is not None
     real = batch.attention_mask.to(embeds.device).unsqueeze(2)
     values = embeds.detach().float() * real
     size = values.flatten(1).norm(dim=1) if relative else torch.ones(len(values), device=values.device)

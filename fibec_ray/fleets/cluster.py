@@ -1,0 +1,65 @@
+"""The cluster that a Ray fleet runs on: joining or starting one, and what it has; called by RayFleet."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+
+import psutil
+import ray
+
+from fibec_ray.errors import ConfigError, FleetError
+from fibec_ray.fleets.placement import Resources
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.models.quiet import OFFLINE_ENV
+
+CONNECT_TIMEOUT_S = 5
+
+
+def connect(config: FleetConfig) -> bool:
+    """Joins the cluster, or starts a local one; a session that is on already is used.
+
+    True if the session was opened here, and is the caller's to end. Raises ConfigError or FleetError if there is none.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = config.address is None
+    check_reachable(config.address)
+    try:
+        ray.init(
+            address="local" if local else config.address,
+            include_dashboard=False if local else None,
+            object_store_memory=config.object_store_mb * 1_000_000 if local else None,
+            # Workers of a local cluster inherit this process's environment; a runtime_env would start them anew.
+            runtime_env=None if local else {"env_vars": OFFLINE_ENV},
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise FleetError(f"fleet.address: {config.address or 'local cluster'}: {error}") from error
+    return True
+
+
+def resources(config: FleetConfig) -> Resources:
+    """What actors may have; of a local cluster, no more memory than is free now."""
+    have = ray.cluster_resources()
+    memory = have.get("memory", 0.0)
+    if config.address is None:
+        memory = min(memory or math.inf, psutil.virtual_memory().available)
+    return Resources(have.get("CPU", 0.0), have.get("GPU", 0.0), int(memory))
+
+
+def check_reachable(address: str | None) -> None:
+    """Raises ConfigError if nobody listens at host:port; Ray itself would go on trying for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"fleet.address: no cluster answers at {address} ({error}); give the host:port that `ray start --head` "
+            "printed, or auto, or leave it out for a local cluster"
+        ) from error

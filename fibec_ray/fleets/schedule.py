@@ -1,0 +1,126 @@
+"""Which call an actor gets next: the longest first, by what the run so far says of costs. Pure; used by the Ray fleet.
+
+A device costs about a + b * num_samples seconds, and a curriculum moves a and b as the run goes on. An actor holds a
+second call while many wait, so that it never idles until the driver answers; the last calls go one at a time to whoever
+is free. Lists that are dealt out when a round starts would spare the driver those answers (about a millisecond each),
+but leave a slow actor with all of its share.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from fibec_ray.reports import DeviceReport
+
+FORGET = 0.5
+"""What a round weighs in the cost model, of what the round after it does."""
+
+T = TypeVar("T")
+
+
+@dataclass
+class Call:
+    """submit(actor, attempt) -> the refs of its results; the last one is small and waited for.
+
+    key: what the caller knows it by. seconds: predicted, in any unit. num_devices: that it works for, which scales its
+    time limit. home: the actor that it belongs to (per_device), or None for any.
+    """
+
+    key: int
+    submit: Callable[[Any, int], list[Any]]
+    seconds: float = 0.0
+    num_devices: int = 1
+    home: int | None = None
+    attempt: int = 0
+
+
+class CostModel:
+    """Seconds of a device's work by its number of samples: least squares over the rounds so far.
+
+    Before any round: the number of samples itself. a and b are never negative, so that more samples never cost less.
+    """
+
+    def __init__(self) -> None:
+        self._count = self._x = self._y = self._xx = self._xy = 0.0
+
+    def learn(self, reports: Iterable[DeviceReport]) -> None:
+        """One round's reports."""
+        self._count, self._x, self._y, self._xx, self._xy = (
+            FORGET * value for value in (self._count, self._x, self._y, self._xx, self._xy)
+        )
+        for report in reports:
+            x, y = float(report.num_samples), report.compute_s
+            self._count += 1
+            self._x, self._y = self._x + x, self._y + y
+            self._xx, self._xy = self._xx + x * x, self._xy + x * y
+
+    def seconds(self, num_samples: Iterable[int]) -> float:
+        """Of some devices, one after the other."""
+        a, b = self._line()
+        return sum(a + b * count for count in num_samples)
+
+    def _line(self) -> tuple[float, float]:
+        if not self._xx:
+            return 0.0, 1.0
+        spread = self._count * self._xx - self._x * self._x
+        if spread > 1e-9 * self._count * self._xx:
+            b = (self._count * self._xy - self._x * self._y) / spread
+            a = (self._y - b * self._x) / self._count
+            if a >= 0 and b >= 0:
+                return a, b
+        return 0.0, self._xy / self._xx
+
+
+class Backlog:
+    """The calls that no actor has yet."""
+
+    def __init__(self, calls: Sequence[Call], num_actors: int):
+        self._num_actors = num_actors
+        ordered = sorted(calls, key=lambda call: -call.seconds)
+        self._anywhere = deque(call for call in ordered if call.home is None)
+        self._at_home: dict[int, deque[Call]] = {}
+        for call in ordered:
+            if call.home is not None:
+                self._at_home.setdefault(call.home, deque()).append(call)
+
+    def __bool__(self) -> bool:
+        return bool(self._anywhere or self._at_home)
+
+    def take(self, actor: int, num_held: int) -> Call | None:
+        """The next call of an actor that has num_held calls; None if it should have no more for now."""
+        if num_held > 1 or (num_held == 1 and len(self._anywhere) <= self._num_actors):
+            return None
+        if actor in self._at_home:
+            return self._take_home(actor)
+        return self._anywhere.popleft() if self._anywhere else None
+
+    def put_back(self, call: Call) -> None:
+        """A call that was lost with its actor: first in line, anywhere."""
+        call.home = None
+        self._anywhere.appendleft(call)
+
+    def _take_home(self, actor: int) -> Call:
+        calls = self._at_home[actor]
+        call = calls.popleft()
+        if not calls:
+            del self._at_home[actor]
+        return call
+
+
+class InOrder(Generic[T]):
+    """Lets go of what came in any order as soon as all before it have come."""
+
+    def __init__(self, order: Iterable[int]):
+        self._order = deque(order)
+        self._early: dict[int, T] = {}
+
+    def add(self, found: dict[int, T]) -> list[T]:
+        """Those that are next in the order; none of them is held any longer."""
+        self._early |= found
+        ready = []
+        while self._order and self._order[0] in self._early:
+            ready.append(self._early.pop(self._order.popleft()))
+        return ready

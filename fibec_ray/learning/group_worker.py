@@ -1,0 +1,83 @@
+"""A worker that hosts lane groups: devices that are opened, trained and evaluated side by side; made by `Site`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar, cast
+
+from fibec_ray.errors import ConfigError
+from fibec_ray.learning.device import DeviceWorker
+from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.lanes import Lanes
+from fibec_ray.learning.store import StateStore
+from fibec_ray.reports import DeviceReport
+from fibec_ray.types import Broadcast, ClientUpdate, LanedModel, LayerReport, LocalModel, Predictions, RoundPlan
+
+T = TypeVar("T")
+
+
+class GroupWorker(DeviceWorker):
+    """lanes: the most devices in a group. Raises ConfigError if the model cannot have as many as that."""
+
+    def __init__(
+        self,
+        job: Job,
+        model: LocalModel,
+        federation: Federation,
+        store: StateStore,
+        name: str = "driver",
+        lanes: int = 1,
+    ):
+        super().__init__(job, model, federation, store, name)
+        self._lanes: Lanes | None = None
+        self._workers: list[DeviceWorker] = []
+        if lanes > 1:
+            refuse_lanes(model, lanes)
+            self._lanes = Lanes(cast(LanedModel, model), lanes)
+            for each in self._lanes.models:
+                self._workers.append(DeviceWorker(job, each, federation, store, name, self.initial))
+
+    def open_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
+        """`open` of a lane group (see `grouping.py`), in its order."""
+        started = time.perf_counter()
+        found = self._side_by_side(devices, lambda worker, device: worker.open(device, attempt))
+        return _with_shares_of(time.perf_counter() - started, found)
+
+    def train_group(
+        self, plan: RoundPlan, devices: Sequence[int], broadcast: Broadcast, attempt: int = 0
+    ) -> list[tuple[ClientUpdate, DeviceReport]]:
+        """`train` of a lane group, in its order."""
+        started = time.perf_counter()
+        found = self._side_by_side(devices, lambda worker, device: worker.train(plan, device, broadcast, attempt))
+        return _with_shares_of(time.perf_counter() - started, found)
+
+    def evaluate_group(self, devices: Sequence[int], broadcast: Broadcast) -> list[Predictions]:
+        """`evaluate_personal` of a lane group, in its order."""
+        return self._side_by_side(devices, lambda worker, device: worker.evaluate_personal(device, broadcast))
+
+    def _side_by_side(self, devices: Sequence[int], work: Callable[[DeviceWorker, int], T]) -> list[T]:
+        """A group of one is computed as without lanes."""
+        if self._lanes is None or len(devices) == 1:
+            return [work(self, device) for device in devices]
+        pieces = [partial(work, worker, device) for worker, device in zip(self._workers, devices, strict=False)]
+        assert len(pieces) == len(devices), "more devices than lanes"
+        return self._lanes.run(pieces)
+
+
+def refuse_lanes(model: LocalModel, lanes: int) -> None:
+    """Raises ConfigError if the model computes for one device at a time only."""
+    why = model.obstacle_to_lanes() if hasattr(model, "obstacle_to_lanes") else "a network from scratch has none"
+    if why is not None:
+        raise ConfigError(f"fleet.lanes: {lanes} devices cannot train in one pass here, because {why}; set it to 1")
+
+
+def _with_shares_of(seconds: float, found: list[tuple[T, DeviceReport]]) -> list[tuple[T, DeviceReport]]:
+    """Where devices computed side by side, each is logged with a share of the time, by its share of the operations."""
+    total = sum(report.flops for _, report in found)
+    if len(found) == 1 or not total:
+        return found
+    return [(result, replace(report, compute_s=seconds * report.flops / total)) for result, report in found]

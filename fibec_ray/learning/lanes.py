@@ -1,0 +1,239 @@
+"""Lanes: several devices on one model, whose passes are computed as one; used by device.py.
+
+Each device runs the same code as it does alone, on a `LaneModel` that has its own values of the trainable tensors.
+Passes without gradients, and those that ask for gradients by `watched` and `grad`, wait for the other lanes' next ones;
+what fits together is one forward or backward pass over all samples. Anything else a lane computes by itself.
+
+A lane's results do not depend on the others, but for the rounding of sums over more or less padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fibec_ray.learning.meeting import Meeting
+from fibec_ray.per_sample import Caught, Part
+from fibec_ray.tensors import Tensors
+from fibec_ray.types import Batch, LaneBatch, LanedModel, Outputs, Work
+
+T = TypeVar("T")
+
+LEAST_FILL = 0.75
+"""Batches share a pass only if the shortest has this share of the longest's length: padding is computed too."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A question: a forward pass over the lane's batch."""
+
+    lane: LaneModel
+    batch: Batch
+    embeds: Tensor | None
+    hidden: bool
+    names: frozenset[str]
+    graph: bool
+
+    @property
+    def kind(self) -> Any:
+        """Passes of one kind can be one pass."""
+        return self.graph, self.hidden, self.names, self.embeds is None, self.lane.training, self.lane.rank
+
+    @property
+    def length(self) -> int:
+        return self.batch.input_ids.shape[1]
+
+
+@dataclass(eq=False)
+class _Shared:
+    """A joint pass with a graph: who takes part, and what of the outputs of holders is whose."""
+
+    parts: dict[LaneModel, Part]
+    tensors: set[int]
+    """ids of the joint outputs of holders"""
+
+
+@dataclass(frozen=True, eq=False)
+class _Gradient:
+    """A question: gradients of a value that followed from a pass."""
+
+    lane: LaneModel
+    shared: _Shared
+    value: Tensor
+    tensors: Sequence[Tensor]
+    cotangent: Tensor | None
+    retain_graph: bool
+
+
+class Lanes:
+    """`size` devices' models on one model; `run` runs their work side by side."""
+
+    def __init__(self, model: LanedModel, size: int):
+        self._model = model
+        self._meeting = Meeting(self._answer)
+        self.models = [LaneModel(model, self._meeting) for _ in range(size)]
+
+    def run(self, pieces: Sequence[Callable[[], T]]) -> list[T]:
+        """pieces: work on the first of `models`, on the second, and so on."""
+        return self._meeting.run(pieces)
+
+    def _answer(self, questions: dict[int, Any]) -> dict[int, Any]:
+        answers: dict[int, Any] = {}
+        for group in _groups(questions):
+            asked = [questions[i] for i in group]
+            try:
+                found: Sequence[Any] = _pass(self._model, asked) if isinstance(asked[0], _Pass) else _gradients(asked)
+            except Exception as error:  # belongs to the work that asked, which says where it happened
+                found = [error] * len(group)
+            answers |= dict(zip(group, found, strict=True))
+        return dict(sorted(answers.items()))
+
+
+class LaneModel:
+    """One lane. Implements `LocalModel`, with values of its own; at first those of the model."""
+
+    def __init__(self, model: LanedModel, meeting: Meeting):
+        self._model, self._meeting = model, meeting
+        self._values = {name: nn.Parameter(value.detach().clone()) for name, value in model.trainable.items()}
+        self._shared: _Shared | None = None
+        self.num_layers, self.work = model.num_layers, Work()
+        self.training, self.rank = False, None  # type: bool, int | None
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        return self._values
+
+    @property
+    def holders(self) -> Mapping[str, nn.Module]:
+        return self._model.holders
+
+    @property
+    def carried(self) -> Collection[str]:
+        return ()
+
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        return self._model.adapter_config
+
+    def layer_of(self, name: str) -> int | None:
+        return self._model.layer_of(name)
+
+    def is_adapter(self, name: str) -> bool:
+        return self._model.is_adapter(name)
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._values[name].copy_(value)
+
+    def read(self, names: Collection[str] | None = None) -> Tensors:
+        return {n: p.detach().cpu().clone() for n, p in self._values.items() if names is None or n in names}
+
+    def set_rank(self, rank: int | None) -> None:
+        self.rank = rank
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+    def embed(self, batch: Batch) -> Tensor:
+        return self._model.embed(batch)
+
+    def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        graph = torch.is_grad_enabled()
+        self.work.add(self._model.cost(batch, graph))
+        question = _Pass(self, batch, embeds, hidden, frozenset(), graph)
+        # A graph of its own: whoever wants gradients without `grad` would walk through those of all lanes.
+        out, _ = _pass(self._model, [question])[0] if graph else self._meeting.ask(question)
+        return out
+
+    def watched(
+        self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
+    ) -> tuple[Outputs, Caught]:
+        self.work.add(self._model.cost(batch, graph=True))
+        with torch.enable_grad():
+            found: tuple[Outputs, Caught] = self._meeting.ask(
+                _Pass(self, batch, embeds, hidden, frozenset(names), graph=True)
+            )
+        return found
+
+    def grad(
+        self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
+    ) -> list[Tensor | None]:
+        assert self._shared is not None, "gradients are those of what `watched` gave"
+        found: list[Tensor | None] = self._meeting.ask(
+            _Gradient(self, self._shared, value, tensors, cotangent, retain_graph)
+        )
+        return found
+
+    def joins(self, shared: _Shared) -> None:
+        """The pass that `grad` will be asked about."""
+        self._shared = shared
+
+
+def _groups(questions: dict[int, Any]) -> list[list[int]]:
+    """Who asks what can be computed at once, in an order that depends on the questions alone."""
+    kinds: dict[Any, list[int]] = {}
+    for i, question in questions.items():
+        kinds.setdefault(question.kind if isinstance(question, _Pass) else question.shared, []).append(i)
+    groups = []
+    for members in kinds.values():
+        passes = isinstance(questions[members[0]], _Pass)
+        groups.extend(_by_length(members, questions) if passes else [members])
+    return groups
+
+
+def _by_length(members: list[int], questions: dict[int, Any]) -> list[list[int]]:
+    """Longest first; a new group where a batch would be mostly padding."""
+    groups: list[list[int]] = []
+    for i in sorted(members, key=lambda i: -questions[i].length):
+        if groups and questions[i].length >= LEAST_FILL * questions[groups[-1][0]].length:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return [sorted(group) for group in groups]
+
+
+def _pass(model: LanedModel, asked: Sequence[_Pass]) -> list[tuple[Outputs, Caught]]:
+    """One forward pass for all who ask."""
+    first = asked[0]
+    model.train(first.lane.training)
+    model.set_rank(first.lane.rank)
+    with torch.set_grad_enabled(first.graph):
+        lanes = [LaneBatch(each.lane.trainable, each.batch, each.embeds) for each in asked]
+        outs, caught = model.together(lanes, first.names, first.hidden)
+    shared = _Shared(_parts(asked), {id(tensor) for tensor in caught.tensors})
+    for lane in shared.parts:
+        lane.joins(shared)
+    return [(out, caught.part(part)) for out, part in zip(outs, shared.parts.values(), strict=True)]
+
+
+def _parts(asked: Sequence[_Pass]) -> dict[LaneModel, Part]:
+    padded, ends = max(each.length for each in asked), list(accumulate(len(each.batch.labels) for each in asked))
+    starts = [0, *ends]
+    return {
+        each.lane: Part(slice(start, end), each.length, padded)
+        for each, start, end in zip(asked, starts, ends, strict=False)
+    }
+
+
+def _gradients(asked: Sequence[_Gradient]) -> list[list[Tensor | None]]:
+    """One backward pass through a joint graph for all who ask; each gets its own tensors' gradients, and its own rows
+    of those of joint tensors. Sums over lanes mix nothing: no lane's value depends on another's tensors or rows."""
+    shared = asked[0].shared
+    wanted = {id(tensor): tensor for each in asked for tensor in each.tensors}
+    # Who has not asked yet may still do so.
+    retain = any(each.retain_graph for each in asked) or len(asked) < len(shared.parts)
+    values, cotangents = [each.value for each in asked], [each.cotangent for each in asked]
+    grads = torch.autograd.grad(values, list(wanted.values()), cotangents, retain, allow_unused=True)
+    by_id = dict(zip(wanted, grads, strict=True))
+
+    def own(each: _Gradient, tensor: Tensor) -> Tensor | None:
+        grad = by_id[id(tensor)]
+        return grad if grad is None or id(tensor) not in shared.tensors else shared.parts[each.lane].of(grad)
+
+    return [[own(each, tensor) for tensor in each.tensors] for each in asked]

@@ -1,0 +1,47 @@
+"""Batches of several devices as one, and what comes out of them apart again; used by models that have lanes.
+
+Shapes: B samples of a lane, S tokens of its longest, H hidden size, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fibec_ray.types import Batch, Outputs
+
+
+def join(batches: Sequence[Batch], pad_id: int) -> Batch:
+    """The samples of all batches, one after the other, right-padded to the longest of all."""
+    length = max(batch.input_ids.shape[1] for batch in batches)
+
+    def padded(tensors: list[Tensor], value: int) -> Tensor:
+        return torch.cat([F.pad(tensor, (0, length - tensor.shape[1]), value=value) for tensor in tensors])
+
+    return Batch(
+        padded([batch.input_ids for batch in batches], pad_id),
+        padded([batch.attention_mask for batch in batches], 0),
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.answer_at for batch in batches]),
+    )
+
+
+def join_embeds(embeds: Sequence[Tensor | None], length: int) -> Tensor | None:
+    """(B, S, H) each, in the graph; None if there are none."""
+    given = [F.pad(each, (0, 0, 0, length - each.shape[1])) for each in embeds if each is not None]
+    assert len(given) in (0, len(embeds)), "all lanes bring embeddings, or none does"
+    return torch.cat(given) if given else None
+
+
+def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
+    """Each lane's own, with hidden states as long as its own batch."""
+    sizes = [len(batch.labels) for batch in batches]
+    losses, scores = out.losses.split(sizes), out.scores.split(sizes)
+    hidden = [states.split(sizes) for states in out.hidden]
+    return [
+        Outputs(losses[d], scores[d], tuple(states[d][:, : batch.input_ids.shape[1]] for states in hidden))
+        for d, batch in enumerate(batches)
+    ]

@@ -1,0 +1,75 @@
+"""Faster arithmetic for frozen layers on a CPU, and memory that is not given back between steps; called by models/.
+
+PyTorch computes float32 products with MKL, whose fast kernels are for Intel's processors alone: on others it runs at
+less than half of what oneDNN reaches, which PyTorch brings too (docs/performance.md). Its products are of the same
+precision.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MMAP_THRESHOLD = 32 * 2**20
+"""Bytes. The largest that glibc takes."""
+TRIM_THRESHOLD = 2**30
+"""Bytes of free memory at the top of the heap that are kept."""
+TOP_PAD = 64 * 2**20
+"""Bytes by which the heap grows."""
+
+
+def speed_up(module: nn.Module) -> None:
+    """Gives the frozen Linears of a model on a CPU oneDNN's product, with gradients of their inputs alone."""
+    if not torch.backends.mkldnn.is_available():
+        return
+    for layer in module.modules():
+        if type(layer) is nn.Linear and _is_frozen(layer) and layer.weight.device.type == "cpu":
+            layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
+
+
+def keep_heap() -> None:
+    """Makes glibc keep what is freed. By default each tensor over 128 kB is mapped anew, and zeroed page by page."""
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        for option, value in ((-3, MMAP_THRESHOLD), (-1, TRIM_THRESHOLD), (-2, TOP_PAD)):
+            library.mallopt(option, value)
+
+
+def _is_frozen(layer: nn.Linear) -> bool:
+    return not any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    if x.dtype != layer.weight.dtype or x.dtype not in (torch.float32, torch.bfloat16):
+        return nn.functional.linear(x, layer.weight, layer.bias)
+    # Flat, because oneDNN gives back a view of anything else, which autograd lets nobody change in place.
+    y: Tensor = _FrozenProduct.apply(x.flatten(0, -2), layer.weight, layer.bias)
+    return y.view(*x.shape[:-1], -1)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T + b, x (n, in), of constants W (out, in) and b (out,) or None. Differentiable as often as one likes."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        # Kept as an attribute: autograd would copy nothing, but the weights are no variables of the graph.
+        ctx.weight = inputs[1]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        y: Tensor = _FrozenProduct.apply(x.flatten(0, -2), weight, bias)
+        return y.view(*x.shape[:-1], -1), 0
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _FrozenProduct.apply(grads[0], ctx.weight.t(), None), None, None

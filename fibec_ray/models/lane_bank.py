@@ -1,0 +1,89 @@
+"""The layers that hold trainable tensors, each with the values of several devices at once; used by torch_model.py.
+
+A lane is a device's own values of the trainable tensors. Samples of all lanes stand side by side in one batch: what is
+frozen sees them as one, and a layer that is trained multiplies each lane's samples by that lane's values.
+
+Shapes: N samples of all lanes together, D lanes, T tokens, `in`/`out` features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Values = Mapping[str, Tensor]
+"""By the names that tensors travel under."""
+
+
+class LaneBank:
+    """holders: as `LocalModel` has them. Installed in the layers once; without lanes they compute as they always do."""
+
+    def __init__(self, holders: Mapping[str, nn.Module], names: Collection[str]):
+        self._lanes: Sequence[Values] = ()
+        self._rows: Sequence[int] = ()
+        for prefix, module in holders.items():
+            if f"{prefix}.weight" in names or f"{prefix}.bias" in names:
+                module.forward = partial(_FORWARDS[type(module)], self, prefix, module)
+
+    @contextmanager
+    def using(self, lanes: Sequence[Values], rows: Sequence[int]) -> Iterator[None]:
+        """rows: samples of each lane, in the order of the batch."""
+        self._lanes, self._rows = lanes, rows
+        try:
+            yield
+        finally:
+            self._lanes = ()
+
+    def linear(self, prefix: str, module: Any, x: Tensor) -> Tensor:
+        """x (N, ..., in) -> (N, ..., out)"""
+        weights, biases = self._of(f"{prefix}.weight"), self._of(f"{prefix}.bias")
+        if weights is None:
+            y = F.linear(x, module.weight, None if biases is not None else module.bias)
+            return y if biases is None else y + self._by_sample(biases, y)
+        if len(weights) == 1 or len(set(self._rows)) > 1:
+            own: Sequence[Tensor | None] = biases or [module.bias] * len(weights)
+            parts = zip(x.split(list(self._rows)), weights, own, strict=True)
+            return torch.cat([F.linear(part, w, b) for part, w, b in parts])
+        flat = x.reshape(len(weights), -1, x.shape[-1])  # (D, N / D * T, in)
+        stacked = torch.stack(weights).mT
+        bias = torch.stack(biases).unsqueeze(1) if biases is not None else module.bias
+        y = torch.bmm(flat, stacked) if bias is None else torch.baddbmm(bias, flat, stacked)
+        return y.view(*x.shape[:-1], -1)
+
+    def layer_norm(self, prefix: str, module: Any, x: Tensor) -> Tensor:
+        """x (N, ..., in) -> the same"""
+        y = F.layer_norm(x, module.normalized_shape, eps=module.eps)
+        weights, biases = self._of(f"{prefix}.weight"), self._of(f"{prefix}.bias")
+        y = y * (module.weight if weights is None else self._by_sample(weights, y))
+        return y + (module.bias if biases is None else self._by_sample(biases, y))
+
+    def _of(self, name: str) -> list[Tensor] | None:
+        """Each lane's values; None if the tensor is not trained, or nobody has lanes now."""
+        return [lane[name] for lane in self._lanes] if self._lanes and name in self._lanes[0] else None
+
+    def _by_sample(self, values: Sequence[Tensor], like: Tensor) -> Tensor:
+        """D x (out,) -> (N, 1 ..., out)"""
+        rows = torch.tensor(list(self._rows), device=like.device)
+        each = torch.stack(list(values)).repeat_interleave(rows, dim=0, output_size=len(like))
+        return each.view(len(like), *[1] * (like.dim() - 2), -1)
+
+
+_FORWARDS: Mapping[type[nn.Module], Any] = {nn.Linear: LaneBank.linear, nn.LayerNorm: LaneBank.layer_norm}
+
+
+def obstacle(holders: Mapping[str, nn.Module], names: Collection[str]) -> str | None:
+    """Why these tensors cannot have lanes; None if they can."""
+    for name in names:
+        prefix, _, leaf = name.rpartition(".")
+        module = holders.get(prefix)
+        if type(module) not in _FORWARDS or leaf not in ("weight", "bias"):
+            return f"'{name}' is no weight or bias of a Linear or a LayerNorm"
+        if getattr(module, "bias", None) is None and type(module) is nn.LayerNorm:
+            return f"'{prefix}' is a LayerNorm without a bias"
+    return None
