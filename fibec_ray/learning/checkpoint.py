@@ -124,6 +124,15 @@ def remove(run_dir: Path, next_round: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def rewind(run_dir: Path, first: int) -> None:
+    """Forgets the checkpoints before rounds later than `first`, and what was half written."""
+    for later in rounds_kept(run_dir):
+        if later > first:
+            remove(run_dir, later)
+    for draft in _home(run_dir).glob(".*.part"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def write_state(path: Path, state: Tensors) -> str:
     """Writes the server's tensors, and their order, which safetensors would forget; returns the file's digest."""
     try:

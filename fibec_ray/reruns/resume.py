@@ -44,9 +44,7 @@ def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
     first = start.manifest.next_round if start else OPENING_ROUND
     log.rewind(first)
     site.store.rewind(first)
-    for later in checkpoint.rounds_kept(record.folder):
-        if later > first:
-            checkpoint.remove(record.folder, later)
+    checkpoint.rewind(record.folder, first)
     if changed := record.identity.other_versions():
         note(f"other program versions than at the start may give other bits: {changed}")
     where = f"round {first}" if start else "the initialisation phase"
