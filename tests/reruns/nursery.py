@@ -1,8 +1,8 @@
 """Drivers that are killed: forks one after another, SIGKILLs each at a random moment, and lets the last one end.
 
-python nursery.py SETTINGS.yaml CALM KILLED NUM_KILLS SEED: a calm run in CALM, the other one in KILLED. Prints, as
-JSON, the newest round that the log had when each driver died. One process imports everything once; its forks train, and
-it never does itself: what has run a backward pass cannot be forked.
+python nursery.py FOLDER NUM_KILLS SEED: for each FOLDER/NAME.yaml a calm run, FOLDER/NAME/calm, and one whose drivers
+are killed, FOLDER/NAME/killed. Prints, as JSON by NAME, the newest round in the log when each driver died. One process
+imports everything once; its forks train, and it never does itself: what has run a backward pass cannot be forked.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import scipy.stats  # noqa: F401  (what the forks would each import by themselves)
+import sklearn.metrics  # noqa: F401
 import torch
 import yaml
 
+from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check
 from fibec_ray.fleets.site import Site
 from fibec_ray.reruns.records import last_logged
@@ -30,15 +33,28 @@ from fibec_ray.reruns.resume import resume
 from fibec_ray.simulation import cache_dir, prepare, simulate
 
 
-def main(settings: str, calm: str, killed: str, num_kills: str, seed: str) -> None:
+def main(folder: str, num_kills: str, seed: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    experiment = check(yaml.safe_load(Path(settings).read_text()), settings)
-    rng, folder, died_at = random.Random(int(seed)), Path(killed), list[int]()
-    with TemporaryDirectory() as warm:  # models, tokenizers and what they import
+    rng, died_at = random.Random(int(seed)), dict[str, list[int]]()
+    for settings in sorted(Path(folder).glob("*.yaml")):
+        experiment = check(yaml.safe_load(settings.read_text()), str(settings))
+        warm_up(experiment)
+        died_at[settings.stem] = disturb(experiment, settings.with_suffix(""), int(num_kills), rng)
+    print(json.dumps(died_at))
+
+
+def warm_up(experiment: Experiment) -> None:
+    """Models, tokenizers and what they import."""
+    with TemporaryDirectory() as warm:
         prepared = prepare(experiment, Path(warm))
         Site(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir(), 1).worker()
-    assert wait(fork(lambda: simulate(experiment, Path(calm)))) == 0
+
+
+def disturb(experiment: Experiment, home: Path, num_kills: int, rng: random.Random) -> list[int]:
+    """A calm run in home/calm, another in home/killed; the newest round in its log whenever a driver of it died."""
+    folder, died_at = home / "killed", list[int]()
+    assert wait(fork(lambda: simulate(experiment, home / "calm"))) == 0
 
     def go() -> None:
         if (folder / "checkpoints" / "run.json").exists():
@@ -47,19 +63,19 @@ def main(settings: str, calm: str, killed: str, num_kills: str, seed: str) -> No
         shutil.rmtree(folder, ignore_errors=True)  # it died before its data were written
         simulate(experiment, folder)
 
-    while len(died_at) < int(num_kills):
+    while len(died_at) < num_kills:
         driver = fork(go)
-        if len(died_at) % 3:  # within the next rounds; else at any moment, the start included
-            wait_for_a_round(folder, driver)
-            time.sleep(rng.uniform(0, 0.2))
-        else:
+        if len(died_at) % 3 == 2:  # at any moment, the start included; else within the next rounds
             time.sleep(rng.uniform(0.1, 1.2))
+        else:
+            wait_for_a_round(folder, driver)
+            time.sleep(rng.uniform(0, 0.1))
         os.kill(driver, signal.SIGKILL)
         if wait(driver) == 0:
             break  # it was faster
         died_at.append(last_logged(folder))
     assert wait(fork(go)) == 0
-    print(json.dumps(died_at))
+    return died_at
 
 
 def wait_for_a_round(folder: Path, driver: int) -> None:

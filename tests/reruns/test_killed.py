@@ -30,34 +30,48 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "fipa": ("fipa", needs("fipa")),
     "fibecfed, rare checkpoints": ("fibecfed", {"checkpoint": {"every": 3, "keep": 1}}),
 }
-QUICK = {"fibecfed": 3, "scaffold and adam": 3}
-"""Kills; the slow ones have more."""
 
 
-@pytest.mark.parametrize(
-    ("case", "kills"),
-    [*QUICK.items(), *(pytest.param(case, 12, marks=pytest.mark.slow) for case in CASES)],
-)
-def test_a_killed_run_ends_as_if_nothing_had_happened(
-    case: str, kills: int, tiny_settings: Any, tmp_path: Path
-) -> None:
-    method, changes = CASES[case]
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(yaml.safe_dump(tiny_settings(method, rounds=8 if kills < 10 else 40, **changes)))
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
+def killed(folder: Path, num_kills: int) -> dict[str, list[int]]:
+    """Runs the settings in a folder, see nursery.py."""
     done = subprocess.run(
-        [sys.executable, str(NURSERY), str(settings), str(calm), str(killed), str(kills), "7"],
+        [sys.executable, str(NURSERY), str(folder), str(num_kills), "7"],
         capture_output=True,
         text=True,
         timeout=280,
         env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    died_at = json.loads(done.stdout.splitlines()[-1])
-    assert died_at, "every driver was faster than its killer"
-    one, other = (json.loads((folder / "summary.json").read_text()) for folder in (calm, killed))
+    found: dict[str, list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(home: Path) -> None:
+    calm, disturbed = home / "calm", home / "killed"
+    one, other = (json.loads((folder / "summary.json").read_text()) for folder in (calm, disturbed))
     assert one == other and one["status"] == "finished"
-    assert log_digest(calm) == log_digest(killed)
+    assert log_digest(calm) == log_digest(disturbed)
     for read in (read_rounds, read_devices):
-        assert read(calm).num_rows == read(killed).num_rows
-    assert not list(killed.rglob("*.part"))
+        assert read(calm).num_rows == read(disturbed).num_rows
+    assert not list(disturbed.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("cases", "num_rounds", "num_kills"),
+    [
+        (("fibecfed", "scaffold and adam"), 8, 3),
+        *(pytest.param((case,), 40, 12, marks=pytest.mark.slow) for case in CASES),
+    ],
+)
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    cases: tuple[str, ...], num_rounds: int, num_kills: int, tiny_settings: Any, tmp_path: Path
+) -> None:
+    for case in cases:
+        method, changes = CASES[case]
+        settings = tiny_settings(method, rounds=num_rounds, **changes)
+        (tmp_path / f"{case}.yaml").write_text(yaml.safe_dump(settings))
+    died_at = killed(tmp_path, num_kills)
+    assert died_at.keys() == set(cases)
+    for case in cases:
+        assert died_at[case], f"{case}: every driver was faster than its killer"
+        compare(tmp_path / case)

@@ -18,6 +18,7 @@ from fibec_ray.cli import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import RunDirError
 from fibec_ray.learning import checkpoint
+from fibec_ray.learning.identity import read_identity
 from fibec_ray.reruns.resume import resume
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.run_dir import locked
@@ -255,7 +256,23 @@ def test_the_lock_of_a_driver_that_died_keeps_nobody_out(half: Path) -> None:
     assert not (half / ".driver.json").exists()
 
 
-# --- a full disk
+def test_other_program_versions_are_named(half: Path, calm: tuple[str, str, int]) -> None:
+    identity = read_identity(half)
+    identity.model_copy(update={"versions": identity.versions | {"torch": "1.0"}}).write(half)
+    plug = Plug()
+    assert result(resume(half, (), plug), half) == calm
+    assert plug.notes[0].startswith("other program versions than at the start may give other bits: torch 1.0 then, ")
+
+
+# --- no room
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(half: Path, capsys: Any) -> None:
+    shutil.rmtree(half / "checkpoints/rounds")
+    (half / "checkpoints/rounds").write_text("in the way")
+    assert main(["resume", str(half)]) == 2
+    assert "cannot be made (Not a directory)" in capsys.readouterr().err
+    assert status(half) == "failed"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
