@@ -69,10 +69,11 @@ class RunView:
         self._say(text)
 
     def placed(self, fleet: Fleet) -> None:
+        lanes = f", {fleet.lanes} side by side" if fleet.lanes > 1 else ""
         placement = getattr(fleet, "placement", None)
         if placement is not None:
             kind = "per_device" if placement.per_device else "pooled"
-            self._say(f"placement {kind}: {placement.num_actors} device actors ({placement.reason})")
+            self._say(f"placement {kind}: {placement.num_actors} device actors{lanes} ({placement.reason})")
         self._rounds = self._progress.add_task("round", total=self._experiment.rounds, note="")
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -131,9 +131,9 @@ def carry_on(
     finally:
         keeper.close()
         fleet.close()
-    fingerprint = digest(adapter)
-    run_dirs.write_json(folder / "summary.json", {**summary, "status": "finished", "adapter_digest": fingerprint})
-    return Run(folder, identity.prepared, rows, fingerprint)
+    ending = {"lanes": fleet.lanes, "adapter_digest": digest(adapter)}
+    run_dirs.write_json(folder / "summary.json", {**summary, "status": "finished", **ending})
+    return Run(folder, identity.prepared, rows, str(ending["adapter_digest"]))
 
 
 def run_rounds(
@@ -200,7 +200,7 @@ def cache_dir() -> Path:
 def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:
     """What processes need to host the run's devices in a folder, which must have its data."""
     job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
-    return Site(job, folder, cache_dir(), experiment.fleet.threads, experiment.fleet.lanes)
+    return Site(job, folder, cache_dir(), experiment.fleet.threads, experiment.fleet.known_lanes)
 
 
 def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:

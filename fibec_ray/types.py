@@ -208,6 +208,11 @@ class LaneBatch:
 class LanedModel(LocalModel, Protocol):
     """A model that can compute for several devices in one pass, each with its own values of the trainable tensors."""
 
+    @property
+    def gains_from_lanes(self) -> bool:
+        """False where it is known that one device at a time is as fast."""
+        ...
+
     def obstacle_to_lanes(self) -> str | None:
         """Why it cannot; None if it can."""
         ...
@@ -391,6 +396,9 @@ Progress = Callable[[str, int, int], None]
 
 class Fleet(Protocol):
     """Where devices run. The in-process fleet and the Ray fleet give bitwise-equal results."""
+
+    lanes: int
+    """devices that compute side by side; known once it is open"""
 
     def open(self) -> OpenResult:
         """Starts what is needed and runs the initialisation phase (a no-op for methods without one)."""

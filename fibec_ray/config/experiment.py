@@ -82,6 +82,7 @@ class Experiment(BaseModel):
             seed=self.seed,
             rounds=self.rounds,
             num_devices=1 if self.method.pooled else self.num_devices,
+            cohort_size=1 if self.method.pooled else self.cohort_size,
             method=self.method,
             backbone=self.backbone,
             local=self.local,

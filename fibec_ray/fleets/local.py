@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 
 class LocalFleet:
+    lanes: int
+
     def __init__(self, site: Site, progress: Progress = lambda stage, done, total: None):
         self._site, self._progress = site, progress
         self._worker: GroupWorker
@@ -72,6 +74,7 @@ class LocalFleet:
     def _start(self) -> None:
         self._federation = self._site.federation()
         self._worker = self._site.worker()
+        self.lanes = self._site.lanes or self._worker.calibrate(self._site.job.cohort_size)
         self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
 
     def _result(self, selection: Selection, reports: list[DeviceReport]) -> OpenResult:
@@ -97,7 +100,7 @@ class LocalFleet:
     ) -> list[T]:
         """What work(group) gives for each device, in the order of `devices`."""
         found: dict[int, T] = {}
-        for group in lane_groups(devices, num_samples, self._site.lanes):
+        for group in lane_groups(devices, num_samples, self.lanes):
             found |= zip(group, work(group), strict=True)
             self._progress(stage, len(found), len(devices))
         return [found[device] for device in devices]

@@ -49,8 +49,8 @@ def decide(config: FleetConfig, num_devices: int, have: Resources) -> Placement:
 
 def _obstacle(config: FleetConfig, num_devices: int, have: Resources) -> str | None:
     """Why one actor for each device would not do; None if it would."""
-    if config.lanes > 1:
-        return f"{config.lanes} lanes need actors that host several devices"
+    if config.known_lanes is not None and config.known_lanes > 1:
+        return f"{config.known_lanes} lanes need actors that host several devices"
     needed, allowed = num_devices * ACTOR_BYTES, MEMORY_SHARE * have.memory_bytes
     if needed > allowed:
         return f"{num_devices} actors need {needed / 1e9:.1f} GB, {allowed / 1e9:.1f} GB may be used"

@@ -41,6 +41,9 @@ class DeviceActor:
         """P^0 (as arrays) and what its tensors are."""
         return to_wire(self._worker.initial), self._worker.layout
 
+    def calibrate(self, most: int) -> int:
+        return self._worker.calibrate(most)
+
     def open(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
         """Each device's layer report and row of the log."""
         opened = self._worker.open_group(devices, attempt)

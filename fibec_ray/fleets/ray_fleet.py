@@ -37,6 +37,7 @@ class RayFleet:
     """open: connect, place actors, run the initialisation phase. Then rounds; then `close`. An error ends the fleet."""
 
     placement: Placement
+    lanes: int
 
     def __init__(self, site: Site, config: FleetConfig, progress: Progress = lambda stage, done, total: None):
         self._site, self._config, self._progress = site, config, progress
@@ -106,6 +107,7 @@ class RayFleet:
         self._server = self._make_server()
         initial, layout = self._describe()
         self._ask(self._server.start.remote(initial, layout))
+        self.lanes = self._find_lanes()
         return layout
 
     def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
@@ -140,6 +142,17 @@ class RayFleet:
         described: tuple[Any, Layout] = ended.value
         return described
 
+    def _find_lanes(self) -> int:
+        """As the settings have it, or as one actor finds on its machine; the same for all, for they make the bits."""
+        if self.placement.per_device:
+            return 1
+        if self._site.lanes is not None:
+            return self._site.lanes
+        most = -(-self._site.job.cohort_size // self.placement.num_actors)
+        (ended,) = self._run([Call(0, lambda actor, attempt: [actor.calibrate.remote(most)])])
+        found: int = ended.value
+        return found
+
     def _open_devices(self) -> list[tuple[Any, DeviceReport]]:
         """What each device says, in device order; small, so that the driver may hold it."""
         devices, opened = range(self._site.job.num_devices), dict[int, tuple[Any, DeviceReport]]()
@@ -158,7 +171,7 @@ class RayFleet:
     def _evaluate_personal(self, broadcast: ray.ObjectRef) -> dict[int, Predictions]:
         """Predictions of every device, in device order."""
         devices = range(self._site.job.num_devices)
-        groups = lane_groups(devices, self._federation.num_test(devices), self._site.lanes)
+        groups = lane_groups(devices, self._federation.num_test(devices), self.lanes)
         shares = [groups[i :: self._num_calls(groups)] for i in range(self._num_calls(groups))]
         calls = [
             Call(i, partial(_evaluate_personal, share, broadcast), num_devices=sum(len(group) for group in share))
@@ -173,7 +186,7 @@ class RayFleet:
     def _on_groups(self, stage: str, devices: Sequence[int], submit: Submit) -> Iterator[tuple[Group, Ended]]:
         """Calls submit for each lane group of the devices; gives them as they end."""
         sizes = dict(zip(devices, self._federation.num_train(devices), strict=True))
-        groups, done = lane_groups(devices, list(sizes.values()), self._site.lanes), 0
+        groups, done = lane_groups(devices, list(sizes.values()), self.lanes), 0
         calls = [
             Call(
                 i,

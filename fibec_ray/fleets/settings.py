@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,8 +14,10 @@ class FleetConfig(BaseModel):
 
     kind: Literal["ray", "local"] = "ray"
     threads: int = Field(1, ge=1, description="torch threads of each process; part of what makes results bit-equal")
-    lanes: int = Field(
-        1, ge=1, description="devices that train together in one batched forward; like threads, part of the bits"
+    lanes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="devices that compute side by side in one pass; like threads, part of the bits. auto: 1 for a "
+        "float32 base on a CPU, else as a short trial at the start finds, which the run's summary.json keeps",
     )
     placement: Literal["per_device", "pooled", "auto"] = Field(
         "auto", description="one actor for each device, or actors that host many, or whichever fits"
@@ -40,9 +42,16 @@ class FleetConfig(BaseModel):
     def _no_setting_without_effect(self) -> FleetConfig:
         if self.placement == "per_device" and self.num_actors is not None:
             raise ValueError("num_actors has no effect with placement: per_device, which has one for each device")
-        if self.placement == "per_device" and self.lanes > 1:
+        if self.placement == "per_device" and self.lanes not in (1, "auto"):
             raise ValueError(
                 f"lanes {self.lanes} needs actors that host several devices, and placement: per_device gives each its "
                 "own; set lanes=1, or placement=pooled"
             )
         return self
+
+    @property
+    def known_lanes(self) -> int | None:
+        """None if they are to be found."""
+        if self.placement == "per_device":
+            return 1
+        return None if self.lanes == "auto" else self.lanes

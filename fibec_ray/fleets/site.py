@@ -26,8 +26,8 @@ class Site:
     run_dir: Path
     cache_dir: Path
     threads: int
-    lanes: int = 1
-    """the most devices that compute side by side"""
+    lanes: int | None = 1
+    """the most devices that compute side by side; None: the fleet finds out how many should"""
 
     @property
     def data_dir(self) -> Path:
@@ -63,7 +63,7 @@ class Site:
         torch.set_num_threads(self.threads)
         federation = self.federation()
         model = self._model(federation, device)
-        return GroupWorker(self.job, model, federation, self.store, name, self.lanes)
+        return GroupWorker(self.job, model, federation, self.store, name, self.lanes or 1)
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         from fibec_ray.models.net_model import NetModel

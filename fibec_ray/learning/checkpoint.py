@@ -56,6 +56,8 @@ class Manifest(BaseModel):
     """of the run, whose settings and data are in run.json"""
     server: str
     """digest of the server's file"""
+    lanes: int = Field(ge=1)
+    """devices that computed side by side, as the settings had it or as was found at the start"""
     tally: TallyState
     devices: dict[int, int]
     """the newest version of each device's state; a device without one is left out"""

@@ -9,13 +9,14 @@ from functools import partial
 from typing import TypeVar, cast
 
 from fibec_ray.errors import ConfigError
+from fibec_ray.learning.calibration import best_lanes, step_seconds
 from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.lanes import Lanes
 from fibec_ray.learning.store import StateStore
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, ClientUpdate, LanedModel, LayerReport, LocalModel, Predictions, RoundPlan
+from fibec_ray.types import Broadcast, ClientUpdate, LanedModel, LayerReport, LocalModel, Predictions, RoundPlan, Shard
 
 T = TypeVar("T")
 
@@ -35,11 +36,17 @@ class GroupWorker(DeviceWorker):
         super().__init__(job, model, federation, store, name)
         self._lanes: Lanes | None = None
         self._workers: list[DeviceWorker] = []
-        if lanes > 1:
-            refuse_lanes(model, lanes)
-            self._lanes = Lanes(cast(LanedModel, model), lanes)
-            for each in self._lanes.models:
-                self._workers.append(DeviceWorker(job, each, federation, store, name, self.initial))
+        if lanes > 1 and (why := obstacle_to_lanes(model)):
+            raise ConfigError(
+                f"fleet.lanes: {lanes} devices cannot train in one pass here, because {why}; set it to 1, or to auto"
+            )
+
+    def calibrate(self, most: int) -> int:
+        """The lanes that `fleet.lanes: auto` stands for on this machine, at most so many."""
+        model, shard = cast(LanedModel, self.model), self._largest_shard()
+        if most == 1 or obstacle_to_lanes(self.model) or not model.gains_from_lanes:
+            return 1
+        return best_lanes(partial(step_seconds, model, shard, self._job.local.batch_size), most)
 
     def open_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
         """`open` of a lane group (see `grouping.py`), in its order."""
@@ -61,18 +68,28 @@ class GroupWorker(DeviceWorker):
 
     def _side_by_side(self, devices: Sequence[int], work: Callable[[DeviceWorker, int], T]) -> list[T]:
         """A group of one is computed as without lanes."""
-        if self._lanes is None or len(devices) == 1:
+        if len(devices) == 1:
             return [work(self, device) for device in devices]
+        lanes = self._at_least(len(devices))
         pieces = [partial(work, worker, device) for worker, device in zip(self._workers, devices, strict=False)]
-        assert len(pieces) == len(devices), "more devices than lanes"
-        return self._lanes.run(pieces)
+        return lanes.run(pieces)
+
+    def _at_least(self, size: int) -> Lanes:
+        """Lanes are made when they are first wanted."""
+        if self._lanes is None or len(self._workers) < size:
+            self._lanes = Lanes(cast(LanedModel, self.model), size)
+            rest = (self._data, self._store, self._name, self.initial)
+            self._workers = [DeviceWorker(self._job, each, *rest) for each in self._lanes.models]
+        return self._lanes
+
+    def _largest_shard(self) -> Shard:
+        sizes = self._data.num_train(range(self._data.num_devices))
+        return self._data.train_shard(sizes.index(max(sizes)))
 
 
-def refuse_lanes(model: LocalModel, lanes: int) -> None:
-    """Raises ConfigError if the model computes for one device at a time only."""
-    why = model.obstacle_to_lanes() if hasattr(model, "obstacle_to_lanes") else "a network from scratch has none"
-    if why is not None:
-        raise ConfigError(f"fleet.lanes: {lanes} devices cannot train in one pass here, because {why}; set it to 1")
+def obstacle_to_lanes(model: LocalModel) -> str | None:
+    """Why the model computes for one device at a time only; None if it does not."""
+    return model.obstacle_to_lanes() if hasattr(model, "obstacle_to_lanes") else "a network from scratch has no lanes"
 
 
 def _with_shares_of(seconds: float, found: list[tuple[T, DeviceReport]]) -> list[tuple[T, DeviceReport]]:

@@ -48,6 +48,7 @@ class Job(BaseModel):
     seed: int
     rounds: int
     num_devices: int
+    cohort_size: int
     method: Method
     backbone: Backbone | AnyNet
     local: LocalTraining

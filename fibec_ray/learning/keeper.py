@@ -53,7 +53,12 @@ class Keeper:
         draft = checkpoint.new_draft(self._run_dir, next_round)
         write = self._fleet.save(draft / checkpoint.SERVER)
         manifest = Manifest(
-            next_round=next_round, run_id=self._run_id, server="", tally=tally.state(), devices=dict(self._versions)
+            next_round=next_round,
+            run_id=self._run_id,
+            server="",
+            lanes=self._fleet.lanes,
+            tally=tally.state(),
+            devices=dict(self._versions),
         )
         changed, self._changed = sorted(self._changed), set()
         self._pending = self._thread.submit(self._commit, draft, write, manifest, changed)

@@ -137,6 +137,11 @@ class TorchModel(Alone):
             losses = F.cross_entropy(answer_logits, self._words[labels], reduction="none")
         return Outputs(losses, scores, states)
 
+    @property
+    def gains_from_lanes(self) -> bool:
+        """Not for a float32 base on a CPU (docs/performance.md), so that the same settings give the same bits there."""
+        return self.device.type != "cpu" or self._spec.dtype != "float32"
+
     def obstacle_to_lanes(self) -> str | None:
         if not self._peft.side_by_side:
             return f"method.peft {self._peft.kind} is computed for one device at a time"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from fibec_ray.config.difference import first_difference
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check, load_experiment
 from fibec_ray.errors import RunDirError
+from fibec_ray.learning import checkpoint
 from fibec_ray.learning.identity import Identity, read_identity
 from fibec_ray.simulation import resolved
 
@@ -21,6 +22,22 @@ class Record:
     folder: Path
     identity: Identity
     experiment: Experiment
+
+    def side_by_side(self, lanes: int) -> Record:
+        """With fleet.lanes, maybe auto, as the run has them. Raises ConfigError if the fleet cannot have them."""
+        settings = resolved(self.experiment)
+        settings["fleet"]["lanes"] = lanes
+        return replace(self, experiment=check(settings, str(self.folder / "config.yaml")))
+
+
+def lanes_of(record: Record) -> int:
+    """Devices that computed side by side in the run, which its checkpoints remember. Raises RunDirError."""
+    rounds, known = checkpoint.rounds_kept(record.folder), record.experiment.fleet.known_lanes
+    if rounds:
+        return checkpoint.load(record.folder, rounds[-1]).manifest.lanes
+    if known is None:
+        raise RunDirError(f"{record.folder}: has no checkpoint that says how many lanes it computed with")
+    return known
 
 
 def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:

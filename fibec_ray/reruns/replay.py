@@ -19,7 +19,7 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.reports import DeviceReport
-from fibec_ray.reruns.records import Record, last_logged, read_record
+from fibec_ray.reruns.records import Record, lanes_of, last_logged, read_record
 from fibec_ray.reruns.stage import staged
 from fibec_ray.roundlog.compare import row_differences
 from fibec_ray.roundlog.reader import read_devices
@@ -44,9 +44,10 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
     quiet_libraries()
     plan = _plan(record, round_, device)
     start = None if round_ == OPENING_ROUND else _start(record, round_)
-    group = _group(record, plan, device)
+    lanes = lanes_of(record)
+    group = _group(record, plan, device, lanes)
     versions = start.manifest.devices if start else {}
-    with staged(record, {each: versions[each] for each in group if each in versions}) as site:
+    with staged(record, lanes, {each: versions[each] for each in group if each in versions}) as site:
         row = device_row(_again(site, plan, group, start)[group.index(device)])
     logged = [r for r in read_devices(record.folder).to_pylist() if (r["round"], r["device"]) == (round_, device)]
     if len(logged) != 1:
@@ -63,11 +64,11 @@ def _again(site: Site, plan: RoundPlan, group: Group, start: Checkpoint | None) 
     return [report for _, report in worker.train_group(plan, group, server.broadcast(plan.round))]
 
 
-def _group(record: Record, plan: RoundPlan, device: int) -> Group:
+def _group(record: Record, plan: RoundPlan, device: int, lanes: int) -> Group:
     """The devices that computed side by side with this one."""
-    site = site_of(record.experiment, record.folder, record.identity)
-    sizes = site.federation().num_train(plan.cohort)
-    return next(group for group in lane_groups(plan.cohort, sizes, site.lanes) if device in group)
+    federation = site_of(record.experiment, record.folder, record.identity).federation()
+    sizes = federation.num_train(plan.cohort)
+    return next(group for group in lane_groups(plan.cohort, sizes, lanes) if device in group)
 
 
 def _plan(record: Record, round_: int, device: int) -> RoundPlan:

@@ -33,6 +33,8 @@ def resume_record(record: Record, watcher: Watcher) -> Run:
     quiet_libraries()
     with locked(record.folder):
         start = rewind(record, watcher.note)
+        if start is not None:
+            record = record.side_by_side(start.manifest.lanes)
         return carry_on(record.experiment, record.folder, record.identity, start, watcher)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,13 +15,13 @@ from fibec_ray.simulation import site_of
 
 
 @contextmanager
-def staged(record: Record, devices: Mapping[int, int]) -> Iterator[Site]:
+def staged(record: Record, lanes: int, devices: Mapping[int, int]) -> Iterator[Site]:
     """Where devices find the run's data and the given versions of their states, and leave new ones.
 
     Raises RunDirError if a state is not there any more.
     """
     with TemporaryDirectory(prefix="fibec-ray-") as name:
-        site = site_of(record.experiment, Path(name), record.identity)
+        site = replace(site_of(record.experiment, Path(name), record.identity), lanes=lanes)
         (site.run_dir / "data").symlink_to(record.folder / "data", target_is_directory=True)
         origin = site_of(record.experiment, record.folder, record.identity)
         for device, version in devices.items():

@@ -14,7 +14,7 @@ from fibec_ray.learning import checkpoint
 from fibec_ray.learning.checkpoint import SERVER, Checkpoint
 from fibec_ray.learning.tally import Tally
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.reruns.records import Record, finished_digest, last_logged, read_record
+from fibec_ray.reruns.records import Record, finished_digest, lanes_of, last_logged, read_record
 from fibec_ray.reruns.stage import staged
 from fibec_ray.roundlog.compare import differences, num_rows
 from fibec_ray.roundlog.writer import RoundLog
@@ -46,7 +46,7 @@ def verify(folder: Path, num_rounds: int = 1, from_start: bool = False) -> Verif
     start = None if from_start else _start(record, last, num_rounds)
     first = start.manifest.next_round if start else OPENING_ROUND
     until = min(last, (first if start else 0) + num_rounds - 1)
-    with staged(record, start.manifest.devices if start else {}) as site:
+    with staged(record, lanes_of(record), start.manifest.devices if start else {}) as site:
         fleet = LocalFleet(site)
         _run(record, site, fleet, start, until)
         found = differences(record.folder, site.run_dir, first, until)

@@ -29,7 +29,14 @@ def write(run_dir: Path, next_round: int, **changes: Any) -> Path:
     draft = checkpoint.new_draft(run_dir, next_round)
     server = checkpoint.write_state(draft / checkpoint.SERVER, {n: v.contiguous() for n, v in STATE.items()})
     tally = TallyState(sim_time_s=0.1 + 0.2, wall_time_s=1.0, bytes_total=7, num_samples_total=5, trained=[2, 0])
-    facts = {"next_round": next_round, "run_id": "r", "server": server, "tally": tally, "devices": {3: -1, 12: 4}}
+    facts = {
+        "next_round": next_round,
+        "run_id": "r",
+        "server": server,
+        "lanes": 2,
+        "tally": tally,
+        "devices": {3: -1, 12: 4},
+    }
     checkpoint.commit(run_dir, draft, Manifest(**facts | changes))
     return checkpoint.folder_of(run_dir, next_round)
 

@@ -16,6 +16,7 @@ from fibec_ray.models.spec import Backbone
 
 def job(seed: int = 0, num_devices: int = 20, rounds: int = 10, method: Any = None, **local: Any) -> Job:
     return Job(
+        cohort_size=1,
         seed=seed,
         rounds=rounds,
         num_devices=num_devices,

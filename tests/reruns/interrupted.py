@@ -11,15 +11,20 @@ from fibec_ray.simulation import Nobody, Run, simulate
 
 
 class Plug(Nobody):
-    """Watches a run, and fails it after device-round `after`; remembers what the run had to say."""
+    """Watches a run, and fails it once so many device-rounds are done; remembers what the run had to say.
+
+    done: device-rounds of whole rounds so far.
+    """
 
     def __init__(self, after: int | None = None):
         self.after, self.done, self.notes = after, 0, list[str]()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        self.done += stage == "train"
-        if self.after is not None and self.done >= self.after:
+        if stage != "train":
+            return
+        if self.after is not None and self.done + done >= self.after:
             raise ConnectionError("the plug was pulled")
+        self.done += total if done == total else 0
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -16,10 +16,12 @@ from reruns.interrupted import Plug, interrupted, result
 
 from fibec_ray.cli import main
 from fibec_ray.config.load import check
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.learning import checkpoint
 from fibec_ray.learning.identity import read_identity
+from fibec_ray.reruns.records import read_record
 from fibec_ray.reruns.resume import resume
+from fibec_ray.reruns.verify import verify
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.run_dir import locked
 from fibec_ray.simulation import simulate
@@ -120,6 +122,28 @@ def test_a_run_that_died_before_it_saved_its_adapter(half: Path, calm: tuple[str
     (half / "summary.json").write_text('{"status": "running"}')
     assert result(resume(half), half) == calm
     assert (half / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_lanes_that_were_found_at_the_start_stay(tiny_settings: Any, tmp_path: Path) -> None:
+    """A trial that takes times finds them for a base in bfloat16: another trial might find others, and other bits."""
+    fleet = {"kind": "local", "lanes": "auto"}
+    settings = tiny_settings("fedavg", rounds=3, fleet=fleet, backbone={"dtype": "bfloat16"})
+    folder = interrupted(settings, tmp_path / "run", COHORT + 1)
+    lanes = checkpoint.load(folder, 1).manifest.lanes
+    resume(folder)
+    assert json.loads((folder / "summary.json").read_text())["lanes"] == lanes
+    assert checkpoint.load(folder, 3).manifest.lanes == lanes
+    assert verify(folder, 99, from_start=True).differences == []
+
+
+@pytest.mark.parametrize(("placement", "says"), [("per_device", "lanes 2 needs actors that host"), ("auto", "")])
+def test_a_fleet_that_cannot_have_the_run_s_lanes_is_refused(placement: str, says: str, half: Path) -> None:
+    record = read_record(half, [f"fleet={{kind: ray, placement: {placement}}}"])
+    if not says:
+        assert record.side_by_side(2).experiment.fleet.known_lanes == 2
+        return
+    with pytest.raises(ConfigError, match=says):
+        record.side_by_side(2)
 
 
 # --- damage

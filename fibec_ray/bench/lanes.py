@@ -1,0 +1,174 @@
+"""Lanes on one device, CPU or GPU: steps per second, use of the hardware and memory, by number of lanes; run by hand.
+
+    python -m fibec_ray.bench.lanes --device cuda            RoBERTa-large, 8 x 128 tokens, 1, 8 and 32 lanes
+    python -m fibec_ray.bench.lanes --hidden 64 --layers 2 --vocabulary 100 --batch 2 --tokens 8      a small trial
+
+The model's weights are random, in bfloat16; LoRA r = 8 on query and value, float32, and a linear head over the mean of
+the last states. A step is what the engine does for each lane: loss, gradients, clipping and AdamW, through the same
+layers (models/lane_bank.py). It needs torch, transformers and peft, and nothing else of what fibec_ray depends on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fibec_ray.models.lane_bank import LaneBank
+from fibec_ray.per_sample import collect_holders
+
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165}
+"""Dense bfloat16 products, as their makers give them; by a part of the device's name."""
+CLASSES = 6
+STEPS_PER_ROUND = 4
+"""A device-round of 32 samples in batches of 8."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """hidden, layers, vocabulary: of the encoder. batch: samples of a lane's step, of so many tokens each."""
+
+    hidden: int
+    layers: int
+    vocabulary: int
+    batch: int
+    tokens: int
+
+    @property
+    def flops(self) -> float:
+        """Of one lane's step: products with frozen weights, forward and to the inputs, and attention both ways."""
+        dense = 2.0 * 12 * self.hidden**2 * self.layers
+        return 2 * self.batch * self.tokens * (dense + 4.0 * self.layers * self.hidden * self.tokens)
+
+
+class Trial:
+    """An encoder with LoRA, and `lanes` devices' own values and optimisers."""
+
+    def __init__(self, shape: Shape, device: str, lanes: int):
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModel, RobertaConfig
+
+        torch.manual_seed(0)
+        config = RobertaConfig(
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=max(1, shape.hidden // 64),
+            intermediate_size=4 * shape.hidden,
+            vocab_size=shape.vocabulary,
+            max_position_embeddings=shape.tokens + 2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        base = AutoModel.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").requires_grad_(False)
+        wanted = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
+        self.model: Any = get_peft_model(base, wanted).to(device)
+        self.head = nn.Linear(shape.hidden, CLASSES).to(device)
+        holders = {**collect_holders(self.model, lambda name: name), "head": self.head}
+        params = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        params |= {f"head.{n}": p for n, p in self.head.named_parameters()}
+        # A holder's tensors are known by the names of its parameters.
+        self.bank = LaneBank(holders, params)
+        self.shape, self.device = shape, device
+        self.values = [{n: nn.Parameter(p.detach().clone()) for n, p in params.items()} for _ in range(lanes)]
+        self.optimizers = [torch.optim.AdamW(lane.values(), lr=1e-3, fused=True) for lane in self.values]
+        self.ids = torch.randint(3, shape.vocabulary, (lanes * shape.batch, shape.tokens), device=device)
+        self.labels = torch.randint(0, CLASSES, (lanes * shape.batch,), device=device)
+
+    def losses(self) -> Tensor:
+        """(lanes,) mean losses, in one graph."""
+        rows = [self.shape.batch] * len(self.values)
+        with self.bank.using(self.values, rows):
+            states = self.model.get_base_model()(input_ids=self.ids).last_hidden_state
+            scores = self.head(states.float().mean(1))
+        return F.cross_entropy(scores, self.labels, reduction="none").view(len(rows), -1).mean(1)
+
+    def step(self) -> Tensor:
+        losses = self.losses()
+        wanted = [param for lane in self.values for param in lane.values()]
+        for param, grad in zip(wanted, torch.autograd.grad(losses.sum(), wanted), strict=True):
+            param.grad = grad.contiguous()
+        for lane, optimizer in zip(self.values, self.optimizers, strict=True):
+            nn.utils.clip_grad_norm_(lane.values(), 1.0)
+            optimizer.step()
+        return losses.detach()
+
+    def seconds(self, steps: int) -> float:
+        """Median of some steps, after two that warm up."""
+        found = []
+        for _ in range(steps + 2):
+            self._wait()
+            started = time.perf_counter()
+            self.step()
+            self._wait()
+            found.append(time.perf_counter() - started)
+        return median(found[2:])
+
+    def _wait(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def peak_memory(device: str) -> float:
+    """GB: of the GPU's allocator, or of this process so far."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def peak_tflops(device: str, given: float | None) -> float | None:
+    """Of the hardware; None if it is not known."""
+    if given or not device.startswith("cuda"):
+        return given
+    name = torch.cuda.get_device_name()
+    return next((float(peak) for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def row(shape: Shape, device: str, lanes: int, steps: int, peak: float | None) -> tuple[str, float]:
+    """A line of the table, and device-rounds per second."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    seconds = Trial(shape, device, lanes).seconds(steps)
+    rate, tflops = lanes / (STEPS_PER_ROUND * seconds), lanes * shape.flops / seconds / 1e12
+    share = f"{100 * tflops / peak:.1f} %" if peak else "–"
+    memory = peak_memory(device)
+    text = (
+        f"| {lanes} | {1e3 * seconds:.1f} | {rate:.2f} | {tflops:.2f} | {share} | {memory:.2f} | {memory / lanes:.3f} |"
+    )
+    return text, rate
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.lanes", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 8, 32])
+    for name, value in (("hidden", 1024), ("layers", 24), ("vocabulary", 50265), ("batch", 8), ("tokens", 128)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
+    parser.add_argument("--peak-tflops", type=float, help="of the hardware in bfloat16, where its name says nothing")
+    a = parser.parse_args(argv)
+    torch.set_num_threads(a.threads)
+    shape, peak = Shape(a.hidden, a.layers, a.vocabulary, a.batch, a.tokens), peak_tflops(a.device, a.peak_tflops)
+    print(
+        f"{torch.cuda.get_device_name() if a.device.startswith('cuda') else 'CPU'}, torch {torch.__version__}, {shape}"
+    )
+    print("| lanes | ms per step | device-rounds/s | TFLOP/s | of the peak | peak memory, GB | GB per device |")
+    print("|---|---|---|---|---|---|---|")
+    first = None
+    for lanes in a.lanes:
+        text, rate = row(shape, a.device, lanes, a.steps, peak)
+        first = first or rate
+        print(f"{text} {rate / first:.2f}x the first", flush=True)
+
+
+if __name__ == "__main__":
+    main()
