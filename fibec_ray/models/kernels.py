@@ -24,11 +24,12 @@ TOP_PAD = 64 * 2**20
 
 
 def speed_up(module: nn.Module) -> None:
-    """Gives the Linears of a model on a CPU oneDNN's products; those of frozen ones have no gradients of weights."""
+    """Gives the frozen Linears of a model on a CPU oneDNN's product, with gradients of their inputs alone."""
+    if not torch.backends.mkldnn.is_available():
+        return
     for layer in module.modules():
-        if type(layer) is nn.Linear and layer.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            form = _frozen_linear if _is_frozen(layer) else _trained_linear
-            layer.forward = partial(form, layer)  # type: ignore[method-assign]
+        if type(layer) is nn.Linear and _is_frozen(layer) and layer.weight.device.type == "cpu":
+            layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
 
 
 def keep_heap() -> None:
@@ -43,23 +44,9 @@ def _is_frozen(layer: nn.Linear) -> bool:
     return not any(parameter.requires_grad for parameter in layer.parameters())
 
 
-def products(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
-    """x_d W_d^T + b_d for each lane d. x (D, n, in), weights (D, out, in), biases (D, 1, out), (out,) or None."""
-    if x.device.type == "cpu" and x.dtype == weights.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        y: Tensor = _TrainedProducts.apply(x, weights)
-        return y if biases is None else y + biases
-    return torch.bmm(x, weights.mT) if biases is None else torch.baddbmm(biases, x, weights.mT)
-
-
-def _trained_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A large bias-free product of few columns is what MKL is slowest at, and LoRA is made of these."""
-    if x.dtype != torch.float32 or layer.weight.dtype != x.dtype:
-        return nn.functional.linear(x, layer.weight, layer.bias)
-    return products(x.reshape(1, -1, x.shape[-1]), layer.weight.unsqueeze(0), layer.bias).view(*x.shape[:-1], -1)
-
-
-def _frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    if x.dtype != layer.weight.dtype or x.dtype not in (torch.float32, torch.bfloat16):
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    # In bfloat16 PyTorch takes oneDNN's product itself.
+    if x.dtype != torch.float32 or layer.weight.dtype != torch.float32:
         return nn.functional.linear(x, layer.weight, layer.bias)
     # Flat, because oneDNN gives back a view of anything else, which autograd lets nobody change in place.
     y: Tensor = _FrozenProduct.apply(x.flatten(0, -2), layer.weight, layer.bias)
@@ -87,39 +74,3 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return _FrozenProduct.apply(grads[0], ctx.weight.t(), None), None, None
-
-
-class _TrainedProducts(torch.autograd.Function):
-    """x_d W_d^T. x (D, n, in), w (D, out, in) -> (D, n, out)"""
-
-    @staticmethod
-    def forward(x: Tensor, weights: Tensor) -> Tensor:
-        return torch.stack([_product(each, w) for each, w in zip(x, weights, strict=True)])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weights: Tensor) -> tuple[Tensor, int]:
-        def first(value: Tensor, dim: int | None) -> Tensor:
-            return value.expand(info.batch_size, -1, -1, -1) if dim is None else value.movedim(dim, 0)
-
-        x, weights = first(x, in_dims[0]), first(weights, in_dims[1])
-        return torch.matmul(x, weights.mT), 0
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (x, weights), e = ctx.saved_tensors, grads[0]
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            return torch.bmm(e, weights), torch.bmm(e.mT, x)
-        to_x, to_weights = ctx.needs_input_grad
-        into = torch.stack([_product(each, w.t()) for each, w in zip(e, weights, strict=True)]) if to_x else None
-        # Few rows by many columns, not the other way round, which takes ten times as long.
-        wide = x.shape[2] >= e.shape[2]
-        own = (torch.bmm(e.mT, x) if wide else torch.bmm(x.mT, e).mT) if to_weights else None
-        return into, own
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fibec_ray.models.kernels import products
-
 Values = Mapping[str, Tensor]
 """By the names that tensors travel under."""
 
@@ -53,8 +51,10 @@ class LaneBank:
             parts = zip(x.split(list(self._rows)), weights, own, strict=True)
             return torch.cat([F.linear(part, w, b) for part, w, b in parts])
         flat = x.reshape(len(weights), -1, x.shape[-1])  # (D, N / D * T, in)
+        stacked = torch.stack(weights).mT
         bias = torch.stack(biases).unsqueeze(1) if biases is not None else module.bias
-        return products(flat, torch.stack(weights), bias).view(*x.shape[:-1], -1)
+        y = torch.bmm(flat, stacked) if bias is None else torch.baddbmm(bias, flat, stacked)
+        return y.view(*x.shape[:-1], -1)
 
     def layer_norm(self, prefix: str, module: Any, x: Tensor) -> Tensor:
         """x (N, ..., in) -> the same"""
