@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fibec_ray.errors import FibecError
+from fibec_ray.errors import ConfigError, FibecError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run an experiment")
     _add_config(run)
-    run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME, then runs/NAME-2 ...)")
+    run.add_argument(
+        "--out", metavar="DIR", help="run directory, or its URL (default: runs/NAME, then runs/NAME-2 ...)"
+    )
+    run.add_argument("--resume", action="store_true", help="go on with the run of this experiment in --out, if any")
     run.set_defaults(command=_run)
 
     resume = commands.add_parser("resume", help="go on with a run that was killed or failed")
@@ -95,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("sweep", type=Path, metavar="DIR", help="sweep directory")
     table.add_argument("--last", type=_at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)")
     table.set_defaults(command=_sweep_table)
+
+    from fibec_ray.jobs.arguments import add_commands
+
+    add_commands(commands)
     return parser
 
 
@@ -108,14 +115,24 @@ def _add_config(
 def _run(arguments: argparse.Namespace) -> None:
     from fibec_ray.config.load import load_experiment
     from fibec_ray.console import RunView
+    from fibec_ray.jobs.begin import begin, workplace
     from fibec_ray.run_dir import next_free
-    from fibec_ray.simulation import simulate
 
     experiment = load_experiment(arguments.config, arguments.overrides)
-    folder = arguments.out or next_free(Path("runs"), experiment.name)
-    with RunView(experiment) as view:
-        run = simulate(experiment, folder, view)
-    view.summary(run)
+    if arguments.resume and arguments.out is None:
+        raise ConfigError("--resume: which run? give its --out")
+    out = arguments.out or str(next_free(Path("runs"), experiment.name))
+    with workplace(out, _warn) as folder:
+        with RunView(experiment) as view:
+            run = begin(experiment, folder, arguments.resume, view)
+        if run is None:
+            print(f"{out}: this run is finished; nothing to do")
+        else:
+            view.summary(run)
+
+
+def _warn(text: str) -> None:
+    print(f"fibec-ray: {text}", file=sys.stderr, flush=True)
 
 
 def _resume(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ ANALYSIS = Path(analysis.__file__).parent
 
 LAYERS = (
     ("cli",),
+    ("jobs",),
     ("console", "sweep", "bench", "method_page"),
     ("reruns",),
     ("simulation",),  # runs what config describes
@@ -32,6 +33,7 @@ LAYERS = (
         "low_rank",
         "spectrum",
         "run_dir",
+        "storage",
         "tensors",
         "seeds",
         "types",
@@ -192,12 +194,15 @@ def test_only_the_command_imports_the_analysis() -> None:
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("ray", ("fibec_ray.fleets",)),
+        ("ray", ("fibec_ray.fleets", "fibec_ray.jobs.client", "fibec_ray.metrics")),
         ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft", RIVALS, "fibec_ray.bench.lanes")),
         ("peft", ("fibec_ray.models", "fibec_ray.parts.peft", RIVALS, "fibec_ray.bench.lanes")),
         ("flwr", (RIVALS,)),
         ("pfl", (RIVALS,)),
-        ("pyarrow", ("fibec_ray.data", "fibec_ray.roundlog", "analysis")),  # the analysis handles tables of the log
+        (
+            "pyarrow",
+            ("fibec_ray.data", "fibec_ray.roundlog", "fibec_ray.storage", "analysis"),
+        ),  # the analysis handles tables of the log
         ("datasets", ("fibec_ray.data",)),
         ("linear_operator", ("fibec_ray.spectrum",)),
         ("matplotlib", ("analysis",)),

@@ -12,6 +12,7 @@ from fibec_ray.data.columns import class_names, labels_of, texts_of
 from fibec_ray.data.examples import Examples, Points
 from fibec_ray.data.readers import SUFFIXES, Format, read_table
 from fibec_ray.data.regression import RegressionSettings
+from fibec_ray.data.remote import nearby
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
@@ -27,7 +28,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """The `data` section of an experiment. None leaves the choice to the task."""
 
     path: str | None = Field(
-        None, description="folder that holds SPLIT.parquet (or .csv .tsv .jsonl), or the train file"
+        None,
+        description="folder that holds SPLIT.parquet (or .csv .tsv .jsonl), or the train file; a path or a URL (s3://, "
+        "gs://, file://)",
     )
     format: Format = "auto"
     train: str | None = Field(None, description="file of the training rows, relative to path where path is a folder")
@@ -68,15 +71,20 @@ def load(task: Task, config: DataConfig, seed: int) -> tuple[Examples, Examples]
         train = synthetic.generate(settings.num_train, seed, "train", settings)
         test = synthetic.generate(settings.num_test, seed, "test", settings)
     elif config.reads_files:
-        train_files, test_file = _files(actual, config)
-        if test_file.resolve() in [path.resolve() for path in train_files]:
-            raise DataError(f"data.test: {test_file} is also trained on; name two different files")
-        train = Examples.join([_read_file(path, config.format, actual) for path in train_files])
-        test = _read_file(test_file, config.format, actual)
+        with nearby(config.path) as path:
+            train, test = _read_files(actual, config.model_copy(update={"path": path}))
     else:
         train = Examples.join([_read_hub(split, actual) for split in actual.train_splits])
         test = _read_hub(actual.eval_split, actual)
     return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
+
+
+def _read_files(task: Task, config: DataConfig) -> tuple[Examples, Examples]:
+    train_files, test_file = _files(task, config)
+    if test_file.resolve() in [path.resolve() for path in train_files]:
+        raise DataError(f"data.test: {test_file} is also trained on; name two different files")
+    train = Examples.join([_read_file(path, config.format, task) for path in train_files])
+    return train, _read_file(test_file, config.format, task)
 
 
 def effective_task(task: Task, config: DataConfig) -> Task:

@@ -50,7 +50,7 @@ def as_url(address: str) -> str:
 
 
 def use_token(url: str, environment: MutableMapping[str, str]) -> None:
-    """Turns Ray's token mode on where there is a token. Raises ClusterError where it must not be sent, or is missing."""
+    """Turns Ray's token mode on where there is a token. Raises ClusterError where one is missing."""
     if environment.get("RAY_AUTH_MODE", "token") == "token" and has_token(environment):
         environment["RAY_AUTH_MODE"] = "token"
         return

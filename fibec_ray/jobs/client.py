@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,15 @@ from typing import Any
 from fibec_ray.errors import ClusterError, did_you_mean
 from fibec_ray.jobs.address import HOW_TO_SET_A_TOKEN, settle
 
+CHATTY = (
+    "ray._private.runtime_env.packaging",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
+"""They report uploads and addresses; the person at the terminal asked for something else."""
+WARMING_UP = "No available agent"
+"""What the job server of a cluster says that has just come up."""
+WARM_UP_S = 90
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -48,18 +58,25 @@ class Cluster:
         self.url = settle(address)
         from ray.job_submission import JobSubmissionClient
 
-        # Ray reports uploads and addresses; the person at the terminal asked for something else.
-        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
-        for part in ("modules.dashboard_sdk", "modules.job.sdk"):
-            logging.getLogger(f"ray.dashboard.{part}").setLevel(logging.ERROR)
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         with self._errors():
             self._client = JobSubmissionClient(self.url)
 
     def submit(self, entrypoint: str, id_: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+        """Waits for a cluster that has just come up."""
+        deadline = time.monotonic() + WARM_UP_S
         with self._errors():
-            self._client.submit_job(
-                entrypoint=entrypoint, submission_id=id_, runtime_env=runtime_env, metadata=metadata
-            )
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=entrypoint, submission_id=id_, runtime_env=runtime_env, metadata=metadata
+                    )
+                    return
+                except RuntimeError as error:
+                    if WARMING_UP not in str(error) or time.monotonic() > deadline:
+                        raise
+                time.sleep(1)
 
     def jobs(self) -> list[Job]:
         """Those that were submitted, oldest first."""
@@ -101,7 +118,9 @@ class Cluster:
         try:
             yield
         except AuthenticationError as error:
-            wrong = "asks for a token, and there is none here" if "required" in str(error) else "does not take our token"
+            wrong = (
+                "asks for a token, and there is none here" if "required" in str(error) else "does not take our token"
+            )
             raise ClusterError(f"--address: {self.url}: {wrong}; {HOW_TO_SET_A_TOKEN}") from error
         except (ConnectionError, requests.RequestException) as error:
             raise ClusterError(f"--address: {self.url}: does not answer as a job server does ({error})") from error
