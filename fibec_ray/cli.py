@@ -8,8 +8,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fibec_ray.errors import ConfigError, FibecError
+
+if TYPE_CHECKING:
+    from fibec_ray.config.experiment import Experiment
+    from fibec_ray.console import RunView
+    from fibec_ray.simulation import Watcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN", help="run directory")
     report.set_defaults(command=_report)
 
+    export = commands.add_parser("export", help="write a run's round log for another tool to show")
+    export.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    export.add_argument("--to", choices=("tensorboard", "wandb", "mlflow"), required=True)
+    export.add_argument("--dest", metavar="PLACE", help="folder, or MLflow's tracking URI (default: in RUN)")
+    export.set_defaults(command=_export)
+
+    watch = commands.add_parser("watch", help="look on at a run that is being written, until it ends")
+    watch.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    watch.set_defaults(command=_watch)
+
     sweep = commands.add_parser("sweep", help="run every variant and seed of a sweep, then print its table")
     _add_config(sweep, "SWEEP", "sweep, a YAML file; or an experiment, with several values for some keys (method=a,b)")
     sweep.add_argument("--out", type=Path, metavar="DIR", required=True, help="sweep directory; finished runs are kept")
@@ -124,11 +140,19 @@ def _run(arguments: argparse.Namespace) -> None:
     out = arguments.out or str(next_free(Path("runs"), experiment.name))
     with workplace(out, _warn) as folder:
         with RunView(experiment) as view:
-            run = begin(experiment, folder, arguments.resume, view)
+            run = begin(experiment, folder, arguments.resume, _watched(experiment, view))
         if run is None:
             print(f"{out}: this run is finished; nothing to do")
         else:
             view.summary(run)
+
+
+def _watched(experiment: Experiment, view: RunView) -> Watcher:
+    """On Ray, the cluster's metrics look on beside the person."""
+    from fibec_ray.metrics import RunMetrics
+    from fibec_ray.simulation import Together
+
+    return Together(view, RunMetrics(experiment.name)) if experiment.fleet.kind == "ray" else view
 
 
 def _warn(text: str) -> None:
@@ -145,7 +169,7 @@ def _resume(arguments: argparse.Namespace) -> None:
         return
     record = read_record(arguments.run, arguments.overrides)
     with RunView(record.experiment) as view:
-        run = resume_record(record, view)
+        run = resume_record(record, _watched(record.experiment, view))
     view.summary(run)
 
 
@@ -188,6 +212,18 @@ def _report(arguments: argparse.Namespace) -> None:
     from analysis.report import write_report
 
     print(write_report(arguments.run))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from analysis.export import export
+
+    print(export(arguments.run, arguments.to, arguments.dest))
+
+
+def _watch(arguments: argparse.Namespace) -> None:
+    from fibec_ray.watch import watch
+
+    watch(arguments.run)
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

@@ -81,6 +81,33 @@ class Nobody:
         pass
 
 
+class Together:
+    """Several watchers as one."""
+
+    def __init__(self, *watchers: Watcher):
+        self._watchers = watchers
+
+    def prepared(self, prepared: Prepared) -> None:
+        for watcher in self._watchers:
+            watcher.prepared(prepared)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        for watcher in self._watchers:
+            watcher.progress(stage, done, total)
+
+    def note(self, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.note(text)
+
+    def placed(self, fleet: Fleet) -> None:
+        for watcher in self._watchers:
+            watcher.placed(fleet)
+
+    def row(self, row: Row) -> None:
+        for watcher in self._watchers:
+            watcher.row(row)
+
+
 @dataclass(frozen=True)
 class Run:
     folder: Path

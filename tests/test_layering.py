@@ -17,6 +17,7 @@ ANALYSIS = Path(analysis.__file__).parent
 LAYERS = (
     ("cli",),
     ("jobs",),
+    ("metrics", "watch"),
     ("console", "sweep", "bench", "method_page"),
     ("reruns",),
     ("simulation",),  # runs what config describes

@@ -13,6 +13,7 @@ import ray
 from fibec_ray.errors import FleetError
 from fibec_ray.fleets.cluster import connect, resources
 from fibec_ray.fleets.failures import LOST, ActorPool, Ended, get
+from fibec_ray.fleets.nodes import await_nodes, prepare_nodes
 from fibec_ray.fleets.placement import Placement, decide
 from fibec_ray.fleets.ray_actors import DeviceActor, ServerActor
 from fibec_ray.fleets.reduction import Reduction
@@ -39,6 +40,8 @@ class RayFleet:
 
     placement: Placement
     lanes: int
+    num_prepared = 0
+    """nodes whose base weights were prepared before there were actors"""
 
     def __init__(self, site: Site, config: FleetConfig, progress: Progress = lambda stage, done, total: None):
         self._site, self._config, self._progress = site, config, progress
@@ -104,7 +107,9 @@ class RayFleet:
         """Connects, places actors, and gives the server P^0."""
         self._federation = self._site.federation()
         self._owns_ray = connect(self._config)
+        await_nodes(self._config)
         self.placement = decide(self._config, self._site.job.num_devices, resources(self._config))
+        self.num_prepared = prepare_nodes(self._site, self._config.startup_timeout_s)
         self._pool = self._make_pool()
         self._server = self._make_server()
         initial, layout = self._describe()
@@ -120,7 +125,7 @@ class RayFleet:
 
     def _make_pool(self) -> ActorPool:
         place, config = self.placement, self._config
-        options = {"num_cpus": place.cpus_per_actor, "num_gpus": place.gpus_per_actor}
+        options = {"num_cpus": place.cpus_per_actor, "num_gpus": place.gpus_per_actor, "scheduling_strategy": "SPREAD"}
         # Ray restarts an actor a few times; tasks are never retried by Ray, because it may restart them nowhere.
         remote = ray.remote(DeviceActor).options(max_restarts=config.max_retries, max_task_retries=0, **options)
         kind = "device" if place.per_device else "pool"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,9 @@ class Site:
         from fibec_ray.models.backbone import prepare
 
         assert isinstance(self.job.backbone, Backbone), "nothing is prepared of a network from scratch"
-        return prepare(self.job.backbone, self.job.seed, self.job.num_classes, self.cache_dir)
+        # A node may keep them elsewhere than the driver's machine does.
+        cache_dir = Path(os.environ.get("FIBEC_RAY_CACHE", self.cache_dir))
+        return prepare(self.job.backbone, self.job.seed, self.job.num_classes, cache_dir)
 
     def federation(self) -> Federation:
         if not self.data_dir.is_dir():

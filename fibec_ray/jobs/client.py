@@ -101,6 +101,11 @@ class Cluster:
         with self._errors():
             return bool(self._client.stop_job(id_))
 
+    def forget(self, id_: str) -> None:
+        """Takes a job that has ended off the list."""
+        with self._errors():
+            self._client.delete_job(id_)
+
     def log(self, id_: str) -> str:
         with self._errors():
             return str(self._client.get_job_logs(id_))

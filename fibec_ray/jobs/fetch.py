@@ -57,7 +57,7 @@ def _bring(cluster: Cluster, job: Job, out: str, draft: Path) -> list[str]:
 def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
     """A second job on the cluster packs the folder and prints it: that needs no storage that we share with it."""
     id_ = f"{job.name}.fetch-{uuid.uuid4().hex[:8]}"
-    names = " ".join(f"--exclude=./{name}" for name in LEFT_OUT)
+    names = " ".join(f"--exclude=./{name}" for name in (*LEFT_OUT, ".lock", ".driver.json"))
     folder = quoted(out)
     # Ready-made tools of any node: our own package may be at another version there, or not installed at all.
     command = (
@@ -67,12 +67,14 @@ def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
         f"echo {MARK}; tar -cz {names} . | base64"
     )
     cluster.submit(command, id_, {}, {"fibec_name": id_})
-    log = cluster.log(settled(cluster, id_).id)
+    packing = settled(cluster, id_)
+    log = cluster.log(id_)
+    cluster.forget(id_)
     try:
-        refuse_failure(cluster.job(id_), log)
+        refuse_failure(packing, log)
     except JobFailed as error:
         raise RunDirError(f"{out}: cannot be brought from the cluster: {error}") from error
-    return log.partition(f"{MARK}\n")[2]
+    return log.rpartition(f"{MARK}\n")[2]
 
 
 def _unpack(text: str, draft: Path) -> None:

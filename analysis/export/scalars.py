@@ -1,0 +1,73 @@
+"""What other tools are given of a run: its settings, and every number of `rounds`; used by the writers beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.roundlog.reader import read_rounds
+
+GROUPS = {
+    "accuracy": ("global_accuracy", "personal_accuracy", "personal_accuracy_trained"),
+    "metric": ("global_metric", "personal_metric"),
+    "loss": ("train_loss", "global_loss", "personal_loss"),
+    "bytes": ("bytes_up", "bytes_down", "bytes_total"),
+    "time": ("sim_time_s", "wall_time_s"),
+}
+"""How tools that group curves by the part before '/' show them; the other columns are under 'round'."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round. -1, the initialisation phase, comes first."""
+
+    round: int
+    wall_time_s: float
+    values: dict[str, float]
+    """by name, such as 'accuracy/global_accuracy'; what a round has no value of is left out"""
+
+
+@dataclass(frozen=True)
+class Curves:
+    name: str
+    run_dir: Path
+    settings: dict[str, Any]
+    """the resolved experiment, flat: {'local.batch_size': 8}"""
+    steps: list[Step]
+
+
+def curves_of(run_dir: Path) -> Curves:
+    """Raises RunDirError for what is no run directory."""
+    rows = read_rounds(run_dir).to_pylist()
+    settings = _settings(run_dir / "config.yaml")
+    steps = [Step(row["round"], row["wall_time_s"], dict(_values(row))) for row in rows]
+    return Curves(str(settings.get("name", run_dir.name)), run_dir.resolve(), dict(_flat(settings)), steps)
+
+
+def _values(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for column, value in row.items():
+        if column != "round" and isinstance(value, int | float) and math.isfinite(value):
+            group = next((group for group, columns in GROUPS.items() if column in columns), "round")
+            yield f"{group}/{column}", float(value)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunDirError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _flat(value: dict[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _flat(inner, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", inner

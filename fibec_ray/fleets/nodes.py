@@ -1,0 +1,86 @@
+"""What a fleet needs of a cluster's nodes before its actors: that there are enough, and base weights on each."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.failures import get
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.site import Site
+from fibec_ray.models.spec import Backbone
+
+POLL_S = 2.0
+
+
+def await_nodes(config: FleetConfig) -> None:
+    """Asks a cluster that scales itself, from no nodes if need be, for what the settings say that actors need.
+
+    Nothing to ask where they leave the number of actors to what the cluster has. Raises FleetError if it does not come
+    within startup_timeout_s.
+    """
+    if config.address is None or config.num_actors is None:
+        return
+    bundle = {"CPU": config.cpus_per_actor or 1.0, "GPU": config.gpus_per_actor or 0.0}
+    wanted = {name: amount * config.num_actors for name, amount in bundle.items()}
+    if _missing(wanted):
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[{name: amount for name, amount in bundle.items() if amount}] * config.num_actors)
+        try:
+            _wait(wanted, config)
+        finally:
+            request_resources(bundles=[])  # from now on actors keep the nodes; idle ones may go
+
+
+def _wait(wanted: dict[str, float], config: FleetConfig) -> None:
+    deadline = time.monotonic() + config.startup_timeout_s
+    while missing := _missing(wanted):
+        if time.monotonic() > deadline:
+            raise FleetError(
+                f"fleet.num_actors: {config.num_actors} actors need {missing} after {config.startup_timeout_s:g} s of "
+                "waiting for nodes; lower it or what each asks for, or raise fleet.startup_timeout_s"
+            )
+        time.sleep(POLL_S)
+
+
+def _missing(wanted: dict[str, float]) -> str:
+    """'6 CPU of which the cluster has 4', or ''."""
+    have: dict[str, float] = ray.cluster_resources()
+    lacking = [
+        f"{amount:g} {name} of which the cluster has {have.get(name, 0):g}"
+        for name, amount in wanted.items()
+        if amount > have.get(name, 0) + 1e-6
+    ]
+    return ", ".join(lacking)
+
+
+def prepare_nodes(site: Site, timeout_s: float) -> int:
+    """Prepares base weights on every node that can have actors, at the same time; returns how many nodes that were.
+
+    A single node's actors do that themselves, the first for all. Here a node that cannot have the weights is known
+    before any actor starts, and actors' start-up timeouts need not cover a download.
+    """
+    hosts = [node for node in ray.nodes() if node["Alive"] and _hosts_actors(node)]
+    if not isinstance(site.job.backbone, Backbone) or len(hosts) < 2:
+        return 0
+    prepare = ray.remote(num_cpus=0, max_retries=2)(_prepare)
+    refs = [
+        prepare.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(site)
+        for node in hosts
+    ]
+    get(refs, timeout_s)
+    return len(hosts)
+
+
+def _hosts_actors(node: dict[str, Any]) -> bool:
+    """A head kept for server and log has neither."""
+    return any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))
+
+
+def _prepare(site: Site) -> None:
+    site.prepare_base()

@@ -1,0 +1,49 @@
+"""Fleets on clusters of several nodes: the same bits, base weights once for each node, waiting for nodes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fibec_ray.config.load import check
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.nodes import await_nodes
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.roundlog.reader import log_digest
+from fibec_ray.simulation import simulate
+
+pytestmark = pytest.mark.ray
+CHILD = Path(__file__).with_name("three_nodes.py")
+
+
+@pytest.mark.slow
+def test_three_nodes_give_the_bits_of_one(tiny_settings: Any, tmp_path: Path) -> None:
+    """Each device node prepares its base weights, once, before its actor is there; the head, without CPUs, does not."""
+    fleet = {"kind": "ray", "address": "auto", "placement": "pooled", "num_actors": 3}
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings("fibecfed", rounds=2, cohort_size=6, fleet=fleet)))
+    child = [sys.executable, str(CHILD), str(path), str(tmp_path)]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    here = simulate(check(tiny_settings("fibecfed", rounds=2, cohort_size=6), "test"), tmp_path / "here")
+    assert (found["adapter"], found["log"]) == (here.adapter_digest, log_digest(tmp_path / "here"))
+    assert found["caches"] == [0, 1, 1, 1] and found["num_prepared"] == 3
+    assert found["actors"] == 3, "all three had devices"
+
+
+def test_nodes_that_do_not_come_are_not_waited_for_without_end(ray_cluster: None) -> None:
+    config = FleetConfig(address="auto", num_actors=3, cpus_per_actor=2, startup_timeout_s=1)
+    with pytest.raises(FleetError, match=r"fleet.num_actors: 3 actors need 6 CPU of which the cluster has 2 after 1 s"):
+        await_nodes(config)
+
+
+def test_there_is_no_waiting_for_what_is_there(ray_cluster: None) -> None:
+    await_nodes(FleetConfig(address="auto", num_actors=2, startup_timeout_s=0.001))
+    await_nodes(FleetConfig(num_actors=99, startup_timeout_s=0.001))  # a local cluster is what it is
