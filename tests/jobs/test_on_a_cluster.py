@@ -42,8 +42,6 @@ def test_submit_follow_fetch_report(head: heads.Head, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "job digits on http://127.0.0.1" in done.stdout and "round 1: global" in done.stdout
     assert "placement pooled: 1 device actors" in done.stdout and done.stderr == ""
-    listed = head.command("jobs")
-    assert "digits" in listed.stdout and "succeeded" in listed.stdout
 
     fetched = tmp_path / "fetched"
     done = head.command("fetch", "digits", str(fetched))
@@ -53,11 +51,14 @@ def test_submit_follow_fetch_report(head: heads.Head, tmp_path: Path) -> None:
     assert json.loads((fetched / "summary.json").read_text())["adapter_digest"] == here.adapter_digest
     assert log_digest(fetched) == log_digest(tmp_path / "here")
     assert head.command("report", str(fetched)).returncode == 0 and (fetched / "report.html").is_file()
+    listed = [line for line in head.command("jobs").stdout.splitlines() if "│" in line]
+    assert len(listed) == 1 and "digits" in listed[0] and "succeeded" in listed[0], "what fetched is not listed"
 
 
+@pytest.mark.slow
 def test_a_stopped_job_goes_on_under_its_name(head: heads.Head, tmp_path: Path) -> None:
     """Behind a URL: the second job may be on another machine, and has from the first what that left there."""
-    path, settings = config(tmp_path, rounds=400, evaluation={"every": 400})
+    path, settings = config(tmp_path, rounds=150, evaluation={"every": 150})
     out = ["--out", f"file://{tmp_path / 'bucket'}", "--name", "long"]
     assert head.command("submit", path, *out).returncode == 0
     wait_until(lambda: head.environment and rounds_in(Path(head.environment["FIBEC_RAY_CACHE"]) / "runs") > 2)
@@ -66,16 +67,14 @@ def test_a_stopped_job_goes_on_under_its_name(head: heads.Head, tmp_path: Path) 
     stopped = head.command("stop", "long")
     assert (stopped.returncode, stopped.stdout) == (0, "long: stopped\n")
     begun = rounds_in(tmp_path / "bucket")
-    assert 0 < begun < 401
+    assert 0 < begun < 151
 
-    other = head.command("submit", path, "seed=9", *out, "--follow")
-    assert other.returncode == 1 and "holds a run of another experiment (seed is 3 there, 9 here)" in other.stderr
     done = head.command("submit", path, *out, "--follow")
     assert done.returncode == 0, done.stderr
-    assert "job long.3 on" in done.stdout and "resuming at round" in done.stdout
+    assert "job long.2 on" in done.stdout and "resuming at round" in done.stdout
     fetched = tmp_path / "fetched"
     assert head.command("fetch", "long", str(fetched)).returncode == 0
-    assert rounds_in(fetched) == 401
+    assert rounds_in(fetched) == 151
     assert log_digest(fetched) == log_digest_of(settings, tmp_path / "here")
 
 
@@ -89,10 +88,8 @@ def test_a_job_that_fails_says_why(head: heads.Head, tmp_path: Path) -> None:
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("fibec-ray: job absent failed: data.path: /no/such/folder: no such file or folder")
-    again = head.command("logs", "absent", "--follow")
-    assert again.returncode == 1 and "data.path: /no/such/folder" in again.stdout
-    assert head.command("logs", "absent").returncode == 0
-    assert "failed" in head.command("jobs").stdout
+    again = head.command("logs", "absent")
+    assert again.returncode == 0 and "data.path: /no/such/folder" in again.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""Names, places and what travels with a job; and a run that begins or goes on. No cluster is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import make_digits
+from reruns.interrupted import interrupted
+
+from fibec_ray.config.load import check, load_experiment
+from fibec_ray.errors import ClusterError, ConfigError, DataError, RunDirError, StorageError
+from fibec_ray.jobs.begin import begin, workplace
+from fibec_ray.jobs.client import Job
+from fibec_ray.jobs.follow import last_words
+from fibec_ray.jobs.parcel import MOST_DATA_BYTES, packed, take_along
+from fibec_ray.jobs.submit import RUNS, checked, free_name, next_attempt, place_of, quoted
+from fibec_ray.simulation import Nobody, simulate
+
+
+def job(id_: str, status: str = "SUCCEEDED", name: str | None = None) -> Job:
+    return Job(id_, status, "", 0, None, {"fibec_name": name or id_})
+
+
+def test_submissions_of_a_name_are_numbered() -> None:
+    jobs = [job("a"), job("a.2", "FAILED", "a"), job("b", "RUNNING")]
+    assert next_attempt("c", jobs) == "c"
+    assert next_attempt("a", jobs) == "a.3"
+    with pytest.raises(ClusterError, match="--name: b: its job b is running; `fibec-ray stop b` it first"):
+        next_attempt("b", jobs)
+
+
+def test_without_a_name_every_submission_is_a_new_run() -> None:
+    assert free_name("tiny", []) == "tiny"
+    assert free_name("tiny", [job("tiny"), job("tiny.2", name="tiny"), job("tiny-2")]) == "tiny-3"
+    assert free_name("a b/c", []) == "a-b-c" and free_name("/", []) == "run"
+    with pytest.raises(ConfigError, match="--name: 'a.b': expected letters"):
+        checked("a.b")
+
+
+def test_places() -> None:
+    assert place_of("a", None) == f"{RUNS}/a" and quoted(place_of("a", None)) == f'"{RUNS}/a"'
+    assert place_of("a", "/srv/my runs/") == "/srv/my runs/a" and quoted("/srv/my runs/a") == "'/srv/my runs/a'"
+    assert place_of("a", "file:///srv") == "file:///srv/a"
+    with pytest.raises(ConfigError, match="--out: runs: a job has no folder of its own that lasts"):
+        place_of("a", "runs")
+    with pytest.raises(StorageError, match="no such storage"):
+        place_of("a", "what://is/this")
+
+
+def test_code_settings_and_small_data_travel(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets" / "mine").mkdir(parents=True)
+    (tmp_path / "sets" / "mine" / "train.csv").write_text("sentence,label\na,0\n")
+    settings = make_digits(fleet={"kind": "ray"}, data={"path": "sets/mine"})
+    with packed(check(settings, "test"), installed=False) as env:
+        work, (code, analysis) = Path(env["working_dir"]), map(Path, env["py_modules"])
+        sent = load_experiment(work / "experiment.yaml")
+        assert sent.fleet.address == "auto", "not a cluster of its own"
+        assert sent.data.path == "inputs/mine" and (work / "inputs" / "mine" / "train.csv").is_file()
+        assert (code / "configs" / "methods" / "fedavg.yaml").is_file() and (code / "cli.py").is_file()
+        assert analysis.name == "analysis" and not list(code.rglob("__pycache__"))
+    assert not work.exists()
+    with packed(check(settings, "test"), installed=True) as env:
+        assert "py_modules" not in env
+
+
+def test_data_that_stay_where_they_are(tmp_path: Path) -> None:
+    for path in ("/srv/sets", "s3://bucket/sets"):
+        with packed(check(make_digits(data={"path": path}), "test"), installed=True) as env:
+            assert yaml.safe_load((Path(env["working_dir"]) / "experiment.yaml").read_text())["data"]["path"] == path
+    with pytest.raises(DataError, match="data.path: none/here: no such file or folder here"):
+        take_along(Path("none/here"), tmp_path)
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(MOST_DATA_BYTES + 1)
+    with pytest.raises(DataError, match=r"data.path: .*big has 100 MB, and 100 may travel .*s3://"):
+        take_along(tmp_path / "big", tmp_path / "inputs")
+
+
+def test_the_last_words_of_a_job() -> None:
+    assert last_words("a\nfibec-ray: no data\nTraceback\n") == "no data"
+    assert last_words("a\nKilled\n\n") == "Killed" and last_words("") == ""
+
+
+# --- run --resume
+
+
+def test_a_run_goes_on_or_begins(tmp_path: Path) -> None:
+    settings = make_digits(rounds=4)
+    experiment, folder = check(settings, "test"), tmp_path / "run"
+    whole = simulate(experiment, tmp_path / "whole")
+    interrupted(settings, folder, 2)
+    run = begin(experiment, folder, True, Nobody())
+    assert run is not None and run.adapter_digest == whole.adapter_digest
+    assert begin(experiment, folder, True, Nobody()) is None, "it is finished"
+    new = begin(experiment, tmp_path / "new", True, Nobody())
+    assert new is not None and new.adapter_digest == whole.adapter_digest
+    with pytest.raises(RunDirError, match="is not empty"):
+        begin(experiment, folder, False, Nobody())
+    with pytest.raises(RunDirError, match=r"holds a run of another experiment \(seed is 3 there, 9 here\)"):
+        begin(check(settings | {"seed": 9}, "test"), folder, True, Nobody())
+
+
+def test_what_stopped_before_it_began_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    assert begin(check(make_digits(rounds=1), "test"), tmp_path / "run", True, Nobody()) is not None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    with pytest.raises(RunDirError, match="is not empty"):
+        begin(check(make_digits(rounds=1), "test"), tmp_path / "mine", True, Nobody())
+
+
+def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypatch: Any) -> None:
+    experiment = check(make_digits(rounds=3), "test")
+    whole = simulate(experiment, tmp_path / "whole")
+    out = f"file://{tmp_path}/bucket/run"
+
+    class Stop(Nobody):
+        def row(self, row: dict[str, Any]) -> None:
+            if row["round"] == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setenv("FIBEC_RAY_CACHE", str(tmp_path / "first machine"))
+    with pytest.raises(KeyboardInterrupt), workplace(out, print) as folder:
+        begin(experiment, folder, True, Stop())
+    assert json.loads((tmp_path / "bucket/run/summary.json").read_text())["status"] == "failed"
+    monkeypatch.setenv("FIBEC_RAY_CACHE", str(tmp_path / "second machine"))
+    notes: list[str] = []
+    watcher = Nobody()
+    monkeypatch.setattr(watcher, "note", notes.append, raising=False)
+    with workplace(out, print) as folder:
+        run = begin(experiment, folder, True, watcher)
+        with pytest.raises(RunDirError, match="a driver on this machine is at work there"), workplace(out, print):
+            pass
+    assert run is not None and run.adapter_digest == whole.adapter_digest
+    assert "resuming at round" in str(notes)
+    assert json.loads((tmp_path / "bucket/run/summary.json").read_text())["status"] == "finished"
