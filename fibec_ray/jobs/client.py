@@ -21,6 +21,9 @@ CHATTY = (
 WARMING_UP = "No available agent"
 """What the job server of a cluster says that has just come up."""
 WARM_UP_S = 90
+HELPER = "fibec_helper"
+"""Key of a job that is our own doing, such as one that packs a run directory. (One that is deleted as soon as it has
+ended, Ray 2.60 puts back, as failed.)"""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -79,9 +82,10 @@ class Cluster:
                 time.sleep(1)
 
     def jobs(self) -> list[Job]:
-        """Those that were submitted, oldest first."""
+        """Those that were submitted, oldest first; not those that HELPER names."""
         with self._errors():
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+            listed = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        found = [job for job in listed if HELPER not in job.metadata]
         return sorted(found, key=lambda job: (job.start_s, job.id))
 
     def job(self, name: str) -> Job:
@@ -96,15 +100,15 @@ class Cluster:
             raise ClusterError(f"{name}: no such job on {self.url}; {did_you_mean(name, known)}")
         return named[-1]
 
+    def info(self, id_: str) -> Job:
+        """By its id, whatever it is."""
+        with self._errors():
+            return _job(self._client.get_job_info(id_))
+
     def stop(self, id_: str) -> bool:
         """False if it had ended before."""
         with self._errors():
             return bool(self._client.stop_job(id_))
-
-    def forget(self, id_: str) -> None:
-        """Takes a job that has ended off the list."""
-        with self._errors():
-            self._client.delete_job(id_)
 
     def log(self, id_: str) -> str:
         with self._errors():

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from fibec_ray.errors import ClusterError, JobFailed, RunDirError
-from fibec_ray.jobs.client import Cluster, Job
+from fibec_ray.jobs.client import HELPER, Cluster, Job
 from fibec_ray.jobs.follow import refuse_failure, settled
 from fibec_ray.jobs.submit import RUNS, quoted
 from fibec_ray.run_dir import replace_folder
@@ -66,10 +66,9 @@ def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
         f'submit with --out URL, or copy the folder"; exit 4; fi; '
         f"echo {MARK}; tar -cz {names} . | base64"
     )
-    cluster.submit(command, id_, {}, {"fibec_name": id_})
+    cluster.submit(command, id_, {}, {HELPER: "fetch"})
     packing = settled(cluster, id_)
     log = cluster.log(id_)
-    cluster.forget(id_)
     try:
         refuse_failure(packing, log)
     except JobFailed as error:

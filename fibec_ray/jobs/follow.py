@@ -24,7 +24,7 @@ def follow(cluster: Cluster, id_: str, write: Callable[[str], None]) -> Job:
 
 def settled(cluster: Cluster, id_: str) -> Job:
     deadline = time.monotonic() + SETTLE_S
-    while not (job := cluster.job(id_)).ended:
+    while not (job := cluster.info(id_)).ended:
         if time.monotonic() > deadline:
             raise ClusterError(f"{id_}: is {job.status.lower()} after {SETTLE_S} s still; see `fibec-ray jobs`")
         time.sleep(POLL_S)

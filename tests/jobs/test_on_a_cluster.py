@@ -13,6 +13,7 @@ import yaml
 from conftest import make_digits
 from jobs import head as heads
 
+from fibec_ray.cli import main
 from fibec_ray.config.load import check
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.simulation import simulate
@@ -50,7 +51,7 @@ def test_submit_follow_fetch_report(head: heads.Head, tmp_path: Path) -> None:
     here = simulate(check({**settings, "fleet": {"kind": "local"}}, "test"), tmp_path / "here")
     assert json.loads((fetched / "summary.json").read_text())["adapter_digest"] == here.adapter_digest
     assert log_digest(fetched) == log_digest(tmp_path / "here")
-    assert head.command("report", str(fetched)).returncode == 0 and (fetched / "report.html").is_file()
+    assert main(["report", str(fetched)]) == 0 and (fetched / "report.html").is_file()
     listed = [line for line in head.command("jobs").stdout.splitlines() if "│" in line]
     assert len(listed) == 1 and "digits" in listed[0] and "succeeded" in listed[0], "what fetched is not listed"
 
@@ -96,7 +97,7 @@ def test_a_job_that_fails_says_why(head: heads.Head, tmp_path: Path) -> None:
     ("environment", "says"),
     [
         ({"RAY_AUTH_TOKEN": "not-the-token-of-this-cluster-9876"}, "does not take our token; put the cluster's token"),
-        ({"RAY_AUTH_MODE": "disabled"}, "wants a token, and there is none here; put the cluster's token into"),
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token, and there is none here; put the cluster's token into"),
     ],
 )
 def test_a_wrong_token_is_one_line(head: heads.Head, environment: dict[str, str], says: str) -> None:
