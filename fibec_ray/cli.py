@@ -1,4 +1,4 @@
-"""The `fibec-ray` command: run, show, methods, report, sweep. Thin; heavy imports come after argument parsing."""
+"""The `fibec-ray` command: run, plan, show, methods, report, sweep. Thin; heavy imports come after argument parsing."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME, then runs/NAME-2 ...)")
     run.set_defaults(command=_run)
 
+    plan = commands.add_parser("plan", help="say what an experiment will take: memory, disk, bytes sent, work, time")
+    _add_config(plan)
+    plan.add_argument("--out", type=Path, metavar="DIR", default=Path("runs"), help="where it would run")
+    plan.add_argument("--json", action="store_true", help="print plain values: bytes, seconds, operations")
+    plan.set_defaults(command=_plan)
+
     show = commands.add_parser("show", help="print an experiment with all defaults filled in")
     _add_config(show)
     show.set_defaults(command=_show)
@@ -95,6 +101,28 @@ def _run(arguments: argparse.Namespace) -> None:
     with RunView(experiment) as view:
         run = simulate(experiment, folder, view)
     view.summary(run)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    import json
+
+    from rich.console import Console
+
+    from fibec_ray.config.load import load_experiment
+    from fibec_ray.models.quiet import quiet_libraries
+    from fibec_ray.preflight.check import foresee
+    from fibec_ray.preflight.page import as_json, show
+    from fibec_ray.preflight.refusal import refuse
+    from fibec_ray.simulation import cache_dir, prepare
+
+    experiment = load_experiment(arguments.config, arguments.overrides)
+    quiet_libraries()
+    outlook = foresee(experiment, prepare, arguments.out, cache_dir())
+    if arguments.json:
+        print(json.dumps(as_json(outlook), indent=2))
+    else:
+        show(outlook, Console())
+    refuse(outlook.plan)
 
 
 def _show(arguments: argparse.Namespace) -> None:

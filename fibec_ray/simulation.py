@@ -14,6 +14,7 @@ import yaml
 
 from fibec_ray import run_dir as run_dirs
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.errors import UserError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.adapter import save_adapter
@@ -22,6 +23,7 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
 from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.tensors import digest
@@ -69,7 +71,8 @@ class Run:
 
 
 def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
-    """Runs the experiment. What is wrong with its settings, data or backbone is found before any actor starts."""
+    """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
+    found before any actor starts."""
     watcher = watcher or Nobody()
     tally = Tally(experiment.task.metric, experiment.local.batch_size)
     folder = run_dirs.create(folder)
@@ -77,6 +80,11 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
     prepared = prepare(experiment, folder)
     watcher.prepared(prepared)
     job = experiment.job(prepared.num_classes, prepared.label_words)
+    try:
+        refuse_misfit(experiment, job, folder, cache_dir())
+    except UserError:
+        run_dirs.clear(folder)
+        raise
     log = RoundLog(folder, _metadata(experiment))
     summary = _summary(experiment, prepared)
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})

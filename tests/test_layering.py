@@ -18,6 +18,7 @@ LAYERS = (
     ("cli",),
     ("console", "sweep", "bench", "method_page"),
     ("simulation",),  # runs what config describes
+    ("preflight",),  # plans it
     ("config",),
     ("fleets",),
     ("learning",),
@@ -36,6 +37,7 @@ LAYERS = (
         "types",
         "reports",
         "errors",
+        "units",
     ),
 )
 """From top to bottom. A module imports lower layers and its own package; the files of the lowest layer each other."""

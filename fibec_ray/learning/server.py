@@ -54,6 +54,11 @@ class Server:
                 "nothing here; let it share more, or set method.solver=once"
             )
 
+    @property
+    def state(self) -> Tensors:
+        """Of the aggregator."""
+        return self._state
+
     def broadcast(self, round_: int) -> Broadcast:
         return Broadcast(round_, self._shared, self._hint)
 

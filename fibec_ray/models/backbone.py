@@ -31,7 +31,7 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
     seed: of random weights (`init: random`, or a classification head that the checkpoint lacks).
     Raises ModelError if the weights cannot be had.
     """
-    folder = cache_dir / f"base-{_identity(spec, seed, num_classes)}"
+    folder = prepared_folder(spec, seed, num_classes, cache_dir)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -40,6 +40,11 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
             _build(spec, seed, num_classes).save_pretrained(part)
             os.replace(part, folder)
     return folder
+
+
+def prepared_folder(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Path:
+    """Where `prepare` puts them; it may not be there yet."""
+    return cache_dir / f"base-{_identity(spec, seed, num_classes)}"
 
 
 def open_base(spec: Backbone, folder: Path, device: str = "cpu") -> Any:
@@ -51,6 +56,18 @@ def open_base(spec: Backbone, folder: Path, device: str = "cpu") -> Any:
         attn_implementation=_attention(spec, device),
         trust_remote_code=False,
     )
+    return model.requires_grad_(False)
+
+
+def without_weights(spec: Backbone, num_classes: int) -> Any:
+    """The frozen base as its config describes it, in its dtype, with new weights wherever torch puts them (its meta
+    device, for none at all); it computes as on a CPU. Raises ModelError."""
+    config = _config(spec, {"num_labels": num_classes} if spec.head == "model" else {})
+    options = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec, "cpu")}
+    try:
+        model = _auto_class(spec).from_config(config, trust_remote_code=False, **options)
+    except Exception as error:  # as in _from_pretrained
+        raise ModelError(_no_model(spec, error)) from error
     return model.requires_grad_(False)
 
 

@@ -30,9 +30,9 @@ from fibec_ray.types import HEAD, Batch, LaneBatch, Outputs, Work
 class TorchModel(Alone):
     """One frozen base with one adapter, lent to one device at a time. Implements `LocalModel`.
 
-    spec: which backbone. folder: from `backbone.prepare`. peft: the adapter. label_words: token ids (C,) of the
-    verbaliser, None with a classification head. seed: of the adapter's and head's initial values; the same seed gives
-    the same values in every process. device: torch's, e.g. "cpu" or "cuda:0".
+    spec: which backbone. source: the folder from `backbone.prepare`, or the base itself. peft: the adapter.
+    label_words: token ids (C,) of the verbaliser, None with a classification head. seed: of the adapter's and head's
+    initial values; the same seed gives the same values in every process. device: torch's, e.g. "cpu" or "cuda:0".
 
     Virtual tokens that a PEFT kind puts before a sample's own are cut off what comes out: states are (B, S, H).
     """
@@ -40,7 +40,7 @@ class TorchModel(Alone):
     def __init__(
         self,
         spec: Backbone,
-        folder: Path,
+        source: Any,
         peft: Peft,
         num_classes: int,
         label_words: Sequence[int] | None,
@@ -48,7 +48,7 @@ class TorchModel(Alone):
         device: str = "cpu",
     ):
         keep_heap()
-        base = open_base(spec, folder, device)
+        base = open_base(spec, source, device) if isinstance(source, Path) else source
         self.device = torch.device(device)
         self.num_layers = int(base.config.num_hidden_layers)
         self.work = Work()

@@ -1,0 +1,147 @@
+"""What a model is made of and what its passes take, by its architecture alone; made from a job, used by preflight/.
+
+Bytes and operations are those of the classes that a run uses, run on fake tensors: no formula of an architecture can be
+out of date. Shapes: B samples, S tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fibec_ray.errors import ModelError
+from fibec_ray.learning.job import Job
+from fibec_ray.models.net_model import NetModel
+from fibec_ray.models.nets import Net
+from fibec_ray.models.outline import Outline
+from fibec_ray.models.spec import Backbone
+from fibec_ray.parts.part import build
+from fibec_ray.parts.peft import PEFTS
+from fibec_ray.preflight.live import peak_bytes
+from fibec_ray.tensors import Tensors, num_bytes
+from fibec_ray.types import Batch, DenseBatch, Layout, LocalModel
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """initial: all trainable and carried tensors, on the meta device. base_bytes: of what stands still."""
+
+    model: Any
+    initial: Tensors
+    layout: Layout
+    trains_base: bool
+    frozen_entries: int
+    base_bytes: int
+    backward_share: float
+    """a backward pass in units of a forward one"""
+    batch: Callable[[int, int], Batch]
+    within: Callable[[Callable[[], int]], int]
+    forward_flops: Callable[[int, int], float]
+    """(B, S) -> of one pass without gradients"""
+    _found: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    @cached_property
+    def all_base_bytes(self) -> int:
+        """Of the base as it is stored, what is trained of it too."""
+        own = self.initial if self.trains_base else {}
+        return self.base_bytes + num_bytes(own)
+
+    @cached_property
+    def trainable_bytes(self) -> int:
+        return num_bytes({name: value for name, value in self.initial.items() if name not in self.layout.carried})
+
+    def step_bytes(self, num_samples: int, length: int, watched: Collection[str] = ()) -> int:
+        """The most that a training step holds: activations, and gradients of single samples of what is watched."""
+
+        def step() -> None:
+            self.model.train(True)
+            out, caught = self.model.watched(self.batch(num_samples, length), watched)
+            params = list(self.model.trainable.values())
+            grads = self.model.grad(out.losses.mean(), [*params, *caught.tensors])
+            caught.squares(grads[len(params) :])
+
+        return self._peak(("step", num_samples, length, frozenset(watched)), step)
+
+    def forward_bytes(self, num_samples: int, length: int) -> int:
+        """The most that a pass without gradients holds."""
+
+        def forward() -> None:
+            self.model.train(False)
+            with torch.no_grad():
+                self.model.forward(self.batch(num_samples, length))
+
+        return self._peak(("forward", num_samples, length), forward)
+
+    def _peak(self, key: tuple[Any, ...], work: Callable[[], None]) -> int:
+        if key not in self._found:
+            self._found[key] = self.within(lambda: peak_bytes(work, self._tensors()))
+        return self._found[key]
+
+    def _tensors(self) -> list[Tensor]:
+        module = getattr(self.model, "peft_model", None) or self.model.net
+        return [*module.parameters(), *module.buffers(), *self.model.trainable.values()]
+
+
+def anatomy(job: Job, shape: tuple[int, ...] = ()) -> Anatomy:
+    """shape: of a sample that is no text. Raises ModelError where the backbone cannot be built."""
+    if isinstance(job.backbone, Net):
+        return _of_network(job.backbone, shape, job.num_classes)
+    # Text, because a mapping in the backbone's settings has no hash.
+    spec, peft = job.backbone.model_dump_json(), job.method.peft.model_dump_json()
+    return _of_transformer(spec, peft, job.num_classes, job.label_words is not None)
+
+
+def can_watch(found: Anatomy, names: Collection[str]) -> bool:
+    """False where gradients of single samples of these tensors are not to be had; the run itself will say so."""
+    try:
+        found.step_bytes(1, 4, names)
+    except ModelError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def _of_transformer(spec: str, peft: str, num_classes: int, has_words: bool) -> Anatomy:
+    outline = Outline(Backbone.model_validate_json(spec), build(PEFTS, json.loads(peft)), num_classes, has_words)
+    frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.carried_values())]
+    initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
+    initial |= {name: value.detach().to("meta") for name, value in outline.carried_values().items()}
+    return Anatomy(
+        outline,
+        initial,
+        _layout(outline, initial),
+        outline.backward_share > 1,
+        sum(value.numel() for value in frozen),
+        sum(value.numel() * value.element_size() for value in frozen),
+        outline.backward_share,
+        outline.batch,
+        outline.within,
+        outline.forward_flops,
+    )
+
+
+def _of_network(net: Net, shape: tuple[int, ...], num_scores: int) -> Anatomy:
+    """A network from scratch is small enough to be made."""
+    model = NetModel(net, shape, num_scores, 0)
+    initial = {name: value.detach().to("meta") for name, value in model.trainable.items()}
+
+    def batch(num_samples: int, length: int) -> Batch:
+        ids, labels = torch.zeros(num_samples, 1, dtype=torch.int64), torch.zeros(num_samples)
+        labels = labels if num_scores == 1 else labels.long()
+        return DenseBatch(ids, torch.ones_like(ids), labels, ids[:, 0], torch.zeros(num_samples, *shape))
+
+    def flops(num_samples: int, length: int) -> float:
+        return num_samples * model.forward_flops
+
+    return Anatomy(model, initial, _layout(model, initial), True, 0, 0, 2.0, batch, lambda work: work(), flops)
+
+
+def _layout(model: LocalModel, initial: Tensors) -> Layout:
+    layers = {name: model.layer_of(name) for name in initial}
+    return Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried))
