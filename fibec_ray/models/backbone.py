@@ -59,10 +59,14 @@ def open_base(spec: Backbone, folder: Path, device: str = "cpu") -> Any:
     return model.requires_grad_(False)
 
 
-def without_weights(spec: Backbone, num_classes: int) -> Any:
+def without_weights(spec: Backbone, num_classes: int, num_blocks: int | None = None) -> Any:
     """The frozen base as its config describes it, in its dtype, with new weights wherever torch puts them (its meta
-    device, for none at all); it computes as on a CPU. Raises ModelError."""
+    device, for none at all); it computes as on a CPU. num_blocks: None: as the config has it. Raises ModelError."""
     config = _config(spec, {"num_labels": num_classes} if spec.head == "model" else {})
+    if num_blocks is not None:
+        config.num_hidden_layers = num_blocks
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:num_blocks]
     options = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec, "cpu")}
     try:
         model = _auto_class(spec).from_config(config, trust_remote_code=False, **options)

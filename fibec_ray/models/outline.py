@@ -26,12 +26,13 @@ T = TypeVar("T")
 class Outline(TorchModel):
     """A TorchModel of fake tensors on a CPU. Everything that looks at values raises; `within` is where it can run.
 
-    has_words: True with a verbaliser, whatever its words. Raises ModelError as a TorchModel does.
+    has_words: True with a verbaliser, whatever its words. num_blocks: None: as many as the backbone has. Raises
+    ModelError as a TorchModel does.
     """
 
-    def __init__(self, spec: Backbone, peft: Peft, num_classes: int, has_words: bool):
+    def __init__(self, spec: Backbone, peft: Peft, num_classes: int, has_words: bool, num_blocks: int | None = None):
         with torch.device("meta"):
-            base = without_weights(spec, num_classes)
+            base = without_weights(spec, num_classes, num_blocks)
             super().__init__(spec, base, peft, num_classes, [0] * num_classes if has_words else None, 0, "meta")
         self.device = torch.device("cpu")
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds keep token numbers outside their buffers

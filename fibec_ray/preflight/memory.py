@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from fibec_ray.errors import ModelError
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
 from fibec_ray.parts.aggregator.server_optimisers import ServerOptimiser
 from fibec_ray.parts.curriculum.fisher_order import FisherOrder
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
-from fibec_ray.preflight.anatomy import Anatomy, can_watch
+from fibec_ray.parts.sharing.gal import GlobalLayers
+from fibec_ray.parts.sharing.sensitivity import CHUNK
+from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.samples import Samples
 
 PROCESS_BYTES = 315_000_000
@@ -51,24 +54,37 @@ class ActorMemory:
 
 def actor_memory(job: Job, anatomy: Anatomy, samples: Samples, lanes: int, on_ray: bool, on_gpu: bool) -> ActorMemory:
     """lanes: devices that compute in one pass."""
-    tensors = most_live_bytes(job, anatomy, samples, lanes)
+    # A heap in which passes of one kind have left their holes has to grow for those of another.
+    tensors, second = sorted([*live_bytes(job, anatomy, samples, lanes), 0], reverse=True)[:2]
     own = anatomy.trainable_bytes * (COPIES + lanes * (COPIES_PER_LANE + optimiser_copies(job)))
     process = PROCESS_BYTES + (ACTOR_EXTRA_BYTES if on_ray else 0)
     if on_gpu:
         gpu = GPU_CONTEXT_BYTES + anatomy.base_bytes + int(GPU_HEAP * (tensors + own))
         return ActorMemory(process + own, gpu, tensors)
-    return ActorMemory(process + FIRST_PASS_BYTES + int(HEAP * (tensors + own)), 0, tensors)
+    return ActorMemory(process + FIRST_PASS_BYTES + int(HEAP * (tensors + second + own)), 0, tensors)
 
 
-def most_live_bytes(job: Job, anatomy: Anatomy, samples: Samples, lanes: int) -> int:
-    """At one time, in the largest training step, pass of squared gradients, or evaluation."""
+def live_bytes(job: Job, anatomy: Anatomy, samples: Samples, lanes: int) -> list[int]:
+    """The most that tensors hold in each kind of pass of a device: training and squared gradients, evaluation, and
+    scores of blocks."""
     names = watched(job, anatomy)
     count, length = largest_batch(job, samples)
     if names:  # they are taken in groups of like length, the longest together
         length = samples.longest
     evaluated = min(job.eval_batch_size, len(samples.test))
-    step = anatomy.step_bytes(count * lanes, length, names)
-    return max(step, anatomy.forward_bytes(evaluated, samples.longest))
+    found = [_step_bytes(anatomy, count * lanes, length, names), anatomy.forward_bytes(evaluated, samples.longest)]
+    sharing = job.method.sharing
+    if isinstance(sharing, GlobalLayers):
+        scored = min(sharing.max_samples, max(map(len, samples.train)))
+        found.append(lanes * anatomy.score_bytes(sharing, min(scored, CHUNK), samples.longest))
+    return found
+
+
+def _step_bytes(anatomy: Anatomy, count: int, length: int, names: Collection[str]) -> int:
+    try:
+        return anatomy.step_bytes(count, length, names)
+    except ModelError:  # some kinds of adapter have no gradients of single samples, which the run itself will say
+        return anatomy.step_bytes(count, length)
 
 
 def optimiser_copies(job: Job) -> int:
@@ -83,8 +99,7 @@ def watched(job: Job, anatomy: Anatomy) -> Collection[str]:
     looks = isinstance(job.method.curriculum, FisherOrder) or isinstance(job.method.mask, FisherNeurons)
     if not looks and inner.kind not in ("fisher_merging", "fedfisher", "fipa"):
         return ()
-    names = [name for name in anatomy.model.trainable if anatomy.model.is_adapter(name)]
-    return names if can_watch(anatomy, names) else ()
+    return [name for name in anatomy.model.trainable if anatomy.model.is_adapter(name)]
 
 
 def largest_batch(job: Job, samples: Samples) -> tuple[int, int]:

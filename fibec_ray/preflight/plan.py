@@ -33,6 +33,8 @@ class ModelSizes:
     shared: int
     personal: int
     frozen_bytes: int
+    dtype: str
+    """of the base"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def make_plan(
     placement can be had; `refuse` does for all else."""
     exchange = Exchange(job, anatomy)
     seats = _seats(experiment, job, room)
-    sizes = _sizes(anatomy, exchange)
+    sizes = _sizes(job, anatomy, exchange)
     needed = _memory(experiment, job, anatomy, exchange, samples, seats, room)
     cohorts = [plan_round(job, experiment.cohort_size, t).cohort for t in range(job.rounds)]
     taken = Disk(
@@ -94,11 +96,12 @@ def make_plan(
     return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room)
 
 
-def _sizes(anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
+def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
     trained = [value.numel() for name, value in anatomy.initial.items() if name not in anatomy.layout.carried]
     shared = sum(value.numel() for value in exchange.shared.values())
     personal = sum(value.numel() for value in exchange.personal.values())
-    return ModelSizes(anatomy.frozen_entries + sum(trained), sum(trained), shared, personal, anatomy.base_bytes)
+    dtype = "float32" if isinstance(job.backbone, Net) else job.backbone.dtype
+    return ModelSizes(anatomy.frozen_entries + sum(trained), sum(trained), shared, personal, anatomy.base_bytes, dtype)
 
 
 def _seats(experiment: Experiment, job: Job, room: Room) -> Seats:

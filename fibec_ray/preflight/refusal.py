@@ -19,7 +19,7 @@ def _memory_misfits(plan: Plan) -> Sequence[str]:
     if needed.prepare * plan.room.num_nodes > needed.available:
         found.append(
             f"memory: preparing the base weights takes {_gb(needed.prepare)}, {_gb(needed.available)} are available; "
-            "choose a smaller backbone, set backbone.dtype=bfloat16, or use a larger machine"
+            "choose a smaller backbone, or use a larger machine"
         )
     if needed.total > needed.available:
         found.append(
@@ -53,14 +53,18 @@ def _disk_misfits(plan: Plan) -> Sequence[str]:
 
 
 def _advice(plan: Plan) -> str:
-    """What makes it smaller, the first thing that would."""
-    actors, lanes = plan.seats.placement.num_actors, plan.seats.lanes
-    own = plan.memory.actor.private if plan.memory.base_per_node else plan.memory.actor.gpu
+    """What makes it smaller, the first thing that would do."""
+    actors, needed = plan.seats.placement.num_actors, plan.memory
+    fixed = needed.base_per_node + needed.others
+    one_fits = fixed + needed.actor.private <= needed.available
     if plan.seats.placement.per_device and actors > 1:
         return "set fleet.placement=pooled"
-    if actors > 1 and plan.memory.available > plan.memory.base_per_node + plan.memory.others + own:
+    if actors > 1 and one_fits:
         return "lower fleet.num_actors"
-    if lanes > 1:
+    if fixed > needed.available:
+        smaller = ", set backbone.dtype=bfloat16" if plan.model.dtype == "float32" else ""
+        return f"choose a smaller backbone{smaller}, or use a larger machine"
+    if plan.seats.lanes > 1:
         return "lower fleet.lanes, or local.batch_size"
     return "lower local.batch_size or data.max_length, choose a smaller backbone, or use a larger machine"
 

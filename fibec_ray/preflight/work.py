@@ -29,6 +29,7 @@ from fibec_ray.parts.curriculum.scored import Scored
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
 from fibec_ray.parts.objective.moon import Moon
 from fibec_ray.parts.sharing.gal import GlobalLayers
+from fibec_ray.parts.sharing.sensitivity import CHUNK
 from fibec_ray.parts.solver.ditto import Ditto
 from fibec_ray.parts.solver.fedrep import FedRep
 from fibec_ray.parts.solver.fine_tune import FineTune
@@ -36,9 +37,6 @@ from fibec_ray.parts.solver.idle import Idle
 from fibec_ray.parts.solver.pfedme import PFedMe
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.samples import Lengths, Samples
-
-CHUNK = 16
-"""Samples of a pass that scores layers, or that takes curvature."""
 
 
 @dataclass
