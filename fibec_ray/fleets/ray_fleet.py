@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -48,21 +50,10 @@ class RayFleet:
         self._opened: OpenResult
 
     def open(self) -> OpenResult:
-        job = self._site.job
-        self._federation = self._site.federation()
-        self._owns_ray = connect(self._config)
-        self.placement = decide(self._config, job.num_devices, resources(self._config))
-        self._pool = self._make_pool()
-        self._server = self._make_server()
-        initial, layout = self._describe()
-        self._ask(self._server.start.remote(initial, layout))
-        self.lanes = self._find_lanes()
-        opened = self._open_devices() if job.method.opens else []
+        layout = self._start()
+        opened = self._open_devices() if self._site.job.method.opens else []
         names, scores = self._ask(self._server.open.remote([layer_report for layer_report, _ in opened]))
-        reports = [report for _, report in opened]
-        own, frozen = job.method.has_own_models, job.method.mask.freezes
-        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
-        return self._opened
+        return self._result(names, scores, layout, [report for _, report in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         # The plan names the whole cohort: it travels once, not with each call.
@@ -71,7 +62,8 @@ class RayFleet:
         for group, ended in self._on_groups("train", plan.cohort, partial(_train, told, broadcast)):
             reduction.add(dict(zip(group, ended.refs, strict=True)))
             reports |= zip(group, ended.value, strict=True)
-        self._ask(reduction.absorbed)
+        with _server_errors():
+            reduction.finish(self._config.device_timeout_s)
         self._costs.learn(reports.values())
         return RoundResult([reports[device] for device in plan.cohort])
 
@@ -94,6 +86,37 @@ class RayFleet:
             ray.kill(self._server)
         if self._owns_ray:
             ray.shutdown()
+
+    def restore(self, path: Path) -> OpenResult:
+        layout = self._start()
+        names, scores = self._ask(self._server.restore.remote(path))
+        return self._result(names, scores, layout, [])
+
+    def save(self, path: Path) -> Callable[[], str]:
+        """The server actor takes calls in order: what it writes is its state before the next round's updates."""
+        return partial(self._ask, self._server.save.remote(path))
+
+    def digest(self) -> str:
+        found: str = self._ask(self._server.digest.remote())
+        return found
+
+    def _start(self) -> Layout:
+        """Connects, places actors, and gives the server P^0."""
+        self._federation = self._site.federation()
+        self._owns_ray = connect(self._config)
+        self.placement = decide(self._config, self._site.job.num_devices, resources(self._config))
+        self._pool = self._make_pool()
+        self._server = self._make_server()
+        initial, layout = self._describe()
+        self._ask(self._server.start.remote(initial, layout))
+        self.lanes = self._find_lanes()
+        return layout
+
+    def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
+        method = self._site.job.method
+        own, frozen = method.has_own_models, method.mask.freezes
+        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
+        return self._opened
 
     def _make_pool(self) -> ActorPool:
         place, config = self.placement, self._config
@@ -189,10 +212,16 @@ class RayFleet:
         return min(len(pieces), CALLS_PER_ACTOR * self.placement.num_actors)
 
     def _ask(self, ref: ray.ObjectRef) -> Any:
-        try:
+        with _server_errors():
             return get(ref, self._config.device_timeout_s)
-        except LOST as error:
-            raise FleetError(f"the server actor or one of its updates was lost: {error}") from error
+
+
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    try:
+        yield
+    except LOST as error:
+        raise FleetError(f"the server actor or one of its updates was lost: {error}") from error
 
 
 def _open(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:

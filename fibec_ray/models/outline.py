@@ -35,8 +35,8 @@ class Outline(TorchModel):
             base = without_weights(spec, num_classes, num_blocks)
             super().__init__(spec, base, peft, num_classes, [0] * num_classes if has_words else None, 0, "meta")
         self.device = torch.device("cpu")
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds keep token numbers outside their buffers
-        with self._mode:
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds keep token numbers outside their buffers
+        with self._fake:
             for module in (self.peft_model, *([self._head] if self._head is not None else [])):
                 _dress(module)
             self._words = torch.zeros(num_classes, dtype=torch.int64) if has_words else None
@@ -50,7 +50,7 @@ class Outline(TorchModel):
 
     def within(self, work: Callable[[], T]) -> T:
         """Does the work where tensors that it makes are fake, too."""
-        with self._mode:
+        with self._fake:
             return work()
 
     def batch(self, num_samples: int, length: int) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -39,7 +39,9 @@ class Outlook:
 def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Path) -> None:
     """folder: the run directory, with its data in place. Raises CapacityError where the run would not fit."""
     samples = Samples.of(Federation.load(folder / "data"))
-    refuse(_plan(experiment, job, anatomy(job, samples.shape), samples, folder, cache_dir, folder / "data"))
+    plan = _plan(experiment, job, anatomy(job, samples.shape), samples, folder, cache_dir, folder / "data")
+    there = folder_bytes(folder)  # a part of what the plan counts
+    refuse(replace(plan, room=replace(plan.room, run_disk=plan.room.run_disk + there)))
 
 
 def foresee(

@@ -37,6 +37,8 @@ from fibec_ray.types import LayerReport, LayerScores
 
 HEADER_BYTES = 80
 """Of a tensor in a safetensors file, beside its name: type, shape and place."""
+FILE_BYTES = 80
+"""Of such a file, beside its tensors: its digest."""
 KEEP_RATIO = 0.5
 """Share of the layers that a spectrum is taken to ask for, where it decides on what is shared."""
 
@@ -66,7 +68,8 @@ class Exchange:
         self.shared: Tensors = dict(broadcast.shared)
         self.personal = drop(anatomy.initial, self.shared)
         self.hint: Tensors = dict(broadcast.hint)
-        self.server_bytes = sum(map(num_bytes, (anatomy.initial, self.shared, self.hint, server.state)))
+        self.checkpoint_bytes = file_bytes(server.learnt)
+        self.server_bytes = self.checkpoint_bytes + num_bytes(anatomy.initial)
         self._found: dict[tuple[int | None, int, int], Message] = {}
 
     def opening(self, device: int) -> Message:
@@ -130,7 +133,12 @@ class Exchange:
         tensors = memory_of(self._job, self._anatomy, self.shared, self.personal, num_samples, opened)
         if not opened:
             tensors |= {f"personal/{name}": value for name, value in self.personal.items()}
-        return num_bytes(tensors) + sum(HEADER_BYTES + len(name) for name in tensors)
+        return file_bytes(tensors) if tensors else 0
+
+
+def file_bytes(tensors: Tensors) -> int:
+    """Of a safetensors file with them."""
+    return FILE_BYTES + num_bytes(tensors) + sum(HEADER_BYTES + len(name) for name in tensors)
 
 
 def _innermost(aggregator: Aggregator) -> Aggregator:

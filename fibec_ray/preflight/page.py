@@ -73,8 +73,9 @@ def _memory(outlook: Outlook) -> Rows:
 
 def _disk(outlook: Outlook) -> Rows:
     taken, room = outlook.plan.disk, outlook.plan.room
-    parts = f"data {size(taken.data)}, device states {size(taken.states)}, log {size(taken.log)}"
-    rows = [("disk, run directory", size(taken.run), f"{parts}, adapter {size(taken.adapter)}")]
+    parts = f"data {size(taken.data)}, device states {size(taken.states)}, checkpoints {size(taken.checkpoints)}"
+    rest = f"log {size(taken.log)}, adapter {size(taken.adapter)}"
+    rows = [("disk, run directory", size(taken.run), f"{parts}, {rest}")]
     there = "there already" if room.base_is_there else f"{size(room.cache_disk)} free"
     return [*rows, ("disk, prepared base", size(taken.base), there)]
 

@@ -89,7 +89,8 @@ def make_plan(
     taken = Disk(
         0 if room.base_is_there or isinstance(job.backbone, Net) else anatomy.all_base_bytes,
         data_bytes,
-        disk.state_files(job, exchange, samples, cohorts),
+        disk.state_files(job, experiment.checkpoint, exchange, samples, cohorts),
+        disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
         disk.adapter_bytes(anatomy),
     )

@@ -45,7 +45,8 @@ def test_a_run_takes_what_was_foreseen(settings: dict[str, Any], tmp_path: Path)
     flops = outlook.work.opening_flops + sum(outlook.work.rounds_flops)
     assert flops == pytest.approx(sum(row["flops"] for row in run.rows), rel=0.25)
     assert outlook.plan.disk.run == pytest.approx(folder_bytes(run.folder), rel=0.25)
-    assert outlook.plan.disk.states == pytest.approx(folder_bytes(run.folder / "checkpoints"), rel=0.25)
+    kept = outlook.plan.disk.states + outlook.plan.disk.checkpoints
+    assert kept == pytest.approx(folder_bytes(run.folder / "checkpoints"), rel=0.25)
 
 
 @pytest.fixture
