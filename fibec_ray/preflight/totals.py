@@ -21,7 +21,7 @@ from fibec_ray.preflight.work import Amount, Devices
 
 EFFICIENCY = 0.6
 """Share of the rate of its products that a whole pass reaches on a CPU (attention, norms and sums are slower)."""
-BLOCK_S = 0.0015
+BLOCK_S = 0.0012
 """Time of a transformer block's pass on next to nothing, in seconds: operations have a fixed cost."""
 
 
