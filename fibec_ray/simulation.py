@@ -27,8 +27,8 @@ from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.tensors import digest
 from fibec_ray.types import Fleet, Progress
 
-Logged = tuple[Row, list[DeviceReport], list[Row]]
-"""A row of `rounds`, and those of `devices` and `layers` that go with it."""
+Logged = tuple[Row, list[DeviceReport], list[Row], list[Row]]
+"""A row of `rounds`, and those of `devices`, `layers` and `evaluations` that go with it."""
 
 
 class Watcher(Protocol):
@@ -84,8 +84,8 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
     fleet = make_fleet(experiment, site, watcher.progress)
     try:
         rows = []
-        for row, reports, layers in run_rounds(experiment, job, fleet, tally, watcher):
-            log.append(row, reports, layers)
+        for row, reports, layers, evaluations in run_rounds(experiment, job, fleet, tally, watcher):
+            log.append(row, reports, layers, evaluations)
             watcher.row(row)
             rows.append(row)
         adapter = fleet.adapter()
@@ -105,12 +105,12 @@ def run_rounds(experiment: Experiment, job: Job, fleet: Fleet, tally: Tally, wat
     opened = fleet.open()
     watcher.placed(fleet)
     row, layers = tally.opening(opened)
-    yield row, opened.reports, layers
+    yield row, opened.reports, layers, []
     for t in range(experiment.rounds):
         result = fleet.run_round(plan_round(job, experiment.cohort_size, t))
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = tally.round(t, result, evaluation)
-        yield row, result.reports, layers
+        yield row, result.reports, layers, tally.evaluations(t, evaluation)
 
 
 def prepare(experiment: Experiment, folder: Path) -> Prepared:

@@ -16,6 +16,7 @@ _ORDER = {
     "devices": ["round", "device"],
     "layers": ["round", "layer"],
     "batches": ["round", "device", "batch"],
+    "evaluations": ["round", "device"],
 }
 
 
@@ -37,6 +38,11 @@ def read_layers(run_dir: Path) -> pa.Table:
 def read_batches(run_dir: Path) -> pa.Table:
     """One row per scored batch, in order of round, device and batch; columns as in `schema.BATCHES`. May be empty."""
     return _read(run_dir, "batches")
+
+
+def read_evaluations(run_dir: Path) -> pa.Table:
+    """One row per device and evaluated round, in that order; columns as in `schema.EVALUATIONS`. May be empty."""
+    return _read(run_dir, "evaluations")
 
 
 def log_digest(run_dir: Path) -> str:

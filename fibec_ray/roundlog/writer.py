@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError, RunError, did_you_mean
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
 from fibec_ray.types import OPENING_ROUND
 
 Row = Mapping[str, Any]
 
+_VERSION = {"schema_version": str(SCHEMA_VERSION), "schema_major": str(SCHEMA_MAJOR)}
 _TUPLES = ("kept_neurons", "layer_fisher", "batches")  # fields of DeviceReport that are rows of other tables
 _SCALARS = tuple(field.name for field in fields(DeviceReport) if field.name not in _TUPLES)
 
@@ -35,19 +36,26 @@ class RoundLog:
         missing = [key for key in METADATA_KEYS if key not in metadata]
         if missing:
             raise RunError(f"round log: metadata lacks {', '.join(missing)}")
-        self._metadata = {"schema_version": str(SCHEMA_VERSION)} | dict(metadata)
+        self._metadata = _VERSION | dict(metadata)
         self._run_dir = run_dir
         for table in TABLES:
             _make_folder(run_dir / table)
 
-    def append(self, rounds_row: Row, device_rows: Sequence[DeviceReport], layer_rows: Sequence[Row]) -> None:
+    def append(
+        self,
+        rounds_row: Row,
+        device_rows: Sequence[DeviceReport],
+        layer_rows: Sequence[Row],
+        evaluation_rows: Sequence[Row] = (),
+    ) -> None:
         """Adds a round, or writes it again. All of its rows are checked before the first part is written."""
         round_ = rounds_row.get("round", OPENING_ROUND)
         rounds = self._table("rounds", round_, [rounds_row])
         devices = self._table("devices", round_, [_device_row(report) for report in device_rows])
         layers = self._table("layers", round_, layer_rows)
         batches = self._table("batches", round_, [row for report in device_rows for row in _batch_rows(report)])
-        for name, table in (("batches", batches), ("layers", layers), ("devices", devices), ("rounds", rounds)):
+        parts = {"evaluations": self._table("evaluations", round_, evaluation_rows), "batches": batches}
+        for name, table in (parts | {"layers": layers, "devices": devices, "rounds": rounds}).items():
             _write(self._run_dir / name / part_name(round_), table)
 
     def rewind(self, first: int) -> None:
