@@ -216,7 +216,9 @@ function scaleOf(figure) {
       return element("span", { class: "key-button" }, key, name);
     });
   }
-  const [low, high] = range(figure.values.flat()), bar = element("i", { class: "scale" });
+  const there = figure.values.flat().filter((value) => value !== null), low = there.reduce((a, b) => Math.min(a, b)), high = there.reduce((a, b) => Math.max(a, b));
+  if (low === high) return [element("span", { class: "key-button" }, `${figure.value_label}: ${number(low)} everywhere`)];
+  const bar = element("i", { class: "scale" });
   bar.style.background = `linear-gradient(to right, ${VIRIDIS.map((stop) => `rgb(${stop.join(",")})`).join(",")})`;
   return [element("span", { class: "key-button" }, `${figure.value_label} `, number(low), bar, number(high))];
 }
@@ -230,7 +232,7 @@ function mount(card) {
     if (!holder.clientWidth) return;
     const figure = figures[current];
     title.textContent = figures.length > 1 ? figure.title.replace(/ by .*| *: .*/, "") : figure.title;
-    unit.textContent = figure.kind === "heat" ? figure.y_label : figure.y_label;
+    unit.textContent = figure.y_label;
     caption.textContent = figure.caption;
     if (figure.kind === "heat") { heat(holder, figure); keys.replaceChildren(...scaleOf(figure)); }
     else { plot(holder, figure, hidden); keys.replaceChildren(...legend(figure, hidden, redraw)); }

@@ -124,10 +124,12 @@ def _partition(log: RunLog, tables: RunTables) -> Table:
     rows = [{"what": name.replace("_", " "), "value": value} for name, value in found.items() if value is not None]
     sizes = tables.devices.group_by("device").agg(pl.col("num_samples").max()).get_column("num_samples")
     if len(sizes):
-        both = (("smallest shard", sizes.min()), ("median shard", sizes.median()), ("largest shard", sizes.max()))
-        rows += [{"what": f"{name} (training samples)", "value": value} for name, value in both]
+        both = {"smallest shard": sizes.min(), "median shard": sizes.median(), "largest shard": sizes.max()}
+        known = {row["what"] for row in rows}
+        rows += [{"what": name, "value": value} for name, value in both.items() if name not in known]
     columns = (Column("partition", lambda row: str(row["what"])), _number("", "value", ".4g"))
-    return Table("partition", "", columns, tuple(rows))
+    note = "Shards in training samples; label tv mean: total variation between a device's labels and all, mean."
+    return Table("partition", "", columns, tuple(rows), (note,))
 
 
 def _actors(tables: RunTables) -> Table:
