@@ -58,7 +58,7 @@ def _line(run_dir: Path, folder: Path) -> list[str]:
 
 
 def _cells(log: RunLog, run_dir: Path) -> list[str]:
-    done, planned = 1 + max(log.frame("rounds", ["round"]).get_column("round").to_list()), log.fact("rounds")
+    done, planned = 1 + max(_collected(log, "round").get_column("round")), log.fact("rounds")
     best, model = _best(log)
     written = (run_dir / "rounds" / log.parts[-1]).stat().st_mtime
     return [
@@ -83,11 +83,15 @@ def _best(log: RunLog) -> tuple[str, str]:
     """The best score, of personal models where they have one, and whose it is."""
     column = score_column(log.fact("metric"))
     names = [f"personal_{column}", f"global_{column}"]
-    best = log.frame("rounds", names).select(pl.all().fill_nan(None).max()).row(0)
+    best = _collected(log, *names).select(pl.all().fill_nan(None).max()).row(0)
     for model, value in zip(("personal", "global"), best, strict=True):
         if value is not None:
             return f"{value:.4f}", model
     return NONE, NONE
+
+
+def _collected(log: RunLog, *columns: str) -> pl.DataFrame:
+    return log.rounds.select(columns).collect()
 
 
 def _text(value: Any) -> str:

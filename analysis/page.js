@@ -51,7 +51,7 @@ function frameOf(figure, shown, width, height) {
   let ys = figure.fraction ? [0, 1] : range([...all, ...figure.levels.map(([, y]) => y)]);
   if (figure.kind === "bars") { ys[0] = Math.min(0, ys[0]); xs[0] -= gap(shown) / 2; xs[1] += gap(shown) / 2; }
   if (!figure.fraction) { const room = (ys[1] - ys[0]) * 0.05; if (figure.kind !== "bars") ys[0] -= room; ys[1] += room; }
-  const pad = { left: 52, right: 12, top: 10, bottom: 38 };
+  const pad = { left: 52, right: 20, top: 10, bottom: 38 };
   const x = (value) => pad.left + (value - xs[0]) / (xs[1] - xs[0]) * (width - pad.left - pad.right);
   const y = (value) => height - pad.bottom - (value - ys[0]) / (ys[1] - ys[0]) * (height - pad.top - pad.bottom);
   return { xs, ys, x, y, pad, width, height };
@@ -171,7 +171,7 @@ function colour(share) {
 }
 
 function heat(holder, figure) {
-  const width = holder.clientWidth, left = 52, right = 12, below = 38, count = figure.rows.length;
+  const width = holder.clientWidth, left = 52, right = 20, below = 38, count = figure.rows.length;
   const inner = Math.min(420, Math.max(110, count * (count > 40 ? 4 : 20))), height = inner + below + 8;
   const kinds = figure.names.length, [low, high] = kinds ? [0, Math.max(1, kinds - 1)] : range(figure.values.flat());
   const canvas = element("canvas", { role: "img", "aria-label": `${figure.title}: ${figure.value_label} by ${figure.x_label}` });
@@ -179,10 +179,12 @@ function heat(holder, figure) {
   canvas.width = width * scale; canvas.height = height * scale; canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
   const draw = canvas.getContext("2d"), wide = (width - left - right) / figure.columns.length, high_ = inner / count;
   draw.scale(scale, scale);
+  const snap = (value) => Math.round(value * scale) / scale; // whole pixels: no seams between cells
   figure.values.forEach((line, row) => line.forEach((value, column) => {
     if (value === null) return;
     draw.fillStyle = colour((value - low) / (high - low));
-    draw.fillRect(left + column * wide, 8 + row * high_, Math.ceil(wide * scale) / scale, Math.ceil(high_ * scale) / scale);
+    const x = snap(left + column * wide), y = snap(8 + row * high_);
+    draw.fillRect(x, y, snap(left + (column + 1) * wide) - x, snap(8 + (row + 1) * high_) - y);
   }));
   labels(draw, figure, { left, inner, wide, high_, width, height });
   canvas.addEventListener("pointermove", (event) => {
@@ -205,7 +207,7 @@ function labels(draw, figure, { left, inner, wide, high_, width, height }) {
   draw.textAlign = "center";
   const first = figure.columns[0], last = figure.columns[figure.columns.length - 1], step = figure.columns.length > 1 ? figure.columns[1] - first : 1;
   for (const value of ticks(first, last, width < 420 ? 4 : 7, true)) draw.fillText(number(value), left + ((value - first) / step + 0.5) * wide, 8 + inner + 12);
-  draw.fillText(figure.x_label, left + (width - left) / 2, height - 6);
+  draw.fillText(figure.x_label, (left + width - 20) / 2, height - 6);
 }
 
 function scaleOf(figure) {

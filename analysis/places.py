@@ -24,6 +24,10 @@ class Place:
         return Place(self.filesystem, str(PurePosixPath(self.path) / name), f"{self.shown.rstrip('/')}/{name}")
 
     @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
     def name(self) -> str:
         return PurePosixPath(self.path).name
 
