@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from analysis.files import FINISHED, parsed
 from analysis.log import RunLog, open_run
 from analysis.places import Place, place
@@ -31,6 +33,14 @@ class Collection:
     reference: str | None
     """as the sweep says; None for runs that come from no sweep"""
     num_seeds: int
+
+    def table(self, name: str) -> pl.LazyFrame:
+        """A table of all runs in one, with two columns more: `variant` and `seed`."""
+        return pl.concat(
+            run.table(name).with_columns(variant=pl.lit(variant.name), seed=pl.lit(seed))
+            for variant in self.variants
+            for seed, run in variant.runs.items()
+        )
 
 
 def collect(places: Sequence[str | Path]) -> Collection:
