@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-all bench-fisher lint format install clean
+.PHONY: quickstart test test-all bench bench-fisher lint format install clean
 
 quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	rm -rf runs/quickstart
@@ -18,6 +18,9 @@ test: lint  ## what CI runs
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
+
+bench: $(READY)  ## speed and memory, beside a bare loop, Flower and pfl; about 20 minutes on 2 quiet cores
+	$(BIN)/python -m fibec_ray.bench.speed
 
 bench-fisher: $(READY)  ## what the initialisation phase costs, against a training epoch
 	$(BIN)/python -m fibec_ray.bench.fisher

@@ -47,6 +47,8 @@ def module_of(path: Path) -> str:
 
 
 FILES = {module_of(path): path for path in sorted([*PACKAGE.rglob("*.py"), *ANALYSIS.rglob("*.py")])}
+RIVALS = "fibec_ray.bench.rivals"
+"""Run in environments where nothing else of ours is installed."""
 OURS = [name for name in FILES if name.startswith("fibec_ray.")]
 
 
@@ -190,8 +192,10 @@ def test_only_the_command_imports_the_analysis() -> None:
     ("library", "homes"),
     [
         ("ray", ("fibec_ray.fleets",)),
-        ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft")),
-        ("peft", ("fibec_ray.models", "fibec_ray.parts.peft")),
+        ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft", RIVALS, "fibec_ray.bench.lanes")),
+        ("peft", ("fibec_ray.models", "fibec_ray.parts.peft", RIVALS, "fibec_ray.bench.lanes")),
+        ("flwr", (RIVALS,)),
+        ("pfl", (RIVALS,)),
         ("pyarrow", ("fibec_ray.data", "fibec_ray.roundlog", "analysis")),  # the analysis handles tables of the log
         ("datasets", ("fibec_ray.data",)),
         ("linear_operator", ("fibec_ray.spectrum",)),
@@ -204,6 +208,16 @@ def test_a_library_stays_at_home(library: str, homes: tuple[str, ...]) -> None:
     assert found, f"nothing imports {library}: is this test out of date?"
     for module in found:
         assert below(module, *homes), f"{module} imports {library}, whose home is {', '.join(homes)}"
+
+
+def test_rivals_stand_alone() -> None:
+    """Of ours they import each other, and nothing of ours imports them: they are started as commands."""
+    inside = [module for module in FILES if below(module, RIVALS)]
+    assert len(inside) > 3
+    for module in inside:
+        ours = {name for name in IMPORTS[module] if below(name, "fibec_ray")}
+        assert all(below(name, RIVALS) for name in ours), f"{module}: {ours}"
+    assert all(below(module, RIVALS) for module in importers(RIVALS))
 
 
 def test_deepspeed_is_imported_in_one_file_at_most() -> None:

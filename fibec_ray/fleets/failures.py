@@ -84,12 +84,12 @@ class ActorPool:
         Raises FleetError if a call was lost more than max_retries times, or no actor can be had.
         """
         backlog = Backlog(calls, self.size)
-        self._flights = [deque() for _ in range(self.size)]
+        self._forget()
         while backlog or any(self._flights):
             self._fill(backlog)
             heads = {flights[0].refs[-1]: i for i, flights in enumerate(self._flights) if flights}
-            ready = _ready([*heads, *self._coming])
-            for ref, value in zip(ready, _outcomes(ready), strict=True):
+            done = ready([*heads, *self._coming], POLL_S)
+            for ref, value in zip(done, _outcomes(done), strict=True):
                 if ref in self._coming:
                     self._arrive(ref, value)
                 elif (ended := self._land(heads[ref], value, backlog)) is not None:
@@ -99,6 +99,13 @@ class ActorPool:
     def stop(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
+
+    def _forget(self) -> None:
+        """What a run that ended in an error has left."""
+        self._flights = [deque() for _ in range(self.size)]
+        self._deadlines.clear()
+        while self._suspects:
+            self._expect(self._suspects.pop())
 
     def _fill(self, backlog: Backlog) -> None:
         """Everyone who is well gets a call before anyone gets a second one."""
@@ -175,19 +182,19 @@ class ActorPool:
                 ray.kill(self.actors[i], no_restart=False)
 
 
-def get(ref: ray.ObjectRef, timeout_s: float) -> Any:
+def get(refs: ray.ObjectRef | list[ray.ObjectRef], timeout_s: float) -> Any:
     """ray.get with a timeout, raising the error that the remote call raised rather than Ray's wrapping of it."""
     try:
-        return ray.get(ref, timeout=timeout_s)
+        return ray.get(refs, timeout=timeout_s)
     except rex.RayTaskError as error:
         if isinstance(error, LOST):
             raise
         raise error.cause from error
 
 
-def _ready(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-    """Those that are ready, after waiting for one of them for a moment."""
-    done, _ = ray.wait(refs, num_returns=1, timeout=POLL_S, fetch_local=False)
+def ready(refs: list[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:
+    """All that are ready once one of them is; none after timeout_s."""
+    done, _ = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
     if done:
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
     return done
@@ -196,8 +203,8 @@ def _ready(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
 def _outcomes(refs: list[ray.ObjectRef]) -> list[Any]:
     """Values of ready refs, the error itself for those that are lost; raises an error of the call's own."""
     try:
-        return ray.get(refs, timeout=GET_TIMEOUT_S) if refs else []
-    except rex.RayError:
+        return get(refs, GET_TIMEOUT_S) if refs else []
+    except LOST:
         return [_outcome(ref) for ref in refs]
 
 

@@ -6,7 +6,7 @@ After a restart Ray calls the constructor again, and the next call builds the wo
 
 from __future__ import annotations
 
-from queue import SimpleQueue
+from queue import Queue
 from typing import Any
 
 import ray
@@ -21,7 +21,8 @@ from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout, Predictions, RoundPlan
 
-GET_TIMEOUT_S = 300
+AT_ONCE = 8
+"""Updates of one call of `feed`, and of the server's queue: it holds no more of a round than twice that."""
 
 
 class DeviceActor:
@@ -87,7 +88,7 @@ class ServerActor:
         torch.set_num_threads(threads)
         self._job = job
         self._server: Server | None = None
-        self._fed: SimpleQueue[ray.ObjectRef] = SimpleQueue()
+        self._fed: Queue[Any] = Queue(AT_ONCE)
 
     def start(self, initial: Any, layout: Layout) -> None:
         self._server = Server(self._job, from_wire(initial), layout)
@@ -100,15 +101,15 @@ class ServerActor:
     def broadcast(self, round_: int) -> Any:
         return to_wire(self._held.broadcast(round_))
 
-    def absorb(self, round_: int, num_updates: int) -> None:
-        """Takes a round's updates as `feed` brings them: each is fetched, summed and let go of before the next."""
-        self._held.absorb(round_, (self._next() for _ in range(num_updates)))
+    def absorb(self, plan: RoundPlan) -> None:
+        """Takes a round's updates as `feed` brings them, one at a time."""
+        self._held.absorb(plan.round, (self._next(device) for device in plan.cohort))
 
     @ray.method(concurrency_group="feed")
-    def feed(self, updates: list[ray.ObjectRef]) -> None:
-        """The next updates in cohort order; runs beside `absorb`, in a thread of its own."""
-        for ref in updates:
-            self._fed.put(ref)
+    def feed(self, *updates: Any) -> None:
+        """The next updates in cohort order. Runs beside `absorb`, and waits for it where it is ahead."""
+        for update in updates:
+            self._fed.put(update)
 
     def adapter(self) -> Any:
         return to_wire(self._held.adapter())
@@ -118,7 +119,8 @@ class ServerActor:
         assert self._server is not None, "start comes first"
         return self._server
 
-    def _next(self) -> ClientUpdate:
+    def _next(self, device: int) -> ClientUpdate:
         """Waits without limit: the driver watches over devices that are slow, and ends this actor if it gives up."""
-        update: ClientUpdate = from_wire(ray.get(self._fed.get(), timeout=GET_TIMEOUT_S))
+        update: ClientUpdate = from_wire(self._fed.get())
+        assert update.device == device, "updates come in cohort order"
         return update

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -71,7 +72,8 @@ class RayFleet:
         for group, ended in self._on_groups("train", plan.cohort, partial(_train, told, broadcast)):
             reduction.add(dict(zip(group, ended.refs, strict=True)))
             reports |= zip(group, ended.value, strict=True)
-        self._ask(reduction.absorbed)
+        with _server_errors():
+            reduction.finish(self._config.device_timeout_s)
         self._costs.learn(reports.values())
         return RoundResult([reports[device] for device in plan.cohort])
 
@@ -189,10 +191,16 @@ class RayFleet:
         return min(len(pieces), CALLS_PER_ACTOR * self.placement.num_actors)
 
     def _ask(self, ref: ray.ObjectRef) -> Any:
-        try:
+        with _server_errors():
             return get(ref, self._config.device_timeout_s)
-        except LOST as error:
-            raise FleetError(f"the server actor or one of its updates was lost: {error}") from error
+
+
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    try:
+        yield
+    except LOST as error:
+        raise FleetError(f"the server actor or one of its updates was lost: {error}") from error
 
 
 def _open(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:

@@ -6,6 +6,9 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from fibec_ray.errors import RunDirError
 from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order
 from fibec_ray.learning.federation import Federation
@@ -54,8 +57,6 @@ class Site:
     def worker(self, name: str = "driver", device: str = "cpu") -> GroupWorker:
         """A worker with a model of its own; the base weights are shared by all processes of the node."""
         quiet_libraries()
-        import torch
-
         torch.set_num_threads(self.threads)
         federation = self.federation()
         model, store = self._model(federation, device), StateStore(self.state_dir)
@@ -80,8 +81,13 @@ def assemble_evaluation(
     test = federation.test_set()
     shared = in_row_order(evaluation_chunks(test, batch_size), parts)
     if personal is None:
-        import torch
-
-        rows = [torch.from_numpy(part.copy()) for part in federation.test_rows]
-        personal = {device: at_rows(shared, part) for device, part in enumerate(rows)}
+        personal = _shared_out(shared, federation)
     return EvaluationResult(shared, personal)
+
+
+def _shared_out(shared: Predictions, federation: Federation) -> dict[int, Predictions]:
+    """Each device's part of the global model's predictions, as views of one array in device order."""
+    ordered = at_rows(shared, torch.from_numpy(np.concatenate(federation.test_rows)))
+    sizes = [len(rows) for rows in federation.test_rows]
+    columns = (column.split(sizes) for column in (ordered.labels, ordered.predicted, ordered.losses))
+    return {device: Predictions(*part) for device, part in enumerate(zip(*columns, strict=True))}

@@ -45,7 +45,8 @@ def _is_frozen(layer: nn.Linear) -> bool:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    if x.dtype != layer.weight.dtype or x.dtype not in (torch.float32, torch.bfloat16):
+    # In bfloat16 PyTorch takes oneDNN's product itself.
+    if x.dtype != torch.float32 or layer.weight.dtype != torch.float32:
         return nn.functional.linear(x, layer.weight, layer.bias)
     # Flat, because oneDNN gives back a view of anything else, which autograd lets nobody change in place.
     y: Tensor = _FrozenProduct.apply(x.flatten(0, -2), layer.weight, layer.bias)

@@ -64,6 +64,8 @@ class TorchModel(Alone):
         speed_up(self.peft_model)
         self._trainable = self._collect()
         self._bank: LaneBank | None = None
+        self._rank: int | None = None
+        self._mode: bool | None = None
         self._pad_id = getattr(base.config, "pad_token_id", None) or 0
         name_of = self._attached.name_of
         self._carried = {name_of(n): p for n, p in self.peft_model.named_parameters() if peft.carries(name_of(n))}
@@ -108,9 +110,14 @@ class TorchModel(Alone):
         return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
 
     def set_rank(self, rank: int | None) -> None:
-        self._peft.set_rank(self.peft_model, rank)
+        if rank != self._rank:  # a walk through all modules
+            self._peft.set_rank(self.peft_model, rank)
+        self._rank = rank
 
     def train(self, mode: bool) -> None:
+        if mode == self._mode:
+            return
+        self._mode = mode
         self.peft_model.train(mode and self._spec.dropout)
         for name, module in self.peft_model.named_modules():
             if self.is_adapter(name) and not self._peft.trains_base:

@@ -36,6 +36,16 @@ def test_local_and_ray_agree_bit_for_bit(
     assert digests(tiny_settings("fibecfed", num_devices=4, fleet=fleet), tmp_path / "run") == reference
 
 
+@pytest.mark.ray
+def test_lane_groups_are_the_same_wherever_they_run(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    """Five devices on lanes of two: groups of one, two and two."""
+    found = [
+        digests(tiny_settings("fibecfed", cohort_size=5, fleet={**fleet, "lanes": 2}), tmp_path / str(number))
+        for number, fleet in enumerate((LOCAL, POOLED_1, POOLED_2))
+    ]
+    assert found[0] == found[1] == found[2]
+
+
 EVERY_DRAW = {
     "name": "every-draw",
     "curriculum": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from fibec_ray.errors import FleetError
 from fibec_ray.fleets.placement import Resources, decide
@@ -51,3 +52,10 @@ def test_shares_never_add_up_to_more_than_there_is() -> None:
 def test_a_placement_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(FleetError, match=r"fleet.gpus_per_actor: 4 actors x 1 need 4, the cluster has 0"):
         decide(FleetConfig(placement="pooled", num_actors=4, gpus_per_actor=1), 10, WORKSTATION)
+
+
+def test_lanes_need_actors_that_host_several_devices() -> None:
+    placement = decide(FleetConfig(lanes=4), 100, CLUSTER)
+    assert not placement.per_device and placement.reason == "auto: 4 lanes need actors that host several devices"
+    with pytest.raises(ValidationError, match=r"lanes 4 needs actors .* set lanes=1, or placement=pooled"):
+        FleetConfig(placement="per_device", lanes=4)

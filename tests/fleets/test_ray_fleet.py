@@ -9,15 +9,20 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, ModelError
 from fibec_ray.fleets.cluster import check_reachable
 from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.ray_actors import ServerActor
 from fibec_ray.fleets.ray_fleet import RayFleet
+from fibec_ray.fleets.reduction import Reduction
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.wire import from_wire, to_wire
 from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.server import Server
 from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import digest
 
@@ -72,6 +77,45 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
     finally:
         fleet.close()
     assert not {process.pid for process in device_actor_processes()} & set(killed)
+
+
+def test_the_server_sums_while_devices_still_train(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    """Updates come in any order; the server has taken those whose turn it was before the last one is there."""
+    site = site_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
+    worker, plan = site.worker(), plan_round(site.job, 4, 0)
+    server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(site.job, 1)
+    ray.get(server.start.remote(to_wire(worker.initial), worker.layout), timeout=60)
+    ray.get(server.open.remote([]), timeout=60)
+    broadcast = from_wire(ray.get(server.broadcast.remote(0), timeout=60))
+    updates = {device: worker.train(plan, device, broadcast)[0] for device in plan.cohort}
+    sent = {device: ray.put(to_wire(update)) for device, update in updates.items()}
+    first, second, third, last = plan.cohort
+    reduction = Reduction(server, plan)
+    for device in (third, first, second):
+        reduction.add({device: sent.pop(device)})
+    absorbing, *feeding = reduction._steps
+    assert len(feeding) == 2, "the first alone, then the second and the third"
+    assert len(ray.wait(feeding, num_returns=2, timeout=60)[0]) == 2
+    assert ray.wait([absorbing], timeout=0.2)[0] == []
+    reduction.add({last: sent.pop(last)})
+    reduction.finish(timeout_s=60)
+    local = Server(site.job, worker.initial, worker.layout)
+    local.open([])
+    local.absorb(0, [updates[device] for device in plan.cohort])
+    assert digest(from_wire(ray.get(server.adapter.remote(), timeout=60))) == digest(local.adapter())
+    ray.kill(server)
+
+
+def test_an_error_on_the_server_is_raised_and_not_waited_for(
+    tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    site = site_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
+    server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(site.job, 1)
+    reduction = Reduction(server, plan_round(site.job, 4, 0))
+    reduction.add({device: ray.put(None) for device in plan_round(site.job, 4, 0).cohort})
+    with pytest.raises(AssertionError, match="start comes first"):
+        reduction.finish(timeout_s=60)
+    ray.kill(server)
 
 
 def test_an_actor_s_own_error_reaches_the_driver_as_it_is(

@@ -1,0 +1,155 @@
+"""Who takes part: how each is started on a workload, and what is read of it afterwards; called by speed.py.
+
+Whoever takes part leaves behind when each of its rounds ended, and its global adapter after the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+import fibec_ray
+from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.types import HEAD
+
+Adapter = dict[str, NDArray[Any]]
+PACKAGE = Path(fibec_ray.__file__).resolve().parent
+
+LANES = {"float32": ("1", "5"), "bfloat16": ("1", "5", "auto")}
+"""What `fleet.lanes` is measured at; 5 is a worker's half of the cohort. In float32 on a CPU auto is 1."""
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+LAUNCHERS = {"pfl": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
+MODULES = {"bare": "bare", "flower": "flower", "pfl": "pfl_loop"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    ends: list[float]
+    """when each round ended, seconds since the epoch"""
+    adapter: Adapter
+    version: str
+
+
+class Contender(Protocol):
+    @property
+    def name(self) -> str:
+        """For --only."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """For the table."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the frozen base."""
+        ...
+
+    def command(self, workload: Path, out: Path) -> list[str]: ...
+
+    def env(self, out: Path) -> Mapping[str, str]: ...
+
+    def found(self, out: Path) -> Finding: ...
+
+
+@dataclass(frozen=True)
+class Ours:
+    """The `fibec-ray run` command. settings: its overrides."""
+
+    name: str
+    label: str
+    dtype: str = "float32"
+    settings: Sequence[str] = ()
+
+    def command(self, workload: Path, out: Path) -> list[str]:
+        run = [sys.executable, "-m", "fibec_ray.cli", "run", str(workload / "experiment.yaml")]
+        return [*run, "--out", str(out / "run"), f"backbone.dtype={self.dtype}", *self.settings]
+
+    def env(self, out: Path) -> Mapping[str, str]:
+        return {"PYTHONPATH": str(PACKAGE.parent)}
+
+    def found(self, out: Path) -> Finding:
+        return Finding(round_ends(out / "run"), saved_adapter(out / "run" / "adapter"), version("fibec_ray"))
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One of `rivals/`, run by an interpreter that may know nothing of ours."""
+
+    name: str
+    label: str
+    python: Path
+    kind: str
+    dtype: str = "float32"
+
+    def command(self, workload: Path, out: Path) -> list[str]:
+        module = f"fibec_ray.bench.rivals.{MODULES[self.kind]}"
+        launcher = LAUNCHERS.get(self.kind, [])
+        return [str(self.python), *launcher, "-m", module, str(workload / "arrays"), str(out), self.dtype]
+
+    def env(self, out: Path) -> Mapping[str, str]:
+        return {"PYTHONPATH": str(_alone(out))}
+
+    def found(self, out: Path) -> Finding:
+        report = json.loads((out / "report.json").read_text())
+        return Finding(report["ends"], load_file(out / "adapter.safetensors"), report["version"])
+
+
+def bare(dtype: str) -> Rival:
+    """Also the reference of all with this base."""
+    short = SHORT[dtype]
+    return Rival(f"bare-{short}", f"bare PyTorch loop, {short} base", Path(sys.executable), "bare", dtype)
+
+
+def ours(dtype: str) -> list[Ours]:
+    """One for each number of lanes."""
+    short = SHORT[dtype]
+    return [
+        Ours(f"ours-{short}-{lanes}", f"fibec_ray, {short} base, lanes {lanes}", dtype, (f"fleet.lanes={lanes}",))
+        for lanes in LANES[dtype]
+    ]
+
+
+def round_ends(run: Path) -> list[float]:
+    """Of a run directory. The log has seconds since the run began; its parts, when they were written."""
+    rows = [row for row in read_rounds(run).to_pylist() if row["round"] >= 0]
+    began = (run / "rounds" / "part-000000.parquet").stat().st_mtime - rows[0]["wall_time_s"]
+    return [began + row["wall_time_s"] for row in rows]
+
+
+def saved_adapter(folder: Path) -> Adapter:
+    """By the names that tensors travel under."""
+    head = load_file(folder / "head.safetensors")
+    return load_file(folder / "adapter_model.safetensors") | {f"{HEAD}.{name}": head[name] for name in head}
+
+
+def distance(found: Adapter, wanted: Adapter, initial: Adapter) -> float:
+    """|found - wanted| / |wanted - initial|; infinite if tensors are lacking or not finite."""
+    if not found.keys() == wanted.keys() == initial.keys():
+        return float("inf")
+    apart = _norm({name: found[name] - wanted[name] for name in wanted})
+    moved = _norm({name: wanted[name] - initial[name] for name in wanted})
+    return apart / moved if np.isfinite(apart) else float("inf")
+
+
+def _norm(values: Adapter) -> float:
+    return float(np.sqrt(sum(np.square(value, dtype=np.float64).sum() for value in values.values())))
+
+
+def _alone(out: Path) -> Path:
+    """A folder from which this package can be imported, and nothing that is installed beside it."""
+    link = out / "path" / "fibec_ray"
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to(PACKAGE)
+    return link.parent

@@ -1,0 +1,45 @@
+"""A virtual environment for each rival, made once and kept in the cache folder; called by speed.py."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from fibec_ray.simulation import cache_dir
+
+RIVALS = {"flower": "flwr[simulation]>=1.41,<1.43", "pfl": "pfl[pytorch]==0.6.0"}
+"""What is installed besides what all have: the newest Flower up to 1.42 whose own requirements can be had."""
+SHARED = ("torch", "transformers", "peft", "numpy")
+"""The same versions for everybody: the arithmetic is theirs."""
+
+
+class InstallError(Exception):
+    """An environment cannot be made; the message is pip's."""
+
+
+def python_of(rival: str) -> Path:
+    """The interpreter of a rival's environment, which is made if it is not there or is of other versions."""
+    folder = cache_dir() / "bench" / rival
+    wanted = "\n".join(requirements(rival))
+    ready = folder / ".ready"
+    if not ready.exists() or ready.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(folder)])
+        quiet = ["--quiet", "--disable-pip-version-check"]
+        _run([str(folder / "bin" / "python"), "-m", "pip", "install", *quiet, *requirements(rival)])
+        ready.write_text(wanted)
+    return folder / "bin" / "python"
+
+
+def requirements(rival: str) -> list[str]:
+    return [*(f"{name}=={version(name).split('+')[0]}" for name in SHARED), RIVALS[rival]]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise InstallError((errors or [done.stderr.strip() or f"exit code {done.returncode}"])[-1])

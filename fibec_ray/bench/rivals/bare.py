@@ -1,0 +1,72 @@
+"""The bare loop: no framework, two processes of one thread; `python -m fibec_ray.bench.rivals.bare ARRAYS OUT DTYPE`.
+
+What any framework adds, it adds to this. The parent sends the global adapter to both processes, each trains its half of
+the cohort and sends back the sum of its adapters; the model stays in its process, and everything travels as one flat
+array through a pipe.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import multiprocessing
+
+from fibec_ray.bench.rivals.training import (
+    Arguments,
+    flat,
+    load,
+    load_model,
+    load_workload,
+    now,
+    read,
+    report,
+    train,
+    unflat,
+)
+
+PROCESSES = 2
+
+
+def work(pipe: Any, folder: str, dtype: str, part: int) -> None:
+    """Trains every other device of each cohort, round by round."""
+    workload, model = load_workload(folder), load_model(folder, dtype)
+    pipe.send(None)
+    for t in range(workload.rounds):
+        received = unflat(pipe.recv(), workload.initial)
+        total = np.zeros_like(flat(received), dtype=np.float64)
+        for place in range(part, workload.cohort_size, PROCESSES):
+            load(model, received)
+            train(model, workload, t, place)
+            total += flat(read(model))
+        pipe.send(total)
+
+
+def run(arguments: Arguments) -> None:
+    workload = load_workload(arguments.arrays)
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for part in range(PROCESSES):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, arguments.arrays, arguments.dtype, part), daemon=True)
+        process.start()
+        pipes.append(ours)
+        processes.append(process)
+    for pipe in pipes:
+        pipe.recv()
+    adapter, ends = flat(workload.initial), []
+    for _ in range(workload.rounds):
+        for pipe in pipes:
+            pipe.send(adapter)
+        # All devices have as many samples, so the weighted mean is the mean.
+        adapter = (sum(pipe.recv() for pipe in pipes) / workload.cohort_size).astype(np.float32)
+        ends.append(now())
+    report(arguments, ends, unflat(adapter, workload.initial), torch.__version__)
+    for process in processes:
+        process.join()
+
+
+if __name__ == "__main__":
+    run(Arguments.of(sys.argv))

@@ -1,0 +1,100 @@
+"""Runs contenders on workloads, and refuses those that computed something else; used by speed.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from fibec_ray.bench.contenders import Adapter, Contender, Finding, Ours, bare, distance
+from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, figures
+from fibec_ray.bench.watch import CommandError, Watched, watch
+from fibec_ray.bench.workload import Sizes, write_arrays, write_texts
+
+LIMIT_S = 900
+"""of one run; a slower one is stopped"""
+TOLERANCE = {"float32": 5e-3, "bfloat16": 0.2}
+"""How far a contender's adapter may be from the bare loop's, as a share of how far that has moved.
+
+An Adam step has the sign of the gradient at first, whatever its size, so where a gradient is all but zero another order
+of summation turns an entry around. In float32 those are few: 1e-4 to 8e-4 of the whole was seen. bfloat16 rounds all
+of the backward pass to 8 bits, and two loops that are equal on paper differ by 4 to 9 %. Of what would be another task,
+other batches differ by more than 100 %, a rate 10 % higher by 10 %, no clipping by 1 %.
+"""
+
+
+def say(text: str) -> None:
+    """Progress, apart from the tables."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Stand:
+    """Where contenders run. folder: scratch space."""
+
+    folder: Path
+    versions: dict[str, str] = field(default_factory=dict)
+    """of each contender, as it says itself"""
+    _runs: int = 0
+
+    def workload(self, sizes: Sizes) -> Path:
+        """The folder of texts and experiment, made if need be."""
+        folder = self.folder / f"{sizes.num_devices}-{sizes.cohort_size}-{sizes.rounds}"
+        return folder if folder.exists() else write_texts(sizes, folder).parent
+
+    def run(self, contender: Contender, workload: Path) -> tuple[Watched, Finding]:
+        """Raises CommandError."""
+        self._runs += 1
+        out = self.folder / f"run-{self._runs:03d}"
+        out.mkdir()
+        watched = watch(contender.command(workload, out), out, contender.env(out), LIMIT_S)
+        try:
+            found = contender.found(out)
+        except OSError as error:
+            raise CommandError(f"ended without a result: {error}") from error
+        self.versions[contender.name] = found.version
+        return watched, found
+
+    def outcome(self, contender: Contender, workload: Path, cohort_size: int, wanted: Adapter | None) -> Outcome:
+        """wanted: what its adapter must be like; None: whatever it is."""
+        try:
+            watched, found = self.run(contender, workload)
+        except CommandError as error:
+            say(f"{contender.name}: {error}")
+            return Refusal("it failed")
+        if wanted is not None:
+            apart = distance(found.adapter, wanted, load_file(workload / "arrays" / "initial.safetensors"))
+            say(f"{contender.name}: its update differs from the bare loop's by {apart:.1e} of its size")
+            if apart > TOLERANCE[contender.dtype]:
+                return Refusal(f"its update differs from the bare loop's by {apart:.1e} of its size")
+        return figures(found.ends, watched.started, cohort_size, watched.peak_bytes, watched.driver_bytes)
+
+
+def compare(stand: Stand, contenders: Sequence[Contender], sizes: Sizes, repeats: int) -> dict[str, list[Outcome]]:
+    """The outcomes of each contender, by name. The bare loop runs once before for each dtype: it is the reference."""
+    workload = stand.workload(sizes)
+    write_arrays(workload / "experiment.yaml")
+    dtypes = dict.fromkeys(contender.dtype for contender in contenders)
+    wanted = {dtype: stand.run(bare(dtype), workload)[1].adapter for dtype in dtypes}
+    found: dict[str, list[Outcome]] = {contender.name: [] for contender in contenders}
+    for repeat in range(repeats):
+        for contender in contenders:
+            outcome = stand.outcome(contender, workload, sizes.cohort_size, wanted[contender.dtype])
+            found[contender.name].append(outcome)
+            say(f"repeat {repeat + 1}, {contender.name}: {outcome}")
+    return found
+
+
+def grow(stand: Stand, sizes: Sequence[Size]) -> dict[Size, list[Outcome]]:
+    """One run of ours for each size; two measured rounds, or one where rounds are large."""
+    found: dict[Size, list[Outcome]] = {}
+    for size in sizes:
+        rounds = UNMEASURED + (1 if size.cohort_size >= 100 else 2)
+        workload = stand.workload(Sizes(size.num_devices, size.cohort_size, rounds))
+        contender = Ours("ours", "ours", settings=(f"fleet.num_actors={size.num_actors}",))
+        found[size] = [stand.outcome(contender, workload, size.cohort_size, None)]
+        say(f"{size}: {found[size][0]}")
+    return found

@@ -1,0 +1,135 @@
+"""How fast devices train, beside a bare loop, Flower and pfl: `python -m fibec_ray.bench.speed`, or `make bench`.
+
+Prints Markdown tables. The first: all contenders on one workload (workload.py), in turn and then in turn again, so that
+a change of the machine's speed meets all alike. A contender whose global adapter is not the bare loop's at the end gets
+no figure. The second: fibec_ray with more devices, larger rounds, and one actor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+from fibec_ray.bench.contenders import Contender, Rival, bare, ours
+from fibec_ray.bench.environments import RIVALS, InstallError, python_of
+from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, scale_table, speed_table
+from fibec_ray.bench.machine import busy_with_others, machine
+from fibec_ray.bench.runs import Stand, compare, grow, say
+from fibec_ray.bench.workload import Sizes
+from fibec_ray.config.load import config_folder
+from fibec_ray.run_dir import write_text
+
+NUM_DEVICES, COHORT_SIZE = 100, 10
+"""of the first table"""
+SIZES = (Size(100, 10, 2), Size(100, 10, 1), Size(1_000, 100, 2), Size(10_000, 10, 2), Size(10_000, 10, 1))
+"""of the second"""
+PAGE = config_folder().parent / "docs" / "performance.md"
+HOW = """\
+Two processes of one torch thread each. 100 devices with 32 samples of exactly 32 tokens, 10 devices a round; MiniLM
+(all-MiniLM-L6-v2, 22.7 M parameters) with LoRA r = 8 on query and value and a linear head on mean-pooled states; one
+local epoch of AdamW in batches of 8, gradients clipped; FedAvg. All contenders train the same devices on the same
+batches from the same adapter, and one whose global adapter is not the bare loop's at the end, but for rounding, gets no
+figure. All run torch's own kernels but fibec_ray, which computes frozen layers with oneDNN (`models/kernels.py`).
+
+A run's first round, in which models are loaded, and its last, which is evaluated, are not measured. Contenders take
+turns; figures are the median of the repeats (least - most), ratios are taken within a repeat. Memory is that of all
+processes together, shared pages counted once (PSS). What was tuned for each rival stands in `fibec_ray/bench/rivals/`.
+"""
+
+
+def lineup(others: Sequence[Rival]) -> list[Contender]:
+    """Everybody, in the table's order."""
+    return [bare("float32"), *others, *ours("float32"), bare("bfloat16"), *ours("bfloat16")]
+
+
+def names() -> list[str]:
+    """What --only knows, whether it is installed or not."""
+    return [one.name for one in lineup([Rival(name, name, Path(), name) for name in RIVALS])]
+
+
+def entrants(only: Sequence[str]) -> tuple[list[Contender], dict[str, Refusal]]:
+    """Who takes part, and who cannot. only: names to keep; none: all."""
+    others, missing = rivals([name for name in RIVALS if not only or name in only])
+    return [one for one in lineup(others) if not only or one.name in only], missing
+
+
+def rivals(names: Sequence[str]) -> tuple[list[Rival], dict[str, Refusal]]:
+    """Those whose environments can be had, and why the others' cannot."""
+    there: list[Rival] = []
+    missing: dict[str, Refusal] = {}
+    for name in names:
+        try:
+            there.append(Rival(name, name, python_of(name), name))
+        except InstallError as error:
+            say(f"{name} cannot be installed: {error}")
+            missing[name] = Refusal("it could not be installed")
+    return there, missing
+
+
+def labelled(
+    found: Mapping[str, Sequence[Outcome]], contenders: Sequence[Contender], versions: Mapping[str, str]
+) -> dict[str, Sequence[Outcome]]:
+    """The same by the labels of the table; a rival's has its version."""
+    labels = {one.name: one.label for one in contenders}
+    labels |= {name: f"{name} {versions[name]}" for name in RIVALS if name in versions}
+    return {labels.get(name, name): outcomes for name, outcomes in found.items()}
+
+
+def first_table(stand: Stand, only: Sequence[str], rounds: int, repeats: int) -> str:
+    contenders, missing = entrants(only)
+    found: dict[str, Sequence[Outcome]] = {name: [refusal] for name, refusal in missing.items()}
+    found = {**compare(stand, contenders, Sizes(NUM_DEVICES, COHORT_SIZE, rounds + UNMEASURED), repeats), **found}
+    return speed_table(labelled(found, contenders, stand.versions), bare("float32").label)
+
+
+def conditions() -> str:
+    """Date and machine, and a warning if others are using it."""
+    busy = busy_with_others()
+    warning = f"\n\nOther work had {busy:.0%} of the cores at the start: no measurement." if busy > 0.1 else ""
+    return f"{date.today()}; {machine()}.{warning}"
+
+
+def page(parts: Sequence[str]) -> str:
+    """docs/performance.md."""
+    return "\n\n".join(["# Performance", "`make bench` prints these tables.", HOW.strip(), *parts]) + "\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.speed", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="turns of all contenders")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each run")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help=f"contenders to run, of {', '.join(names())}")
+    parser.add_argument("--skip-scale", action="store_true", help="leave out the second table")
+    parser.add_argument("--write", action="store_true", help="write the tables to docs/performance.md too")
+    given = parser.parse_args()
+    given.only = given.only.split(",") if given.only else []
+    if unknown := [name for name in given.only if name not in names()]:
+        parser.error(f"--only: no contender is called {unknown[0]!r}; there are {', '.join(names())}")
+    if min(given.repeats, given.rounds) < 1:
+        parser.error("--repeats and --rounds: give 1 or more")
+    if given.write and not PAGE.parent.is_dir():
+        parser.error("--write: there is no docs folder here; run it in a checkout")
+    return given
+
+
+def main() -> None:
+    given = arguments()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to those who write libraries
+    parts = [conditions()]
+    with tempfile.TemporaryDirectory(prefix="fibec-bench-") as folder:
+        stand = Stand(Path(folder))
+        parts.append(first_table(stand, given.only, given.rounds, given.repeats))
+        print("\n\n".join(parts), flush=True)
+        if not given.skip_scale:
+            parts.append(scale_table(grow(stand, SIZES)))
+            print(f"\n{parts[-1]}", flush=True)
+    if given.write:
+        write_text(PAGE, page(parts))
+
+
+if __name__ == "__main__":
+    main()

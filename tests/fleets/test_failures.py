@@ -1,0 +1,106 @@
+"""Calls on real actors that die, hang or fail; the actors are small, so that nothing but the pool is at work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from fibec_ray.errors import FleetError, ModelError
+from fibec_ray.fleets.failures import ActorPool
+from fibec_ray.fleets.schedule import Call
+
+pytestmark = pytest.mark.ray
+
+
+class Worker:
+    """Leaves a file for each call it begins, and a large and a small result."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def ready(self) -> bool:
+        return True
+
+    def work(self, key: int, attempt: int, then: str) -> tuple[bytes, str]:
+        (self._folder / f"{key}-{attempt}-{os.getpid()}").touch()
+        if then == "die":
+            time.sleep(0.5)  # so that the answer to the call before is out
+            os._exit(1)
+        if then == "hang":
+            time.sleep(60)
+        if then == "fail":
+            raise ModelError("this backbone has no blocks")
+        return bytes(200_000), f"call {key}, attempt {attempt}"
+
+
+@contextmanager
+def pool_of(size: int, folder: Path, call_timeout_s: float = 60, max_retries: int = 2) -> Iterator[ActorPool]:
+    remote = ray.remote(Worker).options(num_cpus=0.1, max_restarts=1, max_task_retries=0)
+    pool = ActorPool(lambda i: remote.remote(folder), size, 60, call_timeout_s, max_retries)
+    pool.start()
+    try:
+        yield pool
+    finally:
+        pool.stop()
+
+
+def call(key: int, fate: Callable[[int], str] = lambda attempt: "", seconds: float = 1.0) -> Call:
+    def submit(actor: Any, attempt: int) -> list[ray.ObjectRef]:
+        refs: list[ray.ObjectRef] = actor.work.options(num_returns=2).remote(key, attempt, fate(attempt))
+        return refs
+
+    return Call(key, submit, seconds)
+
+
+def first(fate: str) -> Callable[[int], str]:
+    """At the first attempt only."""
+    return lambda attempt: fate if attempt == 0 else ""
+
+
+def begun(folder: Path) -> dict[int, list[int]]:
+    """The attempts of each call, in order."""
+    found: dict[int, list[int]] = {}
+    for name in sorted(path.name for path in folder.iterdir()):
+        key, attempt, _ = name.split("-")
+        found.setdefault(int(key), []).append(int(attempt))
+    return found
+
+
+def test_what_had_ended_is_kept_and_what_stood_behind_a_lost_call_has_not_been_tried(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    """One actor; the third of eight calls kills it, while the fourth is queued behind."""
+    calls = [call(key, first("die") if key == 2 else first(""), seconds=8.0 - key) for key in range(8)]
+    with pool_of(1, tmp_path) as pool:
+        ended = {one.key: one for one in pool.run(calls)}
+        assert len(ray.get(ended[0].refs[0], timeout=10)) == 200_000, "made by an actor that is dead"
+    assert {key: one.value for key, one in ended.items()} == {
+        key: f"call {key}, attempt {1 if key == 2 else 0}" for key in range(8)
+    }
+    assert begun(tmp_path) == {key: [0, 1] if key == 2 else [0] for key in range(8)}
+
+
+def test_a_hung_actor_is_ended_and_its_call_done_again(tmp_path: Path, ray_cluster: None) -> None:
+    with pool_of(2, tmp_path, call_timeout_s=3) as pool:
+        ended = [one.value for one in pool.run([call(0, first("hang")), call(1), call(2)])]
+    assert sorted(ended) == ["call 0, attempt 1", "call 1, attempt 0", "call 2, attempt 0"]
+
+
+def test_a_call_that_kills_every_actor_is_given_up(tmp_path: Path, ray_cluster: None) -> None:
+    with pool_of(2, tmp_path, max_retries=1) as pool, pytest.raises(FleetError, match="call 0 was lost 2 times"):
+        list(pool.run([call(0, lambda attempt: "die"), call(1)]))
+    assert begun(tmp_path)[0] == [0, 1]
+
+
+def test_an_error_of_the_call_s_own_is_raised_as_it_is(tmp_path: Path, ray_cluster: None) -> None:
+    with pool_of(1, tmp_path) as pool:
+        with pytest.raises(ModelError, match="this backbone has no blocks"):
+            list(pool.run([call(0), call(1, first("fail"))]))
+        assert [one.value for one in pool.run([call(2)])] == ["call 2, attempt 0"], "the actor lives"
