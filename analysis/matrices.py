@@ -29,7 +29,12 @@ class _Drawn:
 
 _LAYERS = (
     _Drawn("sensitivity", "sensitivity", "sensitivity (method's own unit)", "By which the layers to share are chosen."),
-    _Drawn("fisher_mass", "Fisher mass", "sum of the diagonal", "Fisher information, mean over the cohort."),
+    _Drawn(
+        "fisher_mass",
+        "Fisher mass",
+        "sum of the diagonal",
+        "Fisher information that masks are based on, mean over the cohort; 0 in shared layers.",
+    ),
     _Drawn("kept_neurons", "kept neurons", "neurons", "Neurons that the mask lets move, mean over the cohort."),
     _Drawn("shared", "shared", "share of the rounds", "Layers whose adapter is sent (global aggregation layers)."),
 )

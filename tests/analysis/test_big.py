@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -23,12 +23,12 @@ def test_a_page_of_a_hundred_devices_is_small(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_rounds_of_a_hundred_devices(tmp_path: Path) -> None:
+    """Processor seconds are judged: those of the clock are printed, and depend on what else the machine does."""
     run = big_run(tmp_path / "run", 1000, 100)
     started = time.monotonic()
-    command = [sys.executable, "-m", "fibec_ray.cli", "report", str(run)]
-    subprocess.run(command, check=True, capture_output=True)
-    seconds = time.monotonic() - started
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(f"{seconds:.1f} s, {memory / 1e6:.0f} MB, {(run / 'report.html').stat().st_size / 1e6:.2f} MB of HTML")
-    assert seconds < MAX_SECONDS and memory < MAX_BYTES
-    assert (run / "report.html").stat().st_size < MAX_PAGE
+    command = subprocess.Popen([sys.executable, "-m", "fibec_ray.cli", "report", str(run)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(command.pid, 0)
+    clock, processor = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    memory, size = usage.ru_maxrss * 1024, (run / "report.html").stat().st_size
+    print(f"{clock:.1f} s, {processor:.1f} s of a processor, {memory / 1e6:.0f} MB; {size / 1e6:.2f} MB of HTML")
+    assert status == 0 and processor < MAX_SECONDS and memory < MAX_BYTES and size < MAX_PAGE
