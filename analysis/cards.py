@@ -9,6 +9,7 @@ from analysis.device_figures import durations, shard_sizes, spread_curves
 from analysis.figure import Anchors, Card, Curve, Figure, Series
 from analysis.matrices import device_heats, layer_heats
 from analysis.tables import RunTables, latest_layers
+from analysis.timeline import timeline
 
 
 def cards_of(tables: RunTables, anchors: Anchors, metric: str | None = None) -> list[Card]:
@@ -24,6 +25,7 @@ def cards_of(tables: RunTables, anchors: Anchors, metric: str | None = None) -> 
         _card("Layers and masks", layer_heats(tables)),
         *(_card("Layers and masks", [curve]) for curve in curves.mask_curves(tables)),
         _card("Devices", device_heats(tables)),
+        _card("Devices", [found] if (found := timeline(tables)) else []),
         _card("Devices", [durations(tables)]),
         _card("Devices", [shard_sizes(tables)]),
     ]

@@ -66,7 +66,38 @@ class Heat:
     choice: str = ""
 
 
-Figure = Curve | Heat
+@dataclass(frozen=True)
+class Span:
+    """One bar of a Timeline."""
+
+    row: int
+    start: float
+    end: float
+    name: int
+    """which of the Timeline's names"""
+    rounds: int
+    """completed at its end"""
+    again: int
+    """how often the work had been lost before"""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Bars over time, one row for each device."""
+
+    stem: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    rows: tuple[str, ...]
+    spans: tuple[Span, ...]
+    names: tuple[str, ...]
+    """of who did the work"""
+    choice: str = ""
+
+
+Figure = Curve | Heat | Timeline
 
 
 @dataclass(frozen=True)

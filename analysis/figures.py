@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as MplFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figure import Curve, Figure, Heat
+from analysis.figure import Curve, Figure, Heat, Timeline
 
 DPI = 150
 _SIZE = (6.4, 4.0)  # inches
@@ -43,6 +43,8 @@ def draw(shown: Figure) -> dict[str, bytes]:
     axes = figure.add_subplot()
     if isinstance(shown, Heat):
         _heat(figure, axes, shown)
+    elif isinstance(shown, Timeline):
+        _timeline(axes, shown)
     else:
         _curve(figure, axes, shown)
     axes.set_title(shown.title, loc="left", fontsize=12, fontweight="bold", color=_INK)
@@ -77,6 +79,16 @@ def _heat(figure: MplFigure, axes: Axes, heat: Heat) -> None:
     bar = figure.colorbar(image, ax=axes, label=heat.value_label)
     if heat.names and len(heat.names) <= _MAX_ROW_LABELS:
         bar.set_ticks(list(range(len(heat.names))), labels=list(heat.names))
+
+
+def _timeline(axes: Axes, timeline: Timeline) -> None:
+    for span in timeline.spans:
+        colour = _PALETTE[span.name % len(_PALETTE)]
+        edge = _INK if span.again else "none"
+        axes.barh(span.row, span.end - span.start, left=span.start, height=0.8, color=colour, edgecolor=edge)
+    shown = range(0, len(timeline.rows), -(-len(timeline.rows) // _MAX_ROW_LABELS))
+    axes.set_yticks(list(shown), [timeline.rows[at] for at in shown])
+    axes.invert_yaxis()
 
 
 def _extent(heat: Heat) -> tuple[float, float, float, float]:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.figure import Card, Curve, Figure, Heat, Series
+from analysis.figure import Card, Curve, Figure, Heat, Series, Timeline
 from analysis.run_page import RunPage, Section
 
 DIGITS = 5
@@ -53,6 +53,8 @@ def size_of(run: RunPage) -> int:
 
 def figure_data(figure: Figure) -> dict[str, Any]:
     """What page.js draws from; null where a number is none, or not finite."""
+    if isinstance(figure, Timeline):
+        return _timeline_data(figure)
     return _heat_data(figure) if isinstance(figure, Heat) else _curve_data(figure)
 
 
@@ -90,6 +92,12 @@ def _series_data(series: Series) -> dict[str, Any]:
 def _heat_data(heat: Heat) -> dict[str, Any]:
     plain = replace(heat, values=())
     return vars(plain) | {"kind": "heat", "values": [_numbers_of(line) for line in heat.values]}
+
+
+def _timeline_data(timeline: Timeline) -> dict[str, Any]:
+    """Spans as lists: row, start, end, name, rounds, again."""
+    spans = [_numbers_of(vars(span).values()) for span in timeline.spans]
+    return vars(replace(timeline, spans=())) | {"kind": "timeline", "spans": spans}
 
 
 def _numbers_of(values: Iterable[float | None]) -> list[float | None]:

@@ -10,7 +10,7 @@ from round_logs import small_run
 
 from analysis.cards import cards_of, figures_of
 from analysis.fairness import Spread, last_spread
-from analysis.figure import Curve, Heat
+from analysis.figure import Curve, Heat, Span
 from analysis.figures import draw
 from analysis.page import figure_data
 from analysis.report import write_report
@@ -153,6 +153,29 @@ def test_heat_maps_hold_the_numbers_of_the_log(tmp_path):
     assert mass.values[0] == (None, 3.5, 3.5, 3.5, 3.5)  # not known at the initialisation phase
     assert found["layers_shared"].values[1] == (0.0,) * 5
     assert found["devices_device"].values == ((1.0,) * 4, (1.0,) * 4)
+
+
+def test_the_timeline_starts_a_round_where_the_last_one_ended(tmp_path):
+    """Initialisation takes 10 s; in the first round one device takes 4 s and one, at the second attempt, 6 s."""
+    log = RoundLog(tmp_path, METADATA)
+    log.append(rounds_row(-1, sim_time_s=10.0), [], [])
+    first = [
+        DeviceReport(0, 4, num_samples=1, sim_time_s=4.0, actor="b"),
+        DeviceReport(0, 7, num_samples=1, sim_time_s=6.0, attempt=1, actor="a"),
+    ]
+    log.append(rounds_row(0, sim_time_s=16.0), first, [])
+    log.append(rounds_row(1, sim_time_s=18.0), [DeviceReport(1, 4, num_samples=1, sim_time_s=2.0, actor="a")], [])
+    found = curves(tmp_path)["timeline"]
+    assert (found.rows, found.names, found.x_label) == (("4", "7"), ("a", "b"), "simulated time (s)")
+    assert found.spans == (Span(0, 10, 14, 1, 1, 0), Span(1, 10, 16, 0, 1, 1), Span(0, 16, 18, 0, 2, 0))
+    assert figure_data(found)["spans"][1] == [1, 10, 16, 0, 1, 1]
+    assert all(draw(found).values())
+
+
+def test_of_a_long_run_the_timeline_has_the_last_rounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.timeline.MAX_SPANS", 5)
+    found = curves(full_run(tmp_path))["timeline"]  # two device-rounds a round
+    assert [span.rounds for span in found.spans] == [3, 3, 4, 4] and "The last 2 rounds." in found.caption
 
 
 def test_devices_spread_by_hand(tmp_path):
