@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.roundlog.schema import NONDETERMINISTIC, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import ADDED, NONDETERMINISTIC, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
 
 _ORDER = {
     "rounds": ["round"],
@@ -22,34 +22,34 @@ _ORDER = {
 
 def read_rounds(run_dir: Path) -> pa.Table:
     """One row per round, in round order; columns as in `schema.ROUNDS`."""
-    return _read(run_dir, "rounds")
+    return read_table(run_dir, "rounds")
 
 
 def read_devices(run_dir: Path) -> pa.Table:
     """One row per device-round, in order of round and device; columns as in `schema.DEVICES`."""
-    return _read(run_dir, "devices")
+    return read_table(run_dir, "devices")
 
 
 def read_layers(run_dir: Path) -> pa.Table:
     """One row per round and layer, in that order; columns as in `schema.LAYERS`. May have no rows."""
-    return _read(run_dir, "layers")
+    return read_table(run_dir, "layers")
 
 
 def read_batches(run_dir: Path) -> pa.Table:
     """One row per scored batch, in order of round, device and batch; columns as in `schema.BATCHES`. May be empty."""
-    return _read(run_dir, "batches")
+    return read_table(run_dir, "batches")
 
 
 def read_evaluations(run_dir: Path) -> pa.Table:
     """One row per device and evaluated round, in that order; columns as in `schema.EVALUATIONS`. May be empty."""
-    return _read(run_dir, "evaluations")
+    return read_table(run_dir, "evaluations")
 
 
 def log_digest(run_dir: Path) -> str:
     """A hash of all that a run logged, NONDETERMINISTIC columns aside: equal digests mean bitwise-equal logs."""
     state = hashlib.blake2b(digest_size=16)
     for name in TABLES:
-        table = _read(run_dir, name)
+        table = read_table(run_dir, name)
         for column in table.column_names:
             if column not in NONDETERMINISTIC:
                 state.update(f"{name}.{column} {table.schema.field(column).type}\n".encode())
@@ -57,9 +57,12 @@ def log_digest(run_dir: Path) -> str:
     return state.hexdigest()
 
 
-def _read(run_dir: Path, name: str) -> pa.Table:
+def read_table(run_dir: Path, name: str) -> pa.Table:
+    """One of `schema.TABLES`, in order."""
     folder = run_dir / name
     parts = sorted(folder.glob("[!.]*.parquet"))
+    if not parts and not _had(run_dir, name):
+        return TABLES[name].empty_table()
     if not parts:
         raise RunDirError(
             f"{folder}: no round log here; is '{run_dir}' a run directory, and has its first round ended?"
@@ -68,22 +71,42 @@ def _read(run_dir: Path, name: str) -> pa.Table:
     return table.sort_by([(column, "ascending") for column in _ORDER[name]])
 
 
+def _had(run_dir: Path, name: str) -> bool:
+    """Whether the program that began the log wrote this table at all."""
+    first = min((run_dir / "rounds").glob("[!.]*.parquet"), default=None)
+    return first is None or name in tables_of(_version(first, _schema_of(first)))
+
+
+def _schema_of(part: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(part)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise RunDirError(f"{part}: not a readable part of a round log ({error}); remove it or rerun") from error
+
+
 def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:  # not read_table: it would take folders named 'key=value' for columns
             table = file.read()
     except (pa.ArrowException, OSError, EOFError) as error:
         raise RunDirError(f"{path}: not a readable part of a round log ({error}); remove it or rerun") from error
-    _check_version(path, table.schema)
+    version = _version(path, table.schema)
+    for name in _added_after(version, path.parent.name):
+        table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
     if not table.schema.equals(schema):
-        raise RunDirError(f"{path}: its columns are not those of a round log of version {SCHEMA_VERSION}")
+        raise RunDirError(f"{path}: its columns are not those of a round log of version {version}")
     return table
 
 
-def _check_version(path: Path, schema: pa.Schema) -> None:
+def _added_after(version: int, table: str) -> list[str]:
+    return [name for added in sorted(ADDED) if added > version for name in ADDED[added].get(table, ())]
+
+
+def _version(path: Path, schema: pa.Schema) -> int:
     found = (schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if found != str(SCHEMA_VERSION):
+    if not found.isdigit() or not SCHEMA_MAJOR <= int(found) <= SCHEMA_VERSION:
         raise RunDirError(
-            f"{path}: schema version {found}, but this program reads version {SCHEMA_VERSION}; "
+            f"{path}: schema version {found}, but this program reads versions {SCHEMA_MAJOR} to {SCHEMA_VERSION}; "
             "read it with the program that wrote it"
         )
+    return int(found)

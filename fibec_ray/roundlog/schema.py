@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
 
 SCHEMA_MAJOR = 2
 """The version in which a column was last renamed, removed or given another meaning. Programs that read logs of this
 major read newer versions of it too: they ignore columns that they do not know, and take null for those they miss."""
+
+ADDED = {3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)}}
+"""By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
+
+ADDED_TABLES = {4: ("evaluations",)}
+"""By version: tables that it added. Older logs are read as if they had them, without rows."""
 
 METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
 """What the writer is given as strings and puts in every part file, beside `schema_version`."""
@@ -81,6 +87,7 @@ ROUNDS = pa.schema(
             "personal_accuracy_trained", pa.float64(), "1", "personal_accuracy over devices that trained at least once"
         ),
         _optional("num_devices_trained", pa.int32(), "devices", "devices that trained at least once so far"),
+        _optional("adapter_digest", pa.string(), "hash", "of the shared tensors at the end of the round, bit by bit"),
     ]
 )
 """One row per round."""
@@ -150,6 +157,12 @@ DEVICES = pa.schema(
         _column("peak_memory_bytes", pa.int64(), "B", "highest memory of the process that did the work"),
         _column("actor", pa.string(), "name", "who did the work"),
         _column("attempt", pa.int32(), "count", "0, or how often the work had been lost with an actor before"),
+        _optional(
+            "update_digest",
+            pa.string(),
+            "hash",
+            "of what the device sent, followed by that of what it keeps (personal tensors, memories) if it keeps any",
+        ),
     ]
 )
 """One row per device-round that was finished: the scalar fields of `types.DeviceReport`."""
@@ -231,6 +244,12 @@ Read it with `analysis.log` (lazy, [recipes.md](recipes.md) has examples) or wit
 Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed.
 A regression (task metric `r2`) has no accuracies, and half squared errors for losses. Samples that are no text have no
 length."""
+
+
+def tables_of(version: int) -> list[str]:
+    """The tables that a log of this version has."""
+    later = {name for added, names in ADDED_TABLES.items() if added > version for name in names}
+    return [name for name in TABLES if name not in later]
 
 
 def score_column(metric: str | None) -> str:
