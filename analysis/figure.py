@@ -1,4 +1,4 @@
-"""What a figure says, apart from how it is drawn: pages draw it with page.js, papers with figures.py."""
+"""What a figure says, apart from how it is drawn: pages draw it with browser/*.js, papers with figures.py."""
 
 from __future__ import annotations
 

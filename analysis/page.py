@@ -15,6 +15,9 @@ from markupsafe import Markup
 from analysis.figure import Card, Curve, Figure, Heat, Series, Timeline
 from analysis.run_page import RunPage, Section
 
+SCRIPTS = ("base.js", "curves.js", "matrices.js", "timeline.js", "cards.js")
+"""in the order in which they build on each other"""
+
 DIGITS = 5
 """of numbers in figures; tables have their own"""
 
@@ -32,7 +35,7 @@ def render(page: Page) -> str:
     """HTML that needs nothing from outside, also not from the network."""
     figures: list[dict[str, Any]] = []
     environment = Environment(
-        loader=PackageLoader("analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("analysis", "browser"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html.j2").render(
         title=page.title,
@@ -40,7 +43,7 @@ def render(page: Page) -> str:
         overview=[_numbered(section, figures) for section in page.overview],
         runs=[vars(run) | {"sections": [_numbered(section, figures) for section in run.sections]} for run in page.runs],
         css=_file("page.css"),
-        script=_file("page.js"),
+        script=Markup("\n").join(_file(name) for name in SCRIPTS),
         figures=_json(figures),
     )
 
@@ -52,7 +55,7 @@ def size_of(run: RunPage) -> int:
 
 
 def figure_data(figure: Figure) -> dict[str, Any]:
-    """What page.js draws from; null where a number is none, or not finite."""
+    """What browser/*.js draw from; null where a number is none, or not finite."""
     if isinstance(figure, Timeline):
         return _timeline_data(figure)
     return _heat_data(figure) if isinstance(figure, Heat) else _curve_data(figure)
@@ -118,4 +121,4 @@ def _json(figures: Sequence[dict[str, Any]]) -> Markup:
 
 
 def _file(name: str) -> Markup:
-    return Markup(resources.files("analysis").joinpath(name).read_text(encoding="utf-8"))
+    return Markup(resources.files("analysis").joinpath("browser", name).read_text(encoding="utf-8"))
