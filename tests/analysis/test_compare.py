@@ -172,6 +172,21 @@ def test_runs_of_other_data_partition_or_model_are_refused(tmp_path: Path, chang
     assert tables_of(*runs, anyway=True)["scores"].rows
 
 
+def test_a_run_that_has_not_finished_is_refused(tmp_path: Path) -> None:
+    runs = [small_run(tmp_path / "a", {1: 0.5}), small_run(tmp_path / "b", {1: 0.6}, method="b", status="running")]
+    with pytest.raises(UserError, match="b, seed 0 has the status 'running'"):
+        tables_of(*runs)
+    assert len(tables_of(*runs, anyway=True)["scores"].rows) == 2
+
+
+def test_a_sweep_without_a_finished_run_has_lines_without_numbers(tmp_path: Path) -> None:
+    small_run(tmp_path / "one" / "seed-0", {1: 0.5}, status="running")
+    record = {"name": "s", "seeds": [0], "reference": "one"}
+    variants = [{"name": "one", "group": "", "folder": "one"}]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(record | {"variants": variants}))
+    assert "| one     |     0 |" in written(compare_runs([tmp_path], Choices()), "markdown")
+
+
 def test_a_sweep_brings_its_names_and_its_reference(tmp_path: Path) -> None:
     for name, score in (("one", 0.5), ("two", 0.75)):
         small_run(tmp_path / name / "seed-0", {1: score})
