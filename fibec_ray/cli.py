@@ -1,4 +1,4 @@
-"""The `fibec-ray` command: run, plan, resume, verify, report, sweep ... Thin; heavy imports come after parsing."""
+"""The `fibec-ray` command: run, plan, resume, verify, report ... Thin; heavy imports come after parsing."""
 
 from __future__ import annotations
 
@@ -87,9 +87,18 @@ def _parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("methods", help="print the table of methods")
     methods.set_defaults(command=_methods)
 
-    report = commands.add_parser("report", help="draw the curves of a run: RUN/report.html and RUN/report/*.png")
-    report.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    report = commands.add_parser("report", help="draw runs into one HTML page, and into figures for a paper")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directories or URLs, or sweep directories")
+    report.add_argument("--out", type=Path, metavar="FILE", help="page (default: RUN/report.html, or report.html)")
+    report.add_argument("--figures", type=Path, metavar="DIR", help="write every figure there too, as PNG and SVG")
     report.set_defaults(command=_report)
+
+    compare = commands.add_parser("compare", help="print the tables of a paper: scores, costs to a target, differences")
+    _add_compare(compare)
+
+    runs = commands.add_parser("runs", help="list the runs in a folder: status, progress, best score")
+    runs.add_argument("folder", nargs="?", type=Path, metavar="DIR", default=Path("runs"), help="default: runs")
+    runs.set_defaults(command=_runs)
 
     sweep = commands.add_parser("sweep", help="run every variant and seed of a sweep, then print its table")
     _add_config(sweep, "SWEEP", "sweep, a YAML file; or an experiment, with several values for some keys (method=a,b)")
@@ -102,6 +111,20 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--last", type=_at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)")
     table.set_defaults(command=_sweep_table)
     return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories or URLs, or sweep directories")
+    parser.add_argument("--reference", metavar="NAME", help="whom to compare with (default: the sweep's, or the first)")
+    parser.add_argument("--target", type=float, action="append", metavar="X", help="score to get to; may be repeated")
+    parser.add_argument("--model", choices=("personal", "global"), help="whose score (default: personal, if there is)")
+    parser.add_argument(
+        "--last", type=_at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)"
+    )
+    parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown", help="of what is printed")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write compare.md, compare.tex and CSVs there too")
+    parser.add_argument("--anyway", action="store_true", help="even if data, partition or model differ")
+    parser.set_defaults(command=_compare)
 
 
 def _add_config(
@@ -198,7 +221,24 @@ def _methods(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from analysis.report import write_report
 
-    print(write_report(arguments.run))
+    print(write_report(arguments.runs, arguments.out, arguments.figures))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from analysis.compare import Choices, compare_runs, write_all, written
+
+    targets = tuple(arguments.target or ())
+    choices = Choices(arguments.reference, targets, arguments.model, arguments.last, arguments.anyway)
+    tables = compare_runs(arguments.runs, choices)
+    print(written(tables, arguments.format), end="")
+    if arguments.out:
+        write_all(tables, arguments.out)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from analysis.listing import listing
+
+    print(listing(arguments.folder))
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

@@ -35,11 +35,12 @@ from fibec_ray.types import Fleet, Progress
 
 @dataclass(frozen=True)
 class Logged:
-    """A round's row of `rounds`, and those of `devices` and `layers` that go with it."""
+    """A round's row of `rounds`, and those of `devices`, `layers` and `evaluations` that go with it."""
 
     row: Row
     reports: list[DeviceReport]
     layers: list[Row]
+    evaluations: list[Row]
     devices: Collection[int]
     """that were at work, whether or not their update came"""
 
@@ -126,7 +127,7 @@ def carry_on(
     keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
         for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
-            log.append(logged.row, logged.reports, logged.layers)
+            log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             keeper.after(logged.round, logged.devices, tally, last=logged.round == experiment.rounds - 1)
             watcher.row(logged.row)
             rows.append(logged.row)
@@ -158,7 +159,7 @@ def run_rounds(
         opened = fleet.open()
         watcher.placed(fleet)
         row, layers = tally.opening(opened)
-        yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, range(site.job.num_devices))
+        yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(site.job.num_devices))
     else:
         tally.restore(fleet.restore(start.server), start.manifest.tally)
         watcher.placed(fleet)
@@ -167,7 +168,8 @@ def run_rounds(
         result = fleet.run_round(plan)
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = tally.round(t, result, evaluation)
-        yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, plan.cohort)
+        evaluations = tally.evaluations(t, evaluation)
+        yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, evaluations, plan.cohort)
 
 
 def prepare(experiment: Experiment, folder: Path) -> Prepared:

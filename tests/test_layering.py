@@ -203,6 +203,7 @@ def test_only_the_command_imports_the_analysis() -> None:
         ("datasets", ("fibec_ray.data",)),
         ("linear_operator", ("fibec_ray.spectrum",)),
         ("matplotlib", ("analysis",)),
+        ("polars", ("analysis",)),
     ],
 )
 def test_a_library_stays_at_home(library: str, homes: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from fibec_ray.preflight.samples import Samples
 from fibec_ray.tensors import num_bytes
 from fibec_ray.types import OPENING_ROUND
 
-PART_BYTES = {"rounds": 12_000, "devices": 12_500, "layers": 2_800, "batches": 2_800}
+PART_BYTES = {"rounds": 12_000, "devices": 12_500, "layers": 2_800, "batches": 2_800, "evaluations": 2_800}
 """Of a part file of the round log with hardly any rows, without the experiment, which is in each of them."""
 CONFIG_TIMES = 7 / 3
 """The experiment stands there as text, and once more in base 64."""
