@@ -40,6 +40,15 @@ GPU_CONTEXT_BYTES = 500_000_000
 """CUDA's own memory, for each process."""
 GPU_HEAP = 1.15
 """As HEAP, of torch's allocator on a GPU."""
+BASE_SHARES = {
+    "plain": (1.0, 0.0),
+    "auto": (0.0, 0.0),
+    "stream": (0.0, 0.0),
+    "deepspeed": (0.0, 1.3),
+    "qlora": (0.3, 0.0),
+}
+"""By `backbone.backend`: of the base weights, what lies on an actor's GPU for good, and in private on its host. `auto`
+leaves the GPU where they do not fit there, so that they are no reason to refuse."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,9 @@ def actor_memory(job: Job, anatomy: Anatomy, samples: Samples, lanes: int, on_ra
     own = anatomy.trainable_bytes * (COPIES + lanes * (COPIES_PER_LANE + optimiser_copies(job)))
     process = PROCESS_BYTES + (ACTOR_EXTRA_BYTES if on_ray else 0)
     if on_gpu:
-        gpu = GPU_CONTEXT_BYTES + anatomy.base_bytes + int(GPU_HEAP * (tensors + own))
-        return ActorMemory(process + own, gpu, tensors)
+        gpu_share, host_share = BASE_SHARES[getattr(job.backbone, "backend", "plain")]
+        gpu = GPU_CONTEXT_BYTES + int(gpu_share * anatomy.base_bytes + GPU_HEAP * (tensors + own))
+        return ActorMemory(process + own + int(host_share * anatomy.base_bytes), gpu, tensors)
     return ActorMemory(process + FIRST_PASS_BYTES + int(HEAP * (tensors + second + own)), 0, tensors)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_tiny
+from conftest import TINY_BERT, make_tiny
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import CapacityError
@@ -102,8 +102,16 @@ def test_a_disk_that_is_too_small_is_named() -> None:
 
 
 def test_on_a_gpu_each_actor_has_base_weights_of_its_own() -> None:
-    """Four actors share two GPUs: each GPU holds two."""
-    found = plan(room(gpus=2.0, gpu_memory=1 * GB), fleet={"num_actors": 4})
+    """Four actors share two GPUs: each GPU holds two. With backend auto weights that do not fit are kept elsewhere."""
+    found, auto = (
+        plan(
+            room(gpus=2.0, gpu_memory=1 * GB),
+            fleet={"num_actors": 4},
+            backbone={"init": "random", "config": TINY_BERT, "tokenizer": "minilm", "backend": backend},
+        )
+        for backend in ("plain", "auto")
+    )
+    assert found.memory.actor.gpu - auto.memory.actor.gpu == found.model.frozen_bytes
     assert found.memory.gpu_needed == 2 * found.memory.actor.gpu > 2 * found.model.frozen_bytes
     assert found.memory.base_per_node == 0
     with pytest.raises(CapacityError, match=r"^GPU memory: .* 1\.0 GB are free; lower fleet\.num_actors$"):
