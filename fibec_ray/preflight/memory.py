@@ -121,9 +121,6 @@ def largest_batch(job: Job, samples: Samples) -> tuple[int, int]:
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
-def prepare_bytes(anatomy: Anatomy, is_random: bool, is_there: bool) -> int:
-    """To make the base weights of a node, before it trains: random ones are drawn in float32, stored ones are cast."""
-    if is_there:
-        return 0
-    entries = anatomy.frozen_entries
-    return PROCESS_BYTES + max(anatomy.base_bytes, 4 * entries if is_random else 0)
+def prepare_bytes(anatomy: Anatomy, is_there: bool) -> int:
+    """To make the base weights of a node, in their own type, before it trains."""
+    return 0 if is_there else PROCESS_BYTES + anatomy.base_bytes

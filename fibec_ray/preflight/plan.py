@@ -148,8 +148,7 @@ def _memory(
     if on_ray:
         under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))
         others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
-    is_random = not isinstance(job.backbone, Net) and job.backbone.init == "random"
-    prepare = memory.prepare_bytes(anatomy, is_random, room.base_is_there or isinstance(job.backbone, Net))
+    prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
     sharing_gpu = max(1, int(1 / seats.placement.gpus_per_actor)) if on_gpu else 0
     total = count * actor.private + base * room.num_nodes + others
     return Memory(
