@@ -5,6 +5,7 @@ FibecError
 │   ├── ConfigError         a key, value or combination of the experiment
 │   ├── DataError           a data set, split, column or label
 │   ├── ModelError          a backbone, tokenizer, head or checkpoint
+│   ├── CapacityError       what the machine has too little of
 │   ├── RunDirError         the output folder
 │   ├── StorageError        a URL of shared or object storage
 │   └── ClusterError        a cluster's address or token, a job's name, a request that it refuses
@@ -39,6 +40,10 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
+    pass
+
+
+class CapacityError(UserError):
     pass
 
 

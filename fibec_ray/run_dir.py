@@ -32,6 +32,12 @@ def create(path: Path) -> Path:
     return path
 
 
+def clear(path: Path) -> None:
+    """Makes a run directory empty again, for a run that was refused before it began."""
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
 def next_free(folder: Path, name: str) -> Path:
     """folder/name, or folder/name-2 and so on."""
     path, number = folder / name, 1

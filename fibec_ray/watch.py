@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fibec_ray.console import duration, size
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
+from fibec_ray.units import duration, size
 
 EVERY_S = 1.0
 NEWEST = 12

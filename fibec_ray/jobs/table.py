@@ -9,8 +9,8 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
-from fibec_ray.console import duration
 from fibec_ray.jobs.client import Job
+from fibec_ray.units import duration
 
 
 def job_table(jobs: Sequence[Job]) -> None:
