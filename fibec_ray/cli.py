@@ -167,7 +167,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.resume and arguments.out is None:
         raise ConfigError("--resume: which run? give its --out")
     out = arguments.out or str(next_free(Path("runs"), experiment.name))
-    with workplace(out, _warn) as folder:
+    with workplace(out, arguments.resume, _warn) as folder:
         with RunView(experiment) as view:
             run = begin(experiment, folder, arguments.resume, _watched(experiment, view))
         if run is None:

@@ -1,6 +1,7 @@
 """Files on shared or object storage, named by URL (s3://, gs://, file://); used for data sets and run directories.
 
-pyarrow.fs does the talking: credentials are those of the machine (environment, profile or instance role), never ours.
+pyarrow.fs does the talking, and fsspec where pyarrow does not know a kind of URL: credentials are those of the machine
+(environment, profile or instance role), never ours.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class Storage:
         self.url = url.rstrip("/")
         self._errors: tuple[type[Exception], ...] = (pa.ArrowException, OSError)
         try:
-            self._fs, self._root = fs.FileSystem.from_uri(self.url)
-        except (*self._errors, ValueError) as error:
+            self._fs, self._root = _file_system(self.url)
+        except (*self._errors, ValueError, ImportError) as error:
             raise StorageError(
                 f"{url}: no such storage ({_first_line(error)}); allowed: s3://BUCKET/..., gs://BUCKET/..., "
-                "file:///absolute/path, hdfs://..., abfs://..."
+                "file:///absolute/path, hdfs://..., abfs://..., and what fsspec has a package for"
             ) from error
         self._kinds = fs.FileType
 
@@ -121,6 +122,21 @@ class Storage:
         return StorageError(
             f"{self.url}: {what} ({_first_line(error)}); check the URL, and the credentials of this machine for it"
         )
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    from pyarrow import ArrowInvalid, ArrowNotImplementedError, fs
+
+    try:
+        found: tuple[Any, str] = fs.FileSystem.from_uri(url)
+        return found
+    except (ArrowInvalid, ArrowNotImplementedError):
+        if not is_url(url) or url.startswith("file://"):
+            raise
+    import fsspec  # only for URLs that pyarrow does not know
+
+    other, root = fsspec.core.url_to_fs(url)
+    return fs.PyFileSystem(fs.FSSpecHandler(other)), str(root)
 
 
 def _first_line(error: Exception) -> str:

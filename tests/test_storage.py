@@ -49,6 +49,16 @@ def test_there_and_back(bucket: Storage, tmp_path: Path) -> None:
     assert bucket.files() == {"b/c": 5}
 
 
+def test_what_pyarrow_does_not_know_fsspec_does(tmp_path: Path) -> None:
+    memory = Storage(f"memory://{tmp_path.name}/runs")
+    write(tmp_path / "here", a="one")
+    memory.upload(tmp_path / "here" / "a", "b/a")
+    assert memory.is_folder() and memory.files() == {"b/a": 3}
+    assert memory.download(tmp_path / "back") == 3 and contents(tmp_path / "back") == {"b/a": "one"}
+    memory.remove("b/a")
+    assert memory.files() == {}
+
+
 @pytest.mark.parametrize("url", ["s3:/half", "nowhere://bucket", "file://relative/path"])
 def test_what_is_no_url_of_a_storage(url: str) -> None:
     with pytest.raises(StorageError, match="no such storage .*allowed: s3://BUCKET"):

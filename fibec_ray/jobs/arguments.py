@@ -117,7 +117,11 @@ def _fetch(arguments: argparse.Namespace) -> None:
 def _follow(cluster: Any, id_: str) -> None:
     from fibec_ray.jobs.follow import follow
 
-    job = follow(cluster, id_, _write)
+    try:
+        job = follow(cluster, id_, _write)
+    except KeyboardInterrupt:
+        print(f"\n{id_} goes on; `fibec-ray stop {id_}` ends it", file=sys.stderr)
+        raise
     if job.status == "STOPPED":
         print(f"{job.id}: stopped", file=sys.stderr)
 

@@ -22,12 +22,14 @@ from fibec_ray.storage import Storage, is_url
 
 
 @contextmanager
-def workplace(out: str, warn: Callable[[str], None]) -> Iterator[Path]:
+def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[Path]:
     """The folder to work in. For a URL it is one of this machine, which is copied there while the block runs."""
     if not is_url(out):
         yield Path(out)
         return
     storage = Storage(out)
+    if not resume and storage.exists():
+        raise RunDirError(f"{out}: is not empty; choose another --out, or go on with what is there: --resume")
     folder = cache_dir() / "runs" / hashlib.blake2b(out.encode(), digest_size=8).hexdigest()
     with _alone(folder, out):
         shutil.rmtree(folder, ignore_errors=True)  # the URL has the run; what an earlier one left here may be older

@@ -124,17 +124,19 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
                 raise KeyboardInterrupt
 
     monkeypatch.setenv("FIBEC_RAY_CACHE", str(tmp_path / "first machine"))
-    with pytest.raises(KeyboardInterrupt), workplace(out, print) as folder:
+    with pytest.raises(KeyboardInterrupt), workplace(out, True, print) as folder:
         begin(experiment, folder, True, Stop())
     assert json.loads((tmp_path / "bucket/run/summary.json").read_text())["status"] == "failed"
     monkeypatch.setenv("FIBEC_RAY_CACHE", str(tmp_path / "second machine"))
     notes: list[str] = []
     watcher = Nobody()
     monkeypatch.setattr(watcher, "note", notes.append, raising=False)
-    with workplace(out, print) as folder:
+    with workplace(out, True, print) as folder:
         run = begin(experiment, folder, True, watcher)
-        with pytest.raises(RunDirError, match="a driver on this machine is at work there"), workplace(out, print):
+        with pytest.raises(RunDirError, match="a driver on this machine is at work there"), workplace(out, True, print):
             pass
+    with pytest.raises(RunDirError, match=r"bucket/run: is not empty; .*--resume"), workplace(out, False, print):
+        pass
     assert run is not None and run.adapter_digest == whole.adapter_digest
     assert "resuming at round" in str(notes)
     assert json.loads((tmp_path / "bucket/run/summary.json").read_text())["status"] == "finished"
