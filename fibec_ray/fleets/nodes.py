@@ -20,10 +20,13 @@ POLL_S = 2.0
 def await_nodes(config: FleetConfig) -> None:
     """Asks a cluster that scales itself, from no nodes if need be, for what the settings say that actors need.
 
-    Nothing to ask where they leave the number of actors to what the cluster has. Raises FleetError if it does not come
-    within startup_timeout_s.
+    Nothing to ask where they leave the number of actors to what the cluster has, if it has anything. Raises FleetError
+    if it has not, or what is asked for does not come within startup_timeout_s.
     """
-    if config.address is None or config.num_actors is None:
+    if config.address is None:
+        return
+    if config.num_actors is None:
+        _refuse_emptiness()
         return
     bundle = {"CPU": config.cpus_per_actor or 1.0, "GPU": config.gpus_per_actor or 0.0}
     wanted = {name: amount * config.num_actors for name, amount in bundle.items()}
@@ -35,6 +38,15 @@ def await_nodes(config: FleetConfig) -> None:
             _wait(wanted, config)
         finally:
             request_resources(bundles=[])  # from now on actors keep the nodes; idle ones may go
+
+
+def _refuse_emptiness() -> None:
+    have = ray.cluster_resources()
+    if not have.get("CPU") and not have.get("GPU"):
+        raise FleetError(
+            "fleet.num_actors: the cluster has no node for devices now, so the number of actors cannot follow from it; "
+            "set fleet.placement=pooled fleet.num_actors=N (and fleet.gpus_per_actor), and nodes will come for them"
+        )
 
 
 def _wait(wanted: dict[str, float], config: FleetConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[P
     storage = Storage(out)
     if not resume and storage.exists():
         raise RunDirError(f"{out}: is not empty; choose another --out, or go on with what is there: --resume")
-    folder = cache_dir() / "runs" / hashlib.blake2b(out.encode(), digest_size=8).hexdigest()
+    folder = _near(out)
     with _alone(folder, out):
         shutil.rmtree(folder, ignore_errors=True)  # the URL has the run; what an earlier one left here may be older
         mirror = Mirror(storage, folder)
@@ -67,6 +68,12 @@ def _has_begun(folder: Path) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
         return False
     return "config.yaml" in names
+
+
+def _near(out: str) -> Path:
+    """Where all nodes see it, if there is such a place: devices work in the run directory too."""
+    shared = os.environ.get("FIBEC_RAY_RUNS")
+    return Path(shared or cache_dir() / "runs") / ".urls" / hashlib.blake2b(out.encode(), digest_size=8).hexdigest()
 
 
 @contextmanager

@@ -62,7 +62,8 @@ def test_a_stopped_job_goes_on_under_its_name(head: heads.Head, tmp_path: Path) 
     path, settings = config(tmp_path, rounds=150, evaluation={"every": 150})
     out = ["--out", f"file://{tmp_path / 'bucket'}", "--name", "long"]
     assert head.command("submit", path, *out).returncode == 0
-    wait_until(lambda: head.environment and rounds_in(Path(head.environment["FIBEC_RAY_CACHE"]) / "runs") > 2)
+    nearby = Path(head.environment["FIBEC_RAY_RUNS"]) / ".urls"
+    wait_until(lambda: rounds_in(nearby) > 2)
     refused = head.command("submit", path, *out)
     assert refused.returncode == 2 and "its job long is running; `fibec-ray stop long` it first" in refused.stderr
     stopped = head.command("stop", "long")

@@ -123,11 +123,11 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
             if row["round"] == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setenv("FIBEC_RAY_CACHE", str(tmp_path / "first machine"))
+    monkeypatch.setenv("FIBEC_RAY_RUNS", str(tmp_path / "first machine"))
     with pytest.raises(KeyboardInterrupt), workplace(out, True, print) as folder:
         begin(experiment, folder, True, Stop())
     assert json.loads((tmp_path / "bucket/run/summary.json").read_text())["status"] == "failed"
-    monkeypatch.setenv("FIBEC_RAY_CACHE", str(tmp_path / "second machine"))
+    monkeypatch.delenv("FIBEC_RAY_RUNS")
     notes: list[str] = []
     watcher = Nobody()
     monkeypatch.setattr(watcher, "note", notes.append, raising=False)
