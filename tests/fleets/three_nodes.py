@@ -53,7 +53,7 @@ def main(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def node(folder: Path, number: int, num_cpus: int) -> dict[str, Any]:
-    environment = {"FIBEC_RAY_CACHE": str(folder / f"cache-{number}")}
+    environment = {"FIBEC_RAY_NODE_CACHE": str(folder / f"cache-{number}")}
     return {"num_cpus": num_cpus, "object_store_memory": STORE, "env_vars": environment, "include_dashboard": False}
 
 
