@@ -1,4 +1,4 @@
-"""The `fibec-ray` command: run, show, methods, report, sweep. Thin; heavy imports come after argument parsing."""
+"""The `fibec-ray` command: run, resume, verify, replay, report, sweep ... Thin; heavy imports come after parsing."""
 
 from __future__ import annotations
 
@@ -53,6 +53,27 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME, then runs/NAME-2 ...)")
     run.set_defaults(command=_run)
 
+    resume = commands.add_parser("resume", help="go on with a run that was killed or failed")
+    resume.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    resume.add_argument("overrides", nargs="*", metavar="key=value", help="of fleet and checkpoint only")
+    resume.set_defaults(command=_resume)
+
+    verify = commands.add_parser("verify", help="run some rounds again and compare them with the round log")
+    verify.add_argument("run", type=Path, metavar="RUN", help="run directory; it is only read")
+    verify.add_argument("--rounds", type=_at_least_one, metavar="N", default=1, help="how many (default: 1)")
+    verify.add_argument(
+        "--from-start",
+        action="store_true",
+        help="the first ones, instead of those after the oldest checkpoint in reach",
+    )
+    verify.set_defaults(command=_verify)
+
+    replay = commands.add_parser("replay", help="run one device-round again, alone, and compare it with the round log")
+    replay.add_argument("run", type=Path, metavar="RUN", help="run directory; it is only read")
+    replay.add_argument("--round", type=int, metavar="R", required=True, help="-1 is the initialisation phase")
+    replay.add_argument("--device", type=int, metavar="D", required=True)
+    replay.set_defaults(command=_replay)
+
     show = commands.add_parser("show", help="print an experiment with all defaults filled in")
     _add_config(show)
     show.set_defaults(command=_show)
@@ -95,6 +116,39 @@ def _run(arguments: argparse.Namespace) -> None:
     with RunView(experiment) as view:
         run = simulate(experiment, folder, view)
     view.summary(run)
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+    from fibec_ray.console import RunView
+    from fibec_ray.reruns.records import finished_digest, read_record
+    from fibec_ray.reruns.resume import resume_record
+
+    if (digest := finished_digest(arguments.run)) is not None:
+        print(f"{arguments.run}: this run is finished (adapter {digest}); nothing to do")
+        return
+    record = read_record(arguments.run, arguments.overrides)
+    with RunView(record.experiment) as view:
+        run = resume_record(record, view)
+    view.summary(run)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from fibec_ray.console import print_comparison, rounds_in_words
+    from fibec_ray.reruns.verify import verify
+
+    found = verify(arguments.run, arguments.rounds, arguments.from_start)
+    compared = ", ".join(f"{count} {what}" for what, count in found.compared.items() if count)
+    print_comparison(f"{rounds_in_words(found.first, found.last)} run again; compared {compared}", found.differences)
+
+
+def _replay(arguments: argparse.Namespace) -> None:
+    from fibec_ray.console import print_comparison
+    from fibec_ray.reruns.replay import replay
+
+    found = replay(arguments.run, arguments.round, arguments.device)
+    for name, value in found.row.items():
+        print(f"{name:28} {'-' if value is None else value}")
+    print_comparison(f"device {arguments.device}, round {arguments.round} run again", found.differences)
 
 
 def _show(arguments: argparse.Namespace) -> None:

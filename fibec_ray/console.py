@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.errors import RunError
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.tally import Row
 from fibec_ray.method import AXES, Method
@@ -23,6 +24,8 @@ ANCHORS = {
     "mean": "mean",
     "own_mean": "device's own mean",
 }
+
+MOST_DIFFERENCES = 20
 
 
 class RunView:
@@ -60,6 +63,10 @@ class RunView:
             f"[bold]{e.name}[/]: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
             f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}{pooled}"
         )
+
+    def note(self, text: str) -> None:
+        """What a person should know of a run that is taken up again."""
+        self._say(text)
 
     def placed(self, fleet: Fleet) -> None:
         lanes = f", {fleet.lanes} side by side" if fleet.lanes > 1 else ""
@@ -137,6 +144,21 @@ def method_table(methods: Sequence[tuple[str, Method]]) -> None:
 
 def _cell(axis: str, kind: str, neutral: str) -> str:
     return kind if kind != neutral or axis == "peft" else ""
+
+
+def print_comparison(what: str, differences: Sequence[str]) -> None:
+    """What was run again, and whether it is the same. Raises RunError if it is not."""
+    if not differences:
+        print(f"{what}: all equal, bit by bit")
+        return
+    print("\n".join([f"{what}: {len(differences)} differences", *differences[:MOST_DIFFERENCES]]))
+    raise RunError(f"{len(differences)} values are not what was logged, the first: {differences[0]}")
+
+
+def rounds_in_words(first: int, last: int) -> str:
+    """(-1, 0) -> 'initialisation phase and round 0'; (3, 5) -> 'rounds 3 to 5'"""
+    opening, first = ("initialisation phase and ", 0) if first < 0 else ("", first)
+    return f"{opening}round {last}" if first == last else f"{opening}rounds {first} to {last}"
 
 
 def size(num_bytes: float) -> str:

@@ -49,6 +49,8 @@ class DeviceReport:
     peak_memory_bytes: int = 0
     actor: str = "driver"
     attempt: int = 0
+    update_digest: str | None = None
+    """of what the device sent and what it keeps"""
     kept_neurons: tuple[int, ...] | None = None
     """per layer: neurons of personal tensors that the mask let move"""
     layer_fisher: tuple[float, ...] | None = None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from fibec_ray.errors import RunDirError
 
@@ -64,3 +66,45 @@ def replace_folder(draft: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     os.replace(draft, target)
+
+
+def flush(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+LOCK, DRIVER = ".lock", ".driver.json"
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keeps other drivers out. Raises RunDirError if there is one.
+
+    The system gives the lock back when its holder ends, however it ends: that of a dead driver keeps nobody out.
+    """
+    lock = FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunDirError(f"{run_dir}: a driver is at work here{_holder(run_dir)}; wait for it, or stop it") from error
+    except OSError as error:
+        raise RunDirError(f"{run_dir}: cannot be written ({error.strerror})") from error
+    try:
+        write_json(run_dir / DRIVER, {"pid": os.getpid(), "host": platform.node()})
+        yield
+    finally:
+        (run_dir / DRIVER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(run_dir: Path) -> str:
+    """' (pid 17 on somehost)', if it has said so."""
+    try:
+        found = json.loads((run_dir / DRIVER).read_text(encoding="utf-8"))
+        return f" (pid {found['pid']} on {found['host']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

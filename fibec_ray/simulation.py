@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,21 +14,38 @@ import yaml
 
 from fibec_ray import run_dir as run_dirs
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.adapter import save_adapter
-from fibec_ray.learning.job import Job
+from fibec_ray.learning.checkpoint import Checkpoint
+from fibec_ray.learning.identity import Identity, identify
+from fibec_ray.learning.keeper import Keeper
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.reports import DeviceReport
+from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.tensors import digest
 from fibec_ray.types import Fleet, Progress
 
-Logged = tuple[Row, list[DeviceReport], list[Row]]
-"""A row of `rounds`, and those of `devices` and `layers` that go with it."""
+
+@dataclass(frozen=True)
+class Logged:
+    """A round's row of `rounds`, and those of `devices` and `layers` that go with it."""
+
+    row: Row
+    reports: list[DeviceReport]
+    layers: list[Row]
+    devices: Collection[int]
+    """that were at work, whether or not their update came"""
+
+    @property
+    def round(self) -> int:
+        number: int = self.row["round"]
+        return number
 
 
 class Watcher(Protocol):
@@ -37,6 +54,8 @@ class Watcher(Protocol):
     def prepared(self, prepared: Prepared) -> None: ...
 
     def progress(self, stage: str, done: int, total: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
     def placed(self, fleet: Fleet) -> None: ...
 
@@ -50,6 +69,9 @@ class Nobody:
         pass
 
     def progress(self, stage: str, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
     def placed(self, fleet: Fleet) -> None:
@@ -71,46 +93,72 @@ class Run:
 def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
     """Runs the experiment. What is wrong with its settings, data or backbone is found before any actor starts."""
     watcher = watcher or Nobody()
-    tally = Tally(experiment.task.metric, experiment.local.batch_size)
     folder = run_dirs.create(folder)
     quiet_libraries()
     prepared = prepare(experiment, folder)
-    watcher.prepared(prepared)
-    job = experiment.job(prepared.num_classes, prepared.label_words)
-    log = RoundLog(folder, _metadata(experiment))
-    summary = _summary(experiment, prepared)
+    with run_dirs.locked(folder):
+        identity = identify(folder, resolved(experiment), prepared, _git_commit())
+        identity.write(folder)
+        return carry_on(experiment, folder, identity, None, watcher)
+
+
+def carry_on(
+    experiment: Experiment, folder: Path, identity: Identity, start: Checkpoint | None, watcher: Watcher
+) -> Run:
+    """The run from a checkpoint on (None: from the opening) to its end. The folder holds nothing later than that."""
+    watcher.prepared(identity.prepared)
+    tally = Tally(experiment.task.metric, experiment.local.batch_size)
+    site = site_of(experiment, folder, identity)
+    log = RoundLog(folder, log_metadata(experiment, identity))
+    rows = read_rounds(folder).to_pylist() if start else []
+    summary = _summary(experiment, identity.prepared)
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
-    site = Site(job, folder, cache_dir(), experiment.fleet.threads, experiment.fleet.known_lanes)
     fleet = make_fleet(experiment, site, watcher.progress)
+    keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
-        rows = []
-        for row, reports, layers in run_rounds(experiment, job, fleet, tally, watcher):
-            log.append(row, reports, layers)
-            watcher.row(row)
-            rows.append(row)
+        for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
+            log.append(logged.row, logged.reports, logged.layers)
+            keeper.after(logged.round, logged.devices, tally, last=logged.round == experiment.rounds - 1)
+            watcher.row(logged.row)
+            rows.append(logged.row)
+        keeper.settle()
         adapter = fleet.adapter()
         save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter")
     except BaseException:
-        run_dirs.write_json(folder / "summary.json", {**summary, "status": "failed"})
+        with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
+            run_dirs.write_json(folder / "summary.json", {**summary, "status": "failed"})
         raise
     finally:
+        keeper.close()
         fleet.close()
-    fingerprint = digest(adapter)
-    run_dirs.write_json(folder / "summary.json", {**summary, "status": "finished", "adapter_digest": fingerprint})
-    return Run(folder, prepared, rows, fingerprint)
+    ending = {"lanes": fleet.lanes, "adapter_digest": digest(adapter)}
+    run_dirs.write_json(folder / "summary.json", {**summary, "status": "finished", **ending})
+    return Run(folder, identity.prepared, rows, str(ending["adapter_digest"]))
 
 
-def run_rounds(experiment: Experiment, job: Job, fleet: Fleet, tally: Tally, watcher: Watcher) -> Iterator[Logged]:
+def run_rounds(
+    experiment: Experiment,
+    site: Site,
+    fleet: Fleet,
+    tally: Tally,
+    watcher: Watcher,
+    start: Checkpoint | None = None,
+) -> Iterator[Logged]:
     """The round loop. It knows neither the method nor where devices run. Yields what the round log keeps."""
-    opened = fleet.open()
-    watcher.placed(fleet)
-    row, layers = tally.opening(opened)
-    yield row, opened.reports, layers
-    for t in range(experiment.rounds):
-        result = fleet.run_round(plan_round(job, experiment.cohort_size, t))
+    if start is None:
+        opened = fleet.open()
+        watcher.placed(fleet)
+        row, layers = tally.opening(opened)
+        yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, range(site.job.num_devices))
+    else:
+        tally.restore(fleet.restore(start.server), start.manifest.tally)
+        watcher.placed(fleet)
+    for t in range(start.manifest.next_round if start else 0, experiment.rounds):
+        plan = plan_round(site.job, experiment.cohort_size, t)
+        result = fleet.run_round(plan)
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = tally.round(t, result, evaluation)
-        yield row, result.reports, layers
+        yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, plan.cohort)
 
 
 def prepare(experiment: Experiment, folder: Path) -> Prepared:
@@ -149,9 +197,20 @@ def cache_dir() -> Path:
     return Path(os.environ.get("FIBEC_RAY_CACHE", default)).expanduser()
 
 
-def _metadata(experiment: Experiment) -> dict[str, str]:
+def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:
+    """What processes need to host the run's devices in a folder, which must have its data."""
+    job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
+    return Site(job, folder, cache_dir(), experiment.fleet.threads, experiment.fleet.known_lanes)
+
+
+def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
     config = yaml.safe_dump(resolved(experiment), sort_keys=False, allow_unicode=True)
-    return {"run_id": uuid.uuid4().hex, "seed": str(experiment.seed), "git_commit": _git_commit(), "config": config}
+    return {
+        "run_id": identity.run_id,
+        "seed": str(experiment.seed),
+        "git_commit": identity.git_commit,
+        "config": config,
+    }
 
 
 def _git_commit() -> str:

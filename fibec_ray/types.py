@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -409,6 +410,20 @@ class Fleet(Protocol):
 
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, personal ones as they were at the start."""
+        ...
+
+    def restore(self, path: Path) -> OpenResult:
+        """In place of `open`: starts what is needed, and gives the server the state in a file that `save` left."""
+        ...
+
+    def save(self, path: Path) -> Callable[[], str]:
+        """Takes the server's state as it is now. The call that comes back writes it, and may be made from any thread
+        while rounds go on; it gives the digest of the file.
+        """
+        ...
+
+    def digest(self) -> str:
+        """Of the shared tensors as they are now."""
         ...
 
     def close(self) -> None: ...

@@ -17,6 +17,7 @@ ANALYSIS = Path(analysis.__file__).parent
 LAYERS = (
     ("cli",),
     ("console", "sweep", "bench", "method_page"),
+    ("reruns",),
     ("simulation",),  # runs what config describes
     ("config",),
     ("fleets",),
@@ -159,7 +160,7 @@ def test_an_axis_never_imports_another() -> None:
 def test_the_engine_knows_no_method() -> None:
     """Learning, fleets and the round loop see the contracts of the axes (their base.py), never one of their kinds."""
     for module in OURS:
-        if part_of(module) not in ("learning", "fleets", "simulation"):
+        if part_of(module) not in ("learning", "fleets", "simulation", "reruns"):
             continue
         for name in IMPORTS[module]:
             if name.startswith("fibec_ray.parts."):

@@ -67,7 +67,9 @@ class Trial:
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        base = AutoModel.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").requires_grad_(False)
+        base = AutoModel.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa", trust_remote_code=False
+        ).requires_grad_(False)
         wanted = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
         self.model: Any = get_peft_model(base, wanted).to(device)
         self.head = nn.Linear(shape.hidden, CLASSES).to(device)

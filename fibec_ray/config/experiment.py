@@ -10,6 +10,7 @@ from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
 from fibec_ray.data.source import DataConfig
 from fibec_ray.data.tasks import Task
 from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.learning.checkpoint import CheckpointConfig
 from fibec_ray.learning.costs import System
 from fibec_ray.learning.job import Job, LocalTraining
 from fibec_ray.method import Method
@@ -71,6 +72,7 @@ class Experiment(BaseModel):
     evaluation: Evaluation = Evaluation()
     system: System = System()
     fleet: FleetConfig = FleetConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     def evaluates(self, round_: int) -> bool:
         return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1

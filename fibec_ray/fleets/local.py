@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from fibec_ray.fleets.site import Site, assemble_evaluation
+from fibec_ray.learning.checkpoint import read_state, write_state
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.learning.server import Server
+from fibec_ray.parts.sharing.base import Selection
+from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Broadcast, EvaluationResult, OpenResult, Predictions, Progress, RoundPlan, RoundResult
 
@@ -30,17 +34,11 @@ class LocalFleet:
 
     def open(self) -> OpenResult:
         job = self._site.job
-        self._federation = self._site.federation()
-        self._worker = self._site.worker()
-        self.lanes = self._site.lanes or self._worker.calibrate(job.cohort_size)
-        self._server = Server(job, self._worker.initial, self._worker.layout)
+        self._start()
         devices = range(job.num_devices if job.method.opens else 0)
         opened = self._by_group("open", devices, self._federation.num_train(devices), self._worker.open_group)
         selection = self._server.open([layer_report for layer_report, _ in opened])
-        reports = [report for _, report in opened]
-        own, frozen = job.method.has_own_models, job.method.mask.freezes
-        self._opened = OpenResult(reports, selection.names, self._worker.layout, selection.scores, own, frozen)
-        return self._opened
+        return self._result(selection, [report for _, report in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast(plan.round)
@@ -62,6 +60,34 @@ class LocalFleet:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+    def restore(self, path: Path) -> OpenResult:
+        self._start()
+        return self._result(self._server.restore(read_state(path)), [])
+
+    def save(self, path: Path) -> Callable[[], str]:
+        return partial(write_state, path, self._server.state())
+
+    def digest(self) -> str:
+        return self._server.digest()
+
+    def _start(self) -> None:
+        self._federation = self._site.federation()
+        self._worker = self._site.worker()
+        self.lanes = self._site.lanes or self._worker.calibrate(self._site.job.cohort_size)
+        self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
+
+    def _result(self, selection: Selection, reports: list[DeviceReport]) -> OpenResult:
+        method = self._site.job.method
+        self._opened = OpenResult(
+            reports,
+            selection.names,
+            self._worker.layout,
+            selection.scores,
+            method.has_own_models,
+            method.mask.freezes,
+        )
+        return self._opened
 
     def _evaluate_personal(self, broadcast: Broadcast) -> dict[int, Predictions]:
         devices = range(self._site.job.num_devices)

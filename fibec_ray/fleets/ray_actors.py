@@ -6,6 +6,7 @@ After a restart Ray calls the constructor again, and the next call builds the wo
 
 from __future__ import annotations
 
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -13,6 +14,7 @@ import ray
 
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.wire import from_wire, to_wire
+from fibec_ray.learning.checkpoint import read_state, write_state
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.grouping import Group
 from fibec_ray.learning.job import Job
@@ -113,6 +115,16 @@ class ServerActor:
 
     def adapter(self) -> Any:
         return to_wire(self._held.adapter())
+
+    def save(self, path: Path) -> str:
+        return write_state(path, self._held.state())
+
+    def restore(self, path: Path) -> tuple[frozenset[str], Any]:
+        selection = self._held.restore(read_state(path))
+        return selection.names, to_wire(selection.scores)
+
+    def digest(self) -> str:
+        return self._held.digest()
 
     @property
     def _held(self) -> Server:

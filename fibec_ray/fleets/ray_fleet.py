@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -49,21 +50,10 @@ class RayFleet:
         self._opened: OpenResult
 
     def open(self) -> OpenResult:
-        job = self._site.job
-        self._federation = self._site.federation()
-        self._owns_ray = connect(self._config)
-        self.placement = decide(self._config, job.num_devices, resources(self._config))
-        self._pool = self._make_pool()
-        self._server = self._make_server()
-        initial, layout = self._describe()
-        self._ask(self._server.start.remote(initial, layout))
-        self.lanes = self._find_lanes()
-        opened = self._open_devices() if job.method.opens else []
+        layout = self._start()
+        opened = self._open_devices() if self._site.job.method.opens else []
         names, scores = self._ask(self._server.open.remote([layer_report for layer_report, _ in opened]))
-        reports = [report for _, report in opened]
-        own, frozen = job.method.has_own_models, job.method.mask.freezes
-        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
-        return self._opened
+        return self._result(names, scores, layout, [report for _, report in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         # The plan names the whole cohort: it travels once, not with each call.
@@ -96,6 +86,37 @@ class RayFleet:
             ray.kill(self._server)
         if self._owns_ray:
             ray.shutdown()
+
+    def restore(self, path: Path) -> OpenResult:
+        layout = self._start()
+        names, scores = self._ask(self._server.restore.remote(path))
+        return self._result(names, scores, layout, [])
+
+    def save(self, path: Path) -> Callable[[], str]:
+        """The server actor takes calls in order: what it writes is its state before the next round's updates."""
+        return partial(self._ask, self._server.save.remote(path))
+
+    def digest(self) -> str:
+        found: str = self._ask(self._server.digest.remote())
+        return found
+
+    def _start(self) -> Layout:
+        """Connects, places actors, and gives the server P^0."""
+        self._federation = self._site.federation()
+        self._owns_ray = connect(self._config)
+        self.placement = decide(self._config, self._site.job.num_devices, resources(self._config))
+        self._pool = self._make_pool()
+        self._server = self._make_server()
+        initial, layout = self._describe()
+        self._ask(self._server.start.remote(initial, layout))
+        self.lanes = self._find_lanes()
+        return layout
+
+    def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
+        method = self._site.job.method
+        own, frozen = method.has_own_models, method.mask.freezes
+        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
+        return self._opened
 
     def _make_pool(self) -> ActorPool:
         place, config = self.placement, self._config

@@ -40,6 +40,10 @@ class Site:
     def state_dir(self) -> Path:
         return self.run_dir / "checkpoints" / "devices"
 
+    @property
+    def store(self) -> StateStore:
+        return StateStore(self.state_dir)
+
     def prepare_base(self) -> Path:
         from fibec_ray.models.backbone import prepare
 
@@ -59,8 +63,8 @@ class Site:
         quiet_libraries()
         torch.set_num_threads(self.threads)
         federation = self.federation()
-        model, store = self._model(federation, device), StateStore(self.state_dir)
-        return GroupWorker(self.job, model, federation, store, name, self.lanes or 1)
+        model = self._model(federation, device)
+        return GroupWorker(self.job, model, federation, self.store, name, self.lanes or 1)
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         from fibec_ray.models.net_model import NetModel

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -27,7 +28,7 @@ from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
 from fibec_ray.reports import DeviceReport
-from fibec_ray.tensors import Tensors, all_finite, drop, num_bytes, select, subtract
+from fibec_ray.tensors import Tensors, all_finite, digest, drop, num_bytes, select, subtract, with_prefix
 from fibec_ray.types import (
     OPENING_ROUND,
     Broadcast,
@@ -84,7 +85,8 @@ class DeviceWorker:
             layer_report = LayerReport(device, shard.num_samples, scores)
             seconds, received = time.perf_counter() - started, on_wire(self._job, initial, rank)
             opened = Opened(scan, memory, layer_report, self.model.work, seconds, received)
-            return layer_report, opening_report(self._job, opened, self._name, attempt)
+            report = opening_report(self._job, opened, self._name, attempt)
+            return layer_report, replace(report, update_digest=self._store.digest(device, OPENING_ROUND))
 
     def train(
         self, plan: RoundPlan, device: int, broadcast: Broadcast, attempt: int = 0
@@ -98,9 +100,10 @@ class DeviceWorker:
             trained = session.trained
             update = self._finish(round_, trained, own)
             seconds = time.perf_counter() - started
-            return update, training_report(
+            report = training_report(
                 self._job, round_, trained, update, self.model.work, self.layout, self._name, attempt, seconds
             )
+            return update, replace(report, update_digest=self._digest(update, plan.round))
 
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
@@ -300,6 +303,11 @@ class DeviceWorker:
     ) -> FisherScan:
         """Squared gradients of the named tensors over the batches, lazy."""
         return FisherScan(self.model, shard, batches, names, self._rng("fisher", device, round_))
+
+    def _digest(self, update: ClientUpdate, round_: int) -> str:
+        """Of what the device sent, with that of what it keeps after the round (nothing adds nothing)."""
+        sent = digest(with_prefix("delta", update.delta) | with_prefix("evidence", update.evidence))
+        return sent + self._store.digest(update.device, round_)
 
     def _rng(self, purpose: str, *where: int) -> torch.Generator:
         return seeds.generator(self._job.seed, purpose, *where)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
 
 from fibec_ray import seeds
-from fibec_ray.errors import ConfigError
+from fibec_ray.errors import ConfigError, ModelError
 from fibec_ray.learning.job import Job
 from fibec_ray.low_rank import pad
 from fibec_ray.parts.sharing.base import Selection
-from fibec_ray.tensors import Tensors, add, select
+from fibec_ray.tensors import Tensors, add, clone, digest, select, under_prefix, with_prefix
 from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout
 
 
@@ -25,6 +29,7 @@ class Server:
         self._shared: Tensors = {}
         self._hint: Tensors = {}
         self._state: Tensors = {}
+        self._selection = Selection(frozenset())
 
     def open(self, reports: Sequence[LayerReport]) -> Selection:
         """Chooses the shared tensors from the devices' reports (none for methods without an initialisation phase)."""
@@ -33,6 +38,7 @@ class Server:
         selection = method.sharing.select(reports, self._layout, rng)
         selection = replace(selection, names=selection.names | self._layout.carried)
         self._check_solver(selection)
+        self._selection = selection
         self._shared = select(self._initial, selection.names)
         self._hint = method.objective.start(self._shared)
         self._state = method.aggregator.start(self._shared, self._job.num_devices)
@@ -75,3 +81,40 @@ class Server:
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, the others as they were at the start."""
         return {**self._initial, **self._shared}
+
+    def digest(self) -> str:
+        """Of the shared tensors as they are now."""
+        return digest(self._shared)
+
+    def state(self) -> Tensors:
+        """All that the server has learnt, as copies: `shared/NAME`, `hint/NAME`, `aggregator/NAME`, `selection/scores`.
+
+        What is left out, P^0 and the layout, follows from the job; `initial/digest` (16,) uint8 is what to know it by.
+        """
+        scores = self._selection.scores
+        return clone(
+            with_prefix("shared", self._shared)
+            | with_prefix("hint", self._hint)
+            | with_prefix("aggregator", self._state)
+            | ({} if scores is None else {"selection/scores": scores})
+            | {"initial/digest": self._initial_digest}
+        )
+
+    def restore(self, state: Tensors) -> Selection:
+        """The reverse, in place of `open`. Names keep the order of `state`: sums over tensors depend on it.
+
+        Raises ModelError if the tensors that training starts from are not those of the run.
+        """
+        if not torch.equal(state["initial/digest"], self._initial_digest):
+            raise ModelError(
+                "backbone: the trainable tensors start from other values than in the run so far; resume it with the "
+                "program versions that it began with (RUN/checkpoints/run.json has them)"
+            )
+        self._shared, self._hint = under_prefix("shared", state), under_prefix("hint", state)
+        self._state = under_prefix("aggregator", state)
+        self._selection = Selection(frozenset(self._shared), state.get("selection/scores"))
+        return self._selection
+
+    @cached_property
+    def _initial_digest(self) -> Tensor:
+        return torch.tensor(list(bytes.fromhex(digest(self._initial))), dtype=torch.uint8)

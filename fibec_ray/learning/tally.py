@@ -8,12 +8,27 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from fibec_ray.learning.costs import round_seconds
 from fibec_ray.learning.evaluation import pooled, score
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import OPENING_ROUND, EvaluationResult, Layout, OpenResult, RoundResult
 
 Row = dict[str, Any]
+
+
+class TallyState(BaseModel):
+    """The sums at the end of a round, as a checkpoint has them; floats survive JSON bit for bit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sim_time_s: float
+    wall_time_s: float
+    bytes_total: int
+    num_samples_total: int
+    trained: list[int]
+    """devices that trained at least once"""
 
 
 class Tally:
@@ -38,6 +53,23 @@ class Tally:
         """The row of round -1 and its layer rows."""
         self._layers = opened
         return self._row(OPENING_ROUND, opened.reports, 0, None), self._layer_rows(OPENING_ROUND, [])
+
+    def state(self) -> TallyState:
+        """What the sums have come to."""
+        return TallyState(
+            sim_time_s=self.sim_time_s,
+            wall_time_s=time.monotonic() - self._started,
+            bytes_total=self.bytes_total,
+            num_samples_total=self.num_samples_total,
+            trained=sorted(self.trained),
+        )
+
+    def restore(self, opened: OpenResult, state: TallyState) -> None:
+        """Goes on from there, in place of `opening`. The time between the two runs does not count."""
+        self._layers = opened
+        self._started = time.monotonic() - state.wall_time_s
+        self.sim_time_s, self.bytes_total = state.sim_time_s, state.bytes_total
+        self.num_samples_total, self.trained = state.num_samples_total, set(state.trained)
 
     def round(self, round_: int, result: RoundResult, evaluation: EvaluationResult | None) -> tuple[Row, list[Row]]:
         self.trained |= {report.device for report in result.reports if report.num_steps}

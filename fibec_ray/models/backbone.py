@@ -48,6 +48,7 @@ def open_base(spec: Backbone, folder: Path, device: str = "cpu") -> Any:
         folder,
         dtype="auto",
         local_files_only=True,
+        use_safetensors=True,
         attn_implementation=_attention(spec, device),
         trust_remote_code=False,
     )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.roundlog.schema import NONDETERMINISTIC, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import ADDED, NONDETERMINISTIC, SCHEMA_VERSION, TABLES
 
 _ORDER = {
     "rounds": ["round"],
@@ -21,29 +21,29 @@ _ORDER = {
 
 def read_rounds(run_dir: Path) -> pa.Table:
     """One row per round, in round order; columns as in `schema.ROUNDS`."""
-    return _read(run_dir, "rounds")
+    return read_table(run_dir, "rounds")
 
 
 def read_devices(run_dir: Path) -> pa.Table:
     """One row per device-round, in order of round and device; columns as in `schema.DEVICES`."""
-    return _read(run_dir, "devices")
+    return read_table(run_dir, "devices")
 
 
 def read_layers(run_dir: Path) -> pa.Table:
     """One row per round and layer, in that order; columns as in `schema.LAYERS`. May have no rows."""
-    return _read(run_dir, "layers")
+    return read_table(run_dir, "layers")
 
 
 def read_batches(run_dir: Path) -> pa.Table:
     """One row per scored batch, in order of round, device and batch; columns as in `schema.BATCHES`. May be empty."""
-    return _read(run_dir, "batches")
+    return read_table(run_dir, "batches")
 
 
 def log_digest(run_dir: Path) -> str:
     """A hash of all that a run logged, NONDETERMINISTIC columns aside: equal digests mean bitwise-equal logs."""
     state = hashlib.blake2b(digest_size=16)
     for name in TABLES:
-        table = _read(run_dir, name)
+        table = read_table(run_dir, name)
         for column in table.column_names:
             if column not in NONDETERMINISTIC:
                 state.update(f"{name}.{column} {table.schema.field(column).type}\n".encode())
@@ -51,7 +51,8 @@ def log_digest(run_dir: Path) -> str:
     return state.hexdigest()
 
 
-def _read(run_dir: Path, name: str) -> pa.Table:
+def read_table(run_dir: Path, name: str) -> pa.Table:
+    """One of `schema.TABLES`, in order."""
     folder = run_dir / name
     parts = sorted(folder.glob("[!.]*.parquet"))
     if not parts:
@@ -68,16 +69,24 @@ def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
             table = file.read()
     except (pa.ArrowException, OSError, EOFError) as error:
         raise RunDirError(f"{path}: not a readable part of a round log ({error}); remove it or rerun") from error
-    _check_version(path, table.schema)
+    version = _version(path, table.schema)
+    for name in _added_after(version, path.parent.name):
+        table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
     if not table.schema.equals(schema):
-        raise RunDirError(f"{path}: its columns are not those of a round log of version {SCHEMA_VERSION}")
+        raise RunDirError(f"{path}: its columns are not those of a round log of version {version}")
     return table
 
 
-def _check_version(path: Path, schema: pa.Schema) -> None:
+def _added_after(version: int, table: str) -> list[str]:
+    return [name for added in sorted(ADDED) if added > version for name in ADDED[added].get(table, ())]
+
+
+def _version(path: Path, schema: pa.Schema) -> int:
     found = (schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if found != str(SCHEMA_VERSION):
+    oldest = min(ADDED) - 1
+    if not found.isdigit() or not oldest <= int(found) <= SCHEMA_VERSION:
         raise RunDirError(
-            f"{path}: schema version {found}, but this program reads version {SCHEMA_VERSION}; "
+            f"{path}: schema version {found}, but this program reads versions {oldest} to {SCHEMA_VERSION}; "
             "read it with the program that wrote it"
         )
+    return int(found)

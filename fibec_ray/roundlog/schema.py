@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
+
+ADDED = {3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)}}
+"""By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
 
 METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
 """What the writer is given as strings and puts in every part file, beside `schema_version`."""
@@ -77,6 +80,7 @@ ROUNDS = pa.schema(
             "personal_accuracy_trained", pa.float64(), "1", "personal_accuracy over devices that trained at least once"
         ),
         _optional("num_devices_trained", pa.int32(), "devices", "devices that trained at least once so far"),
+        _optional("adapter_digest", pa.string(), "hash", "of the shared tensors at the end of the round, bit by bit"),
     ]
 )
 """One row per round."""
@@ -146,6 +150,12 @@ DEVICES = pa.schema(
         _column("peak_memory_bytes", pa.int64(), "B", "highest memory of the process that did the work"),
         _column("actor", pa.string(), "name", "who did the work"),
         _column("attempt", pa.int32(), "count", "0, or how often the work had been lost with an actor before"),
+        _optional(
+            "update_digest",
+            pa.string(),
+            "hash",
+            "of what the device sent, followed by that of what it keeps (personal tensors, memories) if it keeps any",
+        ),
     ]
 )
 """One row per device-round that was finished: the scalar fields of `types.DeviceReport`."""

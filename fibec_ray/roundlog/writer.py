@@ -44,11 +44,23 @@ class RoundLog:
         """Adds a round, or writes it again. All of its rows are checked before the first part is written."""
         round_ = rounds_row.get("round", OPENING_ROUND)
         rounds = self._table("rounds", round_, [rounds_row])
-        devices = self._table("devices", round_, [_device_row(report) for report in device_rows])
+        devices = self._table("devices", round_, [device_row(report) for report in device_rows])
         layers = self._table("layers", round_, layer_rows)
         batches = self._table("batches", round_, [row for report in device_rows for row in _batch_rows(report)])
         for name, table in (("batches", batches), ("layers", layers), ("devices", devices), ("rounds", rounds)):
             _write(self._run_dir / name / part_name(round_), table)
+
+    def check(self, last: int) -> None:
+        """Raises RunDirError unless all tables have a readable part of this run for each round from -1 to `last`.
+
+        Reads the ends of the files only, which is where a file that was cut short lacks something.
+        """
+        for name in TABLES:
+            for round_ in range(OPENING_ROUND, last + 1):
+                path = self._run_dir / name / part_name(round_)
+                found = _run_of(path)
+                if found != self._metadata["run_id"]:
+                    raise RunDirError(f"{path}: is of another run ({found}) than this one ({self._metadata['run_id']})")
 
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""
@@ -77,7 +89,15 @@ def round_of(part: Path) -> int:
     return OPENING_ROUND if part.stem == "init" else int(part.stem.removeprefix("part-"))
 
 
-def _device_row(report: DeviceReport) -> dict[str, Any]:
+def _run_of(part: Path) -> str:
+    try:
+        return (pq.read_schema(part).metadata or {}).get(b"run_id", b"none").decode()
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise RunDirError(f"{part}: not a readable part of a round log ({error})") from error
+
+
+def device_row(report: DeviceReport) -> dict[str, Any]:
+    """Its row of `devices`."""
     return {name: getattr(report, name) for name in _SCALARS}
 
 

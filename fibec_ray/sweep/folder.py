@@ -12,10 +12,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fibec_ray.config.difference import first_difference
 from fibec_ray.config.load import load_experiment, read_yaml
 from fibec_ray.errors import RunDirError, UserError
 from fibec_ray.run_dir import write_yaml
@@ -110,14 +110,4 @@ def _difference(run: SweepRun, config: Path) -> str:
         found = load_experiment(config)
     except UserError as error:
         return str(error)
-    return "" if found == run.experiment else _first_difference(resolved(found), resolved(run.experiment))
-
-
-def _first_difference(found: Any, wanted: Any, at: str = "") -> str:
-    """'local.learning_rate is 0.01 there, 0.003 here'"""
-    if not isinstance(found, dict) or not isinstance(wanted, dict):
-        return f"{at} is {found!r} there, {wanted!r} here"
-    for key in {**wanted, **found}:
-        if found.get(key) != wanted.get(key):
-            return _first_difference(found.get(key), wanted.get(key), f"{at}.{key}" if at else str(key))
-    return "its settings are of other kinds"
+    return "" if found == run.experiment else first_difference(resolved(found), resolved(run.experiment))

@@ -68,13 +68,64 @@ def test_devices_do_not_meet(tmp_path: Path) -> None:
     assert store.load(111, before=1) == DeviceState()
 
 
-def test_only_what_a_retry_may_need_is_kept(tmp_path: Path) -> None:
-    """After round t: the state after t and the one that t started from."""
+@pytest.mark.parametrize(
+    ("starts", "left"),
+    [
+        ([], [9, 10]),  # the state now, and the one that a retry of round 10 starts from
+        ([11, 10], [9, 10]),
+        ([10, 9], [3, 9, 10]),
+        ([3], [0, 9, 10]),
+        ([0, 5], [-1, 3, 9, 10]),
+        ([-1], [9, 10]),
+    ],
+)
+def test_what_a_retry_or_a_resumed_run_may_start_from_stays(starts: list[int], left: list[int], tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     for round_ in (OPENING_ROUND, 0, 3, 9, 10):
         store.save(0, round_, state(round_))
-    assert files(tmp_path) == ["00000/10.safetensors", "00000/9.safetensors"]
-    assert value_of(store.load(0, before=10)) == 9
+    store.save(1, 0, state(0))
+    before = {start: store.newest(0, start) for start in starts}
+    store.prune([0], starts)
+    assert sorted(store.versions(0)) == left
+    assert {start: store.newest(0, start) for start in starts} == before
+    assert store.versions(1) == [0]
+
+
+def test_a_device_never_removes_a_version(tmp_path: Path) -> None:
+    """The driver may have to go back further than the device knows."""
+    store = StateStore(tmp_path)
+    for round_ in range(5):
+        store.save(0, round_, state(round_))
+    assert [value_of(store.load(0, before=t + 1)) for t in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_rewinding_forgets_later_rounds_and_what_was_half_written(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    for device, round_ in ((0, OPENING_ROUND), (0, 2), (0, 3), (7, 3), (7, 4)):
+        store.save(device, round_, state(round_))
+    (tmp_path / "00007" / ".5.safetensors.123.part").write_bytes(b"half")
+    store.rewind(3)
+    assert files(tmp_path) == ["00000/-1.safetensors", "00000/2.safetensors"]
+    store.rewind(OPENING_ROUND)
+    assert files(tmp_path) == []
+
+
+def test_the_digest_is_in_the_file_s_head(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    store.save(0, 1, state(1))
+    assert store.digest(0, 1) == digest(state(1).flat())
+    assert store.digest(0, 2) == "" == store.digest(1, 1)
+
+
+def test_a_changed_bit_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    store.save(0, 1, state(1))
+    path = store.path(0, 1)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunDirError, match=r"1\.safetensors: the device's state is damaged"):
+        store.load(0, before=2)
 
 
 def test_a_retried_round_starts_from_the_same_state(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ class Classifier(nn.Module):
     def __init__(self, workload: Workload, dtype: str):
         super().__init__()
         settings = workload.settings
-        base = AutoModel.from_pretrained(settings["base"][dtype], dtype="auto", local_files_only=True)
+        base = AutoModel.from_pretrained(
+            settings["base"][dtype], dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
         lora = settings["lora"]
         config = LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], target_modules=lora["target_modules"])
         self.body: Any = get_peft_model(base, config)
@@ -83,9 +85,9 @@ class Classifier(nn.Module):
 def load_workload(folder: str) -> Workload:
     path = Path(folder)
     return Workload(
-        torch.from_numpy(np.load(path / "tokens.npy")),
-        torch.from_numpy(np.load(path / "labels.npy")),
-        np.load(path / "rows.npy"),
+        torch.from_numpy(np.load(path / "tokens.npy", allow_pickle=False)),
+        torch.from_numpy(np.load(path / "labels.npy", allow_pickle=False)),
+        np.load(path / "rows.npy", allow_pickle=False),
         load_file(path / "initial.safetensors"),
         json.loads((path / "settings.json").read_text()),
     )

@@ -1,0 +1,101 @@
+"""What a checkpoint after each round costs: `python -m fibec_ray.bench.checkpoint`.
+
+On the embedded task with the packaged encoder, 100 devices of 32 samples, 10 a round, in this process: seconds of a
+round (training alone, which evaluation would lengthen), how long the round loop stands still for a checkpoint, how long
+the thread beside it works, and what the digests of the round log take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.load import config_folder, load_experiment
+from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning import checkpoint
+from fibec_ray.learning.keeper import Keeper
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.tally import Tally
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.simulation import cache_dir, prepare
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds; bytes of a checkpoint's server file and of all device states."""
+
+    round_s: float
+    stands_still_s: float
+    beside_s: float
+    digest_s: float
+    server_bytes: int
+    state_bytes: int
+
+
+def measure(experiment: Experiment, folder: Path) -> list[Costs]:
+    """One entry for each round. The checkpoint of a round is waited for, so that its own time can be told."""
+    prepared = prepare(experiment, folder)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    tally, fleet, found = Tally(experiment.task.metric, experiment.local.batch_size), LocalFleet(site), []
+    tally.opening(fleet.open())
+    keeper = Keeper(folder, "bench", experiment.checkpoint, site.store, fleet)
+    for t in range(experiment.rounds):
+        plan, times = plan_round(site.job, experiment.cohort_size, t), [time.perf_counter()]
+        tally.round(t, fleet.run_round(plan), None)
+        times.append(time.perf_counter())
+        keeper.after(t, plan.cohort, tally)
+        times.append(time.perf_counter())
+        keeper.settle()
+        times.append(time.perf_counter())
+        fleet.digest()
+        times.append(time.perf_counter())
+        trained, stood_still, beside, hashed = (end - start for start, end in zip(times, times[1:], strict=False))
+        found.append(Costs(trained, stood_still, beside, hashed, *_sizes(site, t + 1)))
+    keeper.close()
+    return found
+
+
+def _sizes(site: Site, next_round: int) -> tuple[int, int]:
+    server = checkpoint.folder_of(site.run_dir, next_round) / checkpoint.SERVER
+    states = site.state_dir.glob("*/*.safetensors")
+    return server.stat().st_size, sum(path.stat().st_size for path in states)
+
+
+def table(name: str, rounds: list[Costs]) -> str:
+    """Medians over rounds."""
+    cost = {field: median(getattr(one, field) for one in rounds) for field in Costs.__dataclass_fields__}
+    lines = [f"| {name} | seconds | % of a round |", "|---|---|---|"]
+    for field, what in (
+        ("round_s", "training of a round"),
+        ("stands_still_s", "the round loop stands still"),
+        ("beside_s", "the thread beside it works"),
+        ("digest_s", "digest of the adapter"),
+    ):
+        lines.append(f"| {what} | {cost[field]:.4f} | {100 * cost[field] / cost['round_s']:.2f} |")
+    server, states = cost["server_bytes"] / 1e6, cost["state_bytes"] / 1e6
+    return "\n".join([*lines, "", f"server {server:.2f} MB a checkpoint, device states {states:.1f} MB in all", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.checkpoint", description=__doc__)
+    parser.add_argument("--methods", nargs="+", default=["fedavg", "fibecfed"])
+    parser.add_argument("--devices", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    sizes = [f"num_devices={arguments.devices}", f"cohort_size={min(10, arguments.devices)}"]
+    sizes += [f"data.synthetic.num_train={32 * arguments.devices}", f"rounds={arguments.rounds}", "data.max_length=32"]
+    for method in arguments.methods:
+        experiment = load_experiment(config_folder() / "quickstart.yaml", [f"method={method}", *sizes])
+        with tempfile.TemporaryDirectory() as folder:
+            print(table(method, measure(experiment, Path(folder))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

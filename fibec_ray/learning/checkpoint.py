@@ -1,0 +1,162 @@
+"""Checkpoints on disk: what is needed to go on after a round as if nothing had happened; used by keeper.py and resume.
+
+RUN/checkpoints/rounds/000005/   before round 5: server.safetensors and manifest.json, renamed into place together
+RUN/checkpoints/devices/         what devices keep (store.py); the manifest says which version each of them has
+Safetensors and JSON alone are read, and both only if they are, bit for bit, what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.learning.sealed import read_sealed, write_sealed
+from fibec_ray.learning.tally import TallyState
+from fibec_ray.run_dir import flush, replace_folder
+from fibec_ray.tensors import Tensors
+
+FORMAT = 1
+SERVER, MANIFEST = "server.safetensors", "manifest.json"
+
+
+class CheckpointConfig(BaseModel):
+    """What a run keeps to be resumed, verified and replayed from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(1, ge=1, description="rounds between checkpoints; a resumed run does as many again, at most")
+    keep: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        2,
+        description="newest checkpoints that stay; all: every one, with the device states that go with it, so that any "
+        "round can be verified and replayed",
+    )
+
+    def kept(self, rounds: list[int]) -> list[int]:
+        """Which of the checkpoints stay. rounds: ascending."""
+        return rounds if self.keep == "all" else rounds[-self.keep :]
+
+
+class Manifest(BaseModel):
+    """All of a checkpoint but the server's tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    next_round: int = Field(ge=0)
+    """the round that the run goes on with; those before it are in the round log"""
+    run_id: str
+    """of the run, whose settings and data are in run.json"""
+    server: str
+    """digest of the server's file"""
+    lanes: int = Field(ge=1)
+    """devices that computed side by side, as the settings had it or as was found at the start"""
+    tally: TallyState
+    devices: dict[int, int]
+    """the newest version of each device's state; a device without one is left out"""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def server(self) -> Path:
+        """The server's tensors, as `read_state` has them."""
+        return self.folder / SERVER
+
+
+def folder_of(run_dir: Path, next_round: int) -> Path:
+    return _home(run_dir) / f"{next_round:06d}"
+
+
+def rounds_kept(run_dir: Path) -> list[int]:
+    """`next_round` of every checkpoint that is there, damaged or not; ascending."""
+    return sorted(int(path.name) for path in _home(run_dir).glob("[0-9]*") if path.name.isdigit())
+
+
+def new_draft(run_dir: Path, next_round: int) -> Path:
+    """An empty folder for a checkpoint that is being written."""
+    draft = _home(run_dir) / f".{next_round:06d}.part"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise RunDirError(f"{draft}: cannot be made ({error.strerror})") from error
+    return draft
+
+
+def commit(run_dir: Path, draft: Path, manifest: Manifest) -> None:
+    """Makes the draft, which holds the server's file, the checkpoint: at once, or not at all."""
+    write_sealed(draft / MANIFEST, manifest)
+    try:
+        replace_folder(draft, folder_of(run_dir, manifest.next_round))
+        flush(_home(run_dir))
+    except OSError as error:
+        raise RunDirError(f"{draft}: the checkpoint cannot be written ({error.strerror})") from error
+
+
+def load(run_dir: Path, next_round: int) -> Checkpoint:
+    """The checkpoint before a round, if all of it is what was written. Raises RunDirError."""
+    folder = folder_of(run_dir, next_round)
+    manifest = read_sealed(folder / MANIFEST, Manifest, "a checkpoint's manifest")
+    if manifest.next_round != next_round:
+        raise RunDirError(f"{folder}: is of round {manifest.next_round}; it has been renamed")
+    try:
+        if file_digest(folder / SERVER) != manifest.server:
+            raise RunDirError(f"{folder / SERVER}: is damaged: its digest is not the one it was written with")
+    except OSError as error:
+        raise RunDirError(f"{folder / SERVER}: cannot be read ({error.strerror})") from error
+    return Checkpoint(folder, manifest)
+
+
+def remove(run_dir: Path, next_round: int) -> None:
+    """The manifest goes first, so that what is left of an interrupted removal is no checkpoint."""
+    folder = folder_of(run_dir, next_round)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def rewind(run_dir: Path, first: int) -> None:
+    """Forgets the checkpoints before rounds later than `first`, and what was half written."""
+    for later in rounds_kept(run_dir):
+        if later > first:
+            remove(run_dir, later)
+    for draft in _home(run_dir).glob(".*.part"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_state(path: Path, state: Tensors) -> str:
+    """Writes the server's tensors, and their order, which safetensors would forget; returns the file's digest."""
+    try:
+        save_file(state, path, metadata={"order": json.dumps(list(state))})
+        flush(path)
+        return file_digest(path)
+    except (SafetensorError, OSError) as error:
+        raise RunDirError(f"{path}: the server's state cannot be written ({error}); is the disk full?") from error
+
+
+def read_state(path: Path) -> Tensors:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in json.loads(file.metadata()["order"])}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise RunDirError(f"{path}: the server's state cannot be read ({error})") from error
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _home(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "rounds"

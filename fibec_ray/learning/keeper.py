@@ -1,0 +1,98 @@
+"""Keeps a run's checkpoints, beside training: called by the round loop after each round that is in the round log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from fibec_ray.errors import FibecError, RunDirError
+from fibec_ray.learning import checkpoint
+from fibec_ray.learning.checkpoint import Checkpoint, CheckpointConfig, Manifest
+from fibec_ray.learning.store import StateStore
+from fibec_ray.learning.tally import Tally
+from fibec_ray.run_dir import flush
+from fibec_ray.types import Fleet
+
+
+class Keeper:
+    """`after` each round; `settle` before anything relies on the last checkpoint; `close` however the run ends.
+
+    One thread writes, one checkpoint at a time, while the next round trains. The server's state goes to disk from
+    where the server is: the driver never holds it. start: what the run goes on from.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        run_id: str,
+        config: CheckpointConfig,
+        store: StateStore,
+        fleet: Fleet,
+        start: Checkpoint | None = None,
+    ):
+        self._run_dir, self._run_id, self._config, self._store, self._fleet = run_dir, run_id, config, store, fleet
+        self._versions = dict(start.manifest.devices) if start else {}
+        self._changed: set[int] = set()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def after(self, round_: int, devices: Collection[int], tally: Tally, last: bool = False) -> None:
+        """The round is in the log, and these devices have been at work. Raises what an earlier checkpoint failed with.
+
+        last: of the run; its checkpoint is always kept.
+        """
+        self.settle()
+        self._changed |= set(devices)
+        self._versions |= {device: round_ for device in devices if self._store.path(device, round_).exists()}
+        next_round = round_ + 1
+        if not last and next_round % self._config.every:
+            self._pending = self._thread.submit(self._prune, list(devices))
+            return
+        draft = checkpoint.new_draft(self._run_dir, next_round)
+        write = self._fleet.save(draft / checkpoint.SERVER)
+        manifest = Manifest(
+            next_round=next_round,
+            run_id=self._run_id,
+            server="",
+            lanes=self._fleet.lanes,
+            tally=tally.state(),
+            devices=dict(self._versions),
+        )
+        changed, self._changed = sorted(self._changed), set()
+        self._pending = self._thread.submit(self._commit, draft, write, manifest, changed)
+
+    def settle(self) -> None:
+        """Waits for the last checkpoint, and raises what went wrong with it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """After a failed run too: what was being written is finished, and its own failure is not news any more."""
+        with suppress(FibecError):
+            self.settle()
+        self._thread.shutdown()
+
+    def _commit(self, draft: Path, write: Callable[[], str], manifest: Manifest, changed: list[int]) -> None:
+        self._flush(changed, manifest)
+        checkpoint.commit(self._run_dir, draft, manifest.model_copy(update={"server": write()}))
+        rounds = checkpoint.rounds_kept(self._run_dir)
+        for old in sorted(set(rounds) - set(self._config.kept(rounds))):
+            checkpoint.remove(self._run_dir, old)
+        self._prune(changed)
+
+    def _flush(self, devices: Iterable[int], manifest: Manifest) -> None:
+        """A checkpoint that survives a power cut is worth nothing without the states that it counts on."""
+        for device in devices:
+            version = manifest.devices.get(device)
+            try:
+                if version is not None:
+                    flush(self._store.path(device, version))
+            except OSError as error:
+                raise RunDirError(f"device {device}: its state cannot be kept ({error.strerror})") from error
+
+    def _prune(self, devices: Collection[int]) -> None:
+        if self._config.keep != "all":
+            self._store.prune(devices, checkpoint.rounds_kept(self._run_dir))

@@ -1,0 +1,82 @@
+"""`fibec-ray resume`: goes on with a run that was killed or failed, from its newest whole checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.learning import checkpoint
+from fibec_ray.learning.checkpoint import Checkpoint
+from fibec_ray.learning.store import StateStore
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.reruns.records import Record, finished_digest, read_record
+from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.run_dir import locked
+from fibec_ray.simulation import Nobody, Run, Watcher, carry_on, log_metadata, site_of
+from fibec_ray.types import OPENING_ROUND
+
+
+def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Run | None:
+    """The run to its end, as if nothing had happened; None if it has ended already, and nothing is changed then.
+
+    overrides: of `fleet` and `checkpoint`. Raises RunDirError if the folder is no run directory, a driver is at work
+    in it, settings or data have changed, or no checkpoint can be used.
+    """
+    if finished_digest(folder.expanduser()) is not None:
+        return None
+    return resume_record(read_record(folder, overrides), watcher or Nobody())
+
+
+def resume_record(record: Record, watcher: Watcher) -> Run:
+    """The same for a run that is known not to have ended."""
+    quiet_libraries()
+    with locked(record.folder):
+        start = rewind(record, watcher.note)
+        if start is not None:
+            record = record.side_by_side(start.manifest.lanes)
+        return carry_on(record.experiment, record.folder, record.identity, start, watcher)
+
+
+def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
+    """Takes away what the run did after its newest whole checkpoint (None: all that it did). note: takes a line."""
+    site = site_of(record.experiment, record.folder, record.identity)
+    log = RoundLog(record.folder, log_metadata(record.experiment, record.identity))
+    start = newest_whole(record, log, site.store, note)
+    first = start.manifest.next_round if start else OPENING_ROUND
+    log.rewind(first)
+    site.store.rewind(first)
+    checkpoint.rewind(record.folder, first)
+    if changed := record.identity.other_versions():
+        note(f"other program versions than at the start may give other bits: {changed}")
+    where = f"round {first}" if start else "the initialisation phase"
+    note(f"resuming at {where} of {record.experiment.rounds} rounds")
+    return start
+
+
+def newest_whole(record: Record, log: RoundLog, store: StateStore, note: Callable[[str], None]) -> Checkpoint | None:
+    """None if no checkpoint was ever made. Raises RunDirError if there are some, and none can be used."""
+    rounds = checkpoint.rounds_kept(record.folder)
+    for next_round in reversed(rounds):
+        try:
+            found = checkpoint.load(record.folder, next_round)
+            _refuse_gaps(record, found, log, store)
+            return found
+        except RunDirError as error:
+            note(f"the checkpoint before round {next_round} cannot be used: {error}")
+            reason = str(error)
+    if rounds:
+        raise RunDirError(f"{record.folder}: no checkpoint can be used, the oldest because {reason}; start a new run")
+    return None
+
+
+def _refuse_gaps(record: Record, found: Checkpoint, log: RoundLog, store: StateStore) -> None:
+    """Raises RunDirError if something that the checkpoint counts on is not there."""
+    manifest = found.manifest
+    if manifest.run_id != record.identity.run_id:
+        raise RunDirError(f"{found.folder}: is of another run ({manifest.run_id}) than {record.identity.run_id}")
+    log.check(manifest.next_round - 1)
+    for device, version in manifest.devices.items():
+        path = store.path(device, version)
+        if not path.is_file():
+            raise RunDirError(f"{path}: the device's state is missing")

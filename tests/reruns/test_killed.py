@@ -1,0 +1,77 @@
+"""Drivers that are killed with SIGKILL at random moments: the run that is left is the one nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import named, needs
+
+import fibec_ray
+from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
+
+NURSERY = Path(__file__).with_name("nursery.py")
+BOTH_REMEMBER = {
+    "name": "scaffold-adam",
+    "objective": named("methods", "scaffold")["objective"],
+    "aggregator": named("methods", "fedadam")["aggregator"],
+}
+"""Control variates on devices and on the server, moments on the server."""
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "fibecfed": ("fibecfed", {}),
+    "scaffold and adam": (BOTH_REMEMBER, needs("scaffold")),
+    "ditto": ("ditto", {}),
+    "fipa": ("fipa", needs("fipa")),
+    "fibecfed, rare checkpoints": ("fibecfed", {"checkpoint": {"every": 3, "keep": 1}}),
+}
+
+
+def killed(folder: Path, num_kills: int) -> dict[str, list[int]]:
+    """Runs the settings in a folder, see nursery.py."""
+    done = subprocess.run(
+        [sys.executable, str(NURSERY), str(folder), str(num_kills), "7"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(home: Path) -> None:
+    calm, disturbed = home / "calm", home / "killed"
+    one, other = (json.loads((folder / "summary.json").read_text()) for folder in (calm, disturbed))
+    assert one == other and one["status"] == "finished"
+    assert log_digest(calm) == log_digest(disturbed)
+    for read in (read_rounds, read_devices):
+        assert read(calm).num_rows == read(disturbed).num_rows
+    assert not list(disturbed.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("cases", "num_rounds", "num_kills"),
+    [
+        (("fibecfed", "scaffold and adam"), 8, 3),
+        *(pytest.param((case,), 40, 12, marks=pytest.mark.slow) for case in CASES),
+    ],
+)
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    cases: tuple[str, ...], num_rounds: int, num_kills: int, tiny_settings: Any, tmp_path: Path
+) -> None:
+    for case in cases:
+        method, changes = CASES[case]
+        settings = tiny_settings(method, rounds=num_rounds, **changes)
+        (tmp_path / f"{case}.yaml").write_text(yaml.safe_dump(settings))
+    died_at = killed(tmp_path, num_kills)
+    assert died_at.keys() == set(cases)
+    for case in cases:
+        assert died_at[case], f"{case}: every driver was faster than its killer"
+        compare(tmp_path / case)
