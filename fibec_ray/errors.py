@@ -9,6 +9,7 @@ FibecError
 └── RunError                exit code 1: the run failed under way
     ├── DeviceError         a device's own work (names device, round and stage)
     └── FleetError          actors or nodes that cannot be had or do not answer
+        └── ServerLostError the server's actor is gone; the fleet makes another
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class DeviceError(RunError):
 
 
 class FleetError(RunError):
+    pass
+
+
+class ServerLostError(FleetError):
     pass
 
 

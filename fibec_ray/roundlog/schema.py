@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
 
-ADDED = {3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)}}
+ADDED = {
+    3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)},
+    4: {"rounds": ("num_quarantined",), "devices": ("quarantined",)},
+}
 """By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
 
 METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
@@ -81,6 +84,12 @@ ROUNDS = pa.schema(
         ),
         _optional("num_devices_trained", pa.int32(), "devices", "devices that trained at least once so far"),
         _optional("adapter_digest", pa.string(), "hash", "of the shared tensors at the end of the round, bit by bit"),
+        _optional(
+            "num_quarantined",
+            pa.int32(),
+            "devices",
+            "devices of the cohort whose update came and was not averaged; means over the cohort leave them out",
+        ),
     ]
 )
 """One row per round."""
@@ -155,6 +164,12 @@ DEVICES = pa.schema(
             pa.string(),
             "hash",
             "of what the device sent, followed by that of what it keeps (personal tensors, memories) if it keeps any",
+        ),
+        _optional(
+            "quarantined",
+            pa.string(),
+            "reason",
+            "why the update was not averaged (it is not finite, or does not fit the server's tensors); null if it was",
         ),
     ]
 )

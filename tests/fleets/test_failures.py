@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from fibec_ray.errors import FleetError, ModelError
-from fibec_ray.fleets.failures import ActorPool
+from fibec_ray.fleets.pool import ActorPool
 from fibec_ray.fleets.schedule import Call
 
 pytestmark = pytest.mark.ray

@@ -1,0 +1,103 @@
+"""Runs whose actors, server and nodes are killed: what comes out is, bit by bit, what comes out of a calm run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fleets.casualties import Reaper, actors, kill
+
+import fibec_ray
+from fibec_ray.config.load import check
+from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
+from fibec_ray.simulation import simulate
+
+pytestmark = pytest.mark.ray
+POOLED = {"kind": "ray", "placement": "pooled", "num_actors": 2}
+SLOW = pytest.mark.slow
+
+
+def digests(settings: dict[str, Any], folder: Path, watcher: Any = None) -> tuple[str, str]:
+    run = simulate(check(settings, "test"), folder, watcher)
+    return run.adapter_digest, log_digest(folder)
+
+
+def settings_of(tiny_settings: Any, num_rounds: int, fleet: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = tiny_settings("fibecfed", rounds=num_rounds, cohort_size=4)
+    return {**made, "fleet": fleet, "evaluation": {"every": num_rounds}}
+
+
+@pytest.mark.parametrize("num_rounds", [3, pytest.param(12, marks=SLOW)])
+def test_device_actors_that_are_killed_in_every_round(
+    num_rounds: int, tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    rng, deaths = random.Random(5), list[int]()
+    reaper = Reaper(lambda round_: deaths.extend(kill("DeviceActor", rng, rng.choice([1, 1, 2]))))
+    disturbed = digests(settings_of(tiny_settings, num_rounds, POOLED), tmp_path / "killed", reaper)
+    assert disturbed == digests(settings_of(tiny_settings, num_rounds, {"kind": "local"}), tmp_path / "calm")
+    rows = read_devices(tmp_path / "killed").to_pylist()
+    assert len(deaths) >= num_rounds and any(row["attempt"] > 0 for row in rows)
+    assert any("was lost (Actor" in note and "with train of device" in note for note in reaper.notes)
+    assert read_rounds(tmp_path / "killed").column("num_lost").to_pylist() == [0] * (num_rounds + 1)
+
+
+@pytest.mark.parametrize(
+    ("num_rounds", "every"), [(3, 2), pytest.param(8, 1, marks=SLOW), pytest.param(8, 5, marks=SLOW)]
+)
+def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
+    num_rounds: int, every: int, tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Rounds since the checkpoint are run once more, and logged once."""
+    reaper = Reaper(lambda round_: kill("ServerActor", random.Random(0)) if round_ % 2 else None, lambda round_: 2)
+    settings = settings_of(tiny_settings, num_rounds, POOLED) | {"checkpoint": {"every": every}}
+    disturbed = digests(settings, tmp_path / "killed", reaper)
+    assert disturbed == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
+    assert any("the server actor was lost" in note for note in reaper.notes)
+    assert len(reaper.struck) == num_rounds
+
+
+def test_an_actor_that_hangs_is_detected(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    """Stopped, and never to go on: nothing says so but the time that goes by."""
+
+    def stop(round_: int) -> None:
+        if round_ == 0:
+            os.kill(actors("DeviceActor")[0], signal.SIGSTOP)
+
+    fleet = {**POOLED, "device_timeout_s": 4, "startup_timeout_s": 25}
+    reaper = Reaper(stop)
+    disturbed = digests(settings_of(tiny_settings, 2, fleet), tmp_path / "hung", reaper)
+    assert disturbed == digests(settings_of(tiny_settings, 2, {"kind": "local"}), tmp_path / "calm")
+    assert any("was lost (TimeoutError)" in note for note in reaper.notes)
+
+
+def test_nodes_that_die_with_their_actors_and_updates(tiny_settings: Any, tmp_path: Path) -> None:
+    settings = settings_of(tiny_settings, 4, POOLED)
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(Path(__file__).with_name("chaos.py")),
+            str(tmp_path / "settings.yaml"),
+            str(tmp_path / "run"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    calm = digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
+    assert tuple(found["digests"]) == calm
+    assert any("updates were lost with their node" in note for note in found["notes"]) or any(
+        "the server actor was lost" in note for note in found["notes"]
+    )
+    assert {row[2] for row in found["attempts"] if row[0] == 3} == {"pool-00000", "pool-00001"}, "new nodes are used"
