@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import RunDirError, UserError
 
 
 def create(path: Path) -> Path:
@@ -30,6 +30,33 @@ def create(path: Path) -> Path:
     except OSError as error:
         raise RunDirError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
     return path
+
+
+@contextmanager
+def begun(path: Path) -> Iterator[Path]:
+    """`create`; what is in the way of a second try is taken away again if the input turns out to be refused.
+
+    Once a round is logged nothing is ever taken away.
+    """
+    there = path.expanduser().exists()
+    folder = create(path)
+    try:
+        yield folder
+    except UserError:
+        if not any((folder / "rounds").glob("*.parquet")):
+            _clear(folder, itself=not there)
+        raise
+
+
+def _clear(folder: Path, itself: bool) -> None:
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        if itself:
+            folder.rmdir()
 
 
 def next_free(folder: Path, name: str) -> Path:

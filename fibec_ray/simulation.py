@@ -93,13 +93,13 @@ class Run:
 def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
     """Runs the experiment. What is wrong with its settings, data or backbone is found before any actor starts."""
     watcher = watcher or Nobody()
-    folder = run_dirs.create(folder)
-    quiet_libraries()
-    prepared = prepare(experiment, folder)
-    with run_dirs.locked(folder):
-        identity = identify(folder, resolved(experiment), prepared, _git_commit())
-        identity.write(folder)
-        return carry_on(experiment, folder, identity, None, watcher)
+    with run_dirs.begun(folder) as folder:
+        quiet_libraries()
+        prepared = prepare(experiment, folder)
+        with run_dirs.locked(folder):
+            identity = identify(folder, resolved(experiment), prepared, _git_commit())
+            identity.write(folder)
+            return carry_on(experiment, folder, identity, None, watcher)
 
 
 def carry_on(

@@ -12,7 +12,7 @@ from fibec_ray.fleets.tolerance import Tolerance
 class FleetConfig(BaseModel):
     """kind: ray (actors) or local (this process). The others are of the Ray fleet, but for `threads` and `lanes`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["ray", "local"] = "ray"
     threads: int = Field(1, ge=1, description="torch threads of each process; part of what makes results bit-equal")

@@ -1,7 +1,7 @@
 """A run on a cluster of three nodes that die, in a process of its own; started by test_chaos.py.
 
-python chaos.py SETTINGS.yaml RUN: the head has no device actors, two nodes have one each. In round 1 one of the two dies
-when a device is done; in round 2 all that are left die at once, with the updates that they hold, and new ones join.
+python chaos.py SETTINGS.yaml RUN: the head has no device actors, two nodes have one each. In round 1 one of them
+dies when a device is done; in round 2 all that are left die at once, with the updates that they hold, and others join.
 Prints, as JSON, the digests, the notes and the nodes that actors were on.
 """
 

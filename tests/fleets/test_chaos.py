@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fleets.casualties import Reaper, actors, kill
+from fleets.casualties import Reaper, kill
 
 import fibec_ray
 from fibec_ray.config.load import check
@@ -23,6 +22,7 @@ from fibec_ray.simulation import simulate
 pytestmark = pytest.mark.ray
 POOLED = {"kind": "ray", "placement": "pooled", "num_actors": 2}
 SLOW = pytest.mark.slow
+CHAOS = str(Path(__file__).with_name("chaos.py"))
 
 
 def digests(settings: dict[str, Any], folder: Path, watcher: Any = None) -> tuple[str, str]:
@@ -62,20 +62,6 @@ def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
     assert disturbed == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
     assert any("the server actor was lost" in note for note in reaper.notes)
     assert len(reaper.struck) == num_rounds
-
-
-def test_an_actor_that_hangs_is_detected(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
-    """Stopped, and never to go on: nothing says so but the time that goes by."""
-
-    def stop(round_: int) -> None:
-        if round_ == 0:
-            os.kill(actors("DeviceActor")[0], signal.SIGSTOP)
-
-    fleet = {**POOLED, "device_timeout_s": 4, "startup_timeout_s": 25}
-    reaper = Reaper(stop)
-    disturbed = digests(settings_of(tiny_settings, 2, fleet), tmp_path / "hung", reaper)
-    assert disturbed == digests(settings_of(tiny_settings, 2, {"kind": "local"}), tmp_path / "calm")
-    assert any("was lost (TimeoutError)" in note for note in reaper.notes)
 
 
 def test_nodes_that_die_with_their_actors_and_updates(tiny_settings: Any, tmp_path: Path) -> None:
