@@ -61,7 +61,7 @@ class _OddKey(str):
 
 def _complaint(value: Any) -> str | None:
     if isinstance(value, _OddKey):
-        return f"the key {value} is no text; put it in quotes, or remove it"
+        return f"the key {value} is no string; put it in quotes, or remove it"
     if isinstance(value, float) and math.isnan(value):
         return "found nan, which is no number; give one"
     if isinstance(value, int) and abs(value) > LARGEST:
