@@ -194,16 +194,19 @@ class ActorPool:
             ) from error
 
     def _expect(self, seat: _Seat) -> None:
+        """Asks whether it is well. Its time runs from the first time that it is asked."""
         seat.answer = seat.actor.ready.remote()
-        seat.answer_by = time.monotonic() + self.startup_timeout_s
+        seat.answer_by = min(seat.answer_by, time.monotonic() + self.startup_timeout_s)
 
     def _arrive(self, i: int, value: Any) -> None:
         """An actor answered: it is healthy again, or being restarted by Ray, or given up and made anew."""
         seat = self._seats[i]
-        seat.answer, seat.answer_by = None, math.inf
+        seat.answer = None
         if isinstance(value, rex.ActorUnavailableError):
             self._expect(seat)
-        elif isinstance(value, LOST):
+            return
+        seat.answer_by = math.inf
+        if isinstance(value, LOST):
             self._remake(i, f"actor {i} died {seat.remade + 1} times while starting: {value}")
         else:
             seat.late, seat.node = False, value if isinstance(value, str) else ""

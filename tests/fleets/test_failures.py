@@ -119,7 +119,7 @@ def test_a_stopped_process_is_replaced(tmp_path: Path, ray_cluster: None) -> Non
         while any(seat.actor is stopped for seat in pool._seats):
             list(pool.run([call(key) for key in range(2, 4)]))
             time.sleep(0.2)
-        while any(seat.late for seat in pool._seats):
+        while any(seat.late or not seat.well for seat in pool._seats):
             list(pool.run([call(key) for key in range(4, 6)]))
             time.sleep(0.2)
     assert "was lost (TimeoutError)" in notes[0] and "did not start within 15 s" in notes[1]
