@@ -16,6 +16,7 @@ from fleets.casualties import Reaper, kill
 
 import fibec_ray
 from fibec_ray.config.load import check
+from fibec_ray.errors import FleetError
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
 from fibec_ray.simulation import simulate
 
@@ -87,3 +88,21 @@ def test_nodes_that_die_with_their_actors_and_updates(tiny_settings: Any, tmp_pa
         "the server actor was lost" in note for note in found["notes"]
     )
     assert {row[2] for row in found["attempts"] if row[0] == 3} == {"pool-00000", "pool-00001"}, "new nodes are used"
+
+
+def test_a_round_can_go_on_without_the_lost(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    fleet = {**POOLED, "max_retries": 0, "on_lost": "drop", "quorum": 0.25}
+    reaper = Reaper(lambda round_: kill("DeviceActor", random.Random(1)) if round_ == 0 else None)
+    digests(settings_of(tiny_settings, 2, fleet), tmp_path / "run", reaper)
+    first, second = read_rounds(tmp_path / "run").to_pylist()[1:]
+    rows = [row for row in read_devices(tmp_path / "run").to_pylist() if row["round"] == 0]
+    assert first["num_lost"] == 1 and first["num_devices"] == 4 and len(rows) == 3
+    assert second["num_lost"] == 0, "the actor that is left does it all"
+    assert any(note.startswith("round 0: goes on without") for note in reaper.notes)
+
+
+@pytest.mark.slow
+def test_a_run_can_end_at_the_first_loss(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    reaper = Reaper(lambda round_: kill("DeviceActor", random.Random(1)))
+    with pytest.raises(FleetError, match="train of device .* was lost 1 times"):
+        digests(settings_of(tiny_settings, 2, {**POOLED, "on_lost": "abort"}), tmp_path / "run", reaper)
