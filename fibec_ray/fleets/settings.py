@@ -10,7 +10,8 @@ from fibec_ray.fleets.tolerance import Tolerance
 
 
 class FleetConfig(BaseModel):
-    """kind: ray (actors) or local (this process). The others are of the Ray fleet, but for `threads` and `lanes`."""
+    """kind: ray (actors) or local (this process). The others are of the Ray fleet, but for `threads`,
+    `lanes`, `on_bad_update` and `quorum`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
