@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fibec_ray.errors import FleetError, RunDirError, ServerLostError
 from fibec_ray.fleets.cluster import connect, resources
@@ -231,9 +232,11 @@ class RayFleet:
         return pool
 
     def _make_server(self) -> Any:
-        # No CPU of its own: device actors may hold all of them, and the server works while they wait.
+        # No CPU of its own: device actors may hold all of them, and the server works while they wait. On the driver's
+        # node, without which the run ends anyway: then no other node's death takes it away.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
-        return kind.remote(self._site.job, self._site.threads)
+        return kind.options(scheduling_strategy=here).remote(self._site.job, self._site.threads)
 
     def _describe(self) -> tuple[Any, Layout]:
         (ended,) = self._run([Call(0, lambda actor, attempt: [actor.describe.remote()])])

@@ -1,8 +1,9 @@
 """A run on a cluster of three nodes that die, in a process of its own; started by test_chaos.py.
 
-python chaos.py SETTINGS.yaml RUN: the head has no device actors, two nodes have one each. In round 1 one of them
-dies when a device is done; in round 2 all that are left die at once, with the updates that they hold, and others join.
-Prints, as JSON, the digests, the notes and the nodes that actors were on.
+python chaos.py SETTINGS.yaml RUN FOUND.json: the head has no device actors, two nodes have one each. In round 1 one
+of them dies when a device is done; in round 2 all that are left die at once, with the updates that they hold, and others
+join.
+Writes the digests, the notes, and who did what at which attempt.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ OPTIONS = {
 }
 
 
-def main(settings: str, folder: str) -> None:
+def main(settings: str, folder: str, out: str) -> None:
     os.environ.pop("RAY_ADDRESS", None)
     store = {"object_store_memory": 100_000_000}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": OPTIONS, **store}
@@ -59,7 +60,7 @@ def main(settings: str, folder: str) -> None:
             "notes": reaper.notes,
             "attempts": [[row["round"], row["device"], row["actor"], row["attempt"]] for row in rows],
         }
-        print(json.dumps(found))
+        Path(out).write_text(json.dumps(found))
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -36,7 +36,7 @@ def settings_of(tiny_settings: Any, num_rounds: int, fleet: dict[str, Any]) -> d
     return {**made, "fleet": fleet, "evaluation": {"every": num_rounds}}
 
 
-@pytest.mark.parametrize("num_rounds", [3, pytest.param(12, marks=SLOW)])
+@pytest.mark.parametrize("num_rounds", [2, pytest.param(12, marks=[SLOW, pytest.mark.timeout(600)])])
 def test_device_actors_that_are_killed_in_every_round(
     num_rounds: int, tiny_settings: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -51,7 +51,7 @@ def test_device_actors_that_are_killed_in_every_round(
 
 
 @pytest.mark.parametrize(
-    ("num_rounds", "every"), [(3, 2), pytest.param(8, 1, marks=SLOW), pytest.param(8, 5, marks=SLOW)]
+    ("num_rounds", "every"), [(2, 2), pytest.param(8, 1, marks=SLOW), pytest.param(8, 5, marks=SLOW)]
 )
 def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
     num_rounds: int, every: int, tiny_settings: Any, tmp_path: Path, ray_cluster: None
@@ -65,29 +65,23 @@ def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
     assert len(reaper.struck) == num_rounds
 
 
+@pytest.mark.slow
 def test_nodes_that_die_with_their_actors_and_updates(tiny_settings: Any, tmp_path: Path) -> None:
-    settings = settings_of(tiny_settings, 4, POOLED)
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    settings, given = settings_of(tiny_settings, 4, POOLED), tmp_path / "settings.yaml"
+    given.write_text(yaml.safe_dump(settings))
     done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).with_name("chaos.py")),
-            str(tmp_path / "settings.yaml"),
-            str(tmp_path / "run"),
-        ],
+        [sys.executable, CHAOS, str(given), str(tmp_path / "run"), str(tmp_path / "found.json")],
         capture_output=True,
         text=True,
         timeout=280,
         env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    calm = digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
-    assert tuple(found["digests"]) == calm
-    assert any("updates were lost with their node" in note for note in found["notes"]) or any(
-        "the server actor was lost" in note for note in found["notes"]
-    )
-    assert {row[2] for row in found["attempts"] if row[0] == 3} == {"pool-00000", "pool-00001"}, "new nodes are used"
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
+    assert any(note.startswith("updates were lost with their node") for note in found["notes"])
+    assert any(attempt > 0 for round_, _, _, attempt in found["attempts"] if round_ == 2)
+    assert len([row for row in found["attempts"] if row[0] == 3]) == 4, "on new nodes: no other ones are left"
 
 
 def test_a_round_can_go_on_without_the_lost(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
