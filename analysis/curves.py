@@ -1,79 +1,39 @@
-"""Decides which curves a run's log holds and what they say; `figures.py` draws them for `report.py`."""
+"""Curves over the rounds of one run: scores, losses, curriculum, masks; cards.py puts them on the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from analysis.tables import Point, RunTables, any_finite, cohort_means, latest_layers
+from analysis.figure import Anchors, Curve, Series
+from analysis.tables import RunTables, any_finite, cohort_means
 from analysis.units import BYTES, COUNT, SECONDS, Unit, unit_for
 
-Anchors = Mapping[str, float]
-"""Accuracies that need no training: 'majority' (always the commonest class), 'own_majority' (each device its own).
-
-Of a regression R2: 'mean' (of the training values), 'own_mean' (each device's own).
-"""
+ROUNDS = "rounds completed"
 
 
 @dataclass(frozen=True)
-class Series:
-    label: str
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One figure. levels: horizontal lines to compare with, as (label, y)."""
-
-    stem: str
-    """file name without its ending"""
-    title: str
-    caption: str
-    """one sentence"""
-    x_label: str
-    y_label: str
-    series: tuple[Series, ...]
-    levels: tuple[tuple[str, float], ...] = ()
-    kind: Literal["lines", "bars"] = "lines"
-    whole_x: bool = False
-    """x counts something: ticks at integers only"""
-    fraction: bool = False
-    """y lies between 0 and 1, and the figure shows all of that"""
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """A cumulative column of the rounds table to draw accuracy against."""
+class Axis:
+    """A cumulative column of the rounds table to draw scores against."""
 
     column: str
     stem: str
     title: str
     label: str
     units: tuple[Unit, ...]
-    caption: str
+
+    def unit(self, largest: float) -> Unit:
+        return unit_for(largest, self.units) if self.units else Unit("", 1)
+
+    def label_in(self, unit: Unit) -> str:
+        return f"{self.label} ({unit.name})" if unit.name else self.label
 
 
-_ROUNDS = "rounds completed"
-_AXES = (
-    _Axis("round", "rounds", "rounds", _ROUNDS, (), "Accuracy after each evaluated round."),
-    _Axis(
-        "sim_time_s",
-        "sim_time",
-        "simulated time",
-        "simulated time",
-        SECONDS,
-        "Accuracy against the time that the simulated devices and links would have taken.",
-    ),
-    _Axis("bytes_total", "bytes", "traffic", "sent both ways", BYTES, "Accuracy against all bytes sent, up and down."),
-    _Axis(
-        "num_samples_total",
-        "samples",
-        "training samples",
-        "training samples visited",
-        COUNT,
-        "Accuracy against training samples visited on all devices, repeats included.",
-    ),
+AXES = (
+    Axis("round", "rounds", "rounds", ROUNDS, ()),
+    Axis("sim_time_s", "sim_time", "simulated time", "simulated time", SECONDS),
+    Axis("bytes_total", "bytes", "bytes", "sent both ways", BYTES),
+    Axis("num_samples_total", "samples", "samples", "training samples visited, repeats included", COUNT),
 )
 _ACCURACIES = (
     ("global_accuracy", "global model, test set"),
@@ -82,24 +42,21 @@ _ACCURACIES = (
 )
 _LOSSES = (("global_loss", "global model, test set"), ("personal_loss", "personalised, all devices"))
 _METRICS = (("global_metric", "global model, test set"), ("personal_metric", "personalised, all devices"))
-
-
-def curves_of(tables: RunTables, anchors: Anchors, metric: str | None = None) -> list[Curve]:
-    """Every curve that the log has numbers for, in the order of the page. metric: the name of the task's own metric."""
-    found = [
-        *accuracy_curves(tables, anchors),
-        *metric_curves(tables, metric, anchors),
-        *loss_curves(tables, metric),
-        *curriculum_curves(tables),
-        *mask_curves(tables),
-        *layer_curves(tables),
-    ]
-    return [curve for curve in found if curve.series]
+_ANCHORS = {"majority": "majority class", "own_majority": "own majority class", "mean": "mean", "own_mean": "own mean"}
 
 
 def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
     """Accuracy against rounds, simulated time, bytes and samples."""
-    return [_accuracy_curve(tables, axis, _levels(anchors)) for axis in _AXES]
+    caption = "Accuracy after each evaluated round, against what it had cost by then."
+    return _by_axes(
+        tables, "accuracy", "Accuracy", caption, "accuracy (fraction correct)", _ACCURACIES, _levels(anchors)
+    )
+
+
+def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
+    """Evaluation loss against rounds, simulated time, bytes and samples."""
+    caption = "Mean loss on test data after each evaluated round."
+    return _by_axes(tables, "evaluation_loss", "Evaluation loss", caption, _loss_unit(metric), _LOSSES)
 
 
 def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> list[Curve]:
@@ -107,50 +64,32 @@ def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> li
     if metric == "accuracy":
         return []
     name = metric or "task metric"
-    caption = "The task's own metric after each evaluated round."
-    series = _series(tables, "round", _METRICS)
     levels = _levels(anchors) if metric == "r2" else ()
-    return [Curve("metric_by_rounds", f"{name} by rounds", caption, _ROUNDS, name, series, levels, whole_x=True)]
+    caption = "The task's own metric after each evaluated round."
+    return _by_axes(tables, "metric", name, caption, name, _METRICS, levels)
 
 
-def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
-    """Evaluation loss and, apart from it, training loss."""
-    unit = "loss (half squared error)" if metric == "r2" else "loss (nats)"
-    evaluation = _series(tables, "round", _LOSSES)
-    training = _series(tables, "round", (("train_loss", "training, mean over the round's steps"),))
-    training_caption = (
+def training_loss(tables: RunTables, metric: str | None = None) -> Curve:
+    """Training loss, apart from that of evaluations."""
+    caption = (
         "Mean loss over the steps of each round, on the data that devices trained on: "
         "under a curriculum it rises as harder data joins, so it does not rank methods."
     )
-    return [
-        Curve(
-            "evaluation_loss",
-            "Evaluation loss",
-            "Mean loss on test data after each evaluated round.",
-            _ROUNDS,
-            unit,
-            evaluation,
-            whole_x=True,
-        ),
-        Curve("training_loss", "Training loss", training_caption, _ROUNDS, unit, training, whole_x=True),
-    ]
+    series = series_of(tables, "round", (("train_loss", "training, mean over the round's steps"),))
+    return Curve("training_loss", "Training loss", caption, ROUNDS, _loss_unit(metric), series, whole_x=True)
 
 
 def curriculum_curves(tables: RunTables) -> list[Curve]:
     """How much of their data devices saw, and how hard it was."""
-    fraction = _series(tables, "round", (("data_fraction", "mean over the cohort"),))
-    caption = "Share of a device's batches that its curriculum lets it train on, mean over the cohort."
+    fraction = _fraction(
+        tables,
+        "data_fraction",
+        "Data in use",
+        "Share of a device's batches that its curriculum lets it train on, mean over the cohort.",
+        "visible batches / all",
+    )
     return [
-        Curve(
-            "data_fraction",
-            "Data in use",
-            caption,
-            _ROUNDS,
-            "visible batches / all",
-            fraction,
-            whole_x=True,
-            fraction=True,
-        ),
+        fraction,
         _seen(tables, "difficulty_seen", "Difficulty seen", "difficulty score (method's own unit)", "difficulty score"),
         _seen(tables, "grade_seen", "True difficulty seen", "grade", "true difficulty grade"),
         _seen(tables, "length_seen", "Length seen", "tokens per sample", "length"),
@@ -158,90 +97,77 @@ def curriculum_curves(tables: RunTables) -> list[Curve]:
 
 
 def mask_curves(tables: RunTables) -> list[Curve]:
-    """How many personal entries the mask lets move, and how many of them it let move the last time."""
-    drawn = (
-        (
-            "kept_fraction",
-            "Personal entries in use",
-            "Share of the personal (never sent) entries that the mask lets move, mean over the cohort.",
-            "entries that move / all",
-        ),
-        (
-            "mask_overlap",
-            "Overlap of masks",
-            "Of the entries that a device's mask lets move now or let move at its last participation, the share that "
-            "it did both times; mean over returning devices.",
-            "in both / in either",
-        ),
+    """How many personal entries the mask lets move, how many of them it let move before, and what it is based on."""
+    kept = "Share of the personal (never sent) entries that the mask lets move, mean over the cohort."
+    overlap = (
+        "Of the entries that a device's mask lets move now or let move at its last participation, the share that it "
+        "did both times; mean over returning devices."
     )
     return [
-        Curve(column, title, caption, _ROUNDS, y_label, _mean_series(tables, column), whole_x=True, fraction=True)
-        for column, title, caption, y_label in drawn
+        _fraction(tables, "kept_fraction", "Personal entries in use", kept, "entries that move / all"),
+        _fraction(tables, "mask_overlap", "Overlap of masks", overlap, "in both / in either"),
+        _seen(tables, "fisher_trace", "Fisher information", "sum of the diagonal", "trace of the Fisher information"),
     ]
 
 
-def _mean_series(tables: RunTables, column: str) -> tuple[Series, ...]:
-    return _series(tables, "round", ((column, "mean over the cohort"),))
+def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> tuple[Series, ...]:
+    found = [(label, tables.points(x, column)) for column, label in columns]
+    return tuple(Series(label, tuple(points)) for label, points in found if any_finite(points))
 
 
-def layer_curves(tables: RunTables) -> list[Curve]:
-    """Layer sensitivity, with the shared layers marked."""
-    layers = [layer for layer in latest_layers(tables) if layer.sensitivity is not None]
-    groups = (("shared (sent to the server)", True), ("personal (stays on the device)", False))
-    series = [
-        Series(label, tuple((entry.layer, entry.sensitivity or 0.0) for entry in layers if entry.shared == shared))
-        for label, shared in groups
-    ]
-    caption = "Sensitivity of each layer, by which the layers to share are chosen; mean over devices."
-    kept = tuple(entry for entry in series if entry.points)
-    y_label = "sensitivity (method's own unit)"
-    return [
-        Curve(
-            "layer_sensitivity",
-            "Layer sensitivity",
-            caption,
-            "layer (0 is nearest the input)",
-            y_label,
-            kept,
-            kind="bars",
-            whole_x=True,
-        )
-    ]
+def _by_axes(
+    tables: RunTables,
+    stem: str,
+    title: str,
+    caption: str,
+    y_label: str,
+    columns: Sequence[tuple[str, str]],
+    levels: tuple[tuple[str, float], ...] = (),
+) -> list[Curve]:
+    """The same scores over each of AXES."""
+    return [_over(axis, tables, stem, title, caption, y_label, columns, levels) for axis in AXES]
 
 
-def _accuracy_curve(tables: RunTables, axis: _Axis, levels: tuple[tuple[str, float], ...]) -> Curve:
-    series = _series(tables, axis.column, _ACCURACIES)
-    largest = max((x for entry in series for x, _ in entry.points), default=0.0)
-    unit = unit_for(largest, axis.units) if axis.units else Unit("", 1)
+def _over(
+    axis: Axis,
+    tables: RunTables,
+    stem: str,
+    title: str,
+    caption: str,
+    y_label: str,
+    columns: Sequence[tuple[str, str]],
+    levels: tuple[tuple[str, float], ...],
+) -> Curve:
+    series = series_of(tables, axis.column, columns)
+    unit = axis.unit(max((x for entry in series for x, _ in entry.points), default=0.0))
     return Curve(
-        stem=f"accuracy_by_{axis.stem}",
-        title=f"Accuracy by {axis.title}",
-        caption=axis.caption,
-        x_label=f"{axis.label} ({unit.name})" if unit.name else axis.label,
-        y_label="accuracy (fraction correct)",
+        stem=f"{stem}_by_{axis.stem}",
+        title=f"{title} by {axis.title}",
+        caption=caption,
+        x_label=axis.label_in(unit),
+        y_label=y_label,
         series=tuple(Series(entry.label, tuple((x / unit.size, y) for x, y in entry.points)) for entry in series),
         levels=levels,
         whole_x=axis.column == "round",
+        choice=axis.title,
     )
 
 
+def _loss_unit(metric: str | None) -> str:
+    return "loss (half squared error)" if metric == "r2" else "loss (nats)"
+
+
 def _levels(anchors: Anchors) -> tuple[tuple[str, float], ...]:
-    labels = {
-        "majority": "majority class",
-        "own_majority": "own majority class",
-        "mean": "mean",
-        "own_mean": "own mean",
-    }
-    return tuple((f"{label} ({anchors[key]:.3f})", anchors[key]) for key, label in labels.items() if key in anchors)
+    return tuple((f"{label} ({anchors[key]:.3f})", anchors[key]) for key, label in _ANCHORS.items() if key in anchors)
 
 
-def _series(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> tuple[Series, ...]:
-    found = [(label, tables.points(x, column)) for column, label in columns]
-    return tuple(Series(label, tuple(points)) for label, points in found if any_finite(points))
+def _fraction(tables: RunTables, column: str, title: str, caption: str, y_label: str) -> Curve:
+    series = series_of(tables, "round", ((column, "mean over the cohort"),))
+    return Curve(column, title, caption, ROUNDS, y_label, series, whole_x=True, fraction=True)
 
 
 def _seen(tables: RunTables, column: str, title: str, y_label: str, what: str) -> Curve:
     points = cohort_means(tables, column)
     series = (Series("mean over samples seen", tuple(points)),) if any_finite(points) else ()
-    caption = f"Mean {what} of the samples that the cohort trained on, by round."
-    return Curve(column, title, caption, _ROUNDS, y_label, series, whole_x=True)
+    caption = f"Mean {what} by round, over the cohort by samples seen."
+    return Curve(column, title, caption, ROUNDS, y_label, series, whole_x=True)

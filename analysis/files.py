@@ -1,4 +1,4 @@
-"""Files of a run or sweep directory, read as keys and values and written whole; used by report.py and sweeps.py."""
+"""Files of a run or sweep directory, read as keys and values and written whole; used all over the analysis."""
 
 from __future__ import annotations
 
@@ -18,14 +18,24 @@ FINISHED = "finished"
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML or JSON file that holds a mapping; empty where there is no file."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return parsed(str(path), path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise RunDirError(f"{path}: cannot be read: {error}") from error
+
+
+def parsed(name: str, text: str) -> dict[str, Any]:
+    """The mapping that a JSON file (by its name) or a YAML file holds; empty for an empty one. Raises RunDirError."""
+    if not text:
+        return {}
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+    try:
+        found = json.loads(text) if name.endswith(".json") else yaml.load(text, Loader=loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise RunDirError(f"{name}: cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise RunDirError(f"{path}: should hold keys and values, holds {type(found).__name__}")
+        raise RunDirError(f"{name}: should hold keys and values, holds {type(found).__name__}")
     return found
 
 

@@ -1,134 +1,101 @@
-"""Turns a run directory into RUN/report/*.png and one self-contained page, RUN/report.html; called by `fibec-ray`."""
+"""`fibec-ray report`: one self-contained page for a run, or for several side by side, and figures for a paper."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from analysis.cards import figures_of
+from analysis.comparable import differences
+from analysis.compare import Choices, compare_collection
+from analysis.files import replace_file
+from analysis.log import RunLog
+from analysis.overlay import overlay_cards
+from analysis.page import Page, render, size_of
+from analysis.run_page import RunPage, Section, run_page
+from analysis.tables import RunTables
+from analysis.variants import Collection, collect
+from fibec_ray.errors import RunDirError
 
-from analysis.curves import Curve, curves_of
-from analysis.figures import png
-from analysis.files import FINISHED, read_mapping, replace_file
-from analysis.scores import RECENT, scores_of
-from analysis.tables import RunTables, latest_layers
-from analysis.units import BYTES, SECONDS, readable
+MAX_DETAILS = 2_200_000
+"""bytes of figures of single runs on a page of several"""
 
-
-@dataclass(frozen=True)
-class Run:
-    """What a run directory says about a run. The log must be there; config and summary may be missing (empty)."""
-
-    tables: RunTables
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    metadata: Mapping[str, str]
-    """of the round log"""
-
-    @staticmethod
-    def read(run_dir: Path) -> Run:
-        tables = RunTables.read(run_dir)
-        metadata = {key.decode(): value.decode() for key, value in (tables.rounds.schema.metadata or {}).items()}
-        return Run(tables, read_mapping(run_dir / "config.yaml"), read_mapping(run_dir / "summary.json"), metadata)
-
-    def fact(self, key: str) -> Any:
-        """A plain value from the summary, or else the config, or else the log's metadata; None where none has it."""
-        sources = (self.summary, self.config, self.metadata)
-        return next((source[key] for source in sources if isinstance(source.get(key), str | int | float)), None)
-
-    def anchors(self) -> dict[str, float]:
-        found = self.summary.get("anchors") or {}
-        return {key: float(value) for key, value in found.items() if value is not None}
+Read = Mapping[str, Mapping[int, tuple[RunLog, RunTables]]]
+"""By variant and seed."""
 
 
-def write_report(run_dir: Path) -> Path:
-    """Draws every curve that the log has and writes the page, also while the run goes on. Returns the page's path."""
-    run = Run.read(run_dir)
-    curves = curves_of(run.tables, run.anchors(), run.fact("metric"))
-    images = {curve.stem: png(curve) for curve in curves}
-    for stem, image in images.items():
-        replace_file(run_dir / "report" / f"{stem}.png", image)
-    page = run_dir / "report.html"
-    replace_file(page, _render(run, run_dir.resolve().name, curves, images).encode())
-    return page
+def write_report(places: Sequence[str | Path], out: Path | None = None, figures: Path | None = None) -> Path:
+    """Writes the page, also while a run goes on, and returns its path; figures: a folder for PNGs and SVGs.
 
-
-def _render(run: Run, folder: str, curves: list[Curve], images: Mapping[str, bytes]) -> str:
-    environment = Environment(
-        loader=PackageLoader("analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.4g}"
-    return environment.get_template("report.html.j2").render(
-        name=run.fact("name") or run.fact("run_id") or folder,
-        notice=_notice(run),
-        facts=_facts(run),
-        scores=scores_of(run.tables, run.anchors(), run.fact("metric")),
-        recent=RECENT,
-        costs=_costs(run.tables),
-        figures=[_figure(curve, images[curve.stem]) for curve in curves],
-        layers=latest_layers(run.tables),
-        config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
-        footer=_footer(run),
-    )
-
-
-def _notice(run: Run) -> str:
-    """One line about a run that has not come to its end; '' for one that has."""
-    status, planned, done = run.summary.get("status"), run.fact("rounds"), run.tables.rounds_done()
-    if status == FINISHED or (status is None and planned == done):
-        return ""
-    progress = f"{done} of {planned} rounds completed" if planned else f"{done} rounds completed"
-    state = "is still going or was stopped" if status in (None, "running") else f"has the status '{status}'"
-    return f"This run {state}: {progress}."
-
-
-def _facts(run: Run) -> list[tuple[str, str]]:
-    done, planned = run.tables.rounds_done(), run.fact("rounds")
-    devices = run.summary.get("num_devices") or run.fact("num_devices") or max(run.tables.column("num_devices"))
-    found = [
-        ("method", run.fact("method")),
-        ("task", run.fact("task")),
-        ("task metric", run.fact("metric")),
-        ("seed", run.fact("seed")),
-        ("rounds", f"{done} of {planned}" if planned and planned != done else done),
-        ("devices", devices),
-        ("devices per round", run.fact("cohort_size")),
-    ]
-    return [(label, str(value)) for label, value in found if value is not None]
-
-
-def _costs(tables: RunTables) -> list[tuple[str, str, str]]:
-    """(label, readable value, exact value)"""
-    up, down, total = sum(tables.column("bytes_up")), sum(tables.column("bytes_down")), tables.column("bytes_total")[-1]
-    simulated, wall = tables.column("sim_time_s")[-1], tables.column("wall_time_s")[-1]
-    samples, steps = tables.column("num_samples_total")[-1], sum(tables.column("num_steps"))
-    return [
-        ("sent both ways", readable(total, BYTES), f"{total:,} B"),
-        ("up", readable(up, BYTES), f"{up:,} B"),
-        ("down", readable(down, BYTES), f"{down:,} B"),
-        ("simulated time", readable(simulated, SECONDS), f"{simulated:,.1f} s"),
-        ("wall time", readable(wall, SECONDS), f"{wall:,.1f} s"),
-        ("training samples", f"{samples:,}", ""),
-        ("optimiser steps", f"{steps:,}", ""),
-        ("updates lost", f"{sum(tables.column('num_lost')):,}", ""),
-    ]
-
-
-def _figure(curve: Curve, image: bytes) -> dict[str, str]:
-    return {
-        "title": curve.title,
-        "caption": curve.caption,
-        "x_label": curve.x_label,
-        "y_label": curve.y_label,
-        "base64": base64.b64encode(image).decode(),
+    out: by default RUN/report.html of a single run or sweep on this machine, else report.html. Raises RunDirError.
+    """
+    collection = collect(places)
+    read = {
+        variant.name: {seed: (log, RunTables.read(log)) for seed, log in variant.runs.items()}
+        for variant in collection.variants
     }
+    page = _page(collection, read)
+    path = out or _default_path(places)
+    replace_file(path, render(page).encode())
+    if figures:
+        write_figures(page, figures)
+    return path
 
 
-def _footer(run: Run) -> str:
-    keys = (("run", "run_id"), ("commit", "git_commit"), ("adapter", "adapter_digest"))
-    found = [f"{label} {run.fact(key)}" for label, key in keys if run.fact(key) is not None]
-    return " · ".join([*found, "columns of the log: docs/round-log.md"])
+def write_figures(page: Page, folder: Path) -> None:
+    """Every figure of the page as PNG and SVG: those of all runs together, then each run's in a folder of its own."""
+    from analysis.figures import draw  # matplotlib takes a second to load
+
+    named = [(folder, page.overview)]
+    named += [(folder / _slug(run.title) if len(page.runs) > 1 else folder, run.sections) for run in page.runs]
+    for where, sections in named:
+        for figure in figures_of([card for section in sections for card in section.cards]):
+            for ending, content in draw(figure).items():
+                replace_file(where / f"{figure.stem}.{ending}", content)
+
+
+def _page(collection: Collection, read: Read) -> Page:
+    runs = [(name, seed, *found) for name, seeds in read.items() for seed, found in seeds.items()]
+    if not runs:
+        raise RunDirError(f"{collection.name}: no run has finished yet")
+    if len(runs) == 1:
+        alone = run_page(runs[0][2], runs[0][3])
+        return Page(alone.title, (), (), (alone,))
+    pages = [run_page(log, tables, f"{name}, seed {seed}") for name, seed, log, tables in runs]
+    shown = _that_fit(pages)
+    left_out = len(pages) - len(shown)
+    notices = [f"These runs differ in more than their method: {line}." for line in differences(collection)]
+    if left_out:
+        notices.append(f"{left_out} runs are in the comparison only; `fibec-ray report RUN` shows one by itself.")
+    return Page(f"{collection.name}: {len(runs)} runs", tuple(notices), tuple(_overview(collection, read)), shown)
+
+
+def _overview(collection: Collection, read: Read) -> list[Section]:
+    tables = {name: [tables for _, tables in seeds.values()] for name, seeds in read.items() if seeds}
+    metric = next((log.fact("metric") for seeds in read.values() for log, _ in seeds.values()), None)
+    compared = compare_collection(collection, Choices(anyway=True))
+    return [
+        Section("Comparison", tuple(compared), ()),
+        Section("Curves", (), tuple(overlay_cards(tables, metric))),
+    ]
+
+
+def _that_fit(pages: Sequence[RunPage]) -> tuple[RunPage, ...]:
+    """As many, from the first on, as a page may hold; one at least."""
+    shown: list[RunPage] = []
+    total = 0
+    for page in pages:
+        total += size_of(page)
+        if shown and total > MAX_DETAILS:
+            break
+        shown.append(page)
+    return tuple(shown)
+
+
+def _default_path(places: Sequence[str | Path]) -> Path:
+    folder = Path(places[0])
+    return folder / "report.html" if len(places) == 1 and folder.is_dir() else Path("report.html")
+
+
+def _slug(title: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")

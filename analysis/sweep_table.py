@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from analysis.compare_tables import cost_text
+from analysis.comparison import Comparison, Line, compare
 from analysis.files import replace_file
+from analysis.formats import NONE, aligned, escaped
 from analysis.scores import RECENT
-from analysis.sweeps import CONFIDENCE, Comparison, Line, compare
+from analysis.statistics import CONFIDENCE
 from analysis.units import Unit, unit_for
 
 FLOP = (Unit("GFLOP", 1e9), Unit("TFLOP", 1e12), Unit("PFLOP", 1e15), Unit("EFLOP", 1e18))
-NONE = "–"
 ANCHORS = {
     "majority": "the majority class",
     "own_majority": "each device's own majority class",
@@ -41,32 +42,32 @@ def write_table(sweep_dir: Path, recent: int = RECENT) -> str:
 def markdown(comparison: Comparison) -> str:
     unit = unit_for(max((line.flops or 0.0 for line in comparison.lines), default=0.0), FLOP)
     head = [
-        "variant", "seeds", "personal", "global", f"personal − {_escaped(comparison.reference)}", "matters?", "MB sent",
+        "variant", "seeds", "personal", "global", f"personal − {escaped(comparison.reference)}", "matters?", "MB sent",
         "samples", unit.name, "simulated s", "real s",
     ]  # fmt: skip
     rows = [head]
     lines_by_group = sorted(comparison.lines, key=lambda line: bool(line.group))  # variants without a group first
     for group, lines in groupby(lines_by_group, key=lambda line: line.group):
         if group:
-            rows.append([f"**{_escaped(group)}**", *[""] * (len(head) - 1)])
+            rows.append([f"**{escaped(group)}**", *[""] * (len(head) - 1)])
         rows.extend(_cells(line, comparison.reference, unit) for line in lines)
     notes = "\n".join(f"- {note}" for note in _notes(comparison))
-    return f"# Sweep {_escaped(comparison.name)}\n\n{_aligned(rows)}\n\n{notes}\n"
+    return f"# Sweep {escaped(comparison.name)}\n\n{aligned(rows)}\n\n{notes}\n"
 
 
 def _cells(line: Line, reference: str, unit: Unit) -> list[str]:
     return [
-        _escaped(line.variant),
+        escaped(line.variant),
         str(line.num_seeds),
         _score(line.personal),
         _score(line.shared),
         "reference" if line.variant == reference else _difference(line),
         "" if line.variant == reference else _matters(line),
-        _cost(line.num_bytes, 1e6),
-        _cost(line.num_samples),
-        _cost(line.flops, unit.size),
-        _cost(line.sim_time_s),
-        _cost(line.wall_time_s),
+        cost_text(line.num_bytes, 1e6),
+        cost_text(line.num_samples),
+        cost_text(line.flops, unit.size),
+        cost_text(line.sim_time_s),
+        cost_text(line.wall_time_s),
     ]
 
 
@@ -101,27 +102,6 @@ def _matters(line: Line) -> str:
 
 def _score(value: float | None) -> str:
     return NONE if value is None else f"{value:.4f}"
-
-
-def _cost(value: float | None, unit: float = 1.0) -> str:
-    """Three digits or more, never as 1e+04."""
-    if value is None:
-        return NONE
-    return f"{value / unit:.0f}" if value >= 100 * unit else f"{value / unit:.3g}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that is also one in a terminal: first column to the left, numbers to the right."""
-    widths = [max(3, *(len(row[at]) for row in rows)) for at in range(len(rows[0]))]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join(
-        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
-        for row in (rows[0], ruler, *rows[1:])
-    )
 
 
 def _csv(comparison: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""The three tables of a run's log, as numbers; what curves and the report are made from."""
+"""The tables of a run's log in memory, as numbers; what figures, scores and comparisons are made from."""
 
 from __future__ import annotations
 
@@ -8,27 +8,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import polars as pl
 
-from fibec_ray.roundlog.reader import read_devices, read_layers, read_rounds
+from analysis.log import RunLog, open_run
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class RunTables:
-    rounds: pa.Table
-    devices: pa.Table
-    layers: pa.Table
+    """Rows in order of round, then device or layer."""
+
+    rounds: pl.DataFrame
+    devices: pl.DataFrame
+    layers: pl.DataFrame
+    evaluations: pl.DataFrame
 
     @staticmethod
-    def read(run_dir: Path) -> RunTables:
-        return RunTables(read_rounds(run_dir), read_devices(run_dir), read_layers(run_dir))
+    def read(run: Path | RunLog) -> RunTables:
+        log = run if isinstance(run, RunLog) else open_run(run)
+        return RunTables(
+            rounds=log.frame("rounds").sort("round"),
+            devices=log.frame("devices").sort("round", "device"),
+            layers=log.frame("layers").sort("round", "layer"),
+            evaluations=log.frame("evaluations").sort("round", "device"),
+        )
 
     def column(self, name: str) -> list[Any]:
         """A column of the rounds table; None where the log has null."""
-        values: list[Any] = self.rounds.column(name).to_pylist()
-        return values
+        return self.rounds.get_column(name).to_list()
 
     def rounds_done(self) -> int:
         """How many rounds are in the log, the initialisation phase not counted."""
@@ -54,33 +62,20 @@ class Layer:
 
 def latest_layers(tables: RunTables) -> list[Layer]:
     """One entry per layer, each value from the last round that knows it."""
-    latest: dict[int, dict[str, Any]] = {}
-    for row in tables.layers.to_pylist():  # in round order
-        known = {name: value for name, value in row.items() if value is not None}
-        latest[row["layer"]] = latest.get(row["layer"], {}) | known
-    return [_layer(latest[layer]) for layer in sorted(latest)]
+    names = [name for name in Layer.__dataclass_fields__ if name != "layer"]
+    last = [pl.col(name).drop_nulls().last().alias(name) for name in names]
+    rows = tables.layers.group_by("layer").agg(last).sort("layer").select("layer", *names)
+    return [Layer(*row) for row in rows.iter_rows()]
 
 
 def cohort_means(tables: RunTables, column: str) -> list[Point]:
     """(rounds completed, mean of a devices column weighted by samples seen), for each round that has it."""
-    sums: dict[int, tuple[float, float]] = {}
-    names = ("round", "num_samples_seen", column)
-    for round_, weight, value in zip(*(tables.devices.column(name).to_pylist() for name in names), strict=True):
-        if value is not None and weight > 0:
-            total, weights = sums.get(round_, (0.0, 0.0))
-            sums[round_] = (total + weight * value, weights + weight)
-    return [(round_ + 1, total / weights) for round_, (total, weights) in sorted(sums.items())]
+    weight = pl.col("num_samples_seen")
+    known = tables.devices.filter(pl.col(column).is_not_null() & (weight > 0))
+    mean = (pl.col(column) * weight).sum() / weight.sum()
+    rows = known.group_by("round").agg(mean.alias("mean")).sort("round")
+    return [(round_ + 1, value) for round_, value in rows.iter_rows()]
 
 
 def any_finite(points: Sequence[Point]) -> bool:
     return any(math.isfinite(y) for _, y in points)
-
-
-def _layer(row: dict[str, Any]) -> Layer:
-    return Layer(
-        layer=row["layer"],
-        shared=row["shared"],
-        sensitivity=row.get("sensitivity"),
-        fisher_mass=row.get("fisher_mass"),
-        kept_neurons=row.get("kept_neurons"),
-    )

@@ -1,4 +1,4 @@
-"""The `fibec-ray` command: run, resume, verify, replay, report, sweep ... Thin; heavy imports come after parsing."""
+"""The `fibec-ray` command: run, plan, resume, verify, report ... Thin; heavy imports come after parsing."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME, then runs/NAME-2 ...)")
     run.set_defaults(command=_run)
 
+    plan = commands.add_parser("plan", help="say what an experiment will take: memory, disk, bytes sent, work, time")
+    _add_config(plan)
+    plan.add_argument("--out", type=Path, metavar="DIR", default=Path("runs"), help="where it would run")
+    plan.add_argument("--json", action="store_true", help="print plain values: bytes, seconds, operations")
+    plan.set_defaults(command=_plan)
+
     resume = commands.add_parser("resume", help="go on with a run that was killed or failed")
     resume.add_argument("run", type=Path, metavar="RUN", help="run directory")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="of fleet and checkpoint only")
@@ -81,9 +87,18 @@ def _parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("methods", help="print the table of methods")
     methods.set_defaults(command=_methods)
 
-    report = commands.add_parser("report", help="draw the curves of a run: RUN/report.html and RUN/report/*.png")
-    report.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    report = commands.add_parser("report", help="draw runs into one HTML page, and into figures for a paper")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directories or URLs, or sweep directories")
+    report.add_argument("--out", type=Path, metavar="FILE", help="page (default: RUN/report.html, or report.html)")
+    report.add_argument("--figures", type=Path, metavar="DIR", help="write every figure there too, as PNG and SVG")
     report.set_defaults(command=_report)
+
+    compare = commands.add_parser("compare", help="print the tables of a paper: scores, costs to a target, differences")
+    _add_compare(compare)
+
+    runs = commands.add_parser("runs", help="list the runs in a folder: status, progress, best score")
+    runs.add_argument("folder", nargs="?", type=Path, metavar="DIR", default=Path("runs"), help="default: runs")
+    runs.set_defaults(command=_runs)
 
     sweep = commands.add_parser("sweep", help="run every variant and seed of a sweep, then print its table")
     _add_config(sweep, "SWEEP", "sweep, a YAML file; or an experiment, with several values for some keys (method=a,b)")
@@ -96,6 +111,20 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--last", type=_at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)")
     table.set_defaults(command=_sweep_table)
     return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories or URLs, or sweep directories")
+    parser.add_argument("--reference", metavar="NAME", help="whom to compare with (default: the sweep's, or the first)")
+    parser.add_argument("--target", type=float, action="append", metavar="X", help="score to get to; may be repeated")
+    parser.add_argument("--model", choices=("personal", "global"), help="whose score (default: personal, if there is)")
+    parser.add_argument(
+        "--last", type=_at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)"
+    )
+    parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown", help="of what is printed")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write compare.md, compare.tex and CSVs there too")
+    parser.add_argument("--anyway", action="store_true", help="even if data, partition or model differ")
+    parser.set_defaults(command=_compare)
 
 
 def _add_config(
@@ -116,6 +145,28 @@ def _run(arguments: argparse.Namespace) -> None:
     with RunView(experiment) as view:
         run = simulate(experiment, folder, view)
     view.summary(run)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    import json
+
+    from rich.console import Console
+
+    from fibec_ray.config.load import load_experiment
+    from fibec_ray.models.quiet import quiet_libraries
+    from fibec_ray.preflight.check import foresee
+    from fibec_ray.preflight.page import as_json, show
+    from fibec_ray.preflight.refusal import refuse
+    from fibec_ray.simulation import cache_dir, prepare
+
+    experiment = load_experiment(arguments.config, arguments.overrides)
+    quiet_libraries()
+    outlook = foresee(experiment, prepare, arguments.out, cache_dir())
+    if arguments.json:
+        print(json.dumps(as_json(outlook), indent=2))
+    else:
+        show(outlook, Console())
+    refuse(outlook.plan)
 
 
 def _resume(arguments: argparse.Namespace) -> None:
@@ -170,7 +221,24 @@ def _methods(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from analysis.report import write_report
 
-    print(write_report(arguments.run))
+    print(write_report(arguments.runs, arguments.out, arguments.figures))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from analysis.compare import Choices, compare_runs, write_all, written
+
+    targets = tuple(arguments.target or ())
+    choices = Choices(arguments.reference, targets, arguments.model, arguments.last, arguments.anyway)
+    tables = compare_runs(arguments.runs, choices)
+    print(written(tables, arguments.format), end="")
+    if arguments.out:
+        write_all(tables, arguments.out)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from analysis.listing import listing
+
+    print(listing(arguments.folder))
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from fibec_ray.method import AXES, Method
 from fibec_ray.roundlog.schema import score_column
 from fibec_ray.simulation import Run
 from fibec_ray.types import Fleet
+from fibec_ray.units import duration, size
 
 ANCHORS = {
     "majority": "majority class",
@@ -159,23 +160,6 @@ def rounds_in_words(first: int, last: int) -> str:
     """(-1, 0) -> 'initialisation phase and round 0'; (3, 5) -> 'rounds 3 to 5'"""
     opening, first = ("initialisation phase and ", 0) if first < 0 else ("", first)
     return f"{opening}round {last}" if first == last else f"{opening}rounds {first} to {last}"
-
-
-def size(num_bytes: float) -> str:
-    """1234567 -> '1.2 MB' (1 MB = 1e6 bytes)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """3725.0 -> '1 h 02 min'."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _number(value: Any) -> str:

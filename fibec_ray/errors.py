@@ -5,6 +5,7 @@ FibecError
 │   ├── ConfigError         a key, value or combination of the experiment
 │   ├── DataError           a data set, split, column or label
 │   ├── ModelError          a backbone, tokenizer, head or checkpoint
+│   ├── CapacityError       what the machine has too little of
 │   └── RunDirError         the output folder
 └── RunError                exit code 1: the run failed under way
     ├── DeviceError         a device's own work (names device, round and stage)
@@ -37,6 +38,10 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
+    pass
+
+
+class CapacityError(UserError):
     pass
 
 

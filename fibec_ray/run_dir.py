@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from fibec_ray.errors import RunDirError, UserError
+from fibec_ray.errors import FibecError, RunDirError
 
 
 def create(path: Path) -> Path:
@@ -34,7 +34,7 @@ def create(path: Path) -> Path:
 
 @contextmanager
 def begun(path: Path) -> Iterator[Path]:
-    """`create`; what is in the way of a second try is taken away again if the input turns out to be refused.
+    """`create`; what is in the way of a second try is taken away again if the run fails before it has begun.
 
     Once a round is logged nothing is ever taken away.
     """
@@ -42,7 +42,7 @@ def begun(path: Path) -> Iterator[Path]:
     folder = create(path)
     try:
         yield folder
-    except UserError:
+    except FibecError:
         if not any((folder / "rounds").glob("*.parquet")):
             _clear(folder, itself=not there)
         raise

@@ -25,6 +25,7 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
 from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.writer import RoundLog
@@ -34,11 +35,12 @@ from fibec_ray.types import Fleet, Progress
 
 @dataclass(frozen=True)
 class Logged:
-    """A round's row of `rounds`, and those of `devices` and `layers` that go with it."""
+    """A round's row of `rounds`, and those of `devices`, `layers` and `evaluations` that go with it."""
 
     row: Row
     reports: list[DeviceReport]
     layers: list[Row]
+    evaluations: list[Row]
     devices: Collection[int]
     """that were at work, whether or not their update came"""
 
@@ -91,11 +93,13 @@ class Run:
 
 
 def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
-    """Runs the experiment. What is wrong with its settings, data or backbone is found before any actor starts."""
+    """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
+    found before any actor starts."""
     watcher = watcher or Nobody()
     with run_dirs.begun(folder) as folder:
         quiet_libraries()
         prepared = prepare(experiment, folder)
+        refuse_misfit(experiment, experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
         with run_dirs.locked(folder):
             identity = identify(folder, resolved(experiment), prepared, _git_commit())
             identity.write(folder)
@@ -109,6 +113,8 @@ def carry_on(
     watcher.prepared(identity.prepared)
     tally = Tally(experiment.task.metric, experiment.local.batch_size)
     site = site_of(experiment, folder, identity)
+    if start is not None:  # maybe on another machine
+        refuse_misfit(experiment, site.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity))
     rows = read_rounds(folder).to_pylist() if start else []
     summary = _summary(experiment, identity.prepared)
@@ -117,7 +123,7 @@ def carry_on(
     keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
         for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
-            log.append(logged.row, logged.reports, logged.layers)
+            log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             keeper.after(logged.round, logged.devices, tally, last=logged.round == experiment.rounds - 1)
             watcher.row(logged.row)
             rows.append(logged.row)
@@ -149,7 +155,7 @@ def run_rounds(
         opened = fleet.open()
         watcher.placed(fleet)
         row, layers = tally.opening(opened)
-        yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, range(site.job.num_devices))
+        yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(site.job.num_devices))
     else:
         tally.restore(fleet.restore(start.server), start.manifest.tally)
         watcher.placed(fleet)
@@ -161,7 +167,8 @@ def run_rounds(
                 watcher.note(f"round {t}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = tally.round(t, result, evaluation)
-        yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, plan.cohort)
+        evaluations = tally.evaluations(t, evaluation)
+        yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, evaluations, plan.cohort)
 
 
 def prepare(experiment: Experiment, folder: Path) -> Prepared:

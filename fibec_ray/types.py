@@ -221,6 +221,12 @@ class LanedModel(LocalModel, Protocol):
         """What a pass over the batch computes, padding included. graph: and the backward pass that goes with it."""
         ...
 
+    def derive(
+        self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
+    ) -> Sequence[Tensor | None]:
+        """Gradients of the sum of the values, each times its cotangent (None: 1), in the tensors (None: in no way)."""
+        ...
+
     def together(
         self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
     ) -> tuple[list[Outputs], Caught]:

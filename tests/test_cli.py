@@ -144,12 +144,12 @@ def test_a_report_of_a_folder_without_a_log(tmp_path: Path, capsys: Any) -> None
 
 
 def test_a_backbone_that_cannot_be_had_is_one_line(tiny_file: str, tmp_path: Path, capsys: Any) -> None:
-    """Found when the fleet opens, as base weights are prepared where devices run; still exit code 2 and one line."""
+    """Found when the run is planned, before any weights are; the folder is as it was."""
     arguments = ["run", tiny_file, "method.peft={kind: lora, target_modules: [queri]}", "--out", str(tmp_path / "run")]
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert "method.peft.target_modules" in err and "query" in err and len(err.splitlines()) == 1
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"], ["run", QUICKSTART, "--ot", "x"], ["methods", "rounds=3"]])
@@ -207,6 +207,22 @@ def test_run_ends_with_both_models_beside_both_anchors(tiny_file: str, tmp_path:
     assert main(["report", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
     assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_runs_and_compare_and_a_page_of_two(tiny_file: str, tmp_path: Path, capsys: Any) -> None:
+    for seed in (0, 1):
+        assert main(["run", tiny_file, "--out", str(tmp_path / f"seed-{seed}"), f"seed={seed}"]) == 0
+    both = [str(tmp_path / f"seed-{seed}") for seed in (0, 1)]
+    capsys.readouterr()
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("| finished |") == 2
+    assert main(["compare", *both, "--out", str(tmp_path / "tables"), "--format", "latex"]) == 0
+    assert r"\toprule" in capsys.readouterr().out
+    assert "worst decile" in (tmp_path / "tables" / "compare.md").read_text()
+    assert "no variant 'x' to compare with" in refused(capsys, "compare", *both, "--reference", "x")
+    assert main(["report", *both, "--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")]) == 0
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "personal_accuracy_by_bytes.svg").is_file()
 
 
 def test_a_run_that_trains_nothing_ends_as_others_do(tiny_file: str, tmp_path: Path, capsys: Any) -> None:

@@ -19,6 +19,7 @@ LAYERS = (
     ("console", "sweep", "bench", "method_page"),
     ("reruns",),
     ("simulation",),  # runs what config describes
+    ("preflight",),  # plans it
     ("config",),
     ("fleets",),
     ("learning",),
@@ -37,6 +38,7 @@ LAYERS = (
         "types",
         "reports",
         "errors",
+        "units",
     ),
 )
 """From top to bottom. A module imports lower layers and its own package; the files of the lowest layer each other."""
@@ -201,6 +203,7 @@ def test_only_the_command_imports_the_analysis() -> None:
         ("datasets", ("fibec_ray.data",)),
         ("linear_operator", ("fibec_ray.spectrum",)),
         ("matplotlib", ("analysis",)),
+        ("polars", ("analysis",)),
     ],
 )
 def test_a_library_stays_at_home(library: str, homes: tuple[str, ...]) -> None:

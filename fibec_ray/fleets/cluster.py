@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import socket
+import subprocess
 
 import psutil
 import ray
+from ray._private.utils import get_num_cpus
 
 from fibec_ray.errors import ConfigError, FleetError
 from fibec_ray.fleets.placement import Resources
@@ -49,6 +51,39 @@ def resources(config: FleetConfig) -> Resources:
     if config.address is None:
         memory = min(memory or math.inf, psutil.virtual_memory().available)
     return Resources(have.get("CPU", 0.0), have.get("GPU", 0.0), int(memory))
+
+
+def foreseen(config: FleetConfig) -> Resources:
+    """What a fleet will find when it opens, before it does: no local cluster is started to find out.
+
+    Raises ConfigError or FleetError where a cluster is to be joined and is not there.
+    """
+    if ray.is_initialized() or config.address is not None:
+        opened = connect(config)
+        try:
+            return resources(config)
+        finally:
+            if opened:
+                ray.shutdown()
+    memory = psutil.virtual_memory().available - config.object_store_mb * 1_000_000
+    return Resources(float(get_num_cpus()), float(len(gpu_memory())), memory)
+
+
+def num_nodes(config: FleetConfig) -> int:
+    """Those of a cluster that this process is on; a local one has one."""
+    return sum(node["Alive"] for node in ray.nodes()) if config.address is not None and ray.is_initialized() else 1
+
+
+def gpu_memory() -> list[int]:
+    """Free bytes of each GPU of this machine that processes started here may use; as its driver's tool says."""
+    command = ["nvidia-smi", "--query-gpu=index,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    free = {index.strip(): int(mebibytes) * 2**20 for index, mebibytes in (line.split(",") for line in lines)}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [free[index] for index in (free if visible is None else visible.split(",")) if index in free]
 
 
 def check_reachable(address: str | None) -> None:

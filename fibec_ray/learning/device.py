@@ -18,6 +18,7 @@ from torch import Tensor
 from fibec_ray import seeds
 from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.fisher import FisherScan
+from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of
@@ -261,9 +262,7 @@ class DeviceWorker:
     def batches(self, device: int) -> list[Tensor]:
         """The device's fixed batches: a seeded split of its samples, the last one maybe short."""
         num_samples = len(self._data.train_rows[device])
-        return list(
-            torch.randperm(num_samples, generator=self._rng("batches", device)).split(self._job.local.batch_size)
-        )
+        return fixed_batches(self._job.seed, device, num_samples, self._job.local.batch_size)
 
     def epochs(
         self, visible: Sequence[Tensor], round_: int, device: int, epochs: Iterable[int] | None = None

@@ -87,7 +87,8 @@ class Lanes:
         for group in _groups(questions):
             asked = [questions[i] for i in group]
             try:
-                found: Sequence[Any] = _pass(self._model, asked) if isinstance(asked[0], _Pass) else _gradients(asked)
+                work = _pass if isinstance(asked[0], _Pass) else _gradients
+                found: Sequence[Any] = work(self._model, asked)
             except Exception as error:  # belongs to the work that asked, which says where it happened
                 found = [error] * len(group)
             answers |= dict(zip(group, found, strict=True))
@@ -221,7 +222,7 @@ def _parts(asked: Sequence[_Pass]) -> dict[LaneModel, Part]:
     }
 
 
-def _gradients(asked: Sequence[_Gradient]) -> list[list[Tensor | None]]:
+def _gradients(model: LanedModel, asked: Sequence[_Gradient]) -> list[list[Tensor | None]]:
     """One backward pass through a joint graph for all who ask; each gets its own tensors' gradients, and its own rows
     of those of joint tensors. Sums over lanes mix nothing: no lane's value depends on another's tensors or rows."""
     shared = asked[0].shared
@@ -229,7 +230,7 @@ def _gradients(asked: Sequence[_Gradient]) -> list[list[Tensor | None]]:
     # Who has not asked yet may still do so.
     retain = any(each.retain_graph for each in asked) or len(asked) < len(shared.parts)
     values, cotangents = [each.value for each in asked], [each.cotangent for each in asked]
-    grads = torch.autograd.grad(values, list(wanted.values()), cotangents, retain, allow_unused=True)
+    grads = model.derive(values, list(wanted.values()), cotangents, retain)
     by_id = dict(zip(wanted, grads, strict=True))
 
     def own(each: _Gradient, tensor: Tensor) -> Tensor | None:

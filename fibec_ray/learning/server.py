@@ -111,13 +111,17 @@ class Server:
 
         What is left out, P^0 and the layout, follows from the job; `initial/digest` (16,) uint8 is what to know it by.
         """
+        return clone(self.learnt | {"initial/digest": self._initial_digest})
+
+    @property
+    def learnt(self) -> Tensors:
+        """The same, but for the digest, and not as copies."""
         scores = self._selection.scores
-        return clone(
+        return (
             with_prefix("shared", self._shared)
             | with_prefix("hint", self._hint)
             | with_prefix("aggregator", self._state)
             | ({} if scores is None else {"selection/scores": scores})
-            | {"initial/digest": self._initial_digest}
         )
 
     def restore(self, state: Tensors) -> Selection:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from fibec_ray.learning.costs import round_seconds
 from fibec_ray.learning.evaluation import pooled, score
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import OPENING_ROUND, EvaluationResult, Layout, OpenResult, RoundResult
+from fibec_ray.types import OPENING_ROUND, EvaluationResult, Layout, OpenResult, Predictions, RoundResult
 
 Row = dict[str, Any]
 
@@ -75,6 +75,23 @@ class Tally:
         self.trained |= {report.device for report in _sound(result.reports) if report.num_steps}
         row = self._row(round_, result.reports, len(result.lost), evaluation)
         return row, self._layer_rows(round_, result.reports)
+
+    def evaluations(self, round_: int, evaluation: EvaluationResult | None) -> list[Row]:
+        """What every device's own model scored, one row for each device; none in a round without evaluation."""
+        personal = evaluation.personal if evaluation else {}
+        return [self._evaluation_row(round_, device, personal[device]) for device in sorted(personal)]
+
+    def _evaluation_row(self, round_: int, device: int, predictions: Predictions) -> Row:
+        known = len(predictions.labels) > 0
+        right = (predictions.labels == predictions.predicted).double()
+        return {
+            "round": round_,
+            "device": device,
+            "num_samples": len(predictions.labels),
+            "trained": device in self.trained,
+            "accuracy": float(right.mean()) if known and self._metric != "r2" else None,
+            "loss": float(predictions.losses.double().mean()) if known else None,
+        }
 
     def _row(
         self, round_: int, reports: Sequence[DeviceReport], num_lost: int, evaluation: EvaluationResult | None

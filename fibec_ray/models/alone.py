@@ -27,4 +27,10 @@ class Alone:
     def grad(
         self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        return list(torch.autograd.grad(value, tensors, cotangent, retain_graph, allow_unused=True))
+        return list(self.derive([value], tensors, [cotangent], retain_graph))
+
+    def derive(
+        self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
+    ) -> Sequence[Tensor | None]:
+        """Gradients of the sum of the values, each times its cotangent, in the tensors."""
+        return torch.autograd.grad(values, tensors, cotangents, retain_graph, allow_unused=True)

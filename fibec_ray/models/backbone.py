@@ -31,7 +31,7 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
     seed: of random weights (`init: random`, or a classification head that the checkpoint lacks).
     Raises ModelError if the weights cannot be had.
     """
-    folder = cache_dir / f"base-{_identity(spec, seed, num_classes)}"
+    folder = prepared_folder(spec, seed, num_classes, cache_dir)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -42,8 +42,17 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
     return folder
 
 
-def open_base(spec: Backbone, folder: Path, device: str = "cpu") -> Any:
-    """The frozen base model from a prepared folder; its weights stay mmap-backed. device: where it will compute."""
+def prepared_folder(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Path:
+    """Where `prepare` puts them; it may not be there yet."""
+    return cache_dir / f"base-{_identity(spec, seed, num_classes)}"
+
+
+def open_base(spec: Backbone, folder: Path, device: str = "cpu", four_bits: bool = False) -> Any:
+    """The frozen base model from a prepared folder; its weights stay mmap-backed. device: where it will compute.
+
+    four_bits: quantised as it is read (bitsandbytes' NF4, CUDA only).
+    """
+    extra = {"quantization_config": _four_bits(spec)} if four_bits else {}
     model = _auto_class(spec).from_pretrained(
         folder,
         dtype="auto",
@@ -51,8 +60,33 @@ def open_base(spec: Backbone, folder: Path, device: str = "cpu") -> Any:
         use_safetensors=True,
         attn_implementation=_attention(spec, device),
         trust_remote_code=False,
+        **extra,
     )
     return model.requires_grad_(False)
+
+
+def without_weights(spec: Backbone, num_classes: int, num_blocks: int | None = None) -> Any:
+    """The frozen base as its config describes it, in its dtype, with new weights wherever torch puts them (its meta
+    device, for none at all); it computes as on a CPU. num_blocks: None: as the config has it. Raises ModelError."""
+    config = _config(spec, {"num_labels": num_classes} if spec.head == "model" else {})
+    if num_blocks is not None:
+        config.num_hidden_layers = num_blocks
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:num_blocks]
+    options = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec, "cpu")}
+    try:
+        model = _auto_class(spec).from_config(config, trust_remote_code=False, **options)
+    except Exception as error:  # as in _from_pretrained
+        raise ModelError(_no_model(spec, error)) from error
+    return model.requires_grad_(False)
+
+
+def _four_bits(spec: Backbone) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, spec.dtype)
+    )
 
 
 def _attention(spec: Backbone, device: str) -> str:
@@ -122,7 +156,7 @@ def _identity(spec: Backbone, seed: int, num_classes: int) -> str:
     source = Path(locate(spec.name)) if spec.name is not None else Path()
     files = sorted(source.glob("*.*")) if spec.init == "pretrained" and source.is_dir() else []
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    weights = spec.model_dump(exclude={"tokenizer", "attention", "dropout"})
+    weights = spec.model_dump(exclude={"tokenizer", "attention", "dropout", "backend", "checkpointing"})
     identity = [weights, seed if drawn else None, num_classes if spec.head == "model" else None, stamps]
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -137,7 +171,8 @@ def _build(spec: Backbone, seed: int, num_classes: int) -> Any:
 def _from_config(spec: Backbone, extra: dict[str, Any]) -> Any:
     config = _config(spec, extra)
     try:
-        return _auto_class(spec).from_config(config, trust_remote_code=False)
+        # In its own type from the start: LLaMA-7B would take 27 GB in float32.
+        return _auto_class(spec).from_config(config, dtype=getattr(torch, spec.dtype), trust_remote_code=False)
     except Exception as error:  # as in _from_pretrained
         raise ModelError(_no_model(spec, error)) from error
 

@@ -35,7 +35,7 @@ class NetModel(Alone):
         self.work = Work()
         with seeds.seeded_third_party(seed, "adapter"):
             self.net = spec.build(shape, num_scores)
-        self._flops = _forward_flops(self.net, shape)
+        self.forward_flops = _forward_flops(self.net, shape)
         self.net.to(self.device)
         self.num_layers = spec.num_layers
         self._config = {**spec.model_dump(mode="json"), "input_shape": list(shape), "num_scores": num_scores}
@@ -101,7 +101,7 @@ class NetModel(Alone):
 
     def _count(self, num_samples: int) -> None:
         """Adds one pass; a backward costs twice as much, for gradients of inputs and of weights."""
-        flops = num_samples * self._flops
+        flops = num_samples * self.forward_flops
         backward = 2 * flops if torch.is_grad_enabled() else 0.0
         self.work.flops += flops + backward
         self.work.backward_flops += backward

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
 EncodeMode = Literal["plain", "masked", "causal"]
+Backend = Literal["auto", "plain", "stream", "deepspeed", "qlora"]
 
 ENCODE_MODES: dict[Head, EncodeMode] = {
     "mean_pool": "plain",
@@ -37,6 +38,14 @@ class Backbone(BaseModel):
     head: Head = "mean_pool"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base; adapters are float32")
     attention: Literal["sdpa", "eager"] = "sdpa"
+    backend: Backend = Field(
+        "auto",
+        description="how a node holds the base: plain, stream (Linears visit the GPU one by one), deepspeed (ZeRO-3, "
+        "offloaded to the host's memory), qlora (4 bits a weight); auto: plain where it fits, else as memory allows",
+    )
+    checkpointing: bool = Field(
+        False, description="blocks are computed again in the backward pass: less memory, a third more time"
+    )
     dropout: bool = Field(
         False, description="the frozen base's own dropout in training; the adapter's is peft's setting"
     )

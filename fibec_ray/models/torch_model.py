@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from fibec_ray import seeds
 from fibec_ray.errors import ModelError
 from fibec_ray.models.alone import Alone
-from fibec_ray.models.backbone import open_base
+from fibec_ray.models.checkpointing import keep_recomputing, recompute_blocks
+from fibec_ray.models.held import Held
+from fibec_ray.models.holding import choose, hold, room_on, weights_bytes
 from fibec_ray.models.joined import join, join_embeds, split
-from fibec_ray.models.kernels import keep_heap, speed_up
+from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.peft.base import Peft
@@ -30,9 +32,9 @@ from fibec_ray.types import HEAD, Batch, LaneBatch, Outputs, Work
 class TorchModel(Alone):
     """One frozen base with one adapter, lent to one device at a time. Implements `LocalModel`.
 
-    spec: which backbone. folder: from `backbone.prepare`. peft: the adapter. label_words: token ids (C,) of the
-    verbaliser, None with a classification head. seed: of the adapter's and head's initial values; the same seed gives
-    the same values in every process. device: torch's, e.g. "cpu" or "cuda:0".
+    spec: which backbone. source: the folder from `backbone.prepare`, or the base itself. peft: the adapter.
+    label_words: token ids (C,) of the verbaliser, None with a classification head. seed: of the adapter's and head's
+    initial values; the same seed gives the same values in every process. device: torch's, e.g. "cpu" or "cuda:0".
 
     Virtual tokens that a PEFT kind puts before a sample's own are cut off what comes out: states are (B, S, H).
     """
@@ -40,7 +42,7 @@ class TorchModel(Alone):
     def __init__(
         self,
         spec: Backbone,
-        folder: Path,
+        source: Any,
         peft: Peft,
         num_classes: int,
         label_words: Sequence[int] | None,
@@ -48,8 +50,16 @@ class TorchModel(Alone):
         device: str = "cpu",
     ):
         keep_heap()
-        base = open_base(spec, folder, device)
         self.device = torch.device(device)
+        if isinstance(source, Path):
+            self.backend, self.backend_reason = choose(spec.backend, weights_bytes(source), room_on(self.device))
+            self._held = hold(self.backend, spec, source, self.device)
+        else:
+            self.backend, self.backend_reason = "plain", "as given"
+            self._held = Held(source, lambda module: None)
+        base = self._held.base
+        if spec.checkpointing:
+            recompute_blocks(base)
         self.num_layers = int(base.config.num_hidden_layers)
         self.work = Work()
         self._spec, self._peft = spec, peft
@@ -57,11 +67,11 @@ class TorchModel(Alone):
         with seeds.seeded_third_party(seed, "adapter"):
             self._attached = peft.attach(base, "SEQ_CLS" if spec.head == "model" else None)
             head = nn.Linear(base.config.hidden_size, num_classes) if spec.head == "mean_pool" else None
+        self._held.finish(self._attached.module)
         self.peft_model = self._attached.module.to(self.device)
         self._base = self._attached.base
         self._head = head.to(self.device) if head is not None else None
         self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
-        speed_up(self.peft_model)
         self._trainable = self._collect()
         self._bank: LaneBank | None = None
         self._rank: int | None = None
@@ -122,6 +132,8 @@ class TorchModel(Alone):
         for name, module in self.peft_model.named_modules():
             if self.is_adapter(name) and not self._peft.trains_base:
                 module.train(mode)
+        if self._spec.checkpointing:
+            keep_recomputing(self.peft_model)
 
     def embed(self, batch: Batch) -> Tensor:
         embeddings: Tensor = self._base.get_input_embeddings()(batch.input_ids.to(self.device))
@@ -142,7 +154,15 @@ class TorchModel(Alone):
         else:
             assert self._words is not None
             losses = F.cross_entropy(answer_logits, self._words[labels], reduction="none")
+        if torch.is_grad_enabled():
+            self._held.passed()
         return Outputs(losses, scores, states)
+
+    def derive(
+        self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
+    ) -> Sequence[Tensor | None]:
+        self._held.again()
+        return super().derive(values, tensors, cotangents, retain_graph)
 
     @property
     def gains_from_lanes(self) -> bool:
@@ -154,6 +174,8 @@ class TorchModel(Alone):
             return f"method.peft {self._peft.kind} is computed for one device at a time"
         if self._spec.dropout or any(self._drops_out(name, module) for name, module in self.peft_model.named_modules()):
             return "dropout draws for each device by itself"
+        if self._spec.checkpointing:
+            return "backbone.checkpointing computes blocks again when a lane's values are no longer in them"
         return obstacle(self._holders, self._trainable)
 
     def together(
@@ -221,7 +243,10 @@ class _ForwardCost:
         # Not the pooler of the BERT family, which sees one token and is not used.
         modules = [module for name, module in inner.named_modules() if not name.startswith("pooler.")]
         dense: list[Any] = [m for m in modules if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
-        self._dense = 2.0 * sum(m.weight.numel() for m in dense)
+        # Of their sizes, as a weight that is elsewhere has no entries here.
+        self._dense = 2.0 * sum(
+            m.in_features * m.out_features if isinstance(m, nn.Linear) else m.nx * m.nf for m in dense
+        )
         self._attention = 4.0 * num_layers * base.config.hidden_size
 
     def flops_per_token(self, length: int) -> float:

@@ -73,7 +73,7 @@ def _run(record: Record, site: Site, fleet: Fleet, start: Checkpoint | None, unt
     tally = Tally(experiment.task.metric, experiment.local.batch_size)
     num_parts = until + 1 - start.manifest.next_round if start else until + 2
     for logged in islice(run_rounds(experiment, site, fleet, tally, Nobody(), start), num_parts):
-        log.append(logged.row, logged.reports, logged.layers)
+        log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
 
 
 def _compare_state(

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.roundlog.schema import ADDED, NONDETERMINISTIC, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import ADDED, NONDETERMINISTIC, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
 
 _ORDER = {
     "rounds": ["round"],
     "devices": ["round", "device"],
     "layers": ["round", "layer"],
     "batches": ["round", "device", "batch"],
+    "evaluations": ["round", "device"],
 }
 
 
@@ -39,6 +40,11 @@ def read_batches(run_dir: Path) -> pa.Table:
     return read_table(run_dir, "batches")
 
 
+def read_evaluations(run_dir: Path) -> pa.Table:
+    """One row per device and evaluated round, in that order; columns as in `schema.EVALUATIONS`. May be empty."""
+    return read_table(run_dir, "evaluations")
+
+
 def log_digest(run_dir: Path) -> str:
     """A hash of all that a run logged, NONDETERMINISTIC columns aside: equal digests mean bitwise-equal logs."""
     state = hashlib.blake2b(digest_size=16)
@@ -55,12 +61,27 @@ def read_table(run_dir: Path, name: str) -> pa.Table:
     """One of `schema.TABLES`, in order."""
     folder = run_dir / name
     parts = sorted(folder.glob("[!.]*.parquet"))
+    if not parts and not _had(run_dir, name):
+        return TABLES[name].empty_table()
     if not parts:
         raise RunDirError(
             f"{folder}: no round log here; is '{run_dir}' a run directory, and has its first round ended?"
         )
     table = pa.concat_tables([_read_part(path, TABLES[name]) for path in parts])
     return table.sort_by([(column, "ascending") for column in _ORDER[name]])
+
+
+def _had(run_dir: Path, name: str) -> bool:
+    """Whether the program that began the log wrote this table at all."""
+    first = min((run_dir / "rounds").glob("[!.]*.parquet"), default=None)
+    return first is None or name in tables_of(_version(first, _schema_of(first)))
+
+
+def _schema_of(part: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(part)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise RunDirError(f"{part}: not a readable part of a round log ({error}); remove it or rerun") from error
 
 
 def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
@@ -83,10 +104,9 @@ def _added_after(version: int, table: str) -> list[str]:
 
 def _version(path: Path, schema: pa.Schema) -> int:
     found = (schema.metadata or {}).get(b"schema_version", b"none").decode()
-    oldest = min(ADDED) - 1
-    if not found.isdigit() or not oldest <= int(found) <= SCHEMA_VERSION:
+    if not found.isdigit() or not SCHEMA_MAJOR <= int(found) <= SCHEMA_VERSION:
         raise RunDirError(
-            f"{path}: schema version {found}, but this program reads versions {oldest} to {SCHEMA_VERSION}; "
+            f"{path}: schema version {found}, but this program reads versions {SCHEMA_MAJOR} to {SCHEMA_VERSION}; "
             "read it with the program that wrote it"
         )
     return int(found)

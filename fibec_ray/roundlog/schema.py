@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
+
+SCHEMA_MAJOR = 2
+"""The version in which a column was last renamed, removed or given another meaning. Programs that read logs of this
+major read newer versions of it too: they ignore columns that they do not know, and take null for those they miss."""
 
 ADDED = {
     3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)},
-    4: {"rounds": ("num_quarantined",), "devices": ("quarantined",)},
+    5: {"rounds": ("num_quarantined",), "devices": ("quarantined",)},
 }
 """By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
+
+ADDED_TABLES = {4: ("evaluations",)}
+"""By version: tables that it added. Older logs are read as if they had them, without rows."""
 
 METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
 """What the writer is given as strings and puts in every part file, beside `schema_version`."""
@@ -215,27 +222,49 @@ BATCHES = pa.schema(
 )
 """One row per device and fixed batch, in each round in which the device's curriculum scored them."""
 
-TABLES = {"rounds": ROUNDS, "devices": DEVICES, "layers": LAYERS, "batches": BATCHES}
+EVALUATIONS = pa.schema(
+    [
+        _ROUND,
+        _column("device", pa.int32(), "index", "the device"),
+        _column("num_samples", pa.int64(), "samples", "size of the device's own test shard; 0 has no scores"),
+        _column("trained", pa.bool_(), "", "whether the device has trained at least once so far"),
+        _optional("accuracy", pa.float64(), "1", "the device's own model on its own test shard; null in a regression"),
+        _optional("loss", pa.float64(), "nats", "the device's own model on its own test shard, mean over samples"),
+    ]
+)
+"""One row per device in each round that was evaluated. Pooled by num_samples they are rounds.personal_accuracy."""
+
+TABLES = {"rounds": ROUNDS, "devices": DEVICES, "layers": LAYERS, "batches": BATCHES, "evaluations": EVALUATIONS}
 """Schema by table; the name is the folder's name in the run directory too."""
 
 _INTRODUCTION = f"""# The round log
 
 <!-- Generated: python -m fibec_ray.roundlog.schema > docs/round-log.md -->
 
-A run writes four Parquet tables into its run directory: `rounds/`, `devices/`, `layers/` and `batches/`. Each is a
-folder with one part file per round (`init.parquet` for the initialisation phase, then `part-000000.parquet` ...),
-renamed into place when complete, so a log can be read while the run goes on. The Parquet metadata of every part holds
-`schema_version` (now {SCHEMA_VERSION}), {", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`: the
-resolved experiment.
+A run writes five Parquet tables into its run directory: `rounds/`, `devices/`, `layers/`, `batches/` and
+`evaluations/`. Each is a folder with one part file per round (`init.parquet` for the initialisation phase, then
+`part-000000.parquet` ...), renamed into place when complete, so a log can be read while the run goes on. The Parquet
+metadata of every part holds `schema_version` (now {SCHEMA_VERSION}), `schema_major` (now {SCHEMA_MAJOR}),
+{", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`: the resolved experiment.
+
+A newer version of the same major only adds nullable columns and tables: `analysis.log` reads it, leaves out what it
+does not know and fills what is missing with nulls. A newer major has changed what a column means, and is refused.
 
 `num_steps`, `num_samples`, `num_samples_seen` and `train_loss` are those of the model that devices share. What a
 method's solver trains beside it (a model of the device's own, a head by itself) shows in `flops` and the times alone;
 what it does before an evaluation is not logged.
 
-Read it with `fibec_ray.roundlog.reader`, or with any Parquet reader: `SELECT * FROM 'RUN/rounds/*.parquet'`.
+Read it with `analysis.log` (lazy, [recipes.md](recipes.md) has examples) or with any Parquet reader:
+`SELECT * FROM 'RUN/rounds/*.parquet'`.
 Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed.
 A regression (task metric `r2`) has no accuracies, and half squared errors for losses. Samples that are no text have no
 length."""
+
+
+def tables_of(version: int) -> list[str]:
+    """The tables that a log of this version has."""
+    later = {name for added, names in ADDED_TABLES.items() if added > version for name in names}
+    return [name for name in TABLES if name not in later]
 
 
 def score_column(metric: str | None) -> str:
@@ -257,6 +286,7 @@ def markdown() -> str:
         "devices": "one row per device-round that was finished",
         "layers": "one row per layer and round (none where a method does not look at layers)",
         "batches": "one row per device and fixed batch, in each round in which its curriculum scored them",
+        "evaluations": "one row per device, in each round that was evaluated",
     }
     parts = [_INTRODUCTION]
     for table, schema in TABLES.items():

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError, RunError, did_you_mean
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
 from fibec_ray.types import OPENING_ROUND
 
 Row = Mapping[str, Any]
 
+_VERSION = {"schema_version": str(SCHEMA_VERSION), "schema_major": str(SCHEMA_MAJOR)}
 _TUPLES = ("kept_neurons", "layer_fisher", "batches")  # fields of DeviceReport that are rows of other tables
 _SCALARS = tuple(field.name for field in fields(DeviceReport) if field.name not in _TUPLES)
 
@@ -35,19 +36,26 @@ class RoundLog:
         missing = [key for key in METADATA_KEYS if key not in metadata]
         if missing:
             raise RunError(f"round log: metadata lacks {', '.join(missing)}")
-        self._metadata = {"schema_version": str(SCHEMA_VERSION)} | dict(metadata)
+        self._metadata = _VERSION | dict(metadata)
         self._run_dir = run_dir
         for table in TABLES:
             _make_folder(run_dir / table)
 
-    def append(self, rounds_row: Row, device_rows: Sequence[DeviceReport], layer_rows: Sequence[Row]) -> None:
+    def append(
+        self,
+        rounds_row: Row,
+        device_rows: Sequence[DeviceReport],
+        layer_rows: Sequence[Row],
+        evaluation_rows: Sequence[Row] = (),
+    ) -> None:
         """Adds a round, or writes it again. All of its rows are checked before the first part is written."""
         round_ = rounds_row.get("round", OPENING_ROUND)
         rounds = self._table("rounds", round_, [rounds_row])
         devices = self._table("devices", round_, [device_row(report) for report in device_rows])
         layers = self._table("layers", round_, layer_rows)
         batches = self._table("batches", round_, [row for report in device_rows for row in _batch_rows(report)])
-        for name, table in (("batches", batches), ("layers", layers), ("devices", devices), ("rounds", rounds)):
+        parts = {"evaluations": self._table("evaluations", round_, evaluation_rows), "batches": batches}
+        for name, table in (parts | {"layers": layers, "devices": devices, "rounds": rounds}).items():
             _write(self._run_dir / name / part_name(round_), table)
 
     def check(self, last: int) -> None:
@@ -55,12 +63,10 @@ class RoundLog:
 
         Reads the ends of the files only, which is where a file that was cut short lacks something.
         """
-        for name in TABLES:
-            for round_ in range(OPENING_ROUND, last + 1):
-                path = self._run_dir / name / part_name(round_)
-                found = _run_of(path)
-                if found != self._metadata["run_id"]:
-                    raise RunDirError(f"{path}: is of another run ({found}) than this one ({self._metadata['run_id']})")
+        for round_ in range(OPENING_ROUND, last + 1):
+            version = int(self._check_part("rounds", round_)["schema_version"])
+            for name in tables_of(version):
+                self._check_part(name, round_)
 
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""
@@ -68,6 +74,15 @@ class RoundLog:
             for path in (self._run_dir / name).glob("*.parquet"):
                 if round_of(path) >= first:
                     _remove(path)
+
+    def _check_part(self, name: str, round_: int) -> dict[str, str]:
+        """The metadata of a part of this run."""
+        path = self._run_dir / name / part_name(round_)
+        found = _metadata_of(path)
+        if found.get("run_id") != self._metadata["run_id"]:
+            own = self._metadata["run_id"]
+            raise RunDirError(f"{path}: is of another run ({found.get('run_id')}) than this one ({own})")
+        return found
 
     def _table(self, name: str, round_: int, rows: Sequence[Row]) -> pa.Table:
         where = f"round log, {name}, round {round_}"
@@ -89,9 +104,9 @@ def round_of(part: Path) -> int:
     return OPENING_ROUND if part.stem == "init" else int(part.stem.removeprefix("part-"))
 
 
-def _run_of(part: Path) -> str:
+def _metadata_of(part: Path) -> dict[str, str]:
     try:
-        return (pq.read_schema(part).metadata or {}).get(b"run_id", b"none").decode()
+        return {key.decode(): value.decode() for key, value in (pq.read_schema(part).metadata or {}).items()}
     except (pa.ArrowException, OSError, EOFError) as error:
         raise RunDirError(f"{part}: not a readable part of a round log ({error})") from error
 

@@ -1,4 +1,4 @@
-"""The report of small made-up runs: every figure is there, numbers are the log's, and nothing comes from outside."""
+"""The page of small made-up runs: every figure is there, numbers are the log's, and nothing comes from outside."""
 
 import io
 import json
@@ -6,9 +6,13 @@ import re
 
 import matplotlib.image
 import pytest
+from round_logs import small_run
 
-from analysis.curves import curves_of
-from analysis.figures import png
+from analysis.cards import cards_of, figures_of
+from analysis.fairness import Spread, last_spread
+from analysis.figure import Curve, Heat, Span
+from analysis.figures import draw
+from analysis.page import figure_data
 from analysis.report import write_report
 from analysis.scores import scores_of
 from analysis.tables import RunTables, latest_layers
@@ -55,6 +59,12 @@ def evaluated(round_):
     }
 
 
+def evaluation(round_, device, accuracy):
+    num_samples = 0 if accuracy is None else 10
+    row = {"round": round_, "device": device, "num_samples": num_samples, "trained": True}
+    return row | {"accuracy": accuracy, "loss": None}
+
+
 def full_run(run_dir, rounds=4):
     """A run with an initialisation phase, a curriculum, scored layers and an evaluation after every round."""
     log = RoundLog(run_dir, METADATA)
@@ -70,7 +80,8 @@ def full_run(run_dir, rounds=4):
         ]
         later = [row | {"sensitivity": None, "fisher_mass": 3.5, "kept_neurons": 12.0} for row in layers]
         layer_rows = [{"round": round_, "layer": at} | row for at, row in enumerate(later)]
-        log.append(rounds_row(round_, **evaluated(round_)), reports, layer_rows)
+        scores = [evaluation(round_, 0, 0.5), evaluation(round_, 1, 1.0), evaluation(round_, 2, None)]
+        log.append(rounds_row(round_, **evaluated(round_)), reports, layer_rows, scores)
     return run_dir
 
 
@@ -80,40 +91,111 @@ def with_summary(run_dir, **changes):
 
 
 def page_of(run_dir):
-    return write_report(run_dir).read_text(encoding="utf-8")
+    return write_report([run_dir]).read_text(encoding="utf-8")
 
 
-def test_every_curve_is_drawn_into_the_folder_and_the_page(tmp_path):
+def figures_in(page):
+    """What the page's script draws from."""
+    return json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def curves(run_dir, anchors=None, metric="accuracy"):
+    return {figure.stem: figure for figure in figures_of(cards_of(RunTables.read(run_dir), anchors or {}, metric))}
+
+
+def test_every_figure_that_the_log_has_numbers_for_is_on_the_page(tmp_path):
     page = page_of(with_summary(full_run(tmp_path)))
-    stems = {path.stem for path in (tmp_path / "report").iterdir()}
-    more = {"evaluation_loss", "training_loss", "data_fraction", "difficulty_seen", "layer_sensitivity"}
-    assert stems == set(ACCURACY_STEMS) | more | {"kept_fraction", "mask_overlap"}
-    for path in (tmp_path / "report").iterdir():
-        height, width, _ = matplotlib.image.imread(path).shape
-        assert (width, height) == (960, 600)  # 6.4 x 4 inches at 150 dpi
-    assert page.count("<img ") == len(stems)
+    stems = {figure["stem"] for figure in figures_in(page)}
+    assert set(ACCURACY_STEMS) <= stems
+    assert {"evaluation_loss_by_rounds", "training_loss", "data_fraction", "difficulty_seen"} <= stems
+    assert {"kept_fraction", "mask_overlap", "layer_sensitivity", "personal_spread", "personal_histogram"} <= stems
+    assert {"layers_sensitivity", "layers_fisher_mass", "layers_shared", "devices_device", "shard_sizes"} <= stems
+    assert "devices_attempt" not in stems and "grade_seen" not in stems  # nothing was lost; no grades
+    shown = [int(at) for found in re.findall(r'data-figures="([0-9,]+)"', page) for at in found.split(",")]
+    assert shown == list(range(len(stems)))
+
+
+def test_figures_for_a_paper_are_png_and_svg(tmp_path):
+    write_report([with_summary(full_run(tmp_path / "run"))], tmp_path / "page.html", tmp_path / "figures")
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"accuracy_by_rounds.png", "accuracy_by_rounds.svg", "layers_sensitivity.png"} <= names
+    height, width, _ = matplotlib.image.imread(tmp_path / "figures" / "accuracy_by_rounds.png").shape
+    assert (width, height) == (960, 600)  # 6.4 x 4 inches at 150 dpi
+    assert (tmp_path / "figures" / "accuracy_by_rounds.svg").read_text().count("<svg") == 1
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path):
     page = page_of(with_summary(full_run(tmp_path)))
-    sources = re.findall(r'(?:src|href)\s*=\s*"([^"]{0,30})', page)
-    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not re.search(r"https?://|url\(|@import|<script|<link", page)
+    assert not re.search(r"(src|href)\s*=|url\(|@import|<link|<iframe", page)
+    addresses = set(re.findall(r"https?://[^\"' ]*", page))
+    assert addresses <= {"http://www.w3.org/2000/svg"}  # a name, never fetched
+    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|\bimport\b", page)
 
 
 def test_curves_hold_the_numbers_of_the_log(tmp_path):
-    tables = RunTables.read(full_run(tmp_path))
-    curves = {curve.stem: curve for curve in curves_of(tables, {"majority": 0.5}, "accuracy")}
-    assert curves["accuracy_by_rounds"].series[0].points == tuple(zip((1, 2, 3, 4), GLOBAL, strict=True))
-    assert curves["accuracy_by_rounds"].levels == (("majority class (0.500)", 0.5),)
-    assert curves["accuracy_by_sim_time"].x_label == "simulated time (min)"
-    assert curves["accuracy_by_sim_time"].series[1].points == tuple(zip((1, 2, 3, 4), PERSONAL, strict=True))
-    assert curves["mask_overlap"].series[0].points == ((2, 0.9), (3, 0.9), (4, 0.9))
-    assert curves["accuracy_by_bytes"].x_label == "sent both ways (kB)"
-    assert curves["accuracy_by_bytes"].series[0].points[-1] == (6.0, 0.7)
-    assert curves["difficulty_seen"].series[0].points[0] == (1, 1.75)  # (10 * 1 + 30 * 2) / 40
-    shared, personal = curves["layer_sensitivity"].series
+    found = curves(full_run(tmp_path), {"majority": 0.5})
+    assert found["accuracy_by_rounds"].series[0].points == tuple(zip((1, 2, 3, 4), GLOBAL, strict=True))
+    assert found["accuracy_by_rounds"].levels == (("majority class (0.500)", 0.5),)
+    assert found["accuracy_by_sim_time"].x_label == "simulated time (min)"
+    assert found["accuracy_by_sim_time"].series[1].points == tuple(zip((1, 2, 3, 4), PERSONAL, strict=True))
+    assert found["mask_overlap"].series[0].points == ((2, 0.9), (3, 0.9), (4, 0.9))
+    assert found["accuracy_by_bytes"].x_label == "sent both ways (kB)"
+    assert found["accuracy_by_bytes"].series[0].points[-1] == (6.0, 0.7)
+    assert found["difficulty_seen"].series[0].points[0] == (1, 1.75)  # (10 * 1 + 30 * 2) / 40
+    shared, personal = found["layer_sensitivity"].series
     assert (shared.points, personal.points) == (((0, 0.9),), ((1, 0.2),))
+
+
+def test_heat_maps_hold_the_numbers_of_the_log(tmp_path):
+    found = curves(full_run(tmp_path))
+    mass = found["layers_fisher_mass"]
+    assert isinstance(mass, Heat) and mass.rows == ("0", "1") and mass.columns[:2] == (0, 1)
+    assert mass.values[0] == (None, 3.5, 3.5, 3.5, 3.5)  # not known at the initialisation phase
+    assert found["layers_shared"].values[1] == (0.0,) * 5
+    assert found["devices_device"].values == ((1.0,) * 4, (1.0,) * 4)
+
+
+def test_the_timeline_starts_a_round_where_the_last_one_ended(tmp_path):
+    """Initialisation takes 10 s; in the first round one device takes 4 s and one, at the second attempt, 6 s."""
+    log = RoundLog(tmp_path, METADATA)
+    log.append(rounds_row(-1, sim_time_s=10.0), [], [])
+    first = [
+        DeviceReport(0, 4, num_samples=1, sim_time_s=4.0, actor="b"),
+        DeviceReport(0, 7, num_samples=1, sim_time_s=6.0, attempt=1, actor="a"),
+    ]
+    log.append(rounds_row(0, sim_time_s=16.0), first, [])
+    log.append(rounds_row(1, sim_time_s=18.0), [DeviceReport(1, 4, num_samples=1, sim_time_s=2.0, actor="a")], [])
+    found = curves(tmp_path)["timeline"]
+    assert (found.rows, found.names, found.x_label) == (("4", "7"), ("a", "b"), "simulated time (s)")
+    assert found.spans == (Span(0, 10, 14, 1, 1, 0), Span(1, 10, 16, 0, 1, 1), Span(0, 16, 18, 0, 2, 0))
+    assert figure_data(found)["spans"][1] == [1, 10, 16, 0, 1, 1]
+    assert all(draw(found).values())
+
+
+def test_of_a_long_run_the_timeline_has_the_last_rounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.timeline.MAX_SPANS", 5)
+    found = curves(full_run(tmp_path))["timeline"]  # two device-rounds a round
+    assert [span.rounds for span in found.spans] == [3, 3, 4, 4] and "The last 2 rounds." in found.caption
+
+
+def test_devices_spread_by_hand(tmp_path):
+    """Accuracies .5 and 1; the third device has no test samples and does not count."""
+    found = curves(full_run(tmp_path))
+    spread = last_spread(RunTables.read(tmp_path))
+    assert spread == Spread(2, 0.75, 0.5, 0.75, 1.0, 0.25)
+    median, worst = found["personal_spread"].series
+    assert (median.points[0], worst.points[0]) == ((1, 0.75), (1, 0.5))
+    assert median.band[0] == (pytest.approx(0.55), pytest.approx(0.95))
+    assert dict(found["personal_histogram"].series[0].points) | {0.525: 1, 0.975: 1} == dict(
+        found["personal_histogram"].series[0].points
+    )
+    assert found["personal_by_shard"].series[0].points == ((10, 0.5), (30, 1.0))
+
+
+@pytest.mark.parametrize(("count", "worst"), [(9, 0.0), (10, 0.0), (11, 0.5), (20, 0.5), (21, 1.0)])
+def test_a_decile_is_a_tenth_rounded_up(count, worst):
+    """Scores 0, 1, 2 ...: the mean of the lowest one, two or three."""
+    assert Spread.of([float(at) for at in range(count)]).worst_decile == worst
 
 
 def test_scores_are_final_best_and_recent_mean(tmp_path):
@@ -126,7 +208,7 @@ def test_scores_are_final_best_and_recent_mean(tmp_path):
 
 def test_the_page_shows_the_numbers_of_the_log(tmp_path):
     page = page_of(with_summary(full_run(tmp_path)))
-    for shown in ("0.7000", "0.8000", "0.8500", "0.7500", "0.5000", "0.6250", "6,000 B", "240.0 s", "160"):
+    for shown in ("0.7000 (4)", "0.8000 (3)", "0.8500 (4)", "0.7500", "0.5000 (majority class)", "6 kB", "4 min"):
         assert shown in page, shown
     for fact in ("small", "fibecfed", "embedded", "abc123", "d1"):
         assert fact in page, fact
@@ -142,7 +224,7 @@ def test_layers_show_the_last_known_values(tmp_path):
 def test_another_metric_than_accuracy_has_its_own_curve_and_row(tmp_path):
     RoundLog(tmp_path, METADATA).append(rounds_row(0, global_accuracy=0.5, global_metric=0.25), [], [])
     page = page_of(with_summary(tmp_path, metric="matthews"))
-    assert (tmp_path / "report" / "metric_by_rounds.png").exists()
+    assert "metric_by_rounds" in {figure["stem"] for figure in figures_in(page)}
     assert "Global matthews" in page and "0.2500" in page
 
 
@@ -162,8 +244,8 @@ def test_a_failed_run_says_so(tmp_path):
 
 def test_the_log_alone_is_enough_with_one_round(tmp_path):
     page = page_of(full_run(tmp_path, rounds=1))
-    assert "1 rounds completed" in page
-    assert page.count("<img ") == len(ACCURACY_STEMS) + 6  # no mask has an overlap yet
+    stems = {figure["stem"] for figure in figures_in(page)}
+    assert "1 rounds completed" in page and set(ACCURACY_STEMS) <= stems and "mask_overlap" not in stems
 
 
 def test_a_run_without_evaluation_has_no_accuracy_figures(tmp_path):
@@ -172,44 +254,81 @@ def test_a_run_without_evaluation_has_no_accuracy_figures(tmp_path):
         log.append(rounds_row(round_, train_loss=0.7), [], [])
     page = page_of(tmp_path)
     assert "No round of this run has been evaluated yet." in page
-    assert [path.name for path in (tmp_path / "report").iterdir()] == ["training_loss.png"]
+    assert [figure["stem"] for figure in figures_in(page)] == ["training_loss"]
 
 
 def test_a_run_that_only_opened_renders_without_figures(tmp_path):
     RoundLog(tmp_path, METADATA).append(rounds_row(-1), [], [])
     page = page_of(tmp_path)
-    assert "<img" not in page and "0 rounds completed" in page
+    assert figures_in(page) == [] and "0 rounds completed" in page
 
 
-def test_a_loss_that_is_not_finite_still_renders(tmp_path):
+def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path):
     log = RoundLog(tmp_path, METADATA)
-    for round_, loss in enumerate((0.7, float("nan"), float("inf"))):
+    for round_, loss in enumerate((0.7, float("nan"), float("inf"), 0.5)):
         log.append(rounds_row(round_, train_loss=loss, global_accuracy=0.5), [], [])
-    assert "0.5000" in page_of(tmp_path)
-    assert (tmp_path / "report" / "training_loss.png").exists()
+    training = next(figure for figure in figures_in(page_of(tmp_path)) if figure["stem"] == "training_loss")
+    assert training["series"][0]["y"] == [0.7, None, None, 0.5]
+    assert all(draw(curves(tmp_path)["training_loss"]).values())
 
 
 def test_hostile_names_are_text(tmp_path):
-    with_summary(full_run(tmp_path), name="<script>alert(1)</script>", task='"><img src=x onerror=y>')
-    (tmp_path / "config.yaml").write_text("note: '</pre><b>bold</b>'\n")
-    page = page_of(tmp_path)
-    assert "<script" not in page and "<b>" not in page and "<img src=x" not in page
+    """In the page, and in the data of the script: nothing closes the element that it stands in."""
+    run = with_summary(full_run(tmp_path / "a"), name="<script>alert(1)</script>", task='"><img src=x onerror=y>')
+    (run / "config.yaml").write_text("note: '</pre><b>bold</b>'\n")
+    page = page_of(run)
+    assert "<script>alert" not in page and "<b>bold" not in page and "<img src=x" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    for name in ("</script><script>alert(2)", "safe"):
+        small_run(tmp_path / name.replace("/", "_"), {0: 0.5}, method=name)
+    both = [path for path in tmp_path.iterdir() if path.name != "a"]
+    page = write_report(both, tmp_path / "b.html").read_text()
+    assert "<script>alert" not in page and page.count("</script>") == 2
 
 
 def test_a_figure_is_the_same_each_time(tmp_path):
-    curve = curves_of(RunTables.read(full_run(tmp_path)), {}, None)[0]
-    assert png(curve) == png(curve)
-    assert matplotlib.image.imread(io.BytesIO(png(curve))).min() < 0.5  # something is drawn
+    found = curves(full_run(tmp_path))
+    for stem in ("accuracy_by_rounds", "layers_sensitivity", "personal_by_shard"):
+        assert draw(found[stem]) == draw(found[stem])
+    image = draw(found["accuracy_by_rounds"])["png"]
+    assert matplotlib.image.imread(io.BytesIO(image)).min() < 0.5  # something is drawn
+
+
+def test_numbers_of_figures_are_short():
+    curve = Curve("s", "t", "c", "x", "y", series=())
+    assert figure_data(curve)["levels"] == []
+    heat = Heat("s", "t", "c", "x", "y", "v", (0, 1), ("0",), ((1 / 3, None),))
+    assert figure_data(heat)["values"] == [[0.33333, None]]
 
 
 @pytest.mark.parametrize(("name", "text"), [("summary.json", "{"), ("summary.json", "[]"), ("config.yaml", "a: [")])
 def test_a_broken_file_is_named(tmp_path, name, text):
     (full_run(tmp_path) / name).write_text(text)
     with pytest.raises(RunDirError, match=name.replace(".", r"\.")):
-        write_report(tmp_path)
+        page_of(tmp_path)
 
 
 def test_a_folder_without_a_log_is_refused(tmp_path):
     with pytest.raises(RunDirError, match="no round log here"):
-        write_report(tmp_path)
+        page_of(tmp_path)
+
+
+# --- several runs
+
+
+def test_several_runs_are_drawn_over_each_other(tmp_path):
+    """Two seeds of one method: .5 and .7, so .6 with a shade from .5 to .7; and one of another."""
+    runs = [small_run(tmp_path / f"a{seed}", {0: score}, seed) for seed, score in ((0, 0.5), (1, 0.7))]
+    runs.append(small_run(tmp_path / "b", {0: 0.9}, 0, "fedavg"))
+    page = write_report(runs, tmp_path / "page.html").read_text()
+    figure = next(figure for figure in figures_in(page) if figure["stem"] == "personal_accuracy_by_rounds")
+    two, one = figure["series"]
+    assert (two["label"], two["x"], two["y"], two["low"], two["high"]) == ("fibecfed", [1], [0.6], [0.5], [0.7])
+    assert (one["label"], one["y"], "low" in one) == ("fedavg", [0.9], False)
+    assert page.count('<section class="run"') == 3 and "fibecfed, seed 1" in page and "p, Holm" in page
+
+
+def test_runs_that_are_not_comparable_are_shown_with_a_word_of_warning(tmp_path):
+    runs = [small_run(tmp_path / "a", {0: 0.5}), small_run(tmp_path / "b", {0: 0.5}, method="x", num_devices=20)]
+    page = write_report(runs, tmp_path / "page.html").read_text()
+    assert "These runs differ in more than their method: num_devices is 10" in page

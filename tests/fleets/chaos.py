@@ -1,8 +1,8 @@
 """A run on a cluster of three nodes that die, in a process of its own; started by test_chaos.py.
 
 python chaos.py SETTINGS.yaml RUN FOUND.json: the head has no device actors, two nodes have one each. In round 1 one
-of them dies when a device is done; in round 2 all that are left die at once, with the updates that they hold, and others
-join.
+of them dies when a device is done; in round 2 all that are left die at once, with the updates that they hold, and
+others join.
 Writes the digests, the notes, and who did what at which attempt.
 """
 

@@ -164,3 +164,17 @@ def test_methods_without_layer_scores_have_none() -> None:
     tally = Tally("accuracy", batch_size=4)
     _, rows = tally.opening(opened())
     assert [row["sensitivity"] for row in rows] == [None, None]
+
+
+def test_evaluations_are_one_row_for_each_device() -> None:
+    """Device 0 is right on 1 of 4 and has not trained, device 1 on 2 of 2, device 2 has no test samples."""
+    tally, _ = tally_with_opening()
+    evaluation = EvaluationResult(right(), {1: right(True, True), 0: right(True, False, False, False), 2: right()})
+    tally.round(3, RoundResult([report(1, 3)]), evaluation)
+    rows = tally.evaluations(3, evaluation)
+    assert rows == [
+        {"round": 3, "device": 0, "num_samples": 4, "trained": False, "accuracy": 0.25, "loss": 0.0},
+        {"round": 3, "device": 1, "num_samples": 2, "trained": True, "accuracy": 1.0, "loss": 0.0},
+        {"round": 3, "device": 2, "num_samples": 0, "trained": False, "accuracy": None, "loss": None},
+    ]
+    assert tally.evaluations(4, None) == []

@@ -1,12 +1,14 @@
 """Reading logs that are whole, growing, broken, or of another time; and comparing two of them."""
 
+import shutil
+
 import pyarrow.parquet as pq
 import pytest
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.reader import log_digest, read_devices, read_layers, read_rounds
-from fibec_ray.roundlog.schema import ADDED, DEVICES, LAYERS, ROUNDS, SCHEMA_VERSION
+from fibec_ray.roundlog.reader import log_digest, read_devices, read_evaluations, read_layers, read_rounds
+from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, ROUNDS, SCHEMA_VERSION, tables_of
 from fibec_ray.roundlog.writer import RoundLog
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}
@@ -68,7 +70,7 @@ def test_a_log_of_another_version_is_refused(tmp_path):
     part = write(tmp_path) / "rounds" / "part-000001.parquet"
     table = pq.ParquetFile(part).read()
     pq.write_table(table.replace_schema_metadata({"schema_version": "99"}), part)
-    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads versions 2 to 4"):
+    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads versions 2 to 5"):
         read_rounds(tmp_path)
 
 
@@ -85,6 +87,18 @@ def test_an_older_log_is_read_with_nulls_where_it_had_no_column(tmp_path, versio
     for added in later:
         assert all(read_rounds(tmp_path).column(column).to_pylist() == [None] * 3 for column in added["rounds"])
         assert all(read_devices(tmp_path).column(column).to_pylist() == [None] * 6 for column in added["devices"])
+
+
+def test_an_older_log_is_read_as_if_its_later_tables_had_no_rows(tmp_path):
+    write(tmp_path)
+    for name in tables_of(3):
+        for part in (tmp_path / name).iterdir():
+            table = pq.ParquetFile(part).read()
+            pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"schema_version": b"3"}), part)
+    shutil.rmtree(tmp_path / "evaluations")
+    assert read_evaluations(tmp_path).schema.equals(EVALUATIONS) and read_evaluations(tmp_path).num_rows == 0
+    assert log_digest(tmp_path)
+    RoundLog(tmp_path, METADATA).check(last=1)  # a run that an older program began can be resumed
 
 
 def test_a_part_with_other_columns_is_refused(tmp_path):

@@ -1,0 +1,108 @@
+"""What a figure says, apart from how it is drawn: pages draw it with browser/*.js, papers with figures.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Point = tuple[float, float]
+
+Anchors = Mapping[str, float]
+"""Accuracies that need no training: 'majority' (always the commonest class), 'own_majority' (each device its own).
+
+Of a regression R2: 'mean' (of the training values), 'own_mean' (each device's own).
+"""
+
+
+@dataclass(frozen=True)
+class Series:
+    label: str
+    points: tuple[Point, ...]
+    band: tuple[tuple[float, float], ...] = ()
+    """(lowest, highest) at each point, drawn as a shade; empty: none"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Lines, bars or dots over one x axis. levels: horizontal lines to compare with, as (label, y)."""
+
+    stem: str
+    """file name without its ending"""
+    title: str
+    caption: str
+    """one sentence"""
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    levels: tuple[tuple[str, float], ...] = ()
+    kind: Literal["lines", "bars", "dots"] = "lines"
+    whole_x: bool = False
+    """x counts something: ticks at integers only"""
+    fraction: bool = False
+    """y lies between 0 and 1, and the figure shows all of that"""
+    choice: str = ""
+    """what the button says that shows this one of a card"""
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A matrix of numbers as colours: one row for each layer or device, one column for some rounds."""
+
+    stem: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    value_label: str
+    columns: tuple[float, ...]
+    """x of each column"""
+    rows: tuple[str, ...]
+    """label of each row"""
+    values: tuple[tuple[float | None, ...], ...]
+    """by row; None is left blank"""
+    names: tuple[str, ...] = ()
+    """of the values 0, 1, 2 ..., where they are kinds and not amounts"""
+    choice: str = ""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One bar of a Timeline."""
+
+    row: int
+    start: float
+    end: float
+    name: int
+    """which of the Timeline's names"""
+    rounds: int
+    """completed at its end"""
+    again: int
+    """how often the work had been lost before"""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Bars over time, one row for each device."""
+
+    stem: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    rows: tuple[str, ...]
+    spans: tuple[Span, ...]
+    names: tuple[str, ...]
+    """of who did the work"""
+    choice: str = ""
+
+
+Figure = Curve | Heat | Timeline
+
+
+@dataclass(frozen=True)
+class Card:
+    """Figures that share a place on the page, one shown at a time."""
+
+    section: str
+    figures: tuple[Figure, ...]

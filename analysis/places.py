@@ -1,0 +1,80 @@
+"""Folders of files, on this machine or behind a URL; log.py reads runs through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from fibec_ray.errors import RunDirError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of a file system."""
+
+    filesystem: pafs.FileSystem
+    path: str
+    shown: str
+    """as the user wrote it, for messages"""
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(self.filesystem, str(PurePosixPath(self.path) / name), f"{self.shown.rstrip('/')}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    @property
+    def parent(self) -> Place:
+        parent = str(PurePosixPath(self.path).parent)
+        return Place(self.filesystem, parent, parent)
+
+    def files(self) -> list[str]:
+        """Names of the files in this folder, sorted; empty where there is no such folder."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        return sorted(entry.base_name for entry in found if entry.type == pafs.FileType.File)
+
+    def read_text(self, name: str) -> str | None:
+        """A file of this folder; None where there is none. Raises RunDirError if it cannot be read."""
+        try:
+            with self.filesystem.open_input_stream(f"{self.path}/{name}") as file:
+                return bytes(file.read()).decode("utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunDirError(f"{self.shown}/{name}: cannot be read: {error}") from error
+
+
+def place(where: str | Path) -> Place:
+    """A path, or a URL: s3:// gs:// abfs:// hdfs:// by pyarrow, all others that fsspec knows by fsspec.
+
+    Raises RunDirError for a URL that neither knows.
+    """
+    text = str(where)
+    if "://" not in text:
+        return Place(pafs.LocalFileSystem(), Path(text).expanduser().resolve().as_posix(), text)
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        filesystem, path = _by_fsspec(text)
+    except OSError as error:
+        raise RunDirError(f"{text}: cannot be opened: {error}") from error
+    return Place(filesystem, path.rstrip("/"), text)
+
+
+def _by_fsspec(url: str) -> tuple[pafs.FileSystem, str]:
+    import fsspec  # only for URLs that pyarrow does not know
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError, OSError) as error:
+        raise RunDirError(f"{url}: no file system for this URL ({error})") from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path

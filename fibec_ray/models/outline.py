@@ -1,0 +1,92 @@
+"""A backbone with its adapter, without any of its numbers: what `preflight` plans a run from, at any size in a second.
+
+The architecture is built from its config on torch's meta device, and then dressed in fake tensors, which have shape,
+type and device, take the ways through PyTorch that real ones take there, and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fibec_ray.models.backbone import without_weights
+from fibec_ray.models.kernels import speed_up
+from fibec_ray.models.spec import Backbone
+from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.parts.peft.base import Peft
+from fibec_ray.types import Batch
+
+T = TypeVar("T")
+
+
+class Outline(TorchModel):
+    """A TorchModel of fake tensors on a CPU. Everything that looks at values raises; `within` is where it can run.
+
+    has_words: True with a verbaliser, whatever its words. num_blocks: None: as many as the backbone has. Raises
+    ModelError as a TorchModel does.
+    """
+
+    def __init__(self, spec: Backbone, peft: Peft, num_classes: int, has_words: bool, num_blocks: int | None = None):
+        with torch.device("meta"):
+            base = without_weights(spec, num_classes, num_blocks)
+            super().__init__(spec, base, peft, num_classes, [0] * num_classes if has_words else None, 0, "meta")
+        self.device = torch.device("cpu")
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds keep token numbers outside their buffers
+        with self._fake:
+            for module in (self.peft_model, *([self._head] if self._head is not None else [])):
+                _dress(module)
+            self._words = torch.zeros(num_classes, dtype=torch.int64) if has_words else None
+        speed_up(self.peft_model)
+        self._trainable = self._collect()
+
+    @property
+    def config(self) -> Any:
+        """transformers' own, of the base."""
+        return self._base.config
+
+    def within(self, work: Callable[[], T]) -> T:
+        """Does the work where tensors that it makes are fake, too."""
+        with self._fake:
+            return work()
+
+    def batch(self, num_samples: int, length: int) -> Batch:
+        """Samples of so many tokens; to be called `within`."""
+        tokens, one_each = torch.zeros(num_samples, length, dtype=torch.int64), torch.zeros(num_samples).long()
+        return Batch(tokens, torch.ones_like(tokens), one_each, one_each)
+
+    def carried_values(self) -> dict[str, Tensor]:
+        name_of, named = self._attached.name_of, self.peft_model.named_parameters()
+        return {name_of(name): p for name, p in named if self._peft.carries(name_of(name))}
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The base's parameters that stand still, tied ones once."""
+        return {name: p for name, p in self.peft_model.named_parameters() if not p.requires_grad}
+
+    def forward_flops(self, num_samples: int, length: int) -> float:
+        """Of one pass without gradients; length: tokens of the longest sample."""
+        run = length + self._attached.num_prompts
+        return num_samples * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
+
+    @property
+    def backward_share(self) -> float:
+        """A backward pass in units of a forward one, as `cost` has it."""
+        return 2.0 if self._peft.trains_base else 1.0
+
+
+def _dress(module: nn.Module) -> None:
+    """Puts fake tensors in place of the meta ones; what was one tensor stays one."""
+    made: dict[int, Any] = {}
+    for child in module.modules():
+        for tensors in (child._parameters, child._buffers):
+            for name, old in tensors.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    is_parameter = isinstance(old, nn.Parameter)
+                    made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new
+                tensors[name] = made[id(old)]

@@ -1,0 +1,193 @@
+"""What a model is made of and what its passes take, by its architecture alone; made from a job, used by preflight/.
+
+Bytes and operations are those of the classes that a run uses, run on fake tensors: no formula of an architecture can be
+out of date. Shapes: B samples, S tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fibec_ray.learning.job import Job
+from fibec_ray.models.net_model import NetModel
+from fibec_ray.models.nets import Net
+from fibec_ray.models.outline import Outline
+from fibec_ray.models.spec import Backbone
+from fibec_ray.parts.part import build
+from fibec_ray.parts.peft import PEFTS
+from fibec_ray.parts.sharing.gal import GlobalLayers
+from fibec_ray.preflight.live import peak_bytes
+from fibec_ray.tensors import Tensors, num_bytes
+from fibec_ray.types import Batch, DenseBatch, Layout, LocalModel
+
+MANY = 8
+"""Blocks from which on it pays to follow a pass through a few of them only."""
+FEW = 3
+"""Blocks that a pass must go through until each further one is like the one before it."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """initial: all trainable and carried tensors, on the meta device. base_bytes: of what stands still."""
+
+    model: Any
+    initial: Tensors
+    layout: Layout
+    trains_base: bool
+    frozen_entries: int
+    base_bytes: int
+    backward_share: float
+    """a backward pass in units of a forward one"""
+    batch: Callable[[int, int], Batch]
+    within: Callable[[Callable[[], int]], int]
+    forward_flops: Callable[[int, int], float]
+    """(B, S) -> of one pass without gradients"""
+    smaller: tuple[Anatomy, Anatomy] | None = None
+    """the same with FEW and FEW + 1 blocks, for which a pass is faster to follow"""
+    _found: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    @cached_property
+    def all_base_bytes(self) -> int:
+        """Of the base as it is stored, what is trained of it too."""
+        own = self.initial if self.trains_base else {}
+        return self.base_bytes + num_bytes(own)
+
+    @cached_property
+    def trainable_bytes(self) -> int:
+        return num_bytes({name: value for name, value in self.initial.items() if name not in self.layout.carried})
+
+    def step_bytes(self, num_samples: int, length: int, watched: Collection[str] = ()) -> int:
+        """The most that a training step holds: activations, and gradients of single samples of what is watched.
+
+        Raises ModelError where such gradients are not to be had.
+        """
+
+        if self.smaller:
+            return self._by_blocks(lambda few: few.step_bytes(num_samples, length, few.having(watched)))
+
+        def step() -> None:
+            self.model.train(True)
+            out, caught = self.model.watched(self.batch(num_samples, length), watched)
+            params = list(self.model.trainable.values())
+            grads = self.model.grad(out.losses.mean(), [*params, *caught.tensors])
+            caught.squares(grads[len(params) :])
+
+        return self._peak(("step", num_samples, length, frozenset(watched)), step)
+
+    def forward_bytes(self, num_samples: int, length: int) -> int:
+        """The most that a pass without gradients holds."""
+        if self.smaller:
+            return self._by_blocks(lambda few: few.forward_bytes(num_samples, length))
+
+        def forward() -> None:
+            self.model.train(False)
+            with torch.no_grad():
+                self.model.forward(self.batch(num_samples, length))
+
+        return self._peak(("forward", num_samples, length), forward)
+
+    def score_bytes(self, sharing: GlobalLayers, num_samples: int, length: int) -> int:
+        """The most that a device holds while it scores the blocks; not counting what a spectrum takes."""
+        if self.smaller:
+            return self._by_blocks(lambda few: few.score_bytes(sharing, num_samples, length))
+
+        def score() -> None:
+            self.model.train(False)
+            plain = sharing.model_copy(update={"count_by": "fraction"})
+            plain.score(self.model, _Alike(self, num_samples, length), torch.Generator())
+
+        return self._peak(("score", num_samples, length, sharing.score_by), score)
+
+    def having(self, names: Collection[str]) -> list[str]:
+        """Those of the names that the model has."""
+        return [name for name in self.model.trainable if name in names]
+
+    def _by_blocks(self, bytes_of: Callable[[Anatomy], int]) -> int:
+        """Each block beyond a few takes as much as the one before it."""
+        assert self.smaller is not None
+        few, one_more = map(bytes_of, self.smaller)
+        return few + (self.layout.num_layers - FEW) * (one_more - few)
+
+    def _peak(self, key: tuple[Any, ...], work: Callable[[], None]) -> int:
+        if key not in self._found:
+            self._found[key] = self.within(lambda: peak_bytes(work, self._tensors()))
+        return self._found[key]
+
+    def _tensors(self) -> list[Tensor]:
+        module = getattr(self.model, "peft_model", None) or self.model.net
+        return [*module.parameters(), *module.buffers(), *self.model.trainable.values()]
+
+
+class _Alike:
+    """A shard of so many samples that are all of one length; what a score asks of a `Shard`."""
+
+    def __init__(self, anatomy: Anatomy, num_samples: int, length: int):
+        self._anatomy, self._length, self.num_samples = anatomy, length, num_samples
+        self.labels, self.lengths, self.grades = torch.zeros(num_samples), torch.full((num_samples,), length), None
+
+    def batch(self, rows: Tensor) -> Batch:
+        return self._anatomy.batch(len(rows), self._length)
+
+    def shortened(self, max_length: int) -> _Alike:
+        return self
+
+
+def anatomy(job: Job, shape: tuple[int, ...] = ()) -> Anatomy:
+    """shape: of a sample that is no text. Raises ModelError where the backbone cannot be built."""
+    if isinstance(job.backbone, Net):
+        return _of_network(job.backbone, shape, job.num_classes)
+    # Text, because a mapping in the backbone's settings has no hash.
+    spec, peft = job.backbone.model_dump_json(), job.method.peft.model_dump_json()
+    return _of_transformer(spec, peft, job.num_classes, job.label_words is not None)
+
+
+@lru_cache(maxsize=24)
+def _of_transformer(spec: str, peft: str, num_classes: int, has_words: bool, num_blocks: int | None = None) -> Anatomy:
+    backbone, kind = Backbone.model_validate_json(spec), build(PEFTS, json.loads(peft))
+    outline = Outline(backbone, kind, num_classes, has_words, num_blocks)
+    many = num_blocks is None and outline.num_layers > MANY
+    few = [_of_transformer(spec, peft, num_classes, has_words, count) for count in (FEW, FEW + 1)] if many else []
+    frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.carried_values())]
+    initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
+    initial |= {name: value.detach().to("meta") for name, value in outline.carried_values().items()}
+    return Anatomy(
+        outline,
+        initial,
+        _layout(outline, initial),
+        outline.backward_share > 1,
+        sum(value.numel() for value in frozen),
+        sum(value.numel() * value.element_size() for value in frozen),
+        outline.backward_share,
+        outline.batch,
+        outline.within,
+        outline.forward_flops,
+        (few[0], few[1]) if few else None,
+    )
+
+
+def _of_network(net: Net, shape: tuple[int, ...], num_scores: int) -> Anatomy:
+    """A network from scratch is small enough to be made."""
+    model = NetModel(net, shape, num_scores, 0)
+    initial = {name: value.detach().to("meta") for name, value in model.trainable.items()}
+
+    def batch(num_samples: int, length: int) -> Batch:
+        ids, labels = torch.zeros(num_samples, 1, dtype=torch.int64), torch.zeros(num_samples)
+        labels = labels if num_scores == 1 else labels.long()
+        return DenseBatch(ids, torch.ones_like(ids), labels, ids[:, 0], torch.zeros(num_samples, *shape))
+
+    def flops(num_samples: int, length: int) -> float:
+        return num_samples * model.forward_flops
+
+    return Anatomy(model, initial, _layout(model, initial), True, 0, 0, 2.0, batch, lambda work: work(), flops)
+
+
+def _layout(model: LocalModel, initial: Tensors) -> Layout:
+    layers = {name: model.layer_of(name) for name in initial}
+    return Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried))

@@ -1,0 +1,86 @@
+"""Plans an experiment, and refuses one that cannot fit; called by the simulation and the CLI before anything starts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.prepare import Prepared
+from fibec_ray.models.backbone import prepared_folder
+from fibec_ray.models.nets import Net
+from fibec_ray.models.spec import Backbone
+from fibec_ray.preflight.anatomy import Anatomy, anatomy
+from fibec_ray.preflight.disk import folder_bytes
+from fibec_ray.preflight.plan import Plan, make_plan
+from fibec_ray.preflight.refusal import refuse
+from fibec_ray.preflight.room import look
+from fibec_ray.preflight.samples import Samples
+from fibec_ray.preflight.speed import product_rate
+from fibec_ray.preflight.totals import Traffic, Work, traffic, work
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """All that is known of a run before it starts. rate: flop/s of a process's products on this machine."""
+
+    plan: Plan
+    traffic: Traffic
+    work: Work
+    rate: float
+
+
+def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Path) -> None:
+    """folder: the run directory, with its data in place. Raises CapacityError where the run would not fit."""
+    samples = Samples.of(Federation.load(folder / "data"))
+    plan = _plan(experiment, job, anatomy(job, samples.shape), samples, folder, cache_dir, folder / "data")
+    there = folder_bytes(folder)  # a part of what the plan counts
+    refuse(replace(plan, room=replace(plan.room, run_disk=plan.room.run_disk + there)))
+
+
+def foresee(
+    experiment: Experiment, prepare: Callable[[Experiment, Path], Prepared], folder: Path, cache_dir: Path
+) -> Outlook:
+    """The data are prepared as they would be, in a folder that is gone afterwards: no size of theirs is guessed.
+
+    prepare: writes what a run directory starts with. Raises CapacityError where no placement can be had, and what
+    `prepare` raises.
+    """
+    with tempfile.TemporaryDirectory() as draft:
+        prepared = prepare(experiment, Path(draft))
+        job = experiment.job(prepared.num_classes, prepared.label_words)
+        samples = Samples.of(Federation.load(Path(draft) / "data"))
+        made = anatomy(job, samples.shape)
+        plan = _plan(experiment, job, made, samples, folder, cache_dir, Path(draft) / "data")
+        rate = _rate(experiment, job, made)
+        sent = traffic(experiment, job, made, samples)
+        return Outlook(plan, sent, work(experiment, job, made, samples, plan.seats, rate), rate)
+
+
+def _plan(
+    experiment: Experiment, job: Job, made: Anatomy, samples: Samples, folder: Path, cache_dir: Path, data: Path
+) -> Plan:
+    there = (
+        isinstance(job.backbone, Backbone)
+        and prepared_folder(job.backbone, job.seed, job.num_classes, cache_dir).is_dir()
+    )
+    room = look(experiment.fleet, folder, cache_dir, there)
+    config = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+    return make_plan(experiment, job, made, samples, room, folder_bytes(data), len(config))
+
+
+def _rate(experiment: Experiment, job: Job, made: Anatomy) -> float:
+    """By the model's largest products, with a batch of samples of middling length."""
+    if isinstance(job.backbone, Net):
+        return product_rate("float32", job.local.batch_size, 64, 64, experiment.fleet.threads)
+    config = made.model.config
+    inside = config.hidden_size
+    out = getattr(config, "intermediate_size", None) or 4 * inside
+    rows = job.local.batch_size * min(32, job.max_length)
+    return product_rate(job.backbone.dtype, rows, inside, out, experiment.fleet.threads)

@@ -1,0 +1,91 @@
+"""Bytes that a run leaves on disk, in its directory and in the cache of prepared weights; used by plan.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fibec_ray.learning.checkpoint import CheckpointConfig
+from fibec_ray.learning.job import Job
+from fibec_ray.preflight.anatomy import Anatomy
+from fibec_ray.preflight.exchange import Exchange
+from fibec_ray.preflight.samples import Samples
+from fibec_ray.tensors import num_bytes
+from fibec_ray.types import OPENING_ROUND
+
+PART_BYTES = {"rounds": 12_000, "devices": 12_500, "layers": 2_800, "batches": 2_800, "evaluations": 2_800}
+"""Of a part file of the round log with hardly any rows, without the experiment, which is in each of them."""
+CONFIG_TIMES = 7 / 3
+"""The experiment stands there as text, and once more in base 64."""
+ROW_BYTES = {"devices": 150, "layers": 25, "batches": 30}
+
+MANIFEST_BYTES = 1_000
+MANIFEST_ROW_BYTES = 16
+"""Of a checkpoint's manifest, and of each device in it."""
+RECORD_TIMES = 1.3
+"""What says which run it is: the experiment as JSON, and more."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """base: in the cache folder of each node, 0 if it is there already. The others are in the run directory."""
+
+    base: int
+    data: int
+    states: int
+    """of devices"""
+    checkpoints: int
+    """of the server"""
+    log: int
+    adapter: int
+
+    @property
+    def run(self) -> int:
+        return self.data + self.states + self.checkpoints + self.log + self.adapter
+
+
+def state_files(
+    job: Job, keep: CheckpointConfig, exchange: Exchange, samples: Samples, cohorts: Sequence[Sequence[int]]
+) -> int:
+    """Of what devices keep, at the end of the run: the two newest versions of each, and those that checkpoints need."""
+    starts = keep.kept(checkpoint_rounds(job.rounds, keep))
+    total = 0
+    for device, lengths in enumerate(samples.train):
+        opening = [OPENING_ROUND] if job.method.opens else []
+        versions = opening + [t for t, cohort in enumerate(cohorts) if device in cohort]
+        needed = set(versions if keep.keep == "all" else versions[-2:])
+        for start in starts:
+            needed |= set([version for version in versions if version < start][-1:])
+        total += sum(exchange.state_bytes(len(lengths), opened=version == OPENING_ROUND) for version in needed)
+    return total
+
+
+def checkpoint_rounds(rounds: int, keep: CheckpointConfig) -> list[int]:
+    """The rounds before which there is one, ascending."""
+    return [t for t in range(rounds + 1) if t == rounds or t % keep.every == 0]
+
+
+def checkpoint_files(job: Job, keep: CheckpointConfig, exchange: Exchange, config_bytes: int) -> int:
+    """Of the server and the sums of the run, and what the run is. config_bytes: of the experiment as text."""
+    count = len(keep.kept(checkpoint_rounds(job.rounds, keep)))
+    manifest = MANIFEST_BYTES + MANIFEST_ROW_BYTES * job.num_devices
+    return count * (exchange.checkpoint_bytes + manifest) + int(RECORD_TIMES * config_bytes)
+
+
+def log_bytes(job: Job, samples: Samples, num_layers: int, config_bytes: int) -> int:
+    """config_bytes: of the experiment as text."""
+    rounds, opened = job.rounds, job.num_devices if job.method.opens else 0
+    parts = (rounds + 1) * int(sum(PART_BYTES.values()) + CONFIG_TIMES * config_bytes * len(PART_BYTES))
+    devices = rounds * job.cohort_size + opened
+    batches = sum(-(-len(part) // job.local.batch_size) for part in samples.train) if opened else 0
+    rows = {"devices": devices, "layers": (rounds + 1) * num_layers, "batches": batches}
+    return parts + sum(ROW_BYTES[table] * count for table, count in rows.items())
+
+
+def adapter_bytes(anatomy: Anatomy) -> int:
+    return num_bytes(anatomy.initial)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,126 @@
+"""Memory that a run takes: of each actor, of a node, of a GPU; pure functions of sizes, used by plan.py.
+
+The constants are measured (tests/preflight/test_memory.py holds the predictions against real processes); those of GPUs
+are not: they come from reports of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from fibec_ray.errors import ModelError
+from fibec_ray.learning.batches import fixed_batches
+from fibec_ray.learning.job import Job
+from fibec_ray.parts.aggregator.server_optimisers import ServerOptimiser
+from fibec_ray.parts.curriculum.fisher_order import FisherOrder
+from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
+from fibec_ray.parts.sharing.gal import GlobalLayers
+from fibec_ray.parts.sharing.sensitivity import CHUNK
+from fibec_ray.preflight.anatomy import Anatomy
+from fibec_ray.preflight.samples import Samples
+
+PROCESS_BYTES = 315_000_000
+"""Private memory of a process with torch, transformers and peft imported, that has built a model."""
+ACTOR_EXTRA_BYTES = 20_000_000
+"""What Ray adds to it."""
+SERVER_BYTES = 200_000_000
+"""The server actor without its tensors: torch alone."""
+RAY_BYTES = 450_000_000
+"""Ray's own processes on the head of a local cluster."""
+FIRST_PASS_BYTES = 50_000_000
+"""Libraries that the first pass brings in, and their workspace."""
+HEAP = 1.65
+"""Memory of the process for each byte that its tensors hold at most: what is freed comes back in other sizes."""
+COPIES = 2
+"""Of the trainable tensors, for the process: in the model and as P^0."""
+COPIES_PER_LANE = 6
+"""Received, trained, read, subtracted, where training began, and gradients."""
+GPU_CONTEXT_BYTES = 500_000_000
+"""CUDA's own memory, for each process."""
+GPU_HEAP = 1.15
+"""As HEAP, of torch's allocator on a GPU."""
+BASE_SHARES = {
+    "plain": (1.0, 0.0),
+    "auto": (0.0, 0.0),
+    "stream": (0.0, 0.0),
+    "deepspeed": (0.0, 1.3),
+    "qlora": (0.3, 0.0),
+}
+"""By `backbone.backend`: of the base weights, what lies on an actor's GPU for good, and in private on its host. `auto`
+leaves the GPU where they do not fit there, so that they are no reason to refuse."""
+
+
+@dataclass(frozen=True)
+class ActorMemory:
+    """Of one process that hosts devices, in bytes. private: of its own, on the host; gpu: on its GPU, 0 without one."""
+
+    private: int
+    gpu: int
+    tensors: int
+    """the most that its tensors hold during a pass, a part of one of the two"""
+
+
+def actor_memory(job: Job, anatomy: Anatomy, samples: Samples, lanes: int, on_ray: bool, on_gpu: bool) -> ActorMemory:
+    """lanes: devices that compute in one pass."""
+    # A heap in which passes of one kind have left their holes has to grow for those of another.
+    tensors, second = sorted([*live_bytes(job, anatomy, samples, lanes), 0], reverse=True)[:2]
+    own = anatomy.trainable_bytes * (COPIES + lanes * (COPIES_PER_LANE + optimiser_copies(job)))
+    process = PROCESS_BYTES + (ACTOR_EXTRA_BYTES if on_ray else 0)
+    if on_gpu:
+        gpu_share, host_share = BASE_SHARES[getattr(job.backbone, "backend", "plain")]
+        gpu = GPU_CONTEXT_BYTES + int(gpu_share * anatomy.base_bytes + GPU_HEAP * (tensors + own))
+        return ActorMemory(process + own + int(host_share * anatomy.base_bytes), gpu, tensors)
+    return ActorMemory(process + FIRST_PASS_BYTES + int(HEAP * (tensors + second + own)), 0, tensors)
+
+
+def live_bytes(job: Job, anatomy: Anatomy, samples: Samples, lanes: int) -> list[int]:
+    """The most that tensors hold in each kind of pass of a device: training and squared gradients, evaluation, and
+    scores of blocks."""
+    names = watched(job, anatomy)
+    count, length = largest_batch(job, samples)
+    if names:  # they are taken in groups of like length, the longest together
+        length = samples.longest
+    evaluated = min(job.eval_batch_size, len(samples.test))
+    found = [_step_bytes(anatomy, count * lanes, length, names), anatomy.forward_bytes(evaluated, samples.longest)]
+    sharing = job.method.sharing
+    if isinstance(sharing, GlobalLayers):
+        scored = min(sharing.max_samples, max(map(len, samples.train)))
+        found.append(lanes * anatomy.score_bytes(sharing, min(scored, CHUNK), samples.longest))
+    return found
+
+
+def _step_bytes(anatomy: Anatomy, count: int, length: int, names: Collection[str]) -> int:
+    try:
+        return anatomy.step_bytes(count, length, names)
+    except ModelError:  # some kinds of adapter have no gradients of single samples, which the run itself will say
+        return anatomy.step_bytes(count, length)
+
+
+def optimiser_copies(job: Job) -> int:
+    """Tensors that the optimiser keeps for each trained one."""
+    return 2 if job.local.optimizer == "adamw" else int(job.local.momentum > 0)
+
+
+def watched(job: Job, anatomy: Anatomy) -> Collection[str]:
+    """Tensors whose gradients of single samples some part looks at."""
+    aggregator = job.method.aggregator
+    inner = aggregator.of if isinstance(aggregator, ServerOptimiser) else aggregator
+    looks = isinstance(job.method.curriculum, FisherOrder) or isinstance(job.method.mask, FisherNeurons)
+    if not looks and inner.kind not in ("fisher_merging", "fedfisher", "fipa"):
+        return ()
+    return [name for name in anatomy.model.trainable if anatomy.model.is_adapter(name)]
+
+
+def largest_batch(job: Job, samples: Samples) -> tuple[int, int]:
+    """Samples and padded length of the batch with most tokens that a device trains on."""
+    sizes = [(1, 1)]
+    for device, lengths in enumerate(samples.train):
+        for rows in fixed_batches(job.seed, device, len(lengths), job.local.batch_size):
+            sizes.append((len(rows), int(lengths[rows.numpy()].max())))
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def prepare_bytes(anatomy: Anatomy, is_there: bool) -> int:
+    """To make the base weights of a node, in their own type, before it trains."""
+    return 0 if is_there else PROCESS_BYTES + anatomy.base_bytes

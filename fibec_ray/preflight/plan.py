@@ -1,0 +1,156 @@
+"""The plan of a run: what it will take, where, and whether that is there. Pure; called by check.py.
+
+All bytes are bytes, times seconds, and work floating point operations as the round log counts them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.errors import CapacityError, FleetError
+from fibec_ray.fleets.placement import Placement, decide
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.models.nets import Net
+from fibec_ray.preflight import disk, memory
+from fibec_ray.preflight.anatomy import Anatomy
+from fibec_ray.preflight.disk import Disk
+from fibec_ray.preflight.exchange import Exchange
+from fibec_ray.preflight.memory import ActorMemory
+from fibec_ray.preflight.room import Room
+from fibec_ray.preflight.samples import Samples
+from fibec_ray.tensors import num_bytes
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Numbers of entries, and bytes. frozen_bytes: of the base, which all processes of a node share on a CPU."""
+
+    parameters: int
+    trainable: int
+    shared: int
+    personal: int
+    frozen_bytes: int
+    dtype: str
+    """of the base"""
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Where devices run. per_actor: devices of a round's cohort that an actor trains, at most."""
+
+    placement: Placement
+    cpus: float
+    """of the cluster, or of this machine"""
+    lanes: int
+    devices_per_actor: int
+    cohort_per_actor: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """node: what a node with all of its processes takes, base weights and all. prepare: what making the base takes."""
+
+    actor: ActorMemory
+    base_per_node: int
+    others: int
+    """the server, Ray's own processes, and messages under way"""
+    total: int
+    prepare: int
+    available: int
+    gpu_needed: int
+    """on one GPU, by all actors that share it"""
+    gpu_available: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    experiment: str
+    method: str
+    model: ModelSizes
+    seats: Seats
+    memory: Memory
+    disk: Disk
+    room: Room
+
+
+def make_plan(
+    experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, room: Room, data_bytes: int, config_bytes: int
+) -> Plan:
+    """data_bytes: of the encoded data on disk; config_bytes: of the experiment as text. Raises CapacityError where no
+    placement can be had; `refuse` does for all else."""
+    exchange = Exchange(job, anatomy)
+    seats = _seats(experiment, job, room)
+    sizes = _sizes(job, anatomy, exchange)
+    needed = _memory(experiment, job, anatomy, exchange, samples, seats, room)
+    cohorts = [plan_round(job, experiment.cohort_size, t).cohort for t in range(job.rounds)]
+    taken = Disk(
+        0 if room.base_is_there or isinstance(job.backbone, Net) else anatomy.all_base_bytes,
+        data_bytes,
+        disk.state_files(job, experiment.checkpoint, exchange, samples, cohorts),
+        disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
+        disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
+        disk.adapter_bytes(anatomy),
+    )
+    return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room)
+
+
+def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
+    trained = [value.numel() for name, value in anatomy.initial.items() if name not in anatomy.layout.carried]
+    shared = sum(value.numel() for value in exchange.shared.values())
+    personal = sum(value.numel() for value in exchange.personal.values())
+    dtype = "float32" if isinstance(job.backbone, Net) else job.backbone.dtype
+    return ModelSizes(anatomy.frozen_entries + sum(trained), sum(trained), shared, personal, anatomy.base_bytes, dtype)
+
+
+def _seats(experiment: Experiment, job: Job, room: Room) -> Seats:
+    fleet = experiment.fleet
+    if fleet.kind == "local":
+        placement = Placement(False, 1, 0.0, 0.0, "fleet.kind local: all in this process")
+    else:
+        try:
+            placement = decide(fleet, job.num_devices, room.resources)
+        except FleetError as error:
+            raise CapacityError(str(error)) from error
+    share = ceil(job.cohort_size / placement.num_actors)
+    lanes, hosted = _lanes(experiment, placement, share), ceil(job.num_devices / placement.num_actors)
+    return Seats(placement, room.resources.cpus, lanes, hosted, share)
+
+
+def _lanes(experiment: Experiment, placement: Placement, cohort_per_actor: int) -> int:
+    """The most that there can be; `auto` may find fewer."""
+    if placement.per_device:
+        return 1
+    if experiment.fleet.known_lanes is not None:
+        return min(experiment.fleet.known_lanes, experiment.cohort_size)
+    on_gpu = placement.gpus_per_actor > 0
+    backbone = experiment.backbone
+    pays = on_gpu or (not isinstance(backbone, Net) and backbone.dtype == "bfloat16")
+    return max(1, cohort_per_actor) if pays and experiment.method.peft.side_by_side else 1
+
+
+def _memory(
+    experiment: Experiment,
+    job: Job,
+    anatomy: Anatomy,
+    exchange: Exchange,
+    samples: Samples,
+    seats: Seats,
+    room: Room,
+) -> Memory:
+    on_ray, count = experiment.fleet.kind == "ray", seats.placement.num_actors
+    on_gpu = seats.placement.gpus_per_actor > 0
+    actor = memory.actor_memory(job, anatomy, samples, seats.lanes, on_ray, on_gpu)
+    base = 0 if on_gpu else anatomy.base_bytes
+    others = 2 * exchange.server_bytes
+    if on_ray:
+        under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))
+        others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
+    prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
+    sharing_gpu = max(1, int(1 / seats.placement.gpus_per_actor)) if on_gpu else 0
+    total = count * actor.private + base * room.num_nodes + others
+    return Memory(
+        actor, base, others, total, prepare, room.resources.memory_bytes, sharing_gpu * actor.gpu, room.gpu_memory
+    )

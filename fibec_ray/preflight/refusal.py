@@ -1,0 +1,78 @@
+"""What a run needs and is not there, in one sentence for the person who can change it; called by check.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fibec_ray.errors import CapacityError
+from fibec_ray.preflight.plan import Plan
+
+
+def refuse(plan: Plan) -> None:
+    """Raises CapacityError for the first thing that cannot fit: what, how much there is, and what to change."""
+    for misfit in (*_memory_misfits(plan), *_disk_misfits(plan)):
+        raise CapacityError(misfit)
+
+
+def _memory_misfits(plan: Plan) -> Sequence[str]:
+    needed, found = plan.memory, []
+    if needed.prepare * plan.room.num_nodes > needed.available:
+        found.append(
+            f"memory: preparing the base weights takes {_gb(needed.prepare)}, {_gb(needed.available)} are available; "
+            "choose a smaller backbone, or use a larger machine"
+        )
+    if needed.total > needed.available:
+        found.append(
+            f"memory: {_actors(plan)} of {_gb(needed.actor.private)} each, base weights of "
+            f"{_gb(needed.base_per_node)} and {_gb(needed.others)} for all else need {_gb(needed.total)}, "
+            f"{_gb(needed.available)} are available; {_advice(plan)}"
+        )
+    if needed.gpu_available and needed.gpu_needed > needed.gpu_available:
+        found.append(
+            f"GPU memory: the actors of one GPU need {_gb(needed.gpu_needed)}, {_gb(needed.gpu_available)} are free; "
+            f"{_advice(plan)}"
+        )
+    return found
+
+
+def _disk_misfits(plan: Plan) -> Sequence[str]:
+    room, taken = plan.room, plan.disk
+    both = taken.run + (taken.base if room.same_disk else 0)
+    found = []
+    if both > room.run_disk:
+        found.append(
+            f"disk: the run needs {_gb(both)}, {_gb(room.run_disk)} are free there; choose another --out, or lower "
+            "num_devices"
+        )
+    if not room.same_disk and taken.base > room.cache_disk:
+        found.append(
+            f"disk: the prepared base weights need {_gb(taken.base)}, {_gb(room.cache_disk)} are free in the cache; "
+            "point FIBEC_RAY_CACHE at another disk"
+        )
+    return found
+
+
+def _advice(plan: Plan) -> str:
+    """What makes it smaller, the first thing that would do."""
+    actors, needed = plan.seats.placement.num_actors, plan.memory
+    fixed = needed.base_per_node + needed.others
+    one_fits = fixed + needed.actor.private <= needed.available
+    if plan.seats.placement.per_device and actors > 1:
+        return "set fleet.placement=pooled"
+    if actors > 1 and one_fits:
+        return "lower fleet.num_actors"
+    if fixed > needed.available:
+        smaller = ", set backbone.dtype=bfloat16" if plan.model.dtype == "float32" else ""
+        return f"choose a smaller backbone{smaller}, or use a larger machine"
+    if plan.seats.lanes > 1:
+        return "lower fleet.lanes, or local.batch_size"
+    return "lower local.batch_size or data.max_length, choose a smaller backbone, or use a larger machine"
+
+
+def _actors(plan: Plan) -> str:
+    count = plan.seats.placement.num_actors
+    return "1 process" if count == 1 else f"{count} actors"
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -1,0 +1,45 @@
+"""How many samples each device has and how long they are: all that a plan needs of the data; used by preflight/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fibec_ray.data.dense import DenseSet
+from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.learning.federation import Federation
+
+Lengths = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tokens of the samples of each device, and of the whole test set; 1 each where they are no text."""
+
+    train: Sequence[Lengths]
+    own_test: Sequence[Lengths]
+    test: Lengths
+    shape: tuple[int, ...] = ()
+    """of a sample that is no text"""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample of all."""
+        return int(max(self.test.max(initial=1), max(part.max(initial=1) for part in self.train)))
+
+    @staticmethod
+    def of(federation: Federation) -> Samples:
+        train, test = _lengths(federation.train), _lengths(federation.test)
+        return Samples(
+            [train[rows] for rows in federation.train_rows],
+            [test[rows] for rows in federation.test_rows],
+            test,
+            federation.train.shape if isinstance(federation.train, DenseSet) else (),
+        )
+
+
+def _lengths(held: EncodedSet | DenseSet) -> Lengths:
+    return np.diff(held.offsets) if isinstance(held, EncodedSet) else np.ones(len(held.labels), np.int64)

@@ -1,0 +1,108 @@
+"""What a run sends, computes and takes in time, over all of its rounds; called by check.py.
+
+Time is the weakest of all predictions: it takes the machine for as idle, and as fast, as a trial of a quarter of a
+second found it. Bytes and operations depend on nothing but the experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.fleets.placement import ACTOR_CPU_S
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.preflight.anatomy import Anatomy
+from fibec_ray.preflight.exchange import Exchange, Message
+from fibec_ray.preflight.plan import Seats
+from fibec_ray.preflight.samples import Samples
+from fibec_ray.preflight.work import Amount, Devices
+
+EFFICIENCY = 0.6
+"""Share of the rate of its products that a whole pass reaches on a CPU (attention, norms and sums are slower)."""
+BLOCK_S = 0.0012
+"""Time of a transformer block's pass on next to nothing, in seconds: operations have a fixed cost."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that devices send (up) and receive (down). A device-round's are those of the last round, in the mean."""
+
+    opening_down: int
+    opening_up: int
+    device_round_down: int
+    device_round_up: int
+    rounds_down: tuple[int, ...]
+    """of each round's whole cohort"""
+    rounds_up: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """As `bytes_total` of the round log ends."""
+        return self.opening_down + self.opening_up + sum(self.rounds_down) + sum(self.rounds_up)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating point operations as the round log counts them, and real seconds."""
+
+    opening_flops: float
+    rounds_flops: tuple[float, ...]
+    evaluation_flops: float
+    """of all evaluations, which the log does not count"""
+    start_s: float
+    opening_s: float
+    round_s: float
+    """of a round on average, evaluations not included"""
+    run_s: float
+
+
+def traffic(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples) -> Traffic:
+    exchange = Exchange(job, anatomy)
+    opened = [exchange.opening(device) for device in range(job.num_devices)]
+    rounds = [
+        [exchange.message(device, t, len(samples.train[device])) for device in cohort]
+        for t, cohort in enumerate(cohorts(experiment, job))
+    ]
+    last = rounds[-1]
+    return Traffic(
+        _sum(opened, lambda message: message.down),
+        _sum(opened, lambda message: message.up),
+        _sum(last, lambda message: message.down) // len(last),
+        _sum(last, lambda message: message.up) // len(last),
+        tuple(_sum(each, lambda message: message.down) for each in rounds),
+        tuple(_sum(each, lambda message: message.up) for each in rounds),
+    )
+
+
+def work(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, seats: Seats, rate: float) -> Work:
+    """rate: flop/s of a process's products, with the threads of the fleet."""
+    devices, count = Devices(job, anatomy, samples), seats.placement.num_actors
+    opened = sum((devices.opening(device) for device in range(job.num_devices)), Amount())
+    rounds = [
+        sum((devices.device_round(device, t) for device in cohort), Amount())
+        for t, cohort in enumerate(cohorts(experiment, job))
+    ]
+    own = job.method.sharing.keeps_personal or job.method.has_own_models
+    times = sum(experiment.evaluates(t) for t in range(job.rounds))
+    evaluated = devices.evaluation(own).times(times)
+    layers = max(1, anatomy.layout.num_layers)
+
+    def seconds(amount: Amount, at_once: int) -> float:
+        return (amount.flops / (rate * EFFICIENCY) + amount.steps * layers * BLOCK_S) / max(1, at_once)
+
+    opening_s, rounds_s = seconds(opened, count), seconds(sum(rounds, Amount()), min(count, job.cohort_size))
+    start_s = ACTOR_CPU_S * (1 + count / max(1.0, seats.cpus)) if experiment.fleet.kind == "ray" else 0.0
+    run_s = start_s + opening_s + rounds_s + seconds(evaluated, count)
+    flops = tuple(each.flops for each in rounds)
+    return Work(opened.flops, flops, evaluated.flops, start_s, opening_s, rounds_s / job.rounds, run_s)
+
+
+def cohorts(experiment: Experiment, job: Job) -> list[tuple[int, ...]]:
+    """The devices of each round."""
+    return [plan_round(job, experiment.cohort_size, t).cohort for t in range(job.rounds)]
+
+
+def _sum(messages: Sequence[Message], part: Callable[[Message], int]) -> int:
+    return sum(map(part, messages))

@@ -1,0 +1,128 @@
+"""The plan of a run, and the one sentence by which it is refused: pure functions of sizes and of what there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY_BERT, make_tiny
+
+from fibec_ray.config.load import check
+from fibec_ray.errors import CapacityError
+from fibec_ray.fleets.placement import Resources, decide
+from fibec_ray.preflight.anatomy import anatomy
+from fibec_ray.preflight.plan import Plan, make_plan
+from fibec_ray.preflight.refusal import refuse
+from fibec_ray.preflight.room import Room
+from fibec_ray.preflight.samples import Samples
+
+GB = 10**9
+LLAMA_7B = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+}  # fmt: skip
+ON_LLAMA = {"init": "random", "config": LLAMA_7B, "tokenizer": "minilm", "head": "causal_lm", "dtype": "bfloat16"}
+
+
+def room(memory: float = 20 * GB, **changes: Any) -> Room:
+    gpus = changes.pop("gpus", 0.0)
+    resources = Resources(cpus=8.0, gpus=gpus, memory_bytes=int(memory))
+    return replace(Room(resources, 1, 0, 500 * GB, 500 * GB, True, False), **changes)
+
+
+def plan(room: Room, method: str = "fedavg", **changes: Any) -> Plan:
+    fleet = {"kind": "ray", "placement": "pooled", "num_actors": 2} | changes.pop("fleet", {})
+    experiment = check(make_tiny(method, fleet=None, **changes) | {"fleet": fleet}, "test")
+    words = (1, 2) if experiment.backbone.model_dump().get("head") == "causal_lm" else None
+    job = experiment.job(2, words)
+    lengths = [np.full(12, 16) for _ in range(experiment.num_devices)]
+    samples = Samples(lengths, lengths, np.concatenate(lengths))
+    return make_plan(experiment, job, anatomy(job), samples, room, data_bytes=10_000, config_bytes=2_000)
+
+
+@pytest.fixture(scope="module")
+def llama_7b() -> Plan:
+    """Planned for 64 GB; what it needs does not depend on that."""
+    return plan(room(64 * GB), backbone=ON_LLAMA)
+
+
+def offered(plan: Plan, memory: float) -> Plan:
+    return replace(plan, memory=replace(plan.memory, available=int(memory)))
+
+
+def test_llama_7b_is_planned_at_full_size_without_its_weights(llama_7b: Plan) -> None:
+    """6.74 G parameters in bfloat16; LoRA of rank 8 on query and value: 32 x 2 x 8 x (4096 + 4096) entries."""
+    assert llama_7b.model.parameters == pytest.approx(6.742e9, rel=0.001)
+    assert llama_7b.model.trainable == llama_7b.model.shared == 32 * 2 * 8 * (4096 + 4096)
+    assert llama_7b.model.frozen_bytes == llama_7b.disk.base == pytest.approx(13.48 * GB, rel=0.001)
+
+
+def test_llama_7b_fits_into_64_gb_and_not_into_8(llama_7b: Plan) -> None:
+    refuse(llama_7b)
+    with pytest.raises(CapacityError, match=r"^memory: preparing the base weights takes 14\.\d GB, 8\.0 GB are avail"):
+        refuse(offered(llama_7b, 8 * GB))
+
+
+def test_base_weights_that_are_prepared_still_have_to_fit(llama_7b: Plan) -> None:
+    small = offered(llama_7b, 8 * GB)
+    prepared = replace(small, memory=replace(small.memory, prepare=0))
+    with pytest.raises(CapacityError, match=r"^memory: 2 actors of .*, base weights of 13\.5 GB .*; choose a smaller"):
+        refuse(prepared)
+
+
+def test_actors_that_are_too_many_are_to_be_fewer() -> None:
+    crowd = plan(room(2.5 * GB), fleet={"num_actors": 6})
+    with pytest.raises(CapacityError, match=r"^memory: 6 actors of .* need .* available; lower fleet\.num_actors$"):
+        refuse(crowd)
+    alone = plan(room(2.5 * GB), num_devices=6, fleet={"placement": "per_device", "num_actors": None})
+    with pytest.raises(CapacityError, match=r"set fleet\.placement=pooled$"):
+        refuse(alone)
+
+
+def test_the_placement_is_the_one_that_the_fleet_will_take() -> None:
+    for memory in (2 * GB, 20 * GB):
+        found = plan(room(memory), fleet={"placement": "auto", "num_actors": None})
+        experiment = check(make_tiny(fleet=None) | {"fleet": {}}, "test")
+        assert found.seats.placement == decide(experiment.fleet, 6, room(memory).resources)
+
+
+def test_a_placement_that_cannot_be_had_is_something_that_the_user_can_fix() -> None:
+    with pytest.raises(CapacityError, match=r"fleet\.cpus_per_actor: 2 actors x 6 need 12, the cluster has 8"):
+        plan(room(), fleet={"cpus_per_actor": 6})
+
+
+def test_a_disk_that_is_too_small_is_named() -> None:
+    with pytest.raises(CapacityError, match="^disk: the run needs .* choose another --out"):
+        refuse(plan(room(run_disk=1000)))
+    with pytest.raises(CapacityError, match="^disk: the prepared base weights .* FIBEC_RAY_CACHE"):
+        refuse(plan(room(cache_disk=1000, same_disk=False)))
+    refuse(plan(room(cache_disk=1000, same_disk=False, base_is_there=True)))
+
+
+def test_on_a_gpu_each_actor_has_base_weights_of_its_own() -> None:
+    """Four actors share two GPUs: each GPU holds two. With backend auto weights that do not fit are kept elsewhere."""
+    found, auto = (
+        plan(
+            room(gpus=2.0, gpu_memory=1 * GB),
+            fleet={"num_actors": 4},
+            backbone={"init": "random", "config": TINY_BERT, "tokenizer": "minilm", "backend": backend},
+        )
+        for backend in ("plain", "auto")
+    )
+    assert found.memory.actor.gpu - auto.memory.actor.gpu == found.model.frozen_bytes
+    assert found.memory.gpu_needed == 2 * found.memory.actor.gpu > 2 * found.model.frozen_bytes
+    assert found.memory.base_per_node == 0
+    with pytest.raises(CapacityError, match=r"^GPU memory: .* 1\.0 GB are free; lower fleet\.num_actors$"):
+        refuse(found)
+
+
+def test_lanes_multiply_what_a_pass_holds() -> None:
+    one, two = (plan(room(), fleet={"lanes": lanes}).memory.actor for lanes in (1, 2))
+    assert one.private < two.private
+
+
+def test_shared_and_personal_entries_add_up() -> None:
+    model = plan(room(), "fibecfed").model
+    assert model.shared + model.personal == model.trainable and model.personal > 0
