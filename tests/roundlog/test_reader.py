@@ -93,7 +93,8 @@ def test_an_older_log_is_read_as_if_its_later_tables_had_no_rows(tmp_path):
     write(tmp_path)
     for name in tables_of(3):
         for part in (tmp_path / name).iterdir():
-            table = pq.ParquetFile(part).read()
+            later = [column for number in ADDED if number > 3 for column in ADDED[number].get(name, ())]
+            table = pq.ParquetFile(part).read().drop_columns(later)
             pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"schema_version": b"3"}), part)
     shutil.rmtree(tmp_path / "evaluations")
     assert read_evaluations(tmp_path).schema.equals(EVALUATIONS) and read_evaluations(tmp_path).num_rows == 0
