@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command(arguments)
     except FibecError as error:
-        print(f"fibec-ray: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"fibec-ray: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("fibec-ray: interrupted", file=sys.stderr)
@@ -316,6 +316,12 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
     return number
+
+
+def _one_line(text: str) -> str:
+    """What is found in files may hold line ends, and characters that command a terminal or cannot be written."""
+    words = " ".join(text.splitlines())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
 
 
 def _quiet() -> None:

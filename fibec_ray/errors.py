@@ -12,6 +12,7 @@ FibecError
 └── RunError                exit code 1: the run failed under way
     ├── DeviceError         a device's own work (names device, round and stage)
     ├── FleetError          actors or nodes that cannot be had or do not answer
+    │   └── ServerLostError the server's actor is gone; the fleet makes another
     └── JobFailed           a job on a cluster that did not come to its end
 """
 
@@ -75,6 +76,10 @@ class DeviceError(RunError):
 
 
 class FleetError(RunError):
+    pass
+
+
+class ServerLostError(FleetError):
     pass
 
 

@@ -61,7 +61,7 @@ def _of(axis: str) -> BeforeValidator:
 class Method(BaseModel):
     """`Method(name="fedavg")` is FedAvg: LoRA, all data, all shared, no mask, plain loss, one training, a mean."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = "fedavg"
     reference: str = Field("", description="paper, for the method table")

@@ -51,6 +51,8 @@ class DeviceReport:
     attempt: int = 0
     update_digest: str | None = None
     """of what the device sent and what it keeps"""
+    quarantined: str | None = None
+    """why the update was not averaged, if it was not"""
     kept_neurons: tuple[int, ...] | None = None
     """per layer: neurons of personal tensors that the mask let move"""
     layer_fisher: tuple[float, ...] | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import FibecError, RunDirError
 
 
 def create(path: Path) -> Path:
@@ -32,10 +32,31 @@ def create(path: Path) -> Path:
     return path
 
 
-def clear(path: Path) -> None:
-    """Makes a run directory empty again, for a run that was refused before it began."""
-    for entry in path.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+@contextmanager
+def begun(path: Path) -> Iterator[Path]:
+    """`create`; what is in the way of a second try is taken away again if the run fails before it has begun.
+
+    Once a round is logged nothing is ever taken away.
+    """
+    there = path.expanduser().exists()
+    folder = create(path)
+    try:
+        yield folder
+    except FibecError:
+        if not any((folder / "rounds").glob("*.parquet")):
+            _clear(folder, itself=not there)
+        raise
+
+
+def _clear(folder: Path, itself: bool) -> None:
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        if itself:
+            folder.rmdir()
 
 
 def next_free(folder: Path, name: str) -> Path:

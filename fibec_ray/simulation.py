@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import yaml
 
 from fibec_ray import run_dir as run_dirs
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.errors import FibecError, RunDirError
+from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.adapter import save_adapter
@@ -123,18 +123,14 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
     """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
     found before any actor starts."""
     watcher = watcher or Nobody()
-    folder = run_dirs.create(folder)
-    quiet_libraries()
-    prepared = prepare(experiment, folder)
-    try:
+    with run_dirs.begun(folder) as folder:
+        quiet_libraries()
+        prepared = prepare(experiment, folder)
         refuse_misfit(experiment, experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
-    except FibecError:
-        run_dirs.clear(folder)  # for another try
-        raise
-    with run_dirs.locked(folder):
-        identity = identify(folder, resolved(experiment), prepared, _git_commit())
-        identity.write(folder)
-        return carry_on(experiment, folder, identity, None, watcher)
+        with run_dirs.locked(folder):
+            identity = identify(folder, resolved(experiment), prepared, _git_commit())
+            identity.write(folder)
+            return carry_on(experiment, folder, identity, None, watcher)
 
 
 def carry_on(
@@ -150,7 +146,7 @@ def carry_on(
     rows = read_rounds(folder).to_pylist() if start else []
     summary = _summary(experiment, identity.prepared)
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
-    fleet = make_fleet(experiment, site, watcher.progress)
+    fleet = make_fleet(experiment, site, watcher.progress, watcher.note)
     keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
         for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
@@ -158,7 +154,7 @@ def carry_on(
             keeper.after(logged.round, logged.devices, tally, last=logged.round == experiment.rounds - 1)
             watcher.row(logged.row)
             rows.append(logged.row)
-        keeper.settle()
+        keeper.finish(experiment.rounds - 1, tally)
         adapter = fleet.adapter()
         save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter")
     except BaseException:
@@ -193,6 +189,9 @@ def run_rounds(
     for t in range(start.manifest.next_round if start else 0, experiment.rounds):
         plan = plan_round(site.job, experiment.cohort_size, t)
         result = fleet.run_round(plan)
+        for report in result.reports:
+            if report.quarantined is not None:
+                watcher.note(f"round {t}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = tally.round(t, result, evaluation)
         evaluations = tally.evaluations(t, evaluation)
@@ -216,12 +215,12 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
     return prepared
 
 
-def make_fleet(experiment: Experiment, site: Site, progress: Progress) -> Fleet:
+def make_fleet(experiment: Experiment, site: Site, progress: Progress, note: Callable[[str], None]) -> Fleet:
     if experiment.fleet.kind == "local":
         return LocalFleet(site, progress)
     from fibec_ray.fleets.ray_fleet import RayFleet
 
-    return RayFleet(site, experiment.fleet, progress)
+    return RayFleet(site, experiment.fleet, progress, note)
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:
@@ -238,7 +237,8 @@ def cache_dir() -> Path:
 def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:
     """What processes need to host the run's devices in a folder, which must have its data."""
     job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
-    return Site(job, folder, cache_dir(), experiment.fleet.threads, experiment.fleet.known_lanes)
+    fleet = experiment.fleet
+    return Site(job, folder, cache_dir(), fleet.threads, fleet.known_lanes, fleet.tolerance)
 
 
 def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:

@@ -291,6 +291,8 @@ class ClientUpdate:
     """of the device's adapter, where devices differ"""
     learning_rate: float = 0.0
     """of its steps"""
+    fault: str | None = None
+    """why the device sends nothing, if its training came to nothing that could be averaged"""
 
 
 @dataclass(frozen=True)
@@ -359,7 +361,8 @@ class OpenResult:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """reports: one for each device that finished, in cohort order. lost: devices whose update never came."""
+    """reports: one for each device that finished, in cohort order; quarantined ones say so. lost: devices whose update
+    never came."""
 
     reports: list[DeviceReport]
     lost: tuple[int, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
 from fibec_ray.data.source import DataConfig
@@ -49,19 +49,19 @@ LACKS: dict[Need, str] = {
 class Evaluation(BaseModel):
     """When and how models are scored on test data. Round T - 1 is always scored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     every: int = Field(5, ge=1, description="rounds between evaluations")
     batch_size: int = Field(64, ge=1)
 
 
 class Experiment(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(min_length=1, max_length=100, description="names the run directory")
     seed: int = Field(0, ge=0)
-    rounds: int = Field(ge=1)
-    num_devices: int = Field(ge=1)
+    rounds: int = Field(ge=1, le=10_000_000)
+    num_devices: int = Field(ge=1, le=10_000_000)
     cohort_size: int = Field(ge=1, description="devices drawn for each round")
     task: Task
     method: Method = Method()
@@ -73,6 +73,13 @@ class Experiment(BaseModel):
     system: System = System()
     fleet: FleetConfig = FleetConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str) -> str:
+        if name in (".", "..") or any(char in "/\\" or not char.isprintable() for char in name):
+            raise ValueError(f"{name!r} names no folder; leave out slashes and line ends")
+        return name
 
     def evaluates(self, round_: int) -> bool:
         return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1

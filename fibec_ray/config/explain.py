@@ -12,6 +12,9 @@ from fibec_ray.errors import did_you_mean
 from fibec_ray.method import AXES
 from fibec_ray.models.nets import NETS
 
+LONGEST = 200
+"""Characters of a value that is shown."""
+
 Loc = tuple[int | str, ...]
 
 REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
@@ -36,8 +39,13 @@ def explain(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any
         return f"{where}: is missing; set it"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, found {item['input']!r}"
+        message = f"{message[0].lower()}{message[1:]}, found {_shown(item['input'])}"
     return f"{where}: {message}" if where else message
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _model_at(root: type[BaseModel], raw: Any, loc: Loc) -> type[BaseModel] | None:

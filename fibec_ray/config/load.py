@@ -17,6 +17,7 @@ from pydantic import ValidationError
 import fibec_ray
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
+from fibec_ray.config.sane import refuse_flags, refuse_nonsense
 from fibec_ray.errors import ConfigError, did_you_mean
 from fibec_ray.method import AXES, Method
 
@@ -43,9 +44,11 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 def check(raw: dict[str, Any], where: str) -> Experiment:
     """An Experiment from plain values. Raises ConfigError that names the key and what is allowed."""
     try:
-        return Experiment.model_validate(raw)
+        experiment = Experiment.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error, Experiment, raw)}") from error
+    refuse_flags(raw, experiment.model_dump(), "")
+    return experiment
 
 
 def load_method(path: Path) -> Method:
@@ -88,7 +91,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     raw = _parse(text, f"{path}: not YAML")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(raw).__name__}")
-    return {str(key): value for key, value in raw.items()}
+    refuse_nonsense(raw, str(path))
+    return raw
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -97,7 +101,9 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     keys = key.strip().split(".")
     if not sign or not all(keys):
         raise ConfigError(f"'{text}': expected key=value, such as rounds=20 or local.batch_size=4")
-    return keys, _parse(value, f"'{text}': the value is not YAML")
+    parsed = _parse(value, f"'{text}': the value is not YAML")
+    refuse_nonsense(parsed, "", keys)
+    return keys, parsed
 
 
 def _parse(text: str, complaint: str) -> Any:

@@ -44,12 +44,12 @@ def labels_of(column: Any, names: Sequence[str] | None, task: Task, where: str) 
     values = column.to_pylist()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         if all(_is_whole(value) for value in values):
-            return _from_ids([int(value) for value in values], names, task, where)
+            return _from_ids(values, names, task, where)
         return _from_names(values, task, where)
     if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
-        return _from_ids([int(value) for value in values], names, task, where)
+        return _from_ids(values, names, task, where)
     if pa.types.is_floating(column.type) and all(float(value).is_integer() for value in values):
-        return _from_ids([int(value) for value in values], names, task, where)
+        return _from_ids(values, names, task, where)
     raise DataError(
         f"{where}: labels of type {column.type} such as {values[0]!r}; allowed: whole numbers or names "
         f"({_listed(task.label_names)}); set data.label_column"
@@ -72,8 +72,12 @@ def _from_names(values: list[str], task: Task, where: str) -> NDArray[np.int64]:
     return np.array([ids[value] for value in values], dtype=np.int64)
 
 
-def _from_ids(values: list[int], names: Sequence[str] | None, task: Task, where: str) -> NDArray[np.int64]:
-    ids = np.array(values, dtype=np.int64)
+def _from_ids(values: list[Any], names: Sequence[str] | None, task: Task, where: str) -> NDArray[np.int64]:
+    """values: whole numbers, as such or in digits."""
+    try:
+        ids = np.array([int(value) for value in values], dtype=np.int64)
+    except (OverflowError, ValueError) as error:
+        raise DataError(f"{where}: a label is a number of more than 64 bits; set data.label_column") from error
     highest = (len(names) if names else task.num_classes) - 1
     if len(ids) and (ids == -1).all():
         raise DataError(

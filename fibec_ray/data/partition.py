@@ -42,7 +42,7 @@ class Deal:
     test: np.random.Generator
 
 
-class Partition(BaseModel, ABC, frozen=True, extra="forbid"):
+class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """A rule that deals every training row and every test row to exactly one device."""
 
     kind: str

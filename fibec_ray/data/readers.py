@@ -46,7 +46,7 @@ def read_table(path: Path, format_: Format, columns: tuple[str, ...]) -> Any:
         )
     try:
         return READERS[kind](path, columns)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{path}: cannot be read as {kind} ({first_line}); replace the file or set data.format"

@@ -19,7 +19,7 @@ from fibec_ray.seeds import numpy_generator
 Floats = NDArray[np.float64]
 
 
-class RegressionSettings(BaseModel, frozen=True, extra="forbid"):
+class RegressionSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which function, and how its domain is cut. d: the number of axes."""
 
     function: Literal["wave", "linear"] = Field(

@@ -31,7 +31,7 @@ _TIMES = {  # every fourth time belongs to the test messages
 }
 
 
-class SyntheticSettings(BaseModel, frozen=True, extra="forbid"):
+class SyntheticSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How many messages the embedded task makes, and how hard they are."""
 
     num_train: int = Field(1600, ge=2, le=50_000)

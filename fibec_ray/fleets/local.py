@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -44,8 +45,9 @@ class LocalFleet:
         broadcast = self._server.broadcast(plan.round)
         train = partial(self._worker.train_group, plan, broadcast=broadcast)
         trained = self._by_group("train", plan.cohort, self._federation.num_train(plan.cohort), train)
-        self._server.absorb(plan.round, [update for update, _ in trained])
-        return RoundResult([report for _, report in trained])
+        bad = self._server.absorb(plan.round, [update for update, _ in trained])
+        self._site.tolerance.check(plan, (), bad)
+        return RoundResult([replace(report, quarantined=bad.get(report.device)) for _, report in trained])
 
     def evaluate(self, round_: int) -> EvaluationResult:
         batch_size = self._site.job.eval_batch_size

@@ -47,6 +47,12 @@ def decide(config: FleetConfig, num_devices: int, have: Resources) -> Placement:
     return _pooled(config, num_devices, have, f"auto: {obstacle}")
 
 
+def room(placement: Placement, num_devices: int, have: Resources) -> int:
+    """Actors like those of a pooled placement that the cluster has room for now."""
+    slots = int(have.gpus) if have.gpus >= 1 else math.floor(have.cpus / placement.cpus_per_actor + 1e-9)
+    return min(slots, num_devices)
+
+
 def _obstacle(config: FleetConfig, num_devices: int, have: Resources) -> str | None:
     """Why one actor for each device would not do; None if it would."""
     if config.known_lanes is not None and config.known_lanes > 1:

@@ -6,6 +6,7 @@ After a restart Ray calls the constructor again, and the next call builds the wo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -35,8 +36,9 @@ class DeviceActor:
         self._built: GroupWorker | None = None
 
     def ready(self) -> str:
-        """Builds the model if need be."""
-        return self._name if self._worker else ""
+        """Builds the model if need be; the id of the node that it is on."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node if self._worker else ""
 
     def describe(self) -> tuple[Any, Layout]:
         """P^0 (as arrays) and what its tensors are."""
@@ -103,15 +105,20 @@ class ServerActor:
     def broadcast(self, round_: int) -> Any:
         return to_wire(self._held.broadcast(round_))
 
-    def absorb(self, plan: RoundPlan) -> None:
-        """Takes a round's updates as `feed` brings them, one at a time."""
-        self._held.absorb(plan.round, (self._next(device) for device in plan.cohort))
+    def absorb(self, plan: RoundPlan) -> dict[int, str]:
+        """Takes a round's updates as `feed` brings them, one at a time; says which were bad, and why."""
+        return self._held.absorb(plan.round, self._arriving(plan.cohort))
 
     @ray.method(concurrency_group="feed")
     def feed(self, *updates: Any) -> None:
-        """The next updates in cohort order. Runs beside `absorb`, and waits for it where it is ahead."""
+        """The next updates in cohort order, None where a device is left out. Runs beside `absorb`, and waits for it
+        where it is ahead."""
         for update in updates:
             self._fed.put(update)
+
+    @ray.method(concurrency_group="feed")
+    def fetch(self, update: Any) -> None:
+        """Nothing, once Ray has brought the update to this node; it fails if it cannot."""
 
     def adapter(self) -> Any:
         return to_wire(self._held.adapter())
@@ -131,8 +138,10 @@ class ServerActor:
         assert self._server is not None, "start comes first"
         return self._server
 
-    def _next(self, device: int) -> ClientUpdate:
+    def _arriving(self, cohort: Sequence[int]) -> Iterator[ClientUpdate]:
         """Waits without limit: the driver watches over devices that are slow, and ends this actor if it gives up."""
-        update: ClientUpdate = from_wire(self._fed.get())
-        assert update.device == device, "updates come in cohort order"
-        return update
+        for device in cohort:
+            update: ClientUpdate | None = from_wire(self._fed.get())
+            if update is not None:
+                assert update.device == device, "updates come in cohort order"
+                yield update

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fibec_ray.errors import FleetError
+from fibec_ray.errors import FleetError, RunDirError, ServerLostError
 from fibec_ray.fleets.cluster import connect, resources
-from fibec_ray.fleets.failures import LOST, ActorPool, Ended, get
+from fibec_ray.fleets.failures import get, server_errors
 from fibec_ray.fleets.nodes import await_nodes, prepare_nodes
-from fibec_ray.fleets.placement import Placement, decide
+from fibec_ray.fleets.placement import Placement, decide, room
+from fibec_ray.fleets.pool import ActorPool, Ended
 from fibec_ray.fleets.ray_actors import DeviceActor, ServerActor
-from fibec_ray.fleets.reduction import Reduction
+from fibec_ray.fleets.ray_round import RayRound
 from fibec_ray.fleets.schedule import Call, CostModel
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.fleets.wire import from_wire, to_wire
+from fibec_ray.learning import checkpoint
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.grouping import Group, lane_groups
+from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions, Progress, RoundPlan, RoundResult
+from fibec_ray.types import (
+    OPENING_ROUND,
+    EvaluationResult,
+    Layout,
+    OpenResult,
+    Predictions,
+    Progress,
+    RoundPlan,
+    RoundResult,
+)
 
 CALLS_PER_ACTOR = 4
 """Evaluation work is cut into about this many calls for each actor, so that the slowest one does not lag."""
@@ -34,52 +46,65 @@ CALLS_PER_ACTOR = 4
 Submit = Callable[[Group, Any, int], list[ray.ObjectRef]]
 """(devices, actor, attempt) -> refs as in `Call`"""
 
+T = TypeVar("T")
+
 
 class RayFleet:
-    """open: connect, place actors, run the initialisation phase. Then rounds; then `close`. An error ends the fleet."""
+    """open: connect, place actors, run the initialisation phase. Then rounds; then `close`. An error ends the fleet.
+
+    Lost actors, nodes and updates cost time only, and so does the server: another one goes on from the last checkpoint.
+    note: takes a line about what was lost.
+    """
 
     placement: Placement
     lanes: int
     num_prepared = 0
     """nodes whose base weights were prepared before there were actors"""
 
-    def __init__(self, site: Site, config: FleetConfig, progress: Progress = lambda stage, done, total: None):
-        self._site, self._config, self._progress = site, config, progress
+    def __init__(
+        self,
+        site: Site,
+        config: FleetConfig,
+        progress: Progress = lambda stage, done, total: None,
+        note: Callable[[str], None] = lambda text: None,
+    ):
+        self._site, self._config, self._progress, self._note = site, config, progress, note
         self._owns_ray = False
         self._pool: ActorPool | None = None
         self._server: Any = None
         self._costs = CostModel()
         self._federation: Federation
         self._opened: OpenResult
+        self._layer_reports: list[Any] | None = None
+        """what devices said in the initialisation phase, if this fleet ran it"""
+        self._next_round = 0
+        self._left_out: dict[int, tuple[int, ...]] = {}
+        """devices that rounds went on without"""
+        self._digest = (OPENING_ROUND, "")
+        """the newest that is known, and the round that it is before"""
 
     def open(self) -> OpenResult:
         layout = self._start()
         opened = self._open_devices() if self._site.job.method.opens else []
-        names, scores = self._ask(self._server.open.remote([layer_report for layer_report, _ in opened]))
+        self._layer_reports = [layer_report for layer_report, _ in opened]
+        ask = partial(self._ask_server, "open", self._layer_reports)
+        names, scores = self._healing(OPENING_ROUND, ask)
         return self._result(names, scores, layout, [report for _, report in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
-        # The plan names the whole cohort: it travels once, not with each call.
-        told, broadcast = ray.put(plan), self._server.broadcast.remote(plan.round)
-        reduction, reports = Reduction(self._server, plan), dict[int, DeviceReport]()
-        for group, ended in self._on_groups("train", plan.cohort, partial(_train, told, broadcast)):
-            reduction.add(dict(zip(group, ended.refs, strict=True)))
-            reports |= zip(group, ended.value, strict=True)
-        with _server_errors():
-            reduction.finish(self._config.device_timeout_s)
-        self._costs.learn(reports.values())
-        return RoundResult([reports[device] for device in plan.cohort])
+        self._grow()
+        result = self._healing(plan.round, partial(self._round, plan))
+        self._left_out |= {plan.round: result.lost} if result.lost else {}
+        self._next_round = plan.round + 1
+        self._costs.learn(result.reports)
+        return result
 
     def evaluate(self, round_: int) -> EvaluationResult:
-        batch_size = self._site.job.eval_batch_size
-        broadcast = self._server.broadcast.remote(round_ + 1)
-        chunks = evaluation_chunks(self._federation.test_set(), batch_size)
-        parts = self._evaluate_shared(chunks, broadcast)
-        personal = self._evaluate_personal(broadcast) if self._opened.keeps_personal else None
-        return assemble_evaluation(self._federation, batch_size, parts, personal)
+        return self._healing(round_ + 1, partial(self._evaluate, round_ + 1))
 
     def adapter(self) -> Tensors:
-        values: Tensors = from_wire(self._ask(self._server.adapter.remote()))
+        found = self._healing(self._next_round, partial(self._ask_server, "adapter"))
+        values: Tensors = from_wire(found)
         return values
 
     def close(self) -> None:
@@ -92,7 +117,7 @@ class RayFleet:
 
     def restore(self, path: Path) -> OpenResult:
         layout = self._start()
-        names, scores = self._ask(self._server.restore.remote(path))
+        names, scores = self._ask_server("restore", path)
         return self._result(names, scores, layout, [])
 
     def save(self, path: Path) -> Callable[[], str]:
@@ -100,7 +125,8 @@ class RayFleet:
         return partial(self._ask, self._server.save.remote(path))
 
     def digest(self) -> str:
-        found: str = self._ask(self._server.digest.remote())
+        found: str = self._healing(self._next_round, partial(self._ask_server, "digest"))
+        self._digest = self._next_round, found
         return found
 
     def _start(self) -> Layout:
@@ -111,11 +137,81 @@ class RayFleet:
         self.placement = decide(self._config, self._site.job.num_devices, resources(self._config))
         self.num_prepared = prepare_nodes(self._site, self._config.startup_timeout_s)
         self._pool = self._make_pool()
-        self._server = self._make_server()
-        initial, layout = self._describe()
-        self._ask(self._server.start.remote(initial, layout))
+        layout = self._start_server()
         self.lanes = self._find_lanes()
         return layout
+
+    def _start_server(self) -> Layout:
+        self._server = self._make_server()
+        initial, layout = self._describe()
+        self._ask_server("start", initial, layout)
+        return layout
+
+    def _healing(self, round_: int, work: Callable[[], T]) -> T:
+        """Does something that needs the server as it is before a round; if it is lost, again with another one."""
+        for attempt in range(self._config.max_retries + 1):
+            try:
+                if attempt:
+                    self._revive(round_)
+                return work()
+            except ServerLostError as error:
+                if attempt == self._config.max_retries or self._config.on_lost == "abort":
+                    raise
+                self._note(f"{error}; another one takes its place, with the state before round {max(round_, 0)}")
+        raise AssertionError("not reached")
+
+    def _revive(self, round_: int) -> None:
+        """Makes a server with the state before a round: a checkpoint's, and rounds since then are run once more."""
+        ray.kill(self._server)
+        self._start_server()
+        if round_ == OPENING_ROUND:
+            return
+        job = self._site.job
+        for t in range(self._restore_newest(round_), round_):
+            self._round(plan_round(job, job.cohort_size, t), self._left_out.get(t, ()))
+        before, digest = self._digest
+        if before == round_ and digest != self._ask_server("digest"):
+            raise FleetError(f"round {round_}: the server that was lost cannot be had back: other bits come out")
+
+    def _restore_newest(self, round_: int) -> int:
+        """Gives the new server the newest state that is known and not later than before the round; the round it is of.
+
+        Without a checkpoint there is what devices said at the start.
+        """
+        for kept in reversed([kept for kept in checkpoint.rounds_kept(self._site.run_dir) if kept <= round_]):
+            try:
+                path = checkpoint.load(self._site.run_dir, kept).server
+            except RunDirError:
+                continue
+            self._ask_server("restore", path)
+            return kept
+        if self._layer_reports is None:
+            raise FleetError("the server was lost, and no checkpoint can be used to go on from")
+        self._ask_server("open", self._layer_reports)
+        return 0
+
+    def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
+        groups = self._groups(plan.cohort)
+        round_ = RayRound(self._server, plan, groups, self._config, self._site.tolerance, self._note)
+        return round_.run(partial(self._on_groups, "train", devices=plan.cohort), absent)
+
+    def _grow(self) -> None:
+        """Nodes that have joined get actors, in a pooled fleet whose size is not set."""
+        assert self._pool is not None, "open comes first"
+        if self.placement.per_device or self._config.num_actors is not None:
+            return
+        more = room(self.placement, self._site.job.num_devices, resources(self._config)) - self._pool.size
+        if more > 0:
+            self._note(f"the cluster has grown: {more} more actors")
+            self._pool.grow(more)
+
+    def _evaluate(self, before: int) -> EvaluationResult:
+        batch_size = self._site.job.eval_batch_size
+        broadcast = self._server.broadcast.remote(before)
+        chunks = evaluation_chunks(self._federation.test_set(), batch_size)
+        parts = self._evaluate_shared(chunks, broadcast)
+        personal = self._evaluate_personal(broadcast) if self._opened.keeps_personal else None
+        return assemble_evaluation(self._federation, batch_size, parts, personal)
 
     def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
         method = self._site.job.method
@@ -135,14 +231,17 @@ class RayFleet:
             startup_timeout_s=config.startup_timeout_s,
             call_timeout_s=config.device_timeout_s,
             max_retries=config.max_retries,
+            note=self._note,
         )
         pool.start()
         return pool
 
     def _make_server(self) -> Any:
-        # No CPU of its own: device actors may hold all of them, and the server works while they wait.
+        # No CPU of its own: device actors may hold all of them, and the server works while they wait. On the driver's
+        # node, without which the run ends anyway: then no other node's death takes it away.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
-        return kind.remote(self._site.job, self._site.threads)
+        return kind.options(scheduling_strategy=here).remote(self._site.job, self._site.threads)
 
     def _describe(self) -> tuple[Any, Layout]:
         (ended,) = self._run([Call(0, lambda actor, attempt: [actor.describe.remote()])])
@@ -163,7 +262,7 @@ class RayFleet:
     def _open_devices(self) -> list[tuple[Any, DeviceReport]]:
         """What each device says, in device order; small, so that the driver may hold it."""
         devices, opened = range(self._site.job.num_devices), dict[int, tuple[Any, DeviceReport]]()
-        for group, ended in self._on_groups("open", devices, _open):
+        for group, ended in self._on_groups("open", self._groups(devices), _open, devices):
             opened |= zip(group, ended.value, strict=True)
         return [opened[device] for device in devices]
 
@@ -190,55 +289,57 @@ class RayFleet:
             found |= zip(hosted, from_wire(ended.value), strict=True)
         return {device: found[device] for device in devices}
 
-    def _on_groups(self, stage: str, devices: Sequence[int], submit: Submit) -> Iterator[tuple[Group, Ended]]:
-        """Calls submit for each lane group of the devices; gives them as they end."""
-        sizes = dict(zip(devices, self._federation.num_train(devices), strict=True))
-        groups, done = lane_groups(devices, list(sizes.values()), self.lanes), 0
+    def _groups(self, devices: Sequence[int]) -> list[Group]:
+        return lane_groups(devices, self._federation.num_train(devices), self.lanes)
+
+    def _on_groups(
+        self,
+        stage: str,
+        groups: Sequence[Group],
+        submit: Submit,
+        devices: Sequence[int],
+        attempts: Mapping[Group, int] | None = None,
+        **policy: Any,
+    ) -> Iterator[tuple[Group, Ended]]:
+        """Calls submit for some of the devices' lane groups; gives them as they end.
+
+        attempts: that were lost before, by group. policy: as `ActorPool.run` has it.
+        """
+        done = len(devices) - sum(map(len, groups))
         calls = [
             Call(
                 i,
                 partial(submit, group),
-                self._costs.seconds(sizes[device] for device in group),
+                self._costs.seconds(self._federation.num_train(group)),
                 len(group),
                 group[0] if self.placement.per_device else None,
+                (attempts or {}).get(group, 0),
+                f"{stage} of {'devices' if len(group) > 1 else 'device'} {', '.join(map(str, group))}",
             )
             for i, group in enumerate(groups)
         ]
-        for ended in self._run(calls):
+        for ended in self._run(calls, **policy):
             done += len(groups[ended.key])
             self._progress(stage, done, len(devices))
             yield groups[ended.key], ended
 
-    def _run(self, calls: Sequence[Call]) -> Iterator[Ended]:
+    def _run(self, calls: Sequence[Call], **policy: Any) -> Iterator[Ended]:
         assert self._pool is not None, "open comes first"
-        return self._pool.run(calls)
+        return self._pool.run(calls, **policy)
 
     def _num_calls(self, pieces: Sequence[Any]) -> int:
         return min(len(pieces), CALLS_PER_ACTOR * self.placement.num_actors)
 
+    def _ask_server(self, method: str, *arguments: Any) -> Any:
+        return self._ask(getattr(self._server, method).remote(*arguments))
+
     def _ask(self, ref: ray.ObjectRef) -> Any:
-        with _server_errors():
+        with server_errors():
             return get(ref, self._config.device_timeout_s)
-
-
-@contextmanager
-def _server_errors() -> Iterator[None]:
-    try:
-        yield
-    except LOST as error:
-        raise FleetError(f"the server actor or one of its updates was lost: {error}") from error
 
 
 def _open(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:
     return [actor.open.remote(devices, attempt)]
-
-
-def _train(
-    plan: ray.ObjectRef, broadcast: ray.ObjectRef, devices: Group, actor: Any, attempt: int
-) -> list[ray.ObjectRef]:
-    count = len(devices) + 1
-    refs: list[ray.ObjectRef] = actor.train.options(num_returns=count).remote(plan, devices, broadcast, attempt)
-    return refs
 
 
 def _evaluate_shared(chunks: Any, broadcast: ray.ObjectRef, actor: Any, attempt: int) -> list[ray.ObjectRef]:

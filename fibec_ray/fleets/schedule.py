@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from fibec_ray.reports import DeviceReport
 
 FORGET = 0.5
 """What a round weighs in the cost model, of what the round after it does."""
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -35,6 +33,8 @@ class Call:
     num_devices: int = 1
     home: int | None = None
     attempt: int = 0
+    what: str = ""
+    """in words, for errors and notes"""
 
 
 class CostModel:
@@ -97,6 +97,11 @@ class Backlog:
             return self._take_home(actor)
         return self._anywhere.popleft() if self._anywhere else None
 
+    def release(self, actor: int) -> None:
+        """What belongs to an actor that is lost goes to anyone."""
+        for call in reversed(self._at_home.pop(actor, deque())):
+            self.put_back(call)
+
     def put_back(self, call: Call) -> None:
         """A call that was lost with its actor: first in line, anywhere."""
         call.home = None
@@ -108,19 +113,3 @@ class Backlog:
         if not calls:
             del self._at_home[actor]
         return call
-
-
-class InOrder(Generic[T]):
-    """Lets go of what came in any order as soon as all before it have come."""
-
-    def __init__(self, order: Iterable[int]):
-        self._order = deque(order)
-        self._early: dict[int, T] = {}
-
-    def add(self, found: dict[int, T]) -> list[T]:
-        """Those that are next in the order; none of them is held any longer."""
-        self._early |= found
-        ready = []
-        while self._order and self._order[0] in self._early:
-            ready.append(self._early.pop(self._order.popleft()))
-        return ready

@@ -6,11 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fibec_ray.fleets.tolerance import Tolerance
+
 
 class FleetConfig(BaseModel):
-    """kind: ray (actors) or local (this process). The others are of the Ray fleet, but for `threads` and `lanes`."""
+    """kind: ray (actors) or local (this process). The others are of the Ray fleet, but for `threads`,
+    `lanes`, `on_bad_update` and `quorum`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["ray", "local"] = "ray"
     threads: int = Field(1, ge=1, description="torch threads of each process; part of what makes results bit-equal")
@@ -33,7 +36,24 @@ class FleetConfig(BaseModel):
     device_timeout_s: float = Field(
         1800, gt=0, description="for one device-round, times as many as a call has; a slower actor counts as hung"
     )
-    max_retries: int = Field(3, ge=0, description="re-runs of a device-round whose actor died")
+    max_retries: int = Field(
+        3, ge=0, description="re-runs of a device-round that was lost, restarts of an actor, recoveries of the server"
+    )
+    on_lost: Literal["retry", "drop", "abort"] = Field(
+        "retry",
+        description="a device-round whose actor, node or update is lost. retry: runs again, max_retries times at most, "
+        "then the run ends with an error; drop: then the round goes on without the device, if there is a quorum; "
+        "abort: the run ends at once",
+    )
+    on_bad_update: Literal["quarantine", "error"] = Field(
+        "quarantine",
+        description="an update that is not finite, or whose names or shapes are not those that the server has. It is "
+        "never averaged. quarantine: the round goes on without it, if there is a quorum, and the log says why; error: "
+        "the run ends",
+    )
+    quorum: float = Field(
+        0.5, gt=0, le=1, description="share of the cohort whose sound updates a round needs; with fewer the run ends"
+    )
     auto_startup_s: float = Field(
         20, ge=0, description="auto takes per_device only if its actors can start in this time"
     )
@@ -48,6 +68,10 @@ class FleetConfig(BaseModel):
                 "own; set lanes=1, or placement=pooled"
             )
         return self
+
+    @property
+    def tolerance(self) -> Tolerance:
+        return Tolerance(self.quorum, self.on_bad_update == "quarantine")
 
     @property
     def known_lanes(self) -> int | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.fleets.tolerance import Tolerance
 from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.group_worker import GroupWorker
@@ -32,6 +33,7 @@ class Site:
     threads: int
     lanes: int | None = 1
     """the most devices that compute side by side; None: the fleet finds out how many should"""
+    tolerance: Tolerance = Tolerance()
 
     @property
     def data_dir(self) -> Path:

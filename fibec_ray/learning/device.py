@@ -19,6 +19,7 @@ from fibec_ray import seeds
 from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.batches import fixed_batches
+from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of
 from fibec_ray.learning.job import Job
@@ -188,7 +189,7 @@ class DeviceWorker:
         plan, shared, memory = round_.plan, round_.broadcast.shared, round_.memory | {"solver": own}
         values = self.model.read()
         if not (all_finite(values) and all_finite(own)):
-            raise DeviceError(round_.device, plan.round, "train", "the update is not finite; lower local.learning_rate")
+            return self._nothing(round_, trained)
         delta = subtract({name: values[name] for name in shared if name in round_.moving}, round_.received)
         objective = self._job.method.objective
         kept = objective.remember(memory["objective"], select(values, shared))
@@ -211,6 +212,13 @@ class DeviceWorker:
             {**round_.evidence, **evidence},
             rank,
             plan.learning_rate,
+        )
+
+    def _nothing(self, round_: DeviceRound, trained: Trained) -> ClientUpdate:
+        """The update of a device whose training has diverged: it sends nothing, and stays as it was."""
+        num_samples, rate = round_.shard.num_samples, round_.plan.learning_rate
+        return ClientUpdate(
+            round_.device, num_samples, trained.num_steps, {}, learning_rate=rate, rank=round_.rank, fault=NOT_FINITE
         )
 
     def evaluate_shared(self, chunks: Sequence[Tensor], broadcast: Broadcast) -> list[Predictions]:

@@ -15,7 +15,7 @@ from fibec_ray.models.spec import Backbone
 class LocalTraining(BaseModel):
     """How a device trains in a round. The optimiser's state starts afresh each round."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False)

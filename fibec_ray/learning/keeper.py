@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from fibec_ray.errors import FibecError, RunDirError
+from fibec_ray.errors import FibecError, RunDirError, ServerLostError
 from fibec_ray.learning import checkpoint
 from fibec_ray.learning.checkpoint import Checkpoint, CheckpointConfig, Manifest
 from fibec_ray.learning.store import StateStore
@@ -37,13 +37,15 @@ class Keeper:
         self._changed: set[int] = set()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._written: list[int] = []
+        """devices that the checkpoint under way is the first one to count on"""
 
     def after(self, round_: int, devices: Collection[int], tally: Tally, last: bool = False) -> None:
         """The round is in the log, and these devices have been at work. Raises what an earlier checkpoint failed with.
 
         last: of the run; its checkpoint is always kept.
         """
-        self.settle()
+        self._settle_or_skip()
         self._changed |= set(devices)
         self._versions |= {device: round_ for device in devices if self._store.path(device, round_).exists()}
         next_round = round_ + 1
@@ -61,7 +63,23 @@ class Keeper:
             devices=dict(self._versions),
         )
         changed, self._changed = sorted(self._changed), set()
+        self._written = changed
         self._pending = self._thread.submit(self._commit, draft, write, manifest, changed)
+
+    def finish(self, last_round: int, tally: Tally) -> None:
+        """Waits for the last checkpoint; it is written again if the server was lost meanwhile."""
+        if not self._settle_or_skip():
+            self.after(last_round, (), tally, last=True)
+            self.settle()
+
+    def _settle_or_skip(self) -> bool:
+        """False if there is no checkpoint because the server that was to write it was lost: the next one makes good."""
+        try:
+            self.settle()
+        except ServerLostError:
+            self._changed |= set(self._written)
+            return False
+        return True
 
     def settle(self) -> None:
         """Waits for the last checkpoint, and raises what went wrong with it."""

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
-from fibec_ray.errors import ConfigError, ModelError
+from fibec_ray.errors import ConfigError, ModelError, RunError
+from fibec_ray.learning.faults import fault_of
 from fibec_ray.learning.job import Job
 from fibec_ray.low_rank import pad
 from fibec_ray.parts.sharing.base import Selection
-from fibec_ray.tensors import Tensors, add, clone, digest, select, under_prefix, with_prefix
+from fibec_ray.tensors import Tensors, add, all_finite, clone, digest, select, under_prefix, with_prefix
 from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout
+
+LOWER_RATES = "lower local.learning_rate, or the rate of a server optimiser"
 
 
 class Server:
@@ -63,20 +66,37 @@ class Server:
     def broadcast(self, round_: int) -> Broadcast:
         return Broadcast(round_, self._shared, self._hint)
 
-    def absorb(self, round_: int, updates: Iterable[ClientUpdate]) -> None:
-        """Takes the round's updates in cohort order, one at a time; none at all teaches nothing."""
+    def absorb(self, round_: int, updates: Iterable[ClientUpdate]) -> dict[int, str]:
+        """Takes the round's updates in cohort order, one at a time; none at all teaches nothing.
+
+        Gives the devices whose update was left out because it could not be averaged, and why.
+        """
         method = self._job.method
         evidence: list[Tensors] = []
+        bad: dict[int, str] = {}
+        wanted = self._wanted(round_)
 
         def passing() -> Iterable[ClientUpdate]:
             for update in updates:
+                if (fault := fault_of(update, wanted)) is not None:
+                    bad[update.device] = fault
+                    continue
                 evidence.append(update.evidence)
                 yield replace(update, delta=pad(update.delta, self._shared))
 
         delta, self._state = method.aggregator.combine(self._state, passing())
         self._shared = self._shared | add(delta, self._shared)
+        if not all_finite(self._shared):
+            raise RunError(f"round {round_}: finite updates were combined to tensors that are not; {LOWER_RATES}")
         self._hint = method.objective.absorb(self._hint, evidence, self._job.num_devices)
         self._shared = self._shared | method.peft.after_round(self._shared, self._hint, round_, self._job.rounds)
+        return bad
+
+    def _wanted(self, round_: int) -> Tensors:
+        """The tensors that updates of a round are about."""
+        trained = [name for name in self._shared if name not in self._layout.carried]
+        moving = self._job.method.peft.moving(trained, round_, self._job.rounds)
+        return select(self._shared, moving)
 
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, the others as they were at the start."""

@@ -72,7 +72,7 @@ class Tally:
         self.num_samples_total, self.trained = state.num_samples_total, set(state.trained)
 
     def round(self, round_: int, result: RoundResult, evaluation: EvaluationResult | None) -> tuple[Row, list[Row]]:
-        self.trained |= {report.device for report in result.reports if report.num_steps}
+        self.trained |= {report.device for report in _sound(result.reports) if report.num_steps}
         row = self._row(round_, result.reports, len(result.lost), evaluation)
         return row, self._layer_rows(round_, result.reports)
 
@@ -97,7 +97,7 @@ class Tally:
         self, round_: int, reports: Sequence[DeviceReport], num_lost: int, evaluation: EvaluationResult | None
     ) -> Row:
         up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
-        num_samples = sum(r.num_samples_seen for r in reports)
+        num_samples, sound = sum(r.num_samples_seen for r in reports), _sound(reports)
         self.sim_time_s += round_seconds(r.sim_time_s for r in reports)
         self.bytes_total += up + down
         self.num_samples_total += num_samples
@@ -115,11 +115,12 @@ class Tally:
             "num_batches": sum(r.num_batches_seen for r in reports),
             "num_steps": sum(r.num_steps for r in reports),
             "flops": math.fsum(r.flops for r in reports),
-            "learning_rate": _mean(r.learning_rate for r in reports),
-            "train_loss": _mean_over_steps(reports),
-            "data_fraction": _mean(self._data_fraction(r) for r in reports),
-            "kept_fraction": _mean(r.kept_fraction for r in reports),
-            "mask_overlap": _mean(r.mask_overlap for r in reports),
+            "learning_rate": _mean(r.learning_rate for r in sound),
+            "train_loss": _mean_over_steps(sound),
+            "data_fraction": _mean(self._data_fraction(r) for r in sound),
+            "kept_fraction": _mean(r.kept_fraction for r in sound),
+            "mask_overlap": _mean(r.mask_overlap for r in sound),
+            "num_quarantined": len(reports) - len(sound),
             **self._scores(evaluation),
         }
 
@@ -143,7 +144,7 @@ class Tally:
         return row
 
     def _layer_rows(self, round_: int, reports: Sequence[DeviceReport]) -> list[Row]:
-        opened = self._layers
+        opened, reports = self._layers, _sound(reports)
         shared = {layer for name, layer in opened.layout.layers.items() if name in opened.shared_names}
         return [
             {
@@ -156,6 +157,11 @@ class Tally:
             }
             for layer in range(opened.layout.num_layers)
         ]
+
+
+def _sound(reports: Sequence[DeviceReport]) -> list[DeviceReport]:
+    """Those whose update was averaged."""
+    return [report for report in reports if report.quarantined is None]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

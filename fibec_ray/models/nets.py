@@ -38,7 +38,7 @@ class Network(nn.Module):
 class Net(BaseModel, ABC):
     """A network from scratch, in place of a pretrained backbone; `method.peft` is `full`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
 

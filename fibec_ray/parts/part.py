@@ -16,7 +16,7 @@ Need = Literal["text", "transformer", "lora"]
 class Part(BaseModel):
     """The base of all parts. `kind` is the tag that YAML names it by; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
 

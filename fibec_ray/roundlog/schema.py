@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
 
 SCHEMA_MAJOR = 2
 """The version in which a column was last renamed, removed or given another meaning. Programs that read logs of this
 major read newer versions of it too: they ignore columns that they do not know, and take null for those they miss."""
 
-ADDED = {3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)}}
+ADDED = {
+    3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)},
+    5: {"rounds": ("num_quarantined",), "devices": ("quarantined",)},
+}
 """By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
 
 ADDED_TABLES = {4: ("evaluations",)}
@@ -88,6 +91,12 @@ ROUNDS = pa.schema(
         ),
         _optional("num_devices_trained", pa.int32(), "devices", "devices that trained at least once so far"),
         _optional("adapter_digest", pa.string(), "hash", "of the shared tensors at the end of the round, bit by bit"),
+        _optional(
+            "num_quarantined",
+            pa.int32(),
+            "devices",
+            "devices of the cohort whose update came and was not averaged; means over the cohort leave them out",
+        ),
     ]
 )
 """One row per round."""
@@ -162,6 +171,12 @@ DEVICES = pa.schema(
             pa.string(),
             "hash",
             "of what the device sent, followed by that of what it keeps (personal tensors, memories) if it keeps any",
+        ),
+        _optional(
+            "quarantined",
+            pa.string(),
+            "reason",
+            "why the update was not averaged (it is not finite, or does not fit the server's tensors); null if it was",
         ),
     ]
 )

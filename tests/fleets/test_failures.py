@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray import exceptions as rex
 
-from fibec_ray.errors import FleetError, ModelError
-from fibec_ray.fleets.failures import ActorPool
+from fibec_ray.errors import FleetError, ModelError, ServerLostError
+from fibec_ray.fleets.failures import LOST, input_lost
+from fibec_ray.fleets.pool import ActorPool
 from fibec_ray.fleets.schedule import Call
 
 pytestmark = pytest.mark.ray
@@ -25,8 +28,11 @@ class Worker:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    def never(self) -> None:
+        time.sleep(1000)
 
     def work(self, key: int, attempt: int, then: str) -> tuple[bytes, str]:
         (self._folder / f"{key}-{attempt}-{os.getpid()}").touch()
@@ -35,15 +41,23 @@ class Worker:
             os._exit(1)
         if then == "hang":
             time.sleep(60)
+        if then == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         if then == "fail":
             raise ModelError("this backbone has no blocks")
         return bytes(200_000), f"call {key}, attempt {attempt}"
 
 
 @contextmanager
-def pool_of(size: int, folder: Path, call_timeout_s: float = 60, max_retries: int = 2) -> Iterator[ActorPool]:
+def pool_of(
+    size: int,
+    folder: Path,
+    call_timeout_s: float = 60,
+    max_retries: int = 2,
+    note: Callable[[str], None] = lambda text: None,
+) -> Iterator[ActorPool]:
     remote = ray.remote(Worker).options(num_cpus=0.1, max_restarts=1, max_task_retries=0)
-    pool = ActorPool(lambda i: remote.remote(folder), size, 60, call_timeout_s, max_retries)
+    pool = ActorPool(lambda i: remote.remote(folder), size, 60, call_timeout_s, max_retries, note)
     pool.start()
     try:
         yield pool
@@ -51,12 +65,14 @@ def pool_of(size: int, folder: Path, call_timeout_s: float = 60, max_retries: in
         pool.stop()
 
 
-def call(key: int, fate: Callable[[int], str] = lambda attempt: "", seconds: float = 1.0) -> Call:
+def call(
+    key: int, fate: Callable[[int], str] = lambda attempt: "", seconds: float = 1.0, home: int | None = None
+) -> Call:
     def submit(actor: Any, attempt: int) -> list[ray.ObjectRef]:
         refs: list[ray.ObjectRef] = actor.work.options(num_returns=2).remote(key, attempt, fate(attempt))
         return refs
 
-    return Call(key, submit, seconds)
+    return Call(key, submit, seconds, home=home)
 
 
 def first(fate: str) -> Callable[[int], str]:
@@ -93,8 +109,72 @@ def test_a_hung_actor_is_ended_and_its_call_done_again(tmp_path: Path, ray_clust
     assert sorted(ended) == ["call 0, attempt 1", "call 1, attempt 0", "call 2, attempt 0"]
 
 
+def test_a_stopped_process_is_replaced(tmp_path: Path, ray_cluster: None) -> None:
+    """It cannot be asked to end itself, as one that only hangs can."""
+    notes: list[str] = []
+    with pool_of(2, tmp_path, call_timeout_s=2, note=notes.append) as pool:
+        assert len(list(pool.run([call(0, first("stop")), call(1)]))) == 2
+        while not all(seat.well for seat in pool._seats):
+            list(pool.run([call(2)]))
+            time.sleep(0.2)
+        assert len(list(pool.run([call(key) for key in range(3, 9)]))) == 6
+    assert len(notes) == 1 and "was lost (TimeoutError)" in notes[0]
+    assert len({path.name.split("-")[2] for path in tmp_path.glob("[3-8]-*")}) == 2, "both work again"
+
+
+def test_calls_that_are_lost_too_often_can_be_spared(tmp_path: Path, ray_cluster: None) -> None:
+    calls = [call(0, lambda attempt: "die"), call(1), call(2)]
+    with pool_of(2, tmp_path) as pool:
+        ended = {one.key: one for one in pool.run(calls, max_retries=1, spares=True)}
+    assert isinstance(ended[0].lost, rex.RayActorError) and ended[0].attempt == 2
+    assert ended[1].lost is None and ended[2].lost is None
+    assert begun(tmp_path)[0] == [0, 1]
+
+
+def test_what_belongs_to_a_lost_actor_is_done_by_others(tmp_path: Path, ray_cluster: None) -> None:
+    """No actor has room any more; the one that is left does all."""
+    with pool_of(2, tmp_path) as pool:
+        list(pool.run([call(0), call(1)]))
+        pool._seats[1].late = True
+        pool._seats[1].answer = pool._seats[1].actor.never.remote()
+        ended = [one.key for one in pool.run([call(key, home=key % 2) for key in range(2, 8)])]
+        pool._seats[1].answer = None
+    assert sorted(ended) == list(range(2, 8))
+
+
+def test_a_pool_grows(tmp_path: Path, ray_cluster: None) -> None:
+    with pool_of(1, tmp_path) as pool:
+        list(pool.run([call(0)]))
+        pool.grow(1)
+        while not all(seat.well for seat in pool._seats):
+            list(pool.run([call(1)]))
+        list(pool.run([call(key) for key in range(2, 8)]))
+        assert pool.size == 2
+    pids = {path.name.split("-")[2] for path in tmp_path.iterdir()}
+    assert len(pids) == 2
+
+
+def test_what_calls_are_given_and_is_lost_is_not_blamed_on_their_actor(tmp_path: Path, ray_cluster: None) -> None:
+    giver = ray.remote(Worker).options(num_cpus=0.1, max_restarts=0).remote(tmp_path)
+    gift = giver.work.remote(99, 0, "die")
+
+    def submit(actor: Any, attempt: int) -> list[ray.ObjectRef]:
+        return [actor.work.remote(gift, attempt, "")]
+
+    with pool_of(1, tmp_path) as pool, pytest.raises(ServerLostError, match="what the server sent is lost"):
+        list(pool.run([Call(0, submit)]))
+
+
+def test_the_memory_monitor_s_error_is_a_loss_too() -> None:
+    assert issubclass(rex.OutOfMemoryError, LOST) and not issubclass(rex.OutOfMemoryError, rex.RayActorError)
+    assert not input_lost(rex.OutOfMemoryError("the actor's own"))
+
+
 def test_a_call_that_kills_every_actor_is_given_up(tmp_path: Path, ray_cluster: None) -> None:
-    with pool_of(2, tmp_path, max_retries=1) as pool, pytest.raises(FleetError, match="call 0 was lost 2 times"):
+    with (
+        pool_of(2, tmp_path, max_retries=1) as pool,
+        pytest.raises(FleetError, match="call 0 was lost 2 times, .*fleet.on_lost=drop"),
+    ):
         list(pool.run([call(0, lambda attempt: "die"), call(1)]))
     assert begun(tmp_path)[0] == [0, 1]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fibec_ray.fleets.schedule import Backlog, Call, CostModel, InOrder
+from fibec_ray.fleets.schedule import Backlog, Call, CostModel
 from fibec_ray.reports import DeviceReport
 
 
@@ -111,14 +111,3 @@ def test_more_samples_never_cost_less(seen: dict[int, float]) -> None:
     assert 0 < model.seconds([1]) < model.seconds([2]) < model.seconds([100])
     num, total = sum(n * s for n, s in seen.items()), sum(n * n for n in seen)
     assert model.seconds([3]) == pytest.approx(3 * num / total), "in proportion, then"
-
-
-# --- in order
-
-
-def test_what_comes_early_waits_for_its_turn() -> None:
-    line: InOrder[str] = InOrder([7, 2, 9, 4])
-    assert line.add({9: "c"}) == []
-    assert line.add({7: "a"}) == ["a"]
-    assert line.add({4: "d", 2: "b"}) == ["b", "c", "d"]
-    assert line.add({}) == []

@@ -8,7 +8,7 @@ import pytest
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_evaluations, read_layers, read_rounds
-from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, ROUNDS, tables_of
+from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, ROUNDS, SCHEMA_VERSION, tables_of
 from fibec_ray.roundlog.writer import RoundLog
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}
@@ -70,27 +70,31 @@ def test_a_log_of_another_version_is_refused(tmp_path):
     part = write(tmp_path) / "rounds" / "part-000001.parquet"
     table = pq.ParquetFile(part).read()
     pq.write_table(table.replace_schema_metadata({"schema_version": "99"}), part)
-    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads versions 2 to 4"):
+    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads versions 2 to 5"):
         read_rounds(tmp_path)
 
 
-def test_an_older_log_is_read_with_nulls_where_it_had_no_column(tmp_path):
+@pytest.mark.parametrize("version", range(min(ADDED) - 1, SCHEMA_VERSION))
+def test_an_older_log_is_read_with_nulls_where_it_had_no_column(tmp_path, version):
     write(tmp_path)
-    for name, added in ADDED[3].items():
+    later = [added for number, added in ADDED.items() if number > version]
+    for name in ("rounds", "devices"):
         for part in (tmp_path / name).iterdir():
-            table = pq.ParquetFile(part).read().drop_columns(list(added))
-            metadata = table.schema.metadata | {b"schema_version": b"2"}
+            table = pq.ParquetFile(part).read().drop_columns([column for added in later for column in added[name]])
+            metadata = table.schema.metadata | {b"schema_version": str(version).encode()}
             pq.write_table(table.replace_schema_metadata(metadata), part)
     assert read_rounds(tmp_path).schema.equals(ROUNDS) and read_devices(tmp_path).schema.equals(DEVICES)
-    assert read_rounds(tmp_path).column("adapter_digest").to_pylist() == [None] * 3
-    assert read_devices(tmp_path).column("update_digest").to_pylist() == [None] * 6
+    for added in later:
+        assert all(read_rounds(tmp_path).column(column).to_pylist() == [None] * 3 for column in added["rounds"])
+        assert all(read_devices(tmp_path).column(column).to_pylist() == [None] * 6 for column in added["devices"])
 
 
 def test_an_older_log_is_read_as_if_its_later_tables_had_no_rows(tmp_path):
     write(tmp_path)
     for name in tables_of(3):
         for part in (tmp_path / name).iterdir():
-            table = pq.ParquetFile(part).read()
+            later = [column for number in ADDED if number > 3 for column in ADDED[number].get(name, ())]
+            table = pq.ParquetFile(part).read().drop_columns(later)
             pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"schema_version": b"3"}), part)
     shutil.rmtree(tmp_path / "evaluations")
     assert read_evaluations(tmp_path).schema.equals(EVALUATIONS) and read_evaluations(tmp_path).num_rows == 0

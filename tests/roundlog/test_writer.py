@@ -10,7 +10,7 @@ import pytest
 from fibec_ray.errors import RunDirError, RunError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_devices, read_layers, read_rounds
-from fibec_ray.roundlog.schema import ROUNDS
+from fibec_ray.roundlog.schema import ROUNDS, SCHEMA_VERSION
 from fibec_ray.roundlog.writer import RoundLog
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}
@@ -46,7 +46,7 @@ def test_a_part_carries_the_metadata_and_is_zstd(tmp_path):
     RoundLog(tmp_path, METADATA).append(rounds_row(0), [], [])
     file = pq.ParquetFile(tmp_path / "rounds" / "part-000000.parquet")
     found = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
-    assert found == METADATA | {"schema_version": "4", "schema_major": "2"}
+    assert found == METADATA | {"schema_version": str(SCHEMA_VERSION), "schema_major": "2"}
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
 
 

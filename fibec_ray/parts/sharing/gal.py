@@ -48,7 +48,7 @@ class GlobalLayers(Sharing):
     )
     budget: float = Field(0.05, gt=0, description="rho: norm of the noise, in units of the embeddings")
     relative: bool = Field(False, description="rho is relative to each sample's ||E||_F; needed on a bfloat16 base")
-    norm: float = Field(2.0, ge=1, description="p of the noise's norm, 1 to .inf")
+    norm: float = Field(2.0, ge=1, allow_inf_nan=True, description="p of the noise's norm, 1 to .inf")
     max_samples: int = Field(64, ge=1, description="samples that a device scores on, drawn once")
 
     @model_validator(mode="after")

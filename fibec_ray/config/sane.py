@@ -1,0 +1,84 @@
+"""What no experiment can mean, whatever its keys: refused before anything is built from it; called by load.py.
+
+A few lines of YAML can name each other until they stand for more values than fit in memory, or for themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fibec_ray.errors import ConfigError
+
+MOST_VALUES = 100_000
+DEEPEST = 60
+LARGEST = 2**63 - 1
+
+
+def refuse_nonsense(raw: Any, where: str, keys: Sequence[str] = ()) -> None:
+    """Raises ConfigError for values without end, numbers without size, and text that cannot be written.
+
+    where: the file, or ''. keys: that the value stands under.
+    """
+    for count, (path, value) in enumerate(_walk(raw, tuple(keys))):
+        complaint = _complaint(value)
+        if count >= MOST_VALUES:
+            path, complaint = path[:1], f"has more than {MOST_VALUES} values, aliases included; write fewer"
+        if len(path) > DEEPEST:
+            path, complaint = path[:3], f"is nested more than {DEEPEST} deep; write it flatter"
+        if complaint is not None:
+            raise ConfigError(": ".join(part for part in (where, ".".join(path), complaint) if part))
+
+
+def refuse_flags(raw: Any, meant: Any, where: str) -> None:
+    """meant: what the raw values were taken for. Raises ConfigError where `true` was taken for the number 1."""
+    if isinstance(raw, bool) and isinstance(meant, int | float) and not isinstance(meant, bool):
+        raise ConfigError(f"{where}: found {str(raw).lower()} where a number is wanted; give one")
+    if isinstance(raw, dict) and isinstance(meant, dict):
+        for key, below in raw.items():
+            refuse_flags(below, meant.get(key), f"{where}.{key}" if where else str(key))
+
+
+def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value and its path, depth first. Ends one level below the deepest that is allowed."""
+    yield path, value
+    if len(path) > DEEPEST:
+        return
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from _walk(below, (*path, _printable(str(key))))
+            if not isinstance(key, str):
+                yield (*path, _printable(str(key))), _OddKey(repr(key))
+    elif isinstance(value, list | tuple | set):
+        for i, below in enumerate(value):
+            yield from _walk(below, (*path, str(i)))
+
+
+class _OddKey(str):
+    """A key that is no text."""
+
+
+def _complaint(value: Any) -> str | None:
+    if isinstance(value, _OddKey):
+        return f"the key {value} is no string; put it in quotes, or remove it"
+    if isinstance(value, float) and math.isnan(value):
+        return "found nan, which is no number; give one"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"found an integer of {value.bit_length()} bits; at most 63 are allowed"
+    if isinstance(value, str) and (value != _printable(value)):
+        return f"has the character {_odd(value)!r}, which cannot be written; remove it"
+    return None
+
+
+def _printable(text: str) -> str:
+    return "".join(char for char in text if not _unprintable(char))
+
+
+def _odd(text: str) -> str:
+    return next(char for char in text if _unprintable(char))
+
+
+def _unprintable(char: str) -> bool:
+    """Control characters, and halves of characters that UTF-8 has no bytes for; line ends and tabs are text."""
+    return (ord(char) < 32 and char not in "\n\r\t") or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000

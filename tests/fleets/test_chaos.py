@@ -1,0 +1,106 @@
+"""Runs whose actors, server and nodes are killed: what comes out is, bit by bit, what comes out of a calm run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fleets.casualties import Reaper, kill
+
+import fibec_ray
+from fibec_ray.config.load import check
+from fibec_ray.errors import FleetError
+from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
+from fibec_ray.simulation import simulate
+
+pytestmark = pytest.mark.ray
+POOLED = {"kind": "ray", "placement": "pooled", "num_actors": 2}
+SLOW = pytest.mark.slow
+CHAOS = str(Path(__file__).with_name("chaos.py"))
+
+
+def digests(settings: dict[str, Any], folder: Path, watcher: Any = None) -> tuple[str, str]:
+    run = simulate(check(settings, "test"), folder, watcher)
+    return run.adapter_digest, log_digest(folder)
+
+
+def settings_of(tiny_settings: Any, num_rounds: int, fleet: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = tiny_settings("fibecfed", rounds=num_rounds, cohort_size=4)
+    return {**made, "fleet": fleet, "evaluation": {"every": num_rounds}}
+
+
+@pytest.mark.parametrize("num_rounds", [2, pytest.param(12, marks=[SLOW, pytest.mark.timeout(600)])])
+def test_device_actors_that_are_killed_in_every_round(
+    num_rounds: int, tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    rng, deaths = random.Random(5), list[int]()
+    reaper = Reaper(
+        lambda round_: deaths.extend(kill("DeviceActor", rng, rng.choice([1, 1, 2]) if num_rounds > 2 else 1))
+    )
+    disturbed = digests(settings_of(tiny_settings, num_rounds, POOLED), tmp_path / "killed", reaper)
+    assert disturbed == digests(settings_of(tiny_settings, num_rounds, {"kind": "local"}), tmp_path / "calm")
+    rows = read_devices(tmp_path / "killed").to_pylist()
+    assert len(deaths) >= num_rounds
+    if num_rounds > 2:  # in a short run the dead may all have been starting
+        assert any(row["attempt"] > 0 for row in rows)
+        assert any("was lost (Actor" in note and "with train of device" in note for note in reaper.notes)
+    assert read_rounds(tmp_path / "killed").column("num_lost").to_pylist() == [0] * (num_rounds + 1)
+
+
+@pytest.mark.parametrize(
+    ("num_rounds", "every"), [(2, 2), pytest.param(8, 1, marks=SLOW), pytest.param(8, 5, marks=SLOW)]
+)
+def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
+    num_rounds: int, every: int, tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Rounds since the checkpoint are run once more, and logged once."""
+    reaper = Reaper(lambda round_: kill("ServerActor", random.Random(0)) if round_ % 2 else None, lambda round_: 2)
+    settings = settings_of(tiny_settings, num_rounds, POOLED) | {"checkpoint": {"every": every}}
+    disturbed = digests(settings, tmp_path / "killed", reaper)
+    assert disturbed == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
+    assert any("the server actor was lost" in note for note in reaper.notes)
+    assert len(reaper.struck) == num_rounds
+
+
+@pytest.mark.slow
+def test_nodes_that_die_with_their_actors_and_updates(tiny_settings: Any, tmp_path: Path) -> None:
+    settings, given = settings_of(tiny_settings, 4, POOLED), tmp_path / "settings.yaml"
+    given.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, CHAOS, str(given), str(tmp_path / "run"), str(tmp_path / "found.json")],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
+    assert any(note.startswith("updates were lost with their node") for note in found["notes"])
+    assert any(attempt > 0 for round_, _, _, attempt in found["attempts"] if round_ == 2)
+    assert len([row for row in found["attempts"] if row[0] == 3]) == 4, "on new nodes: no other ones are left"
+
+
+def test_a_round_can_go_on_without_the_lost(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    fleet = {**POOLED, "max_retries": 0, "on_lost": "drop", "quorum": 0.25}
+    reaper = Reaper(lambda round_: kill("DeviceActor", random.Random(1)) if round_ == 0 else None)
+    digests(settings_of(tiny_settings, 2, fleet), tmp_path / "run", reaper)
+    first, second = read_rounds(tmp_path / "run").to_pylist()[1:]
+    rows = [row for row in read_devices(tmp_path / "run").to_pylist() if row["round"] == 0]
+    assert first["num_lost"] == 1 and first["num_devices"] == 4 and len(rows) == 3
+    assert second["num_lost"] == 0, "the actor that is left does it all"
+    assert any(note.startswith("round 0: goes on without") for note in reaper.notes)
+
+
+@pytest.mark.slow
+def test_a_run_can_end_at_the_first_loss(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    reaper = Reaper(lambda round_: kill("DeviceActor", random.Random(1)))
+    with pytest.raises(FleetError, match="train of device .* was lost 1 times"):
+        digests(settings_of(tiny_settings, 2, {**POOLED, "on_lost": "abort"}), tmp_path / "run", reaper)
