@@ -13,8 +13,11 @@ quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	$(BIN)/fibec-ray run configs/quickstart.yaml --out runs/quickstart
 	$(BIN)/fibec-ray report runs/quickstart
 
+# In two processes, one with the tests that need Ray: on two cores that takes little more than half of the time.
 test: lint  ## what CI runs
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray" & others=$$!; \
+		$(BIN)/python -m pytest -q -m "not slow and not gpu and ray" -p no:cacheprovider; ray=$$?; \
+		wait $$others && test $$ray -eq 0
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
