@@ -160,7 +160,7 @@ def _metadata(folder: Place, part: str) -> dict[str, str]:
 
 def _check_version(shown: str, metadata: Mapping[str, str]) -> None:
     version = metadata.get("schema_version", "none")
-    older = version.isdigit() and SCHEMA_MAJOR <= int(version) <= SCHEMA_VERSION
+    older = version.isdecimal() and SCHEMA_MAJOR <= int(version) <= SCHEMA_VERSION
     major = metadata.get("schema_major", str(SCHEMA_MAJOR) if older else version)
     if major != str(SCHEMA_MAJOR):
         raise RunDirError(

@@ -81,7 +81,7 @@ def folder_of(run_dir: Path, next_round: int) -> Path:
 
 def rounds_kept(run_dir: Path) -> list[int]:
     """`next_round` of every checkpoint that is there, damaged or not; ascending."""
-    return sorted(int(path.name) for path in _home(run_dir).glob("[0-9]*") if path.name.isdigit())
+    return sorted(int(path.name) for path in _home(run_dir).glob("[0-9]*") if path.name.isdecimal())
 
 
 def new_draft(run_dir: Path, next_round: int) -> Path:

@@ -104,7 +104,7 @@ def _added_after(version: int, table: str) -> list[str]:
 
 def _version(path: Path, schema: pa.Schema) -> int:
     found = (schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if not found.isdigit() or not SCHEMA_MAJOR <= int(found) <= SCHEMA_VERSION:
+    if not found.isdecimal() or not SCHEMA_MAJOR <= int(found) <= SCHEMA_VERSION:
         raise RunDirError(
             f"{path}: schema version {found}, but this program reads versions {SCHEMA_MAJOR} to {SCHEMA_VERSION}; "
             "read it with the program that wrote it"

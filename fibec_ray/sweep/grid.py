@@ -25,7 +25,7 @@ def parse_grid(overrides: Sequence[str]) -> Grid:
     """Values are separated by commas outside brackets. Raises ConfigError if there is nothing to compare."""
     split = [(key, list(values(text))) for key, _, text in (override.partition("=") for override in overrides)]
     seeds = [text for key, texts in split if key == "seed" for text in texts]
-    if not all(text.isdigit() for text in seeds) or len(set(seeds)) < len(seeds):
+    if not all(text.isdecimal() for text in seeds) or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seed={','.join(seeds)}: expected different whole numbers such as seed=0,1,2")
     axes = [(key, texts) for key, texts in split if key != "seed" and len(texts) > 1]
     if not axes:
