@@ -1,8 +1,8 @@
 """Faster arithmetic for frozen layers on a CPU, and memory that is not given back between steps; called by models/.
 
 PyTorch computes float32 products with MKL, whose fast kernels are for Intel's processors alone: on others it runs at
-less than half of what oneDNN reaches, which PyTorch brings too (docs/performance.md). Its products are of the same
-precision.
+less than half of what oneDNN reaches, which PyTorch brings too (`python -m fibec_ray.bench.kernels`). Its products are
+of the same precision.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MMAP_THRESHOLD = 32 * 2**20
-"""Bytes. The largest that glibc takes."""
-TRIM_THRESHOLD = 2**30
-"""Bytes of free memory at the top of the heap that are kept."""
-TOP_PAD = 64 * 2**20
-"""Bytes by which the heap grows."""
+MMAP_THRESHOLD = (-3, 32 * 2**20)
+"""glibc's number of the option (malloc.h), and bytes: the largest that it takes."""
+TRIM_THRESHOLD = (-1, 2**30)
+"""The same: bytes of free memory at the top of the heap that are kept."""
+TOP_PAD = (-2, 64 * 2**20)
+"""The same: bytes by which the heap grows."""
 
 
 def speed_up(module: nn.Module) -> None:
@@ -36,7 +36,7 @@ def keep_heap() -> None:
     """Makes glibc keep what is freed. By default each tensor over 128 kB is mapped anew, and zeroed page by page."""
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        for option, value in ((-3, MMAP_THRESHOLD), (-1, TRIM_THRESHOLD), (-2, TOP_PAD)):
+        for option, value in (MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD):
             library.mallopt(option, value)
 
 
@@ -62,7 +62,7 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        # Kept as an attribute: autograd would copy nothing, but the weights are no variables of the graph.
+        # An attribute, as no gradient of it is ever wanted: it is no saved variable of the graph.
         ctx.weight = inputs[1]
 
     @staticmethod
