@@ -166,8 +166,8 @@ class TorchModel(Alone):
 
     @property
     def gains_from_lanes(self) -> bool:
-        """Not for a float32 base on a CPU (`fibec_ray.bench.speed --only ours-fp32-1,ours-fp32-5` compares), so that the
-        same settings give the same bits there."""
+        """Not for a float32 base on a CPU (`fibec_ray.bench.speed --only ours-fp32-1,ours-fp32-5` compares), so that
+        the same settings give the same bits there."""
         return self.device.type != "cpu" or self._spec.dtype != "float32"
 
     def obstacle_to_lanes(self) -> str | None:
