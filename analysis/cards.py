@@ -19,6 +19,7 @@ def cards_of(tables: RunTables, anchors: Anchors, metric: str | None = None) -> 
         _card("Scores", curves.metric_curves(tables, metric, anchors)),
         _card("Scores", spread_curves(tables)),
         _card("Scores", curves.loss_curves(tables, metric)),
+        _card("Scores", curves.perplexity_curves(tables)),
         _card("Scores", [curves.training_loss(tables, metric)]),
         *(_card("Curriculum", [curve]) for curve in curves.curriculum_curves(tables)),
         _card("Layers and masks", [_sensitivity(tables)]),

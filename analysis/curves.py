@@ -41,6 +41,10 @@ _ACCURACIES = (
     ("personal_accuracy_trained", "personalised, devices trained so far"),
 )
 _LOSSES = (("global_loss", "global model, test set"), ("personal_loss", "personalised, all devices"))
+_PERPLEXITIES = (
+    ("global_perplexity", "global model, test set"),
+    ("personal_perplexity", "personalised, all devices"),
+)
 _METRICS = (("global_metric", "global model, test set"), ("personal_metric", "personalised, all devices"))
 _ANCHORS = {"majority": "majority class", "own_majority": "own majority class", "mean": "mean", "own_mean": "own mean"}
 
@@ -57,6 +61,12 @@ def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
     """Evaluation loss against rounds, simulated time, bytes and samples."""
     caption = "Mean loss on test data after each evaluated round."
     return _by_axes(tables, "evaluation_loss", "Evaluation loss", caption, _loss_unit(metric), _LOSSES)
+
+
+def perplexity_curves(tables: RunTables) -> list[Curve]:
+    """Of responses, where answers are texts."""
+    caption = "Exp of the mean loss over all tokens of the test data's responses, after each evaluated round."
+    return _by_axes(tables, "perplexity", "Perplexity", caption, "perplexity", _PERPLEXITIES)
 
 
 def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> list[Curve]:

@@ -64,6 +64,8 @@ class RunView:
             f"[bold]{e.name}[/]: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
             f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}{pooled}"
         )
+        if prepared.note:
+            self._say(prepared.note)
 
     def note(self, text: str) -> None:
         """What a person should know of a run that is taken up again."""
@@ -89,7 +91,7 @@ class RunView:
             loss = row["personal_loss"] if row["global_loss"] is None else row["global_loss"]
             self._last_scores = (
                 f"global {_number(row[f'global_{score}'])}  personal {_number(row[f'personal_{score}'])}  "
-                f"loss {_number(loss)}"
+                f"loss {_number(loss)}{_perplexity(row)}"
             )
             if not self._console.is_terminal:
                 self._say(f"round {row['round']}: {self._last_scores}  sent {size(row['bytes_total'])}")
@@ -105,12 +107,13 @@ class RunView:
         score = score_column(metric)
         columns = {"accuracy": "accuracy"} if score == "accuracy" else {}
         columns |= {metric: "metric"} if metric != "accuracy" else {}
-        for column in ("", *columns, "best", "loss"):
+        more = {"loss": "loss"} | ({"perplexity": "perplexity"} if self._experiment.task.answers_in_text else {})
+        for column in ("", *columns, "best", *more):
             table.add_column(column, justify="left" if not column else "right", no_wrap=True)
         for model, note in (("global", "test set"), ("personal", "own test shards")):
             best = max((r[f"{model}_{score}"] for r in run.rows if r[f"{model}_{score}"] is not None), default=None)
-            values = [last[f"{model}_{name}"] for name in columns.values()]
-            table.add_row(f"{model} model, {note}", *map(_number, [*values, best, last[f"{model}_loss"]]))
+            values, others = ([last[f"{model}_{name}"] for name in names.values()] for names in (columns, more))
+            table.add_row(f"{model} model, {note}", *map(_number, [*values, best, *others]))
         if score == "accuracy":
             trained = f"  {last['num_devices_trained']} devices that trained"
             table.add_row(trained, _number(last["personal_accuracy_trained"]))
@@ -160,6 +163,12 @@ def rounds_in_words(first: int, last: int) -> str:
     """(-1, 0) -> 'initialisation phase and round 0'; (3, 5) -> 'rounds 3 to 5'"""
     opening, first = ("initialisation phase and ", 0) if first < 0 else ("", first)
     return f"{opening}round {last}" if first == last else f"{opening}rounds {first} to {last}"
+
+
+def _perplexity(row: Row) -> str:
+    """Of the global model, or where it has none of the personal ones; '' where answers are no texts."""
+    found = row["personal_perplexity"] if row["global_perplexity"] is None else row["global_perplexity"]
+    return "" if found is None else f"  perplexity {found:.4g}"
 
 
 def _number(value: Any) -> str:

@@ -6,7 +6,9 @@ E_y[g_iy^2], is used. Three readings of the expectation over labels y:
 - expected: y ~ p(. | s_i) of the model, exact: C backward passes on one forward pass;
 - sampled: one y drawn from p(. | s_i).
 The last two take p over the task's C classes: with a verbaliser, over its label words alone. In a regression y is a
-value, and p normal around the model's with variance 1.
+value, and p normal around the model's with variance 1. Where answers are texts y is a token at each place of the
+response, drawn given the tokens that the data have before it, and the gradient is that of their mean, as the loss is;
+there are too many of them to expect.
 
 Shapes: B samples of a group, n samples of a shard, C classes.
 """
@@ -19,7 +21,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from fibec_ray.errors import ModelError
 from fibec_ray.per_sample import Caught
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import LocalModel, Outputs, Shard
@@ -183,6 +187,12 @@ def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple
         # -log p = (y - f)^2 / 2 has the gradient -(y - f) f': squared f'^2 in expectation, or that of a drawn y - f.
         noise = 1.0 if draws is None else torch.special.ndtri(draws.clamp(min=SMALLEST_DRAW)).to(out.scores)
         yield noise * out.scores[:, 0], None
+        return
+    if out.response is not None:
+        if label == "expected" or draws is None:
+            raise ModelError("a response of tokens has too many labels to expect; set label to sampled, or observed")
+        drawn = out.response.draw(out.scores.detach(), draws)
+        yield out.response.means(F.cross_entropy(out.scores, drawn, reduction="none")), None
         return
     log_probs = out.scores.float().log_softmax(1)
     probs = log_probs.detach().exp()

@@ -10,17 +10,24 @@ regression), so:
 - subspace: randomised subspace iteration (Halko, Martinsson, Tropp 2011) on H V = sum_ic g_ic (g_ic^T V), which
   forgets the columns of a group of samples before it looks at the next.
 
-Shapes: N samples, B of a group, C classes, p entries in a block's tensors, m columns, r eigenpairs.
+Where answers are texts, H = (1/N) sum_i (1/T_i) sum_t J_it^T S_it J_it over the T_i tokens of each response, and S_it
+is as wide as the vocabulary. It is estimated: for tokens y_it that the model draws, e_it = p_it - onehot(y_it) has mean
+0 and the second moment S_it, so that columns sum_t J_it^T e_it / sqrt(N T_i m), of m drawn responses, have G G^T = H in
+expectation (Martens 2020, "New insights and perspectives on the natural gradient method"); its rank is N m at most.
+
+Shapes: N samples, B of a group, C classes, p entries in a block's tensors, m columns, r eigenpairs; R tokens of all
+responses of a group, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fibec_ray.errors import ModelError
 from fibec_ray.fisher import by_length
@@ -38,6 +45,8 @@ FLOOR = 1e-8
 """Relative to a block's largest eigenvalue: what is smaller is rounding."""
 OVERSAMPLE = 10
 """Vectors beyond r that a subspace iteration carries along, as in the published code of FIPA."""
+TOKEN_DRAWS = 4
+"""Drawn responses of a sample, where answers are texts; each costs a backward pass."""
 POWERS = 2
 """Multiplications of the random start by H, before the one that the eigenvalues are read from."""
 
@@ -63,14 +72,15 @@ def top_eigenpairs(
 ) -> dict[str, Eigenpairs]:
     """The `rank` largest eigenpairs of each block's own H, without the curvature between blocks. Evaluation mode.
 
-    rows: (N,) positions within the shard. blocks: names of trainable tensors, by block. rng: of subspace iteration.
-    Costs a forward and C - 1 backward passes over the samples, for all blocks together; subspace POWERS + 1 times that.
+    rows: (N,) positions within the shard. blocks: names of trainable tensors, by block. rng: of subspace iteration, and
+    of drawn tokens. Costs a forward and C - 1 backward passes over the samples (TOKEN_DRAWS, where answers are texts),
+    for all blocks together; subspace POWERS + 1 times that.
     Raises ModelError for a tensor of an unknown kind of module.
     """
     if not blocks:
         return {}
     model.train(False)
-    columns = _Columns(model, shard, rows, blocks)
+    columns = _Columns(model, shard, rows, blocks, rng)
     if way == "auto":
         way = "gram" if 4 * columns.num_columns * sum(columns.sizes.values()) <= GRAM_BYTES else "subspace"
     pairs = _by_gram(columns, rank) if way == "gram" else _by_subspace(columns, rank, rng)
@@ -101,38 +111,80 @@ def softmax_factor(scores: Tensor) -> Tensor:
 class _Columns:
     """G of each block, a few columns at a time and as often as asked for."""
 
-    def __init__(self, model: LocalModel, shard: Shard, rows: Tensor, blocks: Mapping[str, Sequence[str]]):
+    def __init__(
+        self,
+        model: LocalModel,
+        shard: Shard,
+        rows: Tensor,
+        blocks: Mapping[str, Sequence[str]],
+        rng: torch.Generator,
+    ):
         self._model, self._shard, self._rows, self._blocks = model, shard, rows, blocks
         self.sizes = {block: sum(model.trainable[n].numel() for n in names) for block, names in blocks.items()}
         """p by block"""
         with torch.no_grad():
-            self.num_columns = len(rows) * output_factor(model.forward(shard.batch(rows[:1]))).shape[2]
+            out = model.forward(shard.batch(rows[:1]))
+        self._draws: Tensor | None = None
+        if out.response is None:
+            self.num_columns = len(rows) * output_factor(out).shape[2]
+        else:
+            self.num_columns = len(rows) * TOKEN_DRAWS
+            self._draws = torch.rand(shard.num_samples, TOKEN_DRAWS, generator=rng)
         self.device = next(iter(model.trainable.values())).device
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """{block: (B, p)} float32: the transposed columns of one group of samples and one c."""
         names = [name for names in self._blocks.values() for name in names]
         for group in by_length(self._shard, self._rows, CHUNK):
-            for grads in sample_gradients(self._model, self._shard, group, names):
+            draws = None if self._draws is None else self._draws[group]
+            for grads in sample_gradients(self._model, self._shard, group, names, draws):
                 scaled = {name: value.flatten(1) / len(self._rows) ** 0.5 for name, value in grads.items()}
                 yield {block: torch.cat([scaled[n] for n in inside], 1) for block, inside in self._blocks.items()}
 
 
-def sample_gradients(model: LocalModel, shard: Shard, rows: Tensor, names: Collection[str]) -> Iterator[Tensors]:
-    """{name: (B, *shape)} float32 for each column c of L_i: J_i^T L_i[:, c] of the samples at `rows`."""
+def sample_gradients(
+    model: LocalModel, shard: Shard, rows: Tensor, names: Collection[str], draws: Tensor | None = None
+) -> Iterator[Tensors]:
+    """{name: (B, *shape)} float32 for each column c of L_i: J_i^T L_i[:, c] of the samples at `rows`.
+
+    draws: (B, m) uniform in [0, 1), of the m drawn responses that stand for L_i where answers are texts.
+    """
     before = model.work.backward_flops
     out, caught = model.watched(shard.batch(rows), names)
     backward_flops = model.work.backward_flops - before  # the model counts one backward pass
-    scores, factor = out.scores, output_factor(out).detach()
-    num = factor.shape[2]
+    num, cotangent = _columns_of(out) if draws is None else _drawn_columns(out, draws)
     for c in range(num):
         model.work.flops += backward_flops if c else 0.0
-        cotangent = factor[:, :, c].to(scores.dtype)
-        grads = model.grad(scores, caught.tensors, cotangent, retain_graph=c + 1 < num)
+        wanted = cotangent(c).to(out.scores.dtype)
+        grads = model.grad(out.scores, caught.tensors, wanted, retain_graph=c + 1 < num)
         found = caught.gradients(grads)
         if not all(bool(value.isfinite().all()) for value in found.values()):
             raise ModelError("the Gauss-Newton matrix is not finite; lower local.learning_rate")
         yield found
+
+
+Cotangents = tuple[int, Callable[[int], Tensor]]
+"""How many there are, and what the c-th is, in the shape of the scores."""
+
+
+def _columns_of(out: Outputs) -> Cotangents:
+    factor = output_factor(out).detach()
+    return factor.shape[2], lambda c: factor[:, :, c]
+
+
+@torch.no_grad()
+def _drawn_columns(out: Outputs, draws: Tensor) -> Cotangents:
+    """draws: (B, m), as `ResponseTokens.draw` has them."""
+    response, num = out.response, draws.shape[1]
+    assert response is not None
+    p = out.scores.detach().float().softmax(1)
+    scale = (response.counts * num).rsqrt()[response.sample].unsqueeze(1)
+
+    def column(c: int) -> Tensor:
+        drawn = response.draw(out.scores.detach(), draws[:, c])
+        return (p - F.one_hot(drawn, p.shape[1])) * scale
+
+    return num, column
 
 
 # --- eigenpairs from columns: U (p, r) and values (r,), float64

@@ -1,6 +1,7 @@
 """What travels between the layers: plans down, updates and reports up, and the seams `LocalModel`, `Shard` and `Fleet`.
 
-Shapes: B samples of a batch, S tokens, H hidden size, L transformer blocks, C classes, n samples of a shard.
+Shapes: B samples of a batch, S tokens, H hidden size, L transformer blocks, C classes, n samples of a shard; R tokens
+of all responses of a batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fibec_ray.per_sample import Caught
 from fibec_ray.reports import DeviceReport
+from fibec_ray.responses import ResponseTokens
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 
 HEAD = "head"
@@ -36,7 +38,7 @@ class Batch:
     """(B,) int64 class ids; float32 values in a regression"""
     answer_at: Tensor
     """(B,) int64: the position whose output predicts the answer (the mask token, or the prompt's last token); 0 with
-    a classification head"""
+    a classification head. Where answers are texts, all real tokens behind it are the response"""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,10 @@ class Shard(Protocol):
         ...
 
 
-Likelihood = Literal["categorical", "normal"]
+Likelihood = Literal["categorical", "normal", "tokens"]
 """What scores are parameters of, whose negative log likelihood is the loss: classes with probabilities softmax(scores)
 (cross-entropy), or a real value, normal around its one score with variance 1 (half the squared error, but for a
-constant)."""
+constant), or the tokens of a text, each with probabilities of its own (the mean of their cross-entropies)."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,18 @@ class Outputs:
     losses: Tensor
     """(B,) float32, one loss per sample"""
     scores: Tensor
-    """(B, C) float32; C = 1 in a regression"""
+    """(B, C) float32; C = 1 in a regression; (R, V) where answers are texts"""
     hidden: tuple[Tensor, ...] = ()
     """L tensors (B, S, H), the output of each block; empty unless asked for"""
     likelihood: Likelihood = "categorical"
+    response: ResponseTokens | None = None
+    """of the likelihood "tokens" alone"""
 
     @property
     def predicted(self) -> Tensor:
-        """(B,) the likeliest class, or value."""
+        """(B,) the likeliest class, or value; of a text 1 where greedy decoding gives it to the letter, else 0."""
+        if self.response is not None:
+            return self.response.exact(self.scores)
         return self.scores[:, 0] if self.likelihood == "normal" else self.scores.argmax(1)
 
 
@@ -373,11 +379,13 @@ class Predictions:
     """Evaluation of some rows: the true and predicted class and the loss of each."""
 
     labels: Tensor
-    """(n,) int64 class ids; float32 values in a regression"""
+    """(n,) int64 class ids; float32 values in a regression; 1 where answers are texts"""
     predicted: Tensor
-    """(n,) the same"""
+    """(n,) the same; 1 where a text is given to the letter"""
     losses: Tensor
     """(n,) float32"""
+    num_tokens: Tensor | None = None
+    """(n,) int64 tokens that each loss is the mean of; None where answers are no texts"""
 
     @staticmethod
     def join(parts: list[Predictions]) -> Predictions:
@@ -388,7 +396,13 @@ class Predictions:
             torch.cat([part.labels for part in parts]),
             torch.cat([part.predicted for part in parts]),
             torch.cat([part.losses for part in parts]),
+            _joined([part.num_tokens for part in parts]),
         )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 @dataclass(frozen=True)

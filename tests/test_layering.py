@@ -32,6 +32,7 @@ LAYERS = (
         "ggn",
         "kfac",
         "per_sample",
+        "responses",
         "low_rank",
         "spectrum",
         "run_dir",

@@ -41,6 +41,7 @@ def _backbone(value: Any) -> Any:
 LACKS: dict[Need, str] = {
     "text": "looks at tokens, and the samples of this task are no text; choose another kind",
     "transformer": "adapts a pretrained transformer, and this backbone is trained from scratch; set method.peft=full",
+    "classes": "takes the expectation over all labels, and texts have too many; set its label to sampled, or observed",
     "lora": "is for the matrices of LoRA, which method.peft is not; choose another kind, or peft lora on a transformer",
 }
 """What is said of a part that lacks something, by what it lacks."""
@@ -137,6 +138,11 @@ class Experiment(BaseModel):
                 f"task {self.task.name} has no text, and a pretrained backbone reads nothing else; set backbone to "
                 "{kind: mlp} or, for images, {kind: cnn}"
             )
+        if isinstance(self.backbone, Backbone) and self.task.answers_in_text and self.backbone.head != "causal_lm":
+            raise ValueError(
+                f"task {self.task.name} is answered in text, and backbone.head {self.backbone.head} writes none; set "
+                "backbone.head=causal_lm, with a decoder, or backbone=tiny-llama"
+            )
         return self
 
     @model_validator(mode="after")
@@ -144,6 +150,7 @@ class Experiment(BaseModel):
         """Every part has what it needs."""
         there: dict[Need, bool] = {
             "text": self.task.is_text,
+            "classes": not self.task.answers_in_text,
             "transformer": isinstance(self.backbone, Backbone),
             "lora": isinstance(self.method.peft, Lora),
         }

@@ -12,10 +12,11 @@ further. Texts lose the spaces at their ends, which SST-2 and MR have as an arte
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fibec_ray.data.cut import kept_tokens
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
@@ -26,8 +27,7 @@ from fibec_ray.errors import DataError
 __all__ = ["ArrayShard", "EncodedSet", "Mode", "Tokenizer", "encode", "label_word_ids"]
 
 Mode = Literal["plain", "masked", "causal"]
-_CHUNK = 1024  # samples per call of the tokenizer: bounds the memory of its Python lists
-_PIECES = re.compile(rf"(\{{a\}}|\{{b\}}|{re.escape(MASK)})")
+CHUNK = 1024  # samples per call of the tokenizer: bounds the memory of its Python lists
 
 
 class Tokenizer(Protocol):
@@ -38,6 +38,7 @@ class Tokenizer(Protocol):
     mask_token_id: int | None
     pad_token_id: int | None
     eos_token_id: int | None
+    sep_token_id: int | None
     unk_token_id: int | None
 
     def __call__(self, text: list[str], text_pair: list[str] | None = None, **options: Any) -> Any: ...
@@ -61,10 +62,22 @@ class Sample(NamedTuple):
 def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_length: int) -> EncodedSet:
     """All rows as token ids, each of at most `max_length` tokens. Raises DataError where the template does not fit."""
     _check(tokenizer, task, mode)
+    starts = range(0, len(examples), CHUNK)
+    parts = (examples.take(np.arange(start, min(start + CHUNK, len(examples)))) for start in starts)
+    samples = (_samples(rows, task, tokenizer, mode, max_length) for rows in parts)
+    return pack(samples, examples.labels, examples.grades, tokenizer)
+
+
+def pack(
+    parts: Iterable[Iterator[Sample]],
+    labels: NDArray[np.int64],
+    grades: NDArray[np.float32] | None,
+    tokenizer: Tokenizer,
+) -> EncodedSet:
+    """parts: the samples, a few at a time. labels, grades: (N,) of them all."""
     lengths, answer_at, tokens, texts = [0], [], [], []
-    for start in range(0, len(examples), _CHUNK):
-        rows = examples.take(np.arange(start, min(start + _CHUNK, len(examples))))
-        samples = list(_samples(rows, task, tokenizer, mode, max_length))
+    for part in parts:
+        samples = list(part)
         lengths += [len(sample.tokens) for sample in samples]
         answer_at += [sample.answer_at for sample in samples]
         tokens.append(np.concatenate([np.array(sample.tokens, dtype=np.int32) for sample in samples]))
@@ -72,9 +85,9 @@ def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max
     return EncodedSet(
         tokens=np.concatenate(tokens) if tokens else np.empty(0, dtype=np.int32),
         offsets=np.cumsum(lengths, dtype=np.int64),
-        labels=examples.labels,
+        labels=labels,
         answer_at=np.array(answer_at, dtype=np.int32),
-        grades=examples.grades,
+        grades=grades,
         pad_id=_pad_id(tokenizer),
         texts=np.concatenate(texts) if texts else np.empty(0, dtype=np.uint8),
     )
@@ -117,7 +130,7 @@ def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_l
         return (Sample(*sample, 0) for sample in zip(encoded["input_ids"], texts, strict=True))
     template = task.template if mode == "masked" else task.causal_template
     prompts = [
-        _fill(template, {"{a}": a, "{b}": b, MASK: tokenizer.mask_token or ""})
+        fill(template, {"{a}": a, "{b}": b, MASK: tokenizer.mask_token or ""})
         for a, b in zip(texts_a, texts_b or [""] * len(texts_a), strict=True)
     ]
     encoded = tokenizer(
@@ -132,10 +145,13 @@ def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_l
     return (_sample(*part, tokenizer, task, max_length) for part in parts)
 
 
-def _fill(template: str, values: dict[str, str]) -> Prompt:
-    """The template with its placeholders replaced. Piece by piece: a text that contains `{b}` stays as it is."""
+def fill(template: str, values: Mapping[str, str]) -> Prompt:
+    """The template with its placeholders replaced. Piece by piece: a text that contains `{b}` stays as it is.
+
+    values: by placeholder; what stands for MASK is no text.
+    """
     text, fields, mask = "", [], None
-    for piece in _PIECES.split(template):
+    for piece in re.split(f"({'|'.join(map(re.escape, values))})", template):
         place = (len(text), len(text) + len(values.get(piece, piece)))
         text += values.get(piece, piece)
         if piece == MASK:
@@ -157,7 +173,7 @@ def _sample(
     if prompt.mask is None:  # the answer comes next, so a closing token that the tokenizer appends must go
         while len(ids) > 1 and special[-1]:
             ids, places, special = ids[:-1], places[:-1], special[:-1]
-    texts = _texts(prompt, places)
+    texts = text_numbers(prompt, places)
     kept = kept_tokens(np.array(texts, dtype=np.uint8), max_length).tolist()
     if len(kept) > max_length:
         raise DataError(
@@ -172,7 +188,7 @@ def _sample(
     return Sample(tokens, texts, is_mask.index(True))
 
 
-def _texts(prompt: Prompt, places: list[tuple[int, int]]) -> list[int]:
+def text_numbers(prompt: Prompt, places: list[tuple[int, int]]) -> list[int]:
     """The number of each token's text; 0 for a token that lies outside, or that has a piece of the template with it."""
     fields = list(enumerate(prompt.fields, start=1))
     return [

@@ -1,9 +1,9 @@
-"""Labelled samples in memory: what every source gives, texts for `encode.py` or numbers for `dense.py`. N rows."""
+"""Samples in memory: what every source gives, texts for `encode.py` or `respond.py`, numbers for `dense.py`. N rows."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -59,6 +59,64 @@ class Examples(Rows):
             np.concatenate([part.labels for part in parts]),
             np.concatenate(grades) if grades else None,
         )
+
+
+@dataclass(frozen=True)
+class Instructions(Rows):
+    """Instructions, what they are about, and the responses that are wanted."""
+
+    instructions: list[str]
+    inputs: list[str]
+    """"" where there is none"""
+    responses: list[str]
+    labels: NDArray[np.int64]
+    """(N,) categories, as positions in `categories`"""
+    categories: tuple[str, ...]
+    """their names; ("",) where the set has none"""
+    grades: NDArray[np.float32] | None = None
+    """(N,) true difficulty in [0, 1]; known for the embedded exercises only"""
+
+    @property
+    def has_categories(self) -> bool:
+        return self.categories != ("",)
+
+    def take(self, rows: NDArray[np.int64]) -> Instructions:
+        return Instructions(
+            [self.instructions[row] for row in rows],
+            [self.inputs[row] for row in rows],
+            [self.responses[row] for row in rows],
+            self.labels[rows],
+            self.categories,
+            None if self.grades is None else self.grades[rows],
+        )
+
+    def labelled(self, labels: NDArray[np.int64], categories: tuple[str, ...]) -> Instructions:
+        return replace(self, labels=labels, categories=categories)
+
+    @staticmethod
+    def join(parts: list[Instructions]) -> Instructions:
+        """The rows of all parts, in order, with the same categories for all."""
+        parts = Instructions.alike(parts)
+        first = parts[0]
+        return Instructions(
+            [text for part in parts for text in part.instructions],
+            [text for part in parts for text in part.inputs],
+            [text for part in parts for text in part.responses],
+            np.concatenate([part.labels for part in parts]),
+            first.categories,
+            None if first.grades is None else np.concatenate([p.grades for p in parts if p.grades is not None]),
+        )
+
+    @staticmethod
+    def alike(parts: list[Instructions]) -> list[Instructions]:
+        """The same sets with one list of categories, in the order of the alphabet; without any if a part has none."""
+        if not all(part.has_categories for part in parts):
+            return [part.labelled(np.zeros(len(part), np.int64), ("",)) for part in parts]
+        names = tuple(sorted({name for part in parts for name in part.categories}))
+        return [
+            part.labelled(np.array([names.index(name) for name in part.categories], np.int64)[part.labels], names)
+            for part in parts
+        ]
 
 
 @dataclass(frozen=True)

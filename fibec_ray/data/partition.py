@@ -22,7 +22,7 @@ from fibec_ray.seeds import numpy_generator
 
 __all__ = [
     "PARTITIONS", "AnyPartition", "DirichletLabel", "DirichletQuantity", "Iid", "Partition", "Pathological", "Shards",
-    "Split", "heterogeneity", "majority_accuracy", "own_majority_accuracy",
+    "Split", "WITHOUT_LABELS", "heterogeneity", "majority_accuracy", "own_majority_accuracy",
 ]  # fmt: skip
 
 Concentration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -53,6 +53,8 @@ class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False
     size_setting: ClassVar[str] = "min_samples"
     """the setting that decides how small the smallest shard is"""
     remedy: ClassVar[str] = "lower min_samples or num_devices"
+    deals_by_label: ClassVar[bool] = True
+    """False for rules that look at nothing but how many rows there are"""
 
     @abstractmethod
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
@@ -81,6 +83,8 @@ class Iid(Partition):
     """Every device draws from the same distribution; shards are equal to within one row."""
 
     kind: Literal["iid"] = "iid"
+
+    deals_by_label: ClassVar[bool] = False
 
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
         train = dealing.deal_evenly(len(deal.train_labels), deal.num_devices, deal.train)
@@ -123,6 +127,7 @@ class DirichletQuantity(Partition):
 
     size_setting: ClassVar[str] = "alpha"
     remedy: ClassVar[str] = "raise alpha, or lower min_samples or num_devices"
+    deals_by_label: ClassVar[bool] = False
 
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
         shares = deal.common.dirichlet(np.full(deal.num_devices, self.alpha))
@@ -188,5 +193,8 @@ PARTITIONS: dict[str, type[Partition]] = {
     "pathological": Pathological,
     "shards": Shards,
 }
+
+WITHOUT_LABELS = tuple(kind for kind, rule in PARTITIONS.items() if not rule.deals_by_label)
+"""Kinds for rows that have no labels."""
 
 AnyPartition = Annotated[DirichletLabel | DirichletQuantity | Iid | Pathological | Shards, Field(discriminator="kind")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,15 +38,19 @@ def format_of(path: Path, format_: Format) -> str:
     raise DataError(f"{path}: the suffix {path.suffix!r} says no format; allowed: {known}; or set data.format")
 
 
-def read_table(path: Path, format_: Format, columns: tuple[str, ...]) -> Any:
-    """The named columns as a pyarrow.Table. CSV and TSV give strings only; the caller knows what they mean."""
+Choice = Callable[[list[str]], tuple[str, ...]]
+"""The columns that are there -> those that are wanted; it raises DataError where one is missing."""
+
+
+def read_table(path: Path, format_: Format, columns: tuple[str, ...] | Choice) -> Any:
+    """These columns as a pyarrow.Table. CSV and TSV give strings only; the caller knows what they mean."""
     kind = format_of(path, format_)
     if not path.is_file():
         raise DataError(
             f"{path}: {'is not a file' if path.exists() else 'no such file'}; set data.path, data.train or data.test"
         )
     try:
-        return READERS[kind](path, columns)
+        return READERS[kind](path, columns if callable(columns) else partial(_required, str(path), columns))
     except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
@@ -62,24 +67,27 @@ def require_columns(where: str, columns: tuple[str, ...], there: list[str]) -> N
             )
 
 
-def _read_parquet(path: Path, columns: tuple[str, ...]) -> Any:
+def _required(where: str, columns: tuple[str, ...], there: list[str]) -> tuple[str, ...]:
+    require_columns(where, columns, there)
+    return columns
+
+
+def _read_parquet(path: Path, choose: Choice) -> Any:
     file = pyarrow.parquet.ParquetFile(path)
-    require_columns(str(path), columns, list(file.schema_arrow.names))
-    return file.read(columns=list(columns))
+    return file.read(columns=list(choose(list(file.schema_arrow.names))))
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> Any:
-    return _read_delimited(path, columns, pyarrow.csv.ParseOptions(newlines_in_values=True))
+def _read_csv(path: Path, choose: Choice) -> Any:
+    return _read_delimited(path, choose, pyarrow.csv.ParseOptions(newlines_in_values=True))
 
 
-def _read_tsv(path: Path, columns: tuple[str, ...]) -> Any:
-    return _read_delimited(path, columns, pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False))
+def _read_tsv(path: Path, choose: Choice) -> Any:
+    return _read_delimited(path, choose, pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False))
 
 
-def _read_delimited(path: Path, columns: tuple[str, ...], parse: Any) -> Any:
+def _read_delimited(path: Path, choose: Choice, parse: Any) -> Any:
     with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
-        there = list(reader.schema.names)
-    require_columns(str(path), columns, there)
+        columns = choose(list(reader.schema.names))
     # All as strings: type inference would turn the text "2004" into a number and the label "True" into a flag.
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns), strings_can_be_null=False
@@ -87,16 +95,16 @@ def _read_delimited(path: Path, columns: tuple[str, ...], parse: Any) -> Any:
     return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
 
 
-def _read_jsonl(path: Path, columns: tuple[str, ...]) -> Any:
+def _read_jsonl(path: Path, choose: Choice) -> Any:
     # The standard library and not pyarrow.json: that would read a column of dates as time stamps.
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 rows.append(_json_object(line, number))
-    there = list(dict.fromkeys(key for row in rows for key in row))
-    if rows:
-        require_columns(str(path), columns, there)
+    if not rows:
+        raise ValueError("it has no rows")
+    columns = choose(list(dict.fromkeys(key for row in rows for key in row)))
     return pa.table({column: pa.array([row.get(column) for row in rows]) for column in columns})
 
 
@@ -110,7 +118,7 @@ def _json_object(line: str, number: int) -> dict[str, Any]:
     return row
 
 
-READERS: dict[str, Callable[[Path, tuple[str, ...]], Any]] = {
+READERS: dict[str, Callable[[Path, Choice], Any]] = {
     "parquet": _read_parquet,
     "csv": _read_csv,
     "tsv": _read_tsv,

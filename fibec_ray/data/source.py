@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field, PositiveInt
 from fibec_ray.data import digits, hub, regression, synthetic
 from fibec_ray.data.columns import class_names, labels_of, texts_of
 from fibec_ray.data.examples import Examples, Points
+from fibec_ray.data.exercises import ExerciseSettings
+from fibec_ray.data.instructions import Columns
 from fibec_ray.data.readers import SUFFIXES, Format, read_table
 from fibec_ray.data.regression import RegressionSettings
 from fibec_ray.data.remote import nearby
@@ -21,7 +23,9 @@ __all__ = ["DataConfig", "Examples", "Points", "SyntheticSettings", "effective_t
 
 _FILE_SETTINGS = ("path", "train", "test")
 _LAYOUT_SETTINGS = ("train_splits", "eval_split", "text_columns", "label_column")
+_OF_CLASSES = ("text_columns", "label_column")
 MAX_LENGTH = 64
+TEST_FRACTION = 0.1
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -39,11 +43,16 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     eval_split: str | None = None
     text_columns: tuple[str, ...] | None = Field(None, min_length=1, max_length=2)
     label_column: str | None = None
+    columns: Columns = Field(Columns(), description="of instructions; what is set goes before the task's own")
+    test_fraction: float = Field(
+        TEST_FRACTION, gt=0, lt=1, description="of the rows, drawn, where a task of instructions names no test rows"
+    )
     max_train: PositiveInt | None = Field(None, description="seeded subset of the training rows; None: all")
     max_test: PositiveInt | None = Field(None, description="seeded subset of the test rows; None: all")
     max_length: int = Field(MAX_LENGTH, ge=4, description="tokens per sample, special tokens included")
     synthetic: SyntheticSettings = SyntheticSettings()
     regression: RegressionSettings = RegressionSettings()
+    exercises: ExerciseSettings = ExerciseSettings()
 
     @property
     def reads_files(self) -> bool:
@@ -75,14 +84,13 @@ def load(task: Task, config: DataConfig, seed: int) -> tuple[Examples, Examples]
             train, test = _read_files(actual, config.model_copy(update={"path": path}))
     else:
         train = Examples.join([_read_hub(split, actual) for split in actual.train_splits])
-        test = _read_hub(actual.eval_split, actual)
+        test = _read_hub(actual.eval_split or "", actual)
     return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
 
 
 def _read_files(task: Task, config: DataConfig) -> tuple[Examples, Examples]:
-    train_files, test_file = _files(task, config)
-    if test_file.resolve() in [path.resolve() for path in train_files]:
-        raise DataError(f"data.test: {test_file} is also trained on; name two different files")
+    train_files, test_file = files(task, config)
+    assert test_file is not None, "a task with classes names its test rows"
     train = Examples.join([_read_file(path, config.format, task) for path in train_files])
     return train, _read_file(test_file, config.format, task)
 
@@ -97,10 +105,14 @@ def effective_task(task: Task, config: DataConfig) -> Task:
                 f"{task.num_classes}; lower it or add label_names and verbaliser words"
             )
         return task.first_classes(config.synthetic.num_classes)
-    if not task.is_text:
+    if task.kind not in ("text", "instructions"):
         return task
     update: dict[str, Any] = {} if config.reads_files else task.hub_differs.model_dump(exclude_none=True)
     update |= {name: value for name in _LAYOUT_SETTINGS if (value := getattr(config, name)) is not None}
+    if task.answers_in_text:
+        own = task.format
+        columns = own.columns.model_dump() | config.columns.model_dump(exclude_none=True)
+        update["instructions"] = own.model_copy(update={"columns": Columns(**columns)})
     if len(update.get("text_columns", task.text_columns)) != len(task.text_columns):
         raise DataError(
             f"data.text_columns: {list(update['text_columns'])}, but task {task.name} needs {len(task.text_columns)} "
@@ -113,10 +125,13 @@ def effective_task(task: Task, config: DataConfig) -> Task:
 
 
 def _refuse_without_effect(task: Task, config: DataConfig) -> None:
-    if task.kind != "text":
+    if task.kind not in ("text", "instructions"):
         unused = [name for name in (*_FILE_SETTINGS, *_LAYOUT_SETTINGS) if getattr(config, name) is not None]
         unused += ["format"] if config.format != "auto" else []
         reason = f"task {task.name} makes its own rows"
+    elif task.answers_in_text and any(getattr(config, name) is not None for name in _OF_CLASSES):
+        unused = [name for name in _OF_CLASSES if getattr(config, name) is not None]
+        reason = f"task {task.name} has instructions and no labels (their columns: data.columns)"
     elif config.reads_files:
         unused = ["train_splits"] if config.train and config.train_splits else []
         unused += ["eval_split"] if config.test and config.eval_split else []
@@ -126,38 +141,61 @@ def _refuse_without_effect(task: Task, config: DataConfig) -> None:
         reason = "without data.path the rows come from the hub"
     if unused:
         raise DataError(f"data.{unused[0]}: has no effect, because {reason}; remove it")
-    for kind, settings in (("synthetic", config.synthetic), ("regression", config.regression)):
+    held_out = task.kind == "instructions" and not (task.eval_split or config.eval_split or config.test)
+    if config.test_fraction != TEST_FRACTION and not held_out:
+        raise DataError("data.test_fraction: has no effect, because the test rows are named already; remove it")
+    if config.columns != Columns() and task.kind != "instructions":
+        raise DataError(f"data.columns: has no effect, because task {task.name} is of kind {task.kind}; remove it")
+    embedded = {
+        "synthetic": ("synthetic", config.synthetic),
+        "regression": ("regression", config.regression),
+        "instructions": ("exercises", config.exercises),
+    }
+    for name, (kind, settings) in embedded.items():
         if task.kind != kind and settings != type(settings)():
             raise DataError(
                 f"data.{kind}: has no effect, because task {task.name} is of kind {task.kind}; remove it, or set "
-                f"task={kind}"
+                f"task={name}"
             )
     if not task.is_text and config.max_length != MAX_LENGTH:
         raise DataError(f"data.max_length: has no effect, because task {task.name} has no text; remove it")
-    if task.kind == "text" and task.hub is None and not config.reads_files:
+    if task.kind in ("text", "instructions") and task.hub is None and not config.reads_files:
         raise DataError(f"task {task.name}: is not on the hub; set data.path=FOLDER with local files")
 
 
-def _files(task: Task, config: DataConfig) -> tuple[list[Path], Path]:
-    """The training files and the test file that `path`, `train` and `test` point at."""
+def files(task: Task, config: DataConfig) -> tuple[list[Path], Path | None]:
+    """The training files and the test file that `path`, `train` and `test` point at; None for rows that are held out.
+
+    Raises DataError for what is not there, and for a test file that is also trained on.
+    """
+    held_out = task.eval_split is None and config.test is None
     base = Path(config.path) if config.path else Path()
     if not base.exists():
         raise DataError(
-            f"data.path: {base}: no such file or folder; give a folder with {task.eval_split}.parquet or the like"
+            f"data.path: {base}: no such file or folder; give a folder with {task.eval_split or 'train'}.parquet "
+            "or the like"
         )
     if base.is_file():
         if config.train:
             raise DataError(
                 f"data.train: has no effect, because data.path names the file {base}; remove one of the two"
             )
-        if not config.test:
+        if not config.test and not held_out:
             raise DataError(f"data.path: {base} is one file; name the test rows with data.test=FILE or give a folder")
-        return [base], Path(config.test)
-    if config.path is None and not (config.train and config.test):
+        return _apart([base], Path(config.test) if config.test else None)
+    if config.path is None and not (config.train and (config.test or held_out)):
         missing = "test" if config.train else "train"
         raise DataError(f"data.{missing}: not set; name both data.train and data.test, or set data.path=FOLDER")
     train = [base / config.train] if config.train else [_split_file(base, split, config) for split in task.train_splits]
-    return train, base / config.test if config.test else _split_file(base, task.eval_split, config)
+    if config.test or task.eval_split is None:
+        return _apart(train, base / config.test if config.test else None)
+    return _apart(train, _split_file(base, task.eval_split, config))
+
+
+def _apart(train: list[Path], test: Path | None) -> tuple[list[Path], Path | None]:
+    if test is not None and test.resolve() in [path.resolve() for path in train]:
+        raise DataError(f"data.test: {test} is also trained on; name two different files")
+    return train, test
 
 
 def _split_file(folder: Path, split: str, config: DataConfig) -> Path:

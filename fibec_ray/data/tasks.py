@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from fibec_ray.data.instructions import Columns, InstructionFormat
+
 MASK = "<mask>"
 """Stands for the tokenizer's own mask token in a template."""
 
@@ -30,10 +32,11 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 
     kind: text (files or the hub), synthetic (texts of the embedded grammar), digits (scikit-learn's images), regression
     (an embedded function). The last two have no text: neither columns nor prompts, and a regression no classes.
+    instructions (files or the hub) and exercises (embedded) are answered in text: they have no classes either.
     """
 
     name: str = Field(min_length=1)
-    kind: Literal["text", "synthetic", "digits", "regression"] = "text"
+    kind: Literal["text", "synthetic", "digits", "regression", "instructions", "exercises"] = "text"
     hub: str | None = Field(None, description="data set on the Hugging Face hub; None: local files only")
     hub_config: str | None = None
     hub_differs: HubDifferences = HubDifferences()
@@ -46,16 +49,34 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     verbaliser: tuple[str, ...] = Field((), description="one word for each class, in the order of label_names")
     metric: Literal["accuracy", "mcc", "accuracy_f1", "r2"] = "accuracy"
     train_splits: tuple[str, ...] = Field(("train",), min_length=1)
-    eval_split: str = "validation"
+    eval_split: str | None = Field(
+        "validation", description="null, for instructions: data.test_fraction of the training rows are held out"
+    )
+    instructions: InstructionFormat | None = Field(
+        None, description="columns and prompt, where answers are texts; null there: the defaults"
+    )
 
     @property
     def is_text(self) -> bool:
+        return self.kind not in ("digits", "regression")
+
+    @property
+    def answers_in_text(self) -> bool:
+        return self.kind in ("instructions", "exercises")
+
+    @property
+    def has_classes(self) -> bool:
+        """Texts with one of a few labels each."""
         return self.kind in ("text", "synthetic")
 
     @property
     def num_classes(self) -> int:
-        """Scores that a model gives; 1 in a regression."""
+        """Scores that a model gives; 1 in a regression, 0 where answers are texts."""
         return 1 if self.kind == "regression" else len(self.label_names)
+
+    @property
+    def format(self) -> InstructionFormat:
+        return self.instructions or InstructionFormat()
 
     def first_classes(self, num_classes: int) -> Task:
         """The same task with its first classes only (the embedded task can be made smaller)."""
@@ -66,21 +87,33 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Task:
-        if self.is_text:
-            return self
-        used = {"name", "kind", "metric", *(["label_names"] if self.kind == "digits" else [])}
+        of_source = ("hub", "hub_config", "train_splits", "eval_split")
+        used = {
+            "text": [key for key in type(self).model_fields if key != "instructions"],
+            "synthetic": [key for key in type(self).model_fields if key != "instructions"],
+            "digits": ["label_names"],
+            "regression": [],
+            "instructions": ["instructions", *of_source],
+            "exercises": ["instructions"],
+        }[self.kind] + ["name", "kind", "metric"]
         unused = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
         if unused := [key for key in unused if key not in used]:
             raise ValueError(f"{unused[0]} has no effect with kind {self.kind}; remove it")
+        if self.kind == "exercises" and self.format.columns != Columns():
+            raise ValueError("instructions.columns has no effect with kind exercises; remove it")
         return self
 
     @model_validator(mode="after")
     def _check_labels(self) -> Task:
         if (self.kind == "regression") != (self.metric == "r2"):
             raise ValueError(f"metric {self.metric} does not fit kind {self.kind}; r2 is for a regression, and only r2")
-        if self.kind != "regression" and len(self.label_names) < 2:
+        if self.answers_in_text and self.metric != "accuracy":
+            raise ValueError(
+                f"metric {self.metric} does not fit kind {self.kind}; accuracy is the share of exact answers"
+            )
+        if self.kind not in ("regression", "instructions", "exercises") and len(self.label_names) < 2:
             raise ValueError(f"label_names has {len(self.label_names)} names; give 2 or more")
-        if self.is_text and len(self.verbaliser) != len(self.label_names):
+        if self.has_classes and len(self.verbaliser) != len(self.label_names):
             raise ValueError(
                 f"verbaliser has {len(self.verbaliser)} words for {len(self.label_names)} label_names; "
                 "give one for each"
@@ -99,7 +132,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_templates(self) -> Task:
-        if not self.is_text:
+        if not self.has_classes:
             return self
         wanted = ["a", "b"][: len(self.text_columns)]
         for field, masks in (("template", 1), ("causal_template", 0)):
@@ -122,7 +155,9 @@ class Task(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"hub {self.hub!r} has no effect with kind synthetic; remove it")
         if self.hub is None and (self.hub_config is not None or self.hub_differs != HubDifferences()):
             raise ValueError("hub_config and hub_differs have no effect without hub; remove them")
-        if self.kind == "text" and self.eval_split in self.train_splits:
+        if self.kind == "text" and self.eval_split is None:
+            raise ValueError("eval_split is null; name the split of the test rows")
+        if self.kind in ("text", "instructions") and self.eval_split in self.train_splits:
             raise ValueError(
                 f"eval_split {self.eval_split!r} is among train_splits; evaluate on rows that are not trained on"
             )

@@ -98,5 +98,6 @@ def _shared_out(shared: Predictions, federation: Federation) -> dict[int, Predic
     """Each device's part of the global model's predictions, as views of one array in device order."""
     ordered = at_rows(shared, torch.from_numpy(np.concatenate(federation.test_rows)))
     sizes = [len(rows) for rows in federation.test_rows]
-    columns = (column.split(sizes) for column in (ordered.labels, ordered.predicted, ordered.losses))
+    all_columns = (ordered.labels, ordered.predicted, ordered.losses, ordered.num_tokens)
+    columns = (column.split(sizes) for column in all_columns if column is not None)
     return {device: Predictions(*part) for device, part in enumerate(zip(*columns, strict=True))}

@@ -303,7 +303,10 @@ class DeviceWorker:
         self.model.train(False)
         batch = shard.batch(rows)
         out = self.model.forward(batch)
-        return Predictions(batch.labels.cpu(), out.predicted.cpu(), out.losses.float().cpu())
+        predicted, losses, response = out.predicted.cpu(), out.losses.float().cpu(), out.response
+        if response is not None:
+            return Predictions(torch.ones_like(predicted), predicted, losses, response.counts.cpu())
+        return Predictions(batch.labels.cpu(), predicted, losses)
 
     def _scan(
         self, shard: Shard, batches: Sequence[Tensor], names: Collection[str], round_: int, device: int

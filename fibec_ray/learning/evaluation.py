@@ -19,13 +19,15 @@ class Scores:
     loss: float
     metric: float | None
     """the task's own metric; None for an R2 of values that are all one"""
+    perplexity: float | None = None
+    """e^(mean loss over tokens), where answers are texts"""
 
 
 def score(metric: str, predictions: Predictions) -> Scores | None:
     """One set of scores over pooled predictions (never a mean of devices' scores); None if there are none.
 
     metric: accuracy | mcc (Matthews correlation, CoLA) | accuracy_f1 (mean of accuracy and F1 of class 1, MRPC) | r2
-    (a regression's).
+    (a regression's). Where answers are texts the accuracy is the share that is given to the letter.
     """
     if not len(predictions.labels):
         return None
@@ -40,7 +42,15 @@ def score(metric: str, predictions: Predictions) -> Scores | None:
         own = float(matthews_corrcoef(labels, predicted))
     elif metric == "accuracy_f1":
         own = (accuracy + float(f1_score(labels, predicted, zero_division=0))) / 2
-    return Scores(accuracy, float(predictions.losses.double().mean()), own)
+    return Scores(accuracy, float(predictions.losses.double().mean()), own, perplexity(predictions))
+
+
+def perplexity(predictions: Predictions) -> float | None:
+    """exp of the mean loss over all tokens; None where answers are no texts. Losses are means over each text's."""
+    if predictions.num_tokens is None:
+        return None
+    mean = (predictions.losses.double() * predictions.num_tokens).sum() / predictions.num_tokens.sum()
+    return float(mean.exp())
 
 
 def pooled(personal: dict[int, Predictions], devices: Iterable[int]) -> Predictions:
@@ -61,4 +71,5 @@ def in_row_order(chunks: list[Tensor], parts: list[Predictions]) -> Predictions:
 
 
 def at_rows(predictions: Predictions, rows: Tensor) -> Predictions:
-    return Predictions(predictions.labels[rows], predictions.predicted[rows], predictions.losses[rows])
+    num_tokens = None if predictions.num_tokens is None else predictions.num_tokens[rows]
+    return Predictions(predictions.labels[rows], predictions.predicted[rows], predictions.losses[rows], num_tokens)

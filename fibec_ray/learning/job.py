@@ -54,11 +54,15 @@ class Job(BaseModel):
     local: LocalTraining
     system: System
     num_classes: int
-    """scores that a model gives; 1 in a regression"""
+    """scores that a model gives; 1 in a regression, 0 where answers are texts"""
     label_words: tuple[int, ...] | None
-    """token ids (C,) of the verbaliser; None with a classification head"""
+    """token ids (C,) of the verbaliser; None with a classification head, and where answers are texts"""
     eval_batch_size: int
     max_length: int
     """tokens that a sample may have, `data.max_length`"""
     stands_for: tuple[int, int] | None = None
     """with pooled data, which are one device's: cohort_size and num_devices of the federation; None: not pooled"""
+
+    @property
+    def answers_in_text(self) -> bool:
+        return self.num_classes == 0

@@ -19,12 +19,15 @@ from fibec_ray.data.heterogeneity import (
     own_majority_accuracy,
     own_mean_r2,
 )
-from fibec_ray.data.partition import Partition
+from fibec_ray.data.partition import WITHOUT_LABELS, Partition
+from fibec_ray.data.respond import Cut, encode_instructions
 from fibec_ray.data.source import DataConfig, Points, effective_task, load, load_points
 from fibec_ray.data.split import Split
 from fibec_ray.data.tasks import Task
+from fibec_ray.data.told import load_instructions
+from fibec_ray.errors import ConfigError
 from fibec_ray.learning.federation import Federation, Rows
-from fibec_ray.models.backbone import check_sizes, load_tokenizer
+from fibec_ray.models.backbone import check_causal, check_sizes, load_tokenizer
 from fibec_ray.models.nets import Net
 from fibec_ray.models.spec import Backbone
 
@@ -32,12 +35,15 @@ from fibec_ray.models.spec import Backbone
 @dataclass(frozen=True)
 class Prepared:
     num_classes: int
-    """scores that a model gives; 1 in a regression"""
+    """scores that a model gives; 1 in a regression, 0 where answers are texts"""
     label_words: tuple[int, ...] | None
     anchors: dict[str, float]
-    """accuracy of trivial predictors on the test set: `majority` class, each device's `own_majority` class; in a
+    """accuracy of trivial predictors on the test set: `majority` class, each device's `own_majority` class (where
+    answers are texts the commonest one); in a
     regression R2 of the `mean` and of each device's `own_mean`"""
     heterogeneity: dict[str, float]
+    note: str = ""
+    """what a person should know of the data"""
 
 
 def prepare_federation(
@@ -58,6 +64,8 @@ def prepare_federation(
     """
     if isinstance(backbone, Net):
         return _prepare_points(task, data, partition, backbone, num_devices, seed, folder, pooled)
+    if task.answers_in_text:
+        return _prepare_instructions(task, data, partition, backbone, num_devices, seed, folder, num_virtual, pooled)
     task = effective_task(task, data)
     train, test = load(task, data, seed)
     split = partition.split(train.labels, test.labels, task.num_classes, num_devices, seed)
@@ -72,6 +80,47 @@ def prepare_federation(
         _accuracies(train.labels, test.labels, split),
         heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], task.num_classes),
     )
+
+
+def _prepare_instructions(
+    task: Task,
+    data: DataConfig,
+    partition: Partition,
+    backbone: Backbone,
+    num_devices: int,
+    seed: int,
+    folder: Path,
+    num_virtual: int,
+    pooled: bool,
+) -> Prepared:
+    """The same for samples that are answered in text: their labels are categories."""
+    train, test = load_instructions(task, data, seed)
+    if partition.deals_by_label and not train.has_categories:
+        raise ConfigError(
+            f"partition: {partition.kind} deals by category, and the rows of task {task.name} have none; name their "
+            f"column with data.columns.category, or set partition to one of: {', '.join(sorted(WITHOUT_LABELS))}"
+        )
+    num_categories = len(train.categories)
+    split = partition.split(train.labels, test.labels, num_categories, num_devices, seed)
+    tokenizer = load_tokenizer(backbone)
+    check_sizes(backbone, tokenizer, data.max_length, num_virtual)
+    check_causal(backbone)
+    form = effective_task(task, data).format
+    encoded, cuts = zip(
+        *(encode_instructions(rows, form, tokenizer, data.max_length) for rows in (train, test)), strict=True
+    )
+    Federation(encoded[0], encoded[1], *_rows(encoded, split, pooled)).save(folder)
+    numbers = {text: i for i, text in enumerate(dict.fromkeys([*train.responses, *test.responses]))}
+    said = [np.array([numbers[text] for text in rows.responses], dtype=np.int64) for rows in (train, test)]
+    found = heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], num_categories)
+    return Prepared(0, None, _accuracies(said[0], said[1], split), found, _about_cuts(cuts, data.max_length))
+
+
+def _about_cuts(cuts: Sequence[Cut], max_length: int) -> str:
+    prompts, responses = sum(cut.prompts for cut in cuts), sum(cut.responses for cut in cuts)
+    if not prompts + responses:
+        return ""
+    return f"{prompts} prompts and {responses} responses were cut to fit data.max_length={max_length}"
 
 
 def _prepare_points(

@@ -130,7 +130,7 @@ class Tally:
         return report.num_batches_seen / math.ceil(report.num_samples / self._batch_size)
 
     def _scores(self, evaluation: EvaluationResult | None) -> Row:
-        names = ("accuracy", "loss", "metric")
+        names = ("accuracy", "loss", "metric", "perplexity")
         empty = {f"{model}_{name}": None for model in ("global", "personal") for name in names}
         row: Row = {**empty, "personal_accuracy_trained": None, "num_devices_trained": len(self.trained)}
         if evaluation is None:

@@ -140,6 +140,20 @@ def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: in
     )
 
 
+def check_causal(spec: Backbone) -> None:
+    """Raises ModelError for an encoder: each of its tokens sees those behind it, and so the answer."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    config = _config(spec, {})
+    kind, decodes = config.model_type, getattr(config, "is_decoder", False)
+    if kind not in DECODERS or (kind in ENCODERS and not decodes):
+        raise ModelError(
+            f"backbone: {kind} is no causal language model, whose tokens see nothing behind them; choose a decoder "
+            "such as llama, mistral, qwen2, gpt2 or opt (backbone=tiny-llama needs no network)"
+        )
+
+
 def locate(name: str) -> str:
     """'minilm' -> the folder of the packaged model; anything else as it is (hub id or local folder)."""
     if name != "minilm":

@@ -39,9 +39,17 @@ def join_embeds(embeds: Sequence[Tensor | None], length: int) -> Tensor | None:
 def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
     """Each lane's own, with hidden states as long as its own batch."""
     sizes = [len(batch.labels) for batch in batches]
-    losses, scores = out.losses.split(sizes), out.scores.split(sizes)
+    responses = [None] * len(sizes) if out.response is None else out.response.split(sizes)
+    rows = sizes if out.response is None else [len(part.targets) for part in responses if part is not None]
+    losses, scores = out.losses.split(sizes), out.scores.split(rows)
     hidden = [states.split(sizes) for states in out.hidden]
     return [
-        Outputs(losses[d], scores[d], tuple(states[d][:, : batch.input_ids.shape[1]] for states in hidden))
+        Outputs(
+            losses[d],
+            scores[d],
+            tuple(states[d][:, : batch.input_ids.shape[1]] for states in hidden),
+            out.likelihood,
+            responses[d],
+        )
         for d, batch in enumerate(batches)
     ]

@@ -18,6 +18,7 @@ from fibec_ray.models.kernels import speed_up
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.responses import ResponseTokens
 from fibec_ray.types import Batch
 
 T = TypeVar("T")
@@ -26,11 +27,20 @@ T = TypeVar("T")
 class Outline(TorchModel):
     """A TorchModel of fake tensors on a CPU. Everything that looks at values raises; `within` is where it can run.
 
-    has_words: True with a verbaliser, whatever its words. num_blocks: None: as many as the backbone has. Raises
-    ModelError as a TorchModel does.
+    has_words: True with a verbaliser, whatever its words. longest_answer: tokens of every response, where answers are
+    texts. num_blocks: None: as many as the backbone has. Raises ModelError as a TorchModel does.
     """
 
-    def __init__(self, spec: Backbone, peft: Peft, num_classes: int, has_words: bool, num_blocks: int | None = None):
+    def __init__(
+        self,
+        spec: Backbone,
+        peft: Peft,
+        num_classes: int,
+        has_words: bool,
+        longest_answer: int = 0,
+        num_blocks: int | None = None,
+    ):
+        self._longest_answer = longest_answer
         with torch.device("meta"):
             base = without_weights(spec, num_classes, num_blocks)
             super().__init__(spec, base, peft, num_classes, [0] * num_classes if has_words else None, 0, "meta")
@@ -58,6 +68,19 @@ class Outline(TorchModel):
         tokens, one_each = torch.zeros(num_samples, length, dtype=torch.int64), torch.zeros(num_samples).long()
         return Batch(tokens, torch.ones_like(tokens), one_each, one_each)
 
+    def _response(self, batch: Batch) -> ResponseTokens:
+        num_samples, count = len(batch.input_ids), self._answer_in(batch)
+        sample = torch.arange(num_samples).repeat_interleave(count, output_size=num_samples * count)
+        column = torch.arange(count).repeat(num_samples)
+        return ResponseTokens(column, sample, column, torch.full((num_samples,), count), count)
+
+    def _num_answers(self, batch: Batch) -> int:
+        return len(batch.input_ids) * self._answer_in(batch) if self._responds else 0
+
+    def _answer_in(self, batch: Batch) -> int:
+        """Tokens of each sample's response."""
+        return max(1, min(self._longest_answer, batch.input_ids.shape[1] - 1))
+
     def carried_values(self) -> dict[str, Tensor]:
         name_of, named = self._attached.name_of, self.peft_model.named_parameters()
         return {name_of(name): p for name, p in named if self._peft.carries(name_of(name))}
@@ -70,6 +93,11 @@ class Outline(TorchModel):
         """Of one pass without gradients; length: tokens of the longest sample."""
         run = length + self._attached.num_prompts
         return num_samples * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
+
+    @property
+    def answer_flops(self) -> float:
+        """Of a pass, for each token of a response; 0 where answers are classes."""
+        return self._cost.head if self._responds else 0.0
 
     @property
     def backward_share(self) -> float:

@@ -1,6 +1,6 @@
-"""The model that devices train on one node: frozen base, PEFT adapter, and a way to class scores; used by learning.
+"""The model that devices train on one node: frozen base, PEFT adapter, and a way to scores; used by learning.
 
-Shapes: B samples, S tokens, H hidden size, V vocabulary, C classes.
+Shapes: B samples, S tokens, R tokens of all responses, H hidden size, V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.per_sample import Caught, catch, collect_holders
+from fibec_ray.responses import ResponseTokens, locate
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import HEAD, Batch, LaneBatch, Outputs, Work
 
@@ -33,7 +34,8 @@ class TorchModel(Alone):
     """One frozen base with one adapter, lent to one device at a time. Implements `LocalModel`.
 
     spec: which backbone. source: the folder from `backbone.prepare`, or the base itself. peft: the adapter.
-    label_words: token ids (C,) of the verbaliser, None with a classification head. seed: of the adapter's and head's
+    label_words: token ids (C,) of the verbaliser; None with a classification head, and where a causal language model
+    answers in text: its loss is then that of each response's tokens (`responses.py`). seed: of the adapter's and head's
     initial values; the same seed gives the same values in every process. device: torch's, e.g. "cpu" or "cuda:0".
 
     Virtual tokens that a PEFT kind puts before a sample's own are cut off what comes out: states are (B, S, H).
@@ -72,6 +74,7 @@ class TorchModel(Alone):
         self._base = self._attached.base
         self._head = head.to(self.device) if head is not None else None
         self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
+        self._responds = spec.head == "causal_lm" and label_words is None
         self._trainable = self._collect()
         self._bank: LaneBank | None = None
         self._rank: int | None = None
@@ -145,18 +148,33 @@ class TorchModel(Alone):
 
     def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
         mask = batch.attention_mask.to(self.device)
-        labels = batch.labels.to(self.device)
         source = {"input_ids": batch.input_ids.to(self.device)} if embeds is None else {"inputs_embeds": embeds}
         inputs = self._attached.extend(source | {"attention_mask": mask})
-        states, scores, answer_logits = self._run(inputs, batch, mask, hidden)
-        if answer_logits is None:
-            losses = F.cross_entropy(scores, labels, reduction="none")
-        else:
-            assert self._words is not None
-            losses = F.cross_entropy(answer_logits, self._words[labels], reduction="none")
+        out = self._respond(inputs, batch, hidden) if self._responds else self._classify(inputs, batch, mask, hidden)
         if torch.is_grad_enabled():
             self._held.passed()
-        return Outputs(losses, scores, states)
+        return out
+
+    def _classify(self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool) -> Outputs:
+        labels = batch.labels.to(self.device)
+        states, scores, answer_logits = self._run(inputs, batch, mask, hidden)
+        if answer_logits is None:
+            return Outputs(F.cross_entropy(scores, labels, reduction="none"), scores, states)
+        assert self._words is not None
+        return Outputs(F.cross_entropy(answer_logits, self._words[labels], reduction="none"), scores, states)
+
+    def _respond(self, inputs: dict[str, Any], batch: Batch, hidden: bool) -> Outputs:
+        """The language-model head runs on the positions alone that predict a response's token: (R, H) -> (R, V)."""
+        response, length = self._response(batch).to(self.device), batch.input_ids.shape[1]
+        inner = getattr(self._base, self._base.base_model_prefix)
+        out = inner(**inputs, output_hidden_states=hidden, **_no_cache(self._base))
+        states = _own(out.last_hidden_state, length)[response.sample, response.column]
+        scores = _lm_head(self._base)(states.unsqueeze(0)).squeeze(0).float()
+        losses = response.means(F.cross_entropy(scores, response.targets, reduction="none"))
+        return Outputs(losses, scores, _blocks(out, hidden, length), "tokens", response)
+
+    def _response(self, batch: Batch) -> ResponseTokens:
+        return locate(batch.input_ids, batch.attention_mask, batch.answer_at)
 
     def derive(
         self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
@@ -197,8 +215,13 @@ class TorchModel(Alone):
         run = batch.input_ids.shape[1] + self._attached.num_prompts
         num_tokens = len(batch.input_ids) * run
         flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
+        flops += self._cost.head * self._num_answers(batch)
         backward = (2 if self._peft.trains_base else 1) * flops if graph else 0.0
         return Work(flops + backward, num_tokens, backward)
+
+    def _num_answers(self, batch: Batch) -> int:
+        """Tokens of responses. Where answers are classes, their scores cost next to nothing."""
+        return int(batch.attention_mask.sum() - (batch.answer_at + 1).sum()) if self._responds else 0
 
     def _run(
         self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool
@@ -249,6 +272,8 @@ class _ForwardCost:
             m.in_features * m.out_features if isinstance(m, nn.Linear) else m.nx * m.nf for m in dense
         )
         self._attention = 4.0 * num_layers * base.config.hidden_size
+        self.head = 2.0 * base.config.hidden_size * (getattr(base.config, "vocab_size", None) or 0)
+        """of a language model, for each token that it predicts"""
 
     def flops_per_token(self, length: int) -> float:
         return self._dense + self._attention * length

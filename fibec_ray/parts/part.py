@@ -9,8 +9,14 @@ from pydantic import BaseModel, ConfigDict
 
 from fibec_ray.errors import did_you_mean
 
-Need = Literal["text", "transformer", "lora"]
-"""What a part may do nothing without: samples that are tokens, a pretrained transformer's blocks, LoRA's A and B."""
+Need = Literal["text", "classes", "transformer", "lora"]
+"""What a part may do nothing without: samples that are tokens, labels that can be counted, a pretrained transformer's
+blocks, LoRA's A and B."""
+
+
+def of_label(label: str) -> tuple[Need, ...]:
+    """What Fisher information over such labels needs."""
+    return ("classes",) if label == "expected" else ()
 
 
 class Part(BaseModel):

@@ -49,6 +49,8 @@ class Anatomy:
     within: Callable[[Callable[[], int]], int]
     forward_flops: Callable[[int, int], float]
     """(B, S) -> of one pass without gradients"""
+    answer_flops: float = 0.0
+    """of a pass without gradients, for each token of a response; 0 where answers are classes"""
     smaller: tuple[Anatomy, Anatomy] | None = None
     """the same with FEW and FEW + 1 blocks, for which a pass is faster to follow"""
     _found: dict[tuple[Any, ...], int] = field(default_factory=dict)
@@ -139,21 +141,27 @@ class _Alike:
         return self
 
 
-def anatomy(job: Job, shape: tuple[int, ...] = ()) -> Anatomy:
-    """shape: of a sample that is no text. Raises ModelError where the backbone cannot be built."""
+def anatomy(job: Job, shape: tuple[int, ...] = (), longest_answer: int = 0) -> Anatomy:
+    """shape: of a sample that is no text. longest_answer: tokens, where answers are texts.
+
+    Raises ModelError where the backbone cannot be built."""
     if isinstance(job.backbone, Net):
         return _of_network(job.backbone, shape, job.num_classes)
     # Text, because a mapping in the backbone's settings has no hash.
     spec, peft = job.backbone.model_dump_json(), job.method.peft.model_dump_json()
-    return _of_transformer(spec, peft, job.num_classes, job.label_words is not None)
+    longest = longest_answer if job.answers_in_text else 0
+    return _of_transformer(spec, peft, job.num_classes, job.label_words is not None, longest)
 
 
 @lru_cache(maxsize=24)
-def _of_transformer(spec: str, peft: str, num_classes: int, has_words: bool, num_blocks: int | None = None) -> Anatomy:
+def _of_transformer(
+    spec: str, peft: str, num_classes: int, has_words: bool, longest: int, num_blocks: int | None = None
+) -> Anatomy:
     backbone, kind = Backbone.model_validate_json(spec), build(PEFTS, json.loads(peft))
-    outline = Outline(backbone, kind, num_classes, has_words, num_blocks)
+    outline = Outline(backbone, kind, num_classes, has_words, longest, num_blocks)
     many = num_blocks is None and outline.num_layers > MANY
-    few = [_of_transformer(spec, peft, num_classes, has_words, count) for count in (FEW, FEW + 1)] if many else []
+    counts = (FEW, FEW + 1) if many else ()
+    few = [_of_transformer(spec, peft, num_classes, has_words, longest, count) for count in counts]
     frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.carried_values())]
     initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
     initial |= {name: value.detach().to("meta") for name, value in outline.carried_values().items()}
@@ -168,6 +176,7 @@ def _of_transformer(spec: str, peft: str, num_classes: int, has_words: bool, num
         outline.batch,
         outline.within,
         outline.forward_flops,
+        outline.answer_flops,
         (few[0], few[1]) if few else None,
     )
 

@@ -39,7 +39,15 @@ class Outlook:
 def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Path) -> None:
     """folder: the run directory, with its data in place. Raises CapacityError where the run would not fit."""
     samples = Samples.of(Federation.load(folder / "data"))
-    plan = _plan(experiment, job, anatomy(job, samples.shape), samples, folder, cache_dir, folder / "data")
+    plan = _plan(
+        experiment,
+        job,
+        anatomy(job, samples.shape, samples.longest_answer),
+        samples,
+        folder,
+        cache_dir,
+        folder / "data",
+    )
     there = folder_bytes(folder)  # a part of what the plan counts
     refuse(replace(plan, room=replace(plan.room, run_disk=plan.room.run_disk + there)))
 
@@ -56,7 +64,7 @@ def foresee(
         prepared = prepare(experiment, Path(draft))
         job = experiment.job(prepared.num_classes, prepared.label_words)
         samples = Samples.of(Federation.load(Path(draft) / "data"))
-        made = anatomy(job, samples.shape)
+        made = anatomy(job, samples.shape, samples.longest_answer)
         plan = _plan(experiment, job, made, samples, folder, cache_dir, Path(draft) / "data")
         rate = _rate(experiment, job, made)
         sent = traffic(experiment, job, made, samples)

@@ -14,6 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from fibec_ray.ggn import TOKEN_DRAWS
 from fibec_ray.learning.fitting import on_wire
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.server import Server
@@ -99,7 +100,7 @@ class Exchange:
         moved = frozenset[str]().union(*(peft.moving(own, t, job.rounds) for t in range(min(round_, 2))), moving)
         delta = on_wire(job, select(self.shared, moving), rank)
         of_objective = self._objective_evidence(delta)
-        columns = num_samples * max(1, job.num_classes - 1)
+        columns = num_samples * (TOKEN_DRAWS if job.answers_in_text else max(1, job.num_classes - 1))
         evidence = of_objective + evidence_bytes(job.method.aggregator, delta, self._anatomy, round_, columns)
         down = num_bytes(on_wire(job, select(self.shared, moved), rank)) + num_bytes(self.hint)
         if round_:  # what the server makes of the first updates travels too

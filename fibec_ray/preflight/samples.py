@@ -24,6 +24,10 @@ class Samples:
     test: Lengths
     shape: tuple[int, ...] = ()
     """of a sample that is no text"""
+    answer_share: float = 0.0
+    """of all tokens, those behind the prompts: responses, where answers are texts"""
+    longest_answer: int = 0
+    """tokens behind the prompt, at most"""
 
     @property
     def longest(self) -> int:
@@ -38,7 +42,16 @@ class Samples:
             [test[rows] for rows in federation.test_rows],
             test,
             federation.train.shape if isinstance(federation.train, DenseSet) else (),
+            *_answers([federation.train, federation.test]),
         )
+
+
+def _answers(sets: Sequence[EncodedSet | DenseSet]) -> tuple[float, int]:
+    found = [_lengths(held) - 1 - held.answer_at for held in sets if isinstance(held, EncodedSet)]
+    if not found:
+        return 0.0, 0
+    behind, tokens = np.concatenate(found), sum(int(_lengths(held).sum()) for held in sets)
+    return float(behind.sum() / tokens), int(behind.max())
 
 
 def _lengths(held: EncodedSet | DenseSet) -> Lengths:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fibec_ray import seeds
 from fibec_ray.fisher import Label
+from fibec_ray.ggn import TOKEN_DRAWS
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.pooled import steps_of
@@ -144,7 +145,7 @@ class Devices:
         if isinstance(aggregator, FisherMerging | FedFisher):
             return self._scan(self._drawn(lengths, aggregator.max_samples), self._labels(aggregator.label))
         if isinstance(aggregator, Fipa) and round_ >= aggregator.warmup_rounds:
-            backwards = max(1, self.job.num_classes - 1)
+            backwards = TOKEN_DRAWS if self.job.answers_in_text else max(1, self.job.num_classes - 1)
             return self._grouped(self._drawn(lengths, aggregator.max_samples), CHUNK, backwards)
         return Amount()
 
@@ -195,6 +196,7 @@ class Devices:
 
     def _pass(self, lengths: Lengths, backwards: int = 0) -> Amount:
         flops = self.anatomy.forward_flops(len(lengths), int(lengths.max()))
+        flops += self.anatomy.answer_flops * self.samples.answer_share * float(lengths.sum())
         return Amount(flops * (1 + backwards * self.anatomy.backward_share), 1 + backwards)
 
     def _drawn(self, lengths: Lengths, most: int | None) -> Lengths:

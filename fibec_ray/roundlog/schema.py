@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
 
 SCHEMA_MAJOR = 2
 """The version in which a column was last renamed, removed or given another meaning. Programs that read logs of this
 major read newer versions of it too: they ignore columns that they do not know, and take null for those they miss."""
 
-ADDED = {
+ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)},
     5: {"rounds": ("num_quarantined",), "devices": ("quarantined",)},
+    6: {"rounds": ("global_perplexity", "personal_perplexity"), "devices": ()},
 }
 """By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
 
@@ -96,6 +97,19 @@ ROUNDS = pa.schema(
             pa.int32(),
             "devices",
             "devices of the cohort whose update came and was not averaged; means over the cohort leave them out",
+        ),
+        _optional(
+            "global_perplexity",
+            pa.float64(),
+            "1",
+            "exp of the global model's mean loss over all tokens of the test set's responses; null where answers are "
+            "no texts",
+        ),
+        _optional(
+            "personal_perplexity",
+            pa.float64(),
+            "1",
+            "the same of every device's own model on its own test shard, over all tokens together",
         ),
     ]
 )
@@ -258,7 +272,8 @@ Read it with `analysis.log` (lazy, [recipes.md](recipes.md) has examples) or wit
 `SELECT * FROM 'RUN/rounds/*.parquet'`.
 Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed.
 A regression (task metric `r2`) has no accuracies, and half squared errors for losses. Samples that are no text have no
-length."""
+length. Where answers are texts (instructions), the loss of a sample is the mean over its response's tokens, losses are
+means over samples, and accuracy is the share of responses that greedy decoding gives to the letter, end included."""
 
 
 def tables_of(version: int) -> list[str]:

@@ -28,7 +28,7 @@ def task_of(name: str) -> Task:
     return Task.model_validate(yaml.safe_load((TASKS / f"{name}.yaml").read_text()))
 
 
-TEXTS = [path for path in sorted(TASKS.glob("*.yaml")) if task_of(path.stem).is_text]
+TEXTS = [path for path in sorted(TASKS.glob("*.yaml")) if task_of(path.stem).has_classes]
 
 
 SST2, RTE, TREC = task_of("sst2"), task_of("rte"), task_of("trec")

@@ -27,7 +27,9 @@ def read(name: str) -> Task:
 
 def test_the_ten_sets_of_the_paper_and_the_embedded_ones_are_there() -> None:
     ten = ["boolq", "cola", "mpqa", "mr", "mrpc", "qnli", "rte", "sst2", "subj", "trec"]
-    assert [path.stem for path in FILES] == sorted([*ten, "synthetic", "digits", "regression"])
+    assert [path.stem for path in FILES] == sorted(
+        [*ten, "synthetic", "digits", "regression", "instructions", "dolly", "alpaca"]
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

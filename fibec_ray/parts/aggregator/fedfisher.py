@@ -14,6 +14,7 @@ from fibec_ray.fisher import Label
 from fibec_ray.kfac import kronecker_factors
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fisher_merging import merged
+from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 from fibec_ray.types import ClientUpdate, LocalModel, Shard
 
@@ -52,6 +53,10 @@ class FedFisher(Aggregator):
     tolerance: float = Field(
         1e-8, gt=0, lt=1, description="residual at which they end, relative to the right-hand side"
     )
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return of_label(self.label)
 
     @property
     def sends(self) -> str:

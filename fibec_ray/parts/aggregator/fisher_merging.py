@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fibec_ray.fisher import FisherScan, Label
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import ClientUpdate, LocalModel, Shard
 
@@ -35,6 +36,10 @@ class FisherMerging(Aggregator):
     eps: float = Field(
         1e-8, ge=0, allow_inf_nan=False, description="weight of the mean, in units of a tensor's average sum_k w_k F_k"
     )
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return of_label(self.label)
 
     @property
     def sends(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
-from fibec_ray.parts.part import build
+from fibec_ray.parts.part import Need, build
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 from fibec_ray.types import ClientUpdate, LocalModel, Shard
 
@@ -44,6 +44,10 @@ class ServerOptimiser(Aggregator):
     @abstractmethod
     def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
         """The step from Delta, and the new own state."""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return self.of.needs
 
     @property
     def sends(self) -> str:

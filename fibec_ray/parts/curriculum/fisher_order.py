@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fibec_ray.fisher import FisherScan, Label, Scope
 from fibec_ray.parts.curriculum.scored import Scored
-from fibec_ray.parts.part import Need
+from fibec_ray.parts.part import Need, of_label
 
 
 class FisherOrder(Scored):
@@ -32,7 +32,7 @@ class FisherOrder(Scored):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return ("text",) if self.length_power else ()
+        return (*of_label(self.label), *(("text",) if self.length_power else ()))
 
     def difficulty(self, scan: FisherScan) -> Tensor:
         return scan.read(self.label, self.scope).traces * scan.shard.lengths.float() ** self.length_power

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from fibec_ray.fisher import FisherScan, Label, momentum
 from fibec_ray.parts.mask.by_neuron import ByNeuron
 from fibec_ray.parts.mask.neurons import keep_top
+from fibec_ray.parts.part import Need, of_label
 from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.tensors import Tensors, select, under_prefix, with_prefix
 
@@ -51,6 +52,10 @@ class FisherNeurons(ByNeuron):
             raise ValueError("ratio has an effect only with ratio_by: fixed; leave one of them out")
         refuse_unused(self.spectrum, None if self.ratio_by == "fixed" else self.ratio_by, "ratio_by")
         return self
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return of_label(self.label)
 
     @property
     def opens(self) -> bool:

@@ -1,0 +1,147 @@
+"""Instructions and the responses to them: how a set is laid out, and what a prompt is. Read by tasks.py and told.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, Field, model_validator
+
+from fibec_ray.data.examples import Instructions
+from fibec_ray.errors import DataError, did_you_mean
+
+COMMON = {
+    "instruction": ("instruction", "prompt", "question", "query"),
+    "input": ("input", "context"),
+    "response": ("response", "output", "answer", "completion", "target"),
+    "category": ("category", "task", "type"),
+}
+"""What columns are called in the sets that are about: Dolly's, Alpaca's and others' names. The first that is there."""
+OPTIONAL = ("input", "category")
+MOST_CATEGORIES = 1000
+
+PROMPT = "Below is an instruction. Write a response that does what it asks for.\n\n### Instruction:\n{instruction}\n\n"
+PROMPT_WITH_INPUT = (
+    "Below are an instruction and an input that it is about. Write a response that does what the instruction asks for."
+    "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
+)
+RESPONSE = "### Response:\n"
+
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+
+
+class Columns(BaseModel, frozen=True, extra="forbid"):
+    """Names of columns. None: whichever of the common names is there; '': there is no such column."""
+
+    instruction: str | None = Field(None, min_length=1, description="what is asked")
+    input: str | None = Field(None, description="what it is asked about; may be empty in some rows")
+    response: str | None = Field(None, min_length=1, description="what is to be said")
+    category: str | None = Field(None, description="the kind of instruction, which partitions by label deal by")
+
+
+class InstructionFormat(BaseModel, frozen=True, extra="forbid"):
+    """Columns, and the prompt of each row, in the shape that Alpaca (Taori et al. 2023) made common, in other words.
+
+    A response follows the prompt, and after it the tokenizer's end-of-text token.
+    """
+
+    columns: Columns = Columns()
+    prompt: str = Field(PROMPT + RESPONSE, description="of rows without an input: {instruction}")
+    prompt_with_input: str = Field(PROMPT_WITH_INPUT + RESPONSE, description="of the others: {instruction} and {input}")
+    drop_empty: bool = Field(
+        False, description="rows without an instruction or a response are left out; false: they are refused"
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> InstructionFormat:
+        for field, wanted in (("prompt", ["instruction"]), ("prompt_with_input", ["input", "instruction"])):
+            found = sorted(_PLACEHOLDER.findall(getattr(self, field)))
+            if found != wanted:
+                raise ValueError(f"{field} has the placeholders {found}, it needs {wanted}, once each")
+        return self
+
+
+def chosen_columns(columns: Columns, there: Sequence[str], where: str) -> dict[str, str]:
+    """The column of each field that there is one for. Raises DataError for one that is missing, or used twice."""
+    found: dict[str, str] = {}
+    for field, common in COMMON.items():
+        name = getattr(columns, field)
+        if name:
+            if name not in there:
+                raise DataError(
+                    f"{where}: no column '{name}'; it has {', '.join(there) or 'no columns'}; "
+                    f"{did_you_mean(name, there)} set data.columns.{field}"
+                )
+        else:
+            name = None if name == "" else next((each for each in common if each in there), None)
+        if name is None and field not in OPTIONAL:
+            raise DataError(
+                f"{where}: no column for the {field} ({', '.join(common)}); it has {', '.join(there) or 'no columns'}; "
+                f"set data.columns.{field}"
+            )
+        if name is not None and name in found.values():
+            raise DataError(f"{where}: column '{name}' cannot be two things; set data.columns.{field} to another")
+        found |= {} if name is None else {field: name}
+    return found
+
+
+def instructions_of(table: Any, columns: Mapping[str, str], where: str, drop_empty: bool) -> Instructions:
+    """The rows of a table, categories as they come. Raises DataError for columns without text, and for empty rows."""
+    texts = {field: _texts(table[name], field, f"{where}, column '{name}'") for field, name in columns.items()}
+    if not table.num_rows:
+        raise DataError(f"{where}: no rows; give a file with at least one")
+    empty = {field: [row for row, text in enumerate(texts[field]) if not text.strip()] for field in texts}
+    lacking = [(field, empty[field]) for field in texts if field != "input" and empty[field]]
+    if lacking and not (drop_empty and lacking[0][0] != "category"):
+        field, rows = lacking[0]
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        advice = "" if field == "category" else ", or set task.instructions.drop_empty=true to leave such rows out"
+        raise DataError(
+            f"{where}, column '{columns[field]}': the {field} is empty in row {rows[0]}{more}; fill it in{advice}"
+        )
+    count = table.num_rows
+    categories = texts.get("category")
+    found = Instructions(
+        texts["instruction"],
+        texts.get("input", [""] * count),
+        texts["response"],
+        np.zeros(count, np.int64),
+        ("",),
+    )
+    if categories is not None:
+        names = tuple(sorted(set(categories)))
+        _refuse_too_many(names, f"{where}, column '{columns['category']}'")
+        number = {name: i for i, name in enumerate(names)}
+        found = found.labelled(np.array([number[each] for each in categories], dtype=np.int64), names)
+    left = sorted(set(range(count)) - {row for _, rows in lacking for row in rows})
+    if not left:
+        raise DataError(f"{where}: every row is empty; name other columns")
+    return found if len(left) == count else found.take(np.array(left, dtype=np.int64))
+
+
+def _refuse_too_many(names: Sequence[str], where: str) -> None:
+    if len(names) > MOST_CATEGORIES:
+        raise DataError(
+            f"{where}: {len(names)} different categories, at most {MOST_CATEGORIES} can be dealt by; set "
+            "data.columns.category to another column, or to '' for none"
+        )
+
+
+def _texts(column: Any, field: str, where: str) -> list[str]:
+    """As many strings as there are rows; '' for nulls."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type):
+        return [""] * len(column)
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if field == "category" and pa.types.is_integer(column.type):
+        return ["" if value is None else str(value) for value in column.to_pylist()]
+    if not any(is_kind(column.type) for is_kind in kinds):
+        raise DataError(f"{where}: the values are of type {column.type}, not text; set data.columns.{field}")
+    try:
+        return [value or "" for value in column.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: text that is not UTF-8 ({error.reason}); convert the file") from error

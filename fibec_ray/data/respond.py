@@ -1,0 +1,114 @@
+"""Instructions and responses to tokens, once per run; what encode.py is for texts with labels. Called by learning/.
+
+    [BOS] prompt   response [EOS]       the last token of the prompt and each of the response predict the next
+
+Prompt and response are two texts to the tokenizer, so that generation meets the prompt's tokens as training does.
+
+Too long a sample loses tokens where they tell least: first the texts of the prompt lose their ends, the longest first,
+as long as they take more than half of what the template leaves; then the response loses its end. The template stays, a
+token of each text, and some of the response. A response that was cut has no token that ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fibec_ray.data.cut import kept_tokens
+from fibec_ray.data.encode import CHUNK, Prompt, Sample, Tokenizer, fill, pack, text_numbers
+from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.data.examples import Instructions
+from fibec_ray.data.instructions import InstructionFormat
+from fibec_ray.errors import DataError
+
+
+@dataclass
+class Cut:
+    """Samples that were too long."""
+
+    prompts: int = 0
+    responses: int = 0
+
+
+def encode_instructions(
+    rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int
+) -> tuple[EncodedSet, Cut]:
+    """All rows as token ids, each of at most `max_length` tokens, and how many lost some. `labels` are categories.
+
+    Raises DataError where the prompt leaves no room, and for a response without a token.
+    """
+    if not tokenizer.is_fast:
+        raise DataError("prompts need a fast tokenizer (tokenizer.json beside the model)")
+    cut = Cut()
+    starts = range(0, len(rows), CHUNK)
+    parts = (rows.take(np.arange(start, min(start + CHUNK, len(rows)))) for start in starts)
+    samples = (
+        _samples(part, start, form, tokenizer, max_length, cut) for part, start in zip(parts, starts, strict=True)
+    )
+    return pack(samples, rows.labels, rows.grades, tokenizer), cut
+
+
+def end_id(tokenizer: Tokenizer) -> int:
+    """The token that ends a response: the end-of-text token, or what BERT's tokenizers have in its place."""
+    for known in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if known is not None:
+            return known
+    raise DataError("backbone.tokenizer: has no end-of-text token, and a response needs one; choose another")
+
+
+def _samples(
+    rows: Instructions, start: int, form: InstructionFormat, tokenizer: Tokenizer, max_length: int, cut: Cut
+) -> Iterator[Sample]:
+    """start: number of the first row."""
+    prompts = [
+        _prompt(form, instruction.strip(), input_.strip())
+        for instruction, input_ in zip(rows.instructions, rows.inputs, strict=True)
+    ]
+    options: dict[str, Any] = {"padding": False, "truncation": False, "verbose": False}
+    encoded = tokenizer(
+        [prompt.text for prompt in prompts],
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        **options,
+    )
+    responses = tokenizer([text.strip() for text in rows.responses], add_special_tokens=False, **options)["input_ids"]
+    end, masks = end_id(tokenizer), encoded["special_tokens_mask"]
+    for i, (prompt, ids, places) in enumerate(
+        zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ):
+        length = len(ids)  # without a closing token that the tokenizer appends
+        while length > 1 and masks[i][length - 1]:
+            length -= 1
+        texts = text_numbers(prompt, places[:length])
+        texts[-1] = 0  # the token that the response follows
+        if not responses[i]:
+            raise DataError(f"row {start + i}: the response has no token for this tokenizer; drop the row")
+        yield _sample(ids[:length], texts, [*responses[i], end], max_length, cut)
+
+
+def _prompt(form: InstructionFormat, instruction: str, input_: str) -> Prompt:
+    values = {"{instruction}": instruction, "{input}": input_}
+    return fill(form.prompt_with_input if input_ else form.prompt, values)
+
+
+def _sample(prompt: list[int], texts: list[int], response: list[int], max_length: int, cut: Cut) -> Sample:
+    fixed = texts.count(0)
+    num_text, least = len(texts) - fixed, len(set(texts) - {0})
+    room = max_length - fixed
+    if room < least + 1:
+        raise DataError(
+            f"data.max_length: {max_length} tokens have no room for a response beside the prompt; "
+            f"set at least {fixed + least + 1}"
+        )
+    for_text = max(least, room - len(response), min(num_text, room // 2))
+    if num_text > for_text:
+        cut.prompts += 1
+        kept = kept_tokens(np.array(texts, dtype=np.uint8), fixed + for_text).tolist()
+        prompt, texts = [prompt[i] for i in kept], [texts[i] for i in kept]
+    if len(response) > max_length - len(prompt):
+        cut.responses += 1
+        response = response[: max_length - len(prompt)]
+    return Sample(prompt + response, texts + [0] * len(response), len(prompt) - 1)

@@ -1,0 +1,78 @@
+"""The rows of a task that is answered in text, from local files, the hub, or what is embedded; what source.py is for
+texts with labels. Called once per run by learning/."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fibec_ray.data import exercises, hub
+from fibec_ray.data.examples import Instructions
+from fibec_ray.data.instructions import InstructionFormat, chosen_columns, instructions_of
+from fibec_ray.data.readers import read_table
+from fibec_ray.data.remote import nearby
+from fibec_ray.data.source import DataConfig, effective_task, files
+from fibec_ray.data.tasks import Task
+from fibec_ray.errors import DataError
+from fibec_ray.seeds import numpy_generator
+
+
+def load_instructions(task: Task, config: DataConfig, seed: int) -> tuple[Instructions, Instructions]:
+    """The (train, test) rows, with the same categories for both. Raises DataError for each setting, file, column or row
+    that does not fit."""
+    actual = effective_task(task, config)
+    if task.kind == "exercises":
+        settings = config.exercises
+        train = exercises.generate(settings.num_train, seed, "train", settings)
+        test = exercises.generate(settings.num_test, seed, "test", settings)
+    elif config.reads_files:
+        with nearby(config.path) as path:
+            train, test = _read_files(actual, config.model_copy(update={"path": path}), seed)
+    else:
+        train = Instructions.join([_read_hub(split, actual) for split in actual.train_splits])
+        named = _read_hub(actual.eval_split, actual) if actual.eval_split else None
+        train, test = _with_test(train, named, config, seed)
+    train, test = Instructions.alike([train, test])
+    return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
+
+
+def _read_files(task: Task, config: DataConfig, seed: int) -> tuple[Instructions, Instructions]:
+    train_files, test_file = files(task, config)
+    train = Instructions.join([_read_file(path, config, task.format) for path in train_files])
+    return _with_test(train, _read_file(test_file, config, task.format) if test_file else None, config, seed)
+
+
+def _with_test(
+    train: Instructions, test: Instructions | None, config: DataConfig, seed: int
+) -> tuple[Instructions, Instructions]:
+    """Holds rows out where no test rows are named."""
+    if test is not None:
+        return train, test
+    if len(train) < 2:
+        raise DataError("data.test_fraction: one row cannot be shared between training and test; name the test rows")
+    order = numpy_generator(seed, "held_out").permutation(len(train)).astype(np.int64)
+    count = min(len(train) - 1, max(1, round(config.test_fraction * len(train))))
+    return train.take(np.sort(order[count:])), train.take(np.sort(order[:count]))
+
+
+def _read_file(path: Path, config: DataConfig, form: InstructionFormat) -> Instructions:
+    return _rows(partial(read_table, path, config.format), form, str(path))
+
+
+def _read_hub(split: str, task: Task) -> Instructions:
+    return _rows(partial(hub.load_columns, task, split), task.format, hub.name_of(task, split))
+
+
+def _rows(read: Any, form: InstructionFormat, where: str) -> Instructions:
+    """read: (choice of columns) -> a table of them."""
+    chosen: dict[str, str] = {}
+
+    def choose(there: list[str]) -> tuple[str, ...]:
+        chosen.update(chosen_columns(form.columns, there, where))
+        return tuple(chosen.values())
+
+    table = read(choose)
+    return instructions_of(table, chosen, where, form.drop_empty)

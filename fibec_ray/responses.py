@@ -1,0 +1,98 @@
+"""Answers that are texts: a batch's response tokens, and tokens drawn in their place; used by models, fisher and ggn.
+
+The loss of a sample is the mean over its response's tokens, the one that ends it included, each given those before it:
+
+    l_i = (1 / T_i) sum_t -log p(y_it | prompt_i, y_i1 ... y_i,t-1)
+
+Prompt and padding do not count, and samples count alike however long their responses are, as they do wherever else
+losses, gradients and Fisher information are averaged. (Perplexity, which weighs tokens alike, is the one exception.)
+
+Shapes: B samples, T_i tokens of a response, R of all together, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SEEDS = 2**24
+"""Numbers that torch.rand can give in float32, and so generators of drawn tokens."""
+
+
+@dataclass(frozen=True)
+class ResponseTokens:
+    """The tokens of a batch's responses, sample by sample."""
+
+    targets: Tensor
+    """(R,) int64 token ids"""
+    sample: Tensor
+    """(R,) int64, ascending: the sample that each belongs to"""
+    column: Tensor
+    """(R,) int64: the position whose output predicts it, the one before its own"""
+    counts: Tensor
+    """(B,) int64, tokens of each sample's response, >= 1"""
+    longest: int
+    """tokens of the longest response, or more"""
+
+    def means(self, values: Tensor) -> Tensor:
+        """(R,) -> (B,): over the tokens of each response."""
+        return self.sums(values) / self.counts
+
+    def sums(self, values: Tensor) -> Tensor:
+        """(R,) -> (B,). On a grid of all places, because adding up by index has no fixed order on a GPU."""
+        starts = self.counts.cumsum(0) - self.counts
+        at = torch.arange(len(self.sample), device=values.device) - starts[self.sample]
+        grid = values.new_zeros(len(self.counts), self.longest)
+        return grid.index_put((self.sample, at), values).sum(1)
+
+    def exact(self, scores: Tensor) -> Tensor:
+        """(B,) int64: 1 where greedy decoding, from the prompt on, gives just this response. scores: (R, V).
+
+        Greedy decoding takes the likeliest token after the prompt, then the likeliest after that one, and so on. While
+        each is the response's own, the next is predicted from the same tokens as here; at the first that is another,
+        both have missed. So decoding gives the response if and only if each token is the likeliest after those before.
+        """
+        right = (scores.argmax(1) == self.targets).long()
+        return (self.sums(right) == self.counts).long()
+
+    def draw(self, scores: Tensor, draws: Tensor) -> Tensor:
+        """(R,) token ids, each drawn from its own softmax of scores (R, V), given the response's own tokens before it.
+
+        draws: (B,) uniform in [0, 1); each seeds a generator for its sample, so that what is drawn depends neither on
+        the other samples of the batch nor on their order.
+        """
+        uniform = torch.cat([_uniform(count, draw) for count, draw in zip(self.counts.tolist(), draws, strict=True)])
+        ends = scores.float().softmax(1).cumsum(1)
+        at = uniform.to(ends).unsqueeze(1) * ends[:, -1:]
+        return torch.searchsorted(ends, at, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
+
+    def split(self, sizes: list[int]) -> list[ResponseTokens]:
+        """Those of the first `sizes[0]` samples, of the next, and so on."""
+        found, first, start = [], 0, 0
+        for counts in self.counts.split(sizes):
+            rows = slice(start, start + int(counts.sum()))
+            of = self.targets[rows], self.sample[rows] - first, self.column[rows]
+            found.append(ResponseTokens(*of, counts, self.longest))
+            first, start = first + len(counts), rows.stop
+        return found
+
+    def to(self, device: torch.device) -> ResponseTokens:
+        targets, sample, column, counts = (
+            value.to(device) for value in (self.targets, self.sample, self.column, self.counts)
+        )
+        return ResponseTokens(targets, sample, column, counts, self.longest)
+
+
+def locate(input_ids: Tensor, attention_mask: Tensor, answer_at: Tensor) -> ResponseTokens:
+    """Of right-padded samples (B, S) whose prompts end at `answer_at` (B,): all real tokens behind it."""
+    columns, lengths = torch.arange(input_ids.shape[1]), attention_mask.sum(1)
+    inside = (columns > answer_at.unsqueeze(1)) & (columns < lengths.unsqueeze(1))
+    sample, column = inside.nonzero(as_tuple=True)
+    counts = inside.sum(1)
+    return ResponseTokens(input_ids[sample, column], sample, column - 1, counts, int(counts.max()))
+
+
+def _uniform(count: int, draw: Tensor) -> Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(int(draw * SEEDS)))
