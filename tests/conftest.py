@@ -123,6 +123,14 @@ def make_regression(method: str | dict[str, Any] = "fedavg", **changes: Any) -> 
     return settings | changes
 
 
+def make_instructions(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    """A random LLaMA of two blocks that answers exercises in text; the data are as they are here."""
+    backbone = {"config": {**TINY_LLAMA, "num_hidden_layers": 2}, "head": "causal_lm"}
+    settings = make_tiny(method, **{"rounds": 2, "backbone": backbone, **changes})
+    data = {"max_length": 40, "exercises": {"num_train": 48, "num_test": 12}}
+    return settings | {"task": named("tasks", "instructions"), "data": data}
+
+
 def after_rounds(
     num_rounds: int, settings: dict[str, Any], folder: Path
 ) -> tuple[LocalFleet, Site, list[DeviceReport]]:

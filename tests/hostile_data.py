@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from typing import Any
 
@@ -114,3 +115,42 @@ ALL: dict[str, tuple[str, bytes]] = {
     **{f"JSON lines, {name}": ("jsonl", content) for name, content in JSONLS.items()},
 }
 """Suffix and content by name."""
+
+TOLD = {
+    "instruction": [f"name it {i}" for i in range(20)],
+    "response": ["moon", "lake"] * 10,
+    "category": ["a", "b"] * 10,
+}
+"""Instructions in order."""
+
+
+def told(**changes: Any) -> bytes:
+    rows = {name: value for name, value in {**TOLD, **changes}.items() if value is not None}
+    return "".join(json.dumps(row) + "\n" for row in pa.table(rows).to_pylist()).encode()
+
+
+INSTRUCTIONS: dict[str, tuple[bytes, str]] = {
+    "no responses": (told(response=None), "no column for the response"),
+    "no instructions": (told(instruction=None), "no column for the instruction"),
+    "an empty response": (told(response=["moon", " "] * 10), "the response is empty in row 1 and 9 more"),
+    "a response that is missing": (
+        told() + b'{"instruction": "x", "category": "a"}\n',
+        "response is empty in row 20",
+    ),
+    "an empty instruction": (told(instruction=["x", ""] * 10), "the instruction is empty in row 1"),
+    "no category": (told(category=None), "set partition to one of: dirichlet_quantity, iid"),
+    "an empty category": (told(category=["a", None] * 10), "the category is empty in row 1"),
+    "numbers for responses": (told(response=list(range(20))), "of type int64, not text"),
+    "mixed types": (told() + b'{"instruction": "x", "response": 3, "category": "a"}\n', "cannot be read as jsonl"),
+    "not UTF-8": (b'{"instruction": "\xff", "response": "x"}\n', "cannot be read as jsonl"),
+    "half a character": (b'{"instruction": "\\ud800", "response": "x"}\n' * 9, "mine.jsonl"),
+    "not JSON": (b"hello\n", "line 1"),
+    "cut short": (told()[:-20], "line 20"),
+    "a list": (b"[1]\n", "list where an object was expected"),
+    "empty": (b"", "it has no rows"),
+    "blank": (b"\n\n", "it has no rows"),
+    "one row": (told()[: told().index(b"\n") + 1], "one row cannot be shared"),
+    "fewer rows than devices": (b"".join(told().splitlines(True)[:3]), "only 2 training samples"),
+    "responses without a token": (told(response=["\u200b"] * 20), "the response has no token"),
+}
+"""Content of mine.jsonl, and what is said of it."""

@@ -9,7 +9,7 @@ from typing import Any
 import hostile_data
 import pytest
 import yaml
-from conftest import named
+from conftest import TINY_LLAMA, named
 from hostile_configs import ALL, Case
 
 from fibec_ray.cli import main
@@ -69,6 +69,20 @@ def test_a_malformed_data_set(
     (tmp_path / "data" / "validation.parquet").write_bytes(hostile_data.parquet(hostile_data.GOOD))
     said = refused(["run", str(config), "--out", str(tmp_path / "run")], capsys)
     assert "train" in said or "data" in said or "device" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", hostile_data.INSTRUCTIONS)
+def test_malformed_instructions(
+    name: str, tiny_settings: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, says = hostile_data.INSTRUCTIONS[name]
+    config, file = tmp_path / "experiment.yaml", tmp_path / "mine.jsonl"
+    file.write_bytes(content)
+    backbone = {"init": "random", "config": TINY_LLAMA, "tokenizer": "minilm", "head": "causal_lm"}
+    settings = tiny_settings() | {"task": named("tasks", "dolly"), "backbone": backbone}
+    config.write_text(yaml.safe_dump(settings | {"data": {"path": str(file), "max_length": 64}}))
+    assert says in refused(["run", str(config), "--out", str(tmp_path / "run")], capsys)
     assert not (tmp_path / "run").exists()
 
 

@@ -45,9 +45,7 @@ def encode_instructions(
     cut = Cut()
     starts = range(0, len(rows), CHUNK)
     parts = (rows.take(np.arange(start, min(start + CHUNK, len(rows)))) for start in starts)
-    samples = (
-        _samples(part, start, form, tokenizer, max_length, cut) for part, start in zip(parts, starts, strict=True)
-    )
+    samples = (_samples(part, form, tokenizer, max_length, cut) for part in parts)
     return pack(samples, rows.labels, rows.grades, tokenizer), cut
 
 
@@ -60,9 +58,8 @@ def end_id(tokenizer: Tokenizer) -> int:
 
 
 def _samples(
-    rows: Instructions, start: int, form: InstructionFormat, tokenizer: Tokenizer, max_length: int, cut: Cut
+    rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int, cut: Cut
 ) -> Iterator[Sample]:
-    """start: number of the first row."""
     prompts = [
         _prompt(form, instruction.strip(), input_.strip())
         for instruction, input_ in zip(rows.instructions, rows.inputs, strict=True)
@@ -85,7 +82,7 @@ def _samples(
         texts = text_numbers(prompt, places[:length])
         texts[-1] = 0  # the token that the response follows
         if not responses[i]:
-            raise DataError(f"row {start + i}: the response has no token for this tokenizer; drop the row")
+            raise DataError(f"the response {rows.responses[i][:80]!r} has no token for this tokenizer; drop the row")
         yield _sample(ids[:length], texts, [*responses[i], end], max_length, cut)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BACKBONES, DOES_NOT_APPLY, settings_on
+from conftest import BACKBONES, DOES_NOT_APPLY, make_instructions, settings_on
 
 from fibec_ray.config.load import check, method_files
 from fibec_ray.roundlog.reader import log_digest
@@ -15,6 +15,7 @@ from fibec_ray.simulation import simulate
 LOCAL = {"kind": "local"}
 POOLED_1 = {"kind": "ray", "placement": "pooled", "num_actors": 1}
 POOLED_2 = {"kind": "ray", "placement": "pooled", "num_actors": 2}
+BOTH = LOCAL, POOLED_2
 PER_DEVICE = {"kind": "ray", "placement": "per_device"}
 
 
@@ -44,6 +45,12 @@ def test_lane_groups_are_the_same_wherever_they_run(tiny_settings: Any, tmp_path
         for number, fleet in enumerate((LOCAL, POOLED_1, POOLED_2))
     ]
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.ray
+def test_so_do_devices_that_answer_in_text(tmp_path: Path, ray_cluster: None) -> None:
+    found = [digests(make_instructions("fibecfed-fipa", fleet=fleet), tmp_path / fleet["kind"]) for fleet in BOTH]
+    assert found[0] == found[1]
 
 
 EVERY_DRAW = {

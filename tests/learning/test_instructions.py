@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_LLAMA, make_tiny, named
+from conftest import make_instructions, named
 
 from fibec_ray.cli import main
 from fibec_ray.config.load import check
@@ -28,16 +28,6 @@ from fibec_ray.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Predictions
 
-SMALL = {**TINY_LLAMA, "num_hidden_layers": 2}
-
-
-def settings_of(method: str = "fedavg", **changes: Any) -> dict[str, Any]:
-    """Six devices, 48 exercises, a random LLaMA of two blocks."""
-    backbone = {"config": SMALL, "head": "causal_lm"}
-    settings = make_tiny(method, backbone=backbone, rounds=2, **changes)
-    data = {"max_length": 40, "exercises": {"num_train": 48, "num_test": 12}}
-    return settings | {"task": named("tasks", "instructions"), "data": data}
-
 
 def ran(settings: dict[str, Any], folder: Path, lanes: int | None = None) -> tuple[Site, list[DeviceReport], Tensors]:
     experiment = check(settings, "test")
@@ -54,7 +44,7 @@ def ran(settings: dict[str, Any], folder: Path, lanes: int | None = None) -> tup
 @pytest.mark.parametrize("method", ["fedavg", "fibecfed", "fipa"])
 def test_a_run_from_beginning_to_end(method: str, tmp_path: Path) -> None:
     """Its log has perplexities, and what was planned is what was sent and, within a quarter, computed."""
-    run = simulate(check(settings_of(method), "test"), tmp_path / "run")
+    run = simulate(check(make_instructions(method), "test"), tmp_path / "run")
     last = read_rounds(run.folder).to_pylist()[-1]
     for model in ("global", "personal"):
         assert 0 <= last[f"{model}_accuracy"] <= 1 and math.isfinite(last[f"{model}_loss"])
@@ -67,8 +57,8 @@ def test_a_run_from_beginning_to_end(method: str, tmp_path: Path) -> None:
 def test_lanes_come_to_what_devices_come_to_alone(method: str, tmp_path: Path) -> None:
     """And the plan to what both have sent and, within a quarter, computed."""
     local = {"optimizer": "sgd", "learning_rate": 0.1}
-    site, alone, adapter = ran(settings_of(method, local=local), tmp_path / "alone")
-    _, reports, other = ran(settings_of(method, local=local), tmp_path / "lanes", lanes=3)
+    site, alone, adapter = ran(make_instructions(method, local=local), tmp_path / "alone")
+    _, reports, other = ran(make_instructions(method, local=local), tmp_path / "lanes", lanes=3)
     for name, value in adapter.items():
         torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-4)
     counts = [(r.device, r.round, r.num_steps, r.flops, r.bytes_up, r.bytes_down) for r in alone]
@@ -94,7 +84,7 @@ def test_lanes_come_to_what_devices_come_to_alone(method: str, tmp_path: Path) -
 
 
 def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    calm = simulate(check(settings_of("fibecfed"), "test"), tmp_path / "calm")
+    calm = simulate(check(make_instructions("fibecfed"), "test"), tmp_path / "calm")
 
     class Stop(Exception):
         pass
@@ -108,7 +98,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
             return lambda *_: None
 
     with pytest.raises(Stop):
-        simulate(check(settings_of("fibecfed"), "test"), tmp_path / "broken", Watcher())
+        simulate(check(make_instructions("fibecfed"), "test"), tmp_path / "broken", Watcher())
     assert main(["resume", str(tmp_path / "broken")]) == 0
     rows = read_rounds(tmp_path / "broken").to_pylist()
     for found, expected in zip(rows, calm.rows, strict=True):
@@ -142,7 +132,7 @@ def test_perplexity_weighs_tokens_alike_and_loss_samples() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(changes: dict[str, Any], says: str | None) -> None:
-    settings = settings_of()
+    settings = make_instructions()
     for key, value in changes.items():
         value = named("methods", value) if isinstance(value, str) else value
         settings[key] = value if key == "method" else settings[key] | value
@@ -156,6 +146,6 @@ def test_what_cannot_be_is_refused_before_anything_starts(changes: dict[str, Any
 @pytest.mark.parametrize("aggregator", ["fedfisher", "fisher_merging"])
 def test_drawn_labels_will_do_for_fisher_information(aggregator: str, tmp_path: Path) -> None:
     method = {"name": "x", "aggregator": {"kind": aggregator, "label": "sampled", "max_samples": 4}}
-    settings = settings_of() | {"method": method, "rounds": 1}
+    settings = make_instructions() | {"method": method, "rounds": 1}
     _, reports, adapter = ran(settings, tmp_path / "run")
     assert len(reports) == 3 and all(bool(value.isfinite().all()) for value in adapter.values())
