@@ -27,7 +27,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fibec_ray.errors import ModelError
 from fibec_ray.fisher import by_length
@@ -182,7 +181,7 @@ def _drawn_columns(out: Outputs, draws: Tensor) -> Cotangents:
 
     def column(c: int) -> Tensor:
         drawn = response.draw(out.scores.detach(), draws[:, c])
-        return (p - F.one_hot(drawn, p.shape[1])) * scale
+        return p.scatter_add(1, drawn.unsqueeze(1), -torch.ones_like(p[:, :1])) * scale
 
     return num, column
 

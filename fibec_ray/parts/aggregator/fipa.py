@@ -34,6 +34,8 @@ class Fipa(Aggregator):
     can be many times FedAvg's, and training collapses; perhaps because devices of few samples share few directions, and
     each one's delta counts in full along its own. trust: null is the paper's rule.
 
+    Where answers are texts, H_m is estimated from drawn tokens (`ggn.py`): for a vocabulary it has too many columns.
+
     Devices send p r floats more than FedAvg's p. The server holds all updates of a cohort, and p R float64 of a block.
     One device, with H_1 of full rank: its own delta. All H_m equal: FedAvg, projected onto their range.
     """
