@@ -23,7 +23,6 @@ from fibec_ray.simulation import simulate
 pytestmark = pytest.mark.ray
 POOLED = {"kind": "ray", "placement": "pooled", "num_actors": 2}
 SLOW = pytest.mark.slow
-CHAOS = str(Path(__file__).with_name("chaos.py"))
 
 
 def digests(settings: dict[str, Any], folder: Path, watcher: Any = None) -> tuple[str, str]:
@@ -69,23 +68,50 @@ def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
     assert len(reaper.struck) == num_rounds
 
 
-@pytest.mark.slow
-def test_nodes_that_die_with_their_actors_and_updates(tiny_settings: Any, tmp_path: Path) -> None:
-    settings, given = settings_of(tiny_settings, 4, POOLED), tmp_path / "settings.yaml"
+def in_a_process_of_its_own(script: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What one of the scripts beside this file has found: there is one cluster to a process."""
+    given = folder / "settings.yaml"
     given.write_text(yaml.safe_dump(settings))
+    program = Path(__file__).with_name(script)
     done = subprocess.run(
-        [sys.executable, CHAOS, str(given), str(tmp_path / "run"), str(tmp_path / "found.json")],
+        [sys.executable, str(program), str(given), str(folder / "run"), str(folder / "found.json")],
         capture_output=True,
         text=True,
         timeout=280,
         env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_nodes_that_die_with_their_actors_and_updates(tiny_settings: Any, tmp_path: Path) -> None:
+    settings = settings_of(tiny_settings, 4, POOLED)
+    found = in_a_process_of_its_own("chaos.py", settings, tmp_path)
     assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
     assert any(note.startswith("updates were lost with their node") for note in found["notes"])
+    assert not any("server" in note for note in found["notes"]), "it is on the driver's node, which lives"
     assert any(attempt > 0 for round_, _, _, attempt in found["attempts"] if round_ == 2)
     assert len([row for row in found["attempts"] if row[0] == 3]) == 4, "on new nodes: no other ones are left"
+
+
+@pytest.mark.slow
+def test_actors_that_the_memory_monitor_kills(tiny_settings: Any, tmp_path: Path) -> None:
+    settings = settings_of(tiny_settings, 3, {**POOLED, "max_retries": 20})
+    found = in_a_process_of_its_own("crowded.py", settings, tmp_path)
+    assert any("Actor" in line for line in found["killed"])
+    assert any("was lost" in note for note in found["notes"])
+    assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_gets_an_actor(tiny_settings: Any, tmp_path: Path) -> None:
+    settings = settings_of(tiny_settings, 4, {"kind": "ray", "placement": "pooled"})
+    found = in_a_process_of_its_own("joining.py", settings, tmp_path)
+    assert found["notes"] == ["the cluster has grown: 1 more actor"]
+    assert found["actors"] == {"0": ["pool-00000"], "3": ["pool-00000", "pool-00001"]}
+    assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
 
 
 def test_a_round_can_go_on_without_the_lost(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:

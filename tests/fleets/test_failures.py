@@ -154,6 +154,26 @@ def test_a_pool_grows(tmp_path: Path, ray_cluster: None) -> None:
     assert len(pids) == 2
 
 
+def test_actors_start_in_waves_and_work_is_not_kept_waiting_for_all(tmp_path: Path, ray_cluster: None) -> None:
+    remote, most = ray.remote(Worker).options(num_cpus=0.1), 0
+
+    def make(i: int) -> Any:
+        nonlocal most
+        most = max(most, sum(seat.answer is not None for seat in pool._seats) + 1)
+        return remote.remote(tmp_path)
+
+    pool = ActorPool(make, 7, 60, 60, 2, at_once=2)
+    pool.start()
+    try:
+        assert sum(seat.actor is not None for seat in pool._seats) == 2
+        first = next(iter(pool.run([call(key, home=key) for key in range(7)])))
+        assert first.key < 7 and sum(seat.actor is None for seat in pool._seats) > 0
+        ended = {one.key for one in pool.run([call(key, home=key) for key in range(7)])}
+        assert ended == set(range(7)) and all(seat.well for seat in pool._seats) and most == 2
+    finally:
+        pool.stop()
+
+
 def test_what_calls_are_given_and_is_lost_is_not_blamed_on_their_actor(tmp_path: Path, ray_cluster: None) -> None:
     giver = ray.remote(Worker).options(num_cpus=0.1, max_restarts=0).remote(tmp_path)
     gift = giver.work.remote(99, 0, "die")

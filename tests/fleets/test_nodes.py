@@ -13,7 +13,7 @@ import yaml
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.nodes import await_nodes
+from fibec_ray.fleets.nodes import await_nodes, refuse_different
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.simulation import simulate
@@ -36,6 +36,12 @@ def test_three_nodes_give_the_bits_of_one(tiny_settings: Any, tmp_path: Path) ->
     assert (found["adapter"], found["log"]) == (here.adapter_digest, log_digest(tmp_path / "here"))
     assert found["caches"] == [0, 1, 1, 1] and found["num_prepared"] == 3
     assert found["actors"] == 3, "all three had devices"
+
+
+def test_nodes_with_different_base_weights_are_refused() -> None:
+    refuse_different({"10.0.0.1": "aa", "10.0.0.2": "aa"})
+    with pytest.raises(FleetError, match=r"backbone: nodes 10.0.0.1 and 10.0.0.3 have different base weights"):
+        refuse_different({"10.0.0.1": "aa", "10.0.0.2": "aa", "10.0.0.3": "bb"})
 
 
 def test_nodes_that_do_not_come_are_not_waited_for_without_end(ray_cluster: None) -> None:
