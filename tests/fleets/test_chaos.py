@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from fleets.casualties import Reaper, kill
+from fleets.children import in_a_process_of_its_own
 
-import fibec_ray
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
@@ -66,23 +61,6 @@ def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
     assert disturbed == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
     assert any("the server actor was lost" in note for note in reaper.notes)
     assert len(reaper.struck) == num_rounds
-
-
-def in_a_process_of_its_own(script: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What one of the scripts beside this file has found: there is one cluster to a process."""
-    given = folder / "settings.yaml"
-    given.write_text(yaml.safe_dump(settings))
-    program = Path(__file__).with_name(script)
-    done = subprocess.run(
-        [sys.executable, str(program), str(given), str(folder / "run"), str(folder / "found.json")],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return found
 
 
 @pytest.mark.slow
