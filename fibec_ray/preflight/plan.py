@@ -111,21 +111,34 @@ def _memory_and_seats(
 ) -> tuple[Memory, Seats]:
     """Where actors go depends on what one needs, and what one needs on how many devices it will hold side by side."""
     on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
-    on_gpu = on_ray and room.resources.gpus > 0 and fleet.gpus_per_actor != 0
+    gpu_shares = {each.gpus_per_actor for each in fleet.classes} if fleet.classes else {fleet.gpus_per_actor}
+    on_gpu = on_ray and room.resources.gpus > 0 and gpu_shares != {0}
+    on_cpu = not on_gpu or 0 in gpu_shares
+
+    def actor_of(lanes: int) -> ActorMemory:
+        """The largest, where they are not all alike."""
+        found = [
+            memory.actor_memory(job, anatomy, samples, lanes, on_ray, gpu)
+            for gpu, there in ((True, on_gpu), (False, on_cpu))
+            if there
+        ]
+        return replace(found[0], private=max(one.private for one in found))
+
     others = 2 * exchange.server_bytes
     if on_ray:
         under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))
         others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
-    base = 0 if on_gpu else anatomy.base_bytes
-    actor = memory.actor_memory(job, anatomy, samples, 1, on_ray, on_gpu)
+    base = anatomy.base_bytes if on_cpu else 0
+    actor = actor_of(1)
     need = Need(actor.private, actor.private, base * room.num_nodes + others)
     seats = _seats(experiment, job, room, need)
     if seats.lanes > 1:
-        actor = memory.actor_memory(job, anatomy, samples, seats.lanes, on_ray, on_gpu)
+        actor = actor_of(seats.lanes)
         need = replace(need, pooled=actor.private)
         seats = _seats(experiment, job, room, need)
     prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
-    sharing_gpu = max(1, int(1 / seats.placement.gpus_per_actor)) if on_gpu else 0
+    smallest = min([share for share in gpu_shares if share] or [seats.placement.gpus_per_actor])
+    sharing_gpu = max(1, int(1 / smallest)) if on_gpu else 0
     total = seats.placement.num_actors * actor.private + need.fixed
     available = room.resources.memory_bytes
     on_gpus = sharing_gpu * actor.gpu, room.gpu_memory
