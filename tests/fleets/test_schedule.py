@@ -52,7 +52,7 @@ def test_a_second_call_is_held_while_many_wait_and_the_last_ones_go_to_whoever_i
 
 
 def test_calls_with_a_home_wait_for_it() -> None:
-    backlog = Backlog([Call(0, nothing, home=1), Call(1, nothing, home=0)], kinds=[0, 0])
+    backlog = Backlog([Call(0, nothing, home=1), Call(1, nothing, home=0)], kinds=[0, 0, 0])
     assert backlog.take(2, 0) is None
     taken = backlog.take(1, 0)
     assert taken is not None and taken.key == 0 and backlog.take(1, 0) is None
