@@ -422,6 +422,8 @@ class Fleet(Protocol):
 
     lanes: int
     """devices that compute side by side; known once it is open"""
+    base: str
+    """fingerprint of the base weights; known once it is open, '' where nothing is frozen"""
 
     def open(self) -> OpenResult:
         """Starts what is needed and runs the initialisation phase (a no-op for methods without one)."""

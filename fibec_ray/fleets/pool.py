@@ -50,7 +50,8 @@ class _Flight:
 class _Seat:
     """A place in the pool, whatever actor has it."""
 
-    actor: Any
+    actor: Any = None
+    """None: its turn to start has not come"""
     flights: deque[_Flight] = field(default_factory=deque)
     """its calls, which it does in this order"""
     deadline: float = math.inf
@@ -67,7 +68,7 @@ class _Seat:
 
     @property
     def well(self) -> bool:
-        return self.answer is None and not self.gone
+        return self.actor is not None and self.answer is None and not self.gone
 
 
 @dataclass
@@ -75,7 +76,8 @@ class ActorPool:
     """The fleet's device actors. make(i) creates the i-th, again if Ray gave it up.
 
     call_timeout_s: for each device that a call works for; an actor that takes longer counts as hung, and is restarted.
-    note: takes a line about what was lost and what becomes of it.
+    note: takes a line about what was lost and what becomes of it. at_once: actors that start at the same time; others
+    are made as those answer. kind_of: the i-th actor's, which does calls of that kind.
     """
 
     make: Callable[[int], Any]
@@ -84,8 +86,10 @@ class ActorPool:
     call_timeout_s: float
     max_retries: int
     note: Callable[[str], None] = lambda text: None
+    at_once: int = 1_000_000
+    kind_of: Callable[[int], int] = lambda i: 0
     _seats: list[_Seat] = field(default_factory=list)
-    _backlog: Backlog = field(default_factory=lambda: Backlog([], 0))
+    _backlog: Backlog = field(default_factory=lambda: Backlog([], []))
     _limit: int = 0
     _spares: bool = False
     _given_up: list[Ended] = field(default_factory=list)
@@ -97,10 +101,9 @@ class ActorPool:
 
     def grow(self, count: int) -> None:
         """More actors; they take part once they answer."""
-        for i in range(self.size, self.size + count):
-            self._seats.append(_Seat(self.make(i)))
-            self._expect(self._seats[i])
+        self._seats.extend(_Seat() for _ in range(count))
         self.size += count
+        self._start_some()
 
     def run(self, calls: Sequence[Call], max_retries: int | None = None, spares: bool = False) -> Iterator[Ended]:
         """Yields calls as they end, in any order. An error that a call raised itself is raised here.
@@ -110,7 +113,7 @@ class ActorPool:
         lost.
         """
         self._limit = self.max_retries if max_retries is None else max_retries
-        self._backlog, self._spares, self._given_up = Backlog(calls, self.size), spares, []
+        self._backlog, self._spares, self._given_up = Backlog(calls, self._kinds), spares, []
         self._forget()
         while self._backlog or any(seat.flights for seat in self._seats):
             self._fill()
@@ -122,7 +125,25 @@ class ActorPool:
 
     def stop(self) -> None:
         for seat in self._seats:
-            ray.kill(seat.actor)
+            if seat.actor is not None:
+                ray.kill(seat.actor)
+
+    def _start_some(self) -> None:
+        """As many as may start at the same time, in order."""
+        free = self.at_once - sum(seat.answer is not None for seat in self._seats)
+        waiting = [i for i, seat in enumerate(self._seats) if seat.actor is None]
+        for i in waiting[: max(0, free)]:
+            self._seats[i].actor = self.make(i)
+            self._expect(self._seats[i])
+
+    @property
+    def _kinds(self) -> list[int]:
+        return [self.kind_of(i) for i in range(self.size)]
+
+    def _like(self, i: int) -> list[_Seat]:
+        """The others of its kind, which can do what it does."""
+        kind = self.kind_of(i)
+        return [seat for j, seat in enumerate(self._seats) if j != i and self.kind_of(j) == kind]
 
     def _forget(self) -> None:
         """What a run that ended in an error has left."""
@@ -210,6 +231,7 @@ class ActorPool:
             self._remake(i, f"actor {i} died {seat.remade + 1} times while starting: {value}")
         else:
             seat.late, seat.node = False, value if isinstance(value, str) else ""
+        self._start_some()
 
     def _remake(self, i: int, complaint: str) -> None:
         """Makes the actor anew; gives it up if that has been tried often, and the fleet if it was the last one."""
@@ -219,7 +241,7 @@ class ActorPool:
             seat.remade += 1
             seat.actor = self.make(i)
             self._expect(seat)
-        elif all(other.gone for other in self._seats if other is not seat):
+        elif all(other.gone for other in self._like(i)):
             raise FleetError(complaint)
         else:
             seat.gone = True
@@ -241,7 +263,7 @@ class ActorPool:
             f"actor {i} did not start within {self.startup_timeout_s:g} s; the cluster may lack the CPUs, GPUs "
             "or memory that it asks for (see fleet.cpus_per_actor, fleet.gpus_per_actor)"
         )
-        if not any(other.well for other in self._seats):
+        if not any(other.well for other in self._like(i)):
             raise FleetError(complaint)
         self.note(f"{complaint}; going on without it until it does")
         seat.late, seat.answer_by = True, math.inf

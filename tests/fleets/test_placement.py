@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.placement import Resources, decide
+from fibec_ray.fleets.placement import Need, Resources, decide, room
 from fibec_ray.fleets.settings import FleetConfig
 
 WORKSTATION = Resources(cpus=2, gpus=0, memory_bytes=20 * 10**9)
@@ -25,6 +27,27 @@ def test_auto_pools_when_memory_is_short_and_says_so() -> None:
     assert placement.reason == "auto: 100 actors need 45.0 GB, 14.0 GB may be used"
 
 
+def test_auto_goes_by_what_preflight_foresees() -> None:
+    """4 actors would do by the size of an ordinary one; not where each is to hold 3 GB of tensors."""
+    assert decide(FleetConfig(), 4, WORKSTATION).per_device
+    placement = decide(FleetConfig(), 4, WORKSTATION, Need(alone=3 * 10**9, pooled=5 * 10**9, fixed=4 * 10**9))
+    assert not placement.per_device and placement.reason == "auto: 4 actors need 16.0 GB, 14.0 GB may be used"
+    assert placement.memory_per_actor == 5 * 10**9
+
+
+def test_actors_ask_for_their_memory_and_never_for_more_than_there_is() -> None:
+    need = Need(alone=10**9, pooled=15 * 10**9)
+    assert decide(FleetConfig(placement="per_device"), 4, WORKSTATION, need).memory_per_actor == 10**9
+    pooled = decide(FleetConfig(placement="pooled"), 4, WORKSTATION, need)
+    assert pooled.num_actors == 2 and pooled.memory_per_actor == 10 * 10**9
+
+
+def test_a_cluster_that_grows_by_processors_alone_has_no_room_for_more() -> None:
+    placement = decide(FleetConfig(placement="pooled"), 40, WORKSTATION, Need(pooled=8 * 10**9))
+    assert room(placement, 40, Resources(cpus=8, gpus=0, memory_bytes=20 * 10**9)) == 2
+    assert room(placement, 40, Resources(cpus=8, gpus=0, memory_bytes=80 * 10**9)) == 8
+
+
 def test_auto_pools_when_actors_would_start_too_slowly() -> None:
     placement = decide(FleetConfig(auto_startup_s=20), 20, WORKSTATION)
     assert not placement.per_device and placement.reason.startswith("auto: 20 actors would take 27 s to start")
@@ -41,6 +64,45 @@ def test_a_pool_has_one_actor_for_each_gpu_or_cpu_but_no_more_than_devices() -> 
     assert decide(FleetConfig(placement="pooled"), 100, CLUSTER).num_actors == 8
     assert decide(FleetConfig(placement="pooled"), 5, CLUSTER).num_actors == 5
     assert decide(FleetConfig(placement="pooled"), 1, WORKSTATION).num_actors == 1
+
+
+CLASSES = [
+    {"share": 0.25, "num_actors": 2, "gpus_per_actor": 0.5},
+    {"share": 0.75, "num_actors": 3, "cpus_per_actor": 2, "resources": {"big": 1}, "labels": {"zone": "a"}},
+]
+
+
+def test_classes_of_actors_host_their_shares_of_the_devices() -> None:
+    config = FleetConfig.model_validate({"placement": "pooled", "classes": CLASSES})
+    placement = decide(config, 10, CLUSTER, Need(pooled=10**9))
+    assert placement.num_actors == 5 and placement.reason == "as configured, in 2 classes"
+    assert [placement.class_of_actor(i) for i in range(5)] == [0, 0, 1, 1, 1]
+    assert [placement.class_of_device(device, 10) for device in range(10)] == [0, 0] + [1] * 8
+    assert placement.options(1) == {
+        "num_cpus": 1.0, "num_gpus": 0.5, "resources": {}, "memory": 10**9, "scheduling_strategy": "SPREAD",
+    }  # fmt: skip
+    assert placement.options(2) == {
+        "num_cpus": 2.0, "num_gpus": 0.0, "resources": {"big": 1}, "memory": 10**9, "label_selector": {"zone": "a"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"placement": "auto"}, "set placement: pooled"),
+        ({"num_actors": 3}, "num_actors has no effect beside classes"),
+        ({"classes": CLASSES[:1]}, "their shares of the devices add up to 0.25; make it 1"),
+    ],
+)
+def test_classes_that_make_no_sense(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        FleetConfig.model_validate({"placement": "pooled", "classes": CLASSES} | changes)
+
+
+def test_classes_that_need_more_than_there_is() -> None:
+    config = FleetConfig.model_validate({"placement": "pooled", "classes": CLASSES})
+    with pytest.raises(FleetError, match=r"fleet.classes: their actors need 8 CPU, the cluster has 2"):
+        decide(config, 10, WORKSTATION)
 
 
 def test_shares_never_add_up_to_more_than_there_is() -> None:
