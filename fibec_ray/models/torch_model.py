@@ -158,10 +158,9 @@ class TorchModel(Alone):
     def _classify(self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool) -> Outputs:
         labels = batch.labels.to(self.device)
         states, scores, answer_logits = self._run(inputs, batch, mask, hidden)
-        if answer_logits is None:
-            return Outputs(F.cross_entropy(scores, labels, reduction="none"), scores, states)
-        assert self._words is not None
-        return Outputs(F.cross_entropy(answer_logits, self._words[labels], reduction="none"), scores, states)
+        logits = scores if answer_logits is None else answer_logits
+        targets = labels if self._words is None else self._words[labels]
+        return Outputs(F.cross_entropy(logits, targets, reduction="none"), scores, states)
 
     def _respond(self, inputs: dict[str, Any], batch: Batch, hidden: bool) -> Outputs:
         """The language-model head runs on the positions alone that predict a response's token: (R, H) -> (R, V)."""

@@ -228,6 +228,14 @@ def test_another_metric_than_accuracy_has_its_own_curve_and_row(tmp_path):
     assert "Global matthews" in page and "0.2500" in page
 
 
+def test_where_answers_are_texts_perplexity_has_its_own_curve(tmp_path):
+    log = RoundLog(tmp_path, METADATA)
+    log.append(rounds_row(0, **evaluated(0), global_perplexity=20.0, personal_perplexity=9.0), [], [])
+    series = curves(tmp_path)["perplexity_by_rounds"].series
+    assert [each.points for each in series] == [((1, 20.0),), ((1, 9.0),)]
+    assert "perplexity_by_rounds" not in curves(full_run(tmp_path / "classes"))
+
+
 def test_a_run_that_is_still_going_says_so(tmp_path):
     full_run(tmp_path, rounds=2)
     (tmp_path / "config.yaml").write_text("name: small\nrounds: 4\nmethod: {kind: fibecfed}\n")
