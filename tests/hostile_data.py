@@ -151,6 +151,6 @@ INSTRUCTIONS: dict[str, tuple[bytes, str]] = {
     "blank": (b"\n\n", "it has no rows"),
     "one row": (told()[: told().index(b"\n") + 1], "one row cannot be shared"),
     "fewer rows than devices": (b"".join(told().splitlines(True)[:3]), "only 2 training samples"),
-    "responses without a token": (told(response=["\u200b"] * 20), "the response has no token"),
+    "responses without a token": (told(response=["\u200b"] * 20), "has no token for this tokenizer"),
 }
 """Content of mine.jsonl, and what is said of it."""

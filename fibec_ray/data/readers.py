@@ -1,12 +1,14 @@
-"""Local files to Arrow tables: Parquet, CSV, TSV, JSON lines. Used by `source.py`; every failure is one DataError line.
+"""Local files to Arrow tables: Parquet, CSV, TSV, JSON. Used by `source.py`; every failure is one DataError line.
 
-A TSV is read as GLUE writes it: no quoting, so a `"` is a character like any other. A CSV is quoted as usual.
+A TSV is read as GLUE writes it: no quoting, so a `"` is a character like any other. A CSV is quoted as usual. JSON has
+a line for each row; in a file called .json it may be one array of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -97,15 +99,30 @@ def _read_delimited(path: Path, choose: Choice, parse: Any) -> Any:
 
 def _read_jsonl(path: Path, choose: Choice) -> Any:
     # The standard library and not pyarrow.json: that would read a column of dates as time stamps.
-    rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                rows.append(_json_object(line, number))
+        rows = _json_array(lines.read()) if _holds_an_array(path) else _json_lines(lines)
     if not rows:
         raise ValueError("it has no rows")
     columns = choose(list(dict.fromkeys(key for row in rows for key in row)))
     return pa.table({column: pa.array([row.get(column) for row in rows]) for column in columns})
+
+
+def _holds_an_array(path: Path) -> bool:
+    """As alpaca_data.json does; a .jsonl is lines, whatever is in them."""
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".json" and file.read(64).removeprefix(BOM_UTF8).lstrip()[:1] == b"["
+
+
+def _json_array(text: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(text)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"entry {number}: {type(row).__name__} where an object was expected")
+    return rows
+
+
+def _json_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
+    return [_json_object(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _json_object(line: str, number: int) -> dict[str, Any]:

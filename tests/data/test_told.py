@@ -72,6 +72,17 @@ def test_one_file_with_dollys_columns(suffix: str, tmp_path: Path) -> None:
     assert told(again[1]) == told(test)
 
 
+def test_alpacas_own_file_is_one_array(tmp_path: Path) -> None:
+    rows = pa.table(ALPACA).to_pylist()
+    path = tmp_path / "alpaca_data.json"
+    path.write_text(json.dumps(rows, indent=4), encoding="utf-8")
+    train, test = load_instructions(task_of("alpaca"), DataConfig(path=str(path)), seed=0)
+    assert len(train) + len(test) == 10
+    path.write_text("[3]", encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be read as jsonl .entry 0: int where an object was expected"):
+        load_instructions(task_of("alpaca"), DataConfig(path=str(path)), seed=0)
+
+
 def test_alpacas_columns_have_no_categories(tmp_path: Path) -> None:
     config = DataConfig(path=str(write(tmp_path / "mine.jsonl", ALPACA)), test_fraction=0.3, max_test=2)
     train, test = load_instructions(task_of("alpaca"), config, seed=0)

@@ -234,5 +234,8 @@ def test_an_encoder_is_no_causal_language_model() -> None:
     spec = Backbone(init="random", config=config, tokenizer="minilm", head="causal_lm")
     with pytest.raises(ModelError, match="bert is no causal language model"):
         check_causal(spec)
+    gemma = spec.model_copy(update={"config": {"model_type": "gemma2", "final_logit_softcapping": 30.0}})
+    with pytest.raises(ModelError, match="gemma2 changes its logits behind the head .final_logit_softcapping"):
+        check_causal(gemma)
     for family in FAMILIES:
         check_causal(spec.model_copy(update={"config": {"model_type": family, **FAMILIES[family]}}))
