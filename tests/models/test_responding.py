@@ -154,12 +154,12 @@ def test_drawn_tokens_have_the_diagonal_of_the_gauss_newton_matrix() -> None:
         j = torch.stack(rows).flatten(1)
         mean = p[t] @ j
         exact = exact + (p[t] @ j.square() - mean.square()) / 3
-    draws = torch.rand(1, 1500, generator=torch.Generator().manual_seed(1))
+    draws = torch.rand(1, 800, generator=torch.Generator().manual_seed(1))
     columns = sample_gradients(model, one, torch.tensor([0]), [name], draws)
     found = sum(column[name].flatten(1).square().sum(0) for column in columns)
-    assert float((found - exact).norm() / exact.norm()) < 0.1
+    assert float((found - exact).norm() / exact.norm()) < 0.15
     squares = []
-    for seed in range(200):
+    for seed in range(120):
         scan = FisherScan(model, one, [torch.tensor([0])], [name], torch.Generator().manual_seed(seed))
         squares.append(scan.read("sampled").diagonal[name].flatten())
     assert float((torch.stack(squares).mean(0) * 3 - exact).norm() / exact.norm()) < 0.3
