@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
 EncodeMode = Literal["plain", "masked", "causal"]
@@ -31,7 +31,7 @@ class Backbone(BaseModel):
     name: str | None = Field("minilm", description="'minilm' (packaged), a hub id, or a local folder")
     revision: str | None = Field(None, description="hub revision")
     init: Literal["pretrained", "random"] = "pretrained"
-    config: dict[str, Any] | None = Field(
+    config: dict[str, JsonValue] | None = Field(
         None, description="architecture for init: random, with its model_type, in place of the named one's"
     )
     tokenizer: str | None = Field(None, description="as `name`; null: the backbone's own")
