@@ -58,6 +58,8 @@ class RayFleet:
 
     placement: Placement
     lanes: int
+    holding: tuple[str, str] | None = None
+    """of the actor that answered first; with `backend: auto`, nodes that have other GPUs may hold it otherwise"""
     num_prepared = 0
     """nodes whose base weights were prepared before there were actors"""
 
@@ -143,7 +145,7 @@ class RayFleet:
 
     def _start_server(self) -> Layout:
         self._server = self._make_server()
-        initial, layout = self._describe()
+        initial, layout, self.holding = self._describe()
         self._ask_server("start", initial, layout)
         return layout
 
@@ -243,9 +245,9 @@ class RayFleet:
         kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
         return kind.options(scheduling_strategy=here).remote(self._site.job, self._site.threads)
 
-    def _describe(self) -> tuple[Any, Layout]:
+    def _describe(self) -> tuple[Any, Layout, tuple[str, str] | None]:
         (ended,) = self._run([Call(0, lambda actor, attempt: [actor.describe.remote()])])
-        described: tuple[Any, Layout] = ended.value
+        described: tuple[Any, Layout, tuple[str, str] | None] = ended.value
         return described
 
     def _find_lanes(self) -> int:

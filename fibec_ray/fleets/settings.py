@@ -29,7 +29,12 @@ class FleetConfig(BaseModel):
         None, ge=1, description="of a pooled fleet; null: as many as the cluster's CPUs or GPUs"
     )
     cpus_per_actor: float | None = Field(None, gt=0, description="null: 1 pooled, an equal share per_device")
-    gpus_per_actor: float | None = Field(None, ge=0, description="null: an equal share of the GPUs, if there are any")
+    gpus_per_actor: float | None = Field(
+        None,
+        ge=0,
+        description="null: an equal share of the GPUs, if there are any, at most 1; 2 and more, of one node: see "
+        "backbone.backend spread",
+    )
     address: str | None = Field(None, description="of a running cluster, or 'auto'; null: a local one for this run")
     object_store_mb: int = Field(500, ge=80, description="object store of a local cluster, 1e6 bytes")
     startup_timeout_s: float = Field(300, gt=0, description="for actors to be created and answer")
@@ -62,6 +67,8 @@ class FleetConfig(BaseModel):
     def _no_setting_without_effect(self) -> FleetConfig:
         if self.placement == "per_device" and self.num_actors is not None:
             raise ValueError("num_actors has no effect with placement: per_device, which has one for each device")
+        if (gpus := self.gpus_per_actor or 0) > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_actor {gpus:g}: above 1 no part of a GPU can be had; give a whole number")
         if self.placement == "per_device" and self.lanes not in (1, "auto"):
             raise ValueError(
                 f"lanes {self.lanes} needs actors that host several devices, and placement: per_device gives each its "

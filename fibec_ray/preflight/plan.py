@@ -13,7 +13,9 @@ from fibec_ray.errors import CapacityError, FleetError
 from fibec_ray.fleets.placement import Placement, decide
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round
+from fibec_ray.models import holding as bases
 from fibec_ray.models.nets import Net
+from fibec_ray.models.spec import Holding
 from fibec_ray.preflight import disk, memory
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.disk import Disk
@@ -67,6 +69,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
+    """holding: backend of the base weights, and why; None where there are none."""
+
     experiment: str
     method: str
     model: ModelSizes
@@ -74,6 +78,7 @@ class Plan:
     memory: Memory
     disk: Disk
     room: Room
+    holding: Holding | None
 
 
 def make_plan(
@@ -83,8 +88,9 @@ def make_plan(
     placement can be had; `refuse` does for all else."""
     exchange = Exchange(job, anatomy)
     seats = _seats(experiment, job, room)
+    holding = _holding(job, anatomy, room, seats.placement.gpus_per_actor)
     sizes = _sizes(job, anatomy, exchange)
-    needed = _memory(experiment, job, anatomy, exchange, samples, seats, room)
+    needed = _memory(experiment, job, anatomy, exchange, samples, seats, room, holding)
     cohorts = [plan_round(job, experiment.cohort_size, t).cohort for t in range(job.rounds)]
     taken = Disk(
         0 if room.base_is_there or isinstance(job.backbone, Net) else anatomy.all_base_bytes,
@@ -94,7 +100,21 @@ def make_plan(
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
         disk.adapter_bytes(anatomy),
     )
-    return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room)
+    return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room, holding)
+
+
+def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float) -> Holding | None:
+    """As an actor will find it. Raises ModelError for a backend that cannot be had."""
+    if isinstance(job.backbone, Net):
+        return None
+    backend, memory = job.backbone.backend, room.resources.memory_bytes
+    if gpus and not room.gpu_memory:
+        unknown = "each actor goes by its GPU, whose memory is not known from here"
+        return Holding(backend, unknown if backend == "auto" else bases.CONFIGURED)
+    gpu = room.gpu_memory if gpus else None
+    # A node's share is all that can be said of a cluster's memory; what is asked for by name may find a larger one.
+    host = memory // room.num_nodes if backend == "auto" else memory
+    return bases.choose(backend, anatomy.all_base_bytes, bases.Room(gpu, host, (room.gpu_memory,) * (int(gpus) - 1)))
 
 
 def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
@@ -139,11 +159,13 @@ def _memory(
     samples: Samples,
     seats: Seats,
     room: Room,
+    holding: Holding | None,
 ) -> Memory:
     on_ray, count = experiment.fleet.kind == "ray", seats.placement.num_actors
     on_gpu = seats.placement.gpus_per_actor > 0
-    actor = memory.actor_memory(job, anatomy, samples, seats.lanes, on_ray, on_gpu)
-    base = 0 if on_gpu else anatomy.base_bytes
+    backend = holding.backend if holding else "plain"
+    actor = memory.actor_memory(job, anatomy, samples, seats.lanes, on_ray, on_gpu, backend)
+    base = 0 if on_gpu or backend == "deepspeed" else anatomy.base_bytes
     others = 2 * exchange.server_bytes
     if on_ray:
         under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.placement import Resources, decide
+from fibec_ray.fleets.placement import Resources, decide, room
 from fibec_ray.fleets.settings import FleetConfig
 
 WORKSTATION = Resources(cpus=2, gpus=0, memory_bytes=20 * 10**9)
@@ -41,6 +41,14 @@ def test_a_pool_has_one_actor_for_each_gpu_or_cpu_but_no_more_than_devices() -> 
     assert decide(FleetConfig(placement="pooled"), 100, CLUSTER).num_actors == 8
     assert decide(FleetConfig(placement="pooled"), 5, CLUSTER).num_actors == 5
     assert decide(FleetConfig(placement="pooled"), 1, WORKSTATION).num_actors == 1
+
+
+def test_actors_of_several_gpus_are_as_many_as_there_are_gpus_for() -> None:
+    placement = decide(FleetConfig(placement="pooled", gpus_per_actor=2), 100, CLUSTER)
+    assert (placement.num_actors, placement.gpus_per_actor) == (4, 2)
+    assert room(placement, 100, CLUSTER) == 4
+    with pytest.raises(FleetError, match=r"fleet.gpus_per_actor: 1 actors x 16 need 16, the cluster has 8"):
+        decide(FleetConfig(placement="pooled", gpus_per_actor=16), 100, CLUSTER)
 
 
 def test_shares_never_add_up_to_more_than_there_is() -> None:
