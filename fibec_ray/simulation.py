@@ -16,6 +16,7 @@ from fibec_ray import run_dir as run_dirs
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.learning.checkpoint import Checkpoint
@@ -126,7 +127,6 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
     with run_dirs.begun(folder) as folder:
         quiet_libraries()
         prepared = prepare(experiment, folder)
-        refuse_misfit(experiment, experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
         with run_dirs.locked(folder):
             identity = identify(folder, resolved(experiment), prepared, _git_commit())
             identity.write(folder)
@@ -140,14 +140,13 @@ def carry_on(
     watcher.prepared(identity.prepared)
     tally = Tally(experiment.task.metric, experiment.local.batch_size)
     site = site_of(experiment, folder, identity)
-    if start is not None:  # maybe on another machine
-        refuse_misfit(experiment, site.job, folder, cache_dir())
+    need = refuse_misfit(experiment, site.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity))
     rows = read_rounds(folder).to_pylist() if start else []
     summary = _summary(experiment, identity.prepared)
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
     watcher = Together(watcher, _Keeping(folder, summary))
-    fleet = make_fleet(experiment, site, watcher.progress, watcher.note)
+    fleet = make_fleet(experiment, site, watcher.progress, watcher.note, need)
     keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
         for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
@@ -186,6 +185,7 @@ def run_rounds(
         yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(site.job.num_devices))
     else:
         tally.restore(fleet.restore(start.server), start.manifest.tally)
+        start.refuse_other_base(fleet.base)
         watcher.placed(fleet)
     for t in range(start.manifest.next_round if start else 0, experiment.rounds):
         plan = plan_round(site.job, experiment.cohort_size, t)
@@ -216,12 +216,14 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
     return prepared
 
 
-def make_fleet(experiment: Experiment, site: Site, progress: Progress, note: Callable[[str], None]) -> Fleet:
+def make_fleet(
+    experiment: Experiment, site: Site, progress: Progress, note: Callable[[str], None], need: Need
+) -> Fleet:
     if experiment.fleet.kind == "local":
         return LocalFleet(site, progress)
     from fibec_ray.fleets.ray_fleet import RayFleet
 
-    return RayFleet(site, experiment.fleet, progress, note)
+    return RayFleet(site, experiment.fleet, progress, note, need)
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:

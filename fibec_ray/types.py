@@ -410,6 +410,8 @@ class Fleet(Protocol):
     """devices that compute side by side; known once it is open"""
     holding: tuple[str, str] | None
     """the backend that holds base weights, and why; None without a base; known once it is open"""
+    base: str
+    """fingerprint of the base weights; known once it is open, '' where nothing is frozen"""
 
     def open(self) -> OpenResult:
         """Starts what is needed and runs the initialisation phase (a no-op for methods without one)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -17,13 +18,17 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+from reruns.interrupted import interrupted
 
 from fibec_ray.cli import main
 from fibec_ray.config.load import config_folder, load_experiment, read_yaml
 from fibec_ray.errors import ConfigError, RunDirError, RunError
+from fibec_ray.learning.identity import read_identity
+from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.simulation import resolved
+from fibec_ray.sweep.folder import folder_of, log_of
 from fibec_ray.sweep.load import Sweep, load_sweep
 from fibec_ray.sweep.run import refuse_failures, run_sweep
 
@@ -32,8 +37,8 @@ SWEEPS = sorted((config_folder() / "sweeps").glob("*.yaml"))
 
 STAND_IN = """
 import json, pathlib, shutil, sys, time, yaml
-command, config, option, out = sys.argv[1:]
-assert (command, option) == ("run", "--out")
+command, config, option, out, resume = sys.argv[1:]
+assert (command, option, resume) == ("run", "--out", "--resume")
 out = pathlib.Path(out)
 out.mkdir(parents=True)  # fails where a run is, as the program does
 shutil.copy(config, out / "config.yaml")
@@ -324,6 +329,20 @@ def test_a_command_line_that_makes_no_sense(arguments: list[str], capsys: Any) -
         main(arguments)
     assert caught.value.code == 2
     assert "usage: fibec-ray sweep" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_goes_on(write: Any, tmp_path: Path) -> None:
+    sweep, out = load_sweep(write(seeds=[0]), ["rounds=3"]), tmp_path / "out"
+    run_sweep(sweep, out, 2, str)
+    whole = [log_digest(folder_of(run, out)) for run in sweep.runs]
+    for run in sweep.runs:
+        shutil.rmtree(folder_of(run, out))
+        interrupted(resolved(run.experiment), folder_of(run, out), run.experiment.cohort_size + 1)
+    begun = [read_identity(folder_of(run, out)).run_id for run in sweep.runs]
+    assert run_sweep(sweep, out, 2, str) == []
+    assert [read_identity(folder_of(run, out)).run_id for run in sweep.runs] == begun
+    assert [log_digest(folder_of(run, out)) for run in sweep.runs] == whole
+    assert "resuming at round 1 of 3 rounds" in log_of(folder_of(sweep.runs[0], out)).read_text()
 
 
 def test_a_real_sweep_ends_with_its_table_and_a_second_time_runs_nothing(

@@ -26,6 +26,7 @@ T = TypeVar("T")
 class LocalFleet:
     lanes: int
     holding: tuple[str, str] | None = None
+    base: str
 
     def __init__(self, site: Site, progress: Progress = lambda stage, done, total: None):
         self._site, self._progress = site, progress
@@ -76,6 +77,7 @@ class LocalFleet:
 
     def _start(self) -> None:
         self._federation = self._site.federation()
+        self.base = self._site.base_fingerprint()
         self._worker = self._site.worker()
         self.holding = self._worker.holding
         self.lanes = self._site.lanes or self._worker.calibrate(self._site.job.cohort_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -85,8 +86,20 @@ def prepare_nodes(site: Site, timeout_s: float) -> int:
         prepare.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(site)
         for node in hosts
     ]
-    get(refs, timeout_s)
+    found = dict(zip((node["NodeManagerAddress"] for node in hosts), get(refs, timeout_s), strict=True))
+    refuse_different(found)
     return len(hosts)
+
+
+def refuse_different(fingerprints: Mapping[str, str]) -> None:
+    """Of the base weights, by node. Raises FleetError if they are not all the same: devices would not be either."""
+    first, *others = fingerprints
+    for other in others:
+        if fingerprints[other] != fingerprints[first]:
+            raise FleetError(
+                f"backbone: nodes {first} and {other} have different base weights; give a revision (backbone.revision) "
+                "or a folder that all nodes see, and the same versions of torch and transformers on every node"
+            )
 
 
 def _hosts_actors(node: dict[str, Any]) -> bool:
@@ -94,5 +107,5 @@ def _hosts_actors(node: dict[str, Any]) -> bool:
     return any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))
 
 
-def _prepare(site: Site) -> None:
-    site.prepare_base()
+def _prepare(site: Site) -> str:
+    return site.base_fingerprint()

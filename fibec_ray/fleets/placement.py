@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fibec_ray.errors import FleetError
 from fibec_ray.fleets.settings import FleetConfig
 
 ACTOR_BYTES = 450_000_000
-"""Private memory of one actor with torch, transformers and peft imported and a small adapter in training."""
+"""Private memory of one actor with torch, transformers and peft imported and a small adapter in training: what is
+counted on where preflight has not looked."""
 ACTOR_CPU_S = 2.7
 """CPU seconds of those imports."""
 MEMORY_SHARE = 0.7
@@ -25,6 +26,19 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Need:
+    """Bytes of host memory. alone: of an actor that hosts one device at a time, pooled: of one whose devices compute
+    side by side where that is set. fixed: of all else, base weights included."""
+
+    alone: int = ACTOR_BYTES
+    pooled: int = ACTOR_BYTES
+    fixed: int = 0
+
+
+UNFORESEEN = Need()
+
+
+@dataclass(frozen=True)
 class Placement:
     """per_device: actor i hosts device i alone. Otherwise any actor may host any device."""
 
@@ -33,23 +47,26 @@ class Placement:
     cpus_per_actor: float
     gpus_per_actor: float
     reason: str
+    memory_per_actor: int = 0
+    """bytes that Ray sets aside on the actor's node"""
 
 
-def decide(config: FleetConfig, num_devices: int, have: Resources) -> Placement:
+def decide(config: FleetConfig, num_devices: int, have: Resources, need: Need = UNFORESEEN) -> Placement:
     """The placement that the config asks for, or for `auto` the one that fits. Raises FleetError if none does."""
-    if config.placement == "per_device":
-        return _per_device(config, num_devices, have, "as configured")
-    if config.placement == "pooled":
-        return _pooled(config, num_devices, have, "as configured")
-    obstacle = _obstacle(config, num_devices, have)
-    if obstacle is None:
-        return _per_device(config, num_devices, have, f"auto: {num_devices} actors fit")
-    return _pooled(config, num_devices, have, f"auto: {obstacle}")
+    obstacle, reason = None, "as configured"
+    if config.placement == "auto":
+        obstacle = _obstacle(config, num_devices, have, need)
+        reason = f"auto: {obstacle or f'{num_devices} actors fit'}"
+    if config.placement == "per_device" or (config.placement == "auto" and obstacle is None):
+        return _with_memory(_per_device(config, num_devices, have, reason), need.alone, have)
+    return _with_memory(_pooled(config, num_devices, have, reason), need.pooled, have)
 
 
 def room(placement: Placement, num_devices: int, have: Resources) -> int:
     """Actors like those of a pooled placement that the cluster has room for now."""
     slots = _gpu_slots(have.gpus, placement.gpus_per_actor) or math.floor(have.cpus / placement.cpus_per_actor + 1e-9)
+    if placement.memory_per_actor:
+        slots = min(slots, have.memory_bytes // placement.memory_per_actor)
     return min(slots, num_devices)
 
 
@@ -58,11 +75,16 @@ def _gpu_slots(gpus: float, per_actor: float | None) -> int:
     return max(1, int(gpus / max(1.0, per_actor or 0.0))) if gpus >= 1 else 0
 
 
-def _obstacle(config: FleetConfig, num_devices: int, have: Resources) -> str | None:
+def _with_memory(placement: Placement, wanted: int, have: Resources) -> Placement:
+    """Keeps actors off nodes that are full. Never more than an equal share: to refuse a run is preflight's part."""
+    return replace(placement, memory_per_actor=min(wanted, have.memory_bytes // placement.num_actors))
+
+
+def _obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need) -> str | None:
     """Why one actor for each device would not do; None if it would."""
     if config.known_lanes is not None and config.known_lanes > 1:
         return f"{config.known_lanes} lanes need actors that host several devices"
-    needed, allowed = num_devices * ACTOR_BYTES, MEMORY_SHARE * have.memory_bytes
+    needed, allowed = num_devices * need.alone + need.fixed, MEMORY_SHARE * have.memory_bytes
     if needed > allowed:
         return f"{num_devices} actors need {needed / 1e9:.1f} GB, {allowed / 1e9:.1f} GB may be used"
     seconds = num_devices * ACTOR_CPU_S / max(have.cpus, 1)

@@ -50,7 +50,8 @@ class _Flight:
 class _Seat:
     """A place in the pool, whatever actor has it."""
 
-    actor: Any
+    actor: Any = None
+    """None: its turn to start has not come"""
     flights: deque[_Flight] = field(default_factory=deque)
     """its calls, which it does in this order"""
     deadline: float = math.inf
@@ -67,7 +68,7 @@ class _Seat:
 
     @property
     def well(self) -> bool:
-        return self.answer is None and not self.gone
+        return self.actor is not None and self.answer is None and not self.gone
 
 
 @dataclass
@@ -75,7 +76,8 @@ class ActorPool:
     """The fleet's device actors. make(i) creates the i-th, again if Ray gave it up.
 
     call_timeout_s: for each device that a call works for; an actor that takes longer counts as hung, and is restarted.
-    note: takes a line about what was lost and what becomes of it.
+    note: takes a line about what was lost and what becomes of it. at_once: actors that start at the same time; others
+    are made as those answer.
     """
 
     make: Callable[[int], Any]
@@ -84,6 +86,7 @@ class ActorPool:
     call_timeout_s: float
     max_retries: int
     note: Callable[[str], None] = lambda text: None
+    at_once: int = 1_000_000
     _seats: list[_Seat] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=lambda: Backlog([], 0))
     _limit: int = 0
@@ -97,10 +100,9 @@ class ActorPool:
 
     def grow(self, count: int) -> None:
         """More actors; they take part once they answer."""
-        for i in range(self.size, self.size + count):
-            self._seats.append(_Seat(self.make(i)))
-            self._expect(self._seats[i])
+        self._seats.extend(_Seat() for _ in range(count))
         self.size += count
+        self._start_some()
 
     def run(self, calls: Sequence[Call], max_retries: int | None = None, spares: bool = False) -> Iterator[Ended]:
         """Yields calls as they end, in any order. An error that a call raised itself is raised here.
@@ -122,7 +124,16 @@ class ActorPool:
 
     def stop(self) -> None:
         for seat in self._seats:
-            ray.kill(seat.actor)
+            if seat.actor is not None:
+                ray.kill(seat.actor)
+
+    def _start_some(self) -> None:
+        """As many as may start at the same time, in order."""
+        free = self.at_once - sum(seat.answer is not None for seat in self._seats)
+        waiting = [i for i, seat in enumerate(self._seats) if seat.actor is None]
+        for i in waiting[: max(0, free)]:
+            self._seats[i].actor = self.make(i)
+            self._expect(self._seats[i])
 
     def _forget(self) -> None:
         """What a run that ended in an error has left."""
@@ -210,6 +221,7 @@ class ActorPool:
             self._remake(i, f"actor {i} died {seat.remade + 1} times while starting: {value}")
         else:
             seat.late, seat.node = False, value if isinstance(value, str) else ""
+        self._start_some()
 
     def _remake(self, i: int, complaint: str) -> None:
         """Makes the actor anew; gives it up if that has been tried often, and the fleet if it was the last one."""

@@ -40,9 +40,15 @@ class DeviceActor:
         node: str = ray.get_runtime_context().get_node_id()
         return node if self._worker else ""
 
-    def describe(self) -> tuple[Any, Layout, tuple[str, str] | None]:
-        """P^0 (as arrays), what its tensors are, and how this process holds the base."""
-        return to_wire(self._worker.initial), self._worker.layout, self._worker.holding
+    def describe(self) -> tuple[Any, Layout]:
+        """P^0 (as arrays) and what its tensors are."""
+        return to_wire(self._worker.initial), self._worker.layout
+
+    def holding(self) -> tuple[str, str] | None:
+        return self._worker.holding
+
+    def fingerprint(self) -> str:
+        return self._site.base_fingerprint()
 
     def calibrate(self, most: int) -> int:
         return self._worker.calibrate(most)

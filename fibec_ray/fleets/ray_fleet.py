@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fibec_ray.errors import FleetError, RunDirError, ServerLostError
 from fibec_ray.fleets.cluster import connect, resources
-from fibec_ray.fleets.failures import get, server_errors
+from fibec_ray.fleets.headquarters import Headquarters
 from fibec_ray.fleets.nodes import await_nodes, prepare_nodes
-from fibec_ray.fleets.placement import Placement, decide, room
+from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, decide, room
 from fibec_ray.fleets.pool import ActorPool, Ended
-from fibec_ray.fleets.ray_actors import DeviceActor, ServerActor
+from fibec_ray.fleets.ray_actors import DeviceActor
 from fibec_ray.fleets.ray_round import RayRound
 from fibec_ray.fleets.schedule import Call, CostModel
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.fleets.wire import from_wire, to_wire
-from fibec_ray.learning import checkpoint
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.grouping import Group, lane_groups
@@ -30,7 +27,6 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import (
-    OPENING_ROUND,
     EvaluationResult,
     Layout,
     OpenResult,
@@ -43,23 +39,25 @@ from fibec_ray.types import (
 CALLS_PER_ACTOR = 4
 """Evaluation work is cut into about this many calls for each actor, so that the slowest one does not lag."""
 
+WAVE_PER_CPU, MIN_WAVE = 2, 8
+"""Actors that start at the same time: each imports for seconds, and hundreds at once would all come late."""
+
 Submit = Callable[[Group, Any, int], list[ray.ObjectRef]]
 """(devices, actor, attempt) -> refs as in `Call`"""
-
-T = TypeVar("T")
 
 
 class RayFleet:
     """open: connect, place actors, run the initialisation phase. Then rounds; then `close`. An error ends the fleet.
 
     Lost actors, nodes and updates cost time only, and so does the server: another one goes on from the last checkpoint.
-    note: takes a line about what was lost.
+    need: memory, as preflight foresees it. note: takes a line about what was lost.
     """
 
     placement: Placement
     lanes: int
     holding: tuple[str, str] | None = None
     """of the actor that answered first; with `backend: auto`, nodes that have other GPUs may hold it otherwise"""
+    base = ""
     num_prepared = 0
     """nodes whose base weights were prepared before there were actors"""
 
@@ -69,132 +67,80 @@ class RayFleet:
         config: FleetConfig,
         progress: Progress = lambda stage, done, total: None,
         note: Callable[[str], None] = lambda text: None,
+        need: Need = UNFORESEEN,
     ):
-        self._site, self._config, self._progress, self._note = site, config, progress, note
+        self._site, self._config, self._progress, self._note, self._need = site, config, progress, note, need
         self._owns_ray = False
         self._pool: ActorPool | None = None
-        self._server: Any = None
+        self._server = Headquarters(site, config, self._describe, self._rerun, note)
         self._costs = CostModel()
         self._federation: Federation
         self._opened: OpenResult
-        self._layer_reports: list[Any] | None = None
-        """what devices said in the initialisation phase, if this fleet ran it"""
         self._next_round = 0
         self._left_out: dict[int, tuple[int, ...]] = {}
         """devices that rounds went on without"""
-        self._digest = (OPENING_ROUND, "")
-        """the newest that is known, and the round that it is before"""
 
     def open(self) -> OpenResult:
         layout = self._start()
         opened = self._open_devices() if self._site.job.method.opens else []
-        self._layer_reports = [layer_report for layer_report, _ in opened]
-        ask = partial(self._ask_server, "open", self._layer_reports)
-        names, scores = self._healing(OPENING_ROUND, ask)
+        names, scores = self._server.open([layer_report for layer_report, _ in opened])
         return self._result(names, scores, layout, [report for _, report in opened])
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         self._grow()
-        result = self._healing(plan.round, partial(self._round, plan))
+        result = self._server.healing(plan.round, partial(self._round, plan))
         self._left_out |= {plan.round: result.lost} if result.lost else {}
         self._next_round = plan.round + 1
         self._costs.learn(result.reports)
         return result
 
     def evaluate(self, round_: int) -> EvaluationResult:
-        return self._healing(round_ + 1, partial(self._evaluate, round_ + 1))
+        return self._server.healing(round_ + 1, partial(self._evaluate, round_ + 1))
 
     def adapter(self) -> Tensors:
-        found = self._healing(self._next_round, partial(self._ask_server, "adapter"))
-        values: Tensors = from_wire(found)
+        values: Tensors = from_wire(self._server.adapter(self._next_round))
         return values
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.stop()
-        if self._server is not None:
-            ray.kill(self._server)
+        self._server.stop()
         if self._owns_ray:
             ray.shutdown()
 
     def restore(self, path: Path) -> OpenResult:
         layout = self._start()
-        names, scores = self._ask_server("restore", path)
+        names, scores = self._server.restore(path)
         return self._result(names, scores, layout, [])
 
     def save(self, path: Path) -> Callable[[], str]:
-        """The server actor takes calls in order: what it writes is its state before the next round's updates."""
-        return partial(self._ask, self._server.save.remote(path))
+        return self._server.save(path)
 
     def digest(self) -> str:
-        found: str = self._healing(self._next_round, partial(self._ask_server, "digest"))
-        self._digest = self._next_round, found
-        return found
+        return self._server.digest(self._next_round)
 
     def _start(self) -> Layout:
         """Connects, places actors, and gives the server P^0."""
         self._federation = self._site.federation()
         self._owns_ray = connect(self._config)
         await_nodes(self._config)
-        self.placement = decide(self._config, self._site.job.num_devices, resources(self._config))
+        self.placement = decide(self._config, self._site.job.num_devices, resources(self._config), self._need)
         self.num_prepared = prepare_nodes(self._site, self._config.startup_timeout_s)
         self._pool = self._make_pool()
-        layout = self._start_server()
+        layout = self._server.start()
+        self.base = self._ask_any("fingerprint")
+        self.holding = self._ask_any("holding")
         self.lanes = self._find_lanes()
         return layout
 
-    def _start_server(self) -> Layout:
-        self._server = self._make_server()
-        initial, layout, self.holding = self._describe()
-        self._ask_server("start", initial, layout)
-        return layout
-
-    def _healing(self, round_: int, work: Callable[[], T]) -> T:
-        """Does something that needs the server as it is before a round; if it is lost, again with another one."""
-        for attempt in range(self._config.max_retries + 1):
-            try:
-                if attempt:
-                    self._revive(round_)
-                return work()
-            except ServerLostError as error:
-                if attempt == self._config.max_retries or self._config.on_lost == "abort":
-                    raise
-                self._note(f"{error}; another one takes its place, with the state before round {max(round_, 0)}")
-        raise AssertionError("not reached")
-
-    def _revive(self, round_: int) -> None:
-        """Makes a server with the state before a round: a checkpoint's, and rounds since then are run once more."""
-        ray.kill(self._server)
-        self._start_server()
-        if round_ == OPENING_ROUND:
-            return
+    def _rerun(self, round_: int) -> None:
+        """A round that had been done, for a new server, and without the devices that it went on without."""
         job = self._site.job
-        for t in range(self._restore_newest(round_), round_):
-            self._round(plan_round(job, job.cohort_size, t), self._left_out.get(t, ()))
-        before, digest = self._digest
-        if before == round_ and digest != self._ask_server("digest"):
-            raise FleetError(f"round {round_}: the server that was lost cannot be had back: other bits come out")
-
-    def _restore_newest(self, round_: int) -> int:
-        """Gives the new server the newest state that is known and not later than before the round; the round it is of.
-
-        Without a checkpoint there is what devices said at the start.
-        """
-        for kept in reversed([kept for kept in checkpoint.rounds_kept(self._site.run_dir) if kept <= round_]):
-            try:
-                path = checkpoint.load(self._site.run_dir, kept).server
-            except RunDirError:
-                continue
-            self._ask_server("restore", path)
-            return kept
-        if self._layer_reports is None:
-            raise FleetError("the server was lost, and no checkpoint can be used to go on from")
-        self._ask_server("open", self._layer_reports)
-        return 0
+        self._round(plan_round(job, job.cohort_size, round_), self._left_out.get(round_, ()))
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
         groups = self._groups(plan.cohort)
-        round_ = RayRound(self._server, plan, groups, self._config, self._site.tolerance, self._note)
+        round_ = RayRound(self._server.actor, plan, groups, self._config, self._site.tolerance, self._note)
         return round_.run(partial(self._on_groups, "train", devices=plan.cohort), absent)
 
     def _grow(self) -> None:
@@ -204,12 +150,12 @@ class RayFleet:
             return
         more = room(self.placement, self._site.job.num_devices, resources(self._config)) - self._pool.size
         if more > 0:
-            self._note(f"the cluster has grown: {more} more actors")
+            self._note(f"the cluster has grown: {more} more {'actor' if more == 1 else 'actors'}")
             self._pool.grow(more)
 
     def _evaluate(self, before: int) -> EvaluationResult:
         batch_size = self._site.job.eval_batch_size
-        broadcast = self._server.broadcast.remote(before)
+        broadcast = self._server.actor.broadcast.remote(before)
         chunks = evaluation_chunks(self._federation.test_set(), batch_size)
         parts = self._evaluate_shared(chunks, broadcast)
         personal = self._evaluate_personal(broadcast) if self._opened.keeps_personal else None
@@ -223,7 +169,12 @@ class RayFleet:
 
     def _make_pool(self) -> ActorPool:
         place, config = self.placement, self._config
-        options = {"num_cpus": place.cpus_per_actor, "num_gpus": place.gpus_per_actor, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": place.cpus_per_actor,
+            "num_gpus": place.gpus_per_actor,
+            "memory": place.memory_per_actor,
+            "scheduling_strategy": "SPREAD",
+        }
         # Ray restarts an actor a few times; tasks are never retried by Ray, because it may restart them nowhere.
         remote = ray.remote(DeviceActor).options(max_restarts=config.max_retries, max_task_retries=0, **options)
         kind = "device" if place.per_device else "pool"
@@ -233,21 +184,14 @@ class RayFleet:
             startup_timeout_s=config.startup_timeout_s,
             call_timeout_s=config.device_timeout_s,
             max_retries=config.max_retries,
+            at_once=max(MIN_WAVE, int(WAVE_PER_CPU * ray.cluster_resources().get("CPU", 0))),
             note=self._note,
         )
         pool.start()
         return pool
 
-    def _make_server(self) -> Any:
-        # No CPU of its own: device actors may hold all of them, and the server works while they wait. On the driver's
-        # node, without which the run ends anyway: then no other node's death takes it away.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
-        return kind.options(scheduling_strategy=here).remote(self._site.job, self._site.threads)
-
-    def _describe(self) -> tuple[Any, Layout, tuple[str, str] | None]:
-        (ended,) = self._run([Call(0, lambda actor, attempt: [actor.describe.remote()])])
-        described: tuple[Any, Layout, tuple[str, str] | None] = ended.value
+    def _describe(self) -> tuple[Any, Layout]:
+        described: tuple[Any, Layout] = self._ask_any("describe")
         return described
 
     def _find_lanes(self) -> int:
@@ -257,8 +201,7 @@ class RayFleet:
         if self._site.lanes is not None:
             return self._site.lanes
         most = -(-self._site.job.cohort_size // self.placement.num_actors)
-        (ended,) = self._run([Call(0, lambda actor, attempt: [actor.calibrate.remote(most)])])
-        found: int = ended.value
+        found: int = self._ask_any("calibrate", most)
         return found
 
     def _open_devices(self) -> list[tuple[Any, DeviceReport]]:
@@ -329,15 +272,13 @@ class RayFleet:
         assert self._pool is not None, "open comes first"
         return self._pool.run(calls, **policy)
 
+    def _ask_any(self, method: str, *arguments: Any) -> Any:
+        """What all of the actors would answer, from one of them."""
+        (ended,) = self._run([Call(0, lambda actor, attempt: [getattr(actor, method).remote(*arguments)])])
+        return ended.value
+
     def _num_calls(self, pieces: Sequence[Any]) -> int:
         return min(len(pieces), CALLS_PER_ACTOR * self.placement.num_actors)
-
-    def _ask_server(self, method: str, *arguments: Any) -> Any:
-        return self._ask(getattr(self._server, method).remote(*arguments))
-
-    def _ask(self, ref: ray.ObjectRef) -> Any:
-        with server_errors():
-            return get(ref, self._config.device_timeout_s)
 
 
 def _open(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:

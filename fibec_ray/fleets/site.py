@@ -55,6 +55,14 @@ class Site:
         cache_dir = Path(os.environ.get("FIBEC_RAY_NODE_CACHE", self.cache_dir))
         return prepare(self.job.backbone, self.job.seed, self.job.num_classes, cache_dir)
 
+    def base_fingerprint(self) -> str:
+        """Of the base weights on this node; '' for a network from scratch, which has none."""
+        if not isinstance(self.job.backbone, Backbone):
+            return ""
+        from fibec_ray.models.backbone import fingerprint
+
+        return fingerprint(self.prepare_base())
+
     def federation(self) -> Federation:
         if not self.data_dir.is_dir():
             raise RunDirError(

@@ -58,6 +58,8 @@ class Manifest(BaseModel):
     """digest of the server's file"""
     lanes: int = Field(ge=1)
     """devices that computed side by side, as the settings had it or as was found at the start"""
+    base: str = ""
+    """fingerprint of the base weights; '' if there are none, or it was not kept yet"""
     tally: TallyState
     devices: dict[int, int]
     """the newest version of each device's state; a device without one is left out"""
@@ -73,6 +75,15 @@ class Checkpoint:
     def server(self) -> Path:
         """The server's tensors, as `read_state` has them."""
         return self.folder / SERVER
+
+    def refuse_other_base(self, fingerprint: str) -> None:
+        """Raises RunDirError if the run's frozen weights are not the ones that there are now."""
+        if self.manifest.base and fingerprint != self.manifest.base:
+            raise RunDirError(
+                f"{self.folder}: the base weights are not those that the run began with (fingerprint {fingerprint}, "
+                f"then {self.manifest.base}); put back the backbone's files, or the versions of torch and transformers "
+                "that drew them, or start a new run"
+            )
 
 
 def folder_of(run_dir: Path, next_round: int) -> Path:

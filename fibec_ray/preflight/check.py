@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.fleets.placement import Need
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.prepare import Prepared
@@ -36,12 +37,14 @@ class Outlook:
     rate: float
 
 
-def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Path) -> None:
-    """folder: the run directory, with its data in place. Raises CapacityError where the run would not fit."""
+def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Path) -> Need:
+    """What the fleet may count on. folder: the run directory, with its data in place. Raises CapacityError where the
+    run would not fit."""
     samples = Samples.of(Federation.load(folder / "data"))
     plan = _plan(experiment, job, anatomy(job, samples.shape), samples, folder, cache_dir, folder / "data")
     there = folder_bytes(folder)  # a part of what the plan counts
     refuse(replace(plan, room=replace(plan.room, run_disk=plan.room.run_disk + there)))
+    return plan.memory.need
 
 
 def foresee(

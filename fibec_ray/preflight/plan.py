@@ -5,12 +5,12 @@ All bytes are bytes, times seconds, and work floating point operations as the ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import CapacityError, FleetError
-from fibec_ray.fleets.placement import Placement, decide
+from fibec_ray.fleets.placement import Need, Placement, decide
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.models import holding as bases
@@ -55,6 +55,8 @@ class Seats:
 class Memory:
     """node: what a node with all of its processes takes, base weights and all. prepare: what making the base takes."""
 
+    need: Need
+    """what the fleet is told"""
     actor: ActorMemory
     base_per_node: int
     others: int
@@ -87,10 +89,8 @@ def make_plan(
     """data_bytes: of the encoded data on disk; config_bytes: of the experiment as text. Raises CapacityError where no
     placement can be had; `refuse` does for all else."""
     exchange = Exchange(job, anatomy)
-    seats = _seats(experiment, job, room)
-    holding = _holding(job, anatomy, room, seats.placement.gpus_per_actor)
+    needed, seats, holding = _memory_and_seats(experiment, job, anatomy, exchange, samples, room)
     sizes = _sizes(job, anatomy, exchange)
-    needed = _memory(experiment, job, anatomy, exchange, samples, seats, room, holding)
     cohorts = [plan_round(job, experiment.cohort_size, t).cohort for t in range(job.rounds)]
     taken = Disk(
         0 if room.base_is_there or isinstance(job.backbone, Net) else anatomy.all_base_bytes,
@@ -125,13 +125,41 @@ def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
     return ModelSizes(anatomy.frozen_entries + sum(trained), sum(trained), shared, personal, anatomy.base_bytes, dtype)
 
 
-def _seats(experiment: Experiment, job: Job, room: Room) -> Seats:
+def _memory_and_seats(
+    experiment: Experiment, job: Job, anatomy: Anatomy, exchange: Exchange, samples: Samples, room: Room
+) -> tuple[Memory, Seats, Holding | None]:
+    """Where actors go depends on what one needs, and what one needs on how many devices it will hold side by side."""
+    on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
+    on_gpu = on_ray and room.resources.gpus > 0 and fleet.gpus_per_actor != 0
+    others = 2 * exchange.server_bytes
+    if on_ray:
+        under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))
+        others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
+    holding = _holding(job, anatomy, room, (fleet.gpus_per_actor or 1.0) if on_gpu else 0.0)
+    backend = holding.backend if holding else "plain"
+    base = 0 if on_gpu or backend == "deepspeed" else anatomy.base_bytes
+    actor = memory.actor_memory(job, anatomy, samples, 1, on_ray, on_gpu, backend)
+    need = Need(actor.private, actor.private, base * room.num_nodes + others)
+    seats = _seats(experiment, job, room, need)
+    if seats.lanes > 1:
+        actor = memory.actor_memory(job, anatomy, samples, seats.lanes, on_ray, on_gpu, backend)
+        need = replace(need, pooled=actor.private)
+        seats = _seats(experiment, job, room, need)
+    prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
+    sharing_gpu = max(1, int(1 / seats.placement.gpus_per_actor)) if on_gpu else 0
+    total = seats.placement.num_actors * actor.private + need.fixed
+    available = room.resources.memory_bytes
+    on_gpus = sharing_gpu * actor.gpu, room.gpu_memory
+    return Memory(need, actor, base, others, total, prepare, available, *on_gpus), seats, holding
+
+
+def _seats(experiment: Experiment, job: Job, room: Room, need: Need) -> Seats:
     fleet = experiment.fleet
     if fleet.kind == "local":
         placement = Placement(False, 1, 0.0, 0.0, "fleet.kind local: all in this process")
     else:
         try:
-            placement = decide(fleet, job.num_devices, room.resources)
+            placement = decide(fleet, job.num_devices, room.resources, need)
         except FleetError as error:
             raise CapacityError(str(error)) from error
     share = ceil(job.cohort_size / placement.num_actors)
@@ -149,30 +177,3 @@ def _lanes(experiment: Experiment, placement: Placement, cohort_per_actor: int) 
     backbone = experiment.backbone
     pays = on_gpu or (not isinstance(backbone, Net) and backbone.dtype == "bfloat16")
     return max(1, cohort_per_actor) if pays and experiment.method.peft.side_by_side else 1
-
-
-def _memory(
-    experiment: Experiment,
-    job: Job,
-    anatomy: Anatomy,
-    exchange: Exchange,
-    samples: Samples,
-    seats: Seats,
-    room: Room,
-    holding: Holding | None,
-) -> Memory:
-    on_ray, count = experiment.fleet.kind == "ray", seats.placement.num_actors
-    on_gpu = seats.placement.gpus_per_actor > 0
-    backend = holding.backend if holding else "plain"
-    actor = memory.actor_memory(job, anatomy, samples, seats.lanes, on_ray, on_gpu, backend)
-    base = 0 if on_gpu or backend == "deepspeed" else anatomy.base_bytes
-    others = 2 * exchange.server_bytes
-    if on_ray:
-        under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))
-        others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
-    prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
-    sharing_gpu = max(1, int(1 / seats.placement.gpus_per_actor)) if on_gpu else 0
-    total = count * actor.private + base * room.num_nodes + others
-    return Memory(
-        actor, base, others, total, prepare, room.resources.memory_bytes, sharing_gpu * actor.gpu, room.gpu_memory
-    )

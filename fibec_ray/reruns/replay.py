@@ -56,6 +56,8 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
 
 
 def _again(site: Site, plan: RoundPlan, group: Group, start: Checkpoint | None) -> list[DeviceReport]:
+    if start is not None:
+        start.refuse_other_base(site.base_fingerprint())
     worker = site.worker("replay")
     if start is None:
         return [report for _, report in worker.open_group(group)]

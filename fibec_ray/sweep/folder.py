@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.load import load_experiment, read_yaml
 from fibec_ray.errors import RunDirError, UserError
+from fibec_ray.reruns.records import binding, read_record
 from fibec_ray.run_dir import write_yaml
 from fibec_ray.simulation import resolved
 from fibec_ray.sweep.load import Sweep, SweepRun
@@ -56,7 +57,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def refuse_other_contents(out: Path, sweep: Sweep) -> None:
-    """Only an empty folder or that of a sweep will do: unfinished runs in it are removed."""
+    """Only an empty folder or that of a sweep will do: unfinished runs in it may be removed."""
     record = out / RECORD
     if record == sweep.path.resolve():
         raise RunDirError(f"{record}: the sweep file itself stands where its record goes; choose another --out")
@@ -76,7 +77,7 @@ def write_record(sweep: Sweep, out: Path) -> None:
 
 
 def is_finished(run: SweepRun, folder: Path) -> bool:
-    """False: there is no run, or one that did not come to its end and can be removed.
+    """False: there is no run, or one that did not come to its end; that may be gone on with, or removed.
 
     Raises RunDirError for a finished run of another experiment, and for what is no run at all.
     """
@@ -94,6 +95,14 @@ def is_finished(run: SweepRun, folder: Path) -> bool:
             "this folder to have it run again"
         )
     return True
+
+
+def can_go_on(run: SweepRun, folder: Path) -> bool:
+    """Whether the unfinished run in a folder is one of this experiment that got to its first checkpoint's identity."""
+    try:
+        return binding(read_record(folder).experiment) == binding(run.experiment)
+    except UserError:
+        return False
 
 
 def _status(folder: Path) -> str | None:

@@ -16,6 +16,7 @@ from fibec_ray.run_dir import write_yaml
 from fibec_ray.simulation import resolved
 from fibec_ray.sweep.children import Task, run_all
 from fibec_ray.sweep.folder import (
+    can_go_on,
     config_of,
     folder_of,
     is_finished,
@@ -40,7 +41,8 @@ def run_sweep(
 ) -> list[Failure]:
     """Runs what is not finished yet, `jobs` at a time. A run that fails stops no other. Raises RunDirError.
 
-    say: takes a line at the start and one for each run that ends. program: what is started with `run CONFIG --out DIR`.
+    say: takes a line at the start and one for each run that ends. program: what is started with `run CONFIG --out DIR
+    --resume`.
     """
     out = out.expanduser().resolve()
     failures: list[Failure] = []
@@ -72,18 +74,19 @@ def refuse_failures(failures: Sequence[Failure], total: int) -> None:
         first = failures[0]
         raise RunError(
             f"{len(failures)} of {total} runs failed; {first.run.label}: {first.reason}; "
-            "the same command runs them again and keeps those that finished"
+            "the same command goes on with them and keeps those that finished"
         )
 
 
 def _task(run: SweepRun, folder: Path, program: Sequence[str], ended: Callable[[int, float], None]) -> Task:
     def prepare() -> None:
-        if folder.exists():
+        if folder.exists() and not can_go_on(run, folder):
             shutil.rmtree(folder)  # is_finished has looked: a run that did not come to its end
         folder.parent.mkdir(exist_ok=True)
         write_yaml(config_of(folder), resolved(run.experiment))
 
-    return Task(prepare, [*program, "run", str(config_of(folder)), "--out", str(folder)], log_of(folder), ended)
+    command = [*program, "run", str(config_of(folder)), "--out", str(folder), "--resume"]
+    return Task(prepare, command, log_of(folder), ended)
 
 
 def _reason(code: int, log: Path) -> str:

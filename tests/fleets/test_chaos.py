@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from fleets.casualties import Reaper, kill
+from fleets.children import in_a_process_of_its_own
 
-import fibec_ray
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
@@ -23,7 +18,6 @@ from fibec_ray.simulation import simulate
 pytestmark = pytest.mark.ray
 POOLED = {"kind": "ray", "placement": "pooled", "num_actors": 2}
 SLOW = pytest.mark.slow
-CHAOS = str(Path(__file__).with_name("chaos.py"))
 
 
 def digests(settings: dict[str, Any], folder: Path, watcher: Any = None) -> tuple[str, str]:
@@ -71,21 +65,31 @@ def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
 
 @pytest.mark.slow
 def test_nodes_that_die_with_their_actors_and_updates(tiny_settings: Any, tmp_path: Path) -> None:
-    settings, given = settings_of(tiny_settings, 4, POOLED), tmp_path / "settings.yaml"
-    given.write_text(yaml.safe_dump(settings))
-    done = subprocess.run(
-        [sys.executable, CHAOS, str(given), str(tmp_path / "run"), str(tmp_path / "found.json")],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    settings = settings_of(tiny_settings, 4, POOLED)
+    found = in_a_process_of_its_own("chaos.py", settings, tmp_path)
     assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
     assert any(note.startswith("updates were lost with their node") for note in found["notes"])
+    assert not any("server" in note for note in found["notes"]), "it is on the driver's node, which lives"
     assert any(attempt > 0 for round_, _, _, attempt in found["attempts"] if round_ == 2)
     assert len([row for row in found["attempts"] if row[0] == 3]) == 4, "on new nodes: no other ones are left"
+
+
+@pytest.mark.slow
+def test_actors_that_the_memory_monitor_kills(tiny_settings: Any, tmp_path: Path) -> None:
+    settings = settings_of(tiny_settings, 3, {**POOLED, "max_retries": 20})
+    found = in_a_process_of_its_own("crowded.py", settings, tmp_path)
+    assert any("Actor" in line for line in found["killed"])
+    assert any("was lost" in note for note in found["notes"])
+    assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_gets_an_actor(tiny_settings: Any, tmp_path: Path) -> None:
+    settings = settings_of(tiny_settings, 4, {"kind": "ray", "placement": "pooled"})
+    found = in_a_process_of_its_own("joining.py", settings, tmp_path)
+    assert found["notes"] == ["the cluster has grown: 1 more actor"]
+    assert found["actors"] == {"0": ["pool-00000"], "3": ["pool-00000", "pool-00001"]}
+    assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
 
 
 def test_a_round_can_go_on_without_the_lost(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:

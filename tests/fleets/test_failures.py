@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +153,51 @@ def test_a_pool_grows(tmp_path: Path, ray_cluster: None) -> None:
         assert pool.size == 2
     pids = {path.name.split("-")[2] for path in tmp_path.iterdir()}
     assert len(pids) == 2
+
+
+def test_actors_start_in_waves_and_work_is_not_kept_waiting_for_all(tmp_path: Path, ray_cluster: None) -> None:
+    remote, most = ray.remote(Worker).options(num_cpus=0.1), 0
+
+    def make(i: int) -> Any:
+        nonlocal most
+        most = max(most, sum(seat.answer is not None for seat in pool._seats) + 1)
+        return remote.remote(tmp_path)
+
+    pool = ActorPool(make, 7, 60, 60, 2, at_once=2)
+    pool.start()
+    try:
+        assert sum(seat.actor is not None for seat in pool._seats) == 2
+        first = next(iter(pool.run([call(key, home=key) for key in range(7)])))
+        assert first.key < 7 and sum(seat.actor is None for seat in pool._seats) > 0
+        ended = {one.key for one in pool.run([call(key, home=key) for key in range(7)])}
+        assert ended == set(range(7)) and all(seat.well for seat in pool._seats) and most == 2
+    finally:
+        pool.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_hundred_actors_with_a_device_each(tmp_path: Path, ray_cluster: None) -> None:
+    """Cohorts of 20 of 200, each device on its own actor, and an actor is killed in each round; the actors are thin."""
+    rng, notes = random.Random(0), list[str]()
+    remote = ray.remote(Worker).options(num_cpus=0.01, max_restarts=2, max_task_retries=0)
+    pool = ActorPool(lambda i: remote.remote(tmp_path), 200, 600, 60, 2, notes.append, at_once=8)
+    pool.start()
+    try:
+        for round_ in range(5):
+            cohort = sorted(rng.sample(range(200), 20))
+            unlucky, others = cohort[round_], [key for key in cohort if key != cohort[round_]]
+            calls = [call(unlucky, lambda attempt: "" if attempt else "die", home=unlucky)]
+            calls += [call(key, home=key) for key in others]
+            assert sorted(ended.key for ended in pool.run(calls)) == cohort
+        while any(seat.actor is None or seat.answer is not None for seat in pool._seats):
+            list(pool.run([call(0)]))
+        list(pool.run([call(key, home=key) for key in range(200)]))
+        assert all(seat.well for seat in pool._seats) and len(notes) == 5
+    finally:
+        pool.stop()
+    pids = {path.name.split("-")[2] for path in tmp_path.iterdir()}
+    assert len(pids) >= 200
 
 
 def test_what_calls_are_given_and_is_lost_is_not_blamed_on_their_actor(tmp_path: Path, ray_cluster: None) -> None:

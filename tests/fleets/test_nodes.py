@@ -13,29 +13,58 @@ import yaml
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.nodes import await_nodes
+from fibec_ray.fleets.nodes import await_nodes, refuse_different
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.simulation import simulate
 
 pytestmark = pytest.mark.ray
+FLEET = {"kind": "ray", "address": "auto", "placement": "pooled", "num_actors": 3}
 CHILD = Path(__file__).with_name("three_nodes.py")
+
+
+def on_three_nodes(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    path = folder / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    child = [sys.executable, str(CHILD), str(path), str(folder)]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.slow
 def test_three_nodes_give_the_bits_of_one(tiny_settings: Any, tmp_path: Path) -> None:
     """Each device node prepares its base weights, once, before its actor is there; the head, without CPUs, does not."""
-    fleet = {"kind": "ray", "address": "auto", "placement": "pooled", "num_actors": 3}
-    path = tmp_path / "settings.yaml"
-    path.write_text(yaml.safe_dump(tiny_settings("fibecfed", rounds=2, cohort_size=6, fleet=fleet)))
-    child = [sys.executable, str(CHILD), str(path), str(tmp_path)]
-    done = subprocess.run(child, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    here = simulate(check(tiny_settings("fibecfed", rounds=2, cohort_size=6), "test"), tmp_path / "here")
+    settings = tiny_settings("fibecfed", rounds=2, cohort_size=6)
+    found = on_three_nodes(settings | {"fleet": FLEET}, tmp_path)
+    here = simulate(check(settings, "test"), tmp_path / "here")
     assert (found["adapter"], found["log"]) == (here.adapter_digest, log_digest(tmp_path / "here"))
     assert found["caches"] == [0, 1, 1, 1] and found["num_prepared"] == 3
     assert found["actors"] == 3, "all three had devices"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_five_hundred_devices_on_three_nodes(tiny_settings: Any, tmp_path: Path) -> None:
+    settings = tiny_settings(
+        "fibecfed",
+        rounds=5,
+        num_devices=500,
+        cohort_size=50,
+        data={"synthetic": {"num_train": 2000, "num_test": 100}},
+        evaluation={"every": 5},
+    )
+    found = on_three_nodes(settings | {"fleet": FLEET}, tmp_path)
+    here = simulate(check(settings, "test"), tmp_path / "here")
+    assert (found["adapter"], found["log"]) == (here.adapter_digest, log_digest(tmp_path / "here"))
+    assert found["actors"] == 3
+
+
+def test_nodes_with_different_base_weights_are_refused() -> None:
+    refuse_different({"10.0.0.1": "aa", "10.0.0.2": "aa"})
+    with pytest.raises(FleetError, match=r"backbone: nodes 10.0.0.1 and 10.0.0.3 have different base weights"):
+        refuse_different({"10.0.0.1": "aa", "10.0.0.2": "aa", "10.0.0.3": "bb"})
 
 
 def test_nodes_that_do_not_come_are_not_waited_for_without_end(ray_cluster: None) -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.placement import Resources, decide, room
+from fibec_ray.fleets.placement import Need, Resources, decide, room
 from fibec_ray.fleets.settings import FleetConfig
 
 WORKSTATION = Resources(cpus=2, gpus=0, memory_bytes=20 * 10**9)
@@ -23,6 +23,27 @@ def test_auto_pools_when_memory_is_short_and_says_so() -> None:
     placement = decide(FleetConfig(), 100, WORKSTATION)
     assert not placement.per_device and placement.num_actors == 2 and placement.cpus_per_actor == 1
     assert placement.reason == "auto: 100 actors need 45.0 GB, 14.0 GB may be used"
+
+
+def test_auto_goes_by_what_preflight_foresees() -> None:
+    """4 actors would do by the size of an ordinary one; not where each is to hold 3 GB of tensors."""
+    assert decide(FleetConfig(), 4, WORKSTATION).per_device
+    placement = decide(FleetConfig(), 4, WORKSTATION, Need(alone=3 * 10**9, pooled=5 * 10**9, fixed=4 * 10**9))
+    assert not placement.per_device and placement.reason == "auto: 4 actors need 16.0 GB, 14.0 GB may be used"
+    assert placement.memory_per_actor == 5 * 10**9
+
+
+def test_actors_ask_for_their_memory_and_never_for_more_than_there_is() -> None:
+    need = Need(alone=10**9, pooled=15 * 10**9)
+    assert decide(FleetConfig(placement="per_device"), 4, WORKSTATION, need).memory_per_actor == 10**9
+    pooled = decide(FleetConfig(placement="pooled"), 4, WORKSTATION, need)
+    assert pooled.num_actors == 2 and pooled.memory_per_actor == 10 * 10**9
+
+
+def test_a_cluster_that_grows_by_processors_alone_has_no_room_for_more() -> None:
+    placement = decide(FleetConfig(placement="pooled"), 40, WORKSTATION, Need(pooled=8 * 10**9))
+    assert room(placement, 40, Resources(cpus=8, gpus=0, memory_bytes=20 * 10**9)) == 2
+    assert room(placement, 40, Resources(cpus=8, gpus=0, memory_bytes=80 * 10**9)) == 8
 
 
 def test_auto_pools_when_actors_would_start_too_slowly() -> None:

@@ -6,19 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_tiny, named
+from conftest import make_tiny, named, settings_on
 
-from fibec_ray.config.load import check
+from fibec_ray.config.load import check, method_files
 from fibec_ray.learning.federation import Federation
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.live import peak_bytes
-from fibec_ray.preflight.memory import actor_memory
+from fibec_ray.preflight.memory import actor_memory, live_bytes
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.simulation import cache_dir, prepare
 
+FROM_SCRATCH = {"fipa-paper", "fedavg-full"}
 TRAINER = Path(__file__).with_name("trainer.py")
 
 
@@ -67,6 +69,26 @@ def within_a_quarter(settings: dict[str, object], folder: Path) -> None:
     predicted = actor_memory(job, anatomy(job), samples, lanes, on_ray=False, on_gpu=False).private
     print(f"predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert predicted == pytest.approx(measured, rel=0.25)
+
+
+def foreseen(method: str) -> list[int]:
+    """Bytes of each kind of pass on a small encoder, for samples that no one has prepared."""
+    settings = settings_on("encoder", method)
+    experiment = check(settings, "test")
+    lengths = [np.full(12, 16)] * experiment.num_devices
+    job = experiment.job(2, (1, 2) if settings["backbone"].get("head") in ("masked_lm", "causal_lm") else None)
+    return live_bytes(job, anatomy(job), Samples(lengths, lengths, np.concatenate(lengths)), 1)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedpeptao"])
+def test_scores_of_blocks_have_a_pass_of_their_own(method: str) -> None:
+    assert len(foreseen(method)) == (2 if method == "fedavg" else 3) and min(foreseen(method)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted({path.stem for path in method_files()} - FROM_SCRATCH))
+def test_the_memory_of_every_method_can_be_foreseen(method: str) -> None:
+    assert min(foreseen(method)) > 0
 
 
 def test_memory_of_a_process_that_trains_small_batches(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_the_placement_is_the_one_that_the_fleet_will_take() -> None:
     for memory in (2 * GB, 20 * GB):
         found = plan(room(memory), fleet={"placement": "auto", "num_actors": None})
         experiment = check(make_tiny(fleet=None) | {"fleet": {}}, "test")
-        assert found.seats.placement == decide(experiment.fleet, 6, room(memory).resources)
+        assert found.seats.placement == decide(experiment.fleet, 6, room(memory).resources, found.memory.need)
 
 
 def test_a_placement_that_cannot_be_had_is_something_that_the_user_can_fix() -> None:

@@ -22,7 +22,7 @@ from fibec_ray.learning.identity import read_identity
 from fibec_ray.reruns.records import read_record
 from fibec_ray.reruns.resume import resume
 from fibec_ray.reruns.verify import verify
-from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.roundlog.reader import read_devices, read_rounds
 from fibec_ray.run_dir import locked
 from fibec_ray.simulation import simulate
 
@@ -254,6 +254,25 @@ def test_a_misspelt_setting_is_refused(half: Path, capsys: Any) -> None:
 def test_changed_data_are_refused(half: Path, capsys: Any) -> None:
     flip_a_bit(half / "data" / "train" / "labels.npy")
     assert "data: is not the data set that the run began with" in said(capsys, "resume", str(half))
+
+
+def test_other_base_weights_are_refused(half: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose backbone is of another revision, or whose torch draws other random weights."""
+    there = Path(os.environ["FIBEC_RAY_CACHE"])
+    monkeypatch.setenv("FIBEC_RAY_CACHE", str(half.parent / "cache"))
+    for folder in there.glob("base-*"):
+        if folder.is_dir():
+            other = Path(shutil.copytree(folder, half.parent / "cache" / folder.name))
+            (other / "fingerprint").unlink(missing_ok=True)
+            for path in other.glob("*.safetensors"):
+                flip_a_bit(path)
+    before = read_rounds(half).to_pylist()
+    with pytest.raises(RunDirError, match="the base weights are not those that the run began with"):
+        resume(half)
+    assert read_rounds(half).to_pylist() == before and status(half) == "failed"
+    device = next(row["device"] for row in read_devices(half).to_pylist() if row["round"] == 2)
+    says = said(capsys, "replay", str(half), "--round", "2", "--device", str(device))
+    assert "the base weights are not those that the run began with" in says
 
 
 def test_a_run_without_its_identity_is_refused(half: Path, capsys: Any) -> None:

@@ -17,7 +17,7 @@ CHUNK = 16
 RIDGE = 1e-5
 
 
-def spread(similarity: Tensor) -> float:
+def spread(similarity: Tensor) -> Tensor:
     """sum_i log e_i + 1 / e_i over e = eigenvalues + 1e-5 of a matrix of cosine similarities (n, n), as in the code of
     FedPepTAO (Che et al., EMNLP 2023).
 
@@ -25,7 +25,7 @@ def spread(similarity: Tensor) -> float:
     larger it is.
     """
     values = torch.linalg.eigvalsh(similarity.double()).clamp(min=0) + RIDGE
-    return float((values.log() + 1 / values).sum())
+    return (values.log() + 1 / values).sum()
 
 
 @torch.no_grad()
@@ -35,17 +35,21 @@ def layer_similarity(model: LocalModel, shard: Shard, rows: Tensor) -> Tensor:
     Evaluation mode. Holds all states of the samples: n L S H floats.
     """
     model.train(False)
-    length = int(shard.lengths[rows].max())
     states: list[list[Tensor]] = [[] for _ in range(model.num_layers)]
     for part in by_length(shard, rows, CHUNK):
         batch = shard.batch(part)
         real = batch.attention_mask.unsqueeze(2)
         for layer, hidden in zip(states, model.forward(batch, hidden=True).hidden, strict=True):
-            value = hidden.float().cpu() * real
-            padded = value.new_zeros(len(value), length, value.shape[2])
-            padded[:, : value.shape[1]] = value
-            layer.append(padded.flatten(1))
-    return torch.tensor([spread(_cosines(torch.cat(layer))) for layer in states])
+            layer.append(hidden.float().cpu() * real.cpu())
+    return torch.stack([spread(_cosines(_joined(layer))) for layer in states]).float()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """(n, S H) of parts (c, S_c, H), whose samples come with length."""
+    joined = parts[0].new_zeros(sum(map(len, parts)), parts[-1].shape[1], parts[0].shape[2])
+    for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
+        rows[:, : part.shape[1]] = part
+    return joined.flatten(1)
 
 
 def _cosines(states: Tensor) -> Tensor:
