@@ -92,12 +92,17 @@ def _choose(base_bytes: int, room: Room) -> tuple[Backend, str]:
 
 
 def room_on(device: torch.device) -> Room:
-    """Ray shows a process no GPUs but its own."""
+    """Ray shows a process no GPUs but its own; of one that it shares, it has the part that its actor was limited to."""
     host = psutil.virtual_memory().available
     if device.type != "cuda":
         return Room(None, host)
-    free = [torch.cuda.mem_get_info(other)[0] for other in range(torch.cuda.device_count())]
+    free = [_free(number) for number in range(torch.cuda.device_count())]
     return Room(free[0], host, tuple(free[1:]))
+
+
+def _free(number: int) -> int:
+    free, total = torch.cuda.mem_get_info(number)
+    return min(free, int(torch.cuda.get_per_process_memory_fraction(number) * total))
 
 
 def hold(backend: Backend, spec: Backbone, folder: Path, device: torch.device) -> Held:

@@ -74,8 +74,10 @@ def actor_memory(
     backend: Backend = "plain",
 ) -> ActorMemory:
     """lanes: devices that compute in one pass. backend: that holds the base."""
-    # A heap in which passes of one kind have left their holes has to grow for those of another.
+    # A heap in which passes of one kind have left their holes has to grow for those of another, unless all are of one
+    # length: then the holes fit.
     tensors, second = sorted([*live_bytes(job, anatomy, samples, lanes), 0], reverse=True)[:2]
+    second = 0 if samples.are_alike else second
     own = anatomy.trainable_bytes * (COPIES + lanes * (COPIES_PER_LANE + optimiser_copies(job)))
     process = PROCESS_BYTES + (ACTOR_EXTRA_BYTES if on_ray else 0)
     gpu_share, host_share = BASE_SHARES[backend]

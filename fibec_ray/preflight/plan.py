@@ -111,7 +111,7 @@ def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float) -> Holding | N
     if gpus and not room.gpu_memory:
         unknown = "each actor goes by its GPU, whose memory is not known from here"
         return Holding(backend, unknown if backend == "auto" else bases.CONFIGURED)
-    gpu = room.gpu_memory if gpus else None
+    gpu = int(room.gpu_memory * min(1.0, gpus)) if gpus else None
     # A node's share is all that can be said of a cluster's memory; what is asked for by name may find a larger one.
     host = memory // room.num_nodes if backend == "auto" else memory
     return bases.choose(backend, anatomy.all_base_bytes, bases.Room(gpu, host, (room.gpu_memory,) * (int(gpus) - 1)))
