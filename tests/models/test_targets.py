@@ -12,7 +12,9 @@ import pytest
 import torch
 from peft_models import batch, made, one_by_one, row, squares_of, stirred
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
+from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.adalora import AdaLora
@@ -20,6 +22,7 @@ from fibec_ray.parts.peft.base import block_part
 from fibec_ray.parts.peft.ia3 import Ia3
 from fibec_ray.parts.peft.loha import Loha
 from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.simulation import simulate
 from fibec_ray.types import Batch, LaneBatch
 
 SPLIT = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
@@ -119,6 +122,21 @@ def test_gpt2s_fused_projection_is_adapted_in_the_orientation_that_its_weight_ha
                 layer.base_layer.weight += 8 * (b @ a).T
                 b.zero_()
     torch.testing.assert_close(model.forward(batch()).losses, expected)
+
+
+@pytest.mark.parametrize("method", ["fibecfed", "fipa"])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_methods_run_on_gpt2(method: str, lanes: int, tiny_settings: Any, tmp_path: Path) -> None:
+    """Fisher information, layers' scores, neurons' masks and factors of its fused, transposed projection. FibecFed's
+    personal blocks are as at the start in the global adapter."""
+    config = {"model_type": "gpt2", "vocab_size": 30522, "n_embd": 32, "n_layer": 3, "n_head": 2}
+    backbone = {"config": config, "head": "causal_lm"}
+    settings = tiny_settings(method, backbone=backbone, rounds=2, data={"max_length": 24}, fleet={"lanes": lanes})
+    run = simulate(check(settings, "test"), tmp_path / "run")
+    assert all(row["train_loss"] > 0 for row in run.rows if row["round"] >= 0)
+    adapter = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    learnt = [value for name, value in adapter.items() if "lora_B" in name and value.any()]
+    assert {tuple(value.shape) for value in learnt} == {(96, 8)} and len(learnt) == (3 if method == "fipa" else 2)
 
 
 def test_kinds_with_a_choice_of_their_own_keep_it(cache: Path) -> None:
