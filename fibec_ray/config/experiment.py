@@ -191,7 +191,8 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _gpus_fit(self) -> Experiment:
         """Several GPUs of an actor are for one thing: a base that has no room on the first of them."""
-        gpus = self.fleet.gpus_per_actor or 0
+        shares = [share or 0 for share in self.fleet.gpu_shares]
+        gpus, least = max(shares), min(shares)
         backend = self.backbone.backend if isinstance(self.backbone, Backbone) else "plain"
         if gpus > 1 and backend not in ("auto", "spread"):
             what = f"backbone.backend {backend}" if isinstance(self.backbone, Backbone) else "a network from scratch"
@@ -199,10 +200,10 @@ class Experiment(BaseModel):
                 f"fleet.gpus_per_actor is {gpus:g}, and {what} uses one GPU of an actor; set it to 1, for more actors "
                 "that train at the same time, or, for a base that one GPU has no room for, backbone.backend=spread"
             )
-        if backend == "spread" and gpus <= 1:
+        if backend == "spread" and least <= 1:
             raise ValueError(
                 "backbone.backend: spread lays the base over several GPUs of an actor, and fleet.gpus_per_actor is "
-                f"{'not set' if self.fleet.gpus_per_actor is None else f'{gpus:g}'}; set it to 2 or more"
+                f"{'not set' if None in self.fleet.gpu_shares else f'{least:g}'}; set it to 2 or more"
             )
         return self
 

@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fibec_ray.errors import FleetError
 from fibec_ray.fleets.failures import get
-from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.settings import ActorClass, FleetConfig
 from fibec_ray.fleets.site import Site
 from fibec_ray.models.spec import Backbone
 
@@ -26,19 +26,28 @@ def await_nodes(config: FleetConfig) -> None:
     """
     if config.address is None:
         return
-    if config.num_actors is None:
+    bundles = _bundles(config)
+    if not bundles:
         _refuse_emptiness()
         return
-    bundle = {"CPU": config.cpus_per_actor or 1.0, "GPU": config.gpus_per_actor or 0.0}
-    wanted = {name: amount * config.num_actors for name, amount in bundle.items()}
+    wanted = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in set().union(*bundles)}
     if _missing(wanted):
         from ray.autoscaler.sdk import request_resources
 
-        request_resources(bundles=[{name: amount for name, amount in bundle.items() if amount}] * config.num_actors)
+        request_resources(bundles=bundles)
         try:
             _wait(wanted, config)
         finally:
             request_resources(bundles=[])  # from now on actors keep the nodes; idle ones may go
+
+
+def _bundles(config: FleetConfig) -> list[dict[str, float]]:
+    """What each of the actors takes of a node; none where their number is left to what there is."""
+    if config.classes:
+        return [each.bundle for each in config.classes for _ in range(each.num_actors)]
+    alike = ActorClass(share=1, num_actors=config.num_actors or 1, cpus_per_actor=config.cpus_per_actor or 1.0)
+    alike = alike.model_copy(update={"gpus_per_actor": config.gpus_per_actor or 0.0})
+    return [alike.bundle] * (config.num_actors or 0)
 
 
 def _refuse_emptiness() -> None:
@@ -54,8 +63,9 @@ def _wait(wanted: dict[str, float], config: FleetConfig) -> None:
     deadline = time.monotonic() + config.startup_timeout_s
     while missing := _missing(wanted):
         if time.monotonic() > deadline:
+            where = "classes" if config.classes else "num_actors"
             raise FleetError(
-                f"fleet.num_actors: {config.num_actors} actors need {missing} after {config.startup_timeout_s:g} s of "
+                f"fleet.{where}: {len(_bundles(config))} actors need {missing} after {config.startup_timeout_s:g} s of "
                 "waiting for nodes; lower it or what each asks for, or raise fleet.startup_timeout_s"
             )
         time.sleep(POLL_S)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
 
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.settings import ActorClass, FleetConfig
 
 ACTOR_BYTES = 450_000_000
 """Private memory of one actor with torch, transformers and peft imported and a small adapter in training: what is
@@ -49,6 +51,29 @@ class Placement:
     reason: str
     memory_per_actor: int = 0
     """bytes that Ray sets aside on the actor's node"""
+    classes: tuple[ActorClass, ...] = ()
+    """of the actors, in their order, if they are not all alike; cpus_per_actor and gpus_per_actor are the most then"""
+
+    def class_of_actor(self, actor: int) -> int:
+        """0 where they are all alike."""
+        first_of_next = accumulate(each.num_actors for each in self.classes)
+        return next((number for number, first in enumerate(first_of_next) if actor < first), 0)
+
+    def class_of_device(self, device: int, num_devices: int) -> int:
+        """Devices belong to classes in order of their numbers, by the classes' shares."""
+        shares = accumulate(each.share for each in self.classes)
+        return next((number for number, end in enumerate(shares) if device < round(end * num_devices)), 0)
+
+    def options(self, actor: int) -> dict[str, Any]:
+        """Of Ray, for one of the actors."""
+        if not self.classes:
+            own: dict[str, Any] = {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
+        else:
+            it = self.classes[self.class_of_actor(actor)]
+            own = {"num_cpus": it.cpus_per_actor, "num_gpus": it.gpus_per_actor, "resources": it.resources}
+            if it.labels:  # Ray has no strategy beside a label selector
+                return own | {"label_selector": it.labels, "memory": self.memory_per_actor}
+        return own | {"memory": self.memory_per_actor, "scheduling_strategy": "SPREAD"}
 
 
 def decide(config: FleetConfig, num_devices: int, have: Resources, need: Need = UNFORESEEN) -> Placement:
@@ -59,7 +84,8 @@ def decide(config: FleetConfig, num_devices: int, have: Resources, need: Need = 
         reason = f"auto: {obstacle or f'{num_devices} actors fit'}"
     if config.placement == "per_device" or (config.placement == "auto" and obstacle is None):
         return _with_memory(_per_device(config, num_devices, have, reason), need.alone, have)
-    return _with_memory(_pooled(config, num_devices, have, reason), need.pooled, have)
+    placed = _of_classes(config, have) if config.classes else _pooled(config, num_devices, have, reason)
+    return _with_memory(placed, need.pooled, have)
 
 
 def room(placement: Placement, num_devices: int, have: Resources) -> int:
@@ -114,6 +140,26 @@ def _pooled(config: FleetConfig, num_devices: int, have: Resources, reason: str)
         cpus = _share(have.cpus, num_actors)
     gpus = config.gpus_per_actor if config.gpus_per_actor is not None else min(1.0, _share(have.gpus, num_actors))
     return _checked(Placement(False, num_actors, cpus, gpus, reason), have)
+
+
+def _of_classes(config: FleetConfig, have: Resources) -> Placement:
+    classes = config.classes
+    placed = Placement(
+        False,
+        sum(each.num_actors for each in classes),
+        max(each.cpus_per_actor for each in classes),
+        max(each.gpus_per_actor for each in classes),
+        f"as configured, in {len(classes)} classes",
+        classes=classes,
+    )
+    for name, kind, total in (("cpus_per_actor", "CPU", have.cpus), ("gpus_per_actor", "GPU", have.gpus)):
+        needed = sum(each.num_actors * each.bundle.get(kind, 0) for each in classes)
+        if needed > total + 1e-6:
+            raise FleetError(
+                f"fleet.classes: their actors need {needed:g} {kind}, the cluster has {total:g}; lower {name} or "
+                "num_actors of one of them"
+            )
+    return placed
 
 
 def _share(total: float, parts: int) -> float:

@@ -77,7 +77,7 @@ class ActorPool:
 
     call_timeout_s: for each device that a call works for; an actor that takes longer counts as hung, and is restarted.
     note: takes a line about what was lost and what becomes of it. at_once: actors that start at the same time; others
-    are made as those answer.
+    are made as those answer. kind_of: the i-th actor's, which does calls of that kind.
     """
 
     make: Callable[[int], Any]
@@ -87,8 +87,9 @@ class ActorPool:
     max_retries: int
     note: Callable[[str], None] = lambda text: None
     at_once: int = 1_000_000
+    kind_of: Callable[[int], int] = lambda i: 0
     _seats: list[_Seat] = field(default_factory=list)
-    _backlog: Backlog = field(default_factory=lambda: Backlog([], 0))
+    _backlog: Backlog = field(default_factory=lambda: Backlog([], []))
     _limit: int = 0
     _spares: bool = False
     _given_up: list[Ended] = field(default_factory=list)
@@ -112,7 +113,7 @@ class ActorPool:
         lost.
         """
         self._limit = self.max_retries if max_retries is None else max_retries
-        self._backlog, self._spares, self._given_up = Backlog(calls, self.size), spares, []
+        self._backlog, self._spares, self._given_up = Backlog(calls, self._kinds), spares, []
         self._forget()
         while self._backlog or any(seat.flights for seat in self._seats):
             self._fill()
@@ -134,6 +135,15 @@ class ActorPool:
         for i in waiting[: max(0, free)]:
             self._seats[i].actor = self.make(i)
             self._expect(self._seats[i])
+
+    @property
+    def _kinds(self) -> list[int]:
+        return [self.kind_of(i) for i in range(self.size)]
+
+    def _like(self, i: int) -> list[_Seat]:
+        """The others of its kind, which can do what it does."""
+        kind = self.kind_of(i)
+        return [seat for j, seat in enumerate(self._seats) if j != i and self.kind_of(j) == kind]
 
     def _forget(self) -> None:
         """What a run that ended in an error has left."""
@@ -231,7 +241,7 @@ class ActorPool:
             seat.remade += 1
             seat.actor = self.make(i)
             self._expect(seat)
-        elif all(other.gone for other in self._seats if other is not seat):
+        elif all(other.gone for other in self._like(i)):
             raise FleetError(complaint)
         else:
             seat.gone = True
@@ -253,7 +263,7 @@ class ActorPool:
             f"actor {i} did not start within {self.startup_timeout_s:g} s; the cluster may lack the CPUs, GPUs "
             "or memory that it asks for (see fleet.cpus_per_actor, fleet.gpus_per_actor)"
         )
-        if not any(other.well for other in self._seats):
+        if not any(other.well for other in self._like(i)):
             raise FleetError(complaint)
         self.note(f"{complaint}; going on without it until it does")
         seat.late, seat.answer_by = True, math.inf

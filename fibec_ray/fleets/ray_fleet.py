@@ -146,7 +146,7 @@ class RayFleet:
     def _grow(self) -> None:
         """Nodes that have joined get actors, in a pooled fleet whose size is not set."""
         assert self._pool is not None, "open comes first"
-        if self.placement.per_device or self._config.num_actors is not None:
+        if self.placement.per_device or self.placement.classes or self._config.num_actors is not None:
             return
         more = room(self.placement, self._site.job.num_devices, resources(self._config)) - self._pool.size
         if more > 0:
@@ -169,23 +169,23 @@ class RayFleet:
 
     def _make_pool(self) -> ActorPool:
         place, config = self.placement, self._config
-        options = {
-            "num_cpus": place.cpus_per_actor,
-            "num_gpus": place.gpus_per_actor,
-            "memory": place.memory_per_actor,
-            "scheduling_strategy": "SPREAD",
-        }
         # Ray restarts an actor a few times; tasks are never retried by Ray, because it may restart them nowhere.
-        remote = ray.remote(DeviceActor).options(max_restarts=config.max_retries, max_task_retries=0, **options)
+        remote, limits = ray.remote(DeviceActor), {"max_restarts": config.max_retries, "max_task_retries": 0}
         kind = "device" if place.per_device else "pool"
+
+        def make(i: int) -> Any:
+            options = place.options(i)
+            return remote.options(**options, **limits).remote(self._site, f"{kind}-{i:05d}", options["num_gpus"])
+
         pool = ActorPool(
-            make=lambda i: remote.remote(self._site, f"{kind}-{i:05d}", place.gpus_per_actor),
+            make=make,
             size=place.num_actors,
             startup_timeout_s=config.startup_timeout_s,
             call_timeout_s=config.device_timeout_s,
             max_retries=config.max_retries,
             at_once=max(MIN_WAVE, int(WAVE_PER_CPU * ray.cluster_resources().get("CPU", 0))),
             note=self._note,
+            kind_of=place.class_of_actor,
         )
         pool.start()
         return pool
@@ -223,9 +223,16 @@ class RayFleet:
         """Predictions of every device, in device order."""
         devices = range(self._site.job.num_devices)
         groups = lane_groups(devices, self._federation.num_test(devices), self.lanes)
-        shares = [groups[i :: self._num_calls(groups)] for i in range(self._num_calls(groups))]
+        shares = [
+            part[i :: self._num_calls(part)] for part in self._by_class(groups) for i in range(self._num_calls(part))
+        ]
         calls = [
-            Call(i, partial(_evaluate_personal, share, broadcast), num_devices=sum(len(group) for group in share))
+            Call(
+                i,
+                partial(_evaluate_personal, share, broadcast),
+                num_devices=sum(len(group) for group in share),
+                kind=self._class_of(share[0]),
+            )
             for i, share in enumerate(shares)
         ]
         found: dict[int, Predictions] = {}
@@ -233,6 +240,17 @@ class RayFleet:
             hosted = [device for group in shares[ended.key] for device in group]
             found |= zip(hosted, from_wire(ended.value), strict=True)
         return {device: found[device] for device in devices}
+
+    def _class_of(self, group: Group) -> int:
+        """Of the first of its devices: groups are the same whatever the classes, and so are the bits."""
+        return self.placement.class_of_device(group[0], self._site.job.num_devices)
+
+    def _by_class(self, groups: Sequence[Group]) -> list[list[Group]]:
+        """Of those classes that have some."""
+        found: dict[int, list[Group]] = {}
+        for group in groups:
+            found.setdefault(self._class_of(group), []).append(group)
+        return list(found.values())
 
     def _groups(self, devices: Sequence[int]) -> list[Group]:
         return lane_groups(devices, self._federation.num_train(devices), self.lanes)
@@ -258,6 +276,7 @@ class RayFleet:
                 self._costs.seconds(self._federation.num_train(group)),
                 len(group),
                 group[0] if self.placement.per_device else None,
+                self._class_of(group),
                 (attempts or {}).get(group, 0),
                 f"{stage} of {'devices' if len(group) > 1 else 'device'} {', '.join(map(str, group))}",
             )

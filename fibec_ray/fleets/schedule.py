@@ -8,7 +8,7 @@ but leave a slow actor with all of its share.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ class Call:
     """submit(actor, attempt) -> the refs of its results; the last one is small and waited for.
 
     key: what the caller knows it by. seconds: predicted, in any unit. num_devices: that it works for, which scales its
-    time limit. home: the actor that it belongs to (per_device), or None for any.
+    time limit. home: the actor that it belongs to (per_device), or None for any of its kind.
     """
 
     key: int
@@ -32,6 +32,7 @@ class Call:
     seconds: float = 0.0
     num_devices: int = 1
     home: int | None = None
+    kind: int = 0
     attempt: int = 0
     what: str = ""
     """in words, for errors and notes"""
@@ -77,25 +78,31 @@ class CostModel:
 class Backlog:
     """The calls that no actor has yet."""
 
-    def __init__(self, calls: Sequence[Call], num_actors: int):
-        self._num_actors = num_actors
+    def __init__(self, calls: Sequence[Call], kinds: Sequence[int]):
+        """kinds: of the actors, each of which does calls of its own kind alone."""
+        self._kinds, self._size = kinds, Counter(kinds)
         ordered = sorted(calls, key=lambda call: -call.seconds)
-        self._anywhere = deque(call for call in ordered if call.home is None)
+        self._anywhere: dict[int, deque[Call]] = {kind: deque() for kind in {*kinds, *(call.kind for call in calls)}}
+        for call in ordered:
+            if call.home is None:
+                self._anywhere[call.kind].append(call)
         self._at_home: dict[int, deque[Call]] = {}
         for call in ordered:
             if call.home is not None:
                 self._at_home.setdefault(call.home, deque()).append(call)
 
     def __bool__(self) -> bool:
-        return bool(self._anywhere or self._at_home)
+        return any(self._anywhere.values()) or bool(self._at_home)
 
     def take(self, actor: int, num_held: int) -> Call | None:
         """The next call of an actor that has num_held calls; None if it should have no more for now."""
-        if num_held > 1 or (num_held == 1 and len(self._anywhere) <= self._num_actors):
+        kind = self._kinds[actor]
+        anywhere = self._anywhere[kind]
+        if num_held > 1 or (num_held == 1 and len(anywhere) <= self._size[kind]):
             return None
         if actor in self._at_home:
             return self._take_home(actor)
-        return self._anywhere.popleft() if self._anywhere else None
+        return anywhere.popleft() if anywhere else None
 
     def release(self, actor: int) -> None:
         """What belongs to an actor that is lost goes to anyone."""
@@ -103,9 +110,9 @@ class Backlog:
             self.put_back(call)
 
     def put_back(self, call: Call) -> None:
-        """A call that was lost with its actor: first in line, anywhere."""
+        """A call that was lost with its actor: first in line, for any of its kind."""
         call.home = None
-        self._anywhere.appendleft(call)
+        self._anywhere[call.kind].appendleft(call)
 
     def _take_home(self, actor: int) -> Call:
         calls = self._at_home[actor]

@@ -9,6 +9,27 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fibec_ray.fleets.tolerance import Tolerance
 
 
+class ActorClass(BaseModel):
+    """Actors of a pooled fleet that ask for the same, and the part of the devices that they host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    share: float = Field(gt=0, le=1, description="of the devices; those of all classes add up to 1")
+    num_actors: int = Field(ge=1)
+    cpus_per_actor: float = Field(1.0, gt=0)
+    gpus_per_actor: float = Field(0.0, ge=0, description="a fraction of a GPU, several, or none")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="of nodes' own kinds, as `ray start --resources` names them"
+    )
+    labels: dict[str, str] = Field({}, description="that a node must have, as `ray start --labels` gives them")
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one of its actors takes of a node."""
+        amounts = {"CPU": self.cpus_per_actor, "GPU": self.gpus_per_actor, **self.resources}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+
 class FleetConfig(BaseModel):
     """kind: ray (actors) or local (this process). The others are of the Ray fleet, but for `threads`,
     `lanes`, `on_bad_update` and `quorum`."""
@@ -34,6 +55,11 @@ class FleetConfig(BaseModel):
         ge=0,
         description="null: an equal share of the GPUs, if there are any, at most 1; 2 and more, of one node: see "
         "backbone.backend spread",
+    )
+    classes: tuple[ActorClass, ...] = Field(
+        (),
+        description="of a pooled fleet whose actors are not all alike, some on GPUs and some not, in place of "
+        "num_actors and what each asks for; devices belong to them in order of their numbers",
     )
     address: str | None = Field(None, description="of a running cluster, or 'auto'; null: a local one for this run")
     object_store_mb: int = Field(500, ge=80, description="object store of a local cluster, 1e6 bytes")
@@ -67,14 +93,32 @@ class FleetConfig(BaseModel):
     def _no_setting_without_effect(self) -> FleetConfig:
         if self.placement == "per_device" and self.num_actors is not None:
             raise ValueError("num_actors has no effect with placement: per_device, which has one for each device")
-        if (gpus := self.gpus_per_actor or 0) > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus_per_actor {gpus:g}: above 1 no part of a GPU can be had; give a whole number")
+        for gpus in self.gpu_shares:
+            if (gpus or 0) > 1 and gpus != int(gpus or 0):
+                raise ValueError(f"gpus_per_actor {gpus:g}: above 1 no part of a GPU can be had; give a whole number")
+        if self.classes:
+            self._check_classes()
         if self.placement == "per_device" and self.lanes not in (1, "auto"):
             raise ValueError(
                 f"lanes {self.lanes} needs actors that host several devices, and placement: per_device gives each its "
                 "own; set lanes=1, or placement=pooled"
             )
         return self
+
+    def _check_classes(self) -> None:
+        if self.placement != "pooled":
+            raise ValueError("classes are of a pooled fleet; set placement: pooled")
+        for name in ("num_actors", "cpus_per_actor", "gpus_per_actor"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect beside classes, each of which has its own; leave it out")
+        total = sum(each.share for each in self.classes)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"classes: their shares of the devices add up to {total:g}; make it 1")
+
+    @property
+    def gpu_shares(self) -> set[float | None]:
+        """GPUs of an actor, of each class of them; None: as many as follow from what there is, at most one."""
+        return {each.gpus_per_actor for each in self.classes} if self.classes else {self.gpus_per_actor}
 
     @property
     def tolerance(self) -> Tolerance:

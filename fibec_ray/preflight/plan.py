@@ -130,27 +130,39 @@ def _memory_and_seats(
 ) -> tuple[Memory, Seats, Holding | None]:
     """Where actors go depends on what one needs, and what one needs on how many devices it will hold side by side."""
     on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
-    on_gpu = on_ray and room.resources.gpus > 0 and fleet.gpus_per_actor != 0
+    on_gpu = on_ray and room.resources.gpus > 0 and fleet.gpu_shares != {0}
+    on_cpu = not on_gpu or 0 in fleet.gpu_shares
+    most_gpus = max(1.0 if share is None else share for share in fleet.gpu_shares)
+    kinds = [(gpu, gpus) for gpu, gpus, there in ((True, most_gpus, on_gpu), (False, 0.0, on_cpu)) if there]
+    held = {gpu: _holding(job, anatomy, room, gpus) for gpu, gpus in kinds}
+    backends = {gpu: holding.backend if holding else "plain" for gpu, holding in held.items()}
+
+    def actor_of(lanes: int) -> ActorMemory:
+        """The largest, where they are not all alike."""
+        found = [
+            memory.actor_memory(job, anatomy, samples, lanes, on_ray, gpu, backend) for gpu, backend in backends.items()
+        ]
+        return replace(found[0], private=max(one.private for one in found))
+
     others = 2 * exchange.server_bytes
     if on_ray:
         under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))
         others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
-    holding = _holding(job, anatomy, room, (fleet.gpus_per_actor or 1.0) if on_gpu else 0.0)
-    backend = holding.backend if holding else "plain"
-    base = 0 if on_gpu or backend == "deepspeed" else anatomy.base_bytes
-    actor = memory.actor_memory(job, anatomy, samples, 1, on_ray, on_gpu, backend)
+    base = anatomy.base_bytes if backends.get(False, "deepspeed") != "deepspeed" else 0
+    actor = actor_of(1)
     need = Need(actor.private, actor.private, base * room.num_nodes + others)
     seats = _seats(experiment, job, room, need)
     if seats.lanes > 1:
-        actor = memory.actor_memory(job, anatomy, samples, seats.lanes, on_ray, on_gpu, backend)
+        actor = actor_of(seats.lanes)
         need = replace(need, pooled=actor.private)
         seats = _seats(experiment, job, room, need)
     prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
-    sharing_gpu = max(1, int(1 / seats.placement.gpus_per_actor)) if on_gpu else 0
+    smallest = min([share for share in fleet.gpu_shares if share] or [seats.placement.gpus_per_actor])
+    sharing_gpu = max(1, int(1 / smallest)) if on_gpu else 0
     total = seats.placement.num_actors * actor.private + need.fixed
     available = room.resources.memory_bytes
     on_gpus = sharing_gpu * actor.gpu, room.gpu_memory
-    return Memory(need, actor, base, others, total, prepare, available, *on_gpus), seats, holding
+    return Memory(need, actor, base, others, total, prepare, available, *on_gpus), seats, held[on_gpu]
 
 
 def _seats(experiment: Experiment, job: Job, room: Room, need: Need) -> Seats:

@@ -61,6 +61,23 @@ def test_five_hundred_devices_on_three_nodes(tiny_settings: Any, tmp_path: Path)
     assert found["actors"] == 3
 
 
+@pytest.mark.slow
+def test_devices_go_to_nodes_of_their_class(tiny_settings: Any, tmp_path: Path) -> None:
+    """By a resource of one node, and by a label of another; the third is left alone."""
+    classes = [
+        {"share": 0.5, "num_actors": 1, "resources": {"slot2": 1}},
+        {"share": 0.5, "num_actors": 2, "cpus_per_actor": 0.5, "labels": {"place": "3"}},
+    ]
+    fleet = {"kind": "ray", "address": "auto", "placement": "pooled", "classes": classes}
+    settings = tiny_settings("fibecfed", rounds=2, cohort_size=6)
+    found = on_three_nodes(settings | {"fleet": fleet}, tmp_path)
+    here = simulate(check(settings, "test"), tmp_path / "here")
+    assert (found["adapter"], found["log"]) == (here.adapter_digest, log_digest(tmp_path / "here"))
+    assert found["places"] == ["2", "3", "3"]
+    first = {"0": {"pool-00000"}, "1": {"pool-00001", "pool-00002"}}
+    assert all(actor in first[str(int(device) // 3)] for device, actor in found["by_device"].items())
+
+
 def test_nodes_with_different_base_weights_are_refused() -> None:
     refuse_different({"10.0.0.1": "aa", "10.0.0.2": "aa"})
     with pytest.raises(FleetError, match=r"backbone: nodes 10.0.0.1 and 10.0.0.3 have different base weights"):

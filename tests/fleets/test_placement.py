@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -70,6 +72,45 @@ def test_actors_of_several_gpus_are_as_many_as_there_are_gpus_for() -> None:
     assert room(placement, 100, CLUSTER) == 4
     with pytest.raises(FleetError, match=r"fleet.gpus_per_actor: 1 actors x 16 need 16, the cluster has 8"):
         decide(FleetConfig(placement="pooled", gpus_per_actor=16), 100, CLUSTER)
+
+
+CLASSES = [
+    {"share": 0.25, "num_actors": 2, "gpus_per_actor": 0.5},
+    {"share": 0.75, "num_actors": 3, "cpus_per_actor": 2, "resources": {"big": 1}, "labels": {"zone": "a"}},
+]
+
+
+def test_classes_of_actors_host_their_shares_of_the_devices() -> None:
+    config = FleetConfig.model_validate({"placement": "pooled", "classes": CLASSES})
+    placement = decide(config, 10, CLUSTER, Need(pooled=10**9))
+    assert placement.num_actors == 5 and placement.reason == "as configured, in 2 classes"
+    assert [placement.class_of_actor(i) for i in range(5)] == [0, 0, 1, 1, 1]
+    assert [placement.class_of_device(device, 10) for device in range(10)] == [0, 0] + [1] * 8
+    assert placement.options(1) == {
+        "num_cpus": 1.0, "num_gpus": 0.5, "resources": {}, "memory": 10**9, "scheduling_strategy": "SPREAD",
+    }  # fmt: skip
+    assert placement.options(2) == {
+        "num_cpus": 2.0, "num_gpus": 0.0, "resources": {"big": 1}, "memory": 10**9, "label_selector": {"zone": "a"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"placement": "auto"}, "set placement: pooled"),
+        ({"num_actors": 3}, "num_actors has no effect beside classes"),
+        ({"classes": CLASSES[:1]}, "their shares of the devices add up to 0.25; make it 1"),
+    ],
+)
+def test_classes_that_make_no_sense(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        FleetConfig.model_validate({"placement": "pooled", "classes": CLASSES} | changes)
+
+
+def test_classes_that_need_more_than_there_is() -> None:
+    config = FleetConfig.model_validate({"placement": "pooled", "classes": CLASSES})
+    with pytest.raises(FleetError, match=r"fleet.classes: their actors need 8 CPU, the cluster has 2"):
+        decide(config, 10, WORKSTATION)
 
 
 def test_shares_never_add_up_to_more_than_there_is() -> None:

@@ -27,14 +27,23 @@ def reports(seconds: dict[int, float]) -> list[DeviceReport]:
 # --- the backlog
 
 
+def test_actors_do_calls_of_their_kind_alone() -> None:
+    calls = [Call(i, nothing, seconds=i, kind=i % 2) for i in range(4)]
+    backlog = Backlog(calls, kinds=[0, 1, 1])
+    assert [backlog.take(actor, 0).key for actor in (1, 0, 2)] == [3, 2, 1]  # type: ignore[union-attr]
+    assert backlog.take(1, 0) is None and backlog
+    backlog.put_back(calls[3])
+    assert backlog.take(0, 0) is calls[0] and backlog.take(2, 0) is calls[3] and not backlog
+
+
 def test_the_longest_call_goes_first() -> None:
-    backlog = Backlog(calls_of(1, 5, 3), num_actors=1)
+    backlog = Backlog(calls_of(1, 5, 3), kinds=[0])
     taken = [backlog.take(0, 0) for _ in range(3)]
     assert [call.key for call in taken if call] == [1, 2, 0] and not backlog
 
 
 def test_a_second_call_is_held_while_many_wait_and_the_last_ones_go_to_whoever_is_free() -> None:
-    backlog = Backlog(calls_of(*[1] * 6), num_actors=2)
+    backlog = Backlog(calls_of(*[1] * 6), kinds=[0, 0])
     for actor in (0, 1, 0):
         assert backlog.take(actor, num_held=0 if actor else 1)
     assert backlog.take(1, num_held=1) and backlog.take(0, num_held=1) is None, "two are left for two actors"
@@ -43,7 +52,7 @@ def test_a_second_call_is_held_while_many_wait_and_the_last_ones_go_to_whoever_i
 
 
 def test_calls_with_a_home_wait_for_it() -> None:
-    backlog = Backlog([Call(0, nothing, home=1), Call(1, nothing, home=0)], num_actors=2)
+    backlog = Backlog([Call(0, nothing, home=1), Call(1, nothing, home=0)], kinds=[0, 0, 0])
     assert backlog.take(2, 0) is None
     taken = backlog.take(1, 0)
     assert taken is not None and taken.key == 0 and backlog.take(1, 0) is None
@@ -54,7 +63,7 @@ def test_calls_with_a_home_wait_for_it() -> None:
 
 def makespan(costs: list[float], speeds: list[float], second: bool = True) -> float:
     """Seconds until actors of these speeds have done calls of these costs, as the pool hands them out."""
-    backlog = Backlog(calls_of(*costs), len(speeds))
+    backlog = Backlog(calls_of(*costs), [0] * len(speeds))
     queues: list[list[Call]] = [[] for _ in speeds]
     ends = [0.0] * len(speeds)
     while backlog or any(queues):

@@ -15,6 +15,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from fibec_ray.config.load import check
+from fibec_ray.learning.tally import Row
 from fibec_ray.roundlog.reader import log_digest, read_devices
 from fibec_ray.simulation import Nobody, simulate
 
@@ -25,9 +26,16 @@ class Placed(Nobody):
     """Keeps what the fleet says of its nodes."""
 
     num_prepared = 0
+    fleet: Any = None
+    places: list[str]
+    """of the actors, in order: the numbers of their nodes"""
 
     def placed(self, fleet: Any) -> None:
-        self.num_prepared = fleet.num_prepared
+        self.fleet, self.num_prepared = fleet, fleet.num_prepared
+
+    def row(self, row: Row) -> None:
+        place = {one["NodeID"]: one["Labels"]["place"] for one in ray.nodes()} | {"": "not there yet"}
+        self.places = [place[seat.node] for seat in self.fleet._pool._seats] if self.fleet else []
 
 
 def main(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -39,11 +47,13 @@ def main(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         watcher = Placed()
         run = simulate(check(settings, "test"), folder / "run", watcher)
-        actors = set(read_devices(folder / "run").column("actor").to_pylist())
+        rows = read_devices(folder / "run").to_pylist()
         return {
             "adapter": run.adapter_digest,
             "log": log_digest(folder / "run"),
-            "actors": len(actors),
+            "actors": len({row["actor"] for row in rows}),
+            "by_device": {row["device"]: row["actor"] for row in rows},
+            "places": watcher.places,
             "num_prepared": watcher.num_prepared,
             "caches": [len(list((folder / f"cache-{n}").glob("base-*.lock"))) for n in range(4)],
         }
@@ -54,7 +64,14 @@ def main(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def node(folder: Path, number: int, num_cpus: int) -> dict[str, Any]:
     environment = {"FIBEC_RAY_NODE_CACHE": str(folder / f"cache-{number}")}
-    return {"num_cpus": num_cpus, "object_store_memory": STORE, "env_vars": environment, "include_dashboard": False}
+    own = {"resources": {f"slot{number}": 1}, "labels": {"place": str(number)}}
+    return {
+        "num_cpus": num_cpus,
+        "object_store_memory": STORE,
+        "env_vars": environment,
+        "include_dashboard": False,
+        **own,
+    }
 
 
 if __name__ == "__main__":
