@@ -77,6 +77,9 @@ class RunView:
         if placement is not None:
             kind = "per_device" if placement.per_device else "pooled"
             self._say(f"placement {kind}: {placement.num_actors} device actors{lanes} ({placement.reason})")
+        if fleet.holding is not None:
+            backend, why = fleet.holding
+            self._say(f"backbone {backend} ({why})")
         self._rounds = self._progress.add_task("round", total=self._experiment.rounds, note="")
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -237,7 +237,11 @@ class Seen:
         if before is not None:
             raise ModelError(f"{self._prefix}: called twice in one forward pass, so its gradient is not one product")
         if value.dim() < (4 if _kind(self._module) == "Conv2d" else 2) or len(value) != self._num_samples:
-            raise ModelError(f"{self._prefix}: axis 0 of {tuple(value.shape)} is not the {self._num_samples} samples")
+            raise ModelError(
+                f"{self._prefix}: axis 0 of {tuple(value.shape)} is not the {self._num_samples} samples, so the "
+                "gradient of each is not known; leave it out of method.peft.target_modules, or choose a method "
+                "without Fisher information"
+            )
         self._versions.append((value.detach(), value._version))  # a detached tensor shares the counter
 
     def refuse_changes(self) -> None:

@@ -145,6 +145,7 @@ def carry_on(
     rows = read_rounds(folder).to_pylist() if start else []
     summary = _summary(experiment, identity.prepared)
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
+    watcher = Together(watcher, _Keeping(folder, summary))
     fleet = make_fleet(experiment, site, watcher.progress, watcher.note, need)
     keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
@@ -158,12 +159,12 @@ def carry_on(
         save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter")
     except BaseException:
         with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
-            run_dirs.write_json(folder / "summary.json", {**summary, "status": "failed"})
+            run_dirs.write_json(folder / "summary.json", {**summary, "status": "failed", **_held(fleet)})
         raise
     finally:
         keeper.close()
         fleet.close()
-    ending = {"lanes": fleet.lanes, "adapter_digest": digest(adapter)}
+    ending = {"lanes": fleet.lanes, **_held(fleet), "adapter_digest": digest(adapter)}
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "finished", **ending})
     return Run(folder, identity.prepared, rows, str(ending["adapter_digest"]))
 
@@ -262,6 +263,21 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+class _Keeping(Nobody):
+    """Writes into RUN/summary.json how the base is held as soon as that is known."""
+
+    def __init__(self, folder: Path, summary: dict[str, Any]):
+        self._folder, self._summary = folder, summary
+
+    def placed(self, fleet: Fleet) -> None:
+        run_dirs.write_json(self._folder / "summary.json", {**self._summary, "status": "running", **_held(fleet)})
+
+
+def _held(fleet: Fleet) -> dict[str, str]:
+    """How base weights are held, and why; nothing where there are none, or before it is known."""
+    return dict(zip(("backend", "backend_reason"), fleet.holding or (), strict=False))
 
 
 def _summary(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:

@@ -422,6 +422,8 @@ class Fleet(Protocol):
 
     lanes: int
     """devices that compute side by side; known once it is open"""
+    holding: tuple[str, str] | None
+    """the backend that holds base weights, and why; None without a base; known once it is open"""
     base: str
     """fingerprint of the base weights; known once it is open, '' where nothing is frozen"""
 

@@ -35,6 +35,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": 50, "hidden_size": 32, "n_layer": 3, "n_head": 2},
     "opt": {**BASIC, "ffn_dim": 64, "word_embed_proj_dim": 32},
     "llama": {**BASIC, "intermediate_size": 64, "num_key_value_heads": 1},
+    "mistral": {**BASIC, "intermediate_size": 64, "num_key_value_heads": 1},
+    "qwen2": {**BASIC, "intermediate_size": 64, "num_key_value_heads": 1},
 }
 HEADS = {"bert": ("mean_pool", "model", "masked_lm"), "llama": ("mean_pool", "model", "causal_lm")}
 SETTINGS: dict[str, dict[str, Any]] = {

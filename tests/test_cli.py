@@ -188,8 +188,11 @@ def test_run_ends_with_both_models_beside_both_anchors(tiny_file: str, tmp_path:
     assert main(["run", tiny_file, "local.epochs=1", "--out", str(out), "seed=5"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    anchors = json.loads((out / "summary.json").read_text())["anchors"]
+    summary = json.loads((out / "summary.json").read_text())
+    anchors = summary["anchors"]
+    assert summary["backend"] == "plain" and summary["backend_reason"].startswith("auto: no GPU; the base has 0.0 GB")
     for words in (
+        f"backbone plain ({summary['backend_reason']})",
         "global model, test set",
         "personal model, own test shards",
         "anchor: majority class",

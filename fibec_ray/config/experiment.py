@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
@@ -31,10 +32,28 @@ def _partition(value: Any) -> Any:
     return PARTITIONS[kind_of(spec, PARTITIONS)].model_validate(spec)
 
 
+ONE_BACKBONE = (
+    "a federation has one, and several were found: the server averages adapters entry by entry, and those of different "
+    "backbones have no common entries; give one, and for devices that have less room set method.peft.ranks, or "
+    "backbone.backend and backbone.checkpointing (docs/llama7b.md)"
+)
+
+
+def _is_mixture(value: Any) -> bool:
+    """A list, or a mapping from groups of devices to backbones."""
+    if not isinstance(value, dict):
+        return isinstance(value, list | tuple)
+    keys = {"kind", *Backbone.model_fields}
+    misspelt = any(key in keys or get_close_matches(str(key), keys) for key in value)
+    return len(value) > 1 and not misspelt and all(isinstance(group, dict | str) for group in value.values())
+
+
 def _backbone(value: Any) -> Any:
     """A mapping with `kind` is a network from scratch."""
     if isinstance(value, BaseModel):
         return value
+    if _is_mixture(value):
+        raise ValueError(ONE_BACKBONE)
     return (NETS[kind_of(value, NETS)] if is_net(value) else Backbone).model_validate(value)
 
 
@@ -173,6 +192,25 @@ class Experiment(BaseModel):
             raise ValueError(
                 "method.sharing.budget is an absolute noise norm, too small to show in a bfloat16 base; "
                 "set method.sharing.relative=true, or backbone.dtype=float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_fit(self) -> Experiment:
+        """Several GPUs of an actor are for one thing: a base that has no room on the first of them."""
+        shares = [share or 0 for share in self.fleet.gpu_shares]
+        gpus, least = max(shares), min(shares)
+        backend = self.backbone.backend if isinstance(self.backbone, Backbone) else "plain"
+        if gpus > 1 and backend not in ("auto", "spread"):
+            what = f"backbone.backend {backend}" if isinstance(self.backbone, Backbone) else "a network from scratch"
+            raise ValueError(
+                f"fleet.gpus_per_actor is {gpus:g}, and {what} uses one GPU of an actor; set it to 1, for more actors "
+                "that train at the same time, or, for a base that one GPU has no room for, backbone.backend=spread"
+            )
+        if backend == "spread" and least <= 1:
+            raise ValueError(
+                "backbone.backend: spread lays the base over several GPUs of an actor, and fleet.gpus_per_actor is "
+                f"{'not set' if None in self.fleet.gpu_shares else f'{least:g}'}; set it to 2 or more"
             )
         return self
 

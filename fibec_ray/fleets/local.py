@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 class LocalFleet:
     lanes: int
+    holding: tuple[str, str] | None = None
     base: str
 
     def __init__(self, site: Site, progress: Progress = lambda stage, done, total: None):
@@ -78,6 +79,7 @@ class LocalFleet:
         self._federation = self._site.federation()
         self.base = self._site.base_fingerprint()
         self._worker = self._site.worker()
+        self.holding = self._worker.holding
         self.lanes = self._site.lanes or self._worker.calibrate(self._site.job.cohort_size)
         self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
 

@@ -90,10 +90,15 @@ def decide(config: FleetConfig, num_devices: int, have: Resources, need: Need = 
 
 def room(placement: Placement, num_devices: int, have: Resources) -> int:
     """Actors like those of a pooled placement that the cluster has room for now."""
-    slots = int(have.gpus) if have.gpus >= 1 else math.floor(have.cpus / placement.cpus_per_actor + 1e-9)
+    slots = _gpu_slots(have.gpus, placement.gpus_per_actor) or math.floor(have.cpus / placement.cpus_per_actor + 1e-9)
     if placement.memory_per_actor:
         slots = min(slots, have.memory_bytes // placement.memory_per_actor)
     return min(slots, num_devices)
+
+
+def _gpu_slots(gpus: float, per_actor: float | None) -> int:
+    """Actors that can have a GPU, or several, to themselves; 0 without GPUs."""
+    return max(1, int(gpus / max(1.0, per_actor or 0.0))) if gpus >= 1 else 0
 
 
 def _with_memory(placement: Placement, wanted: int, have: Resources) -> Placement:
@@ -128,7 +133,7 @@ def _per_device(config: FleetConfig, num_devices: int, have: Resources, reason: 
 
 def _pooled(config: FleetConfig, num_devices: int, have: Resources, reason: str) -> Placement:
     cpus = config.cpus_per_actor if config.cpus_per_actor is not None else 1.0
-    slots = int(have.gpus) if have.gpus >= 1 else math.floor(have.cpus / cpus)
+    slots = _gpu_slots(have.gpus, config.gpus_per_actor) or math.floor(have.cpus / cpus)
     wanted = config.num_actors if config.num_actors is not None else max(1, slots)
     num_actors = min(wanted, num_devices)
     if config.cpus_per_actor is None and num_actors * cpus > have.cpus:

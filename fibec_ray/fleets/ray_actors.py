@@ -44,6 +44,9 @@ class DeviceActor:
         """P^0 (as arrays) and what its tensors are."""
         return to_wire(self._worker.initial), self._worker.layout
 
+    def holding(self) -> tuple[str, str] | None:
+        return self._worker.holding
+
     def fingerprint(self) -> str:
         return self._site.base_fingerprint()
 

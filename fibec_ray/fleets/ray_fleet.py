@@ -55,6 +55,8 @@ class RayFleet:
 
     placement: Placement
     lanes: int
+    holding: tuple[str, str] | None = None
+    """of the actor that answered first; with `backend: auto`, nodes that have other GPUs may hold it otherwise"""
     base = ""
     num_prepared = 0
     """nodes whose base weights were prepared before there were actors"""
@@ -127,6 +129,7 @@ class RayFleet:
         self._pool = self._make_pool()
         layout = self._server.start()
         self.base = self._ask_any("fingerprint")
+        self.holding = self._ask_any("holding")
         self.lanes = self._find_lanes()
         return layout
 

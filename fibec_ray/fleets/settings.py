@@ -17,7 +17,7 @@ class ActorClass(BaseModel):
     share: float = Field(gt=0, le=1, description="of the devices; those of all classes add up to 1")
     num_actors: int = Field(ge=1)
     cpus_per_actor: float = Field(1.0, gt=0)
-    gpus_per_actor: float = Field(0.0, ge=0, description="a fraction of a GPU, or none")
+    gpus_per_actor: float = Field(0.0, ge=0, description="a fraction of a GPU, several, or none")
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="of nodes' own kinds, as `ray start --resources` names them"
     )
@@ -50,7 +50,12 @@ class FleetConfig(BaseModel):
         None, ge=1, description="of a pooled fleet; null: as many as the cluster's CPUs or GPUs"
     )
     cpus_per_actor: float | None = Field(None, gt=0, description="null: 1 pooled, an equal share per_device")
-    gpus_per_actor: float | None = Field(None, ge=0, description="null: an equal share of the GPUs, if there are any")
+    gpus_per_actor: float | None = Field(
+        None,
+        ge=0,
+        description="null: an equal share of the GPUs, if there are any, at most 1; 2 and more, of one node: see "
+        "backbone.backend spread",
+    )
     classes: tuple[ActorClass, ...] = Field(
         (),
         description="of a pooled fleet whose actors are not all alike, some on GPUs and some not, in place of "
@@ -88,6 +93,9 @@ class FleetConfig(BaseModel):
     def _no_setting_without_effect(self) -> FleetConfig:
         if self.placement == "per_device" and self.num_actors is not None:
             raise ValueError("num_actors has no effect with placement: per_device, which has one for each device")
+        for gpus in self.gpu_shares:
+            if (gpus or 0) > 1 and gpus != int(gpus or 0):
+                raise ValueError(f"gpus_per_actor {gpus:g}: above 1 no part of a GPU can be had; give a whole number")
         if self.classes:
             self._check_classes()
         if self.placement == "per_device" and self.lanes not in (1, "auto"):
@@ -106,6 +114,11 @@ class FleetConfig(BaseModel):
         total = sum(each.share for each in self.classes)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"classes: their shares of the devices add up to {total:g}; make it 1")
+
+    @property
+    def gpu_shares(self) -> set[float | None]:
+        """GPUs of an actor, of each class of them; None: as many as follow from what there is, at most one."""
+        return {each.gpus_per_actor for each in self.classes} if self.classes else {self.gpus_per_actor}
 
     @property
     def tolerance(self) -> Tolerance:

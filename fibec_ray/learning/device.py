@@ -19,6 +19,7 @@ from fibec_ray import seeds
 from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.batches import fixed_batches
+from fibec_ray.learning.evaluation import evaluation_chunks, in_row_order
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of
@@ -236,10 +237,11 @@ class DeviceWorker:
             solver, shard = self._job.method.solver, self._data.test_shard(device)
             own = solver.own(dict(state.memory.get("solver", {})))
             self.model.load(own)
-            if shard.num_samples:
-                solver.tune(self._tuning(device, broadcast, received | own))
-            chunks = torch.arange(shard.num_samples).split(self._job.eval_batch_size)
-            return Predictions.join([self._predict(shard, rows) for rows in chunks if len(rows)])
+            if not shard.num_samples:
+                return Predictions.join([])
+            solver.tune(self._tuning(device, broadcast, received | own))
+            chunks = evaluation_chunks(shard, self._job.eval_batch_size)
+            return in_row_order(chunks, [self._predict(shard, rows) for rows in chunks])
 
     def _tuning(self, device: int, broadcast: Broadcast, received: Tensors) -> LocalSession:
         """What a solver may train on before an evaluation: all of the device's batches, with the plain loss."""

@@ -41,6 +41,11 @@ class GroupWorker(DeviceWorker):
                 f"fleet.lanes: {lanes} devices cannot train in one pass here, because {why}; set it to 1, or to auto"
             )
 
+    @property
+    def holding(self) -> tuple[str, str] | None:
+        """The backend that holds the base, and why; None without a base."""
+        return getattr(self.model, "holding", None)
+
     def calibrate(self, most: int) -> int:
         """The lanes that `fleet.lanes: auto` stands for on this machine, at most so many."""
         model, shard = cast(LanedModel, self.model), self._largest_shard()

@@ -11,7 +11,7 @@ from torch import nn
 class Held:
     """finish: called with the whole module once the adapter is in it."""
 
-    def __init__(self, base: Any, finish: Callable[[nn.Module], None]):
+    def __init__(self, base: Any, finish: Callable[[nn.Module], object]):
         self.base, self.finish = base, finish
 
     def passed(self) -> None:

@@ -48,7 +48,7 @@ class LaneBank:
             return y if biases is None else y + self._by_sample(biases, y)
         if len(weights) == 1 or len(set(self._rows)) > 1:
             own: Sequence[Tensor | None] = biases or [module.bias] * len(weights)
-            parts = zip(x.split(list(self._rows)), weights, own, strict=True)
+            parts = zip(x.split(self._sizes(x)), weights, own, strict=True)
             return torch.cat([F.linear(part, w, b) for part, w, b in parts])
         flat = x.reshape(len(weights), -1, x.shape[-1])  # (D, N / D * T, in)
         stacked = torch.stack(weights).mT
@@ -67,9 +67,14 @@ class LaneBank:
         """Each lane's values; None if the tensor is not trained, or nobody has lanes now."""
         return [lane[name] for lane in self._lanes] if self._lanes and name in self._lanes[0] else None
 
+    def _sizes(self, x: Tensor) -> list[int]:
+        """Entries of axis 0 that are each lane's; OPT's feed-forward has all tokens of all samples there."""
+        each = len(x) // sum(self._rows)
+        return [each * count for count in self._rows]
+
     def _by_sample(self, values: Sequence[Tensor], like: Tensor) -> Tensor:
         """D x (out,) -> (N, 1 ..., out)"""
-        rows = torch.tensor(list(self._rows), device=like.device)
+        rows = torch.tensor(self._sizes(like), device=like.device)
         each = torch.stack(list(values)).repeat_interleave(rows, dim=0, output_size=len(like))
         return each.view(len(like), *[1] * (like.dim() - 2), -1)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
 EncodeMode = Literal["plain", "masked", "causal"]
-Backend = Literal["auto", "plain", "stream", "deepspeed", "qlora"]
+Backend = Literal["auto", "plain", "spread", "stream", "deepspeed", "qlora"]
 
 ENCODE_MODES: dict[Head, EncodeMode] = {
     "mean_pool": "plain",
@@ -16,6 +16,13 @@ ENCODE_MODES: dict[Head, EncodeMode] = {
     "masked_lm": "masked",
     "causal_lm": "causal",
 }
+
+
+class Holding(NamedTuple):
+    """How a process holds its base, and why so."""
+
+    backend: Backend
+    reason: str
 
 
 class Backbone(BaseModel):
@@ -40,8 +47,9 @@ class Backbone(BaseModel):
     attention: Literal["sdpa", "eager"] = "sdpa"
     backend: Backend = Field(
         "auto",
-        description="how a node holds the base: plain, stream (Linears visit the GPU one by one), deepspeed (ZeRO-3, "
-        "offloaded to the host's memory), qlora (4 bits a weight); auto: plain where it fits, else as memory allows",
+        description="how a node holds the base: plain, spread (over an actor's GPUs), stream (Linears visit the GPU "
+        "one by one), deepspeed (ZeRO-3, offloaded to the host's memory), qlora (4 bits a weight); auto: plain where "
+        "it fits, else as memory allows",
     )
     checkpointing: bool = Field(
         False, description="blocks are computed again in the backward pass: less memory, a third more time"

@@ -22,7 +22,7 @@ from fibec_ray.models.holding import choose, hold, room_on, weights_bytes
 from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.spec import Backbone, Holding
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.per_sample import Caught, catch, collect_holders
 from fibec_ray.responses import ResponseTokens, locate
@@ -54,10 +54,10 @@ class TorchModel(Alone):
         keep_heap()
         self.device = torch.device(device)
         if isinstance(source, Path):
-            self.backend, self.backend_reason = choose(spec.backend, weights_bytes(source), room_on(self.device))
-            self._held = hold(self.backend, spec, source, self.device)
+            self.holding = choose(spec.backend, weights_bytes(source), room_on(self.device))
+            self._held = hold(self.holding.backend, spec, source, self.device)
         else:
-            self.backend, self.backend_reason = "plain", "as given"
+            self.holding = Holding("plain", "as given")
             self._held = Held(source, lambda module: None)
         base = self._held.base
         if spec.checkpointing:

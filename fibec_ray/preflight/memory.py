@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
+from fibec_ray.models.holding import HOST_FACTOR
+from fibec_ray.models.spec import Backend
 from fibec_ray.parts.aggregator.server_optimisers import ServerOptimiser
 from fibec_ray.parts.curriculum.fisher_order import FisherOrder
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
@@ -40,15 +42,16 @@ GPU_CONTEXT_BYTES = 500_000_000
 """CUDA's own memory, for each process."""
 GPU_HEAP = 1.15
 """As HEAP, of torch's allocator on a GPU."""
-BASE_SHARES = {
+BASE_SHARES: dict[Backend, tuple[float, float]] = {
     "plain": (1.0, 0.0),
     "auto": (0.0, 0.0),
+    "spread": (0.0, 0.0),
     "stream": (0.0, 0.0),
-    "deepspeed": (0.0, 1.3),
+    "deepspeed": (0.0, HOST_FACTOR),
     "qlora": (0.3, 0.0),
 }
-"""By `backbone.backend`: of the base weights, what lies on an actor's GPU for good, and in private on its host. `auto`
-leaves the GPU where they do not fit there, so that they are no reason to refuse."""
+"""By backend: of the base weights, what lies on an actor's GPU for good, and in private on its host. `auto`, while that
+is not known, and `spread` leave the GPU where they do not fit there, so they are no reason to refuse."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,28 @@ class ActorMemory:
     """the most that its tensors hold during a pass, a part of one of the two"""
 
 
-def actor_memory(job: Job, anatomy: Anatomy, samples: Samples, lanes: int, on_ray: bool, on_gpu: bool) -> ActorMemory:
-    """lanes: devices that compute in one pass."""
-    # A heap in which passes of one kind have left their holes has to grow for those of another.
+def actor_memory(
+    job: Job,
+    anatomy: Anatomy,
+    samples: Samples,
+    lanes: int,
+    on_ray: bool,
+    on_gpu: bool,
+    backend: Backend = "plain",
+) -> ActorMemory:
+    """lanes: devices that compute in one pass. backend: that holds the base."""
+    # A heap in which passes of one kind have left their holes has to grow for those of another, unless all are of one
+    # length: then the holes fit.
     tensors, second = sorted([*live_bytes(job, anatomy, samples, lanes), 0], reverse=True)[:2]
+    second = 0 if samples.are_alike else second
     own = anatomy.trainable_bytes * (COPIES + lanes * (COPIES_PER_LANE + optimiser_copies(job)))
     process = PROCESS_BYTES + (ACTOR_EXTRA_BYTES if on_ray else 0)
+    gpu_share, host_share = BASE_SHARES[backend]
     if on_gpu:
-        gpu_share, host_share = BASE_SHARES[getattr(job.backbone, "backend", "plain")]
         gpu = GPU_CONTEXT_BYTES + int(gpu_share * anatomy.base_bytes + GPU_HEAP * (tensors + own))
         return ActorMemory(process + own + int(host_share * anatomy.base_bytes), gpu, tensors)
-    return ActorMemory(process + FIRST_PASS_BYTES + int(HEAP * (tensors + second + own)), 0, tensors)
+    heap = int(HEAP * (tensors + second + own))
+    return ActorMemory(process + FIRST_PASS_BYTES + heap + int(host_share * anatomy.base_bytes), 0, tensors)
 
 
 def live_bytes(job: Job, anatomy: Anatomy, samples: Samples, lanes: int) -> list[int]:

@@ -19,7 +19,10 @@ def as_json(outlook: Outlook) -> dict[str, Any]:
         "flops_total": outlook.work.opening_flops + sum(outlook.work.rounds_flops),
         "disk_run": outlook.plan.disk.run,
     }
-    return asdict(outlook) | totals
+    values = asdict(outlook) | totals
+    if outlook.plan.holding is not None:
+        values["plan"]["holding"] = outlook.plan.holding._asdict()
+    return values
 
 
 def show(outlook: Outlook, console: Console) -> None:
@@ -60,7 +63,9 @@ def _places(outlook: Outlook) -> Rows:
 
 def _memory(outlook: Outlook) -> Rows:
     needed = outlook.plan.memory
+    held = [("backbone.backend", *outlook.plan.holding)] if outlook.plan.holding else []
     rows = [
+        *held,
         ("memory of such a process", size(needed.actor.private), f"{size(needed.actor.tensors)} tensors at most"),
         ("base weights, once a node", size(needed.base_per_node), "in the page cache, for all of its processes"),
         ("memory in all", size(needed.total), f"{size(needed.available)} available"),

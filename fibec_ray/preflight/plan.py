@@ -13,7 +13,9 @@ from fibec_ray.errors import CapacityError, FleetError
 from fibec_ray.fleets.placement import Need, Placement, decide
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round
+from fibec_ray.models import holding as bases
 from fibec_ray.models.nets import Net
+from fibec_ray.models.spec import Holding
 from fibec_ray.preflight import disk, memory
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.disk import Disk
@@ -69,6 +71,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
+    """holding: backend of the base weights, and why; None where there are none."""
+
     experiment: str
     method: str
     model: ModelSizes
@@ -76,6 +80,7 @@ class Plan:
     memory: Memory
     disk: Disk
     room: Room
+    holding: Holding | None
 
 
 def make_plan(
@@ -84,7 +89,7 @@ def make_plan(
     """data_bytes: of the encoded data on disk; config_bytes: of the experiment as text. Raises CapacityError where no
     placement can be had; `refuse` does for all else."""
     exchange = Exchange(job, anatomy)
-    needed, seats = _memory_and_seats(experiment, job, anatomy, exchange, samples, room)
+    needed, seats, holding = _memory_and_seats(experiment, job, anatomy, exchange, samples, room)
     sizes = _sizes(job, anatomy, exchange)
     cohorts = [plan_round(job, experiment.cohort_size, t).cohort for t in range(job.rounds)]
     taken = Disk(
@@ -95,7 +100,21 @@ def make_plan(
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
         disk.adapter_bytes(anatomy),
     )
-    return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room)
+    return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room, holding)
+
+
+def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float) -> Holding | None:
+    """As an actor will find it. Raises ModelError for a backend that cannot be had."""
+    if isinstance(job.backbone, Net):
+        return None
+    backend, memory = job.backbone.backend, room.resources.memory_bytes
+    if gpus and not room.gpu_memory:
+        unknown = "each actor goes by its GPU, whose memory is not known from here"
+        return Holding(backend, unknown if backend == "auto" else bases.CONFIGURED)
+    gpu = int(room.gpu_memory * min(1.0, gpus)) if gpus else None
+    # A node's share is all that can be said of a cluster's memory; what is asked for by name may find a larger one.
+    host = memory // room.num_nodes if backend == "auto" else memory
+    return bases.choose(backend, anatomy.all_base_bytes, bases.Room(gpu, host, (room.gpu_memory,) * (int(gpus) - 1)))
 
 
 def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
@@ -108,19 +127,20 @@ def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
 
 def _memory_and_seats(
     experiment: Experiment, job: Job, anatomy: Anatomy, exchange: Exchange, samples: Samples, room: Room
-) -> tuple[Memory, Seats]:
+) -> tuple[Memory, Seats, Holding | None]:
     """Where actors go depends on what one needs, and what one needs on how many devices it will hold side by side."""
     on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
-    gpu_shares = {each.gpus_per_actor for each in fleet.classes} if fleet.classes else {fleet.gpus_per_actor}
-    on_gpu = on_ray and room.resources.gpus > 0 and gpu_shares != {0}
-    on_cpu = not on_gpu or 0 in gpu_shares
+    on_gpu = on_ray and room.resources.gpus > 0 and fleet.gpu_shares != {0}
+    on_cpu = not on_gpu or 0 in fleet.gpu_shares
+    most_gpus = max(1.0 if share is None else share for share in fleet.gpu_shares)
+    kinds = [(gpu, gpus) for gpu, gpus, there in ((True, most_gpus, on_gpu), (False, 0.0, on_cpu)) if there]
+    held = {gpu: _holding(job, anatomy, room, gpus) for gpu, gpus in kinds}
+    backends = {gpu: holding.backend if holding else "plain" for gpu, holding in held.items()}
 
     def actor_of(lanes: int) -> ActorMemory:
         """The largest, where they are not all alike."""
         found = [
-            memory.actor_memory(job, anatomy, samples, lanes, on_ray, gpu)
-            for gpu, there in ((True, on_gpu), (False, on_cpu))
-            if there
+            memory.actor_memory(job, anatomy, samples, lanes, on_ray, gpu, backend) for gpu, backend in backends.items()
         ]
         return replace(found[0], private=max(one.private for one in found))
 
@@ -128,7 +148,7 @@ def _memory_and_seats(
     if on_ray:
         under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))
         others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
-    base = anatomy.base_bytes if on_cpu else 0
+    base = anatomy.base_bytes if backends.get(False, "deepspeed") != "deepspeed" else 0
     actor = actor_of(1)
     need = Need(actor.private, actor.private, base * room.num_nodes + others)
     seats = _seats(experiment, job, room, need)
@@ -137,12 +157,12 @@ def _memory_and_seats(
         need = replace(need, pooled=actor.private)
         seats = _seats(experiment, job, room, need)
     prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
-    smallest = min([share for share in gpu_shares if share] or [seats.placement.gpus_per_actor])
+    smallest = min([share for share in fleet.gpu_shares if share] or [seats.placement.gpus_per_actor])
     sharing_gpu = max(1, int(1 / smallest)) if on_gpu else 0
     total = seats.placement.num_actors * actor.private + need.fixed
     available = room.resources.memory_bytes
     on_gpus = sharing_gpu * actor.gpu, room.gpu_memory
-    return Memory(need, actor, base, others, total, prepare, available, *on_gpus), seats
+    return Memory(need, actor, base, others, total, prepare, available, *on_gpus), seats, held[on_gpu]
 
 
 def _seats(experiment: Experiment, job: Job, room: Room, need: Need) -> Seats:

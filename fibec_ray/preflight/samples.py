@@ -34,6 +34,12 @@ class Samples:
         """Tokens of the longest sample of all."""
         return int(max(self.test.max(initial=1), max(part.max(initial=1) for part in self.train)))
 
+    @property
+    def are_alike(self) -> bool:
+        """True for text whose samples all have the same number of tokens."""
+        lengths = {int(end) for part in (*self.train, self.test) if len(part) for end in (part.min(), part.max())}
+        return lengths == {self.longest} and self.longest > 1
+
     @staticmethod
     def of(federation: Federation) -> Samples:
         train, test = _lengths(federation.train), _lengths(federation.test)

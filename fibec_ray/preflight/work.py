@@ -106,8 +106,7 @@ class Devices:
         """The global model on the test set, and each device's own on its own test shard if there is one."""
         total = self._grouped(self.samples.test, self.job.eval_batch_size)
         for device in range(self.job.num_devices if keeps_personal else 0):
-            for chunk in _split(self.samples.own_test[device], self.job.eval_batch_size):
-                total += self._pass(chunk)
+            total += self._grouped(self.samples.own_test[device], self.job.eval_batch_size)
             solver = self.job.method.solver
             if isinstance(solver, FineTune) and len(self.samples.own_test[device]):
                 lengths, batches = self.samples.train[device], self._batches(device)

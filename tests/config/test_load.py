@@ -296,6 +296,27 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
         ["method:", "mask 'fisher_neurons'", "sharing 'all'", "mask: none"],
     ),
     "mask where all layers are shared": (["method=fibecfed", "method.sharing.fraction=1"], ["mask", "share less"]),
+    "backbones by group of devices": (
+        ["backbone={small: {name: minilm}, large: llama-7b}"],
+        ["backbone: a federation has one", "averages adapters entry by entry", "set method.peft.ranks"],
+    ),
+    "a list of backbones": (["backbone=[minilm, llama-7b]"], ["backbone: a federation has one", "method.peft.ranks"]),
+    "two misspelt keys of one backbone": (
+        ["backbone={nam: minilm, hed: model}"],
+        ["no such key; did you mean"],
+    ),
+    "several GPUs of an actor for a base that uses one": (
+        ["fleet={gpus_per_actor: 2}", "backbone.backend=deepspeed"],
+        ["fleet.gpus_per_actor is 2, and backbone.backend deepspeed uses one GPU", "backbone.backend=spread"],
+    ),
+    "a part of a GPU beside a whole one": (
+        ["fleet={gpus_per_actor: 1.5}"],
+        ["fleet: gpus_per_actor 1.5", "whole number"],
+    ),
+    "a base over the several GPUs of an actor that has one": (
+        ["backbone.backend=spread", "fleet={gpus_per_actor: 1}"],
+        ["backbone.backend: spread", "fleet.gpus_per_actor is 1; set it to 2 or more"],
+    ),
     "a network without its kind": (["backbone={hidden: [3]}"], ["backbone.hidden: no such key"]),
     "an unknown network": (["backbone={kind: mpl}"], ["backbone: no such kind 'mpl'", "did you mean 'mlp'?"]),
     "a network for text": (["backbone={kind: mlp}"], ["backbone mlp takes numbers", "task synthetic is text"]),

@@ -66,6 +66,14 @@ def test_a_pool_has_one_actor_for_each_gpu_or_cpu_but_no_more_than_devices() -> 
     assert decide(FleetConfig(placement="pooled"), 1, WORKSTATION).num_actors == 1
 
 
+def test_actors_of_several_gpus_are_as_many_as_there_are_gpus_for() -> None:
+    placement = decide(FleetConfig(placement="pooled", gpus_per_actor=2), 100, CLUSTER)
+    assert (placement.num_actors, placement.gpus_per_actor) == (4, 2)
+    assert room(placement, 100, CLUSTER) == 4
+    with pytest.raises(FleetError, match=r"fleet.gpus_per_actor: 1 actors x 16 need 16, the cluster has 8"):
+        decide(FleetConfig(placement="pooled", gpus_per_actor=16), 100, CLUSTER)
+
+
 CLASSES = [
     {"share": 0.25, "num_actors": 2, "gpus_per_actor": 0.5},
     {"share": 0.75, "num_actors": 3, "cpus_per_actor": 2, "resources": {"big": 1}, "labels": {"zone": "a"}},

@@ -67,6 +67,7 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
     fleet = RayFleet(site, FleetConfig(placement="pooled", num_actors=2), kill_all_once)
     try:
         fleet.open()
+        assert fleet.holding == calm.holding and fleet.holding is not None
         for round_ in range(2):
             plan = plan_round(site.job, 6, round_)
             calm.run_round(plan)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import shard_of
+from conftest import after_rounds, shard_of
 
 from fibec_ray.learning.evaluation import Scores, at_rows, evaluation_chunks, in_row_order, pooled, score
-from fibec_ray.types import Predictions
+from fibec_ray.types import Broadcast, Predictions
 
 
 def predictions(labels: Sequence[int], predicted: Sequence[int], losses: Sequence[float] | None = None) -> Predictions:
@@ -52,6 +54,30 @@ def test_r2_by_hand_has_no_accuracy() -> None:
     assert score("r2", Predictions.join([])) is None
     one = Predictions(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([0.5]))
     assert score("r2", one) == Scores(accuracy=None, loss=0.5, metric=None)
+
+
+def test_a_shard_is_evaluated_by_length_and_told_in_its_own_order(tiny_settings: Any, tmp_path: Path) -> None:
+    """Batches of two; each sample's loss is what it is alone."""
+    settings = tiny_settings(
+        "fibecfed", data={"max_length": 64}, partition={"kind": "iid"}, evaluation={"batch_size": 2}
+    )
+    _, site, _ = after_rounds(1, settings, tmp_path / "run")
+    worker, broadcast = site.worker(), Broadcast(1, {}, {})
+    shard = site.federation().test_shard(0)
+    seen: list[int] = []
+    forward = worker.model.forward
+
+    def watched(batch: Any, *rest: Any) -> Any:
+        seen.append(batch.input_ids.shape[1])
+        return forward(batch, *rest)
+
+    worker.model.forward = watched  # type: ignore[method-assign]
+    found = worker.evaluate_personal(0, broadcast)
+    assert len(seen) > 1 and seen == sorted(seen)
+    assert torch.equal(found.labels, shard.labels) and len(set(shard.lengths.tolist())) > 1
+    for row in range(shard.num_samples):
+        alone = forward(shard.batch(torch.tensor([row])))
+        torch.testing.assert_close(found.losses[row : row + 1], alone.losses.detach())
 
 
 def test_degenerate_predictions_have_scores() -> None:

@@ -155,7 +155,30 @@ def test_auto_goes_by_what_has_room(size: float, gpu: float | None, host: float,
     """13.5 GB: LLaMA-7B in bfloat16; 0.7: RoBERTa-large."""
     room = Room(None if gpu is None else int(gpu * GB), int(host * GB))
     backend, reason = choose("auto", int(size * GB), room)
-    assert backend == expected and f"{size:.1f} GB" in reason
+    assert backend == expected and reason.startswith("auto: ") and f"{size:.1f} GB" in reason
+
+
+@pytest.mark.parametrize(
+    ("size", "gpus", "expected", "why"),
+    [
+        (13.5, [24, 24], "plain", "the others have nothing to do, fleet.gpus_per_actor=1 is enough"),
+        (13.5, [12, 12], "spread", "the GPU 12.0 GB free, all 2 of them 24.0"),
+        (13.5, [8, 8], "stream", "neither the GPU nor a copy in the host's memory"),
+        (13.5, [8, 8, 8], "spread", "all 3 of them 24.0"),
+    ],
+)
+def test_auto_spreads_what_one_gpu_has_no_room_for(size: float, gpus: list[int], expected: str, why: str) -> None:
+    """3 GB of the first and 1 of each other stay free."""
+    room = Room(gpus[0] * GB, 8 * GB, tuple(gpu * GB for gpu in gpus[1:]))
+    backend, reason = choose("auto", int(size * GB), room)
+    assert backend == expected and why in reason
+
+
+def test_spread_is_refused_where_all_gpus_together_have_no_room() -> None:
+    with pytest.raises(
+        ModelError, match=r"spread has 12.0 GB for a base of 13.5 on this process's GPUs \(2\); raise fl"
+    ):
+        choose("spread", int(13.5 * GB), Room(8 * GB, 64 * GB, (8 * GB,)))
 
 
 def test_what_cannot_be_had_is_refused_with_what_can() -> None:

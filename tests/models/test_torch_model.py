@@ -53,16 +53,12 @@ PAD = 1
 def made(family: str, head: str, cache: Path, seed: int = 0, part: Lora | None = None, **changes: Any) -> TorchModel:
     spec = spec_of(family, head, **changes)
     words = WORDS if head.endswith("_lm") else None
-    return TorchModel(spec, prepare(spec, 0, 3, cache), part or part_of(family), 3, words, seed)
+    return TorchModel(spec, prepare(spec, 0, 3, cache), part or Lora(), 3, words, seed)
 
 
 def spec_of(family: str, head: Any, **changes: Any) -> Backbone:
     config = {"model_type": family, **FAMILIES[family]}
     return Backbone(init="random", config=config, tokenizer="minilm", head=head, **changes)
-
-
-def part_of(family: str) -> Lora:
-    return Lora(target_modules=("q_lin", "v_lin") if family == "distilbert" else None)
 
 
 def stirred(model: TorchModel) -> TorchModel:
@@ -329,11 +325,6 @@ def test_target_modules_that_are_not_there(targets: tuple[str, ...], cache: Path
         made("bert", "mean_pool", cache, part=Lora(target_modules=targets))
     assert "key" in str(caught.value) and "query" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_family_that_peft_has_no_default_for_asks_for_target_modules(cache: Path) -> None:
-    with pytest.raises(ModelError, match="method.peft.target_modules: .*q_lin"):
-        made("distilbert", "mean_pool", cache, part=Lora())
 
 
 def test_a_language_model_head_under_an_unknown_name(cache: Path) -> None:

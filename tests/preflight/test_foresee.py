@@ -59,7 +59,15 @@ def tiny_file(tmp_path: Path) -> str:
 def test_plan_prints_what_a_run_will_take(tiny_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", tiny_file, "rounds=2"]) == 0
     out, err = capsys.readouterr()
-    for words in ("memory in all", "disk, run directory", "sent in a round", "operations in all", "time in all"):
+    for words in (
+        "backbone.backend",
+        "auto: no GPU; the base has",
+        "memory in all",
+        "disk, run directory",
+        "sent in a round",
+        "operations in all",
+        "time in all",
+    ):
         assert words in out
     assert err == ""
 
@@ -69,6 +77,8 @@ def test_plan_prints_plain_values_for_scripts(tiny_file: str, capsys: pytest.Cap
     found = json.loads(capsys.readouterr().out)
     assert found["plan"]["memory"]["total"] > 3e8
     assert found["plan"]["seats"]["placement"]["num_actors"] == 1
+    assert found["plan"]["holding"]["backend"] == "plain"
+    assert found["plan"]["holding"]["reason"].startswith("auto: no GPU; ")
     assert found["traffic_total"] == sum(found["traffic"]["rounds_up"]) + sum(found["traffic"]["rounds_down"])
 
 

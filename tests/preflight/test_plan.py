@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY_BERT, make_tiny
 
 from fibec_ray.config.load import check
-from fibec_ray.errors import CapacityError
+from fibec_ray.errors import CapacityError, ModelError
 from fibec_ray.fleets.placement import Resources, decide
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.plan import Plan, make_plan
@@ -70,6 +70,52 @@ def test_base_weights_that_are_prepared_still_have_to_fit(llama_7b: Plan) -> Non
     prepared = replace(small, memory=replace(small.memory, prepare=0))
     with pytest.raises(CapacityError, match=r"^memory: 2 actors of .*, base weights of 13\.5 GB .*; choose a smaller"):
         refuse(prepared)
+
+
+ON_A_GPU = {"num_actors": 1, "gpus_per_actor": 1}
+
+
+def test_the_backend_is_foreseen_and_why() -> None:
+    """As an actor goes by the GPU that it finds; 13.5 GB, and 3 that must stay free."""
+
+    def held(gpu: float, gpus: float = 1, memory: float = 64 * GB, **backbone: Any) -> Any:
+        there = room(memory, gpus=max(1.0, gpus), gpu_memory=int(gpu))
+        fleet = ON_A_GPU | {"gpus_per_actor": gpus}
+        return plan(there, backbone=ON_LLAMA | backbone, fleet=fleet).holding
+
+    assert held(24 * GB) == ("plain", "auto: the base has 13.5 GB, the GPU 24.0 GB free")
+    assert held(12 * GB)[0] == "deepspeed" and held(12 * GB, memory=16 * GB)[0] == "stream"
+    assert held(24 * GB, gpus=0.5)[0] == "deepspeed", "another actor has the other half"
+    assert held(12 * GB, gpus=2)[0] == "spread"
+    assert held(0)[1] == "each actor goes by its GPU, whose memory is not known from here"
+    assert held(24 * GB, backend="stream") == ("stream", "as configured")
+    with pytest.raises(ModelError, match="deepspeed copies the base"):
+        held(24 * GB, memory=16 * GB, backend="deepspeed")
+
+
+def test_deepspeed_on_cpus_has_a_copy_of_the_base_in_each_process(llama_7b: Plan) -> None:
+    copied = plan(room(64 * GB), backbone=ON_LLAMA | {"backend": "deepspeed"})
+    private = copied.memory.actor.private - llama_7b.memory.actor.private
+    assert private == pytest.approx(1.3 * 13.48 * GB, rel=0.01)
+    assert copied.memory.base_per_node == 0 and llama_7b.memory.base_per_node == pytest.approx(13.48 * GB, rel=0.001)
+
+
+def test_samples_of_one_length_leave_a_heap_without_holes() -> None:
+    """A LLaMA of 32 blocks and H = 1024, 16 samples of 24 tokens: 717 and 644 MB of tensors in two kinds of passes. The
+    process had 1.38 GB of its own."""
+    alike, mixed = [np.full(12, 16)] * 2, [np.array([16, 3])] * 2
+    assert Samples(alike, alike, alike[0]).are_alike and not Samples(alike, alike, mixed[0]).are_alike
+    assert not Samples(mixed, mixed, mixed[0]).are_alike
+    ones = [np.ones(3, np.int64)]
+    assert not Samples(ones, ones, ones[0]).are_alike, "no text"
+
+
+def test_two_actors_of_a_node_share_the_base(llama_7b: Plan) -> None:
+    alone = plan(room(64 * GB), backbone=ON_LLAMA, fleet={"num_actors": 1})
+    more = llama_7b.memory.total - alone.memory.total
+    assert llama_7b.seats.placement.num_actors == 2
+    # One process more; each lane group is smaller where there are two to share them.
+    assert more < 2 * alone.memory.actor.private < 13 * GB
 
 
 def test_actors_that_are_too_many_are_to_be_fewer() -> None:

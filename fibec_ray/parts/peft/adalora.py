@@ -33,6 +33,7 @@ class AdaLora(InLinears):
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input of Q, in training")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the rounds before the budget shrinks")
     final_fraction: float = Field(0.3, ge=0, lt=1, description="share of the rounds at the end with the final budget")
+    peft_chooses: ClassVar[bool] = True
     marks: ClassVar[tuple[str, ...]] = (".lora_",)
 
     @model_validator(mode="after")
@@ -53,7 +54,7 @@ class AdaLora(InLinears):
                 parameter.requires_grad_(False)
         return attached
 
-    def config(self, task_type: str | None) -> Any:
+    def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import AdaLoraConfig
 
         # total_step is for peft's own schedule, which never runs here.
@@ -62,7 +63,7 @@ class AdaLora(InLinears):
             target_r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=self.targets,
+            target_modules=targets,
             total_step=10**9,
             task_type=task_type,
         )

@@ -19,10 +19,11 @@ class Ia3(InLinears):
     feedforward_modules: tuple[str, ...] | None = Field(
         None, description="those of target_modules whose input is scaled; null: peft's choice for the model type"
     )
+    peft_chooses: ClassVar[bool] = True
     marks: ClassVar[tuple[str, ...]] = (".ia3_l",)
 
-    def config(self, task_type: str | None) -> Any:
+    def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import IA3Config
 
         inputs = list(self.feedforward_modules) if self.feedforward_modules is not None else None
-        return IA3Config(target_modules=self.targets, feedforward_modules=inputs, task_type=task_type)
+        return IA3Config(target_modules=targets, feedforward_modules=inputs, task_type=task_type)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from fibec_ray.errors import ModelError
 from fibec_ray.parts.peft.attached import Attached, plain
-from fibec_ray.parts.peft.base import Peft, linear_names
+from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.targets import Word, is_transposed, query_and_value, refusal, resolve
 
 
 class InLinears(Peft):
@@ -17,29 +17,42 @@ class InLinears(Peft):
     `PeftModel.from_pretrained`. A subclass says which configuration peft takes.
     """
 
-    target_modules: tuple[str, ...] | None = Field(
-        None, description="names of the Linears to adapt; null: peft's choice for the model type"
+    target_modules: Word | tuple[str, ...] | None = Field(
+        None,
+        description="the Linears to adapt: their names, attention (all of its projections) or all-linear (all of the "
+        "blocks'); null: query and value (targets.py), or peft's choice for the kind and the model type",
     )
+    peft_chooses: ClassVar[bool] = False
+    """True if peft's choice of Linears is the kind's own, not LoRA's"""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _a_word_or_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in get_args(Word):
+            raise ValueError(f"expected {' or '.join(get_args(Word))}, or a list of names such as [{value}]")
+        return value
 
     @abstractmethod
-    def config(self, task_type: str | None) -> Any:
-        """peft's configuration. task_type: peft's, or None."""
+    def config(self, targets: list[str] | None, task_type: str | None) -> Any:
+        """peft's configuration. targets: ends of modules' names, or None: peft's choice; task_type: peft's, or None."""
 
     def attach(self, module: Any, task_type: str | None) -> Attached:
         from peft import get_peft_model
 
+        targets = self._targets(module)
         try:
-            whole: Any = get_peft_model(module, self.config(task_type))
-        except ValueError as error:
-            raise ModelError(
-                f"method.peft.target_modules: {_first_sentence(error)}; name Linears of this backbone, such as "
-                f"{', '.join(linear_names(module)[:6])}"
-            ) from error
+            config = self.config(targets, task_type)
+            if hasattr(config, "fan_in_fan_out"):  # peft would find out, and say so
+                config.fan_in_fan_out = any(is_transposed(child) for child in module.modules())
+            whole: Any = get_peft_model(module, config)
+        except (TypeError, ValueError) as error:
+            raise refusal(_first_sentence(error), module) from error
         return Attached(whole, whole.get_base_model(), plain(whole.peft_config["default"].to_dict()), saved_name)
 
-    @property
-    def targets(self) -> list[str] | None:
-        return list(self.target_modules) if self.target_modules else None
+    def _targets(self, module: Any) -> list[str] | None:
+        if self.target_modules is not None:
+            return resolve(self.target_modules, module)
+        return None if self.peft_chooses else query_and_value(module)
 
 
 def saved_name(name: str) -> str:

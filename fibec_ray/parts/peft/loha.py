@@ -20,7 +20,7 @@ class Loha(InLinears):
     alpha: float = Field(8, gt=0, description="numerator of the scaling")
     marks: ClassVar[tuple[str, ...]] = (".hada_",)
 
-    def config(self, task_type: str | None) -> Any:
+    def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import LoHaConfig
 
-        return LoHaConfig(r=self.r, alpha=self.alpha, target_modules=self.targets, task_type=task_type)
+        return LoHaConfig(r=self.r, alpha=self.alpha, target_modules=targets, task_type=task_type)

@@ -20,7 +20,7 @@ class Lokr(InLinears):
     alpha: float = Field(16, gt=0, description="numerator of the scaling")
     marks: ClassVar[tuple[str, ...]] = (".lokr_",)
 
-    def config(self, task_type: str | None) -> Any:
+    def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import LoKrConfig
 
-        return LoKrConfig(r=self.r, alpha=self.alpha, target_modules=self.targets, task_type=task_type)
+        return LoKrConfig(r=self.r, alpha=self.alpha, target_modules=targets, task_type=task_type)

@@ -61,14 +61,14 @@ class Lora(InLinears):
         words = ["as many ranks as the device has"] if self.differs_by_device else []
         return ", ".join([*words, "A and B in turn"] if self.take_turns else words)
 
-    def config(self, task_type: str | None) -> Any:
+    def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import LoraConfig
 
         return LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=self.targets,
+            target_modules=targets,
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
             task_type=task_type,

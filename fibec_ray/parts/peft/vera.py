@@ -21,13 +21,13 @@ class Vera(InLinears):
     seed: int = Field(0, ge=0, description="of the random matrices")
     marks: ClassVar[tuple[str, ...]] = (".vera_lambda_",)
 
-    def config(self, task_type: str | None) -> Any:
+    def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import VeraConfig
 
         return VeraConfig(
             r=self.r,
             projection_prng_key=self.seed,
             save_projection=False,
-            target_modules=self.targets,
+            target_modules=targets,
             task_type=task_type,
         )

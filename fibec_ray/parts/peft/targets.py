@@ -1,0 +1,98 @@
+"""Which products of a backbone an adapter is put beside, by the backbone's family; used by library.py.
+
+LoRA adapts the query and the value projection of every block (Hu et al., ICLR 2022, section 7.1 and table 5: of a fixed
+number of parameters these two make the best use); `attention` is all four projections of the same section (W_q, W_k,
+W_v, W_o), and `all-linear` every product of the blocks, as in QLoRA (Dettmers et al., NeurIPS 2023). The names are
+those of transformers' modeling_<family>.py.
+
+GPT-2's c_attn is one product for query, key and value: adapting it adapts all three with one A. (The paper's own code
+for GPT-2 leaves out the key.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from fibec_ray.errors import ModelError
+from fibec_ray.parts.peft.base import block_part, linear_names
+
+Word = Literal["attention", "all-linear"]
+
+
+class Family(NamedTuple):
+    """Ends of names of modules: of the query and value projections, and of the whole attention's."""
+
+    query_value: tuple[str, ...]
+    attention: tuple[str, ...]
+
+
+_SPLIT = Family(("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"))
+_BERT = Family(("query", "value"), ("query", "key", "value", "attention.output.dense"))
+FAMILIES: dict[str, Family] = {
+    "llama": _SPLIT,
+    "mistral": _SPLIT,
+    "qwen2": _SPLIT,
+    "opt": Family(("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "out_proj")),
+    "gpt2": Family(("c_attn",), ("c_attn", "attn.c_proj")),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "distilbert": Family(("q_lin", "v_lin"), ("q_lin", "k_lin", "v_lin", "out_lin")),
+}
+"""By transformers' `model_type`."""
+
+
+def query_and_value(module: Any) -> list[str] | None:
+    """Of a transformers model; None for a family that is not in the table."""
+    family = FAMILIES.get(module.config.model_type)
+    return list(family.query_value) if family else None
+
+
+def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
+    """The ends of names that are meant, each of at least one module. Raises ModelError."""
+    if wanted == "all-linear":
+        if found := linears_of_blocks(module):
+            return found
+        raise refusal(f"{wanted}: the blocks of {module.config.model_type} are not known by their names", module)
+    if isinstance(wanted, str):
+        family = FAMILIES.get(module.config.model_type)
+        if family is None:
+            raise refusal(f"{wanted} is not known of {module.config.model_type}", module)
+        return list(family.attention)
+    names = [name for name, _ in module.named_modules()]
+    for target in wanted:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise refusal(f"no module of this {module.config.model_type} is called '{target}'", module, target)
+    return list(wanted)
+
+
+def linears_of_blocks(module: nn.Module) -> list[str]:
+    """Names of the products of a block within it, such as self_attn.q_proj."""
+    parts = [block_part(name) for name, child in module.named_modules() if is_product(child)]
+    return sorted(dict.fromkeys(part for part in parts if part))
+
+
+def is_product(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """True for a product with a weight (in, out): GPT-2's, which transformers calls Conv1D."""
+    return type(module).__name__ == "Conv1D"
+
+
+def refusal(what: str, module: Any, target: str = "") -> ModelError:
+    """The error, with all that could be named."""
+    there = linears_of_blocks(module) or linear_names(module)
+    near = get_close_matches(target, there + [name.rpartition(".")[2] for name in there], n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    family = FAMILIES.get(module.config.model_type)
+    words = f"attention ({', '.join(family.attention)}) or all-linear" if family else "all-linear"
+    return ModelError(
+        f"method.peft.target_modules: {what}{hint}; name Linears of this backbone, such as {', '.join(there)}; or set "
+        f"it to {words}"
+    )
