@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import LocalModel, Outputs, Shard
 from fibec_ray.per_sample import Caught
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import LocalModel, Outputs, Shard
 
 Label = Literal["observed", "expected", "sampled"]
 Scope = Literal["adapter", "all"]

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from fibec_ray.errors import ModelError
 from fibec_ray.fisher import by_length
+from fibec_ray.model_types import LocalModel, Outputs, Shard
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import LocalModel, Outputs, Shard
 
 Way = Literal["auto", "gram", "subspace"]
 """auto: gram, unless its columns would take more than GRAM_BYTES"""

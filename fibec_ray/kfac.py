@@ -25,9 +25,9 @@ from torch import Tensor
 
 from fibec_ray.errors import ModelError
 from fibec_ray.fisher import Label, LabelPass, by_length, label_passes
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.per_sample import Seen
 from fibec_ray.tensors import Tensors, all_finite
-from fibec_ray.types import LocalModel, Shard
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from fibec_ray.model_types import Batch, LocalModel, Shard
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Batch, LocalModel, Shard
 
 Rule = Literal["lossless_gap", "slq_plateau"]
 MatVec = Callable[[Tensor], Tensor]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fibec_ray.learning.adapter import save_adapter
+from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
@@ -21,7 +22,7 @@ from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Batch, Layout
+from fibec_ray.types import Layout
 
 quiet_libraries()
 

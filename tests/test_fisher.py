@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.fisher import Fisher, FisherScan, Label, batch_squares, by_length, momentum
+from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
@@ -23,7 +24,6 @@ from fibec_ray.parts.curriculum.scored import batch_difficulties
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Batch, Outputs, Work
 
 LENGTHS = [7, 3, 5, 3, 6, 4]
 """tokens per sample: any batch of them is padded"""

@@ -27,6 +27,7 @@ from fibec_ray.ggn import (
     subspace_eigenpairs,
     top_eigenpairs,
 )
+from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.net_model import NetModel
@@ -35,7 +36,6 @@ from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.tensors import clone
-from fibec_ray.types import Batch, Outputs, Work
 
 NUM = 6
 

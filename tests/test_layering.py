@@ -40,6 +40,7 @@ LAYERS = (
         "tensors",
         "seeds",
         "types",
+        "model_types",
         "reports",
         "errors",
         "units",
@@ -104,7 +105,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
     source = """
 import os, ray.util as u
 from fibec_ray import seeds, __version__
-from fibec_ray.types import Batch
+from fibec_ray.model_types import Batch
 def f():
     from transformers import AutoConfig
     try:
@@ -115,7 +116,7 @@ if TYPE_CHECKING:
     import deepspeed
 """
     assert set(imported(source)) == {
-        "os", "ray.util", "fibec_ray.seeds", "fibec_ray", "fibec_ray.types", "transformers", "peft", "deepspeed",
+        "os", "ray.util", "fibec_ray.seeds", "fibec_ray", "fibec_ray.model_types", "transformers", "peft", "deepspeed",
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fibec_ray.data.encoded import ArrayShard
+from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
@@ -37,7 +38,6 @@ from fibec_ray.spectrum import (
     slq_plateau,
 )
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Batch, Outputs, Work
 
 RULES: list[Rule] = ["lossless_gap", "slq_plateau"]
 each_rule = pytest.mark.parametrize("rule", RULES)

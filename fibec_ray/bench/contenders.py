@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import fibec_ray
+from fibec_ray.model_types import HEAD
 from fibec_ray.roundlog.reader import read_rounds
-from fibec_ray.types import HEAD
 
 Adapter = dict[str, NDArray[Any]]
 PACKAGE = Path(fibec_ray.__file__).resolve().parent

@@ -17,7 +17,7 @@ from torch import Tensor
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Points
-from fibec_ray.types import DenseBatch
+from fibec_ray.model_types import DenseBatch
 
 
 @dataclass(frozen=True)

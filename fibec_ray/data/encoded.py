@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
 from fibec_ray.data.cut import kept_tokens
-from fibec_ray.types import Batch
+from fibec_ray.model_types import Batch
 
 _ARRAYS = ("tokens", "offsets", "labels", "answer_at", "texts")
 

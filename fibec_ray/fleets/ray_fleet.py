@@ -26,15 +26,7 @@ from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import (
-    EvaluationResult,
-    Layout,
-    OpenResult,
-    Predictions,
-    Progress,
-    RoundPlan,
-    RoundResult,
-)
+from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions, Progress, RoundPlan, RoundResult
 
 CALLS_PER_ACTOR = 4
 """Evaluation work is cut into about this many calls for each actor, so that the slowest one does not lag."""

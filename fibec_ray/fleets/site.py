@@ -17,10 +17,11 @@ from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.store import StateStore
+from fibec_ray.model_types import LocalModel
 from fibec_ray.models.nets import Net
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
-from fibec_ray.types import EvaluationResult, LocalModel, Predictions
+from fibec_ray.types import EvaluationResult, Predictions
 
 
 @dataclass(frozen=True)

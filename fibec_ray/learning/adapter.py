@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.model_types import HEAD
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.run_dir import replace_folder, write_json
 from fibec_ray.tensors import Tensors, drop
-from fibec_ray.types import HEAD, Layout
+from fibec_ray.types import Layout
 
 PEFT_PREFIX = "base_model.model."
 """Where a PeftModel keeps the model that it is attached to."""

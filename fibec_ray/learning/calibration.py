@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from fibec_ray.learning.lanes import Lanes
-from fibec_ray.types import LanedModel, LocalModel, Shard
+from fibec_ray.model_types import LanedModel, LocalModel, Shard
 
 WORTH = 1.05
 """How much more of a round's work twice as many lanes must get done, or they are not worth their memory."""

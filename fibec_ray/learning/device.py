@@ -30,6 +30,7 @@ from fibec_ray.learning.records import DeviceRound, Opened, opening_report, trai
 from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
+from fibec_ray.model_types import LocalModel, Shard, Work
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, all_finite, digest, drop, num_bytes, select, subtract, with_prefix
 from fibec_ray.types import (
@@ -39,11 +40,8 @@ from fibec_ray.types import (
     DeviceState,
     LayerReport,
     Layout,
-    LocalModel,
     Predictions,
     RoundPlan,
-    Shard,
-    Work,
 )
 
 

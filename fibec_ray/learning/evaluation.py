@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fibec_ray.data.heterogeneity import r2
-from fibec_ray.types import Predictions, Shard
+from fibec_ray.model_types import Shard
+from fibec_ray.types import Predictions
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fibec_ray.fisher import by_length
+from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Batch, LocalModel, Outputs, Shard
 
 
 def features(out: Outputs, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fibec_ray.data.dense import DenseSet, open_set
 from fibec_ray.data.encoded import EncodedSet
-from fibec_ray.types import Shard
+from fibec_ray.model_types import Shard
 
 Rows = npt.NDArray[np.int64]
 

@@ -15,8 +15,9 @@ from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.lanes import Lanes
 from fibec_ray.learning.store import StateStore
+from fibec_ray.model_types import LanedModel, LocalModel, Shard
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, ClientUpdate, LanedModel, LayerReport, LocalModel, Predictions, RoundPlan, Shard
+from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Predictions, RoundPlan
 
 T = TypeVar("T")
 

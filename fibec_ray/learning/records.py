@@ -13,18 +13,10 @@ from torch import Tensor
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
+from fibec_ray.model_types import Shard, Work
 from fibec_ray.reports import BatchScore, DeviceReport
 from fibec_ray.tensors import Tensors, num_bytes
-from fibec_ray.types import (
-    OPENING_ROUND,
-    Broadcast,
-    ClientUpdate,
-    LayerReport,
-    Layout,
-    RoundPlan,
-    Shard,
-    Work,
-)
+from fibec_ray.types import OPENING_ROUND, Broadcast, ClientUpdate, LayerReport, Layout, RoundPlan
 
 N = TypeVar("N", int, float)
 

@@ -13,10 +13,10 @@ from fibec_ray import seeds
 from fibec_ray.learning.features import features_under
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors, drop, weighted_mean
-from fibec_ray.types import LocalModel, Shard
 
 
 @dataclass

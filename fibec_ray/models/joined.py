@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fibec_ray.types import Batch, Outputs
+from fibec_ray.model_types import Batch, Outputs
 
 
 def join(batches: Sequence[Batch], pad_id: int) -> Batch:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import without_weights
 from fibec_ray.models.kernels import speed_up
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.responses import ResponseTokens
-from fibec_ray.types import Batch
 
 T = TypeVar("T")
 

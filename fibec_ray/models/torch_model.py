@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fibec_ray import seeds
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.checkpointing import keep_recomputing, recompute_blocks
 from fibec_ray.models.held import Held
@@ -27,7 +28,6 @@ from fibec_ray.parts.peft.base import Peft
 from fibec_ray.per_sample import Caught, catch, collect_holders
 from fibec_ray.responses import ResponseTokens, locate
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import HEAD, Batch, LaneBatch, Outputs, Work
 
 
 class TorchModel(Alone):

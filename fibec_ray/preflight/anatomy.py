@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.learning.job import Job
+from fibec_ray.model_types import Batch, DenseBatch, LocalModel
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Net
 from fibec_ray.models.outline import Outline
@@ -25,7 +26,7 @@ from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing.gal import GlobalLayers
 from fibec_ray.preflight.live import peak_bytes
 from fibec_ray.tensors import Tensors, num_bytes
-from fibec_ray.types import Batch, DenseBatch, Layout, LocalModel
+from fibec_ray.types import Layout
 
 MANY = 8
 """Blocks from which on it pays to follow a pass through a few of them only."""

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from fibec_ray.config.load import check
 from fibec_ray.learning.federation import Federation
+from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.simulation import cache_dir, simulate
 from fibec_ray.tensors import digest
-from fibec_ray.types import Batch
 
 CAUSAL = {"head": "causal_lm", "config": {"model_type": "llama", "num_key_value_heads": 2}}
 HEADS: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ import torch
 from conftest import TINY_LLAMA, after_rounds
 
 from fibec_ray.learning.features import features, features_under
+from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.tensors import digest
-from fibec_ray.types import Batch, LocalModel, Outputs, Shard
 
 BACKBONES: list[dict[str, Any]] = [{}, {"head": "model"}, {"config": TINY_LLAMA, "head": "causal_lm"}]
 

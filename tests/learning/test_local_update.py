@@ -15,6 +15,7 @@ from fibec_ray.data.encoded import ArrayShard
 from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.model_types import Batch, LocalModel, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
@@ -24,7 +25,6 @@ from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors, digest
-from fibec_ray.types import Batch, LocalModel, Outputs, Work
 
 
 class Line(Alone):

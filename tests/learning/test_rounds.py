@@ -17,13 +17,14 @@ from fibec_ray.fleets.site import Site
 from fibec_ray.learning.local_update import local_update
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
+from fibec_ray.model_types import Work
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
 from fibec_ray.roundlog.reader import read_batches, read_devices, read_layers
 from fibec_ray.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import digest, drop, num_bytes, pack, select
-from fibec_ray.types import OPENING_ROUND, Broadcast, DeviceState, RoundPlan, Work
+from fibec_ray.types import OPENING_ROUND, Broadcast, DeviceState, RoundPlan
 
 MASKED_LM = {"head": "masked_lm"}
 """A verbaliser: no head, so that a method may share nothing at all."""

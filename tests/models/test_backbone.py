@@ -145,7 +145,7 @@ from fibec_ray.models.backbone import open_base
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora
-from fibec_ray.types import Batch
+from fibec_ray.model_types import Batch
 torch.set_num_threads(1)
 spec, small, big = Backbone.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 process = psutil.Process()

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import open_base, prepare
 from fibec_ray.parts.peft.attempt import Attempt
 from fibec_ray.parts.peft.idpg import Idpg
 from fibec_ray.parts.peft.load import load_adapter
 from fibec_ray.parts.peft.prompt import Prompt
-from fibec_ray.types import Batch
 
 M = 4
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.examples import Points
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import DenseBatch, Work
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Cnn, Mlp, Net
 from fibec_ray.tensors import digest
-from fibec_ray.types import DenseBatch, Work
 
 IMAGE = (1, 8, 8)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import Batch, LaneBatch
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.adalora import AdaLora
 from fibec_ray.parts.peft.base import block_part
@@ -23,7 +24,6 @@ from fibec_ray.parts.peft.ia3 import Ia3
 from fibec_ray.parts.peft.loha import Loha
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.simulation import simulate
-from fibec_ray.types import Batch, LaneBatch
 
 SPLIT = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
 GATED = {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}

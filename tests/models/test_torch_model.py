@@ -18,12 +18,12 @@ from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_s
 from torch.nn import functional as F
 
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora
-from fibec_ray.types import Batch
 
 quiet_libraries()
 

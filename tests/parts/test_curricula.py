@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fibec_ray.config.load import config_folder, load_method
 from fibec_ray.fisher import FisherScan
+from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.fisher_order import FisherOrder
@@ -23,7 +24,7 @@ from fibec_ray.parts.curriculum.random_order import RandomOrder
 from fibec_ray.parts.curriculum.rarity_order import RarityOrder
 from fibec_ray.parts.curriculum.scored import batch_difficulties
 from fibec_ray.parts.curriculum.step_matched import StepMatched
-from fibec_ray.types import OPENING_ROUND, Batch, Outputs, Work
+from fibec_ray.types import OPENING_ROUND
 
 ROUNDS = 10
 

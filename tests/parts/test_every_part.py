@@ -19,6 +19,7 @@ from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.low_rank import MOVED, A, B, pairs
+from fibec_ray.model_types import Shard
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.feddyn import FedDyn
@@ -33,7 +34,7 @@ from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, clone, digest
-from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Layout, Shard
+from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Layout
 
 Scan = Callable[[], FisherScan]
 

@@ -17,6 +17,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.fisher import FisherScan, Label
 from fibec_ray.fleets.site import Site
 from fibec_ray.kfac import Factors, kronecker_factors
+from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare as prepare_base
 from fibec_ray.models.spec import Backbone
@@ -26,7 +27,7 @@ from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import digest, num_bytes
-from fibec_ray.types import Batch, Broadcast, ClientUpdate, Outputs, RoundPlan, Work
+from fibec_ray.types import Broadcast, ClientUpdate, RoundPlan
 
 OUT, IN = 3, 4
 """of a Linear with a bias: its factors are (3, 3) and (5, 5)"""

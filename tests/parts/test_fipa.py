@@ -16,6 +16,7 @@ from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
+from fibec_ray.model_types import Shard
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fipa import Fipa
@@ -23,7 +24,7 @@ from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.reports import DeviceReport
 from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, digest, num_bytes
-from fibec_ray.types import ClientUpdate, Shard
+from fibec_ray.types import ClientUpdate
 
 SIZE = 10
 """p: entries of the two tensors below"""

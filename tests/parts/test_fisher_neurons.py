@@ -8,13 +8,13 @@ from conftest import shard_of
 from torch import Tensor, nn
 
 from fibec_ray.fisher import FisherScan
+from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
 from fibec_ray.parts.mask.neurons import keep_top, matrix_kind
 from fibec_ray.parts.mask.random_neurons import RandomNeurons
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Batch, Outputs, Work
 
 A, B = "m.layer.{}.query.lora_A.weight", "m.layer.{}.query.lora_B.weight"
 NAME = B.format(0)

@@ -15,11 +15,11 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.federation import Federation
+from fibec_ray.model_types import Batch
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.simulation import cache_dir, prepare, simulate
-from fibec_ray.types import Batch
 
 FULL = {"name": "full", "peft": "full"}
 BACKBONES: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.data.encoded import ArrayShard
+from fibec_ray.model_types import Batch, LocalModel, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
@@ -21,7 +22,7 @@ from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing.gal import GlobalLayers, average_scores, choose_layers
 from fibec_ray.parts.sharing.sensitivity import CHUNK, layer_sensitivity, relative_change, worst_noise
-from fibec_ray.types import Batch, LayerReport, LayerScores, Layout, LocalModel, Outputs, Work
+from fibec_ray.types import LayerReport, LayerScores, Layout
 
 RNG = torch.Generator()
 KINDS = ["norm_diff", "diff_norm"]

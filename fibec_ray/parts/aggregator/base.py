@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import ClientUpdate, LocalModel, Shard
+from fibec_ray.types import ClientUpdate
 
 
 class Aggregator(Part):

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fibec_ray.fisher import Label
 from fibec_ray.kfac import kronecker_factors
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fisher_merging import merged
 from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
-from fibec_ray.types import ClientUpdate, LocalModel, Shard
+from fibec_ray.types import ClientUpdate
 
 ROUNDING = 1e-12
 """Of the largest curvature: below it there is none."""

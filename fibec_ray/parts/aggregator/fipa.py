@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fibec_ray.ggn import top_eigenpairs
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import ClientUpdate, LocalModel, Shard
+from fibec_ray.types import ClientUpdate
 
 DAMPING = 0.01
 RCOND = 1e-5

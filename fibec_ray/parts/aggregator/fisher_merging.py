@@ -10,10 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fibec_ray.fisher import FisherScan, Label
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
-from fibec_ray.types import ClientUpdate, LocalModel, Shard
+from fibec_ray.types import ClientUpdate
 
 
 class FisherMerging(Aggregator):

@@ -10,11 +10,12 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
 from torch import Tensor
 
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.part import Need, build
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
-from fibec_ray.types import ClientUpdate, LocalModel, Shard
+from fibec_ray.types import ClientUpdate
 
 
 def _wrapped(value: Any, info: ValidationInfo) -> Aggregator:

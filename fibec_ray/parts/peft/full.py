@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import HEAD
 from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached, plain
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.library import saved_name
-from fibec_ray.types import HEAD
 
 HEADS = (f"{HEAD}.", "base_model.model.classifier.", "base_model.model.score.")
 """Our own head, and those that transformers gives encoders and decoders."""

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import HEAD
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.types import HEAD
 
 KIND = "fibec_ray_peft"
 """The key of adapter_config.json under which the kind and its fields are. (peft knows its own by peft_type.)"""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fibec_ray.errors import ConfigError
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.part import Part
-from fibec_ray.types import LayerReport, LayerScores, Layout, LocalModel, Shard
+from fibec_ray.types import LayerReport, LayerScores, Layout
 
 
 @dataclass(frozen=True)

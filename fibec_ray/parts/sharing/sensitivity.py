@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.fisher import by_length
-from fibec_ray.types import LocalModel, Shard
+from fibec_ray.model_types import LocalModel, Shard
 
 ScoreKind = Literal["norm_diff", "diff_norm"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.fisher import by_length
-from fibec_ray.types import LocalModel, Shard
+from fibec_ray.model_types import LocalModel, Shard
 
 CHUNK = 16
 """Samples in one forward pass."""

@@ -1,0 +1,235 @@
+"""What a model is to those who train it: batches and shards, outputs, and the seams `LocalModel` and `LanedModel`.
+
+Shapes: B samples of a batch, S tokens, H hidden size, L transformer blocks, C classes, n samples of a shard; R tokens
+of all responses of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from fibec_ray.per_sample import Caught
+from fibec_ray.responses import ResponseTokens
+from fibec_ray.tensors import Tensors
+
+HEAD = "head"
+"""The first word in the names of the tensors of our own classification head."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples, right-padded to S tokens."""
+
+    input_ids: Tensor
+    """(B, S) int64"""
+    attention_mask: Tensor
+    """(B, S) int64, 1 for real tokens"""
+    labels: Tensor
+    """(B,) int64 class ids; float32 values in a regression"""
+    answer_at: Tensor
+    """(B,) int64: the position whose output predicts the answer (the mask token, or the prompt's last token); 0 with
+    a classification head. Where answers are texts, all real tokens behind it are the response"""
+
+
+@dataclass(frozen=True)
+class DenseBatch(Batch):
+    """B samples that are no text. To what knows tokens alone, each of them is one token, whose id says nothing."""
+
+    features: Tensor
+    """(B, *shape) float32"""
+
+
+class Shard(Protocol):
+    """One device's data (or any other rows of an encoded set)."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) as in `Batch`"""
+        ...
+
+    @property
+    def lengths(self) -> Tensor:
+        """(n,) int64, tokens per sample; 0 where samples are no text"""
+        ...
+
+    @property
+    def grades(self) -> Tensor | None:
+        """(n,) float32 true difficulty, known for the embedded task only"""
+        ...
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The samples at `rows` ((B,) int64, positions within the shard), padded to the longest of them."""
+        ...
+
+    def shortened(self, max_length: int) -> Shard:
+        """The same samples cut to `max_length` tokens: texts lose their ends, the longest first; template, mask and
+        special tokens stay, and one token of each text."""
+        ...
+
+
+Likelihood = Literal["categorical", "normal", "tokens"]
+"""What scores are parameters of, whose negative log likelihood is the loss: classes with probabilities softmax(scores)
+(cross-entropy), or a real value, normal around its one score with variance 1 (half the squared error, but for a
+constant), or the tokens of a text, each with probabilities of its own (the mean of their cross-entropies)."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    losses: Tensor
+    """(B,) float32, one loss per sample"""
+    scores: Tensor
+    """(B, C) float32; C = 1 in a regression; (R, V) where answers are texts"""
+    hidden: tuple[Tensor, ...] = ()
+    """L tensors (B, S, H), the output of each block; empty unless asked for"""
+    likelihood: Likelihood = "categorical"
+    response: ResponseTokens | None = None
+    """of the likelihood "tokens" alone"""
+
+    @property
+    def predicted(self) -> Tensor:
+        """(B,) the likeliest class, or value; of a text 1 where greedy decoding gives it to the letter, else 0."""
+        if self.response is not None:
+            return self.response.exact(self.scores)
+        return self.scores[:, 0] if self.likelihood == "normal" else self.scores.argmax(1)
+
+
+@dataclass
+class Work:
+    """What a device's model computed since the last reset; the basis of simulated time."""
+
+    flops: float = 0.0
+    num_tokens: int = 0
+    """samples, where they are no text"""
+    backward_flops: float = 0.0
+    """those of `flops` that were backward passes"""
+
+    def add(self, other: Work) -> None:
+        self.flops += other.flops
+        self.num_tokens += other.num_tokens
+        self.backward_flops += other.backward_flops
+
+
+class LocalModel(Protocol):
+    """A backbone with one adapter (and maybe a head) attached, or trained whole; lent to one device at a time.
+
+    Names of trainable tensors are those of a saved PEFT adapter, where it holds what is trained (an encoder of prompts
+    is trained, and saved as the prompts that it makes); those of our own head start with `head.`.
+    """
+
+    num_layers: int
+    work: Work
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]: ...
+
+    @property
+    def holders(self) -> Mapping[str, nn.Module]:
+        """The modules that hold trainable tensors, by the common prefix of these tensors' names."""
+        ...
+
+    @property
+    def carried(self) -> Collection[str]:
+        """Names of tensors that `load` and `read` know too, but that no device trains: the server alone moves them."""
+        ...
+
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        """What adapter_config.json of the saved adapter says, as plain values; config.json of what is trained whole."""
+        ...
+
+    def layer_of(self, name: str) -> int | None:
+        """The block that a trainable tensor belongs to; None for the head and for prompts (always shared)."""
+        ...
+
+    def is_adapter(self, name: str) -> bool:
+        """True for the tensors that PEFT added (of what is trained whole, for all), False for our own head."""
+        ...
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Copies values into the tensors that are named, trainable or carried."""
+        ...
+
+    def read(self, names: Collection[str] | None = None) -> Tensors:
+        """Detached CPU copies of the trainable and carried tensors (all, or those named)."""
+        ...
+
+    def set_rank(self, rank: int | None) -> None:
+        """Computes as a device whose adapter has this rank does; None: as the server's."""
+        ...
+
+    def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        """Losses and class scores. embeds: (B, S, H) in place of the token embeddings. hidden: return block outputs."""
+        ...
+
+    def watched(
+        self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
+    ) -> tuple[Outputs, Caught]:
+        """As `forward`, with a graph, for `grad`; and what the holders of the named tensors saw.
+
+        Work that asks for its gradients in this way can be done for several devices at once.
+        """
+        ...
+
+    def grad(
+        self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
+    ) -> list[Tensor | None]:
+        """Gradients of what `watched` led to: of a scalar, or of <value, cotangent>, in the tensors (None: in no way).
+
+        tensors: trainable ones, embeddings that were given, or `Caught.tensors`.
+        """
+        ...
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, S, H) token embeddings, before positions are added."""
+        ...
+
+    def train(self, mode: bool) -> None:
+        """Switches dropout on or off."""
+        ...
+
+
+@dataclass(frozen=True)
+class LaneBatch:
+    """What one lane of a joint pass brings: its values of all trainable tensors, and its samples."""
+
+    values: Mapping[str, Tensor]
+    batch: Batch
+    embeds: Tensor | None = None
+    """(B, S, H) in place of the token embeddings"""
+
+
+class LanedModel(LocalModel, Protocol):
+    """A model that can compute for several devices in one pass, each with its own values of the trainable tensors."""
+
+    @property
+    def gains_from_lanes(self) -> bool:
+        """False where it is known that one device at a time is as fast."""
+        ...
+
+    def obstacle_to_lanes(self) -> str | None:
+        """Why it cannot; None if it can."""
+        ...
+
+    def cost(self, batch: Batch, graph: bool) -> Work:
+        """What a pass over the batch computes, padding included. graph: and the backward pass that goes with it."""
+        ...
+
+    def derive(
+        self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
+    ) -> Sequence[Tensor | None]:
+        """Gradients of the sum of the values, each times its cotangent (None: 1), in the tensors (None: in no way)."""
+        ...
+
+    def together(
+        self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
+    ) -> tuple[list[Outputs], Caught]:
+        """One pass over the batches of all lanes: each lane's outputs, and what the holders of the named tensors saw of
+        all samples, lane by lane."""
+        ...
