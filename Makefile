@@ -13,11 +13,14 @@ quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	$(BIN)/fibec-ray run configs/quickstart.yaml --out runs/quickstart
 	$(BIN)/fibec-ray report runs/quickstart
 
-# In two processes, one with the tests that need Ray: on two cores that takes little more than half of the time.
+# In three processes, one of them with the tests that need Ray, which mostly wait.
+FAST   := $(BIN)/python -m pytest -q -p no:cacheprovider -m
+MODELS := tests/models tests/parts tests/learning
 test: lint  ## what CI runs
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray" & others=$$!; \
-		$(BIN)/python -m pytest -q -m "not slow and not gpu and ray" -p no:cacheprovider; ray=$$?; \
-		wait $$others && test $$ray -eq 0
+	@$(FAST) "not slow and not gpu and not ray" $(MODELS) & models=$$!; \
+		$(FAST) "not slow and not gpu and not ray" $(MODELS:%=--ignore=%) & others=$$!; \
+		$(FAST) "not slow and not gpu and ray"; ray=$$?; \
+		wait $$models; models=$$?; wait $$others && test $$ray -eq 0 && test $$models -eq 0
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -27,8 +26,8 @@ from fibec_ray.learning.identity import read_identity
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.simulation import resolved
-from fibec_ray.sweep.folder import folder_of, log_of
+from fibec_ray.simulation import resolved, simulate
+from fibec_ray.sweep.folder import folder_of, log_of, write_record
 from fibec_ray.sweep.load import Sweep, load_sweep
 from fibec_ray.sweep.run import refuse_failures, run_sweep
 
@@ -332,17 +331,18 @@ def test_a_command_line_that_makes_no_sense(arguments: list[str], capsys: Any) -
 
 
 def test_an_unfinished_run_goes_on(write: Any, tmp_path: Path) -> None:
-    sweep, out = load_sweep(write(seeds=[0]), ["rounds=3"]), tmp_path / "out"
-    run_sweep(sweep, out, 2, str)
-    whole = [log_digest(folder_of(run, out)) for run in sweep.runs]
-    for run in sweep.runs:
-        shutil.rmtree(folder_of(run, out))
-        interrupted(resolved(run.experiment), folder_of(run, out), run.experiment.cohort_size + 1)
-    begun = [read_identity(folder_of(run, out)).run_id for run in sweep.runs]
-    assert run_sweep(sweep, out, 2, str) == []
-    assert [read_identity(folder_of(run, out)).run_id for run in sweep.runs] == begun
-    assert [log_digest(folder_of(run, out)) for run in sweep.runs] == whole
-    assert "resuming at round 1 of 3 rounds" in log_of(folder_of(sweep.runs[0], out)).read_text()
+    sweep, out, said = load_sweep(write(seeds=[0]), ["rounds=3"]), tmp_path / "out", list[str]()
+    out.mkdir()
+    write_record(sweep, out)
+    half, whole = sweep.runs
+    simulate(half.experiment, tmp_path / "calm")
+    interrupted(resolved(half.experiment), folder_of(half, out), half.experiment.cohort_size + 1)
+    simulate(whole.experiment, folder_of(whole, out))
+    begun = read_identity(folder_of(half, out)).run_id
+    assert run_sweep(sweep, out, 1, said.append) == [] and "1 finished before" in said[0]
+    assert read_identity(folder_of(half, out)).run_id == begun
+    assert log_digest(folder_of(half, out)) == log_digest(tmp_path / "calm")
+    assert "resuming at round 1 of 3 rounds" in log_of(folder_of(half, out)).read_text()
 
 
 def test_a_real_sweep_ends_with_its_table_and_a_second_time_runs_nothing(

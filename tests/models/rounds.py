@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,12 +17,18 @@ from fibec_ray.config.load import check
 from fibec_ray.simulation import simulate
 
 
-def main(folder: Path, files: list[Path]) -> None:
+def ran(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Digest and backend of each run, by its name."""
     found = {}
-    for file in files:
-        run = simulate(check(yaml.safe_load(file.read_text()), str(file)), folder / file.stem)
+    for name, of_run in settings.items():
+        run = simulate(check(of_run, name), folder / name)
         summary = json.loads((run.folder / "summary.json").read_text())
-        found[file.stem] = {"digest": run.adapter_digest, "backend": summary["backend"]}
+        found[name] = {"digest": run.adapter_digest, "backend": summary["backend"]}
+    return found
+
+
+def main(folder: Path, files: list[Path]) -> None:
+    found = ran(folder, {file.stem: yaml.safe_load(file.read_text()) for file in files})
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line]
     print(json.dumps({"runs": found, "shared_memory": mapped}))
 
