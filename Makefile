@@ -13,14 +13,13 @@ quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	$(BIN)/fibec-ray run configs/quickstart.yaml --out runs/quickstart
 	$(BIN)/fibec-ray report runs/quickstart
 
-# In three processes, one of them with the tests that need Ray, which mostly wait.
-FAST   := $(BIN)/python -m pytest -q -p no:cacheprovider -m
-MODELS := tests/models tests/parts tests/learning
+# In three processes: two with the tests that need Ray, which mostly wait, and one with all others.
+FAST := $(BIN)/python -m pytest -q -p no:cacheprovider -m
 test: lint  ## what CI runs
-	@$(FAST) "not slow and not gpu and not ray" $(MODELS) & models=$$!; \
-		$(FAST) "not slow and not gpu and not ray" $(MODELS:%=--ignore=%) & others=$$!; \
-		$(FAST) "not slow and not gpu and ray"; ray=$$?; \
-		wait $$models; models=$$?; wait $$others && test $$ray -eq 0 && test $$models -eq 0
+	@$(FAST) "not slow and not gpu and not ray" & others=$$!; \
+		$(FAST) "not slow and not gpu and ray" tests/jobs & jobs=$$!; \
+		$(FAST) "not slow and not gpu and ray" --ignore=tests/jobs; ray=$$?; \
+		wait $$jobs; jobs=$$?; wait $$others && test $$ray -eq 0 && test $$jobs -eq 0
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
