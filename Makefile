@@ -13,13 +13,17 @@ quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	$(BIN)/fibec-ray run configs/quickstart.yaml --out runs/quickstart
 	$(BIN)/fibec-ray report runs/quickstart
 
-# In three processes: two with the tests that need Ray, which mostly wait, and one with all others.
-FAST := $(BIN)/python -m pytest -q -p no:cacheprovider -m
+# Side by side: two processes with the tests that need Ray, which mostly wait, and two with all others, which do not.
+FAST   := $(BIN)/python -m pytest -q -p no:cacheprovider -m
+RAY    := "not slow and not gpu and ray"
+REST   := "not slow and not gpu and not ray"
+MODELS := tests/models tests/parts tests/learning
 test: lint  ## what CI runs
-	@$(FAST) "not slow and not gpu and not ray" & others=$$!; \
-		$(FAST) "not slow and not gpu and ray" tests/jobs & jobs=$$!; \
-		$(FAST) "not slow and not gpu and ray" --ignore=tests/jobs; ray=$$?; \
-		wait $$jobs; jobs=$$?; wait $$others && test $$ray -eq 0 && test $$jobs -eq 0
+	@$(FAST) $(REST) $(MODELS) & models=$$!; \
+		$(FAST) $(REST) $(MODELS:%=--ignore=%) & rest=$$!; \
+		$(FAST) $(RAY) tests/jobs & jobs=$$!; \
+		$(FAST) $(RAY) --ignore=tests/jobs; failed=$$?; \
+		for one in $$models $$rest $$jobs; do wait $$one || failed=1; done; exit $$failed
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
