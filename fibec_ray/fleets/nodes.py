@@ -45,9 +45,11 @@ def _bundles(config: FleetConfig) -> list[dict[str, float]]:
     """What each of the actors takes of a node; none where their number is left to what there is."""
     if config.classes:
         return [each.bundle for each in config.classes for _ in range(each.num_actors)]
-    alike = ActorClass(share=1, num_actors=config.num_actors or 1, cpus_per_actor=config.cpus_per_actor or 1.0)
-    alike = alike.model_copy(update={"gpus_per_actor": config.gpus_per_actor or 0.0})
-    return [alike.bundle] * (config.num_actors or 0)
+    if config.num_actors is None:
+        return []
+    cpus, gpus = config.cpus_per_actor or 1.0, config.gpus_per_actor or 0.0
+    alike = ActorClass(share=1, num_actors=config.num_actors, cpus_per_actor=cpus, gpus_per_actor=gpus)
+    return [alike.bundle] * config.num_actors
 
 
 def _refuse_emptiness() -> None:

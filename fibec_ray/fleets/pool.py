@@ -129,8 +129,8 @@ class ActorPool:
                 ray.kill(seat.actor)
 
     def _start_some(self) -> None:
-        """As many as may start at the same time, in order."""
-        free = self.at_once - sum(seat.answer is not None for seat in self._seats)
+        """As many as may start at the same time, in order. One that is overdue keeps no other waiting."""
+        free = self.at_once - sum(seat.answer_by < math.inf for seat in self._seats)
         waiting = [i for i, seat in enumerate(self._seats) if seat.actor is None]
         for i in waiting[: max(0, free)]:
             self._seats[i].actor = self.make(i)
@@ -272,6 +272,7 @@ class ActorPool:
             seat.node = ""
             seat.actor = self.make(i)
             seat.answer = seat.actor.ready.remote()
+        self._start_some()
 
     def _check_nodes(self) -> None:
         if time.monotonic() < self._nodes_at:

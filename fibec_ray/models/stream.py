@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fibec_ray.models.prefetch import Prefetcher, prefetcher
+from fibec_ray.parts.peft.targets import is_transposed
 
 
 def _where_it_is(weight: Tensor) -> Tensor | None:
@@ -53,8 +54,7 @@ def bytes_that_stay(module: nn.Module) -> int:
 def _products(module: nn.Module) -> Iterator[Any]:
     """Linears, and GPT-2's, which transformers calls Conv1D."""
     for layer in module.modules():
-        is_product = type(layer) is nn.Linear or type(layer).__name__ == "Conv1D"
-        if is_product and not any(p.requires_grad for p in layer.parameters()):
+        if (type(layer) is nn.Linear or is_transposed(layer)) and not any(p.requires_grad for p in layer.parameters()):
             yield layer
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import ray
 import yaml
@@ -29,29 +29,22 @@ class Host(Nobody):
 
     def __init__(self, cluster: Cluster):
         self._cluster = cluster
+        self._fleet: Any = None
         self.notes: list[str] = []
+
+    def placed(self, fleet: Any) -> None:
+        self._fleet = fleet
 
     def row(self, row: Row) -> None:
         if row["round"] == 0:
             self._cluster.add_node(num_cpus=1, **STORE)
             self._cluster.wait_for_nodes(timeout=60)
         if row["round"] == 2:
-            wait_for_a_second_actor()
+            starting = [seat.answer for seat in self._fleet._pool._seats if seat.answer is not None]
+            ray.wait(starting, num_returns=len(starting), timeout=120)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-def wait_for_a_second_actor() -> None:
-    import psutil
-
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        commands = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
-        if sum("DeviceActor" in command for command in commands) == 2:
-            time.sleep(10)  # for its model
-            return
-        time.sleep(0.5)
 
 
 def main(settings: str, folder: str, out: str) -> None:

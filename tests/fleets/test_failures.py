@@ -175,6 +175,24 @@ def test_actors_start_in_waves_and_work_is_not_kept_waiting_for_all(tmp_path: Pa
         pool.stop()
 
 
+def test_actors_that_have_no_place_keep_no_others_from_starting(tmp_path: Path, ray_cluster: None) -> None:
+    """The second of them is for a node that the cluster does not have, and the third of another kind."""
+    notes = list[str]()
+
+    def make(i: int) -> Any:
+        resources = {"no such node": 1} if i == 1 else {}
+        return ray.remote(Worker).options(num_cpus=0.1, resources=resources).remote(tmp_path)
+
+    pool = ActorPool(make, 3, 5, 60, 2, notes.append, at_once=1, kind_of=lambda i: i // 2)
+    pool.start()
+    try:
+        calls = [call(0), Call(1, call(1).submit, kind=1)]
+        assert {one.key for one in pool.run(calls)} == {0, 1}
+        assert any("actor 1 did not start" in note for note in notes)
+    finally:
+        pool.stop()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_hundred_actors_with_a_device_each(tmp_path: Path, ray_cluster: None) -> None:
