@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fibec_ray.models.prefetch import Prefetcher, prefetcher
-from fibec_ray.parts.peft.targets import is_transposed
+from fibec_ray.parts.peft.base import is_transposed
 
 
 def _where_it_is(weight: Tensor) -> Tensor | None:

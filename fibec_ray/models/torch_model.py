@@ -24,7 +24,7 @@ from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.spec import Backbone, Holding
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.peft.base import Peft, is_product
 from fibec_ray.per_sample import Caught, catch, collect_holders
 from fibec_ray.responses import ResponseTokens, locate
 from fibec_ray.tensors import Tensors
@@ -265,7 +265,7 @@ class _ForwardCost:
         inner = getattr(base, getattr(base, "base_model_prefix", ""), base)
         # Not the pooler of the BERT family, which sees one token and is not used.
         modules = [module for name, module in inner.named_modules() if not name.startswith("pooler.")]
-        dense: list[Any] = [m for m in modules if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+        dense: list[Any] = [m for m in modules if is_product(m)]
         # Of their sizes, as a weight that is elsewhere has no entries here.
         self._dense = 2.0 * sum(
             m.in_features * m.out_features if isinstance(m, nn.Linear) else m.nx * m.nf for m in dense

@@ -109,3 +109,12 @@ def linear_names(module: nn.Module) -> list[str]:
     """The last words of the names of the Linears in a model, for error messages."""
     names = (name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, nn.Linear))
     return sorted(dict.fromkeys(names))
+
+
+def is_product(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """True for a product with a weight (in, out): GPT-2's, which transformers calls Conv1D."""
+    return type(module).__name__ == "Conv1D"

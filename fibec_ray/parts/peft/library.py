@@ -8,8 +8,8 @@ from typing import Any, ClassVar, get_args
 from pydantic import Field, field_validator
 
 from fibec_ray.parts.peft.attached import Attached, plain
-from fibec_ray.parts.peft.base import Peft
-from fibec_ray.parts.peft.targets import Word, is_transposed, query_and_value, refusal, resolve
+from fibec_ray.parts.peft.base import Peft, is_transposed
+from fibec_ray.parts.peft.targets import Word, query_and_value, refusal, resolve
 
 
 class InLinears(Peft):

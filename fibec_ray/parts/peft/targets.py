@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from fibec_ray.errors import ModelError
-from fibec_ray.parts.peft.base import block_part, linear_names
+from fibec_ray.parts.peft.base import block_part, is_product, linear_names
 
 Word = Literal["attention", "all-linear"]
 
@@ -74,15 +74,6 @@ def linears_of_blocks(module: nn.Module) -> list[str]:
     """Names of the products of a block within it, such as self_attn.q_proj."""
     parts = [block_part(name) for name, child in module.named_modules() if is_product(child)]
     return sorted(dict.fromkeys(part for part in parts if part))
-
-
-def is_product(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_transposed(module)
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """True for a product with a weight (in, out): GPT-2's, which transformers calls Conv1D."""
-    return type(module).__name__ == "Conv1D"
 
 
 def refusal(what: str, module: Any, target: str = "") -> ModelError:
