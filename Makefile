@@ -13,16 +13,17 @@ quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	$(BIN)/fibec-ray run configs/quickstart.yaml --out runs/quickstart
 	$(BIN)/fibec-ray report runs/quickstart
 
-# Side by side: two processes with the tests that need Ray, which mostly wait, and two with all others, which do not.
+# Side by side: two processes with the tests that need Ray, which mostly wait and go first where there is work, and two
+# with all others, which do not.
 FAST   := $(BIN)/python -m pytest -q -p no:cacheprovider -m
 RAY    := "not slow and not gpu and ray"
 REST   := "not slow and not gpu and not ray"
 MODELS := tests/models tests/parts tests/learning
 test: lint  ## what CI runs
-	@$(FAST) $(REST) $(MODELS) & models=$$!; \
-		$(FAST) $(REST) $(MODELS:%=--ignore=%) & rest=$$!; \
+	@nice $(FAST) $(REST) $(MODELS) & models=$$!; \
+		nice $(FAST) $(REST) $(MODELS:%=--ignore=%) & rest=$$!; \
 		$(FAST) $(RAY) tests/jobs & jobs=$$!; \
-		$(FAST) $(RAY) --ignore=tests/jobs; failed=$$?; \
+		$(FAST) $(RAY) tests/fleets; failed=$$?; \
 		for one in $$models $$rest $$jobs; do wait $$one || failed=1; done; exit $$failed
 
 test-all: lint  ## the slow tests too

@@ -30,6 +30,17 @@ TINY_BERT = {"model_type": "bert", "vocab_size": 30522, **TINY}
 TINY_LLAMA = {"model_type": "llama", "vocab_size": 30522, "num_key_value_heads": 2, **TINY}
 
 
+ON_RAY = (Path(__file__).parent / "fleets", Path(__file__).parent / "jobs")
+"""Where `make test` looks for tests that need Ray."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fast_on_ray = item.get_closest_marker("ray") and not item.get_closest_marker("slow")
+        if fast_on_ray and not any(item.path.is_relative_to(folder) for folder in ON_RAY):
+            raise pytest.UsageError(f"{item.nodeid}: put it into tests/fleets or tests/jobs, or `make test` misses it")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared base weights go to a folder of this test run."""
@@ -53,8 +64,6 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for all tests that need one; fleets join it and leave it running."""
     import ray
 
-    from fibec_ray.models.quiet import OFFLINE_ENV
-
     os.environ.pop("RAY_ADDRESS", None)
     ray.init(
         address="local",
@@ -63,7 +72,6 @@ def ray_cluster() -> Iterator[None]:
         object_store_memory=150_000_000,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"env_vars": {**OFFLINE_ENV, "HF_HUB_OFFLINE": "1"}},
     )
     yield
     ray.shutdown()

@@ -14,7 +14,6 @@ from ray._private.utils import get_num_cpus
 from fibec_ray.errors import ConfigError, FleetError
 from fibec_ray.fleets.placement import Resources
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.models.quiet import OFFLINE_ENV
 
 CONNECT_TIMEOUT_S = 5
 
@@ -34,8 +33,7 @@ def connect(config: FleetConfig) -> bool:
             address="local" if local else config.address,
             include_dashboard=False if local else None,
             object_store_memory=config.object_store_mb * 1_000_000 if local else None,
-            # Workers of a local cluster inherit this process's environment; a runtime_env would start them anew.
-            runtime_env=None if local else {"env_vars": OFFLINE_ENV},
+            # No runtime_env of our own: its workers could not be those that Ray keeps ready, and start seconds later.
             log_to_driver=False,
             logging_level="ERROR",
         )

@@ -52,6 +52,7 @@ class Site:
         from fibec_ray.models.backbone import prepare
 
         assert isinstance(self.job.backbone, Backbone), "nothing is prepared of a network from scratch"
+        quiet_libraries()
         # A node may keep them elsewhere than the driver's machine does, which says so for all.
         cache_dir = Path(os.environ.get("FIBEC_RAY_NODE_CACHE", self.cache_dir))
         return prepare(self.job.backbone, self.job.seed, self.job.num_classes, cache_dir)

@@ -49,8 +49,17 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     if x.dtype != torch.float32 or layer.weight.dtype != torch.float32:
         return nn.functional.linear(x, layer.weight, layer.bias)
     # Flat, because oneDNN gives back a view of anything else, which autograd lets nobody change in place.
-    y: Tensor = _FrozenProduct.apply(x.flatten(0, -2), layer.weight, layer.bias)
-    return y.view(*x.shape[:-1], -1)
+    return _product(x.flatten(0, -2), layer.weight, layer.bias).view(*x.shape[:-1], -1)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Of _FrozenProduct. Function.apply inspects the signature of `forward` at each call, which is of use to torch.func
+    alone, and takes as long as a small product."""
+    if torch._C._are_functorch_transforms_active():
+        under_transform: Tensor = _FrozenProduct.apply(x, weight, bias)
+        return under_transform
+    y: Tensor = super(torch.autograd.Function, _FrozenProduct).apply(x, weight, bias)
+    return y
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -68,9 +77,8 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
         x = x.movedim(in_dims[0], 0)
-        y: Tensor = _FrozenProduct.apply(x.flatten(0, -2), weight, bias)
-        return y.view(*x.shape[:-1], -1), 0
+        return _product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1), 0
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _FrozenProduct.apply(grads[0], ctx.weight.t(), None), None, None
+        return _product(grads[0], ctx.weight.t(), None), None, None

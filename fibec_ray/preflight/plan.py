@@ -107,13 +107,13 @@ def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float) -> Holding | N
     """As an actor will find it. Raises ModelError for a backend that cannot be had."""
     if isinstance(job.backbone, Net):
         return None
-    backend, memory = job.backbone.backend, room.resources.memory_bytes
+    backend, free = job.backbone.backend, room.resources.memory_bytes
     if gpus and not room.gpu_memory:
         unknown = "each actor goes by its GPU, whose memory is not known from here"
         return Holding(backend, unknown if backend == "auto" else bases.CONFIGURED)
     gpu = int(room.gpu_memory * min(1.0, gpus)) if gpus else None
     # A node's share is all that can be said of a cluster's memory; what is asked for by name may find a larger one.
-    host = memory // room.num_nodes if backend == "auto" else memory
+    host = free // room.num_nodes if backend == "auto" else free
     return bases.choose(backend, anatomy.all_base_bytes, bases.Room(gpu, host, (room.gpu_memory,) * (int(gpus) - 1)))
 
 

@@ -38,12 +38,19 @@ def settings_of(method: str, tiny_settings: Any, fleet: dict[str, Any]) -> dict[
     return {**made, "fleet": fleet}
 
 
-@pytest.mark.parametrize("method", ["fibecfed", "scaffold and adam"])
-@pytest.mark.parametrize(("before", "after"), [(POOLED, LOCAL), (LOCAL, POOLED)], ids=["ray to local", "local to ray"])
+@pytest.mark.parametrize(
+    ("before", "after", "method"),
+    [
+        pytest.param(POOLED, LOCAL, "fibecfed", id="ray to local-fibecfed"),
+        pytest.param(LOCAL, POOLED, "scaffold and adam", id="local to ray-scaffold and adam"),
+        pytest.param(LOCAL, POOLED, "fibecfed", id="local to ray-fibecfed", marks=pytest.mark.slow),
+        pytest.param(POOLED, LOCAL, "scaffold and adam", id="ray to local-scaffold and adam", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_on_another_fleet(
-    method: str,
     before: dict[str, Any],
     after: dict[str, Any],
+    method: str,
     tiny_settings: Any,
     tmp_path: Path,
     ray_cluster: None,

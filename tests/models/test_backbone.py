@@ -166,7 +166,7 @@ print(json.dumps({"uss": after.uss - before.uss, "rss": after.rss - before.rss, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the unique set size from /proc")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_base_weights_are_shared_not_copied(dtype: Any, tmp_path: Path) -> None:
     """A process that has loaded the base, put an adapter on it and trained on it has no copy of its own.
 

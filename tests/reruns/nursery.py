@@ -1,8 +1,8 @@
 """Drivers that are killed: forks one after another, SIGKILLs each at a random moment, and lets the last one end.
 
-python nursery.py FOLDER NUM_KILLS SEED: for each FOLDER/NAME.yaml a calm run, FOLDER/NAME/calm, and one whose drivers
-are killed, FOLDER/NAME/killed. Prints, as JSON by NAME, the newest round in the log when each driver died. One process
-imports everything once; its forks train, and it never does itself: what has run a backward pass cannot be forked.
+python nursery.py FOLDER/NAME.yaml NUM_KILLS SEED: a calm run, FOLDER/NAME/calm, and one whose drivers are killed,
+FOLDER/NAME/killed. Prints, as JSON, the newest round in the log when each driver died. One process imports everything
+once; its forks train, and it never does itself: what has run a backward pass cannot be forked.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ from fibec_ray.reruns.resume import resume
 from fibec_ray.simulation import cache_dir, prepare, simulate
 
 
-def main(folder: str, num_kills: str, seed: str) -> None:
+def main(settings: str, num_kills: str, seed: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rng, died_at = random.Random(int(seed)), dict[str, list[int]]()
-    for settings in sorted(Path(folder).glob("*.yaml")):
-        experiment = check(yaml.safe_load(settings.read_text()), str(settings))
-        warm_up(experiment)
-        died_at[settings.stem] = disturb(experiment, settings.with_suffix(""), int(num_kills), rng)
+    experiment = check(yaml.safe_load(Path(settings).read_text()), settings)
+    warm_up(experiment)
+    died_at = disturb(experiment, Path(settings).with_suffix(""), int(num_kills), random.Random(int(seed)))
     print(json.dumps(died_at))
 
 
