@@ -43,7 +43,8 @@ function mount(card) {
       choices.append(button);
     });
   card.replaceChildren(title, choices, unit, holder, keys, caption);
-  let width = 0;
+  let width = holder.clientWidth;
+  redraw(); // at once: a page that is printed or saved may never be told of a size
   new ResizeObserver(() => {
     if (holder.clientWidth !== width) {
       width = holder.clientWidth;
@@ -53,7 +54,6 @@ function mount(card) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 }
 
-document.querySelectorAll("figure[data-figures]").forEach(mount);
 const chooser = document.getElementById("chooser");
 if (chooser) {
   const pick = () =>
@@ -63,3 +63,4 @@ if (chooser) {
   chooser.addEventListener("change", pick);
   pick();
 }
+document.querySelectorAll("figure[data-figures]").forEach(mount);
