@@ -16,6 +16,10 @@ from fibec_ray.fleets.site import Site
 from fibec_ray.models.spec import Backbone
 
 POLL_S = 2.0
+SAME_BASE = (
+    "give a revision (backbone.revision) or a folder that all nodes see, and the same versions of torch and "
+    "transformers on every node"
+)
 
 
 def await_nodes(config: FleetConfig) -> None:
@@ -108,10 +112,7 @@ def refuse_different(fingerprints: Mapping[str, str]) -> None:
     first, *others = fingerprints
     for other in others:
         if fingerprints[other] != fingerprints[first]:
-            raise FleetError(
-                f"backbone: nodes {first} and {other} have different base weights; give a revision (backbone.revision) "
-                "or a folder that all nodes see, and the same versions of torch and transformers on every node"
-            )
+            raise FleetError(f"backbone: nodes {first} and {other} have different base weights; {SAME_BASE}")
 
 
 def _hosts_actors(node: dict[str, Any]) -> bool:

@@ -77,7 +77,8 @@ class ActorPool:
 
     call_timeout_s: for each device that a call works for; an actor that takes longer counts as hung, and is restarted.
     note: takes a line about what was lost and what becomes of it. at_once: actors that start at the same time; others
-    are made as those answer. kind_of: the i-th actor's, which does calls of that kind.
+    are made as those answer. kind_of: the i-th actor's, which does calls of that kind. ask: calls what an actor answers
+    once it is well, with the id of its node.
     """
 
     make: Callable[[int], Any]
@@ -88,6 +89,7 @@ class ActorPool:
     note: Callable[[str], None] = lambda text: None
     at_once: int = 1_000_000
     kind_of: Callable[[int], int] = lambda i: 0
+    ask: Callable[[Any], ray.ObjectRef] = lambda actor: actor.ready.remote()
     _seats: list[_Seat] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=lambda: Backlog([], []))
     _limit: int = 0
@@ -216,7 +218,7 @@ class ActorPool:
 
     def _expect(self, seat: _Seat) -> None:
         """Asks whether it is well. Its time runs from the first time that it is asked."""
-        seat.answer = seat.actor.ready.remote()
+        seat.answer = self.ask(seat.actor)
         seat.answer_by = min(seat.answer_by, time.monotonic() + self.startup_timeout_s)
 
     def _arrive(self, i: int, value: Any) -> None:
@@ -271,7 +273,7 @@ class ActorPool:
             ray.kill(seat.actor)
             seat.node = ""
             seat.actor = self.make(i)
-            seat.answer = seat.actor.ready.remote()
+            seat.answer = self.ask(seat.actor)
         self._start_some()
 
     def _check_nodes(self) -> None:

@@ -6,6 +6,7 @@ After a restart Ray calls the constructor again, and the next call builds the wo
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import Queue
@@ -13,6 +14,8 @@ from typing import Any
 
 import ray
 
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.nodes import SAME_BASE
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.wire import from_wire, to_wire
 from fibec_ray.learning.checkpoint import read_state, write_state
@@ -35,8 +38,14 @@ class DeviceActor:
         self._site, self._name, self._gpu_share = site, name, gpu_share
         self._built: GroupWorker | None = None
 
-    def ready(self) -> str:
-        """Builds the model if need be; the id of the node that it is on."""
+    def ready(self, base: str) -> str:
+        """Builds the model if need be; the id of the node that it is on. base: digest that the base weights must have,
+        if it is known by now. Raises FleetError for others: the node may have come when the run was on its way."""
+        if base and base != self.fingerprint():
+            raise FleetError(
+                f"backbone: node {platform.node()} has other base weights than the run began with; {SAME_BASE}, or "
+                "take the node away, and resume"
+            )
         node: str = ray.get_runtime_context().get_node_id()
         return node if self._worker else ""
 

@@ -178,6 +178,7 @@ class RayFleet:
             at_once=max(MIN_WAVE, int(WAVE_PER_CPU * ray.cluster_resources().get("CPU", 0))),
             note=self._note,
             kind_of=place.class_of_actor,
+            ask=lambda actor: actor.ready.remote(self.base),
         )
         pool.start()
         return pool

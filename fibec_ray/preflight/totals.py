@@ -90,7 +90,7 @@ def work(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, s
     layers = max(1, anatomy.layout.num_layers)
 
     def seconds(amount: Amount, at_once: int) -> float:
-        return (amount.flops / (rate * EFFICIENCY) + amount.steps * layers * BLOCK_S) / max(1, at_once)
+        return ((amount.flops + amount.again) / (rate * EFFICIENCY) + amount.steps * layers * BLOCK_S) / max(1, at_once)
 
     opening_s, rounds_s = seconds(opened, count), seconds(sum(rounds, Amount()), min(count, job.cohort_size))
     start_s = ACTOR_CPU_S * (1 + count / max(1.0, seats.cpus)) if experiment.fleet.kind == "ray" else 0.0

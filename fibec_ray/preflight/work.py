@@ -19,6 +19,7 @@ from fibec_ray.ggn import TOKEN_DRAWS
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.pooled import steps_of
+from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fedfisher import FedFisher
 from fibec_ray.parts.aggregator.fipa import Fipa
@@ -42,16 +43,18 @@ from fibec_ray.preflight.samples import Lengths, Samples
 
 @dataclass
 class Amount:
-    """Work of some passes. steps: forward passes with what follows them, each of which has a fixed cost in time."""
+    """Work of some passes. steps: forward passes with what follows them, each of which has a fixed cost in time. again:
+    operations that are done once more because blocks keep nothing, which takes time and is not in the log."""
 
     flops: float = 0.0
     steps: int = 0
+    again: float = 0.0
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(self.flops + other.flops, self.steps + other.steps)
+        return Amount(self.flops + other.flops, self.steps + other.steps, self.again + other.again)
 
     def times(self, factor: float) -> Amount:
-        return Amount(self.flops * factor, round(self.steps * factor))
+        return Amount(self.flops * factor, round(self.steps * factor), self.again * factor)
 
 
 @dataclass
@@ -196,7 +199,12 @@ class Devices:
     def _pass(self, lengths: Lengths, backwards: int = 0) -> Amount:
         flops = self.anatomy.forward_flops(len(lengths), int(lengths.max()))
         flops += self.anatomy.answer_flops * self.samples.answer_share * float(lengths.sum())
-        return Amount(flops * (1 + backwards * self.anatomy.backward_share), 1 + backwards)
+        again = flops * backwards if self._recomputes else 0.0
+        return Amount(flops * (1 + backwards * self.anatomy.backward_share), 1 + backwards, again)
+
+    @property
+    def _recomputes(self) -> bool:
+        return isinstance(self.job.backbone, Backbone) and self.job.backbone.checkpointing
 
     def _drawn(self, lengths: Lengths, most: int | None) -> Lengths:
         """As many samples as that, of all lengths."""

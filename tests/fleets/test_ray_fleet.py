@@ -13,10 +13,10 @@ import pytest
 import ray
 
 from fibec_ray.config.load import check
-from fibec_ray.errors import ConfigError, ModelError
+from fibec_ray.errors import ConfigError, FleetError, ModelError
 from fibec_ray.fleets.cluster import check_reachable
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.ray_actors import ServerActor
+from fibec_ray.fleets.ray_actors import DeviceActor, ServerActor
 from fibec_ray.fleets.ray_fleet import RayFleet
 from fibec_ray.fleets.reduction import Reduction
 from fibec_ray.fleets.settings import FleetConfig
@@ -130,6 +130,18 @@ def test_an_actor_s_own_error_reaches_the_driver_as_it_is(
             fleet.open()
     finally:
         fleet.close()
+
+
+def test_an_actor_whose_node_has_other_base_weights_does_not_work(
+    tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    site = site_of(tiny_settings(), tmp_path / "run")
+    actor = DeviceActor(site, "here", 0)
+    assert actor.ready(site.base_fingerprint()) == actor.ready("") != ""
+    with pytest.raises(
+        FleetError, match=r"backbone: node .* has other base weights than the run began with; give a rev"
+    ):
+        actor.ready("0123")
 
 
 @pytest.mark.parametrize(

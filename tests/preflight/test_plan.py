@@ -17,6 +17,7 @@ from fibec_ray.preflight.plan import Plan, make_plan
 from fibec_ray.preflight.refusal import refuse
 from fibec_ray.preflight.room import Room
 from fibec_ray.preflight.samples import Samples
+from fibec_ray.preflight.totals import Work, work
 
 GB = 10**9
 LLAMA_7B = {
@@ -162,6 +163,24 @@ def test_on_a_gpu_each_actor_has_base_weights_of_its_own() -> None:
     assert found.memory.base_per_node == 0
     with pytest.raises(CapacityError, match=r"^GPU memory: .* 1\.0 GB are free; lower fleet\.num_actors$"):
         refuse(found)
+
+
+def test_blocks_that_are_computed_again_take_time_and_are_not_logged() -> None:
+    """A step of LoRA is a forward and a backward pass of equal length, and with checkpointing another forward one."""
+    once, again = (
+        worked({"init": "random", "config": TINY_BERT, "tokenizer": "minilm", "checkpointing": checkpointing})
+        for checkpointing in (False, True)
+    )
+    assert again.rounds_flops == once.rounds_flops
+    assert again.round_s == pytest.approx(1.5 * once.round_s, rel=0.01)
+
+
+def worked(backbone: dict[str, Any]) -> Work:
+    """By FedAvg, on a machine so slow that operations are all that counts."""
+    experiment = check(make_tiny("fedavg", backbone=backbone), "test")
+    job, lengths = experiment.job(2, None), [np.full(12, 16) for _ in range(experiment.num_devices)]
+    samples, made = Samples(lengths, lengths, np.concatenate(lengths)), anatomy(job)
+    return work(experiment, job, made, samples, plan(room(), backbone=backbone).seats, rate=1e6)
 
 
 def test_lanes_multiply_what_a_pass_holds() -> None:
