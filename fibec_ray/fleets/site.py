@@ -75,7 +75,6 @@ class Site:
 
     def worker(self, name: str = "driver", device: str = "cpu") -> GroupWorker:
         """A worker with a model of its own; the base weights are shared by all processes of the node."""
-        quiet_libraries()
         torch.set_num_threads(self.threads)
         federation = self.federation()
         model = self._model(federation, device)

@@ -53,8 +53,8 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Of _FrozenProduct. Function.apply inspects the signature of `forward` at each call, which is of use to torch.func
-    alone, and takes as long as a small product."""
+    """_FrozenProduct, with its shapes. Function.apply inspects the signature of `forward` at each call, which is of use
+    to torch.func alone, and takes as long as a small product."""
     if torch._C._are_functorch_transforms_active():
         under_transform: Tensor = _FrozenProduct.apply(x, weight, bias)
         return under_transform

@@ -81,8 +81,9 @@ class Devices:
             total += self._scan(self.samples.train[device], self._labels(mask.label))
         if isinstance(method.sharing, GlobalLayers):
             chosen = self._drawn(self.samples.train[device], method.sharing.max_samples)
-            forwards = 1.0 if method.sharing.score_by == "similarity" else 2.0 + self.anatomy.backward_share
-            total += self._grouped(chosen, CHUNK).times(forwards)
+            total += self._grouped(chosen, CHUNK)
+            if method.sharing.score_by != "similarity":
+                total += self._grouped(chosen, CHUNK, backwards=1)
         return total
 
     def device_round(self, device: int, round_: int) -> Amount:

@@ -124,6 +124,13 @@ def test_figures_for_a_paper_are_png_and_svg(tmp_path):
     assert (tmp_path / "figures" / "accuracy_by_rounds.svg").read_text().count("<svg") == 1
 
 
+def test_figures_of_each_run_have_a_folder_of_their_own(tmp_path):
+    runs = [small_run(tmp_path / name, {0: 0.2, 3: 0.5}, method=name) for name in ("a", "b")]
+    write_report(runs, tmp_path / "page.html", tmp_path / "figures")
+    assert (tmp_path / "figures" / "personal_accuracy_by_bytes.svg").is_file()
+    assert {path.name for path in (tmp_path / "figures").iterdir() if path.is_dir()} == {"a--seed-0", "b--seed-0"}
+
+
 def test_the_page_needs_nothing_from_outside(tmp_path):
     page = page_of(with_summary(full_run(tmp_path)))
     assert not re.search(r"(src|href)\s*=|url\(|@import|<link|<iframe", page)

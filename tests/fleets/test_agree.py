@@ -42,11 +42,14 @@ def test_local_and_ray_agree_bit_for_bit(
 
 
 @pytest.mark.ray
-def test_lane_groups_are_the_same_wherever_they_run(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+@pytest.mark.parametrize("fleet", [pytest.param(POOLED_1, marks=pytest.mark.slow), POOLED_2], ids=["1", "2"])
+def test_lane_groups_are_the_same_wherever_they_run(
+    fleet: dict[str, Any], tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
     """Five devices on lanes of two: groups of one, two and two."""
     found = [
-        digests(tiny_settings("fibecfed", cohort_size=5, fleet={**fleet, "lanes": 2}), tmp_path / str(number))
-        for number, fleet in enumerate(BOTH)
+        digests(tiny_settings("fibecfed", cohort_size=5, fleet={**each, "lanes": 2}), tmp_path / each["kind"])
+        for each in (LOCAL, fleet)
     ]
     assert found[0] == found[1]
 
@@ -110,14 +113,20 @@ def test_another_seed_gives_other_bits(reference: tuple[str, str], tiny_settings
     assert adapter != reference[0] and log != reference[1]
 
 
-def test_fibecfed_with_nothing_held_back_is_fedavg(tiny_settings: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+def test_fibecfed_with_nothing_held_back_is_fedavg(
+    kind: str, tiny_settings: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """E13: all layers global, no mask, all data from the start."""
     everything = {
         "name": "fibecfed-degenerate",
         "curriculum": {"kind": "fisher", "initial_fraction": 1.0},
         "sharing": {"kind": "gal", "fraction": 1.0},
     }
-    run = simulate(check(tiny_settings(everything), "test"), tmp_path / "degenerate")
+    if kind == "ray":
+        request.getfixturevalue("ray_cluster")
+    fleet = POOLED_2 if kind == "ray" else LOCAL
+    run = simulate(check(tiny_settings(everything, fleet=fleet), "test"), tmp_path / "degenerate")
     fedavg = simulate(check(tiny_settings("fedavg"), "test"), tmp_path / "fedavg")
     assert run.adapter_digest == fedavg.adapter_digest
     scores = [(row["global_accuracy"], row["train_loss"]) for row in run.rows[1:]]

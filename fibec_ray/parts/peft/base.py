@@ -112,6 +112,7 @@ def linear_names(module: nn.Module) -> list[str]:
 
 
 def is_product(module: nn.Module) -> bool:
+    """True for what multiplies its input by a weight matrix, whichever way round that lies."""
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
