@@ -51,6 +51,8 @@ class DeviceReport:
     attempt: int = 0
     update_digest: str | None = None
     """of what the device sent and what it keeps"""
+    state_digest: str = ""
+    """of the state that the device has stored; '' if it stores nothing. Not a column: `update_digest` ends with it"""
     quarantined: str | None = None
     """why the update was not averaged, if it was not"""
     kept_neurons: tuple[int, ...] | None = None

@@ -141,7 +141,7 @@ def carry_on(
     tally = Tally(experiment.task.metric, experiment.local.batch_size)
     site = site_of(experiment, folder, identity)
     need = refuse_misfit(experiment, site.job, folder, cache_dir())
-    log = RoundLog(folder, log_metadata(experiment, identity))
+    log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
     summary = _summary(experiment, identity.prepared)
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
@@ -151,10 +151,11 @@ def carry_on(
     try:
         for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
-            keeper.after(logged.round, logged.devices, tally, last=logged.round == experiment.rounds - 1)
+            last = logged.round == experiment.rounds - 1
+            keeper.after(logged.round, logged.devices, tally, log.newest, last)
             watcher.row(logged.row)
             rows.append(logged.row)
-        keeper.finish(experiment.rounds - 1, tally)
+        keeper.finish(experiment.rounds - 1, tally, log.newest)
         adapter = fleet.adapter()
         save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter")
     except BaseException:
@@ -184,7 +185,7 @@ def run_rounds(
         row, layers = tally.opening(opened)
         yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(site.job.num_devices))
     else:
-        tally.restore(fleet.restore(start.server), start.manifest.tally)
+        tally.restore(fleet.restore(start.server, start.manifest.devices), start.manifest.tally)
         start.refuse_other_base(fleet.base)
         watcher.placed(fleet)
     for t in range(start.manifest.next_round if start else 0, experiment.rounds):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,14 +20,28 @@ OPENING_ROUND = -1
 """The round number under which the initialisation phase is planned, seeded and logged."""
 
 
+class StateRef(NamedTuple):
+    """Names one stored state of a device: the round that wrote it, and the digest of its tensors."""
+
+    version: int
+    digest: str
+    """'' if unknown: checkpoints of older programs name versions only"""
+
+
+States = Mapping[int, StateRef]
+"""The accepted state of each device; a device that has stored nothing is left out."""
+
+
 @dataclass(frozen=True)
 class RoundPlan:
-    """Everything about a round that is the same for all of its devices."""
+    """Everything that is decided about a round before it runs."""
 
     round: int
     rounds: int
     cohort: tuple[int, ...]
     learning_rate: float
+    states: States = field(default_factory=dict)
+    """the state that each device of the cohort starts from"""
 
 
 @dataclass(frozen=True)
@@ -210,7 +224,14 @@ class Fleet(Protocol):
         """Starts what is needed and runs the initialisation phase (a no-op for methods without one)."""
         ...
 
-    def run_round(self, plan: RoundPlan) -> RoundResult: ...
+    @property
+    def states(self) -> States:
+        """The state that each device has now: the newest one whose update the server accepted."""
+        ...
+
+    def run_round(self, plan: RoundPlan) -> RoundResult:
+        """Train the cohort. The fleet fills in `plan.states`."""
+        ...
 
     def evaluate(self, round_: int) -> EvaluationResult: ...
 
@@ -218,8 +239,11 @@ class Fleet(Protocol):
         """The global model: shared tensors as they are now, personal ones as they were at the start."""
         ...
 
-    def restore(self, path: Path) -> OpenResult:
-        """In place of `open`: starts what is needed, and gives the server the state in a file that `save` left."""
+    def restore(self, path: Path, states: States) -> OpenResult:
+        """Start from a checkpoint, in place of `open`.
+
+        path: the server's state, a file that `save` wrote. states: what each device goes on from.
+        """
         ...
 
     def save(self, path: Path) -> Callable[[], str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import BACKBONES, DOES_NOT_APPLY, settings_on
+from device_states import stored
 
 from fibec_ray.config.load import check, method_files
 from fibec_ray.errors import ModelError
@@ -54,7 +55,7 @@ def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_pa
                 assert report.train_loss is None and report.num_steps == report.num_samples_seen == 0
             else:
                 assert report.train_loss is not None and math.isfinite(report.train_loss)
-            state = StateStore(site.state_dir).load(report.device, before=round_ + 1)
+            state = stored(StateStore(site.state_dir), report.device, before=round_ + 1)
             assert set(state.personal) == personal
     evaluation = fleet.evaluate(1)
     assert evaluation.shared.losses.isfinite().all()

@@ -49,7 +49,7 @@ def measure(experiment: Experiment, folder: Path) -> list[Costs]:
         plan, times = plan_round(site.job, experiment.cohort_size, t), [time.perf_counter()]
         tally.round(t, fleet.run_round(plan), None)
         times.append(time.perf_counter())
-        keeper.after(t, plan.cohort, tally)
+        keeper.after(t, plan.cohort, tally, {})
         times.append(time.perf_counter())
         keeper.settle()
         times.append(time.perf_counter())

@@ -16,6 +16,7 @@ from fibec_ray.fleets.ray_actors import ServerActor
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning import checkpoint
+from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.types import OPENING_ROUND, LayerReport, Layout
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ class Headquarters:
     """`start`, then `open` or `restore`, then anything else.
 
     describe: P^0 (as arrays) and its layout, from a device actor. rerun: does a round once more, as it went. note:
-    takes a line about what was lost.
+    takes a line about what was lost. accepted: the fleet's device states, which go back with a server that is replaced.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class Headquarters:
         describe: Callable[[], tuple[Any, Layout]],
         rerun: Callable[[int], None],
         note: Callable[[str], None],
+        accepted: AcceptedStates,
     ):
         self._site, self._config, self._describe, self._rerun, self._note = site, config, describe, rerun, note
+        self._accepted, self._opened_states = accepted, accepted.all
         self.actor: Any = None
         self._layer_reports: list[LayerReport] | None = None
         """what devices said in the initialisation phase, if this fleet ran it"""
@@ -57,7 +60,7 @@ class Headquarters:
 
     def open(self, layer_reports: list[LayerReport]) -> tuple[frozenset[str], Any]:
         """Names of shared tensors, and the scores that chose them."""
-        self._layer_reports = layer_reports
+        self._layer_reports, self._opened_states = layer_reports, self._accepted.all
         found: tuple[frozenset[str], Any] = self.healing(OPENING_ROUND, partial(self._ask, "open", layer_reports))
         return found
 
@@ -113,14 +116,16 @@ class Headquarters:
         """
         for kept in reversed([kept for kept in checkpoint.rounds_kept(self._site.run_dir) if kept <= round_]):
             try:
-                path = checkpoint.load(self._site.run_dir, kept).server
+                found = checkpoint.load(self._site.run_dir, kept)
             except RunDirError:
                 continue
-            self.restore(path)
+            self.restore(found.server)
+            self._accepted.reset(found.manifest.devices)
             return kept
         if self._layer_reports is None:
             raise FleetError("the server was lost, and no checkpoint can be used to go on from")
         self._ask("open", self._layer_reports)
+        self._accepted.reset(self._opened_states)
         return 0
 
     def _ask(self, method: str, *arguments: Any) -> Any:

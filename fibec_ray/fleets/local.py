@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fibec_ray.fleets.site import Site, assemble_evaluation
+from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.checkpoint import read_state, write_state
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
@@ -18,7 +19,16 @@ from fibec_ray.learning.server import Server
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Broadcast, EvaluationResult, OpenResult, Predictions, Progress, RoundPlan, RoundResult
+from fibec_ray.types import (
+    Broadcast,
+    EvaluationResult,
+    OpenResult,
+    Predictions,
+    Progress,
+    RoundPlan,
+    RoundResult,
+    States,
+)
 
 T = TypeVar("T")
 
@@ -30,6 +40,7 @@ class LocalFleet:
 
     def __init__(self, site: Site, progress: Progress = lambda stage, done, total: None):
         self._site, self._progress = site, progress
+        self._accepted = AcceptedStates()
         self._worker: GroupWorker
         self._server: Server
         self._federation: Federation
@@ -41,15 +52,24 @@ class LocalFleet:
         devices = range(job.num_devices if job.method.opens else 0)
         opened = self._by_group("open", devices, self._federation.num_train(devices), self._worker.open_group)
         selection = self._server.open([layer_report for layer_report, _ in opened])
-        return self._result(selection, [report for _, report in opened])
+        reports = [report for _, report in opened]
+        self._accepted.accept(reports)
+        return self._result(selection, reports)
+
+    @property
+    def states(self) -> States:
+        return self._accepted.all
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast(plan.round)
+        plan = replace(plan, states=self._accepted.of(plan.cohort))
         train = partial(self._worker.train_group, plan, broadcast=broadcast)
         trained = self._by_group("train", plan.cohort, self._federation.num_train(plan.cohort), train)
         bad = self._server.absorb(plan.round, [update for update, _ in trained])
         self._site.tolerance.check(plan, (), bad)
-        return RoundResult([replace(report, quarantined=bad.get(report.device)) for _, report in trained])
+        reports = [replace(report, quarantined=bad.get(report.device)) for _, report in trained]
+        self._accepted.accept(reports)
+        return RoundResult(reports)
 
     def evaluate(self, round_: int) -> EvaluationResult:
         batch_size = self._site.job.eval_batch_size
@@ -65,8 +85,9 @@ class LocalFleet:
     def close(self) -> None:
         """Nothing to stop."""
 
-    def restore(self, path: Path) -> OpenResult:
+    def restore(self, path: Path, states: States) -> OpenResult:
         self._start()
+        self._accepted.reset(states)
         return self._result(self._server.restore(read_state(path)), [])
 
     def save(self, path: Path) -> Callable[[], str]:
@@ -97,7 +118,7 @@ class LocalFleet:
 
     def _evaluate_personal(self, broadcast: Broadcast) -> dict[int, Predictions]:
         devices = range(self._site.job.num_devices)
-        evaluate = partial(self._worker.evaluate_group, broadcast=broadcast)
+        evaluate = partial(self._worker.evaluate_group, broadcast=broadcast, states=self._accepted.of(devices))
         found = self._by_group("evaluate", devices, self._federation.num_test(devices), evaluate)
         return dict(zip(devices, found, strict=True))
 

@@ -25,7 +25,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout, Predictions, RoundPlan
+from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout, Predictions, RoundPlan, States
 
 AT_ONCE = 8
 """Updates of one call of `feed`, and of the server's queue: it holds no more of a round than twice that."""
@@ -76,10 +76,10 @@ class DeviceActor:
         parts: list[Predictions] = self._worker.evaluate_shared(from_wire(chunks), from_wire(broadcast))
         return to_wire(parts)
 
-    def evaluate_personal(self, groups: list[Group], broadcast: Any) -> Any:
+    def evaluate_personal(self, groups: list[Group], broadcast: Any, states: States) -> Any:
         """Predictions of the devices of some groups, one after the other."""
         received: Broadcast = from_wire(broadcast)
-        return to_wire([own for group in groups for own in self._worker.evaluate_group(group, received)])
+        return to_wire([own for group in groups for own in self._worker.evaluate_group(group, received, states)])
 
     @property
     def _worker(self) -> GroupWorker:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,23 @@ from fibec_ray.fleets.schedule import Call, CostModel
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.fleets.wire import from_wire, to_wire
+from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions, Progress, RoundPlan, RoundResult
+from fibec_ray.types import (
+    EvaluationResult,
+    Layout,
+    OpenResult,
+    Predictions,
+    Progress,
+    RoundPlan,
+    RoundResult,
+    States,
+)
 
 CALLS_PER_ACTOR = 4
 """Evaluation work is cut into about this many calls for each actor, so that the slowest one does not lag."""
@@ -64,7 +76,8 @@ class RayFleet:
         self._site, self._config, self._progress, self._note, self._need = site, config, progress, note, need
         self._owns_ray = False
         self._pool: ActorPool | None = None
-        self._server = Headquarters(site, config, self._describe, self._rerun, note)
+        self._accepted = AcceptedStates()
+        self._server = Headquarters(site, config, self._describe, self._rerun, note, self._accepted)
         self._costs = CostModel()
         self._federation: Federation
         self._opened: OpenResult
@@ -75,8 +88,14 @@ class RayFleet:
     def open(self) -> OpenResult:
         layout = self._start()
         opened = self._open_devices() if self._site.job.method.opens else []
+        reports = [report for _, report in opened]
+        self._accepted.accept(reports)
         names, scores = self._server.open([layer_report for layer_report, _ in opened])
-        return self._result(names, scores, layout, [report for _, report in opened])
+        return self._result(names, scores, layout, reports)
+
+    @property
+    def states(self) -> States:
+        return self._accepted.all
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         self._grow()
@@ -100,8 +119,9 @@ class RayFleet:
         if self._owns_ray:
             ray.shutdown()
 
-    def restore(self, path: Path) -> OpenResult:
+    def restore(self, path: Path, states: States) -> OpenResult:
         layout = self._start()
+        self._accepted.reset(states)
         names, scores = self._server.restore(path)
         return self._result(names, scores, layout, [])
 
@@ -131,9 +151,11 @@ class RayFleet:
         self._round(plan_round(job, job.cohort_size, round_), self._left_out.get(round_, ()))
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
-        groups = self._groups(plan.cohort)
+        groups, plan = self._groups(plan.cohort), replace(plan, states=self._accepted.of(plan.cohort))
         round_ = RayRound(self._server.actor, plan, groups, self._config, self._site.tolerance, self._note)
-        return round_.run(partial(self._on_groups, "train", devices=plan.cohort), absent)
+        result = round_.run(partial(self._on_groups, "train", devices=plan.cohort), absent)
+        self._accepted.accept(result.reports)
+        return result
 
     def _grow(self) -> None:
         """Nodes that have joined get actors, in a pooled fleet whose size is not set."""
@@ -222,7 +244,7 @@ class RayFleet:
         calls = [
             Call(
                 i,
-                partial(_evaluate_personal, share, broadcast),
+                partial(_evaluate_personal, share, broadcast, self._accepted.of(chain.from_iterable(share))),
                 num_devices=sum(len(group) for group in share),
                 kind=self._class_of(share[0]),
             )
@@ -301,5 +323,7 @@ def _evaluate_shared(chunks: Any, broadcast: ray.ObjectRef, actor: Any, attempt:
     return [actor.evaluate_shared.remote(chunks, broadcast)]
 
 
-def _evaluate_personal(groups: list[Group], broadcast: ray.ObjectRef, actor: Any, attempt: int) -> list[ray.ObjectRef]:
-    return [actor.evaluate_personal.remote(groups, broadcast)]
+def _evaluate_personal(
+    groups: list[Group], broadcast: ray.ObjectRef, states: States, actor: Any, attempt: int
+) -> list[ray.ObjectRef]:
+    return [actor.evaluate_personal.remote(groups, broadcast, states)]

@@ -1,7 +1,7 @@
 """Checkpoints on disk: what is needed to go on after a round as if nothing had happened; used by keeper.py and resume.
 
 RUN/checkpoints/rounds/000005/   before round 5: server.safetensors and manifest.json, renamed into place together
-RUN/checkpoints/devices/         what devices keep (store.py); the manifest says which version each of them has
+RUN/checkpoints/devices/         what devices keep (store.py); the manifest names version and digest of each state
 Safetensors and JSON alone are read, and both only if they are, bit for bit, what was written.
 """
 
@@ -12,9 +12,9 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -23,6 +23,7 @@ from fibec_ray.learning.sealed import read_sealed, write_sealed
 from fibec_ray.learning.tally import TallyState
 from fibec_ray.run_dir import flush, replace_folder
 from fibec_ray.tensors import Tensors
+from fibec_ray.types import StateRef
 
 FORMAT = 1
 SERVER, MANIFEST = "server.safetensors", "manifest.json"
@@ -45,6 +46,11 @@ class CheckpointConfig(BaseModel):
         return rounds if self.keep == "all" else rounds[-self.keep :]
 
 
+def _named(value: Any) -> Any:
+    """Manifests of older programs have versions alone."""
+    return (value, "") if isinstance(value, int) else value
+
+
 class Manifest(BaseModel):
     """All of a checkpoint but the server's tensors."""
 
@@ -61,8 +67,10 @@ class Manifest(BaseModel):
     base: str = ""
     """fingerprint of the base weights; '' if there are none, or it was not kept yet"""
     tally: TallyState
-    devices: dict[int, int]
-    """the newest version of each device's state; a device without one is left out"""
+    devices: dict[int, Annotated[StateRef, BeforeValidator(_named)]]
+    """the accepted state of each device; a device without one is left out"""
+    log: dict[str, str] = {}
+    """by table of the round log: digest of its newest part, which names the one before it; empty in old checkpoints"""
     format: int = FORMAT
 
 

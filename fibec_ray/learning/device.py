@@ -1,7 +1,7 @@
 """What a federated device does when it opens, trains and is evaluated; run by whatever hosts it, in any process.
 
-Every method of the worker is a pure function of (job, data, stored state, plan, broadcast): where it runs, and how
-often, does not change its result.
+Every method of the worker is a pure function of (job, data, plan, broadcast) and of the stored states that the plan
+names: where it runs, and how often, does not change its result.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from fibec_ray.types import (
     Layout,
     Predictions,
     RoundPlan,
+    States,
 )
 
 
@@ -82,33 +83,33 @@ class DeviceWorker:
             if method.mask.opens:
                 memory["mask"] = method.mask.prepare(scan, self._rng("mask", device, OPENING_ROUND))
             scores = method.sharing.score(self.model, shard, self._rng("sensitivity", device))
-            self._store.save(device, OPENING_ROUND, DeviceState(memory=memory))
+            kept = self._store.save(device, OPENING_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
             seconds, received = time.perf_counter() - started, on_wire(self._job, initial, rank)
             opened = Opened(scan, memory, layer_report, self.model.work, seconds, received)
             report = opening_report(self._job, opened, self._name, attempt)
-            return layer_report, replace(report, update_digest=self._store.digest(device, OPENING_ROUND))
+            return layer_report, replace(report, update_digest=kept, state_digest=kept)
 
     def train(
         self, plan: RoundPlan, device: int, broadcast: Broadcast, attempt: int = 0
     ) -> tuple[ClientUpdate, DeviceReport]:
-        """One device-round from the device's stored state and the broadcast; writes the new state."""
+        """One device-round from the state that the plan names and the broadcast; stores the state that it proposes."""
         with self._stage(device, plan.round, "train"):
             started = self._start()
             round_ = self._begin(plan, device, broadcast)
             session = self._session(round_)
             own = self._job.method.solver.solve(session, round_.memory["solver"])
             trained = session.trained
-            update = self._finish(round_, trained, own)
+            update, kept = self._finish(round_, trained, own)
             seconds = time.perf_counter() - started
             report = training_report(
                 self._job, round_, trained, update, self.model.work, self.layout, self._name, attempt, seconds
             )
-            return update, replace(report, update_digest=self._digest(update, plan.round))
+            return update, replace(report, update_digest=_digest_of(update) + kept, state_digest=kept)
 
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
-        method, state = self._job.method, self._store.load(device, before=plan.round)
+        method, state = self._job.method, self._store.load(device, plan.states.get(device))
         rank = rank_of(self._job, device, state)
         received = self._adopt(rank, state, broadcast.shared)
         personal = list(drop(received, broadcast.shared))
@@ -183,24 +184,27 @@ class DeviceWorker:
             if name not in round_.moving and name not in self.layout.carried
         }
 
-    def _finish(self, round_: DeviceRound, trained: Trained, own: Tensors) -> ClientUpdate:
-        """Splits the trained values into what is sent and what stays, and stores that. own: the solver's memory."""
+    def _finish(self, round_: DeviceRound, trained: Trained, own: Tensors) -> tuple[ClientUpdate, str]:
+        """Splits the trained values into what is sent and what stays, and stores what stays.
+
+        own: the solver's memory. Returns the update and the digest of the stored state ('' if there is none).
+        """
         plan, shared, memory = round_.plan, round_.broadcast.shared, round_.memory | {"solver": own}
         values = self.model.read()
         if not (all_finite(values) and all_finite(own)):
-            return self._nothing(round_, trained)
+            return self._nothing(round_, trained), ""
         delta = subtract({name: values[name] for name in shared if name in round_.moving}, round_.received)
         objective = self._job.method.objective
-        kept = objective.remember(memory["objective"], select(values, shared))
+        remembered = objective.remember(memory["objective"], select(values, shared))
         memory["objective"], evidence = objective.finish(
-            kept, round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
+            remembered, round_.broadcast.hint, delta, trained.num_steps, plan.learning_rate
         )
         rng = self._rng("evidence_after", round_.device, plan.round)
         aggregator = self._job.method.aggregator
         evidence |= aggregator.evidence_after(self.model, round_.shard, list(delta), round_.batches, rng)
         if trained.squares:
             memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
-        self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
+        kept = self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
         rank = objective.rank(memory["objective"]) or round_.rank
         sent = on_wire(self._job, delta, rank)
         return ClientUpdate(
@@ -211,7 +215,7 @@ class DeviceWorker:
             {**round_.evidence, **evidence},
             rank,
             plan.learning_rate,
-        )
+        ), kept
 
     def _nothing(self, round_: DeviceRound, trained: Trained) -> ClientUpdate:
         """The update of a device whose training has diverged: it sends nothing, and stays as it was."""
@@ -227,10 +231,10 @@ class DeviceWorker:
         test = self._data.test_set()
         return [self._predict(test, rows) for rows in chunks]
 
-    def evaluate_personal(self, device: int, broadcast: Broadcast) -> Predictions:
-        """The device's own model on its own test shard, in the shard's order."""
+    def evaluate_personal(self, device: int, broadcast: Broadcast, states: States) -> Predictions:
+        """The device's own model on its own test shard, in the shard's order. states: as `RoundPlan` has them."""
         with self._stage(device, broadcast.round, "evaluate"):
-            state = self._store.load(device, before=broadcast.round)
+            state = self._store.load(device, states.get(device))
             received = self._adopt(rank_of(self._job, device, state), state, broadcast.shared)
             solver, shard = self._job.method.solver, self._data.test_shard(device)
             own = solver.own(dict(state.memory.get("solver", {})))
@@ -314,11 +318,6 @@ class DeviceWorker:
         """Squared gradients of the named tensors over the batches, lazy."""
         return FisherScan(self.model, shard, batches, names, self._rng("fisher", device, round_))
 
-    def _digest(self, update: ClientUpdate, round_: int) -> str:
-        """Of what the device sent, with that of what it keeps after the round (nothing adds nothing)."""
-        sent = digest(with_prefix("delta", update.delta) | with_prefix("evidence", update.evidence))
-        return sent + self._store.digest(update.device, round_)
-
     def _rng(self, purpose: str, *where: int) -> torch.Generator:
         return seeds.generator(self._job.seed, purpose, *where)
 
@@ -335,3 +334,8 @@ class DeviceWorker:
             raise
         except Exception as error:
             raise DeviceError(device, round_, stage, f"{type(error).__name__}: {error}") from error
+
+
+def _digest_of(update: ClientUpdate) -> str:
+    """Of what the device sent."""
+    return digest(with_prefix("delta", update.delta) | with_prefix("evidence", update.evidence))

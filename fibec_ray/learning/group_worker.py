@@ -17,7 +17,7 @@ from fibec_ray.learning.lanes import Lanes
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import LanedModel, LocalModel, Shard
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Predictions, RoundPlan
+from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Predictions, RoundPlan, States
 
 T = TypeVar("T")
 
@@ -68,9 +68,9 @@ class GroupWorker(DeviceWorker):
         found = self._side_by_side(devices, lambda worker, device: worker.train(plan, device, broadcast, attempt))
         return _with_shares_of(time.perf_counter() - started, found)
 
-    def evaluate_group(self, devices: Sequence[int], broadcast: Broadcast) -> list[Predictions]:
+    def evaluate_group(self, devices: Sequence[int], broadcast: Broadcast, states: States) -> list[Predictions]:
         """`evaluate_personal` of a lane group, in its order."""
-        return self._side_by_side(devices, lambda worker, device: worker.evaluate_personal(device, broadcast))
+        return self._side_by_side(devices, lambda worker, device: worker.evaluate_personal(device, broadcast, states))
 
     def _side_by_side(self, devices: Sequence[int], work: Callable[[DeviceWorker, int], T]) -> list[T]:
         """A group of one is computed as without lanes."""

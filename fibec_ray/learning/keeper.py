@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +13,7 @@ from fibec_ray.learning.checkpoint import Checkpoint, CheckpointConfig, Manifest
 from fibec_ray.learning.store import StateStore
 from fibec_ray.learning.tally import Tally
 from fibec_ray.run_dir import flush
-from fibec_ray.types import Fleet
+from fibec_ray.types import Fleet, States
 
 
 class Keeper:
@@ -33,24 +33,32 @@ class Keeper:
         start: Checkpoint | None = None,
     ):
         self._run_dir, self._run_id, self._config, self._store, self._fleet = run_dir, run_id, config, store, fleet
-        self._versions = dict(start.manifest.devices) if start else {}
         self._changed: set[int] = set()
+        """devices that were at work since the last checkpoint"""
+        self._states = _states_of_kept(run_dir) if start else {}
+        """what each kept checkpoint counts on, by its next round"""
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._written: list[int] = []
         """devices that the checkpoint under way is the first one to count on"""
 
-    def after(self, round_: int, devices: Collection[int], tally: Tally, last: bool = False) -> None:
+    def after(
+        self,
+        round_: int,
+        devices: Collection[int],
+        tally: Tally,
+        log: Mapping[str, str],
+        last: bool = False,
+    ) -> None:
         """The round is in the log, and these devices have been at work. Raises what an earlier checkpoint failed with.
 
-        last: of the run; its checkpoint is always kept.
+        log: digests of the newest parts of the round log. last: of the run; its checkpoint is always kept.
         """
         self._settle_or_skip()
         self._changed |= set(devices)
-        self._versions |= {device: round_ for device in devices if self._store.path(device, round_).exists()}
         next_round = round_ + 1
         if not last and next_round % self._config.every:
-            self._pending = self._thread.submit(self._prune, list(devices))
+            self._prune(devices, self._fleet.states, next_round)
             return
         draft = checkpoint.new_draft(self._run_dir, next_round)
         write = self._fleet.save(draft / checkpoint.SERVER)
@@ -61,16 +69,17 @@ class Keeper:
             lanes=self._fleet.lanes,
             base=self._fleet.base,
             tally=tally.state(),
-            devices=dict(self._versions),
+            devices=dict(self._fleet.states),
+            log=dict(log),
         )
         changed, self._changed = sorted(self._changed), set()
         self._written = changed
         self._pending = self._thread.submit(self._commit, draft, write, manifest, changed)
 
-    def finish(self, last_round: int, tally: Tally) -> None:
+    def finish(self, last_round: int, tally: Tally, log: Mapping[str, str]) -> None:
         """Waits for the last checkpoint; it is written again if the server was lost meanwhile."""
         if not self._settle_or_skip():
-            self.after(last_round, (), tally, last=True)
+            self.after(last_round, (), tally, log, last=True)
             self.settle()
 
     def _settle_or_skip(self) -> bool:
@@ -97,21 +106,40 @@ class Keeper:
     def _commit(self, draft: Path, write: Callable[[], str], manifest: Manifest, changed: list[int]) -> None:
         self._flush(changed, manifest)
         checkpoint.commit(self._run_dir, draft, manifest.model_copy(update={"server": write()}))
+        self._states[manifest.next_round] = manifest.devices
         rounds = checkpoint.rounds_kept(self._run_dir)
+        stale = set(changed)
         for old in sorted(set(rounds) - set(self._config.kept(rounds))):
             checkpoint.remove(self._run_dir, old)
-        self._prune(changed)
+            stale |= _differing(self._states.pop(old, {}), manifest.devices)
+        self._prune(stale, manifest.devices, manifest.next_round)
 
     def _flush(self, devices: Iterable[int], manifest: Manifest) -> None:
-        """A checkpoint that survives a power cut is worth nothing without the states that it counts on."""
+        """Put the states on disk before the checkpoint that counts on them: it must survive a power cut."""
         for device in devices:
-            version = manifest.devices.get(device)
+            ref = manifest.devices.get(device)
             try:
-                if version is not None:
-                    flush(self._store.path(device, version))
+                if ref is not None:
+                    flush(self._store.path(device, ref.version))
             except OSError as error:
                 raise RunDirError(f"device {device}: its state cannot be kept ({error.strerror})") from error
 
-    def _prune(self, devices: Collection[int]) -> None:
+    def _prune(self, devices: Collection[int], now: States, before: int) -> None:
+        """Delete older states of these devices, except those that they have now and that kept checkpoints count on."""
         if self._config.keep != "all":
-            self._store.prune(devices, checkpoint.rounds_kept(self._run_dir))
+            counted = (now, *self._states.values())
+            needed = {(d, states[d].version) for states in counted for d in devices if d in states}
+            self._store.prune(devices, needed, before)
+
+
+def _states_of_kept(run_dir: Path) -> dict[int, States]:
+    """Of the checkpoints that an earlier part of the run left; a damaged one counts on nothing."""
+    found: dict[int, States] = {}
+    for next_round in checkpoint.rounds_kept(run_dir):
+        with suppress(RunDirError):
+            found[next_round] = checkpoint.load(run_dir, next_round).manifest.devices
+    return found
+
+
+def _differing(old: States, new: States) -> set[int]:
+    return {device for device, ref in old.items() if new.get(device) != ref}

@@ -1,14 +1,15 @@
-"""Device states on disk, one file for each device and round that changed it; no state lives only in an actor.
+"""Device states on disk, one file for each device and round that wrote one; no state lives only in an actor.
 
-A file `DEVICE/ROUND.safetensors` holds the state after that round (-1: after the initialisation phase) and its digest.
-A device-round starts from the newest version before its round, so running it again, elsewhere or later, starts from the
-same state. Devices only ever add versions: the driver alone takes them away (keeper.py), because it alone knows which
-rounds a resumed run may have to start from.
+`DEVICE/ROUND.safetensors` holds the state that a device proposes after that round (-1: the initialisation phase).
+Storing a state does not make it the device's: the fleet accepts it together with the device's update (`accepted.py`),
+and the next round's plan names the version and digest to start from. So a device-round that is repeated, quarantined or
+dropped never changes what later rounds start from. Devices only add files; the driver alone removes them (keeper.py).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -18,89 +19,87 @@ from safetensors.torch import save_file
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.tensors import Tensors, digest
-from fibec_ray.types import DeviceState
+from fibec_ray.types import DeviceState, StateRef
 
 
 class StateStore:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def load(self, device: int, before: int) -> DeviceState:
-        """The device's state at the start of round `before`; empty if it has never had one. Raises RunDirError."""
-        version = self.newest(device, before)
-        return DeviceState() if version is None else DeviceState.from_flat(_read(self.path(device, version)))
+    def load(self, device: int, ref: StateRef | None) -> DeviceState:
+        """Read a device's state; None gives the empty one that every device begins with.
 
-    def save(self, device: int, round_: int, state: DeviceState) -> None:
-        """Writes the state after `round_`; a state without tensors writes nothing. Raises RunDirError."""
+        Raises RunDirError if the file is missing, damaged, or holds another state than `ref` names.
+        """
+        return DeviceState() if ref is None else DeviceState.from_flat(self._read(device, ref))
+
+    def save(self, device: int, round_: int, state: DeviceState) -> str:
+        """Write the state after `round_`; returns its digest. A state without tensors writes nothing and gives ''.
+
+        Raises RunDirError.
+        """
         tensors = {name: value.contiguous() for name, value in state.flat().items()}
         if not tensors:
-            return
-        path = self.path(device, round_)
+            return ""
+        path, found = self.path(device, round_), digest(tensors)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, metadata={"digest": digest(tensors)})
+            save_file(tensors, part, metadata={"digest": found})
             os.replace(part, path)
         except (SafetensorError, OSError) as error:
             with suppress(OSError):
                 part.unlink()
-            raise RunDirError(f"{path}: the device's state cannot be written ({error})") from error
+            raise RunDirError(
+                f"{path}: the device's state cannot be written ({error}); free some disk space, then resume the run"
+            ) from error
+        return found
 
-    def digest(self, device: int, round_: int) -> str:
-        """Of the state after `round_`, from the head of its file; '' if the device wrote none."""
-        path = self.path(device, round_)
-        return _recorded(path) if path.exists() else ""
+    def check(self, device: int, ref: StateRef) -> None:
+        """Raise RunDirError unless the file holds exactly the state that `ref` names."""
+        self._read(device, ref)
 
-    def newest(self, device: int, before: int) -> int | None:
-        """The version that round `before` starts from."""
-        return max((round_ for round_ in self.versions(device) if round_ < before), default=None)
-
-    def prune(self, devices: Collection[int], starts: Collection[int]) -> None:
-        """Drops versions that nothing can need any more.
-
-        starts: rounds that the run may be resumed at; each needs the newest version before it. The two newest ones of
-        all stay in any case: the state now, and the one that a retry of the current round starts from.
-        """
+    def prune(self, devices: Collection[int], needed: Collection[tuple[int, int]], before: int) -> None:
+        """Delete versions older than round `before`, except those in `needed`, pairs of device and version."""
         for device in devices:
-            versions = sorted(self.versions(device))
-            needed = {*versions[-2:], *(self.newest(device, start) for start in starts)}
-            for old in versions:
-                if old not in needed:
-                    self.path(device, old).unlink(missing_ok=True)
+            for version in self.versions(device):
+                if version < before and (device, version) not in needed:
+                    self.path(device, version).unlink(missing_ok=True)
 
     def rewind(self, first: int) -> None:
-        """Forgets what round `first` and later ones wrote, whole or in part: the resumed run does them again."""
+        """Delete what round `first` and later ones wrote, whole or in part; the resumed run repeats them."""
         for part in self._folder.glob("*/.*.part"):
             part.unlink(missing_ok=True)
-        for path in self._folder.glob("*/*.safetensors"):
-            if path.stem[0] != "." and int(path.stem) >= first:
-                path.unlink(missing_ok=True)
+        for folder in self._folder.glob("[0-9]*"):
+            if folder.name.isdecimal():
+                for version in self.versions(int(folder.name)):
+                    if version >= first:
+                        self.path(int(folder.name), version).unlink(missing_ok=True)
 
     def versions(self, device: int) -> list[int]:
-        return [
-            int(path.stem) for path in (self._folder / f"{device:05d}").glob("*.safetensors") if path.stem[0] != "."
-        ]
+        """Rounds that wrote a state. Files with other names are not ours and are ignored."""
+        names = (path.stem for path in self._home(device).glob("*.safetensors"))
+        return sorted(int(name) for name in names if re.fullmatch("-?[0-9]+", name))
 
-    def path(self, device: int, round_: int) -> Path:
-        return self._folder / f"{device:05d}" / f"{round_}.safetensors"
+    def path(self, device: int, version: int) -> Path:
+        return self._home(device) / f"{version}.safetensors"
 
+    def _home(self, device: int) -> Path:
+        return self._folder / f"{device:05d}"
 
-def _read(path: Path) -> Tensors:
-    """All tensors of a file, if they are those that were written."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-            expected = (file.metadata() or {}).get("digest")
-    except (SafetensorError, OSError) as error:
-        raise RunDirError(f"{path}: the device's state cannot be read ({error})") from error
-    if expected is not None and digest(tensors) != expected:
-        raise RunDirError(f"{path}: the device's state is damaged: its digest is not the one it was written with")
-    return tensors
-
-
-def _recorded(path: Path) -> str:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get("digest", ""))
-    except (SafetensorError, OSError) as error:
-        raise RunDirError(f"{path}: the device's state cannot be read ({error})") from error
+    def _read(self, device: int, ref: StateRef) -> Tensors:
+        path = self.path(device, ref.version)
+        if not path.is_file():
+            raise RunDirError(f"{path}: the device's state is missing; put the file back, or start a new run")
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+                recorded = (file.metadata() or {}).get("digest", "")
+        except (SafetensorError, OSError) as error:
+            raise RunDirError(f"{path}: the device's state cannot be read ({error})") from error
+        if digest(tensors) != (ref.digest or recorded):
+            what = "is damaged: its digest is not the one it was written with"
+            if ref.digest and digest(tensors) == recorded:
+                what = f"is another state than the one that the run accepted in round {ref.version}"
+            raise RunDirError(f"{path}: the device's state {what}")
+        return tensors

@@ -21,7 +21,7 @@ CONFIG_TIMES = 7 / 3
 ROW_BYTES = {"devices": 150, "layers": 25, "batches": 30}
 
 MANIFEST_BYTES = 1_000
-MANIFEST_ROW_BYTES = 16
+MANIFEST_ROW_BYTES = 75
 """Of a checkpoint's manifest, and of each device in it."""
 RECORD_TIMES = 1.3
 """What says which run it is: the experiment as JSON, and more."""
@@ -48,13 +48,13 @@ class Disk:
 def state_files(
     job: Job, keep: CheckpointConfig, exchange: Exchange, samples: Samples, cohorts: Sequence[Sequence[int]]
 ) -> int:
-    """Of what devices keep, at the end of the run: the two newest versions of each, and those that checkpoints need."""
+    """Of what devices keep at the end of the run: the states that the kept checkpoints count on."""
     starts = keep.kept(checkpoint_rounds(job.rounds, keep))
     total = 0
     for device, lengths in enumerate(samples.train):
         opening = [OPENING_ROUND] if job.method.opens else []
         versions = opening + [t for t, cohort in enumerate(cohorts) if device in cohort]
-        needed = set(versions if keep.keep == "all" else versions[-2:])
+        needed = set(versions if keep.keep == "all" else ())
         for start in starts:
             needed |= set([version for version in versions if version < start][-1:])
         total += sum(exchange.state_bytes(len(lengths), opened=version == OPENING_ROUND) for version in needed)

@@ -6,7 +6,7 @@ Alone, or where devices computed side by side (fleet.lanes) with those of its la
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
     start = None if round_ == OPENING_ROUND else _start(record, round_)
     lanes = lanes_of(record)
     group = _group(record, plan, device, lanes)
-    versions = start.manifest.devices if start else {}
-    with staged(record, lanes, {each: versions[each] for each in group if each in versions}) as site:
+    known = start.manifest.devices if start else {}
+    plan = replace(plan, states={each: known[each] for each in group if each in known})
+    with staged(record, lanes, plan.states) as site:
         row = device_row(_again(site, plan, group, start)[group.index(device)])
     logged = [r for r in read_devices(record.folder).to_pylist() if (r["round"], r["device"]) == (round_, device)]
     if len(logged) != 1:

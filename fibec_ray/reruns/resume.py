@@ -71,12 +71,10 @@ def newest_whole(record: Record, log: RoundLog, store: StateStore, note: Callabl
 
 
 def _refuse_gaps(record: Record, found: Checkpoint, log: RoundLog, store: StateStore) -> None:
-    """Raises RunDirError if something that the checkpoint counts on is not there."""
+    """Raises RunDirError if something that the checkpoint counts on is missing or is not what was written."""
     manifest = found.manifest
     if manifest.run_id != record.identity.run_id:
         raise RunDirError(f"{found.folder}: is of another run ({manifest.run_id}) than {record.identity.run_id}")
-    log.check(manifest.next_round - 1)
-    for device, version in manifest.devices.items():
-        path = store.path(device, version)
-        if not path.is_file():
-            raise RunDirError(f"{path}: the device's state is missing")
+    log.check(manifest.next_round - 1, manifest.log)
+    for device, ref in manifest.devices.items():
+        store.check(device, ref)

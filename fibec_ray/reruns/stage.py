@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,12 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.site import Site
 from fibec_ray.reruns.records import Record
 from fibec_ray.simulation import site_of
+from fibec_ray.types import States
 
 
 @contextmanager
-def staged(record: Record, lanes: int, devices: Mapping[int, int]) -> Iterator[Site]:
-    """Where devices find the run's data and the given versions of their states, and leave new ones.
+def staged(record: Record, lanes: int, states: States) -> Iterator[Site]:
+    """Where devices find the run's data and the given states, and leave new ones.
 
     Raises RunDirError if a state is not there any more.
     """
@@ -24,8 +25,8 @@ def staged(record: Record, lanes: int, devices: Mapping[int, int]) -> Iterator[S
         site = replace(site_of(record.experiment, Path(name), record.identity), lanes=lanes)
         (site.run_dir / "data").symlink_to(record.folder / "data", target_is_directory=True)
         origin = site_of(record.experiment, record.folder, record.identity)
-        for device, version in devices.items():
-            _link(origin.store.path(device, version), site.store.path(device, version))
+        for device, ref in states.items():
+            _link(origin.store.path(device, ref.version), site.store.path(device, ref.version))
         yield site
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -20,9 +22,12 @@ from fibec_ray.types import OPENING_ROUND
 
 Row = Mapping[str, Any]
 
+PREVIOUS = "previous"
+"""Key of a part's metadata: digest of the same table's part of the round before."""
 _VERSION = {"schema_version": str(SCHEMA_VERSION), "schema_major": str(SCHEMA_MAJOR)}
 _TUPLES = ("kept_neurons", "layer_fisher", "batches")  # fields of DeviceReport that are rows of other tables
-_SCALARS = tuple(field.name for field in fields(DeviceReport) if field.name not in _TUPLES)
+_NOT_COLUMNS = (*_TUPLES, "state_digest")
+_SCALARS = tuple(field.name for field in fields(DeviceReport) if field.name not in _NOT_COLUMNS)
 
 
 class RoundLog:
@@ -31,13 +36,17 @@ class RoundLog:
     A round is in the log when its part of `rounds` is there: that one is written last and taken away first.
     """
 
-    def __init__(self, run_dir: Path, metadata: Mapping[str, str]):
-        """metadata: run_id, seed, git_commit and config (the resolved experiment), all as strings; more is kept too."""
+    def __init__(self, run_dir: Path, metadata: Mapping[str, str], newest: Mapping[str, str] = MappingProxyType({})):
+        """metadata: run_id, seed, git_commit and config (the resolved experiment), all as strings; more is kept too.
+
+        newest: as the property of that name was when the run stopped, for a run that is resumed.
+        """
         missing = [key for key in METADATA_KEYS if key not in metadata]
         if missing:
             raise RunError(f"round log: metadata lacks {', '.join(missing)}")
         self._metadata = _VERSION | dict(metadata)
         self._run_dir = run_dir
+        self._newest = dict(newest)
         for table in TABLES:
             _make_folder(run_dir / table)
 
@@ -56,17 +65,27 @@ class RoundLog:
         batches = self._table("batches", round_, [row for report in device_rows for row in _batch_rows(report)])
         parts = {"evaluations": self._table("evaluations", round_, evaluation_rows), "batches": batches}
         for name, table in (parts | {"layers": layers, "devices": devices, "rounds": rounds}).items():
-            _write(self._run_dir / name / part_name(round_), table)
+            before = {PREVIOUS: self._newest[name]} if name in self._newest else {}
+            linked = table.replace_schema_metadata(self._metadata | before)
+            self._newest[name] = _write(self._run_dir / name / part_name(round_), linked)
 
-    def check(self, last: int) -> None:
-        """Raises RunDirError unless all tables have a readable part of this run for each round from -1 to `last`.
+    @property
+    def newest(self) -> Mapping[str, str]:
+        """Digest of the newest part of each table. Each part names the one before it, so these vouch for all parts."""
+        return dict(self._newest)
 
-        Reads the ends of the files only, which is where a file that was cut short lacks something.
+    def check(self, last: int, newest: Mapping[str, str]) -> None:
+        """Raise RunDirError unless every part of the rounds -1 to `last` is what this run wrote.
+
+        newest: digests of the parts of round `last`, which a checkpoint keeps. Checkpoints of older programs have none;
+        then each part must be readable and of this run.
         """
-        for round_ in range(OPENING_ROUND, last + 1):
-            version = int(self._check_part("rounds", round_)["schema_version"])
+        expected = {name: [newest[name]] if name in newest else [] for name in TABLES}
+        for round_ in range(last, OPENING_ROUND - 1, -1):
+            version = int(self._check_part("rounds", round_, expected["rounds"])["schema_version"])
             for name in tables_of(version):
-                self._check_part(name, round_)
+                if name != "rounds":
+                    self._check_part(name, round_, expected[name])
 
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""
@@ -75,10 +94,13 @@ class RoundLog:
                 if round_of(path) >= first:
                     _remove(path)
 
-    def _check_part(self, name: str, round_: int) -> dict[str, str]:
-        """The metadata of a part of this run."""
+    def _check_part(self, name: str, round_: int, expected: list[str]) -> dict[str, str]:
+        """The metadata of a part of this run. expected: its digest, if known; on return that of the part before it."""
         path = self._run_dir / name / part_name(round_)
         found = _metadata_of(path)
+        if expected and _digest_of(path) != expected[0]:
+            raise RunDirError(f"{path}: is damaged, or not the part that this run wrote: its digest differs")
+        expected[:] = [found[PREVIOUS]] if PREVIOUS in found else []
         if found.get("run_id") != self._metadata["run_id"]:
             own = self._metadata["run_id"]
             raise RunDirError(f"{path}: is of another run ({found.get('run_id')}) than this one ({own})")
@@ -160,14 +182,26 @@ def _remove(part: Path) -> None:
         raise RunDirError(f"{part}: cannot remove this part of the round log: {error.strerror}") from error
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    """Readers see the whole part or none of it: they look for *.parquet, and the name is given last."""
+def _digest_of(part: Path) -> str:
+    try:
+        return digest_of_bytes(part.read_bytes())
+    except OSError as error:
+        raise RunDirError(f"{part}: cannot be read ({error.strerror})") from error
+
+
+def digest_of_bytes(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _write(path: Path, table: pa.Table) -> str:
+    """Write one part and return its digest. Readers look for *.parquet, so they see all of it or none."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
+    content = buffer.getvalue().to_pybytes()
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         with open(unfinished, "wb") as file:
-            file.write(buffer.getvalue())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -175,3 +209,4 @@ def _write(path: Path, table: pa.Table) -> None:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise RunDirError(f"{path}: cannot write the round log: {error.strerror}") from error
+    return digest_of_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from fibec_ray.learning import checkpoint
 from fibec_ray.learning.checkpoint import CheckpointConfig, Manifest
 from fibec_ray.learning.tally import TallyState
 from fibec_ray.tensors import digest
+from fibec_ray.types import StateRef
 
 STATE = {
     "shared/b": torch.tensor([0.1, float("-0.0"), 1e-40]),
@@ -35,7 +37,8 @@ def write(run_dir: Path, next_round: int, **changes: Any) -> Path:
         "server": server,
         "lanes": 2,
         "tally": tally,
-        "devices": {3: -1, 12: 4},
+        "devices": {3: StateRef(-1, "a"), 12: StateRef(4, "b")},
+        "log": {"rounds": "c"},
     }
     checkpoint.commit(run_dir, draft, Manifest(**facts | changes))
     return checkpoint.folder_of(run_dir, next_round)
@@ -44,10 +47,23 @@ def write(run_dir: Path, next_round: int, **changes: Any) -> Path:
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     write(tmp_path, 5)
     found = checkpoint.load(tmp_path, 5)
-    assert found.manifest.devices == {3: -1, 12: 4} and found.manifest.tally.sim_time_s == 0.1 + 0.2
+    assert found.manifest.devices == {3: StateRef(-1, "a"), 12: StateRef(4, "b")}
+    assert found.manifest.log == {"rounds": "c"} and found.manifest.tally.sim_time_s == 0.1 + 0.2
     state = checkpoint.read_state(found.server)
     assert digest(state) == digest(STATE)
     assert list(state) == list(STATE)  # safetensors alone would sort them, and sums depend on the order
+
+
+def test_a_checkpoint_of_an_older_program_names_versions_alone(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    path = checkpoint.folder_of(tmp_path, 5) / checkpoint.MANIFEST
+    old = json.loads(path.read_text())
+    del old["log"], old["digest"]
+    old["devices"] = {"3": -1, "12": 4}
+    digest_then = hashlib.blake2b(json.dumps(old, sort_keys=True).encode(), digest_size=16).hexdigest()
+    path.write_text(json.dumps(old | {"digest": digest_then}))
+    found = checkpoint.load(tmp_path, 5).manifest
+    assert found.devices == {3: StateRef(-1, ""), 12: StateRef(4, "")} and found.log == {}
 
 
 def test_times_survive_bit_for_bit(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_shard_is_evaluated_by_length_and_told_in_its_own_order(tiny_settings:
         return forward(batch, *rest)
 
     worker.model.forward = watched  # type: ignore[method-assign]
-    found = worker.evaluate_personal(0, broadcast)
+    found = worker.evaluate_personal(0, broadcast, {})
     assert len(seen) > 1 and seen == sorted(seen)
     assert torch.equal(found.labels, shard.labels) and len(set(shard.lengths.tolist())) > 1
     for row in range(shard.num_samples):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from device_states import stored
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import RunDirError
 from fibec_ray.fisher import FisherScan
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
+from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.local_update import local_update
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
@@ -38,7 +41,7 @@ def site_of(settings: dict[str, Any], folder: Path) -> Site:
 
 
 def state_of(site: Site, device: int) -> DeviceState:
-    return StateStore(site.state_dir).load(device, before=1000)
+    return stored(StateStore(site.state_dir), device, before=1000)
 
 
 def test_personal_layers_stay_on_their_device(tiny_settings: Any, tmp_path: Path) -> None:
@@ -109,8 +112,10 @@ def test_with_no_global_layer_devices_train_alone(tiny_settings: Any, tmp_path: 
     other = site_of(settings, tmp_path / "alone")
     worker = other.worker()
     for device in (4, 1):
+        states = AcceptedStates()
         for round_ in range(2):
-            worker.train(plan_round(other.job, 6, round_), device, Broadcast(round_, {}))
+            plan = replace(plan_round(other.job, 6, round_), states=states.of([device]))
+            states.accept([worker.train(plan, device, Broadcast(round_, {}))[1]])
         assert digest(state_of(other, device).personal) == federated[device]
     assert len(set(federated)) == 6
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import after_rounds
+from device_states import stored
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
@@ -23,7 +24,7 @@ def ditto(strength: float, **parts: Any) -> dict[str, Any]:
 
 def own_models(site: Site) -> list[Tensors]:
     store = StateStore(site.state_dir)
-    return [dict(store.load(device, before=1000).memory.get("solver", {})) for device in range(6)]
+    return [dict(stored(store, device, before=1000).memory.get("solver", {})) for device in range(6)]
 
 
 def test_without_a_pull_the_own_model_is_that_of_a_device_alone(tiny_settings: Any, tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_without_a_pull_the_own_model_is_that_of_a_device_alone(tiny_settings: A
     _, alone, _ = after_rounds(3, tiny_settings("local", **changes), tmp_path / "local")
     store = StateStore(alone.state_dir)
     found = [digest(own) for own in own_models(site)]
-    assert found == [digest(store.load(device, before=1000).personal) for device in range(6)]
+    assert found == [digest(stored(store, device, before=1000).personal) for device in range(6)]
     assert 3 < len(set(found)) < 7
 
 
@@ -93,7 +94,7 @@ def test_it_goes_with_personal_layers_and_masks(tiny_settings: Any, tmp_path: Pa
     assert digest(fleet.adapter()) == digest(plain.adapter())
     one, two = StateStore(site.state_dir), StateStore(other.state_dir)
     for device in range(6):
-        state, expected = one.load(device, before=1), two.load(device, before=1)
+        state, expected = stored(one, device, before=1), stored(two, device, before=1)
         assert digest(state.personal) == digest(expected.personal)
         own, initial = state.memory.get("solver", {}), fleet._worker.initial
         assert own.keys() in (set(), initial.keys())

@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from device_states import stored
 from torch import Tensor
 
 from fibec_ray.config.load import check
@@ -71,7 +72,7 @@ def rng(seed: int = 0) -> torch.Generator:
 def survives_storage(memory: Tensors, folder: Path) -> bool:
     store = StateStore(folder)
     store.save(0, 0, DeviceState(memory={"axis": memory}))
-    return digest(dict(store.load(0, before=1).memory.get("axis", {}))) == digest(memory)
+    return digest(dict(stored(store, 0, before=1).memory.get("axis", {}))) == digest(memory)
 
 
 OTHER_NAMES = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_LLAMA, after_rounds
+from device_states import stored
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
@@ -34,7 +35,7 @@ def test_the_head_is_bit_identical_until_evaluation(tiny_settings: Any, tmp_path
     head = drop(initial, fleet._opened.shared_names)
     assert set(head) == {"head.weight", "head.bias"} and all(report.kept_fraction == 0 for report in reports)
     for _ in range(2):
-        assert all(digest(store.load(device, before=9).personal) == digest(head) for device in range(6))
+        assert all(digest(stored(store, device, before=9).personal) == digest(head) for device in range(6))
         assert digest({name: fleet.adapter()[name] for name in head}) == digest(head)
         fleet.evaluate(1)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from device_states import stored
 from torch import nn
 
 from fibec_ray.config.load import check
@@ -123,7 +124,7 @@ def test_over_rounds_h_is_the_mean_of_the_devices_memories(tiny_settings: Any, t
         reports = fleet.run_round(plan_round(site.job, 3, round_)).reports
         assert all(r.bytes_up_evidence == 0 and r.bytes_up_delta == r.bytes_down for r in reports)
     store = StateStore(site.state_dir)
-    memories = [store.load(device, before=3).memory.get("objective", {}) for device in range(6)]
+    memories = [stored(store, device, before=3).memory.get("objective", {}) for device in range(6)]
     means = under_prefix("h", fleet._server._state)
     assert means and any(value.any() for value in means.values())
     for name, value in means.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import TINY_LLAMA, after_rounds
+from device_states import stored
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
@@ -30,7 +31,7 @@ def test_first_the_head_on_the_received_body_then_the_body_with_that_head(tiny_s
     plan, broadcast = plan_round(site.job, 3, 0), Broadcast(0, body)
     device = plan.cohort[0]
     update, _ = worker.train(plan, device, broadcast)
-    personal = StateStore(site.state_dir).load(device, before=1).personal
+    personal = stored(StateStore(site.state_dir), device, before=1).personal
 
     session = worker._session(worker._begin(plan, device, broadcast))
     session.train(moves=["head.weight", "head.bias"], epochs=2)
@@ -84,5 +85,5 @@ def test_with_a_verbaliser_the_last_blocks_are_the_head(tiny_settings: Any, tmp_
     method = fedrep(sharing={"kind": "body", "last_blocks": 1})
     _, site, reports = after_rounds(1, tiny_settings(method, **DECODER), tmp_path / "run")
     for report in reports:
-        personal = StateStore(site.state_dir).load(report.device, before=1).personal
+        personal = stored(StateStore(site.state_dir), report.device, before=1).personal
         assert personal and all(".layers.2." in name for name in personal)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import after_rounds
+from device_states import stored
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
@@ -94,7 +95,7 @@ def test_a_device_keeps_its_trained_shared_tensors(tiny_settings: Any, tmp_path:
     """Received + delta; of a personal head nothing is kept twice."""
     settings = tiny_settings(moon(1.0, sharing="body", aggregator={"kind": "mean", "weights": "uniform"}))
     fleet, site, reports = after_rounds(1, settings, tmp_path / "run")
-    states = [StateStore(site.state_dir).load(report.device, before=1) for report in reports]
+    states = [stored(StateStore(site.state_dir), report.device, before=1) for report in reports]
     memories = [state.memory["objective"] for state in states]
     adapter = drop(fleet.adapter(), ["head.weight", "head.bias"])
     assert all(memory.keys() == adapter.keys() for memory in memories)

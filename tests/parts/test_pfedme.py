@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import after_rounds
+from device_states import stored
 
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
@@ -26,7 +27,7 @@ def one_round(method: dict[str, Any], settings: Any, folder: Path, **changes: An
     _, site, _ = after_rounds(0, settings(method, **changes), folder)
     worker = site.worker()
     update, _ = worker.train(plan_round(site.job, 3, 0), 0, Broadcast(0, worker.initial))
-    own = dict(StateStore(site.state_dir).load(0, before=1).memory["solver"])
+    own = dict(stored(StateStore(site.state_dir), 0, before=1).memory["solver"])
     return worker.initial, add(worker.initial, update.delta), own
 
 
@@ -102,7 +103,7 @@ def test_personal_layers_train_with_theta(tiny_settings: Any, tmp_path: Path) ->
     """A personal head has no w: it stays where theta's training left it."""
     _, site, reports = after_rounds(1, tiny_settings({**pfedme(), "sharing": "body"}), tmp_path / "run")
     for report in reports:
-        state = StateStore(site.state_dir).load(report.device, before=1)
+        state = stored(StateStore(site.state_dir), report.device, before=1)
         own = dict(state.memory["solver"])
         assert digest(select(own, state.personal)) == digest(state.personal) and len(drop(own, state.personal)) > 0
 

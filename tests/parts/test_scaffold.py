@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from device_states import stored
 from torch import Tensor, nn
 
 from fibec_ray.config.load import check
@@ -169,7 +170,7 @@ def test_over_rounds_variates_add_up_and_their_bytes_are_counted(tiny_settings: 
         reports = fleet.run_round(plan_round(site.job, 3, round_)).reports
         assert all(r.bytes_up_evidence == r.bytes_up_delta == r.bytes_down / 2 for r in reports)
     store, hint = StateStore(site.state_dir), fleet._server.broadcast(3).hint
-    memories = [store.load(device, before=3).memory.get("objective", {}) for device in range(6)]
+    memories = [stored(store, device, before=3).memory.get("objective", {}) for device in range(6)]
     assert 3 < sum(map(bool, memories)) <= 6
     for name, control in hint.items():
         total: Tensor = sum((memory[name].double() for memory in memories if memory), torch.zeros_like(control))

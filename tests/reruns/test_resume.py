@@ -153,7 +153,38 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "a bit of the manifest": lambda run: flip_a_bit(run / "checkpoints/rounds/000003/manifest.json"),
     "states of round 2 are gone": lambda run: remove(run.glob("checkpoints/devices/*/2.safetensors")),
     "a part of round 2 cut short": lambda run: os.truncate(run / "devices/part-000002.parquet", 300),
+    "a byte less of a state of round 2": lambda run: shorten(newest_states(run)[0]),
+    "two devices' states of round 2 swapped": lambda run: swap(*newest_states(run)[:2]),
+    "a state of round 2 replaced by an older one": lambda run: newest_states(run)[0].write_bytes(
+        next(path for path in newest_states(run)[0].parent.glob("*.safetensors") if path.stem != "2").read_bytes()
+    ),
+    "a bit of the log of round 2": lambda run: flip_a_bit_inside(run / "evaluations/part-000002.parquet"),
+    "a part of the log replaced by an older one": lambda run: shutil.copyfile(
+        run / "layers/part-000001.parquet", run / "layers/part-000002.parquet"
+    ),
 }
+
+
+def newest_states(run: Path) -> list[Path]:
+    """Those that only the newest checkpoint counts on."""
+    return sorted(run.glob("checkpoints/devices/*/2.safetensors"))
+
+
+def shorten(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+def flip_a_bit_inside(path: Path) -> None:
+    """Where the file stays readable: in a value, not at its end."""
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -163,6 +194,26 @@ def test_a_damaged_checkpoint_costs_a_round(what: str, half: Path, calm: tuple[s
     assert result(resume(half, (), plug), half) == calm
     assert plug.notes[0].startswith(f"the checkpoint before round 3 cannot be used: {half}")
     assert plug.notes[1] == "resuming at round 2 of 5 rounds"
+
+
+def test_a_state_of_another_seed_is_not_used(
+    half: Path, settings: dict[str, Any], tmp_path: Path, calm: tuple[str, str, int]
+) -> None:
+    other = interrupted({**settings, "seed": 4}, tmp_path / "other", IN_ROUND_3)
+    ours, theirs = newest_states(half)[0], next(other.glob("checkpoints/devices/*/2.safetensors"))
+    shutil.copyfile(theirs, ours)
+    plug = Plug()
+    assert result(resume(half, (), plug), half) == calm
+    assert "is another state than the one that the run accepted in round 2" in plug.notes[0]
+
+
+def test_an_older_part_of_the_log_that_changed_is_named_and_nothing_is_touched(half: Path) -> None:
+    """Both checkpoints count on it."""
+    flip_a_bit_inside(half / "rounds/part-000000.parquet")
+    before = contents(half)
+    with pytest.raises(RunDirError, match=r"no checkpoint can be used, .*rounds/part-000000\.parquet: is damaged"):
+        resume(half)
+    assert contents(half) == before
 
 
 def test_a_checkpoint_of_another_run_is_not_used(

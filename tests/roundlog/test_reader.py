@@ -95,11 +95,12 @@ def test_an_older_log_is_read_as_if_its_later_tables_had_no_rows(tmp_path):
         for part in (tmp_path / name).iterdir():
             later = [column for number in ADDED if number > 3 for column in ADDED[number].get(name, ())]
             table = pq.ParquetFile(part).read().drop_columns(later)
-            pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"schema_version": b"3"}), part)
+            metadata = {key: value for key, value in table.schema.metadata.items() if key != b"previous"}
+            pq.write_table(table.replace_schema_metadata(metadata | {b"schema_version": b"3"}), part)
     shutil.rmtree(tmp_path / "evaluations")
     assert read_evaluations(tmp_path).schema.equals(EVALUATIONS) and read_evaluations(tmp_path).num_rows == 0
     assert log_digest(tmp_path)
-    RoundLog(tmp_path, METADATA).check(last=1)  # a run that an older program began can be resumed
+    RoundLog(tmp_path, METADATA).check(last=1, newest={})  # a run that an older program began can be resumed
 
 
 def test_a_part_with_other_columns_is_refused(tmp_path):

@@ -20,6 +20,7 @@ def test_every_column_says_its_unit_and_meaning(table):
 
 def test_device_columns_are_the_scalar_fields_of_the_report():
     scalars = {field.name: field.type for field in fields(DeviceReport) if "tuple" not in field.type}
+    del scalars["state_digest"]  # a part of update_digest
     assert DEVICES.names == list(scalars)
     for name, annotation in scalars.items():
         assert DEVICES.field(name).nullable == ("None" in annotation), name

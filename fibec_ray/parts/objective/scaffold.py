@@ -21,7 +21,7 @@ class Scaffold(Objective):
     uniform}. Shared tensors only; c travels down and the change of c_k up, each as large as a delta.
     Option II reads gradients off the steps of plain SGD: another optimiser is refused. Ours: weight decay counts as
     part of the gradient, and clipping acts on g - c_k + c, which the paper does not clip.
-    If a device trains and its update is lost for good, its change never reaches c.
+    A device whose update is lost or quarantined keeps its c_k, so that c stays the mean of all c_k.
     """
 
     kind: Literal["scaffold"] = "scaffold"

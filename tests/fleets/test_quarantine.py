@@ -1,0 +1,58 @@
+"""A quarantined device keeps its state on Ray as in one process, also when a lost server has rounds repeated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import poisoned
+import pytest
+import ray
+from poisoned import Poisoned, victim_of
+
+from fibec_ray.config.load import check
+from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.ray_fleet import RayFleet
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.tensors import digest
+
+pytestmark = pytest.mark.ray
+ray.cloudpickle.register_pickle_by_value(poisoned)  # workers that Ray keeps ready have no path to the tests
+METHOD = {"name": "x", "sharing": {"kind": "body"}, "curriculum": "fisher"}
+
+
+def site_in(folder: Path, settings: dict[str, Any]) -> tuple[Site, int]:
+    experiment = check(settings, "test")
+    folder.mkdir()
+    prepared = prepare(experiment, folder)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    victim, smallest = victim_of(site.federation())
+    method = site.job.method.model_copy(update={"aggregator": Poisoned(smallest=smallest)})
+    return replace(site, job=site.job.model_copy(update={"method": method})), victim
+
+
+def test_ray_and_local_accept_the_same_states(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+    settings = tiny_settings(METHOD, cohort_size=6, data={"synthetic": {"num_train": 75}})
+    (here, victim), (there, _) = (site_in(tmp_path / name, settings) for name in ("local", "ray"))
+    local, fleet = LocalFleet(here), RayFleet(there, FleetConfig(placement="pooled", num_actors=2))
+    try:
+        local.open()
+        fleet.open()
+        for round_ in range(2):
+            plan = plan_round(here.job, 6, round_)
+            found = [f.run_round(plan).reports for f in (local, fleet)]
+            assert [[r.quarantined is None for r in reports] for reports in found] == [
+                [device != victim for device in plan.cohort]
+            ] * 2
+            assert local.states == fleet.states and fleet.states[victim].version == -1
+            if round_ == 0:
+                ray.kill(fleet._server.actor)  # the rounds so far are repeated, the quarantine with them
+        assert digest(local.adapter()) == digest(fleet.adapter())
+        shares = [f.evaluate(1).personal[victim].losses.tolist() for f in (local, fleet)]
+        assert shares[0] == shares[1]
+    finally:
+        fleet.close()
