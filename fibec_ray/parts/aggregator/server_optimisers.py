@@ -142,11 +142,9 @@ class Adaptive(ServerOptimiser):
         old_m, old_v = under_prefix("m", state), under_prefix("v", state)
         m = {name: self.b1 * old_m[name] + (1 - self.b1) * value for name, value in delta.items()}
         v = {name: self.second(old_v[name], value.square()) for name, value in delta.items()}
-        # tau may be too small for float32: an entry that never moved stays where it is.
-        step = {
-            name: torch.where(value == 0, value, self.rate * value / (v[name].sqrt() + self.tau))
-            for name, value in m.items()
-        }
+        rooms = {name: v[name].sqrt() + self.tau for name in m}
+        # Both may be too small for float32: such an entry stays where it is.
+        step = {name: torch.where(rooms[name] > 0, self.rate * value / rooms[name], 0.0) for name, value in m.items()}
         return step, with_prefix("m", m) | with_prefix("v", v)
 
 
