@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import after_rounds, make_tiny
+from conftest import after_rounds, make_digits, make_tiny
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, DeviceError, FleetError, RunError
@@ -212,3 +212,39 @@ def test_a_bound_on_norms_is_a_setting_that_results_depend_on(tiny_settings: Any
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="server.max_update_norm: input should be"):
             check(tiny_settings(server={"max_update_norm": wrong}), "test")
+
+
+# --- devices that do as they should
+
+ONE_SAMPLE: dict[str, Any] = {
+    "data": {"max_length": 16, "synthetic": {"num_train": 6, "num_test": 6}},
+    "partition": {"kind": "iid"},
+}
+SGD: dict[str, Any] = {"local": {"optimizer": "sgd", "batch_size": 4}}
+FIPA = {"kind": "fipa", "warmup_rounds": 0}
+UNSEEN = {"target_modules": ["query", "dense"]}
+"""The pooler is a `dense` too, and the loss does not see it."""
+HONEST: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fedfisher of one sample": ({"aggregator": "fedfisher"}, ONE_SAMPLE),
+    "fisher merging of one sample": ({"aggregator": "fisher_merging"}, ONE_SAMPLE),
+    "fipa of one sample": ({"aggregator": FIPA}, ONE_SAMPLE),
+    "nova of one sample": ({"aggregator": "nova"}, ONE_SAMPLE),
+    "scaffold of one sample": ({"objective": "scaffold"}, ONE_SAMPLE | SGD),
+    "fedfisher of a module unseen": ({"aggregator": "fedfisher", "peft": {"kind": "lora", **UNSEEN}}, {}),
+    "adalora of a module unseen": ({"objective": "adalora", "peft": {"kind": "adalora", **UNSEEN}}, {}),
+    "scaffold on a base that moves": ({"objective": "scaffold", "aggregator": "flora", "peft": "moving_lora"}, SGD),
+    "pruning of equal ranks": ({"objective": "rank_pruning", "aggregator": "hetlora"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_devices_are_not_quarantined(name: str, tiny_settings: Any, tmp_path: Path) -> None:
+    method, settings = HONEST[name]
+    _, _, reports = after_rounds(2, tiny_settings({"name": "x", **method}, **settings), tmp_path / "run")
+    assert [report.quarantined for report in reports] == [None] * 6
+
+
+@pytest.mark.parametrize("aggregator", ["fedfisher", "fisher_merging", {**FIPA, "block": "all"}], ids=str)
+def test_honest_devices_that_train_a_network_are_not_quarantined(aggregator: Any, tmp_path: Path) -> None:
+    _, _, reports = after_rounds(2, make_digits({"name": "x", "aggregator": aggregator}), tmp_path / "run")
+    assert [report.quarantined for report in reports] == [None] * 6
