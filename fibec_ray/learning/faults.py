@@ -102,7 +102,7 @@ def _wrong_size(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
     if given is not None and norm > given:
         return f"the update's norm is {norm:.3g}, and server.max_update_norm is {given:g}"
     if norm > most:
-        return f"the update's norm is {norm:.3g}, and more than {most:.3g} cannot be learnt; lower local.learning_rate"
+        return f"the update's norm is {norm:.3g}, and at most {most:.3g} is accepted; lower local.learning_rate"
     return None
 
 

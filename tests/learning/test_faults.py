@@ -13,8 +13,10 @@ from conftest import after_rounds, make_digits, make_tiny
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, DeviceError, FleetError, RunError
+from fibec_ray.fleets.ray_actors import ServerActor
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.tolerance import Tolerance
+from fibec_ray.fleets.wire import to_wire
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round
@@ -97,6 +99,19 @@ def test_a_bad_update_is_left_out_as_if_it_had_not_come(name: str, trained: Any)
     pytest.raises(DeviceError, Tolerance(quarantines=False).check, trained[1], (), bad).match(
         f"device {second.device}, round 0, train: .*{why}.*fleet.on_bad_update=quarantine"
     )
+
+
+def test_an_update_that_names_another_device_is_its_sender_s_bad_one(trained: Any) -> None:
+    """As the Ray fleet's server takes it; the actor's class needs no cluster."""
+    make, plan, (first, second, third) = trained
+    other = make()
+    server = ServerActor(other._job, 1)
+    server.start(to_wire(other._initial), other._layout)
+    server.open([])
+    server.feed(*map(to_wire, (first, replace(second, device=third.device), third)))
+    bad = server.absorb(plan)
+    assert bad == {second.device: f"the update says that it comes from device {third.device}"}
+    assert other.absorb(0, [first, third]) == {} and server.digest() == other.digest()
 
 
 def test_a_round_needs_a_quorum(trained: Any) -> None:
