@@ -241,7 +241,12 @@ def _products(columns: Iterable[Mapping[str, Tensor]], basis: Mapping[str, Tenso
 
 
 def _largest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (r,), descending, and their vectors; none that is 0 up to rounding."""
+    """The largest eigenvalues (r,), descending, and their vectors; none that is 0 up to rounding.
+
+    A matrix that is not finite, as that of a model that has diverged may be, has one that is NaN.
+    """
+    if not matrix.isfinite().all():
+        return matrix.new_full((1,), torch.nan), torch.zeros_like(matrix[:, :1])
     values, vectors = torch.linalg.eigh(matrix)
     values, vectors = values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank]
     keep = int((values > FLOOR * values[0]).sum())

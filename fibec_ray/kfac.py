@@ -23,11 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fibec_ray.errors import ModelError
 from fibec_ray.fisher import Label, LabelPass, by_length, label_passes
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.per_sample import Seen
-from fibec_ray.tensors import Tensors, all_finite
+from fibec_ray.tensors import Tensors
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ def kronecker_factors(
 ) -> Factors:
     """Of the named tensors over the samples at `rows` (N,), at the model's present parameters. Evaluation mode.
 
-    rng: of sampled labels. Raises ModelError for a tensor of an unknown kind of module, or if a factor is not finite.
+    rng: of sampled labels. Raises ModelError for a tensor of an unknown kind of module. Factors of a model that has
+    diverged may not be finite.
     """
     model.train(False)
     draws = torch.rand(shard.num_samples, generator=rng) if label == "sampled" else None
@@ -62,10 +62,7 @@ def kronecker_factors(
         passes = label_passes(model, shard, group, names, label, None if draws is None else draws[group])
         for i, one in enumerate(passes):
             sums.add(one, shard.lengths[group], first=i == 0)
-    found = sums.factors(len(rows))
-    if not all(map(all_finite, (found.inputs, found.outputs, found.diagonal))):
-        raise ModelError("the Fisher information is not finite; lower local.learning_rate")
-    return found
+    return sums.factors(len(rows))
 
 
 class _Sums:

@@ -72,7 +72,7 @@ def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Tensors:
     """sum_k w_k x_k / sum_k w_k, accumulated in float64 in the order given, returned in the dtype of the first x_k.
 
-    Streams: holds one float64 sum and one update at a time. An empty iterable gives an empty dict.
+    Streams: holds one float64 sum and one update at a time. An empty dict without updates, or if all weights are 0.
     """
     total, sums, dtypes = 0.0, {}, {}
     for weight, tensors in updates:
@@ -81,7 +81,7 @@ def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Tens
             if name not in sums:
                 sums[name], dtypes[name] = torch.zeros_like(value, dtype=torch.float64), value.dtype
             sums[name].add_(value.double(), alpha=weight)
-    return {name: (value / total).to(dtypes[name]) for name, value in sums.items()}
+    return {name: (value / total).to(dtypes[name]) for name, value in sums.items()} if total else {}
 
 
 def _raw(value: Tensor) -> bytes:

@@ -1,12 +1,14 @@
-"""What travels in a federation: plans down, updates and reports up, and the seam `Fleet`.
+"""What travels in a federation: plans down, updates and reports up; what is asked of updates; and the seam `Fleet`.
 
 Shapes: L transformer blocks, n samples of a shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -95,6 +97,45 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What the server asks of every update of a round."""
+
+    round: int
+    learning_rate: float
+    """of the round's plan"""
+    shared: Tensors
+    """the server's tensors that the round trains, as they were sent"""
+    hint: Tensors = field(default_factory=dict)
+    """of the objective, as it was sent"""
+    layers: Mapping[str, int | None] = field(default_factory=dict)
+    """the transformer block of each tensor; None: outside of blocks"""
+    heads: Collection[str] = ()
+    """the tensors that belong to a task's head, not to the adapter"""
+
+    def layer_of(self, name: str) -> int | None:
+        return self.layers.get(name)
+
+    def is_adapter(self, name: str) -> bool:
+        return name not in self.heads
+
+    @cached_property
+    def scale(self) -> float:
+        """The norm of the shared tensors, or that of as many ones if it is smaller."""
+        squares = math.fsum(float(value.double().square().sum()) for value in self.shared.values())
+        return math.sqrt(max(squares, sum(value.numel() for value in self.shared.values())))
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A tensor that an update must have beside its delta."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    least: float = -math.inf
+    """the smallest value that an entry may have"""
+
+
+@dataclass(frozen=True)
 class LayerScores:
     """What a device has to say about the transformer blocks, if it was asked."""
 
@@ -130,6 +171,8 @@ class Layout:
     """as `LocalModel` has it"""
     carried: frozenset[str] = frozenset()
     """those that no device trains"""
+    heads: frozenset[str] = frozenset()
+    """those of a task's head"""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_pa
         result = fleet.run_round(plan)
         assert [report.device for report in result.reports] == list(plan.cohort)
         for report in result.reports:
+            assert report.quarantined is None
             if experiment.method.solver.kind == "idle":
                 assert report.train_loss is None and report.num_steps == report.num_samples_seen == 0
             else:

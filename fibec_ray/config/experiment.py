@@ -13,7 +13,7 @@ from fibec_ray.data.tasks import Task
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.checkpoint import CheckpointConfig
 from fibec_ray.learning.costs import System
-from fibec_ray.learning.job import Job, LocalTraining
+from fibec_ray.learning.job import Job, LocalTraining, ServerConfig
 from fibec_ray.method import Method
 from fibec_ray.models.nets import NETS, Net, is_net
 from fibec_ray.models.spec import Backbone
@@ -89,6 +89,7 @@ class Experiment(BaseModel):
     partition: Annotated[SerializeAsAny[Partition], BeforeValidator(_partition)] = DirichletLabel()
     backbone: Annotated[SerializeAsAny[Backbone | Net], BeforeValidator(_backbone)] = Backbone()
     local: LocalTraining = LocalTraining()
+    server: ServerConfig = ServerConfig()
     evaluation: Evaluation = Evaluation()
     system: System = System()
     fleet: FleetConfig = FleetConfig()
@@ -118,6 +119,7 @@ class Experiment(BaseModel):
             label_words=label_words,
             eval_batch_size=self.evaluation.batch_size,
             max_length=self.data.max_length,
+            server=self.server,
             stands_for=(self.cohort_size, self.num_devices) if self.method.pooled else None,
         )
 

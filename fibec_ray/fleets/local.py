@@ -12,6 +12,7 @@ from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.checkpoint import read_state, write_state
 from fibec_ray.learning.evaluation import evaluation_chunks
+from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.grouping import Group, lane_groups
@@ -65,7 +66,8 @@ class LocalFleet:
         plan = replace(plan, states=self._accepted.of(plan.cohort))
         train = partial(self._worker.train_group, plan, broadcast=broadcast)
         trained = self._by_group("train", plan.cohort, self._federation.num_train(plan.cohort), train)
-        bad = self._server.absorb(plan.round, [update for update, _ in trained])
+        updates = [sent_by(device, update) for device, (update, _) in zip(plan.cohort, trained, strict=True)]
+        bad = self._server.absorb(plan.round, updates)
         self._site.tolerance.check(plan, (), bad)
         reports = [replace(report, quarantined=bad.get(report.device)) for _, report in trained]
         self._accepted.accept(reports)

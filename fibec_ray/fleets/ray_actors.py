@@ -19,6 +19,7 @@ from fibec_ray.fleets.nodes import SAME_BASE
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.wire import from_wire, to_wire
 from fibec_ray.learning.checkpoint import read_state, write_state
+from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.grouping import Group
 from fibec_ray.learning.job import Job
@@ -158,5 +159,4 @@ class ServerActor:
         for device in cohort:
             update: ClientUpdate | None = from_wire(self._fed.get())
             if update is not None:
-                assert update.device == device, "updates come in cohort order"
-                yield update
+                yield sent_by(device, update)

@@ -78,9 +78,9 @@ class FleetConfig(BaseModel):
     )
     on_bad_update: Literal["quarantine", "error"] = Field(
         "quarantine",
-        description="an update that is not finite, or whose names or shapes are not those that the server has. It is "
-        "never averaged. quarantine: the round goes on without it, if there is a quorum, and the log says why; error: "
-        "the run ends",
+        description="an update that is not finite, too large (see server.max_update_norm), or not what the method asks "
+        "for. It is never averaged. quarantine: the round goes on without it, if there is a quorum, and the log says "
+        "why; error: the run ends",
     )
     quorum: float = Field(
         0.5, gt=0, le=1, description="share of the cohort whose sound updates a round needs; with fewer the run ends"

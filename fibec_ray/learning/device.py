@@ -65,7 +65,8 @@ class DeviceWorker:
         self._job, self._data, self._store, self._name = job, federation, store, name
         self.initial = model.read() if initial is None else initial
         layers = {name: model.layer_of(name) for name in self.initial}
-        self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried))
+        heads = frozenset(name for name in self.initial if not model.is_adapter(name))
+        self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried), heads)
 
     def open(self, device: int, attempt: int = 0) -> tuple[LayerReport, DeviceReport]:
         """The initialisation phase: curriculum order, layer scores, first Fisher information; writes the state."""

@@ -1,42 +1,162 @@
-"""What is wrong with an update that must not be averaged; asked by the server, and by devices of themselves."""
+"""What is wrong with an update that must not be combined; asked by the server, and by devices of themselves."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from fibec_ray.learning.job import Job
 from fibec_ray.low_rank import rank_axis
-from fibec_ray.tensors import all_finite
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import Asked, ClientUpdate, Extra
 
 NOT_FINITE = "the update is not finite; lower local.learning_rate"
+MOST = 1e4
+"""How many times the norm of the server's tensors an update may have: no training goes that far in a round."""
+LARGEST = 1e18
+"""Norm of an update whose square fits into float32, and into sums of such squares over many rounds."""
+MOST_COUNTED = 2**53
+"""Samples, or steps: float64 knows no larger whole numbers."""
 
 
-def fault_of(update: ClientUpdate, wanted: Mapping[str, Tensor]) -> str | None:
-    """Why the update cannot be averaged; None if it can. wanted: the server's tensors that the round is about.
+def sent_by(device: int, update: ClientUpdate) -> ClientUpdate:
+    """An update as it came from a device; a bad one if it says that it comes from another."""
+    if update.device == device and type(update.device) is int:
+        return update
+    return replace(update, device=device, fault=f"the update says that it comes from device {update.device!r}")
 
-    What a method's parts send as evidence is theirs: of that it is only known that it must be finite.
-    """
+
+def fault_of(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+    """Why the update cannot be combined; None if it can."""
     if update.fault is not None:
-        return update.fault
-    if missing := [name for name in wanted if name not in update.delta]:
+        return str(update.fault)
+    checks = (_wrong_number, _wrong_delta, _wrong_size, _wrong_extras, _wrong_for_parts)
+    return next((fault for check in checks if (fault := check(update, asked, job)) is not None), None)
+
+
+def for_each_part(update: ClientUpdate, asked: Asked, job: Job) -> tuple[ClientUpdate, ClientUpdate]:
+    """A sound update as the method's aggregator sees it, and as its objective does: with the extras of that part alone.
+
+    Tensors come in the server's order, whatever the device's was: sums over them depend on it.
+    """
+    update = replace(update, delta={name: update.delta[name] for name in asked.shared})
+    aggregator, objective = (
+        replace(update, evidence={name: update.evidence[name] for name in expected})
+        for expected in _expected(update, asked, job)
+    )
+    return aggregator, objective
+
+
+def _expected(update: ClientUpdate, asked: Asked, job: Job) -> tuple[Mapping[str, Extra], Mapping[str, Extra]]:
+    """What the method's aggregator and its objective ask of the update beside its delta."""
+    aggregator = job.method.aggregator.extras(asked, update)
+    objective = job.method.objective.extras(asked, update)
+    assert not aggregator.keys() & objective.keys(), "two parts of a method must give their extras different names"
+    return aggregator, objective
+
+
+def _wrong_number(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+    if not (_counts(update.num_samples) and update.num_samples > 0):
+        return f"the update counts {update.num_samples!r} samples; a device has one or more"
+    if not _counts(update.num_steps):
+        return f"the update counts {update.num_steps!r} steps"
+    if update.learning_rate != asked.learning_rate:
+        return f"the update is of learning rate {update.learning_rate!r}, and the round's is {asked.learning_rate!r}"
+    return _wrong_rank(update, job)
+
+
+def _wrong_rank(update: ClientUpdate, job: Job) -> str | None:
+    room = job.method.peft.rank_of(update.device, job.seed)
+    if update.rank is None and room is None:
+        return None
+    if type(update.rank) is int:
+        below = job.method.objective.lowers_rank and update.rank > 0 and (room is None or update.rank < room)
+        if update.rank == room or below:
+            return None
+    known = "no device has one of its own" if room is None else f"the device's is {room}"
+    return f"the update is of rank {update.rank!r}, and {known}"
+
+
+def _wrong_delta(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+    if not isinstance(update.delta, Mapping):
+        return "the update has no named tensors"
+    if missing := [name for name in asked.shared if name not in update.delta]:
         return f"the update lacks '{missing[0]}', which this round trains"
-    if extra := [name for name in update.delta if name not in wanted]:
+    if extra := [name for name in update.delta if name not in asked.shared]:
         return f"the update has '{extra[0]}', which this round does not train"
-    for name, value in update.delta.items():
-        if not _fits(name, value, wanted[name], update.rank):
-            found, there = (tuple(tensor.shape) for tensor in (value, wanted[name]))
-            return f"the update has {found} values of type {value.dtype} for '{name}', the server {there}"
-    if update.num_samples < 0:
-        return f"the update counts {update.num_samples} samples"
-    return None if all_finite(update.delta) and all_finite(update.evidence) else NOT_FINITE
+    for name, there in asked.shared.items():
+        shape = _shape(name, there, update.rank)
+        if not _is(update.delta[name], shape, there.dtype):
+            return f"the update has {_found(update.delta[name])} for '{name}', the server {_words(shape, there.dtype)}"
+    return None if all(bool(torch.isfinite(value).all()) for value in update.delta.values()) else NOT_FINITE
 
 
-def _fits(name: str, value: Tensor, there: Tensor, rank: int | None) -> bool:
+def _wrong_size(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+    norm = math.sqrt(math.fsum(float(value.double().square().sum()) for value in update.delta.values()))
+    if norm and not update.num_steps:
+        return "the update took no steps, and its tensors have changed"
+    most, given = min(MOST * asked.scale, LARGEST), job.server.max_update_norm
+    if given is not None and norm > given:
+        return f"the update's norm is {norm:.3g}, and server.max_update_norm is {given:g}"
+    if norm > most:
+        return f"the update's norm is {norm:.3g}, and at most {most:.3g} is accepted; lower local.learning_rate"
+    return None
+
+
+def _wrong_extras(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+    if not isinstance(update.evidence, Mapping):
+        return "the update has no named tensors beside its delta"
+    aggregator, objective = _expected(update, asked, job)
+    expected = {**aggregator, **objective}
+    if missing := [name for name in expected if name not in update.evidence]:
+        return f"the update lacks '{missing[0]}', which the method needs"
+    if extra := [name for name in update.evidence if name not in expected]:
+        return f"the update has '{extra[0]}', which the method does not ask for"
+    for name, one in expected.items():
+        value = update.evidence[name]
+        if not _is(value, one.shape, one.dtype):
+            return f"the update has {_found(value)} for '{name}', the method {_words(one.shape, one.dtype)}"
+        if not bool(torch.isfinite(value).all()):
+            return f"the update's '{name}' is not finite; lower local.learning_rate"
+        if bool((value < one.least).any()):
+            return f"the update's '{name}' has the value {float(value.min()):.3g}, below {one.least:g}"
+    return None
+
+
+def _wrong_for_parts(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+    for_aggregator, for_objective = for_each_part(update, asked, job)
+    fault = job.method.aggregator.fault(asked, for_aggregator)
+    return fault if fault is not None else job.method.objective.fault(asked, for_objective)
+
+
+def _counts(number: object) -> bool:
+    return type(number) is int and 0 <= number <= MOST_COUNTED
+
+
+def _shape(name: str, there: Tensor, rank: int | None) -> tuple[int, ...]:
     """A device of a lower rank than the server's has fewer rows of A and columns of B."""
-    if value.dtype != there.dtype or value.dim() != there.dim():
-        return False
     axis = None if rank is None else rank_axis(name)
-    sizes = zip(value.shape, there.shape, strict=True)
-    return all(size == full or (i == axis and size < full) for i, (size, full) in enumerate(sizes))
+    return tuple(min(size, rank or size) if i == axis else size for i, size in enumerate(there.shape))
+
+
+def _is(value: object, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """True for a plain tensor in this process's memory."""
+    return (
+        isinstance(value, Tensor)
+        and (value.layout, value.device.type) == (torch.strided, "cpu")
+        and (tuple(value.shape), value.dtype) == (shape, dtype)
+    )
+
+
+def _found(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    place = "" if value.device.type == "cpu" else f" on {value.device.type}"
+    return _words(tuple(value.shape), value.dtype) + place
+
+
+def _words(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{shape} values of type {dtype}"

@@ -40,6 +40,20 @@ class LocalTraining(BaseModel):
         return self
 
 
+class ServerConfig(BaseModel):
+    """What the server does with updates, whatever the method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    max_update_norm: float | None = Field(
+        None,
+        gt=0,
+        description="largest L2 norm of an update, over all of its tensors. A larger update is a bad one (see "
+        "fleet.on_bad_update). null: 10,000 times the norm of the tensors that it changes, or 10,000 for each entry on "
+        "average, whichever is more; no update may be larger than that",
+    )
+
+
 class Job(BaseModel):
     """The part of an experiment that learning depends on."""
 
@@ -60,6 +74,7 @@ class Job(BaseModel):
     eval_batch_size: int
     max_length: int
     """tokens that a sample may have, `data.max_length`"""
+    server: ServerConfig = ServerConfig()
     stands_for: tuple[int, int] | None = None
     """with pooled data, which are one device's: cohort_size and num_devices of the federation; None: not pooled"""
 

@@ -15,8 +15,12 @@ def plan_round(job: Job, cohort_size: int, round_: int) -> RoundPlan:
         cohort_size = 1  # pooled data are one device's
     rng = seeds.numpy_generator(job.seed, "cohort", round_)
     cohort = rng.choice(job.num_devices, size=cohort_size, replace=False)
-    rate = job.local.learning_rate * decay(job.local.schedule, round_ / job.rounds)
-    return RoundPlan(round_, job.rounds, tuple(int(device) for device in cohort), rate)
+    return RoundPlan(round_, job.rounds, tuple(int(device) for device in cohort), learning_rate(job, round_))
+
+
+def learning_rate(job: Job, round_: int) -> float:
+    """Of the local steps of a round."""
+    return job.local.learning_rate * decay(job.local.schedule, round_ / job.rounds)
 
 
 def decay(schedule: str, progress: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fibec_ray import seeds
 from fibec_ray.errors import ConfigError, ModelError, RunError
-from fibec_ray.learning.faults import fault_of
+from fibec_ray.learning.faults import fault_of, for_each_part
 from fibec_ray.learning.job import Job
+from fibec_ray.learning.planning import learning_rate
 from fibec_ray.low_rank import pad
 from fibec_ray.parts.sharing.base import Selection
-from fibec_ray.tensors import Tensors, add, all_finite, clone, digest, select, under_prefix, with_prefix
-from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout
+from fibec_ray.tensors import Tensors, add, all_finite, clone, digest, drop, select, under_prefix, with_prefix
+from fibec_ray.types import Asked, Broadcast, ClientUpdate, LayerReport, Layout
 
 LOWER_RATES = "lower local.learning_rate, or the rate of a server optimiser"
 
@@ -43,7 +44,7 @@ class Server:
         self._check_solver(selection)
         self._selection = selection
         self._shared = select(self._initial, selection.names)
-        self._hint = method.objective.start(self._shared)
+        self._hint = method.objective.start(drop(self._shared, self._layout.carried))
         self._state = method.aggregator.start(self._shared, self._job.num_devices)
         return selection
 
@@ -67,36 +68,50 @@ class Server:
         return Broadcast(round_, self._shared, self._hint)
 
     def absorb(self, round_: int, updates: Iterable[ClientUpdate]) -> dict[int, str]:
-        """Takes the round's updates in cohort order, one at a time; none at all teaches nothing.
+        """Takes the round's updates in cohort order, one at a time; without any, nothing is learnt.
 
-        Gives the devices whose update was left out because it could not be averaged, and why.
+        Returns the devices whose update was left out because it cannot be combined, and why. Raises RunError, and stays
+        as it was, if sound updates lead to numbers that are not finite.
         """
-        method = self._job.method
+        method, asked = self._job.method, self._asked(round_)
         evidence: list[Tensors] = []
         bad: dict[int, str] = {}
-        wanted = self._wanted(round_)
 
         def passing() -> Iterable[ClientUpdate]:
             for update in updates:
-                if (fault := fault_of(update, wanted)) is not None:
+                if (fault := fault_of(update, asked, self._job)) is not None:
                     bad[update.device] = fault
                     continue
-                evidence.append(update.evidence)
-                yield replace(update, delta=pad(update.delta, self._shared))
+                for_aggregator, for_objective = for_each_part(update, asked, self._job)
+                evidence.append(for_objective.evidence)
+                yield replace(for_aggregator, delta=pad(for_aggregator.delta, self._shared))
 
-        delta, self._state = method.aggregator.combine(self._state, passing())
-        self._shared = self._shared | add(delta, self._shared)
-        if not all_finite(self._shared):
-            raise RunError(f"round {round_}: finite updates were combined to tensors that are not; {LOWER_RATES}")
-        self._hint = method.objective.absorb(self._hint, evidence, self._job.num_devices)
-        self._shared = self._shared | method.peft.after_round(self._shared, self._hint, round_, self._job.rounds)
+        try:
+            delta, state = method.aggregator.combine(self._state, passing())
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise RunError(
+                f"round {round_}: aggregator {method.aggregator.kind} found no solution ({error})"
+            ) from error
+        shared = self._shared | add(delta, self._shared)
+        hint = method.objective.absorb(self._hint, evidence, self._job.num_devices)
+        shared = shared | method.peft.after_round(shared, hint, round_, self._job.rounds)
+        _refuse_not_finite(round_, {"tensors": shared, "state": state, "control variates or scores": hint})
+        self._shared, self._state, self._hint = shared, state, hint
         return bad
 
-    def _wanted(self, round_: int) -> Tensors:
-        """The tensors that updates of a round are about."""
-        trained = [name for name in self._shared if name not in self._layout.carried]
+    def _asked(self, round_: int) -> Asked:
+        """What the round asks of every update."""
+        layout = self._layout
+        trained = [name for name in self._shared if name not in layout.carried]
         moving = self._job.method.peft.moving(trained, round_, self._job.rounds)
-        return select(self._shared, moving)
+        return Asked(
+            round_,
+            learning_rate(self._job, round_),
+            select(self._shared, moving),
+            self._hint,
+            layout.layers,
+            layout.heads,
+        )
 
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, the others as they were at the start."""
@@ -142,3 +157,13 @@ class Server:
     @cached_property
     def _initial_digest(self) -> Tensor:
         return torch.tensor(list(bytes.fromhex(digest(self._initial))), dtype=torch.uint8)
+
+
+def _refuse_not_finite(round_: int, found: Mapping[str, Tensors]) -> None:
+    """found: what the server would be after the round, in words."""
+    for what, tensors in found.items():
+        if not all_finite(tensors):
+            raise RunError(
+                f"round {round_}: finite updates were combined to {what} of the server that are not finite; "
+                f"{LOWER_RATES}"
+            )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fibec_ray.parts.curriculum.paced import Pacing
-from fibec_ray.parts.curriculum.pacing import PACINGS, num_visible, progress
+from fibec_ray.parts.curriculum.pacing import PACINGS, fraction_visible, num_visible, progress
+from fibec_ray.parts.curriculum.random_order import RandomOrder
 
 each_pacing = pytest.mark.parametrize("pacing", PACINGS)
 fractions = st.integers(0, 100).map(lambda percent: percent / 100)
@@ -111,11 +113,44 @@ def test_a_single_unit_is_always_visible(pacing: str, rounds: int, beta: float, 
     assert counts(pacing, 1, rounds, beta, alpha) == [1] * rounds
 
 
-@pytest.mark.parametrize("pacing", [name for name in PACINGS if name != "log"])
-@pytest.mark.parametrize(("alpha", "all_seen"), [(0.9, True), (0.91, False), (1.0, False)])
-def test_the_last_round_shows_all_only_if_alpha_leaves_it_one(pacing: str, alpha: float, all_seen: bool) -> None:
-    """h(T - 1) = 1 iff alpha <= (T - 1) / T; here T = 10. (log is within 1/1000 of 1 already at x = .99.)"""
-    assert (PACINGS[pacing](progress(9, 10, alpha), 0.2) == 1) == all_seen
+@each_pacing
+@unhurried
+@given(num_units=units, rounds=horizons, beta=st.floats(0, 1), alpha=st.floats(0, 1))
+def test_the_last_round_shows_all_at_the_latest(
+    pacing: str, num_units: int, rounds: int, beta: float, alpha: float
+) -> None:
+    """Though alpha T may be more than T - 1; also where the last round is the first one."""
+    b = counts(pacing, num_units, rounds, beta, alpha)
+    assert b[-1] == num_units and b == sorted(b) and b[0] >= 1
+    assert fraction_visible(pacing, rounds - 1, rounds, beta, alpha) == 1
+
+
+@each_pacing
+def test_the_rounds_before_the_last_one_follow_the_formula(pacing: str) -> None:
+    """alpha = 1, T = 10: x = t / 10 up to t = 8."""
+    found = [fraction_visible(pacing, t, 10, 0.2, 1.0) for t in range(9)]
+    assert found == [PACINGS[pacing](t / 10, 0.2) for t in range(9)]
+    assert counts("step", 5, 4, 0.2, 1.0) == [1, 1, 1, 5]
+
+
+@each_pacing
+@pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e-9])
+def test_the_smallest_alpha_shows_all_from_the_second_round_on(pacing: str, alpha: float) -> None:
+    assert counts(pacing, 10, 4, 0.2, alpha)[1:] == [10] * 3
+
+
+@unhurried
+@given(num_units=units, rounds=horizons, alpha=st.floats(0, 1), softness=st.floats(5e-324, 1e308))
+def test_soft_pacing_shows_something_in_each_round_and_all_in_the_last(
+    num_units: int, rounds: int, alpha: float, softness: float
+) -> None:
+    curriculum = RandomOrder(pacing="soft", full_at=alpha, softness=softness)
+    batches = list(torch.arange(num_units).split(1))
+    seen = [
+        len(curriculum.visible({}, batches, t, rounds, torch.Generator().manual_seed(t)))
+        for t in sorted({0, rounds // 2, rounds - 1})
+    ]
+    assert min(seen) >= 1 and seen[-1] == num_units
 
 
 def test_step_opens_in_the_round_that_alpha_says() -> None:
@@ -131,5 +166,5 @@ def test_progress_by_hand() -> None:
 
 def test_float_noise_adds_no_unit() -> None:
     """.2 + .8 / 2 = .6, of 5 units 3, though the product is 3.0000000000000004 in floats."""
-    assert 5 * PACINGS["linear"](progress(1, 2, 1.0), 0.2) > 3
-    assert num_visible("linear", 5, 1, 2, 0.2, 1.0) == 3
+    assert 5 * PACINGS["linear"](progress(1, 4, 0.5), 0.2) > 3
+    assert num_visible("linear", 5, 1, 4, 0.2, 0.5) == 3

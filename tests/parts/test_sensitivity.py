@@ -14,6 +14,7 @@ from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.data.encoded import ArrayShard
+from fibec_ray.errors import RunError
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
@@ -261,6 +262,30 @@ def test_the_average_weighs_devices_by_their_samples() -> None:
     scores = [LayerScores(torch.tensor([3.0, 0.0])), LayerScores(torch.tensor([1.0, 4.0]))]
     reports = [LayerReport(0, 1, scores[0]), LayerReport(1, 3, scores[1])]
     assert average_scores(reports).tolist() == [1.5, 3.0]
+
+
+@pytest.mark.parametrize("silent", [None, torch.tensor([torch.nan, 1.0]), torch.tensor([torch.inf, 0.0])])
+def test_devices_without_scores_do_not_count_in_the_average(silent: Tensor | None) -> None:
+    reports = [LayerReport(0, 1, LayerScores(torch.tensor([3.0, 1.0]))), LayerReport(1, 9, LayerScores(silent))]
+    assert average_scores(reports).tolist() == [3, 1]
+    with pytest.raises(RunError, match="method.sharing: no device has scores of its layers that are finite"):
+        average_scores(reports[1:])
+
+
+@pytest.mark.parametrize("rule", ["lossless_gap", "slq_plateau"])
+def test_devices_without_a_keep_ratio_do_not_count_in_the_number_of_layers(rule: Any) -> None:
+    """One of two devices says 2 of 3 blocks; the other has nothing to say."""
+    sharing, scores = GlobalLayers(count_by=rule), torch.tensor([3.0, 2.0, 1.0])
+    reports = [LayerReport(0, 1, LayerScores(scores, 2 / 3)), LayerReport(1, 9, LayerScores(scores))]
+    assert sharing.select(reports, LAYOUT, RNG).names == LAYERS.keys() - {"layer.2.lora_B.weight"}
+    with pytest.raises(RunError, match=f"method.sharing: no device has found out how many layers to share .{rule}"):
+        sharing.select(reports[1:], LAYOUT, RNG)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_without_output_has_no_relative_change(kind: Any) -> None:
+    clean, noisy = torch.zeros(2, 3, 4), torch.stack([torch.zeros(3, 4), torch.ones(3, 4)])
+    assert relative_change(clean, noisy, kind).tolist() == [0, 0]
 
 
 def reports_of(net: LinearNet, split: Sequence[Sequence[int]], sharing: GlobalLayers) -> list[LayerReport]:

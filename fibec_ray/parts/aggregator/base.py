@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import Asked, ClientUpdate, Extra
 
 
 class Aggregator(Part):
     """FedAvg (McMahan et al., AISTATS 2017): delta = sum_k n_k delta_k / sum_k n_k over the round's updates.
 
-    Device half: `evidence`, `evidence_after`. Server half: `start`, `combine`. Updates come in cohort order, one at a
-    time, and are summed in float64, so the result does not depend on which actor finished first.
+    Device half: `evidence`, `evidence_after`. Server half: `start`, `extras`, `fault`, `combine`. Updates come in
+    cohort order, one at a time, and are summed in float64, so the result does not depend on which actor finished first.
     """
 
     kind: str = "mean"
@@ -47,6 +47,15 @@ class Aggregator(Part):
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         """The server's state before round 0. num_devices: of the federation, K in papers."""
         return {}
+
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        """What `evidence` and `evidence_after` add to an update, by name. One that lacks any of it, or has more, is
+        quarantined."""
+        return {}
+
+    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+        """Why an update cannot be combined whose tensors are as they should be; None if it can."""
+        return None
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         """The step that the shared tensors take (empty if there were no updates), and the new state."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,10 +17,12 @@ from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fisher_merging import merged
 from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import Asked, ClientUpdate, Extra
 
 ROUNDING = 1e-12
 """Of the largest curvature: below it there is none."""
+SLACK = 1e-3
+"""Of a matrix's largest entry: what rounding may take from an eigenvalue."""
 
 
 class FedFisher(Aggregator):
@@ -73,10 +75,35 @@ class FedFisher(Aggregator):
         rows = rows[torch.randperm(len(rows), generator=rng)[: self.max_samples]]
         found = kronecker_factors(model, shard, rows, names, self.label, max(map(len, batches)), rng)
         sent = with_prefix("inputs", found.inputs) | with_prefix("outputs", found.outputs)
-        return {name: upper(value) for name, value in sent.items()} | with_prefix("fisher", found.diagonal)
+        factors = {name: upper(value) for name, value in sent.items()}
+        # The loss may not see a module at all: then it has no curvature.
+        seen = found.inputs.keys() & found.outputs.keys()
+        unseen = [n for n in names if _module(n) not in seen and n not in found.diagonal]
+        zeros = {name: torch.zeros(model.trainable[name].shape) for name in unseen}
+        return factors | with_prefix("fisher", found.diagonal | zeros)
+
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        """Factors of a module, or diagonals of its tensors: which of them tells whether it is a Linear."""
+        inputs, outputs, diagonals = dict[str, Extra](), dict[str, Extra](), dict[str, Extra]()
+        for name, value in asked.shared.items():
+            prefix = _module(name)
+            weight = asked.shared.get(f"{prefix}.weight")
+            if weight is not None and weight.dim() == 2 and f"inputs/{prefix}" in update.evidence:
+                columns = weight.shape[1] + (f"{prefix}.bias" in asked.shared)
+                inputs[f"inputs/{prefix}"] = Extra((_triangle(columns),))
+                outputs[f"outputs/{prefix}"] = Extra((_triangle(len(weight)),))
+            else:
+                diagonals[f"fisher/{name}"] = Extra(tuple(value.shape), least=0)
+        return inputs | outputs | diagonals
+
+    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+        for name, value in update.evidence.items():
+            if not name.startswith("fisher/") and not is_covariance(symmetric(value.double())):
+                return f"the update's '{name}' is no matrix of second moments: some of its eigenvalues are negative"
+        return None
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
-        held = list(updates)
+        held = [update for update in updates if update.num_samples]
         if not held:
             return {}, state
         total = sum(update.num_samples for update in held)
@@ -93,8 +120,8 @@ class FedFisher(Aggregator):
         """Of a module's weight, and of its bias as one more column."""
         names = [name for name in (f"{prefix}.weight", f"{prefix}.bias") if name in held[0].delta]
         deltas = [torch.cat([u.delta[n].double().view(len(u.delta[n]), -1) for n in names], 1) for u in held]
-        a = [symmetric(u.evidence[f"inputs/{prefix}"].double()) for u in held]
-        g = [symmetric(u.evidence[f"outputs/{prefix}"].double()) for u in held]
+        a = [_factor(u.evidence, f"inputs/{prefix}", deltas[0].shape[1]) for u in held]
+        g = [_factor(u.evidence, f"outputs/{prefix}", deltas[0].shape[0]) for u in held]
         x = best_fit(weights, g, a, deltas, self.damping, self.iterations, self.tolerance)
         parts = x.split([held[0].delta[name][0].numel() for name in names], 1)
         return {name: part.reshape(held[0].delta[name].shape) for name, part in zip(names, parts, strict=True)}
@@ -140,6 +167,8 @@ def best_fit(
             break
         better = scaled(residual)
         now = float((residual * better).sum())
+        if now <= 0:  # rounding: what is left of the residual is outside the operator's range
+            break
         direction = better + now / before * direction
         before = now
         image = _sum(curved([direction] * len(g))) + floor * direction
@@ -172,9 +201,32 @@ def symmetric(triangle: Tensor) -> Tensor:
     return matrix + matrix.triu(1).T
 
 
+def is_covariance(matrix: Tensor) -> bool:
+    """True for a symmetric matrix without negative eigenvalues, up to SLACK of its largest entry."""
+    largest = float(matrix.abs().max())
+    slack = SLACK * torch.eye(len(matrix), dtype=matrix.dtype)
+    return not largest or not torch.linalg.cholesky_ex(matrix / largest + slack).info
+
+
+def _module(name: str) -> str:
+    """X of X.weight and X.bias."""
+    return name.rpartition(".")[0]
+
+
+def _triangle(size: int) -> int:
+    return size * (size + 1) // 2
+
+
+def _factor(evidence: Tensors, name: str, size: int) -> Tensor:
+    """(size, size) float64; zeros for a device whose loss does not see the module."""
+    if name not in evidence:
+        return torch.zeros(size, size, dtype=torch.float64)
+    return symmetric(evidence[name].double())
+
+
 def _prefixes(held: Sequence[ClientUpdate]) -> list[str]:
-    """Of the Linears that have factors; the same for all devices of a round."""
-    return list(under_prefix("inputs", held[0].evidence))
+    """Of the Linears that some device has factors of."""
+    return list(dict.fromkeys(prefix for update in held for prefix in under_prefix("inputs", update.evidence)))
 
 
 def _weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,8 @@ Shapes: p entries in a block's tensors, M devices, r eigenpairs of each, R = sum
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,10 +17,12 @@ from fibec_ray.ggn import top_eigenpairs
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import Asked, ClientUpdate, Extra
 
 DAMPING = 0.01
 RCOND = 1e-5
+SLACK = 1e-3
+"""What rounding may take from, or add to, an entry of U^T U, on average over a row."""
 
 
 class Fipa(Aggregator):
@@ -95,9 +98,27 @@ class Fipa(Aggregator):
             found |= {f"{block}/vectors/{name}": value for name, value in pairs.vectors.items()}
         return found
 
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        if asked.round < self.warmup_rounds:
+            return {}
+        expected: dict[str, Extra] = {}
+        for block, names in self._blocks(asked, asked.shared).items():
+            found = _rank(update.evidence.get(f"{block}/values"))
+            rank = min(found, self.rank, sum(asked.shared[name].numel() for name in names))
+            expected[f"{block}/values"] = Extra((rank,), least=0)
+            expected |= {f"{block}/vectors/{n}": Extra((*asked.shared[n].shape, rank)) for n in names}
+        return expected
+
+    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+        for block, names in _sent_blocks([update]).items():
+            u = _vectors(update.evidence, block, names)
+            if float((u.T @ u - torch.eye(u.shape[1], dtype=u.dtype)).abs().sum()) > SLACK * u.shape[1]:
+                return f"the update's eigenvectors of '{block}' are not orthonormal"
+        return None
+
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         """Tensors that no device sent eigenpairs of take FedAvg's step, all of them in the warm-up."""
-        held = list(updates)
+        held = [update for update in updates if update.num_samples]
         step = weighted_mean((update.num_samples, update.delta) for update in held)
         for block, names in _sent_blocks(held).items():
             found = self._block_step(held, block, names, _flat(step, names))
@@ -105,7 +126,7 @@ class Fipa(Aggregator):
             step |= {n: part.view_as(step[n]).to(step[n].dtype) for n, part in zip(names, parts, strict=True)}
         return step, state
 
-    def _blocks(self, model: LocalModel, names: Collection[str]) -> dict[str, list[str]]:
+    def _blocks(self, model: LocalModel | Asked, names: Collection[str]) -> dict[str, list[str]]:
         """The tensors of each block that has any."""
         blocks: dict[str, list[str]] = {}
         for name in names:
@@ -114,7 +135,7 @@ class Fipa(Aggregator):
                 blocks.setdefault(block, []).append(name)
         return blocks
 
-    def _block_of(self, model: LocalModel, name: str) -> str | None:
+    def _block_of(self, model: LocalModel | Asked, name: str) -> str | None:
         if self.block == "all":
             return "adapter" if model.is_adapter(name) else "head"
         layer = model.layer_of(name)
@@ -129,8 +150,7 @@ class Fipa(Aggregator):
         factors, targets = [], []
         for update in held:
             values = update.evidence[f"{block}/values"].double()
-            vectors = torch.cat([update.evidence[f"{block}/vectors/{n}"].double().flatten(0, -2) for n in names])
-            factor = vectors * (update.num_samples / total * values).sqrt()
+            factor = _vectors(update.evidence, block, names) * (update.num_samples / total * values).sqrt()
             factors.append(factor)
             targets.append(factor.T @ _flat(update.delta, names))
         return self._trusted(self.rate * self._direction(torch.cat(factors, 1), torch.cat(targets), mean), mean)
@@ -147,9 +167,9 @@ class Fipa(Aggregator):
         p: (p, R) with P P^T = H. c: (R,) with P c = sum_m w_m H_m delta_m. null_space adds (I - Q Q^T) mean with Q an
         orthonormal basis of what pinv takes for the range of H.
         """
-        if not len(c):  # no device has any curvature here
-            return mean if self.null_space == "fedavg" else torch.zeros_like(mean)
         gram = p.T @ p
+        if not gram.any():  # no device has any curvature here
+            return mean if self.null_space == "fedavg" else torch.zeros_like(mean)
         values, vectors = torch.linalg.eigh(gram)
         kept = values > self.rcond * values[-1]
         if self.solve == "pinv":
@@ -171,6 +191,16 @@ def _sent_blocks(held: Sequence[ClientUpdate]) -> dict[str, list[str]]:
         if word:
             blocks.setdefault(block, []).append(name)
     return blocks
+
+
+def _rank(values: Tensor | None) -> int:
+    """Of eigenvalues as they were sent; more than there can be if they are none."""
+    return len(values) if isinstance(values, Tensor) and values.dim() == 1 else sys.maxsize
+
+
+def _vectors(evidence: Tensors, block: str, names: Sequence[str]) -> Tensor:
+    """U (p, r) of a block, float64."""
+    return torch.cat([evidence[f"{block}/vectors/{name}"].double().flatten(0, -2) for name in names])
 
 
 def _flat(tensors: Tensors, names: Sequence[str]) -> Tensor:

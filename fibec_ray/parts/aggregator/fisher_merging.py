@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,10 @@ from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import Asked, ClientUpdate, Extra
+
+SLACK = 1e-3
+"""What rounding may take from a trace of 1, or add to it."""
 
 
 class FisherMerging(Aggregator):
@@ -57,6 +60,15 @@ class FisherMerging(Aggregator):
         fisher = FisherScan(model, shard, groups, names, rng).read(self.label, "all").diagonal
         return with_prefix("fisher", _of_trace_one(fisher) if self.normalise else fisher)
 
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        return {f"fisher/{name}": Extra(tuple(value.shape), least=0) for name, value in asked.shared.items()}
+
+    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+        trace = _trace(under_prefix("fisher", update.evidence))
+        if self.normalise and trace and abs(trace - 1) > SLACK:
+            return f"the update's Fisher information has the trace {trace:g}, and normalise makes it 1"
+        return None
+
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         dtypes: dict[str, torch.dtype] = {}
 
@@ -75,6 +87,7 @@ class FisherMerging(Aggregator):
         return {
             name: merged(sums[f"pull/{name}"], sums[f"fisher/{name}"], sums[f"mean/{name}"], self.eps).to(dtype)
             for name, dtype in dtypes.items()
+            if f"mean/{name}" in sums
         }, state
 
 
@@ -87,5 +100,9 @@ def merged(pull: Tensor, fisher: Tensor, mean: Tensor, eps: float) -> Tensor:
 
 def _of_trace_one(fisher: Tensors) -> Tensors:
     """As it is if all of it is 0."""
-    trace = float(sum(value.double().sum() for value in fisher.values()))
+    trace = _trace(fisher)
     return {name: value / trace for name, value in fisher.items()} if trace > 0 else fisher
+
+
+def _trace(fisher: Tensors) -> float:
+    return float(sum(value.double().sum() for value in fisher.values()))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import Asked, ClientUpdate
 
 
 class Nova(Aggregator):
@@ -16,6 +16,7 @@ class Nova(Aggregator):
     w_k = n_k / sum_j n_j; s_k: local steps of the round. Equal s_k give FedAvg.
     Form for plain SGD. With momentum rho, s_k would be sum_i (1 - rho^i) / (1 - rho) over the steps i = 1 .. s_k; with
     AdamW a delta is no fixed sum of gradients and the paper has no s_k: counting steps is then ours, a heuristic.
+    A device that took no step has no delta / s_k, so its update is quarantined.
     """
 
     kind: Literal["nova"] = "nova"
@@ -24,12 +25,17 @@ class Nova(Aggregator):
     def sends(self) -> str:
         return "number of steps"
 
+    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+        return None if update.num_steps else "the update took no steps, by whose number its delta is divided"
+
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         samples, steps, rates = 0, 0, 0.0
 
         def per_step() -> Iterator[tuple[float, Tensors]]:
             nonlocal samples, steps, rates
             for update in updates:
+                if not update.num_steps:
+                    continue
                 samples += update.num_samples
                 steps += update.num_samples * update.num_steps
                 rates += update.num_samples / update.num_steps

@@ -34,7 +34,7 @@ class OverFactors(Aggregator):
         return with_prefix("shared", clone(shared))
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
-        held = list(updates)
+        held = [update for update in updates if update.num_samples]
         if not held:
             return {}, state
         shared, total = under_prefix("shared", state), sum(update.num_samples for update in held)

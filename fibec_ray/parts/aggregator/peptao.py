@@ -47,7 +47,7 @@ class PepTao(Aggregator):
         return numbers | with_prefix("v", zeros) | with_prefix("c", clone(zeros))
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
-        held = list(updates)
+        held = [update for update in updates if update.num_samples]
         if not held:
             return {}, state
         mean = weighted_mean((update.num_samples, update.delta) for update in held)

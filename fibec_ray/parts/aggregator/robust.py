@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fibec_ray.errors import RunError
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, weighted_mean
 from fibec_ray.types import ClientUpdate
@@ -22,7 +21,7 @@ class Robust(Aggregator):
 
     @abstractmethod
     def pick(self, deltas: Sequence[Tensors]) -> Tensors:
-        """The step, from at least one update."""
+        """The step, from at least one update; empty if there are too few for any."""
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         deltas = [update.delta for update in updates]
@@ -55,8 +54,8 @@ class Median(CoordinateWise):
 class TrimmedMean(CoordinateWise):
     """Coordinate-wise trimmed mean (Yin et al., ICML 2018): without the floor(trim M) smallest and largest entries.
 
-    trim = 0 is the uniform mean. A cohort of which nothing would be trimmed is refused at the start; a round that has
-    lost devices trims as many as the formula says, maybe none.
+    trim = 0 is the uniform mean. A cohort of which nothing would be trimmed is refused at the start. A round that lost
+    devices, or had updates quarantined, trims as many of the others as the formula says, maybe none.
     """
 
     kind: Literal["trimmed_mean"] = "trimmed_mean"
@@ -77,6 +76,10 @@ class Krum(Robust):
     The score of an update is the sum of its squared distances to its M - f - 2 nearest others; the m lowest scores are
     taken, ties in cohort order. m = 1 is Krum. Needs M >= 2 f + 3, as in the paper, and m <= M - f, so that there may
     be m honest devices. f = 0 and m = M is the uniform mean.
+
+    A cohort that is too small is refused at the start. A round that lost devices, or had updates quarantined, goes on
+    with the largest f that M allows, and with m <= M - f: if those that are missing are the faulty ones, what is left
+    of f is enough. With fewer than 3 updates no f is left, and the round moves nothing.
     """
 
     kind: Literal["krum"] = "krum"
@@ -88,18 +91,18 @@ class Krum(Robust):
         return max(2 * self.num_byzantine + 3, self.num_selected + self.num_byzantine)
 
     def pick(self, deltas: Sequence[Tensors]) -> Tensors:
-        if len(deltas) < self.least_cohort:
-            raise RunError(
-                f"aggregator krum: {len(deltas)} updates arrived, and num_byzantine {self.num_byzantine} with "
-                f"num_selected {self.num_selected} needs {self.least_cohort}; raise cohort_size, or lower them"
-            )
+        faulty = min(self.num_byzantine, (len(deltas) - 3) // 2)
+        if faulty < 0:
+            return {}
         flat = torch.stack([torch.cat([value.flatten().double() for value in delta.values()]) for delta in deltas])
-        chosen = self.scores(flat).argsort(stable=True)[: self.num_selected].tolist()
+        count = min(self.num_selected, len(deltas) - faulty)
+        chosen = self.scores(flat, faulty).argsort(stable=True)[:count].tolist()
         return weighted_mean((1, deltas[k]) for k in sorted(chosen))
 
-    def scores(self, flat: Tensor) -> Tensor:
-        """(M,) from (M, d)."""
+    def scores(self, flat: Tensor, faulty: int | None = None) -> Tensor:
+        """(M,) from (M, d). faulty: f of this round; None: as it is set."""
+        f = self.num_byzantine if faulty is None else faulty
         # One row at a time: differences, not the expansion of the square, which cancels.
         distances = torch.stack([(flat - row).square().sum(1) for row in flat])
         distances.fill_diagonal_(torch.inf)
-        return distances.sort(1).values[:, : len(flat) - self.num_byzantine - 2].sum(1)
+        return distances.sort(1).values[:, : len(flat) - f - 2].sum(1)

@@ -15,7 +15,7 @@ from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.part import Need, build
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import Asked, ClientUpdate, Extra
 
 
 def _wrapped(value: Any, info: ValidationInfo) -> Aggregator:
@@ -67,6 +67,12 @@ class ServerOptimiser(Aggregator):
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
     ) -> Tensors:
         return self.of.evidence_after(model, shard, names, batches, rng)
+
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        return self.of.extras(asked, update)
+
+    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+        return self.of.fault(asked, update)
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         return with_prefix("of", self.of.start(shared, num_devices)) | with_prefix("own", self.begin(shared))
@@ -136,7 +142,9 @@ class Adaptive(ServerOptimiser):
         old_m, old_v = under_prefix("m", state), under_prefix("v", state)
         m = {name: self.b1 * old_m[name] + (1 - self.b1) * value for name, value in delta.items()}
         v = {name: self.second(old_v[name], value.square()) for name, value in delta.items()}
-        step = {name: self.rate * value / (v[name].sqrt() + self.tau) for name, value in m.items()}
+        rooms = {name: v[name].sqrt() + self.tau for name in m}
+        # Both may be too small for float32: such an entry stays where it is.
+        step = {name: torch.where(rooms[name] > 0, self.rate * value / rooms[name], 0.0) for name, value in m.items()}
         return step, with_prefix("m", m) | with_prefix("v", v)
 
 

@@ -23,7 +23,7 @@ class LengthWarmup(Curriculum):
 
     kind: Literal["length_warmup"] = "length_warmup"
     start: int = Field(8, ge=1, description="s0: tokens in round 0, special tokens included")
-    full_at: float = Field(0.5, gt=0, le=1, description="T_c, as a fraction of the rounds")
+    full_at: float = Field(0.5, gt=0, le=1, description="T_c, as a fraction of the rounds; 1: no round is whole")
     multiple_of: int = Field(8, ge=1, description="lengths are rounded down to a multiple of it")
 
     @property

@@ -26,7 +26,9 @@ class Paced(Curriculum):
 
     pacing: Pacing = "linear"
     initial_fraction: float = Field(0.2, ge=0, le=1, description="beta: fraction visible in round 0; at least one unit")
-    full_at: float = Field(0.8, ge=0, le=1, description="alpha: fraction of the rounds after which all is visible")
+    full_at: float = Field(
+        0.8, ge=0, le=1, description="alpha: fraction of the rounds after which all is visible; 1: in the last"
+    )
     softness: float = Field(SOFTNESS, gt=0, description="kappa of pacing soft: width of the edge, in units of the data")
     unit: Literal["batch", "sample"] = "batch"
 

@@ -1,8 +1,12 @@
 """Pacing functions: which fraction of the data a curriculum shows as training goes on; pure, used by paced curricula.
 
 x in [0, 1] is the progress t / (alpha T), capped at 1; beta in [0, 1] the fraction visible at the start. Every function
-rises from beta (exp, competence, geometric too) to 1. Which of them FibecFed's paper defines is not known beyond linear
-being its best; the forms are the usual ones (Wu et al., ICLR 2021; Platanios et al., NAACL 2019).
+rises from beta (exp, competence, geometric too) to 1, so that all data are visible from round ceil(alpha T) on. Rounds
+count from 0: with alpha above (T - 1) / T that would be after the last round, T - 1. Ours: the last round shows all
+data whatever alpha is, and so does the one round of a run with T = 1.
+
+Which of the functions FibecFed's paper defines is not known beyond linear being its best; the forms are the usual ones
+(Wu et al., ICLR 2021; Platanios et al., NAACL 2019).
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ def progress(round_: int, rounds: int, full_at: float) -> float:
 
 
 def fraction_visible(pacing: str, round_: int, rounds: int, initial_fraction: float, full_at: float) -> float:
-    """h in [0, 1] of round t."""
+    """h in [0, 1] of round t; 1 in the last round."""
+    if round_ >= rounds - 1:
+        return 1.0
     return min(1.0, PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction))
 
 

@@ -21,7 +21,7 @@ class ShortFirst(Curriculum):
 
     kind: Literal["short_first"] = "short_first"
     share: float = Field(0.25, gt=0, lt=1, description="tokens of a sample in the first stage / data.max_length")
-    full_at: float = Field(0.5, gt=0, le=1, description="fraction of the rounds that the first stage takes")
+    full_at: float = Field(0.5, gt=0, le=1, description="fraction of the rounds that the first stage takes; 1: all")
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
+from fibec_ray.types import Asked, ClientUpdate, Extra
 
 Q, P, E = ".lora_A", ".lora_B", ".lora_E"
 
@@ -63,10 +64,18 @@ class AdaLoraImportance(Objective):
     ) -> tuple[Tensors, Tensors]:
         means, deviations = under_prefix("mean", memory), under_prefix("deviation", memory)
         entry = {name: mean * deviations[name] for name, mean in means.items()}
-        scores = {
-            x + E: entry[x + E] + entry[x + Q].mean(1, True) + entry[x + P].mean(0)[:, None] for x in _weights(entry)
+        # A weight that the loss does not see has no score.
+        scores = {name: torch.zeros_like(value) for name, value in delta.items() if name.endswith(E)}
+        scores |= {
+            x + E: entry[x + E] + entry[x + Q].mean(1, True) + entry[x + P].mean(0)[:, None]
+            for x in _weights(entry)
+            if x + E in delta
         }
-        return memory, with_prefix("scores", {name: value for name, value in scores.items() if name in delta})
+        return memory, with_prefix("scores", scores)
+
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        entries = {name: tuple(value.shape) for name, value in asked.shared.items() if name.endswith(E)}
+        return {f"scores/{name}": Extra(shape, least=0) for name, shape in entries.items()}
 
     def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
         found = weighted_mean((1, under_prefix("scores", one)) for one in evidence)

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors
+from fibec_ray.types import Asked, ClientUpdate, Extra
 
 
 class Objective(Part):
     """What a device minimises beside the task's loss, and the corrections that method needs.
 
     Device half: `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half: `start`,
-    `absorb`. As it stands: nothing is added.
+    `extras`, `fault`, `absorb`. As it stands: nothing is added.
     """
 
     kind: str = "plain"
@@ -25,6 +26,11 @@ class Objective(Part):
     @property
     def needs_plain_sgd(self) -> bool:
         """True if the part takes a round's delta for the sum of its gradients."""
+        return False
+
+    @property
+    def lowers_rank(self) -> bool:
+        """True if a device's training can end with a lower rank than the device has room for."""
         return False
 
     @property
@@ -68,6 +74,14 @@ class Objective(Part):
         """The first hint, before round 0."""
         return {}
 
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        """What `finish` adds to an update, by name. One that lacks any of it, or has more, is quarantined."""
+        return {}
+
+    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+        """Why an update must not be absorbed whose tensors are as they should be; None if it may."""
+        return None
+
     def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
-        """The next hint, from the evidence of a round's devices in cohort order."""
+        """The next hint, from what `finish` added to the updates that were combined, in cohort order."""
         return hint

@@ -30,7 +30,7 @@ class DynamicRegulariser(Objective):
         return "linear term (device)"
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
-        return 0.5 * self.alpha * squared_distance(params, anchor)
+        return 0.5 * self.alpha * squared_distance(params, anchor) if anchor else None
 
     def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
         for name, linear in memory.items():

@@ -22,7 +22,7 @@ class Proximal(Objective):
     mu: float = Field(0.01, ge=0, description="strength of the pull; the paper tries 0.001 to 1")
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
-        return 0.5 * self.mu * squared_distance(params, anchor)
+        return 0.5 * self.mu * squared_distance(params, anchor) if anchor else None
 
 
 def squared_distance(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:

@@ -32,6 +32,10 @@ class RankPruning(Objective):
     def keeps(self) -> str:
         return "its rank (device)"
 
+    @property
+    def lowers_rank(self) -> bool:
+        return True
+
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         kept = self._kept(ranks_in_use(anchor))
         terms = [params[x + B][:, kept:].norm() * params[x + A][kept:].norm() for x in pairs(anchor)]

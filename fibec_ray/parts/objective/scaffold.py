@@ -10,6 +10,10 @@ from torch import nn
 
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
+from fibec_ray.types import Asked, ClientUpdate, Extra
+
+SLACK = 1e-3
+"""Relative: what devices of another kind may round differently in a change."""
 
 
 class Scaffold(Objective):
@@ -48,14 +52,35 @@ class Scaffold(Objective):
     def finish(
         self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
-        change = {name: -(control + delta[name] / (num_steps * lr)) for name, control in hint.items()}
+        change = _change(hint, delta, num_steps * lr)
         new = {name: memory[name] + value if name in memory else value for name, value in change.items()}
         return new, with_prefix("control", change)
 
     def start(self, shared: Tensors) -> Tensors:
         return {name: torch.zeros_like(value) for name, value in shared.items()}
 
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        return {f"control/{name}": Extra(tuple(value.shape), value.dtype) for name, value in asked.hint.items()}
+
+    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+        """The change follows from the delta: there is nothing else that a device could say."""
+        if not update.num_steps:
+            return "the update took no steps, and a control variate is their mean gradient"
+        expected = _change(asked.hint, update.delta, update.num_steps * update.learning_rate)
+        for name, value in expected.items():
+            room = SLACK * max(float(value.abs().max()), float(asked.hint[name].abs().max())) if value.numel() else 0.0
+            if float((update.evidence[f"control/{name}"] - value).double().norm()) > room * value.numel() ** 0.5:
+                return f"the change of the control variate of '{name}' is not the one that follows from the update"
+        return None
+
     def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
         mean = weighted_mean((1, under_prefix("control", one)) for one in evidence)
         share = len(evidence) / num_devices
         return {name: value + share * mean[name] if name in mean else value for name, value in hint.items()}
+
+
+def _change(hint: Tensors, delta: Tensors, travelled: float) -> Tensors:
+    """-c - delta / (s eta); none where no step was taken. travelled: s eta."""
+    if not travelled:
+        return {name: torch.zeros_like(control) for name, control in hint.items()}
+    return {name: -(control + delta[name] / travelled) for name, control in hint.items()}

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fibec_ray.errors import RunError
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
@@ -101,7 +102,10 @@ class GlobalLayers(Sharing):
         """N*."""
         if self.count_by == "fraction":
             return _rounded(self.fraction * num_layers)
-        ratios = [(report.num_samples, report.scores.keep_ratio or 0.0) for report in reports]
+        known = [(report.num_samples, report.scores.keep_ratio) for report in reports]
+        ratios = [(weight, ratio) for weight, ratio in known if ratio is not None]
+        if not ratios:
+            raise RunError(f"method.sharing: no device has found out how many layers to share ({self.count_by})")
         if self.count_by == "slq_plateau":
             mean = math.fsum(ratio * num_layers for _, ratio in ratios) / len(ratios)
         else:
@@ -111,14 +115,16 @@ class GlobalLayers(Sharing):
 
 
 def average_scores(reports: Sequence[LayerReport]) -> Tensor:
-    """I^l = sum_k (n_k / n) I_k^l, (L,) float32; summed in float64 in the order given."""
-    total = sum(report.num_samples for report in reports)
-    weighted = [
-        report.scores.sensitivity.double() * (report.num_samples / total)
-        for report in reports
-        if report.scores.sensitivity is not None
-    ]
-    return torch.stack(weighted).sum(0).float()
+    """I^l = sum_k (n_k / n) I_k^l over the devices that have scores, n their samples; (L,) float32.
+
+    Summed in float64 in the order given. Raises RunError if no device has any.
+    """
+    known = [(report.num_samples, report.scores.sensitivity) for report in reports]
+    scored = [(weight, scores) for weight, scores in known if scores is not None and bool(scores.isfinite().all())]
+    if not scored:
+        raise RunError("method.sharing: no device has scores of its layers that are finite; choose another score_by")
+    total = sum(weight for weight, _ in scored)
+    return torch.stack([scores.double() * (weight / total) for weight, scores in scored]).sum(0).float()
 
 
 def choose_layers(scores: Tensor, count: int, how: str, rng: torch.Generator) -> frozenset[int]:

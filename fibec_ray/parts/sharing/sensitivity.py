@@ -46,12 +46,15 @@ def worst_noise(grads: Tensor, budget: Tensor, p: float) -> Tensor:
 def relative_change(clean: Tensor, noisy: Tensor, kind: ScoreKind) -> Tensor:
     """(B,) relative difference of the Frobenius norm of one block's outputs (B, S, H), zeros at padding.
 
-    norm_diff: | ||h'|| - ||h|| | / ||h||, the literal reading; diff_norm: ||h' - h|| / ||h||.
+    norm_diff: | ||h'|| - ||h|| | / ||h||, the literal reading; diff_norm: ||h' - h|| / ||h||. A block that gives out
+    nothing but zeros has no relative change: 0.
     """
     before = clean.flatten(1).norm(dim=1)
     if kind == "norm_diff":
-        return (noisy.flatten(1).norm(dim=1) - before).abs() / before
-    return (noisy - clean).flatten(1).norm(dim=1) / before
+        change = (noisy.flatten(1).norm(dim=1) - before).abs()
+    else:
+        change = (noisy - clean).flatten(1).norm(dim=1)
+    return torch.where(before > 0, change / before, 0.0)
 
 
 def layer_sensitivity(
