@@ -23,6 +23,7 @@ from fibec_ray.data.partition import WITHOUT_LABELS, Partition
 from fibec_ray.data.respond import Cut, encode_instructions
 from fibec_ray.data.source import DataConfig, Points, effective_task, load, load_points
 from fibec_ray.data.split import Split
+from fibec_ray.data.stamps import Stamp, stamps_of
 from fibec_ray.data.tasks import Task
 from fibec_ray.data.told import load_instructions
 from fibec_ray.errors import ConfigError
@@ -45,6 +46,8 @@ class Prepared:
     heterogeneity: dict[str, float]
     note: str = ""
     """what a person should know of the data"""
+    sources: tuple[Stamp, ...] = ()
+    """the files that the rows came from, as they were"""
 
 
 def prepare_federation(
@@ -67,7 +70,7 @@ def prepare_federation(
         return _prepare_points(task, data, partition, backbone, num_devices, seed, folder, pooled)
     if task.answers_in_text:
         return _prepare_instructions(task, data, partition, backbone, num_devices, seed, folder, num_virtual, pooled)
-    task = effective_task(task, data)
+    sources, task = stamps_of(task, data), effective_task(task, data)
     train, test = load(task, data, seed)
     split = partition.split(train.labels, test.labels, task.num_classes, num_devices, seed)
     tokenizer, mode = load_tokenizer(backbone), backbone.encode_mode
@@ -82,6 +85,7 @@ def prepare_federation(
         _accuracies(train.labels, test.labels, split),
         heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], task.num_classes),
         _about_cut_samples(encoded[0], encoded[1], data.max_length),
+        sources,
     )
 
 
@@ -97,6 +101,7 @@ def _prepare_instructions(
     pooled: bool,
 ) -> Prepared:
     """The same for samples that are answered in text: their labels are categories."""
+    sources = stamps_of(task, data)
     train, test = load_instructions(task, data, seed)
     if partition.deals_by_label and not train.has_categories:
         raise ConfigError(
@@ -117,7 +122,8 @@ def _prepare_instructions(
     numbers = {text: i for i, text in enumerate(dict.fromkeys([*train.responses, *test.responses]))}
     said = [np.array([numbers[text] for text in rows.responses], dtype=np.int64) for rows in (train, test)]
     found = heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], num_categories)
-    return Prepared(0, None, _accuracies(said[0], said[1], split), found, _about_cuts(cuts, data.max_length))
+    note = _about_cuts(cuts, data.max_length)
+    return Prepared(0, None, _accuracies(said[0], said[1], split), found, note, sources)
 
 
 def with_types(sets: Sequence[EncodedSet], backbone: Backbone) -> list[EncodedSet]:
