@@ -13,8 +13,7 @@ Token types are kept where the tokenizer gives them by itself.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from fibec_ray.data.cut import kept_tokens
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.data.examples import Examples
+from fibec_ray.data.prompts import Prompt, fill, text_numbers
 from fibec_ray.data.tasks import MASK, Task
 from fibec_ray.errors import DataError
 
@@ -44,14 +44,6 @@ class Tokenizer(Protocol):
     unk_token_id: int | None
 
     def __call__(self, text: list[str], text_pair: list[str] | None = None, **options: Any) -> Any: ...
-
-
-class Prompt(NamedTuple):
-    """A filled template; places are character ranges (start, end) of the text."""
-
-    text: str
-    fields: list[tuple[int, int]]
-    mask: tuple[int, int] | None
 
 
 class Sample(NamedTuple):
@@ -144,8 +136,8 @@ def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_l
         encoded = tokenizer(texts_a, texts_b, padding=False, **cut)
         texts = _plain_texts(encoded, len(rows), tokenizer.is_fast)
         are_cut = _plain_cuts(encoded, texts_a, texts_b, tokenizer, max_length)
-        parts = zip(encoded["input_ids"], texts, _types(encoded, len(rows)), are_cut, strict=True)
-        return (Sample(ids, numbers, 0, types, is_cut) for ids, numbers, types, is_cut in parts)
+        plain = zip(encoded["input_ids"], texts, _types(encoded, len(rows)), are_cut, strict=True)
+        return (Sample(ids, numbers, 0, types, is_cut) for ids, numbers, types, is_cut in plain)
     template = task.template if mode == "masked" else task.causal_template
     prompts = [
         fill(template, {"{a}": a, "{b}": b, MASK: tokenizer.mask_token or ""})
@@ -162,22 +154,6 @@ def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_l
     columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
     parts = zip(prompts, *columns, _types(encoded, len(rows)), strict=True)
     return (_sample(*part, tokenizer, task, max_length) for part in parts)
-
-
-def fill(template: str, values: Mapping[str, str]) -> Prompt:
-    """The template with its placeholders replaced. Piece by piece: a text that contains `{b}` stays as it is.
-
-    values: by placeholder; what stands for MASK is no text.
-    """
-    text, fields, mask = "", [], None
-    for piece in re.split(f"({'|'.join(map(re.escape, values))})", template):
-        place = (len(text), len(text) + len(values.get(piece, piece)))
-        text += values.get(piece, piece)
-        if piece == MASK:
-            mask = place
-        elif piece in values:
-            fields.append(place)
-    return Prompt(text, fields, mask)
 
 
 def _sample(
@@ -208,14 +184,6 @@ def _sample(
     start, end = prompt.mask
     is_mask = [ids[i] == tokenizer.mask_token_id and places[i][0] < end and places[i][1] > start for i in kept]
     return Sample(tokens, texts, is_mask.index(True), types, is_cut)
-
-
-def text_numbers(prompt: Prompt, places: list[tuple[int, int]]) -> list[int]:
-    """The number of each token's text; 0 for a token that lies outside, or that has a piece of the template with it."""
-    fields = list(enumerate(prompt.fields, start=1))
-    return [
-        next((number for number, (first, last) in fields if first <= start < end <= last), 0) for start, end in places
-    ]
 
 
 def _plain_texts(encoded: Any, count: int, is_fast: bool) -> list[list[int]]:

@@ -60,9 +60,9 @@ class EncodedSet:
     def load(folder: Path) -> EncodedSet:
         """Opens a saved set without reading it: the arrays are memory maps, shared by all processes of a node."""
         arrays, about = load_arrays(folder)
-        optional = {name: arrays.pop(name, None) for name in _OPTIONAL}
+        held: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), **arrays}
         try:
-            encoded = EncodedSet(**arrays, **optional, pad_id=about["pad_id"])
+            encoded = EncodedSet(**held, pad_id=about["pad_id"])
             ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]), len(encoded.texts))
             num_samples, num_tokens = about["num_samples"], len(encoded.tokens)
             refuse_misfit(folder, ends == (num_samples, num_samples, num_tokens, num_tokens))

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from fibec_ray.data.cut import kept_tokens
-from fibec_ray.data.encode import CHUNK, Prompt, Sample, Tokenizer, fill, pack, text_numbers
+from fibec_ray.data.encode import CHUNK, Sample, Tokenizer, pack
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.instructions import InstructionFormat
+from fibec_ray.data.prompts import Prompt, fill, text_numbers
 from fibec_ray.errors import DataError
 
 

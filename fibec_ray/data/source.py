@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt, ValidationInfo, field_validator
 
 from fibec_ray.data import digits, hub, regression, synthetic
 from fibec_ray.data.columns import class_names, texts_of
@@ -20,6 +20,7 @@ from fibec_ray.data.remote import nearby
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
+from fibec_ray.storage import refuse_secrets
 
 __all__ = ["DataConfig", "Examples", "Points", "SyntheticSettings", "effective_task", "load", "load_points"]
 
@@ -61,6 +62,12 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     synthetic: SyntheticSettings = SyntheticSettings()
     regression: RegressionSettings = RegressionSettings()
     exercises: ExerciseSettings = ExerciseSettings()
+
+    @field_validator(*_FILE_SETTINGS)
+    @classmethod
+    def _no_secrets(cls, value: str | None, info: ValidationInfo) -> str | None:
+        refuse_secrets(value, f"data.{info.field_name}")
+        return value
 
     @property
     def reads_files(self) -> bool:
