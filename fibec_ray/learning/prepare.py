@@ -122,7 +122,7 @@ def _prepare_instructions(
     numbers = {text: i for i, text in enumerate(dict.fromkeys([*train.responses, *test.responses]))}
     said = [np.array([numbers[text] for text in rows.responses], dtype=np.int64) for rows in (train, test)]
     found = heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], num_categories)
-    note = _about_cuts(cuts, data.max_length)
+    note = _about_cuts(cuts, len(train) + len(test), data.max_length)
     return Prepared(0, None, _accuracies(said[0], said[1], split), found, note, sources)
 
 
@@ -150,11 +150,14 @@ def _percent(share: float) -> str:
     return "less than 1%" if share < 0.01 else f"{share:.0%}"
 
 
-def _about_cuts(cuts: Sequence[Cut], max_length: int) -> str:
+def _about_cuts(cuts: Sequence[Cut], num_samples: int, max_length: int) -> str:
     prompts, responses = sum(cut.prompts for cut in cuts), sum(cut.responses for cut in cuts)
     if not prompts + responses:
         return ""
-    return f"{prompts} prompts and {responses} responses were cut to fit data.max_length={max_length}"
+    return (
+        f"{prompts} prompts and {responses} responses of {num_samples} samples were cut to fit "
+        f"data.max_length={max_length}"
+    )
 
 
 def _prepare_points(
