@@ -104,7 +104,7 @@ class Storage:
 
     @property
     def shown(self) -> str:
-        """The URL as errors have it: without its query, whose values are nobody's business."""
+        """The URL as errors show it: without its query, which may hold secrets."""
         return re.split(r"[?#]", self.url, maxsplit=1)[0]
 
     @property
