@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = arguments.command
     _quiet()
     try:
+        _refuse_secrets(arguments)
         command(arguments)
     except FibecError as error:
         print(f"fibec-ray: {_one_line(str(error))}", file=sys.stderr)
@@ -36,6 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _refuse_secrets(arguments: argparse.Namespace) -> None:
+    """Before anything is opened, printed or written."""
+    from fibec_ray.storage import refuse_secrets
+
+    for name in ("config", "folder", "sweep", "run", "out", "figures"):
+        refuse_secrets(getattr(arguments, name, None), f"--{name}" if name in ("out", "figures") else name.upper())
+    for run in getattr(arguments, "runs", None) or ():
+        refuse_secrets(run, "RUN")
+    for key, _, value in (text.partition("=") for text in getattr(arguments, "overrides", None) or ()):
+        for text in re.split(r"[\[\]{}'\",\s]+", value):
+            refuse_secrets(text, key)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

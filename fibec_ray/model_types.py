@@ -36,6 +36,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class TypedBatch(Batch):
+    """B samples whose tokens have types: BERT's tokenizers tell the second text of a pair from the first."""
+
+    token_types: Tensor
+    """(B, S) int64, transformers' token_type_ids; 0 for padding"""
+
+
+@dataclass(frozen=True)
 class DenseBatch(Batch):
     """B samples that are no text. To what knows tokens alone, each of them is one token, whose id says nothing."""
 

@@ -1,22 +1,86 @@
 """Files on shared or object storage, named by URL (s3://, gs://, file://); used for data sets and run directories.
 
 pyarrow.fs does the talking, and fsspec where pyarrow does not know a kind of URL: credentials are those of the machine
-(environment, profile or instance role), never ours.
+(environment, profile or instance role). A URL that has some is refused, because URLs are printed and kept.
+
+Whoever writes to a bucket names its files. Names that lead out of the folder that they are copied to are refused.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fibec_ray.errors import StorageError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*:/+.*", re.DOTALL)
+_USERS = ("abfs", "abfss", "adl", "az", "ftp", "hdfs", "sftp", "smb", "ssh", "wasb", "wasbs", "webhdfs")
+"""Schemes whose URLs have a container or a user before the @; a password is refused there too."""
+_BUCKETS = ("s3", "s3a", "gs", "gcs")
+_SECRET_KEYS = (
+    "secret", "password", "passwd", "passphrase", "token", "signature", "credential", "accesskey", "accountkey",
+    "apikey", "privatekey", "authorization", "googleaccessid",
+)  # fmt: skip
+"""In the names of a query's parameters, in lower case and without '-' and '_'."""
+_SECRET_NAMES = ("sig", "key", "pwd", "pass", "auth", "jwt")
+"""The same as whole names."""
+_VARIABLES = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "s3a": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+    "hf": "HF_TOKEN",
+}
+_ANY_VARIABLES = f"{_VARIABLES['s3']} (s3), {_VARIABLES['gs']} (gs), HF_TOKEN (hub)"
 
 
 def is_url(text: str | Path) -> bool:
     """A path that went through pathlib has lost a slash ('s3:/bucket'), and is none."""
     return "://" in str(text)
+
+
+def refuse_secrets(text: str | Path | None, where: str) -> None:
+    """Raises StorageError for a URL with credentials, and does not repeat them. where: the setting that has the URL.
+
+    Paths and other texts pass. A URL that lost a slash in pathlib is still one.
+    """
+    if text is None or not _URL.fullmatch(str(text).strip()):
+        return
+    for part in re.split(r"::(?=[A-Za-z][A-Za-z0-9+.-]*:/)", str(text).strip()):  # fsspec's chains
+        if found := _secret_in(part):
+            scheme = part.partition(":")[0].lower()
+            raise StorageError(
+                f"{where}: the URL has {found}, which would be printed and kept with the run; remove it, and set "
+                f"{_VARIABLES.get(scheme, _ANY_VARIABLES)} in the environment"
+            )
+
+
+def _secret_in(url: str) -> str:
+    """What kind of credentials a URL has; '' for none."""
+    url = re.sub(r":/+", "://", url, count=1)
+    try:
+        parts = urlsplit(url)
+        user, at, host = unquote(parts.netloc).rpartition("@")
+    except ValueError:
+        return "what may be a password"
+    if at and (":" in user or parts.scheme not in _USERS):
+        return "credentials before its @"
+    # A secret may hold '/', '?' or '#': then it looks like a port and a path. Buckets have no ports.
+    port = host.rpartition("]")[2].partition(":")[2]
+    if port and (not port.isdecimal() or parts.scheme in _BUCKETS):
+        return "credentials before its @"
+    pairs = [pair for text in (parts.query, parts.fragment) for pair in parse_qsl(text.replace(";", "&"), True)]
+    for name, value in ((re.sub(r"[^a-z0-9]", "", name.lower()), value) for name, value in pairs):
+        if name in _SECRET_NAMES or any(key in name for key in _SECRET_KEYS):
+            return "a key, token or signature in its query"
+        if "://" in value and (found := _secret_in(value)):
+            return found
+    return ""
 
 
 class Storage:
@@ -26,16 +90,28 @@ class Storage:
         import pyarrow as pa
         from pyarrow import fs
 
+        refuse_secrets(url, "storage")
         self.url = url.rstrip("/")
         self._errors: tuple[type[Exception], ...] = (pa.ArrowException, OSError)
         try:
             self._fs, self._root = _file_system(self.url)
         except (*self._errors, ValueError, ImportError) as error:
             raise StorageError(
-                f"{url}: no such storage ({_first_line(error)}); allowed: s3://BUCKET/..., gs://BUCKET/..., "
+                f"{self.shown}: no such storage ({self._reason(error)}); allowed: s3://BUCKET/..., gs://BUCKET/..., "
                 "file:///absolute/path, hdfs://..., abfs://..., and what fsspec has a package for"
             ) from error
         self._kinds = fs.FileType
+
+    @property
+    def shown(self) -> str:
+        """The URL as errors show it: without its query, which may hold secrets."""
+        return re.split(r"[?#]", self.url, maxsplit=1)[0]
+
+    @property
+    def name(self) -> str:
+        """The last word of its path; 'data' where there is none."""
+        name = self._root.rstrip("/").rpartition("/")[2]
+        return "data" if _leads_out(name) else name
 
     def is_folder(self) -> bool:
         """Object stores have no empty folders: what holds nothing is none."""
@@ -45,7 +121,7 @@ class Storage:
         return bool(self._info(self._root).type != self._kinds.NotFound)
 
     def files(self) -> dict[str, int]:
-        """{path below the root: size in bytes}; empty where there is nothing."""
+        """{path below the root: size in bytes}; empty where there is nothing. Raises for names that lead elsewhere."""
         from pyarrow import fs
 
         try:
@@ -53,10 +129,14 @@ class Storage:
         except self._errors as error:
             raise self._failed("cannot be listed", error) from error
         start = len(self._root.rstrip("/")) + 1
-        return {info.path[start:]: info.size for info in found if info.is_file}
+        # Some stores list a folder's marker as an empty file 'folder/'.
+        files = {info.path[start:]: info.size for info in found if info.is_file and not info.path.endswith("/")}
+        self._refuse_names(files)
+        return files
 
     def upload(self, local: Path, name: str) -> None:
         """Writes one file below the root. Readers see the old one or the new one: it is renamed, or put, in one go."""
+        self._refuse_names([name])
         target = f"{self._root}/{name}"
         try:
             self._make_parent(target)
@@ -68,16 +148,19 @@ class Storage:
 
     def download(self, local: Path, names: Iterable[str] | None = None) -> int:
         """Copies the files (None: all that are there) into a local folder; returns their total size in bytes."""
-        total = 0
-        for name in self.files() if names is None else names:
-            total += self._bring(f"{self._root}/{name}", local / name)
-        return total
+        names = list(self.files() if names is None else names)
+        self._refuse_names(names)
+        for name in names:
+            if not (local / name).resolve().is_relative_to(local.resolve()):
+                raise StorageError(f"{self.shown}: the name {name[:200]!r} leads out of {local} through a link there")
+        return sum(self._bring(f"{self._root}/{name}", local / name) for name in names)
 
     def download_file(self, local: Path) -> None:
         """The URL names one file, which becomes `local`."""
         self._bring(self._root, local)
 
     def remove(self, name: str) -> None:
+        self._refuse_names([name])
         try:
             self._fs.delete_file(f"{self._root}/{name}")
         except FileNotFoundError:
@@ -118,10 +201,28 @@ class Storage:
         except self._errors as error:
             raise self._failed("does not answer", error) from error
 
+    def _refuse_names(self, names: Iterable[str]) -> None:
+        """Raises StorageError for names that are not plain paths below a folder, or that cannot be there together."""
+        names = set(names)
+        folders = {"/".join(parts[:i]) for name in names if (parts := name.split("/")) for i in range(1, len(parts))}
+        for name in sorted(names):
+            if name in folders:
+                raise StorageError(
+                    f"{self.shown}: the name {name[:200]!r} is a file and a folder there; remove one of them"
+                )
+            if _leads_out(name):
+                raise StorageError(
+                    f"{self.shown}: the name {name[:200]!r} does not stay below a folder (it may have no '..', "
+                    "backslash, drive or empty part); remove that file there, and ask who wrote it"
+                )
+
     def _failed(self, what: str, error: Exception) -> StorageError:
         return StorageError(
-            f"{self.url}: {what} ({_first_line(error)}); check the URL, and the credentials of this machine for it"
+            f"{self.shown}: {what} ({self._reason(error)}); check the URL, and the credentials of this machine for it"
         )
+
+    def _reason(self, error: Exception) -> str:
+        return (str(error).splitlines() or [type(error).__name__])[0].replace(self.url, self.shown)
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -139,5 +240,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(other)), str(root)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _leads_out(name: str) -> bool:
+    """True for what is not a plain relative path on every system: 'a/../b', '/a', 'a\\b', 'c:a', 'a//b', ''."""
+    odd = any(part in ("", ".", "..") for part in name.split("/"))
+    return odd or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name) is not None

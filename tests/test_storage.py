@@ -8,16 +8,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+import yaml
 from conftest import make_tiny
+from fsspec.implementations.memory import MemoryFile
 
+from fibec_ray.cli import main
 from fibec_ray.config.load import check
 from fibec_ray.data.remote import nearby
+from fibec_ray.data.source import DataConfig
 from fibec_ray.errors import DataError, StorageError
 from fibec_ray.jobs import mirror as mirrors
 from fibec_ray.jobs.mirror import Mirror, mirrored
+from fibec_ray.models.spec import Backbone
 from fibec_ray.simulation import simulate
-from fibec_ray.storage import Storage, is_url
+from fibec_ray.storage import Storage, is_url, refuse_secrets
 
 
 @pytest.fixture
@@ -73,6 +79,165 @@ def test_what_cannot_be_written_says_where(tmp_path: Path) -> None:
     write(tmp_path, file="")
     with pytest.raises(StorageError, match=r"file://.*file/runs: x cannot be written .*check the URL, and the cred"):
         Storage(f"file://{tmp_path}/file/runs").upload(tmp_path / "file", "x")
+
+
+# --- names that lead elsewhere
+
+
+def hostile(folder: str, *names: str) -> Storage:
+    """A store in memory whose owner wrote keys as they are."""
+    memory = fsspec.filesystem("memory")
+    for name in ("good", *names):
+        path = f"/{folder}/{name}"
+        memory.store[path] = MemoryFile(memory, path, b"planted")
+    return Storage(f"memory://{folder}")
+
+
+OUTSIDE = ["../planted", "a/../../planted", "a/..", "./planted", "/planted", "a//planted", "..\\planted", "c:planted",
+           "a\0b", "C:\\planted", "a/../../../../../../../../tmp/planted"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_name_that_leads_out_of_its_folder_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    bucket = hostile(f"{tmp_path.name}/deep/er/set", name)
+    with pytest.raises(StorageError, match="does not stay below a folder.*remove that file there") as caught:
+        bucket.download(tmp_path / "here" / "copy")
+    assert repr(name)[1:-1] in str(caught.value)
+    with pytest.raises(StorageError, match="does not stay below a folder"):
+        bucket.files()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../planted", "/planted", "a//planted", "", "a\\b"])
+def test_names_that_are_given_are_checked_too(name: str, bucket: Storage, tmp_path: Path) -> None:
+    write(tmp_path, file="one")
+    for act in (
+        lambda: bucket.download(tmp_path / "here", [name]),
+        lambda: bucket.upload(tmp_path / "file", name),
+        lambda: bucket.remove(name),
+    ):
+        with pytest.raises(StorageError, match="does not stay below a folder"):
+            act()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the name 'a/b' is a file and a folder there; remove one of them"):
+        hostile(tmp_path.name).download(tmp_path / "here", ["good", "a/b", "a/b/c"])
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(bucket: Storage, tmp_path: Path) -> None:
+    write(tmp_path, file="one")
+    bucket.upload(tmp_path / "file", "a/b")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="'a/b' leads out of .*here through a link"):
+        bucket.download(tmp_path / "here")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_names_that_only_look_odd_are_copied(tmp_path: Path) -> None:
+    bucket = hostile(tmp_path.name, "..a/b..", "a b/c", "...", "é", "-x")
+    assert bucket.download(tmp_path / "here") == 6 * len("planted")
+    assert set(contents(tmp_path / "here")) == {"good", "..a/b..", "a b/c", "...", "é", "-x"}
+
+
+def test_a_data_set_with_a_name_that_leads_out_is_refused(tmp_path: Path) -> None:
+    hostile(f"{tmp_path.name}/a/b/set", "../../../../planted")
+    with (
+        pytest.raises(StorageError, match="'../../../../planted' does not stay"),
+        nearby(f"memory://{tmp_path.name}/a/b/set"),
+    ):
+        pass
+
+
+# --- secrets in URLs
+
+SECRET = "wJalrXUtnFEMI"
+WITH_SECRETS = {
+    f"s3://AKIA:{SECRET}@bucket/runs": "AWS_ACCESS_KEY_ID",
+    f"s3://AKIA:{SECRET}/K7MDENG@bucket/runs": "AWS_ACCESS_KEY_ID",
+    f"s3://AKIA:12/{SECRET}@bucket/my runs": "AWS_ACCESS_KEY_ID",
+    f"s3://AKIA%3A{SECRET}@bucket": "AWS_ACCESS_KEY_ID",
+    f"S3://{SECRET}@bucket": "AWS_ACCESS_KEY_ID",
+    f"s3:/AKIA:{SECRET}@bucket/runs": "AWS_ACCESS_KEY_ID",
+    f"s3://bucket/runs?access_key=AKIA&secret_key={SECRET}": "AWS_ACCESS_KEY_ID",
+    f"s3://bucket/runs?region=us-east-1&session%5Ftoken={SECRET}": "AWS_ACCESS_KEY_ID",
+    f"s3://bucket/runs?endpoint_override=http%3A%2F%2Fme%3A{SECRET}%40host": "AWS_ACCESS_KEY_ID",
+    f"gs://me:{SECRET}@bucket/runs": "GOOGLE_APPLICATION_CREDENTIALS",
+    f"https://me:{SECRET}@example.org/runs": "in the environment",
+    f"https://{SECRET}@example.org/runs": "in the environment",
+    f"https://example.org/x?X-Amz-Credential=AKIA&X-Amz-Signature={SECRET}": "in the environment",
+    f"https://example.org/x?sv=2024&sig={SECRET}": "in the environment",
+    f"https://example.org/x?a=1;api-key={SECRET}": "in the environment",
+    f"https://example.org/x#access_token={SECRET}": "in the environment",
+    f"abfs://container:{SECRET}@account.dfs.core.windows.net/x": "AZURE_STORAGE_ACCOUNT_KEY",
+    f"simplecache::s3://AKIA:{SECRET}@bucket/runs": "AWS_ACCESS_KEY_ID",
+}
+
+
+@pytest.mark.parametrize("url", WITH_SECRETS)
+def test_a_url_with_a_secret_is_refused_and_the_secret_is_not_said(url: str) -> None:
+    for refuse in (Storage, lambda url: DataConfig(path=url), lambda url: Backbone(name=url)):
+        with pytest.raises(StorageError, match="the URL has .*; remove it, and set ") as caught:
+            refuse(url)
+        said = str(caught.value)
+        assert WITH_SECRETS[url] in said and SECRET not in said and "AKIA" not in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/runs?region=eu-west-1&endpoint_override=localhost:9000&scheme=http",
+        "abfs://container@account.dfs.core.windows.net/runs",
+        "hdfs://me@namenode:8020/runs/a@b",
+        "hdfs://[::1]:8020/runs",
+        "file:///data/a@b:c/key=1",
+        "/data/s3:x@y",
+        "org/model",
+        "memory://a/b",
+    ],
+)
+def test_a_url_without_a_secret_passes(url: str) -> None:
+    refuse_secrets(url, "data.path")
+    assert DataConfig(path=url).path == url
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "{config}", "--out", "{url}"],
+        ["run", "{config}", "data.path={url}"],
+        ["run", "{config}", "data={{path: '{url}'}}"],
+        ["run", "{config}", "data.path=[{url}]"],
+        ["run", "{config}", "backbone.name={url}"],
+        ["run", "{other}"],
+        ["plan", "{config}", "--out", "{url}"],
+        ["report", "{url}"],
+        ["compare", "runs/a", "{url}"],
+        ["resume", "{url}"],
+        ["submit", "{config}", "--out", "{url}"],
+    ],
+)
+def test_no_command_repeats_or_keeps_a_secret(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"s3://AKIA:{SECRET}/x@bucket/set"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(make_tiny()))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(make_tiny(data={"path": url})))
+    assert main([text.format(config="config.yaml", other="other.yaml", url=url) for text in arguments]) == 2
+    said = capsys.readouterr()
+    assert SECRET not in said.out + said.err and said.err.count("\n") == 1 and "AWS_SECRET_ACCESS_KEY" in said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "other.yaml"]
+
+
+def test_errors_leave_a_urls_query_out(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        Storage("s3://bucket/x?mystery=value")
+    assert "value" not in str(caught.value)
 
 
 # --- mirrors

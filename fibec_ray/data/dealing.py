@@ -11,8 +11,9 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
+from fibec_ray.data.dirichlet import Draws, Floats
+
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 def shards_of(owner: Ints, num_devices: int) -> list[Ints]:
@@ -49,18 +50,18 @@ def deal_by_size(sizes: Ints, rng: np.random.Generator) -> Ints:
     return rng.permutation(np.repeat(np.arange(len(sizes), dtype=np.int64), sizes))
 
 
-def deal_by_prior(labels: Ints, sizes: Ints, priors: Floats, rng: np.random.Generator) -> Ints:
+def deal_by_prior(labels: Ints, sizes: Ints, priors: Draws, rng: np.random.Generator) -> Ints:
     """Owners by repeated draws: a device that is not full, a class from its prior (K, C), that class's next row.
 
     A class without rows left is drawn again, which is the same as drawing from the prior over the classes that are
-    left. Where the prior has no mass on any of them, all that are left are equally likely, so that the loop ends.
+    left. Where the prior is 0 for all of them in floating point, its logarithms decide.
     """
-    num_classes = priors.shape[1]
+    num_classes = priors.shares.shape[1]
     rows = [np.flatnonzero(labels == c).tolist() for c in range(num_classes)]
     for class_rows in rows:
         class_rows.reverse()  # the next row is popped from the end
     left = np.array([len(class_rows) > 0 for class_rows in rows])
-    cumulative = np.cumsum(priors, axis=1).tolist()
+    cumulative = np.cumsum(priors.shares, axis=1).tolist()
     open_devices, room = np.flatnonzero(sizes).tolist(), sizes.tolist()
     device_draws, class_draws = rng.random(len(labels)).tolist(), rng.random(len(labels)).tolist()
     owner = np.empty(len(labels), dtype=np.int64)
@@ -69,7 +70,7 @@ def deal_by_prior(labels: Ints, sizes: Ints, priors: Floats, rng: np.random.Gene
         device = open_devices[at]
         class_ = min(bisect_right(cumulative[device], class_draw), num_classes - 1)
         if not left[class_]:
-            class_ = _redraw(priors[device], left, rng)
+            class_ = _redraw(priors, device, left, rng)
         owner[rows[class_].pop()] = device
         left[class_] = len(rows[class_]) > 0
         room[device] -= 1
@@ -99,10 +100,10 @@ def class_counts(labels: Ints, owner: Ints, num_devices: int, num_classes: int) 
     return flat.reshape(num_devices, num_classes).astype(np.int64)
 
 
-def _redraw(prior: Floats, left: NDArray[np.bool_], rng: np.random.Generator) -> int:
-    mass = prior * left
+def _redraw(priors: Draws, device: int, left: NDArray[np.bool_], rng: np.random.Generator) -> int:
+    mass = priors.shares[device] * left
     if not mass.sum() > 0:
-        mass = left.astype(np.float64)
+        mass = priors.among(device, left)
     ends = np.cumsum(mass)
     # The last class with mass: a draw at the very end must not fall on a class without rows.
     return min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), int(np.flatnonzero(mass)[-1]))

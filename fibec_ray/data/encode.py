@@ -7,12 +7,13 @@
 Too long a sample loses words at the end of its longest text; template, mask and special tokens always stay. (In plain
 mode the tokenizer cuts; of two texts alike it may cut the other.) Which tokens are text is kept: samples can be cut
 further. Texts lose the spaces at their ends, which SST-2 and MR have as an artefact of their sources.
+
+Token types are kept where the tokenizer gives them by itself.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from fibec_ray.data.cut import kept_tokens
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.data.examples import Examples
+from fibec_ray.data.prompts import Prompt, fill, text_numbers
 from fibec_ray.data.tasks import MASK, Task
 from fibec_ray.errors import DataError
 
@@ -44,27 +46,25 @@ class Tokenizer(Protocol):
     def __call__(self, text: list[str], text_pair: list[str] | None = None, **options: Any) -> Any: ...
 
 
-class Prompt(NamedTuple):
-    """A filled template; places are character ranges (start, end) of the text."""
-
-    text: str
-    fields: list[tuple[int, int]]
-    mask: tuple[int, int] | None
-
-
 class Sample(NamedTuple):
     tokens: list[int]
     texts: list[int]
     """the number of each token's text, as `EncodedSet` has it"""
     answer_at: int
+    types: list[int] | None
+    """of each token, as `EncodedSet` has them"""
+    is_cut: bool = False
 
 
 def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_length: int) -> EncodedSet:
-    """All rows as token ids, each of at most `max_length` tokens. Raises DataError where the template does not fit."""
+    """All rows as token ids, each of at most `max_length` tokens.
+
+    Raises DataError where the template does not fit, and for a row without a token.
+    """
     _check(tokenizer, task, mode)
     starts = range(0, len(examples), CHUNK)
     parts = (examples.take(np.arange(start, min(start + CHUNK, len(examples)))) for start in starts)
-    samples = (_samples(rows, task, tokenizer, mode, max_length) for rows in parts)
+    samples = (_refuse_empty(_samples(rows, task, tokenizer, mode, max_length), rows, task) for rows in parts)
     return pack(samples, examples.labels, examples.grades, tokenizer)
 
 
@@ -75,21 +75,29 @@ def pack(
     tokenizer: Tokenizer,
 ) -> EncodedSet:
     """parts: the samples, a few at a time. labels, grades: (N,) of them all."""
-    lengths, answer_at, tokens, texts = [0], [], [], []
+    lengths, answer_at, num_cut = [0], [], 0
+    tokens, texts, types = [np.empty(0, np.int32)], [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
+    typed = True
     for part in parts:
         samples = list(part)
         lengths += [len(sample.tokens) for sample in samples]
         answer_at += [sample.answer_at for sample in samples]
+        num_cut += sum(sample.is_cut for sample in samples)
         tokens.append(np.concatenate([np.array(sample.tokens, dtype=np.int32) for sample in samples]))
         texts.append(np.concatenate([np.array(sample.texts, dtype=np.uint8) for sample in samples]))
+        typed = typed and all(sample.types is not None for sample in samples)
+        if typed:
+            types.append(np.concatenate([np.array(sample.types, dtype=np.uint8) for sample in samples]))
     return EncodedSet(
-        tokens=np.concatenate(tokens) if tokens else np.empty(0, dtype=np.int32),
+        tokens=np.concatenate(tokens),
         offsets=np.cumsum(lengths, dtype=np.int64),
         labels=labels,
         answer_at=np.array(answer_at, dtype=np.int32),
         grades=grades,
         pad_id=_pad_id(tokenizer),
-        texts=np.concatenate(texts) if texts else np.empty(0, dtype=np.uint8),
+        texts=np.concatenate(texts),
+        types=np.concatenate(types) if typed else None,
+        num_cut=num_cut,
     )
 
 
@@ -127,7 +135,9 @@ def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_l
         cut = {"truncation": "longest_first", "max_length": max_length, "return_special_tokens_mask": True}
         encoded = tokenizer(texts_a, texts_b, padding=False, **cut)
         texts = _plain_texts(encoded, len(rows), tokenizer.is_fast)
-        return (Sample(*sample, 0) for sample in zip(encoded["input_ids"], texts, strict=True))
+        are_cut = _plain_cuts(encoded, texts_a, texts_b, tokenizer, max_length)
+        plain = zip(encoded["input_ids"], texts, _types(encoded, len(rows)), are_cut, strict=True)
+        return (Sample(ids, numbers, 0, types, is_cut) for ids, numbers, types, is_cut in plain)
     template = task.template if mode == "masked" else task.causal_template
     prompts = [
         fill(template, {"{a}": a, "{b}": b, MASK: tokenizer.mask_token or ""})
@@ -141,24 +151,9 @@ def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_l
         return_special_tokens_mask=True,
         verbose=False,  # it would warn of samples that are too long for the model, which are cut below
     )
-    parts = zip(prompts, encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+    columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
+    parts = zip(prompts, *columns, _types(encoded, len(rows)), strict=True)
     return (_sample(*part, tokenizer, task, max_length) for part in parts)
-
-
-def fill(template: str, values: Mapping[str, str]) -> Prompt:
-    """The template with its placeholders replaced. Piece by piece: a text that contains `{b}` stays as it is.
-
-    values: by placeholder; what stands for MASK is no text.
-    """
-    text, fields, mask = "", [], None
-    for piece in re.split(f"({'|'.join(map(re.escape, values))})", template):
-        place = (len(text), len(text) + len(values.get(piece, piece)))
-        text += values.get(piece, piece)
-        if piece == MASK:
-            mask = place
-        elif piece in values:
-            fields.append(place)
-    return Prompt(text, fields, mask)
 
 
 def _sample(
@@ -166,6 +161,7 @@ def _sample(
     ids: list[int],
     places: list[tuple[int, int]],
     special: list[int],
+    types: list[int] | None,
     tokenizer: Tokenizer,
     task: Task,
     max_length: int,
@@ -180,20 +176,14 @@ def _sample(
             f"data.max_length: {max_length} tokens have no room for a text beside task {task.name}'s template; "
             f"set at least {len(kept)}"
         )
+    is_cut = len(kept) < len(ids)
     tokens, texts = [ids[i] for i in kept], [texts[i] for i in kept]
+    types = None if types is None else [types[i] for i in kept]
     if prompt.mask is None:
-        return Sample(tokens, texts, len(kept) - 1)
+        return Sample(tokens, texts, len(kept) - 1, types, is_cut)
     start, end = prompt.mask
     is_mask = [ids[i] == tokenizer.mask_token_id and places[i][0] < end and places[i][1] > start for i in kept]
-    return Sample(tokens, texts, is_mask.index(True))
-
-
-def text_numbers(prompt: Prompt, places: list[tuple[int, int]]) -> list[int]:
-    """The number of each token's text; 0 for a token that lies outside, or that has a piece of the template with it."""
-    fields = list(enumerate(prompt.fields, start=1))
-    return [
-        next((number for number, (first, last) in fields if first <= start < end <= last), 0) for start, end in places
-    ]
+    return Sample(tokens, texts, is_mask.index(True), types, is_cut)
 
 
 def _plain_texts(encoded: Any, count: int, is_fast: bool) -> list[list[int]]:
@@ -201,6 +191,38 @@ def _plain_texts(encoded: Any, count: int, is_fast: bool) -> list[list[int]]:
     if is_fast:
         return [[0 if at is None else at + 1 for at in encoded.sequence_ids(i)] for i in range(count)]
     return [_between_special(mask) for mask in encoded["special_tokens_mask"]]
+
+
+def _plain_cuts(
+    encoded: Any, texts_a: list[str], texts_b: list[str] | None, tokenizer: Tokenizer, max_length: int
+) -> list[bool]:
+    """Whether each of the tokenizer's own samples lost tokens."""
+    if tokenizer.is_fast:
+        return [bool(encoding.overflowing) for encoding in encoded.encodings]
+    full = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) >= max_length]
+    second = None if texts_b is None else [texts_b[i] for i in full]
+    whole = tokenizer([texts_a[i] for i in full], second, verbose=False)["input_ids"] if full else []
+    too_long = {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
+    return [i in too_long for i in range(len(texts_a))]
+
+
+def _types(encoded: Any, count: int) -> list[list[int]] | list[None]:
+    """Of each sample's tokens; the tokenizer gives them where its models take them."""
+    found: list[list[int]] | None = encoded.get("token_type_ids")
+    return [None] * count if found is None else found
+
+
+def _refuse_empty(samples: Iterator[Sample], rows: Examples, task: Task) -> Iterator[Sample]:
+    """A tokenizer that adds no tokens of its own makes nothing of a blank text; no model has an answer to nothing."""
+    for i, sample in enumerate(samples):
+        if not sample.tokens:
+            where = f"task {task.name}" if rows.origin is None else rows.origin.place(i)
+            columns = " and ".join(f"'{column}'" for column in task.text_columns)
+            raise DataError(
+                f"{where}, {'columns' if rows.texts_b else 'column'} {columns}: the text {rows.texts_a[i][:80]!r} has "
+                "no token for this tokenizer; fill it in, or remove the row"
+            )
+        yield sample
 
 
 def _between_special(mask: list[int]) -> list[int]:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
 from fibec_ray.data.cut import kept_tokens
-from fibec_ray.model_types import Batch
+from fibec_ray.model_types import Batch, TypedBatch
 
 _ARRAYS = ("tokens", "offsets", "labels", "answer_at", "texts")
+_OPTIONAL = ("grades", "types")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class EncodedSet:
     pad_id: int
     texts: NDArray[np.uint8]
     """(T,) which text each token belongs to, 1 or 2 in order of appearance; 0: template, mask or special token"""
+    types: NDArray[np.uint8] | None = None
+    """(T,) transformers' token_type_ids; None where the tokenizer or the model has none, and in sets of old runs"""
+    num_cut: int = 0
+    """samples that lost tokens to be no longer than allowed; known when the set is made, and not saved"""
 
     @property
     def num_samples(self) -> int:
@@ -47,20 +52,21 @@ class EncodedSet:
 
     def save(self, folder: Path) -> None:
         """Writes the folder in one step: readers see the old set, none, or this one, never half of it."""
-        names = [*_ARRAYS, *(["grades"] if self.grades is not None else [])]
-        arrays = {name: getattr(self, name) for name in names}
+        optional = [name for name in _OPTIONAL if getattr(self, name) is not None]
+        arrays = {name: getattr(self, name) for name in (*_ARRAYS, *optional)}
         save_arrays(folder, arrays, pad_id=self.pad_id, num_samples=self.num_samples)
 
     @staticmethod
     def load(folder: Path) -> EncodedSet:
         """Opens a saved set without reading it: the arrays are memory maps, shared by all processes of a node."""
         arrays, about = load_arrays(folder)
-        grades = arrays.pop("grades", None)
+        held: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), **arrays}
         try:
-            encoded = EncodedSet(**arrays, grades=grades, pad_id=about["pad_id"])
+            encoded = EncodedSet(**held, pad_id=about["pad_id"])
             ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]), len(encoded.texts))
             num_samples, num_tokens = about["num_samples"], len(encoded.tokens)
             refuse_misfit(folder, ends == (num_samples, num_samples, num_tokens, num_tokens))
+            refuse_misfit(folder, encoded.types is None or len(encoded.types) == num_tokens)
         except (IndexError, KeyError, TypeError) as error:
             raise no_set(folder, error) from error
         return encoded
@@ -104,14 +110,22 @@ class ArrayShard:
         attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         input_ids = np.full(tuple(attention_mask.shape), self._source.pad_id, dtype=np.int64)
         answer_at = self._source.answer_at[self._rows[rows.numpy()]].astype(np.int64)
+        types = None if self._source.types is None else np.zeros_like(input_ids)
         for i, row in enumerate(rows.tolist()):
-            tokens = self._of(self._source.tokens, row)
+            tokens = self._left(self._source.tokens, row)
             if row in self._kept:
-                tokens = tokens[self._kept[row]]
                 # As many tokens before it as stay; a prompt's last token may go, and then the new last one is it.
                 answer_at[i] = min(np.searchsorted(self._kept[row], answer_at[i]), len(tokens) - 1)
             input_ids[i, : len(tokens)] = tokens
-        return Batch(torch.from_numpy(input_ids), attention_mask, self.labels[rows], torch.from_numpy(answer_at))
+            if types is not None and self._source.types is not None:
+                types[i, : len(tokens)] = self._left(self._source.types, row)
+        columns = (torch.from_numpy(input_ids), attention_mask, self.labels[rows], torch.from_numpy(answer_at))
+        return Batch(*columns) if types is None else TypedBatch(*columns, torch.from_numpy(types))
+
+    def _left(self, values: NDArray[Any], row: int) -> NDArray[Any]:
+        """The part of (T,) values that belongs to the tokens of a sample that stay."""
+        own = self._of(values, row)
+        return own[self._kept[row]] if row in self._kept else own
 
     def _of(self, values: NDArray[Any], row: int) -> NDArray[Any]:
         """The part of (T,) values that belongs to a sample."""

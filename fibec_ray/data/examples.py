@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -32,6 +33,40 @@ class Rows(ABC):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where each of N rows comes from, for errors."""
+
+    files: tuple[str, ...]
+    file: NDArray[np.int64]
+    """(N,) positions in `files`"""
+    row: NDArray[np.int64]
+    """(N,) row of that file, counted from 0"""
+
+    @staticmethod
+    def of(where: str, count: int) -> Origin:
+        """All rows of a file."""
+        return Origin((where,), np.zeros(count, np.int64), np.arange(count, dtype=np.int64))
+
+    def take(self, rows: NDArray[np.int64]) -> Origin:
+        return Origin(self.files, self.file[rows], self.row[rows])
+
+    def place(self, row: int) -> str:
+        return f"{self.files[self.file[row]]}, row {self.row[row]}"
+
+    @staticmethod
+    def join(parts: Sequence[Origin | None]) -> Origin | None:
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or not parts:
+            return None
+        starts = np.cumsum([0, *(len(part.files) for part in known)])
+        return Origin(
+            tuple(name for part in known for name in part.files),
+            np.concatenate([part.file + start for part, start in zip(known, starts, strict=False)]),
+            np.concatenate([part.row for part in known]),
+        )
+
+
+@dataclass(frozen=True)
 class Examples(Rows):
     texts_a: list[str]
     texts_b: list[str] | None
@@ -39,6 +74,8 @@ class Examples(Rows):
     labels: NDArray[np.int64]
     grades: NDArray[np.float32] | None = None
     """(N,) true difficulty in [0, 1]; known for the embedded task only"""
+    origin: Origin | None = None
+    """None for what is embedded"""
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
         return Examples(
@@ -46,6 +83,7 @@ class Examples(Rows):
             None if self.texts_b is None else [self.texts_b[row] for row in rows],
             self.labels[rows],
             None if self.grades is None else self.grades[rows],
+            self.origin and self.origin.take(rows),
         )
 
     @staticmethod
@@ -58,6 +96,7 @@ class Examples(Rows):
             [text for texts in pairs for text in texts] if pairs else None,
             np.concatenate([part.labels for part in parts]),
             np.concatenate(grades) if grades else None,
+            Origin.join([part.origin for part in parts]),
         )
 
 
@@ -75,6 +114,8 @@ class Instructions(Rows):
     """their names; ("",) where the set has none"""
     grades: NDArray[np.float32] | None = None
     """(N,) true difficulty in [0, 1]; known for the embedded exercises only"""
+    origin: Origin | None = None
+    """None for what is embedded"""
 
     @property
     def has_categories(self) -> bool:
@@ -88,6 +129,7 @@ class Instructions(Rows):
             self.labels[rows],
             self.categories,
             None if self.grades is None else self.grades[rows],
+            self.origin and self.origin.take(rows),
         )
 
     def labelled(self, labels: NDArray[np.int64], categories: tuple[str, ...]) -> Instructions:
@@ -105,6 +147,7 @@ class Instructions(Rows):
             np.concatenate([part.labels for part in parts]),
             first.categories,
             None if first.grades is None else np.concatenate([p.grades for p in parts if p.grades is not None]),
+            Origin.join([part.origin for part in parts]),
         )
 
     @staticmethod

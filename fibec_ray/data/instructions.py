@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
-from fibec_ray.data.examples import Instructions
+from fibec_ray.data.examples import Instructions, Origin
 from fibec_ray.errors import DataError, did_you_mean
 
 COMMON = {
@@ -110,6 +110,7 @@ def instructions_of(table: Any, columns: Mapping[str, str], where: str, drop_emp
         texts["response"],
         np.zeros(count, np.int64),
         ("",),
+        origin=Origin.of(where, count),
     )
     if categories is not None:
         names = tuple(sorted(set(categories)))

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from fibec_ray.data import dealing
+from fibec_ray.data import dealing, dirichlet
 from fibec_ray.data.dealing import Ints
 from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
 from fibec_ray.data.split import Split
@@ -40,6 +40,8 @@ class Deal:
     """for what train and test share: sizes and priors"""
     train: np.random.Generator
     test: np.random.Generator
+    spare: np.random.Generator
+    """for sizes and priors that `common` has no floats for"""
 
 
 class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -67,7 +69,7 @@ class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False
             raise ConfigError(
                 f"num_devices: {num_devices} devices, but only {len(train_labels)} training samples; lower num_devices"
             )
-        streams = (numpy_generator(seed, "partition", self.kind, part) for part in ("common", "train", "test"))
+        streams = (numpy_generator(seed, "partition", self.kind, part) for part in ("common", "train", "test", "spare"))
         train_owner, test_owner = self.owners(Deal(train_labels, test_labels, num_classes, num_devices, *streams))
         sizes = np.bincount(train_owner, minlength=num_devices)
         if sizes.min() < self.min_samples:
@@ -98,7 +100,8 @@ class DirichletLabel(Partition):
     device at random among those that are not full, a class from its prior, the next row of that class; a class without
     rows left is drawn again. The same sizes and priors deal the test rows.
 
-    alpha -> inf gives equal label marginals where the classes are balanced. With unbalanced classes the priors are
+    alpha -> 0 gives each device one class, then the next likeliest where that has no rows left, and so on. alpha -> inf
+    gives equal label marginals where the classes are balanced. With unbalanced classes the priors are
     still uniform over classes, so the large devices, which fill last, end with more of the large classes.
     """
 
@@ -110,8 +113,8 @@ class DirichletLabel(Partition):
     remedy: ClassVar[str] = "raise size_alpha, or lower min_samples or num_devices"
 
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
-        shares = deal.common.dirichlet(np.full(deal.num_devices, self.size_alpha))
-        priors = deal.common.dirichlet(np.full(deal.num_classes, self.alpha), size=deal.num_devices)
+        shares = dirichlet.draw(deal.common, deal.spare, self.size_alpha, deal.num_devices, 1).shares[0]
+        priors = dirichlet.draw(deal.common, deal.spare, self.alpha, deal.num_classes, deal.num_devices)
         train, test = (
             dealing.deal_by_prior(labels, dealing.sizes_of(shares, len(labels)), priors, rng)
             for labels, rng in ((deal.train_labels, deal.train), (deal.test_labels, deal.test))
@@ -130,7 +133,7 @@ class DirichletQuantity(Partition):
     deals_by_label: ClassVar[bool] = False
 
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
-        shares = deal.common.dirichlet(np.full(deal.num_devices, self.alpha))
+        shares = dirichlet.draw(deal.common, deal.spare, self.alpha, deal.num_devices, 1).shares[0]
         train = dealing.deal_by_size(dealing.sizes_of(shares, len(deal.train_labels)), deal.train)
         return train, dealing.deal_by_size(dealing.sizes_of(shares, len(deal.test_labels)), deal.test)
 

@@ -7,17 +7,18 @@ a line for each row; in a file called .json it may be one array of them.
 from __future__ import annotations
 
 import json
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
-from fibec_ray.errors import DataError, did_you_mean
+from fibec_ray.data.choice import Choice, chosen, require_columns, twice
+from fibec_ray.data.delimited import read_delimited
+from fibec_ray.errors import DataError
 
 Format = Literal["auto", "parquet", "csv", "tsv", "jsonl"]
 
@@ -40,10 +41,6 @@ def format_of(path: Path, format_: Format) -> str:
     raise DataError(f"{path}: the suffix {path.suffix!r} says no format; allowed: {known}; or set data.format")
 
 
-Choice = Callable[[list[str]], tuple[str, ...]]
-"""The columns that are there -> those that are wanted; it raises DataError where one is missing."""
-
-
 def read_table(path: Path, format_: Format, columns: tuple[str, ...] | Choice) -> Any:
     """These columns as a pyarrow.Table. CSV and TSV give strings only; the caller knows what they mean."""
     kind = format_of(path, format_)
@@ -60,61 +57,71 @@ def read_table(path: Path, format_: Format, columns: tuple[str, ...] | Choice) -
         ) from error
 
 
-def require_columns(where: str, columns: tuple[str, ...], there: list[str]) -> None:
-    for column in columns:
-        if column not in there:
-            raise DataError(
-                f"{where}: no column '{column}'; it has {', '.join(there) or 'no columns'}; "
-                f"{did_you_mean(column, there)} set data.text_columns or data.label_column"
-            )
-
-
 def _required(where: str, columns: tuple[str, ...], there: list[str]) -> tuple[str, ...]:
     require_columns(where, columns, there)
     return columns
 
 
+def _refuse_utf16(path: Path) -> None:
+    """What Excel calls Unicode text."""
+    with path.open("rb") as file:
+        if file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE):
+            raise ValueError("it is UTF-16; save it as UTF-8")
+
+
 def _read_parquet(path: Path, choose: Choice) -> Any:
     file = pyarrow.parquet.ParquetFile(path)
-    return file.read(columns=list(choose(list(file.schema_arrow.names))))
+    return file.read(columns=list(chosen(choose, list(file.schema_arrow.names), str(path))))
 
 
 def _read_csv(path: Path, choose: Choice) -> Any:
-    return _read_delimited(path, choose, pyarrow.csv.ParseOptions(newlines_in_values=True))
+    _refuse_utf16(path)
+    return read_delimited(path, choose, ",", quoted=True)
 
 
 def _read_tsv(path: Path, choose: Choice) -> Any:
-    return _read_delimited(path, choose, pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False))
-
-
-def _read_delimited(path: Path, choose: Choice, parse: Any) -> Any:
-    with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
-        columns = choose(list(reader.schema.names))
-    # All as strings: type inference would turn the text "2004" into a number and the label "True" into a flag.
-    convert = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns), strings_can_be_null=False
-    )
-    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    _refuse_utf16(path)
+    return read_delimited(path, choose, "\t", quoted=False)
 
 
 def _read_jsonl(path: Path, choose: Choice) -> Any:
     # The standard library and not pyarrow.json: that would read a column of dates as time stamps.
+    _refuse_utf16(path)
     with path.open(encoding="utf-8-sig") as lines:
         rows = _json_array(lines.read()) if _holds_an_array(path) else _json_lines(lines)
     if not rows:
         raise ValueError("it has no rows")
-    columns = choose(list(dict.fromkeys(key for row in rows for key in row)))
+    columns = chosen(choose, list(dict.fromkeys(key for row in rows for key in row)), str(path))
+    for number, row in enumerate(rows):
+        if isinstance(row, _Repeating) and (again := [column for column in columns if column in row.keys_twice]):
+            raise DataError(twice(str(path), again[0], place=f" in row {number}"))
     return pa.table({column: pa.array([row.get(column) for row in rows]) for column in columns})
+
+
+class _Repeating(dict[str, Any]):
+    """A JSON object that has a key twice."""
+
+    keys_twice: frozenset[str]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    keys = [key for key, _ in pairs]
+    repeating = _Repeating(row)
+    repeating.keys_twice = frozenset(key for key in row if keys.count(key) > 1)
+    return repeating
 
 
 def _holds_an_array(path: Path) -> bool:
     """As alpaca_data.json does; a .jsonl is lines, whatever is in them."""
     with path.open("rb") as file:
-        return path.suffix.lower() == ".json" and file.read(64).removeprefix(BOM_UTF8).lstrip()[:1] == b"["
+        return path.suffix.lower() == ".json" and file.read(4096).removeprefix(BOM_UTF8).lstrip()[:1] == b"["
 
 
 def _json_array(text: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(text)
+    rows: list[dict[str, Any]] = json.loads(text, object_pairs_hook=_object)
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"entry {number}: {type(row).__name__} where an object was expected")
@@ -127,9 +134,10 @@ def _json_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
 
 def _json_object(line: str, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {number}: {error.msg}") from error
+        expected = "expected an object on each line, or in a .json file one array of objects"
+        raise ValueError(f"line {number}: {error.msg}; {expected}") from error
     if not isinstance(row, dict):
         raise ValueError(f"line {number}: {type(row).__name__} where an object was expected")
     return row

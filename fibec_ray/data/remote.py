@@ -24,7 +24,7 @@ def nearby(path: str | None) -> Iterator[str | None]:
     if not storage.exists():
         raise DataError(f"data.path: {path}: no such file or folder; give the URL of a folder with train.parquet")
     with TemporaryDirectory(prefix="fibec-data-") as folder:
-        copy = Path(folder) / path.rstrip("/").rpartition("/")[2]
+        copy = Path(folder) / "data" / storage.name
         if storage.is_folder():
             storage.download(copy)
         else:

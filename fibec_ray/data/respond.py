@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from fibec_ray.data.cut import kept_tokens
-from fibec_ray.data.encode import CHUNK, Prompt, Sample, Tokenizer, fill, pack, text_numbers
+from fibec_ray.data.encode import CHUNK, Sample, Tokenizer, pack
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.instructions import InstructionFormat
+from fibec_ray.data.prompts import Prompt, fill, text_numbers
 from fibec_ray.errors import DataError
 
 
@@ -73,17 +74,25 @@ def _samples(
     )
     responses = tokenizer([text.strip() for text in rows.responses], add_special_tokens=False, **options)["input_ids"]
     end, masks = end_id(tokenizer), encoded["special_tokens_mask"]
+    typed = encoded.get("token_type_ids")
     for i, (prompt, ids, places) in enumerate(
         zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ):
+        _refuse_empty(rows, i, ids, responses[i])
         length = len(ids)  # without a closing token that the tokenizer appends
         while length > 1 and masks[i][length - 1]:
             length -= 1
         texts = text_numbers(prompt, places[:length])
         texts[-1] = 0  # the token that the response follows
-        if not responses[i]:
-            raise DataError(f"the response {rows.responses[i][:80]!r} has no token for this tokenizer; drop the row")
-        yield _sample(ids[:length], texts, [*responses[i], end], max_length, cut)
+        sample = _sample(ids[:length], texts, [*responses[i], end], max_length, cut)
+        yield sample if typed is None else sample._replace(types=[0] * len(sample.tokens))
+
+
+def _refuse_empty(rows: Instructions, i: int, prompt: list[int], response: list[int]) -> None:
+    where = "" if rows.origin is None else f"{rows.origin.place(i)}: "
+    for name, text, tokens in (("prompt", rows.instructions[i], prompt), ("response", rows.responses[i], response)):
+        if not tokens:
+            raise DataError(f"{where}the {name} {text[:80]!r} has no token for this tokenizer; drop the row")
 
 
 def _prompt(form: InstructionFormat, instruction: str, input_: str) -> Prompt:
@@ -108,4 +117,4 @@ def _sample(prompt: list[int], texts: list[int], response: list[int], max_length
     if len(response) > max_length - len(prompt):
         cut.responses += 1
         response = response[: max_length - len(prompt)]
-    return Sample(prompt + response, texts + [0] * len(response), len(prompt) - 1)
+    return Sample(prompt + response, texts + [0] * len(response), len(prompt) - 1, None)

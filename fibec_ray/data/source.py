@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt, ValidationInfo, field_validator
 
 from fibec_ray.data import digits, hub, regression, synthetic
-from fibec_ray.data.columns import class_names, labels_of, texts_of
-from fibec_ray.data.examples import Examples, Points
+from fibec_ray.data.columns import class_names, texts_of
+from fibec_ray.data.examples import Examples, Origin, Points
 from fibec_ray.data.exercises import ExerciseSettings
 from fibec_ray.data.instructions import Columns
+from fibec_ray.data.labels import LabelColumn, Reading, class_ids, read_labels
 from fibec_ray.data.readers import SUFFIXES, Format, read_table
 from fibec_ray.data.regression import RegressionSettings
 from fibec_ray.data.remote import nearby
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
+from fibec_ray.storage import refuse_secrets
 
 __all__ = ["DataConfig", "Examples", "Points", "SyntheticSettings", "effective_task", "load", "load_points"]
 
 _FILE_SETTINGS = ("path", "train", "test")
 _LAYOUT_SETTINGS = ("train_splits", "eval_split", "text_columns", "label_column")
-_OF_CLASSES = ("text_columns", "label_column")
+_OF_CLASSES = ("text_columns", "label_column", "labels")
 MAX_LENGTH = 64
 TEST_FRACTION = 0.1
 
@@ -39,10 +42,16 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     format: Format = "auto"
     train: str | None = Field(None, description="file of the training rows, relative to path where path is a folder")
     test: str | None = Field(None, description="file of the test rows, relative to path where path is a folder")
+    revision: str | None = Field(None, min_length=1, description="of the data set on the hub: a commit, tag or branch")
     train_splits: tuple[str, ...] | None = Field(None, min_length=1)
     eval_split: str | None = None
     text_columns: tuple[str, ...] | None = Field(None, min_length=1, max_length=2)
     label_column: str | None = None
+    labels: Reading = Field(
+        "auto",
+        description="how whole numbers in label_column are meant: names (of classes), ids (positions in the task's "
+        "label_names), auto (names where each of them is one, else ids)",
+    )
     columns: Columns = Field(Columns(), description="of instructions; what is set goes before the task's own")
     test_fraction: float = Field(
         TEST_FRACTION, gt=0, lt=1, description="of the rows, drawn, where a task of instructions names no test rows"
@@ -53,6 +62,12 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     synthetic: SyntheticSettings = SyntheticSettings()
     regression: RegressionSettings = RegressionSettings()
     exercises: ExerciseSettings = ExerciseSettings()
+
+    @field_validator(*_FILE_SETTINGS)
+    @classmethod
+    def _no_secrets(cls, value: str | None, info: ValidationInfo) -> str | None:
+        refuse_secrets(value, f"data.{info.field_name}")
+        return value
 
     @property
     def reads_files(self) -> bool:
@@ -83,16 +98,15 @@ def load(task: Task, config: DataConfig, seed: int) -> tuple[Examples, Examples]
         with nearby(config.path) as path:
             train, test = _read_files(actual, config.model_copy(update={"path": path}))
     else:
-        train = Examples.join([_read_hub(split, actual) for split in actual.train_splits])
-        test = _read_hub(actual.eval_split or "", actual)
+        splits = (*actual.train_splits, actual.eval_split or "")
+        train, test = _apart_again([_read_hub(split, actual, config) for split in splits], actual, config)
     return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
 
 
 def _read_files(task: Task, config: DataConfig) -> tuple[Examples, Examples]:
     train_files, test_file = files(task, config)
     assert test_file is not None, "a task with classes names its test rows"
-    train = Examples.join([_read_file(path, config.format, task) for path in train_files])
-    return train, _read_file(test_file, config.format, task)
+    return _apart_again([_read_file(path, task, config) for path in (*train_files, test_file)], task, config)
 
 
 def effective_task(task: Task, config: DataConfig) -> Task:
@@ -126,18 +140,19 @@ def effective_task(task: Task, config: DataConfig) -> Task:
 
 def _refuse_without_effect(task: Task, config: DataConfig) -> None:
     if task.kind not in ("text", "instructions"):
-        unused = [name for name in (*_FILE_SETTINGS, *_LAYOUT_SETTINGS) if getattr(config, name) is not None]
-        unused += ["format"] if config.format != "auto" else []
+        unused = _given(config, *_FILE_SETTINGS, *_LAYOUT_SETTINGS, "format", "labels", "revision")
         reason = f"task {task.name} makes its own rows"
-    elif task.answers_in_text and any(getattr(config, name) is not None for name in _OF_CLASSES):
-        unused = [name for name in _OF_CLASSES if getattr(config, name) is not None]
+    elif task.answers_in_text and _given(config, *_OF_CLASSES):
+        unused = _given(config, *_OF_CLASSES)
         reason = f"task {task.name} has instructions and no labels (their columns: data.columns)"
+    elif config.reads_files and config.revision:
+        unused, reason = ["revision"], "the rows come from files and not from the hub"
     elif config.reads_files:
         unused = ["train_splits"] if config.train and config.train_splits else []
         unused += ["eval_split"] if config.test and config.eval_split else []
         reason = "the file is named already"
     else:
-        unused = ["format"] if config.format != "auto" else []
+        unused = _given(config, "format")
         reason = "without data.path the rows come from the hub"
     if unused:
         raise DataError(f"data.{unused[0]}: has no effect, because {reason}; remove it")
@@ -161,6 +176,11 @@ def _refuse_without_effect(task: Task, config: DataConfig) -> None:
         raise DataError(f"data.max_length: has no effect, because task {task.name} has no text; remove it")
     if task.kind in ("text", "instructions") and task.hub is None and not config.reads_files:
         raise DataError(f"task {task.name}: is not on the hub; set data.path=FOLDER with local files")
+
+
+def _given(config: DataConfig, *names: str) -> list[str]:
+    """Those that are not at their defaults."""
+    return [name for name in names if getattr(config, name) != DataConfig.model_fields[name].default]
 
 
 def files(task: Task, config: DataConfig) -> tuple[list[Path], Path | None]:
@@ -210,17 +230,41 @@ def _split_file(folder: Path, split: str, config: DataConfig) -> Path:
     )
 
 
-def _read_file(path: Path, format_: Format, task: Task) -> Examples:
-    table = read_table(path, format_, (*task.text_columns, task.label_column))
-    return _examples(table, class_names(table.schema.metadata, task.label_column), task, str(path))
+@dataclass(frozen=True)
+class _Read:
+    """The rows of one file or split, before it is known how its labels are meant."""
+
+    texts: list[list[str]]
+    labels: LabelColumn
+    where: str
 
 
-def _read_hub(split: str, task: Task) -> Examples:
-    table, names = hub.load_split(task, split)
-    return _examples(table, names, task, f"hub {task.hub}, split '{split}'")
+def _read_file(path: Path, task: Task, config: DataConfig) -> _Read:
+    table = read_table(path, config.format, (*task.text_columns, task.label_column))
+    return _read(table, class_names(table.schema.metadata, task.label_column), task, str(path))
 
 
-def _examples(table: Any, names: list[str] | None, task: Task, where: str) -> Examples:
+def _read_hub(split: str, task: Task, config: DataConfig) -> _Read:
+    table, names = hub.load_split(task, split, config.revision)
+    return _read(table, names, task, hub.name_of(task, split, config.revision))
+
+
+def _read(table: Any, names: list[str] | None, task: Task, where: str) -> _Read:
     texts = [texts_of(table[column], f"{where}, column '{column}'") for column in task.text_columns]
-    labels = labels_of(table[task.label_column], names, task, f"{where}, column '{task.label_column}'")
-    return Examples(texts[0], texts[1] if len(texts) == 2 else None, labels)
+    labels = read_labels(table[task.label_column], names, task, f"{where}, column '{task.label_column}'")
+    return _Read(texts, labels, where)
+
+
+def _apart_again(parts: list[_Read], task: Task, config: DataConfig) -> tuple[Examples, Examples]:
+    """The (train, test) rows. parts: the last one has the test rows."""
+    ids = class_ids([part.labels for part in parts], task, config.labels)
+    found = [
+        Examples(
+            part.texts[0],
+            part.texts[1] if len(part.texts) == 2 else None,
+            labels,
+            origin=Origin.of(part.where, len(labels)),
+        )
+        for part, labels in zip(parts, ids, strict=True)
+    ]
+    return Examples.join(found[:-1]), found[-1]

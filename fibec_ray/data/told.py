@@ -32,8 +32,8 @@ def load_instructions(task: Task, config: DataConfig, seed: int) -> tuple[Instru
         with nearby(config.path) as path:
             train, test = _read_files(actual, config.model_copy(update={"path": path}), seed)
     else:
-        train = Instructions.join([_read_hub(split, actual) for split in actual.train_splits])
-        named = _read_hub(actual.eval_split, actual) if actual.eval_split else None
+        train = Instructions.join([_read_hub(split, actual, config) for split in actual.train_splits])
+        named = _read_hub(actual.eval_split, actual, config) if actual.eval_split else None
         train, test = _with_test(train, named, config, seed)
     train, test = Instructions.alike([train, test])
     return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
@@ -62,8 +62,9 @@ def _read_file(path: Path, config: DataConfig, form: InstructionFormat) -> Instr
     return _rows(partial(read_table, path, config.format), form, str(path))
 
 
-def _read_hub(split: str, task: Task) -> Instructions:
-    return _rows(partial(hub.load_columns, task, split), task.format, hub.name_of(task, split))
+def _read_hub(split: str, task: Task, config: DataConfig) -> Instructions:
+    read = partial(hub.load_columns, task, split, config.revision)
+    return _rows(read, task.format, hub.name_of(task, split, config.revision))
 
 
 def _rows(read: Any, form: InstructionFormat, where: str) -> Instructions:

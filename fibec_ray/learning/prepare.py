@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from fibec_ray.data.partition import WITHOUT_LABELS, Partition
 from fibec_ray.data.respond import Cut, encode_instructions
 from fibec_ray.data.source import DataConfig, Points, effective_task, load, load_points
 from fibec_ray.data.split import Split
+from fibec_ray.data.stamps import Stamp, stamps_of
 from fibec_ray.data.tasks import Task
 from fibec_ray.data.told import load_instructions
 from fibec_ray.errors import ConfigError
@@ -30,6 +31,7 @@ from fibec_ray.learning.federation import Federation, Rows
 from fibec_ray.models.backbone import check_causal, check_sizes, load_tokenizer
 from fibec_ray.models.nets import Net
 from fibec_ray.models.spec import Backbone
+from fibec_ray.models.token_types import takes_types
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Prepared:
     heterogeneity: dict[str, float]
     note: str = ""
     """what a person should know of the data"""
+    sources: tuple[Stamp, ...] = ()
+    """the files that the rows came from, as they were"""
 
 
 def prepare_federation(
@@ -66,19 +70,22 @@ def prepare_federation(
         return _prepare_points(task, data, partition, backbone, num_devices, seed, folder, pooled)
     if task.answers_in_text:
         return _prepare_instructions(task, data, partition, backbone, num_devices, seed, folder, num_virtual, pooled)
-    task = effective_task(task, data)
+    sources, task = stamps_of(task, data), effective_task(task, data)
     train, test = load(task, data, seed)
     split = partition.split(train.labels, test.labels, task.num_classes, num_devices, seed)
     tokenizer, mode = load_tokenizer(backbone), backbone.encode_mode
     check_sizes(backbone, tokenizer, data.max_length, num_virtual)
     words = None if mode == "plain" else tuple(label_word_ids(task, tokenizer, mode))
     encoded = [encode(examples, task, tokenizer, mode, data.max_length) for examples in (train, test)]
+    encoded = with_types(encoded, backbone)
     Federation(encoded[0], encoded[1], *_rows(encoded, split, pooled)).save(folder)
     return Prepared(
         task.num_classes,
         words,
         _accuracies(train.labels, test.labels, split),
         heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], task.num_classes),
+        _about_cut_samples(encoded[0], encoded[1], data.max_length),
+        sources,
     )
 
 
@@ -94,6 +101,7 @@ def _prepare_instructions(
     pooled: bool,
 ) -> Prepared:
     """The same for samples that are answered in text: their labels are categories."""
+    sources = stamps_of(task, data)
     train, test = load_instructions(task, data, seed)
     if partition.deals_by_label and not train.has_categories:
         raise ConfigError(
@@ -109,18 +117,47 @@ def _prepare_instructions(
     encoded, cuts = zip(
         *(encode_instructions(rows, form, tokenizer, data.max_length) for rows in (train, test)), strict=True
     )
-    Federation(encoded[0], encoded[1], *_rows(encoded, split, pooled)).save(folder)
+    sets = with_types(encoded, backbone)
+    Federation(sets[0], sets[1], *_rows(sets, split, pooled)).save(folder)
     numbers = {text: i for i, text in enumerate(dict.fromkeys([*train.responses, *test.responses]))}
     said = [np.array([numbers[text] for text in rows.responses], dtype=np.int64) for rows in (train, test)]
     found = heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], num_categories)
-    return Prepared(0, None, _accuracies(said[0], said[1], split), found, _about_cuts(cuts, data.max_length))
+    note = _about_cuts(cuts, len(train) + len(test), data.max_length)
+    return Prepared(0, None, _accuracies(said[0], said[1], split), found, note, sources)
 
 
-def _about_cuts(cuts: Sequence[Cut], max_length: int) -> str:
+def with_types(sets: Sequence[EncodedSet], backbone: Backbone) -> list[EncodedSet]:
+    """The sets with token types if the backbone can tell them apart. Raises ModelError for types that it lacks.
+
+    A model with a table of types takes 0 where it is given none, so that zeros alone are left out.
+    """
+    highest = max((int(part.types.max(initial=0)) for part in sets if part.types is not None), default=None)
+    if highest is not None and takes_types(backbone, highest):
+        return list(sets)
+    return [replace(part, types=None) for part in sets]
+
+
+def _about_cut_samples(train: EncodedSet, test: EncodedSet, max_length: int) -> str:
+    cuts = [
+        f"{part.num_cut} of {part.num_samples} {name} samples ({_percent(part.num_cut / part.num_samples)})"
+        for name, part in (("training", train), ("test", test))
+        if part.num_cut
+    ]
+    return f"{' and '.join(cuts)} were cut to fit data.max_length={max_length}" if cuts else ""
+
+
+def _percent(share: float) -> str:
+    return "less than 1%" if share < 0.01 else f"{share:.0%}"
+
+
+def _about_cuts(cuts: Sequence[Cut], num_samples: int, max_length: int) -> str:
     prompts, responses = sum(cut.prompts for cut in cuts), sum(cut.responses for cut in cuts)
     if not prompts + responses:
         return ""
-    return f"{prompts} prompts and {responses} responses were cut to fit data.max_length={max_length}"
+    return (
+        f"{prompts} prompts and {responses} responses of {num_samples} samples were cut to fit "
+        f"data.max_length={max_length}"
+    )
 
 
 def _prepare_points(

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import textwrap
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,17 @@ def check_causal(spec: Backbone) -> None:
     for name, plain in AFTER_THE_HEAD.items():
         if getattr(config, name, None) not in (None, plain):
             raise ModelError(f"backbone: {kind} changes its logits behind the head ({name}), which is not supported")
+
+
+def inputs_of(spec: Backbone) -> tuple[set[str], Any]:
+    """Names of what the backbone's forward pass takes, with its head and without; and its config. Raises ModelError."""
+    from transformers import AutoModel
+
+    config = _config(spec, {})
+    found = [auto._model_mapping.get(type(config), None) for auto in (_auto_class(spec), AutoModel)]
+    classes = [each[0] if isinstance(each, tuple) else each for each in found if each is not None]
+    taken = [set(signature(each.forward).parameters) for each in classes]
+    return set.intersection(*taken) if taken else set(), config
 
 
 def locate(name: str) -> str:

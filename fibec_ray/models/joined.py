@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fibec_ray.model_types import Batch, Outputs
+from fibec_ray.model_types import Batch, Outputs, TypedBatch
 
 
 def join(batches: Sequence[Batch], pad_id: int) -> Batch:
@@ -21,12 +21,15 @@ def join(batches: Sequence[Batch], pad_id: int) -> Batch:
     def padded(tensors: list[Tensor], value: int) -> Tensor:
         return torch.cat([F.pad(tensor, (0, length - tensor.shape[1]), value=value) for tensor in tensors])
 
-    return Batch(
+    columns = (
         padded([batch.input_ids for batch in batches], pad_id),
         padded([batch.attention_mask for batch in batches], 0),
         torch.cat([batch.labels for batch in batches]),
         torch.cat([batch.answer_at for batch in batches]),
     )
+    types = [batch.token_types for batch in batches if isinstance(batch, TypedBatch)]
+    assert len(types) in (0, len(batches)), "all lanes have token types, or none does"
+    return TypedBatch(*columns, padded(types, 0)) if types else Batch(*columns)
 
 
 def join_embeds(embeds: Sequence[Tensor | None], length: int) -> Tensor | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+
+from fibec_ray.storage import refuse_secrets
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
 EncodeMode = Literal["plain", "masked", "causal"]
@@ -57,6 +59,12 @@ class Backbone(BaseModel):
     dropout: bool = Field(
         False, description="the frozen base's own dropout in training; the adapter's is peft's setting"
     )
+
+    @field_validator("name", "tokenizer")
+    @classmethod
+    def _no_secrets(cls, value: str | None, info: ValidationInfo) -> str | None:
+        refuse_secrets(value, f"backbone.{info.field_name}")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Backbone:

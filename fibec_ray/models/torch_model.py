@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fibec_ray import seeds
 from fibec_ray.errors import ModelError
-from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, Work
+from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, TypedBatch, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.checkpointing import keep_recomputing, recompute_blocks
 from fibec_ray.models.held import Held
@@ -149,7 +149,8 @@ class TorchModel(Alone):
     def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
         mask = batch.attention_mask.to(self.device)
         source = {"input_ids": batch.input_ids.to(self.device)} if embeds is None else {"inputs_embeds": embeds}
-        inputs = self._attached.extend(source | {"attention_mask": mask})
+        types = {"token_type_ids": batch.token_types.to(self.device)} if isinstance(batch, TypedBatch) else {}
+        inputs = self._attached.extend(source | {"attention_mask": mask} | types)
         out = self._respond(inputs, batch, hidden) if self._responds else self._classify(inputs, batch, mask, hidden)
         if torch.is_grad_enabled():
             self._held.passed()

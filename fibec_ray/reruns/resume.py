@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fibec_ray.data.stamps import changes
 from fibec_ray.errors import RunDirError
 from fibec_ray.learning import checkpoint
 from fibec_ray.learning.checkpoint import Checkpoint
@@ -49,6 +50,8 @@ def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
     checkpoint.rewind(record.folder, first)
     if changed := record.identity.other_versions():
         note(f"other program versions than at the start may give other bits: {changed}")
+    if changed := changes(record.identity.prepared.sources):
+        note(f"{changed}; the run goes on with its own copy of the data, {record.folder / 'data'}")
     where = f"round {first}" if start else "the initialisation phase"
     note(f"resuming at {where} of {record.experiment.rounds} rounds")
     return start

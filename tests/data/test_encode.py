@@ -11,11 +11,13 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, pre_tokenizers, processors
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from transformers import AddedToken, AutoTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
 from fibec_ray.data.encode import EncodedSet, Mode, _between_special, encode, label_word_ids
-from fibec_ray.data.examples import Examples
+from fibec_ray.data.examples import Examples, Instructions, Origin
+from fibec_ray.data.instructions import InstructionFormat
+from fibec_ray.data.respond import encode_instructions
 from fibec_ray.data.source import DataConfig, load
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
@@ -53,6 +55,16 @@ def byte_level() -> Any:
     raw = RawTokenizer(models.BPE(vocab=vocab, merges=merges))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     raw.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", vocab["<eos>"])])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+@pytest.fixture(scope="module")
+def bare() -> Any:
+    """A tokenizer that adds nothing and drops control characters."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = RawTokenizer(models.BPE(vocab={token: i for i, token in enumerate([*letters, "<eos>"])}, merges=[]))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=False)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
 
 
@@ -181,6 +193,67 @@ def test_only_samples_that_are_too_long_are_cut(tokenizer: Any) -> None:
     assert torch.equal(seen.batch(torch.tensor([0, 2])).input_ids, shard.batch(torch.tensor([0, 2])).input_ids)
     assert seen.batch(torch.tensor([0, 1])).attention_mask.sum(1).tolist() == [3, 10]
     assert torch.equal(seen.labels, shard.labels) and seen.num_samples == 3
+
+
+# --- samples without a token, and samples that lose some
+
+BLANK = ["", "  \n", "\0", "\x01\x02"]
+
+
+def rows_of(file: str, first: list[str], second: list[str] | None = None) -> Examples:
+    return Examples(first, second, np.zeros(len(first), np.int64), origin=Origin.of(file, len(first)))
+
+
+@pytest.mark.parametrize("blank", BLANK)
+@pytest.mark.parametrize("mode", ["plain", "causal"])
+def test_a_row_without_a_token_is_refused_by_file_and_row(bare: Any, mode: Mode, blank: str) -> None:
+    task = SST2.model_copy(update={"causal_template": "{a}"})
+    with pytest.raises(DataError, match=r"b.csv, row 2, column 'sentence': the text .* has no token .*remove the row"):
+        parts = [rows_of("a.csv", ["good"] * 3), rows_of("b.csv", ["good", "bad", blank])]
+        encode(Examples.join(parts).take(np.array([0, 5])), task, bare, mode, 64)
+
+
+@pytest.mark.parametrize("mode", ["plain", "causal"])
+def test_a_pair_without_a_token_is_refused_and_half_a_pair_is_not(bare: Any, mode: Mode) -> None:
+    task = RTE.model_copy(update={"causal_template": "{a}{b}"})
+    found = encode(rows_of("a.csv", ["good", ""], ["", "bad"]), task, bare, mode, 64)
+    assert np.diff(found.offsets).tolist() == [4, 3]
+    with pytest.raises(DataError, match=r"a.csv, row 1, columns 'sentence1' and 'sentence2'"):
+        encode(rows_of("a.csv", ["good", " "], ["bad", "\0"]), task, bare, mode, 64)
+
+
+def test_a_blank_row_has_the_tokens_that_the_tokenizer_or_the_template_adds(tokenizer: Any, bare: Any) -> None:
+    assert words(tokenizer, encode(rows_of("a.csv", [" "]), SST2, tokenizer, "plain", 16)) == "[CLS] [SEP]"
+    assert len(encode(rows_of("a.csv", [" "]), SST2, bare, "causal", 200).tokens) > 10
+
+
+def test_prompts_and_responses_without_a_token_are_refused_by_file_and_row(bare: Any) -> None:
+    form = InstructionFormat(prompt="{instruction}", prompt_with_input="{instruction}{input}")
+    for instruction, response, name in (("\0", "yes", "prompt"), ("say it", "\x01", "response")):
+        rows = Instructions(
+            ["a", instruction], ["", ""], ["b", response], np.zeros(2, np.int64), ("",), origin=Origin.of("a.jsonl", 2)
+        )
+        with pytest.raises(DataError, match=rf"a.jsonl, row 1: the {name} .* has no token"):
+            encode_instructions(rows, form, bare, 32)
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked", "causal"])
+def test_samples_that_lose_tokens_are_counted(tokenizer: Any, mode: Mode) -> None:
+    rows = examples("good film", LONG, "bad", LONG)
+    room = len(encode(examples("bad film"), SST2, tokenizer, mode, 64).tokens)
+    assert encode(rows, SST2, tokenizer, mode, 64).num_cut == 2
+    assert encode(rows, SST2, tokenizer, mode, room).num_cut == 2, "two samples just fit"
+    assert encode(rows, SST2, tokenizer, mode, room - 1).num_cut == 3
+    paired = examples("good", "good", "good", second=["bad", LONG, LONG])
+    assert encode(paired, RTE, tokenizer, mode, 48).num_cut == 2
+
+
+def test_without_a_fast_tokenizer_samples_that_lose_tokens_are_counted_too() -> None:
+    """Characters as tokens, between two special ones."""
+    tokenizer = CanineTokenizer()
+    assert not tokenizer.is_fast
+    encoded = encode(examples("four", "four!", "sixsix"), SST2, tokenizer, "plain", 6)
+    assert np.diff(encoded.offsets).tolist() == [6, 6, 6] and encoded.num_cut == 2
 
 
 def test_short_texts_are_not_cut(tokenizer: Any) -> None:

@@ -5,6 +5,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from fibec_ray.data import dealing
+from fibec_ray.data.dirichlet import Draws, draw
 from fibec_ray.data.partition import (
     PARTITIONS,
     AnyPartition,
@@ -92,6 +93,58 @@ def test_small_alpha_gives_nearly_one_class_per_device() -> None:
     )  # the last devices take what is left
 
 
+def distance(alpha: float, num_classes: int, num_devices: int, seed: int) -> float:
+    """Mean total variation between a device's classes and all of them; devices are alike in size."""
+    labels = np.arange(num_classes * 20) % num_classes
+    split = DirichletLabel(alpha=alpha, size_alpha=1e6).split(labels, labels[:1], num_classes, num_devices, seed)
+    return heterogeneity(labels, split.train, num_classes)["label_tv_mean"]
+
+
+@pytest.mark.parametrize(("num_classes", "num_devices"), [(8, 8), (24, 6)])
+def test_skew_grows_as_alpha_falls_below_what_floats_hold(num_classes: int, num_devices: int) -> None:
+    found = [
+        np.mean([distance(alpha, num_classes, num_devices, seed) for seed in range(6)])
+        for alpha in (10.0, 1.0, 0.1, 0.03, 0.01, 1e-4)
+    ]
+    assert all(more > less for less, more in zip(found, found[1:], strict=False))
+    for seed in range(2):
+        smallest = [distance(alpha, num_classes, num_devices, seed) for alpha in (1e-6, 1e-9, 1e-300, 5e-324)]
+        assert smallest == [smallest[0]] * 4  # the order of a device's classes, which no longer depends on alpha
+
+
+def test_a_device_without_its_class_takes_the_likeliest_of_those_that_are_left() -> None:
+    """Where all shares but the first are 0 in floating point: e^-1000 goes before e^-2000."""
+    labels = np.array([0, 0, 1, 1, 1, 2, 2, 3])
+    logs = np.array([[0.0, -2000.0, -1000.0, -3000.0], [-9e9, -1000.0, -2000.0, 0.0]])
+    draws = Draws(np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]), logs, 1.0)
+    for seed in range(5):
+        owner = dealing.deal_by_prior(labels, np.array([4, 4]), draws, np.random.default_rng(seed))
+        assert owner.tolist() == [0, 0, 1, 1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 1e-4, 0.02, 0.1, 1.0, 50.0, 1e308])
+def test_draws_are_dirichlet_at_every_concentration(alpha: float) -> None:
+    """E x = 1/C and var x = (C - 1) / (C^2 (C alpha + 1)), and numpy's own draw where it has no zeros."""
+    size, rng = 5, np.random.default_rng(1)
+    draws = draw(rng, np.random.default_rng(2), alpha, size, 4000)
+    shares = draws.shares
+    assert np.isfinite(shares).all() and np.allclose(shares.sum(axis=1), 1)
+    variance = (size - 1) / (size**2 * (size * min(alpha, 1e300) + 1))
+    assert np.abs(shares.mean(axis=0) - 1 / size).max() < 0.03
+    assert np.allclose(shares.var(axis=0), variance, rtol=0.1, atol=1e-12)
+    assert (draws.logs.argmax(axis=1) == shares.argmax(axis=1)).all()
+    numpys = np.random.default_rng(1).dirichlet(np.full(size, min(alpha, 1e300)), size=4000)
+    assert (shares == numpys).all() == (numpys > 0).all() == (alpha >= 0.1)
+
+
+def test_sizes_too_are_drawn_at_every_concentration() -> None:
+    for alpha in (1e-8, 1e-320):
+        with pytest.raises(ConfigError, match="leaves device .* with 0 of at least 1 samples"):
+            deal(DirichletQuantity(alpha=alpha))
+    for rule in (DirichletQuantity(alpha=1e308), DirichletLabel(size_alpha=1e308)):
+        assert {len(rows) for rows in deal(rule).train} == {60}
+
+
 def test_train_and_test_use_the_same_sizes_and_priors() -> None:
     split = DirichletLabel(alpha=0.3).split(np.arange(20_000) % 4, np.arange(20_000) % 4, 4, 10, 0)
     train, test = marginals(np.arange(20_000) % 4, split.train), marginals(np.arange(20_000) % 4, split.test)
@@ -112,7 +165,8 @@ def test_remainder_larger_than_the_last_shard_is_spread() -> None:
 def test_rows_of_a_class_are_dealt_in_order_and_an_exhausted_class_is_drawn_again() -> None:
     labels = np.array([0, 1, 1, 1])
     priors = np.array([[1.0, 0.0], [0.0, 1.0]])  # device 0 wants class 0 only, of which there is one row
-    owner = dealing.deal_by_prior(labels, np.array([2, 2]), priors, np.random.default_rng(0))
+    draws = Draws(priors, np.log(np.maximum(priors, 1e-300)), 1.0)
+    owner = dealing.deal_by_prior(labels, np.array([2, 2]), draws, np.random.default_rng(0))
     assert owner[0] == 0 and np.bincount(owner).tolist() == [2, 2]
 
 

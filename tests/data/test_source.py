@@ -218,6 +218,9 @@ def test_missing_files_say_what_is_there(tmp_path: Path) -> None:
         ("trec", {"path": __file__, "train": "a", "test": "b"}, "data.train: has no effect"),
         ("trec", {"path": ".", "text_columns": ("a", "b")}, "data.text_columns: .* needs 1"),
         ("trec", {"path": ".", "eval_split": "train"}, "'train' is also trained on"),
+        ("trec", {"path": ".", "revision": "v1"}, "data.revision: has no effect, because the rows come from files"),
+        ("synthetic", {"revision": "v1"}, "data.revision: has no effect"),
+        ("synthetic", {"labels": "ids"}, "data.labels: has no effect"),
     ],
 )
 def test_setting_without_effect_is_refused(task: str, config: dict[str, Any], says: str) -> None:
@@ -256,6 +259,22 @@ def test_hub_layout_and_class_names_are_used(tmp_path: Path, monkeypatch: pytest
         load(task, DataConfig(), 0)
     train, test = load(task, DataConfig(text_columns=("text",)), 0)
     assert train.texts_a == test.texts_a == ["a", "b"] and train.labels.tolist() == [2, 1]
+
+
+def test_a_revision_of_the_hub_is_asked_for_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` is called with; it finds no such revision."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(*args: Any, **options: Any) -> None:
+        asked.append(options)
+        raise FileNotFoundError("no such revision")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="hub SetFit/TREC-QC at 1a2b, split 'train': cannot be loaded"):
+        load(task_of("trec"), DataConfig(revision="1a2b"), 0)
+    assert asked == [{"split": "train", "revision": "1a2b"}]
 
 
 def test_hub_differences_hold_for_the_hub_only() -> None:

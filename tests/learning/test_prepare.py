@@ -111,6 +111,22 @@ def test_the_own_majority_anchor_is_each_devices_own(tiny_settings: Any, tmp_pat
     assert found.anchors == {"majority": 0.5, "own_majority": 1.0}
 
 
+# --- what a person should know
+
+
+def test_samples_that_are_cut_are_noted(tiny_settings: Any, tmp_path: Path) -> None:
+    for split, long in (("train", 5), ("validation", 1)):
+        rows = [f"{'a film as long as that ' if i < long else ''}good,{i % 2}\n" for i in range(10)]
+        (tmp_path / f"{split}.csv").write_text("sentence,label\n" + "".join(rows))
+    settings = tiny_settings(num_devices=2, cohort_size=1, partition={"kind": "iid"}) | {"task": named("tasks", "sst2")}
+    for length, note in (
+        (6, "5 of 10 training samples (50%) and 1 of 10 test samples (10%) were cut to fit data.max_length=6"),
+        (9, ""),
+    ):
+        settings["data"] = {"path": str(tmp_path), "max_length": length}
+        assert prepared(settings, tmp_path / f"run{length}")[0].note == note
+
+
 # --- label words
 
 

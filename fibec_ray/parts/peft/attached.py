@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 Inputs = dict[str, Any]
-"""What a transformers model is called with: input_ids or inputs_embeds, attention_mask (B, S), and what a kind adds."""
+"""What a transformers model is called with: input_ids or inputs_embeds, attention_mask (B, S), token_type_ids (B, S)
+where a set has them, and what a kind adds."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ def in_front(inputs: Inputs, embedding: nn.Module, make: Callable[[Tensor, Tenso
     mask: Tensor = inputs["attention_mask"]
     embeds: Tensor = inputs["inputs_embeds"] if "inputs_embeds" in inputs else embedding(inputs["input_ids"])
     prompts = make(embeds, mask).to(embeds.dtype)
-    return {"inputs_embeds": torch.cat([prompts, embeds], dim=1), "attention_mask": wider(mask, prompts.shape[1])}
+    longer = {"inputs_embeds": torch.cat([prompts, embeds], dim=1), "attention_mask": wider(mask, prompts.shape[1])}
+    if "token_type_ids" in inputs:  # virtual tokens are of type 0, as in peft
+        longer["token_type_ids"] = wider(inputs["token_type_ids"], prompts.shape[1], 0)
+    return longer
 
 
-def wider(mask: Tensor, num_virtual: int) -> Tensor:
-    """(B, S) -> (B, m + S): everybody looks at virtual tokens."""
-    return torch.cat([mask.new_ones(len(mask), num_virtual), mask], dim=1)
+def wider(values: Tensor, num_virtual: int, value: int = 1) -> Tensor:
+    """(B, S) -> (B, m + S). Of a mask: everybody looks at virtual tokens."""
+    return torch.cat([values.new_full((len(values), num_virtual), value), values], dim=1)
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,230 @@
+"""Label columns to class ids. Used by `source.py` for files and for the hub alike.
+
+A label is the name of a class (as `label_names` or `label_aliases` spell it) or an id, a position in `label_names`.
+Names go first, whatever type a file keeps them in: the text "1", the numbers 1 and 1.0, true for a class "True". Whole
+numbers that are not names are ids. A file may have class names of its own in the order of its ids. Then its numbers are
+its ids, because copies of one set order their classes differently: TREC on the hub is ABBR first, in the original files
+DESC first.
+
+All files of a run are read in the same way, so that a split that lacks some classes is not read in another way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fibec_ray.data.columns import first_null, plain
+from fibec_ray.data.tasks import Task
+from fibec_ray.errors import DataError, did_you_mean
+
+Reading = Literal["auto", "names", "ids"]
+Value = str | int | float | bool
+
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{0,18})?", re.ASCII)
+_LONGEST = 80
+"""characters of a label that an error shows"""
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """A column as it is in the file, N rows."""
+
+    values: list[Value]
+    """the different ones"""
+    codes: NDArray[np.int64]
+    """(N,) positions in `values`"""
+    names: Sequence[str] | None
+    """the file's own class names in the order of its ids, where it has them"""
+    where: str
+    kind: str
+    """Arrow's name for its type"""
+
+    @property
+    def is_text(self) -> bool:
+        return any(isinstance(value, str) for value in self.values)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if each of its labels is a whole number or a flag, as such or in digits."""
+        return all(whole(value) is not None for value in self.values)
+
+    @property
+    def has_own_ids(self) -> bool:
+        return bool(self.names) and not self.is_text
+
+    def place(self, at: int) -> str:
+        """Where the value number `at` is first."""
+        return f"in row {int(np.flatnonzero(self.codes == at)[0])}"
+
+
+def read_labels(column: Any, names: Sequence[str] | None, task: Task, where: str) -> LabelColumn:
+    """An Arrow column without its meaning. Raises DataError for rows without a label, and types that no label has."""
+    column = plain(column)
+    if pa.types.is_null(column.type) or column.null_count:
+        raise DataError(f"{where}: no label in row {first_null(column)}; drop the row or name another column")
+    kinds = ("string", "large_string", "boolean", "integer", "floating", "decimal")
+    if not any(getattr(pa.types, f"is_{kind}")(column.type) for kind in kinds):
+        raise DataError(_no_label(where, str(column.type), column[0].as_py(), task))
+    seen: dict[Value, int] = {}
+    codes = np.array([seen.setdefault(value, len(seen)) for value in _values(column, where)], dtype=np.int64)
+    return LabelColumn(list(seen), codes, names, where, str(column.type))
+
+
+def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> list[NDArray[np.int64]]:
+    """The ids of each column's rows. columns: all those of a run. Raises DataError for what is no class of the task."""
+    names = _Names(task)
+    open_ = [column for column in columns if column.is_whole and not column.has_own_ids]
+    named = all(names.find(value) is not None for column in open_ for value in column.values)
+    if reading == "auto" and open_ and named:
+        _refuse_doubt(open_, names, task)
+    by_name = reading == "names" or (reading == "auto" and named)
+    found = []
+    for column in columns:
+        if column.has_own_ids or (column.is_whole and not by_name):
+            ids = _from_ids(column, names, task)
+        elif reading == "ids":
+            at = next(at for at, value in enumerate(column.values) if whole(value) is None)
+            raise DataError(
+                f"{column.where}: label {_shown(column.values[at])} {column.place(at)} is not a whole number; set "
+                "data.labels to names or auto, or set data.label_column"
+            )
+        else:
+            ids = [_named(column, at, names, task) for at in range(len(column.values))]
+        found.append(np.array(ids, dtype=np.int64)[column.codes])
+    return found
+
+
+def whole(value: Value) -> int | None:
+    """1 of 1, 1.0, "1", " 1 ", "1.0" and true; None for what is no whole number."""
+    number = _number(value)
+    return int(number) if number is not None and number == number // 1 else None
+
+
+class _Names:
+    """What a value means as the name of a class."""
+
+    def __init__(self, task: Task):
+        ids = {name: i for i, name in enumerate(task.label_names)}
+        self._aliases = {other: ids[name] for other, name in task.label_aliases.items()}
+        self._exact = ids | self._aliases
+        self._by_number: dict[float, set[int]] = {}
+        for name, id_ in self._exact.items():
+            if (number := _number(name)) is not None:
+                self._by_number.setdefault(number, set()).add(id_)
+        self._flags = {name.lower(): id_ for name, id_ in self._exact.items() if name.lower() in ("true", "false")}
+
+    @property
+    def has_numbers(self) -> bool:
+        return bool(self._by_number)
+
+    def find(self, value: Value) -> int | None:
+        """The class of this name; None if it is no name."""
+        exact = self.certain(value)
+        if exact is not None:
+            return exact
+        text = str(value).strip()
+        number = _number(value)
+        same = set() if number is None else self._by_number.get(number, set())
+        return self._exact.get(text, next(iter(same)) if len(same) == 1 else None)
+
+    def certain(self, value: Value) -> int | None:
+        """The same for a value that nobody takes for an id: spelt as the user spelt an alias, or a flag by its name."""
+        if isinstance(value, bool):
+            return self._flags.get(str(value).lower())
+        return self._exact.get(value) if isinstance(value, str) else self._aliases.get(str(value))
+
+
+def _refuse_doubt(columns: Sequence[LabelColumn], names: _Names, task: Task) -> None:
+    """Raises DataError for numbers that are names, and may be ids of other classes. Text that is a name is a name."""
+    if not all(whole(value) in range(task.num_classes) for column in columns for value in column.values):
+        return
+    for column in (column for column in columns if not column.is_text):
+        for value in column.values:
+            name, id_ = names.find(value), whole(value)
+            if name != id_ and names.certain(value) is None and name is not None and id_ is not None:
+                raise DataError(
+                    f"{column.where}: the label {value} may be the name of class '{task.label_names[name]}', or the "
+                    f"id of class '{task.label_names[id_]}'; set data.labels to names or to ids"
+                )
+
+
+def _from_ids(column: LabelColumn, names: _Names, task: Task) -> list[int]:
+    ids = [whole(value) for value in column.values]
+    if ids and set(ids) == {-1}:
+        raise DataError(
+            f"{column.where}: every label is -1, so the split is unlabelled; set data.eval_split or data.train_splits"
+        )
+    highest = (len(column.names) if column.names else task.num_classes) - 1
+    for at, id_ in enumerate(ids):
+        if id_ is None or not 0 <= id_ <= highest:
+            neither = "" if column.names or not names.has_numbers else " is neither a name nor an id"
+            raise DataError(
+                f"{column.where}: label {_shown(column.values[at], quoted=False)} {column.place(at)}{neither}; "
+                f"allowed: 0 to {highest} ({_listed(column.names or task.label_names)}); drop the row or set "
+                "data.label_column"
+            )
+    if not column.names:
+        return [id_ for id_ in ids if id_ is not None]
+    return [_id_of(column.names[id_], names, task, column.where) for id_ in ids if id_ is not None]
+
+
+def _named(column: LabelColumn, at: int, names: _Names, task: Task) -> int:
+    value = column.values[at]
+    if isinstance(value, str) or whole(value) is not None or names.find(value) is not None:
+        return _id_of(value, names, task, column.where, f" ({column.place(at)})")
+    raise DataError(_no_label(column.where, column.kind, value, task))
+
+
+def _id_of(name: Value, names: _Names, task: Task, where: str, place: str = "") -> int:
+    found = names.find(name)
+    if found is None:
+        shown = _shown(name, quoted=False)
+        raise DataError(
+            f"{where}: class '{shown}' is unknown to task {task.name}; {did_you_mean(shown, task.label_names)} "
+            f"set data.label_column, or name it in the task's label_aliases{place}"
+        )
+    return found
+
+
+def _no_label(where: str, kind: str, value: Any, task: Task) -> str:
+    return (
+        f"{where}: labels of type {kind} such as {_shown(value)}; allowed: whole numbers or names "
+        f"({_listed(task.label_names)}); set data.label_column"
+    )
+
+
+def _values(column: Any, where: str) -> list[Value]:
+    if pa.types.is_decimal(column.type):
+        return [float(value) for value in column.to_pylist()]
+    if pa.types.is_float16(column.type) or pa.types.is_float32(column.type):
+        return [float(str(value)) for value in column.to_numpy()]  # 0.1 and not 0.10000000149
+    try:
+        values: list[Value] = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: text that is not UTF-8 ({error.reason}); convert the file") from error
+    return values
+
+
+def _number(value: Value) -> float | None:
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if not _NUMBER.fullmatch(text):
+        return None
+    return float(text) if "." in text else int(text)
+
+
+def _shown(value: Any, quoted: bool = True) -> str:
+    text = repr(value) if quoted else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"{i} {name}" for i, name in enumerate(names))

@@ -1,0 +1,64 @@
+"""Whether the files that a run's rows came from are still as they were; made when data are prepared, asked by resume.
+
+A run keeps its own copy of its data, so that a change does no harm. It is worth a note.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fibec_ray.data.source import DataConfig, effective_task, files
+from fibec_ray.data.tasks import Task
+from fibec_ray.storage import is_url
+
+
+@dataclass(frozen=True)
+class Stamp:
+    path: str
+    size: int
+    """bytes"""
+    mtime_ns: int
+    digest: str
+
+    def change(self) -> str:
+        """'' if the file has the same content. A file is read again only if it was written since."""
+        path = Path(self.path)
+        try:
+            status = path.stat()
+            if (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns):
+                return ""
+            same = status.st_size == self.size and _digest(path) == self.digest
+        except FileNotFoundError:
+            return f"{path} is no longer there"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        return "" if same else f"{path} has changed since the run began"
+
+
+def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
+    """Of all files that the rows are read from; none for rows from the hub, from behind a URL, or embedded."""
+    if task.kind not in ("text", "instructions") or not config.reads_files or is_url(config.path or ""):
+        return ()
+    train, test = files(effective_task(task, config), config)
+    try:
+        return tuple(_stamp(path) for path in (*train, *([test] if test else [])))
+    except OSError:
+        return ()  # those who read the file say what is wrong with it
+
+
+def changes(stamps: Sequence[Stamp]) -> str:
+    """'train.csv has changed since the run began, test.csv is no longer there', or ''."""
+    return ", ".join(change for stamp in stamps if (change := stamp.change()))
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return Stamp(str(path.absolute()), status.st_size, status.st_mtime_ns, _digest(path))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
