@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from analysis.files import parsed
 from analysis.places import Place, place
 from fibec_ray.errors import RunDirError
+from fibec_ray.roundlog.parts import is_part
 from fibec_ray.roundlog.schema import SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def open_run(where: str | Path) -> RunLog:
     """The log in a run directory. Raises RunDirError if there is none, or if its version is not for this program."""
     root = place(where)
     folder = root / "rounds"
-    parts = [name for name in folder.files() if name.endswith(".parquet") and not name.startswith(".")]
+    parts = [name for name in folder.files() if is_part(name)]
     if not parts:
         raise RunDirError(
             f"{folder.shown}: no round log here; is '{root.shown}' a run directory, and has its first round ended?"

@@ -7,30 +7,48 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fibec_ray.errors import DataError
+from fibec_ray.errors import DataError, RunDirError
+from fibec_ray.run_dir import flush, replace_folder, whole, write_text
+from fibec_ray.run_dir.paths import reason
 
 _FORMAT = 1
 Array = NDArray[Any]
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, Array], **about: Any) -> None:
-    """Readers see the old set, none, or this one, never half of it. about: plain values to keep with them."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    """Readers see the old set, none, or this one, never half of it; it is on the disk when this returns.
+
+    about: plain values to keep with them. Raises RunDirError.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise RunDirError(f"{folder}: cannot be made ({reason(error)})") from error
     try:
         for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", array, allow_pickle=False)
-        content = {"format": _FORMAT, **about, "arrays": list(arrays)}
-        (draft / "set.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+            save_array(draft / f"{name}.npy", array)
+        write_text(draft / "set.json", json.dumps({"format": _FORMAT, **about, "arrays": list(arrays)}) + "\n")
         draft.chmod(0o755)  # mkdtemp's folders are closed to other users
-        _replace(folder, draft)
+        replace_folder(draft, folder)
+        flush(folder.parent)
+    except OSError as error:
+        raise RunDirError(f"{folder}: cannot be written ({reason(error)})") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
+
+
+def save_array(path: Path, array: Array) -> None:
+    """One array, whole or not at all. Raises RunDirError."""
+    with whole(path) as file:
+        # Not into the file itself: numpy then writes past Python, and does not say why it could not.
+        np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def load_arrays(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -52,12 +70,3 @@ def no_set(folder: Path, error: Exception) -> DataError:
 def refuse_misfit(folder: Path, fits: bool) -> None:
     if not fits:
         raise DataError(f"{folder}: the arrays do not fit together; encode the data again")
-
-
-def _replace(folder: Path, draft: Path) -> None:
-    """Renames draft to folder; a folder that is there moves aside first, as a rename cannot replace a full one."""
-    aside = draft.with_name(f"{draft.name}.old")
-    if folder.exists():
-        folder.rename(aside)
-    draft.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)

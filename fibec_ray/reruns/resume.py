@@ -32,11 +32,12 @@ def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None 
 def resume_record(record: Record, watcher: Watcher) -> Run:
     """The same for a run that is known not to have ended."""
     quiet_libraries()
-    with locked(record.folder):
+    with locked(record.folder) as claim:
+        record.refuse_change()
         start = rewind(record, watcher.note)
         if start is not None:
             record = record.side_by_side(start.manifest.lanes)
-        return carry_on(record.experiment, record.folder, record.identity, start, watcher)
+        return carry_on(record.experiment, claim, record.identity, start, watcher)
 
 
 def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
