@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibec_ray.errors import DataError, RunDirError
-from fibec_ray.run_dir import flush, replace_folder, whole, write_text
+from fibec_ray.run_dir import flush, flush_folder, replace_folder
 from fibec_ray.run_dir.paths import reason
 
 _FORMAT = 1
@@ -26,29 +27,41 @@ def save_arrays(folder: Path, arrays: Mapping[str, Array], **about: Any) -> None
 
     about: plain values to keep with them. Raises RunDirError.
     """
-    try:
+    with _plainly(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise RunDirError(f"{folder}: cannot be made ({reason(error)})") from error
-    try:
-        for name, array in arrays.items():
-            save_array(draft / f"{name}.npy", array)
-        write_text(draft / "set.json", json.dumps({"format": _FORMAT, **about, "arrays": list(arrays)}) + "\n")
-        draft.chmod(0o755)  # mkdtemp's folders are closed to other users
-        replace_folder(draft, folder)
-        flush(folder.parent)
-    except OSError as error:
-        raise RunDirError(f"{folder}: cannot be written ({reason(error)})") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
+        try:
+            for name, array in arrays.items():
+                _write(draft / f"{name}.npy", array)
+            content = {"format": _FORMAT, **about, "arrays": list(arrays)}
+            (draft / "set.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+            draft.chmod(0o755)  # mkdtemp's folders are closed to other users
+            flush_folder(draft)
+            replace_folder(draft, folder)
+            flush(folder.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
 
 
 def save_array(path: Path, array: Array) -> None:
-    """One array, whole or not at all. Raises RunDirError."""
-    with whole(path) as file:
-        # Not into the file itself: numpy then writes past Python, and does not say why it could not.
+    """One array, on the disk when this returns. Raises RunDirError."""
+    with _plainly(path):
+        _write(path, array)
+        flush(path)
+
+
+def _write(path: Path, array: Array) -> None:
+    with path.open("wb") as file:
+        # Not np.save(path): numpy then writes past Python, and on a full disk its error has no reason.
         np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
+
+
+@contextmanager
+def _plainly(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def load_arrays(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:

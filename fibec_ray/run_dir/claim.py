@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.run_dir.leftovers import DRIVER, LOCK, STARTING, clear, half_made, holds_run
+from fibec_ray.run_dir.leftovers import DRIVER, LOCK, STARTING, clear, drop_drafts, half_made, holds_run
 from fibec_ray.run_dir.paths import absolute, failing_plainly, reason
 from fibec_ray.run_dir.whole import flush, whole, write_json
 
@@ -89,6 +89,7 @@ def locked(run_dir: Path) -> Iterator[Claim]:
     with _lock(run_dir):
         try:
             with failing_plainly(run_dir):
+                drop_drafts(run_dir)
                 _tell_driver(run_dir)
                 yield Claim(run_dir, begun=True)
         finally:

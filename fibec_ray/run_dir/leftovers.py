@@ -38,8 +38,16 @@ def half_made(folder: Path) -> bool:
 
 def clear(folder: Path) -> None:
     """Removes what a start wrote, as far as that can be done; its mark, the lock and the driver's name stay."""
+    drop_drafts(folder)
     for path in folder.iterdir():
-        if path.name in RUN_FILES or _DRAFTS.fullmatch(path.name):
+        if path.name in RUN_FILES:
+            _remove(path)
+
+
+def drop_drafts(folder: Path) -> None:
+    """Removes the files that a driver was writing when it was killed. They never got their names."""
+    for path in folder.iterdir():
+        if _DRAFTS.fullmatch(path.name):
             _remove(path)
 
 
