@@ -154,9 +154,9 @@ def open_run(where: str | Path) -> RunLog:
 def _metadata(folder: Place, part: str) -> dict[str, str]:
     try:
         schema = pq.read_schema(f"{folder.path}/{part}", filesystem=folder.filesystem)
-    except (pa.ArrowException, OSError, EOFError) as error:
+        return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise RunDirError(f"{folder.shown}/{part}: not a readable part of a round log ({error})") from error
-    return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
 
 def _check_version(shown: str, metadata: Mapping[str, str]) -> None:

@@ -214,11 +214,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     from fibec_ray.preflight.check import foresee
     from fibec_ray.preflight.page import as_json, show
     from fibec_ray.preflight.refusal import refuse
+    from fibec_ray.run_dir import absolute
     from fibec_ray.simulation import cache_dir, prepare
 
     experiment = load_experiment(arguments.config, arguments.overrides)
     quiet_libraries()
-    outlook = foresee(experiment, prepare, arguments.out, cache_dir())
+    outlook = foresee(experiment, prepare, absolute(arguments.out), cache_dir())
     if arguments.json:
         print(json.dumps(as_json(outlook), indent=2))
     else:

@@ -6,6 +6,7 @@ Parquet parts and checkpoints are renamed into place when they are whole, so tha
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ from fibec_ray.storage import Storage
 RUN_JSON = "checkpoints/run.json"
 EVERY_S = 10.0
 """Between two copies; what is newer than that may be lost with the machine, and is run again by a resumed run."""
-FIRST = ("config.yaml", "data/")
-LAST = ("run.json", "manifest.json", "summary.json")
-"""Files that promise others: copied after them, so that a reader there never trusts what has not come yet. Settings and
-data come first and run.json next: without that one there is no run, and with it alone there is one to go on with."""
+TURNS = (
+    re.compile(r"data/.*set\.json"), re.compile(r"data/"), re.compile(r"config\.yaml$"), re.compile(RUN_JSON),
+    re.compile(r"(?!.*manifest\.json$|summary\.json$)"), re.compile(r".*manifest\.json$"), re.compile(""),
+)  # fmt: skip
+"""The order of copying: files that promise others come after them, so that a reader there never trusts what has not
+come yet. Until run.json is there, what has come is seen to be a stopped start; from then on it can be resumed."""
 Stamp = tuple[int, int]
 """size in bytes, time of change in ns"""
 
@@ -44,7 +47,7 @@ class Mirror:
     def sync(self) -> None:
         """Makes the home as the folder is now. Raises StorageError."""
         now = self._stamps()
-        for name in sorted(now, key=_turn):
+        for name in sorted(now, key=turn):
             if self._sent.get(name) != now[name]:
                 self._send(name, now[name])
         for name in self._superfluous(now):
@@ -85,14 +88,9 @@ class Mirror:
         return found
 
 
-def _turn(name: str) -> tuple[int, str]:
+def turn(name: str) -> tuple[int, str]:
     """When a file is copied, among others."""
-    if name.startswith(FIRST):
-        return 0, name
-    ends = [name.endswith(end) for end in LAST]
-    if not any(ends):
-        return 2, name
-    return (1, 3, 4)[ends.index(True)], name
+    return next(number for number, pattern in enumerate(TURNS) if pattern.match(name)), name
 
 
 @contextmanager

@@ -91,11 +91,14 @@ def read_identity(run_dir: Path) -> Identity:
 
 
 def data_digest(run_dir: Path) -> str:
-    """Of names and contents of all files of RUN/data, which is what devices read."""
+    """Of names and contents of all files of RUN/data, which is what devices read. Hidden files are none of ours."""
     state, folder = hashlib.blake2b(digest_size=16), run_dir / "data"
     try:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            state.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+            name = path.relative_to(folder).as_posix()
+            if name.startswith(".") or "/." in name:
+                continue
+            state.update(f"{name}\n".encode())
             with path.open("rb") as file:
                 state.update(hashlib.file_digest(file, "blake2b").digest())
     except OSError as error:

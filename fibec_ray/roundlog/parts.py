@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fibec_ray.errors import RunDirError
 from fibec_ray.types import OPENING_ROUND
 
 _PART = re.compile(r"init\.parquet|part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")
@@ -21,8 +22,13 @@ def is_part(name: str) -> bool:
 
 
 def parts(table: Path) -> list[Path]:
-    """The part files in a table's folder, in round order; none if there is no such folder."""
-    return sorted((path for path in table.glob("*.parquet") if is_part(path.name)), key=round_of)
+    """The part files in a table's folder, in round order; none if there is no such folder. Raises RunDirError."""
+    try:
+        return sorted((path for path in table.iterdir() if is_part(path.name)), key=round_of)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RunDirError(f"{table}: cannot be read ({error.strerror})") from error
 
 
 def round_of(part: Path) -> int:

@@ -84,8 +84,11 @@ class RoundLog:
         """
         expected = {name: [newest[name]] if name in newest else [] for name in TABLES}
         for round_ in range(last, OPENING_ROUND - 1, -1):
-            version = int(self._check_part("rounds", round_, expected["rounds"])["schema_version"])
-            for name in tables_of(version):
+            version = self._check_part("rounds", round_, expected["rounds"]).get("schema_version", "")
+            if not version.isdecimal():
+                where = self._run_dir / "rounds" / part_name(round_)
+                raise RunDirError(f"{where}: not a readable part of a round log (schema version {version!r})")
+            for name in tables_of(int(version)):
                 if name != "rounds":
                     self._check_part(name, round_, expected[name])
 
@@ -121,7 +124,7 @@ class RoundLog:
 def _metadata_of(part: Path) -> dict[str, str]:
     try:
         return {key.decode(): value.decode() for key, value in (pq.read_schema(part).metadata or {}).items()}
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise RunDirError(f"{part}: not a readable part of a round log ({error})") from error
 
 

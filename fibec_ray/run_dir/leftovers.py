@@ -20,7 +20,7 @@ RUN_FILES = frozenset(
     }
 )  # fmt: skip
 """What a run writes into its folder."""
-_DRAFTS = re.compile(r"\.(config\.yaml|summary\.json|driver\.json|starting|run\.json)\.\d+\.part|\.probe")
+_DRAFTS = re.compile(r"\.(config\.yaml|summary\.json|\.?driver\.json|\.starting|run\.json)\.\d+\.part|\.probe")
 """Files that were being written. (`.probe`: earlier versions found out with it whether a folder can be written.)"""
 _FOREIGN = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
 """Files that operating systems put everywhere: they do no harm, and stay."""

@@ -23,6 +23,7 @@ def absolute(path: Path) -> Path:
     """The path with `~` and links resolved. Raises RunDirError for one that no file can have."""
     try:
         found = path.expanduser().resolve()
+        str(found).encode()  # safetensors and Arrow take no other names
         with suppress(FileNotFoundError, NotADirectoryError):
             found.lstat()  # refuses a name that is too long
     except (OSError, ValueError, RuntimeError) as error:

@@ -22,6 +22,7 @@ from fibec_ray.errors import RunDirError, UserError
 from fibec_ray.reruns.records import binding, read_record
 from fibec_ray.run_dir import failing_plainly, half_made, next_free, refuse_driver, write_yaml
 from fibec_ray.run_dir.leftovers import holds_run
+from fibec_ray.run_dir.paths import reason
 from fibec_ray.simulation import resolved
 from fibec_ray.sweep.load import Sweep, SweepRun
 
@@ -46,15 +47,19 @@ def log_of(folder: Path) -> Path:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Makes the folder and keeps other sweeps out. Raises RunDirError."""
-    with failing_plainly(out):
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            with FileLock(out / LOCK, timeout=0):
-                yield
-        except Timeout as error:
-            raise RunDirError(f"{out}: another sweep is running here; wait for it, or choose another --out") from error
-        except FileExistsError as error:
-            raise RunDirError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RunDirError(f"{out}: another sweep is running here; wait for it, or choose another --out") from error
+    except OSError as error:
+        raise RunDirError(f"{out}: cannot be written ({reason(error)}); choose another --out") from error
+    try:
+        with failing_plainly(out):
+            yield
+    finally:
+        lock.release()
 
 
 def refuse_other_contents(out: Path, sweep: Sweep) -> None:

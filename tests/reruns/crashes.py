@@ -37,7 +37,7 @@ class Crash:
 
 def main(folder: str, sample: str) -> None:
     home = Path(folder).resolve()
-    config = home / "crash.yaml"
+    config = home / "run.yaml"
     warm_up(config)
     stopped = home / "stopped"
     calm = undisturbed(home, config)
