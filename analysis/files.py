@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.run_dir.paths import reason
 
 FINISHED = "finished"
 """The `status` in summary.json of a run that came to its end."""
@@ -54,5 +55,5 @@ def replace_file(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
-    except OSError as error:
-        raise RunDirError(f"{path}: cannot be written: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{path}: cannot be written: {reason(error)}") from error

@@ -16,6 +16,7 @@ from analysis.log import RunLog, open_run
 from analysis.units import SECONDS, unit_for
 from fibec_ray.errors import FibecError, RunDirError
 from fibec_ray.roundlog.schema import score_column
+from fibec_ray.run_dir import absolute
 
 HEAD = ("run", "status", "method", "task", "seed", "rounds", "best", "of", "last written")
 _NO_RUNS_IN = {
@@ -34,6 +35,7 @@ _NO_RUNS_IN = {
 
 def listing(folder: Path) -> str:
     """A table with one line for each run below the folder, in order of path. Raises RunDirError without any."""
+    absolute(folder)  # raises for what is no path
     found = [_line(run, folder) for run in run_dirs(folder)]
     if not found:
         raise RunDirError(f"{folder}: no run below this folder")

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from analysis.files import parsed
 from analysis.places import Place, place
 from fibec_ray.errors import RunDirError
+from fibec_ray.roundlog.parts import is_part
 from fibec_ray.roundlog.schema import SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def open_run(where: str | Path) -> RunLog:
     """The log in a run directory. Raises RunDirError if there is none, or if its version is not for this program."""
     root = place(where)
     folder = root / "rounds"
-    parts = [name for name in folder.files() if name.endswith(".parquet") and not name.startswith(".")]
+    parts = [name for name in folder.files() if is_part(name)]
     if not parts:
         raise RunDirError(
             f"{folder.shown}: no round log here; is '{root.shown}' a run directory, and has its first round ended?"
@@ -153,9 +154,9 @@ def open_run(where: str | Path) -> RunLog:
 def _metadata(folder: Place, part: str) -> dict[str, str]:
     try:
         schema = pq.read_schema(f"{folder.path}/{part}", filesystem=folder.filesystem)
-    except (pa.ArrowException, OSError, EOFError) as error:
+        return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise RunDirError(f"{folder.shown}/{part}: not a readable part of a round log ({error})") from error
-    return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
 
 def _check_version(shown: str, metadata: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.run_dir import absolute
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,12 @@ class Place:
     def files(self) -> list[str]:
         """Names of the files in this folder, sorted; empty where there is no such folder."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
+        try:
+            found = self.filesystem.get_file_info(selector)
+        except NotADirectoryError:
+            return []
+        except OSError as error:
+            raise RunDirError(f"{self.shown}: cannot be read: {error}") from error
         return sorted(entry.base_name for entry in found if entry.type == pafs.FileType.File)
 
     def read_text(self, name: str) -> str | None:
@@ -60,7 +66,7 @@ def place(where: str | Path) -> Place:
     """
     text = str(where)
     if "://" not in text:
-        return Place(pafs.LocalFileSystem(), Path(text).expanduser().resolve().as_posix(), text)
+        return Place(pafs.LocalFileSystem(), absolute(Path(text)).as_posix(), text)
     try:
         filesystem, path = pafs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

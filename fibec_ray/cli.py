@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,13 +177,13 @@ def _run(arguments: argparse.Namespace) -> None:
     from fibec_ray.config.load import load_experiment
     from fibec_ray.console import RunView
     from fibec_ray.jobs.begin import begin, workplace
-    from fibec_ray.run_dir import next_free
+    from fibec_ray.run_dir import taken
 
     experiment = load_experiment(arguments.config, arguments.overrides)
     if arguments.resume and arguments.out is None:
         raise ConfigError("--resume: which run? give its --out")
-    out = arguments.out or str(next_free(Path("runs"), experiment.name))
-    with workplace(out, arguments.resume, _warn) as folder:
+    place = nullcontext(arguments.out) if arguments.out else taken(Path("runs"), experiment.name)
+    with place as out, workplace(str(out), arguments.resume, _warn) as folder:
         with RunView(experiment) as view:
             run = begin(experiment, folder, arguments.resume, _watched(experiment, view))
         if run is None:
@@ -213,11 +214,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     from fibec_ray.preflight.check import foresee
     from fibec_ray.preflight.page import as_json, show
     from fibec_ray.preflight.refusal import refuse
+    from fibec_ray.run_dir import absolute
     from fibec_ray.simulation import cache_dir, prepare
 
     experiment = load_experiment(arguments.config, arguments.overrides)
     quiet_libraries()
-    outlook = foresee(experiment, prepare, arguments.out, cache_dir())
+    outlook = foresee(experiment, prepare, absolute(arguments.out), cache_dir())
     if arguments.json:
         print(json.dumps(as_json(outlook), indent=2))
     else:
@@ -229,12 +231,13 @@ def _resume(arguments: argparse.Namespace) -> None:
     from fibec_ray.console import RunView
     from fibec_ray.reruns.records import finished_digest, read_record
     from fibec_ray.reruns.resume import resume_record
+    from fibec_ray.run_dir import terminated_as_interrupted
 
     if (digest := finished_digest(arguments.run)) is not None:
         print(f"{arguments.run}: this run is finished (adapter {digest}); nothing to do")
         return
     record = read_record(arguments.run, arguments.overrides)
-    with RunView(record.experiment) as view:
+    with terminated_as_interrupted(), RunView(record.experiment) as view:
         run = resume_record(record, _watched(record.experiment, view))
     view.summary(run)
 

@@ -30,6 +30,7 @@ from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.run_dir import Claim
 from fibec_ray.tensors import digest
 from fibec_ray.types import Fleet, Progress
 
@@ -123,20 +124,19 @@ class Run:
 def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
     """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
     found before any actor starts."""
-    watcher = watcher or Nobody()
-    with run_dirs.begun(folder) as folder:
+    with run_dirs.claimed(folder) as claim:
         quiet_libraries()
-        prepared = prepare(experiment, folder)
-        with run_dirs.locked(folder):
-            identity = identify(folder, resolved(experiment), prepared, _git_commit())
-            identity.write(folder)
-            return carry_on(experiment, folder, identity, None, watcher)
+        prepared = prepare(experiment, claim.folder)
+        identity = identify(claim.folder, resolved(experiment), prepared, _git_commit())
+        identity.write(claim.folder)
+        return carry_on(experiment, claim, identity, None, watcher or Nobody())
 
 
 def carry_on(
-    experiment: Experiment, folder: Path, identity: Identity, start: Checkpoint | None, watcher: Watcher
+    experiment: Experiment, claim: Claim, identity: Identity, start: Checkpoint | None, watcher: Watcher
 ) -> Run:
     """The run from a checkpoint on (None: from the opening) to its end. The folder holds nothing later than that."""
+    folder = claim.folder
     watcher.prepared(identity.prepared)
     tally = Tally(experiment.task.metric, experiment.local.batch_size)
     site = site_of(experiment, folder, identity)
@@ -150,6 +150,7 @@ def carry_on(
     keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
         for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
+            claim.begin()
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             last = logged.round == experiment.rounds - 1
             keeper.after(logged.round, logged.devices, tally, log.newest, last)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.roundlog.parts import parts
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
 from fibec_ray.units import duration, size
@@ -107,7 +108,7 @@ def _summary(run_dir: Path) -> dict[str, Any]:
 
 def _rows(run_dir: Path) -> list[dict[str, Any]]:
     """None before the initialisation phase has ended."""
-    if not any((run_dir / "rounds").glob("[!.]*.parquet")):
+    if not parts(run_dir / "rounds"):
         return []
     rows: list[dict[str, Any]] = read_rounds(run_dir).to_pylist()
     return rows

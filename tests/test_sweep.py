@@ -27,7 +27,7 @@ from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.simulation import resolved, simulate
-from fibec_ray.sweep.folder import folder_of, log_of, write_record
+from fibec_ray.sweep.folder import folder_of, is_finished, log_of, set_aside, write_record
 from fibec_ray.sweep.load import Sweep, load_sweep
 from fibec_ray.sweep.run import refuse_failures, run_sweep
 
@@ -224,6 +224,55 @@ def test_a_finished_run_of_another_experiment_is_refused_and_nothing_is_touched(
     assert f"{out / 'fedavg' / 'seed-0'}: holds a finished run of another experiment" in str(caught.value)
     assert "(local.learning_rate is 0.01 there, 0.5 here); choose another --out" in str(caught.value)
     assert files(out) == before
+
+
+def test_an_unfinished_run_of_another_experiment_is_refused_and_nothing_is_touched(write: Any, tmp_path: Path) -> None:
+    """As after an override was edited; a setting that no result depends on may change."""
+    only = {"variants": {"fedavg": ["method=fedavg"]}, "reference": "fedavg", "seeds": [0]}
+    sweep, out = load_sweep(write(**only), ["rounds=2"]), tmp_path / "out"
+    out.mkdir()
+    write_record(sweep, out)
+    (half,) = sweep.runs
+    interrupted(resolved(half.experiment), folder_of(half, out), half.experiment.cohort_size + 1)
+    before = files(out)
+    with pytest.raises(RunDirError, match=r"seed-0: holds an unfinished run .*rounds is 2 there, 3 here.*remove"):
+        run_sweep(load_sweep(write(**only), ["rounds=3"]), out, 1, str)
+    assert files(out) == before
+    (same,) = load_sweep(write(**only), ["rounds=2", "checkpoint.keep=1"]).runs
+    assert not is_finished(same, folder_of(same, out)) and set_aside(same, folder_of(same, out)) == ""
+
+
+def test_an_unfinished_run_that_cannot_be_resumed_moves_aside(write: Any, program: list[str], tmp_path: Path) -> None:
+    sweep, out, said = load_sweep(write(seeds=[0])), tmp_path / "out", list[str]()
+    run_sweep(sweep, out, 1, said.append, program)
+    for number in ("", "-2"):
+        said.clear()
+        (out / "fedavg" / "seed-0" / "summary.json").write_text('{"status": "running"}')
+        assert run_sweep(sweep, out, 1, said.append, program) == []
+        aside = out / "fedavg" / f"seed-0-set-aside{number}"
+        assert f"fedavg, seed 0 cannot be resumed and begins again; it is now in {aside} (" in said[0]
+        assert list((aside / "rounds").iterdir())
+
+
+@pytest.mark.parametrize(
+    "left", [".lock", ".starting", ".driver.json", "data/.train.x1/labels.npy", ".config.yaml.1.part"]
+)
+def test_what_was_stopped_at_its_start_does_not_stop_a_sweep(left: str, write: Any, tmp_path: Path) -> None:
+    sweep, out = load_sweep(write(seeds=[0])), tmp_path / "out"
+    run = sweep.runs[0]
+    path = folder_of(run, out) / left
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert not is_finished(run, folder_of(run, out)) and set_aside(run, folder_of(run, out)) == ""
+
+
+def test_a_sweep_that_was_stopped_while_it_wrote_its_record_begins_anew(
+    write: Any, program: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".sweep.yaml.4711.part").write_text("name: ti")
+    assert run_sweep(load_sweep(write(seeds=[0])), out, 2, str, program) == []
 
 
 @pytest.mark.parametrize("inside", ["notes.txt", "fedavg/seed-0/notes.txt"])

@@ -5,32 +5,63 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fibec_ray.errors import DataError
+from fibec_ray.errors import DataError, RunDirError
+from fibec_ray.run_dir import flush, flush_folder, replace_folder
+from fibec_ray.run_dir.paths import reason
 
 _FORMAT = 1
 Array = NDArray[Any]
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, Array], **about: Any) -> None:
-    """Readers see the old set, none, or this one, never half of it. about: plain values to keep with them."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    """Readers see the old set, none, or this one, never half of it; it is on the disk when this returns.
+
+    about: plain values to keep with them. Raises RunDirError.
+    """
+    with _plainly(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for name, array in arrays.items():
+                _write(draft / f"{name}.npy", array)
+            content = {"format": _FORMAT, **about, "arrays": list(arrays)}
+            (draft / "set.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+            draft.chmod(0o755)  # mkdtemp's folders are closed to other users
+            flush_folder(draft)
+            replace_folder(draft, folder)
+            flush(folder.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
+
+
+def save_array(path: Path, array: Array) -> None:
+    """One array, on the disk when this returns. Raises RunDirError."""
+    with _plainly(path):
+        _write(path, array)
+        flush(path)
+
+
+def _write(path: Path, array: Array) -> None:
+    with path.open("wb") as file:
+        # Not np.save(path): numpy then writes past Python, and on a full disk its error has no reason.
+        np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
+
+
+@contextmanager
+def _plainly(path: Path) -> Iterator[None]:
     try:
-        for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", array, allow_pickle=False)
-        content = {"format": _FORMAT, **about, "arrays": list(arrays)}
-        (draft / "set.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-        draft.chmod(0o755)  # mkdtemp's folders are closed to other users
-        _replace(folder, draft)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
+        yield
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def load_arrays(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -52,12 +83,3 @@ def no_set(folder: Path, error: Exception) -> DataError:
 def refuse_misfit(folder: Path, fits: bool) -> None:
     if not fits:
         raise DataError(f"{folder}: the arrays do not fit together; encode the data again")
-
-
-def _replace(folder: Path, draft: Path) -> None:
-    """Renames draft to folder; a folder that is there moves aside first, as a rename cannot replace a full one."""
-    aside = draft.with_name(f"{draft.name}.old")
-    if folder.exists():
-        folder.rename(aside)
-    draft.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -104,12 +104,12 @@ def _stop(arguments: argparse.Namespace) -> None:
 def _fetch(arguments: argparse.Namespace) -> None:
     from fibec_ray.jobs.client import Cluster
     from fibec_ray.jobs.fetch import fetch
-    from fibec_ray.run_dir import next_free
+    from fibec_ray.run_dir import absolute, next_free
 
     cluster = Cluster(arguments.address)
     job = cluster.job(arguments.job)
     target = arguments.dest or next_free(Path("runs"), job.name)
-    left_out = fetch(cluster, job, target.expanduser().resolve())
+    left_out = fetch(cluster, job, absolute(target))
     note = f" (without {' and '.join(left_out)}, which stay on the cluster)" if left_out else ""
     print(f"run directory: {target}{note}")
 

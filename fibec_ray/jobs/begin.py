@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,11 @@ from filelock import FileLock, Timeout
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunDirError
+from fibec_ray.jobs.local_copy import make_ready
 from fibec_ray.jobs.mirror import Mirror, mirrored
 from fibec_ray.reruns.records import binding, finished_digest, read_record
 from fibec_ray.reruns.resume import resume_record
+from fibec_ray.run_dir import absolute, failing_plainly, half_made, terminated_as_interrupted
 from fibec_ray.simulation import Run, Watcher, cache_dir, simulate
 from fibec_ray.storage import Storage, is_url
 
@@ -26,16 +27,19 @@ from fibec_ray.storage import Storage, is_url
 def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[Path]:
     """The folder to work in. For a URL it is one of this machine, which is copied there while the block runs."""
     if not is_url(out):
-        yield Path(out)
+        with terminated_as_interrupted():
+            yield Path(out)
         return
     storage = Storage(out)
     if not resume and storage.exists():
         raise RunDirError(f"{out}: is not empty; choose another --out, or go on with what is there: --resume")
     folder = _near(out)
     with _alone(folder, out):
-        shutil.rmtree(folder, ignore_errors=True)  # the URL has the run; what an earlier one left here may be older
         mirror = Mirror(storage, folder)
-        mirror.bring()
+        if make_ready(folder, storage, warn):
+            mirror.is_alike()
+        else:
+            mirror.is_behind()
         with mirrored(mirror, warn):
             yield folder
 
@@ -46,7 +50,7 @@ def begin(experiment: Experiment, folder: Path, resume: bool, watcher: Watcher) 
     resume: a run of the same experiment that is in the folder goes on; if there is none, it begins. `fleet` and
     `checkpoint` may differ, as in `fibec-ray resume`. Raises RunDirError for a run of another experiment.
     """
-    folder = folder.expanduser().resolve()
+    folder = absolute(folder)
     if not resume or not _has_begun(folder):
         return simulate(experiment, folder, watcher)
     settings = experiment.model_dump(mode="json", include={"fleet", "checkpoint"})
@@ -60,14 +64,10 @@ def begin(experiment: Experiment, folder: Path, resume: bool, watcher: Watcher) 
 
 
 def _has_begun(folder: Path) -> bool:
-    """A run that was stopped while it wrote its data has nothing that could be gone on with: that is cleared away."""
-    if (folder / "checkpoints" / "run.json").is_file():
-        return True
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names <= {"data", "config.yaml"}:
-        shutil.rmtree(folder, ignore_errors=True)
-        return False
-    return "config.yaml" in names
+    """Otherwise `simulate` begins there, or says what is in its way."""
+    with failing_plainly(folder):
+        known = [folder / "config.yaml", folder / "checkpoints" / "run.json"]
+        return folder.is_dir() and not half_made(folder) and any(path.is_file() for path in known)
 
 
 def _near(out: str) -> Path:
@@ -79,9 +79,16 @@ def _near(out: str) -> Path:
 @contextmanager
 def _alone(folder: Path, out: str) -> Iterator[None]:
     """Keeps a second driver of this machine out; of one on another machine nobody here knows."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f"{folder}.lock", timeout=0):
-            yield
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock", timeout=0)
+        lock.acquire()
     except Timeout as error:
         raise RunDirError(f"{out}: a driver on this machine is at work there; wait for it, or stop it") from error
+    except OSError as error:
+        raise RunDirError(f"{folder}: cannot be written ({error.strerror}); set FIBEC_RAY_RUNS to another") from error
+    try:
+        with failing_plainly(folder):
+            yield
+    finally:
+        lock.release()

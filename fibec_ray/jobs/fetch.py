@@ -13,7 +13,6 @@ from fibec_ray.errors import ClusterError, JobFailed, RunDirError
 from fibec_ray.jobs.client import HELPER, Cluster, Job
 from fibec_ray.jobs.follow import refuse_failure, settled
 from fibec_ray.jobs.submit import RUNS, quoted
-from fibec_ray.run_dir import replace_folder
 from fibec_ray.storage import Storage, is_url
 
 MOST_MB = 64
@@ -34,7 +33,9 @@ def fetch(cluster: Cluster, job: Job, target: Path) -> list[str]:
     draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         left_out = _bring(cluster, job, job.out, draft)
-        replace_folder(draft, target)
+        draft.rename(target)  # fails if something has come there meanwhile
+    except OSError as error:
+        raise RunDirError(f"{target}: cannot be written ({error.strerror}); choose another DEST") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return left_out

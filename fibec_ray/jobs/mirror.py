@@ -6,44 +6,64 @@ Parquet parts and checkpoints are renamed into place when they are whole, so tha
 from __future__ import annotations
 
 import os
-import signal
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from fibec_ray.errors import StorageError
+from fibec_ray.run_dir import terminated_as_interrupted
 from fibec_ray.storage import Storage
 
+RUN_JSON = "checkpoints/run.json"
 EVERY_S = 10.0
 """Between two copies; what is newer than that may be lost with the machine, and is run again by a resumed run."""
-LAST = ("manifest.json", "summary.json")
-"""Files that promise others: copied after them, so that a reader there never trusts what has not come yet."""
+TURNS = (
+    re.compile(r"data/.*set\.json"), re.compile(r"data/"), re.compile(r"config\.yaml$"), re.compile(RUN_JSON),
+    re.compile(r"(?!.*manifest\.json$|summary\.json$)"), re.compile(r".*manifest\.json$"), re.compile(""),
+)  # fmt: skip
+"""The order of copying: files that promise others come after them, so that a reader there never trusts what has not
+come yet. Until run.json is there, what has come is seen to be a stopped start; from then on it can be resumed."""
 Stamp = tuple[int, int]
 """size in bytes, time of change in ns"""
 
 
 class Mirror:
-    """`bring` what is there already, then `sync` as often as one likes: only what has changed travels."""
+    """`sync` as often as one likes: only what has changed travels."""
 
     def __init__(self, storage: Storage, folder: Path):
         self._storage, self._folder = storage, folder
         self._sent: dict[str, Stamp] = {}
 
-    def bring(self) -> None:
-        self._storage.download(self._folder)
+    def is_alike(self) -> None:
+        """The folder is what the home has."""
         self._sent = self._stamps()
+
+    def is_behind(self) -> None:
+        """The home has other files than the folder: all are copied."""
+        self._sent = dict.fromkeys(self._storage.files(), (-1, -1))
 
     def sync(self) -> None:
         """Makes the home as the folder is now. Raises StorageError."""
         now = self._stamps()
-        for name in sorted(now, key=lambda name: (name.endswith(LAST), name)):
+        for name in sorted(now, key=turn):
             if self._sent.get(name) != now[name]:
                 self._send(name, now[name])
-        for name in self._sent.keys() - now.keys():
+        for name in self._superfluous(now):
             self._storage.remove(name)
             del self._sent[name]
+
+    def _superfluous(self, now: Collection[str]) -> set[str]:
+        """Files that the home need not have any more: old checkpoints, and all of a start that was undone.
+
+        A folder that was moved or emptied under the run is neither: the home keeps what it has of a logged run.
+        """
+        gone = self._sent.keys() - set(now)
+        if not any(name.startswith("rounds/") for name in self._sent):
+            return gone
+        whole = RUN_JSON in now and any(name.endswith("manifest.json") for name in now)
+        return {name for name in gone if name.startswith("checkpoints/")} if whole else set()
 
     def _send(self, name: str, stamp: Stamp) -> None:
         try:
@@ -66,6 +86,11 @@ class Mirror:
                     continue
                 found[path.relative_to(self._folder).as_posix()] = (status.st_size, status.st_mtime_ns)
         return found
+
+
+def turn(name: str) -> tuple[int, str]:
+    """When a file is copied, among others."""
+    return next(number for number, pattern in enumerate(TURNS) if pattern.match(name)), name
 
 
 @contextmanager
@@ -92,17 +117,3 @@ def _keep_copying(mirror: Mirror, done: threading.Event, warn: Callable[[str], N
             mirror.sync()
         except StorageError as error:
             warn(f"{error}; trying again in {EVERY_S:.0f} s")
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, with which clusters stop jobs, ends the run as Ctrl-C does: what is done is kept."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

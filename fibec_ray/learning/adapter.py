@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from fibec_ray.errors import RunDirError
 from fibec_ray.model_types import HEAD
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.run_dir import replace_folder, write_json
+from fibec_ray.run_dir import flush_folder, replace_folder, write_json
 from fibec_ray.tensors import Tensors, drop
 from fibec_ray.types import Layout
 
@@ -34,6 +34,7 @@ def save_adapter(values: Tensors, layout: Layout, peft: Peft, folder: Path) -> N
     try:
         saved = peft.saved(values, layout.adapter_config)
         _write(saved, peft.saved_config(layout.adapter_config, saved), peft.trains_base, draft)
+        flush_folder(draft)
         replace_folder(draft, folder)
     except (OSError, SafetensorError) as error:
         raise RunDirError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,8 +101,9 @@ def folder_of(run_dir: Path, next_round: int) -> Path:
 
 
 def rounds_kept(run_dir: Path) -> list[int]:
-    """`next_round` of every checkpoint that is there, damaged or not; ascending."""
-    return sorted(int(path.name) for path in _home(run_dir).glob("[0-9]*") if path.name.isdecimal())
+    """`next_round` of every checkpoint that is there, damaged or not; ascending. Without a manifest it is none."""
+    manifests = _home(run_dir).glob(f"[0-9]*/{MANIFEST}")
+    return sorted(int(path.parent.name) for path in manifests if re.fullmatch("[0-9]+", path.parent.name))
 
 
 def new_draft(run_dir: Path, next_round: int) -> Path:
@@ -141,8 +144,10 @@ def load(run_dir: Path, next_round: int) -> Checkpoint:
 def remove(run_dir: Path, next_round: int) -> None:
     """The manifest goes first, so that what is left of an interrupted removal is no checkpoint."""
     folder = folder_of(run_dir, next_round)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in (MANIFEST, SERVER):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()  # if nothing else is in it: other files there are not ours
 
 
 def rewind(run_dir: Path, first: int) -> None:

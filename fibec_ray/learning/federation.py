@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fibec_ray.data.arrays import save_array
 from fibec_ray.data.dense import DenseSet, open_set
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.model_types import Shard
@@ -67,8 +68,8 @@ class Federation:
 
 
 def _save_rows(stem: Path, rows: Sequence[Rows]) -> None:
-    np.save(stem.with_suffix(".npy"), np.concatenate(rows) if rows else np.empty(0, np.int64), allow_pickle=False)
-    np.save(stem.with_suffix(".sizes.npy"), np.array([len(part) for part in rows], np.int64), allow_pickle=False)
+    save_array(stem.with_suffix(".npy"), np.concatenate(rows) if rows else np.empty(0, np.int64))
+    save_array(stem.with_suffix(".sizes.npy"), np.array([len(part) for part in rows], np.int64))
 
 
 def _load_rows(stem: Path) -> list[Rows]:

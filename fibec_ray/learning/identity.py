@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from fibec_ray.errors import RunDirError
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.sealed import read_sealed, write_sealed
+from fibec_ray.run_dir import failing_plainly, half_made
 
 FORMAT = 1
 PACKAGES = ("fibec_ray", "torch", "transformers", "peft", "numpy", "safetensors")
@@ -70,26 +71,34 @@ def identify(run_dir: Path, config: dict[str, Any], prepared: Prepared, git_comm
 
 
 def read_identity(run_dir: Path) -> Identity:
-    """Raises RunDirError for what is no run directory, or not one that can be taken up again."""
-    path = _path(run_dir)
-    if not run_dir.is_dir():
-        raise RunDirError(f"{run_dir}: no such run directory; give the --out of a run")
-    if not (run_dir / "config.yaml").is_file():
-        raise RunDirError(
-            f"{run_dir}: is no run directory (it has no config.yaml); give the --out of a run, or if that run died "
-            "before its data were written, remove the folder and start it again"
-        )
-    if not path.is_file():
-        raise RunDirError(f"{path}: is missing, so this run cannot be taken up again; start a new one")
+    """Raises RunDirError for a folder that is not a run directory, or not one that can be resumed."""
+    path, config = _path(run_dir), run_dir / "config.yaml"
+    with failing_plainly(run_dir):
+        if not run_dir.is_dir():
+            raise RunDirError(f"{run_dir}: no such run directory; give the --out of a run")
+        if not path.is_file() and any(run_dir.iterdir()) and half_made(run_dir):
+            raise RunDirError(
+                f"{run_dir}: this run was stopped before it began, so there is nothing to resume; start it again: "
+                f"fibec-ray run CONFIG --out {run_dir}"
+            )
+        if path.is_file() and not config.is_file():
+            raise RunDirError(f"{config}: is missing; put it back ({path} has its settings, under `config`)")
+        if not config.is_file():
+            raise RunDirError(f"{run_dir}: is no run directory (it has no config.yaml); give the --out of a run")
+        if not path.is_file():
+            raise RunDirError(f"{path}: is missing, so this run cannot be resumed; start a new one")
     return read_sealed(path, Identity, "the identity of a run")
 
 
 def data_digest(run_dir: Path) -> str:
-    """Of names and contents of all files of RUN/data, which is what devices read."""
+    """Of names and contents of all files of RUN/data, which is what devices read. Hidden files are none of ours."""
     state, folder = hashlib.blake2b(digest_size=16), run_dir / "data"
     try:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            state.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+            name = path.relative_to(folder).as_posix()
+            if name.startswith(".") or "/." in name:
+                continue
+            state.update(f"{name}\n".encode())
             with path.open("rb") as file:
                 state.update(hashlib.file_digest(file, "blake2b").digest())
     except OSError as error:

@@ -14,6 +14,8 @@ from fibec_ray.config.load import check, load_experiment
 from fibec_ray.errors import RunDirError
 from fibec_ray.learning import checkpoint
 from fibec_ray.learning.identity import Identity, read_identity
+from fibec_ray.roundlog.parts import parts, round_of
+from fibec_ray.run_dir import absolute
 from fibec_ray.simulation import resolved
 
 
@@ -22,6 +24,11 @@ class Record:
     folder: Path
     identity: Identity
     experiment: Experiment
+
+    def refuse_change(self) -> None:
+        """Raises RunDirError if another driver has cleared the folder, or begun another run there, in the meantime."""
+        if read_identity(self.folder) != self.identity:
+            raise RunDirError(f"{self.folder}: another run has begun here meanwhile; resume again if it is the one")
 
     def side_by_side(self, lanes: int) -> Record:
         """With fleet.lanes, maybe auto, as the run has them. Raises ConfigError if the fleet cannot have them."""
@@ -45,7 +52,7 @@ def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
 
     overrides: of `fleet` and `checkpoint`, which no result depends on; but for fleet.threads and fleet.lanes.
     """
-    folder = folder.expanduser().resolve()
+    folder = absolute(folder)
     identity = read_identity(folder)
     config = folder / "config.yaml"
     experiment = load_experiment(config, overrides)
@@ -77,6 +84,4 @@ def finished_digest(folder: Path) -> str | None:
 
 def last_logged(folder: Path) -> int:
     """The newest round of the log; -2 if it has none, not even the opening."""
-    from fibec_ray.roundlog.writer import round_of
-
-    return max((round_of(path) for path in (folder / "rounds").glob("[!.]*.parquet")), default=-2)
+    return max((round_of(path) for path in parts(folder / "rounds")), default=-2)

@@ -11,9 +11,10 @@ from fibec_ray.learning import checkpoint
 from fibec_ray.learning.checkpoint import Checkpoint
 from fibec_ray.learning.store import StateStore
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.reruns.records import Record, finished_digest, read_record
+from fibec_ray.reruns.records import Record, finished_digest, last_logged, read_record
+from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.run_dir import locked
+from fibec_ray.run_dir import absolute, failing_plainly, locked, next_free
 from fibec_ray.simulation import Nobody, Run, Watcher, carry_on, log_metadata, site_of
 from fibec_ray.types import OPENING_ROUND
 
@@ -24,7 +25,8 @@ def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None 
     overrides: of `fleet` and `checkpoint`. Raises RunDirError if the folder is no run directory, a driver is at work
     in it, settings or data have changed, or no checkpoint can be used.
     """
-    if finished_digest(folder.expanduser()) is not None:
+    folder = absolute(folder)
+    if finished_digest(folder) is not None:
         return None
     return resume_record(read_record(folder, overrides), watcher or Nobody())
 
@@ -32,11 +34,12 @@ def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None 
 def resume_record(record: Record, watcher: Watcher) -> Run:
     """The same for a run that is known not to have ended."""
     quiet_libraries()
-    with locked(record.folder):
+    with locked(record.folder) as claim:
+        record.refuse_change()
         start = rewind(record, watcher.note)
         if start is not None:
             record = record.side_by_side(start.manifest.lanes)
-        return carry_on(record.experiment, record.folder, record.identity, start, watcher)
+        return carry_on(record.experiment, claim, record.identity, start, watcher)
 
 
 def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
@@ -44,6 +47,8 @@ def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
     site = site_of(record.experiment, record.folder, record.identity)
     log = RoundLog(record.folder, log_metadata(record.experiment, record.identity))
     start = newest_whole(record, log, site.store, note)
+    if start is None:
+        _set_aside(record.folder, note)
     first = start.manifest.next_round if start else OPENING_ROUND
     log.rewind(first)
     site.store.rewind(first)
@@ -55,6 +60,23 @@ def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
     where = f"round {first}" if start else "the initialisation phase"
     note(f"resuming at {where} of {record.experiment.rounds} rounds")
     return start
+
+
+def _set_aside(folder: Path, note: Callable[[str], None]) -> None:
+    """Moves the log and the devices' states away if there must have been checkpoints, which may be back tomorrow.
+
+    The first one is written while round 0 trains: a run that was killed before it was whole has logged no round 1.
+    """
+    last = last_logged(folder)
+    if last < 1:
+        return
+    aside = next_free(folder, "set-aside")
+    with failing_plainly(folder):
+        for name in ("checkpoints/devices", *reversed(TABLES)):
+            if (folder / name).exists():
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).rename(aside / name)
+    note(f"all checkpoints are gone, so the run begins again; the log of rounds 0 to {last} is kept in {aside}")
 
 
 def newest_whole(record: Record, log: RoundLog, store: StateStore, note: Callable[[str], None]) -> Checkpoint | None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.roundlog.parts import parts
 from fibec_ray.roundlog.schema import ADDED, NONDETERMINISTIC, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
 
 _ORDER = {
@@ -60,20 +61,20 @@ def log_digest(run_dir: Path) -> str:
 def read_table(run_dir: Path, name: str) -> pa.Table:
     """One of `schema.TABLES`, in order."""
     folder = run_dir / name
-    parts = sorted(folder.glob("[!.]*.parquet"))
-    if not parts and not _had(run_dir, name):
+    found = parts(folder)
+    if not found and not _had(run_dir, name):
         return TABLES[name].empty_table()
-    if not parts:
+    if not found:
         raise RunDirError(
             f"{folder}: no round log here; is '{run_dir}' a run directory, and has its first round ended?"
         )
-    table = pa.concat_tables([_read_part(path, TABLES[name]) for path in parts])
+    table = pa.concat_tables([_read_part(path, TABLES[name]) for path in found])
     return table.sort_by([(column, "ascending") for column in _ORDER[name]])
 
 
 def _had(run_dir: Path, name: str) -> bool:
     """Whether the program that began the log wrote this table at all."""
-    first = min((run_dir / "rounds").glob("[!.]*.parquet"), default=None)
+    first = next(iter(parts(run_dir / "rounds")), None)
     return first is None or name in tables_of(_version(first, _schema_of(first)))
 
 

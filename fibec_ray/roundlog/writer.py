@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError, RunError, did_you_mean
 from fibec_ray.reports import DeviceReport
+from fibec_ray.roundlog.parts import part_name, parts, round_of
 from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
+from fibec_ray.run_dir import flush
 from fibec_ray.types import OPENING_ROUND
 
 Row = Mapping[str, Any]
@@ -63,8 +65,8 @@ class RoundLog:
         devices = self._table("devices", round_, [device_row(report) for report in device_rows])
         layers = self._table("layers", round_, layer_rows)
         batches = self._table("batches", round_, [row for report in device_rows for row in _batch_rows(report)])
-        parts = {"evaluations": self._table("evaluations", round_, evaluation_rows), "batches": batches}
-        for name, table in (parts | {"layers": layers, "devices": devices, "rounds": rounds}).items():
+        tables = {"evaluations": self._table("evaluations", round_, evaluation_rows), "batches": batches}
+        for name, table in (tables | {"layers": layers, "devices": devices, "rounds": rounds}).items():
             before = {PREVIOUS: self._newest[name]} if name in self._newest else {}
             linked = table.replace_schema_metadata(self._metadata | before)
             self._newest[name] = _write(self._run_dir / name / part_name(round_), linked)
@@ -82,15 +84,18 @@ class RoundLog:
         """
         expected = {name: [newest[name]] if name in newest else [] for name in TABLES}
         for round_ in range(last, OPENING_ROUND - 1, -1):
-            version = int(self._check_part("rounds", round_, expected["rounds"])["schema_version"])
-            for name in tables_of(version):
+            version = self._check_part("rounds", round_, expected["rounds"]).get("schema_version", "")
+            if not version.isdecimal():
+                where = self._run_dir / "rounds" / part_name(round_)
+                raise RunDirError(f"{where}: not a readable part of a round log (schema version {version!r})")
+            for name in tables_of(int(version)):
                 if name != "rounds":
                     self._check_part(name, round_, expected[name])
 
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""
         for name in TABLES:
-            for path in (self._run_dir / name).glob("*.parquet"):
+            for path in parts(self._run_dir / name):
                 if round_of(path) >= first:
                     _remove(path)
 
@@ -116,20 +121,10 @@ class RoundLog:
         return pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(self._metadata))
 
 
-def part_name(round_: int) -> str:
-    """File name of a round's part; names sort in round order ('init' comes before 'part')."""
-    return "init.parquet" if round_ == OPENING_ROUND else f"part-{round_:06d}.parquet"
-
-
-def round_of(part: Path) -> int:
-    """The round whose rows a part file holds."""
-    return OPENING_ROUND if part.stem == "init" else int(part.stem.removeprefix("part-"))
-
-
 def _metadata_of(part: Path) -> dict[str, str]:
     try:
         return {key.decode(): value.decode() for key, value in (pq.read_schema(part).metadata or {}).items()}
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise RunDirError(f"{part}: not a readable part of a round log ({error})") from error
 
 
@@ -205,6 +200,7 @@ def _write(path: Path, table: pa.Table) -> str:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+        flush(path.parent)
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)

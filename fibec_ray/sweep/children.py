@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from fibec_ray.run_dir import terminated_as_interrupted
 
 POLL_S = 0.1
 GRACE_S = 20.0
@@ -32,7 +31,7 @@ class Task:
 def run_all(tasks: Sequence[Task], jobs: int) -> None:
     """Starts tasks in order, `jobs` at a time. However this ends, Ctrl-C and SIGTERM included, no child goes on."""
     waiting, active = deque(tasks), list[tuple[Task, subprocess.Popen[bytes], float]]()
-    with _termination_interrupts():
+    with terminated_as_interrupted():
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
@@ -71,20 +70,3 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-
-
-@contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM stops the parent as Ctrl-C does; by default it would leave the children running."""
-    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

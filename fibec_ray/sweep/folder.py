@@ -9,6 +9,7 @@ OUT/VARIANT/seed-N.log      what it printed
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +20,16 @@ from fibec_ray.config.difference import first_difference
 from fibec_ray.config.load import load_experiment, read_yaml
 from fibec_ray.errors import RunDirError, UserError
 from fibec_ray.reruns.records import binding, read_record
-from fibec_ray.run_dir import write_yaml
+from fibec_ray.run_dir import failing_plainly, half_made, next_free, refuse_driver, write_yaml
+from fibec_ray.run_dir.leftovers import holds_run
+from fibec_ray.run_dir.paths import reason
 from fibec_ray.simulation import resolved
 from fibec_ray.sweep.load import Sweep, SweepRun
 
 RECORD = "sweep.yaml"
 LOCK = ".lock"
-RUN_FILES = {"data", "config.yaml", "summary.json"}
-"""One of them at least is in the directory of a run that got anywhere."""
+_PASSING = re.compile(r"\.lock|\.sweep\.yaml\.\d+\.part")
+"""What a sweep that was stopped before its record was written may have left."""
 
 
 def folder_of(run: SweepRun, out: Path) -> Path:
@@ -43,25 +46,28 @@ def log_of(folder: Path) -> Path:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Makes the folder and keeps other sweeps out, which would remove our runs. Raises RunDirError."""
+    """Makes the folder and keeps other sweeps out. Raises RunDirError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / LOCK, timeout=0):
-            yield
+        lock = FileLock(out / LOCK, timeout=0)
+        lock.acquire()
     except Timeout as error:
         raise RunDirError(f"{out}: another sweep is running here; wait for it, or choose another --out") from error
     except OSError as error:
-        raise RunDirError(
-            f"{error.filename or out}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
+        raise RunDirError(f"{out}: cannot be written ({reason(error)}); choose another --out") from error
+    try:
+        with failing_plainly(out):
+            yield
+    finally:
+        lock.release()
 
 
 def refuse_other_contents(out: Path, sweep: Sweep) -> None:
-    """Only an empty folder or that of a sweep will do: unfinished runs in it may be removed."""
+    """Only an empty folder or that of a sweep will do."""
     record = out / RECORD
     if record == sweep.path.resolve():
         raise RunDirError(f"{record}: the sweep file itself stands where its record goes; choose another --out")
-    if not record.exists() and any(path.name != LOCK for path in out.iterdir()):
+    if not record.exists() and any(not _PASSING.fullmatch(path.name) for path in out.iterdir()):
         raise RunDirError(f"{out}: is not empty and holds no sweep; choose another --out, or remove it")
     if record.exists() and not isinstance(read_yaml(record).get("variants"), list):
         raise RunDirError(f"{record}: is not the record of a sweep; choose another --out, or move it away")
@@ -77,32 +83,38 @@ def write_record(sweep: Sweep, out: Path) -> None:
 
 
 def is_finished(run: SweepRun, folder: Path) -> bool:
-    """False: there is no run, or one that did not come to its end; that may be gone on with, or removed.
+    """False: there is no run, or one of this experiment that did not come to its end.
 
-    Raises RunDirError for a finished run of another experiment, and for what is no run at all.
+    Raises RunDirError for a run of another experiment, finished or not, and for a folder that holds something else.
     """
     if not folder.exists():
         return False
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    if names and not names & RUN_FILES:
+    if not folder.is_dir() or not (half_made(folder) or holds_run(folder)):
         raise RunDirError(f"{folder}: holds something that is not a run; move it away, or choose another --out")
-    if _status(folder) != "finished":
+    if half_made(folder):
         return False
-    difference = _difference(run, folder / "config.yaml")
-    if difference:
+    finished = _status(folder) == "finished"
+    if difference := _difference(run, folder, finished):
         raise RunDirError(
-            f"{folder}: holds a finished run of another experiment ({difference}); choose another --out, or remove "
-            "this folder to have it run again"
+            f"{folder}: holds {'a finished' if finished else 'an unfinished'} run of another experiment "
+            f"({difference}); choose another --out, or remove this folder to have it run again"
         )
-    return True
+    return finished
 
 
-def can_go_on(run: SweepRun, folder: Path) -> bool:
-    """Whether the unfinished run in a folder is one of this experiment that got to its first checkpoint's identity."""
+def set_aside(run: SweepRun, folder: Path) -> str:
+    """Moves an unfinished run away that cannot be resumed, so that it is run again. What was done and why, or ''."""
+    if not folder.exists() or half_made(folder):
+        return ""
     try:
-        return binding(read_record(folder).experiment) == binding(run.experiment)
-    except UserError:
-        return False
+        read_record(folder)
+        return ""
+    except UserError as error:
+        why = str(error)
+    refuse_driver(folder)
+    aside = next_free(folder.parent, f"{folder.name}-set-aside")
+    folder.rename(aside)
+    return f"{run.label} cannot be resumed and begins again; it is now in {aside} ({why})"
 
 
 def _status(folder: Path) -> str | None:
@@ -113,10 +125,19 @@ def _status(folder: Path) -> str | None:
     return summary.get("status") if isinstance(summary, dict) else None
 
 
-def _difference(run: SweepRun, config: Path) -> str:
-    """The first setting in which the run in a folder differs from the one wanted; '' if there is none."""
+def _difference(run: SweepRun, folder: Path, finished: bool) -> str:
+    """The first setting in which the run in a folder differs from the one wanted; '' if there is none.
+
+    Of an unfinished run only what results depend on: the rest may change when it is resumed. One that cannot be
+    resumed is of no experiment; it moves aside.
+    """
     try:
-        found = load_experiment(config)
+        found = load_experiment(folder / "config.yaml")
     except UserError as error:
-        return str(error)
-    return "" if found == run.experiment else first_difference(resolved(found), resolved(run.experiment))
+        return str(error) if finished else ""
+    if finished:
+        return "" if found == run.experiment else first_difference(resolved(found), resolved(run.experiment))
+    if not (folder / "checkpoints" / "run.json").exists():
+        return ""
+    there, here = binding(found), binding(run.experiment)
+    return "" if there == here else first_difference(there, here)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ from pathlib import Path
 from fibec_ray.errors import RunError
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
-from fibec_ray.run_dir import write_yaml
+from fibec_ray.run_dir import absolute, write_yaml
 from fibec_ray.simulation import resolved
 from fibec_ray.sweep.children import Task, run_all
 from fibec_ray.sweep.folder import (
-    can_go_on,
     config_of,
     folder_of,
     is_finished,
     locked,
     log_of,
     refuse_other_contents,
+    set_aside,
     write_record,
 )
 from fibec_ray.sweep.load import Sweep, SweepRun
@@ -44,16 +43,16 @@ def run_sweep(
     say: takes a line at the start and one for each run that ends. program: what is started with `run CONFIG --out DIR
     --resume`.
     """
-    out = out.expanduser().resolve()
+    out = absolute(out)
     failures: list[Failure] = []
     with locked(out):
         refuse_other_contents(out, sweep)
         waiting = [run for run in sweep.runs if not is_finished(run, folder_of(run, out))]
+        moved = [note for run in waiting if (note := set_aside(run, folder_of(run, out)))]
         write_record(sweep, out)
         total, done = len(sweep.runs), len(sweep.runs) - len(waiting)
-        say(
-            f"{total} runs ({len(sweep.variants)} variants, {len(sweep.seeds)} seeds), {done} finished before; in {out}"
-        )
+        counts = f"{total} runs ({len(sweep.variants)} variants, {len(sweep.seeds)} seeds), {done} finished before"
+        say("; ".join([f"{counts}; in {out}", *moved]))
 
         def ended(run: SweepRun, code: int, seconds: float) -> None:
             nonlocal done
@@ -80,8 +79,6 @@ def refuse_failures(failures: Sequence[Failure], total: int) -> None:
 
 def _task(run: SweepRun, folder: Path, program: Sequence[str], ended: Callable[[int, float], None]) -> Task:
     def prepare() -> None:
-        if folder.exists() and not can_go_on(run, folder):
-            shutil.rmtree(folder)  # is_finished has looked: a run that did not come to its end
         folder.parent.mkdir(exist_ok=True)
         write_yaml(config_of(folder), resolved(run.experiment))
 

@@ -113,7 +113,7 @@ def test_without_a_checkpoint_it_starts_from_the_opening(half: Path, calm: tuple
     shutil.rmtree(half / "checkpoints" / "rounds")
     plug = Plug()
     assert result(resume(half, (), plug), half) == calm
-    assert plug.notes == ["resuming at the initialisation phase of 5 rounds"]
+    assert plug.notes[-1] == "resuming at the initialisation phase of 5 rounds"
 
 
 def test_a_run_that_died_before_it_saved_its_adapter(half: Path, calm: tuple[str, str, int]) -> None:
@@ -241,6 +241,22 @@ def test_a_damaged_state_of_a_device_is_an_error_and_not_another_result(half: Pa
         flip_a_bit(path)
     with pytest.raises(RunDirError, match="the device's state is damaged"):
         resume(half)
+
+
+def test_without_any_checkpoint_the_run_begins_again_and_its_log_is_kept(
+    half: Path, calm: tuple[str, str, int], tmp_path: Path
+) -> None:
+    """The checkpoints may be out of sight for a moment only: with them the old run goes on from where it was."""
+    (half / "checkpoints" / "rounds").rename(tmp_path / "away")
+    plug = Plug()
+    assert result(resume(half, (), plug), half) == calm
+    aside = half / "set-aside"
+    assert plug.notes[0].endswith(f"the log of rounds 0 to 2 is kept in {aside}")
+    assert read_rounds(aside).column("round").to_pylist() == [-1, 0, 1, 2]
+    for name in ("config.yaml", "data", "checkpoints/run.json"):
+        (aside / name).symlink_to(half / name)
+    (tmp_path / "away").rename(aside / "checkpoints" / "rounds")
+    assert result(resume(aside), aside) == calm
 
 
 # --- what is refused

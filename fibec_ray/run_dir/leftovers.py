@@ -1,0 +1,91 @@
+"""What a start that was stopped leaves in a run directory: recognised, and removed before the next start.
+
+A start marks the folder before it writes anything else, and takes the mark away before the first round is logged. So a
+marked folder holds no round, and everything in it that a run writes can go. Folders without the mark, such as those of
+earlier versions, are looked through: only what a start wrote in exactly this form can go.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+LOCK, DRIVER, STARTING = ".lock", ".driver.json", ".starting"
+RUN_FILES = frozenset(
+    {
+        "data", "config.yaml", "checkpoints", "summary.json", "adapter",
+        "rounds", "devices", "layers", "batches", "evaluations",
+    }
+)  # fmt: skip
+"""What a run writes into its folder."""
+_DRAFTS = re.compile(r"\.(config\.yaml|summary\.json|\.?driver\.json|\.starting|run\.json)\.\d+\.part|\.probe")
+"""Files that were being written. (`.probe`: earlier versions found out with it whether a folder can be written.)"""
+_FOREIGN = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
+"""Files that operating systems put everywhere: they do no harm, and stay."""
+_ROWS = frozenset(f"{which}_rows{kind}.npy" for which in ("train", "test") for kind in ("", ".sizes"))
+
+
+def half_made(folder: Path) -> bool:
+    """Whether a new run may begin here: it is empty, or holds only what a stopped start left. Raises OSError."""
+    names = {path.name for path in folder.iterdir() if not _FOREIGN.fullmatch(path.name)}
+    written = {name for name in names if name not in (LOCK, DRIVER, STARTING) and not _DRAFTS.fullmatch(name)}
+    if STARTING in names:
+        return written <= RUN_FILES
+    return written <= {"data", "config.yaml", "checkpoints"} and _only_a_start(folder, written)
+
+
+def clear(folder: Path) -> None:
+    """Removes what a start wrote, as far as that can be done; its mark, the lock and the driver's name stay."""
+    drop_drafts(folder)
+    for path in folder.iterdir():
+        if path.name in RUN_FILES:
+            _remove(path)
+
+
+def drop_drafts(folder: Path) -> None:
+    """Removes the files that a driver was writing when it was killed. They never got their names."""
+    for path in folder.iterdir():
+        if _DRAFTS.fullmatch(path.name):
+            _remove(path)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether anything is left that a run writes."""
+    return any(path.name in RUN_FILES for path in folder.iterdir())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _only_a_start(folder: Path, names: set[str]) -> bool:
+    """Whether data, settings and the folder of the identity are as a start leaves them, which writes in this order."""
+    data = folder / "data"
+    whole = "data" in names and _are_our_data(data)
+    complete = whole and {path.name for path in data.iterdir()} >= _ROWS
+    return (
+        ("data" not in names or whole)
+        and ("config.yaml" not in names or complete)
+        and ("checkpoints" not in names or all(_DRAFTS.fullmatch(p.name) for p in (folder / "checkpoints").iterdir()))
+    )
+
+
+def _are_our_data(data: Path) -> bool:
+    """Encoded sets, whole or in the making, and the rows of each device; nothing else."""
+    if data.is_symlink() or not data.is_dir():
+        return False
+    return all(path.name in _ROWS or _is_our_set(path) for path in data.iterdir())
+
+
+def _is_our_set(folder: Path) -> bool:
+    draft = re.fullmatch(r"\.(train|test)\..+", folder.name)
+    if folder.is_symlink() or not folder.is_dir() or not (draft or folder.name in ("train", "test")):
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return all(name == "set.json" or name.endswith(".npy") for name in names) and bool(draft or "set.json" in names)

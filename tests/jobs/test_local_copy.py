@@ -1,0 +1,131 @@
+"""A run whose home is a URL: what is lost here or there, and what comes next."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_digits
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.load import check
+from fibec_ray.errors import RunDirError
+from fibec_ray.jobs.begin import begin, workplace
+from fibec_ray.jobs.mirror import turn
+from fibec_ray.learning.checkpoint import rounds_kept
+from fibec_ray.reruns.resume import resume
+from fibec_ray.roundlog.reader import log_digest
+from fibec_ray.simulation import Nobody, Run, Watcher, simulate
+
+
+class Interrupt(Nobody):
+    """Ctrl-C after a round."""
+
+    def __init__(self, round_: int, act: Callable[[], object] = lambda: None):
+        self._round, self._act = round_, act
+
+    def row(self, row: dict[str, Any]) -> None:
+        if row["round"] == self._round:
+            self._act()
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the URL leads; runs are worked on in tmp_path / "runs"."""
+    monkeypatch.setenv("FIBEC_RAY_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "bucket"
+
+
+def go_on(bucket: Path, experiment: Experiment, watcher: Watcher, notes: list[str] | None = None) -> Run | None:
+    with workplace(f"file://{bucket}", True, ([] if notes is None else notes).append) as folder:
+        return begin(experiment, folder, True, watcher)
+
+
+def test_what_was_never_copied_is_resumed_here(bucket: Path, tmp_path: Path) -> None:
+    """The storage was out of reach when the run ended, and holds an older state."""
+    experiment = check(make_digits("scaffold", rounds=4), "test")
+    whole = simulate(experiment, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go_on(bucket, experiment, Interrupt(0))
+    shutil.copytree(bucket, tmp_path / "older")
+    with pytest.raises(KeyboardInterrupt):
+        go_on(bucket, experiment, Interrupt(2))
+    shutil.rmtree(bucket)
+    (tmp_path / "older").rename(bucket)
+    seen, notes = list[int](), list[str]()
+
+    class Sees(Nobody):
+        def row(self, row: dict[str, Any]) -> None:
+            seen.append(row["round"])
+
+    run = go_on(bucket, experiment, Sees(), notes)
+    assert run is not None and run.adapter_digest == whole.adapter_digest
+    assert min(seen) >= 2 and notes == []
+    assert log_digest(bucket) == log_digest(tmp_path / "whole")
+    assert rounds_kept(bucket) == [3, 4]
+
+
+def test_a_run_that_its_home_does_not_have_moves_aside(bucket: Path, tmp_path: Path) -> None:
+    experiment, notes = check(make_digits(rounds=2), "test"), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        go_on(bucket, experiment, Interrupt(0))
+    shutil.rmtree(bucket)
+    assert go_on(bucket, experiment, Nobody(), notes) is not None
+    (aside,) = (tmp_path / "runs" / ".urls").glob("*-set-aside")
+    assert len(notes) == 1 and notes[0].endswith(f"it is now in {aside}")
+    assert resume(aside) is not None
+
+
+def test_a_home_keeps_a_logged_run_though_the_folder_here_is_lost(bucket: Path, tmp_path: Path) -> None:
+    experiment = check(make_digits(rounds=3), "test")
+    with pytest.raises(KeyboardInterrupt):
+        go_on(bucket, experiment, Interrupt(0))
+
+    def lose() -> None:
+        for path in (tmp_path / "runs" / ".urls").iterdir():
+            if path.is_dir():
+                path.rename(tmp_path / "lost")
+
+    with pytest.raises((KeyboardInterrupt, RunDirError)):
+        go_on(bucket, experiment, Interrupt(1, lose))
+    seen = list[int]()
+
+    class Sees(Nobody):
+        def row(self, row: dict[str, Any]) -> None:
+            seen.append(row["round"])
+
+    assert go_on(bucket, experiment, Sees()) is not None
+    assert min(seen) >= 0, "it begins again from nothing"
+
+
+def test_a_start_that_fails_leaves_nothing_at_home(bucket: Path) -> None:
+    experiment = check(make_digits(rounds=1), "test")
+
+    class Stops(Nobody):
+        def prepared(self, prepared: Any) -> None:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        go_on(bucket, experiment, Stops())
+    assert not [path for path in bucket.rglob("*") if path.is_file()]
+    assert go_on(bucket, experiment, Nobody()) is not None
+
+
+def test_a_first_copy_that_stops_anywhere_can_be_gone_on_from(tmp_path: Path) -> None:
+    """Files travel one by one: what has come is no run yet, or one that can be resumed."""
+    experiment = check(make_digits("scaffold", rounds=2), "test")
+    whole = simulate(experiment, tmp_path / "whole")
+    found = (path.relative_to(whole.folder).as_posix() for path in whole.folder.rglob("*") if path.is_file())
+    names = sorted((name for name in found if not name.startswith(".")), key=turn)
+    settings, identity = names.index("config.yaml"), names.index("checkpoints/run.json")
+    for number in {1, 5, settings, settings + 1, identity + 1, identity + 9, len(names) - 3, len(names) - 1}:
+        copy = tmp_path / f"copy {number}"
+        for name in names[:number]:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(whole.folder / name, copy / name)
+        run = begin(experiment, copy, True, Nobody())
+        assert run is not None and run.adapter_digest == whole.adapter_digest, names[number]
