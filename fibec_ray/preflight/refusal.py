@@ -19,7 +19,7 @@ def _memory_misfits(plan: Plan) -> Sequence[str]:
     if needed.prepare * plan.room.num_nodes > needed.available:
         found.append(
             f"memory: preparing the base weights takes {_gb(needed.prepare)}, {_gb(needed.available)} are available; "
-            "choose a smaller backbone, or use a larger machine"
+            f"{_advice(plan)}"
         )
     if needed.total > needed.available:
         found.append(
@@ -56,6 +56,8 @@ def _advice(plan: Plan) -> str:
     """What makes it smaller, the first thing that would do."""
     actors, needed = plan.seats.placement.num_actors, plan.memory
     fixed = needed.base_per_node + needed.others
+    if max(needed.total, needed.prepare) <= needed.available + plan.room.object_store:
+        return f"lower fleet.object_store_mb, which takes {_gb(plan.room.object_store)} of it"
     one_fits = fixed + needed.actor.private <= needed.available
     if plan.seats.placement.per_device and actors > 1:
         return "set fleet.placement=pooled"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from fibec_ray.fleets.gpus import Gpu, visible
 from fibec_ray.fleets.placement import Resources
 from fibec_ray.fleets.settings import FleetConfig
 
@@ -19,8 +21,8 @@ class Room:
 
     resources: Resources
     num_nodes: int
-    gpu_memory: int
-    """free bytes of the smallest GPU; 0 where there is none, or a cluster does not say"""
+    gpu_memory: int | None
+    """free bytes of the smallest GPU; None if there is no GPU, or its memory is unknown"""
     run_disk: int
     cache_disk: int
     same_disk: bool
@@ -34,12 +36,18 @@ def look(config: FleetConfig, folder: Path, cache_dir: Path, base_is_there: bool
     disks = shutil.disk_usage(run).free, shutil.disk_usage(cache).free
     if config.kind == "local":
         here = Resources(float(os.cpu_count() or 1), 0.0, psutil.virtual_memory().available)
-        return Room(here, 1, 0, *disks, same, base_is_there)
+        return Room(here, 1, None, *disks, same, base_is_there)
     from fibec_ray.fleets import cluster
 
     resources = cluster.foreseen(config)
-    gpus = cluster.gpu_memory() if resources.gpus and config.address is None else []
-    return Room(resources, cluster.num_nodes(config), min(gpus, default=0), *disks, same, base_is_there)
+    here = visible() if resources.gpus and config.address is None else []
+    return Room(resources, cluster.num_nodes(config), smallest(here), *disks, same, base_is_there)
+
+
+def smallest(gpus: Sequence[Gpu]) -> int | None:
+    """Free bytes of the smallest GPU; None if one does not say, or there is none."""
+    known = [gpu.free for gpu in gpus if gpu.free is not None]
+    return min(known) if known and len(known) == len(gpus) else None
 
 
 def _existing(path: Path) -> Path:
