@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fibec_ray.errors import ConfigError, FibecError
-from fibec_ray.fleets.environment import drop_empty
 
 if TYPE_CHECKING:
     from fibec_ray.config.experiment import Experiment
@@ -342,6 +341,8 @@ def _one_line(text: str) -> str:
 
 def _quiet() -> None:
     """Libraries announce deprecations and accelerators on import; that is no news to the person at the terminal."""
+    from fibec_ray.fleets.environment import drop_empty
+
     drop_empty(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

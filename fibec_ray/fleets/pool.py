@@ -214,8 +214,8 @@ class ActorPool:
         else:
             raise FleetError(
                 f"{call.what or f'call {call.key}'} was lost {call.attempt} times, last with {type(error).__name__}; "
-                "see ray_logs in the run directory (on a cluster, Ray's logs on its nodes) for why its actors die, then raise fleet.max_retries or lower "
-                "fleet.num_actors, or set fleet.on_lost=drop"
+                "see ray_logs in the run directory (on a cluster, Ray's logs on its nodes) for why its actors die, "
+                "then raise fleet.max_retries or lower fleet.num_actors, or set fleet.on_lost=drop"
             ) from error
 
     def _expect(self, seat: _Seat) -> None:
