@@ -21,19 +21,17 @@ def resolve(address: str) -> str:
 
     Raises ConfigError if there is none, or the address is no such pair.
     """
-    asked, where = address, address
-    if address == "auto":
-        asked = os.environ.get("RAY_ADDRESS") or address
-        where = _running() if asked == "auto" else asked
-        if where is None:
-            raise ConfigError(
-                "fleet.address: auto: no Ray cluster runs on this machine, and RAY_ADDRESS is not set; start one with "
-                "`ray start --head`, or leave fleet.address out for a local cluster of this run's own"
-            )
-    host, colon, port = where.rpartition(":")
+    where = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
+    found = _running() if where == "auto" else where
+    if found is None:
+        raise ConfigError(
+            "fleet.address: auto: no Ray cluster runs on this machine, and RAY_ADDRESS is not set; start one with "
+            "`ray start --head`, or leave fleet.address out for a local cluster of this run's own"
+        )
+    host, colon, port = found.rpartition(":")
     if not colon or not re.fullmatch(r"\[[^\]/]+\]|[^\[\]/:@\s]+", host) or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"fleet.address: {asked}: is no HOST:PORT of a Ray head; {HELP}")
-    return where
+        raise ConfigError(f"fleet.address: {found}: is no HOST:PORT of a Ray head; {HELP}")
+    return found
 
 
 def refuse_silence(address: str) -> None:

@@ -74,7 +74,9 @@ def resources(config: FleetConfig) -> Resources:
     memory = have.get("memory", 0.0)
     if config.address is None:
         memory = min(memory or math.inf, psutil.virtual_memory().available)
-    return Resources(have.get("CPU", 0.0), have.get("GPU", 0.0), int(memory))
+    num_gpus = have.get("GPU", 0.0)
+    gpu_memory = gpus.smallest(gpus.visible()) if num_gpus and config.address is None else None
+    return Resources(have.get("CPU", 0.0), num_gpus, int(memory), gpu_memory)
 
 
 def foreseen(config: FleetConfig) -> Resources:
@@ -90,7 +92,8 @@ def foreseen(config: FleetConfig) -> Resources:
             session.close()
     _refuse_large_store(config)
     memory = psutil.virtual_memory().available - config.object_store_mb * 1_000_000
-    return Resources(float(get_num_cpus()), float(len(gpus.visible())), memory)
+    here = gpus.visible()
+    return Resources(float(get_num_cpus()), float(len(here)), memory, gpus.smallest(here))
 
 
 def num_nodes(config: FleetConfig) -> int:

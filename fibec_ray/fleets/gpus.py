@@ -1,6 +1,7 @@
-"""The GPUs of this machine, as the driver's tool nvidia-smi lists them; called by cluster.py and preflight/room.py.
+"""The GPUs of this machine, and what of them a process uses; called by cluster.py, ray_actors.py and preflight/room.py.
 
-A process finds out more, but only by creating a CUDA context, which takes seconds and half a gigabyte of each GPU.
+The driver's tool nvidia-smi lists them. A process itself would have to create a CUDA context to know their free memory,
+which takes seconds and half a gigabyte of each.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from fibec_ray.errors import ConfigError
+from fibec_ray.models.holding import CONTEXT_BYTES
 
 QUERY = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
 TIMEOUT_S = 10
@@ -50,6 +54,40 @@ def select(gpus: Sequence[Gpu], devices: str | None) -> list[Gpu]:
             return []
         found.append(gpu)
     return found
+
+
+def torch_device(gpus: float | None, has_cuda: bool) -> str:
+    """Where a process computes. gpus: fleet.gpus_per_actor; None: on a GPU where torch sees one.
+
+    Raises ConfigError if a GPU is asked for and torch sees none."""
+    if gpus == 0 or (gpus is None and not has_cuda):
+        return "cpu"
+    if not has_cuda:
+        raise ConfigError(
+            f"fleet.gpus_per_actor: {gpus:g}, and torch sees no GPU here; set it to 0 to compute on CPUs, or install a "
+            "torch that is built for this machine's GPU"
+        )
+    return "cuda:0"
+
+
+def memory_fraction(share: float, total: int) -> float:
+    """The part of a GPU's memory that torch may allocate in an actor with this share of the GPU.
+
+    CUDA's context of each process comes on top. Raises ConfigError if the share has no room for anything else."""
+    left = share - CONTEXT_BYTES / total
+    if left <= 0:
+        raise ConfigError(
+            f"fleet.gpus_per_actor: {share:g} of a GPU with {total / 1e9:.1f} GB are {share * total / 1e9:.2f} GB, and "
+            f"CUDA alone takes {CONTEXT_BYTES / 1e9:.2f} GB for each process; raise it, or leave it out and set "
+            "fleet.placement=pooled"
+        )
+    return left
+
+
+def smallest(gpus: Sequence[Gpu]) -> int | None:
+    """Free bytes of the smallest GPU; None if one does not say, or there is none."""
+    known = [gpu.free for gpu in gpus if gpu.free is not None]
+    return min(known) if known and len(known) == len(gpus) else None
 
 
 def _named(gpus: Sequence[Gpu], entry: str) -> Gpu | None:

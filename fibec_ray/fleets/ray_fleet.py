@@ -59,6 +59,7 @@ class RayFleet:
 
     placement: Placement
     lanes: int
+    device = ""
     holding: tuple[str, str] | None = None
     """of the actor that answered first; with `backend: auto`, nodes that have other GPUs may hold it otherwise"""
     base = ""
@@ -139,6 +140,7 @@ class RayFleet:
         self._session = connect(self._config, self._note)
         await_nodes(self._config)
         self.placement = decide(self._config, self._site.job.num_devices, resources(self._config), self._need)
+        self.device = self.placement.device
         self.num_prepared = prepare_nodes(self._site, self._config.startup_timeout_s)
         self._pool = self._make_pool()
         layout = self._server.start()
@@ -218,7 +220,7 @@ class RayFleet:
         if self._site.lanes is not None:
             return self._site.lanes
         most = -(-self._site.job.cohort_size // self.placement.num_actors)
-        found: int = self._ask_any("calibrate", most)
+        found: int = self._ask_any("calibrate", self._site.lanes_to_try(most))
         return found
 
     def _open_devices(self) -> list[tuple[Any, DeviceReport]]:

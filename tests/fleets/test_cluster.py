@@ -118,6 +118,12 @@ STRANGERS = {
 }
 
 
+@pytest.mark.parametrize("where", ["127.0.0.1:1", "[::1]:1", "no-such-host.invalid:6379", "\udcff:6379"])
+def test_an_address_where_nobody_is(where: str) -> None:
+    with pytest.raises(ConfigError, match=r"^fleet.address: .*: no Ray head answers there \(.*`ray start --head`"):
+        address.refuse_silence(where)
+
+
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_an_address_where_no_ray_head_is(stranger: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(address, "CONNECT_TIMEOUT_S", 0.3)
