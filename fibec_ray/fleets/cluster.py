@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ from ray._private.utils import get_num_cpus
 from ray.job_config import JobConfig
 
 from fibec_ray.errors import CapacityError, ClusterError
-from fibec_ray.fleets import address, gpus, scratch
+from fibec_ray.fleets import address, gpus
 from fibec_ray.fleets.environment import drop_empty
 from fibec_ray.fleets.placement import Resources
 from fibec_ray.fleets.ray_token import ensure_token, protect_token
+from fibec_ray.fleets.scratch import Scratch
+from fibec_ray.fleets.scratch import make as make_scratch
 from fibec_ray.fleets.settings import FleetConfig
 
 STOP_S = 5
-"""Seconds that a process of a cluster that failed to start has to end by itself."""
+"""Seconds that a local cluster's processes have to end by themselves, and then again when they are told to."""
 SMALLER_STORE = "lower it (80 MB is the least), or set fleet.kind=local to run without Ray"
 TRY_AGAIN = "try again when the machine has more to spare, or set fleet.kind=local to run without Ray"
 LONGEST = 300
@@ -41,18 +44,20 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Session:
-    """A connection to a cluster. folder: of a local cluster that `connect` started. ours: `close` ends it."""
+    """A connection to a cluster. scratch: of a local cluster that `connect` started. ours: `close` ends it."""
 
-    folder: Path | None = None
+    scratch: Scratch | None = None
     ours: bool = True
 
     def close(self, logs_to: Path | None = None) -> None:
         """Disconnect; a local cluster stops, and its folder goes. logs_to: where its logs are kept."""
         if not self.ours:
             return
-        ray.shutdown(wait_for_processes=self.folder is not None)
-        if self.folder is not None:
-            scratch.remove(self.folder, logs_to)
+        if self.scratch is None:
+            ray.shutdown()
+            return
+        _stop(self.scratch.path)
+        self.scratch.remove(logs_to)
 
 
 def connect(config: FleetConfig, note: Note = lambda text: None) -> Session:
@@ -104,8 +109,8 @@ def num_nodes(config: FleetConfig) -> int:
 def _start_local(config: FleetConfig, note: Note) -> Session:
     _refuse_large_store(config)
     told = ensure_token(os.environ)
-    folder, moved = scratch.make(os.environ)
-    for line in filter(None, (told, moved, _slow_store(config))):
+    scratch = make_scratch(os.environ)
+    for line in filter(None, (told, scratch.note, _slow_store(config))):
         note(line)
     with _captured_stderr() as said:
         try:
@@ -114,16 +119,16 @@ def _start_local(config: FleetConfig, note: Note) -> Session:
                     address="local",
                     include_dashboard=False,
                     object_store_memory=config.object_store_mb * 1_000_000,
-                    _temp_dir=str(folder),
+                    _temp_dir=str(scratch.path),
                 )
         except BaseException as error:
-            _stop_half_started(folder)
-            why = f"{_first_line(error)}{_last_words(folder, said())}"
-            scratch.remove(folder)
+            _stop(scratch.path)
+            why = f"{_first_line(error)}{_last_words(scratch.path, said())}"
+            scratch.remove()
             if not isinstance(error, Exception):
                 raise
             raise ClusterError(f"fleet: Ray could not start a local cluster: {why}; {TRY_AGAIN}") from error
-    return Session(folder)
+    return Session(scratch)
 
 
 def _refuse_large_store(config: FleetConfig) -> None:
@@ -228,18 +233,44 @@ def _content(file: IO[bytes]) -> str:
     return file.read().decode("utf-8", "replace")
 
 
-def _stop_half_started(folder: Path) -> None:
-    """Ends the processes of a cluster whose `init` failed: those of our children that name its folder, and theirs."""
+def _stop(folder: Path) -> None:
+    """Ends a local cluster, whole or half started, and waits until none of its processes can write to its folder."""
+    found = _processes(folder)
     with suppress(Exception):
         ray.shutdown()
-    found = [child for child in psutil.Process().children(recursive=True) if _names(child, folder)]
-    for child in found:
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in _still_alive(found, STOP_S):
+            with suppress(psutil.Error):
+                end(process)
+    _still_alive(found, STOP_S)
+
+
+def _processes(folder: Path) -> list[psutil.Process]:
+    """Those of our children that name the folder, and what they have started."""
+    roots = [child for child in psutil.Process().children() if _names(child, folder)]
+    found = list(roots)
+    for root in roots:
         with suppress(psutil.Error):
-            child.terminate()
-    for child in psutil.wait_procs(found, timeout=STOP_S)[1]:
-        with suppress(psutil.Error):
-            child.kill()
-    psutil.wait_procs(found, timeout=STOP_S)
+            found += root.children(recursive=True)
+    return found
+
+
+def _still_alive(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that do not end in this time. A zombie has ended; our own are collected."""
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        process.wait(timeout=0)
+    except psutil.Error:
+        pass
+    return False
 
 
 def _names(process: psutil.Process, folder: Path) -> bool:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-import psutil
 import pytest
 
 import fibec_ray
@@ -33,22 +32,38 @@ def short() -> Iterator[Path]:
 
 
 def test_files_of_a_cluster_go_where_the_environment_says(short: Path) -> None:
-    folder, note = scratch.make({"RAY_TMPDIR": str(short), "TMPDIR": "/none"})
-    assert folder.parent == short and note is None and folder.stat().st_mode & 0o777 == 0o700
-    assert list(folder.iterdir()) == []
-    folder, note = scratch.make({"RAY_TMPDIR": "", "TMPDIR": str(short / "new")})
-    assert folder.parent == short / "new" and note is None
+    for environment, parent in (
+        ({"RAY_TMPDIR": str(short), "TMPDIR": "/none"}, short),
+        ({"RAY_TMPDIR": "", "TMPDIR": str(short / "new")}, short / "new"),
+    ):
+        made = scratch.make(environment)
+        assert made.path.parent == parent and made.note is None and made.path.stat().st_mode & 0o777 == 0o700
+        assert [path.name for path in made.path.iterdir()] == [".lock"]
+        made.remove()
+        assert not made.path.exists()
 
 
 @pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
 def test_a_folder_too_long_for_sockets_gives_way_to_a_short_one(name: str, tmp_path: Path) -> None:
     long = tmp_path / ("job_" * 20)
-    folder, note = scratch.make({name: str(long)})
-    try:
-        assert folder.parent == Path("/tmp") and list(long.iterdir()) == []
-        assert note is not None and note.startswith(f"{name}: {long} cannot have Ray's sockets")
-    finally:
-        scratch.remove(folder)
+    made = scratch.make({name: str(long)})
+    made.remove()
+    assert made.path.parent == Path("/tmp") and list(long.iterdir()) == []
+    assert made.note is not None and made.note.startswith(f"{name}: {long} cannot have Ray's sockets")
+
+
+def test_what_a_killed_driver_left_goes_and_what_one_at_work_has_stays(short: Path) -> None:
+    """Here the one that was killed left a folder of yesterday, and one that has just begun holds no lock yet."""
+    environment = {"RAY_TMPDIR": str(short)}
+    working, killed, begun, foreign = scratch.make(environment), *(short / name for name in ("fibec-a", "fibec-b", "x"))
+    for path in (killed, begun, foreign):
+        path.mkdir()
+        (path / ".lock").touch()
+    for path in (working.path, killed, foreign):
+        os.utime(path, (0, 0))
+    scratch.make(environment).remove()
+    assert not killed.exists() and working.path.exists() and begun.exists() and foreign.exists()
+    working.remove()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -59,11 +74,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_logs_are_kept_where_they_are_wanted(tmp_path: Path, short: Path) -> None:
-    folder, _ = scratch.make({"RAY_TMPDIR": str(short)})
+    made = scratch.make({"RAY_TMPDIR": str(short)})
+    folder = made.path
     (folder / "session_2026" / "logs").mkdir(parents=True)
     (folder / "session_2026" / "logs" / "raylet.out").write_text("it died")
     (folder / "session_latest").symlink_to(folder / "session_2026")
-    scratch.remove(folder, tmp_path / "ray_logs")
+    made.remove(tmp_path / "ray_logs")
     assert (tmp_path / "ray_logs" / "raylet.out").read_text() == "it died" and not folder.exists()
 
 
@@ -71,11 +87,9 @@ def test_logs_are_kept_where_they_are_wanted(tmp_path: Path, short: Path) -> Non
 
 
 def test_an_object_store_larger_than_memory_is_blamed_itself() -> None:
-    for act in (cluster.connect, cluster.foreseen):
-        with pytest.raises(
-            CapacityError, match=r"^fleet.object_store_mb: Ray's object store of 90000000 MB, and \d+ MB"
-        ):
-            act(FleetConfig(object_store_mb=90_000_000))
+    """Before a local cluster is started, and in the plan of one."""
+    with pytest.raises(CapacityError, match=r"^fleet.object_store_mb: Ray's object store of 90000000 MB, and \d+ MB"):
+        cluster._refuse_large_store(FleetConfig(object_store_mb=90_000_000))
 
 
 # --- joining
@@ -159,7 +173,7 @@ def test_addresses_that_one_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
 SESSION = """
 import os, sys, psutil, ray
 from pathlib import Path
-from fibec_ray.fleets.cluster import connect
+from fibec_ray.fleets.cluster import _is_alive, connect
 from fibec_ray.fleets.settings import FleetConfig
 
 notes = []
@@ -170,7 +184,8 @@ for process in [psutil.Process(), *mine]:
     for connection in process.net_connections():
         if connection.status == "LISTEN":
             assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1"), (process.name(), connection.laddr)
-assert mine and str(session.folder) in " ".join(mine[0].cmdline() + mine[1].cmdline())
+folder = session.scratch.path
+assert mine and str(folder) in " ".join(mine[0].cmdline() + mine[1].cmdline())
 
 @ray.remote
 def imported():
@@ -179,7 +194,7 @@ def imported():
 
 assert "site-packages" not in os.getcwd() and os.getcwd() not in ray.get(imported.remote(), timeout=60)
 session.close(logs_to=Path(sys.argv[1]))
-assert not session.folder.exists() and not any(process.is_running() for process in mine)
+assert not folder.exists() and not any(map(_is_alive, mine))
 assert (Path(sys.argv[1]) / "raylet.out").is_file()
 print("done")
 """
@@ -218,14 +233,15 @@ def test_a_local_cluster_is_its_user_s_alone_and_leaves_nothing_behind(tmp_path:
 FAILING = """
 import psutil
 from fibec_ray.errors import ClusterError
-from fibec_ray.fleets.cluster import connect
+from fibec_ray.fleets.cluster import _is_alive, connect
 from fibec_ray.fleets.settings import FleetConfig
 
 try:
     connect(FleetConfig(object_store_mb=80))
 except ClusterError as error:
     print(error)
-assert not psutil.Process().children(recursive=True)
+left = [process for process in psutil.Process().children(recursive=True) if _is_alive(process)]
+assert not left, left
 """
 
 
@@ -252,9 +268,16 @@ def test_the_first_error_in_ray_s_logs_is_quoted(tmp_path: Path) -> None:
     assert cluster._first_line(ClusterError(" \n one.\ntwo")) == "one" and cluster._first_line(KeyError()) == "KeyError"
 
 
-def test_nobody_else_s_processes_are_stopped(tmp_path: Path) -> None:
-    """A child of ours that does not name the cluster's folder is not part of the cluster."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        cluster._stop_half_started(tmp_path)
-        assert psutil.Process(other.pid).is_running() and other.poll() is None
+def test_processes_of_a_cluster_are_those_that_name_its_folder_and_what_they_started(tmp_path: Path) -> None:
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()']) # {tmp_path}"
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other,
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as raylet,
+    ):
+        while len(found := cluster._processes(tmp_path)) < 2:
+            assert raylet.poll() is None
+        assert found[0].pid == raylet.pid and other.pid not in {process.pid for process in found}
+        assert cluster._still_alive(found, 0) == found
+        raylet.communicate(b"\n")
+        assert cluster._still_alive(found, 10) == []
         other.kill()
