@@ -344,6 +344,9 @@ def _one_line(text: str) -> str:
 
 def _quiet() -> None:
     """Libraries announce deprecations and accelerators on import; that is no news to the person at the terminal."""
+    from fibec_ray.fleets.environment import drop_empty
+
+    drop_empty(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -77,6 +77,8 @@ class RunView:
         if placement is not None:
             kind = "per_device" if placement.per_device else "pooled"
             self._say(f"placement {kind}: {placement.num_actors} device actors{lanes} ({placement.reason})")
+        if fleet.device != "cpu":
+            self._say(f"devices compute on {fleet.device}")
         if fleet.holding is not None:
             backend, why = fleet.holding
             self._say(f"backbone {backend} ({why})")

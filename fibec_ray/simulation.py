@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import yaml
 
 from fibec_ray import run_dir as run_dirs
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunDirError
+from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.site import Site
@@ -143,9 +146,9 @@ def carry_on(
     need = refuse_misfit(experiment, site.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
-    summary = _summary(experiment, identity.prepared)
+    summary = _summary(experiment, identity.prepared) | _earlier_device(folder)
     run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
-    watcher = Together(watcher, _Keeping(folder, summary))
+    watcher = Together(watcher, _Keeping(folder, summary, watcher.note))
     fleet = make_fleet(experiment, site, watcher.progress, watcher.note, need)
     keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
@@ -221,6 +224,7 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
 def make_fleet(
     experiment: Experiment, site: Site, progress: Progress, note: Callable[[str], None], need: Need
 ) -> Fleet:
+    site = replace(site, beside=need.beside, most_lanes=need.lanes)
     if experiment.fleet.kind == "local":
         return LocalFleet(site, progress)
     from fibec_ray.fleets.ray_fleet import RayFleet
@@ -243,7 +247,10 @@ def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:
     """What processes need to host the run's devices in a folder, which must have its data."""
     job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
     fleet = experiment.fleet
-    return Site(job, folder, cache_dir(), fleet.threads, fleet.known_lanes, fleet.tolerance)
+    # Actors of a Ray fleet go by the GPUs that Ray assigns; this is where the driver runs a part of it again.
+    gpus = fleet.gpus_per_actor if fleet.kind == "local" else (0 if fleet.gpu_shares == {0} else None)
+    device = torch_device(gpus, torch.cuda.is_available())
+    return Site(job, folder, cache_dir(), fleet.threads, fleet.known_lanes, fleet.tolerance, device)
 
 
 def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
@@ -268,18 +275,34 @@ def _git_commit() -> str:
 
 
 class _Keeping(Nobody):
-    """Writes into RUN/summary.json how the base is held as soon as that is known."""
+    """Writes into RUN/summary.json where devices compute, and how the base is held, as soon as that is known."""
 
-    def __init__(self, folder: Path, summary: dict[str, Any]):
-        self._folder, self._summary = folder, summary
+    def __init__(self, folder: Path, summary: dict[str, Any], note: Callable[[str], None]):
+        self._folder, self._summary, self._note = folder, summary, note
 
     def placed(self, fleet: Fleet) -> None:
         run_dirs.write_json(self._folder / "summary.json", {**self._summary, "status": "running", **_held(fleet)})
+        earlier = self._summary.get("device", fleet.device)
+        if earlier != fleet.device:
+            self._note(
+                f"this run computed on {earlier} before and computes on {fleet.device} now: results differ by rounding "
+                "from those of one device type"
+            )
 
 
 def _held(fleet: Fleet) -> dict[str, str]:
-    """How base weights are held, and why; nothing where there are none, or before it is known."""
-    return dict(zip(("backend", "backend_reason"), fleet.holding or (), strict=False))
+    """Where devices compute, how base weights are held, and why; nothing before it is known."""
+    holding = dict(zip(("backend", "backend_reason"), fleet.holding or (), strict=False))
+    return ({"device": fleet.device} if fleet.device else {}) | holding
+
+
+def _earlier_device(folder: Path) -> dict[str, str]:
+    """What the run computed on before it was resumed, if it said so."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["device"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {"device": str(found)}
 
 
 def _summary(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:

@@ -258,6 +258,8 @@ class Fleet(Protocol):
 
     lanes: int
     """devices that compute side by side; known once it is open"""
+    device: str
+    """type of device that computes: cpu, cuda, or 'cpu and cuda'; known once it is open, '' before"""
     holding: tuple[str, str] | None
     """the backend that holds base weights, and why; None without a base; known once it is open"""
     base: str

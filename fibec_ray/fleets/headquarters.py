@@ -55,7 +55,7 @@ class Headquarters:
         kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
         self.actor = kind.options(scheduling_strategy=here).remote(self._site.job, self._site.threads)
         initial, layout = self._describe()
-        self._ask("start", initial, layout)
+        self._await(self.actor.start.remote(initial, layout), self._config.startup_timeout_s)
         return layout
 
     def open(self, layer_reports: list[LayerReport]) -> tuple[frozenset[str], Any]:
@@ -131,6 +131,7 @@ class Headquarters:
     def _ask(self, method: str, *arguments: Any) -> Any:
         return self._await(getattr(self.actor, method).remote(*arguments))
 
-    def _await(self, ref: ray.ObjectRef) -> Any:
+    def _await(self, ref: ray.ObjectRef, timeout_s: float | None = None) -> Any:
+        """timeout_s: None: device_timeout_s."""
         with server_errors():
-            return get(ref, self._config.device_timeout_s)
+            return get(ref, self._config.device_timeout_s if timeout_s is None else timeout_s)

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 class LocalFleet:
     lanes: int
+    device = ""
     holding: tuple[str, str] | None = None
     base: str
 
@@ -102,8 +103,9 @@ class LocalFleet:
         self._federation = self._site.federation()
         self.base = self._site.base_fingerprint()
         self._worker = self._site.worker()
+        self.device = self._site.device.partition(":")[0]
         self.holding = self._worker.holding
-        self.lanes = self._site.lanes or self._worker.calibrate(self._site.job.cohort_size)
+        self.lanes = self._site.lanes or self._worker.calibrate(self._site.lanes_to_try(self._site.job.cohort_size))
         self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
 
     def _result(self, selection: Selection, reports: list[DeviceReport]) -> OpenResult:

@@ -10,7 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.failures import get
+from fibec_ray.fleets.failures import LOST, get
 from fibec_ray.fleets.settings import ActorClass, FleetConfig
 from fibec_ray.fleets.site import Site
 from fibec_ray.models.spec import Backbone
@@ -102,9 +102,20 @@ def prepare_nodes(site: Site, timeout_s: float) -> int:
         prepare.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(site)
         for node in hosts
     ]
-    found = dict(zip((node["NodeManagerAddress"] for node in hosts), get(refs, timeout_s), strict=True))
+    found = dict(zip((node["NodeManagerAddress"] for node in hosts), _await(refs, timeout_s), strict=True))
     refuse_different(found)
     return len(hosts)
+
+
+def _await(refs: list[ray.ObjectRef], timeout_s: float) -> list[str]:
+    try:
+        found: list[str] = get(refs, timeout_s)
+    except LOST as error:
+        raise FleetError(
+            f"backbone: a node did not have its base weights within {timeout_s:g} s ({type(error).__name__}); raise "
+            "fleet.startup_timeout_s where they are large or downloads slow, or see Ray's logs on the nodes"
+        ) from error
+    return found
 
 
 def refuse_different(fingerprints: Mapping[str, str]) -> None:

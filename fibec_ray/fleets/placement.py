@@ -25,16 +25,25 @@ class Resources:
     gpus: float
     memory_bytes: int
     """available to actors, over all nodes"""
+    gpu_memory: int | None = None
+    """free bytes of the smallest GPU; None if there is none, or its memory is not known"""
 
 
 @dataclass(frozen=True)
 class Need:
     """Bytes of host memory. alone: of an actor that hosts one device at a time, pooled: of one whose devices compute
-    side by side where that is set. fixed: of all else, base weights included."""
+    side by side where that is set. fixed: of all else, base weights included.
+
+    gpu: GPU memory of an actor that computes for one device at a time, with CUDA's context and its copy of the base.
+    beside: the part that activations and adapters take. lanes: the most that a GPU has room for, where they are not
+    set. 0 and None where that is not planned."""
 
     alone: int = ACTOR_BYTES
     pooled: int = ACTOR_BYTES
     fixed: int = 0
+    gpu: int = 0
+    beside: int | None = None
+    lanes: int | None = None
 
 
 UNFORESEEN = Need()
@@ -53,6 +62,12 @@ class Placement:
     """bytes that Ray sets aside on the actor's node"""
     classes: tuple[ActorClass, ...] = ()
     """of the actors, in their order, if they are not all alike; cpus_per_actor and gpus_per_actor are the most then"""
+
+    @property
+    def device(self) -> str:
+        """Type of device that actors compute on."""
+        shares = [each.gpus_per_actor for each in self.classes] or [self.gpus_per_actor]
+        return " and ".join(sorted({"cuda" if share else "cpu" for share in shares}))
 
     def class_of_actor(self, actor: int) -> int:
         """0 where they are all alike."""
@@ -97,8 +112,13 @@ def room(placement: Placement, num_devices: int, have: Resources) -> int:
 
 
 def _gpu_slots(gpus: float, per_actor: float | None) -> int:
-    """Actors that can have a GPU, or several, to themselves; 0 without GPUs."""
-    return max(1, int(gpus / max(1.0, per_actor or 0.0))) if gpus >= 1 else 0
+    """Actors that can have a GPU, or several, to themselves; 0 where they compute on CPUs."""
+    return max(1, int(gpus / max(1.0, per_actor or 0.0))) if gpus >= 1 and per_actor != 0 else 0
+
+
+def actors_on_a_gpu(num_actors: int, share: float) -> int:
+    """The most that Ray puts on one GPU: it fills a GPU before it takes the next one. 0 if they compute on CPUs."""
+    return min(num_actors, math.floor(1 / min(1.0, share) + 1e-9)) if share else 0
 
 
 def _with_memory(placement: Placement, wanted: int, have: Resources) -> Placement:
@@ -122,6 +142,19 @@ def _obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need
     ):
         if per_actor is not None and per_actor * num_devices > total:
             return f"{num_devices} actors need {per_actor * num_devices:g} {name}, the cluster has {total:g}"
+    return _gpu_obstacle(config, num_devices, have, need)
+
+
+def _gpu_obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need) -> str | None:
+    """Lanes of one actor share a base and a CUDA context; actors on one GPU have one each, and take turns."""
+    if not have.gpus or config.gpus_per_actor == 0:
+        return None
+    gpus = "1 GPU" if have.gpus == 1 else f"{have.gpus:g} GPUs"
+    if config.gpus_per_actor is None:
+        return f"{num_devices} devices share {gpus}, an actor for each GPU" if num_devices > have.gpus else None
+    sharing = actors_on_a_gpu(num_devices, config.gpus_per_actor)
+    if have.gpu_memory is not None and sharing * need.gpu > have.gpu_memory:
+        return f"{sharing} actors on a GPU need {sharing * need.gpu / 1e9:.1f} GB, {have.gpu_memory / 1e9:.1f} are free"
     return None
 
 

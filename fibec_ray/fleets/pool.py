@@ -90,6 +90,8 @@ class ActorPool:
     at_once: int = 1_000_000
     kind_of: Callable[[int], int] = lambda i: 0
     ask: Callable[[Any], ray.ObjectRef] = lambda actor: actor.ready.remote()
+    lost: bool = False
+    """an actor was lost, so that Ray's logs are worth a look"""
     _seats: list[_Seat] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=lambda: Backlog([], []))
     _limit: int = 0
@@ -194,7 +196,7 @@ class ActorPool:
 
     def _lose(self, i: int, error: Exception) -> None:
         """An actor is lost with all of its calls; only the first of them had begun. It is suspect until it answers."""
-        seat = self._seats[i]
+        self.lost, seat = True, self._seats[i]
         flights, seat.flights, seat.deadline = seat.flights, deque(), math.inf
         seat.late = True
         self.note(f"actor {i} was lost ({type(error).__name__}) with {flights[0].call.what or 'a call'}")
@@ -212,8 +214,8 @@ class ActorPool:
         else:
             raise FleetError(
                 f"{call.what or f'call {call.key}'} was lost {call.attempt} times, last with {type(error).__name__}; "
-                "see the Ray logs for why its actors die (memory?), then raise fleet.max_retries or lower "
-                "fleet.num_actors, or set fleet.on_lost=drop"
+                "see ray_logs in the run directory (on a cluster, Ray's logs on its nodes) for why its actors die, "
+                "then raise fleet.max_retries or lower fleet.num_actors, or set fleet.on_lost=drop"
             ) from error
 
     def _expect(self, seat: _Seat) -> None:
@@ -237,7 +239,7 @@ class ActorPool:
 
     def _remake(self, i: int, complaint: str) -> None:
         """Makes the actor anew; gives it up if that has been tried often, and the fleet if it was the last one."""
-        seat = self._seats[i]
+        self.lost, seat = True, self._seats[i]
         seat.late = True
         if seat.remade < self.max_retries:
             seat.remade += 1

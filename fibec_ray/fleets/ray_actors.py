@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from fibec_ray.errors import FleetError
+from fibec_ray.fleets.gpus import memory_fraction, torch_device
 from fibec_ray.fleets.nodes import SAME_BASE
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.wire import from_wire, to_wire
@@ -94,9 +95,11 @@ class DeviceActor:
             return "cpu"
         import torch
 
+        device = torch_device(self._gpu_share, torch.cuda.is_available())
         if 0 < self._gpu_share < 1:
-            torch.cuda.set_per_process_memory_fraction(0.95 * self._gpu_share)
-        return "cuda:0"
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(memory_fraction(self._gpu_share, total), device)
+        return device
 
 
 class ServerActor:

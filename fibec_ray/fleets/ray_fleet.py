@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from fibec_ray.fleets.cluster import connect, resources
+from fibec_ray.fleets.cluster import Session, connect, resources
 from fibec_ray.fleets.headquarters import Headquarters
 from fibec_ray.fleets.nodes import await_nodes, prepare_nodes
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, decide, room
@@ -59,6 +59,7 @@ class RayFleet:
 
     placement: Placement
     lanes: int
+    device = ""
     holding: tuple[str, str] | None = None
     """of the actor that answered first; with `backend: auto`, nodes that have other GPUs may hold it otherwise"""
     base = ""
@@ -74,7 +75,7 @@ class RayFleet:
         need: Need = UNFORESEEN,
     ):
         self._site, self._config, self._progress, self._note, self._need = site, config, progress, note, need
-        self._owns_ray = False
+        self._session: Session | None = None
         self._pool: ActorPool | None = None
         self._accepted = AcceptedStates()
         self._server = Headquarters(site, config, self._describe, self._rerun, note, self._accepted)
@@ -113,11 +114,13 @@ class RayFleet:
         return values
 
     def close(self) -> None:
+        if self._session is None:
+            return
         if self._pool is not None:
             self._pool.stop()
         self._server.stop()
-        if self._owns_ray:
-            ray.shutdown()
+        lost = self._pool is not None and self._pool.lost
+        self._session.close(logs_to=self._site.run_dir / "ray_logs" if lost else None)
 
     def restore(self, path: Path, states: States) -> OpenResult:
         layout = self._start()
@@ -134,9 +137,10 @@ class RayFleet:
     def _start(self) -> Layout:
         """Connects, places actors, and gives the server P^0."""
         self._federation = self._site.federation()
-        self._owns_ray = connect(self._config)
+        self._session = connect(self._config, self._note)
         await_nodes(self._config)
         self.placement = decide(self._config, self._site.job.num_devices, resources(self._config), self._need)
+        self.device = self.placement.device
         self.num_prepared = prepare_nodes(self._site, self._config.startup_timeout_s)
         self._pool = self._make_pool()
         layout = self._server.start()
@@ -216,7 +220,7 @@ class RayFleet:
         if self._site.lanes is not None:
             return self._site.lanes
         most = -(-self._site.job.cohort_size // self.placement.num_actors)
-        found: int = self._ask_any("calibrate", most)
+        found: int = self._ask_any("calibrate", self._site.lanes_to_try(most))
         return found
 
     def _open_devices(self) -> list[tuple[Any, DeviceReport]]:

@@ -31,8 +31,8 @@ class ActorClass(BaseModel):
 
 
 class FleetConfig(BaseModel):
-    """kind: ray (actors) or local (this process). The others are of the Ray fleet, but for `threads`,
-    `lanes`, `on_bad_update` and `quorum`."""
+    """kind: ray (actors) or local (this process). The other settings are for the Ray fleet, except `threads`, `lanes`,
+    `gpus_per_actor`, `on_bad_update` and `quorum`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -44,7 +44,9 @@ class FleetConfig(BaseModel):
         "float32 base on a CPU, else as a short trial at the start finds, which the run's summary.json keeps",
     )
     placement: Literal["per_device", "pooled", "auto"] = Field(
-        "auto", description="one actor for each device, or actors that host many, or whichever fits"
+        "auto",
+        description="one actor for each device, or actors that host many. auto: per_device where its actors fit; on "
+        "GPUs only if each device can have a GPU of its own, because lanes of one actor share a base",
     )
     num_actors: int | None = Field(
         None, ge=1, description="of a pooled fleet; null: as many as the cluster's CPUs or GPUs"
@@ -53,8 +55,8 @@ class FleetConfig(BaseModel):
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
-        description="null: an equal share of the GPUs, if there are any, at most 1; 2 and more, of one node: see "
-        "backbone.backend spread",
+        description="null: an equal share of the GPUs, if there are any, at most 1; 0: actors compute on CPUs; 2 and "
+        "more, of one node: see backbone.backend spread. With kind: local, null is a GPU if torch sees one, 0 the CPU",
     )
     classes: tuple[ActorClass, ...] = Field(
         (),

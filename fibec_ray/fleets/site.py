@@ -35,6 +35,16 @@ class Site:
     lanes: int | None = 1
     """the most devices that compute side by side; None: the fleet finds out how many should"""
     tolerance: Tolerance = Tolerance()
+    device: str = "cpu"
+    """torch's, of work in the driver's process"""
+    beside: int | None = None
+    """GPU memory that the run was planned to take beside the base, in bytes; None: it was not planned"""
+    most_lanes: int | None = None
+    """that a GPU was planned to have room for; None: it was not planned"""
+
+    def lanes_to_try(self, devices: int) -> int:
+        """The most that a trial tries, where lanes are not set and an actor trains so many devices of a cohort."""
+        return min(devices, self.most_lanes or devices)
 
     @property
     def data_dir(self) -> Path:
@@ -73,11 +83,13 @@ class Site:
             )
         return Federation.load(self.data_dir)
 
-    def worker(self, name: str = "driver", device: str = "cpu") -> GroupWorker:
-        """A worker with a model of its own; the base weights are shared by all processes of the node."""
+    def worker(self, name: str = "driver", device: str | None = None) -> GroupWorker:
+        """A worker with a model of its own; the base weights are shared by all processes of the node.
+
+        device: None: the driver's."""
         torch.set_num_threads(self.threads)
         federation = self.federation()
-        model = self._model(federation, device)
+        model = self._model(federation, device or self.device)
         return GroupWorker(self.job, model, federation, self.store, name, self.lanes or 1)
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
@@ -88,7 +100,14 @@ class Site:
         if isinstance(job.backbone, Net):
             return NetModel(job.backbone, federation.shape, job.num_classes, job.seed, device)
         return TorchModel(
-            job.backbone, self.prepare_base(), job.method.peft, job.num_classes, job.label_words, job.seed, device
+            job.backbone,
+            self.prepare_base(),
+            job.method.peft,
+            job.num_classes,
+            job.label_words,
+            job.seed,
+            device,
+            self.beside,
         )
 
 

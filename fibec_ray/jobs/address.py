@@ -5,19 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-import stat
 from collections.abc import MutableMapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from fibec_ray.errors import ClusterError
+from fibec_ray.fleets.ray_token import HOW_TO_SET_A_TOKEN, has_token
 
 DEFAULT = "http://127.0.0.1:8265"
 CONNECT_TIMEOUT_S = 5
 ENVIRONMENT = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-HOW_TO_SET_A_TOKEN = (
-    "put the cluster's token into ~/.ray/auth_token (chmod 600), or name its file in RAY_AUTH_TOKEN_PATH"
-)
 
 
 def settle(address: str | None, environment: MutableMapping[str, str] = os.environ) -> str:
@@ -61,21 +57,6 @@ def use_token(url: str, environment: MutableMapping[str, str]) -> None:
             "(`ssh -L 8265:127.0.0.1:8265 HEAD`, `kubectl port-forward`) and use 127.0.0.1"
         )
     environment["RAY_AUTH_MODE"] = "disabled"
-
-
-def has_token(environment: MutableMapping[str, str]) -> bool:
-    """In Ray's own order: the variable, the file that a variable names, the file in the home folder."""
-    if environment.get("RAY_AUTH_TOKEN"):
-        return True
-    named = environment.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
-    if not path.is_file():
-        if named:
-            raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {named}: no such file; {HOW_TO_SET_A_TOKEN}")
-        return False
-    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise ClusterError(f"{path}: everyone on this machine may read this token; run `chmod 600 {path}`")
-    return True
 
 
 def is_loopback(url: str) -> bool:

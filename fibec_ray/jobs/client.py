@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fibec_ray.errors import ClusterError, did_you_mean
-from fibec_ray.jobs.address import HOW_TO_SET_A_TOKEN, settle
+from fibec_ray.fleets.ray_token import HOW_TO_SET_A_TOKEN
+from fibec_ray.jobs.address import settle
 
 CHATTY = (
     "ray._private.runtime_env.packaging",

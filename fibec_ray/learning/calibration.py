@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from fibec_ray.learning.lanes import Lanes
-from fibec_ray.model_types import LanedModel, LocalModel, Shard
+from fibec_ray.learning.job import LocalTraining
+from fibec_ray.learning.lanes import LaneModel, Lanes
+from fibec_ray.learning.local_update import local_update
+from fibec_ray.model_types import LanedModel, Shard
+from fibec_ray.parts.objective.base import Objective
 
-WORTH = 1.05
-"""How much more of a round's work twice as many lanes must get done, or they are not worth their memory."""
+TIE = 1.05
+"""Rates that differ by no more than this factor count as equal: trials are short, and noise is of that size."""
+PAST = 0.8
+"""A rate below this share of the best one is well past the peak, and ends the search."""
+STEPS = 3
+"""Optimiser steps of each lane in a trial."""
 REPEATS = 3
 
 
-def best_lanes(seconds: Callable[[int], float], most: int) -> int:
-    """The number of lanes, a power of 2 or `most`, from which on twice as many no longer pay.
+def best_lanes(seconds: Callable[[int], float], most: int, prefer_more: bool = False) -> int:
+    """The number of lanes, a power of 2 or `most`, with the most device-steps a second.
 
-    seconds(n): of one step of n lanes. Raises nothing: a number of lanes for which a GPU has no memory ends the search.
+    seconds(n): time of one step of each of n devices. prefer_more: of numbers that do as well, the largest, as suits a
+    GPU, where a larger pass hides the engine's own costs; otherwise the smallest, which needs the least memory.
+    A number that a GPU has no memory for ends the search.
     """
-    best, rate = 1, 0.0
+    rates: dict[int, float] = {}
     for lanes in _doubling(most):
         try:
-            found = lanes / seconds(lanes)
+            rates[lanes] = lanes / seconds(lanes)
         except torch.OutOfMemoryError:
             break
-        if found < WORTH * rate:
+        if rates[lanes] < PAST * max(rates.values()):
             break
-        best, rate = lanes, found
-    return best
+    best = max(rates.values(), default=0.0)
+    alike = [lanes for lanes, rate in rates.items() if rate * TIE >= best]
+    return (max if prefer_more else min)(alike, default=1)
 
 
 def _doubling(most: int) -> Iterator[int]:
@@ -40,22 +52,39 @@ def _doubling(most: int) -> Iterator[int]:
     yield most
 
 
-def step_seconds(model: LanedModel, shard: Shard, batch_size: int, lanes: int) -> float:
-    """The least of a few steps' forward and backward passes, with the same samples in each lane."""
-    rows = torch.arange(min(batch_size, shard.num_samples))
-    batch = shard.batch(rows)
-    together = Lanes(model, lanes)
+def step_seconds(
+    model: LanedModel, shard: Shard, local: LocalTraining, lanes: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Time of one training step of each lane: passes, gradients, clipping and optimiser, as in a round.
 
-    def step(lane: LocalModel) -> float:
-        """A number that is there when the device is done."""
-        lane.train(True)
-        out, _ = lane.watched(batch)
-        grads = lane.grad(out.losses.mean(), list(lane.trainable.values()))
-        return sum(float(grad.sum()) for grad in grads if grad is not None)
+    The least of a few trials. One before them brings in what only a first pass takes time for; it has the longest
+    samples, so that a number of lanes that has no memory for them is not chosen.
+    """
+    together, size = Lanes(model, lanes), min(local.batch_size, shard.num_samples)
+    longest = torch.argsort(shard.lengths, descending=True, stable=True)[:size]
+    _train(together, shard, local, [longest])
+    found = []
+    for _ in range(REPEATS):
+        started = clock()
+        _train(together, shard, local, [torch.arange(size)] * STEPS)
+        found.append((clock() - started) / STEPS)
+    return min(found)
 
-    def once() -> float:
-        started = time.perf_counter()
-        together.run([lambda lane=lane: step(lane) for lane in together.models])  # type: ignore[misc]
-        return time.perf_counter() - started
 
-    return min(once() for _ in range(REPEATS))
+def _train(together: Lanes, shard: Shard, local: LocalTraining, batches: list[Tensor]) -> None:
+    """The same steps in each lane. It ends when the device is done, as each lane's mean loss is read from there."""
+
+    def work(lane: LaneModel) -> None:
+        local_update(
+            lane,
+            shard,
+            batches,
+            local.model_copy(update={"max_steps": None}),
+            local.learning_rate,
+            Objective(),
+            {},
+            {},
+            {},
+        )
+
+    together.run([partial(work, lane) for lane in together.models])

@@ -52,7 +52,8 @@ class GroupWorker(DeviceWorker):
         model, shard = cast(LanedModel, self.model), self._largest_shard()
         if most == 1 or obstacle_to_lanes(self.model) or not model.gains_from_lanes:
             return 1
-        return best_lanes(partial(step_seconds, model, shard, self._job.local.batch_size), most)
+        on_gpu = any(value.device.type != "cpu" for value in model.trainable.values())
+        return best_lanes(partial(step_seconds, model, shard, self._job.local), most, prefer_more=on_gpu)
 
     def open_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
         """`open` of a lane group (see `grouping.py`), in its order."""

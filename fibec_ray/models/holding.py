@@ -27,8 +27,11 @@ from fibec_ray.models.shelves import Shelves
 from fibec_ray.models.spec import Backbone, Backend, Holding
 from fibec_ray.models.stream import bytes_that_stay, stream
 
+CONTEXT_BYTES = 545_000_000
+"""GPU memory that CUDA takes for each process, before its first tensor (measured: 518 MiB on an H200)."""
 GPU_MARGIN = 3 * 10**9
-"""Bytes of the GPU that computes which the base must leave free: context, activations, adapters."""
+"""Bytes of the GPU that the base must leave free for activations and adapters, where no plan says how many they take;
+at most half of what there is."""
 SHELF_MARGIN = 10**9
 """The same of an actor's other GPUs, which hold weights and nothing else."""
 CONFIGURED = "as configured"
@@ -38,16 +41,19 @@ HOST_FACTOR = 1.3
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that are free now; gpu: None without one; others: of the GPUs that the process has beside it."""
+    """Free bytes. gpu: of the GPU that computes, after CUDA's context; None without a GPU. others: of each further GPU
+    of the process. beside: what activations and adapters will take of the first GPU; None: it was not planned."""
 
     gpu: int | None
     host: int
     others: tuple[int, ...] = ()
+    beside: int | None = None
 
     @property
     def first(self) -> int:
         """What the base may take of the GPU that computes."""
-        return max(0, (self.gpu or 0) - GPU_MARGIN)
+        gpu = self.gpu or 0
+        return max(0, gpu - (min(GPU_MARGIN, gpu // 2) if self.beside is None else self.beside))
 
     @property
     def shelves(self) -> tuple[int, ...]:
@@ -91,13 +97,13 @@ def _choose(base_bytes: int, room: Room) -> tuple[Backend, str]:
     return "stream", f"{size}: neither the GPU nor a copy in the host's memory has room for it"
 
 
-def room_on(device: torch.device) -> Room:
+def room_on(device: torch.device, beside: int | None = None) -> Room:
     """Ray shows a process no GPUs but its own; of one that it shares, it has the part that its actor was limited to."""
     host = psutil.virtual_memory().available
     if device.type != "cuda":
         return Room(None, host)
     free = [_free(number) for number in range(torch.cuda.device_count())]
-    return Room(free[0], host, tuple(free[1:]))
+    return Room(free[0], host, tuple(free[1:]), beside)
 
 
 def _free(number: int) -> int:
@@ -105,8 +111,8 @@ def _free(number: int) -> int:
     return min(free, int(torch.cuda.get_per_process_memory_fraction(number) * total))
 
 
-def hold(backend: Backend, spec: Backbone, folder: Path, device: torch.device) -> Held:
-    """Opens the prepared base. backend: one that `choose` gave."""
+def hold(backend: Backend, spec: Backbone, folder: Path, device: torch.device, beside: int | None = None) -> Held:
+    """Opens the prepared base. backend: one that `choose` gave. beside: see `Room`."""
     if backend == "deepspeed":
         from fibec_ray.models.deepspeed_base import Partitioned
 
@@ -114,7 +120,7 @@ def hold(backend: Backend, spec: Backbone, folder: Path, device: torch.device) -
     if backend == "stream":
         return Held(open_base(spec, folder, device.type), partial(stream, device=device))
     if backend == "spread":
-        room, base = room_on(device), open_base(spec, folder, device.type)
+        room, base = room_on(device, beside), open_base(spec, folder, device.type)
         shelves = Shelves(room.first - bytes_that_stay(base), room.shelves)
         return Held(base, partial(stream, device=device, place=shelves.place))
     if backend == "qlora":

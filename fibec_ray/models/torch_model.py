@@ -37,6 +37,7 @@ class TorchModel(Alone):
     label_words: token ids (C,) of the verbaliser; None with a classification head, and where a causal language model
     answers in text: its loss is then that of each response's tokens (`responses.py`). seed: of the adapter's and head's
     initial values; the same seed gives the same values in every process. device: torch's, e.g. "cpu" or "cuda:0".
+    beside: GPU memory that a run was planned to take beside the base, in bytes; None: it was not planned.
 
     Virtual tokens that a PEFT kind puts before a sample's own are cut off what comes out: states are (B, S, H).
     """
@@ -50,12 +51,13 @@ class TorchModel(Alone):
         label_words: Sequence[int] | None,
         seed: int,
         device: str = "cpu",
+        beside: int | None = None,
     ):
         keep_heap()
         self.device = torch.device(device)
         if isinstance(source, Path):
-            self.holding = choose(spec.backend, weights_bytes(source), room_on(self.device))
-            self._held = hold(self.holding.backend, spec, source, self.device)
+            self.holding = choose(spec.backend, weights_bytes(source), room_on(self.device, beside))
+            self._held = hold(self.holding.backend, spec, source, self.device, beside)
         else:
             self.holding = Holding("plain", "as given")
             self._held = Held(source, lambda module: None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
-from fibec_ray.models.holding import HOST_FACTOR
+from fibec_ray.models.holding import CONTEXT_BYTES, HOST_FACTOR
 from fibec_ray.models.spec import Backend
 from fibec_ray.parts.aggregator.server_optimisers import ServerOptimiser
 from fibec_ray.parts.curriculum.fisher_order import FisherOrder
@@ -38,8 +38,6 @@ COPIES = 2
 """Of the trainable tensors, for the process: in the model and as P^0."""
 COPIES_PER_LANE = 6
 """Received, trained, read, subtracted, where training began, and gradients."""
-GPU_CONTEXT_BYTES = 500_000_000
-"""CUDA's own memory, for each process."""
 GPU_HEAP = 1.15
 """As HEAP, of torch's allocator on a GPU."""
 BASE_SHARES: dict[Backend, tuple[float, float]] = {
@@ -62,6 +60,8 @@ class ActorMemory:
     gpu: int
     tensors: int
     """the most that its tensors hold during a pass, a part of one of the two"""
+    beside: int = 0
+    """what activations and adapters take of its GPU: all but CUDA's context and the base"""
 
 
 def actor_memory(
@@ -82,8 +82,9 @@ def actor_memory(
     process = PROCESS_BYTES + (ACTOR_EXTRA_BYTES if on_ray else 0)
     gpu_share, host_share = BASE_SHARES[backend]
     if on_gpu:
-        gpu = GPU_CONTEXT_BYTES + int(gpu_share * anatomy.base_bytes + GPU_HEAP * (tensors + own))
-        return ActorMemory(process + own + int(host_share * anatomy.base_bytes), gpu, tensors)
+        beside = int(GPU_HEAP * (tensors + own))
+        gpu = CONTEXT_BYTES + int(gpu_share * anatomy.base_bytes) + beside
+        return ActorMemory(process + own + int(host_share * anatomy.base_bytes), gpu, tensors, beside)
     heap = int(HEAP * (tensors + second + own))
     return ActorMemory(process + FIRST_PASS_BYTES + heap + int(host_share * anatomy.base_bytes), 0, tensors)
 

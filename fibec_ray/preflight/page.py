@@ -71,8 +71,9 @@ def _memory(outlook: Outlook) -> Rows:
         ("memory in all", size(needed.total), f"{size(needed.available)} available"),
     ]
     if needed.actor.gpu:
-        free = f"{size(needed.gpu_available)} free" if needed.gpu_available else "free memory unknown"
-        rows.append(("memory of a GPU", size(needed.gpu_needed), f"{size(needed.actor.gpu)} a process; {free}"))
+        free = "free memory unknown" if needed.gpu_available is None else f"{size(needed.gpu_available)} free"
+        actors = f"{size(needed.actor.gpu)} a process, {needed.sharing} on a GPU"
+        rows.append(("memory of a GPU", size(needed.gpu_needed), f"{actors}; {free}"))
     return rows
 
 

@@ -5,17 +5,19 @@ All bytes are bytes, times seconds, and work floating point operations as the ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import CapacityError, FleetError
-from fibec_ray.fleets.placement import Need, Placement, decide
+from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, actors_on_a_gpu, decide
+from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.models import holding as bases
 from fibec_ray.models.nets import Net
-from fibec_ray.models.spec import Holding
+from fibec_ray.models.spec import Backend, Holding
 from fibec_ray.preflight import disk, memory
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.disk import Disk
@@ -64,9 +66,12 @@ class Memory:
     total: int
     prepare: int
     available: int
+    sharing: int
+    """actors on one GPU, at most; 0 without GPUs"""
     gpu_needed: int
     """on one GPU, by all actors that share it"""
-    gpu_available: int
+    gpu_available: int | None
+    """None: not known, or there is none"""
 
 
 @dataclass(frozen=True)
@@ -103,18 +108,21 @@ def make_plan(
     return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room, holding)
 
 
-def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float) -> Holding | None:
-    """As an actor will find it. Raises ModelError for a backend that cannot be had."""
+def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float, beside: int) -> Holding | None:
+    """As an actor with so many GPUs will find it. beside: of its GPU, what it needs for all but the base.
+
+    Raises ModelError for a backend that cannot be had."""
     if isinstance(job.backbone, Net):
         return None
-    backend, free = job.backbone.backend, room.resources.memory_bytes
-    if gpus and not room.gpu_memory:
+    backend, free, gpu = job.backbone.backend, room.resources.memory_bytes, room.resources.gpu_memory
+    if gpus and gpu is None:
         unknown = "each actor goes by its GPU, whose memory is not known from here"
         return Holding(backend, unknown if backend == "auto" else bases.CONFIGURED)
-    gpu = int(room.gpu_memory * min(1.0, gpus)) if gpus else None
+    own = max(0, int(gpu * min(1.0, gpus)) - bases.CONTEXT_BYTES) if gpus and gpu is not None else None
     # A node's share is all that can be said of a cluster's memory; what is asked for by name may find a larger one.
     host = free // room.num_nodes if backend == "auto" else free
-    return bases.choose(backend, anatomy.all_base_bytes, bases.Room(gpu, host, (room.gpu_memory,) * (int(gpus) - 1)))
+    others = (gpu or 0,) * (int(gpus) - 1)
+    return bases.choose(backend, anatomy.all_base_bytes, bases.Room(own, host, others, beside))
 
 
 def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
@@ -128,20 +136,23 @@ def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
 def _memory_and_seats(
     experiment: Experiment, job: Job, anatomy: Anatomy, exchange: Exchange, samples: Samples, room: Room
 ) -> tuple[Memory, Seats, Holding | None]:
-    """Where actors go depends on what one needs, and what one needs on how many devices it will hold side by side."""
+    """Where actors go depends on what one needs, and what one needs on its part of a GPU and on its lanes."""
     on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
-    on_gpu = on_ray and room.resources.gpus > 0 and fleet.gpu_shares != {0}
+    share = _seats(experiment, job, room, UNFORESEEN).placement.gpus_per_actor
+    on_gpu = share > 0
     on_cpu = not on_gpu or 0 in fleet.gpu_shares
-    most_gpus = max(1.0 if share is None else share for share in fleet.gpu_shares)
-    kinds = [(gpu, gpus) for gpu, gpus, there in ((True, most_gpus, on_gpu), (False, 0.0, on_cpu)) if there]
-    held = {gpu: _holding(job, anatomy, room, gpus) for gpu, gpus in kinds}
-    backends = {gpu: holding.backend if holding else "plain" for gpu, holding in held.items()}
+    kinds = [(gpu, gpus) for gpu, gpus, there in ((True, share, on_gpu), (False, 0.0, on_cpu)) if there]
+    known = fleet.known_lanes or 1
+
+    def of_kind(lanes: int, gpu: bool, backend: Backend) -> ActorMemory:
+        return memory.actor_memory(job, anatomy, samples, lanes, on_ray, gpu, backend)
+
+    held = {gpu: _holding(job, anatomy, room, gpus, of_kind(known, gpu, "auto").beside) for gpu, gpus in kinds}
+    backends: dict[bool, Backend] = {gpu: holding.backend if holding else "plain" for gpu, holding in held.items()}
 
     def actor_of(lanes: int) -> ActorMemory:
         """The largest, where they are not all alike."""
-        found = [
-            memory.actor_memory(job, anatomy, samples, lanes, on_ray, gpu, backend) for gpu, backend in backends.items()
-        ]
+        found = [of_kind(lanes, gpu, backend) for gpu, backend in backends.items()]
         return replace(found[0], private=max(one.private for one in found))
 
     others = 2 * exchange.server_bytes
@@ -150,25 +161,44 @@ def _memory_and_seats(
         others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
     base = anatomy.base_bytes if backends.get(False, "deepspeed") != "deepspeed" else 0
     actor = actor_of(1)
-    need = Need(actor.private, actor.private, base * room.num_nodes + others)
+    beside = of_kind(known, True, backends[True]).beside if on_gpu else None
+    need = Need(actor.private, actor.private, base * room.num_nodes + others, actor.gpu, beside)
     seats = _seats(experiment, job, room, need)
+    sharing = actors_on_a_gpu(seats.placement.num_actors, _smallest(fleet, share))
     if seats.lanes > 1:
-        actor = actor_of(seats.lanes)
-        need = replace(need, pooled=actor.private)
-        seats = _seats(experiment, job, room, need)
+        seats = replace(seats, lanes=_lanes_with_room(fleet, seats.lanes, actor_of, room, sharing))
+        actor, lanes = actor_of(seats.lanes), seats.lanes
+        need = replace(need, pooled=actor.private, lanes=lanes if sharing and fleet.known_lanes is None else None)
+        seats = replace(_seats(experiment, job, room, need), lanes=lanes)
     prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
-    smallest = min([share for share in fleet.gpu_shares if share] or [seats.placement.gpus_per_actor])
-    sharing_gpu = max(1, int(1 / smallest)) if on_gpu else 0
     total = seats.placement.num_actors * actor.private + need.fixed
     available = room.resources.memory_bytes
-    on_gpus = sharing_gpu * actor.gpu, room.gpu_memory
+    on_gpus = sharing, sharing * actor.gpu, room.resources.gpu_memory
     return Memory(need, actor, base, others, total, prepare, available, *on_gpus), seats, held[on_gpu]
+
+
+def _smallest(fleet: FleetConfig, share: float) -> float:
+    """The smallest part of a GPU that an actor has, if it has one."""
+    return min([each.gpus_per_actor for each in fleet.classes if each.gpus_per_actor] or [share])
+
+
+def _lanes_with_room(
+    fleet: FleetConfig, lanes: int, actor_of: Callable[[int], ActorMemory], room: Room, sharing: int
+) -> int:
+    """As many lanes as a trial at the start can find to fit a GPU, where they are not set."""
+    gpu = room.resources.gpu_memory
+    if fleet.known_lanes is None and sharing and gpu is not None:
+        while lanes > 1 and sharing * actor_of(lanes).gpu > gpu:
+            lanes //= 2
+    return lanes
 
 
 def _seats(experiment: Experiment, job: Job, room: Room, need: Need) -> Seats:
     fleet = experiment.fleet
     if fleet.kind == "local":
-        placement = Placement(False, 1, 0.0, 0.0, "fleet.kind local: all in this process")
+        gpus = fleet.gpus_per_actor if fleet.gpus_per_actor is not None else 1.0
+        own = gpus if room.resources.gpus else 0.0
+        placement = Placement(False, 1, 0.0, own, "fleet.kind local: all in this process")
     else:
         try:
             placement = decide(fleet, job.num_devices, room.resources, need)

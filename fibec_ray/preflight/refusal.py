@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fibec_ray.errors import CapacityError
+from fibec_ray.models.holding import CONFIGURED
 from fibec_ray.preflight.plan import Plan
+
+LEAST_STORE = 80_000_000
+"""The smallest object store that Ray makes."""
 
 
 def refuse(plan: Plan) -> None:
@@ -19,18 +23,20 @@ def _memory_misfits(plan: Plan) -> Sequence[str]:
     if needed.prepare * plan.room.num_nodes > needed.available:
         found.append(
             f"memory: preparing the base weights takes {_gb(needed.prepare)}, {_gb(needed.available)} are available; "
-            "choose a smaller backbone, or use a larger machine"
+            f"{_store_advice(plan) or 'choose a smaller backbone, or use a larger machine'}"
         )
     if needed.total > needed.available:
         found.append(
             f"memory: {_actors(plan)} of {_gb(needed.actor.private)} each, base weights of "
             f"{_gb(needed.base_per_node)} and {_gb(needed.others)} for all else need {_gb(needed.total)}, "
-            f"{_gb(needed.available)} are available; {_advice(plan)}"
+            f"{_gb(needed.available)} are available; {_store_advice(plan) or _advice(plan)}"
         )
-    if needed.gpu_available and needed.gpu_needed > needed.gpu_available:
+    if needed.gpu_available is not None and needed.gpu_needed > needed.gpu_available:
+        each = f"{needed.sharing} actors on a GPU need {_gb(needed.actor.gpu)} each, {_gb(needed.gpu_needed)} in all"
+        one = f"a process needs {_gb(needed.gpu_needed)} of its GPU"
         found.append(
-            f"GPU memory: the actors of one GPU need {_gb(needed.gpu_needed)}, {_gb(needed.gpu_available)} are free; "
-            f"{_advice(plan)}"
+            f"GPU memory: {each if needed.sharing > 1 else one} (CUDA's context, base weights, activations); "
+            f"{_gb(needed.gpu_available)} are free; {_gpu_advice(plan)}"
         )
     return found
 
@@ -67,6 +73,28 @@ def _advice(plan: Plan) -> str:
     if plan.seats.lanes > 1:
         return "lower fleet.lanes, or local.batch_size"
     return "lower local.batch_size or data.max_length, choose a smaller backbone, or use a larger machine"
+
+
+def _store_advice(plan: Plan) -> str:
+    """'' where it would fit no better without an object store."""
+    needed, store = plan.memory, plan.room.object_store
+    if max(needed.total, needed.prepare * plan.room.num_nodes) > needed.available + store - LEAST_STORE:
+        return ""
+    return f"lower fleet.object_store_mb, which sets {_gb(store)} aside for Ray's object store"
+
+
+def _gpu_advice(plan: Plan) -> str:
+    """What makes an actor's GPU memory smaller, or the actors of a GPU fewer."""
+    placement, needed = plan.seats.placement, plan.memory
+    if placement.per_device and needed.sharing > 1:
+        return "set fleet.placement=pooled, where one actor for each GPU hosts all of its devices"
+    if needed.sharing > 1:
+        return "raise gpus_per_actor of its class" if placement.classes else "lower fleet.num_actors"
+    if plan.seats.lanes > 1:
+        return "lower fleet.lanes, or local.batch_size"
+    if plan.holding is not None and plan.holding.reason == CONFIGURED:
+        return "set backbone.backend=auto, lower local.batch_size or data.max_length, or choose a smaller backbone"
+    return "lower local.batch_size or data.max_length, choose a smaller backbone, or set fleet.gpus_per_actor=0"
 
 
 def _actors(plan: Plan) -> str:

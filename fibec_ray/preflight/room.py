@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
+from fibec_ray.fleets.gpus import smallest, torch_device, visible
 from fibec_ray.fleets.placement import Resources
 from fibec_ray.fleets.settings import FleetConfig
 
@@ -19,12 +21,12 @@ class Room:
 
     resources: Resources
     num_nodes: int
-    gpu_memory: int
-    """free bytes of the smallest GPU; 0 where there is none, or a cluster does not say"""
     run_disk: int
     cache_disk: int
     same_disk: bool
     base_is_there: bool
+    object_store: int = 0
+    """bytes of a local cluster's object store, which are not in `resources`"""
 
 
 def look(config: FleetConfig, folder: Path, cache_dir: Path, base_is_there: bool) -> Room:
@@ -33,13 +35,20 @@ def look(config: FleetConfig, folder: Path, cache_dir: Path, base_is_there: bool
     same = run.stat().st_dev == cache.stat().st_dev
     disks = shutil.disk_usage(run).free, shutil.disk_usage(cache).free
     if config.kind == "local":
-        here = Resources(float(os.cpu_count() or 1), 0.0, psutil.virtual_memory().available)
-        return Room(here, 1, 0, *disks, same, base_is_there)
+        return Room(_this_process(config), 1, *disks, same, base_is_there)
     from fibec_ray.fleets import cluster
 
-    resources = cluster.foreseen(config)
-    gpus = cluster.gpu_memory() if resources.gpus and config.address is None else []
-    return Room(resources, cluster.num_nodes(config), min(gpus, default=0), *disks, same, base_is_there)
+    resources, nodes = cluster.foreseen(config), cluster.num_nodes(config)
+    store = config.object_store_mb * 1_000_000 if config.address is None else 0
+    return Room(resources, nodes, *disks, same, base_is_there, store)
+
+
+def _this_process(config: FleetConfig) -> Resources:
+    cpus, memory = float(os.cpu_count() or 1), psutil.virtual_memory().available
+    if torch_device(config.gpus_per_actor, torch.cuda.is_available()) == "cpu":
+        return Resources(cpus, 0.0, memory)
+    here = visible()
+    return Resources(cpus, float(max(1, len(here))), memory, smallest(here[:1]))
 
 
 def _existing(path: Path) -> Path:

@@ -8,17 +8,51 @@ import pytest
 from pydantic import ValidationError
 
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.placement import Need, Resources, decide, room
+from fibec_ray.fleets.placement import Need, Resources, actors_on_a_gpu, decide, room
 from fibec_ray.fleets.settings import FleetConfig
 
 WORKSTATION = Resources(cpus=2, gpus=0, memory_bytes=20 * 10**9)
 CLUSTER = Resources(cpus=64, gpus=8, memory_bytes=500 * 10**9)
+PROCESSORS = Resources(cpus=64, gpus=0, memory_bytes=500 * 10**9)
+ONE_GPU = Resources(cpus=16, gpus=1, memory_bytes=125 * 10**9, gpu_memory=139 * 10**9)
 
 
 def test_auto_gives_each_device_an_actor_where_they_fit() -> None:
-    placement = decide(FleetConfig(), 100, CLUSTER)
+    placement = decide(FleetConfig(), 100, PROCESSORS)
     assert placement.per_device and placement.num_actors == 100
-    assert placement.cpus_per_actor == 0.64 and placement.gpus_per_actor == 0.08
+    assert placement.cpus_per_actor == 0.64 and placement.gpus_per_actor == 0 and placement.device == "cpu"
+
+
+@pytest.mark.parametrize(("machine", "num_actors"), [(ONE_GPU, 1), (CLUSTER, 8)])
+def test_auto_puts_one_actor_on_each_gpu(machine: Resources, num_actors: int) -> None:
+    """Its lanes share one copy of the base and one CUDA context."""
+    placement = decide(FleetConfig(), 100, machine)
+    assert not placement.per_device and placement.num_actors == num_actors and placement.device == "cuda"
+    assert placement.gpus_per_actor == 1 and placement.reason.startswith("auto: 100 devices share ")
+    assert decide(FleetConfig(), 100, machine, Need(gpu=10**9)) == placement
+
+
+def test_auto_gives_each_device_a_gpu_of_its_own_where_there_are_enough() -> None:
+    placement = decide(FleetConfig(), 8, CLUSTER)
+    assert placement.per_device and placement.gpus_per_actor == 1
+
+
+def test_auto_shares_a_gpu_as_the_settings_say_if_all_contexts_and_bases_fit() -> None:
+    config = FleetConfig(gpus_per_actor=0.01)
+    assert decide(config, 100, ONE_GPU, Need(gpu=10**9)).per_device
+    crowded = decide(config, 100, ONE_GPU, Need(gpu=2 * 10**9))
+    assert not crowded.per_device and crowded.num_actors == 1
+    assert crowded.reason == "auto: 100 actors on a GPU need 200.0 GB, 139.0 are free"
+
+
+def test_actors_without_gpus_are_as_many_as_the_processors_of_a_machine_with_gpus() -> None:
+    placement = decide(FleetConfig(gpus_per_actor=0, placement="pooled"), 100, ONE_GPU)
+    assert placement.num_actors == 16 and placement.device == "cpu"
+    assert decide(FleetConfig(gpus_per_actor=0), 100, CLUSTER).per_device
+
+
+def test_ray_fills_a_gpu_before_the_next() -> None:
+    assert [actors_on_a_gpu(8, share) for share in (0, 0.1, 0.25, 0.3, 1, 2)] == [0, 8, 4, 3, 1, 1]
 
 
 def test_auto_pools_when_memory_is_short_and_says_so() -> None:
@@ -84,6 +118,7 @@ def test_classes_of_actors_host_their_shares_of_the_devices() -> None:
     config = FleetConfig.model_validate({"placement": "pooled", "classes": CLASSES})
     placement = decide(config, 10, CLUSTER, Need(pooled=10**9))
     assert placement.num_actors == 5 and placement.reason == "as configured, in 2 classes"
+    assert placement.device == "cpu and cuda"
     assert [placement.class_of_actor(i) for i in range(5)] == [0, 0, 1, 1, 1]
     assert [placement.class_of_device(device, 10) for device in range(10)] == [0, 0] + [1] * 8
     assert placement.options(1) == {

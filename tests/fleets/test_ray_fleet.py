@@ -13,8 +13,9 @@ import pytest
 import ray
 
 from fibec_ray.config.load import check
-from fibec_ray.errors import ConfigError, FleetError, ModelError
-from fibec_ray.fleets.cluster import check_reachable
+from fibec_ray.errors import FleetError, ModelError, ServerLostError
+from fibec_ray.fleets import nodes
+from fibec_ray.fleets.headquarters import Headquarters
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.ray_actors import DeviceActor, ServerActor
 from fibec_ray.fleets.ray_fleet import RayFleet
@@ -22,6 +23,7 @@ from fibec_ray.fleets.reduction import Reduction
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.wire import from_wire, to_wire
+from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.simulation import cache_dir, prepare
@@ -79,6 +81,35 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
     finally:
         fleet.close()
     assert not {process.pid for process in device_actor_processes()} & set(killed)
+
+
+def test_a_server_that_does_not_start_in_time_is_not_waited_for_as_long_as_a_device(
+    tiny_settings: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    site = site_of(tiny_settings("fedavg"), tmp_path / "run")
+    worker, config = site.worker(), FleetConfig(startup_timeout_s=0.01, device_timeout_s=1800)
+    server = Headquarters(
+        site,
+        config,
+        describe=lambda: (to_wire(worker.initial), worker.layout),
+        rerun=lambda round_: None,
+        accepted=AcceptedStates(),
+        note=lambda text: None,
+    )
+    try:
+        with pytest.raises(ServerLostError, match="GetTimeoutError"):
+            server.start()
+    finally:
+        server.stop()
+
+
+def test_base_weights_that_come_too_late_are_named(ray_cluster: None) -> None:
+    late = ray.remote(num_cpus=0)(lambda: time.sleep(60)).remote()
+    with pytest.raises(
+        FleetError, match=r"did not have its base weights within 0.01 s .*; raise fleet.startup_timeout_s"
+    ):
+        nodes._await([late], 0.01)
+    ray.cancel(late, force=True)
 
 
 def test_the_server_sums_while_devices_still_train(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
@@ -142,16 +173,3 @@ def test_an_actor_whose_node_has_other_base_weights_does_not_work(
         FleetError, match=r"backbone: node .* has other base weights than the run began with; give a rev"
     ):
         actor.ready("0123")
-
-
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "localhost:no-port", "no-such-host.invalid:6379", "127.0.0.1:99999"]
-)
-def test_a_cluster_that_does_not_answer_is_refused_at_once(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"fleet.address: no cluster answers at .*`ray start --head`"):
-        check_reachable(address)
-
-
-@pytest.mark.parametrize("address", [None, "auto", "local", "ray://somewhere:10001"])
-def test_addresses_that_name_no_socket_are_left_to_ray(address: str | None) -> None:
-    check_reachable(address)

@@ -77,9 +77,10 @@ def test_a_token_goes_along_where_there_is_one(where: str, tmp_path: Path) -> No
     assert environment["RAY_AUTH_MODE"] == "token"
 
 
-def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    environment = home_with_token(tmp_path, 0o644)
-    with pytest.raises(ClusterError, match=r"everyone on this machine may read this token; run `chmod 600 "):
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620])
+def test_a_token_that_others_can_use_is_refused(mode: int, tmp_path: Path) -> None:
+    environment = home_with_token(tmp_path, mode)
+    with pytest.raises(ClusterError, match=r"other users of this machine may use this token; run `chmod 600 "):
         use_token("http://127.0.0.1:8265", environment)
 
 

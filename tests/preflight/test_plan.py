@@ -28,9 +28,9 @@ ON_LLAMA = {"init": "random", "config": LLAMA_7B, "tokenizer": "minilm", "head":
 
 
 def room(memory: float = 20 * GB, **changes: Any) -> Room:
-    gpus = changes.pop("gpus", 0.0)
-    resources = Resources(cpus=8.0, gpus=gpus, memory_bytes=int(memory))
-    return replace(Room(resources, 1, 0, 500 * GB, 500 * GB, True, False), **changes)
+    gpus, gpu_memory = changes.pop("gpus", 0.0), changes.pop("gpu_memory", None)
+    resources = Resources(cpus=8.0, gpus=gpus, memory_bytes=int(memory), gpu_memory=gpu_memory)
+    return replace(Room(resources, 1, 500 * GB, 500 * GB, True, False), **changes)
 
 
 def plan(room: Room, method: str = "fedavg", **changes: Any) -> Plan:
@@ -77,18 +77,19 @@ ON_A_GPU = {"num_actors": 1, "gpus_per_actor": 1}
 
 
 def test_the_backend_is_foreseen_and_why() -> None:
-    """As an actor goes by the GPU that it finds; 13.5 GB, and 3 that must stay free."""
+    """As an actor goes by the GPU that it finds, less CUDA's context and what the plan counts beside the base."""
 
-    def held(gpu: float, gpus: float = 1, memory: float = 64 * GB, **backbone: Any) -> Any:
-        there = room(memory, gpus=max(1.0, gpus), gpu_memory=int(gpu))
+    def held(gpu: float | None, gpus: float = 1, memory: float = 64 * GB, **backbone: Any) -> Any:
+        there = room(memory, gpus=max(1.0, gpus), gpu_memory=gpu and int(gpu))
         fleet = ON_A_GPU | {"gpus_per_actor": gpus}
         return plan(there, backbone=ON_LLAMA | backbone, fleet=fleet).holding
 
-    assert held(24 * GB) == ("plain", "auto: the base has 13.5 GB, the GPU 24.0 GB free")
+    assert held(24 * GB) == ("plain", "auto: the base has 13.5 GB, the GPU 23.5 GB free")
+    assert held(16 * GB)[0] == "plain" and held(14 * GB)[0] == "deepspeed"
     assert held(12 * GB)[0] == "deepspeed" and held(12 * GB, memory=16 * GB)[0] == "stream"
     assert held(24 * GB, gpus=0.5)[0] == "deepspeed", "another actor has the other half"
     assert held(12 * GB, gpus=2)[0] == "spread"
-    assert held(0)[1] == "each actor goes by its GPU, whose memory is not known from here"
+    assert held(None)[1] == "each actor goes by its GPU, whose memory is not known from here"
     assert held(24 * GB, backend="stream") == ("stream", "as configured")
     with pytest.raises(ModelError, match="deepspeed copies the base"):
         held(24 * GB, memory=16 * GB, backend="deepspeed")
@@ -163,6 +164,73 @@ def test_on_a_gpu_each_actor_has_base_weights_of_its_own() -> None:
     assert found.memory.base_per_node == 0
     with pytest.raises(CapacityError, match=r"^GPU memory: .* 1\.0 GB are free; lower fleet\.num_actors$"):
         refuse(found)
+
+
+SMALL_BASE = {
+    "init": "random", "config": {**TINY_BERT, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
+    "tokenizer": "minilm",
+}  # fmt: skip
+"""90 MB in float32."""
+AUTO = {"placement": "auto", "num_actors": None}
+
+
+def on_one_gpu(gpu_memory: float | None, fleet: dict[str, Any], num_devices: int = 100, **changes: Any) -> Plan:
+    """On a made-up machine with 16 processors."""
+    there = room(125 * GB, gpus=1.0, gpu_memory=gpu_memory and int(gpu_memory))
+    sizes = {"num_devices": num_devices, "cohort_size": num_devices // 5, "backbone": SMALL_BASE}
+    return plan(there, fleet=fleet, **sizes | changes)
+
+
+@pytest.mark.parametrize("gpu_memory", [139 * GB, 8 * GB, 2 * GB, None])
+def test_many_devices_on_one_gpu_share_an_actor_and_its_base(gpu_memory: float | None) -> None:
+    found = on_one_gpu(gpu_memory, AUTO)
+    assert found.seats.placement.num_actors == 1 and found.memory.sharing == 1
+    assert found.seats.lanes > 1
+    assert found.holding is not None and found.holding.backend == ("auto" if gpu_memory is None else "plain")
+    refuse(found)
+
+
+def test_lanes_that_are_not_set_are_no_more_than_a_gpu_has_room_for() -> None:
+    most, some, one = (on_one_gpu(size, AUTO) for size in (139 * GB, 0.8 * GB, 0.66 * GB))
+    assert [found.seats.lanes for found in (most, some, one)] == [20, 10, 1]
+    assert [found.memory.need.lanes for found in (most, some)] == [20, 10]
+    with pytest.raises(CapacityError, match=r"^GPU memory: a process needs .* lower fleet\.lanes, or local\.batch_siz"):
+        refuse(on_one_gpu(0.8 * GB, {**AUTO, "lanes": 20}, backbone=SMALL_BASE | {"backend": "plain"}))
+
+
+def test_an_actor_for_each_of_many_devices_on_one_gpu_is_refused_with_what_would_do() -> None:
+    """100 CUDA contexts alone take 54.5 GB."""
+    each = {"placement": "per_device", "num_actors": None}
+    crowded = on_one_gpu(48 * GB, each)
+    assert crowded.memory.sharing == 100 and crowded.memory.gpu_needed > 54 * GB
+    with pytest.raises(
+        CapacityError, match=r"^GPU memory: 100 actors on a GPU need .* GB in all .*set fleet\.placement="
+    ):
+        refuse(crowded)
+    refuse(on_one_gpu(139 * GB, each, num_devices=10))
+    refuse(on_one_gpu(48 * GB, AUTO))
+
+
+def test_a_pooled_actor_with_a_part_of_a_gpu_has_it_to_itself() -> None:
+    assert on_one_gpu(8 * GB, {"num_actors": 1, "gpus_per_actor": 0.25}).memory.sharing == 1
+
+
+def test_this_process_computes_on_a_gpu_too() -> None:
+    found = on_one_gpu(24 * GB, {"kind": "local", "placement": "auto", "num_actors": None})
+    assert found.memory.actor.gpu > found.model.frozen_bytes and found.holding is not None
+    assert found.holding.backend == "plain"
+
+
+def test_an_object_store_that_takes_the_memory_is_what_to_make_smaller() -> None:
+    crowd = plan(room(0.4 * GB, object_store=4 * GB), fleet={"num_actors": 1})
+    with pytest.raises(
+        CapacityError, match=r"; lower fleet\.object_store_mb, which sets 4\.0 GB aside for Ray's object"
+    ):
+        refuse(crowd)
+    with pytest.raises(CapacityError, match=r"^memory: preparing .*; lower fleet\.object_store_mb, which sets 4"):
+        refuse(replace(crowd, memory=replace(crowd.memory, prepare=2 * GB)))
+    with pytest.raises(CapacityError, match="lower fleet.num_actors$"):
+        refuse(plan(room(2.5 * GB, object_store=GB // 2), fleet={"num_actors": 6}))
 
 
 def test_blocks_that_are_computed_again_take_time_and_are_not_logged() -> None:

@@ -89,6 +89,17 @@ def test_it_goes_on_as_if_nothing_had_happened(half: Path, calm: tuple[str, str,
     assert not list(half.rglob("*.part"))
 
 
+def test_a_run_that_goes_on_on_another_device_type_says_so(half: Path) -> None:
+    """A machine without a GPU takes up what one with a GPU began."""
+    summary = json.loads((half / "summary.json").read_text())
+    assert summary["device"] == "cpu"
+    (half / "summary.json").write_text(json.dumps({**summary, "device": "cuda"}))
+    plug = Plug()
+    resume(half, (), plug)
+    assert "this run computed on cuda before and computes on cpu now: results differ by rounding" in plug.notes[1]
+    assert json.loads((half / "summary.json").read_text())["device"] == "cpu"
+
+
 def test_it_can_fail_again_and_again(settings: dict[str, Any], tmp_path: Path, calm: tuple[str, str, int]) -> None:
     """After 1, 5, 2, 4 and 3 device-rounds; what a driver did in a round that it did not end is done again."""
     folder = interrupted(settings, tmp_path / "run", 1)

@@ -1,0 +1,102 @@
+"""The folder of a local Ray cluster: its sockets, logs and spilled objects; made and removed by cluster.py.
+
+Ray's own choice, a folder that all users share, lets every user reach the sockets and leaves one session behind for
+each run. This folder belongs to one run and one user (mode 0700), and goes with the cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fibec_ray.errors import ConfigError
+
+PREFIX, LOCK = "fibec-", ".lock"
+YOUNG_S = 60
+SHORT = "/tmp"
+SOCKET = Path("session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""A path as long as the longest that Ray adds to the folder. The system takes about 100 bytes in all."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """note: why it is elsewhere than asked for, if it is."""
+
+    path: Path
+    note: str | None
+    _lock: FileLock
+    """held while the driver lives: a folder without a holder is what a killed driver left"""
+
+    def remove(self, logs_to: Path | None = None) -> None:
+        """Delete the folder. logs_to: where Ray's logs go instead, if there are some."""
+        if logs_to is not None:
+            with suppress(OSError, shutil.Error):
+                for logs in self.path.glob("session_2*/logs"):  # not session_latest, which is a link
+                    shutil.copytree(logs, logs_to, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.release()
+
+
+def make(environment: Mapping[str, str]) -> Scratch:
+    """A new folder in RAY_TMPDIR, TMPDIR or /tmp. Folders that killed drivers left there are removed.
+
+    Raises ConfigError if no folder can be had.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if environment.get(name)), None)
+    if name is None:
+        return _make_in(Path(SHORT), f"{SHORT}: ")
+    asked = Path(os.path.abspath(environment[name]))
+    made = _make_in(asked, f"{name}: {asked}: ")
+    if _takes_sockets(made.path):
+        return made
+    made.remove()
+    why = f"{name}: {asked} cannot have Ray's sockets (its path is too long, or its disk takes none)"
+    elsewhere = _make_in(Path(SHORT), f"{why}, and {SHORT} ")
+    return replace(elsewhere, note=f"{why}; the files of this run's Ray go to {SHORT}")
+
+
+def _make_in(parent: Path, what: str) -> Scratch:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = FileLock(path / LOCK)
+        lock.acquire(timeout=0)
+    except OSError as error:
+        raise ConfigError(
+            f"{what}cannot be written ({error.strerror}); point RAY_TMPDIR at a folder on a local disk, or set "
+            "fleet.kind=local to run without Ray"
+        ) from error
+    return Scratch(path, None, lock)
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what drivers left that were killed; not what is so new that its driver may not hold the lock yet."""
+    for path in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError, Timeout):
+            if time.time() - path.stat().st_mtime > YOUNG_S and (path / LOCK).is_file():
+                with FileLock(path / LOCK).acquire(timeout=0):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _takes_sockets(folder: Path) -> bool:
+    """Tries it with a path as long as Ray's."""
+    path = folder / SOCKET
+    try:
+        path.parent.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(path))
+    except OSError:
+        return False
+    finally:
+        shutil.rmtree(folder / SOCKET.parts[0], ignore_errors=True)
+    return True

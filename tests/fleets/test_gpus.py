@@ -1,0 +1,110 @@
+"""GPUs of made-up machines: as nvidia-smi lists them, as CUDA_VISIBLE_DEVICES shows them, and what processes use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fibec_ray.errors import ConfigError
+from fibec_ray.fleets import gpus
+from fibec_ray.fleets.gpus import Gpu, memory_fraction, parse, select, smallest, torch_device, visible
+
+TWO = "0, GPU-11111111-aaaa, 81000\n1, GPU-22222222-bbbb, 40000\n"
+MIB = 2**20
+
+
+def test_free_memory_of_each_gpu() -> None:
+    assert [gpu.free for gpu in parse(TWO)] == [81000 * MIB, 40000 * MIB]
+    assert smallest(parse(TWO)) == 40000 * MIB and smallest([]) is None
+
+
+@pytest.mark.parametrize(
+    "cell", ["[N/A]", "[Not Supported]", "[Insufficient Permissions]", "", "N/A", "12.5 MiB", "-1", "²"]
+)
+def test_memory_that_the_driver_does_not_tell_is_unknown(cell: str) -> None:
+    for listing in (f"0, GPU-1, {cell}\n", f"0, {cell}"):
+        (gpu,) = parse(listing)
+        assert gpu.free is None
+    assert smallest(parse(TWO + f"2, GPU-3, {cell}")) is None
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        "No devices were found\n",
+        "",
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that it is running.",
+        "Échec, le pilote, 0\n",
+        "\x00\x1b[31m,,,\n,",
+        "index, uuid, memory.free [MiB]",
+    ],
+)
+def test_what_describes_no_gpu_is_none(listing: str) -> None:
+    assert parse(listing) == []
+
+
+@pytest.mark.parametrize(
+    ("devices", "indices"),
+    [
+        (None, ["0", "1"]),
+        ("1", ["1"]),
+        (" 1 , 0 ", ["1", "0"]),
+        ("GPU-2222", ["1"]),
+        ("GPU-11111111-aaaa,GPU-2", ["0", "1"]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("0,-1,1", ["0"]),
+        ("1,7,0", ["1"]),
+        ("GPU-3", []),
+        ("0,0", []),
+        ("GPU-1,0", []),
+    ],
+)
+def test_gpus_that_cuda_shows(devices: str | None, indices: list[str]) -> None:
+    assert [gpu.index for gpu in select(parse(TWO), devices)] == indices
+
+
+def test_a_partition_of_a_gpu_has_memory_that_is_not_known() -> None:
+    (found,) = select(parse(TWO), "MIG-5f8d")
+    assert found.free is None and select([], "MIG-5f8d") == []
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("echo 0, GPU-1, 100", [Gpu("0", "GPU-1", 100 * MIB)]),
+        ("echo 0, [N/A]", [Gpu("0", "[N/A]", None)]),
+        ("echo 0, GPU-1, 100; exit 1", []),
+        ("printf '\\377\\376 junk'", []),
+        ("sleep 5", []),
+    ],
+)
+def test_the_tool_itself(script: str, found: list[Gpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(gpus, "TIMEOUT_S", 0.3 if "sleep" in script else 10)
+    assert visible({}) == found
+
+
+def test_where_a_process_computes() -> None:
+    assert [torch_device(share, True) for share in (None, 0, 0.5, 1, 2)] == [
+        "cuda:0",
+        "cpu",
+        "cuda:0",
+        "cuda:0",
+        "cuda:0",
+    ]
+    assert torch_device(None, False) == torch_device(0, False) == "cpu"
+    with pytest.raises(ConfigError, match=r"^fleet.gpus_per_actor: 1, and torch sees no GPU here; set it to 0"):
+        torch_device(1, False)
+
+
+def test_a_share_of_a_gpu_has_to_hold_a_context() -> None:
+    """CUDA takes 0.545 GB of each process's share; a quarter of 24 GB leaves 5.455."""
+    assert memory_fraction(0.25, 24 * 10**9) * 24 == pytest.approx(5.455)
+    with pytest.raises(ConfigError, match=r"0.01 of a GPU with 24.0 GB are 0.24 GB, and CUDA alone takes 0.5.* set fl"):
+        memory_fraction(0.01, 24 * 10**9)
