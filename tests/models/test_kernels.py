@@ -17,7 +17,7 @@ def pair(dtype: torch.dtype, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias).to(dtype).requires_grad_(False)
     fast = copy.deepcopy(plain)
-    speed_up(fast)
+    speed_up(fast, torch.device("cpu"))
     return plain, fast
 
 
@@ -37,7 +37,7 @@ def test_values_and_gradients_are_those_of_linear(dtype: torch.dtype, bias: bool
 
 def test_what_is_trained_keeps_its_own_product() -> None:
     layer = nn.Linear(3, 2)
-    speed_up(layer)
+    speed_up(layer, torch.device("cpu"))
     layer(torch.ones(1, 3)).sum().backward()
     assert layer.weight.grad is not None and "forward" not in vars(layer)
 

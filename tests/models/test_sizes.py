@@ -9,7 +9,8 @@ import pytest
 from conftest import TINY_BERT
 
 from fibec_ray.errors import ModelError
-from fibec_ray.models.backbone import check_sizes, load_tokenizer, prepare
+from fibec_ray.models.backbone import load_tokenizer, prepare
+from fibec_ray.models.sizes import check_sizes
 from fibec_ray.models.spec import Backbone
 
 SMALL = {**TINY_BERT, "max_position_embeddings": 40}
