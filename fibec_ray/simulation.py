@@ -26,6 +26,7 @@ from fibec_ray.learning.keeper import Keeper
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
+from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.preflight.check import refuse_misfit
@@ -122,6 +123,7 @@ class Run:
     adapter_digest: str
 
 
+@restored()
 def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
     """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
     found before any actor starts."""
