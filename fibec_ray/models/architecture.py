@@ -20,6 +20,7 @@ SUPPORTED = (
 )
 TAKEN = ("input_ids", "attention_mask", "inputs_embeds")
 """What a model is called with."""
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def config_of(spec: Backbone, **extra: Any) -> Any:
@@ -164,10 +165,8 @@ def _not_supported(config: Any) -> str:
 
     if getattr(config, "is_encoder_decoder", False):
         return "is an encoder-decoder"
-    for name in ("hidden_size", "num_hidden_layers"):
-        if not isinstance(getattr(config, name, None), int):
-            parts = ", ".join(config.sub_configs)
-            return f"consists of several models ({parts})" if parts else f"has no {name} in its config"
+    if config.sub_configs and not hasattr(config, "hidden_size"):
+        return f"consists of several models ({', '.join(sorted(config.sub_configs))})"
     model = _model_class(AutoModel, config)
     if model is None:
         return "has no base model in transformers"
@@ -179,7 +178,8 @@ def _not_supported(config: Any) -> str:
     missing = [name for name in TAKEN if name not in takes]
     if missing:
         return f"takes no {missing[0]}"
-    return "" if isinstance(getattr(config, "vocab_size", None), int) else "has no vocab_size in its config"
+    unknown = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
+    return f"has no {unknown[0]} in its config" if unknown else ""
 
 
 def _model_class(auto: Any, config: Any) -> Any:

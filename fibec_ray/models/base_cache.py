@@ -166,7 +166,8 @@ def _user() -> int:
 
 
 def _unusable(folder: Path, error: OSError) -> str:
-    return f"{folder}: cannot hold base weights ({error.strerror or error}); {OWN}"
+    reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or error
+    return f"{folder}: cannot hold base weights ({reason}); {OWN}"
 
 
 def _reason(error: Exception) -> str:
