@@ -55,7 +55,12 @@ HALVES: tuple[tuple[Half, tuple[str, tuple[str, ...]]], ...] = (
 
 
 def _of(axis: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: build(AXES[axis], value))
+    return BeforeValidator(lambda value: build(AXES[axis], _with_kind(axis, value)))
+
+
+def _with_kind(axis: str, value: Any) -> Any:
+    """Settings of the PEFT kind are LoRA's where no kind is named, as on a command line that sets one of them."""
+    return {"kind": "lora", **value} if axis == "peft" and isinstance(value, dict) and "kind" not in value else value
 
 
 class Method(BaseModel):

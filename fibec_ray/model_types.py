@@ -99,6 +99,8 @@ class Outputs:
     likelihood: Likelihood = "categorical"
     response: ResponseTokens | None = None
     """of the likelihood "tokens" alone"""
+    last: Tensor | None = None
+    """(B, S, H) what a head sees: the last block's output, after the final norm if there is one; with `hidden`"""
 
     @property
     def predicted(self) -> Tensor:

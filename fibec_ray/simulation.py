@@ -16,6 +16,7 @@ import yaml
 
 from fibec_ray import run_dir as run_dirs
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.data.source import effective_task
 from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
@@ -28,7 +29,9 @@ from fibec_ray.learning.keeper import Keeper
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
+from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.spec import Backbone
 from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
@@ -124,6 +127,7 @@ class Run:
     adapter_digest: str
 
 
+@restored()
 def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
     """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
     found before any actor starts."""
@@ -161,7 +165,8 @@ def carry_on(
             rows.append(logged.row)
         keeper.finish(experiment.rounds - 1, tally, log.newest)
         adapter = fleet.adapter()
-        save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter")
+        names = label_names(experiment, identity.prepared)
+        save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter", names)
     except BaseException:
         with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
             run_dirs.write_json(folder / "summary.json", {**summary, "status": "failed", **_held(fleet)})
@@ -288,6 +293,12 @@ class _Keeping(Nobody):
                 f"this run computed on {earlier} before and computes on {fleet.device} now: results differ by rounding "
                 "from those of one device type"
             )
+
+
+def label_names(experiment: Experiment, prepared: Prepared) -> tuple[str, ...]:
+    """Of the classes that a backbone's scores are of; none where it gives texts, values, or is a network of ours."""
+    names = effective_task(experiment.task, experiment.data).label_names
+    return names if isinstance(experiment.backbone, Backbone) and len(names) == prepared.num_classes else ()
 
 
 def _held(fleet: Fleet) -> dict[str, str]:

@@ -34,6 +34,8 @@ LAYERS = (
         "per_sample",
         "responses",
         "low_rank",
+        "heads",
+        "blocks",
         "spectrum",
         "run_dir",
         "storage",

@@ -35,7 +35,7 @@ def seconds(work: Callable[[], object], calls: int = 40, repeats: int = 5) -> fl
 def frozen(inputs: int, outputs: int) -> tuple[float, float]:
     """GFLOP/s of a frozen layer's forward and backward pass: PyTorch's Linear, and ours."""
     plain, fast = (nn.Linear(inputs, outputs).requires_grad_(False) for _ in range(2))
-    speed_up(fast)
+    speed_up(fast, torch.device("cpu"))
     x, e = torch.randn(ROWS, inputs, requires_grad=True), torch.randn(ROWS, outputs)
     flops = 4.0 * ROWS * inputs * outputs
     times = [seconds(lambda layer=layer: torch.autograd.grad(layer(x), x, e)) for layer in (plain, fast)]  # type: ignore[misc]

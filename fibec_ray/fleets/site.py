@@ -71,7 +71,7 @@ class Site:
         """Of the base weights on this node; '' for a network from scratch, which has none."""
         if not isinstance(self.job.backbone, Backbone):
             return ""
-        from fibec_ray.models.backbone import fingerprint
+        from fibec_ray.models.base_cache import fingerprint
 
         return fingerprint(self.prepare_base())
 

@@ -1,11 +1,17 @@
 """Saves the global adapter in PEFT's layout: `PeftModel.from_pretrained(base, RUN/adapter)` loads it.
 
 What is trained whole is saved as a model: `AutoModel.from_pretrained(RUN/adapter)` loads a transformer.
+
+Class names go into config.json of a whole model. An adapter has no such file, so they go into labels.json:
+
+    names = {int(i): name for i, name in json.loads(Path("RUN/adapter/labels.json").read_text())["id2label"].items()}
+    AutoPeftModelForSequenceClassification.from_pretrained("RUN/adapter", id2label=names, ignore_mismatched_sizes=True)
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +27,45 @@ from fibec_ray.types import Layout
 
 PEFT_PREFIX = "base_model.model."
 """Where a PeftModel keeps the model that it is attached to."""
+OUR_HEAD = (f"{HEAD}.weight", f"{HEAD}.bias")
+LABELS = "labels.json"
 
 
-def save_adapter(values: Tensors, layout: Layout, peft: Peft, folder: Path) -> None:
+def save_adapter(values: Tensors, layout: Layout, peft: Peft, folder: Path, label_names: Sequence[str] = ()) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and, for a mean-pool head, head.safetensors (weight, bias).
 
     Of what is trained whole: config.json and model.safetensors. values: all trainable tensors, by the names that they
-    travel under.
+    travel under. label_names: of the classes, in the order of their ids; none are saved if there are none.
     """
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         saved = peft.saved(values, layout.adapter_config)
-        _write(saved, peft.saved_config(layout.adapter_config, saved), peft.trains_base, draft)
+        _write(saved, peft.saved_config(layout.adapter_config, saved), peft.trains_base, draft, _labels(label_names))
         flush_folder(draft)
         replace_folder(draft, folder)
     except (OSError, SafetensorError) as error:
         raise RunDirError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error
 
 
-def _write(values: Tensors, config: dict[str, Any], whole: bool, folder: Path) -> None:
+def _write(values: Tensors, config: dict[str, Any], whole: bool, folder: Path, labels: dict[str, Any]) -> None:
     folder.mkdir()
-    head = {name.removeprefix(f"{HEAD}."): value for name, value in values.items() if name.startswith(f"{HEAD}.")}
-    own = drop(values, [f"{HEAD}.{name}" for name in head])
+    head = {name.removeprefix(f"{HEAD}."): values[name] for name in OUR_HEAD if name in values}
+    own = drop(values, OUR_HEAD)
     if whole:
         own = {name.removeprefix(PEFT_PREFIX): value for name, value in own.items()}
+        config = config | labels
+    elif labels:
+        write_json(folder / LABELS, labels)
     prefix = "" if whole else "adapter_"
     write_json(folder / f"{prefix}config.json", config)
     save_file(own, folder / f"{prefix}model.safetensors", metadata={"format": "pt"})
     if head:
         save_file(head, folder / "head.safetensors")
+
+
+def _labels(names: Sequence[str]) -> dict[str, Any]:
+    """As a config of transformers has them."""
+    if not names:
+        return {}
+    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}

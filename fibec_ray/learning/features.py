@@ -1,4 +1,4 @@
-"""A sample's features: the mean over its real tokens of what the last block gives out; used by local training.
+"""A sample's features: the mean over its real tokens of what a head sees; used by local training.
 
 Shapes: B samples of a batch, n of a shard, S tokens, H hidden size.
 """
@@ -17,7 +17,7 @@ from fibec_ray.tensors import Tensors
 
 def features(out: Outputs, batch: Batch) -> Tensor:
     """(B, H) float32, in the graph. out: of the batch, with hidden states."""
-    last = out.hidden[-1]
+    last = out.hidden[-1] if out.last is None else out.last
     real = batch.attention_mask.to(last.device).unsqueeze(2)
     return (last.float() * real).sum(1) / real.sum(1)
 

@@ -28,8 +28,10 @@ from fibec_ray.data.tasks import Task
 from fibec_ray.data.told import load_instructions
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.federation import Federation, Rows
-from fibec_ray.models.backbone import check_causal, check_sizes, load_tokenizer
+from fibec_ray.models.architecture import check_causal, check_supported, notes
+from fibec_ray.models.backbone import load_tokenizer
 from fibec_ray.models.nets import Net
+from fibec_ray.models.sizes import check_ids, check_sizes
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.token_types import takes_types
 
@@ -71,12 +73,14 @@ def prepare_federation(
     if task.answers_in_text:
         return _prepare_instructions(task, data, partition, backbone, num_devices, seed, folder, num_virtual, pooled)
     sources, task = stamps_of(task, data), effective_task(task, data)
+    check_supported(backbone)
     train, test = load(task, data, seed)
     split = partition.split(train.labels, test.labels, task.num_classes, num_devices, seed)
     tokenizer, mode = load_tokenizer(backbone), backbone.encode_mode
-    check_sizes(backbone, tokenizer, data.max_length, num_virtual)
+    num_rows = check_sizes(backbone, tokenizer, data.max_length, num_virtual)
     words = None if mode == "plain" else tuple(label_word_ids(task, tokenizer, mode))
     encoded = [encode(examples, task, tokenizer, mode, data.max_length) for examples in (train, test)]
+    check_ids(num_rows, tokenizer, _used(encoded, words or ()))
     encoded = with_types(encoded, backbone)
     Federation(encoded[0], encoded[1], *_rows(encoded, split, pooled)).save(folder)
     return Prepared(
@@ -84,7 +88,7 @@ def prepare_federation(
         words,
         _accuracies(train.labels, test.labels, split),
         heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], task.num_classes),
-        _about_cut_samples(encoded[0], encoded[1], data.max_length),
+        _said(*notes(backbone, task.num_classes), _about_cut_samples(encoded[0], encoded[1], data.max_length)),
         sources,
     )
 
@@ -101,6 +105,7 @@ def _prepare_instructions(
     pooled: bool,
 ) -> Prepared:
     """The same for samples that are answered in text: their labels are categories."""
+    check_supported(backbone)
     sources = stamps_of(task, data)
     train, test = load_instructions(task, data, seed)
     if partition.deals_by_label and not train.has_categories:
@@ -111,19 +116,31 @@ def _prepare_instructions(
     num_categories = len(train.categories)
     split = partition.split(train.labels, test.labels, num_categories, num_devices, seed)
     tokenizer = load_tokenizer(backbone)
-    check_sizes(backbone, tokenizer, data.max_length, num_virtual)
+    num_rows = check_sizes(backbone, tokenizer, data.max_length, num_virtual)
     check_causal(backbone)
     form = effective_task(task, data).format
     encoded, cuts = zip(
         *(encode_instructions(rows, form, tokenizer, data.max_length) for rows in (train, test)), strict=True
     )
+    check_ids(num_rows, tokenizer, _used(encoded))
     sets = with_types(encoded, backbone)
     Federation(sets[0], sets[1], *_rows(sets, split, pooled)).save(folder)
     numbers = {text: i for i, text in enumerate(dict.fromkeys([*train.responses, *test.responses]))}
     said = [np.array([numbers[text] for text in rows.responses], dtype=np.int64) for rows in (train, test)]
     found = heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], num_categories)
-    note = _about_cuts(cuts, len(train) + len(test), data.max_length)
+    note = _said(*notes(backbone, 0), _about_cuts(cuts, len(train) + len(test), data.max_length))
     return Prepared(0, None, _accuracies(said[0], said[1], split), found, note, sources)
+
+
+def _used(encoded: Sequence[EncodedSet], words: Sequence[int] = ()) -> dict[str, int | None]:
+    """The largest token ids that a run will use, by what they are."""
+    largest = max((int(part.tokens.max()) for part in encoded if part.tokens.size), default=None)
+    return {"the token": largest, "the verbaliser's word": max(words, default=None)}
+
+
+def _said(*notes: str) -> str:
+    """One line of those that say something."""
+    return "; ".join(note for note in notes if note)
 
 
 def with_types(sets: Sequence[EncodedSet], backbone: Backbone) -> list[EncodedSet]:

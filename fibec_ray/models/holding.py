@@ -125,7 +125,7 @@ def hold(backend: Backend, spec: Backbone, folder: Path, device: torch.device, b
         return Held(base, partial(stream, device=device, place=shelves.place))
     if backend == "qlora":
         return Held(open_base(spec, folder, device.type, four_bits=True), lambda module: None)
-    return Held(open_base(spec, folder, device.type), speed_up)
+    return Held(open_base(spec, folder, device.type), partial(speed_up, device=device))
 
 
 def weights_bytes(folder: Path) -> int:

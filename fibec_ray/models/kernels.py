@@ -23,12 +23,15 @@ TOP_PAD = (-2, 64 * 2**20)
 """The same: bytes by which the heap grows."""
 
 
-def speed_up(module: nn.Module) -> None:
-    """Gives the frozen Linears of a model on a CPU oneDNN's product, with gradients of their inputs alone."""
-    if not torch.backends.mkldnn.is_available():
+def speed_up(module: nn.Module, device: torch.device) -> None:
+    """Gives the frozen Linears of a model oneDNN's product, with gradients of their inputs alone, on a CPU.
+
+    device: where the model will compute; its weights may still be elsewhere.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
     for layer in module.modules():
-        if type(layer) is nn.Linear and _is_frozen(layer) and layer.weight.device.type == "cpu":
+        if type(layer) is nn.Linear and _is_frozen(layer):
             layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
 
 

@@ -11,9 +11,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
+from fibec_ray.errors import ModelError
 from fibec_ray.model_types import Batch
+from fibec_ray.models.architecture import SUPPORTED
 from fibec_ray.models.backbone import without_weights
 from fibec_ray.models.kernels import speed_up
 from fibec_ray.models.spec import Backbone
@@ -50,7 +56,7 @@ class Outline(TorchModel):
             for module in (self.peft_model, *([self._head] if self._head is not None else [])):
                 _dress(module)
             self._words = torch.zeros(num_classes, dtype=torch.int64) if has_words else None
-        speed_up(self.peft_model)
+        speed_up(self.peft_model, self.device)
         self._trainable = self._collect()
 
     @property
@@ -59,9 +65,16 @@ class Outline(TorchModel):
         return self._base.config
 
     def within(self, work: Callable[[], T]) -> T:
-        """Does the work where tensors that it makes are fake, too."""
-        with self._fake:
-            return work()
+        """Does the work where tensors that it makes are fake, too. Raises ModelError for an architecture that looks at
+        their values."""
+        try:
+            with self._fake:
+                return work()
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise ModelError(
+                f"backbone: what {self.config.model_type} computes depends on values in a way that cannot be planned; "
+                f"{SUPPORTED}"
+            ) from error
 
     def batch(self, num_samples: int, length: int) -> Batch:
         """Samples of so many tokens; to be called `within`."""

@@ -46,7 +46,9 @@ class Backbone(BaseModel):
     tokenizer: str | None = Field(None, description="as `name`; null: the backbone's own")
     head: Head = "mean_pool"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base; adapters are float32")
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto", description="auto: sdpa where transformers has it for the architecture, else eager"
+    )
     backend: Backend = Field(
         "auto",
         description="how a node holds the base: plain, spread (over an actor's GPUs), stream (Linears visit the GPU "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fibec_ray.errors import ModelError
-from fibec_ray.models.backbone import inputs_of
+from fibec_ray.models.architecture import inputs_of
 from fibec_ray.models.spec import Backbone
 
 

@@ -14,17 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fibec_ray import seeds
-from fibec_ray.errors import ModelError
+from fibec_ray.heads import beside_the_body, head_modules, in_head
 from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, TypedBatch, Work
 from fibec_ray.models.alone import Alone
+from fibec_ray.models.base_cache import head_of
+from fibec_ray.models.block_outputs import BlockOutputs, Hidden
 from fibec_ray.models.checkpointing import keep_recomputing, recompute_blocks
+from fibec_ray.models.forward_cost import ForwardCost
 from fibec_ray.models.held import Held
 from fibec_ray.models.holding import choose, hold, room_on, weights_bytes
 from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
+from fibec_ray.models.lm_head import known_lm_head, lm_head
 from fibec_ray.models.spec import Backbone, Holding
-from fibec_ray.parts.peft.base import Peft, is_product
+from fibec_ray.parts.peft.base import Peft
 from fibec_ray.per_sample import Caught, catch, collect_holders
 from fibec_ray.responses import ResponseTokens, locate
 from fibec_ray.tensors import Tensors
@@ -67,13 +71,15 @@ class TorchModel(Alone):
         self.num_layers = int(base.config.num_hidden_layers)
         self.work = Work()
         self._spec, self._peft = spec, peft
-        self._cost = _ForwardCost(base, self.num_layers)
+        self._cost = ForwardCost(base, self.num_layers)
+        self._head_modules = _head_modules(spec, source, base)
         with seeds.seeded_third_party(seed, "adapter"):
-            self._attached = peft.attach(base, "SEQ_CLS" if spec.head == "model" else None)
+            self._attached = peft.attach(base, self._head_modules)
             head = nn.Linear(base.config.hidden_size, num_classes) if spec.head == "mean_pool" else None
         self._held.finish(self._attached.module)
         self.peft_model = self._attached.module.to(self.device)
         self._base = self._attached.base
+        self._blocks = BlockOutputs(self._base, self._attached.num_prompts)
         self._head = head.to(self.device) if head is not None else None
         self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
         self._responds = spec.head == "causal_lm" and label_words is None
@@ -108,7 +114,7 @@ class TorchModel(Alone):
         return self._peft.layer_of(name)
 
     def is_adapter(self, name: str) -> bool:
-        return self._peft.is_adapter(name)
+        return self._peft.is_adapter(name) and not in_head(name, self._head_modules)
 
     @property
     def carried(self) -> Collection[str]:
@@ -163,17 +169,17 @@ class TorchModel(Alone):
         states, scores, answer_logits = self._run(inputs, batch, mask, hidden)
         logits = scores if answer_logits is None else answer_logits
         targets = labels if self._words is None else self._words[labels]
-        return Outputs(F.cross_entropy(logits, targets, reduction="none"), scores, states)
+        return Outputs(F.cross_entropy(logits, targets, reduction="none"), scores, states.blocks, last=states.last)
 
     def _respond(self, inputs: dict[str, Any], batch: Batch, hidden: bool) -> Outputs:
         """The language-model head runs on the positions alone that predict a response's token: (R, H) -> (R, V)."""
         response, length = self._response(batch).to(self.device), batch.input_ids.shape[1]
         inner = getattr(self._base, self._base.base_model_prefix)
-        out = inner(**inputs, output_hidden_states=hidden, **_no_cache(self._base))
+        out, caught = self._blocks.run(inner, inputs | _no_cache(self._base), length, hidden)
         states = _own(out.last_hidden_state, length)[response.sample, response.column]
-        scores = _lm_head(self._base)(states.unsqueeze(0)).squeeze(0).float()
+        scores = known_lm_head(self._base)(states.unsqueeze(0)).squeeze(0).float()
         losses = response.means(F.cross_entropy(scores, response.targets, reduction="none"))
-        return Outputs(losses, scores, _blocks(out, hidden, length), "tokens", response)
+        return Outputs(losses, scores, caught.blocks, "tokens", response, caught.last)
 
     def _response(self, batch: Batch) -> ResponseTokens:
         return locate(batch.input_ids, batch.attention_mask, batch.answer_at)
@@ -227,28 +233,39 @@ class TorchModel(Alone):
 
     def _run(
         self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-        """Block outputs, class scores (B, C), and logits over the vocabulary (B, V) where a verbaliser is used."""
+    ) -> tuple[Hidden, Tensor, Tensor | None]:
+        """Hidden states, class scores (B, C), and logits over the vocabulary (B, V) where a verbaliser is used."""
         length = mask.shape[1]
         if self._spec.head == "model" and not hasattr(self._base, "score"):
-            out = self._base(**inputs, output_hidden_states=hidden)
-            return _blocks(out, hidden, length), out.logits.float(), None
+            out, caught = self._blocks.run(self._base, inputs, length, hidden)
+            return caught, out.logits.float(), None
+        if self._words is not None and lm_head(self._base) is None:
+            out, caught = self._blocks.run(self._base, inputs, length, hidden)
+            return caught, *self._of_words(self._at_answers(out.logits, batch, length))
         inner = self._base if self._spec.head == "mean_pool" else getattr(self._base, self._base.base_model_prefix)
-        out = inner(**inputs, output_hidden_states=hidden, **_no_cache(self._base))
+        out, caught = self._blocks.run(inner, inputs | _no_cache(self._base), length, hidden)
         states = _own(out.last_hidden_state, length)
         if self._head is not None:
             real = mask.unsqueeze(2)
             pooled = (states.float() * real).sum(1) / real.sum(1)
-            return _blocks(out, hidden, length), self._head(pooled), None
+            return caught, self._head(pooled), None
         if self._spec.head == "model":
             # A decoder classifies by its last real token, which transformers finds by a pad id that may not be ours.
             last = states[torch.arange(len(states), device=self.device), mask.sum(1) - 1]
-            return _blocks(out, hidden, length), self._base.score(last).float(), None
-        answers = states[torch.arange(len(states), device=self.device), batch.answer_at.to(self.device)]
+            return caught, self._base.score(last).float(), None
         # The language-model head runs on the answer position alone: (B, H) -> (B, V).
-        logits = _lm_head(self._base)(answers.unsqueeze(1)).squeeze(1).float()
+        answers = self._at_answers(states, batch, length).unsqueeze(1)
+        return caught, *self._of_words(known_lm_head(self._base)(answers).squeeze(1))
+
+    def _at_answers(self, values: Tensor, batch: Batch, length: int) -> Tensor:
+        """(B, m + S, ...) -> (B, ...)"""
+        rows = torch.arange(len(values), device=self.device)
+        return _own(values, length)[rows, batch.answer_at.to(self.device)]
+
+    def _of_words(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, C) of the verbaliser's words, and all logits (B, V)."""
         assert self._words is not None
-        return _blocks(out, hidden, length), logits[:, self._words], logits
+        return logits.float()[:, self._words], logits.float()
 
     def _drops_out(self, name: str, module: nn.Module) -> bool:
         return self.is_adapter(name) and isinstance(module, nn.Dropout) and module.p > 0
@@ -261,28 +278,11 @@ class TorchModel(Alone):
         return found
 
 
-class _ForwardCost:
-    """Multiply-adds of one forward pass, as 2 flops each: dense layers by token, attention by token and length."""
-
-    def __init__(self, base: Any, num_layers: int):
-        inner = getattr(base, getattr(base, "base_model_prefix", ""), base)
-        # Not the pooler of the BERT family, which sees one token and is not used.
-        modules = [module for name, module in inner.named_modules() if not name.startswith("pooler.")]
-        dense: list[Any] = [m for m in modules if is_product(m)]
-        # Of their sizes, as a weight that is elsewhere has no entries here.
-        self._dense = 2.0 * sum(
-            m.in_features * m.out_features if isinstance(m, nn.Linear) else m.nx * m.nf for m in dense
-        )
-        self._attention = 4.0 * num_layers * base.config.hidden_size
-        self.head = 2.0 * base.config.hidden_size * (getattr(base.config, "vocab_size", None) or 0)
-        """of a language model, for each token that it predicts"""
-
-    def flops_per_token(self, length: int) -> float:
-        return self._dense + self._attention * length
-
-
-def _blocks(out: Any, hidden: bool, length: int) -> tuple[Tensor, ...]:
-    return tuple(_own(states, length) for states in out.hidden_states[1:]) if hidden else ()
+def _head_modules(spec: Backbone, source: Any, base: Any) -> list[str] | None:
+    """Paths of the modules of the architecture's own head; None: there is none, or it is not trained."""
+    if spec.head != "model":
+        return None
+    return head_of(source) if isinstance(source, Path) else head_modules(base, beside_the_body(base))
 
 
 def _own(states: Tensor, length: int) -> Tensor:
@@ -292,12 +292,3 @@ def _own(states: Tensor, length: int) -> Tensor:
 
 def _no_cache(base: Any) -> dict[str, bool]:
     return {"use_cache": False} if hasattr(base.config, "use_cache") else {}
-
-
-def _lm_head(base: Any) -> nn.Module:
-    """The module from hidden states to vocabulary logits (`lm_head` in most, `cls` in the BERT family)."""
-    for name in ("lm_head", "cls"):
-        if hasattr(base, name):
-            module: nn.Module = getattr(base, name)
-            return module
-    raise ModelError(f"backbone.head: {type(base).__name__} keeps its language-model head under an unknown name")

@@ -25,7 +25,7 @@ def product_rate(dtype: Literal["float32", "bfloat16"], rows: int, inside: int, 
 @torch.no_grad()
 def _rate(dtype: torch.dtype, rows: int, inside: int, out: int) -> float:
     layer = torch.nn.Linear(inside, out, dtype=dtype).requires_grad_(False)
-    speed_up(layer)
+    speed_up(layer, torch.device("cpu"))
     x = torch.ones(rows, inside, dtype=dtype)
     seconds: list[float] = []
     layer(x)

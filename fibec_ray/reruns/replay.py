@@ -17,6 +17,7 @@ from fibec_ray.learning.checkpoint import Checkpoint, read_state
 from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
+from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.reports import DeviceReport
 from fibec_ray.reruns.records import Record, lanes_of, last_logged, read_record
@@ -35,6 +36,7 @@ class Replayed:
     differences: list[str]
 
 
+@restored()
 def replay(folder: Path, round_: int, device: int) -> Replayed:
     """The run directory is read only. Raises RunDirError if what the device-round started from is not kept.
 

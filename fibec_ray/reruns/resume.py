@@ -10,6 +10,7 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.learning import checkpoint
 from fibec_ray.learning.checkpoint import Checkpoint
 from fibec_ray.learning.store import StateStore
+from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.reruns.records import Record, finished_digest, last_logged, read_record
 from fibec_ray.roundlog.schema import TABLES
@@ -31,6 +32,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None 
     return resume_record(read_record(folder, overrides), watcher or Nobody())
 
 
+@restored()
 def resume_record(record: Record, watcher: Watcher) -> Run:
     """The same for a run that is known not to have ended."""
     quiet_libraries()

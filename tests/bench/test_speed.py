@@ -103,7 +103,7 @@ def test_the_bare_loop_with_our_products_ends_where_our_device_does(
     arrays: str, trained: tuple[Tensors, Tensors]
 ) -> None:
     model = Classifier(load_workload(arrays), "float32")
-    speed_up(model)
+    speed_up(model, torch.device("cpu"))
     theirs, mine = bare_adapter(arrays, model), trained[0]
     assert theirs.keys() == mine.keys()
     assert max(float((theirs[name] - mine[name]).abs().max()) for name in mine) < 1e-5

@@ -99,7 +99,7 @@ def saved_values(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_the_folder_holds_an_adapter_and_nothing_else(finished: tuple[Any, Any]) -> None:
     experiment, run = finished
-    names = {"adapter_config.json", "adapter_model.safetensors"}
+    names = {"adapter_config.json", "adapter_model.safetensors", "labels.json"}
     names |= {"head.safetensors"} if experiment.backbone.head == "mean_pool" else set()
     assert {path.name for path in (run.folder / "adapter").iterdir()} == names
     assert not [path for path in run.folder.iterdir() if path.name.endswith(".part")]

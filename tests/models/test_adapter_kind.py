@@ -29,7 +29,7 @@ def test_two_in_each_block_that_start_as_nothing(family: str, cache: Path) -> No
     base = open_base(model._spec, prepare(model._spec, 0, 3, cache)).eval()
     model.train(False)
     out = base(input_ids=data.input_ids, attention_mask=data.attention_mask).last_hidden_state
-    torch.testing.assert_close(model.forward(data, hidden=True).hidden[-1], out)
+    torch.testing.assert_close(model.forward(data, hidden=True).last, out)
 
 
 @torch.no_grad()

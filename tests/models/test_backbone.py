@@ -66,7 +66,7 @@ def test_prepare_is_idempotent(tmp_path: Path) -> None:
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.iterdir()}
     assert prepare(random_init(), 0, 3, tmp_path) == first
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.iterdir()} == before
-    assert {path.name for path in first.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in first.iterdir()} == {"config.json", "model.safetensors", "prepared.json"}
 
 
 def test_another_backbone_dtype_or_seed_has_another_folder(tmp_path: Path) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY_BERT
 from torch import nn
 
+from fibec_ray.models.backbone import prepare
+from fibec_ray.models.holding import hold
 from fibec_ray.models.kernels import keep_heap, speed_up
+from fibec_ray.models.spec import Backbone
 
 OTHER = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2e-2, 2e-2), torch.float64: (0.0, 0.0)}
 
@@ -17,7 +22,7 @@ def pair(dtype: torch.dtype, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias).to(dtype).requires_grad_(False)
     fast = copy.deepcopy(plain)
-    speed_up(fast)
+    speed_up(fast, torch.device("cpu"))
     return plain, fast
 
 
@@ -37,7 +42,7 @@ def test_values_and_gradients_are_those_of_linear(dtype: torch.dtype, bias: bool
 
 def test_what_is_trained_keeps_its_own_product() -> None:
     layer = nn.Linear(3, 2)
-    speed_up(layer)
+    speed_up(layer, torch.device("cpu"))
     layer(torch.ones(1, 3)).sum().backward()
     assert layer.weight.grad is not None and "forward" not in vars(layer)
 
@@ -71,3 +76,25 @@ def test_it_works_under_vmap() -> None:
 def test_keeping_the_heap_is_asked_of_the_c_library_that_has_it() -> None:
     keep_heap()
     assert torch.ones(10**6).sum() == 10**6
+
+
+def test_the_product_is_chosen_by_the_device_that_computes() -> None:
+    """Weights may still be on the CPU when the model is on its way to a GPU, or be nowhere yet."""
+    for place in ("cpu", "meta"):
+        for device in ("cuda", "cuda:1", "meta", "mps"):
+            layer = nn.Linear(3, 2, device=place).requires_grad_(False)
+            speed_up(layer, torch.device(device))
+            assert "forward" not in vars(layer)
+        layer = nn.Linear(3, 2, device=place).requires_grad_(False)
+        speed_up(layer, torch.device("cpu"))
+        assert "forward" in vars(layer)
+
+
+def test_a_plain_base_for_another_device_has_torchs_own_products(tmp_path: Path) -> None:
+    spec = Backbone(init="random", config={**TINY_BERT, "vocab_size": 50}, tokenizer="minilm")
+    folder = prepare(spec, 0, 2, tmp_path)
+    for device in ("cpu", "cuda"):
+        held = hold("plain", spec, folder, torch.device(device))  # its weights are on the CPU
+        held.finish(held.base)
+        linears = [layer for layer in held.base.modules() if isinstance(layer, nn.Linear)]
+        assert {"forward" in vars(layer) for layer in linears} == {device == "cpu"}

@@ -75,7 +75,7 @@ def test_prompts_of_a_decoder_are_seen_by_all_tokens_and_see_no_token(cache: Pat
     turns, sees = base.rotary_emb(states, places), torch.ones(1, 1, M + 7, M + 7, dtype=torch.bool).tril()
     for block in base.layers[1:]:
         states = block(states, attention_mask=sees, position_embeddings=turns, position_ids=places)
-    torch.testing.assert_close(model.forward(sample, hidden=True).hidden[-1], base.norm(states)[:, M:])
+    torch.testing.assert_close(model.forward(sample, hidden=True).last, base.norm(states)[:, M:])
 
 
 def test_the_middle_is_the_default_and_a_table_is_all_that_is_needed(cache: Path) -> None:

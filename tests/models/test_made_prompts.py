@@ -101,7 +101,7 @@ def test_attempt_takes_sources_from_a_file_and_saves_them_with_the_adapter(cache
     file.unlink()
     whole = load_adapter(open_base(model._spec, prepare(model._spec, 0, 3, cache)), folder)
     out = whole(input_ids=data.input_ids, attention_mask=data.attention_mask).last_hidden_state[:, M:]
-    torch.testing.assert_close(out, model.forward(data, hidden=True).hidden[-1])
+    torch.testing.assert_close(out, model.forward(data, hidden=True).last)
 
 
 def test_sources_that_cannot_be_used(cache: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from fibec_ray.errors import ModelError
 from fibec_ray.fisher import FisherScan, Label
 from fibec_ray.ggn import TOKEN_DRAWS, sample_gradients, top_eigenpairs
 from fibec_ray.learning.lanes import Lanes
-from fibec_ray.models.backbone import check_causal, prepare
+from fibec_ray.models.architecture import check_causal
+from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora

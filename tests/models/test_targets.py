@@ -161,10 +161,27 @@ def test_a_name_that_is_not_there_beside_one_that_is(cache: Path) -> None:
     )
 
 
-def test_a_family_that_nobody_knows_asks_for_names(cache: Path) -> None:
-    for targets, why in ((None, ""), ("attention", "attention is not known"), ("all-linear", "blocks of albert")):
-        with pytest.raises(ModelError, match=f"target_modules: .*{why}.*name Linears of this backbone, .*query"):
-            made(Lora(target_modules=targets), "albert", "mean_pool", cache)
+def test_a_family_that_nobody_knows_asks_for_names_and_takes_each_remedy(cache: Path) -> None:
+    """XLM keeps the parts of its blocks in lists of their own."""
+    for targets, why in ((None, ""), ("attention", "attention is not known")):
+        with pytest.raises(ModelError, match=f"target_modules: .*{why}.*name Linears of this backbone, .*q_lin") as e:
+            made(Lora(target_modules=targets), "xlm", "mean_pool", cache)
+        assert str(e.value).endswith("such as k_lin, lin1, lin2, out_lin, q_lin, v_lin; or set it to all-linear")
+    for targets in (("q_lin", "lin1"), "all-linear"):
+        names = made(Lora(target_modules=targets), "xlm", "mean_pool", cache).trainable
+        found = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names if ".lora_" in name}
+        rest = {"k_lin", "lin2", "out_lin", "v_lin"} if targets == "all-linear" else set()
+        assert found == {"q_lin", "lin1"} | rest
+
+
+@pytest.mark.parametrize("family", ["albert", "mpnet", "modernbert", "deberta-v2", "bloom"])
+def test_every_word_and_every_name_that_an_error_offers_can_be_taken(family: str, cache: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        made(Lora(target_modules=("nothing",)), family, "mean_pool", cache)
+    names = str(caught.value).partition("such as ")[2].partition(";")[0].split(", ")
+    for targets in ("attention", "all-linear", tuple(names), None, *((name,) for name in names)):
+        model = made(Lora(target_modules=targets), family, "mean_pool", cache)
+        assert any(".lora_" in name for name in model.trainable)
 
 
 def test_a_kind_that_cannot_adapt_gpt2s_products_says_so(cache: Path) -> None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from fibec_ray.errors import ModelError
 from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
+from fibec_ray.models.lm_head import known_lm_head
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
@@ -142,9 +143,10 @@ def test_losses_are_those_of_transformers(family: str, head: str, cache: Path) -
     assert (found.losses.shape, found.scores.shape) == ((3,), (3, 3))
     assert found.losses.dtype == found.scores.dtype == torch.float32
     assert len(found.hidden) == len(out.hidden_states) - 1 == model.num_layers == 3
-    for ours, theirs in zip(found.hidden, out.hidden_states[1:], strict=True):
+    torch.testing.assert_close(found.last, out.hidden_states[-1])
+    for ours, theirs in zip(found.hidden[:-1], out.hidden_states[1:-1], strict=True):
         assert ours.shape == (3, 7, 32)
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(ours, theirs)  # a block's output is what the next one takes in
 
 
 @EVERY_CASE
@@ -327,6 +329,10 @@ def test_target_modules_that_are_not_there(targets: tuple[str, ...], cache: Path
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_language_model_head_under_an_unknown_name(cache: Path) -> None:
+def test_a_language_model_head_under_an_unknown_name_is_run_by_the_whole_model(cache: Path) -> None:
+    model, data = ready("distilbert", "masked_lm", cache), batch()
+    logits = reference(model, "distilbert", "masked_lm", cache)(data.input_ids, data.attention_mask).logits
+    at_answers = logits[torch.arange(3), data.answer_at]
+    torch.testing.assert_close(model.forward(data).scores, at_answers[:, list(WORDS)])
     with pytest.raises(ModelError, match="DistilBertForMaskedLM keeps its language-model head under an unknown name"):
-        made("distilbert", "masked_lm", cache).forward(batch())
+        known_lm_head(model._base)

@@ -59,7 +59,7 @@ def test_a_prompt_of_words_is_those_words(cache: Path) -> None:
     for i in range(3):
         sample = row(data, i)
         whole = base(torch.cat([words.unsqueeze(0), sample.input_ids], dim=1)).last_hidden_state[:, 4:]
-        torch.testing.assert_close(model.forward(sample, hidden=True).hidden[-1], whole)
+        torch.testing.assert_close(model.forward(sample, hidden=True).last, whole)
 
 
 @pytest.mark.parametrize("init", ["vocabulary", "random"])

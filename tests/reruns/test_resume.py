@@ -19,6 +19,7 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.learning import checkpoint
 from fibec_ray.learning.identity import read_identity
+from fibec_ray.models.base_cache import head_of, seal
 from fibec_ray.reruns.records import read_record
 from fibec_ray.reruns.resume import resume
 from fibec_ray.reruns.verify import verify
@@ -341,9 +342,9 @@ def test_other_base_weights_are_refused(half: Path, capsys: Any, monkeypatch: py
     for folder in there.glob("base-*"):
         if folder.is_dir():
             other = Path(shutil.copytree(folder, half.parent / "cache" / folder.name))
-            (other / "fingerprint").unlink(missing_ok=True)
             for path in other.glob("*.safetensors"):
                 flip_a_bit(path)
+            seal(other, head_of(other))
     before = read_rounds(half).to_pylist()
     with pytest.raises(RunDirError, match="the base weights are not those that the run began with"):
         resume(half)
@@ -351,6 +352,17 @@ def test_other_base_weights_are_refused(half: Path, capsys: Any, monkeypatch: py
     device = next(row["device"] for row in read_devices(half).to_pylist() if row["round"] == 2)
     says = said(capsys, "replay", str(half), "--round", "2", "--device", str(device))
     assert "the base weights are not those that the run began with" in says
+
+
+def test_base_weights_that_changed_in_the_cache_are_made_again(
+    half: Path, calm: tuple[str, str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, cache = Path(os.environ["FIBEC_RAY_CACHE"]), half.parent / "cache"
+    monkeypatch.setenv("FIBEC_RAY_CACHE", str(cache))
+    for folder in there.glob("base-*"):
+        if folder.is_dir():
+            flip_a_bit(Path(shutil.copytree(folder, cache / folder.name)) / "model.safetensors")
+    assert result(resume(half), half) == calm
 
 
 def test_a_run_without_its_identity_is_refused(half: Path, capsys: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -47,8 +48,8 @@ class AdaLora(InLinears):
             )
         return self
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
-        attached = super().attach(module, task_type)
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
+        attached = super().attach(module, head)
         for name, parameter in attached.module.named_parameters():
             if ".ranknum." in name:  # peft 0.21 makes it trainable where it casts adapters, as on a bfloat16 base
                 parameter.requires_grad_(False)

@@ -5,6 +5,7 @@ Shapes: B samples, S tokens, H hidden size, b bottleneck.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,10 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fibec_ray.blocks import blocks_of
 from fibec_ray.errors import ModelError
 from fibec_ray.parts.peft.attached import Attached
 from fibec_ray.parts.peft.base import linear_names
-from fibec_ray.parts.peft.own import Own, blocks_of, train_head
+from fibec_ray.parts.peft.own import Own, train_head
 
 OUTPUTS = (
     ("attention.output.dense", "output.dense"),
@@ -42,12 +44,12 @@ class Adapter(Own):
     )
     marks: ClassVar[tuple[str, ...]] = (".adapter.",)
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         for block in blocks_of(module):
             for name in self._targets(block):
                 follow(block.get_submodule(name), self.bottleneck)
-        train_head(module, task_type)
-        return Attached(module, module, self.config(task_type), str)
+        train_head(module, head)
+        return Attached(module, module, self.config(head), str)
 
     def _targets(self, block: nn.Module) -> list[str]:
         """Names within a block."""

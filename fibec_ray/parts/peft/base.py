@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -37,11 +37,11 @@ class Peft(Part):
         return 0
 
     @abstractmethod
-    def attach(self, module: Any, task_type: str | None) -> Attached:
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         """The kind in `module`, a frozen transformers model, which is changed in place.
 
-        task_type: SEQ_CLS where the architecture's classification head is trained too. Initial values are drawn from
-        torch's global generator: seed it around this call.
+        head: paths of the modules of the architecture's classification head, which are trained too (`heads.py`); None:
+        it has none. Initial values are drawn from torch's global generator: seed it around this call.
         """
 
     def layer_of(self, name: str) -> int | None:

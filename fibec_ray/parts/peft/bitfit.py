@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from fibec_ray.errors import ModelError
+from fibec_ray.heads import in_head
+from fibec_ray.model_types import HEAD
 from fibec_ray.parts.peft.attached import Attached
-from fibec_ray.parts.peft.own import Own, is_head, make_private, train_head
+from fibec_ray.parts.peft.own import Own, make_private, train_head
 
 QUERIES, FEEDFORWARDS = ("query", "q_proj", "q_lin"), ("intermediate.dense", "fc1", "lin1")
 
@@ -25,8 +28,8 @@ class BitFit(Own):
     side_by_side: ClassVar[bool] = True
     which: Literal["all", "query_and_ffn"] = Field("all", description="which biases")
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
-        biases = {n: p for n, p in module.named_parameters() if self._trains(n)}
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
+        biases = {n: p for n, p in module.named_parameters() if self._trains(n) and not in_head(n, head)}
         if not biases:
             raise ModelError(
                 f"method.peft: bitfit trains biases, and {type(module).__name__} has none{self._of_which()}; "
@@ -36,11 +39,11 @@ class BitFit(Own):
             raise ModelError("method.peft: bitfit trains biases in the base's dtype; set backbone.dtype: float32")
         for p in biases.values():
             make_private(p)
-        train_head(module, task_type)
-        return Attached(module, module, self.config(task_type), str)
+        train_head(module, head)
+        return Attached(module, module, self.config(head), str)
 
     def is_adapter(self, name: str) -> bool:
-        return name.endswith(".bias") and not is_head(name)
+        return name.endswith(".bias") and name != f"{HEAD}.bias"
 
     def _trains(self, name: str) -> bool:
         owner = name.removesuffix(".bias")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -35,8 +36,8 @@ class DeltaLora(Lora):
             raise ValueError("use_dora measures the columns of W, which moves here; leave it out")
         return self
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
-        attached = super().attach(module, task_type)
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
+        attached = super().attach(module, head)
         for layer in adapted_layers(attached.module):
             layer.register_forward_hook(self._follow)
         return replace(attached, config={**attached.config, "lora_alpha": self.alpha * (1 + self.ratio)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,9 +14,6 @@ from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached, plain
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.library import saved_name
-
-HEADS = (f"{HEAD}.", "base_model.model.classifier.", "base_model.model.score.")
-"""Our own head, and those that transformers gives encoders and decoders."""
 
 
 class Full(Peft):
@@ -33,7 +31,7 @@ class Full(Peft):
     def needs(self) -> tuple[Need, ...]:
         return ()
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         if module.dtype != torch.float32:
             raise ModelError("method.peft: full trains the base in its own dtype; set backbone.dtype: float32")
         for param in module.parameters():
@@ -46,7 +44,7 @@ class Full(Peft):
         return Attached(_Whole(module), module, config, saved_name)
 
     def is_adapter(self, name: str) -> bool:
-        return not name.startswith(HEADS)
+        return not name.startswith(f"{HEAD}.")
 
 
 class _Whole(nn.Module):

@@ -6,6 +6,7 @@ Shapes: B samples, S tokens, m prompts, H hidden size.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,16 +37,16 @@ class Generated(Own):
     def maker(self, words: Tensor) -> nn.Module:
         """Token embeddings (B, S, H), mask (B, S) -> prompts (B, m, H). words: embeddings of the vocabulary (V, H)."""
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         embedding = module.get_input_embeddings()
         maker = self.maker(embedding.weight)
-        train_head(module, task_type)
+        train_head(module, head)
 
         def extend(inputs: Inputs) -> Inputs:
             return in_front(inputs, embedding, maker)
 
         whole = beside(module, maker)
-        return Attached(whole, module, self.config(task_type), own_name, extend, num_prompts=self.num_tokens)
+        return Attached(whole, module, self.config(head), own_name, extend, num_prompts=self.num_tokens)
 
 
 class FromMean(nn.Module):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, get_args
 
 from pydantic import Field, field_validator
 
+from fibec_ray.heads import task_type, unnamed
 from fibec_ray.parts.peft.attached import Attached, plain
 from fibec_ray.parts.peft.base import Peft, is_transposed
-from fibec_ray.parts.peft.targets import Word, query_and_value, refusal, resolve
+from fibec_ray.parts.peft.targets import Word, linears_of_blocks, query_and_value, refusal, resolve
 
 
 class InLinears(Peft):
@@ -36,17 +38,19 @@ class InLinears(Peft):
     def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         """peft's configuration. targets: ends of modules' names, or None: peft's choice; task_type: peft's, or None."""
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         from peft import get_peft_model
 
-        targets = self._targets(module)
+        targets, there = self._targets(module), linears_of_blocks(module)
         try:
-            config = self.config(targets, task_type)
+            config = self.config(targets, task_type(head))
+            config.modules_to_save = unnamed(head)
             if hasattr(config, "fan_in_fan_out"):  # peft would find out, and say so
                 config.fan_in_fan_out = any(is_transposed(child) for child in module.modules())
             whole: Any = get_peft_model(module, config)
         except (TypeError, ValueError) as error:
-            raise refusal(_first_sentence(error), module) from error
+            what = _first_sentence(error) if targets else f"peft chooses none for a {module.config.model_type}"
+            raise refusal(what, module, there=there) from error
         return Attached(whole, whole.get_base_model(), plain(whole.peft_config["default"].to_dict()), saved_name)
 
     def _targets(self, module: Any) -> list[str] | None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fibec_ray.errors import ModelError
+from fibec_ray.heads import head_modules
 from fibec_ray.parts.part import build
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.attached import Attached
@@ -31,7 +32,9 @@ def load_adapter(base: Any, folder: Path | str) -> Attached:
     """
     config, part = _read(Path(folder))
     file = Path(folder) / "adapter_model.safetensors"
-    attached = part.saved_in(file).attach(base.requires_grad_(False), config["task_type"])
+    classifies = config["task_type"] is not None
+    head = config.get("modules_to_save", head_modules(base, ())) if classifies else None
+    attached = part.saved_in(file).attach(base.requires_grad_(False), head)
     params = {attached.name_of(n): p for n, p in attached.module.named_parameters() if p.requires_grad}
     values = drop(load_file(file), [SOURCES])
     if params.keys() != values.keys():

@@ -6,17 +6,18 @@ Shapes: B samples, S tokens, m prompts, T = m + S positions, H hidden size, L bl
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fibec_ray.blocks import blocks_of
 from fibec_ray.errors import ModelError
 from fibec_ray.parts.peft.attached import Attached, Inputs, in_front
 from fibec_ray.parts.peft.generated import PROMPTS, FromMean, beside, own_name
-from fibec_ray.parts.peft.own import Own, blocks_of, train_head
+from fibec_ray.parts.peft.own import Own, train_head
 
 STD = 0.02
 """Of the first values of prompts."""
@@ -45,7 +46,7 @@ class Lpt(Own):
             raise ValueError("bottleneck has an effect only with instance: true; leave it out")
         return self
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         blocks, body = blocks_of(module), getattr(module, module.base_model_prefix, module)
         layer = len(blocks) // 2 if self.layer is None else self.layer
         if layer >= len(blocks):
@@ -53,7 +54,7 @@ class Lpt(Own):
         _check(body, blocks[0])
         embedding, size = module.get_input_embeddings(), module.config.hidden_size
         maker = self._maker(size).to(embedding.weight.device)
-        train_head(module, task_type)
+        train_head(module, head)
         late = _Late(maker, self.num_tokens, _is_causal(blocks[0]))
         for block in blocks[:layer]:
             block.register_forward_pre_hook(late.hide, with_kwargs=True)
@@ -66,7 +67,7 @@ class Lpt(Own):
             return {**more, "position_ids": _positions(late.mask, self.num_tokens, first)}
 
         whole = beside(module, maker)
-        return Attached(whole, module, self.config(task_type), own_name, extend, num_prompts=self.num_tokens)
+        return Attached(whole, module, self.config(head), own_name, extend, num_prompts=self.num_tokens)
 
     def _maker(self, size: int) -> nn.Module:
         start = torch.randn(self.num_tokens, size) * STD

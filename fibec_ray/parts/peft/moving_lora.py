@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -40,8 +40,8 @@ class MovingLora(Lora):
     def keeps(self) -> str:
         return "the moved base (server)"
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
-        attached = super().attach(module, task_type)
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
+        attached = super().attach(module, head)
         scale = self.scaling(None)
         for layer in adapted_layers(attached.module):
             out, inside = layer.lora_B["default"].out_features, layer.lora_A["default"].in_features

@@ -6,7 +6,7 @@ Shapes: B samples, S tokens, m virtual tokens, L blocks, D size of a block's key
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -48,14 +48,14 @@ class Prefix(Virtual):
             task_type=task_type,
         )
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         body = getattr(module, module.base_model_prefix, module)
         if "past_key_values" not in inspect.signature(body.forward).parameters:
             raise ModelError(
                 f"method.peft: prefix gives keys and values to the blocks, and {type(body).__name__} takes none; "
                 "choose prompt, or another backbone"
             )
-        whole = self.wrap(module, task_type)
+        whole = self.wrap(module, head)
         encoder = whole.prompt_encoder["default"]
         if not self.projection:
             encoder.embedding = LayerTables(encoder.embedding, whole.peft_config["default"].num_layers)

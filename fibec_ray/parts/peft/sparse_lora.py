@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -46,8 +46,8 @@ class SparseLora(Lora):
     def sends(self) -> str:
         return "first few entries of the weights, then LoRA"
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
-        attached = super().attach(module, task_type)
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
+        attached = super().attach(module, head)
         layers = adapted_layers(attached.module)
         for name, layer in attached.module.named_modules():
             if layer in layers:

@@ -11,6 +11,7 @@ for GPT-2 leaves out the key.)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
@@ -18,9 +19,11 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from fibec_ray.errors import ModelError
-from fibec_ray.parts.peft.base import block_part, is_product, linear_names
+from fibec_ray.parts.peft.base import is_product
 
 Word = Literal["attention", "all-linear"]
+NUMBER = re.compile(r"\.\d+\.")
+"""in the path of a module: of a block, or of one of several parts of a block"""
 
 
 class Family(NamedTuple):
@@ -42,6 +45,16 @@ FAMILIES: dict[str, Family] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "distilbert": Family(("q_lin", "v_lin"), ("q_lin", "k_lin", "v_lin", "out_lin")),
+    "electra": _BERT,
+    "camembert": _BERT,
+    "albert": Family(("query", "value"), ("query", "key", "value", "attention.dense")),
+    "mpnet": Family(("attn.q", "attn.v"), ("attn.q", "attn.k", "attn.v", "attn.o")),
+    "deberta": Family(("in_proj",), ("in_proj", "attention.output.dense")),
+    "deberta-v2": Family(
+        ("query_proj", "value_proj"), ("query_proj", "key_proj", "value_proj", "attention.output.dense")
+    ),
+    "modernbert": Family(("attn.Wqkv",), ("attn.Wqkv", "attn.Wo")),
+    "bloom": Family(("query_key_value",), ("query_key_value", "self_attention.dense")),
 }
 """By transformers' `model_type`."""
 
@@ -57,7 +70,7 @@ def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
     if wanted == "all-linear":
         if found := linears_of_blocks(module):
             return found
-        raise refusal(f"{wanted}: the blocks of {module.config.model_type} are not known by their names", module)
+        raise refusal(f"{wanted} names nothing", module)
     if isinstance(wanted, str):
         family = FAMILIES.get(module.config.model_type)
         if family is None:
@@ -71,19 +84,24 @@ def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
 
 
 def linears_of_blocks(module: nn.Module) -> list[str]:
-    """Names of the products of a block within it, such as self_attn.q_proj."""
-    parts = [block_part(name) for name, child in module.named_modules() if is_product(child)]
-    return sorted(dict.fromkeys(part for part in parts if part))
+    """Names of the products of a block within it, such as self_attn.q_proj: what follows the last number in a path."""
+    numbered = [NUMBER.split(name)[1:] for name, child in module.named_modules() if is_product(child)]
+    return sorted({parts[-1] for parts in numbered if parts})
 
 
-def refusal(what: str, module: Any, target: str = "") -> ModelError:
-    """The error, with all that could be named."""
-    there = linears_of_blocks(module) or linear_names(module)
+def refusal(what: str, module: Any, target: str = "", there: list[str] | None = None) -> ModelError:
+    """The error, with all that could be named. there: these names, where the module is no longer as it was."""
+    there = linears_of_blocks(module) if there is None else there
+    if not there:
+        return ModelError(
+            f"method.peft.target_modules: {what}; the blocks of this {module.config.model_type} have no Linears, so "
+            "choose another backbone"
+        )
     near = get_close_matches(target, there + [name.rpartition(".")[2] for name in there], n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     family = FAMILIES.get(module.config.model_type)
-    words = f"attention ({', '.join(family.attention)}) or all-linear" if family else "all-linear"
+    words = [f"attention ({', '.join(family.attention)})"] if family else []
     return ModelError(
         f"method.peft.target_modules: {what}{hint}; name Linears of this backbone, such as {', '.join(there)}; or set "
-        f"it to {words}"
+        f"it to {' or '.join([*words, 'all-linear'])}"
     )

@@ -6,13 +6,14 @@ Shapes: B samples, m virtual tokens, H hidden size.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from fibec_ray.heads import task_type, unnamed
 from fibec_ray.parts.peft.attached import Attached, Inputs, in_front, plain
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.library import saved_name
@@ -40,8 +41,8 @@ class Virtual(Peft):
     def num_virtual(self) -> int:
         return self.num_tokens
 
-    def attach(self, module: Any, task_type: str | None) -> Attached:
-        whole = self.wrap(module, task_type)
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
+        whole = self.wrap(module, head)
         encoder, embedding = whole.prompt_encoder["default"], module.get_input_embeddings()
 
         def prompts(embeds: Tensor, mask: Tensor) -> Tensor:
@@ -53,12 +54,14 @@ class Virtual(Peft):
 
         return Attached(whole, module, config_of(whole), saved_name, extend, num_prompts=self.num_tokens)
 
-    def wrap(self, module: Any, task_type: str | None) -> Any:
+    def wrap(self, module: Any, head: Sequence[str] | None) -> Any:
         """The PeftModel."""
         from peft import get_peft_model
 
         generates = "CAUSAL_LM" if module.can_generate() else "FEATURE_EXTRACTION"
-        return get_peft_model(module, self.config(task_type or generates))
+        config = self.config(task_type(head) or generates)
+        config.modules_to_save = unnamed(head)
+        return get_peft_model(module, config)
 
     def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
         names = [name for name in values if self.is_adapter(name)]

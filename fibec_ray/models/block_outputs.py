@@ -1,0 +1,68 @@
+"""What each transformer block gives out; used by torch_model.py.
+
+transformers' `hidden_states` are what the next block takes in, and the last of them has gone through the final norm of
+a decoder. Ours are the blocks' own outputs.
+
+Shapes: B samples, S tokens of the sample's own, m virtual tokens before them, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fibec_ray.blocks import find_blocks
+
+TIME_FIRST = ("xlnet",)
+"""Families whose blocks work on states (S, B, H)."""
+
+
+class Hidden(NamedTuple):
+    """States of the samples' own tokens, (B, S, H) each."""
+
+    blocks: tuple[Tensor, ...] = ()
+    """output of each block"""
+    last: Tensor | None = None
+    """what a head sees: the last block's, after the final norm if there is one"""
+
+
+class BlockOutputs:
+    """base: a transformers model. num_virtual: m that come out of its blocks."""
+
+    def __init__(self, base: Any, num_virtual: int):
+        self._count, self._num_virtual = base.config.num_hidden_layers, num_virtual
+        self._blocks = find_blocks(base)
+        self._time_first = base.config.model_type in TIME_FIRST
+
+    def run(self, module: nn.Module, inputs: Mapping[str, Any], length: int, wanted: bool) -> tuple[Any, Hidden]:
+        """What the base, or its body, makes of the inputs, and what its blocks gave out, if that is wanted.
+
+        length: S, of which the blocks of some families see more, padded.
+        """
+        with self._caught(wanted) as found:
+            out = module(**inputs, output_hidden_states=wanted)
+        if not wanted:
+            return out, Hidden()
+        states = found if len(found) == self._count else out.hidden_states[1:]
+        end = self._num_virtual + length
+        own = tuple(each[:, self._num_virtual : end] for each in states)
+        return out, Hidden(own, out.hidden_states[-1][:, -length:])
+
+    @contextmanager
+    def _caught(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """A list that grows by a block's states when it has run. Gone when blocks are computed again for gradients."""
+        found: list[Tensor] = []
+
+        def keep(block: nn.Module, args: Any, out: Any) -> None:
+            states: Tensor = out[0] if isinstance(out, tuple) else out
+            found.append(states.transpose(0, 1) if self._time_first else states)
+
+        handles = [block.register_forward_hook(keep) for block in self._blocks if wanted]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,86 @@
+"""Whether a backbone has a row for each token and each position that it will be given; called before a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fibec_ray.errors import ModelError
+from fibec_ray.models.architecture import SUPPORTED
+from fibec_ray.models.backbone import without_weights
+from fibec_ray.models.spec import Backbone
+
+TABLES = ("position_embeddings", "embed_positions", "wpe")
+"""Last words of the names of tables of positions."""
+LIMITS = ("max_position_embeddings", "max_seq_len")
+"""Settings that limit positions where there is no table."""
+
+
+def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: int = 0) -> int:
+    """The number of token embeddings. Raises ModelError where there are too few of them, or of positions.
+
+    num_virtual: tokens that the PEFT kind puts before those of a sample.
+    """
+    with torch.device("meta"):
+        base = without_weights(spec, num_classes=2)
+    rows = _rows(base)
+    if spec.tokenizer is not None and len(tokenizer) > rows:
+        raise ModelError(
+            f"backbone.tokenizer: {spec.tokenizer} has {len(tokenizer)} tokens, the backbone {rows} embeddings; "
+            "choose the backbone's own, or set backbone.config.vocab_size"
+        )
+    check_ids(rows, tokenizer, {"the padding token": tokenizer.pad_token_id})
+    positions = positions_of(base)
+    if positions is None or max_length + num_virtual <= positions:
+        return rows
+    if num_virtual == 0:
+        raise ModelError(f"data.max_length: {max_length} tokens, the backbone has {positions} positions; lower it")
+    raise ModelError(
+        f"data.max_length: {max_length} tokens and {num_virtual} virtual ones (method.peft), the backbone has "
+        f"{positions} positions; lower one of the two"
+    )
+
+
+def check_ids(rows: int, tokenizer: Any, ids: Mapping[str, int | None]) -> None:
+    """Raises ModelError for a token without an embedding. rows: embeddings of the backbone. ids: by what they are."""
+    for what, token in ids.items():
+        if token is not None and token >= rows:
+            raise ModelError(
+                f"backbone.tokenizer: {what} '{tokenizer.convert_ids_to_tokens(token)}' has the id {token}, and the "
+                f"backbone has {rows} embeddings; set backbone.tokenizer to one that fits, or save the checkpoint "
+                "again after `model.resize_token_embeddings(len(tokenizer))`"
+            )
+
+
+def positions_of(base: nn.Module) -> int | None:
+    """How many tokens a model has positions for; None: as many as there are."""
+    found = [limit for limit in (_table(base), _setting(base.config)) if limit is not None]
+    return min(found, default=None)
+
+
+def _table(base: nn.Module) -> int | None:
+    """Rows of the table of positions that the first token can use; some families leave out rows at its beginning."""
+    for name, child in base.named_modules():
+        if name.rpartition(".")[2] in TABLES and isinstance(getattr(child, "weight", None), Tensor):
+            padding = getattr(child, "padding_idx", None)
+            unused = getattr(child, "offset", 0 if padding is None else padding + 1)
+            return int(child.get_parameter("weight").shape[0]) - int(unused)
+    return None
+
+
+def _setting(config: Any) -> int | None:
+    """Not of families that compare positions with each other, such as DeBERTa without a table. XLNet says -1."""
+    if not getattr(config, "position_biased_input", True):
+        return None
+    given = [getattr(config, name, None) for name in LIMITS]
+    return min((limit for limit in given if isinstance(limit, int) and limit > 0), default=None)
+
+
+def _rows(base: Any) -> int:
+    try:
+        return int(base.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError) as error:
+        raise ModelError(f"backbone: {base.config.model_type} has no table of token embeddings; {SUPPORTED}") from error

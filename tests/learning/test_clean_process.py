@@ -1,0 +1,205 @@
+"""A process that knows transformers and peft alone gets the logged loss from RUN/adapter, whatever the architecture.
+
+All runs are loaded by one process, as importing the libraries takes longer than they do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from fibec_ray.config.load import check
+from fibec_ray.errors import ModelError
+from fibec_ray.learning.federation import Federation
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.simulation import Run, simulate
+
+quiet_libraries()
+
+CLEAN = Path(__file__).with_name("clean.py")
+V = {"vocab_size": 30522}
+BASIC = {**V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+GROUPED = {**BASIC, "num_key_value_heads": 1}
+RELATIVE = {**BASIC, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pooler_hidden_size": 16}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": BASIC,
+    "roberta": BASIC,
+    "distilbert": {**V, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    "deberta": RELATIVE,
+    "deberta-v2": RELATIVE,
+    "modernbert": {**BASIC, "pad_token_id": 0},
+    "electra": {**BASIC, "embedding_size": 8},
+    "albert": {**BASIC, "embedding_size": 8},
+    "mpnet": BASIC,
+}
+DECODERS: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "gemma": {**GROUPED, "head_dim": 8},
+    "gpt2": {**V, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "opt": {**V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32,
+            "word_embed_proj_dim": 16},
+    "mistral": GROUPED,
+    "phi": BASIC,
+    "bloom": {**V, "hidden_size": 16, "n_layer": 2, "n_head": 2},
+}  # fmt: skip
+MORE: dict[str, dict[str, Any]] = {
+    "xlm-roberta": BASIC,
+    "camembert": BASIC,
+    "longformer": {**BASIC, "attention_window": 8},
+    "big_bird": BASIC,
+    "convbert": BASIC,
+    "ernie": BASIC,
+    "squeezebert": {**BASIC, "embedding_size": 16},
+    "xlm": {**V, "emb_dim": 16, "n_layers": 2, "n_heads": 2, "pad_index": 0},
+    "qwen3": {**GROUPED, "head_dim": 8},
+    "gemma2": {**GROUPED, "head_dim": 8},
+    "gptj": {**V, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4},
+    "gpt_neo": {**V, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neox": BASIC,
+    "falcon": {**V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
+"""Beyond those that are promised."""
+EVERY = ENCODERS | DECODERS | MORE
+AUTO = {
+    "model": "AutoModel",
+    "mean_pool": "AutoModel",
+    "masked_lm": "AutoModelForMaskedLM",
+    "causal_lm": "AutoModelForCausalLM",
+}
+MASKED, CLASSIFIER = "AutoModelForMaskedLM", "AutoModelForSequenceClassification"
+
+
+def checkpoint(family: str, auto: str, folder: Path) -> Path:
+    """A random checkpoint as `auto` saves it: without what other classes of the architecture add."""
+    torch.manual_seed(len(family))
+    config = transformers.AutoConfig.for_model(family, **EVERY[family])
+    config.pad_token_id = 0
+    getattr(transformers, auto).from_config(config).save_pretrained(folder)
+    return folder
+
+
+def finished(family: str, head: str, folder: Path, make: Any, auto: str | None = None, peft: Any = None) -> Run:
+    """A run of one round from such a checkpoint, whose head has learnt something."""
+    base = checkpoint(family, auto or AUTO[head], folder / "base")
+    settings = make(
+        {"name": "fedavg", "peft": {"kind": "lora", "r": 2, "target_modules": "all-linear"} if peft is None else peft},
+        rounds=1,
+        num_devices=2,
+        cohort_size=2,
+        backbone={"init": "pretrained", "config": None, "name": str(base), "head": head},
+        data={"max_length": 24, "synthetic": {"num_train": 16, "num_test": 12}},
+        local={"learning_rate": 0.02, "batch_size": 4, "epochs": 2},
+        evaluation={"every": 1},
+    )
+    return simulate(check(settings, "test"), folder / "run")
+
+
+def described(run: Run, head: str) -> dict[str, Any]:
+    """What clean.py is told of a run."""
+    folder = run.folder.parent
+    test = Federation.load(run.folder / "data").test_set()
+    batch = test.batch(torch.arange(test.num_samples))
+    columns = ("input_ids", "attention_mask", "labels", "answer_at")
+    save_file({name: getattr(batch, name).contiguous() for name in columns}, folder / "samples.safetensors")
+    words = list(run.prepared.label_words or ())
+    places = {"adapter": run.folder / "adapter", "base": folder / "base", "samples": folder / "samples.safetensors"}
+    return {name: str(path) for name, path in places.items()} | {"head": head, "words": words}
+
+
+def in_a_clean_process(runs: Sequence[dict[str, Any]], folder: Path) -> list[tuple[float, list[str]]]:
+    (folder / "runs.json").write_text(json.dumps(runs))
+    command = [sys.executable, "-W", "ignore", str(CLEAN), str(folder / "runs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, env=_environment())
+    assert done.returncode == 0, done.stderr
+    found: list[tuple[float, list[str]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+
+
+def agree(cases: Mapping[str, tuple[Run, str]], folder: Path) -> None:
+    """The losses are those of the log, and a classifier says the task's class names."""
+    found = in_a_clean_process([described(run, head) for run, head in cases.values()], folder)
+    logged = {name: run.rows[-1]["global_loss"] for name, (run, _) in cases.items()}
+    assert {name: loss for name, (loss, _) in zip(cases, found, strict=True)} == pytest.approx(logged, abs=1e-5)
+    names = {tuple(said) for (_, head), (_, said) in zip(cases.values(), found, strict=True) if head == "model"}
+    assert names <= {("weather", "travel", "food", "music", "money", "health")}
+
+
+def drawn(run: Run) -> set[str]:
+    """Modules of the saved adapter that are trained whole."""
+    saved = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    return {name.removeprefix("base_model.model.").rpartition(".")[0] for name in saved if ".lora_" not in name}
+
+
+def test_every_architecture_with_the_head_that_it_brings(tmp_path: Path, tiny_settings: Any) -> None:
+    """From checkpoints of the body alone; of BERT with its language-model head, which has no pooler; and of classifiers
+    of other classes, with an adapter of another kind."""
+    other = {"bert from a language model": ("bert", MASKED), "roberta of 2": ("roberta", CLASSIFIER)}
+    other |= {"deberta of 2": ("deberta-v2", CLASSIFIER), "modernbert from a language model": ("modernbert", MASKED)}
+    sources = {family: (family, "AutoModel") for family in ENCODERS | DECODERS} | other
+    cases = {
+        name: (finished(family, "model", tmp_path / name, tiny_settings, auto), "model")
+        for name, (family, auto) in sources.items()
+    }
+    agree(cases, tmp_path)
+    trained = {name: drawn(run) for name, (run, _) in cases.items()}
+    assert trained["bert"] == {"classifier"} and trained["llama"] == {"score"}
+    assert trained["deberta"] == trained["deberta-v2"] == {"pooler.dense", "classifier"}
+    assert trained["deberta of 2"] == trained["modernbert from a language model"] == {"classifier"}
+    assert trained["modernbert"] == {"head.dense", "head.norm", "classifier"}
+    assert trained["bert from a language model"] == {"bert.pooler.dense", "classifier"}
+    assert cases["roberta of 2"][0].prepared.note == (
+        "the checkpoint tells 2 classes apart and the task has 6: its classification head is drawn anew"
+    )
+    assert cases["bloom"][0].prepared.note == "transformers has no sdpa for bloom: backbone.attention=auto takes eager"
+
+
+@pytest.mark.slow
+def test_more_architectures_with_the_head_that_they_bring(tmp_path: Path, tiny_settings: Any) -> None:
+    agree({name: (finished(name, "model", tmp_path / name, tiny_settings), "model") for name in MORE}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["mean_pool", "masked_lm", "causal_lm"])
+def test_every_architecture_with_other_heads(head: str, tmp_path: Path, tiny_settings: Any) -> None:
+    """Or one line says that it has no such head."""
+    families = {"mean_pool": EVERY, "masked_lm": ENCODERS, "causal_lm": DECODERS}[head]
+    cases, refused = {}, {}
+    for name in families:
+        try:
+            cases[name] = (finished(name, head, tmp_path / name, tiny_settings), head)
+        except ModelError as error:
+            refused[name] = str(error)
+    agree(cases, tmp_path)
+    assert not refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["deberta-v2", "modernbert"])
+def test_other_kinds_of_the_peft_library_restore_the_whole_head(
+    family: str, tmp_path: Path, tiny_settings: Any
+) -> None:
+    kinds: dict[str, Any] = {
+        kind: {"kind": kind, "target_modules": "all-linear"} for kind in ("loha", "lokr", "ia3", "vera", "delta_lora")
+    }
+    kinds["ia3"]["feedforward_modules"] = []
+    kinds |= {"prompt": {"kind": "prompt", "num_tokens": 2}, "p_tuning": {"kind": "p_tuning", "num_tokens": 2}}
+    cases = {
+        name: (finished(family, "model", tmp_path / name, tiny_settings, peft=part), "model")
+        for name, part in kinds.items()
+    }
+    agree(cases, tmp_path)
