@@ -17,10 +17,10 @@ from analysis.scores import RECENT
 from analysis.targets import default_target, target_rows
 from analysis.variants import Collection, collect
 
-FORMATS: dict[str, Callable[[Table], str]] = {
+FORMATS: dict[str, Callable[[Table, int | None], str]] = {
     "markdown": formats.markdown,
-    "csv": formats.as_csv,
-    "latex": formats.latex,
+    "csv": lambda table, width: formats.as_csv(table),
+    "latex": lambda table, width: formats.latex(table),
 }
 
 
@@ -60,9 +60,9 @@ def compare_collection(collection: Collection, choices: Choices) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def written(found: Sequence[Table], style: str) -> str:
-    """The tables in one of FORMATS, one after the other."""
-    return "\n".join(FORMATS[style](table) for table in found)
+def written(found: Sequence[Table], style: str, width: int | None = None) -> str:
+    """The tables in one of FORMATS, one after the other. width: of the terminal that shows them."""
+    return "\n".join(FORMATS[style](table, width) for table in found)
 
 
 def write_all(found: Sequence[Table], folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,14 @@ def _yaml(text: str) -> Any:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Whoever looks at the path sees the old file or the new one, never a half."""
+    if not path.name or (path.exists() and not path.is_file()):  # a device must not be replaced
+        raise RunDirError(f"{path}: is not a file; give the path of a file")
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
     except (OSError, ValueError) as error:
+        with suppress(OSError):
+            unfinished.unlink()
         raise RunDirError(f"{path}: cannot be written: {reason(error)}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,20 +38,39 @@ class Table:
         return [head, *([column.text(row) for column in self.columns] for row in self.rows)]
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, width: int | None = None) -> str:
+    """width: characters in a line of the terminal that shows it; None: as wide as it is."""
     rows = [[escaped(cell) for cell in row] for row in table.cells()]
-    notes = "".join(f"- {note}\n" for note in table.notes)
-    return f"## {escaped(table.title)}\n\n{aligned(rows)}\n" + (f"\n{notes}" if notes else "")
+    return f"## {escaped(table.title)}\n\n{fitted(rows, width)}\n" + listed_notes(table.notes, width)
+
+
+def listed_notes(notes: Sequence[str], width: int | None = None) -> str:
+    """A Markdown list after an empty line; '' without notes."""
+    lines = [f"- {escaped_line(note)}" for note in notes]
+    if width:
+        lines = [textwrap.fill(line, max(width, 20), subsequent_indent="  ", break_on_hyphens=False) for line in lines]
+    return "".join(f"{line}\n" for line in ["", *lines]) if lines else ""
 
 
 def as_csv(table: Table) -> str:
     """Plain units and all digits; empty where unknown."""
     out = io.StringIO()
     names = list(table.rows[0]) if table.rows else []
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table.rows)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([spreadsheet_cell(row[name]) for name in names] for row in table.rows)
     return out.getvalue()
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay numbers."""
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def latex(table: Table) -> str:
@@ -78,8 +98,26 @@ def latex(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """A bar would end the cell of a Markdown table."""
-    return text.replace("|", "\\|")
+    """A bar would end the cell of a Markdown table, and a line end its row."""
+    return escaped_line(text).replace("|", "\\|")
+
+
+def escaped_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int | None, num_left: int = 1) -> str:
+    """A Markdown table. Where it is wider than the terminal, a list instead: each row's name, then a line per value."""
+    text = aligned(rows, num_left)
+    if width is None or text.index("\n") <= width:
+        return text
+    head, *others = rows
+    blocks = ["\n".join([row[0], *_values(head, row)]) for row in others]
+    return "\n".join(blocks)
+
+
+def _values(head: Sequence[str], row: Sequence[str]) -> list[str]:
+    return [f"  {name}: {cell}" for name, cell in zip(head[1:], row[1:], strict=True) if cell not in ("", NONE)]
 
 
 def aligned(rows: Sequence[Sequence[str]], num_left: int = 1) -> str:

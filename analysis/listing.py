@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from analysis.files import FINISHED
-from analysis.formats import NONE, aligned
+from analysis.formats import NONE, escaped, fitted
 from analysis.log import RunLog, open_run
 from analysis.units import SECONDS, unit_for
 from fibec_ray.errors import FibecError, RunDirError
@@ -33,13 +33,16 @@ _NO_RUNS_IN = {
 }
 
 
-def listing(folder: Path) -> str:
-    """A table with one line for each run below the folder, in order of path. Raises RunDirError without any."""
+def listing(folder: Path, width: int | None = None) -> str:
+    """A table with one line for each run below the folder, in order of path. Raises RunDirError without any.
+
+    width: characters in a line of the terminal that shows it.
+    """
     absolute(folder)  # raises for what is no path
     found = [_line(run, folder) for run in run_dirs(folder)]
     if not found:
         raise RunDirError(f"{folder}: no run below this folder")
-    return aligned([HEAD, *found], num_left=4)
+    return fitted([HEAD, *([escaped(cell) for cell in row] for row in found)], width, num_left=4)
 
 
 def run_dirs(folder: Path) -> Iterator[Path]:
@@ -93,7 +96,7 @@ def _best(log: RunLog) -> tuple[str, str]:
 
 
 def _collected(log: RunLog, *columns: str) -> pl.DataFrame:
-    return log.rounds.select(columns).collect()
+    return log.collected("rounds", *columns)
 
 
 def _text(value: Any) -> str:

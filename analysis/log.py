@@ -78,8 +78,12 @@ class RunLog:
 
     def frame(self, name: str) -> pl.DataFrame:
         """A whole table. Raises RunDirError where a part cannot be read."""
+        return self.collected(name)
+
+    def collected(self, name: str, *columns: str) -> pl.DataFrame:
+        """Some columns of a table, or all. Raises RunDirError where a part cannot be read."""
         try:
-            return self.table(name).collect()
+            return (self.table(name).select(columns) if columns else self.table(name)).collect()
         except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise RunDirError(f"{(self.place / name).shown}: not a readable round log ({reason})") from error
@@ -106,8 +110,24 @@ class RunLog:
 
     def anchors(self) -> dict[str, float]:
         """What predictors that learn nothing score, by name."""
-        found = self.summary.get("anchors") or {}
-        return {key: float(value) for key, value in found.items() if value is not None}
+        return self.numbers("anchors")
+
+    def numbers(self, key: str) -> dict[str, float]:
+        """A mapping of the summary without its nulls. Raises RunDirError if it holds anything but numbers."""
+        found = self.summary.get(key) or {}
+        try:
+            return {str(name): float(value) for name, value in found.items() if value is not None}
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise RunDirError(f"{self.place.shown}/summary.json: {key}: expected names with numbers") from error
+
+    @property
+    def seed(self) -> int:
+        """Raises RunDirError if it is not a whole number."""
+        found = self.fact("seed")
+        try:
+            return int(found or 0)
+        except (ValueError, OverflowError) as error:
+            raise RunDirError(f"{self.place.shown}: its seed is {str(found)[:50]!r}, not a whole number") from error
 
 
 def _scan_here(paths: list[str], schema: pa.Schema) -> pl.LazyFrame:

@@ -65,13 +65,17 @@ def place(where: str | Path) -> Place:
     Raises RunDirError for a URL that neither knows.
     """
     text = str(where)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RunDirError(f"{text}: its name is not UTF-8; rename it") from error
     if "://" not in text:
         return Place(pafs.LocalFileSystem(), absolute(Path(text)).as_posix(), text)
     try:
         filesystem, path = pafs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         filesystem, path = _by_fsspec(text)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RunDirError(f"{text}: cannot be opened: {error}") from error
     return Place(filesystem, path.rstrip("/"), text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -120,8 +119,8 @@ def _layers(tables: RunTables) -> Table:
 
 def _partition(log: RunLog, tables: RunTables) -> Table:
     """How unlike the devices' data are: what the summary says, and the sizes of the shards."""
-    found: Mapping[str, Any] = log.summary.get("heterogeneity") or {}
-    rows = [{"what": name.replace("_", " "), "value": value} for name, value in found.items() if value is not None]
+    found = log.numbers("heterogeneity")
+    rows: list[dict[str, Any]] = [{"what": name.replace("_", " "), "value": value} for name, value in found.items()]
     sizes = tables.devices.group_by("device").agg(pl.col("num_samples").max()).get_column("num_samples")
     if len(sizes):
         both = {"smallest shard": sizes.min(), "median shard": sizes.median(), "largest shard": sizes.max()}

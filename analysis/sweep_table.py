@@ -10,7 +10,7 @@ from pathlib import Path
 from analysis.compare_tables import cost_text
 from analysis.comparison import Comparison, Line, compare
 from analysis.files import replace_file
-from analysis.formats import NONE, aligned, escaped
+from analysis.formats import NONE, escaped, fitted, listed_notes, spreadsheet_cell
 from analysis.scores import RECENT
 from analysis.statistics import CONFIDENCE
 from analysis.units import Unit, unit_for
@@ -30,16 +30,15 @@ CSV_COLUMNS = (
 confidence interval."""
 
 
-def write_table(sweep_dir: Path, recent: int = RECENT) -> str:
-    """Writes both files from the runs that have finished so far. Returns the Markdown."""
+def write_table(sweep_dir: Path, recent: int = RECENT, width: int | None = None) -> str:
+    """Writes both files from the runs that have finished so far. Returns the table, for a terminal of this width."""
     comparison = compare(sweep_dir, recent)
-    text = markdown(comparison)
     replace_file(sweep_dir / "table.csv", _csv(comparison).encode())
-    replace_file(sweep_dir / "table.md", text.encode())
-    return text
+    replace_file(sweep_dir / "table.md", markdown(comparison).encode())
+    return markdown(comparison, width)
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: Comparison, width: int | None = None) -> str:
     unit = unit_for(max((line.flops or 0.0 for line in comparison.lines), default=0.0), FLOP)
     head = [
         "variant", "seeds", "personal", "global", f"personal − {escaped(comparison.reference)}", "matters?", "MB sent",
@@ -51,8 +50,7 @@ def markdown(comparison: Comparison) -> str:
         if group:
             rows.append([f"**{escaped(group)}**", *[""] * (len(head) - 1)])
         rows.extend(_cells(line, comparison.reference, unit) for line in lines)
-    notes = "\n".join(f"- {note}" for note in _notes(comparison))
-    return f"# Sweep {escaped(comparison.name)}\n\n{aligned(rows)}\n\n{notes}\n"
+    return f"# Sweep {escaped(comparison.name)}\n\n{fitted(rows, width)}\n{listed_notes(_notes(comparison), width)}"
 
 
 def _cells(line: Line, reference: str, unit: Unit) -> list[str]:
@@ -112,10 +110,11 @@ def _csv(comparison: Comparison) -> str:
     for line in comparison.lines:
         is_reference = line.variant == comparison.reference
         paired = line.paired
-        writer.writerow([
+        cells = [
             line.group, line.variant, line.num_seeds, line.personal, line.shared,
             paired and paired.mean, paired and paired.half_width, paired.num_pairs if paired else "",
             "" if is_reference else _matters(line),
             line.num_bytes, line.num_samples, line.flops, line.sim_time_s, line.wall_time_s,
-        ])  # fmt: skip
+        ]  # fmt: skip
+        writer.writerow(map(spreadsheet_cell, cells))
     return out.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
@@ -75,11 +75,29 @@ def _record(root: Place) -> dict[str, Any]:
     if not record:
         raise RunDirError(f"{root.shown}: no sweep here; is it the --out folder of `fibec-ray sweep`?")
     keys = {"name", "reference", "seeds", "variants"}
-    if not keys <= record.keys() or not isinstance(record["variants"], list):
+    if not keys <= record.keys() or not _is_record(record):
         raise RunDirError(
             f"{root.shown}/sweep.yaml: is not the record of a sweep; expected the keys {', '.join(sorted(keys))}"
         )
     return record
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether every value has its type, and no folder leads out of the sweep's."""
+    variants, seeds = record["variants"], record["seeds"]
+    return (
+        isinstance(variants, list)
+        and all(_is_variant(entry) for entry in variants)
+        and isinstance(seeds, list)
+        and all(isinstance(seed, int) for seed in seeds)
+        and isinstance(record["reference"], str | None)
+    )
+
+
+def _is_variant(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "group", "folder")):
+        return False
+    return ".." not in PurePosixPath(entry["folder"]).parts
 
 
 def _finished(folder: Place, seeds: Sequence[int]) -> dict[int, RunLog]:
@@ -99,7 +117,9 @@ def _runs_of(collection: Collection) -> list[RunLog]:
 
 def _grouped(runs: Sequence[RunLog]) -> tuple[Variant, ...]:
     """Named by method, or if two runs of one method have the same seed by experiment, or else by folder."""
-    seeded = [(run, int(run.fact("seed") or 0)) for run in runs]
+    if not runs:
+        raise RunDirError("none of these sweeps has a finished run yet")
+    seeded = [(run, run.seed) for run in runs]
     for name_of in _NAMES:
         found: dict[str, dict[int, RunLog]] = {}
         for run, seed in seeded:

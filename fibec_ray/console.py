@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunError
@@ -16,6 +24,7 @@ from fibec_ray.learning.tally import Row
 from fibec_ray.method import AXES, Method
 from fibec_ray.roundlog.schema import score_column
 from fibec_ray.simulation import Run
+from fibec_ray.terminal import make_console, print_table
 from fibec_ray.types import Fleet
 from fibec_ray.units import duration, size
 
@@ -27,6 +36,8 @@ ANCHORS = {
 }
 
 MOST_DIFFERENCES = 20
+WIDE = 100
+"""Characters in a line from which on there is room for a bar beside the numbers."""
 
 
 class RunView:
@@ -34,16 +45,9 @@ class RunView:
 
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
-        self._console = Console()
+        self._console = make_console()
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            *_columns(self._console), console=self._console, disable=not self._console.is_terminal
         )
         self._opening: TaskID | None = None
         self._rounds: TaskID | None = None
@@ -61,7 +65,7 @@ class RunView:
         pooled = ", their data pooled" if e.method.pooled else ""
         sizes = f"{shards['smallest_shard']:.0f} to {shards['largest_shard']:.0f} samples"
         self._say(
-            f"[bold]{e.name}[/]: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
+            f"{e.name}: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
             f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}{pooled}"
         )
         if prepared.note:
@@ -114,7 +118,7 @@ class RunView:
         columns |= {metric: "metric"} if metric != "accuracy" else {}
         more = {"loss": "loss"} | ({"perplexity": "perplexity"} if self._experiment.task.answers_in_text else {})
         for column in ("", *columns, "best", *more):
-            table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+            table.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
         for model, note in (("global", "test set"), ("personal", "own test shards")):
             best = max((r[f"{model}_{score}"] for r in run.rows if r[f"{model}_{score}"] is not None), default=None)
             values, others = ([last[f"{model}_{name}"] for name in names.values()] for names in (columns, more))
@@ -124,16 +128,28 @@ class RunView:
             table.add_row(trained, _number(last["personal_accuracy_trained"]))
         for name, value in run.prepared.anchors.items():
             table.add_row(f"anchor: {ANCHORS[name]}", _number(value), style="dim")
-        self._console.print(table)
-        self._console.print(
+        print_table(self._console, table)
+        self._say(
             f"sent {size(last['bytes_total'])}, {last['num_samples_total']} training samples visited, simulated "
-            f"{duration(last['sim_time_s'])}, real {duration(last['wall_time_s'])}\nrun directory: {run.folder}",
-            soft_wrap=True,
-            highlight=False,
+            f"{duration(last['sim_time_s'])}, real {duration(last['wall_time_s'])}"
         )
+        self._console.print(f"run directory: {run.folder}", soft_wrap=True)  # in one piece, to be copied
 
     def _say(self, text: str) -> None:
-        self._progress.console.print(text, soft_wrap=True, highlight=False)
+        """A terminal gets lines broken between words, so that no number is cut; a pipe gets one line."""
+        if self._console.is_terminal:
+            self._console.print(text, overflow="fold")
+        else:
+            self._console.print(text, soft_wrap=True)
+
+
+def _columns(console: Console) -> list[ProgressColumn]:
+    """Of the progress bar. A narrow terminal has room for the numbers alone."""
+    notes = TextColumn("{task.fields[note]}", markup=False, table_column=Column(overflow="fold"))
+    stage, count = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.completed}/{task.total}"))
+    if console.width < WIDE:
+        return [stage, count, notes, TimeRemainingColumn()]
+    return [stage, BarColumn(), count, notes, TimeElapsedColumn(), TimeRemainingColumn()]
 
 
 def method_table(methods: Sequence[tuple[str, Method]]) -> None:
@@ -145,10 +161,7 @@ def method_table(methods: Sequence[tuple[str, Method]]) -> None:
     for name, method in methods:
         cells = [_cell(axis, method.parts[axis].kind, neutral.parts[axis].kind) for axis in AXES]
         table.add_row(name, *cells, method.sends, method.keeps, method.reference)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # a pipe has no width of its own, and a table that is folded is of no use to grep
-    console.print(table)
+    print_table(make_console(), table, fold_in_pipes=False)
 
 
 def _cell(axis: str, kind: str, neutral: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 import torch
 import yaml
 
+from fibec_ray import environment
 from fibec_ray import run_dir as run_dirs
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.source import effective_task
@@ -244,8 +244,8 @@ def resolved(experiment: Experiment) -> dict[str, Any]:
 
 def cache_dir() -> Path:
     """Where prepared base weights are kept on a node: FIBEC_RAY_CACHE, or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "fibec_ray"
-    return Path(os.environ.get("FIBEC_RAY_CACHE", default)).expanduser()
+    default = Path(environment.read("XDG_CACHE_HOME") or "~/.cache") / "fibec_ray"
+    return Path(environment.read("FIBEC_RAY_CACHE") or default).expanduser()
 
 
 def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -18,24 +18,28 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.parts import parts
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
+from fibec_ray.streams import harmless
+from fibec_ray.terminal import least_width, make_console
 from fibec_ray.units import duration, size
 
 EVERY_S = 1.0
 NEWEST = 12
 """Rounds that the view shows."""
 COLUMNS = ("round", "global", "personal", "loss", "train loss", "sent", "lost", "simulated", "real")
+SPARED = ("simulated", "lost", "real", "train loss", "sent", "loss")
+"""Columns that a narrow terminal does without, in this order."""
 
 
 def watch(run_dir: Path, every_s: float = EVERY_S) -> None:
     """Until the run has ended, well or not. Raises RunDirError for what is no run directory."""
-    console = Console()
+    console = make_console()
     if not console.is_terminal:
         for line in lines(run_dir, every_s):
             print(line, flush=True)
         return
     with Live(console=console, auto_refresh=False) as live:
         for summary, rows in looks(run_dir, every_s):
-            live.update(view(summary, rows), refresh=True)
+            live.update(view(summary, rows, console.width), refresh=True)
 
 
 def lines(run_dir: Path, every_s: float) -> Iterator[str]:
@@ -61,17 +65,28 @@ def looks(run_dir: Path, every_s: float) -> Iterator[tuple[dict[str, Any], list[
         time.sleep(every_s)
 
 
-def view(summary: dict[str, Any], rows: list[dict[str, Any]]) -> Group:
-    """A title, a bar with the time left, and the newest rounds."""
+def view(summary: dict[str, Any], rows: list[dict[str, Any]], width: int) -> Group:
+    """A title, a bar with the time left, and the newest rounds, in as many columns as fit."""
     done, total = len([row for row in rows if row["round"] >= 0]), summary["rounds"]
-    table = Table(box=None)
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows[-NEWEST:]:
-        table.add_row(*_cells(row, score_column(summary["metric"])))
-    title = f"{summary['name']}: {summary['method']} on {summary['task']}, seed {summary['seed']}, {summary['status']}"
+    shown = [dict(zip(COLUMNS, _cells(row, score_column(summary["metric"])), strict=True)) for row in rows[-NEWEST:]]
+    columns = list(COLUMNS)
+    for spared in SPARED:
+        if least_width(_table(columns, shown)) > width:
+            columns.remove(spared)
+    name, method, task, seed = (summary.get(key) for key in ("name", "method", "task", "seed"))
+    title = f"{name}: {method} on {task}, seed {seed}, {summary['status']}"
     left = _left(rows, total) if summary["status"] == "running" else ""
-    return Group(Text(title, "bold"), ProgressBar(total, done, width=60), Text(f"{done}/{total} rounds{left}"), table)
+    bar, count = ProgressBar(total, done, width=min(60, width)), Text(f"{done}/{total} rounds{left}")
+    return Group(Text(harmless(title), "bold"), bar, count, _table(columns, shown))
+
+
+def _table(columns: list[str], rows: list[dict[str, str]]) -> Table:
+    table = Table(box=None)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[column] for column in columns))
+    return table
 
 
 def _left(rows: list[dict[str, Any]], total: int) -> str:
@@ -100,8 +115,9 @@ def _summary(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found["status"], found["metric"], found["rounds"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found["status"], found["metric"]
+        found["rounds"] = int(found["rounds"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise RunDirError(f"{run_dir}: no run here yet; give the run directory of a run that has begun") from error
     return found
 

@@ -289,6 +289,19 @@ def test_the_program_runs(tiny_file: str, tmp_path: Path) -> None:
     assert "anchor: majority class" in done.stdout and "anchor: device's own majority class" in done.stdout
 
 
+def test_a_run_in_ascii_whose_reader_has_gone_comes_to_its_end(tiny_file: str, tmp_path: Path) -> None:
+    """And what names it is not read as markup."""
+    command = (
+        f"'{sys.executable}' -m fibec_ray.cli run '{tiny_file}' 'name=tré :smile:[lora]' evaluation.every=1 "
+        "--out 'rün [/]' | head -n 2; exit ${PIPESTATUS[0]}"
+    )
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(rb"tr\xe9 :smile:[lora]: fibecfed on") and done.stdout.count(b"\n") == 2
+    assert json.loads((tmp_path / "rün [/]" / "summary.json").read_text())["status"] == "finished"
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"'{sys.executable}' -m fibec_ray.cli show '{QUICKSTART}' | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)

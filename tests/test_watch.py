@@ -44,7 +44,7 @@ def test_it_goes_on_until_the_run_has_ended(tmp_path: Path) -> None:
 def test_the_view_has_a_bar_and_the_newest_rounds(run_dir: Path) -> None:
     ((summary, rows),) = looks(run_dir, every_s=0)
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(view(summary | {"status": "running", "rounds": 10}, rows))
+    console.print(view(summary | {"status": "running", "rounds": 10}, rows, console.width))
     text = console.export_text()
     assert "seen: fedavg on digits, seed 3, running" in text
     assert "3/10 rounds, about" in text and "train loss" in text and "start" in text

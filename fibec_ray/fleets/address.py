@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 
+from fibec_ray.environment import read
 from fibec_ray.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 5
@@ -21,7 +21,7 @@ def resolve(address: str) -> str:
 
     Raises ConfigError if there is none, or the address is no such pair.
     """
-    where = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
+    where = read("RAY_ADDRESS") or address if address == "auto" else address
     found = _running() if where == "auto" else where
     if found is None:
         raise ConfigError(
@@ -39,7 +39,7 @@ def refuse_silence(address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            if (read("RAY_USE_TLS") or "0").lower() in ("1", "true"):
                 return
             connection.settimeout(CONNECT_TIMEOUT_S)
             connection.sendall(PREFACE)

@@ -21,14 +21,15 @@ from ray._private import ray_constants
 from ray._private.utils import get_num_cpus
 from ray.job_config import JobConfig
 
+from fibec_ray.environment import drop_empty, set_default
 from fibec_ray.errors import CapacityError, ClusterError
 from fibec_ray.fleets import address, gpus
-from fibec_ray.fleets.environment import drop_empty
 from fibec_ray.fleets.placement import Resources
 from fibec_ray.fleets.ray_token import ensure_token, protect_token
 from fibec_ray.fleets.scratch import Scratch
 from fibec_ray.fleets.scratch import make as make_scratch
 from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.interrupts import handlers_kept
 
 STOP_S = 5
 """Seconds that a local cluster's processes have to end by themselves, and then again when they are told to."""
@@ -60,6 +61,7 @@ class Session:
         self.scratch.remove(logs_to)
 
 
+@handlers_kept()
 def connect(config: FleetConfig, note: Note = lambda text: None) -> Session:
     """Join the cluster of fleet.address, or start a local one. A session that is already open is used as it is.
 
@@ -69,7 +71,7 @@ def connect(config: FleetConfig, note: Note = lambda text: None) -> Session:
     if ray.is_initialized():
         return Session(ours=False)
     drop_empty(os.environ)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    set_default("RAY_USAGE_STATS_ENABLED", "0")
     return _start_local(config, note) if config.address is None else _join(config.address, note)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fibec_ray.environment import read
 from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.tolerance import Tolerance
 from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order
@@ -64,7 +64,7 @@ class Site:
         assert isinstance(self.job.backbone, Backbone), "nothing is prepared of a network from scratch"
         quiet_libraries()
         # A node may keep them elsewhere than the driver's machine does, which says so for all.
-        cache_dir = Path(os.environ.get("FIBEC_RAY_NODE_CACHE", self.cache_dir))
+        cache_dir = Path(read("FIBEC_RAY_NODE_CACHE") or self.cache_dir)
         return prepare(self.job.backbone, self.job.seed, self.job.num_classes, cache_dir)
 
     def base_fingerprint(self) -> str:

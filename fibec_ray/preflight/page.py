@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fibec_ray.preflight.check import Outlook
+from fibec_ray.terminal import print_table
 from fibec_ray.units import duration, size
 
 
@@ -28,14 +29,14 @@ def as_json(outlook: Outlook) -> dict[str, Any]:
 def show(outlook: Outlook, console: Console) -> None:
     plan = outlook.plan
     table = Table(title=f"{plan.experiment}, {plan.method}: what the run will take", title_justify="left")
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")
     table.add_column("takes", justify="right", no_wrap=True)
     table.add_column("of which, or why", overflow="fold")
     for section in (_model, _places, _memory, _disk, _traffic, _work):
         for row in section(outlook):
             table.add_row(*row)
         table.add_section()
-    console.print(table)
+    print_table(console, table)
 
 
 Rows = list[tuple[str, str, str]]

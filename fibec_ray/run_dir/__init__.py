@@ -3,7 +3,6 @@
 from fibec_ray.run_dir.claim import Claim, claimed, create, locked, next_free, refuse_driver, taken
 from fibec_ray.run_dir.leftovers import half_made
 from fibec_ray.run_dir.paths import absolute, failing_plainly
-from fibec_ray.run_dir.termination import terminated_as_interrupted
 from fibec_ray.run_dir.whole import flush, flush_folder, replace_folder, whole, write_json, write_text, write_yaml
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "refuse_driver",
     "replace_folder",
     "taken",
-    "terminated_as_interrupted",
     "whole",
     "write_json",
     "write_text",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fibec_ray.run_dir import terminated_as_interrupted
+from fibec_ray.interrupts import signals_interrupt
 
 POLL_S = 0.1
 GRACE_S = 20.0
@@ -31,7 +31,7 @@ class Task:
 def run_all(tasks: Sequence[Task], jobs: int) -> None:
     """Starts tasks in order, `jobs` at a time. However this ends, Ctrl-C and SIGTERM included, no child goes on."""
     waiting, active = deque(tasks), list[tuple[Task, subprocess.Popen[bytes], float]]()
-    with terminated_as_interrupted():
+    with signals_interrupt():
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:

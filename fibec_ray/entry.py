@@ -1,0 +1,99 @@
+"""Runs one command of `fibec-ray`: streams, signals, errors in one line, exit code; called by cli.py."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fibec_ray.environment import drop_empty, set_default
+from fibec_ray.errors import FibecError
+from fibec_ray.interrupts import signal_of, signals_interrupt
+from fibec_ray.streams import ReaderGone, lasting
+
+CANNOT_PRINT = 2
+"""Exit code of a command whose only result is what it prints, when that cannot be written."""
+
+LONGEST_WORD = 1000
+
+
+def run(parse: Callable[[], argparse.Namespace]) -> int:
+    """Exit codes: 0 done, 1 the run failed, 2 something that the user can fix (said in one line), 128 + number of the
+    signal that ended it (130: Ctrl-C).
+
+    parse: gives the command as `command`, and as `prints` whether what it prints is all that it does.
+    """
+    with lasting() as (out, _), signals_interrupt():
+        out.quits = True
+        try:
+            arguments = parse()
+            out.quits = arguments.prints
+            _quiet()
+            arguments.command(arguments)
+            out.flush()
+        except FibecError as error:
+            _say(str(error))
+            return error.exit_code
+        except OSError as error:  # of a file that nobody foresaw; the line names it
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _say(f"{where}{error.strerror or error}")
+            return 2
+        except ReaderGone:
+            return 0
+        except (KeyboardInterrupt, SystemExit) as stop:
+            number = signal_of(stop)
+            if number is None:
+                raise
+            return _interrupted(stop, number)
+        return CANNOT_PRINT if arguments.prints and out.failed else 0
+
+
+def _interrupted(stop: BaseException, number: int) -> int:
+    with suppress(KeyboardInterrupt):  # an impatient second Ctrl-C
+        _say("; ".join(["interrupted", *getattr(stop, "__notes__", ())]))
+    return 128 + number
+
+
+def _say(text: str) -> None:
+    print(f"fibec-ray: {readable(one_line(text))}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def advice(find: Callable[[], str]) -> Iterator[None]:
+    """Adds to an interruption of the block what the user can do next."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if signal_of(stop) is not None:
+            stop.add_note(find())
+        raise
+
+
+def how_to_resume(folder: Path) -> str:
+    if (folder / "checkpoints" / "run.json").is_file():
+        return f"resume with: fibec-ray resume {shlex.quote(str(folder))}"
+    return "the run had not begun; start it again"
+
+
+def one_line(text: str) -> str:
+    """What is found in files may hold line ends, and characters that command a terminal or cannot be written."""
+    words = " ".join(text.splitlines())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
+
+
+def readable(text: str) -> str:
+    """The text with words shortened that nobody would read, such as a path of thousands of characters."""
+    return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:200]}...{word[-100:]}" for word in text.split(" "))
+
+
+def _quiet() -> None:
+    """Libraries announce deprecations and accelerators on import; that is no news to the person at the terminal."""
+    drop_empty()
+    set_default("RAY_USAGE_STATS_ENABLED", "0")
+    set_default("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")

@@ -1,0 +1,43 @@
+"""Reads environment variables, of which an empty one counts as unset; used all over the package.
+
+Shells and job files often write `NAME=` to mean "not set". CUDA_VISIBLE_DEVICES is the exception: there an empty value
+means "no GPU", so it is read from os.environ as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping
+
+LIBRARIES = (
+    "RAY_",
+    "HF_",
+    "HUGGINGFACE_",
+    "TRANSFORMERS_",
+    "XDG_",
+    "WANDB_",
+    "MLFLOW_",
+    "AWS_",
+    "GOOGLE_",
+    "FIBEC_RAY_",
+)
+"""Variables that libraries read; some of them take an empty value for a path or a number and fail."""
+
+
+def read(name: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """The value, or None if the variable is unset or empty."""
+    return (os.environ if environment is None else environment).get(name) or None
+
+
+def set_default(name: str, value: str) -> None:
+    """Sets a variable that is unset or empty."""
+    if not os.environ.get(name):
+        os.environ[name] = value
+
+
+def drop_empty(environment: MutableMapping[str, str] | None = None) -> None:
+    """Unsets the empty variables of LIBRARIES, and an empty HOME, so that libraries use their defaults."""
+    found = os.environ if environment is None else environment
+    for name in [name for name, value in found.items() if not value.strip()]:
+        if name.startswith(LIBRARIES) or name == "HOME":
+            del found[name]
