@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,14 @@ from filelock import FileLock, Timeout
 
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.environment import read
 from fibec_ray.errors import RunDirError
+from fibec_ray.interrupts import signals_interrupt
 from fibec_ray.jobs.local_copy import make_ready
 from fibec_ray.jobs.mirror import Mirror, mirrored
 from fibec_ray.reruns.records import binding, finished_digest, read_record
 from fibec_ray.reruns.resume import resume_record
-from fibec_ray.run_dir import absolute, failing_plainly, half_made, terminated_as_interrupted
+from fibec_ray.run_dir import absolute, failing_plainly, half_made
 from fibec_ray.simulation import Run, Watcher, cache_dir, simulate
 from fibec_ray.storage import Storage, is_url
 
@@ -27,7 +28,7 @@ from fibec_ray.storage import Storage, is_url
 def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[Path]:
     """The folder to work in. For a URL it is one of this machine, which is copied there while the block runs."""
     if not is_url(out):
-        with terminated_as_interrupted():
+        with signals_interrupt():
             yield Path(out)
         return
     storage = Storage(out)
@@ -72,7 +73,7 @@ def _has_begun(folder: Path) -> bool:
 
 def _near(out: str) -> Path:
     """Where all nodes see it, if there is such a place: devices work in the run directory too."""
-    shared = os.environ.get("FIBEC_RAY_RUNS")
+    shared = read("FIBEC_RAY_RUNS")
     return Path(shared or cache_dir() / "runs") / ".urls" / hashlib.blake2b(out.encode(), digest_size=8).hexdigest()
 
 

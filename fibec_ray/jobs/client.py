@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from fibec_ray.errors import ClusterError, did_you_mean
 from fibec_ray.fleets.ray_token import HOW_TO_SET_A_TOKEN
-from fibec_ray.jobs.address import settle
+from fibec_ray.jobs.address import settle, without_secrets
 
 CHATTY = (
     "ray._private.runtime_env.packaging",
@@ -58,14 +59,17 @@ class Job:
 class Cluster:
     """Raises ClusterError for whatever the job server refuses."""
 
-    def __init__(self, address: str | None):
-        self.url = settle(address)
+    def __init__(self, address: str | None, warn: Callable[[str], None] = lambda text: None):
+        url = settle(address, warn=warn)
+        self._secret = urlsplit(url).netloc.rpartition("@")[0]
+        self.url = without_secrets(url)
+        """for messages: without a user and a password"""
         from ray.job_submission import JobSubmissionClient
 
         for name in CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
         with self._errors():
-            self._client = JobSubmissionClient(self.url)
+            self._client = JobSubmissionClient(url)
 
     def submit(self, entrypoint: str, id_: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         """Waits for a cluster that has just come up."""
@@ -133,9 +137,15 @@ class Cluster:
             )
             raise ClusterError(f"--address: {self.url}: {wrong}; {HOW_TO_SET_A_TOKEN}") from error
         except (ConnectionError, requests.RequestException) as error:
-            raise ClusterError(f"--address: {self.url}: does not answer as a job server does ({error})") from error
+            raise ClusterError(
+                f"--address: {self.url}: does not answer as a job server does ({self._said(str(error))})"
+            ) from error
         except (RuntimeError, ValueError) as error:
-            raise ClusterError(f"{self.url}: the request was refused: {_last_line(error)}") from error
+            raise ClusterError(f"{self.url}: the request was refused: {self._said(_last_line(error))}") from error
+
+    def _said(self, text: str) -> str:
+        """Libraries repeat the address, maybe with its password."""
+        return text.replace(f"{self._secret}@", "") if self._secret else text
 
 
 def _job(details: Any) -> Job:

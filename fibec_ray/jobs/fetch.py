@@ -1,18 +1,23 @@
-"""`fibec-ray fetch`: brings a job's run directory here, from a URL, a shared folder, or the cluster's own disk."""
+"""`fibec-ray fetch`: brings a job's run directory here, from object storage, the cluster's disk, or a shared folder.
+
+Whoever may submit jobs also writes their names and places. Nothing here trusts them: a place never names a file of this
+machine unless the user says that the folder is shared, and a name is a folder name or refused.
+"""
 
 from __future__ import annotations
 
-import base64
-import io
+import re
 import shutil
-import tarfile
 import uuid
 from pathlib import Path
+from tempfile import mkdtemp
+from urllib.parse import unquote, urlsplit
 
 from fibec_ray.errors import ClusterError, JobFailed, RunDirError
 from fibec_ray.jobs.client import HELPER, Cluster, Job
 from fibec_ray.jobs.follow import refuse_failure, settled
-from fibec_ray.jobs.submit import RUNS, quoted
+from fibec_ray.jobs.submit import quoted
+from fibec_ray.jobs.unpack import unpack
 from fibec_ray.storage import Storage, is_url
 
 MOST_MB = 64
@@ -20,49 +25,80 @@ MOST_MB = 64
 LEFT_OUT = ("checkpoints", "data")
 """Of what comes that way: they are needed to go on with a run, not to look at it, and may be large."""
 MARK = "fibec-ray-packed:"
+OBJECT_STORAGE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "viewfs")
+"""Kinds of URL that never name a file of this machine."""
 
 
-def fetch(cluster: Cluster, job: Job, target: Path) -> list[str]:
-    """Copies the run directory into a folder that is not there yet, or empty. Returns the parts that were left out."""
+def folder_name(job: Job) -> str:
+    """The job's name, for the default destination. Raises ClusterError unless it is one plain folder name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", job.name):
+        raise ClusterError(f"{job.id}: its name {job.name!r} is not a folder name; give a DEST")
+    return job.name
+
+
+def fetch(cluster: Cluster, job: Job, target: Path, shared: bool = False) -> list[str]:
+    """Copies the run directory into a folder that is not there yet, or empty. Returns the parts that were left out.
+
+    shared: this machine sees the job's folder under the same path, so that it is copied from there.
+    """
     if job.out is None:
         raise ClusterError(f"{job.id}: was not submitted by fibec-ray, and has no run directory")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunDirError(f"{target}: is not empty; choose another DEST, or remove it")
-    draft = target.with_name(f".{target.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.parent.mkdir(parents=True, exist_ok=True)
     try:
-        left_out = _bring(cluster, job, job.out, draft)
-        draft.rename(target)  # fails if something has come there meanwhile
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(mkdtemp(prefix=".fetch-", dir=target.parent))
+    except OSError as error:
+        raise RunDirError(f"{target}: cannot be written ({error.strerror}); choose another DEST") from error
+    try:
+        left_out = _bring(cluster, job, job.out, work / "run", shared)
+        (work / "run").rename(target)  # fails if something has come there meanwhile
     except OSError as error:
         raise RunDirError(f"{target}: cannot be written ({error.strerror}); choose another DEST") from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return left_out
 
 
-def _bring(cluster: Cluster, job: Job, out: str, draft: Path) -> list[str]:
-    if is_url(out):
-        storage = Storage(out)
-        if not storage.is_folder():
-            raise RunDirError(f"{out}: nothing here yet; has the job's first round ended?")
-        storage.download(draft)
+def _bring(cluster: Cluster, job: Job, out: str, draft: Path, shared: bool) -> list[str]:
+    if is_url(out) and not out.startswith("file://"):
+        _download(out, draft)
         return []
-    if not out.startswith(RUNS) and Path(out).is_dir():
-        shutil.copytree(out, draft)
+    path = unquote(urlsplit(out).path) if is_url(out) else out
+    if shared:
+        _copy(Path(path), draft)
         return []
-    _unpack(_through_a_log(cluster, job, out), draft)
+    unpack(_through_a_log(cluster, job, path), draft)
     return list(LEFT_OUT)
+
+
+def _download(url: str, draft: Path) -> None:
+    if url.partition("://")[0] not in OBJECT_STORAGE:
+        raise RunDirError(f"{url}: not a URL of object storage; open it by its URL, as in `fibec-ray report URL`")
+    storage = Storage(url)
+    if not storage.is_folder():
+        raise RunDirError(f"{url}: nothing here yet; has the job's first round ended?")
+    storage.download(draft)
+
+
+def _copy(folder: Path, draft: Path) -> None:
+    """Links stay links, so that nothing outside the folder is copied."""
+    if not (folder / "config.yaml").is_file():
+        raise RunDirError(f"--shared: {folder}: is not a run directory on this machine; leave --shared out")
+    try:
+        shutil.copytree(folder, draft, symlinks=True)
+    except OSError as error:  # shutil.Error, with all that failed, is one
+        raise RunDirError(f"--shared: {folder}: cannot be copied ({error.strerror or error})") from error
 
 
 def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
     """A second job on the cluster packs the folder and prints it: that needs no storage that we share with it."""
-    id_ = f"{job.name}.fetch-{uuid.uuid4().hex[:8]}"
+    id_ = f"fetch-{uuid.uuid4().hex}"
     names = " ".join(f"--exclude=./{name}" for name in (*LEFT_OUT, ".lock", ".driver.json"))
     folder = quoted(out)
     # Ready-made tools of any node: our own package may be at another version there, or not installed at all.
     command = (
-        f"cd {folder} || exit 3; size=$(tar -cz {names} . | wc -c); "
+        f"cd -- {folder} || exit 3; size=$(tar -cz {names} . | wc -c); "
         f'if [ "$size" -gt {MOST_MB * 1_000_000} ]; then echo "fibec-ray: $size bytes are more than a log carries; '
         f'submit with --out URL, or copy the folder"; exit 4; fi; '
         f"echo {MARK}; tar -cz {names} . | base64"
@@ -75,12 +111,3 @@ def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
     except JobFailed as error:
         raise RunDirError(f"{out}: cannot be brought from the cluster: {error}") from error
     return log.rpartition(f"{MARK}\n")[2]
-
-
-def _unpack(text: str, draft: Path) -> None:
-    try:
-        packed = base64.b64decode("".join(text.split()), validate=True)
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
-            archive.extractall(draft, filter="data")  # refuses links and paths that lead out of the folder
-    except (ValueError, tarfile.TarError, OSError, EOFError) as error:
-        raise RunDirError(f"{draft}: what the cluster sent is no run directory ({error})") from error

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fibec_ray.errors import StorageError
-from fibec_ray.run_dir import terminated_as_interrupted
+from fibec_ray.interrupts import signals_interrupt
 from fibec_ray.storage import Storage
 
 RUN_JSON = "checkpoints/run.json"
@@ -103,7 +103,7 @@ def mirrored(mirror: Mirror, warn: Callable[[str], None]) -> Iterator[None]:
     thread = threading.Thread(target=_keep_copying, args=(mirror, done, warn), daemon=True)
     thread.start()
     try:
-        with terminated_as_interrupted():
+        with signals_interrupt():
             yield
     finally:
         done.set()

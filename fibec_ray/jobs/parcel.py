@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ EXPERIMENT = "experiment.yaml"
 INPUTS = "inputs"
 MOST_DATA_BYTES = 100_000_000
 """Of data that travels with a job; Ray's own limit for a package is five times that."""
+MOST_FILES = 10_000
 
 
 @contextmanager
@@ -53,22 +55,60 @@ def settings_for(experiment: Experiment, work: Path) -> dict[str, Any]:
 
 def take_along(data: Path, inputs: Path) -> str:
     """Copies a data set to where the job starts; returns its path as seen from there. Raises DataError."""
-    files = [data] if data.is_file() else sorted(path for path in data.rglob("*") if path.is_file())
+    try:
+        root = data.resolve(strict=True)
+        files = {Path(): root} if root.is_file() else dict(islice(_files_in(root, Path(), (root,)), MOST_FILES + 1))
+        refuse_too_much(data, files.values())
+        target = inputs / (root.name or "data")
+        for name, source in files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target / name)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"data.path: {data}: no such file or folder here, and it is no absolute path of the cluster's"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:  # unreadable; not a path; links in a circle
+        raise DataError(f"data.path: {data}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return str(target.relative_to(inputs.parent))
+
+
+def _files_in(root: Path, at: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
+    """(path below root, file to read) for every file but hidden ones. Links count as what they lead to.
+
+    above: the folders that hold this one, so that a link back to one of them is found. Raises DataError for links out
+    of the folder and for what is neither file nor folder.
+    """
+    for entry in sorted((root / at).iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() and not entry.exists():
+            raise DataError(f"data.path: {entry}: is a link that leads nowhere; remove it")
+        source = entry.resolve()
+        if not source.is_relative_to(root):
+            raise DataError(f"data.path: {entry}: is a link out of the folder, to {source}; put the file itself there")
+        if source in above:
+            raise DataError(f"data.path: {entry}: is a link to a folder that holds it; remove it")
+        if source.is_dir():
+            yield from _files_in(root, at / entry.name, (*above, source))
+        elif source.is_file():
+            yield at / entry.name, source
+        else:
+            raise DataError(f"data.path: {entry}: is neither a file nor a folder; remove it")
+
+
+def refuse_too_much(data: Path, files: Collection[Path]) -> None:
     if not files:
-        raise DataError(f"data.path: {data}: no such file or folder here, and it is no absolute path of the cluster's")
+        raise DataError(f"data.path: {data}: holds no files")
+    if len(files) > MOST_FILES:
+        raise DataError(
+            f"data.path: {data}: holds more than {MOST_FILES:,} files; name the folder of the data set alone"
+        )
     num_bytes = sum(path.stat().st_size for path in files)
     if num_bytes > MOST_DATA_BYTES:
         raise DataError(
             f"data.path: {data} has {num_bytes / 1e6:.0f} MB, and {MOST_DATA_BYTES / 1e6:.0f} may travel with a job; "
             "put it on storage that the cluster reads and give its URL (s3://, gs://) or absolute path"
         )
-    target = inputs / data.name
-    inputs.mkdir(exist_ok=True)
-    if data.is_file():
-        shutil.copyfile(data, target)
-    else:
-        shutil.copytree(data, target)
-    return str(target.relative_to(inputs.parent))
 
 
 def copy_code(folder: Path) -> list[Path]:

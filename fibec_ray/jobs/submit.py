@@ -73,5 +73,5 @@ def place_of(name: str, out: str | None) -> str:
 
 
 def quoted(run_dir: str) -> str:
-    """For the shell of the cluster's head, which has to fill in RUNS."""
-    return f'"{run_dir}"' if run_dir.startswith(RUNS) else shlex.quote(run_dir)
+    """For the shell of the cluster's head, which fills in RUNS and takes the rest as it is."""
+    return f'"{RUNS}"{shlex.quote(run_dir.removeprefix(RUNS))}' if run_dir.startswith(RUNS) else shlex.quote(run_dir)

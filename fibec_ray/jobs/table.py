@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from rich.console import Console
 from rich.table import Table
 
 from fibec_ray.jobs.client import Job
+from fibec_ray.terminal import make_console, print_table
 from fibec_ray.units import duration
 
 
@@ -20,10 +20,7 @@ def job_table(jobs: Sequence[Job]) -> None:
         table.add_column(column, overflow="fold")
     for job in jobs:
         table.add_row(job.id, job.status.lower(), _started(job), _took(job), job.out or "")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # so that no cell is folded, and grep finds what it looks for
-    console.print(table)
+    print_table(make_console(), table, fold_in_pipes=False)
 
 
 def _started(job: Job) -> str:

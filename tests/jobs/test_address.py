@@ -99,3 +99,62 @@ def test_the_command_refuses_in_one_line(
         assert main(["jobs", "--address", address]) == 2
         out, err = capsys.readouterr()
         assert out == "" and says in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "http://[::1",
+        "http://[",
+        "http://a b",
+        "http://head/\n",
+        "http://head?x=1",
+        "http://head#x",
+        "http://a\0b",
+        "http://][",
+    ],
+)
+def test_addresses_that_are_no_urls_at_all(given: str) -> None:
+    with pytest.raises(ClusterError, match="not the URL of a job server"):
+        as_url(given)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:hunter2@127.0.0.1:1", "me:hunter2@127.0.0.1:1", "https://hunter2@127.0.0.1:1/x", "ray://me:hunter2@head",
+        "http://me:hunter2@10.0.0.1:8265", "http://me:hunter2@[::1", "http://head:1/?token=hunter2", "http://me:hun#ter2@h:1",
+        "http://a@hunter2@127.0.0.1:1",
+    ],
+)  # fmt: skip
+def test_a_password_in_an_address_is_never_printed(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    for way in (["--address", address], []):
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        assert main(["jobs", *way]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and not any(secret in err for secret in ("hunter2", "ter2", "me:")) and err.count("\n") == 1
+
+
+def test_libraries_that_repeat_the_address_do_not_repeat_the_password(listening: str, tmp_path: Path) -> None:
+    from fibec_ray.jobs.client import Cluster
+
+    cluster = Cluster.__new__(Cluster)
+    cluster._secret = "me:hunter2"
+    assert cluster._said("cannot reach http://me:hunter2@head/api") == "cannot reach http://head/api"
+
+
+def test_a_token_in_clear_text_to_another_machine_is_warned_of(listening: str, tmp_path: Path) -> None:
+    """Not on this machine, and not by https."""
+    said: list[str] = []
+    environment = home_with_token(tmp_path)
+    with pytest.raises(ClusterError, match="nobody answers"):
+        settle("http://192.0.2.1:1", environment, said.append)
+    assert len(said) == 1 and said[0].startswith("--address: http://192.0.2.1:1: the token goes there in clear text")
+    settle(listening, environment, said.append)
+    with pytest.raises(ClusterError, match="nobody answers"):
+        settle("https://192.0.2.1:1", environment, said.append)
+    assert len(said) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_without_a_name_every_submission_is_a_new_run() -> None:
 
 
 def test_places() -> None:
-    assert place_of("a", None) == f"{RUNS}/a" and quoted(place_of("a", None)) == f'"{RUNS}/a"'
+    assert place_of("a", None) == f"{RUNS}/a" and quoted(place_of("a", None)) == f'"{RUNS}"/a'
     assert place_of("a", "/srv/my runs/") == "/srv/my runs/a" and quoted("/srv/my runs/a") == "'/srv/my runs/a'"
     assert place_of("a", "file:///srv") == "file:///srv/a"
     with pytest.raises(ConfigError, match="--out: runs: a job has no folder of its own that lasts"):
@@ -140,3 +141,73 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
     assert run is not None and run.adapter_digest == whole.adapter_digest
     assert "resuming at round" in str(notes)
     assert json.loads((tmp_path / "bucket/run/summary.json").read_text())["status"] == "finished"
+
+
+# --- data that travel
+
+
+def a_set(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "train.csv").write_text("sentence,label\na,0\n")
+    return folder
+
+
+def travelled(data: Path, folder: Path) -> list[str]:
+    take_along(data, folder / "work" / "inputs")
+    return sorted(
+        path.relative_to(folder / "work").as_posix() for path in (folder / "work").rglob("*") if path.is_file()
+    )
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("where", "path"), [("set", "."), ("set/below", ".."), ("set", "../set"), (".", "./set/")])
+def test_data_by_other_names_of_their_folder(where: str, path: str, work: Path, monkeypatch: Any) -> None:
+    (a_set(work / "set") / "below").mkdir()
+    (work / "set" / ".env").write_text("secret")
+    monkeypatch.chdir(work / where)
+    assert travelled(Path(path), work) == ["inputs/set/train.csv"]
+
+
+def test_links_inside_a_data_set_travel_as_files(work: Path) -> None:
+    folder = a_set(work / "set")
+    (folder / "test.csv").symlink_to("train.csv")
+    (folder / "parts").mkdir()
+    (folder / "again").symlink_to("parts")
+    (folder / "parts" / "a.csv").write_text("x")
+    (work / "named").symlink_to(folder)
+    assert travelled(work / "named", work) == [
+        f"inputs/set/{name}" for name in ("again/a.csv", "parts/a.csv", "test.csv", "train.csv")
+    ]
+    assert not any(path.is_symlink() for path in (work / "work").rglob("*"))
+
+
+HOSTILE: dict[str, tuple[Any, str]] = {
+    "link out": (lambda path: path.symlink_to("/etc/hostname"), "is a link out of the folder, to /etc/hostname"),
+    "link up": (lambda path: path.symlink_to(".."), "is a link"),
+    "link to itself": (lambda path: path.symlink_to(path.name), "is a link that leads nowhere"),
+    "dangling link": (lambda path: path.symlink_to("nowhere"), "is a link that leads nowhere; remove it"),
+    "the folder itself": (lambda path: path.symlink_to("."), "is a link to a folder that holds it; remove it"),
+    "pipe": (os.mkfifo, "is neither a file nor a folder; remove it"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_data_that_cannot_travel(kind: str, work: Path) -> None:
+    make, says = HOSTILE[kind]
+    make(a_set(work / "set") / "odd")
+    with pytest.raises(DataError, match=f"data.path: .*/set/odd: {says}"):
+        travelled(work / "set", work)
+
+
+def test_data_that_are_no_data(work: Path) -> None:
+    (work / "empty").mkdir()
+    (work / "dangling").symlink_to("nowhere")
+    os.mkfifo(work / "pipe")
+    for name, says in (("empty", "holds no files"), ("dangling", "no such file or folder"), ("pipe", "cannot be read")):
+        with pytest.raises(DataError, match=f"data.path: .*{name}: {says}"):
+            travelled(work / name, work)
