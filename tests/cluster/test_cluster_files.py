@@ -70,7 +70,7 @@ def test_what_ray_up_starts_is_safe(name: str) -> None:
         assert "RAY_AUTH_MODE=token" in line and "--disable-usage-stats" in line and "ulimit -n 65536" in line
         assert "--ray-client-server-port" not in line
     assert settings["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
-    assert any("chmod 600 ~/.ray/auth_token" in line for line in settings["setup_commands"])
+    assert "chmod 700 ~/.ray && chmod 600 ~/.ray/auth_token" in settings["setup_commands"]
     assert settings["auth"]["ssh_user"] != "root"
 
 
@@ -140,6 +140,23 @@ def test_groups_scale_from_zero_and_the_head_has_no_devices(spec: Any) -> None:
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_the_submitters_pod_is_unprivileged_too() -> None:
+    """Without a template KubeRay makes one that has no security context."""
+    pod = read(CLUSTER / "kuberay" / "rayjob.yaml")["spec"]["submitterPodTemplate"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True and pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert pod["restartPolicy"] in ("Never", "OnFailure"), "all that Kubernetes takes in a job's pod"
+
+
+def test_images_are_named_by_digest() -> None:
+    """A tag may come to mean another image. The digest is that of whoever builds it."""
+    found = [
+        image for path in TEXTS if path.suffix == ".yaml" for image in re.findall(r"image: (\S+)", path.read_text())
+    ]
+    assert len(found) == 9 and all(image == "registry.example.com/fibec-ray@sha256:DIGEST" for image in found)
+
+
 def test_the_dashboard_is_on_loopback_where_it_can_be() -> None:
     kept, brief = clusters()
     assert kept["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "127.0.0.1"
@@ -185,7 +202,8 @@ def test_the_image_is_pinned_and_not_root() -> None:
     lines = (CLUSTER / "docker" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
     assert ["ARG", f"RAY_VERSION={version_of('ray')}"] in steps
-    assert [rest for step, rest in steps if step == "FROM"] == ["rayproject/ray:${RAY_VERSION}-py311${FLAVOUR}"]
+    assert ["ARG", "BASE=rayproject/ray:${RAY_VERSION}-py311${FLAVOUR}"] in steps
+    assert [rest for step, rest in steps if step == "FROM"] == ["${BASE}"]
     (user,) = [rest for step, rest in steps if step == "USER"]
     assert user.split(":")[0] not in ("0", "root")
     (environment,) = [rest for step, rest in steps if step == "ENV"]
