@@ -17,7 +17,8 @@ import pytest
 
 import fibec_ray
 from fibec_ray.errors import CapacityError, ClusterError, ConfigError
-from fibec_ray.fleets import address, cluster, scratch
+from fibec_ray.fleets import address, local_cluster, scratch
+from fibec_ray.fleets.ray_init import first_line
 from fibec_ray.fleets.settings import FleetConfig
 
 
@@ -89,7 +90,7 @@ def test_logs_are_kept_where_they_are_wanted(tmp_path: Path, short: Path) -> Non
 def test_an_object_store_larger_than_memory_is_blamed_itself() -> None:
     """Before a local cluster is started, and in the plan of one."""
     with pytest.raises(CapacityError, match=r"^fleet.object_store_mb: Ray's object store of 90000000 MB, and \d+ MB"):
-        cluster._refuse_large_store(FleetConfig(object_store_mb=90_000_000))
+        local_cluster.refuse_large_store(FleetConfig(object_store_mb=90_000_000))
 
 
 # --- joining
@@ -173,7 +174,8 @@ def test_addresses_that_one_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
 SESSION = """
 import os, sys, psutil, ray
 from pathlib import Path
-from fibec_ray.fleets.cluster import _is_alive, connect
+from fibec_ray.fleets.cluster import connect
+from fibec_ray.fleets.local_cluster import _is_alive
 from fibec_ray.fleets.settings import FleetConfig
 
 notes = []
@@ -233,7 +235,8 @@ def test_a_local_cluster_is_its_user_s_alone_and_leaves_nothing_behind(tmp_path:
 FAILING = """
 import psutil
 from fibec_ray.errors import ClusterError
-from fibec_ray.fleets.cluster import _is_alive, connect
+from fibec_ray.fleets.cluster import connect
+from fibec_ray.fleets.local_cluster import _is_alive
 from fibec_ray.fleets.settings import FleetConfig
 
 try:
@@ -263,9 +266,9 @@ def test_the_first_error_in_ray_s_logs_is_quoted(tmp_path: Path) -> None:
         "[2026-11-26 07:24:50,486 C 12 12] (raylet) main.cc:2: no more files\n"
         "[2026-11-26 07:24:50,486 E 12 12] (raylet) main.cc:3: a trace\n"
     )
-    assert cluster._last_words(tmp_path, "") == " (main.cc:2: no more files)"
-    assert cluster._last_words(tmp_path / "none", "") == ""
-    assert cluster._first_line(ClusterError(" \n one.\ntwo")) == "one" and cluster._first_line(KeyError()) == "KeyError"
+    assert local_cluster._last_words(tmp_path, "") == " (main.cc:2: no more files)"
+    assert local_cluster._last_words(tmp_path / "none", "") == ""
+    assert first_line(ClusterError(" \n one.\ntwo")) == "one" and first_line(KeyError()) == "KeyError"
 
 
 def test_processes_of_a_cluster_are_those_that_name_its_folder_and_what_they_started(tmp_path: Path) -> None:
@@ -274,10 +277,10 @@ def test_processes_of_a_cluster_are_those_that_name_its_folder_and_what_they_sta
         subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other,
         subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as raylet,
     ):
-        while len(found := cluster._processes(tmp_path)) < 2:
+        while len(found := local_cluster._processes(tmp_path)) < 2:
             assert raylet.poll() is None
         assert found[0].pid == raylet.pid and other.pid not in {process.pid for process in found}
-        assert cluster._still_alive(found, 0) == found
+        assert local_cluster._still_alive(found, 0) == found
         raylet.communicate(b"\n")
-        assert cluster._still_alive(found, 10) == []
+        assert local_cluster._still_alive(found, 10) == []
         other.kill()
