@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from fibec_ray.errors import ConfigError
 
-PREFIX, LOCK = "fibec-", ".lock"
+PREFIX, LOCK = "fibec-", ".cluster-of-a-run"
 YOUNG_S = 60
 SHORT = "/tmp"
 SOCKET = Path("session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")

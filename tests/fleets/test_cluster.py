@@ -39,7 +39,7 @@ def test_files_of_a_cluster_go_where_the_environment_says(short: Path) -> None:
     ):
         made = scratch.make(environment)
         assert made.path.parent == parent and made.note is None and made.path.stat().st_mode & 0o777 == 0o700
-        assert [path.name for path in made.path.iterdir()] == [".lock"]
+        assert [path.name for path in made.path.iterdir()] == [scratch.LOCK]
         made.remove()
         assert not made.path.exists()
 
@@ -54,12 +54,13 @@ def test_a_folder_too_long_for_sockets_gives_way_to_a_short_one(name: str, tmp_p
 
 
 def test_what_a_killed_driver_left_goes_and_what_one_at_work_has_stays(short: Path) -> None:
-    """Here the one that was killed left a folder of yesterday, and one that has just begun holds no lock yet."""
+    """Here the one that was killed left an old folder, and one that has just begun holds no lock yet. What is not a
+    cluster's folder, such as a run directory with a lock of its own, stays too."""
     environment = {"RAY_TMPDIR": str(short)}
-    working, killed, begun, foreign = scratch.make(environment), *(short / name for name in ("fibec-a", "fibec-b", "x"))
-    for path in (killed, begun, foreign):
+    working, killed, begun, foreign = scratch.make(environment), *(short / f"fibec-{name}" for name in "abc")
+    for path, lock in ((killed, scratch.LOCK), (begun, scratch.LOCK), (foreign, ".lock")):
         path.mkdir()
-        (path / ".lock").touch()
+        (path / lock).touch()
     for path in (working.path, killed, foreign):
         os.utime(path, (0, 0))
     scratch.make(environment).remove()
