@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes are those of entry.run."""
+    if argv is None:
+        entry.speak_utf8()
     return entry.run(partial(_checked, argv))
 
 

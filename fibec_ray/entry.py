@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import warnings
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fibec_ray.environment import drop_empty, set_default
+from fibec_ray.environment import drop_empty, read, set_default
 from fibec_ray.errors import FibecError
 from fibec_ray.interrupts import signal_of, signals_interrupt
 from fibec_ray.streams import ReaderGone, lasting
@@ -19,6 +20,18 @@ CANNOT_PRINT = 2
 """Exit code of a command whose only result is what it prints, when that cannot be written."""
 
 LONGEST_WORD = 1000
+
+
+def speak_utf8() -> None:
+    """Starts the program again in Python's UTF-8 mode if the locale has another encoding. What it prints keeps that.
+
+    Arrow and safetensors take every name of a file for UTF-8, whatever the locale.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    encoding = read("PYTHONIOENCODING") or (sys.stdout.encoding if sys.stdout else "ascii")
+    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": encoding}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def run(parse: Callable[[], argparse.Namespace]) -> int:

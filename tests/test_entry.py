@@ -101,3 +101,21 @@ def test_paths_in_advice_can_be_copied(tmp_path: Path) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "run.json").touch()
     assert how_to_resume(folder) == f"resume with: fibec-ray resume '{folder}'"
+
+
+@pytest.mark.parametrize("encoding", ["", "latin-1"])
+def test_names_of_files_are_utf8_in_every_locale(encoding: str, tmp_path: Path) -> None:
+    """And what is printed is in the terminal's own encoding."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom fibec_ray import entry\nentry.speak_utf8()\n"
+        "print(ascii(sys.argv[1]), sys.getfilesystemencoding(), sys.stdout.encoding)"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, str(program), "r\u00fcn"], capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | locale,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    name, files, terminal = done.stdout.split()
+    assert (name, files) == (r"'r\xfcn'", "utf-8") and terminal in (encoding or "ascii", "ANSI_X3.4-1968", "iso8859-1")
