@@ -162,10 +162,11 @@ def test_every_architecture_with_the_head_that_it_brings(tmp_path: Path, tiny_se
     assert trained["deberta of 2"] == trained["modernbert from a language model"] == {"classifier"}
     assert trained["modernbert"] == {"head.dense", "head.norm", "classifier"}
     assert trained["bert from a language model"] == {"bert.pooler.dense", "classifier"}
-    assert cases["roberta of 2"][0].prepared.note == (
-        "the checkpoint tells 2 classes apart and the task has 6: its classification head is drawn anew"
-    )
-    assert cases["bloom"][0].prepared.note == "transformers has no sdpa for bloom: backbone.attention=auto takes eager"
+    notes = {name: run.prepared.note for name, (run, _) in cases.items()}
+    for name in ("roberta of 2", "deberta of 2"):
+        assert "the checkpoint tells 2 classes apart and the task has 6: its classification head is" in notes[name]
+    assert "transformers has no sdpa for bloom: backbone.attention=auto takes eager" in notes["bloom"]
+    assert not any(word in notes["llama"] for word in ("sdpa", "apart"))
 
 
 @pytest.mark.slow

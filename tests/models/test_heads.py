@@ -30,8 +30,8 @@ HEADS = {
     "distilbert": {"pre_classifier", "classifier"},
 }
 DO_NOT_APPLY = ("adapter", "prefix", "lpt", "sparse_lora")
-"""Beginnings of names of kinds that do not know how these families compute. sparse_lora saves the LoRA that is nearest to
-what it learnt, which is not the same."""
+"""Beginnings of names of kinds that do not know how these families compute. sparse_lora saves the LoRA that is nearest
+to what it learnt, which is not the same."""
 CASES = [
     (name, family)
     for name in SETTINGS
