@@ -61,7 +61,8 @@ class LaneBank:
         y = F.layer_norm(x, module.normalized_shape, eps=module.eps)
         weights, biases = self._of(f"{prefix}.weight"), self._of(f"{prefix}.bias")
         y = y * (module.weight if weights is None else self._by_sample(weights, y))
-        return y + (module.bias if biases is None else self._by_sample(biases, y))
+        bias = module.bias if biases is None else self._by_sample(biases, y)
+        return y if bias is None else y + bias
 
     def _of(self, name: str) -> list[Tensor] | None:
         """Each lane's values; None if the tensor is not trained, or nobody has lanes now."""
@@ -89,6 +90,4 @@ def obstacle(holders: Mapping[str, nn.Module], names: Collection[str]) -> str | 
         module = holders.get(prefix)
         if type(module) not in _FORWARDS or leaf not in ("weight", "bias"):
             return f"'{name}' is no weight or bias of a Linear or a LayerNorm"
-        if getattr(module, "bias", None) is None and type(module) is nn.LayerNorm:
-            return f"'{prefix}' is a LayerNorm without a bias"
     return None

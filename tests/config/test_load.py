@@ -259,6 +259,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     "unknown kind": (["method.sharing=gall"], ["method.sharing: no such kind 'gall'", "did you mean 'gal'?"]),
     "unknown partition": (["partition=dirichlet"], ["partition: no such kind", "did you mean 'dirichlet_label'?"]),
     "part without a kind": (["method=fedavg", "method.sharing.fraction=1"], ["method.sharing: kind is missing", "gal"]),
+    "peft without a kind is lora": (["method.peft.bottleneck=1"], ["method.peft.bottleneck: no such key"]),
     "part that is a number": (["method.curriculum=5"], ["method.curriculum:", "a kind or a mapping", "int"]),
     "partition that is a number": (["partition=5"], ["partition:", "a kind or a mapping", "int"]),
     "partition that is a list": (["partition=[1, 2]"], ["partition:", "a kind or a mapping", "list"]),

@@ -19,7 +19,7 @@ transformers.logging.set_verbosity_error()
 @torch.no_grad()
 def loss_of(adapter: str, base: str, head: str, samples: str, words: list[int]) -> tuple[float, list[str]]:
     data = load_file(samples)
-    inputs = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
+    inputs = {name: data[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in data}
     rows, names = torch.arange(len(data["labels"])), []
     if head == "model":
         id2label = json.loads((Path(adapter) / "labels.json").read_text())["id2label"]

@@ -97,6 +97,17 @@ def saved_values(folder: Path) -> dict[str, torch.Tensor]:
     return values | ({f"head.{name}": value for name, value in load_file(head).items()} if head.exists() else {})
 
 
+def test_what_is_trained_whole_says_its_class_names(tiny_settings: Any, tmp_path: Path) -> None:
+    backbone = {**tiny_settings()["backbone"], "head": "model"}
+    settings = tiny_settings(
+        {"name": "full", "peft": "full"}, rounds=1, num_devices=2, cohort_size=2, backbone=backbone
+    )
+    run = simulate(check(settings, "test"), tmp_path / "run")
+    config = transformers.AutoModelForSequenceClassification.from_pretrained(run.folder / "adapter").config
+    assert config.id2label == dict(enumerate(settings["task"]["label_names"])) and config.label2id["money"] == 4
+    assert not (run.folder / "adapter" / "labels.json").exists()
+
+
 def test_the_folder_holds_an_adapter_and_nothing_else(finished: tuple[Any, Any]) -> None:
     experiment, run = finished
     names = {"adapter_config.json", "adapter_model.safetensors", "labels.json"}

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.federation import Federation
+from fibec_ray.model_types import TypedBatch
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.simulation import Run, simulate
 
@@ -56,12 +57,9 @@ DECODERS: dict[str, dict[str, Any]] = {
 MORE: dict[str, dict[str, Any]] = {
     "xlm-roberta": BASIC,
     "camembert": BASIC,
-    "longformer": {**BASIC, "attention_window": 8},
     "big_bird": BASIC,
     "convbert": BASIC,
     "ernie": BASIC,
-    "squeezebert": {**BASIC, "embedding_size": 16},
-    "xlm": {**V, "emb_dim": 16, "n_layers": 2, "n_heads": 2, "pad_index": 0},
     "qwen3": {**GROUPED, "head_dim": 8},
     "gemma2": {**GROUPED, "head_dim": 8},
     "gptj": {**V, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4},
@@ -89,11 +87,11 @@ def checkpoint(family: str, auto: str, folder: Path) -> Path:
     return folder
 
 
-def finished(family: str, head: str, folder: Path, make: Any, auto: str | None = None, peft: Any = None) -> Run:
+def finished(family: str, head: str, folder: Path, make: Any, auto: str | None = None) -> Run:
     """A run of one round from such a checkpoint, whose head has learnt something."""
     base = checkpoint(family, auto or AUTO[head], folder / "base")
     settings = make(
-        {"name": "fedavg", "peft": {"kind": "lora", "r": 2, "target_modules": "all-linear"} if peft is None else peft},
+        {"name": "fedavg", "peft": {"kind": "lora", "r": 2, "target_modules": "all-linear"}},
         rounds=1,
         num_devices=2,
         cohort_size=2,
@@ -110,8 +108,10 @@ def described(run: Run, head: str) -> dict[str, Any]:
     folder = run.folder.parent
     test = Federation.load(run.folder / "data").test_set()
     batch = test.batch(torch.arange(test.num_samples))
-    columns = ("input_ids", "attention_mask", "labels", "answer_at")
-    save_file({name: getattr(batch, name).contiguous() for name in columns}, folder / "samples.safetensors")
+    columns = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "labels", "answer_at")}
+    if isinstance(batch, TypedBatch):
+        columns["token_type_ids"] = batch.token_types
+    save_file({name: value.contiguous() for name, value in columns.items()}, folder / "samples.safetensors")
     words = list(run.prepared.label_words or ())
     places = {"adapter": run.folder / "adapter", "base": folder / "base", "samples": folder / "samples.safetensors"}
     return {name: str(path) for name, path in places.items()} | {"head": head, "words": words}
@@ -162,10 +162,11 @@ def test_every_architecture_with_the_head_that_it_brings(tmp_path: Path, tiny_se
     assert trained["deberta of 2"] == trained["modernbert from a language model"] == {"classifier"}
     assert trained["modernbert"] == {"head.dense", "head.norm", "classifier"}
     assert trained["bert from a language model"] == {"bert.pooler.dense", "classifier"}
-    assert cases["roberta of 2"][0].prepared.note == (
-        "the checkpoint tells 2 classes apart and the task has 6: its classification head is drawn anew"
-    )
-    assert cases["bloom"][0].prepared.note == "transformers has no sdpa for bloom: backbone.attention=auto takes eager"
+    notes = {name: run.prepared.note for name, (run, _) in cases.items()}
+    for name in ("roberta of 2", "deberta of 2"):
+        assert "the checkpoint tells 2 classes apart and the task has 6: its classification head is" in notes[name]
+    assert "transformers has no sdpa for bloom: backbone.attention=auto takes eager" in notes["bloom"]
+    assert not any(word in notes["llama"] for word in ("sdpa", "apart"))
 
 
 @pytest.mark.slow
@@ -186,20 +187,3 @@ def test_every_architecture_with_other_heads(head: str, tmp_path: Path, tiny_set
             refused[name] = str(error)
     agree(cases, tmp_path)
     assert not refused
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["deberta-v2", "modernbert"])
-def test_other_kinds_of_the_peft_library_restore_the_whole_head(
-    family: str, tmp_path: Path, tiny_settings: Any
-) -> None:
-    kinds: dict[str, Any] = {
-        kind: {"kind": kind, "target_modules": "all-linear"} for kind in ("loha", "lokr", "ia3", "vera", "delta_lora")
-    }
-    kinds["ia3"]["feedforward_modules"] = []
-    kinds |= {"prompt": {"kind": "prompt", "num_tokens": 2}, "p_tuning": {"kind": "p_tuning", "num_tokens": 2}}
-    cases = {
-        name: (finished(family, "model", tmp_path / name, tiny_settings, peft=part), "model")
-        for name, part in kinds.items()
-    }
-    agree(cases, tmp_path)

@@ -286,10 +286,12 @@ def test_weights_cut_short(kept: int, checkpoint: Path, tmp_path: Path) -> None:
     assert "cannot load" in refusal(Backbone(name=str(checkpoint)), tmp_path / "cache")
 
 
-def test_weights_of_another_shape_than_the_config(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["mean_pool", "model", "masked_lm"])
+def test_weights_of_another_shape_than_the_config(head: Any, checkpoint: Path, tmp_path: Path) -> None:
+    """A classification head may be of another shape, a body may not."""
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-    assert "cannot load" in refusal(Backbone(name=str(checkpoint)), tmp_path / "cache")
+    assert "cannot load" in refusal(Backbone(name=str(checkpoint), head=head), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("head", ["mean_pool", "model", "masked_lm"])

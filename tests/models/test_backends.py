@@ -48,14 +48,17 @@ def made(folder: Path, backend: str, family: str = "llama", dtype: str = "bfloat
 SHARD = shard_of([[5, 6, 7, 8], [9, 8, 7], [4, 4, 4, 4, 4], [8, 5]], [0, 1, 2, 1])
 
 
-def found(model: TorchModel) -> tuple[Tensor, list[Tensor | None], Tensor, Tensors]:
-    """Losses and gradients of a step, and the Fisher information over all labels: several backward passes."""
+def found(model: TorchModel) -> tuple[Any, ...]:
+    """Losses and gradients of a step, the Fisher information over all labels (several backward passes), and what blocks
+    give out."""
     model.train(True)
     out, _ = model.watched(SHARD.batch(torch.arange(4)))
     grads = model.grad(out.losses.mean(), list(model.trainable.values()))
     names = [name for name in model.trainable if model.is_adapter(name)]
     scan = FisherScan(model, SHARD, torch.arange(4).split(2), names, torch.Generator()).read("expected")
-    return out.losses.detach(), grads, scan.traces, scan.diagonal
+    with torch.no_grad():
+        states = model.forward(SHARD.batch(torch.arange(4)), hidden=True)
+    return out.losses.detach(), grads, scan.traces, scan.diagonal, states.hidden, states.last
 
 
 EACH = pytest.mark.parametrize("family", ["llama", "bert"])

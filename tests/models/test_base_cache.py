@@ -17,7 +17,6 @@ from conftest import TINY_BERT, make_tiny
 from fibec_ray.cli import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
-from fibec_ray.models import base_cache
 from fibec_ray.models.backbone import open_base, prepare
 from fibec_ray.models.base_cache import NOTE, fingerprint, kept, private
 from fibec_ray.models.quiet import quiet_libraries
@@ -78,12 +77,6 @@ def test_files_that_were_copied_are_read_again_and_kept(tmp_path: Path) -> None:
     assert (again / WEIGHTS).stat().st_ino == inode and fingerprint(again) == fingerprint(folder)
     note = json.loads((again / NOTE).read_text())["files"][WEIGHTS]
     assert note["ctime_ns"] == (again / WEIGHTS).stat().st_ctime_ns
-
-
-def test_an_unchanged_folder_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = prepared(tmp_path)
-    monkeypatch.setattr(base_cache, "_digest", None)  # would fail
-    assert prepared(tmp_path) == folder and len(fingerprint(folder)) == 32
 
 
 def test_what_dead_processes_left_is_taken_away(tmp_path: Path) -> None:
