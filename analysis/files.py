@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.run_dir.paths import reason
 
 FINISHED = "finished"
 """The `status` in summary.json of a run that came to its end."""
@@ -61,4 +60,4 @@ def replace_file(path: Path, content: bytes) -> None:
     except (OSError, ValueError) as error:
         with suppress(OSError):
             unfinished.unlink()
-        raise RunDirError(f"{path}: cannot be written: {reason(error)}") from error
+        raise RunDirError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error

@@ -13,10 +13,10 @@ import polars as pl
 from analysis.files import FINISHED
 from analysis.formats import NONE, escaped, fitted
 from analysis.log import RunLog, open_run
+from analysis.places import local_path
 from analysis.units import SECONDS, unit_for
 from fibec_ray.errors import FibecError, RunDirError
 from fibec_ray.roundlog.schema import score_column
-from fibec_ray.run_dir import absolute
 
 HEAD = ("run", "status", "method", "task", "seed", "rounds", "best", "of", "last written")
 _NO_RUNS_IN = {
@@ -38,7 +38,7 @@ def listing(folder: Path, width: int | None = None) -> str:
 
     width: characters in a line of the terminal that shows it.
     """
-    absolute(folder)  # raises for what is no path
+    local_path(folder)  # raises for what is no path
     found = [_line(run, folder) for run in run_dirs(folder)]
     if not found:
         raise RunDirError(f"{folder}: no run below this folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -9,7 +10,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.run_dir import absolute
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,18 @@ class Place:
             raise RunDirError(f"{self.shown}/{name}: cannot be read: {error}") from error
 
 
+def local_path(path: Path) -> Path:
+    """The path with `~` and links resolved. Raises RunDirError for one that no file can have."""
+    try:
+        found = path.expanduser().resolve()
+        str(found).encode()  # Arrow takes no other names
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found.lstat()  # refuses a name that is too long
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunDirError(f"{path}: is not a usable path ({error}); choose another") from error
+    return found
+
+
 def place(where: str | Path) -> Place:
     """A path, or a URL: s3:// gs:// abfs:// hdfs:// by pyarrow, all others that fsspec knows by fsspec.
 
@@ -70,7 +82,7 @@ def place(where: str | Path) -> Place:
     except UnicodeEncodeError as error:
         raise RunDirError(f"{text}: its name is not UTF-8; rename it") from error
     if "://" not in text:
-        return Place(pafs.LocalFileSystem(), absolute(Path(text)).as_posix(), text)
+        return Place(pafs.LocalFileSystem(), local_path(Path(text)).as_posix(), text)
     try:
         filesystem, path = pafs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

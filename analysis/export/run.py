@@ -6,8 +6,8 @@ from pathlib import Path
 
 from analysis.export import to_mlflow, to_tensorboard, to_wandb
 from analysis.export.scalars import curves_of
+from analysis.places import local_path
 from fibec_ray.errors import UserError
-from fibec_ray.run_dir import absolute
 
 WRITERS = {"tensorboard": to_tensorboard.write, "wandb": to_wandb.write, "mlflow": to_mlflow.write}
 """(curves, place) -> where to look; they import their tool when called"""
@@ -15,7 +15,7 @@ WRITERS = {"tensorboard": to_tensorboard.write, "wandb": to_wandb.write, "mlflow
 
 def export(run_dir: Path, tool: str, dest: str | None) -> str:
     """What to do next, in a line. Raises RunDirError, or UserError if the tool is not installed or fails."""
-    absolute(run_dir)  # raises for what is no path
+    local_path(run_dir)  # raises for what is no path
     curves = curves_of(run_dir)
     try:
         return WRITERS[tool](curves, dest)
