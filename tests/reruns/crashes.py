@@ -1,22 +1,19 @@
 """Walks every file operation of a run, and of one that is resumed, and has each of them fail in every way.
 
-python crashes.py FOLDER SAMPLE: what comes next must be the run that nobody disturbed, bit for bit. SAMPLE is 'all', or
-'NUMBER:SEED'. Prints {"cases": N, "failures": [...]} as JSON.
+What comes next must be the run that nobody disturbed, bit for bit. Called by harness.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reruns.forks import KILLED, Ended, command, warm_up
+from reruns.forks import KILLED, Ended, command
 from reruns.operations import APPLIES, FAULTS, Operations
 
 from fibec_ray.reruns.records import finished_digest
@@ -35,16 +32,21 @@ class Crash:
         return f"{self.fault} at operation {self.at} of {self.what} ({self.operation})"
 
 
-def main(folder: str, sample: str) -> None:
-    home = Path(folder).resolve()
-    config = home / "run.yaml"
-    warm_up(config)
-    stopped = home / "stopped"
+def walk(home: Path, sample: str) -> Found:
+    """home: has run.yaml. sample: 'all', or 'NUMBER:SEED'."""
+    config, stopped = home / "run.yaml", home / "stopped"
     calm = undisturbed(home, config)
     stop(home, config, stopped)
     crashes = chosen(all_crashes(home, config, stopped), sample)
-    failures = [f"{crash}: {fault}" for crash in crashes if (fault := disturbed(crash, home, config, stopped, calm))]
-    print(json.dumps({"cases": len(crashes), "failures": failures}))
+    return Found(crashes, lambda crash: disturbed(crash, home, config, stopped, calm))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Cases, and what is wrong with one of them: '' if it is well."""
+
+    cases: Sequence[Any]
+    fault: Callable[[Any], str]
 
 
 def chosen(cases: Sequence[Any], sample: str) -> list[Any]:
@@ -131,7 +133,3 @@ def disturbed(crash: Crash, home: Path, config: Path, stopped: Path, calm: tuple
 
 def finished(folder: Path) -> bool:
     return finished_digest(folder) is not None
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

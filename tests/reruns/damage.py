@@ -1,21 +1,19 @@
 """Damages each file and folder of a stopped run in each way, and resumes it: the right bits, or one line.
 
-python damage.py FOLDER SAMPLE: SAMPLE is 'all', or 'NUMBER:SEED'. Prints {"cases": N, "failures": [...]} as JSON. Files
-are found by walking the run directory, so that new kinds of file are covered without a word here.
+Files are found by walking the run directory, so that new kinds of file are covered without a word here. Called by
+harness.py.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from reruns.crashes import chosen, counted, finished, result
-from reruns.forks import KILLED, command, warm_up
+from reruns.crashes import Found, chosen, counted, finished, result
+from reruns.forks import KILLED, command
 from reruns.operations import Operations
 
 
@@ -41,15 +39,11 @@ class Home:
     work: Path
 
 
-def main(folder: str, sample: str) -> None:
-    home = Path(folder).resolve()
-    config = home / "run.yaml"
-    warm_up(config)
+def walk(home: Path, sample: str) -> Found:
+    """home: has run.yaml. sample: 'all', or 'NUMBER:SEED'."""
     made = Home(home / "stopped", home / "earlier", home / "foreign", home / "work")
-    calm = result(prepare(home, config, made))
-    cases = chosen(all_damages(made), sample)
-    failures = [f"{case}: {fault}" for case in cases if (fault := damaged(case, made, calm))]
-    print(json.dumps({"cases": len(cases), "failures": failures}))
+    calm = result(prepare(home, home / "run.yaml", made))
+    return Found(chosen(all_damages(made), sample), lambda case: damaged(case, made, calm))
 
 
 def prepare(home: Path, config: Path, made: Home) -> Path:
@@ -224,7 +218,3 @@ FOLDERS: dict[str, Act] = {
     "a copy beside it": _stray(lambda path: f"{path.name} (copy)"),
     "a like name beside it": _stray(lambda path: f"abc-{path.name}"),
 }
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -36,35 +36,37 @@ CHANGES: dict[str, dict[str, Any]] = {
     "crashes": {"rounds": 2, "evaluation": {"every": 2}, "checkpoint": {"keep": 1}},
     "damage": {"rounds": 5, "evaluation": {"every": 5}, "checkpoint": {"keep": 2}},
 }
+NUMBER = 8
+"""of each"""
 DAY = os.environ.get("FIBEC_RAY_SAMPLE") or str(datetime.date.today().toordinal())
 
 
-def failures(script: str, sample: str, folder: Path) -> tuple[int, list[str]]:
-    """How many cases there were, and those that went wrong."""
-    (folder / "run.yaml").write_text(yaml.safe_dump(RUN | CHANGES[script]))
+def found(folder: Path, samples: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """For crashes and damage: how many cases there were, and those that went wrong."""
+    for what, changes in CHANGES.items():
+        (folder / what).mkdir()
+        (folder / what / "run.yaml").write_text(yaml.safe_dump(RUN | changes))
     paths = [str(Path(fibec_ray.__file__).parents[1]), str(HERE.parent)]
     done = subprocess.run(
-        [sys.executable, "-m", f"reruns.{script}", str(folder), sample],
-        capture_output=True,
+        [sys.executable, "-m", "reruns.harness", str(folder), *(f"{what}:{text}" for what, text in samples.items())],
+        stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    return found["cases"], found["failures"]
+    assert done.returncode == 0, done
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize(("script", "number"), [("crashes", 8), ("damage", 8)])
-def test_a_sample_of_crashes_and_damages(script: str, number: int, tmp_path: Path) -> None:
-    num_cases, found = failures(script, f"{number}:{DAY}", tmp_path)
-    assert num_cases == number
-    assert not found, f"FIBEC_RAY_SAMPLE={DAY}: " + "\n".join(found)
+def test_a_sample_of_crashes_and_damages(tmp_path: Path) -> None:
+    for what, walked in found(tmp_path, {what: f"{NUMBER}:{DAY}" for what in CHANGES}).items():
+        assert walked["cases"] == NUMBER
+        assert not walked["failures"], f"FIBEC_RAY_SAMPLE={DAY}, {what}: " + "\n".join(walked["failures"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("script", "least"), [("crashes", 1000), ("damage", 700)])
-def test_every_crash_and_every_damage(script: str, least: int, tmp_path: Path) -> None:
-    num_cases, found = failures(script, "all", tmp_path)
-    assert num_cases >= least, f"only {num_cases} cases: has something ceased to be counted?"
-    assert not found, "\n".join(found)
+@pytest.mark.parametrize(("what", "least"), [("crashes", 1000), ("damage", 700)])
+def test_every_crash_and_every_damage(what: str, least: int, tmp_path: Path) -> None:
+    walked = found(tmp_path, {what: "all"})[what]
+    assert walked["cases"] >= least, "has something ceased to be counted?"
+    assert not walked["failures"], "\n".join(walked["failures"])
