@@ -38,7 +38,7 @@ def listing(folder: Path, width: int | None = None) -> str:
 
     width: characters in a line of the terminal that shows it.
     """
-    local_path(folder)  # raises for what is no path
+    local_path(folder)  # raises unless it is a usable path
     found = [_line(run, folder) for run in run_dirs(folder)]
     if not found:
         raise RunDirError(f"{folder}: no run below this folder")

@@ -9,11 +9,11 @@ from torch import nn
 from fibec_ray.errors import ModelError
 
 SHARED = "albert_layer_groups"
-"""ALBERT's blocks, each of which runs several times."""
+"""ALBERT's blocks. Each runs several times in a pass."""
 
 
 def blocks_of(module: Any) -> nn.ModuleList:
-    """The list of transformer blocks. Raises ModelError if there is no such thing."""
+    """The list of transformer blocks. Raises ModelError if the architecture has none."""
     count = getattr(module.config, "num_hidden_layers", None)
     for child in module.modules():
         if isinstance(child, nn.ModuleList) and len(child) == count:

@@ -17,7 +17,7 @@ from fibec_ray.interrupts import signal_of, signals_interrupt
 from fibec_ray.streams import ReaderGone, lasting
 
 CANNOT_PRINT = 2
-"""Exit code of a command whose only result is what it prints, when that cannot be written."""
+"""Exit code of a command that only prints, when its output cannot be written."""
 
 LONGEST_WORD = 1000
 
@@ -51,7 +51,7 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
         except FibecError as error:
             _say(str(error))
             return error.exit_code
-        except OSError as error:  # of a file that nobody foresaw; the line names it
+        except OSError as error:  # an unforeseen file error; the line names the file
             where = f"{error.filename}: " if error.filename is not None else ""
             _say(f"{where}{error.strerror or error}")
             return 2
@@ -99,12 +99,12 @@ def one_line(text: str) -> str:
 
 
 def readable(text: str) -> str:
-    """The text with words shortened that nobody would read, such as a path of thousands of characters."""
+    """Shorten very long words, such as a path of thousands of characters."""
     return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:200]}...{word[-100:]}" for word in text.split(" "))
 
 
 def _quiet() -> None:
-    """Libraries announce deprecations and accelerators on import; that is no news to the person at the terminal."""
+    """Silence what libraries announce on import: deprecations, accelerators."""
     drop_empty()
     set_default("RAY_USAGE_STATS_ENABLED", "0")
     set_default("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

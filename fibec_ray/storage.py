@@ -19,7 +19,7 @@ from fibec_ray.errors import StorageError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*:/+.*", re.DOTALL)
 _USERS = ("abfs", "abfss", "adl", "az", "ftp", "hdfs", "sftp", "smb", "ssh", "wasb", "wasbs", "webhdfs")
-"""Schemes whose URLs have a container or a user before the @; a password is refused there too."""
+"""Schemes that put a container or a user before the @. A password there is refused too."""
 _BUCKETS = ("s3", "s3a", "gs", "gcs")
 _SECRET_KEYS = (
     "secret", "password", "passwd", "passphrase", "token", "signature", "credential", "accesskey", "accountkey",

@@ -36,7 +36,7 @@ def make_console() -> Console:
 
 
 def screen_width() -> int | None:
-    """Characters in a line of the terminal; None where stdout is no terminal."""
+    """Characters in a line of the terminal; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

@@ -15,7 +15,7 @@ WRITERS = {"tensorboard": to_tensorboard.write, "wandb": to_wandb.write, "mlflow
 
 def export(run_dir: Path, tool: str, dest: str | None) -> str:
     """What to do next, in a line. Raises RunDirError, or UserError if the tool is not installed or fails."""
-    local_path(run_dir)  # raises for what is no path
+    local_path(run_dir)  # raises unless it is a usable path
     curves = curves_of(run_dir)
     try:
         return WRITERS[tool](curves, dest)

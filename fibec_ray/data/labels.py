@@ -78,7 +78,10 @@ def read_labels(column: Any, names: Sequence[str] | None, task: Task, where: str
 
 
 def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> list[NDArray[np.int64]]:
-    """The ids of each column's rows. columns: all those of a run. Raises DataError for what is no class of the task."""
+    """The ids of each column's rows. columns: all those of a run.
+
+    Raises DataError for a label that is not a class of the task.
+    """
     names = _Names(task)
     open_ = [column for column in columns if column.is_whole and not column.has_own_ids]
     named = all(names.find(value) is not None for column in open_ for value in column.values)
@@ -102,7 +105,7 @@ def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> l
 
 
 def whole(value: Value) -> int | None:
-    """1 of 1, 1.0, "1", " 1 ", "1.0" and true; None for what is no whole number."""
+    """1 of 1, 1.0, "1", " 1 ", "1.0" and true; None for anything but a whole number."""
     number = _number(value)
     return int(number) if number is not None and number == number // 1 else None
 
@@ -125,7 +128,7 @@ class _Names:
         return bool(self._by_number)
 
     def find(self, value: Value) -> int | None:
-        """The class of this name; None if it is no name."""
+        """The class with this name, or None."""
         exact = self.certain(value)
         if exact is not None:
             return exact
@@ -135,7 +138,7 @@ class _Names:
         return self._exact.get(text, next(iter(same)) if len(same) == 1 else None)
 
     def certain(self, value: Value) -> int | None:
-        """The same for a value that nobody takes for an id: spelt as the user spelt an alias, or a flag by its name."""
+        """The same for a value that cannot be an id: an alias exactly as the user wrote it, or a flag by its name."""
         if isinstance(value, bool):
             return self._flags.get(str(value).lower())
         return self._exact.get(value) if isinstance(value, str) else self._aliases.get(str(value))

@@ -30,12 +30,12 @@ def resolve(address: str) -> str:
         )
     host, colon, port = found.rpartition(":")
     if not colon or not re.fullmatch(r"\[[^\]/]+\]|[^\[\]/:@\s]+", host) or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"fleet.address: {found}: is no HOST:PORT of a Ray head; {HELP}")
+        raise ConfigError(f"fleet.address: {found}: is not the HOST:PORT of a Ray head; {HELP}")
     return found
 
 
 def refuse_silence(address: str) -> None:
-    """Raises ConfigError if nobody listens, or somebody who is not a Ray head. Ray itself would try for a minute."""
+    """Raise ConfigError unless a Ray head answers. Ray itself would keep trying for a minute."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S) as connection:

@@ -58,7 +58,7 @@ def connect(config: FleetConfig, note: Note = lambda text: None) -> Session:
 
 
 def resources(config: FleetConfig) -> Resources:
-    """What actors may have. On a local cluster that is no more memory than is free now."""
+    """What actors may use. On a local cluster, at most the memory that is free now."""
     have = ray.cluster_resources()
     memory = have.get("memory", 0.0)
     if config.address is None:

@@ -100,7 +100,7 @@ def _named(gpus: Sequence[Gpu], entry: str) -> Gpu | None:
 
 
 def _ask() -> str:
-    """Its output, whatever it is; '' if there is no such tool, or it fails or hangs."""
+    """Output of nvidia-smi; '' if it is not installed, fails or hangs."""
     try:
         done = subprocess.run(
             QUERY, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=True, env=_plain()

@@ -23,7 +23,7 @@ from fibec_ray.fleets.scratch import make as make_scratch
 from fibec_ray.fleets.settings import FleetConfig
 
 STOP_S = 5
-"""Seconds that a local cluster's processes have to end by themselves, and then again when they are told to."""
+"""Seconds to wait for a local cluster's processes to end by themselves, and again after SIGTERM."""
 SMALLER_STORE = "lower it (80 MB is the least), or set fleet.kind=local to run without Ray"
 TRY_AGAIN = "try again when the machine has more to spare, or set fleet.kind=local to run without Ray"
 SAYS_ERROR = re.compile(r"\d [EFC] \d+ \d+\] (?:\([^)]*\) )?")
@@ -119,7 +119,7 @@ def stop(folder: Path) -> None:
 
 
 def _processes(folder: Path) -> list[psutil.Process]:
-    """Those of our children that name the folder, and what they have started."""
+    """Our child processes that were started for this folder, with their own children."""
     roots = [child for child in psutil.Process().children() if _names(child, folder)]
     found = list(roots)
     for root in roots:

@@ -65,7 +65,7 @@ def take_along(data: Path, inputs: Path) -> str:
             shutil.copyfile(source, target / name)
     except FileNotFoundError as error:
         raise DataError(
-            f"data.path: {data}: no such file or folder here, and it is no absolute path of the cluster's"
+            f"data.path: {data}: no such file or folder here, and it is not an absolute path on the cluster"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:  # unreadable; not a path; links in a circle
         raise DataError(f"data.path: {data}: cannot be read ({getattr(error, 'strerror', None) or error})") from error

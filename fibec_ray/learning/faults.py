@@ -17,7 +17,7 @@ NOT_FINITE = "the update is not finite; lower local.learning_rate"
 MOST = 1e4
 """How many times the norm of the server's tensors an update may have: no training goes that far in a round."""
 LARGEST = 1e18
-"""Norm of an update whose square fits into float32, and into sums of such squares over many rounds."""
+"""Largest norm of an update: its square, summed over many rounds, still fits into float32."""
 MOST_COUNTED = 2**53
 """Samples, or steps: float64 knows no larger whole numbers."""
 

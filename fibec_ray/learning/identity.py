@@ -84,14 +84,14 @@ def read_identity(run_dir: Path) -> Identity:
         if path.is_file() and not config.is_file():
             raise RunDirError(f"{config}: is missing; put it back ({path} has its settings, under `config`)")
         if not config.is_file():
-            raise RunDirError(f"{run_dir}: is no run directory (it has no config.yaml); give the --out of a run")
+            raise RunDirError(f"{run_dir}: is not a run directory (it has no config.yaml); give the --out of a run")
         if not path.is_file():
             raise RunDirError(f"{path}: is missing, so this run cannot be resumed; start a new one")
     return read_sealed(path, Identity, "the identity of a run")
 
 
 def data_digest(run_dir: Path) -> str:
-    """Of names and contents of all files of RUN/data, which is what devices read. Hidden files are none of ours."""
+    """Of names and contents of all files of RUN/data, which is what devices read. Hidden files are ignored."""
     state, folder = hashlib.blake2b(digest_size=16), run_dir / "data"
     try:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):

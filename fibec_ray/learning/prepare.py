@@ -133,7 +133,7 @@ def _prepare_instructions(
 
 
 def _used(encoded: Sequence[EncodedSet], words: Sequence[int] = ()) -> dict[str, int | None]:
-    """The largest token ids that a run will use, by what they are."""
+    """The largest token ids that a run will use, by their role."""
     largest = max((int(part.tokens.max()) for part in encoded if part.tokens.size), default=None)
     return {"the token": largest, "the verbaliser's word": max(words, default=None)}
 

@@ -48,8 +48,8 @@ def check_supported(spec: Backbone) -> None:
 
 
 def check_causal(spec: Backbone) -> None:
-    """Raises ModelError for an encoder, each of whose tokens sees those behind it, and so the answer; and for families
-    whose logits are more than what their head gives."""
+    """Raises ModelError for an encoder, whose tokens see the answer behind them, and for families that change their
+    logits after the head."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
@@ -57,7 +57,7 @@ def check_causal(spec: Backbone) -> None:
     kind, decodes = config.model_type, getattr(config, "is_decoder", False)
     if kind not in DECODERS or (kind in ENCODERS and not decodes):
         raise ModelError(
-            f"backbone: {kind} is no causal language model, whose tokens see nothing behind them; choose a decoder "
+            f"backbone: {kind} is not a causal language model: its tokens see those behind them; choose a decoder "
             "such as llama, mistral, qwen2, gpt2 or opt (backbone=tiny-llama needs no network)"
         )
     for name, plain in AFTER_THE_HEAD.items():
@@ -183,7 +183,7 @@ def _not_supported(config: Any) -> str:
 
 
 def _model_class(auto: Any, config: Any) -> Any:
-    """None: there is no such class."""
+    """None if the family has no such class."""
     try:
         found = auto._model_mapping[type(config)]
     except KeyError:

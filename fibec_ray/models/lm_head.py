@@ -17,7 +17,7 @@ def lm_head(base: Any) -> nn.Module | None:
 
 
 def known_lm_head(base: Any) -> nn.Module:
-    """Raises ModelError where there is no such module."""
+    """Raises ModelError if the model has none."""
     head = lm_head(base)
     if head is None:
         raise ModelError(

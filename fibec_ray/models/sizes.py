@@ -16,7 +16,7 @@ from fibec_ray.models.spec import Backbone
 TABLES = ("position_embeddings", "embed_positions", "wpe")
 """Last words of the names of tables of positions."""
 LIMITS = ("max_position_embeddings", "max_seq_len")
-"""Settings that limit positions where there is no table."""
+"""Settings that limit positions in families without a table of positions."""
 
 
 def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: int = 0) -> int:
@@ -45,7 +45,7 @@ def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: in
 
 
 def check_ids(rows: int, tokenizer: Any, ids: Mapping[str, int | None]) -> None:
-    """Raises ModelError for a token without an embedding. rows: embeddings of the backbone. ids: by what they are."""
+    """Raises ModelError for a token without an embedding. rows: embeddings of the backbone. ids: by their role."""
     for what, token in ids.items():
         if token is not None and token >= rows:
             raise ModelError(

@@ -28,7 +28,9 @@ class Record:
     def refuse_change(self) -> None:
         """Raises RunDirError if another driver has cleared the folder, or begun another run there, in the meantime."""
         if read_identity(self.folder) != self.identity:
-            raise RunDirError(f"{self.folder}: another run has begun here meanwhile; resume again if it is the one")
+            raise RunDirError(
+                f"{self.folder}: another run has begun here in the meantime; resume again to continue that one"
+            )
 
     def side_by_side(self, lanes: int) -> Record:
         """With fleet.lanes, maybe auto, as the run has them. Raises ConfigError if the fleet cannot have them."""

@@ -1,4 +1,4 @@
-"""Names of the log's files: one part for each table and round. Other files in those folders are none of the log's."""
+"""Names of the log's files: one part for each table and round. Other files in those folders are ignored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_part(name: str) -> bool:
 
 
 def parts(table: Path) -> list[Path]:
-    """The part files in a table's folder, in round order; none if there is no such folder. Raises RunDirError."""
+    """The part files in a table's folder, in round order; empty if the folder is missing. Raises RunDirError."""
     try:
         return sorted((path for path in table.iterdir() if is_part(path.name)), key=round_of)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,6 @@
 """Who may write to a run directory: one driver at a time, which claims it before it writes anything.
 
-The system gives a lock back when its holder ends, however it ends: that of a dead driver keeps nobody out.
+The operating system releases a lock when its holder ends, so a dead driver never blocks the folder.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _entered(path: Path) -> Iterator[Path]:
         try:
             lock = _acquired(folder)
             break
-        except FileNotFoundError as error:  # whoever had made it has undone its start just now
+        except FileNotFoundError as error:  # another process has just cleaned up its failed start
             if attempt == ATTEMPTS - 1:
                 raise RunDirError(f"{folder}: cannot be written ({reason(error)}); choose another --out") from error
     try:
@@ -200,7 +200,7 @@ def _start(folder: Path) -> None:
 
 
 def _undo(folder: Path) -> None:
-    """The lock's file goes last, while the lock is held: who waits for it sees that it is gone, and makes a new one."""
+    """The lock's file goes last, while the lock is held: a waiting process sees that it is gone and makes a new one."""
     with suppress(OSError):
         clear(folder)
         if not holds_run(folder):

@@ -157,7 +157,7 @@ def test_what_greets_as_ray_does_is_taken_for_it() -> None:
     "wrong", ["http://head:8265", "ray://head:10001", "local", "head", "head:", ":1", "h:99999", ""]
 )
 def test_addresses_that_no_ray_head_has(wrong: str) -> None:
-    with pytest.raises(ConfigError, match=r"^fleet.address: .*is no HOST:PORT of a Ray head; give the HOST:PORT"):
+    with pytest.raises(ConfigError, match=r"^fleet.address: .*is not the HOST:PORT of a Ray head; give the HOST:PORT"):
         address.resolve(wrong)
 
 
@@ -166,7 +166,7 @@ def test_addresses_that_one_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert address.resolve("auto") == "10.0.0.1:6379"
     monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
-    with pytest.raises(ConfigError, match="http://10.0.0.1:8265: is no HOST:PORT"):
+    with pytest.raises(ConfigError, match="http://10.0.0.1:8265: is not the HOST:PORT"):
         address.resolve("auto")
 
 

@@ -233,7 +233,7 @@ def test_however_the_base_is_held_the_bits_are_those_of_plain(more: dict[str, An
 def test_an_encoder_is_no_causal_language_model() -> None:
     config = {"model_type": "bert", **BASIC, "intermediate_size": 64}
     spec = Backbone(init="random", config=config, tokenizer="minilm", head="causal_lm")
-    with pytest.raises(ModelError, match="bert is no causal language model"):
+    with pytest.raises(ModelError, match="bert is not a causal language model"):
         check_causal(spec)
     gemma = spec.model_copy(update={"config": {"model_type": "gemma2", "final_logit_softcapping": 30.0}})
     with pytest.raises(ModelError, match="gemma2 changes its logits behind the head .final_logit_softcapping"):

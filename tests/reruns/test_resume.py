@@ -305,7 +305,7 @@ def test_what_is_no_run_directory(command: list[str], tmp_path: Path, capsys: An
     name, *options = command
     for folder in ("none", "file", "file/below"):
         assert "no such run directory" in said(capsys, name, str(tmp_path / folder), *options)
-    assert "is no run directory (it has no config.yaml)" in said(capsys, name, str(tmp_path / "empty"), *options)
+    assert "is not a run directory (it has no config.yaml)" in said(capsys, name, str(tmp_path / "empty"), *options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
 
 

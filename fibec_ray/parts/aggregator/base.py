@@ -54,7 +54,7 @@ class Aggregator(Part):
         return {}
 
     def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
-        """Why an update cannot be combined whose tensors are as they should be; None if it can."""
+        """Why an update with well-formed tensors cannot be combined; None if it can."""
         return None
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:

@@ -99,7 +99,7 @@ class FedFisher(Aggregator):
     def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
         for name, value in update.evidence.items():
             if not name.startswith("fisher/") and not is_covariance(symmetric(value.double())):
-                return f"the update's '{name}' is no matrix of second moments: some of its eigenvalues are negative"
+                return f"the update's '{name}' cannot be a matrix of second moments: it has negative eigenvalues"
         return None
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:

@@ -26,7 +26,7 @@ class Nova(Aggregator):
         return "number of steps"
 
     def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
-        return None if update.num_steps else "the update took no steps, by whose number its delta is divided"
+        return None if update.num_steps else "the update took no steps, and FedNova divides by their number"
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         samples, steps, rates = 0, 0, 0.0

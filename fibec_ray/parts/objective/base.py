@@ -79,7 +79,7 @@ class Objective(Part):
         return {}
 
     def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
-        """Why an update must not be absorbed whose tensors are as they should be; None if it may."""
+        """Why an update with well-formed tensors must not be absorbed; None if it may."""
         return None
 
     def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
