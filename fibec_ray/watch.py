@@ -31,7 +31,7 @@ SPARED = ("simulated", "lost", "real", "train loss", "sent", "loss")
 
 
 def watch(run_dir: Path, every_s: float = EVERY_S) -> None:
-    """Until the run has ended, well or not. Raises RunDirError for what is no run directory."""
+    """Follow a run until it ends, well or not. Raises RunDirError for a folder that is not a run directory."""
     console = make_console()
     if not console.is_terminal:
         for line in lines(run_dir, every_s):

@@ -43,7 +43,7 @@ class Curves:
 
 
 def curves_of(run_dir: Path) -> Curves:
-    """Raises RunDirError for what is no run directory."""
+    """Raises RunDirError for a folder that is not a run directory."""
     rows = read_rounds(run_dir).to_pylist()
     settings = _settings(run_dir / "config.yaml")
     steps = [Step(row["round"], row["wall_time_s"], dict(_values(row))) for row in rows]

@@ -50,7 +50,7 @@ def lanes_of(record: Record) -> int:
 
 
 def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
-    """Raises RunDirError for what is no run directory, or whose settings or data are not those that it began with.
+    """Raises RunDirError for a folder that is not a run directory, and for settings or data other than at its start.
 
     overrides: of `fleet` and `checkpoint`, which no result depends on; but for fleet.threads and fleet.lanes.
     """

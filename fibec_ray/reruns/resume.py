@@ -23,7 +23,7 @@ from fibec_ray.types import OPENING_ROUND
 def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Run | None:
     """The run to its end, as if nothing had happened; None if it has ended already, and nothing is changed then.
 
-    overrides: of `fleet` and `checkpoint`. Raises RunDirError if the folder is no run directory, a driver is at work
+    overrides: of `fleet` and `checkpoint`. Raises RunDirError if the folder is not a run directory, a driver is at work
     in it, settings or data have changed, or no checkpoint can be used.
     """
     folder = absolute(folder)
