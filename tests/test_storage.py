@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -173,6 +174,8 @@ WITH_SECRETS = {
     f"https://example.org/x?sv=2024&sig={SECRET}": "in the environment",
     f"https://example.org/x?a=1;api-key={SECRET}": "in the environment",
     f"https://example.org/x#access_token={SECRET}": "in the environment",
+    f"https://example.org/x;token={SECRET}?version=2": "in the environment",
+    f"https://example.org/x?subscription-key={SECRET}": "in the environment",
     f"abfs://container:{SECRET}@account.dfs.core.windows.net/x": "AZURE_STORAGE_ACCOUNT_KEY",
     f"simplecache::s3://AKIA:{SECRET}@bucket/runs": "AWS_ACCESS_KEY_ID",
 }
@@ -243,27 +246,28 @@ def test_errors_leave_a_urls_query_out(tmp_path: Path) -> None:
 # --- mirrors
 
 
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 def test_only_what_changed_travels_and_what_went_goes(bucket: Storage, tmp_path: Path, monkeypatch: Any) -> None:
     sent: list[str] = []
     upload = Storage.upload
     monkeypatch.setattr(Storage, "upload", lambda self, path, name: (sent.append(name), upload(self, path, name)))
     folder = tmp_path / "run"
     mirror = Mirror(bucket, folder)
-    write(folder, summary_json="1", rounds__0="r", checkpoints__1__manifest_json="m", checkpoints__1__server="s")
+    names = ["checkpoints/run.json", "rounds/0", "checkpoints/1/server", "checkpoints/1/manifest.json", "summary.json"]
+    for name in names:
+        put(folder / name, "first")
     (folder / ".part").write_text("half written")
-    os.rename(folder / "summary_json", folder / "summary.json")
-    os.rename(folder / "checkpoints/1/manifest_json", folder / "checkpoints/1/manifest.json")
     mirror.sync()
-    assert sent == ["checkpoints/1/server", "rounds/0", "checkpoints/1/manifest.json", "summary.json"]
-    (folder / "rounds" / "0").unlink()
-    write(folder, rounds__1="new")
+    assert sent == ["checkpoints/run.json", "checkpoints/1/server", "rounds/0", *names[3:]]
+    shutil.rmtree(folder / "checkpoints" / "1")
+    put(folder / "checkpoints/2/manifest.json", "newer")
     mirror.sync()
-    assert sent[4:] == ["rounds/1"] and "rounds/0" not in bucket.files()
-
-    elsewhere = Mirror(bucket, tmp_path / "elsewhere")
-    elsewhere.bring()
-    elsewhere.sync()
-    assert sent[5:] == [] and contents(tmp_path / "elsewhere").keys() == bucket.files().keys()
+    assert sent[5:] == ["checkpoints/2/manifest.json"]
+    assert bucket.files().keys() == {names[0], "rounds/0", "checkpoints/2/manifest.json", "summary.json"}
 
 
 def test_a_terminated_run_leaves_all_it_has(bucket: Storage, tmp_path: Path) -> None:
