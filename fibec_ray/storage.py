@@ -23,10 +23,10 @@ _USERS = ("abfs", "abfss", "adl", "az", "ftp", "hdfs", "sftp", "smb", "ssh", "wa
 _BUCKETS = ("s3", "s3a", "gs", "gcs")
 _SECRET_KEYS = (
     "secret", "password", "passwd", "passphrase", "token", "signature", "credential", "accesskey", "accountkey",
-    "apikey", "privatekey", "authorization", "googleaccessid",
+    "apikey", "privatekey", "authorization", "googleaccessid", "subscriptionkey", "sessionid",
 )  # fmt: skip
 """In the names of a query's parameters, in lower case and without '-' and '_'."""
-_SECRET_NAMES = ("sig", "key", "pwd", "pass", "auth", "jwt")
+_SECRET_NAMES = ("sig", "key", "pwd", "pw", "pass", "auth", "jwt")
 """The same as whole names."""
 _VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -74,7 +74,8 @@ def _secret_in(url: str) -> str:
     port = host.rpartition("]")[2].partition(":")[2]
     if port and (not port.isdecimal() or parts.scheme in _BUCKETS):
         return "credentials before its @"
-    pairs = [pair for text in (parts.query, parts.fragment) for pair in parse_qsl(text.replace(";", "&"), True)]
+    texts = (parts.path.partition(";")[2], parts.query, parts.fragment)
+    pairs = [pair for text in texts for pair in parse_qsl(text.replace(";", "&"), True)]
     for name, value in ((re.sub(r"[^a-z0-9]", "", name.lower()), value) for name, value in pairs):
         if name in _SECRET_NAMES or any(key in name for key in _SECRET_KEYS):
             return "a key, token or signature in its query"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fibec_ray.errors import ConfigError
+from fibec_ray.storage import refuse_secrets
 
 MOST_VALUES = 100_000
 DEEPEST = 60
@@ -19,9 +20,14 @@ LARGEST = 2**63 - 1
 def refuse_nonsense(raw: Any, where: str, keys: Sequence[str] = ()) -> None:
     """Raises ConfigError for values without end, numbers without size, and text that cannot be written.
 
+    Raises StorageError for a URL with credentials, under whatever key: errors, logs and runs repeat any value.
+
     where: the file, or ''. keys: that the value stands under.
     """
     for count, (path, value) in enumerate(_walk(raw, tuple(keys))):
+        for text in value if isinstance(value, dict) else (value,):
+            if isinstance(text, str):
+                refuse_secrets(text, ": ".join(part for part in (where, ".".join(path)) if part) or "the configuration")
         complaint = _complaint(value)
         if count >= MOST_VALUES:
             path, complaint = path[:1], f"has more than {MOST_VALUES} values, aliases included; write fewer"
