@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from analysis.log import RunLog, open_run
+from analysis.whole import KEYS, refuse_damage
 
 Point = tuple[float, float]
 
@@ -26,13 +27,11 @@ class RunTables:
 
     @staticmethod
     def read(run: Path | RunLog) -> RunTables:
+        """Raises RunDirError for a log that cannot be read, or is mixed up."""
         log = run if isinstance(run, RunLog) else open_run(run)
-        return RunTables(
-            rounds=log.frame("rounds").sort("round"),
-            devices=log.frame("devices").sort("round", "device"),
-            layers=log.frame("layers").sort("round", "layer"),
-            evaluations=log.frame("evaluations").sort("round", "device"),
-        )
+        tables = {name: log.frame(name).sort(keys) for name, keys in KEYS.items()}
+        refuse_damage(log, tables)
+        return RunTables(**tables)
 
     def column(self, name: str) -> list[Any]:
         """A column of the rounds table; None where the log has null."""

@@ -194,7 +194,7 @@ def run_rounds(
         row, layers = tally.opening(opened)
         yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(site.job.num_devices))
     else:
-        tally.restore(fleet.restore(start.server, start.manifest.devices), start.manifest.tally)
+        tally.restore(fleet.restore(start.server, start.manifest.states), start.manifest.tally)
         start.refuse_other_base(fleet.base)
         watcher.placed(fleet)
     for t in range(start.manifest.next_round if start else 0, experiment.rounds):

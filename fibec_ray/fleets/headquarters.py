@@ -120,7 +120,7 @@ class Headquarters:
             except RunDirError:
                 continue
             self.restore(found.server)
-            self._accepted.reset(found.manifest.devices)
+            self._accepted.reset(found.manifest.states)
             return kept
         if self._layer_reports is None:
             raise FleetError("the server was lost, and no checkpoint can be used to go on from")

@@ -14,9 +14,9 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -48,11 +48,6 @@ class CheckpointConfig(BaseModel):
         return rounds if self.keep == "all" else rounds[-self.keep :]
 
 
-def _named(value: Any) -> Any:
-    """Manifests of older programs have versions alone."""
-    return (value, "") if isinstance(value, int) else value
-
-
 class Manifest(BaseModel):
     """All of a checkpoint but the server's tensors."""
 
@@ -69,11 +64,18 @@ class Manifest(BaseModel):
     base: str = ""
     """fingerprint of the base weights; '' if there are none, or it was not kept yet"""
     tally: TallyState
-    devices: dict[int, Annotated[StateRef, BeforeValidator(_named)]]
-    """the accepted state of each device; a device without one is left out"""
+    devices: dict[int, int]
+    """version of each device's accepted state, which names its file; a device without a state is left out"""
+    digests: dict[int, str] = {}
+    """of these states; empty in old checkpoints"""
     log: dict[str, str] = {}
     """by table of the round log: digest of its newest part, which names the one before it; empty in old checkpoints"""
     format: int = FORMAT
+
+    @property
+    def states(self) -> dict[int, StateRef]:
+        """The accepted state of each device that has one."""
+        return {device: StateRef(version, self.digests.get(device, "")) for device, version in self.devices.items()}
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Keeper:
             self._prune(devices, self._fleet.states, next_round)
             return
         draft = checkpoint.new_draft(self._run_dir, next_round)
-        write = self._fleet.save(draft / checkpoint.SERVER)
+        write, states = self._fleet.save(draft / checkpoint.SERVER), self._fleet.states
         manifest = Manifest(
             next_round=next_round,
             run_id=self._run_id,
@@ -69,7 +69,8 @@ class Keeper:
             lanes=self._fleet.lanes,
             base=self._fleet.base,
             tally=tally.state(),
-            devices=dict(self._fleet.states),
+            devices={device: ref.version for device, ref in states.items()},
+            digests={device: ref.digest for device, ref in states.items() if ref.digest},
             log=dict(log),
         )
         changed, self._changed = sorted(self._changed), set()
@@ -106,21 +107,21 @@ class Keeper:
     def _commit(self, draft: Path, write: Callable[[], str], manifest: Manifest, changed: list[int]) -> None:
         self._flush(changed, manifest)
         checkpoint.commit(self._run_dir, draft, manifest.model_copy(update={"server": write()}))
-        self._states[manifest.next_round] = manifest.devices
+        self._states[manifest.next_round] = manifest.states
         rounds = checkpoint.rounds_kept(self._run_dir)
         stale = set(changed)
         for old in sorted(set(rounds) - set(self._config.kept(rounds))):
             checkpoint.remove(self._run_dir, old)
-            stale |= _differing(self._states.pop(old, {}), manifest.devices)
-        self._prune(stale, manifest.devices, manifest.next_round)
+            stale |= _differing(self._states.pop(old, {}), manifest.states)
+        self._prune(stale, manifest.states, manifest.next_round)
 
     def _flush(self, devices: Iterable[int], manifest: Manifest) -> None:
         """Put the states on disk before the checkpoint that counts on them: it must survive a power cut."""
         for device in devices:
-            ref = manifest.devices.get(device)
+            version = manifest.devices.get(device)
             try:
-                if ref is not None:
-                    flush(self._store.path(device, ref.version))
+                if version is not None:
+                    flush(self._store.path(device, version))
             except OSError as error:
                 raise RunDirError(f"device {device}: its state cannot be kept ({error.strerror})") from error
 
@@ -137,7 +138,7 @@ def _states_of_kept(run_dir: Path) -> dict[int, States]:
     found: dict[int, States] = {}
     for next_round in checkpoint.rounds_kept(run_dir):
         with suppress(RunDirError):
-            found[next_round] = checkpoint.load(run_dir, next_round).manifest.devices
+            found[next_round] = checkpoint.load(run_dir, next_round).manifest.states
     return found
 
 

@@ -48,7 +48,7 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
     start = None if round_ == OPENING_ROUND else _start(record, round_)
     lanes = lanes_of(record)
     group = _group(record, plan, device, lanes)
-    known = start.manifest.devices if start else {}
+    known = start.manifest.states if start else {}
     plan = replace(plan, states={each: known[each] for each in group if each in known})
     with staged(record, lanes, plan.states) as site:
         row = device_row(_again(site, plan, group, start)[group.index(device)])

@@ -13,6 +13,7 @@ from fibec_ray.learning.store import StateStore
 from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.reruns.records import Record, finished_digest, last_logged, read_record
+from fibec_ray.roundlog.chain import check_parts
 from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.run_dir import absolute, failing_plainly, locked, next_free
@@ -48,7 +49,7 @@ def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
     """Takes away what the run did after its newest whole checkpoint (None: all that it did). note: takes a line."""
     site = site_of(record.experiment, record.folder, record.identity)
     log = RoundLog(record.folder, log_metadata(record.experiment, record.identity))
-    start = newest_whole(record, log, site.store, note)
+    start = newest_whole(record, site.store, note)
     if start is None:
         _set_aside(record.folder, note)
     first = start.manifest.next_round if start else OPENING_ROUND
@@ -81,13 +82,13 @@ def _set_aside(folder: Path, note: Callable[[str], None]) -> None:
     note(f"all checkpoints are gone, so the run begins again; the log of rounds 0 to {last} is kept in {aside}")
 
 
-def newest_whole(record: Record, log: RoundLog, store: StateStore, note: Callable[[str], None]) -> Checkpoint | None:
+def newest_whole(record: Record, store: StateStore, note: Callable[[str], None]) -> Checkpoint | None:
     """None if no checkpoint was ever made. Raises RunDirError if there are some, and none can be used."""
     rounds = checkpoint.rounds_kept(record.folder)
     for next_round in reversed(rounds):
         try:
             found = checkpoint.load(record.folder, next_round)
-            _refuse_gaps(record, found, log, store)
+            _refuse_gaps(record, found, store)
             return found
         except RunDirError as error:
             note(f"the checkpoint before round {next_round} cannot be used: {error}")
@@ -97,11 +98,11 @@ def newest_whole(record: Record, log: RoundLog, store: StateStore, note: Callabl
     return None
 
 
-def _refuse_gaps(record: Record, found: Checkpoint, log: RoundLog, store: StateStore) -> None:
+def _refuse_gaps(record: Record, found: Checkpoint, store: StateStore) -> None:
     """Raises RunDirError if something that the checkpoint counts on is missing or is not what was written."""
     manifest = found.manifest
     if manifest.run_id != record.identity.run_id:
         raise RunDirError(f"{found.folder}: is of another run ({manifest.run_id}) than {record.identity.run_id}")
-    log.check(manifest.next_round - 1, manifest.log)
-    for device, ref in manifest.devices.items():
+    check_parts(record.folder, manifest.run_id, manifest.next_round - 1, manifest.log)
+    for device, ref in manifest.states.items():
         store.check(device, ref)

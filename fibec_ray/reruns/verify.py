@@ -16,6 +16,7 @@ from fibec_ray.learning.tally import Tally
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.reruns.records import Record, finished_digest, lanes_of, last_logged, read_record
 from fibec_ray.reruns.stage import staged
+from fibec_ray.roundlog.chain import check_parts
 from fibec_ray.roundlog.compare import differences, num_rows
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.simulation import Nobody, log_metadata, run_rounds
@@ -46,10 +47,10 @@ def verify(folder: Path, num_rounds: int = 1, from_start: bool = False) -> Verif
     start = None if from_start else _start(record, last, num_rounds)
     first = start.manifest.next_round if start else OPENING_ROUND
     until = min(last, (first if start else 0) + num_rounds - 1)
-    with staged(record, lanes_of(record), start.manifest.devices if start else {}) as site:
+    with staged(record, lanes_of(record), start.manifest.states if start else {}) as site:
         fleet = LocalFleet(site)
         _run(record, site, fleet, start, until)
-        found = differences(record.folder, site.run_dir, first, until)
+        found = _damage(record, start) + differences(record.folder, site.run_dir, first, until)
         compared = num_rows(site.run_dir)
         _compare_state(record, site, fleet, until, compared, found)
     return Verified(first, until, compared, found)
@@ -65,6 +66,17 @@ def _start(record: Record, last: int, num_rounds: int) -> Checkpoint:
         )
     wanted = last + 1 - num_rounds
     return checkpoint.load(record.folder, max((r for r in kept if r <= wanted), default=kept[0]))
+
+
+def _damage(record: Record, start: Checkpoint | None) -> list[str]:
+    """What is wrong with the log of the rounds before the checkpoint, which are not run again."""
+    if start is None:
+        return []
+    try:
+        check_parts(record.folder, record.identity.run_id, start.manifest.next_round - 1, start.manifest.log)
+    except RunDirError as error:
+        return [str(error)]
+    return []
 
 
 def _run(record: Record, site: Site, fleet: Fleet, start: Checkpoint | None, until: int) -> None:

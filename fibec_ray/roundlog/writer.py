@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,15 +16,14 @@ import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError, RunError, did_you_mean
 from fibec_ray.reports import DeviceReport
+from fibec_ray.roundlog.chain import PREVIOUS, digest_of
 from fibec_ray.roundlog.parts import part_name, parts, round_of
-from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
+from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
 from fibec_ray.run_dir import flush
 from fibec_ray.types import OPENING_ROUND
 
 Row = Mapping[str, Any]
 
-PREVIOUS = "previous"
-"""Key of a part's metadata: digest of the same table's part of the round before."""
 _VERSION = {"schema_version": str(SCHEMA_VERSION), "schema_major": str(SCHEMA_MAJOR)}
 _TUPLES = ("kept_neurons", "layer_fisher", "batches")  # fields of DeviceReport that are rows of other tables
 _NOT_COLUMNS = (*_TUPLES, "state_digest")
@@ -76,40 +74,12 @@ class RoundLog:
         """Digest of the newest part of each table. Each part names the one before it, so these vouch for all parts."""
         return dict(self._newest)
 
-    def check(self, last: int, newest: Mapping[str, str]) -> None:
-        """Raise RunDirError unless every part of the rounds -1 to `last` is what this run wrote.
-
-        newest: digests of the parts of round `last`, which a checkpoint keeps. Checkpoints of older programs have none;
-        then each part must be readable and of this run.
-        """
-        expected = {name: [newest[name]] if name in newest else [] for name in TABLES}
-        for round_ in range(last, OPENING_ROUND - 1, -1):
-            version = self._check_part("rounds", round_, expected["rounds"]).get("schema_version", "")
-            if not version.isdecimal():
-                where = self._run_dir / "rounds" / part_name(round_)
-                raise RunDirError(f"{where}: not a readable part of a round log (schema version {version!r})")
-            for name in tables_of(int(version)):
-                if name != "rounds":
-                    self._check_part(name, round_, expected[name])
-
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""
         for name in TABLES:
             for path in parts(self._run_dir / name):
                 if round_of(path) >= first:
                     _remove(path)
-
-    def _check_part(self, name: str, round_: int, expected: list[str]) -> dict[str, str]:
-        """The metadata of a part of this run. expected: its digest, if known; on return that of the part before it."""
-        path = self._run_dir / name / part_name(round_)
-        found = _metadata_of(path)
-        if expected and _digest_of(path) != expected[0]:
-            raise RunDirError(f"{path}: is damaged, or not the part that this run wrote: its digest differs")
-        expected[:] = [found[PREVIOUS]] if PREVIOUS in found else []
-        if found.get("run_id") != self._metadata["run_id"]:
-            own = self._metadata["run_id"]
-            raise RunDirError(f"{path}: is of another run ({found.get('run_id')}) than this one ({own})")
-        return found
 
     def _table(self, name: str, round_: int, rows: Sequence[Row]) -> pa.Table:
         where = f"round log, {name}, round {round_}"
@@ -119,13 +89,6 @@ class RoundLog:
             if row["round"] != round_:
                 raise RunError(f"{where}: a row of round {row['round']} does not belong here")
         return pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(self._metadata))
-
-
-def _metadata_of(part: Path) -> dict[str, str]:
-    try:
-        return {key.decode(): value.decode() for key, value in (pq.read_schema(part).metadata or {}).items()}
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        raise RunDirError(f"{part}: not a readable part of a round log ({error})") from error
 
 
 def device_row(report: DeviceReport) -> dict[str, Any]:
@@ -177,17 +140,6 @@ def _remove(part: Path) -> None:
         raise RunDirError(f"{part}: cannot remove this part of the round log: {error.strerror}") from error
 
 
-def _digest_of(part: Path) -> str:
-    try:
-        return digest_of_bytes(part.read_bytes())
-    except OSError as error:
-        raise RunDirError(f"{part}: cannot be read ({error.strerror})") from error
-
-
-def digest_of_bytes(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 def _write(path: Path, table: pa.Table) -> str:
     """Write one part and return its digest. Readers look for *.parquet, so they see all of it or none."""
     buffer = pa.BufferOutputStream()
@@ -205,4 +157,4 @@ def _write(path: Path, table: pa.Table) -> str:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise RunDirError(f"{path}: cannot write the round log: {error.strerror}") from error
-    return digest_of_bytes(content)
+    return digest_of(content)

@@ -134,3 +134,26 @@ def test_a_part_that_was_cut_short_is_named(tmp_path: Path) -> None:
 def test_folders_named_like_partitions_are_not_columns(tmp_path: Path) -> None:
     assert open_run(small_run(tmp_path / "seed=3", {})).frame("rounds").columns == TABLES["rounds"].names
     assert open_run(small_run(tmp_path / "a[1]*", {})).frame("rounds").height == 7
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "message"),
+    [
+        ("rounds/part-000002.parquet", "rounds/part-000001.parquet", "rounds: has rows of round 1 twice"),
+        ("devices/part-000002.parquet", "devices/part-000000.parquet", "devices: has rows of round 0 twice"),
+        ("layers/part-000001.parquet", None, "layers: the part of round 1 is missing; put the file back"),
+        ("rounds/part-000002.parquet", "rounds/part-000003.parquet", "rounds: the file of round 2 holds another;"),
+    ],
+)
+def test_a_log_whose_files_are_mixed_up_is_refused(
+    target: str, source: str | None, message: str, tmp_path: Path
+) -> None:
+    run = big_run(tmp_path, 4, 2)
+    content = (run / source).read_bytes() if source else b""
+    (run / target).unlink()
+    if source:
+        (run / target).write_bytes(content)
+    if source == "rounds/part-000003.parquet":
+        (run / source).unlink()
+    with pytest.raises(RunDirError, match=message):
+        RunTables.read(run)

@@ -37,7 +37,8 @@ def write(run_dir: Path, next_round: int, **changes: Any) -> Path:
         "server": server,
         "lanes": 2,
         "tally": tally,
-        "devices": {3: StateRef(-1, "a"), 12: StateRef(4, "b")},
+        "devices": {3: -1, 12: 4},
+        "digests": {3: "a", 12: "b"},
         "log": {"rounds": "c"},
     }
     checkpoint.commit(run_dir, draft, Manifest(**facts | changes))
@@ -47,7 +48,7 @@ def write(run_dir: Path, next_round: int, **changes: Any) -> Path:
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     write(tmp_path, 5)
     found = checkpoint.load(tmp_path, 5)
-    assert found.manifest.devices == {3: StateRef(-1, "a"), 12: StateRef(4, "b")}
+    assert found.manifest.states == {3: StateRef(-1, "a"), 12: StateRef(4, "b")}
     assert found.manifest.log == {"rounds": "c"} and found.manifest.tally.sim_time_s == 0.1 + 0.2
     state = checkpoint.read_state(found.server)
     assert digest(state) == digest(STATE)
@@ -58,12 +59,11 @@ def test_a_checkpoint_of_an_older_program_names_versions_alone(tmp_path: Path) -
     write(tmp_path, 5)
     path = checkpoint.folder_of(tmp_path, 5) / checkpoint.MANIFEST
     old = json.loads(path.read_text())
-    del old["log"], old["digest"]
-    old["devices"] = {"3": -1, "12": 4}
+    del old["log"], old["digests"], old["digest"]
     digest_then = hashlib.blake2b(json.dumps(old, sort_keys=True).encode(), digest_size=16).hexdigest()
     path.write_text(json.dumps(old | {"digest": digest_then}))
     found = checkpoint.load(tmp_path, 5).manifest
-    assert found.devices == {3: StateRef(-1, ""), 12: StateRef(4, "")} and found.log == {}
+    assert found.states == {3: StateRef(-1, ""), 12: StateRef(4, "")} and found.log == {}
 
 
 def test_times_survive_bit_for_bit(tmp_path: Path) -> None:

@@ -87,6 +87,15 @@ def test_a_value_that_was_changed_is_found(
     assert f"{table}, round 3" in err and column in err and "logged" in err
 
 
+@pytest.mark.parametrize("table", ["rounds", "layers"])
+def test_a_damaged_part_of_an_earlier_round_is_found(table: str, kept_two: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = Path(shutil.copytree(kept_two, tmp_path / "run"))
+    part = folder / table / "part-000000.parquet"
+    rewrite(part, "round", lambda value: value)
+    assert main(["verify", str(folder)]) == 1
+    assert f"{part}: is damaged, or not the part that this run wrote" in capsys.readouterr().err
+
+
 def test_times_and_places_may_differ(kept_all: Path, tmp_path: Path, capsys: Any) -> None:
     folder = Path(shutil.copytree(kept_all, tmp_path / "run"))
     rewrite(folder / "rounds" / "part-000003.parquet", "wall_time_s", lambda value: value + 1)
