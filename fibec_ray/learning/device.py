@@ -63,6 +63,8 @@ class DeviceWorker:
     ):
         self.model = model
         self._job, self._data, self._store, self._name = job, federation, store, name
+        self._kept = ""
+        """digest of the state that the device-round under way has stored; '' if it has stored none"""
         self.initial = model.read() if initial is None else initial
         layers = {name: model.layer_of(name) for name in self.initial}
         heads = frozenset(name for name in self.initial if not model.is_adapter(name))
@@ -101,12 +103,12 @@ class DeviceWorker:
             session = self._session(round_)
             own = self._job.method.solver.solve(session, round_.memory["solver"])
             trained = session.trained
-            update, kept = self._finish(round_, trained, own)
+            update = self._finish(round_, trained, own)
             seconds = time.perf_counter() - started
             report = training_report(
                 self._job, round_, trained, update, self.model.work, self.layout, self._name, attempt, seconds
             )
-            return update, replace(report, update_digest=_digest_of(update) + kept, state_digest=kept)
+            return update, replace(report, update_digest=_digest_of(update) + self._kept, state_digest=self._kept)
 
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
@@ -185,15 +187,16 @@ class DeviceWorker:
             if name not in round_.moving and name not in self.layout.carried
         }
 
-    def _finish(self, round_: DeviceRound, trained: Trained, own: Tensors) -> tuple[ClientUpdate, str]:
-        """Splits the trained values into what is sent and what stays, and stores what stays.
+    def _finish(self, round_: DeviceRound, trained: Trained, own: Tensors) -> ClientUpdate:
+        """Splits the trained values into what is sent, which is returned, and what stays, which is stored.
 
-        own: the solver's memory. Returns the update and the digest of the stored state ('' if there is none).
+        own: the solver's memory.
         """
+        self._kept = ""
         plan, shared, memory = round_.plan, round_.broadcast.shared, round_.memory | {"solver": own}
         values = self.model.read()
         if not (all_finite(values) and all_finite(own)):
-            return self._nothing(round_, trained), ""
+            return self._nothing(round_, trained)
         delta = subtract({name: values[name] for name in shared if name in round_.moving}, round_.received)
         objective = self._job.method.objective
         remembered = objective.remember(memory["objective"], select(values, shared))
@@ -205,7 +208,7 @@ class DeviceWorker:
         evidence |= aggregator.evidence_after(self.model, round_.shard, list(delta), round_.batches, rng)
         if trained.squares:
             memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
-        kept = self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
+        self._kept = self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
         rank = objective.rank(memory["objective"]) or round_.rank
         sent = on_wire(self._job, delta, rank)
         return ClientUpdate(
@@ -216,7 +219,7 @@ class DeviceWorker:
             {**round_.evidence, **evidence},
             rank,
             plan.learning_rate,
-        ), kept
+        )
 
     def _nothing(self, round_: DeviceRound, trained: Trained) -> ClientUpdate:
         """The update of a device whose training has diverged: it sends nothing, and stays as it was."""

@@ -100,8 +100,7 @@ def _make(folder: Path, make: Callable[[Path], Sequence[str]]) -> None:
         seal(part, make(part))
         for path in [*part.iterdir(), part]:
             flush(path)
-        if folder.exists():
-            shutil.rmtree(folder)
+        _remove(folder)
         os.replace(part, folder)
         flush(folder.parent)
     except (OSError, SafetensorError, RunDirError) as error:
@@ -112,10 +111,22 @@ def _make(folder: Path, make: Callable[[Path], Sequence[str]]) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _remove(path: Path) -> None:
+    """Whatever has the name of a prepared folder; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _refuse_foreign(folder: Path) -> None:
+    """Raises ModelError for files of another user. Closes those that others may write to, which are then read again."""
     try:
         there = [path for path in (folder, *_files(folder)) if path.exists()]
         foreign = [path for path in there if path.lstat().st_uid != _user()]
+        for path in there if not foreign else ():
+            if path.stat().st_mode & OTHERS_WRITE and path.stat().st_uid == _user():
+                path.chmod(stat.S_IMODE(path.stat().st_mode) & ~OTHERS_WRITE)
     except OSError as error:
         raise ModelError(_unusable(folder.parent, error)) from error
     if foreign:
@@ -123,9 +134,14 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _is_sound(folder: Path) -> bool:
-    """True if all files are as they were when the folder was prepared. Notes new times of files that are."""
+    """True if all files are as they were when the folder was prepared, and libraries find no others there.
+
+    Notes new times of files that have only been touched.
+    """
     try:
         note = _read(folder)
+        if set(note["files"]) != {path.name for path in _files(folder)}:
+            return False
         changed = [name for name, noted in note["files"].items() if _stamp(folder / name) != _times_of(noted)]
         if any(_digest(folder / name) != note["files"][name]["digest"] for name in changed):
             return False
@@ -142,8 +158,10 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """What the note is about."""
-    return sorted(path for path in folder.iterdir() if path.name != NOTE) if folder.is_dir() else []
+    """What the note is about. Hidden files, which some systems put everywhere, are read by nobody."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name != NOTE and not path.name.startswith("."))
 
 
 def _stamp(path: Path) -> dict[str, int]:

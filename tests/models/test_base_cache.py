@@ -44,6 +44,13 @@ def rewrite(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def moved_and_linked(folder: Path) -> None:
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    (elsewhere / WEIGHTS).write_bytes(b"changed")
+    folder.symlink_to(elsewhere)
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "a bit of the weights": lambda f: rewrite(f, WEIGHTS, lambda b: b[:-1] + bytes([b[-1] ^ 1])),
     "weights cut short": lambda f: rewrite(f, WEIGHTS, lambda b: b[:1000]),
@@ -54,6 +61,11 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "no note": lambda f: (f / NOTE).unlink(),
     "half a note": lambda f: (f / NOTE).write_text((f / NOTE).read_text()[:40]),
     "a note of nothing": lambda f: (f / NOTE).write_text("[]"),
+    "a note without files": lambda f: (f / NOTE).write_text('{"head": [], "files": {}}'),
+    "weights of somebody": lambda f: (f / "other.safetensors").write_bytes((f / WEIGHTS).read_bytes()),
+    "an adapter beside the weights": lambda f: (f / "adapter_config.json").write_text("{}"),
+    "a file in place of the folder": lambda f: (shutil.rmtree(f), f.write_text("x")),
+    "a link to changed weights": lambda f: moved_and_linked(f),
     "a folder in place of the weights": lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).mkdir()),
     "nothing in the folder": lambda f: (shutil.rmtree(f), f.mkdir()),
 }
@@ -66,6 +78,17 @@ def test_a_changed_folder_is_made_again(damage: str, tmp_path: Path) -> None:
     DAMAGE[damage](folder)
     assert prepared(tmp_path) == folder and contents(folder) == before and fingerprint(folder) == digest
     open_base(SPEC, folder)
+
+
+def test_files_that_others_may_change_are_read_again_and_closed(tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    for path in (folder, folder / WEIGHTS):
+        path.chmod(0o777)
+    (folder / ".DS_Store").touch()
+    inode = (folder / WEIGHTS).stat().st_ino
+    prepared(tmp_path)
+    assert (folder / WEIGHTS).stat().st_ino == inode
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / WEIGHTS)] == [0o755, 0o755]
 
 
 def test_files_that_were_copied_are_read_again_and_kept(tmp_path: Path) -> None:
