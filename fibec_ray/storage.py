@@ -38,6 +38,11 @@ _VARIABLES = {
 }
 _ANY_VARIABLES = f"{_VARIABLES['s3']} (s3), {_VARIABLES['gs']} (gs), HF_TOKEN (hub)"
 
+DEEPEST = 200
+"""Parts of a path; libraries handle deeper ones by recursion."""
+_NEVER_IN_NAMES = r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+"""Backslashes, control characters, and halves of characters that UTF-8 has no bytes for."""
+
 
 def is_url(text: str | Path) -> bool:
     """A path that went through pathlib has lost a slash ('s3:/bucket'), and is none."""
@@ -112,7 +117,7 @@ class Storage:
     def name(self) -> str:
         """The last word of its path; 'data' where there is none."""
         name = self._root.rstrip("/").rpartition("/")[2]
-        return "data" if _leads_out(name) else name
+        return "data" if leads_out(name) else name
 
     def is_folder(self) -> bool:
         """Object stores have no empty folders: what holds nothing is none."""
@@ -211,10 +216,10 @@ class Storage:
                 raise StorageError(
                     f"{self.shown}: the name {name[:200]!r} is a file and a folder there; remove one of them"
                 )
-            if _leads_out(name):
+            if leads_out(name):
                 raise StorageError(
                     f"{self.shown}: the name {name[:200]!r} does not stay below a folder (it may have no '..', "
-                    "backslash, drive or empty part); remove that file there, and ask who wrote it"
+                    "backslash, drive, empty part or control character); remove that file there, and ask who wrote it"
                 )
 
     def _failed(self, what: str, error: Exception) -> StorageError:
@@ -241,7 +246,8 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(other)), str(root)
 
 
-def _leads_out(name: str) -> bool:
-    """True for what is not a plain relative path on every system: 'a/../b', '/a', 'a\\b', 'c:a', 'a//b', ''."""
-    odd = any(part in ("", ".", "..") for part in name.split("/"))
-    return odd or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name) is not None
+def leads_out(name: str) -> bool:
+    """True for what is not a plain relative path on every system: 'a/../b', '/a', 'a\\b', 'c:a', 'a//b', '', 'a\\n'."""
+    parts = name.split("/")
+    odd = any(part in ("", ".", "..") for part in parts) or len(parts) > DEEPEST
+    return odd or re.match(r"[A-Za-z]:", name) is not None or re.search(_NEVER_IN_NAMES, name) is not None

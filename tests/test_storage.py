@@ -94,7 +94,8 @@ def hostile(folder: str, *names: str) -> Storage:
     return Storage(f"memory://{folder}")
 
 
-OUTSIDE = ["../planted", "a/../../planted", "a/..", "./planted", "/planted", "a//planted", "..\\planted", "c:planted",
+OUTSIDE = ["a\x1b[31mb", "a\nb",
+           "../planted", "a/../../planted", "a/..", "./planted", "/planted", "a//planted", "..\\planted", "c:planted",
            "a\0b", "C:\\planted", "a/../../../../../../../../tmp/planted"]  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused_before_anything_is_writt
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["../planted", "/planted", "a//planted", "", "a\\b"])
+@pytest.mark.parametrize("name", ["../planted", "/planted", "a//planted", "", "a\\b", "d/" * 1500 + "d"])
 def test_names_that_are_given_are_checked_too(name: str, bucket: Storage, tmp_path: Path) -> None:
     write(tmp_path, file="one")
     for act in (

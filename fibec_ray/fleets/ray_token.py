@@ -30,6 +30,8 @@ def has_token(environment: MutableMapping[str, str]) -> bool:
         if named:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {named}: no such file; {HOW_TO_SET_A_TOKEN}")
         return False
+    if _is_foreign(path):
+        raise ClusterError(f"{path}: belongs to another user, who knows this token; remove it; {HOW_TO_SET_A_TOKEN}")
     if _is_open(path):
         raise ClusterError(f"{path}: other users of this machine may use this token; run `chmod 600 {path}`")
     return True
@@ -55,13 +57,15 @@ def ensure_token(environment: MutableMapping[str, str]) -> str | None:
             _write(path, token)
         except OSError:
             environment["RAY_AUTH_TOKEN"] = token
+        if not _is_file(path):  # a folder or a link to nowhere has its name
+            environment["RAY_AUTH_TOKEN"] = token
     return note
 
 
 def protect_token(environment: MutableMapping[str, str]) -> str | None:
     """Take the token file's permissions away from other users. Returns a line if there were any."""
     path = token_path(environment)
-    if environment.get("RAY_AUTH_TOKEN") or not _is_file(path) or not _is_open(path):
+    if environment.get("RAY_AUTH_TOKEN") or not _is_file(path) or _is_foreign(path) or not _is_open(path):
         return None
     with suppress(OSError):  # a file of another user, or on a read-only disk; `has_token` says what to do
         path.chmod(0o600)
@@ -98,6 +102,11 @@ def _is_blank(path: Path) -> bool:
         return not path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         raise ClusterError(f"{path}: this Ray token cannot be read ({error.strerror}); {HOW_TO_SET_A_TOKEN}") from error
+
+
+def _is_foreign(path: Path) -> bool:
+    """Neither this user's nor root's, as mounted secrets are."""
+    return hasattr(os, "getuid") and path.stat().st_uid not in (os.getuid(), 0)
 
 
 def _is_open(path: Path) -> bool:

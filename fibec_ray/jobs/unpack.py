@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.storage import leads_out
 
 MOST_BYTES = 640_000_000
 """Of a run directory once it is unpacked: ten times what may travel packed."""
@@ -56,14 +57,21 @@ def unpack(text: str, target: Path, most_bytes: int = MOST_BYTES, most_files: in
 
 def _extract(stream: _Bounded, target: Path, most_bytes: int, most_files: int) -> None:
     target.mkdir(parents=True, exist_ok=True)
+    count = -1
     with tarfile.open(fileobj=cast(io.BufferedIOBase, stream), mode="r|") as archive:
         for count, member in enumerate(archive):
             if not (member.isreg() or member.isdir()) or member.issparse():
                 raise tarfile.TarError(f"{member.name!r} is neither a file nor a folder")
+            if leads_out(member.name.removeprefix("./")) and not (member.isdir() and member.name == "."):
+                raise tarfile.TarError(f"{member.name[:200]!r} does not stay below a folder")
             most_bytes -= member.size
             if most_bytes < 0 or count >= most_files:
                 raise _TooMuch
+            if not 0 <= member.mtime < 2**33:  # no file can have such a time
+                member.mtime = 0
             archive.extract(member, target, filter="data")  # refuses paths that lead out of the folder
+    if count < 0:
+        raise tarfile.TarError("it is empty")
 
 
 def _refusal(target: Path, error: Exception) -> RunDirError:

@@ -52,6 +52,22 @@ def test_an_empty_token_file_gets_a_token(home: dict[str, str]) -> None:
     assert len(token(home).read_text()) == 64 and mode(token(home)) == 0o600
 
 
+@pytest.mark.parametrize("what", ["folder", "link"])
+def test_what_is_no_file_in_the_token_s_place_leaves_the_token_in_memory(home: dict[str, str], what: str) -> None:
+    token(home).parent.mkdir()
+    token(home).mkdir() if what == "folder" else token(home).symlink_to("nowhere")
+    assert ensure_token(home) is None and len(home["RAY_AUTH_TOKEN"]) == 64
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
+def test_a_token_of_another_user_is_refused(home: dict[str, str]) -> None:
+    ensure_token(home)
+    os.chown(token(home), 12345, 12345)
+    for ask in (has_token, ensure_token):
+        with pytest.raises(ClusterError, match="belongs to another user, who knows this token; remove it"):
+            ask(home)
+
+
 @pytest.mark.parametrize("home_folder", ["/proc/1/none", "a file"])
 def test_a_home_that_cannot_be_written_leaves_the_token_in_memory(tmp_path: Path, home_folder: str) -> None:
     (tmp_path / "a file").touch()

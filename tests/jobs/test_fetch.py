@@ -159,6 +159,13 @@ HOSTILE = {
     "not tar": base64.b64encode(__import__("gzip").compress(b"hello" * 1000)).decode(),
     "cut": archive((member("a"), os.urandom(50_000)))[:20_000],
     "nothing": "",
+    "no members": archive(),
+    "zeros": base64.b64encode(__import__("gzip").compress(bytes(30_000))).decode(),
+    "absolute": archive((member("/evil"), b"x")),
+    "backslashes": archive((member("..\\evil"), b"x")),
+    "drive": archive((member("c:evil"), b"x")),
+    "escape sequence": archive((member("a\x1b[31m"), b"x")),
+    "deep": archive((member("d/" * 1500 + "d"), b"x")),
 }
 
 
@@ -167,6 +174,14 @@ def test_an_archive_that_is_no_run_directory(kind: str, tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="what the cluster sent is not a run directory"):
         unpack(HOSTILE[kind], tmp_path / "in" / "run")
     assert not (tmp_path / "evil").exists() and not (tmp_path / "in" / "evil").exists()
+
+
+def test_times_that_no_file_can_have_are_left_out(tmp_path: Path) -> None:
+    odd = member("a", pax_headers={"mtime": "1e300"})
+    unpack(
+        archive((member(".", tarfile.DIRTYPE), b""), (odd, b"x"), (member("./b", mtime=1e9), b"y")), tmp_path / "run"
+    )
+    assert [(tmp_path / "run" / name).stat().st_mtime for name in "ab"] == [0, 1e9]
 
 
 def test_what_an_archive_unpacks_to_is_limited(tmp_path: Path) -> None:
