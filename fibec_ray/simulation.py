@@ -311,7 +311,7 @@ def _earlier_device(folder: Path) -> dict[str, str]:
     """What the run computed on before it was resumed, if it said so."""
     try:
         found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["device"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return {"device": str(found)}
 

@@ -97,6 +97,7 @@ def test_defaults_are_set_over_empty_values(monkeypatch: pytest.MonkeyPatch) -> 
 MAY_READ = {
     "entry.py": "hands all of it to itself",
     "environment.py": "is where reading is done",
+    "local_cluster.py": "hands all of it to the functions that prepare Ray's",
     "cluster.py": "an empty CUDA_VISIBLE_DEVICES means no GPU",
     "address.py": "takes Ray's variables out, and gets the mapping from its caller",
     "children.py": "hands all of it to a child",

@@ -175,7 +175,7 @@ def read_state(path: Path) -> Tensors:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in json.loads(file.metadata()["order"])}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunDirError(f"{path}: the server's state cannot be read ({error})") from error
 
 

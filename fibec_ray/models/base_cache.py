@@ -147,7 +147,7 @@ def _is_sound(folder: Path) -> bool:
             return False
         if changed:
             seal(folder, note["head"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RunDirError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RunDirError):
         return False
     return True
 

@@ -40,11 +40,14 @@ class Claim:
             flush(self.folder)
 
 
-def create(path: Path) -> Path:
-    """A folder that a new run may begin in. Raises RunDirError if something else is in it, or it cannot be made."""
+def create(path: Path, made: list[Path] | None = None) -> Path:
+    """A folder that a new run may begin in. made: takes the folders that this call makes, from the outside in.
+
+    Raises RunDirError if something else is in it, or it cannot be made.
+    """
     try:
         path = absolute(path)
-        path.mkdir(parents=True, exist_ok=True)
+        _make_all(path, [] if made is None else made)
         if half_made(path):
             return path
         has_run = (path / "checkpoints" / "run.json").exists()
@@ -64,9 +67,9 @@ def claimed(path: Path) -> Iterator[Claim]:
     If the block fails before `Claim.begin`, whatever the exception, all that it wrote is removed, so that the same
     command can be given again. Raises RunDirError if something else is in the folder, or a driver is at work in it.
     """
-    missing = _missing(path)
+    made = list[Path]()
     try:
-        with _entered(path) as folder:
+        with _entered(path, made) as folder:
             create(folder)  # a run may have begun and ended between the first look and the lock
             claim = Claim(folder, begun=False)
             try:
@@ -80,7 +83,7 @@ def claimed(path: Path) -> Iterator[Claim]:
             finally:
                 _forget_driver(folder)
     finally:
-        _remove_empty(missing)
+        _remove_empty(made[::-1])
 
 
 @contextmanager
@@ -150,11 +153,24 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
+def _make_all(path: Path, made: list[Path]) -> None:
+    """The folder and those above it, and which of them this call made: another process may be making them, too."""
+    for each in reversed([path, *path.parents]):
+        if not each.is_dir():
+            try:
+                each.mkdir()
+            except FileExistsError:
+                if not each.is_dir():
+                    raise
+            else:
+                made.append(each)
+
+
 @contextmanager
-def _entered(path: Path) -> Iterator[Path]:
+def _entered(path: Path, made: list[Path]) -> Iterator[Path]:
     """The folder, made and locked."""
     for attempt in range(ATTEMPTS):
-        folder = create(path)
+        folder = create(path, made)
         try:
             lock = _acquired(folder)
             break
@@ -223,5 +239,5 @@ def _holder(run_dir: Path) -> str:
     try:
         found = json.loads((run_dir / DRIVER).read_text(encoding="utf-8"))
         return f" (pid {found['pid']} on {found['host']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""

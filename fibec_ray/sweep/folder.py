@@ -120,7 +120,7 @@ def set_aside(run: SweepRun, folder: Path) -> str:
 def _status(folder: Path) -> str | None:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return summary.get("status") if isinstance(summary, dict) else None
 

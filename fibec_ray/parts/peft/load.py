@@ -51,7 +51,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Own]:
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         part = build(PEFTS, config[KIND]) if KIND in config else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder}: adapter_config.json cannot be read ({error}); give a run's adapter/") from error
     if not isinstance(part, Own):
         raise ModelError(f"{folder}: an adapter of the peft library; load it with PeftModel.from_pretrained")
