@@ -21,6 +21,8 @@ SUPPORTED = (
 TAKEN = ("input_ids", "attention_mask", "inputs_embeds")
 """What a model is called with."""
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Settings of models that send each token to a few of several networks, whose operations nobody here counts."""
 
 
 def config_of(spec: Backbone, **extra: Any) -> Any:
@@ -178,6 +180,8 @@ def _not_supported(config: Any) -> str:
     missing = [name for name in TAKEN if name not in takes]
     if missing:
         return f"takes no {missing[0]}"
+    if any(getattr(config, name, None) not in (None, 0, 1) for name in EXPERTS):
+        return "is a mixture of experts"
     unknown = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
     return f"has no {unknown[0]} in its config" if unknown else ""
 
