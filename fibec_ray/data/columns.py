@@ -49,4 +49,5 @@ def plain(column: Any) -> Any:
 
 
 def first_null(column: Any) -> int:
-    return int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) if len(column) else 0
+    """The first row without a value; pandas writes a missing number as NaN."""
+    return int(np.flatnonzero(column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False))[0]) if len(column) else 0

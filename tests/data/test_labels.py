@@ -157,6 +157,9 @@ def test_a_files_own_class_names_say_what_its_numbers_are(tmp_path: Path) -> Non
         ([1, 4], "ids", "label 4 in row 1"),
         (["9" * 4000], "auto", "class '9{80}...' is unknown"),
         ([1.5], "auto", "labels of type double such as 1.5"),
+        ([0.0, 1.5], "auto", "labels of type double such as 1.5"),
+        ([0.0, float("inf")], "auto", "labels of type double such as inf"),
+        ([1.0, float("nan")], "auto", "no label in row 1; drop the row"),
     ],
 )
 def test_what_is_no_class_is_refused_with_its_row(tmp_path: Path, labels: list[Any], reading: str, says: str) -> None:

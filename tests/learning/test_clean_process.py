@@ -68,7 +68,14 @@ MORE: dict[str, dict[str, Any]] = {
     "falcon": {**V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
 """Beyond those that are promised."""
-EVERY = ENCODERS | DECODERS | MORE
+CHANGED: dict[str, dict[str, Any]] = {
+    "cohere": {**GROUPED, "logit_scale": 0.25},
+    "granite": {**GROUPED, "logits_scaling": 8.0},
+    "gemma3_text": {**GROUPED, "head_dim": 8, "final_logit_softcapping": 0.1},
+    "modernbert-decoder": {**BASIC, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+}
+"""Language models that do more than multiply by `lm_head`: they scale logits, cap them, or have another layer."""
+EVERY = ENCODERS | DECODERS | MORE | CHANGED
 AUTO = {
     "model": "AutoModel",
     "mean_pool": "AutoModel",
@@ -169,6 +176,12 @@ def test_every_architecture_with_the_head_that_it_brings(tmp_path: Path, tiny_se
     assert not any(word in notes["llama"] for word in ("sdpa", "apart"))
 
 
+def test_language_models_that_change_their_logits(tmp_path: Path, tiny_settings: Any) -> None:
+    agree(
+        {name: (finished(name, "causal_lm", tmp_path / name, tiny_settings), "causal_lm") for name in CHANGED}, tmp_path
+    )
+
+
 @pytest.mark.slow
 def test_more_architectures_with_the_head_that_they_bring(tmp_path: Path, tiny_settings: Any) -> None:
     agree({name: (finished(name, "model", tmp_path / name, tiny_settings), "model") for name in MORE}, tmp_path)
@@ -178,7 +191,7 @@ def test_more_architectures_with_the_head_that_they_bring(tmp_path: Path, tiny_s
 @pytest.mark.parametrize("head", ["mean_pool", "masked_lm", "causal_lm"])
 def test_every_architecture_with_other_heads(head: str, tmp_path: Path, tiny_settings: Any) -> None:
     """Or one line says that it has no such head."""
-    families = {"mean_pool": EVERY, "masked_lm": ENCODERS, "causal_lm": DECODERS}[head]
+    families = {"mean_pool": EVERY, "masked_lm": ENCODERS, "causal_lm": DECODERS | CHANGED}[head]
     cases, refused = {}, {}
     for name in families:
         try:

@@ -31,6 +31,8 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "perceiver": ({}, "takes inputs, not text"),
     "fnet": ({"vocab_size": 50, "hidden_size": 16}, "takes no attention_mask"),
     "canine": ({"hidden_size": 16}, "has no vocab_size in its config"),
+    "mixtral": ({"vocab_size": 50, "hidden_size": 16, "num_local_experts": 2}, "is a mixture of experts"),
+    "olmoe": ({"vocab_size": 50, "hidden_size": 16, "num_experts": 4}, "is a mixture of experts"),
 }
 HEADS = ("mean_pool", "model", "masked_lm", "causal_lm")
 
@@ -64,6 +66,25 @@ def test_a_classifier_that_reads_the_padding_is_refused() -> None:
     with pytest.raises(ModelError, match=r"classifier of xlnet reads the last position.*; set backbone.head=mean_pool"):
         check_supported(random(config, head="model"))
     check_supported(random(config, head="mean_pool"))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "xmod", "languages": ["en_XX"]}, "Input language unknown"),
+        ({"model_type": "nystromformer", "num_landmarks": 4, "segment_means_seq_len": 64}, "Attempting to broadcast"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)
+def test_a_model_that_cannot_compute_a_text_is_refused_before_the_run(
+    config: dict[str, Any], reason: str, tmp_path: Path, caplog: Any
+) -> None:
+    method = {"name": "fedavg", "peft": {"kind": "lora", "target_modules": "all-linear"}}
+    settings = make_tiny(method, backbone={"config": {**TINY_BERT, **config}, "head": "mean_pool"})
+    says = rf"^backbone: {config['model_type']} cannot compute a batch of text \(.*{reason}.*choose one of these$"
+    with pytest.raises(ModelError, match=says):
+        simulate(check(settings, "test"), tmp_path / "run")
+    assert not (tmp_path / "run").exists() and not caplog.records
 
 
 # --- attention

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft_models import batch, made, one_by_one, row, squares_of, stirred
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -199,3 +200,16 @@ def test_opts_feed_forward_has_no_gradients_of_single_samples(cache: Path) -> No
 def test_a_word_that_means_nothing() -> None:
     with pytest.raises(ValidationError, match=r"attention or all-linear, or a list of names such as \[query\]"):
         Lora(target_modules="query")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba"])
+def test_all_linear_leaves_out_what_peft_does_not_adapt(family: str) -> None:
+    """Their kernels read the weight of out_proj past the module."""
+    config = transformers.AutoConfig.for_model(family, vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4)
+    attached = Lora(target_modules="all-linear").attach(transformers.AutoModel.from_config(config), None)
+    found = {name.partition(".lora_")[0].rpartition(".")[2] for name, _ in attached.module.named_parameters()
+             if ".lora_" in name}  # fmt: skip
+    assert found == {"in_proj", "x_proj", "dt_proj"}
+    with pytest.raises(ModelError, match="incompatible with Mamba") as refused:
+        Lora(target_modules=("out_proj",)).attach(transformers.AutoModel.from_config(config), None)
+    assert "mixer.out_proj" not in str(refused.value)

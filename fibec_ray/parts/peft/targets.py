@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
-
 from fibec_ray.errors import ModelError
 from fibec_ray.parts.peft.base import is_product
 
 Word = Literal["attention", "all-linear"]
+READ_RAW = {kind: ("out_proj",) for kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")}
+"""Linears whose weights a family's kernels read past the module, so that the peft library adapts none of them; by
+transformers' `model_type`."""
 NUMBER = re.compile(r"\.\d+\.")
 """in the path of a module: of a block, or of one of several parts of a block"""
 
@@ -83,10 +84,11 @@ def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
     return list(wanted)
 
 
-def linears_of_blocks(module: nn.Module) -> list[str]:
+def linears_of_blocks(module: Any) -> list[str]:
     """Names of the products of a block within it, such as self_attn.q_proj: what follows the last number in a path."""
     numbered = [NUMBER.split(name)[1:] for name, child in module.named_modules() if is_product(child)]
-    return sorted({parts[-1] for parts in numbered if parts})
+    raw: tuple[str, ...] = READ_RAW.get(module.config.model_type, ())
+    return sorted({parts[-1] for parts in numbered if parts and not parts[-1].endswith(raw)})
 
 
 def refusal(what: str, module: Any, target: str = "", there: list[str] | None = None) -> ModelError:
