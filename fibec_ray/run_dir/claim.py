@@ -160,7 +160,7 @@ def _make_all(path: Path, made: list[Path]) -> None:
             try:
                 each.mkdir()
             except FileExistsError:
-                if not each.is_dir():
+                if each == path and not each.is_dir():
                     raise
             else:
                 made.append(each)
