@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
+from pathlib import Path
+
+import psutil
 
 from fibec_ray.environment import read
 from fibec_ray.errors import ConfigError
+from fibec_ray.fleets.scratch import is_scratch
 
 CONNECT_TIMEOUT_S = 5
 HELP = "give the HOST:PORT that `ray start --head` printed, or auto on a machine of the cluster, or leave it out"
@@ -50,13 +54,25 @@ def refuse_silence(address: str) -> None:
 
 
 def _running() -> str | None:
-    """The address of the cluster that this machine is part of."""
-    from ray._private.services import canonicalize_bootstrap_address
+    """The address of the cluster that this machine is part of. Local clusters of other runs do not count."""
+    from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
 
     try:
         found: str | None = canonicalize_bootstrap_address("auto")
     except ConnectionError:
         return None
+    private = private_addresses()
+    return found if found not in private else min(find_gcs_addresses() - private, default=None)
+
+
+def private_addresses() -> set[str]:
+    """Of the local clusters that runs on this machine started for themselves, and that end with these runs."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or ()).split()  # a process that names itself has one word
+        flags = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        if "gcs-address" in flags and "temp-dir" in flags and is_scratch(Path(flags["temp-dir"])):
+            found.add(flags["gcs-address"])
     return found
 
 

@@ -46,6 +46,11 @@ class Scratch:
         self._lock.release()
 
 
+def is_scratch(folder: Path) -> bool:
+    """True for the folder of a local cluster that belongs to one run."""
+    return (folder / LOCK).exists()
+
+
 def make(environment: Mapping[str, str]) -> Scratch:
     """A new folder in RAY_TMPDIR, TMPDIR or /tmp. Folders that killed drivers left there are removed.
 

@@ -285,3 +285,22 @@ def test_processes_of_a_cluster_are_those_that_name_its_folder_and_what_they_sta
         raylet.communicate(b"\n")
         assert local_cluster._still_alive(found, 10) == []
         other.kill()
+
+
+def test_auto_leaves_the_private_clusters_of_other_runs_alone(tmp_path: Path) -> None:
+    """Told by what a raylet's command line says; these processes only have such a command line."""
+    ours, foreign = tmp_path / "fibec-1", tmp_path / "ray"
+    for folder in (ours, foreign):
+        folder.mkdir()
+    (ours / scratch.LOCK).touch()
+    command = [sys.executable, "-c", "input()"]
+    flags = {ours: "10.9.8.7:1001", foreign: "10.9.8.7:1002"}
+    started = [
+        subprocess.Popen([*command, f"--gcs-address={where}", f"--temp-dir={folder}"], stdin=subprocess.PIPE)
+        for folder, where in flags.items()
+    ]
+    try:
+        assert address.private_addresses() & set(flags.values()) == {flags[ours]}
+    finally:
+        for process in started:
+            process.communicate(b"\n", timeout=60)
