@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fibec_ray.learning.federation import Federation
+from fibec_ray.config.load import check
+from fibec_ray.fleets.site import Site
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
 
 
@@ -24,8 +28,13 @@ class Poisoned(Aggregator):
         return {"x": torch.tensor([float("nan")])} if shard.num_samples == self.smallest else {}
 
 
-def victim_of(federation: Federation) -> tuple[int, int]:
-    """The device with the fewest samples, and how many it has. Fails unless it is the only one with so few."""
-    sizes = federation.num_train(range(federation.num_devices))
-    assert sizes.count(min(sizes)) == 1
-    return sizes.index(min(sizes)), min(sizes)
+def poisoned_site(settings: dict[str, Any], folder: Path) -> tuple[Site, int]:
+    """A site whose smallest device is quarantined in every round, and that device."""
+    experiment = check(settings, "test")
+    folder.mkdir()
+    prepared = prepare(experiment, folder)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    sizes = site.federation().num_train(range(site.job.num_devices))
+    assert sizes.count(min(sizes)) == 1, "only one device may have so few samples"
+    method = site.job.method.model_copy(update={"aggregator": Poisoned(smallest=min(sizes))})
+    return replace(site, job=site.job.model_copy(update={"method": method})), sizes.index(min(sizes))

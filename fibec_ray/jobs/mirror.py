@@ -57,7 +57,7 @@ class Mirror:
     def _superfluous(self, now: Collection[str]) -> set[str]:
         """Files that the home need not have any more: old checkpoints, and all of a start that was undone.
 
-        A folder that was moved or emptied under the run is neither: the home keeps what it has of a logged run.
+        If the folder was moved or emptied during the run, nothing is removed: the home keeps a logged run.
         """
         gone = self._sent.keys() - set(now)
         if not any(name.startswith("rounds/") for name in self._sent):

@@ -21,7 +21,7 @@ TAKEN = ("input_ids", "attention_mask", "inputs_embeds")
 """What a model is called with."""
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Settings of models that send each token to a few of several networks, whose operations nobody here counts."""
+"""Settings of mixture-of-experts models. They are refused, because the plan cannot count their operations."""
 
 
 def config_of(spec: Backbone, **extra: Any) -> Any:

@@ -63,8 +63,8 @@ def seal(folder: Path, head: Sequence[str]) -> None:
 def private(folder: Path) -> Path:
     """The cache folder, made for this user alone if it is not there. Raises ModelError where others could change it.
 
-    Users do not share a cache: whoever may write weights decides what a run computes. A folder of root's, such as a
-    mounted volume, is as good as one's own, because each prepared folder in it belongs to the user who made it.
+    Users do not share a cache, because anyone who can write weights decides what a run computes. A cache folder that
+    belongs to root, such as a mounted volume, is accepted: each prepared folder in it must belong to this user.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """What the note is about. Hidden files, which some systems put everywhere, are read by nobody."""
+    """What the note is about. Hidden files, which some systems put everywhere, are ignored."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.name != NOTE and not path.name.startswith("."))

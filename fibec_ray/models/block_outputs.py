@@ -40,7 +40,7 @@ class BlockOutputs:
     def run(self, module: nn.Module, inputs: Mapping[str, Any], length: int, wanted: bool) -> tuple[Any, Hidden]:
         """What the base, or its body, makes of the inputs, and what its blocks gave out, if that is wanted.
 
-        length: S, of which the blocks of some families see more, padded.
+        length: S. The blocks of some families see more tokens, padded.
         """
         with self._caught(wanted) as found:
             out = module(**inputs, output_hidden_states=wanted)

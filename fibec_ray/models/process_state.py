@@ -1,4 +1,7 @@
-"""What a run in one's own process leaves as it was; used by whatever runs there: simulation.py and reruns."""
+"""Restores the state of the calling process after a run: random generators, threads, environment, warnings.
+
+Used by simulation.py and reruns.
+"""
 
 from __future__ import annotations
 

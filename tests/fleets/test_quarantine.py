@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import poisoned
 import pytest
 import ray
-from poisoned import Poisoned, victim_of
+from poisoned import poisoned_site
 
-from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.ray_fleet import RayFleet
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
-from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import digest
 
 pytestmark = pytest.mark.ray
@@ -25,19 +21,9 @@ ray.cloudpickle.register_pickle_by_value(poisoned)  # workers that Ray keeps rea
 METHOD = {"name": "x", "sharing": {"kind": "body"}, "curriculum": "fisher"}
 
 
-def site_in(folder: Path, settings: dict[str, Any]) -> tuple[Site, int]:
-    experiment = check(settings, "test")
-    folder.mkdir()
-    prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
-    victim, smallest = victim_of(site.federation())
-    method = site.job.method.model_copy(update={"aggregator": Poisoned(smallest=smallest)})
-    return replace(site, job=site.job.model_copy(update={"method": method})), victim
-
-
 def test_ray_and_local_accept_the_same_states(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
     settings = tiny_settings(METHOD, cohort_size=6, data={"synthetic": {"num_train": 75}})
-    (here, victim), (there, _) = (site_in(tmp_path / name, settings) for name in ("local", "ray"))
+    (here, victim), (there, _) = (poisoned_site(settings, tmp_path / name) for name in ("local", "ray"))
     local, fleet = LocalFleet(here), RayFleet(there, FleetConfig(placement="pooled", num_actors=2))
     try:
         local.open()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from poisoned import Poisoned, victim_of
+from poisoned import poisoned_site
 
-from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
-from fibec_ray.simulation import cache_dir, prepare
 from fibec_ray.tensors import digest
 from fibec_ray.types import StateRef
 
@@ -26,14 +23,7 @@ PERSONAL_HEADS = {"name": "x", "sharing": {"kind": "body"}, "curriculum": "fishe
 def poisoned(tiny_settings: Any, tmp_path: Path) -> tuple[Site, int]:
     """A site whose smallest device is quarantined in every round, and that device."""
     settings = tiny_settings(PERSONAL_HEADS, cohort_size=6, data={"synthetic": {"num_train": 75}})
-    experiment = check(settings, "test")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
-    victim, smallest = victim_of(site.federation())
-    method = site.job.method.model_copy(update={"aggregator": Poisoned(smallest=smallest)})
-    return replace(site, job=site.job.model_copy(update={"method": method})), victim
+    return poisoned_site(settings, tmp_path / "run")
 
 
 def test_a_quarantined_device_keeps_the_state_it_had(poisoned: tuple[Site, int]) -> None:

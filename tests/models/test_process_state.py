@@ -1,4 +1,4 @@
-"""A run in one's own process leaves it as it was."""
+"""A run leaves the process that called it unchanged."""
 
 from __future__ import annotations
 
