@@ -89,11 +89,11 @@ def test_squares_of_single_samples_are_those_of_one_backward_pass_each(family: s
     if (family, targets) == ("opt", "all-linear"):
         targets = "attention"  # its feed-forward has none, see below
     model = stirred(made(Lora(r=2, target_modules=targets), family, "mean_pool", cache))
+    model.peft_model.double()  # in float32, small entries are off by the rounding of large ones
     names = list(model.trainable)
     ours, loop = squares_of(model, batch(), names), one_by_one(model, batch(), names)
     for name in names:
-        # In float64 they agree to 1e-6. In float32 small entries are off by the rounding of large ones.
-        assert float((ours[name] - loop[name]).norm()) <= 2e-3 * float(loop[name].norm())
+        torch.testing.assert_close(ours[name], loop[name], rtol=1e-3, atol=1e-5, check_dtype=False)
 
 
 @EVERY
