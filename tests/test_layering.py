@@ -189,7 +189,7 @@ def test_models_know_of_the_axes_peft_alone() -> None:
             assert parts <= {"fibec_ray.parts.peft.base"}, f"{module} imports {parts}"
 
 
-READ_BY_THE_ANALYSIS = ("fibec_ray.roundlog", "fibec_ray.errors", "fibec_ray.run_dir")
+READ_BY_THE_ANALYSIS = ("fibec_ray.roundlog", "fibec_ray.errors")
 
 
 def test_the_analysis_reads_logs_and_nothing_else_of_ours() -> None:

@@ -26,7 +26,7 @@ def settle(
     """The job server's URL, checked: it answers, and a token goes along where there is one.
 
     address: None takes that of the environment, or this machine's. Ray would let the environment win over an address
-    that was asked for, so the variables are taken out. warn: is told when secrets travel in clear text. Raises
+    that was asked for, so the variables are taken out. warn: gets a line when secrets travel in clear text. Raises
     ClusterError.
     """
     found = [environment.pop(name, None) for name in ENVIRONMENT]

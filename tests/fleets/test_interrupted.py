@@ -1,4 +1,4 @@
-"""A run on Ray that is told to end: one line, its own exit code, and it can be resumed."""
+"""A run on Ray that gets a signal ends with one line and its own exit code, and can be resumed."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def finished(family: str, head: str, folder: Path, make: Any, auto: str | None =
 
 
 def described(run: Run, head: str) -> dict[str, Any]:
-    """What clean.py is told of a run."""
+    """What clean.py needs to know about a run."""
     folder = run.folder.parent
     test = Federation.load(run.folder / "data").test_set()
     batch = test.batch(torch.arange(test.num_samples))
