@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from fibec_ray.per_sample import Caught
+from fibec_ray.curvature.per_sample import Caught
 from fibec_ray.responses import ResponseTokens
 from fibec_ray.tensors import Tensors
 

@@ -22,7 +22,7 @@ from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}

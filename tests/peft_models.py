@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fibec_ray.curvature.per_sample import catch
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
@@ -20,7 +21,6 @@ from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.part import build
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.per_sample import catch
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Layout
 

@@ -14,7 +14,7 @@ from fibec_ray.config.load import check
 from fibec_ray.fleets.site import Site
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
 
 

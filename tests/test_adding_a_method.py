@@ -15,7 +15,7 @@ import yaml
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.parts.objective import OBJECTIVES
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
 PATHS = [

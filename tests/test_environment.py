@@ -16,8 +16,8 @@ from fibec_ray.config.load import check
 from fibec_ray.environment import drop_empty, read, set_default
 from fibec_ray.fleets.site import Site
 from fibec_ray.jobs.address import DEFAULT, ENVIRONMENT, has_token, use_token
-from fibec_ray.jobs.begin import _near
-from fibec_ray.simulation import cache_dir
+from fibec_ray.runs.begin import _near
+from fibec_ray.runs.simulation import cache_dir
 
 PACKAGE = Path(fibec_ray.__file__).parent
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reruns.interrupted import interrupted
+from runs.interrupted import interrupted
 from test_layering import FILES
 
 from fibec_ray.errors import FibecError
-from fibec_ray.reruns.replay import replay
-from fibec_ray.reruns.resume import resume
-from fibec_ray.reruns.verify import verify
+from fibec_ray.runs.replay import replay
+from fibec_ray.runs.resume import resume
+from fibec_ray.runs.verify import verify
 
 UNPICKLES = {
     "pickle",

@@ -17,7 +17,7 @@ import yaml
 from conftest import make_digits
 from round_logs import small_run
 
-from fibec_ray.cli import main
+from fibec_ray.cli.main import main
 
 LONGEST_LINE = 3000
 

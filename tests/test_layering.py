@@ -8,61 +8,49 @@ from pathlib import Path
 
 import pytest
 
-import analysis
 import fibec_ray
 
 PACKAGE = Path(fibec_ray.__file__).parent
-ANALYSIS = Path(analysis.__file__).parent
 
 LAYERS = (
+    ("__main__",),
     ("cli",),
-    ("jobs",),
-    ("metrics", "watch"),
-    ("console", "sweep", "bench", "method_page"),
-    ("reruns",),
-    ("simulation",),  # runs what config describes
+    ("jobs", "sweep", "bench"),
+    ("runs",),  # runs what config describes
     ("preflight",),  # plans it
     ("config",),
     ("fleets",),
+    ("checkpoints",),
     ("learning",),
+    ("analysis",),
     ("method", "models", "data", "roundlog"),
     ("parts",),
     (
-        "fisher",
-        "ggn",
-        "kfac",
-        "per_sample",
+        "curvature",
+        "files",
         "responses",
         "low_rank",
         "heads",
         "blocks",
-        "spectrum",
-        "run_dir",
-        "storage",
         "tensors",
         "seeds",
         "types",
         "model_types",
         "reports",
         "errors",
-        "units",
-        "argument_types",
-        "entry",
         "environment",
         "interrupts",
-        "streams",
-        "terminal",
     ),
 )
 """From top to bottom. A module imports lower layers and its own package; the files of the lowest layer each other."""
 
 
 def module_of(path: Path) -> str:
-    parts = path.relative_to(PACKAGE.parent if path.is_relative_to(PACKAGE) else ANALYSIS.parent).with_suffix("").parts
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {module_of(path): path for path in sorted([*PACKAGE.rglob("*.py"), *ANALYSIS.rglob("*.py")])}
+FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 RIVALS = "fibec_ray.bench.rivals"
 """Run in environments where nothing else of ours is installed."""
 OURS = [name for name in FILES if name.startswith("fibec_ray.")]
@@ -175,7 +163,7 @@ def test_an_axis_never_imports_another() -> None:
 def test_the_engine_knows_no_method() -> None:
     """Learning, fleets and the round loop see the contracts of the axes (their base.py), never one of their kinds."""
     for module in OURS:
-        if part_of(module) not in ("learning", "fleets", "simulation", "reruns"):
+        if part_of(module) not in ("learning", "checkpoints", "fleets", "runs"):
             continue
         for name in IMPORTS[module]:
             if name.startswith("fibec_ray.parts."):
@@ -189,19 +177,20 @@ def test_models_know_of_the_axes_peft_alone() -> None:
             assert parts <= {"fibec_ray.parts.peft.base"}, f"{module} imports {parts}"
 
 
-READ_BY_THE_ANALYSIS = ("fibec_ray.roundlog", "fibec_ray.errors")
+ANALYSIS = "fibec_ray.analysis"
+READ_BY_THE_ANALYSIS = ("fibec_ray.roundlog", "fibec_ray.errors", "fibec_ray.environment")
 
 
 def test_the_analysis_reads_logs_and_nothing_else_of_ours() -> None:
     for module in FILES:
-        if below(module, "analysis"):
-            ours = {name for name in IMPORTS[module] if name.startswith("fibec_ray")}
+        if below(module, ANALYSIS):
+            ours = {name for name in IMPORTS[module] if below(name, "fibec_ray") and not below(name, ANALYSIS)}
             assert all(below(name, *READ_BY_THE_ANALYSIS) for name in ours), f"{module}: {ours}"
 
 
 def test_only_the_command_imports_the_analysis() -> None:
-    outside = [module for module in importers("analysis") if not below(module, "analysis")]
-    assert outside == ["fibec_ray.cli"]
+    outside = [module for module in importers(ANALYSIS) if not below(module, ANALYSIS)]
+    assert outside == ["fibec_ray.cli.main"]
 
 
 # --- libraries and their homes
@@ -210,19 +199,19 @@ def test_only_the_command_imports_the_analysis() -> None:
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("ray", ("fibec_ray.fleets", "fibec_ray.jobs.client", "fibec_ray.metrics")),
+        ("ray", ("fibec_ray.fleets.ray", "fibec_ray.jobs.client", "fibec_ray.cli.prometheus")),
         ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft", RIVALS, "fibec_ray.bench.lanes")),
         ("peft", ("fibec_ray.models", "fibec_ray.parts.peft", RIVALS, "fibec_ray.bench.lanes")),
         ("flwr", (RIVALS,)),
         ("pfl", (RIVALS,)),
         (
             "pyarrow",
-            ("fibec_ray.data", "fibec_ray.roundlog", "fibec_ray.storage", "analysis"),
+            ("fibec_ray.data", "fibec_ray.roundlog", "fibec_ray.files.storage", ANALYSIS),
         ),  # the analysis handles tables of the log
         ("datasets", ("fibec_ray.data",)),
-        ("linear_operator", ("fibec_ray.spectrum",)),
-        ("matplotlib", ("analysis",)),
-        ("polars", ("analysis",)),
+        ("linear_operator", ("fibec_ray.curvature.spectrum",)),
+        ("matplotlib", (ANALYSIS,)),
+        ("polars", (ANALYSIS,)),
     ],
 )
 def test_a_library_stays_at_home(library: str, homes: tuple[str, ...]) -> None:
@@ -252,7 +241,15 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
     """`fibec-ray --help` answers at once: at their top level these files import the standard library and each other."""
     light = {
         f"fibec_ray.{name}"
-        for name in ("argument_types", "cli", "entry", "environment", "errors", "interrupts", "streams")
+        for name in (
+            "cli.argument_types",
+            "cli.main",
+            "cli.entry",
+            "environment",
+            "errors",
+            "interrupts",
+            "cli.streams",
+        )
     }
     for module in light:
         top = [

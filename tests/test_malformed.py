@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY_LLAMA, named
 from hostile_configs import ALL, Case
 
-from fibec_ray.cli import main
+from fibec_ray.cli.main import main
 
 CONFIGS = [(kind, case) for kind, make in ALL.items() for case in make()]
 LONGEST_S = 20

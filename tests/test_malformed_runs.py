@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reruns.interrupted import interrupted
+from runs.interrupted import interrupted
 
-from fibec_ray.cli import main
+from fibec_ray.cli.main import main
 from fibec_ray.roundlog.reader import log_digest
 
 FILES = [

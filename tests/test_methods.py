@@ -11,6 +11,7 @@ import pytest
 from conftest import BACKBONES, DOES_NOT_APPLY, settings_on
 from device_states import stored
 
+from fibec_ray.cli.method_page import page
 from fibec_ray.config.load import check, method_files
 from fibec_ray.errors import ModelError
 from fibec_ray.fleets.local import LocalFleet
@@ -18,11 +19,10 @@ from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES, HALVES, Method
-from fibec_ray.method_page import page
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.part import Part
 from fibec_ray.parts.solver import SOLVERS
-from fibec_ray.simulation import cache_dir, prepare, simulate
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 
 METHODS = [path.stem for path in method_files()]
 ALL = [(method, where) for where in BACKBONES for method in METHODS]
@@ -100,7 +100,7 @@ def test_fedavg_is_the_empty_composition() -> None:
 
 
 def test_the_page_of_methods_is_current() -> None:
-    """python -m fibec_ray.method_page > docs/methods.md"""
+    """python -m fibec_ray.cli.method_page > docs/methods.md"""
     assert (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8") == page()
 
 

@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from reruns.interrupted import interrupted
+from runs.interrupted import interrupted
 
-from fibec_ray.cli import main
+from fibec_ray.checkpoints.identity import read_identity
+from fibec_ray.cli.main import main
 from fibec_ray.config.load import config_folder, load_experiment, read_yaml
 from fibec_ray.errors import ConfigError, RunDirError, RunError
-from fibec_ray.learning.identity import read_identity
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.simulation import resolved, simulate
+from fibec_ray.runs.simulation import resolved, simulate
 from fibec_ray.sweep.folder import folder_of, is_finished, log_of, set_aside, write_record
 from fibec_ray.sweep.load import Sweep, load_sweep
 from fibec_ray.sweep.run import refuse_failures, run_sweep

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.keeper import Keeper
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import config_folder, load_experiment
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
-from fibec_ray.learning import checkpoint
-from fibec_ray.learning.keeper import Keeper
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.tally import Tally
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Ours:
     settings: Sequence[str] = ()
 
     def command(self, workload: Path, out: Path) -> list[str]:
-        run = [sys.executable, "-m", "fibec_ray.cli", "run", str(workload / "experiment.yaml")]
+        run = [sys.executable, "-m", "fibec_ray", "run", str(workload / "experiment.yaml")]
         return [*run, "--out", str(out / "run"), f"backbone.dtype={self.dtype}", *self.settings]
 
     def env(self, out: Path) -> Mapping[str, str]:

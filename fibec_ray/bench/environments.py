@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from fibec_ray.simulation import cache_dir
+from fibec_ray.runs.simulation import cache_dir
 
 RIVALS = {"flower": "flwr[simulation]>=1.41,<1.43", "pfl": "pfl[pytorch]==0.6.0"}
 """What is installed besides what all have: the newest Flower up to 1.42 whose own requirements can be had."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.config.load import config_folder, load_experiment
-from fibec_ray.fisher import FisherScan, Label
+from fibec_ray.curvature.fisher import FisherScan, Label
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import local_update
@@ -29,7 +29,7 @@ from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
 
 SHORT, LONG = 100, 10_000

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fibec_ray.curvature.per_sample import collect_holders
 from fibec_ray.models.lane_bank import LaneBank
-from fibec_ray.per_sample import collect_holders
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165}
 """Dense bfloat16 products, as their makers give them; by a part of the device's name."""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from fibec_ray.config.load import load_experiment
-from fibec_ray.fisher import by_length
+from fibec_ray.curvature.fisher import by_length
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import Shard
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.simulation import prepare
+from fibec_ray.runs.simulation import prepare
 
 Batches = Iterable[tuple[Shard, Tensor]]
 """Shards, and rows of one batch of them, (B,)."""

@@ -21,7 +21,7 @@ from fibec_ray.bench.machine import busy_with_others, machine
 from fibec_ray.bench.runs import Stand, compare, grow, say
 from fibec_ray.bench.workload import Sizes
 from fibec_ray.config.load import config_folder
-from fibec_ray.run_dir import write_text
+from fibec_ray.files.run_dir import write_text
 
 NUM_DEVICES, COHORT_SIZE = 100, 10
 """of the first table"""

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from fibec_ray import seeds
 from fibec_ray.config.load import load_experiment
 from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.files.run_dir import write_json, write_yaml
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.federation import Federation
@@ -33,9 +34,8 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.models.backbone import load_tokenizer, prepare
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
-from fibec_ray.run_dir import write_json, write_yaml
-from fibec_ray.simulation import cache_dir
-from fibec_ray.simulation import prepare as prepare_data
+from fibec_ray.runs.simulation import cache_dir
+from fibec_ray.runs.simulation import prepare as prepare_data
 
 SEED = 0
 LENGTH = 32

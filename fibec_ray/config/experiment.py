@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
 from fibec_ray.data.source import DataConfig
 from fibec_ray.data.tasks import Task
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.learning.checkpoint import CheckpointConfig
 from fibec_ray.learning.costs import System
 from fibec_ray.learning.job import Job, LocalTraining, ServerConfig
 from fibec_ray.method import Method

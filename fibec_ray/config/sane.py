@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fibec_ray.errors import ConfigError
-from fibec_ray.storage import refuse_secrets
+from fibec_ray.files.storage import refuse_secrets
 
 MOST_VALUES = 100_000
 DEEPEST = 60

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibec_ray.errors import DataError, RunDirError
-from fibec_ray.run_dir import flush, flush_folder, replace_folder
-from fibec_ray.run_dir.paths import reason
+from fibec_ray.files.run_dir import flush, flush_folder, replace_folder
+from fibec_ray.files.run_dir.paths import reason
 
 _FORMAT = 1
 Array = NDArray[Any]

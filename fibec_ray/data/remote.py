@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fibec_ray.errors import DataError
-from fibec_ray.storage import Storage, is_url
+from fibec_ray.files.storage import Storage, is_url
 
 
 @contextmanager

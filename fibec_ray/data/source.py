@@ -20,7 +20,7 @@ from fibec_ray.data.remote import nearby
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
-from fibec_ray.storage import refuse_secrets
+from fibec_ray.files.storage import refuse_secrets
 
 __all__ = ["DataConfig", "Examples", "Points", "SyntheticSettings", "effective_task", "load", "load_points"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fibec_ray.data.source import DataConfig, effective_task, files
 from fibec_ray.data.tasks import Task
-from fibec_ray.storage import is_url
+from fibec_ray.files.storage import is_url
 
 
 @dataclass(frozen=True)

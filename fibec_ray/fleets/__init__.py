@@ -1,1 +1,1 @@
-"""Where devices run: in this process, or on a Ray cluster. The only package that imports Ray."""
+"""Where devices run: in this process (`local.py`) or on a Ray cluster (`ray/`). How both are laid out."""

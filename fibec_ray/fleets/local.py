@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from fibec_ray.checkpoints.checkpoint import read_state, write_state
 from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.learning.accepted import AcceptedStates
-from fibec_ray.learning.checkpoint import read_state, write_state
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.federation import Federation

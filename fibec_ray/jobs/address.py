@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from fibec_ray.environment import read
 from fibec_ray.errors import ClusterError
-from fibec_ray.fleets.ray_token import HOW_TO_SET_A_TOKEN, has_token
+from fibec_ray.fleets.ray.token import HOW_TO_SET_A_TOKEN, has_token
 
 DEFAULT = "http://127.0.0.1:8265"
 CONNECT_TIMEOUT_S = 5

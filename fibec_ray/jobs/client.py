@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fibec_ray.errors import ClusterError, did_you_mean
-from fibec_ray.fleets.ray_token import HOW_TO_SET_A_TOKEN
+from fibec_ray.fleets.ray.token import HOW_TO_SET_A_TOKEN
 from fibec_ray.jobs.address import settle, without_secrets
 
 CHATTY = (

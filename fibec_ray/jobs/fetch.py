@@ -14,11 +14,11 @@ from tempfile import mkdtemp
 from urllib.parse import unquote, urlsplit
 
 from fibec_ray.errors import ClusterError, JobFailed, RunDirError
+from fibec_ray.files.storage import Storage, is_url
 from fibec_ray.jobs.client import HELPER, Cluster, Job
 from fibec_ray.jobs.follow import refuse_failure, settled
 from fibec_ray.jobs.submit import quoted
 from fibec_ray.jobs.unpack import unpack
-from fibec_ray.storage import Storage, is_url
 
 MOST_MB = 64
 """Of a run directory, packed, that comes through a job's log."""

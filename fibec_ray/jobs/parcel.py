@@ -5,7 +5,6 @@ Libraries do not travel: they are in the cluster's image, in the versions of con
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ import fibec_ray
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import config_folder
 from fibec_ray.errors import DataError
-from fibec_ray.run_dir import write_yaml
-from fibec_ray.storage import is_url
+from fibec_ray.files.run_dir import write_yaml
+from fibec_ray.files.storage import is_url
 
 EXPERIMENT = "experiment.yaml"
 INPUTS = "inputs"
@@ -38,7 +37,7 @@ def packed(experiment: Experiment, installed: bool) -> Iterator[dict[str, Any]]:
         work = Path(folder) / "work"
         work.mkdir()
         write_yaml(work / EXPERIMENT, settings_for(experiment, work))
-        modules = [] if installed else [str(path) for path in copy_code(Path(folder))]
+        modules = [] if installed else [str(copy_code(Path(folder)))]
         yield {"working_dir": str(work), **({"py_modules": modules} if modules else {})}
 
 
@@ -111,21 +110,14 @@ def refuse_too_much(data: Path, files: Collection[Path]) -> None:
         )
 
 
-def copy_code(folder: Path) -> list[Path]:
-    """This package, with the packaged configs inside it as in a wheel, and the analysis that its command calls."""
-    code = [folder / "fibec_ray", folder / "analysis"]
-    _copy(Path(fibec_ray.__file__).parent, code[0])
-    if not (code[0] / "configs").is_dir():
-        _copy(config_folder(), code[0] / "configs")
-    _copy(_folder_of("analysis"), code[1])
+def copy_code(folder: Path) -> Path:
+    """Copies this package into `folder`, with the packaged configs inside it as in a wheel."""
+    code = folder / "fibec_ray"
+    _copy(Path(fibec_ray.__file__).parent, code)
+    if not (code / "configs").is_dir():
+        _copy(config_folder(), code / "configs")
     return code
 
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
-
-
-def _folder_of(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations, f"{package} is installed with this package"
-    return Path(spec.submodule_search_locations[0])

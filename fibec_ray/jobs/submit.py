@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import ClusterError, ConfigError
+from fibec_ray.files.storage import Storage, is_url
 from fibec_ray.jobs.client import Cluster, Job
 from fibec_ray.jobs.parcel import EXPERIMENT, packed
-from fibec_ray.storage import Storage, is_url
 
 RUNS = "${FIBEC_RAY_RUNS:-$HOME/fibec_ray_runs}"
 """Where run directories go if nobody says: the shell of the cluster's head fills it in. Not quoted for that reason."""
@@ -25,7 +25,7 @@ def submit(cluster: Cluster, experiment: Experiment, name: str | None, out: str 
     name = checked(name) if name else free_name(experiment.name, jobs)
     id_ = next_attempt(name, jobs)
     run_dir = place_of(name, out)
-    command = f"python -m fibec_ray.cli run {EXPERIMENT} --out {quoted(run_dir)} --resume"
+    command = f"python -m fibec_ray run {EXPERIMENT} --out {quoted(run_dir)} --resume"
     with packed(experiment, installed) as runtime_env:
         cluster.submit(command, id_, runtime_env, {"fibec_name": name, "fibec_out": run_dir})
     return id_

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.storage import leads_out
+from fibec_ray.files.storage import leads_out
 
 MOST_BYTES = 640_000_000
 """Of a run directory once it is unpacked: ten times what may travel packed."""

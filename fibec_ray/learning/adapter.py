@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.files.run_dir import flush_folder, replace_folder, write_json
 from fibec_ray.model_types import HEAD
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.run_dir import flush_folder, replace_folder, write_json
 from fibec_ray.tensors import Tensors, drop
 from fibec_ray.types import Layout
 

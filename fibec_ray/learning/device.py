@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import DeviceError, FibecError
-from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.evaluation import evaluation_chunks, in_row_order
 from fibec_ray.learning.faults import NOT_FINITE

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fibec_ray.fisher import by_length
+from fibec_ray.curvature.fisher import by_length
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.tensors import Tensors
 

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.curvature.per_sample import Caught, Part
 from fibec_ray.learning.meeting import Meeting
 from fibec_ray.model_types import Batch, LaneBatch, LanedModel, Outputs, Work
-from fibec_ray.per_sample import Caught, Part
 from fibec_ray.tensors import Tensors
 
 T = TypeVar("T")

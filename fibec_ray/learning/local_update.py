@@ -9,12 +9,12 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.curvature.per_sample import Caught
 from fibec_ray.learning.features import features
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
-from fibec_ray.per_sample import Caught
 from fibec_ray.tensors import Tensors, clone, select
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
 from fibec_ray.model_types import Shard, Work

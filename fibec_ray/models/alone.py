@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fibec_ray.curvature.per_sample import Caught, catch
 from fibec_ray.model_types import Batch, Outputs
-from fibec_ray.per_sample import Caught, catch
 
 
 class Alone:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from fibec_ray.errors import ModelError, RunDirError
-from fibec_ray.run_dir import flush, write_json
+from fibec_ray.files.run_dir import flush, write_json
 
 NOTE = "prepared.json"
 """file in a prepared folder"""

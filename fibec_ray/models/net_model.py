@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fibec_ray import seeds
+from fibec_ray.curvature.per_sample import collect_holders
 from fibec_ray.model_types import Batch, DenseBatch, Likelihood, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.nets import Net, Network, Shape
-from fibec_ray.per_sample import collect_holders
 from fibec_ray.tensors import Tensors
 
 

@@ -1,6 +1,6 @@
 """Restores the state of the calling process after a run: random generators, threads, environment, warnings.
 
-Used by simulation.py and reruns.
+Used by simulation.py and runs.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from fibec_ray.storage import refuse_secrets
+from fibec_ray.files.storage import refuse_secrets
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
 EncodeMode = Literal["plain", "masked", "causal"]

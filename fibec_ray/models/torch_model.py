@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fibec_ray import seeds
+from fibec_ray.curvature.per_sample import Caught, catch, collect_holders
 from fibec_ray.heads import beside_the_body, head_modules, in_head
 from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, TypedBatch, Work
 from fibec_ray.models.alone import Alone
@@ -29,7 +30,6 @@ from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.lm_head import known_lm_head, lm_head
 from fibec_ray.models.spec import Backbone, Holding
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.per_sample import Caught, catch, collect_holders
 from fibec_ray.responses import ResponseTokens, locate
 from fibec_ray.tensors import Tensors
 

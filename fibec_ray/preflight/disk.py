@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fibec_ray.learning.checkpoint import CheckpointConfig
+from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.learning.job import Job
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.exchange import Exchange

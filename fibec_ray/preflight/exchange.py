@@ -14,7 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from fibec_ray.ggn import TOKEN_DRAWS
+from fibec_ray.curvature.ggn import TOKEN_DRAWS
 from fibec_ray.learning.fitting import on_wire
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.server import Server

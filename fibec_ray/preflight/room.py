@@ -36,7 +36,7 @@ def look(config: FleetConfig, folder: Path, cache_dir: Path, base_is_there: bool
     disks = shutil.disk_usage(run).free, shutil.disk_usage(cache).free
     if config.kind == "local":
         return Room(_this_process(config), 1, *disks, same, base_is_there)
-    from fibec_ray.fleets import cluster
+    from fibec_ray.fleets.ray import cluster
 
     resources, nodes = cluster.foreseen(config), cluster.num_nodes(config)
     store = config.object_store_mb * 1_000_000 if config.address is None else 0

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
-from fibec_ray.fisher import Label
-from fibec_ray.ggn import TOKEN_DRAWS
+from fibec_ray.curvature.fisher import Label
+from fibec_ray.curvature.ggn import TOKEN_DRAWS
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.pooled import steps_of

@@ -1,4 +1,4 @@
-"""Whether a round log is what its run wrote: each part names the digest of the part before it; used by reruns/."""
+"""Whether a round log is what its run wrote: each part names the digest of the part before it; used by runs/."""
 
 from __future__ import annotations
 

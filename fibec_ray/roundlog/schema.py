@@ -261,14 +261,14 @@ A run writes five Parquet tables into its run directory: `rounds/`, `devices/`, 
 metadata of every part holds `schema_version` (now {SCHEMA_VERSION}), `schema_major` (now {SCHEMA_MAJOR}),
 {", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`: the resolved experiment.
 
-A newer version of the same major only adds nullable columns and tables: `analysis.log` reads it, leaves out what it
-does not know and fills what is missing with nulls. A newer major has changed what a column means, and is refused.
+A newer version of the same major only adds nullable columns and tables. `fibec_ray.analysis.log` reads it: it leaves
+out what it does not know and fills what is missing with nulls. A newer major has changed what a column means, and is refused.
 
 `num_steps`, `num_samples`, `num_samples_seen` and `train_loss` are those of the model that devices share. What a
 method's solver trains beside it (a model of the device's own, a head by itself) shows in `flops` and the times alone;
 what it does before an evaluation is not logged.
 
-Read it with `analysis.log` (lazy, [recipes.md](recipes.md) has examples) or with any Parquet reader:
+Read it with `fibec_ray.analysis.log` (lazy, [recipes.md](recipes.md) has examples) or with any Parquet reader:
 `SELECT * FROM 'RUN/rounds/*.parquet'`.
 Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed.
 A regression (task metric `r2`) has no accuracies, and half squared errors for losses. Samples that are no text have no

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.load import load_experiment, read_yaml
 from fibec_ray.errors import RunDirError, UserError
-from fibec_ray.reruns.records import binding, read_record
-from fibec_ray.run_dir import failing_plainly, half_made, next_free, refuse_driver, write_yaml
-from fibec_ray.run_dir.leftovers import holds_run
-from fibec_ray.run_dir.paths import reason
-from fibec_ray.simulation import resolved
+from fibec_ray.files.run_dir import failing_plainly, half_made, next_free, refuse_driver, write_yaml
+from fibec_ray.files.run_dir.leftovers import holds_run
+from fibec_ray.files.run_dir.paths import reason
+from fibec_ray.runs.records import binding, read_record
+from fibec_ray.runs.simulation import resolved
 from fibec_ray.sweep.load import Sweep, SweepRun
 
 RECORD = "sweep.yaml"

@@ -1,4 +1,4 @@
-"""A sweep file and `key=value` overrides -> one checked Sweep; every mistake becomes one ConfigError. Called by cli.py.
+"""A sweep file and `key=value` overrides -> one checked Sweep; every mistake becomes one ConfigError.
 
     config: ../experiments/trec.yaml            # relative to the sweep file
     overrides: [rounds=15]                      # for all runs (optional)

@@ -1,4 +1,4 @@
-"""Runs a sweep: each run a child process with its own run directory, finished ones skipped; called by cli.py."""
+"""Runs a sweep: each run a child process with its own run directory, finished ones skipped."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from fibec_ray.errors import RunError
+from fibec_ray.files.run_dir import absolute, write_yaml
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
-from fibec_ray.run_dir import absolute, write_yaml
-from fibec_ray.simulation import resolved
+from fibec_ray.runs.simulation import resolved
 from fibec_ray.sweep.children import Task, run_all
 from fibec_ray.sweep.folder import (
     config_of,
@@ -26,7 +26,7 @@ from fibec_ray.sweep.folder import (
 )
 from fibec_ray.sweep.load import Sweep, SweepRun
 
-PROGRAM = (sys.executable, "-m", "fibec_ray.cli")
+PROGRAM = (sys.executable, "-m", "fibec_ray")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from round_logs import big_run
 
-from analysis.report import write_report
+from fibec_ray.analysis.report import write_report
 
 MAX_SECONDS, MAX_BYTES, MAX_PAGE = 10, 10**9, 3_000_000
 
@@ -26,7 +26,7 @@ def test_a_thousand_rounds_of_a_hundred_devices(tmp_path: Path) -> None:
     """Processor seconds are judged: those of the clock are printed, and depend on what else the machine does."""
     run = big_run(tmp_path / "run", 1000, 100)
     started = time.monotonic()
-    command = subprocess.Popen([sys.executable, "-m", "fibec_ray.cli", "report", str(run)], stdout=subprocess.DEVNULL)
+    command = subprocess.Popen([sys.executable, "-m", "fibec_ray", "report", str(run)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(command.pid, 0)
     clock, processor = time.monotonic() - started, usage.ru_utime + usage.ru_stime
     memory, size = usage.ru_maxrss * 1024, (run / "report.html").stat().st_size

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from round_logs import big_run, small_run
 
-from analysis.report import write_report
+from fibec_ray.analysis.report import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")

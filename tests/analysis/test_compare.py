@@ -13,9 +13,9 @@ import pytest
 import yaml
 from round_logs import small_run
 
-from analysis.compare import Choices, compare_runs, write_all, written
-from analysis.formats import Column, Table, as_csv, latex, markdown
-from analysis.statistics import Mean, Paired, geometric_mean, holm
+from fibec_ray.analysis.compare import Choices, compare_runs, write_all, written
+from fibec_ray.analysis.formats import Column, Table, as_csv, latex, markdown
+from fibec_ray.analysis.statistics import Mean, Paired, geometric_mean, holm
 from fibec_ray.errors import UserError
 from fibec_ray.roundlog.writer import RoundLog
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import make_digits
 
-from analysis.export import export
+from fibec_ray.analysis.export import export
 from fibec_ray.config.load import check
 from fibec_ray.errors import RunDirError, UserError
 from fibec_ray.roundlog.reader import read_rounds
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 
 @pytest.fixture(scope="module")

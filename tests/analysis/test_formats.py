@@ -11,8 +11,8 @@ import pytest
 import yaml
 from round_logs import small_run
 
-from analysis.formats import Column, Table, as_csv, escaped, fitted, markdown, spreadsheet_cell
-from fibec_ray.cli import main
+from fibec_ray.analysis.formats import Column, Table, as_csv, escaped, fitted, markdown, spreadsheet_cell
+from fibec_ray.cli.main import main
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from round_logs import small_run
 
-from analysis.listing import listing
+from fibec_ray.analysis.listing import listing
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.writer import RoundLog
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from round_logs import CONFIG, big_run, rounds_row, small_run
 
-from analysis.log import open_run
-from analysis.tables import RunTables
+from fibec_ray.analysis.log import open_run
+from fibec_ray.analysis.tables import RunTables
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.schema import SCHEMA_MAJOR, TABLES

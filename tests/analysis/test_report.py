@@ -8,14 +8,14 @@ import matplotlib.image
 import pytest
 from round_logs import small_run
 
-from analysis.cards import cards_of, figures_of
-from analysis.fairness import Spread, last_spread
-from analysis.figure import Curve, Heat, Span
-from analysis.figures import draw
-from analysis.page import figure_data
-from analysis.report import write_report
-from analysis.scores import scores_of
-from analysis.tables import RunTables, latest_layers
+from fibec_ray.analysis.cards import cards_of, figures_of
+from fibec_ray.analysis.fairness import Spread, last_spread
+from fibec_ray.analysis.figure import Curve, Heat, Span
+from fibec_ray.analysis.figures import draw
+from fibec_ray.analysis.page import figure_data
+from fibec_ray.analysis.report import write_report
+from fibec_ray.analysis.scores import scores_of
+from fibec_ray.analysis.tables import RunTables, latest_layers
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.schema import ROUNDS
@@ -180,7 +180,7 @@ def test_the_timeline_starts_a_round_where_the_last_one_ended(tmp_path):
 
 
 def test_of_a_long_run_the_timeline_has_the_last_rounds(tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.timeline.MAX_SPANS", 5)
+    monkeypatch.setattr("fibec_ray.analysis.timeline.MAX_SPANS", 5)
     found = curves(full_run(tmp_path))["timeline"]  # two device-rounds a round
     assert [span.rounds for span in found.spans] == [3, 3, 4, 4] and "The last 2 rounds." in found.caption
 

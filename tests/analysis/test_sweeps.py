@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.comparison import Comparison, Line, compare
-from analysis.sweep_table import write_table
+from fibec_ray.analysis.comparison import Comparison, Line, compare
+from fibec_ray.analysis.sweep_table import write_table
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog

@@ -27,7 +27,7 @@ from fibec_ray.fleets.site import Site
 from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.models.kernels import speed_up
-from fibec_ray.simulation import cache_dir, simulate
+from fibec_ray.runs.simulation import cache_dir, simulate
 from fibec_ray.tensors import Tensors, add
 from fibec_ray.types import Broadcast
 

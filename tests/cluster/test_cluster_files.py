@@ -15,8 +15,8 @@ import pytest
 import yaml
 from cluster.kuberay_fields import problems
 
+from fibec_ray.cli.prometheus import COUNTERS, GAUGES
 from fibec_ray.config.load import load_experiment
-from fibec_ray.metrics import COUNTERS, GAUGES
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -164,7 +164,7 @@ def test_the_dashboard_is_on_loopback_where_it_can_be() -> None:
 
 
 def test_a_ray_job_runs_a_command_that_there_is() -> None:
-    from fibec_ray.cli import _parse
+    from fibec_ray.cli.main import _parse
 
     spec = read(CLUSTER / "kuberay" / "rayjob.yaml")["spec"]
     program, *arguments = spec["entrypoint"].split()
@@ -248,7 +248,7 @@ def test_every_way_has_a_page_whose_links_lead_somewhere(folder: Path) -> None:
 
 def test_commands_in_the_pages_parse() -> None:
     """Every `fibec-ray ...` of the pages, as the command's own parser sees it."""
-    from fibec_ray.cli import _parse
+    from fibec_ray.cli.main import _parse
 
     found = 0
     for path in [*CLUSTER.rglob("README.md")]:

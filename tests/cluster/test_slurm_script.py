@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import make_digits
 
-from fibec_ray.reruns.records import finished_digest
+from fibec_ray.runs.records import finished_digest
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = {
@@ -43,6 +43,7 @@ def test_the_script_starts_ray_runs_and_ends_what_it_started(tmp_path: Path) -> 
             "PYTHONPATH": str(ROOT),
             "SLURM_JOB_ID": str(job),
             "SLURM_JOB_NODELIST": "localhost",
+            "SLURM_JOB_NUM_NODES": "1",
             "SLURM_CPUS_PER_TASK": "2",
             "FIBEC_RAY_VENV": str(Path(sys.executable).parents[1]),
             "FIBEC_RAY_NAME": "first",

@@ -26,7 +26,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.robust import Krum
-from fibec_ray.simulation import resolved
+from fibec_ray.runs.simulation import resolved
 
 CONFIGS = config_folder()
 QUICKSTART = CONFIGS / "quickstart.yaml"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check, load_experiment, parse_override
 from fibec_ray.errors import ConfigError
-from fibec_ray.simulation import resolved
+from fibec_ray.runs.simulation import resolved
 
 QUIETLY = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TINY = make_tiny()

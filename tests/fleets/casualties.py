@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 
 from fibec_ray.learning.tally import Row
-from fibec_ray.simulation import Nobody
+from fibec_ray.runs.simulation import Nobody
 
 
 def actors(kind: str) -> list[int]:

@@ -23,7 +23,7 @@ from fleets.casualties import Reaper
 
 from fibec_ray.config.load import check
 from fibec_ray.roundlog.reader import log_digest, read_devices
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 OPTIONS = {
     "health_check_period_ms": 1000,

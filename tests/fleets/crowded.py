@@ -24,7 +24,7 @@ from fleets.casualties import Reaper
 
 from fibec_ray.config.load import check
 from fibec_ray.roundlog.reader import log_digest
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 ROOM, PIECE = 3 * 10**9, 10**8
 """bytes that may be used beyond what is used now, and that are filled in at a time"""

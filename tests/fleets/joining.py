@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from fibec_ray.config.load import check
 from fibec_ray.learning.tally import Row
 from fibec_ray.roundlog.reader import log_digest, read_devices
-from fibec_ray.simulation import Nobody, simulate
+from fibec_ray.runs.simulation import Nobody, simulate
 
 STORE = {"object_store_memory": 80_000_000}
 

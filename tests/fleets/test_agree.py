@@ -10,7 +10,7 @@ from conftest import BACKBONES, DOES_NOT_APPLY, make_instructions, settings_on
 
 from fibec_ray.config.load import check, method_files
 from fibec_ray.roundlog.reader import log_digest
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 LOCAL = {"kind": "local"}
 POOLED_1 = {"kind": "ray", "placement": "pooled", "num_actors": 1}

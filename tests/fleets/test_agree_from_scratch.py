@@ -9,7 +9,7 @@ from conftest import make_digits, make_regression, needs
 
 from fibec_ray.config.load import check
 from fibec_ray.roundlog.reader import log_digest
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 FLEETS = ({"kind": "local"}, {"kind": "ray", "placement": "pooled", "num_actors": 2})
 QUICK = [("digits", "fisher-merging"), ("regression", "fipa-paper")]

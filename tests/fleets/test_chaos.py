@@ -13,7 +13,7 @@ from fleets.children import in_a_process_of_its_own
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 pytestmark = pytest.mark.ray
 POOLED = {"kind": "ray", "placement": "pooled", "num_actors": 2}

@@ -17,8 +17,8 @@ import pytest
 
 import fibec_ray
 from fibec_ray.errors import CapacityError, ClusterError, ConfigError
-from fibec_ray.fleets import address, local_cluster, scratch
-from fibec_ray.fleets.ray_init import first_line
+from fibec_ray.fleets.ray import address, local_cluster, scratch
+from fibec_ray.fleets.ray.init import first_line
 from fibec_ray.fleets.settings import FleetConfig
 
 
@@ -175,8 +175,8 @@ def test_addresses_that_one_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
 SESSION = """
 import os, sys, psutil, ray
 from pathlib import Path
-from fibec_ray.fleets.cluster import connect
-from fibec_ray.fleets.local_cluster import _is_alive
+from fibec_ray.fleets.ray.cluster import connect
+from fibec_ray.fleets.ray.local_cluster import _is_alive
 from fibec_ray.fleets.settings import FleetConfig
 
 notes = []
@@ -236,8 +236,8 @@ def test_a_local_cluster_is_its_user_s_alone_and_leaves_nothing_behind(tmp_path:
 FAILING = """
 import psutil
 from fibec_ray.errors import ClusterError
-from fibec_ray.fleets.cluster import connect
-from fibec_ray.fleets.local_cluster import _is_alive
+from fibec_ray.fleets.ray.cluster import connect
+from fibec_ray.fleets.ray.local_cluster import _is_alive
 from fibec_ray.fleets.settings import FleetConfig
 
 try:

@@ -16,9 +16,9 @@ import ray
 from ray import exceptions as rex
 
 from fibec_ray.errors import FleetError, ModelError, ServerLostError
-from fibec_ray.fleets.failures import LOST, input_lost
-from fibec_ray.fleets.pool import ActorPool
-from fibec_ray.fleets.schedule import Call
+from fibec_ray.fleets.ray.failures import LOST, input_lost
+from fibec_ray.fleets.ray.pool import ActorPool
+from fibec_ray.fleets.ray.schedule import Call
 
 pytestmark = pytest.mark.ray
 

@@ -47,7 +47,7 @@ def test_hundred_pooled_devices_fit_and_start_fast(method: str, tmp_path: Path) 
     That of time is for methods without an initialisation phase: FibecFed's is arithmetic on every device's data.
     """
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "fibec_ray.cli", "run", str(QUICKSTART), "--out", str(out)]
+    command = [sys.executable, "-m", "fibec_ray", "run", str(QUICKSTART), "--out", str(out)]
     started = time.monotonic()
     child = subprocess.Popen([*command, *SETTINGS, *METHODS[method]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     process, peak, first_round_s = psutil.Process(child.pid), 0, None

@@ -22,7 +22,7 @@ def test_sigterm_ends_a_run_on_ray_in_one_line(tmp_path: Path) -> None:
     config = tmp_path / "exp.yaml"
     config.write_text(yaml.safe_dump(make_digits(rounds=500, evaluation={"every": 1}, fleet={"kind": "ray"})))
     with subprocess.Popen(
-        [sys.executable, "-m", "fibec_ray.cli", "run", str(config), "--out", "run"],
+        [sys.executable, "-m", "fibec_ray", "run", str(config), "--out", "run"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1]), "RAY_ADDRESS": ""},
     ) as run:  # fmt: skip

@@ -12,9 +12,9 @@ import pytest
 import ray
 from conftest import make_digits
 
+from fibec_ray.cli.prometheus import COUNTERS, GAUGES, RunMetrics
 from fibec_ray.config.load import check
-from fibec_ray.metrics import COUNTERS, GAUGES, RunMetrics
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 WAIT_S = 30
 """Ray exports every few seconds."""

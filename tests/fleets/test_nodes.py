@@ -13,10 +13,10 @@ import yaml
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
-from fibec_ray.fleets.nodes import await_nodes, refuse_different
+from fibec_ray.fleets.ray.nodes import await_nodes, refuse_different
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.roundlog.reader import log_digest
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 pytestmark = pytest.mark.ray
 FLEET = {"kind": "ray", "address": "auto", "placement": "pooled", "num_actors": 3}

@@ -11,7 +11,7 @@ import ray
 from poisoned import poisoned_site
 
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.ray_fleet import RayFleet
+from fibec_ray.fleets.ray.fleet import RayFleet
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.tensors import digest

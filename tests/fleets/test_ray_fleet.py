@@ -14,19 +14,19 @@ import ray
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError, ModelError, ServerLostError
-from fibec_ray.fleets import nodes
-from fibec_ray.fleets.headquarters import Headquarters
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.ray_actors import DeviceActor, ServerActor
-from fibec_ray.fleets.ray_fleet import RayFleet
-from fibec_ray.fleets.reduction import Reduction
+from fibec_ray.fleets.ray import nodes
+from fibec_ray.fleets.ray.actors import DeviceActor, ServerActor
+from fibec_ray.fleets.ray.fleet import RayFleet
+from fibec_ray.fleets.ray.headquarters import Headquarters
+from fibec_ray.fleets.ray.reduction import Reduction
+from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
-from fibec_ray.fleets.wire import from_wire, to_wire
 from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import digest
 
 pytestmark = pytest.mark.ray

@@ -9,7 +9,7 @@ import pytest
 
 from fibec_ray.environment import drop_empty
 from fibec_ray.errors import ClusterError
-from fibec_ray.fleets.ray_token import ensure_token, has_token, protect_token
+from fibec_ray.fleets.ray.token import ensure_token, has_token, protect_token
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import yaml
 from conftest import named, needs
-from reruns.interrupted import interrupted, result
+from runs.interrupted import interrupted, result
 
 import fibec_ray
 from fibec_ray.config.load import check
-from fibec_ray.reruns.records import last_logged
-from fibec_ray.reruns.resume import resume
-from fibec_ray.reruns.verify import verify
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.records import last_logged
+from fibec_ray.runs.resume import resume
+from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.verify import verify
 
 pytestmark = pytest.mark.ray
 LOCAL = {"kind": "local"}
@@ -69,7 +69,7 @@ def test_a_driver_and_its_cluster_killed_with_sigkill(tiny_settings: Any, tmp_pa
     one_actor = {**POOLED, "num_actors": 1, "object_store_mb": 100}
     settings.write_text(yaml.safe_dump(tiny_settings("fibecfed", rounds=30, fleet=one_actor)))
     driver = subprocess.Popen(
-        [sys.executable, "-m", "fibec_ray.cli", "run", str(settings), "--out", str(folder)],
+        [sys.executable, "-m", "fibec_ray", "run", str(settings), "--out", str(folder)],
         env={**os.environ, "PYTHONPATH": str(Path(fibec_ray.__file__).parents[1]), "RAY_ADDRESS": ""},
         stdout=subprocess.DEVNULL,
         start_new_session=True,

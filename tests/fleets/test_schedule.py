@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fibec_ray.fleets.schedule import Backlog, Call, CostModel
+from fibec_ray.fleets.ray.schedule import Backlog, Call, CostModel
 from fibec_ray.reports import DeviceReport
 
 

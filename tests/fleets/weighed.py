@@ -16,7 +16,7 @@ import yaml
 
 from fibec_ray.config.load import check
 from fibec_ray.learning.tally import Row
-from fibec_ray.simulation import Nobody, simulate
+from fibec_ray.runs.simulation import Nobody, simulate
 
 
 class Scale(Nobody):

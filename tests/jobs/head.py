@@ -32,7 +32,7 @@ class Head:
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`fibec-ray ARGUMENTS`, run to its end."""
         done = subprocess.run(
-            [sys.executable, "-m", "fibec_ray.cli", *arguments],
+            [sys.executable, "-m", "fibec_ray", *arguments],
             capture_output=True, text=True, timeout=180, env=self.environment | environment,
         )  # fmt: skip
         print("$ fibec-ray", *arguments, f"-> {done.returncode}\n{done.stdout}{done.stderr}")

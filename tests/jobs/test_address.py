@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fibec_ray.cli import main
+from fibec_ray.cli.main import main
 from fibec_ray.errors import ClusterError
 from fibec_ray.jobs.address import as_url, is_loopback, settle, use_token
 

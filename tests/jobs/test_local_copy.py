@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from conftest import make_digits
 
+from fibec_ray.checkpoints.checkpoint import rounds_kept
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check
 from fibec_ray.errors import RunDirError
-from fibec_ray.jobs.begin import begin, workplace
-from fibec_ray.jobs.mirror import turn
-from fibec_ray.learning.checkpoint import rounds_kept
-from fibec_ray.reruns.resume import resume
 from fibec_ray.roundlog.reader import log_digest
-from fibec_ray.simulation import Nobody, Run, Watcher, simulate
+from fibec_ray.runs.begin import begin, workplace
+from fibec_ray.runs.mirror import turn
+from fibec_ray.runs.resume import resume
+from fibec_ray.runs.simulation import Nobody, Run, Watcher, simulate
 
 
 class Interrupt(Nobody):

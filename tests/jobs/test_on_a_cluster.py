@@ -13,10 +13,10 @@ import yaml
 from conftest import make_digits
 from jobs import head as heads
 
-from fibec_ray.cli import main
+from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
 from fibec_ray.roundlog.reader import log_digest
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 pytestmark = pytest.mark.ray
 

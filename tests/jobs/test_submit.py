@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import yaml
 from conftest import make_digits
-from reruns.interrupted import interrupted
+from runs.interrupted import interrupted
 
 from fibec_ray.config.load import check, load_experiment
 from fibec_ray.errors import ClusterError, ConfigError, DataError, RunDirError, StorageError
-from fibec_ray.jobs.begin import begin, workplace
 from fibec_ray.jobs.client import Job
 from fibec_ray.jobs.follow import last_words
 from fibec_ray.jobs.parcel import MOST_DATA_BYTES, packed, take_along
 from fibec_ray.jobs.submit import RUNS, checked, free_name, next_attempt, place_of, quoted
-from fibec_ray.simulation import Nobody, simulate
+from fibec_ray.runs.begin import begin, workplace
+from fibec_ray.runs.simulation import Nobody, simulate
 
 
 def job(id_: str, status: str = "SUCCEEDED", name: str | None = None) -> Job:
@@ -58,12 +58,12 @@ def test_code_settings_and_small_data_travel(tmp_path: Path, monkeypatch: Any) -
     (tmp_path / "sets" / "mine" / "train.csv").write_text("sentence,label\na,0\n")
     settings = make_digits(fleet={"kind": "ray"}, data={"path": "sets/mine"})
     with packed(check(settings, "test"), installed=False) as env:
-        work, (code, analysis) = Path(env["working_dir"]), map(Path, env["py_modules"])
+        work, (code,) = Path(env["working_dir"]), map(Path, env["py_modules"])
         sent = load_experiment(work / "experiment.yaml")
         assert sent.fleet.address == "auto", "not a cluster of its own"
         assert sent.data.path == "inputs/mine" and (work / "inputs" / "mine" / "train.csv").is_file()
-        assert (code / "configs" / "methods" / "fedavg.yaml").is_file() and (code / "cli.py").is_file()
-        assert analysis.name == "analysis" and not list(code.rglob("__pycache__"))
+        assert (code / "configs" / "methods" / "fedavg.yaml").is_file() and (code / "cli" / "main.py").is_file()
+        assert not list(code.rglob("__pycache__"))
     assert not work.exists()
     with packed(check(settings, "test"), installed=True) as env:
         assert "py_modules" not in env

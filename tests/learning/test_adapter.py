@@ -20,7 +20,7 @@ from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.torch_model import TorchModel
-from fibec_ray.simulation import cache_dir, simulate
+from fibec_ray.runs.simulation import cache_dir, simulate
 from fibec_ray.tensors import digest
 
 CAUSAL = {"head": "causal_lm", "config": {"model_type": "llama", "num_key_value_heads": 2}}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.checkpoint import CheckpointConfig, Manifest
 from fibec_ray.errors import RunDirError
-from fibec_ray.learning import checkpoint
-from fibec_ray.learning.checkpoint import CheckpointConfig, Manifest
 from fibec_ray.learning.tally import TallyState
 from fibec_ray.tensors import digest
 from fibec_ray.types import StateRef

@@ -23,7 +23,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import TypedBatch
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.simulation import Run, simulate
+from fibec_ray.runs.simulation import Run, simulate
 
 quiet_libraries()
 

@@ -13,17 +13,17 @@ from conftest import after_rounds, make_digits, make_tiny
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, DeviceError, FleetError, RunError
-from fibec_ray.fleets.ray_actors import ServerActor
+from fibec_ray.fleets.ray.actors import ServerActor
+from fibec_ray.fleets.ray.wire import to_wire
 from fibec_ray.fleets.site import Site
 from fibec_ray.fleets.tolerance import Tolerance
-from fibec_ray.fleets.wire import to_wire
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
-from fibec_ray.reruns.records import binding
 from fibec_ray.roundlog.reader import read_devices, read_rounds
-from fibec_ray.simulation import Nobody, cache_dir, prepare, simulate
+from fibec_ray.runs.records import binding
+from fibec_ray.runs.simulation import Nobody, cache_dir, prepare, simulate
 from fibec_ray.tensors import digest
 from fibec_ray.types import ClientUpdate, RoundPlan
 

@@ -20,7 +20,7 @@ from fibec_ray.learning.federation import Federation
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.parts.peft.full import Full
 from fibec_ray.roundlog.reader import read_batches, read_devices, read_rounds
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 from fibec_ray.tensors import digest
 
 METHODS = [path.stem for path in method_files()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_instructions, named
 
-from fibec_ray.cli import main
+from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.local import LocalFleet
@@ -24,7 +24,7 @@ from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Devices
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
-from fibec_ray.simulation import cache_dir, prepare, simulate
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Predictions
 

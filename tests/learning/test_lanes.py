@@ -11,8 +11,8 @@ from conftest import BACKBONES, DOES_NOT_APPLY, settings_on, shard_of
 from torch import Tensor
 
 from fibec_ray.config.load import check, method_files
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ConfigError
-from fibec_ray.fisher import FisherScan
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.calibration import REPEATS, STEPS, best_lanes, step_seconds
@@ -20,7 +20,7 @@ from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.lanes import LEAST_FILL, Lanes
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import EvaluationResult
 

@@ -22,7 +22,7 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.objective import OBJECTIVES
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import all_finite, digest
 from fibec_ray.types import ClientUpdate, RoundPlan
 

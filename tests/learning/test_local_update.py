@@ -11,8 +11,8 @@ import torch
 from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor, nn
 
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.data.encoded import ArrayShard
-from fibec_ray.fisher import FisherScan
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import Trained, local_update
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Work

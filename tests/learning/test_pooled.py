@@ -13,7 +13,7 @@ from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.pooled import steps_of, walk
-from fibec_ray.simulation import cache_dir, prepare, simulate
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 
 
 def test_a_round_has_a_cohorts_share_of_the_batches() -> None:

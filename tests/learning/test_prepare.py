@@ -17,7 +17,7 @@ from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.models.backbone import load_tokenizer
 from fibec_ray.models.spec import Backbone
-from fibec_ray.simulation import prepare
+from fibec_ray.runs.simulation import prepare
 
 REAL = [path.stem for path in sorted((config_folder() / "tasks").glob("*.yaml"))]
 REAL = [name for name in REAL if (SHARED_DATA / name / "train.parquet").is_file()]

@@ -12,8 +12,8 @@ import torch
 from device_states import stored
 
 from fibec_ray.config.load import check
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import RunDirError
-from fibec_ray.fisher import FisherScan
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.accepted import AcceptedStates
@@ -25,7 +25,7 @@ from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
 from fibec_ray.roundlog.reader import read_batches, read_devices, read_layers
-from fibec_ray.simulation import cache_dir, prepare, simulate
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import digest, drop, num_bytes, pack, select
 from fibec_ray.types import OPENING_ROUND, Broadcast, DeviceState, RoundPlan
 

@@ -24,7 +24,7 @@ from fibec_ray.models.token_types import takes_types
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.roundlog.reader import read_rounds
-from fibec_ray.simulation import prepare, simulate
+from fibec_ray.runs.simulation import prepare, simulate
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from fibec_ray.config.load import check
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 
 def ran(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:

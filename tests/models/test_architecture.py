@@ -14,7 +14,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.architecture import attention_of, check_supported, config_of, notes
 from fibec_ray.models.backbone import open_base, prepare, without_weights
 from fibec_ray.models.spec import Backbone
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 SEQ2SEQ = {"vocab_size": 50, "d_model": 16, "num_layers": 1, "encoder_layers": 1, "decoder_layers": 1}
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {

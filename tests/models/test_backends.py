@@ -12,8 +12,8 @@ import torch
 from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor
 
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ModelError
-from fibec_ray.fisher import FisherScan
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.holding import Room, choose
 from fibec_ray.models.spec import Backbone

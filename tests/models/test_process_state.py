@@ -19,7 +19,7 @@ from transformers.utils import logging as said
 from fibec_ray.config.load import check
 from fibec_ray.errors import FibecError
 from fibec_ray.models.process_state import restored
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 
 def state() -> dict[str, Any]:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fibec_ray.curvature.fisher import FisherScan, Label
+from fibec_ray.curvature.ggn import TOKEN_DRAWS, sample_gradients, top_eigenpairs
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.errors import ModelError
-from fibec_ray.fisher import FisherScan, Label
-from fibec_ray.ggn import TOKEN_DRAWS, sample_gradients, top_eigenpairs
 from fibec_ray.learning.lanes import Lanes
 from fibec_ray.models.architecture import check_causal
 from fibec_ray.models.backbone import prepare

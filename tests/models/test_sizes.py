@@ -16,7 +16,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import load_tokenizer, locate, prepare, without_weights
 from fibec_ray.models.sizes import check_sizes, positions_of
 from fibec_ray.models.spec import Backbone
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 SMALL = {**TINY_BERT, "max_position_embeddings": 40}
 

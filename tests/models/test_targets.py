@@ -24,7 +24,7 @@ from fibec_ray.parts.peft.base import block_part
 from fibec_ray.parts.peft.ia3 import Ia3
 from fibec_ray.parts.peft.loha import Loha
 from fibec_ray.parts.peft.lora import Lora
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 
 SPLIT = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
 GATED = {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}

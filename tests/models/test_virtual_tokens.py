@@ -17,7 +17,7 @@ from fibec_ray.models.backbone import prepare
 from fibec_ray.parts.mask.neurons import matrix_kind
 from fibec_ray.parts.peft.prefix import Prefix
 from fibec_ray.parts.peft.prompt import Prompt
-from fibec_ray.simulation import prepare as prepare_run
+from fibec_ray.runs.simulation import prepare as prepare_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PEFT config's")
 EACH = pytest.mark.parametrize("name", ["prompt", "prefix", "prefix with projection"])

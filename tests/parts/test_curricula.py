@@ -12,7 +12,7 @@ from conftest import shard_of
 from torch import Tensor, nn
 
 from fibec_ray.config.load import config_folder, load_method
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.parts.curriculum.base import Curriculum

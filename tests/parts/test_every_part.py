@@ -14,7 +14,7 @@ from device_states import stored
 from torch import Tensor
 
 from fibec_ray.config.load import check
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.session import LocalSession
@@ -33,7 +33,7 @@ from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.solver import SOLVERS
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, clone, digest
 from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Layout
 

@@ -14,7 +14,7 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 from fibec_ray.tensors import digest, drop
 from fibec_ray.types import EvaluationResult
 

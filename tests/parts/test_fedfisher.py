@@ -13,10 +13,10 @@ from conftest import TINY_BERT, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.config.load import check
+from fibec_ray.curvature.fisher import FisherScan, Label
+from fibec_ray.curvature.kfac import Factors, kronecker_factors
 from fibec_ray.errors import ModelError
-from fibec_ray.fisher import FisherScan, Label
 from fibec_ray.fleets.site import Site
-from fibec_ray.kfac import Factors, kronecker_factors
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare as prepare_base
@@ -25,7 +25,7 @@ from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.aggregator.fedfisher import FedFisher, symmetric, upper
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.parts.peft.lora import Lora
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import digest, num_bytes
 from fibec_ray.types import Broadcast, ClientUpdate, RoundPlan
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fibec_ray.config.load import check
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.fleets.site import Site
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.parts.aggregator.mean import Mean
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, num_bytes, with_prefix
 from fibec_ray.types import Broadcast, ClientUpdate, RoundPlan
 

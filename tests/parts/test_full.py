@@ -19,7 +19,7 @@ from fibec_ray.model_types import Batch
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.lora import Lora
-from fibec_ray.simulation import cache_dir, prepare, simulate
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 
 FULL = {"name": "full", "peft": "full"}
 BACKBONES: dict[str, dict[str, Any]] = {

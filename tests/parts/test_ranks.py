@@ -30,7 +30,7 @@ from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.objective.rank_pruning import RankPruning
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.moving_lora import MovingLora
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, digest, drop, num_bytes, subtract
 from fibec_ray.types import ClientUpdate
 

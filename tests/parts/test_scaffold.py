@@ -19,7 +19,7 @@ from fibec_ray.learning.store import StateStore
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.scaffold import Scaffold
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, digest
 from fibec_ray.types import ClientUpdate
 

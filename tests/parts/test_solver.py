@@ -11,7 +11,7 @@ from conftest import TINY_LLAMA, after_rounds
 from fibec_ray.config.load import check
 from fibec_ray.method import Method
 from fibec_ray.roundlog.reader import read_devices
-from fibec_ray.simulation import simulate
+from fibec_ray.runs.simulation import simulate
 from fibec_ray.tensors import digest
 
 DECODER = {"backbone": {"config": TINY_LLAMA, "head": "causal_lm"}, "data": {"max_length": 24}}

@@ -18,7 +18,7 @@ from fibec_ray.parts.objective.adalora import AdaLoraImportance
 from fibec_ray.parts.peft.adalora import AdaLora
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.sparse_lora import SPARSE, SparseLora
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, num_bytes
 
 

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from conftest import make_digits, make_tiny
 
-from fibec_ray.cli import main
+from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import CapacityError
 from fibec_ray.preflight import check as checks
 from fibec_ray.preflight.check import foresee
 from fibec_ray.preflight.disk import folder_bytes
-from fibec_ray.simulation import cache_dir, prepare, simulate
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_run_that_cannot_fit_is_refused_before_a_fleet_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And leaves its directory as it was, for another try."""
-    monkeypatch.setattr("fibec_ray.simulation.make_fleet", lambda *_: pytest.fail("a fleet was made"))
+    monkeypatch.setattr("fibec_ray.runs.simulation.make_fleet", lambda *_: pytest.fail("a fleet was made"))
     with pytest.raises(CapacityError, match="^memory: .*0.1 GB are available"):
         simulate(check(make_tiny("fedavg"), "test"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.live import peak_bytes
 from fibec_ray.preflight.memory import actor_memory, live_bytes
 from fibec_ray.preflight.samples import Samples
-from fibec_ray.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare
 
 FROM_SCRATCH = {"fipa-paper", "fedavg-full"}
 TRAINER = Path(__file__).with_name("trainer.py")

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fibec_ray.fisher import Label
-from fibec_ray.kfac import kronecker_factors
+from fibec_ray.curvature.fisher import Label
+from fibec_ray.curvature.kfac import kronecker_factors
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fisher_merging import merged

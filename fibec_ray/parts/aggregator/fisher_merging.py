@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fibec_ray.fisher import FisherScan, Label
+from fibec_ray.curvature.fisher import FisherScan, Label
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Need, of_label

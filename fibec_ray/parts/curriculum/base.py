@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.curriculum.paced import Paced
 from fibec_ray.tensors import Tensors
 

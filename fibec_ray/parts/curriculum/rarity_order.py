@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.curriculum.paced import Pacing
 from fibec_ray.parts.curriculum.scored import Scored
 from fibec_ray.parts.part import Need

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.curriculum.paced import Paced
 from fibec_ray.tensors import Tensors
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import torch
 
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors
 

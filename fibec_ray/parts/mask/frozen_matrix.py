@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, select, under_prefix, with_prefix

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from fibec_ray.fisher import FisherScan
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.mask.by_neuron import ByNeuron
 from fibec_ray.parts.mask.neurons import keep_top
 from fibec_ray.tensors import Tensors, with_prefix

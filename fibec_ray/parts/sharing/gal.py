@@ -10,12 +10,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fibec_ray.curvature.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.errors import RunError
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
 from fibec_ray.parts.sharing.similarity import layer_similarity
-from fibec_ray.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.types import LayerReport, LayerScores, Layout
 
 FRACTION = 0.5

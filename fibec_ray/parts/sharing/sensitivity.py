@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fibec_ray.fisher import by_length
+from fibec_ray.curvature.fisher import by_length
 from fibec_ray.model_types import LocalModel, Shard
 
 ScoreKind = Literal["norm_diff", "diff_norm"]

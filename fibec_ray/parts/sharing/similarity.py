@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fibec_ray.fisher import by_length
+from fibec_ray.curvature.fisher import by_length
 from fibec_ray.model_types import LocalModel, Shard
 
 CHUNK = 16

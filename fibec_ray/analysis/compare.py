@@ -1,0 +1,74 @@
+"""`fibec-ray compare`: the tables of a paper from finished runs, as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fibec_ray.analysis import compare_tables as tables
+from fibec_ray.analysis import formats
+from fibec_ray.analysis.comparable import refuse_incomparable
+from fibec_ray.analysis.comparison import comparison_of, judged_by
+from fibec_ray.analysis.files import replace_file
+from fibec_ray.analysis.formats import Table
+from fibec_ray.analysis.numbers import Model
+from fibec_ray.analysis.scores import RECENT
+from fibec_ray.analysis.targets import default_target, target_rows
+from fibec_ray.analysis.variants import Collection, collect
+
+FORMATS: dict[str, Callable[[Table, int | None], str]] = {
+    "markdown": formats.markdown,
+    "csv": lambda table, width: formats.as_csv(table),
+    "latex": lambda table, width: formats.latex(table),
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user of `compare` may choose."""
+
+    reference: str | None = None
+    """name of a variant; None: the sweep's, or the first"""
+    targets: tuple[float, ...] = ()
+    """scores to get to; none: 95 % of what the reference gets to at best"""
+    model: Model | None = None
+    """whose score is compared; None: personal models where they have one"""
+    recent: int = RECENT
+    """evaluations in a final score"""
+    anyway: bool = False
+    """compare what is not comparable"""
+
+
+def compare_runs(places: Sequence[str | Path], choices: Choices) -> list[Table]:
+    """Every table that the runs have numbers for. Raises UserError for runs that are not comparable."""
+    return compare_collection(collect(places), choices)
+
+
+def compare_collection(collection: Collection, choices: Choices) -> list[Table]:
+    if not choices.anyway:
+        refuse_incomparable(collection)
+    comparison = comparison_of(collection, choices.recent, choices.reference)
+    model = choices.model or judged_by(comparison)
+    targets = choices.targets or default_target(comparison, model)
+    found = [
+        tables.scores(comparison, model),
+        *(tables.targets(comparison, model, target, target_rows(comparison, model, target)) for target in targets),
+        tables.devices(comparison),
+        tables.costs(comparison),
+    ]
+    return [table for table in found if table.rows]
+
+
+def written(found: Sequence[Table], style: str, width: int | None = None) -> str:
+    """The tables in one of FORMATS, one after the other. width: of the terminal that shows them."""
+    return "\n".join(FORMATS[style](table, width) for table in found)
+
+
+def write_all(found: Sequence[Table], folder: Path) -> list[Path]:
+    """compare.md, compare.tex and one CSV a table."""
+    files = {folder / "compare.md": written(found, "markdown"), folder / "compare.tex": written(found, "latex")}
+    files |= {folder / f"{table.stem}.csv": formats.as_csv(table) for table in found}
+    for path, text in files.items():
+        replace_file(path, text.encode())
+    return list(files)

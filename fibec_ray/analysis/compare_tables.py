@@ -1,0 +1,174 @@
+"""The four tables of `fibec-ray compare`: scores, costs to a target, spread over devices, total costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fibec_ray.analysis.comparison import Comparison, Line
+from fibec_ray.analysis.formats import NONE, Column, Row, Table
+from fibec_ray.analysis.numbers import Model
+from fibec_ray.analysis.statistics import CONFIDENCE, Mean, holm
+from fibec_ray.analysis.targets import Reached
+
+_VARIANT = Column("variant", lambda row: str(row["variant"]))
+_SEEDS = Column("seeds", lambda row: str(row["seeds"]))
+
+
+def scores(comparison: Comparison, model: Model) -> Table:
+    """Final and best scores of both kinds of model, and the paired difference of final scores to the reference."""
+    judged = _adjusted([_score_row(comparison, line, model) for line in comparison.lines])
+    difference = f"{model} − {comparison.reference}"
+    columns = [_VARIANT, _SEEDS]
+    for kind in ("personal", "global"):
+        columns += [_score(f"{kind}, final", f"{kind}_final"), _score(f"{kind}, best", f"{kind}_best")]
+    columns += [Column(difference, _difference), Column("p", _p("p")), Column("p, Holm", _p("p_holm"))]
+    return Table("scores", f"Scores ({comparison.score})", tuple(columns), tuple(judged), tuple(_notes(comparison)))
+
+
+def targets(comparison: Comparison, model: Model, target: float, reached: Sequence[Reached]) -> Table:
+    """Costs until the first evaluation with at least the target, and the reference's over them."""
+    title = f"Costs to {model} {comparison.score} ≥ {target:g}"
+    columns = (
+        _VARIANT,
+        Column("reached", lambda row: f"{row['reached']}/{row['seeds']}"),
+        _cost("rounds", "rounds"),
+        _cost("simulated s", "sim_time_s"),
+        _cost("MB", "num_bytes", 1e6),
+        _cost("samples", "num_samples"),
+        _ratio("time ×", "sim_time_s"),
+        _ratio("bytes ×", "num_bytes"),
+        _ratio("samples ×", "num_samples"),
+    )
+    notes = (
+        "Until the first evaluation with at least the target; means over the seeds that got there.",
+        f"×: {comparison.reference}'s cost / own cost, geometric mean over the seeds in which both got there; above 1 "
+        "is cheaper than the reference.",
+    )
+    stem = f"target-{target:g}".replace(".", "_")
+    return Table(stem, title, columns, tuple(_target_row(entry) for entry in reached), notes)
+
+
+def devices(comparison: Comparison) -> Table:
+    """How personal accuracy spreads over devices; no rows where no log has it."""
+    names = ("worst_decile", "median", "best_decile", "mean", "deviation")
+    rows = [_device_row(line, names) for line in comparison.lines if any(run.spread for run in line.runs.values())]
+    titles = ("worst decile", "median", "best decile", "mean", "deviation")
+    columns = (_VARIANT, _SEEDS, *(_score(title, name) for title, name in zip(titles, names, strict=True)))
+    notes = (
+        "Accuracy of each device's own model on its own test shard at the last evaluation; each device counts once.",
+        "Worst decile: mean of the tenth of the devices that score lowest. Deviation: over devices. Means over seeds.",
+    )
+    return Table("devices", "Accuracy over devices", columns, tuple(rows), notes)
+
+
+def costs(comparison: Comparison) -> Table:
+    names = ("num_bytes", "num_samples", "flops", "sim_time_s", "wall_time_s")
+    rows = [{"variant": line.variant, "seeds": line.num_seeds} | _totals(line, names) for line in comparison.lines]
+    columns = (
+        _VARIANT,
+        _SEEDS,
+        _cost("MB sent", "num_bytes", 1e6),
+        _cost("samples", "num_samples"),
+        _cost("TFLOP", "flops", 1e12),
+        _cost("simulated s", "sim_time_s"),
+        _cost("real s", "wall_time_s"),
+    )
+    notes = ("Totals of a run, the initialisation phase included; means over seeds.",)
+    return Table("costs", "Costs of whole runs", columns, tuple(rows), notes)
+
+
+def _score_row(comparison: Comparison, line: Line, model: Model) -> dict[str, Any]:
+    paired = comparison.paired(line, lambda run: run.final(model))
+    return {
+        "variant": line.variant,
+        "seeds": line.num_seeds,
+        **_spelt("personal_final", line.over_seeds(lambda run: run.final("personal"))),
+        **_spelt("personal_best", line.over_seeds(lambda run: run.best("personal"))),
+        **_spelt("global_final", line.over_seeds(lambda run: run.final("global"))),
+        **_spelt("global_best", line.over_seeds(lambda run: run.best("global"))),
+        "is_reference": line.variant == comparison.reference,
+        "difference": paired.mean if paired else None,
+        "difference_half_width": paired.half_width if paired else None,
+        "pairs": paired.num_pairs if paired else 0,
+        "p": paired.p if paired else None,
+    }
+
+
+def _adjusted(rows: list[dict[str, Any]]) -> list[Row]:
+    adjusted = holm({row["variant"]: row["p"] for row in rows if row["p"] is not None})
+    return [row | {"p_holm": adjusted.get(row["variant"])} for row in rows]
+
+
+def _target_row(reached: Reached) -> Row:
+    row: dict[str, Any] = {"variant": reached.variant, "seeds": reached.num_seeds, "reached": reached.num_reached}
+    for name, mean in reached.costs.items():
+        row |= _spelt(name, mean)
+    row |= {f"{name}_speed_up": ratio for name, ratio in reached.speed_up.items()}
+    return row | {"pairs": reached.num_pairs}
+
+
+def _device_row(line: Line, names: Sequence[str]) -> Row:
+    row: dict[str, Any] = {"variant": line.variant, "seeds": line.num_seeds}
+    for name in names:
+        row |= _spelt(name, line.over_seeds(lambda run, name=name: getattr(run.spread, name, None)))  # type: ignore[misc]
+    return row
+
+
+def _totals(line: Line, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(line, name) for name in names}
+
+
+def _spelt(name: str, mean: Mean | None) -> dict[str, float | None]:
+    return {name: mean.value if mean else None, f"{name}_half_width": mean.half_width if mean else None}
+
+
+def _score(title: str, name: str) -> Column:
+    def text(row: Row) -> str:
+        return NONE if row[name] is None else f"{row[name]:.4f}{_within(row[f'{name}_half_width'])}"
+
+    return Column(title, text)
+
+
+def _difference(row: Row) -> str:
+    if row["is_reference"]:
+        return "reference"
+    if row["difference"] is None:
+        return NONE
+    return f"{row['difference']:+.4f}{_within(row['difference_half_width'])}"
+
+
+def _within(half_width: float | None) -> str:
+    return "" if half_width is None else f" ± {half_width:.4f}"
+
+
+def _p(name: str) -> Any:
+    return lambda row: NONE if row[name] is None else "< 0.001" if row[name] < 0.001 else f"{row[name]:.3f}"
+
+
+def _cost(title: str, name: str, unit: float = 1.0) -> Column:
+    return Column(title, lambda row: cost_text(row[name], unit))
+
+
+def _ratio(title: str, name: str) -> Column:
+    return Column(title, lambda row: NONE if (value := row[f"{name}_speed_up"]) is None else f"{value:.2f}")
+
+
+def cost_text(value: float | None, unit: float = 1.0) -> str:
+    """Three digits or more, never as 1e+04."""
+    if value is None:
+        return NONE
+    return f"{value / unit:.0f}" if value >= 100 * unit else f"{value / unit:.3g}"
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    anchors = {name: value for name, value in comparison.anchors.items() if value is not None}
+    without = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in anchors.items())
+    return [
+        f"Final: mean of the last {comparison.recent} evaluations. Best: the highest of all evaluations, which favours "
+        "runs that were evaluated often. Means over seeds; ± is half of the interval that holds the mean with "
+        f"{CONFIDENCE:.0%} confidence (Student's t over seeds).",
+        "The difference is that of final scores, paired: runs of one seed share partition, cohorts and initial "
+        "weights. p: two-sided paired t test; Holm: adjusted for the number of variants in this table.",
+        *([f"Without learning, on {comparison.reference}'s data: {without}."] if without else []),
+    ]

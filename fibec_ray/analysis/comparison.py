@@ -1,0 +1,151 @@
+"""Compares variants over seeds: means, and differences to the reference paired by seed. What sweep_table.py and
+compare.py write down; called by `fibec-ray`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from fibec_ray.analysis.numbers import Model, RunNumbers, numbers_of
+from fibec_ray.analysis.places import place
+from fibec_ray.analysis.scores import RECENT
+from fibec_ray.analysis.statistics import Mean, Paired
+from fibec_ray.analysis.variants import Collection, Variant, sweep
+from fibec_ray.errors import RunDirError, UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Line:
+    """One variant; means over its finished seeds, None where it has none."""
+
+    group: str
+    variant: str
+    runs: Mapping[int, RunNumbers]
+    """by seed"""
+    paired: Paired | None
+    """of the final scores of personal models; None for the reference, and without a seed that both have finished"""
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.runs)
+
+    @property
+    def personal(self) -> float | None:
+        return self.mean(lambda run: run.personal)
+
+    @property
+    def shared(self) -> float | None:
+        return self.mean(lambda run: run.shared)
+
+    @property
+    def num_bytes(self) -> float | None:
+        return self.mean(lambda run: run.num_bytes)
+
+    @property
+    def num_samples(self) -> float | None:
+        return self.mean(lambda run: run.num_samples)
+
+    @property
+    def flops(self) -> float | None:
+        return self.mean(lambda run: run.flops)
+
+    @property
+    def sim_time_s(self) -> float | None:
+        return self.mean(lambda run: run.sim_time_s)
+
+    @property
+    def wall_time_s(self) -> float | None:
+        return self.mean(lambda run: run.wall_time_s)
+
+    def over_seeds(self, value: Callable[[RunNumbers], float | None]) -> Mean | None:
+        """Mean and interval over the seeds that have the number."""
+        return Mean.of([number for run in self.runs.values() if (number := value(run)) is not None])
+
+    def mean(self, value: Callable[[RunNumbers], float | None]) -> float | None:
+        found = self.over_seeds(value)
+        return found.value if found else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    name: str
+    reference: str
+    recent: int
+    """evaluations at the end of a run whose mean is its final score"""
+    num_seeds: int
+    """of the sweep; a line has fewer while the sweep goes on"""
+    score: str
+    """what the runs are judged by: accuracy, or r2"""
+    anchors: Mapping[str, float]
+    """of the reference's runs, means over seeds"""
+    lines: tuple[Line, ...]
+
+    def line(self, variant: str) -> Line:
+        return next(line for line in self.lines if line.variant == variant)
+
+    def paired(self, line: Line, value: Callable[[RunNumbers], float | None]) -> Paired | None:
+        """Differences of a number to the reference's; None for the reference itself."""
+        if line.variant == self.reference:
+            return None
+        return Paired.of(_differences(line.runs, self.line(self.reference).runs, value))
+
+
+def compare(sweep_dir: Path, recent: int = RECENT) -> Comparison:
+    """The finished runs of a sweep's folder; others are left out. Raises RunDirError."""
+    return comparison_of(sweep(place(sweep_dir)), recent)
+
+
+def comparison_of(collection: Collection, recent: int = RECENT, reference: str | None = None) -> Comparison:
+    """reference: name of a variant; by default the sweep's, or else the first. Raises UserError for another name."""
+    chosen = _reference(collection, reference)
+    runs = {variant.name: _numbers(variant, recent) for variant in collection.variants}
+    anchors = [run.anchors for run in runs[chosen].values()]
+    names = sorted(set[str]().union(*anchors))
+    return Comparison(
+        name=collection.name,
+        reference=chosen,
+        recent=recent,
+        num_seeds=collection.num_seeds,
+        score=next((run.score for run in runs[chosen].values()), "accuracy"),
+        anchors={name: fmean(found[name] for found in anchors if name in found) for name in names},
+        lines=tuple(_line(variant, runs[variant.name], runs[chosen], chosen) for variant in collection.variants),
+    )
+
+
+def judged_by(comparison: Comparison) -> Model:
+    """Personal models where any run has scores of them, else the global one."""
+    runs = [run for line in comparison.lines for run in line.runs.values()]
+    return "personal" if any(run.personal is not None for run in runs) else "global"
+
+
+def _reference(collection: Collection, wanted: str | None) -> str:
+    names = [variant.name for variant in collection.variants]
+    if not names:
+        raise RunDirError(f"{collection.name}: no variants to compare")
+    chosen = wanted or collection.reference or names[0]
+    if chosen not in names:
+        raise UserError(f"no variant '{chosen}' to compare with; {did_you_mean(chosen, names)}")
+    return chosen
+
+
+def _numbers(variant: Variant, recent: int) -> dict[int, RunNumbers]:
+    return {seed: numbers_of(log, recent) for seed, log in variant.runs.items()}
+
+
+def _line(variant: Variant, runs: Mapping[int, RunNumbers], others: Mapping[int, RunNumbers], reference: str) -> Line:
+    differences = _differences(runs, others, lambda run: run.personal)
+    paired = None if variant.name == reference else Paired.of(differences)
+    return Line(variant.group, variant.name, runs, paired)
+
+
+def _differences(
+    runs: Mapping[int, RunNumbers],
+    others: Mapping[int, RunNumbers],
+    value: Callable[[RunNumbers], float | None],
+) -> list[float]:
+    """Own minus other, seed by seed, where both are known."""
+    pairs = [(value(run), value(others[seed])) for seed, run in runs.items() if seed in others]
+    return [own - other for own, other in pairs if own is not None and other is not None]

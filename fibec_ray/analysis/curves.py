@@ -1,0 +1,183 @@
+"""Curves over the rounds of one run: scores, losses, curriculum, masks; cards.py puts them on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fibec_ray.analysis.figure import Anchors, Curve, Series
+from fibec_ray.analysis.tables import RunTables, any_finite, cohort_means
+from fibec_ray.analysis.units import BYTES, COUNT, SECONDS, Unit, unit_for
+
+ROUNDS = "rounds completed"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A cumulative column of the rounds table to draw scores against."""
+
+    column: str
+    stem: str
+    title: str
+    label: str
+    units: tuple[Unit, ...]
+
+    def unit(self, largest: float) -> Unit:
+        return unit_for(largest, self.units) if self.units else Unit("", 1)
+
+    def label_in(self, unit: Unit) -> str:
+        return f"{self.label} ({unit.name})" if unit.name else self.label
+
+
+AXES = (
+    Axis("round", "rounds", "rounds", ROUNDS, ()),
+    Axis("sim_time_s", "sim_time", "simulated time", "simulated time", SECONDS),
+    Axis("bytes_total", "bytes", "bytes", "sent both ways", BYTES),
+    Axis("num_samples_total", "samples", "samples", "training samples visited, repeats included", COUNT),
+)
+_ACCURACIES = (
+    ("global_accuracy", "global model, test set"),
+    ("personal_accuracy", "personalised, all devices"),
+    ("personal_accuracy_trained", "personalised, devices trained so far"),
+)
+_LOSSES = (("global_loss", "global model, test set"), ("personal_loss", "personalised, all devices"))
+_PERPLEXITIES = (
+    ("global_perplexity", "global model, test set"),
+    ("personal_perplexity", "personalised, all devices"),
+)
+_METRICS = (("global_metric", "global model, test set"), ("personal_metric", "personalised, all devices"))
+_ANCHORS = {"majority": "majority class", "own_majority": "own majority class", "mean": "mean", "own_mean": "own mean"}
+
+
+def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
+    """Accuracy against rounds, simulated time, bytes and samples."""
+    caption = "Accuracy after each evaluated round, against what it had cost by then."
+    return _by_axes(
+        tables, "accuracy", "Accuracy", caption, "accuracy (fraction correct)", _ACCURACIES, _levels(anchors)
+    )
+
+
+def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
+    """Evaluation loss against rounds, simulated time, bytes and samples."""
+    caption = "Mean loss on test data after each evaluated round."
+    return _by_axes(tables, "evaluation_loss", "Evaluation loss", caption, _loss_unit(metric), _LOSSES)
+
+
+def perplexity_curves(tables: RunTables) -> list[Curve]:
+    """Of responses, where answers are texts."""
+    caption = "Exp of the mean loss over all tokens of the test data's responses, after each evaluated round."
+    return _by_axes(tables, "perplexity", "Perplexity", caption, "perplexity", _PERPLEXITIES)
+
+
+def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> list[Curve]:
+    """The task's own metric, where it is another than accuracy."""
+    if metric == "accuracy":
+        return []
+    name = metric or "task metric"
+    levels = _levels(anchors) if metric == "r2" else ()
+    caption = "The task's own metric after each evaluated round."
+    return _by_axes(tables, "metric", name, caption, name, _METRICS, levels)
+
+
+def training_loss(tables: RunTables, metric: str | None = None) -> Curve:
+    """Training loss, apart from that of evaluations."""
+    caption = (
+        "Mean loss over the steps of each round, on the data that devices trained on: "
+        "under a curriculum it rises as harder data joins, so it does not rank methods."
+    )
+    series = series_of(tables, "round", (("train_loss", "training, mean over the round's steps"),))
+    return Curve("training_loss", "Training loss", caption, ROUNDS, _loss_unit(metric), series, whole_x=True)
+
+
+def curriculum_curves(tables: RunTables) -> list[Curve]:
+    """How much of their data devices saw, and how hard it was."""
+    fraction = _fraction(
+        tables,
+        "data_fraction",
+        "Data in use",
+        "Share of a device's batches that its curriculum lets it train on, mean over the cohort.",
+        "visible batches / all",
+    )
+    return [
+        fraction,
+        _seen(tables, "difficulty_seen", "Difficulty seen", "difficulty score (method's own unit)", "difficulty score"),
+        _seen(tables, "grade_seen", "True difficulty seen", "grade", "true difficulty grade"),
+        _seen(tables, "length_seen", "Length seen", "tokens per sample", "length"),
+    ]
+
+
+def mask_curves(tables: RunTables) -> list[Curve]:
+    """How many personal entries the mask lets move, how many of them it let move before, and what it is based on."""
+    kept = "Share of the personal (never sent) entries that the mask lets move, mean over the cohort."
+    overlap = (
+        "Of the entries that a device's mask lets move now or let move at its last participation, the share that it "
+        "did both times; mean over returning devices."
+    )
+    return [
+        _fraction(tables, "kept_fraction", "Personal entries in use", kept, "entries that move / all"),
+        _fraction(tables, "mask_overlap", "Overlap of masks", overlap, "in both / in either"),
+        _seen(tables, "fisher_trace", "Fisher information", "sum of the diagonal", "trace of the Fisher information"),
+    ]
+
+
+def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> tuple[Series, ...]:
+    found = [(label, tables.points(x, column)) for column, label in columns]
+    return tuple(Series(label, tuple(points)) for label, points in found if any_finite(points))
+
+
+def _by_axes(
+    tables: RunTables,
+    stem: str,
+    title: str,
+    caption: str,
+    y_label: str,
+    columns: Sequence[tuple[str, str]],
+    levels: tuple[tuple[str, float], ...] = (),
+) -> list[Curve]:
+    """The same scores over each of AXES."""
+    return [_over(axis, tables, stem, title, caption, y_label, columns, levels) for axis in AXES]
+
+
+def _over(
+    axis: Axis,
+    tables: RunTables,
+    stem: str,
+    title: str,
+    caption: str,
+    y_label: str,
+    columns: Sequence[tuple[str, str]],
+    levels: tuple[tuple[str, float], ...],
+) -> Curve:
+    series = series_of(tables, axis.column, columns)
+    unit = axis.unit(max((x for entry in series for x, _ in entry.points), default=0.0))
+    return Curve(
+        stem=f"{stem}_by_{axis.stem}",
+        title=f"{title} by {axis.title}",
+        caption=caption,
+        x_label=axis.label_in(unit),
+        y_label=y_label,
+        series=tuple(Series(entry.label, tuple((x / unit.size, y) for x, y in entry.points)) for entry in series),
+        levels=levels,
+        whole_x=axis.column == "round",
+        choice=axis.title,
+    )
+
+
+def _loss_unit(metric: str | None) -> str:
+    return "loss (half squared error)" if metric == "r2" else "loss (nats)"
+
+
+def _levels(anchors: Anchors) -> tuple[tuple[str, float], ...]:
+    return tuple((f"{label} ({anchors[key]:.3f})", anchors[key]) for key, label in _ANCHORS.items() if key in anchors)
+
+
+def _fraction(tables: RunTables, column: str, title: str, caption: str, y_label: str) -> Curve:
+    series = series_of(tables, "round", ((column, "mean over the cohort"),))
+    return Curve(column, title, caption, ROUNDS, y_label, series, whole_x=True, fraction=True)
+
+
+def _seen(tables: RunTables, column: str, title: str, y_label: str, what: str) -> Curve:
+    points = cohort_means(tables, column)
+    series = (Series("mean over samples seen", tuple(points)),) if any_finite(points) else ()
+    caption = f"Mean {what} by round, over the cohort by samples seen."
+    return Curve(column, title, caption, ROUNDS, y_label, series, whole_x=True)

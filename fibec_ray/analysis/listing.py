@@ -1,0 +1,108 @@
+"""`fibec-ray runs`: what runs lie below a folder, how far they are, and how well they do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fibec_ray.analysis.files import FINISHED
+from fibec_ray.analysis.formats import NONE, escaped, fitted
+from fibec_ray.analysis.log import RunLog, open_run
+from fibec_ray.analysis.places import local_path
+from fibec_ray.analysis.units import SECONDS, unit_for
+from fibec_ray.errors import FibecError, RunDirError
+from fibec_ray.roundlog.schema import score_column
+
+HEAD = ("run", "status", "method", "task", "seed", "rounds", "best", "of", "last written")
+_NO_RUNS_IN = {
+    "devices",
+    "layers",
+    "batches",
+    "evaluations",
+    "checkpoints",
+    "data",
+    "adapter",
+    "report",
+    ".git",
+    ".venv",
+}
+
+
+def listing(folder: Path, width: int | None = None) -> str:
+    """A table with one line for each run below the folder, in order of path. Raises RunDirError without any.
+
+    width: characters in a line of the terminal that shows it.
+    """
+    local_path(folder)  # raises unless it is a usable path
+    found = [_line(run, folder) for run in run_dirs(folder)]
+    if not found:
+        raise RunDirError(f"{folder}: no run below this folder")
+    return fitted([HEAD, *([escaped(cell) for cell in row] for row in found)], width, num_left=4)
+
+
+def run_dirs(folder: Path) -> Iterator[Path]:
+    """Folders that have a round log, in order of path."""
+    for root, folders, _ in os.walk(folder):
+        if "rounds" in folders:
+            yield Path(root)
+        folders[:] = sorted(name for name in folders if name not in _NO_RUNS_IN)
+
+
+def _line(run_dir: Path, folder: Path) -> list[str]:
+    name = run_dir.relative_to(folder).as_posix() if run_dir != folder else run_dir.name
+    try:
+        log = open_run(run_dir)
+        return [name, *_cells(log, run_dir)]
+    except FibecError as error:  # one broken run is no reason not to list the others
+        return [name, "no rounds yet" if "no round log" in str(error) else "unreadable", *[NONE] * (len(HEAD) - 2)]
+
+
+def _cells(log: RunLog, run_dir: Path) -> list[str]:
+    done, planned = 1 + max(_collected(log, "round").get_column("round")), log.fact("rounds")
+    best, model = _best(log)
+    written = (run_dir / "rounds" / log.parts[-1]).stat().st_mtime
+    return [
+        _status(log, done),
+        _text(log.fact("method")),
+        _text(log.fact("task")),
+        _text(log.fact("seed")),
+        f"{done}/{planned}" if planned else str(done),
+        best,
+        model,
+        _age(time.time() - written),
+    ]
+
+
+def _status(log: RunLog, done: int) -> str:
+    """A run that was killed had no time to say so: what calls itself running may have been stopped."""
+    status = log.summary.get("status", FINISHED if done == log.fact("rounds") else "running")
+    return "running or stopped" if status == "running" else str(status)
+
+
+def _best(log: RunLog) -> tuple[str, str]:
+    """The best score, of personal models where they have one, and whose it is."""
+    column = score_column(log.fact("metric"))
+    names = [f"personal_{column}", f"global_{column}"]
+    best = _collected(log, *names).select(pl.all().fill_nan(None).max()).row(0)
+    for model, value in zip(("personal", "global"), best, strict=True):
+        if value is not None:
+            return f"{value:.4f}", model
+    return NONE, NONE
+
+
+def _collected(log: RunLog, *columns: str) -> pl.DataFrame:
+    return log.collected("rounds", *columns)
+
+
+def _text(value: Any) -> str:
+    return NONE if value is None else str(value)
+
+
+def _age(seconds: float) -> str:
+    unit = unit_for(seconds, SECONDS)
+    return f"{max(0.0, seconds) / unit.size:.0f} {unit.name} ago"

@@ -1,0 +1,107 @@
+"""The numbers of one run that comparisons use: scores, costs, and what it cost to get to a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from fibec_ray.analysis.fairness import Spread, last_spread
+from fibec_ray.analysis.log import RunLog
+from fibec_ray.analysis.tables import RunTables
+from fibec_ray.roundlog.schema import score_column
+
+Model = Literal["personal", "global"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A round after which the run was evaluated: scores, and costs since the start of the run."""
+
+    rounds: int
+    """completed"""
+    sim_time_s: float
+    num_bytes: float
+    num_samples: float
+    personal: float | None
+    shared: float | None
+
+    def score(self, model: Model) -> float | None:
+        return self.personal if model == "personal" else self.shared
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """One run. Scores are None where the log has none."""
+
+    personal: float | None
+    """score of the personal models, mean of the last evaluations: accuracy, or what the task has instead"""
+    shared: float | None
+    """score of the global model"""
+    num_bytes: float
+    num_samples: float
+    flops: float
+    """of all devices, the initialisation phase included"""
+    sim_time_s: float
+    wall_time_s: float
+    score: str
+    """accuracy, or the task's own metric"""
+    anchors: Mapping[str, float]
+    evaluated: tuple[Evaluated, ...]
+    """in round order"""
+    spread: Spread | None
+    """of the devices' own scores at the last evaluation"""
+
+    def final(self, model: Model) -> float | None:
+        return self.personal if model == "personal" else self.shared
+
+    def best(self, model: Model) -> float | None:
+        known = [score for each in self.evaluated if (score := each.score(model)) is not None]
+        return max((score for score in known if math.isfinite(score)), default=None)
+
+    def reached(self, model: Model, target: float) -> Evaluated | None:
+        """The first evaluation with at least this score; None if there is none."""
+        return next((each for each in self.evaluated if _at_least(each.score(model), target)), None)
+
+
+def numbers_of(log: RunLog, recent: int) -> RunNumbers:
+    """recent: how many evaluations at the end make the final score."""
+    tables, metric = RunTables.read(log), log.summary.get("metric")
+    column = score_column(metric)
+
+    def last(name: str) -> float:
+        return float(tables.column(name)[-1])
+
+    def score(model: str) -> float | None:
+        known = [value for _, value in tables.points("round", f"{model}_{column}")]
+        return fmean(known[-recent:]) if known else None
+
+    return RunNumbers(
+        personal=score("personal"),
+        shared=score("global"),
+        score="accuracy" if column == "accuracy" else str(metric),
+        num_bytes=last("bytes_total"),
+        num_samples=last("num_samples_total"),
+        flops=math.fsum(tables.column("flops")),
+        sim_time_s=last("sim_time_s"),
+        wall_time_s=last("wall_time_s"),
+        anchors=log.anchors(),
+        evaluated=_evaluated(tables, column),
+        spread=last_spread(tables),
+    )
+
+
+def _evaluated(tables: RunTables, column: str) -> tuple[Evaluated, ...]:
+    costs = ("round", "sim_time_s", "bytes_total", "num_samples_total")
+    rows = tables.rounds.select(*costs, f"personal_{column}", f"global_{column}").iter_rows()
+    return tuple(
+        Evaluated(round_ + 1, time, num_bytes, samples, personal, shared)
+        for round_, time, num_bytes, samples, personal, shared in rows
+        if personal is not None or shared is not None
+    )
+
+
+def _at_least(score: float | None, target: float) -> bool:
+    return score is not None and score >= target  # false for what is not a number

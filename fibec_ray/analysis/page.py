@@ -1,0 +1,127 @@
+"""Writes a report page: one HTML file with its style, script and data in it; called by report.py."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fibec_ray.analysis.figure import Card, Curve, Figure, Heat, Series, Timeline
+from fibec_ray.analysis.run_page import RunPage, Section
+
+SCRIPTS = ("base.js", "curves.js", "matrices.js", "timeline.js", "cards.js")
+"""in the order in which they build on each other"""
+
+DIGITS = 5
+"""of numbers in figures; tables have their own"""
+
+
+@dataclass(frozen=True)
+class Page:
+    title: str
+    notices: tuple[str, ...]
+    overview: tuple[Section, ...]
+    """of all runs together; empty on the page of a single run"""
+    runs: tuple[RunPage, ...]
+
+
+def render(page: Page) -> str:
+    """HTML that needs nothing from outside, also not from the network."""
+    figures: list[dict[str, Any]] = []
+    environment = Environment(
+        loader=PackageLoader(__package__, "browser"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        title=page.title,
+        notices=page.notices,
+        overview=[_numbered(section, figures) for section in page.overview],
+        runs=[vars(run) | {"sections": [_numbered(section, figures) for section in run.sections]} for run in page.runs],
+        css=_file("page.css"),
+        script=Markup("\n").join(_file(name) for name in SCRIPTS),
+        figures=_json(figures),
+    )
+
+
+def size_of(run: RunPage) -> int:
+    """About how many bytes the run's figures take on a page."""
+    cards = [card for section in run.sections for card in section.cards]
+    return sum(len(_json([figure_data(figure)])) for card in cards for figure in card.figures)
+
+
+def figure_data(figure: Figure) -> dict[str, Any]:
+    """What browser/*.js draw from; null where a number is none, or not finite."""
+    if isinstance(figure, Timeline):
+        return _timeline_data(figure)
+    return _heat_data(figure) if isinstance(figure, Heat) else _curve_data(figure)
+
+
+def _numbered(section: Section, figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """The section with numbers of figures in place of its cards; the figures go to the end of the list."""
+    cards = [_numbers(card, figures) for card in section.cards]
+    return {"title": section.title, "tables": section.tables, "cards": cards}
+
+
+def _numbers(card: Card, figures: list[dict[str, Any]]) -> list[int]:
+    first = len(figures)
+    figures.extend(figure_data(figure) for figure in card.figures)
+    return list(range(first, len(figures)))
+
+
+def _curve_data(curve: Curve) -> dict[str, Any]:
+    return vars(curve) | {
+        "series": [_series_data(series) for series in curve.series],
+        "levels": [[label, _short(y)] for label, y in curve.levels],
+        "whole_y": curve.kind == "bars" and curve.y_label in ("devices", "samples"),
+    }
+
+
+def _series_data(series: Series) -> dict[str, Any]:
+    data = {"label": series.label, "x": _numbers_of(x for x, _ in series.points)}
+    data["y"] = _numbers_of(y for _, y in series.points)
+    if series.band:
+        data |= {
+            "low": _numbers_of(low for low, _ in series.band),
+            "high": _numbers_of(high for _, high in series.band),
+        }
+    return data
+
+
+def _heat_data(heat: Heat) -> dict[str, Any]:
+    plain = replace(heat, values=())
+    return vars(plain) | {"kind": "heat", "values": [_numbers_of(line) for line in heat.values]}
+
+
+def _timeline_data(timeline: Timeline) -> dict[str, Any]:
+    """Spans as lists: row, start, end, name, rounds, again."""
+    spans = [_numbers_of(vars(span).values()) for span in timeline.spans]
+    return vars(replace(timeline, spans=())) | {"kind": "timeline", "spans": spans}
+
+
+def _numbers_of(values: Iterable[float | None]) -> list[float | None]:
+    return [_short(value) for value in values]
+
+
+def _short(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    short = float(f"{value:.{DIGITS}g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def _json(figures: Sequence[dict[str, Any]]) -> Markup:
+    """Text that cannot end the element that it stands in."""
+    text = json.dumps(figures, separators=(",", ":"), ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def _file(name: str) -> Markup:
+    return Markup(resources.files(__package__).joinpath("browser", name).read_text(encoding="utf-8"))

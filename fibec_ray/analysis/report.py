@@ -1,0 +1,101 @@
+"""`fibec-ray report`: one self-contained page for a run, or for several side by side, and figures for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fibec_ray.analysis.cards import figures_of
+from fibec_ray.analysis.comparable import differences
+from fibec_ray.analysis.compare import Choices, compare_collection
+from fibec_ray.analysis.files import replace_file
+from fibec_ray.analysis.log import RunLog
+from fibec_ray.analysis.overlay import overlay_cards
+from fibec_ray.analysis.page import Page, render, size_of
+from fibec_ray.analysis.run_page import RunPage, Section, run_page
+from fibec_ray.analysis.tables import RunTables
+from fibec_ray.analysis.variants import Collection, collect
+from fibec_ray.errors import RunDirError
+
+MAX_DETAILS = 2_200_000
+"""bytes of figures of single runs on a page of several"""
+
+Read = Mapping[str, Mapping[int, tuple[RunLog, RunTables]]]
+"""By variant and seed."""
+
+
+def write_report(places: Sequence[str | Path], out: Path | None = None, figures: Path | None = None) -> Path:
+    """Writes the page, also while a run goes on, and returns its path; figures: a folder for PNGs and SVGs.
+
+    out: by default RUN/report.html of a single run or sweep on this machine, else report.html. Raises RunDirError.
+    """
+    collection = collect(places)
+    read = {
+        variant.name: {seed: (log, RunTables.read(log)) for seed, log in variant.runs.items()}
+        for variant in collection.variants
+    }
+    page = _page(collection, read)
+    path = out or _default_path(places)
+    replace_file(path, render(page).encode())
+    if figures:
+        write_figures(page, figures)
+    return path
+
+
+def write_figures(page: Page, folder: Path) -> None:
+    """Every figure of the page as PNG and SVG: those of all runs together, then each run's in a folder of its own."""
+    from fibec_ray.analysis.figures import draw  # matplotlib takes a second to load
+
+    named = [(folder, page.overview)]
+    named += [(folder / _slug(run.title) if len(page.runs) > 1 else folder, run.sections) for run in page.runs]
+    for where, sections in named:
+        for figure in figures_of([card for section in sections for card in section.cards]):
+            for ending, content in draw(figure).items():
+                replace_file(where / f"{figure.stem}.{ending}", content)
+
+
+def _page(collection: Collection, read: Read) -> Page:
+    runs = [(name, seed, *found) for name, seeds in read.items() for seed, found in seeds.items()]
+    if not runs:
+        raise RunDirError(f"{collection.name}: no run has finished yet")
+    if len(runs) == 1:
+        alone = run_page(runs[0][2], runs[0][3])
+        return Page(alone.title, (), (), (alone,))
+    pages = [run_page(log, tables, f"{name}, seed {seed}") for name, seed, log, tables in runs]
+    shown = _that_fit(pages)
+    left_out = len(pages) - len(shown)
+    notices = [f"These runs differ in more than their method: {line}." for line in differences(collection)]
+    if left_out:
+        notices.append(f"{left_out} runs are in the comparison only; `fibec-ray report RUN` shows one by itself.")
+    return Page(f"{collection.name}: {len(runs)} runs", tuple(notices), tuple(_overview(collection, read)), shown)
+
+
+def _overview(collection: Collection, read: Read) -> list[Section]:
+    tables = {name: [tables for _, tables in seeds.values()] for name, seeds in read.items() if seeds}
+    metric = next((log.fact("metric") for seeds in read.values() for log, _ in seeds.values()), None)
+    compared = compare_collection(collection, Choices(anyway=True))
+    return [
+        Section("Comparison", tuple(compared), ()),
+        Section("Curves", (), tuple(overlay_cards(tables, metric))),
+    ]
+
+
+def _that_fit(pages: Sequence[RunPage]) -> tuple[RunPage, ...]:
+    """As many, from the first on, as a page may hold; one at least."""
+    shown: list[RunPage] = []
+    total = 0
+    for page in pages:
+        total += size_of(page)
+        if shown and total > MAX_DETAILS:
+            break
+        shown.append(page)
+    return tuple(shown)
+
+
+def _default_path(places: Sequence[str | Path]) -> Path:
+    folder = Path(places[0])
+    return folder / "report.html" if len(places) == 1 and folder.is_dir() else Path("report.html")
+
+
+def _slug(title: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")

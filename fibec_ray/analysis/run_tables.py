@@ -1,0 +1,163 @@
+"""The tables of one run on its page: results, fairness, costs, partition, actors; used by run_page.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from fibec_ray.analysis.fairness import last_spread
+from fibec_ray.analysis.formats import NONE, Column, Row, Table
+from fibec_ray.analysis.log import RunLog
+from fibec_ray.analysis.scores import RECENT, Score, scores_of
+from fibec_ray.analysis.tables import RunTables, latest_layers
+from fibec_ray.analysis.units import BYTES, SECONDS, readable
+
+MAX_ACTORS = 16
+
+
+def tables_of(log: RunLog, tables: RunTables) -> dict[str, list[Table]]:
+    """By section of the page; sections that the log has nothing for are empty."""
+    return {
+        "Scores": _some(_results(scores_of(tables, log.anchors(), log.fact("metric"))), _fairness(tables)),
+        "Cost": _some(_costs(tables)),
+        "Layers and masks": _some(_layers(tables)),
+        "Devices": _some(_partition(log, tables), _actors(tables)),
+    }
+
+
+def _some(*found: Table) -> list[Table]:
+    return [table for table in found if table.rows]
+
+
+def _results(scores: list[Score]) -> Table:
+    def after(name: str) -> Column:
+        return Column(f"{name} (after rounds)", lambda row: f"{row[name]:.4f} ({row[f'{name}_after']})")
+
+    columns = (
+        Column("bigger is better", lambda row: str(row["label"])),
+        after("final"),
+        after("best"),
+        Column(f"mean of last {RECENT}", lambda row: f"{row['recent']:.4f}{_few(row['num_recent'])}"),
+        Column("without learning", _anchor),
+    )
+    return Table("results", "", columns, tuple(vars(score) for score in scores))
+
+
+def _few(num_recent: int) -> str:
+    return f" of {num_recent}" if num_recent < RECENT else ""
+
+
+def _anchor(row: Row) -> str:
+    return NONE if row["anchor"] is None else f"{row['anchor']:.4f} ({row['anchor_label']})"
+
+
+def _fairness(tables: RunTables) -> Table:
+    spread = last_spread(tables)
+    names = ("worst_decile", "median", "best_decile", "mean", "deviation")
+    columns = [Column("devices", lambda row: str(row["num_devices"]))]
+    columns += [_number(name.replace("_", " "), name, ".4f") for name in names]
+    note = "Accuracy of devices' own models at the last evaluation; a decile is a tenth of the devices, rounded up."
+    return Table("fairness", "Over devices", tuple(columns), (vars(spread),) if spread else (), (note,))
+
+
+def _costs(tables: RunTables) -> Table:
+    """Initialisation, rounds and both."""
+    opening, rounds = pl.col("round") < 0, pl.col("round") >= 0
+    rows = [
+        {"phase": phase} | _sums(tables, when)
+        for phase, when in (("initialisation", opening), ("rounds", rounds), ("total", pl.lit(True)))
+        if len(tables.rounds.filter(when))
+    ]
+    seconds = [("simulated time", "sim_time_s"), ("real time", "wall_time_s")]
+    columns = (
+        Column("", lambda row: str(row["phase"])),
+        *(_readable(title, name, SECONDS) for title, name in seconds),
+        _readable("down", "bytes_down", BYTES),
+        _readable("up: change", "bytes_up_delta", BYTES),
+        _readable("up: evidence", "bytes_up_evidence", BYTES),
+        _readable("both ways", "bytes_all", BYTES),
+        *(_count(title, name) for title, name in (("samples", "num_samples"), ("steps", "num_steps"))),
+        Column("TFLOP", lambda row: f"{row['flops'] / 1e12:.4g}"),
+        _count("lost", "num_lost"),
+    )
+    note = "Evidence: what the method's parts send beside the change of the adapter (layer scores, Fisher factors ...)."
+    return Table("cost", "", columns, tuple(rows), (note,))
+
+
+def _sums(tables: RunTables, when: pl.Expr) -> dict[str, Any]:
+    names = ("bytes_up", "bytes_down", "num_samples", "num_steps", "flops", "num_lost")
+    sums = tables.rounds.filter(when).select(*(pl.col(name).sum() for name in names)).row(0, named=True)
+    parts = ("bytes_up_delta", "bytes_up_evidence")
+    sums |= tables.devices.filter(when).select(*(pl.col(name).sum() for name in parts)).row(0, named=True)
+    seconds = ("sim_time_s", "wall_time_s")  # cumulative: a phase took its last value less the one before it
+    spent = tables.rounds.select(
+        pl.lit(True).alias("_"),
+        when.alias("_when"),
+        *((pl.col(name) - pl.col(name).shift(1, fill_value=0)).alias(name) for name in seconds),
+    )
+    sums |= spent.filter("_when").select(*(pl.col(name).sum() for name in seconds)).row(0, named=True)
+    return sums | {"bytes_all": sums["bytes_up"] + sums["bytes_down"]}
+
+
+def _layers(tables: RunTables) -> Table:
+    columns = (
+        Column("layer", lambda row: str(row["layer"])),
+        Column("adapter", lambda row: "shared" if row["shared"] else "personal"),
+        *(
+            _number(title, name, ".4g")
+            for title, name in (
+                ("sensitivity", "sensitivity"),
+                ("Fisher mass", "fisher_mass"),
+                ("kept neurons", "kept_neurons"),
+            )
+        ),
+    )
+    note = "What the log last said of each layer. Shared: a global aggregation layer, whose adapter is sent."
+    return Table("layers", "", columns, tuple(vars(layer) for layer in latest_layers(tables)), (note,))
+
+
+def _partition(log: RunLog, tables: RunTables) -> Table:
+    """How unlike the devices' data are: what the summary says, and the sizes of the shards."""
+    found = log.numbers("heterogeneity")
+    rows: list[dict[str, Any]] = [{"what": name.replace("_", " "), "value": value} for name, value in found.items()]
+    sizes = tables.devices.group_by("device").agg(pl.col("num_samples").max()).get_column("num_samples")
+    if len(sizes):
+        both = {"smallest shard": sizes.min(), "median shard": sizes.median(), "largest shard": sizes.max()}
+        known = {row["what"] for row in rows}
+        rows += [{"what": name, "value": value} for name, value in both.items() if name not in known]
+    columns = (Column("partition", lambda row: str(row["what"])), _number("", "value", ".4g"))
+    note = "Shards in training samples; label tv mean: total variation between a device's labels and all, mean."
+    return Table("partition", "", columns, tuple(rows), (note,))
+
+
+def _actors(tables: RunTables) -> Table:
+    how = (
+        pl.len().alias("device_rounds"),
+        pl.col("attempt").sum().alias("retries"),
+        pl.col("compute_s").sum(),
+        pl.col("peak_memory_bytes").max(),
+    )
+    found = tables.devices.group_by("actor").agg(*how).sort("compute_s", descending=True)
+    columns = (
+        Column("actor", lambda row: str(row["actor"])),
+        _count("device-rounds", "device_rounds"),
+        _count("retries", "retries"),
+        _readable("work", "compute_s", SECONDS),
+        _readable("peak memory", "peak_memory_bytes", BYTES),
+    )
+    left_out = len(found) - MAX_ACTORS
+    notes = (f"The {MAX_ACTORS} that worked longest; {left_out} more did less.",) if left_out > 0 else ()
+    return Table("actors", "", columns, tuple(found.head(MAX_ACTORS).iter_rows(named=True)), notes)
+
+
+def _number(title: str, name: str, style: str) -> Column:
+    return Column(title, lambda row: NONE if row[name] is None else format(row[name], style))
+
+
+def _count(title: str, name: str) -> Column:
+    return Column(title, lambda row: f"{row[name]:,}")
+
+
+def _readable(title: str, name: str, units: Any) -> Column:
+    return Column(title, lambda row: readable(row[name], units))

@@ -1,0 +1,75 @@
+"""The numbers of a run's summary table: last, best and recent mean of every evaluation column; used by the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fibec_ray.analysis.tables import RunTables
+
+RECENT = 3
+"""evaluations in the recent mean"""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the summary table. A bigger value is better."""
+
+    label: str
+    final: float
+    final_after: int
+    """rounds completed at the last evaluation"""
+    best: float
+    best_after: int
+    recent: float
+    """mean of the last RECENT evaluations"""
+    num_recent: int
+    """RECENT, or fewer where there were fewer evaluations"""
+    anchor: float | None
+    """the same number for a predictor that learns nothing"""
+    anchor_label: str
+
+
+_ROWS = (
+    ("global_accuracy", "Global accuracy", "majority", "majority class"),
+    ("personal_accuracy", "Personalised accuracy", "own_majority", "own majority class"),
+    (
+        "personal_accuracy_trained",
+        "Personalised accuracy, devices trained so far",
+        "own_majority",
+        "own majority class",
+    ),
+    ("global_metric", "Global {metric}", "mean", "mean"),
+    ("personal_metric", "Personalised {metric}", "own_mean", "own mean"),
+)
+
+
+def scores_of(tables: RunTables, anchors: Mapping[str, float], metric: str | None) -> list[Score]:
+    """A row for each evaluation column that has numbers; the task's metric only where it is another than accuracy."""
+    rows = [row for row in _ROWS if metric != "accuracy" or not row[0].endswith("_metric")]
+    found = [
+        _score(tables, column, label.format(metric=metric or "task metric"), anchors.get(anchor), anchor_label)
+        for column, label, anchor, anchor_label in rows
+    ]
+    return [score for score in found if score is not None]
+
+
+def _score(tables: RunTables, column: str, label: str, anchor: float | None, anchor_label: str) -> Score | None:
+    points = tables.points("round", column)
+    if not points:
+        return None
+    recent = [value for _, value in points[-RECENT:]]
+    best_after, best = max(points, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
+    final_after, final = points[-1]
+    return Score(
+        label=label,
+        final=final,
+        final_after=int(final_after),
+        best=best,
+        best_after=int(best_after),
+        recent=sum(recent) / len(recent),
+        num_recent=len(recent),
+        anchor=anchor,
+        anchor_label=anchor_label if anchor is not None else "",
+    )

@@ -1,0 +1,80 @@
+"""The tables of a run's log in memory, as numbers; what figures, scores and comparisons are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fibec_ray.analysis.log import RunLog, open_run
+from fibec_ray.analysis.whole import KEYS, refuse_damage
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """Rows in order of round, then device or layer."""
+
+    rounds: pl.DataFrame
+    devices: pl.DataFrame
+    layers: pl.DataFrame
+    evaluations: pl.DataFrame
+
+    @staticmethod
+    def read(run: Path | RunLog) -> RunTables:
+        """Raises RunDirError for a log that cannot be read, or is mixed up."""
+        log = run if isinstance(run, RunLog) else open_run(run)
+        tables = {name: log.frame(name).sort(keys) for name, keys in KEYS.items()}
+        refuse_damage(log, tables)
+        return RunTables(**tables)
+
+    def column(self, name: str) -> list[Any]:
+        """A column of the rounds table; None where the log has null."""
+        return self.rounds.get_column(name).to_list()
+
+    def rounds_done(self) -> int:
+        """How many rounds are in the log, the initialisation phase not counted."""
+        return int(max(self.column("round"))) + 1
+
+    def points(self, x: str, y: str) -> list[Point]:
+        """(x, y) for each round where both are known. x = 'round' counts rounds completed: 0 after initialisation."""
+        shift = 1 if x == "round" else 0
+        pairs = zip(self.column(x), self.column(y), strict=True)
+        return [(left + shift, right) for left, right in pairs if left is not None and right is not None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the log last said about one layer; None where it says nothing."""
+
+    layer: int
+    shared: bool
+    sensitivity: float | None
+    fisher_mass: float | None
+    kept_neurons: float | None
+
+
+def latest_layers(tables: RunTables) -> list[Layer]:
+    """One entry per layer, each value from the last round that knows it."""
+    names = [name for name in Layer.__dataclass_fields__ if name != "layer"]
+    last = [pl.col(name).drop_nulls().last().alias(name) for name in names]
+    rows = tables.layers.group_by("layer").agg(last).sort("layer").select("layer", *names)
+    return [Layer(*row) for row in rows.iter_rows()]
+
+
+def cohort_means(tables: RunTables, column: str) -> list[Point]:
+    """(rounds completed, mean of a devices column weighted by samples seen), for each round that has it."""
+    weight = pl.col("num_samples_seen")
+    known = tables.devices.filter(pl.col(column).is_not_null() & (weight > 0))
+    mean = (pl.col(column) * weight).sum() / weight.sum()
+    rows = known.group_by("round").agg(mean.alias("mean")).sort("round")
+    return [(round_ + 1, value) for round_, value in rows.iter_rows()]
+
+
+def any_finite(points: Sequence[Point]) -> bool:
+    return any(math.isfinite(y) for _, y in points)

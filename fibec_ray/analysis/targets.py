@@ -1,0 +1,71 @@
+"""What it costs each variant to get to a target score, and how much less than the reference; used by compare.
+
+A run gets to a target at its first evaluation with at least that score, and has spent by then what the log says at the
+end of that round. A run that never does has no cost: it is counted, and not averaged over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fibec_ray.analysis.comparison import Comparison, Line
+from fibec_ray.analysis.numbers import Evaluated, Model
+from fibec_ray.analysis.statistics import Mean, geometric_mean
+
+SHARE = 0.95
+"""of the reference's best score, in the default target"""
+COSTS = ("rounds", "sim_time_s", "num_bytes", "num_samples")
+"""Fields of Evaluated."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """One variant and one target."""
+
+    variant: str
+    num_seeds: int
+    num_reached: int
+    """seeds that got to the target"""
+    costs: Mapping[str, Mean | None]
+    """by field of Evaluated, over the seeds that got there"""
+    speed_up: Mapping[str, float | None]
+    """the reference's cost over this one's: geometric mean over the seeds in which both got there"""
+    num_pairs: int
+    """of such seeds"""
+
+
+def default_target(comparison: Comparison, model: Model) -> tuple[float, ...]:
+    """SHARE of the reference's mean best score, rounded down to two digits; none where it has no positive score."""
+    best = comparison.line(comparison.reference).mean(lambda run: run.best(model))
+    return () if best is None or best <= 0 else (math.floor(100 * SHARE * best) / 100,)
+
+
+def target_rows(comparison: Comparison, model: Model, target: float) -> list[Reached]:
+    reference = _arrivals(comparison.line(comparison.reference), model, target)
+    return [_reached(line, _arrivals(line, model, target), reference) for line in comparison.lines]
+
+
+def _arrivals(line: Line, model: Model, target: float) -> dict[int, Evaluated]:
+    """By seed, for the seeds that got there."""
+    found = {seed: run.reached(model, target) for seed, run in line.runs.items()}
+    return {seed: arrival for seed, arrival in found.items() if arrival is not None}
+
+
+def _reached(line: Line, own: Mapping[int, Evaluated], reference: Mapping[int, Evaluated]) -> Reached:
+    common = sorted(own.keys() & reference.keys())
+    return Reached(
+        variant=line.variant,
+        num_seeds=line.num_seeds,
+        num_reached=len(own),
+        costs={cost: Mean.of([getattr(arrival, cost) for arrival in own.values()]) for cost in COSTS},
+        speed_up={cost: _ratio([(reference[seed], own[seed]) for seed in common], cost) for cost in COSTS},
+        num_pairs=len(common),
+    )
+
+
+def _ratio(pairs: list[tuple[Evaluated, Evaluated]], cost: str) -> float | None:
+    """None where a cost is 0: nothing is infinitely fast."""
+    costs = [(float(getattr(theirs, cost)), float(getattr(own, cost))) for theirs, own in pairs]
+    return geometric_mean([theirs / own for theirs, own in costs]) if all(min(pair) > 0 for pair in costs) else None

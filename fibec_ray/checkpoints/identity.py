@@ -1,0 +1,121 @@
+"""What a run is: id, settings, data and program versions; written once at its start, checked when it is taken up again.
+
+RUN/checkpoints/run.json; made by simulation.py, read by resume, verify and replay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.files.run_dir import failing_plainly, half_made
+from fibec_ray.files.sealed import read_sealed, write_sealed
+from fibec_ray.learning.prepare import Prepared
+
+FORMAT = 1
+PACKAGES = ("fibec_ray", "torch", "transformers", "peft", "numpy", "safetensors")
+"""Another version of one of these may give other bits."""
+
+
+class Identity(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    git_commit: str
+    """of the code, if it was a checkout"""
+    config: dict[str, Any]
+    """the resolved experiment, as plain values"""
+    data: str
+    """digest of RUN/data"""
+    prepared: Prepared
+    versions: dict[str, str]
+    format: int = FORMAT
+
+    def write(self, run_dir: Path) -> None:
+        try:
+            _path(run_dir).parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunDirError(f"{_path(run_dir).parent}: cannot be made ({error.strerror})") from error
+        write_sealed(_path(run_dir), self)
+
+    def refuse_other_data(self, run_dir: Path) -> None:
+        """Raises RunDirError if RUN/data is not what the run began with."""
+        if data_digest(run_dir) != self.data:
+            raise RunDirError(
+                f"{run_dir / 'data'}: is not the data set that the run began with; put it back, or start a new run"
+            )
+
+    def other_versions(self) -> str:
+        """'torch 2.9 then, 2.10 now', or '' if all are the same."""
+        now = program_versions()
+        names = [name for name in now if now[name] != self.versions.get(name)]
+        return ", ".join(f"{name} {self.versions.get(name, 'none')} then, {now[name]} now" for name in names)
+
+
+def identify(run_dir: Path, config: dict[str, Any], prepared: Prepared, git_commit: str) -> Identity:
+    """Of a new run whose data have been written."""
+    return Identity(
+        run_id=uuid.uuid4().hex,
+        git_commit=git_commit,
+        config=config,
+        data=data_digest(run_dir),
+        prepared=prepared,
+        versions=program_versions(),
+    )
+
+
+def read_identity(run_dir: Path) -> Identity:
+    """Raises RunDirError for a folder that is not a run directory, or not one that can be resumed."""
+    path, config = _path(run_dir), run_dir / "config.yaml"
+    with failing_plainly(run_dir):
+        if not run_dir.is_dir():
+            raise RunDirError(f"{run_dir}: no such run directory; give the --out of a run")
+        if not path.is_file() and any(run_dir.iterdir()) and half_made(run_dir):
+            raise RunDirError(
+                f"{run_dir}: this run was stopped before it began, so there is nothing to resume; start it again: "
+                f"fibec-ray run CONFIG --out {run_dir}"
+            )
+        if path.is_file() and not config.is_file():
+            raise RunDirError(f"{config}: is missing; put it back ({path} has its settings, under `config`)")
+        if not config.is_file():
+            raise RunDirError(f"{run_dir}: is not a run directory (it has no config.yaml); give the --out of a run")
+        if not path.is_file():
+            raise RunDirError(f"{path}: is missing, so this run cannot be resumed; start a new one")
+    return read_sealed(path, Identity, "the identity of a run")
+
+
+def data_digest(run_dir: Path) -> str:
+    """Of names and contents of all files of RUN/data, which is what devices read. Hidden files are ignored."""
+    state, folder = hashlib.blake2b(digest_size=16), run_dir / "data"
+    try:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if name.startswith(".") or "/." in name:
+                continue
+            state.update(f"{name}\n".encode())
+            with path.open("rb") as file:
+                state.update(hashlib.file_digest(file, "blake2b").digest())
+    except OSError as error:
+        raise RunDirError(f"{folder}: cannot be read ({error.strerror})") from error
+    return state.hexdigest()
+
+
+def program_versions() -> dict[str, str]:
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _path(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "run.json"

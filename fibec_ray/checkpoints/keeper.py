@@ -1,0 +1,146 @@
+"""Keeps a run's checkpoints, beside training: called by the round loop after each round that is in the round log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.checkpoint import Checkpoint, CheckpointConfig, Manifest
+from fibec_ray.errors import FibecError, RunDirError, ServerLostError
+from fibec_ray.files.run_dir import flush
+from fibec_ray.learning.store import StateStore
+from fibec_ray.learning.tally import Tally
+from fibec_ray.types import Fleet, States
+
+
+class Keeper:
+    """`after` each round; `settle` before anything relies on the last checkpoint; `close` however the run ends.
+
+    One thread writes, one checkpoint at a time, while the next round trains. The server's state goes to disk from
+    where the server is: the driver never holds it. start: what the run goes on from.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        run_id: str,
+        config: CheckpointConfig,
+        store: StateStore,
+        fleet: Fleet,
+        start: Checkpoint | None = None,
+    ):
+        self._run_dir, self._run_id, self._config, self._store, self._fleet = run_dir, run_id, config, store, fleet
+        self._changed: set[int] = set()
+        """devices that were at work since the last checkpoint"""
+        self._states = _states_of_kept(run_dir) if start else {}
+        """what each kept checkpoint counts on, by its next round"""
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._written: list[int] = []
+        """devices that the checkpoint under way is the first one to count on"""
+
+    def after(
+        self,
+        round_: int,
+        devices: Collection[int],
+        tally: Tally,
+        log: Mapping[str, str],
+        last: bool = False,
+    ) -> None:
+        """The round is in the log, and these devices have been at work. Raises what an earlier checkpoint failed with.
+
+        log: digests of the newest parts of the round log. last: of the run; its checkpoint is always kept.
+        """
+        self._settle_or_skip()
+        self._changed |= set(devices)
+        next_round = round_ + 1
+        if not last and next_round % self._config.every:
+            self._prune(devices, self._fleet.states, next_round)
+            return
+        draft = checkpoint.new_draft(self._run_dir, next_round)
+        write, states = self._fleet.save(draft / checkpoint.SERVER), self._fleet.states
+        manifest = Manifest(
+            next_round=next_round,
+            run_id=self._run_id,
+            server="",
+            lanes=self._fleet.lanes,
+            base=self._fleet.base,
+            tally=tally.state(),
+            devices={device: ref.version for device, ref in states.items()},
+            digests={device: ref.digest for device, ref in states.items() if ref.digest},
+            log=dict(log),
+        )
+        changed, self._changed = sorted(self._changed), set()
+        self._written = changed
+        self._pending = self._thread.submit(self._commit, draft, write, manifest, changed)
+
+    def finish(self, last_round: int, tally: Tally, log: Mapping[str, str]) -> None:
+        """Waits for the last checkpoint; it is written again if the server was lost meanwhile."""
+        if not self._settle_or_skip():
+            self.after(last_round, (), tally, log, last=True)
+            self.settle()
+
+    def _settle_or_skip(self) -> bool:
+        """False if there is no checkpoint because the server that was to write it was lost: the next one makes good."""
+        try:
+            self.settle()
+        except ServerLostError:
+            self._changed |= set(self._written)
+            return False
+        return True
+
+    def settle(self) -> None:
+        """Waits for the last checkpoint, and raises what went wrong with it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """After a failed run too: what was being written is finished, and its own failure is not news any more."""
+        with suppress(FibecError):
+            self.settle()
+        self._thread.shutdown()
+
+    def _commit(self, draft: Path, write: Callable[[], str], manifest: Manifest, changed: list[int]) -> None:
+        self._flush(changed, manifest)
+        checkpoint.commit(self._run_dir, draft, manifest.model_copy(update={"server": write()}))
+        self._states[manifest.next_round] = manifest.states
+        rounds = checkpoint.rounds_kept(self._run_dir)
+        stale = set(changed)
+        for old in sorted(set(rounds) - set(self._config.kept(rounds))):
+            checkpoint.remove(self._run_dir, old)
+            stale |= _differing(self._states.pop(old, {}), manifest.states)
+        self._prune(stale, manifest.states, manifest.next_round)
+
+    def _flush(self, devices: Iterable[int], manifest: Manifest) -> None:
+        """Put the states on disk before the checkpoint that counts on them: it must survive a power cut."""
+        for device in devices:
+            version = manifest.devices.get(device)
+            try:
+                if version is not None:
+                    flush(self._store.path(device, version))
+            except OSError as error:
+                raise RunDirError(f"device {device}: its state cannot be kept ({error.strerror})") from error
+
+    def _prune(self, devices: Collection[int], now: States, before: int) -> None:
+        """Delete older states of these devices, except those that they have now and that kept checkpoints count on."""
+        if self._config.keep != "all":
+            counted = (now, *self._states.values())
+            needed = {(d, states[d].version) for states in counted for d in devices if d in states}
+            self._store.prune(devices, needed, before)
+
+
+def _states_of_kept(run_dir: Path) -> dict[int, States]:
+    """Of the checkpoints that an earlier part of the run left; a damaged one counts on nothing."""
+    found: dict[int, States] = {}
+    for next_round in checkpoint.rounds_kept(run_dir):
+        with suppress(RunDirError):
+            found[next_round] = checkpoint.load(run_dir, next_round).manifest.states
+    return found
+
+
+def _differing(old: States, new: States) -> set[int]:
+    return {device for device, ref in old.items() if new.get(device) != ref}

@@ -1,0 +1,50 @@
+"""What arguments of the command line may be; used by the parsers of main.py and job_commands.py.
+
+Text that no file system or URL can have is refused here, so that no command meets it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fibec_ray.errors import ConfigError
+
+
+def path(text: str) -> Path:
+    """A path on this machine, whether or not anything is there; `~` is the user's home. Raises ConfigError."""
+    if "\0" in text:
+        raise ConfigError(f"{text!r}: no path holds a null byte")
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: no such user on this machine; give the path itself") from error
+    try:
+        os.stat(found)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise ConfigError(f"{text}: {error.strerror}; give another path") from error
+    return found
+
+
+def place(text: str) -> str:
+    """A path or a URL. Raises ConfigError."""
+    if "://" not in text:
+        return str(path(text))
+    try:
+        urlsplit(text)
+    except ValueError as error:
+        raise ConfigError(f"{text}: not a URL ({error})") from error
+    if "\0" in text:
+        raise ConfigError(f"{text!r}: no URL holds a null byte")
+    return text
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return number

@@ -1,0 +1,193 @@
+"""What a person at the terminal sees: a progress bar, a summary table, the table of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+
+from fibec_ray.cli.terminal import make_console, print_table
+from fibec_ray.cli.units import duration, size
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.errors import RunError
+from fibec_ray.learning.prepare import Prepared
+from fibec_ray.learning.tally import Row
+from fibec_ray.method import AXES, Method
+from fibec_ray.roundlog.schema import score_column
+from fibec_ray.runs.simulation import Run
+from fibec_ray.types import Fleet
+
+ANCHORS = {
+    "majority": "majority class",
+    "own_majority": "device's own majority class",
+    "mean": "mean",
+    "own_mean": "device's own mean",
+}
+
+MOST_DIFFERENCES = 20
+WIDE = 100
+"""Characters in a line from which on there is room for a bar beside the numbers."""
+
+
+class RunView:
+    """Watches a run. One bar: the initialisation phase first, then rounds with accuracy, loss, bytes and time left."""
+
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._console = make_console()
+        self._progress = Progress(
+            *_columns(self._console), console=self._console, disable=not self._console.is_terminal
+        )
+        self._opening: TaskID | None = None
+        self._rounds: TaskID | None = None
+        self._last_scores = ""
+
+    def __enter__(self) -> RunView:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def prepared(self, prepared: Prepared) -> None:
+        e, shards = self._experiment, prepared.heterogeneity
+        pooled = ", their data pooled" if e.method.pooled else ""
+        sizes = f"{shards['smallest_shard']:.0f} to {shards['largest_shard']:.0f} samples"
+        self._say(
+            f"{e.name}: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
+            f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}{pooled}"
+        )
+        if prepared.note:
+            self._say(prepared.note)
+
+    def note(self, text: str) -> None:
+        """What a person should know of a run that is taken up again."""
+        self._say(text)
+
+    def placed(self, fleet: Fleet) -> None:
+        lanes = f", {fleet.lanes} side by side" if fleet.lanes > 1 else ""
+        placement = getattr(fleet, "placement", None)
+        if placement is not None:
+            kind = "per_device" if placement.per_device else "pooled"
+            self._say(f"placement {kind}: {placement.num_actors} device actors{lanes} ({placement.reason})")
+        if fleet.device != "cpu":
+            self._say(f"devices compute on {fleet.device}")
+        if fleet.holding is not None:
+            backend, why = fleet.holding
+            self._say(f"backbone {backend} ({why})")
+        self._rounds = self._progress.add_task("round", total=self._experiment.rounds, note="")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if stage == "open":
+            if self._opening is None:
+                self._opening = self._progress.add_task("initialisation", total=total, note="devices")
+            self._progress.update(self._opening, completed=done)
+
+    def row(self, row: Row) -> None:
+        score = score_column(self._experiment.task.metric)
+        if row[f"personal_{score}"] is not None or row[f"global_{score}"] is not None:
+            loss = row["personal_loss"] if row["global_loss"] is None else row["global_loss"]
+            self._last_scores = (
+                f"global {_number(row[f'global_{score}'])}  personal {_number(row[f'personal_{score}'])}  "
+                f"loss {_number(loss)}{_perplexity(row)}"
+            )
+            if not self._console.is_terminal:
+                self._say(f"round {row['round']}: {self._last_scores}  sent {size(row['bytes_total'])}")
+        if self._rounds is not None and row["round"] >= 0:
+            loss = _number(row["train_loss"])  # none where nothing was trained
+            note = f"{self._last_scores}  train loss {loss}  sent {size(row['bytes_total'])}"
+            self._progress.update(self._rounds, completed=row["round"] + 1, note=note)
+
+    def summary(self, run: Run) -> None:
+        """Accuracy (or what a regression has instead) beside its anchors, and what it took."""
+        last, metric = run.rows[-1], self._experiment.task.metric
+        table = Table(title=f"{self._experiment.name}: after {self._experiment.rounds} rounds", title_justify="left")
+        score = score_column(metric)
+        columns = {"accuracy": "accuracy"} if score == "accuracy" else {}
+        columns |= {metric: "metric"} if metric != "accuracy" else {}
+        more = {"loss": "loss"} | ({"perplexity": "perplexity"} if self._experiment.task.answers_in_text else {})
+        for column in ("", *columns, "best", *more):
+            table.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
+        for model, note in (("global", "test set"), ("personal", "own test shards")):
+            best = max((r[f"{model}_{score}"] for r in run.rows if r[f"{model}_{score}"] is not None), default=None)
+            values, others = ([last[f"{model}_{name}"] for name in names.values()] for names in (columns, more))
+            table.add_row(f"{model} model, {note}", *map(_number, [*values, best, *others]))
+        if score == "accuracy":
+            trained = f"  {last['num_devices_trained']} devices that trained"
+            table.add_row(trained, _number(last["personal_accuracy_trained"]))
+        for name, value in run.prepared.anchors.items():
+            table.add_row(f"anchor: {ANCHORS[name]}", _number(value), style="dim")
+        print_table(self._console, table)
+        self._say(
+            f"sent {size(last['bytes_total'])}, {last['num_samples_total']} training samples visited, simulated "
+            f"{duration(last['sim_time_s'])}, real {duration(last['wall_time_s'])}"
+        )
+        self._console.print(f"run directory: {run.folder}", soft_wrap=True)  # in one piece, to be copied
+
+    def _say(self, text: str) -> None:
+        """A terminal gets lines broken between words, so that no number is cut; a pipe gets one line."""
+        if self._console.is_terminal:
+            self._console.print(text, overflow="fold")
+        else:
+            self._console.print(text, soft_wrap=True)
+
+
+def _columns(console: Console) -> list[ProgressColumn]:
+    """Of the progress bar. A narrow terminal has room for the numbers alone."""
+    notes = TextColumn("{task.fields[note]}", markup=False, table_column=Column(overflow="fold"))
+    stage, count = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.completed}/{task.total}"))
+    if console.width < WIDE:
+        return [stage, count, notes, TimeRemainingColumn()]
+    return [stage, BarColumn(), count, notes, TimeElapsedColumn(), TimeRemainingColumn()]
+
+
+def method_table(methods: Sequence[tuple[str, Method]]) -> None:
+    """One row per method: what each axis holds (blank: neutral), what devices send, what outlasts a round."""
+    table = Table()
+    for column in ("method", *AXES, "sends", "keeps", "reference"):
+        table.add_column(column, overflow="fold")
+    neutral = Method()
+    for name, method in methods:
+        cells = [_cell(axis, method.parts[axis].kind, neutral.parts[axis].kind) for axis in AXES]
+        table.add_row(name, *cells, method.sends, method.keeps, method.reference)
+    print_table(make_console(), table, fold_in_pipes=False)
+
+
+def _cell(axis: str, kind: str, neutral: str) -> str:
+    return kind if kind != neutral or axis == "peft" else ""
+
+
+def print_comparison(what: str, differences: Sequence[str]) -> None:
+    """What was run again, and whether it is the same. Raises RunError if it is not."""
+    if not differences:
+        print(f"{what}: all equal, bit by bit")
+        return
+    print("\n".join([f"{what}: {len(differences)} differences", *differences[:MOST_DIFFERENCES]]))
+    raise RunError(f"{len(differences)} values are not what was logged, the first: {differences[0]}")
+
+
+def rounds_in_words(first: int, last: int) -> str:
+    """(-1, 0) -> 'initialisation phase and round 0'; (3, 5) -> 'rounds 3 to 5'"""
+    opening, first = ("initialisation phase and ", 0) if first < 0 else ("", first)
+    return f"{opening}round {last}" if first == last else f"{opening}rounds {first} to {last}"
+
+
+def _perplexity(row: Row) -> str:
+    """Of the global model, or where it has none of the personal ones; '' where answers are no texts."""
+    found = row["personal_perplexity"] if row["global_perplexity"] is None else row["global_perplexity"]
+    return "" if found is None else f"  perplexity {found:.4g}"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"

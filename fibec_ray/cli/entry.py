@@ -1,0 +1,112 @@
+"""Runs one command of `fibec-ray`: streams, signals, errors in one line, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fibec_ray.cli.streams import ReaderGone, lasting
+from fibec_ray.environment import drop_empty, read, set_default
+from fibec_ray.errors import FibecError
+from fibec_ray.interrupts import signal_of, signals_interrupt
+
+CANNOT_PRINT = 2
+"""Exit code of a command that only prints, when its output cannot be written."""
+
+LONGEST_WORD = 1000
+
+
+def speak_utf8() -> None:
+    """Starts the program again in Python's UTF-8 mode if the locale has another encoding. What it prints keeps that.
+
+    Arrow and safetensors take every name of a file for UTF-8, whatever the locale.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    encoding = read("PYTHONIOENCODING") or (sys.stdout.encoding if sys.stdout else "ascii")
+    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": encoding}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def run(parse: Callable[[], argparse.Namespace]) -> int:
+    """Exit codes: 0 done, 1 the run failed, 2 something that the user can fix (said in one line), 128 + number of the
+    signal that ended it (130: Ctrl-C).
+
+    parse: gives the command as `command`, and as `prints` whether what it prints is all that it does.
+    """
+    with lasting() as (out, _), signals_interrupt():
+        out.quits = True
+        try:
+            arguments = parse()
+            out.quits = arguments.prints
+            _quiet()
+            arguments.command(arguments)
+            out.flush()
+        except FibecError as error:
+            _say(str(error))
+            return error.exit_code
+        except OSError as error:  # an unforeseen file error; the line names the file
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _say(f"{where}{error.strerror or error}")
+            return 2
+        except ReaderGone:
+            return 0
+        except (KeyboardInterrupt, SystemExit) as stop:
+            number = signal_of(stop)
+            if number is None:
+                raise
+            return _interrupted(stop, number)
+        return CANNOT_PRINT if arguments.prints and out.failed else 0
+
+
+def _interrupted(stop: BaseException, number: int) -> int:
+    with suppress(KeyboardInterrupt):  # an impatient second Ctrl-C
+        _say("; ".join(["interrupted", *getattr(stop, "__notes__", ())]))
+    return 128 + number
+
+
+def _say(text: str) -> None:
+    print(f"fibec-ray: {readable(one_line(text))}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def advice(find: Callable[[], str]) -> Iterator[None]:
+    """Adds to an interruption of the block what the user can do next."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if signal_of(stop) is not None:
+            stop.add_note(find())
+        raise
+
+
+def how_to_resume(folder: Path) -> str:
+    if (folder / "checkpoints" / "run.json").is_file():
+        return f"resume with: fibec-ray resume {shlex.quote(str(folder))}"
+    return "the run had not begun; start it again"
+
+
+def one_line(text: str) -> str:
+    """What is found in files may hold line ends, and characters that command a terminal or cannot be written."""
+    words = " ".join(text.splitlines())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
+
+
+def readable(text: str) -> str:
+    """Shorten very long words, such as a path of thousands of characters."""
+    return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:200]}...{word[-100:]}" for word in text.split(" "))
+
+
+def _quiet() -> None:
+    """Silence what libraries announce on import: deprecations, accelerators."""
+    drop_empty()
+    set_default("RAY_USAGE_STATS_ENABLED", "0")
+    set_default("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")

@@ -1,0 +1,135 @@
+"""The commands that talk to a cluster: submit, jobs, logs, stop, fetch.
+
+Heavy imports come after parsing, as in main.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fibec_ray.cli.argument_types import path
+from fibec_ray.cli.entry import advice
+
+Commands = Any
+"""what argparse's add_subparsers returns"""
+
+
+def add_commands(commands: Commands) -> None:
+    submit = commands.add_parser("submit", help="run an experiment as a job of a Ray cluster")
+    submit.add_argument("config", type=path, metavar="CONFIG", help="experiment, a YAML file")
+    submit.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20")
+    submit.add_argument("--name", metavar="N", help="of the job; an earlier one's goes on in its run directory")
+    submit.add_argument(
+        "--out",
+        metavar="PLACE",
+        help="where run directories go: a URL, or an absolute path that every node sees (default: $FIBEC_RAY_RUNS of "
+        "the cluster's head, else ~/fibec_ray_runs there)",
+    )
+    submit.add_argument("--follow", action="store_true", help="print the log until the job ends; exit 1 if it fails")
+    submit.add_argument("--installed", action="store_true", help="the cluster has fibec_ray: send no code")
+    _finish(submit, _submit)
+
+    _finish(commands.add_parser("jobs", help="list a cluster's jobs"), _jobs, prints=True)
+
+    logs = commands.add_parser("logs", help="print a job's log")
+    logs.add_argument("job", metavar="JOB", help="id, or name: its newest")
+    logs.add_argument("--follow", action="store_true", help="until the job ends; exit 1 if it fails")
+    _finish(logs, _logs, prints=True)
+
+    stop = commands.add_parser("stop", help="stop a job; `submit` with its name goes on with it")
+    stop.add_argument("job", metavar="JOB", help="id, or name: its newest")
+    _finish(stop, _stop)
+
+    fetch = commands.add_parser("fetch", help="bring a job's run directory here")
+    fetch.add_argument("job", metavar="JOB", help="id, or name: its newest")
+    fetch.add_argument("dest", type=path, nargs="?", metavar="DEST", help="default: runs/NAME, then runs/NAME-2 ...")
+    fetch.add_argument("--shared", action="store_true", help="this machine sees the job's folder too: copy all of it")
+    _finish(fetch, _fetch)
+
+
+def _finish(parser: argparse.ArgumentParser, command: Any, prints: bool = False) -> None:
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="of the job server, the cluster's dashboard (default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, else "
+        "http://127.0.0.1:8265)",
+    )
+    parser.set_defaults(command=command, prints=prints)
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    from fibec_ray.config.load import load_experiment
+    from fibec_ray.jobs.client import Cluster
+    from fibec_ray.jobs.submit import submit
+
+    experiment = load_experiment(arguments.config, arguments.overrides)
+    cluster = Cluster(arguments.address, _warn)
+    id_ = submit(cluster, experiment, arguments.name, arguments.out, arguments.installed)
+    if arguments.follow:
+        print(f"job {id_} on {cluster.url}", flush=True)
+        _follow(cluster, id_)
+    else:
+        print(f"job {id_} on {cluster.url}; next: fibec-ray logs {id_} --follow, stop {id_}, fetch {id_}")
+
+
+def _jobs(arguments: argparse.Namespace) -> None:
+    from fibec_ray.cli.job_table import job_table
+    from fibec_ray.jobs.client import Cluster
+
+    job_table(Cluster(arguments.address, _warn).jobs())
+
+
+def _logs(arguments: argparse.Namespace) -> None:
+    from fibec_ray.jobs.client import Cluster
+
+    cluster = Cluster(arguments.address, _warn)
+    job = cluster.job(arguments.job)
+    if arguments.follow:
+        _follow(cluster, job.id)
+    else:
+        print(cluster.log(job.id), end="")
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    from fibec_ray.jobs.client import Cluster
+    from fibec_ray.jobs.follow import settled
+
+    cluster = Cluster(arguments.address, _warn)
+    job = cluster.job(arguments.job)
+    if not cluster.stop(job.id):
+        print(f"{job.id}: had ended before ({job.status.lower()})")
+        return
+    print(f"{job.id}: {settled(cluster, job.id).status.lower()}")
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from fibec_ray.files.run_dir import absolute, next_free
+    from fibec_ray.jobs.client import Cluster
+    from fibec_ray.jobs.fetch import fetch, folder_name
+
+    cluster = Cluster(arguments.address, _warn)
+    job = cluster.job(arguments.job)
+    target = arguments.dest or next_free(Path("runs"), folder_name(job))
+    left_out = fetch(cluster, job, absolute(target), arguments.shared)
+    note = f" (without {' and '.join(left_out)}, which stay on the cluster)" if left_out else ""
+    print(f"run directory: {target}{note}")
+
+
+def _follow(cluster: Any, id_: str) -> None:
+    from fibec_ray.jobs.follow import follow
+
+    with advice(lambda: f"job {id_} goes on; end it with: fibec-ray stop {id_}"):
+        job = follow(cluster, id_, _write)
+    if job.status == "STOPPED":
+        print(f"{job.id}: stopped", file=sys.stderr)
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _warn(text: str) -> None:
+    print(f"fibec-ray: {text}", file=sys.stderr, flush=True)

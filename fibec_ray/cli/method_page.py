@@ -1,0 +1,72 @@
+"""Prints `docs/methods.md` from the registries and `configs/methods/`: `python -m fibec_ray.cli.method_page`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from fibec_ray.config.load import load_method, method_files
+from fibec_ray.method import AXES, Method
+from fibec_ray.parts.part import Part
+
+_INTRODUCTION = """# Methods
+
+<!-- Generated: python -m fibec_ray.cli.method_page > docs/methods.md -->
+
+Each method is one YAML in `configs/methods/`: the parts in which it differs from FedAvg on LoRA. `method=NAME` runs it,
+`method.AXIS.FIELD=VALUE` changes it, and any part goes with any other that it does not refuse. How to add one:
+[adding-a-method.md](adding-a-method.md)."""
+
+
+def page() -> str:
+    methods = [(path.stem, load_method(path)) for path in method_files()]
+    return "\n\n".join([_INTRODUCTION, _method_table(methods), *map(_axis, AXES)]) + "\n"
+
+
+def _method_table(methods: Sequence[tuple[str, Method]]) -> str:
+    rows = ["| method | parts | devices send | outlasts a round | reference |", "|---|---|---|---|---|"]
+    for name, method in methods:
+        cells = (f"`{name}`", _differences(method), method.sends, method.keeps, method.reference)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _differences(method: Method) -> str:
+    """'curriculum `fisher`, mask `none`': the parts that are not neutral."""
+    neutral = Method().parts
+    found = [f"{axis} `{part.kind}`" for axis, part in method.parts.items() if part != neutral[axis]]
+    found += ["pooled data"] if method.pooled else []
+    return ", ".join(found) or "all neutral"
+
+
+def _axis(axis: str) -> str:
+    return "\n\n".join([f"## `{axis}`", *(_part(cls) for cls in AXES[axis].values())])
+
+
+def _part(cls: type[Part]) -> str:
+    kind = cls.model_fields["kind"].default
+    lines = [f"### `{kind}`", inspect.cleandoc(cls.__doc__ or "")]
+    fields = [name for name in cls.model_fields if name != "kind"]
+    if fields:
+        rows = [_field(cls, name) for name in fields]
+        lines.append("\n".join(["| field | default | meaning |", "|---|---|---|", *rows]))
+    return "\n\n".join(lines)
+
+
+def _field(cls: type[Part], name: str) -> str:
+    field = cls.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    return f"| `{name}` | {_shown(default)} | {_escaped(field.description or '')} |"
+
+
+def _shown(value: Any) -> str:
+    return f"`{value.kind}`" if isinstance(value, Part) else f"`{_escaped(str(value))}`"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,119 @@
+"""An outlook as a person reads it, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fibec_ray.cli.terminal import print_table
+from fibec_ray.cli.units import duration, size
+from fibec_ray.preflight.check import Outlook
+
+
+def as_json(outlook: Outlook) -> dict[str, Any]:
+    """Plain values; bytes, seconds and floating point operations."""
+    totals = {
+        "traffic_total": outlook.traffic.total,
+        "flops_total": outlook.work.opening_flops + sum(outlook.work.rounds_flops),
+        "disk_run": outlook.plan.disk.run,
+    }
+    values = asdict(outlook) | totals
+    if outlook.plan.holding is not None:
+        values["plan"]["holding"] = outlook.plan.holding._asdict()
+    return values
+
+
+def show(outlook: Outlook, console: Console) -> None:
+    plan = outlook.plan
+    table = Table(title=f"{plan.experiment}, {plan.method}: what the run will take", title_justify="left")
+    table.add_column("", overflow="fold")
+    table.add_column("takes", justify="right", no_wrap=True)
+    table.add_column("of which, or why", overflow="fold")
+    for section in (_model, _places, _memory, _disk, _traffic, _work):
+        for row in section(outlook):
+            table.add_row(*row)
+        table.add_section()
+    print_table(console, table)
+
+
+Rows = list[tuple[str, str, str]]
+
+
+def _model(outlook: Outlook) -> Rows:
+    model = outlook.plan.model
+    split = f"{model.shared:,} shared, {model.personal:,} personal"
+    return [
+        ("parameters", _count(model.parameters), f"frozen base weights of {size(model.frozen_bytes)}"),
+        ("trainable", _count(model.trainable), split),
+    ]
+
+
+def _places(outlook: Outlook) -> Rows:
+    seats = outlook.plan.seats
+    kind = "per_device" if seats.placement.per_device else "pooled"
+    side = f", {seats.lanes} side by side" if seats.lanes > 1 else ""
+    hosted = f"{seats.devices_per_actor} devices each, {seats.cohort_per_actor} in a round{side}"
+    return [
+        ("placement", kind, seats.placement.reason),
+        ("processes with devices", str(seats.placement.num_actors), hosted),
+    ]
+
+
+def _memory(outlook: Outlook) -> Rows:
+    needed = outlook.plan.memory
+    held = [("backbone.backend", *outlook.plan.holding)] if outlook.plan.holding else []
+    rows = [
+        *held,
+        ("memory of such a process", size(needed.actor.private), f"{size(needed.actor.tensors)} tensors at most"),
+        ("base weights, once a node", size(needed.base_per_node), "in the page cache, for all of its processes"),
+        ("memory in all", size(needed.total), f"{size(needed.available)} available"),
+    ]
+    if needed.actor.gpu:
+        free = "free memory unknown" if needed.gpu_available is None else f"{size(needed.gpu_available)} free"
+        actors = f"{size(needed.actor.gpu)} a process, {needed.sharing} on a GPU"
+        rows.append(("memory of a GPU", size(needed.gpu_needed), f"{actors}; {free}"))
+    return rows
+
+
+def _disk(outlook: Outlook) -> Rows:
+    taken, room = outlook.plan.disk, outlook.plan.room
+    parts = f"data {size(taken.data)}, device states {size(taken.states)}, checkpoints {size(taken.checkpoints)}"
+    rest = f"log {size(taken.log)}, adapter {size(taken.adapter)}"
+    rows = [("disk, run directory", size(taken.run), f"{parts}, {rest}")]
+    there = "there already" if room.base_is_there else f"{size(room.cache_disk)} free"
+    return [*rows, ("disk, prepared base", size(taken.base), there)]
+
+
+def _traffic(outlook: Outlook) -> Rows:
+    sent, rounds = outlook.traffic, len(outlook.traffic.rounds_up)
+    each = f"down {size(sent.device_round_down)}, up {size(sent.device_round_up)}"
+    opening = f"initialisation down {size(sent.opening_down)}, up {size(sent.opening_up)}"
+    return [
+        ("sent in a device-round", size(sent.device_round_down + sent.device_round_up), each),
+        ("sent in a round", size((sum(sent.rounds_down) + sum(sent.rounds_up)) / rounds), ""),
+        ("sent in all", size(sent.total), opening if sent.opening_down else ""),
+    ]
+
+
+def _work(outlook: Outlook) -> Rows:
+    done, rounds = outlook.work, len(outlook.work.rounds_flops)
+    total = done.opening_flops + sum(done.rounds_flops)
+    rate = f"products of a process: {outlook.rate / 1e9:.0f} Gflop/s, by a short trial now"
+    parts = f"start {duration(done.start_s)}, initialisation {duration(done.opening_s)}"
+    return [
+        ("operations of a round", f"{sum(done.rounds_flops) / rounds:.2e}", ""),
+        ("operations in all", f"{total:.2e}", f"and {done.evaluation_flops:.2e} for evaluations"),
+        ("time of a round", f"about {duration(done.round_s)}", rate),
+        ("time in all", f"about {duration(done.run_s)}", parts),
+    ]
+
+
+def _count(number: float) -> str:
+    for unit in ("", " k", " M"):
+        if number < 1000:
+            return f"{number:.0f}{unit}" if not unit else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.1f} G"

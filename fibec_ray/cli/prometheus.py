@@ -1,0 +1,80 @@
+"""What a run tells Prometheus through Ray, round by round: one more watcher of the round loop.
+
+The round log has all of it exactly and for good; this is for looking on. Tags are the run's name alone: one for each
+device would be too many series. `cluster/grafana` draws them, as ray_fibec_<name>.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+
+from fibec_ray.learning.tally import Row
+from fibec_ray.runs.simulation import Nobody
+from fibec_ray.types import Fleet
+
+GAUGES = {
+    "round": "the last round that ended; -1 is the initialisation phase",
+    "device_rounds_per_s": "device-rounds of the last round per second of real time",
+    "lanes": "devices that compute side by side in an actor",
+    "actors": "device actors that the placement has",
+    "driver_memory_bytes": "resident memory of the driver's process",
+    "train_loss": "mean over the last round's steps",
+    "global_accuracy": "of the global model at the last evaluation",
+    "personal_accuracy": "of the personal models at the last evaluation",
+}
+COUNTERS = {
+    "rounds": "rounds that have ended",
+    "device_rounds": "updates that came",
+    "lost_devices": "devices of cohorts whose update never came",
+    "bytes_up": "sent by devices",
+    "bytes_down": "sent to devices",
+}
+
+
+class RunMetrics(Nobody):
+    """Ray's metrics exist while Ray runs: they are made when the fleet is there."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._gauges: dict[str, Any] = {}
+        self._counters: dict[str, Any] = {}
+        self._wall_time_s = 0.0
+
+    def placed(self, fleet: Fleet) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        tags, given = ("run",), {"run": self._name}
+        self._gauges = {name: Gauge(f"fibec_{name}", doc, tags) for name, doc in GAUGES.items()}
+        self._counters = {name: Counter(f"fibec_{name}", doc, tags) for name, doc in COUNTERS.items()}
+        for metric in (*self._gauges.values(), *self._counters.values()):
+            metric.set_default_tags(given)
+        self._set("lanes", fleet.lanes)
+        placement = getattr(fleet, "placement", None)
+        self._set("actors", placement.num_actors if placement is not None else None)
+
+    def row(self, row: Row) -> None:
+        seconds = row["wall_time_s"] - self._wall_time_s
+        self._wall_time_s = row["wall_time_s"]
+        arrived = row["num_devices"] - row["num_lost"]
+        for name in ("round", "train_loss", "global_accuracy", "personal_accuracy"):
+            self._set(name, row[name])
+        self._set("device_rounds_per_s", arrived / seconds if seconds > 0 else None)
+        self._set("driver_memory_bytes", psutil.Process().memory_info().rss)
+        for name, amount in self._amounts(row, arrived).items():
+            if amount:
+                self._counters[name].inc(amount)
+
+    def _amounts(self, row: Row, arrived: int) -> dict[str, int]:
+        return {
+            "rounds": 1,
+            "device_rounds": arrived,
+            "lost_devices": row["num_lost"],
+            "bytes_up": row["bytes_up"],
+            "bytes_down": row["bytes_down"],
+        }
+
+    def _set(self, name: str, value: float | None) -> None:
+        if value is not None:
+            self._gauges[name].set(value)

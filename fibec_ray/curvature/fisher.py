@@ -1,0 +1,214 @@
+"""The diagonal Fisher information of a device's data, from batched backward passes; used by curricula and masks.
+
+The Fisher information of sample i is E_y[g_iy g_iy^T] with g_iy the gradient of -log p(y | s_i); only its diagonal,
+E_y[g_iy^2], is used. Three readings of the expectation over labels y:
+- observed: y is the sample's label (the empirical Fisher information, as FibecFed describes it);
+- expected: y ~ p(. | s_i) of the model, exact: C backward passes on one forward pass;
+- sampled: one y drawn from p(. | s_i).
+The last two take p over the task's C classes: with a verbaliser, over its label words alone. In a regression y is a
+value, and p normal around the model's with variance 1. Where answers are texts y is a token at each place of the
+response, drawn given the tokens that the data have before it, and the gradient is that of their mean, as the loss is;
+there are too many of them to expect.
+
+Shapes: B samples of a group, n samples of a shard, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fibec_ray.curvature.per_sample import Caught
+from fibec_ray.errors import ModelError
+from fibec_ray.model_types import LocalModel, Outputs, Shard
+from fibec_ray.tensors import Tensors
+
+Label = Literal["observed", "expected", "sampled"]
+Scope = Literal["adapter", "all"]
+"""adapter: the tensors that PEFT added; all: a head too, which drowns the adapter while it is random"""
+
+SMALLEST_DRAW = 2.0**-25
+"""Half of the smallest step of torch.rand in float32, in place of a drawn 0, whose normal value would be infinite."""
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """What one pass over some batches found."""
+
+    traces: Tensor
+    """(n,) float32: trace of the Fisher information of each sample of the shard; NaN for rows in no batch"""
+    losses: Tensor
+    """(n,) float32 loss of each sample with its own label; NaN for rows in no batch"""
+    diagonal: Tensors
+    """(1/n) sum_i of the samples' diagonals, shaped like the tensors, float32"""
+
+
+class FisherScan:
+    """Passes of squared gradients over batches at the model's present parameters, each run when first asked for.
+
+    A curriculum and a mask that ask for the same share one pass. Its results belong to samples, not to batches, so it
+    may walk the samples in groups of like length, which saves padding. Memory is bounded by one group.
+
+    names: the tensors that may be asked for. rng: of sampled labels.
+    """
+
+    def __init__(
+        self, model: LocalModel, shard: Shard, batches: Sequence[Tensor], names: Collection[str], rng: torch.Generator
+    ):
+        self.model, self.shard = model, shard
+        self.batches = batches
+        """rows of each batch, (B,) int64 positions within the shard"""
+        self._names, self._rng = frozenset(names), rng
+        self._found: dict[tuple[Label, Scope], Fisher] = {}
+        self._losses: Tensor | None = None
+
+    @property
+    def found(self) -> Fisher | None:
+        """The first pass that somebody asked for, if any."""
+        return next(iter(self._found.values()), None)
+
+    @property
+    def losses(self) -> Tensor:
+        """(n,) float32, evaluation mode; NaN for rows in no batch. One forward pass, unless a backward pass has run."""
+        if self.known_losses is None:
+            self._losses = self._forward()
+        assert self.known_losses is not None
+        return self.known_losses
+
+    @property
+    def known_losses(self) -> Tensor | None:
+        """`losses`, if somebody's pass has found them: for the round log."""
+        return self.found.losses if self.found else self._losses
+
+    def read(self, label: Label = "observed", scope: Scope = "adapter") -> Fisher:
+        """Evaluation mode, no dropout. Raises ModelError if the scope holds a tensor of an unknown kind of module."""
+        if (label, scope) not in self._found:
+            self._found[label, scope] = self._pass(label, scope)
+        return self._found[label, scope]
+
+    @torch.no_grad()
+    def _forward(self) -> Tensor:
+        losses = torch.full((self.shard.num_samples,), float("nan"))
+        self.model.train(False)
+        for group in self._groups():
+            losses[group] = self.model.forward(self.shard.batch(group)).losses.float().cpu()
+        return losses
+
+    def _groups(self) -> list[Tensor]:
+        return by_length(self.shard, torch.cat(list(self.batches)), max(len(batch) for batch in self.batches))
+
+    def _pass(self, label: Label, scope: Scope) -> Fisher:
+        model, shard = self.model, self.shard
+        names = [n for n in model.trainable if n in self._names and (scope == "all" or model.is_adapter(n))]
+        # One number per sample, so that a drawn label does not depend on how samples are grouped.
+        draws = torch.rand(shard.num_samples, generator=self._rng) if label == "sampled" else None
+        traces = torch.full((shard.num_samples,), float("nan"))
+        losses = traces.clone()
+        sums: Tensors = {}
+        num_samples = sum(len(batch) for batch in self.batches)
+        model.train(False)
+        for group in self._groups():
+            squares, losses[group] = batch_squares(
+                model, shard, group, names, label, None if draws is None else draws[group]
+            )
+            traces[group] = sum((value.flatten(1).sum(1).cpu() for value in squares.values()), torch.zeros(len(group)))
+            for name, value in squares.items():
+                total = value.sum(0).cpu()
+                sums[name] = sums[name].add_(total) if name in sums else total
+        return Fisher(traces, losses, {name: value / num_samples for name, value in sums.items()})
+
+
+def batch_squares(
+    model: LocalModel,
+    shard: Shard,
+    rows: Tensor,
+    names: Collection[str],
+    label: Label = "observed",
+    draws: Tensor | None = None,
+) -> tuple[Tensors, Tensor]:
+    """E_y[g_iy^2], (B, *shape) each, of the named tensors for the samples at `rows`, and their losses (B,) float32.
+
+    draws: (B,) uniform in [0, 1), for sampled labels. Evaluation mode is the caller's duty.
+    """
+    totals: Tensors = {}
+    losses = torch.empty(0)
+    for out, caught, grads, weights in label_passes(model, shard, rows, names, label, draws):
+        losses = out.losses.detach().float().cpu()
+        for name, squares in caught.squares(grads).items():
+            if weights is not None:
+                squares.mul_(weights.view(-1, *[1] * (squares.dim() - 1)))
+            totals[name] = totals[name].add_(squares) if name in totals else squares
+    return totals, losses
+
+
+class LabelPass(NamedTuple):
+    """One backward pass over some samples: for their labels, or for one label of all those that are expected."""
+
+    out: Outputs
+    caught: Caught
+    grads: Sequence[Tensor | None]
+    """of the sum of -log p, or of log p, for `caught.tensors`"""
+    weights: Tensor | None
+    """(B,) probability of the label; None: 1"""
+
+
+def label_passes(
+    model: LocalModel,
+    shard: Shard,
+    rows: Tensor,
+    names: Collection[str],
+    label: Label = "observed",
+    draws: Tensor | None = None,
+) -> Iterator[LabelPass]:
+    """One forward pass over the samples at `rows`, and a backward pass for each label that the expectation needs."""
+    before = model.work.backward_flops
+    out, caught = model.watched(shard.batch(rows), names)
+    backward_flops = model.work.backward_flops - before  # the model counts one backward pass
+    with torch.enable_grad():
+        targets = list(_targets(out, label, draws))
+    for i, (values, weights) in enumerate(targets):
+        model.work.flops += backward_flops if i else 0.0
+        # Gradients of the outputs, not of the weights: the sum over samples is never formed.
+        grads = model.grad(values.sum(), caught.tensors, retain_graph=i + 1 < len(targets))
+        yield LabelPass(out, caught, grads, weights)
+
+
+def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(B,) values to differentiate, and the weights (B,) of their squared gradients (None: 1)."""
+    if label == "observed":
+        yield out.losses, None
+        return
+    if out.likelihood == "normal":
+        # -log p = (y - f)^2 / 2 has the gradient -(y - f) f': squared f'^2 in expectation, or that of a drawn y - f.
+        noise = 1.0 if draws is None else torch.special.ndtri(draws.clamp(min=SMALLEST_DRAW)).to(out.scores)
+        yield noise * out.scores[:, 0], None
+        return
+    if out.response is not None:
+        if label == "expected" or draws is None:
+            raise ModelError("a response of tokens has too many labels to expect; set label to sampled, or observed")
+        drawn = out.response.draw(out.scores.detach(), draws)
+        yield out.response.means(F.cross_entropy(out.scores, drawn, reduction="none")), None
+        return
+    log_probs = out.scores.float().log_softmax(1)
+    probs = log_probs.detach().exp()
+    if label == "expected":
+        yield from ((log_probs[:, c], probs[:, c]) for c in range(probs.shape[1]))
+        return
+    assert draws is not None, "sampled labels need draws"
+    drawn = (probs.cumsum(1) < draws.to(probs.device).unsqueeze(1)).sum(1).clamp(max=probs.shape[1] - 1)
+    yield log_probs.gather(1, drawn.unsqueeze(1)).squeeze(1), None
+
+
+def by_length(shard: Shard, rows: Tensor, size: int) -> list[Tensor]:
+    """`rows` in groups of `size`, shortest samples first (ties in the order given)."""
+    return list(rows[torch.argsort(shard.lengths[rows], stable=True)].split(size))
+
+
+def momentum(previous: Tensors, new: Tensors, gamma: float) -> Tensors:
+    """F^t = gamma F^{t-1} + (1 - gamma) F~^t (FibecFed's momentum FIM); a tensor without a previous value takes F~."""
+    return {n: gamma * previous[n] + (1 - gamma) * value if n in previous else value for n, value in new.items()}

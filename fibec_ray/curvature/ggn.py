@@ -1,0 +1,260 @@
+"""The largest eigenpairs of the generalised Gauss-Newton matrix of a device's loss; used by aggregators.
+
+    H = (1/N) sum_i J_i^T S_i J_i,   J_i = d scores_i / d theta,   S_i = diag(p_i) - p_i p_i^T, or I in a regression
+
+over samples i and the C classes (with a verbaliser: its label words alone), at the model's present parameters: the
+Fisher information whose labels the model draws itself, full and not diagonal. With S_i = L_i L_i^T it is H = G G^T for
+columns g_ic = J_i^T L_i[:, c] / sqrt(N), which are gradients of single samples. Its rank is N (C - 1) at most (N in a
+regression), so:
+- gram: all columns at once; from (G^T G) V = V Lam, U = G V Lam^{-1/2}. Exact;
+- subspace: randomised subspace iteration (Halko, Martinsson, Tropp 2011) on H V = sum_ic g_ic (g_ic^T V), which
+  forgets the columns of a group of samples before it looks at the next.
+
+Where answers are texts, H = (1/N) sum_i (1/T_i) sum_t J_it^T S_it J_it over the T_i tokens of each response, and S_it
+is as wide as the vocabulary. It is estimated: for tokens y_it that the model draws, e_it = p_it - onehot(y_it) has mean
+0 and the second moment S_it, so that columns sum_t J_it^T e_it / sqrt(N T_i m), of m drawn responses, have G G^T = H in
+expectation (Martens 2020, "New insights and perspectives on the natural gradient method"); its rank is N m at most.
+
+Shapes: N samples, B of a group, C classes, p entries in a block's tensors, m columns, r eigenpairs; R tokens of all
+responses of a group, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fibec_ray.curvature.fisher import by_length
+from fibec_ray.errors import ModelError
+from fibec_ray.model_types import LocalModel, Outputs, Shard
+from fibec_ray.tensors import Tensors
+
+Way = Literal["auto", "gram", "subspace"]
+"""auto: gram, unless its columns would take more than GRAM_BYTES"""
+
+CHUNK = 16
+"""Samples whose gradients are in memory at once."""
+GRAM_BYTES = 2**28
+"""Of the float32 columns of all blocks together; a Gram matrix needs them all at once."""
+FLOOR = 1e-8
+"""Relative to a block's largest eigenvalue: what is smaller is rounding."""
+OVERSAMPLE = 10
+"""Vectors beyond r that a subspace iteration carries along, as in the published code of FIPA."""
+TOKEN_DRAWS = 4
+"""Drawn responses of a sample, where answers are texts; each costs a backward pass."""
+POWERS = 2
+"""Multiplications of the random start by H, before the one that the eigenvalues are read from."""
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """The largest eigenpairs of one block: H is about U diag(values) U^T, U^T U = I."""
+
+    vectors: Tensors
+    """the rows of U (p, r) that belong to each tensor, {name: (*shape, r)} float32 on the CPU"""
+    values: Tensor
+    """(r,) float32 on the CPU, descending and above 0; fewer than asked for if H has a lower rank, maybe none"""
+
+
+def top_eigenpairs(
+    model: LocalModel,
+    shard: Shard,
+    rows: Tensor,
+    blocks: Mapping[str, Sequence[str]],
+    rank: int,
+    rng: torch.Generator,
+    way: Way = "auto",
+) -> dict[str, Eigenpairs]:
+    """The `rank` largest eigenpairs of each block's own H, without the curvature between blocks. Evaluation mode.
+
+    rows: (N,) positions within the shard. blocks: names of trainable tensors, by block. rng: of subspace iteration, and
+    of drawn tokens. Costs a forward and C - 1 backward passes over the samples (TOKEN_DRAWS, where answers are texts),
+    for all blocks together; subspace POWERS + 1 times that.
+    Raises ModelError for a tensor of an unknown kind of module.
+    """
+    if not blocks:
+        return {}
+    model.train(False)
+    columns = _Columns(model, shard, rows, blocks, rng)
+    if way == "auto":
+        way = "gram" if 4 * columns.num_columns * sum(columns.sizes.values()) <= GRAM_BYTES else "subspace"
+    pairs = _by_gram(columns, rank) if way == "gram" else _by_subspace(columns, rank, rng)
+    return {block: _by_name(model, blocks[block], *pairs[block]) for block in blocks}
+
+
+def output_factor(out: Outputs) -> Tensor:
+    """(B, C, m): L with L L^T = S, the curvature of each sample's loss in its scores. m = C - 1 classes, or 1 value."""
+    if out.likelihood == "normal":
+        num_values = out.scores.shape[1]
+        return torch.eye(num_values, device=out.scores.device).expand(len(out.scores), -1, -1)
+    return softmax_factor(out.scores)
+
+
+def softmax_factor(scores: Tensor) -> Tensor:
+    """(B, C) scores -> (B, C, C - 1): L with L L^T = S = diag(p) - p p^T for each sample.
+
+    S = M M^T with M = diag(s) - p s^T, s = sqrt(p), has C columns, and M s = 0: M W is as good for any orthonormal
+    basis W of the complement of s. That of the Householder reflection which takes s to -e_C gives
+    L[:, c] = M[:, c] - M[:, C] s_c / (1 + s_C).
+    """
+    p = scores.float().softmax(1)
+    s = p.sqrt()
+    wide = torch.diag_embed(s) - p.unsqueeze(2) * s.unsqueeze(1)
+    return wide[:, :, :-1] - wide[:, :, -1:] * (s[:, :-1] / (1 + s[:, -1:])).unsqueeze(1)
+
+
+class _Columns:
+    """G of each block, a few columns at a time and as often as asked for."""
+
+    def __init__(
+        self,
+        model: LocalModel,
+        shard: Shard,
+        rows: Tensor,
+        blocks: Mapping[str, Sequence[str]],
+        rng: torch.Generator,
+    ):
+        self._model, self._shard, self._rows, self._blocks = model, shard, rows, blocks
+        self.sizes = {block: sum(model.trainable[n].numel() for n in names) for block, names in blocks.items()}
+        """p by block"""
+        with torch.no_grad():
+            out = model.forward(shard.batch(rows[:1]))
+        self._draws: Tensor | None = None
+        if out.response is None:
+            self.num_columns = len(rows) * output_factor(out).shape[2]
+        else:
+            self.num_columns = len(rows) * TOKEN_DRAWS
+            self._draws = torch.rand(shard.num_samples, TOKEN_DRAWS, generator=rng)
+        self.device = next(iter(model.trainable.values())).device
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """{block: (B, p)} float32: the transposed columns of one group of samples and one c."""
+        names = [name for names in self._blocks.values() for name in names]
+        for group in by_length(self._shard, self._rows, CHUNK):
+            draws = None if self._draws is None else self._draws[group]
+            for grads in sample_gradients(self._model, self._shard, group, names, draws):
+                scaled = {name: value.flatten(1) / len(self._rows) ** 0.5 for name, value in grads.items()}
+                yield {block: torch.cat([scaled[n] for n in inside], 1) for block, inside in self._blocks.items()}
+
+
+def sample_gradients(
+    model: LocalModel, shard: Shard, rows: Tensor, names: Collection[str], draws: Tensor | None = None
+) -> Iterator[Tensors]:
+    """{name: (B, *shape)} float32 for each column c of L_i: J_i^T L_i[:, c] of the samples at `rows`.
+
+    draws: (B, m) uniform in [0, 1), of the m drawn responses that stand for L_i where answers are texts.
+    """
+    before = model.work.backward_flops
+    out, caught = model.watched(shard.batch(rows), names)
+    backward_flops = model.work.backward_flops - before  # the model counts one backward pass
+    num, cotangent = _columns_of(out) if draws is None else _drawn_columns(out, draws)
+    for c in range(num):
+        model.work.flops += backward_flops if c else 0.0
+        wanted = cotangent(c).to(out.scores.dtype)
+        grads = model.grad(out.scores, caught.tensors, wanted, retain_graph=c + 1 < num)
+        found = caught.gradients(grads)
+        if not all(bool(value.isfinite().all()) for value in found.values()):
+            raise ModelError("the Gauss-Newton matrix is not finite; lower local.learning_rate")
+        yield found
+
+
+Cotangents = tuple[int, Callable[[int], Tensor]]
+"""How many there are, and what the c-th is, in the shape of the scores."""
+
+
+def _columns_of(out: Outputs) -> Cotangents:
+    factor = output_factor(out).detach()
+    return factor.shape[2], lambda c: factor[:, :, c]
+
+
+@torch.no_grad()
+def _drawn_columns(out: Outputs, draws: Tensor) -> Cotangents:
+    """draws: (B, m), as `ResponseTokens.draw` has them."""
+    response, num = out.response, draws.shape[1]
+    assert response is not None
+    p = out.scores.detach().float().softmax(1)
+    scale = (response.counts * num).rsqrt()[response.sample].unsqueeze(1)
+
+    def column(c: int) -> Tensor:
+        drawn = response.draw(out.scores.detach(), draws[:, c])
+        return p.scatter_add(1, drawn.unsqueeze(1), -torch.ones_like(p[:, :1])) * scale
+
+    return num, column
+
+
+# --- eigenpairs from columns: U (p, r) and values (r,), float64
+
+
+def _by_gram(columns: _Columns, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
+    g = {b: torch.empty(columns.num_columns, p, device=columns.device) for b, p in columns.sizes.items()}
+    filled = 0
+    for part in columns:
+        for block, rows in part.items():
+            g[block][filled : filled + len(rows)] = rows
+        filled += len(rows)
+    return {block: gram_eigenpairs(value, rank) for block, value in g.items()}
+
+
+def gram_eigenpairs(g: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenpairs of G G^T. g: (m, p), G^T."""
+    g = g.double()
+    values, vectors = _largest(g @ g.T, rank)
+    return g.T @ (vectors / values.sqrt()), values
+
+
+def _by_subspace(columns: _Columns, rank: int, rng: torch.Generator) -> dict[str, tuple[Tensor, Tensor]]:
+    width = {block: min(rank + OVERSAMPLE, p) for block, p in columns.sizes.items()}
+    start = {b: torch.randn(p, width[b], generator=rng, dtype=torch.float64) for b, p in columns.sizes.items()}
+    return subspace_eigenpairs(columns, {b: value.to(columns.device) for b, value in start.items()}, rank, POWERS)
+
+
+def subspace_eigenpairs(
+    columns: Iterable[Mapping[str, Tensor]], start: Mapping[str, Tensor], rank: int, powers: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Q = orth(start), `powers` times Q <- orth(H Q), then Rayleigh-Ritz: the eigenpairs of Q^T H Q.
+
+    columns: walked powers + 1 times, each time giving some rows of G^T, (B, p) by block. start: (p, rank + more).
+    """
+    basis = {block: torch.linalg.qr(value).Q for block, value in start.items()}
+    for _ in range(powers):
+        basis = {block: torch.linalg.qr(value).Q for block, value in _products(columns, basis).items()}
+    found = {}
+    for block, product in _products(columns, basis).items():
+        small = basis[block].T @ product
+        values, vectors = _largest((small + small.T) / 2, rank)
+        found[block] = basis[block] @ vectors, values
+    return found
+
+
+def _products(columns: Iterable[Mapping[str, Tensor]], basis: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """H Q by block, without keeping G."""
+    sums = {block: torch.zeros_like(q) for block, q in basis.items()}
+    for part in columns:
+        for block, rows in part.items():
+            g = rows.double()
+            sums[block].addmm_(g.T, g @ basis[block])
+    return sums
+
+
+def _largest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues (r,), descending, and their vectors; none that is 0 up to rounding.
+
+    A matrix that is not finite, as that of a model that has diverged may be, has one that is NaN.
+    """
+    if not matrix.isfinite().all():
+        return matrix.new_full((1,), torch.nan), torch.zeros_like(matrix[:, :1])
+    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = values.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank]
+    keep = int((values > FLOOR * values[0]).sum())
+    return values[:keep], vectors[:, :keep]
+
+
+def _by_name(model: LocalModel, names: Sequence[str], vectors: Tensor, values: Tensor) -> Eigenpairs:
+    shapes = [model.trainable[name].shape for name in names]
+    parts = vectors.float().cpu().split([shape.numel() for shape in shapes])
+    named = {n: part.reshape(*shape, -1) for n, part, shape in zip(names, parts, shapes, strict=True)}
+    return Eigenpairs(named, values.float().cpu())

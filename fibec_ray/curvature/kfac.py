@@ -1,0 +1,128 @@
+"""Kronecker factors of the Fisher information of a device's data, from batched backward passes; used by aggregators.
+
+A Linear y = W a + b sees input a_it at token t of sample i, and e_it = -d log p(y | s_i) / dy_it comes back to it. Its
+Fisher information is taken for a Kronecker product (K-FAC: Martens and Grosse, ICML 2015), for all layers apart:
+
+    F  =  (1/N) sum_i E_y[g_i g_i^T],  g_i = vec(sum_t e_it a_it^T)     is about     A (x) G,
+    A  =  mean_it a_it a_it^T  (in, in)          G  =  (1/N) sum_it E_y[e_it e_it^T]  (out, out)
+
+with a 1 at the end of a where there is a bias. vec stacks columns, so F vec(X) is about vec(G X A). Tokens count as
+independent samples, as they do in K-FAC for weights that are applied to each ("expand" in Eschenhagen et al., NeurIPS
+2023); padding does not count. Exact for one token and one sample; or where all inputs, or all E_y[e e^T], are alike.
+
+Other kinds of module (embedding tables, (IA)^3, LayerNorm ...) have the diagonal of F instead.
+
+Shapes: B samples of a group, N in all, T tokens, `in`/`out` features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fibec_ray.curvature.fisher import Label, LabelPass, by_length, label_passes
+from fibec_ray.curvature.per_sample import Seen
+from fibec_ray.model_types import LocalModel, Shard
+from fibec_ray.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Factors:
+    """float32 on the CPU."""
+
+    inputs: Tensors
+    """A by prefix of a Linear's tensors"""
+    outputs: Tensors
+    """G by the same"""
+    diagonal: Tensors
+    """of the tensors of all other modules, by name"""
+
+
+def kronecker_factors(
+    model: LocalModel,
+    shard: Shard,
+    rows: Tensor,
+    names: Collection[str],
+    label: Label,
+    group_size: int,
+    rng: torch.Generator,
+) -> Factors:
+    """Of the named tensors over the samples at `rows` (N,), at the model's present parameters. Evaluation mode.
+
+    rng: of sampled labels. Raises ModelError for a tensor of an unknown kind of module. Factors of a model that has
+    diverged may not be finite.
+    """
+    model.train(False)
+    draws = torch.rand(shard.num_samples, generator=rng) if label == "sampled" else None
+    sums = _Sums()
+    for group in by_length(shard, rows, group_size):
+        passes = label_passes(model, shard, group, names, label, None if draws is None else draws[group])
+        for i, one in enumerate(passes):
+            sums.add(one, shard.lengths[group], first=i == 0)
+    return sums.factors(len(rows))
+
+
+class _Sums:
+    """Adds up what passes over groups of samples found."""
+
+    def __init__(self) -> None:
+        self._a: Tensors = {}
+        self._g: Tensors = {}
+        self._squares: Tensors = {}
+        self._num_tokens: dict[str, int] = {}
+
+    def add(self, one: LabelPass, lengths: Tensor, first: bool) -> None:
+        """first: of the passes over these samples, which all have the same inputs."""
+        grads = one.caught.by_prefix(one.grads)
+        with torch.no_grad():
+            for prefix, seen in one.caught.modules.items():
+                if seen.is_linear:
+                    self._add_factors(prefix, seen, grads[prefix], one.weights, lengths if first else None)
+                else:
+                    self._add_squares(seen, grads[prefix], one.weights)
+
+    def _add_factors(
+        self, prefix: str, seen: Seen, grad: Tensor | None, weights: Tensor | None, lengths: Tensor | None
+    ) -> None:
+        tokens = seen.tokens(grad)
+        if tokens is None:
+            return
+        a, e = tokens
+        weighted = e if weights is None else e * weights.view(-1, 1, 1)
+        _add(self._g, prefix, weighted.flatten(0, 1).T @ e.flatten(0, 1))
+        if lengths is not None:
+            real = _real(a, lengths.to(a.device))
+            _add(self._a, prefix, real.T @ real)
+            self._num_tokens[prefix] = self._num_tokens.get(prefix, 0) + len(real)
+
+    def _add_squares(self, seen: Seen, grad: Tensor | None, weights: Tensor | None) -> None:
+        for name, value in seen.gradients(grad, 1.0).items():
+            squares = value.square_()
+            if weights is not None:
+                squares.mul_(weights.view(-1, *[1] * (squares.dim() - 1)))
+            _add(self._squares, name, squares.sum(0))
+
+    def factors(self, num_samples: int) -> Factors:
+        return Factors(
+            {prefix: (value / self._num_tokens[prefix]).cpu() for prefix, value in self._a.items()},
+            _mean(self._g, num_samples),
+            _mean(self._squares, num_samples),
+        )
+
+
+def _real(a: Tensor, lengths: Tensor) -> Tensor:
+    """(B, T, in) -> (tokens, in) without padding, which is where the module saw all S tokens of the batch."""
+    if a.shape[1] != int(lengths.max()):
+        return a.flatten(0, 1)
+    return a[torch.arange(a.shape[1], device=a.device) < lengths.unsqueeze(1)]
+
+
+def _add(sums: Tensors, name: str, value: Tensor) -> None:
+    sums[name] = sums[name].add_(value) if name in sums else value
+
+
+def _mean(sums: Mapping[str, Tensor], count: int) -> Tensors:
+    return {name: (value / count).cpu() for name, value in sums.items()}

@@ -1,0 +1,1 @@
+"""Files and folders: run directories, object storage, and JSON files that detect changes to themselves."""

@@ -1,0 +1,243 @@
+"""Who may write to a run directory: one driver at a time, which claims it before it writes anything.
+
+The operating system releases a lock when its holder ends, so a dead driver never blocks the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.files.run_dir.leftovers import DRIVER, LOCK, STARTING, clear, drop_drafts, half_made, holds_run
+from fibec_ray.files.run_dir.paths import absolute, failing_plainly, reason
+from fibec_ray.files.run_dir.whole import flush, whole, write_json
+
+ATTEMPTS = 10
+
+
+class Claim:
+    """A run directory that only this process writes to.
+
+    begun: a round is logged, or is about to be; from then on nothing is removed, whatever fails.
+    """
+
+    def __init__(self, folder: Path, begun: bool):
+        self.folder, self.begun = folder, begun
+
+    def begin(self) -> None:
+        """Called before a round is logged. Raises RunDirError."""
+        self.begun = True
+        with failing_plainly(self.folder), suppress(FileNotFoundError):
+            (self.folder / STARTING).unlink()
+            flush(self.folder)
+
+
+def create(path: Path, made: list[Path] | None = None) -> Path:
+    """A folder that a new run may begin in. made: takes the folders that this call makes, from the outside in.
+
+    Raises RunDirError if something else is in it, or it cannot be made.
+    """
+    try:
+        path = absolute(path)
+        _make_all(path, [] if made is None else made)
+        if half_made(path):
+            return path
+        has_run = (path / "checkpoints" / "run.json").exists()
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be written ({reason(error)}); choose another --out") from error
+    if has_run:
+        raise RunDirError(
+            f"{path}: is not empty; choose another --out, or go on with the run that is there: fibec-ray resume {path}"
+        )
+    raise RunDirError(f"{path}: is not empty; choose another --out, or remove it")
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[Claim]:
+    """A folder for a new run, made if need be, and cleared of what a start that was stopped left in it.
+
+    If the block fails before `Claim.begin`, whatever the exception, all that it wrote is removed, so that the same
+    command can be given again. Raises RunDirError if something else is in the folder, or a driver is at work in it.
+    """
+    made = list[Path]()
+    try:
+        with _entered(path, made) as folder:
+            create(folder)  # a run may have begun and ended between the first look and the lock
+            claim = Claim(folder, begun=False)
+            try:
+                with failing_plainly(folder):
+                    _start(folder)
+                    yield claim
+            except BaseException:
+                if not claim.begun:
+                    _undo(folder)
+                raise
+            finally:
+                _forget_driver(folder)
+    finally:
+        _remove_empty(made[::-1])
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[Claim]:
+    """Keeps other drivers out of a run directory. Nothing in it is removed. Raises RunDirError if there is one."""
+    with _lock(run_dir):
+        try:
+            with failing_plainly(run_dir):
+                drop_drafts(run_dir)
+                _tell_driver(run_dir)
+                yield Claim(run_dir, begun=True)
+        finally:
+            _forget_driver(run_dir)
+
+
+def refuse_driver(run_dir: Path) -> None:
+    """Raises RunDirError if a driver is at work in a run directory."""
+    with _lock(run_dir):
+        pass
+
+
+@contextmanager
+def taken(folder: Path, name: str) -> Iterator[Path]:
+    """A new folder/name, or folder/name-2 and so on, which no other process gets. It is removed if it stays empty."""
+    missing = _missing(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = next(path for path in _names(folder, name) if _make(path))
+    except (OSError, ValueError) as error:
+        raise RunDirError(
+            f"{folder / name}: cannot be made ({reason(error)}); choose another name, or --out"
+        ) from error
+    try:
+        yield path
+    finally:
+        _remove_empty([path, *missing])
+
+
+def next_free(folder: Path, name: str) -> Path:
+    """folder/name, or folder/name-2 and so on: the first that is not there. Another process may get the same."""
+    return next(path for path in _names(folder, name) if not path.exists())
+
+
+def _names(folder: Path, name: str) -> Iterator[Path]:
+    yield folder / name
+    for number in count(2):
+        yield folder / f"{name}-{number}"
+
+
+def _make(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _missing(path: Path) -> Sequence[Path]:
+    """The folder and those above it that are not there yet, from the inside out."""
+    path = absolute(path)
+    return [each for each in (path, *path.parents) if not each.exists()]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # what is in use is not empty
+            folder.rmdir()
+
+
+def _make_all(path: Path, made: list[Path]) -> None:
+    """The folder and those above it, and which of them this call made: another process may be making them, too."""
+    for each in reversed([path, *path.parents]):
+        if not each.is_dir():
+            try:
+                each.mkdir()
+            except FileExistsError:
+                if each == path and not each.is_dir():
+                    raise
+            else:
+                made.append(each)
+
+
+@contextmanager
+def _entered(path: Path, made: list[Path]) -> Iterator[Path]:
+    """The folder, made and locked."""
+    for attempt in range(ATTEMPTS):
+        folder = create(path, made)
+        try:
+            lock = _acquired(folder)
+            break
+        except FileNotFoundError as error:  # another process has just cleaned up its failed start
+            if attempt == ATTEMPTS - 1:
+                raise RunDirError(f"{folder}: cannot be written ({reason(error)}); choose another --out") from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    with failing_plainly(run_dir):
+        lock = _acquired(run_dir)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(run_dir: Path) -> BaseFileLock:
+    """Raises RunDirError if a driver has it, FileNotFoundError if the folder is gone."""
+    lock = FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunDirError(f"{run_dir}: a driver is at work here{_holder(run_dir)}; wait for it, or stop it") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunDirError(f"{run_dir}: cannot be written ({reason(error)})") from error
+    return lock
+
+
+def _start(folder: Path) -> None:
+    """The mark comes first: whatever is in the folder after it can go, should this process be killed."""
+    with whole(folder / STARTING):
+        pass
+    clear(folder)
+    _tell_driver(folder)
+
+
+def _undo(folder: Path) -> None:
+    """The lock's file goes last, while the lock is held: a waiting process sees that it is gone and makes a new one."""
+    with suppress(OSError):
+        clear(folder)
+        if not holds_run(folder):
+            (folder / STARTING).unlink(missing_ok=True)
+            _forget_driver(folder)
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def _tell_driver(folder: Path) -> None:
+    write_json(folder / DRIVER, {"pid": os.getpid(), "host": platform.node()})
+
+
+def _forget_driver(folder: Path) -> None:
+    with suppress(OSError):
+        (folder / DRIVER).unlink(missing_ok=True)
+
+
+def _holder(run_dir: Path) -> str:
+    """' (pid 17 on somehost)', if it has said so."""
+    try:
+        found = json.loads((run_dir / DRIVER).read_text(encoding="utf-8"))
+        return f" (pid {found['pid']} on {found['host']})"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""

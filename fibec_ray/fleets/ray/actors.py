@@ -1,0 +1,165 @@
+"""The two kinds of actor: DeviceActor hosts federated devices, ServerActor holds the shared layers; made by RayFleet.
+
+Constructors are cheap and never fail: what can go wrong happens in `ready`, whose error reaches the driver as it is.
+After a restart Ray calls the constructor again, and the next call builds the worker anew from the run directory.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import ray
+
+from fibec_ray.checkpoints.checkpoint import read_state, write_state
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.gpus import memory_fraction, torch_device
+from fibec_ray.fleets.ray.nodes import SAME_BASE
+from fibec_ray.fleets.ray.wire import from_wire, to_wire
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.faults import sent_by
+from fibec_ray.learning.group_worker import GroupWorker
+from fibec_ray.learning.grouping import Group
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.server import Server
+from fibec_ray.parts.sharing.base import Selection
+from fibec_ray.reports import DeviceReport
+from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout, Predictions, RoundPlan, States
+
+AT_ONCE = 8
+"""Updates of one call of `feed`, and of the server's queue: it holds no more of a round than twice that."""
+
+
+class DeviceActor:
+    """Hosts one device (per_device) or any (pooled); state between rounds is on disk, so any actor can take over."""
+
+    def __init__(self, site: Site, name: str, gpu_share: float):
+        self._site, self._name, self._gpu_share = site, name, gpu_share
+        self._built: GroupWorker | None = None
+
+    def ready(self, base: str) -> str:
+        """Builds the model if need be; the id of the node that it is on. base: digest that the base weights must have,
+        if it is known by now. Raises FleetError for others: the node may have come when the run was on its way."""
+        if base and base != self.fingerprint():
+            raise FleetError(
+                f"backbone: node {platform.node()} has other base weights than the run began with; {SAME_BASE}, or "
+                "take the node away, and resume"
+            )
+        node: str = ray.get_runtime_context().get_node_id()
+        return node if self._worker else ""
+
+    def describe(self) -> tuple[Any, Layout]:
+        """P^0 (as arrays) and what its tensors are."""
+        return to_wire(self._worker.initial), self._worker.layout
+
+    def holding(self) -> tuple[str, str] | None:
+        return self._worker.holding
+
+    def fingerprint(self) -> str:
+        return self._site.base_fingerprint()
+
+    def calibrate(self, most: int) -> int:
+        return self._worker.calibrate(most)
+
+    def open(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
+        """Each device's layer report and row of the log."""
+        opened = self._worker.open_group(devices, attempt)
+        return [(to_wire(layer_report), report) for layer_report, report in opened]
+
+    def train(self, plan: RoundPlan, devices: Group, broadcast: Any, attempt: int) -> tuple[Any, ...]:
+        """Each device's update, an object of its own, and after them the list of their reports."""
+        trained = self._worker.train_group(plan, devices, from_wire(broadcast), attempt)
+        return (*(to_wire(update) for update, _ in trained), [report for _, report in trained])
+
+    def evaluate_shared(self, chunks: Any, broadcast: Any) -> Any:
+        parts: list[Predictions] = self._worker.evaluate_shared(from_wire(chunks), from_wire(broadcast))
+        return to_wire(parts)
+
+    def evaluate_personal(self, groups: list[Group], broadcast: Any, states: States) -> Any:
+        """Predictions of the devices of some groups, one after the other."""
+        received: Broadcast = from_wire(broadcast)
+        return to_wire([own for group in groups for own in self._worker.evaluate_group(group, received, states)])
+
+    @property
+    def _worker(self) -> GroupWorker:
+        if self._built is None:
+            self._built = self._site.worker(self._name, self._torch_device())
+        return self._built
+
+    def _torch_device(self) -> str:
+        """The GPU that Ray assigned, never one that merely is there: num_gpus=0 does not hide GPUs from an actor."""
+        if not ray.get_gpu_ids():
+            return "cpu"
+        import torch
+
+        device = torch_device(self._gpu_share, torch.cuda.is_available())
+        if 0 < self._gpu_share < 1:
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(memory_fraction(self._gpu_share, total), device)
+        return device
+
+
+class ServerActor:
+    """The federation's server. Updates go from device actors to it through the object store; the driver holds refs."""
+
+    def __init__(self, job: Job, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)
+        self._job = job
+        self._server: Server | None = None
+        self._fed: Queue[Any] = Queue(AT_ONCE)
+
+    def start(self, initial: Any, layout: Layout) -> None:
+        self._server = Server(self._job, from_wire(initial), layout)
+
+    def open(self, reports: Any) -> tuple[frozenset[str], Any]:
+        received: list[LayerReport] = from_wire(reports)
+        selection: Selection = self._held.open(received)
+        return selection.names, to_wire(selection.scores)
+
+    def broadcast(self, round_: int) -> Any:
+        return to_wire(self._held.broadcast(round_))
+
+    def absorb(self, plan: RoundPlan) -> dict[int, str]:
+        """Takes a round's updates as `feed` brings them, one at a time; says which were bad, and why."""
+        return self._held.absorb(plan.round, self._arriving(plan.cohort))
+
+    @ray.method(concurrency_group="feed")
+    def feed(self, *updates: Any) -> None:
+        """The next updates in cohort order, None where a device is left out. Runs beside `absorb`, and waits for it
+        where it is ahead."""
+        for update in updates:
+            self._fed.put(update)
+
+    @ray.method(concurrency_group="feed")
+    def fetch(self, update: Any) -> None:
+        """Nothing, once Ray has brought the update to this node; it fails if it cannot."""
+
+    def adapter(self) -> Any:
+        return to_wire(self._held.adapter())
+
+    def save(self, path: Path) -> str:
+        return write_state(path, self._held.state())
+
+    def restore(self, path: Path) -> tuple[frozenset[str], Any]:
+        selection = self._held.restore(read_state(path))
+        return selection.names, to_wire(selection.scores)
+
+    def digest(self) -> str:
+        return self._held.digest()
+
+    @property
+    def _held(self) -> Server:
+        assert self._server is not None, "start comes first"
+        return self._server
+
+    def _arriving(self, cohort: Sequence[int]) -> Iterator[ClientUpdate]:
+        """Waits without limit: the driver watches over devices that are slow, and ends this actor if it gives up."""
+        for device in cohort:
+            update: ClientUpdate | None = from_wire(self._fed.get())
+            if update is not None:
+                yield sent_by(device, update)

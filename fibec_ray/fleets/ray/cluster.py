@@ -1,0 +1,108 @@
+"""Joins a Ray cluster or starts a local one, and says what it has; called by RayFleet and preflight/room.py."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import ray
+from ray._private.utils import get_num_cpus
+
+from fibec_ray.environment import drop_empty, set_default
+from fibec_ray.errors import ClusterError
+from fibec_ray.fleets import gpus
+from fibec_ray.fleets.placement import Resources
+from fibec_ray.fleets.ray import address, local_cluster
+from fibec_ray.fleets.ray.init import Note, captured_stderr, first_line, init
+from fibec_ray.fleets.ray.scratch import Scratch
+from fibec_ray.fleets.ray.token import protect_token
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.interrupts import handlers_kept
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection to a cluster. scratch: of a local cluster that `connect` started. ours: `close` ends it."""
+
+    scratch: Scratch | None = None
+    ours: bool = True
+
+    def close(self, logs_to: Path | None = None) -> None:
+        """Disconnect; a local cluster stops, and its folder goes. logs_to: where its logs are kept."""
+        if not self.ours:
+            return
+        if self.scratch is None:
+            ray.shutdown()
+            return
+        local_cluster.stop(self.scratch.path)
+        self.scratch.remove(logs_to)
+
+
+@handlers_kept()
+def connect(config: FleetConfig, note: Note = lambda text: None) -> Session:
+    """Join the cluster of fleet.address, or start a local one. A session that is already open is used as it is.
+
+    note: takes a line about what was done differently than asked. Raises ConfigError, CapacityError or ClusterError if
+    there is no cluster; nothing is left behind then.
+    """
+    if ray.is_initialized():
+        return Session(ours=False)
+    drop_empty(os.environ)
+    set_default("RAY_USAGE_STATS_ENABLED", "0")
+    if config.address is None:
+        return Session(local_cluster.start(config, note))
+    return _join(config.address, note)
+
+
+def resources(config: FleetConfig) -> Resources:
+    """What actors may use. On a local cluster, at most the memory that is free now."""
+    have = ray.cluster_resources()
+    memory = have.get("memory", 0.0)
+    if config.address is None:
+        memory = min(memory or math.inf, psutil.virtual_memory().available)
+    num_gpus = have.get("GPU", 0.0)
+    gpu_memory = gpus.smallest(gpus.visible()) if num_gpus and config.address is None else None
+    return Resources(have.get("CPU", 0.0), num_gpus, int(memory), gpu_memory)
+
+
+def foreseen(config: FleetConfig) -> Resources:
+    """What a fleet will find when it opens. No local cluster is started to find out.
+
+    Raises what `connect` raises if a cluster is to be joined, and CapacityError for an object store that does not fit.
+    """
+    if ray.is_initialized() or config.address is not None:
+        session = connect(config)
+        try:
+            return resources(config)
+        finally:
+            session.close()
+    local_cluster.refuse_large_store(config)
+    memory = psutil.virtual_memory().available - config.object_store_mb * 1_000_000
+    here = gpus.visible()
+    return Resources(float(get_num_cpus()), float(len(here)), memory, gpus.smallest(here))
+
+
+def num_nodes(config: FleetConfig) -> int:
+    """Nodes of the cluster that this process is on; 1 for a local cluster."""
+    return sum(node["Alive"] for node in ray.nodes()) if config.address is not None and ray.is_initialized() else 1
+
+
+def _join(where: str, note: Note) -> Session:
+    host_port = address.resolve(where)
+    address.refuse_silence(host_port)
+    if told := protect_token(os.environ):
+        note(told)
+    with captured_stderr():
+        try:
+            init(address=host_port)
+        except BaseException as error:
+            with suppress(Exception):
+                ray.shutdown()
+            if not isinstance(error, Exception):
+                raise
+            raise ClusterError(f"fleet.address: {where}: {first_line(error)}; {address.HELP}") from error
+    return Session()

@@ -1,0 +1,333 @@
+"""The Ray fleet: a ServerActor and DeviceActors on a cluster; bit-equal to the in-process fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, decide, room
+from fibec_ray.fleets.ray.actors import DeviceActor
+from fibec_ray.fleets.ray.cluster import Session, connect, resources
+from fibec_ray.fleets.ray.headquarters import Headquarters
+from fibec_ray.fleets.ray.nodes import await_nodes, prepare_nodes
+from fibec_ray.fleets.ray.pool import ActorPool, Ended
+from fibec_ray.fleets.ray.rounds import RayRound
+from fibec_ray.fleets.ray.schedule import Call, CostModel
+from fibec_ray.fleets.ray.wire import from_wire, to_wire
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.site import Site, assemble_evaluation
+from fibec_ray.learning.accepted import AcceptedStates
+from fibec_ray.learning.evaluation import evaluation_chunks
+from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.grouping import Group, lane_groups
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.reports import DeviceReport
+from fibec_ray.tensors import Tensors
+from fibec_ray.types import (
+    EvaluationResult,
+    Layout,
+    OpenResult,
+    Predictions,
+    Progress,
+    RoundPlan,
+    RoundResult,
+    States,
+)
+
+CALLS_PER_ACTOR = 4
+"""Evaluation work is cut into about this many calls for each actor, so that the slowest one does not lag."""
+
+WAVE_PER_CPU, MIN_WAVE = 2, 8
+"""Actors that start at the same time: each imports for seconds, and hundreds at once would all come late."""
+
+Submit = Callable[[Group, Any, int], list[ray.ObjectRef]]
+"""(devices, actor, attempt) -> refs as in `Call`"""
+
+
+class RayFleet:
+    """open: connect, place actors, run the initialisation phase. Then rounds; then `close`. An error ends the fleet.
+
+    Lost actors, nodes and updates cost time only, and so does the server: another one goes on from the last checkpoint.
+    need: memory, as preflight foresees it. note: takes a line about what was lost.
+    """
+
+    placement: Placement
+    lanes: int
+    device = ""
+    holding: tuple[str, str] | None = None
+    """of the actor that answered first; with `backend: auto`, nodes that have other GPUs may hold it otherwise"""
+    base = ""
+    num_prepared = 0
+    """nodes whose base weights were prepared before there were actors"""
+
+    def __init__(
+        self,
+        site: Site,
+        config: FleetConfig,
+        progress: Progress = lambda stage, done, total: None,
+        note: Callable[[str], None] = lambda text: None,
+        need: Need = UNFORESEEN,
+    ):
+        self._site, self._config, self._progress, self._note, self._need = site, config, progress, note, need
+        self._session: Session | None = None
+        self._pool: ActorPool | None = None
+        self._accepted = AcceptedStates()
+        self._server = Headquarters(site, config, self._describe, self._rerun, note, self._accepted)
+        self._costs = CostModel()
+        self._federation: Federation
+        self._opened: OpenResult
+        self._next_round = 0
+        self._left_out: dict[int, tuple[int, ...]] = {}
+        """devices that rounds went on without"""
+
+    def open(self) -> OpenResult:
+        layout = self._start()
+        opened = self._open_devices() if self._site.job.method.opens else []
+        reports = [report for _, report in opened]
+        self._accepted.accept(reports)
+        names, scores = self._server.open([layer_report for layer_report, _ in opened])
+        return self._result(names, scores, layout, reports)
+
+    @property
+    def states(self) -> States:
+        return self._accepted.all
+
+    def run_round(self, plan: RoundPlan) -> RoundResult:
+        self._grow()
+        result = self._server.healing(plan.round, partial(self._round, plan))
+        self._left_out |= {plan.round: result.lost} if result.lost else {}
+        self._next_round = plan.round + 1
+        self._costs.learn(result.reports)
+        return result
+
+    def evaluate(self, round_: int) -> EvaluationResult:
+        return self._server.healing(round_ + 1, partial(self._evaluate, round_ + 1))
+
+    def adapter(self) -> Tensors:
+        values: Tensors = from_wire(self._server.adapter(self._next_round))
+        return values
+
+    def close(self) -> None:
+        if self._session is None:
+            return
+        if self._pool is not None:
+            self._pool.stop()
+        self._server.stop()
+        lost = self._pool is not None and self._pool.lost
+        self._session.close(logs_to=self._site.run_dir / "ray_logs" if lost else None)
+
+    def restore(self, path: Path, states: States) -> OpenResult:
+        layout = self._start()
+        self._accepted.reset(states)
+        names, scores = self._server.restore(path)
+        return self._result(names, scores, layout, [])
+
+    def save(self, path: Path) -> Callable[[], str]:
+        return self._server.save(path)
+
+    def digest(self) -> str:
+        return self._server.digest(self._next_round)
+
+    def _start(self) -> Layout:
+        """Connects, places actors, and gives the server P^0."""
+        self._federation = self._site.federation()
+        self._session = connect(self._config, self._note)
+        await_nodes(self._config)
+        self.placement = decide(self._config, self._site.job.num_devices, resources(self._config), self._need)
+        self.device = self.placement.device
+        self.num_prepared = prepare_nodes(self._site, self._config.startup_timeout_s)
+        self._pool = self._make_pool()
+        layout = self._server.start()
+        self.base = self._ask_any("fingerprint")
+        self.holding = self._ask_any("holding")
+        self.lanes = self._find_lanes()
+        return layout
+
+    def _rerun(self, round_: int) -> None:
+        """A round that had been done, for a new server, and without the devices that it went on without."""
+        job = self._site.job
+        self._round(plan_round(job, job.cohort_size, round_), self._left_out.get(round_, ()))
+
+    def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
+        groups, plan = self._groups(plan.cohort), replace(plan, states=self._accepted.of(plan.cohort))
+        round_ = RayRound(self._server.actor, plan, groups, self._config, self._site.tolerance, self._note)
+        result = round_.run(partial(self._on_groups, "train", devices=plan.cohort), absent)
+        self._accepted.accept(result.reports)
+        return result
+
+    def _grow(self) -> None:
+        """Nodes that have joined get actors, in a pooled fleet whose size is not set."""
+        assert self._pool is not None, "open comes first"
+        if self.placement.per_device or self.placement.classes or self._config.num_actors is not None:
+            return
+        more = room(self.placement, self._site.job.num_devices, resources(self._config)) - self._pool.size
+        if more > 0:
+            self._note(f"the cluster has grown: {more} more {'actor' if more == 1 else 'actors'}")
+            self._pool.grow(more)
+
+    def _evaluate(self, before: int) -> EvaluationResult:
+        batch_size = self._site.job.eval_batch_size
+        broadcast = self._server.actor.broadcast.remote(before)
+        chunks = evaluation_chunks(self._federation.test_set(), batch_size)
+        parts = self._evaluate_shared(chunks, broadcast)
+        personal = self._evaluate_personal(broadcast) if self._opened.keeps_personal else None
+        return assemble_evaluation(self._federation, batch_size, parts, personal)
+
+    def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
+        method = self._site.job.method
+        own, frozen = method.has_own_models, method.mask.freezes
+        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
+        return self._opened
+
+    def _make_pool(self) -> ActorPool:
+        place, config = self.placement, self._config
+        # Ray restarts an actor a few times; tasks are never retried by Ray, because it may restart them nowhere.
+        remote, limits = ray.remote(DeviceActor), {"max_restarts": config.max_retries, "max_task_retries": 0}
+        kind = "device" if place.per_device else "pool"
+
+        def make(i: int) -> Any:
+            options = place.options(i)
+            return remote.options(**options, **limits).remote(self._site, f"{kind}-{i:05d}", options["num_gpus"])
+
+        pool = ActorPool(
+            make=make,
+            size=place.num_actors,
+            startup_timeout_s=config.startup_timeout_s,
+            call_timeout_s=config.device_timeout_s,
+            max_retries=config.max_retries,
+            at_once=max(MIN_WAVE, int(WAVE_PER_CPU * ray.cluster_resources().get("CPU", 0))),
+            note=self._note,
+            kind_of=place.class_of_actor,
+            ask=lambda actor: actor.ready.remote(self.base),
+        )
+        pool.start()
+        return pool
+
+    def _describe(self) -> tuple[Any, Layout]:
+        described: tuple[Any, Layout] = self._ask_any("describe")
+        return described
+
+    def _find_lanes(self) -> int:
+        """As the settings have it, or as one actor finds on its machine; the same for all, for they make the bits."""
+        if self.placement.per_device:
+            return 1
+        if self._site.lanes is not None:
+            return self._site.lanes
+        most = -(-self._site.job.cohort_size // self.placement.num_actors)
+        found: int = self._ask_any("calibrate", self._site.lanes_to_try(most))
+        return found
+
+    def _open_devices(self) -> list[tuple[Any, DeviceReport]]:
+        """What each device says, in device order; small, so that the driver may hold it."""
+        devices, opened = range(self._site.job.num_devices), dict[int, tuple[Any, DeviceReport]]()
+        for group, ended in self._on_groups("open", self._groups(devices), _open, devices):
+            opened |= zip(group, ended.value, strict=True)
+        return [opened[device] for device in devices]
+
+    def _evaluate_shared(self, chunks: list[Any], broadcast: ray.ObjectRef) -> list[Predictions]:
+        """Predictions of the chunks, in their order."""
+        size = -(-len(chunks) // self._num_calls(chunks))
+        parts = [chunks[i : i + size] for i in range(0, len(chunks), size)]
+        calls = [Call(i, partial(_evaluate_shared, to_wire(part), broadcast)) for i, part in enumerate(parts)]
+        found = {ended.key: from_wire(ended.value) for ended in self._run(calls)}
+        return [prediction for i in range(len(parts)) for prediction in found[i]]
+
+    def _evaluate_personal(self, broadcast: ray.ObjectRef) -> dict[int, Predictions]:
+        """Predictions of every device, in device order."""
+        devices = range(self._site.job.num_devices)
+        groups = lane_groups(devices, self._federation.num_test(devices), self.lanes)
+        shares = [
+            part[i :: self._num_calls(part)] for part in self._by_class(groups) for i in range(self._num_calls(part))
+        ]
+        calls = [
+            Call(
+                i,
+                partial(_evaluate_personal, share, broadcast, self._accepted.of(chain.from_iterable(share))),
+                num_devices=sum(len(group) for group in share),
+                kind=self._class_of(share[0]),
+            )
+            for i, share in enumerate(shares)
+        ]
+        found: dict[int, Predictions] = {}
+        for ended in self._run(calls):
+            hosted = [device for group in shares[ended.key] for device in group]
+            found |= zip(hosted, from_wire(ended.value), strict=True)
+        return {device: found[device] for device in devices}
+
+    def _class_of(self, group: Group) -> int:
+        """Of the first of its devices: groups are the same whatever the classes, and so are the bits."""
+        return self.placement.class_of_device(group[0], self._site.job.num_devices)
+
+    def _by_class(self, groups: Sequence[Group]) -> list[list[Group]]:
+        """Of those classes that have some."""
+        found: dict[int, list[Group]] = {}
+        for group in groups:
+            found.setdefault(self._class_of(group), []).append(group)
+        return list(found.values())
+
+    def _groups(self, devices: Sequence[int]) -> list[Group]:
+        return lane_groups(devices, self._federation.num_train(devices), self.lanes)
+
+    def _on_groups(
+        self,
+        stage: str,
+        groups: Sequence[Group],
+        submit: Submit,
+        devices: Sequence[int],
+        attempts: Mapping[Group, int] | None = None,
+        **policy: Any,
+    ) -> Iterator[tuple[Group, Ended]]:
+        """Calls submit for some of the devices' lane groups; gives them as they end.
+
+        attempts: that were lost before, by group. policy: as `ActorPool.run` has it.
+        """
+        done = len(devices) - sum(map(len, groups))
+        calls = [
+            Call(
+                i,
+                partial(submit, group),
+                self._costs.seconds(self._federation.num_train(group)),
+                len(group),
+                group[0] if self.placement.per_device else None,
+                self._class_of(group),
+                (attempts or {}).get(group, 0),
+                f"{stage} of {'devices' if len(group) > 1 else 'device'} {', '.join(map(str, group))}",
+            )
+            for i, group in enumerate(groups)
+        ]
+        for ended in self._run(calls, **policy):
+            done += len(groups[ended.key])
+            self._progress(stage, done, len(devices))
+            yield groups[ended.key], ended
+
+    def _run(self, calls: Sequence[Call], **policy: Any) -> Iterator[Ended]:
+        assert self._pool is not None, "open comes first"
+        return self._pool.run(calls, **policy)
+
+    def _ask_any(self, method: str, *arguments: Any) -> Any:
+        """What all of the actors would answer, from one of them."""
+        (ended,) = self._run([Call(0, lambda actor, attempt: [getattr(actor, method).remote(*arguments)])])
+        return ended.value
+
+    def _num_calls(self, pieces: Sequence[Any]) -> int:
+        return min(len(pieces), CALLS_PER_ACTOR * self.placement.num_actors)
+
+
+def _open(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:
+    return [actor.open.remote(devices, attempt)]
+
+
+def _evaluate_shared(chunks: Any, broadcast: ray.ObjectRef, actor: Any, attempt: int) -> list[ray.ObjectRef]:
+    return [actor.evaluate_shared.remote(chunks, broadcast)]
+
+
+def _evaluate_personal(
+    groups: list[Group], broadcast: ray.ObjectRef, states: States, actor: Any, attempt: int
+) -> list[ray.ObjectRef]:
+    return [actor.evaluate_personal.remote(groups, broadcast, states)]

@@ -1,0 +1,137 @@
+"""The Ray fleet's server actor: made, asked, and replaced by another one with the same state if it is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.errors import FleetError, RunDirError, ServerLostError
+from fibec_ray.fleets.ray.actors import ServerActor
+from fibec_ray.fleets.ray.failures import get, server_errors
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.accepted import AcceptedStates
+from fibec_ray.types import OPENING_ROUND, LayerReport, Layout
+
+T = TypeVar("T")
+
+
+class Headquarters:
+    """`start`, then `open` or `restore`, then anything else.
+
+    describe: P^0 (as arrays) and its layout, from a device actor. rerun: does a round once more, as it went. note:
+    takes a line about what was lost. accepted: the fleet's device states, which go back with a server that is replaced.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        config: FleetConfig,
+        describe: Callable[[], tuple[Any, Layout]],
+        rerun: Callable[[int], None],
+        note: Callable[[str], None],
+        accepted: AcceptedStates,
+    ):
+        self._site, self._config, self._describe, self._rerun, self._note = site, config, describe, rerun, note
+        self._accepted, self._opened_states = accepted, accepted.all
+        self.actor: Any = None
+        self._layer_reports: list[LayerReport] | None = None
+        """what devices said in the initialisation phase, if this fleet ran it"""
+        self._digest = (OPENING_ROUND, "")
+        """the newest that is known, and the round that it is before"""
+
+    def start(self) -> Layout:
+        """Gives the server P^0."""
+        # No CPU of its own: device actors may hold all of them, and the server works while they wait. On the driver's
+        # node, without which the run ends anyway: then no other node's death takes it away. (A soft affinity is no
+        # help: Ray 2.60 puts actors that ask for no resources anywhere in spite of it.)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
+        self.actor = kind.options(scheduling_strategy=here).remote(self._site.job, self._site.threads)
+        initial, layout = self._describe()
+        self._await(self.actor.start.remote(initial, layout), self._config.startup_timeout_s)
+        return layout
+
+    def open(self, layer_reports: list[LayerReport]) -> tuple[frozenset[str], Any]:
+        """Names of shared tensors, and the scores that chose them."""
+        self._layer_reports, self._opened_states = layer_reports, self._accepted.all
+        found: tuple[frozenset[str], Any] = self.healing(OPENING_ROUND, partial(self._ask, "open", layer_reports))
+        return found
+
+    def restore(self, path: Path) -> tuple[frozenset[str], Any]:
+        found: tuple[frozenset[str], Any] = self._ask("restore", path)
+        return found
+
+    def save(self, path: Path) -> Callable[[], str]:
+        """The actor takes calls in order: what it writes is its state before the next round's updates."""
+        return partial(self._await, self.actor.save.remote(path))
+
+    def adapter(self, round_: int) -> Any:
+        return self.healing(round_, partial(self._ask, "adapter"))
+
+    def digest(self, round_: int) -> str:
+        found: str = self.healing(round_, partial(self._ask, "digest"))
+        self._digest = round_, found
+        return found
+
+    def healing(self, round_: int, work: Callable[[], T]) -> T:
+        """Does something that needs the server as it is before a round; if it is lost, again with another one."""
+        for attempt in range(self._config.max_retries + 1):
+            try:
+                if attempt:
+                    self._revive(round_)
+                return work()
+            except ServerLostError as error:
+                if attempt == self._config.max_retries or self._config.on_lost == "abort":
+                    raise
+                self._note(f"{error}; another one takes its place, with the state before round {max(round_, 0)}")
+        raise AssertionError("not reached")
+
+    def stop(self) -> None:
+        if self.actor is not None:
+            ray.kill(self.actor)
+
+    def _revive(self, round_: int) -> None:
+        """Makes a server with the state before a round: a checkpoint's, and rounds since then are run once more."""
+        ray.kill(self.actor)
+        self.start()
+        if round_ == OPENING_ROUND:
+            return
+        for t in range(self._restore_newest(round_), round_):
+            self._rerun(t)
+        before, digest = self._digest
+        if before == round_ and digest != self._ask("digest"):
+            raise FleetError(f"round {round_}: the server that was lost cannot be had back: other bits come out")
+
+    def _restore_newest(self, round_: int) -> int:
+        """Gives the new server the newest state that is known and not later than before the round; the round it is of.
+
+        Without a checkpoint there is what devices said at the start.
+        """
+        for kept in reversed([kept for kept in checkpoint.rounds_kept(self._site.run_dir) if kept <= round_]):
+            try:
+                found = checkpoint.load(self._site.run_dir, kept)
+            except RunDirError:
+                continue
+            self.restore(found.server)
+            self._accepted.reset(found.manifest.states)
+            return kept
+        if self._layer_reports is None:
+            raise FleetError("the server was lost, and no checkpoint can be used to go on from")
+        self._ask("open", self._layer_reports)
+        self._accepted.reset(self._opened_states)
+        return 0
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        return self._await(getattr(self.actor, method).remote(*arguments))
+
+    def _await(self, ref: ray.ObjectRef, timeout_s: float | None = None) -> Any:
+        """timeout_s: None: device_timeout_s."""
+        with server_errors():
+            return get(ref, self._config.device_timeout_s if timeout_s is None else timeout_s)

@@ -1,0 +1,135 @@
+"""What a fleet needs of a cluster's nodes before its actors: that there are enough, and base weights on each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.ray.failures import LOST, get
+from fibec_ray.fleets.settings import ActorClass, FleetConfig
+from fibec_ray.fleets.site import Site
+from fibec_ray.models.spec import Backbone
+
+POLL_S = 2.0
+SAME_BASE = (
+    "give a revision (backbone.revision) or a folder that all nodes see, and the same versions of torch and "
+    "transformers on every node"
+)
+
+
+def await_nodes(config: FleetConfig) -> None:
+    """Asks a cluster that scales itself, from no nodes if need be, for what the settings say that actors need.
+
+    Nothing to ask where they leave the number of actors to what the cluster has, if it has anything. Raises FleetError
+    if it has not, or what is asked for does not come within startup_timeout_s.
+    """
+    if config.address is None:
+        return
+    bundles = _bundles(config)
+    if not bundles:
+        _refuse_emptiness()
+        return
+    wanted = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in set().union(*bundles)}
+    if _missing(wanted):
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=bundles)
+        try:
+            _wait(wanted, config)
+        finally:
+            request_resources(bundles=[])  # from now on actors keep the nodes; idle ones may go
+
+
+def _bundles(config: FleetConfig) -> list[dict[str, float]]:
+    """What each of the actors takes of a node; none where their number is left to what there is."""
+    if config.classes:
+        return [each.bundle for each in config.classes for _ in range(each.num_actors)]
+    if config.num_actors is None:
+        return []
+    cpus, gpus = config.cpus_per_actor or 1.0, config.gpus_per_actor or 0.0
+    alike = ActorClass(share=1, num_actors=config.num_actors, cpus_per_actor=cpus, gpus_per_actor=gpus)
+    return [alike.bundle] * config.num_actors
+
+
+def _refuse_emptiness() -> None:
+    have = ray.cluster_resources()
+    if not have.get("CPU") and not have.get("GPU"):
+        raise FleetError(
+            "fleet.num_actors: the cluster has no node for devices now, so the number of actors cannot follow from it; "
+            "set fleet.placement=pooled fleet.num_actors=N (and fleet.gpus_per_actor), and nodes will come for them"
+        )
+
+
+def _wait(wanted: dict[str, float], config: FleetConfig) -> None:
+    deadline = time.monotonic() + config.startup_timeout_s
+    while missing := _missing(wanted):
+        if time.monotonic() > deadline:
+            where = "classes" if config.classes else "num_actors"
+            raise FleetError(
+                f"fleet.{where}: {len(_bundles(config))} actors need {missing} after {config.startup_timeout_s:g} s of "
+                "waiting for nodes; lower it or what each asks for, or raise fleet.startup_timeout_s"
+            )
+        time.sleep(POLL_S)
+
+
+def _missing(wanted: dict[str, float]) -> str:
+    """'6 CPU of which the cluster has 4', or ''."""
+    have: dict[str, float] = ray.cluster_resources()
+    lacking = [
+        f"{amount:g} {name} of which the cluster has {have.get(name, 0):g}"
+        for name, amount in wanted.items()
+        if amount > have.get(name, 0) + 1e-6
+    ]
+    return ", ".join(lacking)
+
+
+def prepare_nodes(site: Site, timeout_s: float) -> int:
+    """Prepares base weights on every node that can have actors, at the same time; returns how many nodes that were.
+
+    A single node's actors do that themselves, the first for all. Here a node that cannot have the weights is known
+    before any actor starts, and actors' start-up timeouts need not cover a download.
+    """
+    hosts = [node for node in ray.nodes() if node["Alive"] and _hosts_actors(node)]
+    if not isinstance(site.job.backbone, Backbone) or len(hosts) < 2:
+        return 0
+    prepare = ray.remote(num_cpus=0, max_retries=2)(_prepare)
+    refs = [
+        prepare.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(site)
+        for node in hosts
+    ]
+    found = dict(zip((node["NodeManagerAddress"] for node in hosts), _await(refs, timeout_s), strict=True))
+    refuse_different(found)
+    return len(hosts)
+
+
+def _await(refs: list[ray.ObjectRef], timeout_s: float) -> list[str]:
+    try:
+        found: list[str] = get(refs, timeout_s)
+    except LOST as error:
+        raise FleetError(
+            f"backbone: a node did not have its base weights within {timeout_s:g} s ({type(error).__name__}); raise "
+            "fleet.startup_timeout_s where they are large or downloads slow, or see Ray's logs on the nodes"
+        ) from error
+    return found
+
+
+def refuse_different(fingerprints: Mapping[str, str]) -> None:
+    """Of the base weights, by node. Raises FleetError if they are not all the same: devices would not be either."""
+    first, *others = fingerprints
+    for other in others:
+        if fingerprints[other] != fingerprints[first]:
+            raise FleetError(f"backbone: nodes {first} and {other} have different base weights; {SAME_BASE}")
+
+
+def _hosts_actors(node: dict[str, Any]) -> bool:
+    """A head kept for server and log has neither."""
+    return any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))
+
+
+def _prepare(site: Site) -> str:
+    return site.base_fingerprint()

@@ -1,0 +1,288 @@
+"""Getting calls done by actors that may die: who is free, who is suspect, what is tried again; used by RayFleet.
+
+A call that is lost with its actor goes to another one. That is safe because a device-round is a pure function of stored
+state: the second run gives the same bits as the first would have. An actor that is lost is restarted by Ray wherever
+the cluster has room, on a node that joined later too; until it answers, the others do its work.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import exceptions as rex
+
+from fibec_ray.errors import FleetError, ServerLostError
+from fibec_ray.fleets.ray.failures import LOST, input_lost, outcomes, ready
+from fibec_ray.fleets.ray.schedule import Backlog, Call
+
+POLL_S = 1.0
+NODES_S = 5.0
+"""How often it is asked which nodes are alive: a call to an actor on a dead one may otherwise wait for long."""
+
+
+@dataclass
+class Ended:
+    """A call that succeeded: the refs of its results but the last, and the value of that one.
+
+    attempt: the one that succeeded. lost: why it was given up instead, if it was; there are no results then.
+    """
+
+    key: int
+    refs: list[ray.ObjectRef]
+    value: Any
+    attempt: int = 0
+    lost: Exception | None = None
+
+
+@dataclass
+class _Flight:
+    call: Call
+    refs: list[ray.ObjectRef]
+
+
+@dataclass
+class _Seat:
+    """A place in the pool, whatever actor has it."""
+
+    actor: Any = None
+    """None: its turn to start has not come"""
+    flights: deque[_Flight] = field(default_factory=deque)
+    """its calls, which it does in this order"""
+    deadline: float = math.inf
+    """of its first call"""
+    answer: ray.ObjectRef | None = None
+    """of `ready`, while it is not known to be well"""
+    answer_by: float = math.inf
+    late: bool = False
+    """it was lost, or did not start in time: others may do what belongs to it"""
+    gone: bool = False
+    remade: int = 0
+    """since it last did a call"""
+    node: str = ""
+
+    @property
+    def well(self) -> bool:
+        return self.actor is not None and self.answer is None and not self.gone
+
+
+@dataclass
+class ActorPool:
+    """The fleet's device actors. make(i) creates the i-th, again if Ray gave it up.
+
+    call_timeout_s: for each device that a call works for; an actor that takes longer counts as hung, and is restarted.
+    note: takes a line about what was lost and what becomes of it. at_once: actors that start at the same time; others
+    are made as those answer. kind_of: the i-th actor's, which does calls of that kind. ask: calls what an actor answers
+    once it is well, with the id of its node.
+    """
+
+    make: Callable[[int], Any]
+    size: int
+    startup_timeout_s: float
+    call_timeout_s: float
+    max_retries: int
+    note: Callable[[str], None] = lambda text: None
+    at_once: int = 1_000_000
+    kind_of: Callable[[int], int] = lambda i: 0
+    ask: Callable[[Any], ray.ObjectRef] = lambda actor: actor.ready.remote()
+    lost: bool = False
+    """an actor was lost, so that Ray's logs are worth a look"""
+    _seats: list[_Seat] = field(default_factory=list)
+    _backlog: Backlog = field(default_factory=lambda: Backlog([], []))
+    _limit: int = 0
+    _spares: bool = False
+    _given_up: list[Ended] = field(default_factory=list)
+    _nodes_at: float = 0.0
+
+    def start(self) -> None:
+        self.size, size = 0, self.size
+        self.grow(size)
+
+    def grow(self, count: int) -> None:
+        """More actors; they take part once they answer."""
+        self._seats.extend(_Seat() for _ in range(count))
+        self.size += count
+        self._start_some()
+
+    def run(self, calls: Sequence[Call], max_retries: int | None = None, spares: bool = False) -> Iterator[Ended]:
+        """Yields calls as they end, in any order. An error that a call raised itself is raised here.
+
+        max_retries: None: the pool's. spares: yields calls that were lost more often than that, with `lost` set.
+        Raises FleetError for them otherwise, and if no actor can be had; ServerLostError if what calls were given is
+        lost.
+        """
+        self._limit = self.max_retries if max_retries is None else max_retries
+        self._backlog, self._spares, self._given_up = Backlog(calls, self._kinds), spares, []
+        self._forget()
+        while self._backlog or any(seat.flights for seat in self._seats):
+            self._fill()
+            yield from self._landed()
+            self._check_clocks()
+            self._check_nodes()
+            yield from self._given_up
+            self._given_up = []
+
+    def stop(self) -> None:
+        for seat in self._seats:
+            if seat.actor is not None:
+                ray.kill(seat.actor)
+
+    def _start_some(self) -> None:
+        """As many as may start at the same time, in order. One that is overdue keeps no other waiting."""
+        free = self.at_once - sum(seat.answer_by < math.inf for seat in self._seats)
+        waiting = [i for i, seat in enumerate(self._seats) if seat.actor is None]
+        for i in waiting[: max(0, free)]:
+            self._seats[i].actor = self.make(i)
+            self._expect(self._seats[i])
+
+    @property
+    def _kinds(self) -> list[int]:
+        return [self.kind_of(i) for i in range(self.size)]
+
+    def _like(self, i: int) -> list[_Seat]:
+        """The others of its kind, which can do what it does."""
+        kind = self.kind_of(i)
+        return [seat for j, seat in enumerate(self._seats) if j != i and self.kind_of(j) == kind]
+
+    def _forget(self) -> None:
+        """What a run that ended in an error has left."""
+        for seat in self._seats:
+            seat.flights, seat.deadline = deque(), math.inf
+
+    def _fill(self) -> None:
+        """Everyone who is well gets a call before anyone gets a second one."""
+        for i, seat in enumerate(self._seats):
+            if seat.late or seat.gone:
+                self._backlog.release(i)
+        for num_held in (0, 1):
+            for i, seat in enumerate(self._seats):
+                if len(seat.flights) == num_held and seat.well:
+                    call = self._backlog.take(i, num_held)
+                    if call is not None:
+                        seat.flights.append(_Flight(call, call.submit(seat.actor, call.attempt)))
+                        self._watch(seat)
+
+    def _watch(self, seat: _Seat) -> None:
+        """Starts the clock of its first call, if it is not running."""
+        if seat.flights and seat.deadline == math.inf:
+            seat.deadline = time.monotonic() + self.call_timeout_s * seat.flights[0].call.num_devices
+
+    def _landed(self) -> Iterator[Ended]:
+        """Waits until someone says something."""
+        heads = {seat.flights[0].refs[-1]: i for i, seat in enumerate(self._seats) if seat.flights}
+        answers = {seat.answer: i for i, seat in enumerate(self._seats) if seat.answer is not None}
+        done = ready([*heads, *answers], POLL_S)
+        for ref, value in zip(done, outcomes(done), strict=True):
+            if ref in answers:
+                self._arrive(answers[ref], value)
+            elif input_lost(value):
+                raise ServerLostError(f"what the server sent is lost ({type(value).__name__})") from value
+            elif isinstance(value, LOST):
+                self._lose(heads[ref], value)
+            else:
+                yield self._land(self._seats[heads[ref]], value)
+
+    def _land(self, seat: _Seat, value: Any) -> Ended:
+        """Its first call has succeeded."""
+        flight = seat.flights.popleft()
+        seat.deadline, seat.remade = math.inf, 0
+        self._watch(seat)
+        return Ended(flight.call.key, flight.refs[:-1], value, flight.call.attempt)
+
+    def _lose(self, i: int, error: Exception) -> None:
+        """An actor is lost with all of its calls; only the first of them had begun. It is suspect until it answers."""
+        self.lost, seat = True, self._seats[i]
+        flights, seat.flights, seat.deadline = seat.flights, deque(), math.inf
+        seat.late = True
+        self.note(f"actor {i} was lost ({type(error).__name__}) with {flights[0].call.what or 'a call'}")
+        for flight in reversed(list(flights)[1:]):
+            self._backlog.put_back(flight.call)
+        flights[0].call.attempt += 1
+        self._try_again(flights[0].call, error)
+        self._expect(seat)
+
+    def _try_again(self, call: Call, error: Exception) -> None:
+        if call.attempt <= self._limit:
+            self._backlog.put_back(call)
+        elif self._spares:
+            self._given_up.append(Ended(call.key, [], None, call.attempt, error))
+        else:
+            raise FleetError(
+                f"{call.what or f'call {call.key}'} was lost {call.attempt} times, last with {type(error).__name__}; "
+                "see ray_logs in the run directory (on a cluster, Ray's logs on its nodes) for why its actors die, "
+                "then raise fleet.max_retries or lower fleet.num_actors, or set fleet.on_lost=drop"
+            ) from error
+
+    def _expect(self, seat: _Seat) -> None:
+        """Asks whether it is well. Its time runs from the first time that it is asked."""
+        seat.answer = self.ask(seat.actor)
+        seat.answer_by = min(seat.answer_by, time.monotonic() + self.startup_timeout_s)
+
+    def _arrive(self, i: int, value: Any) -> None:
+        """An actor answered: it is healthy again, or being restarted by Ray, or given up and made anew."""
+        seat = self._seats[i]
+        seat.answer = None
+        if isinstance(value, rex.ActorUnavailableError):
+            self._expect(seat)
+            return
+        seat.answer_by = math.inf
+        if isinstance(value, LOST):
+            self._remake(i, f"actor {i} died {seat.remade + 1} times while starting: {value}")
+        else:
+            seat.late, seat.node = False, value if isinstance(value, str) else ""
+        self._start_some()
+
+    def _remake(self, i: int, complaint: str) -> None:
+        """Makes the actor anew; gives it up if that has been tried often, and the fleet if it was the last one."""
+        self.lost, seat = True, self._seats[i]
+        seat.late = True
+        if seat.remade < self.max_retries:
+            seat.remade += 1
+            seat.actor = self.make(i)
+            self._expect(seat)
+        elif all(other.gone for other in self._like(i)):
+            raise FleetError(complaint)
+        else:
+            seat.gone = True
+            self.note(f"{complaint}; going on without it")
+
+    def _check_clocks(self) -> None:
+        now = time.monotonic()
+        for i, seat in enumerate(self._seats):
+            if now > seat.answer_by:
+                self._overdue(i)
+            if now > seat.deadline:
+                self._lose(i, TimeoutError("it hangs"))
+                ray.kill(seat.actor, no_restart=False)
+
+    def _overdue(self, i: int) -> None:
+        """An actor did not start in time. While others are well it may come later, when the cluster has room."""
+        seat = self._seats[i]
+        complaint = (
+            f"actor {i} did not start within {self.startup_timeout_s:g} s; the cluster may lack the CPUs, GPUs "
+            "or memory that it asks for (see fleet.cpus_per_actor, fleet.gpus_per_actor)"
+        )
+        if not any(other.well for other in self._like(i)):
+            raise FleetError(complaint)
+        self.note(f"{complaint}; going on without it until it does")
+        seat.late, seat.answer_by = True, math.inf
+        if seat.node:  # it was well once, and may be one that nothing can wake
+            ray.kill(seat.actor)
+            seat.node = ""
+            seat.actor = self.make(i)
+            seat.answer = self.ask(seat.actor)
+        self._start_some()
+
+    def _check_nodes(self) -> None:
+        if time.monotonic() < self._nodes_at:
+            return
+        self._nodes_at = time.monotonic() + NODES_S
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for i, seat in enumerate(self._seats):
+            if seat.flights and seat.node and seat.node not in alive:
+                self._lose(i, rex.NodeDiedError(f"node {seat.node} is dead"))

@@ -1,0 +1,116 @@
+"""A round's updates on their way from device actors to the server, in cohort order, as they arrive; used by RayFleet.
+
+Payloads stay in the object store; the driver holds the refs of those that the server has not taken yet, and no others.
+(Ray itself sends a result under 100 kB along with the reply: that copy lives as long as the ref.) Refs go to the server
+as arguments of their own, which Ray fetches for the call; what a call keeps of refs inside of a list, Ray 2.60 never
+frees in the driver. One call of `feed` is under way at a time: if one of its updates is lost with a node, none of them
+was taken, and none behind it was sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from itertools import islice, takewhile
+from typing import Any
+
+import ray
+
+from fibec_ray.errors import ServerLostError
+from fibec_ray.fleets.ray.actors import AT_ONCE
+from fibec_ray.fleets.ray.failures import GET_TIMEOUT_S, LOST, get, input_lost, ready, server_errors
+from fibec_ray.types import RoundPlan
+
+
+class Reduction:
+    """The driver's half; the server's is `ServerActor.absorb`, which sums while `feed` brings it more."""
+
+    def __init__(self, server: Any, plan: RoundPlan):
+        self._server, self._plan = server, plan
+        self._turns = deque(plan.cohort)
+        self._have: dict[int, ray.ObjectRef | None] = {}
+        """their updates, as far as there are some; None: there will be none"""
+        self._absorbing: ray.ObjectRef | None = None
+        self._feeding: tuple[ray.ObjectRef, int] | None = None
+        """a call of `feed`, and how many devices it tells about"""
+        self._stuck = False
+        """an update was lost; which ones else are, `finish` finds out"""
+        self.bad: dict[int, str] = {}
+        """why, of devices whose update was not averaged; known after `finish`"""
+
+    @property
+    def awaited(self) -> Collection[int]:
+        """Devices that the server has not been told about yet."""
+        return self._turns
+
+    def add(self, updates: dict[int, ray.ObjectRef | None]) -> None:
+        """Updates by device, in any order; None for a device that is left out. Raises what the server raised."""
+        self._have |= {device: ref for device, ref in updates.items() if device in self._turns}
+        self._advance(0)
+
+    def finish(self, timeout_s: float) -> frozenset[int]:
+        """Waits until the server has taken the whole round; raises the error of the step that failed.
+
+        Devices whose update is lost are given back: they are to be run again and added, and this be called again.
+        timeout_s: from one step to the next; more is a ServerLostError.
+        """
+        while self._turns and not self._stuck:
+            assert self._feeding is not None or self._turns[0] in self._have, "every device was added"
+            self._advance(timeout_s)
+        if self._stuck:
+            return self._missing(timeout_s)
+        with server_errors():
+            self.bad = get(self._absorbing, timeout_s) if self._absorbing else {}
+        return frozenset()
+
+    def _advance(self, timeout_s: float) -> None:
+        """Sees whether the last step has ended, waiting for so long; then takes the next."""
+        if self._feeding is not None and not self._fed(timeout_s):
+            return
+        batch = list(islice(takewhile(self._have.__contains__, self._turns), AT_ONCE))
+        if not batch or self._stuck:
+            return
+        if self._absorbing is None:  # not before: it occupies the server until the round is over
+            self._absorbing = self._server.absorb.remote(self._plan)
+        self._feeding = self._server.feed.remote(*(self._have[device] for device in batch)), len(batch)
+
+    def _fed(self, timeout_s: float) -> bool:
+        """Whether the call under way has ended. `absorb` cannot have, unless it failed."""
+        assert self._feeding is not None and self._absorbing is not None
+        (step, count), pending = self._feeding, [self._feeding[0], self._absorbing]
+        done = ready(pending, timeout_s)
+        if not done and timeout_s:
+            raise ServerLostError(f"round {self._plan.round}: the server did nothing for {timeout_s:g} s")
+        if step not in done:
+            if done:
+                self._ask(self._absorbing)
+            return False
+        self._feeding = None
+        if self._ask(step):
+            for _ in range(count):
+                del self._have[self._turns.popleft()]
+        else:
+            self._stuck = True
+        return True
+
+    def _missing(self, timeout_s: float) -> frozenset[int]:
+        """Has the server fetch all that is there, to see what is not."""
+        probes = {d: self._server.fetch.remote(ref) for d, ref in self._have.items() if ref is not None}
+        lost = frozenset(device for device, probe in probes.items() if not self._ask(probe, timeout_s))
+        if not lost:
+            raise ServerLostError(f"round {self._plan.round}: updates do not reach the server")
+        for device in lost:
+            del self._have[device]
+        self._stuck = False
+        return lost
+
+    def _ask(self, ref: ray.ObjectRef, timeout_s: float = GET_TIMEOUT_S) -> bool:
+        """False if what the server was given is lost. Raises ServerLostError if the server is, and its own errors."""
+        with server_errors():
+            try:
+                get(ref, timeout_s)
+            except LOST as error:
+                if input_lost(error):
+                    return False
+                raise
+        return True

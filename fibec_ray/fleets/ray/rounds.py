@@ -1,0 +1,106 @@
+"""A round of the Ray fleet: devices train, the server gets their updates, what is lost is done again; used by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import ray
+
+from fibec_ray.errors import FleetError
+from fibec_ray.fleets.ray.pool import Ended
+from fibec_ray.fleets.ray.reduction import Reduction
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.tolerance import Tolerance
+from fibec_ray.learning.grouping import Group
+from fibec_ray.reports import DeviceReport
+from fibec_ray.types import RoundPlan, RoundResult
+
+OnGroups = Callable[..., Iterator[tuple[Group, Ended]]]
+"""`RayFleet._on_groups`, told the stage and the devices"""
+
+
+class RayRound:
+    """`run` once. Everything starts from stored states and the broadcast, so a part that is done again gives the same.
+
+    A whole lane group is done again, or left out, for its devices computed side by side.
+    """
+
+    def __init__(
+        self,
+        server: Any,
+        plan: RoundPlan,
+        groups: Sequence[Group],
+        config: FleetConfig,
+        tolerance: Tolerance,
+        note: Callable[[str], None],
+    ):
+        self._plan, self._groups, self._config, self._tolerance, self._note = plan, groups, config, tolerance, note
+        # The plan names the whole cohort: it travels once, not with each call.
+        self._submit = partial(_train, ray.put(plan), server.broadcast.remote(plan.round))
+        self._reduction = Reduction(server, plan)
+        self._reports: dict[int, DeviceReport] = {}
+        self._attempts: dict[Group, int] = {}
+        """the next one of each group"""
+        self._lost: set[int] = set()
+        self._retries = 0 if config.on_lost == "abort" else config.max_retries
+
+    def run(self, on_groups: OnGroups, absent: Collection[int]) -> RoundResult:
+        """absent: devices that the round is known to have gone on without."""
+        self._leave_out(absent)
+        todo = [group for group in self._groups if not self._lost.issuperset(group)]
+        self._train_groups(on_groups, todo)
+        while missing := self._reduction.finish(self._config.device_timeout_s):
+            again = [group for group in self._groups if missing.intersection(group)]
+            self._train_groups(on_groups, [group for group in again if self._may_go_again(group)])
+        return self._result()
+
+    def _train_groups(self, on_groups: OnGroups, todo: Sequence[Group]) -> None:
+        policy = {"max_retries": self._retries, "spares": self._config.on_lost == "drop"}
+        for group, ended in on_groups(groups=todo, submit=self._submit, attempts=self._attempts, **policy):
+            self._attempts[group] = ended.attempt + 1
+            if ended.lost is not None:
+                self._leave_out(group, type(ended.lost).__name__)
+            else:
+                self._reports |= zip(group, ended.value, strict=True)
+                updates = zip(group, ended.refs, strict=True)
+                self._reduction.add({device: ref for device, ref in updates if device not in self._lost})
+
+    def _may_go_again(self, group: Group) -> bool:
+        """Of a group whose updates were computed, and then lost with their node."""
+        names = ", ".join(map(str, group))
+        if self._attempts[group] <= self._retries:
+            self._note(f"updates were lost with their node: train of {names} again")
+            return True
+        if self._config.on_lost != "drop":
+            raise FleetError(
+                f"round {self._plan.round}: updates of {names} were lost {self._attempts[group]} times with the nodes "
+                "that they were on; see the Ray logs for why, raise fleet.max_retries, or set fleet.on_lost=drop"
+            )
+        self._leave_out(group, "ObjectLostError")
+        return False
+
+    def _leave_out(self, devices: Collection[int], reason: str = "") -> None:
+        """Those that the server has not taken yet."""
+        devices = [device for device in devices if device in self._reduction.awaited]
+        if reason:
+            self._note(f"round {self._plan.round}: goes on without {', '.join(map(str, devices))} ({reason})")
+        self._lost |= set(devices)
+        self._reduction.add(dict.fromkeys(devices))
+
+    def _result(self) -> RoundResult:
+        cohort, bad = self._plan.cohort, self._reduction.bad
+        lost = tuple(device for device in cohort if device in self._lost)
+        self._tolerance.check(self._plan, lost, bad)
+        here = [device for device in cohort if device not in self._lost]
+        return RoundResult([replace(self._reports[d], quarantined=bad.get(d)) for d in here], lost)
+
+
+def _train(
+    plan: ray.ObjectRef, broadcast: ray.ObjectRef, devices: Group, actor: Any, attempt: int
+) -> list[ray.ObjectRef]:
+    count = len(devices) + 1
+    refs: list[ray.ObjectRef] = actor.train.options(num_returns=count).remote(plan, devices, broadcast, attempt)
+    return refs

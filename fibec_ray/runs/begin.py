@@ -1,0 +1,95 @@
+"""What `fibec-ray run` does on any machine: a new run, or one that goes on (--resume), in a folder or behind a URL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fibec_ray.config.difference import first_difference
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.environment import read
+from fibec_ray.errors import RunDirError
+from fibec_ray.interrupts import signals_interrupt
+from fibec_ray.runs.local_copy import make_ready
+from fibec_ray.runs.mirror import Mirror, mirrored
+from fibec_ray.runs.records import binding, finished_digest, read_record
+from fibec_ray.runs.resume import resume_record
+from fibec_ray.files.run_dir import absolute, failing_plainly, half_made
+from fibec_ray.runs.simulation import Run, Watcher, cache_dir, simulate
+from fibec_ray.files.storage import Storage, is_url
+
+
+@contextmanager
+def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[Path]:
+    """The folder to work in. For a URL it is one of this machine, which is copied there while the block runs."""
+    if not is_url(out):
+        with signals_interrupt():
+            yield Path(out)
+        return
+    storage = Storage(out)
+    if not resume and storage.exists():
+        raise RunDirError(f"{out}: is not empty; choose another --out, or go on with what is there: --resume")
+    folder = _near(out)
+    with _alone(folder, out):
+        mirror = Mirror(storage, folder)
+        if make_ready(folder, storage, warn):
+            mirror.is_alike()
+        else:
+            mirror.is_behind()
+        with mirrored(mirror, warn):
+            yield folder
+
+
+def begin(experiment: Experiment, folder: Path, resume: bool, watcher: Watcher) -> Run | None:
+    """The run to its end; None if it has ended already.
+
+    resume: a run of the same experiment that is in the folder goes on; if there is none, it begins. `fleet` and
+    `checkpoint` may differ, as in `fibec-ray resume`. Raises RunDirError for a run of another experiment.
+    """
+    folder = absolute(folder)
+    if not resume or not _has_begun(folder):
+        return simulate(experiment, folder, watcher)
+    settings = experiment.model_dump(mode="json", include={"fleet", "checkpoint"})
+    record = read_record(folder, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    if binding(record.experiment) != binding(experiment):
+        difference = first_difference(binding(record.experiment), binding(experiment))
+        raise RunDirError(f"{folder}: holds a run of another experiment ({difference}); choose another --name or --out")
+    if finished_digest(folder) is not None:
+        return None
+    return resume_record(record, watcher)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Otherwise `simulate` begins there, or says what is in its way."""
+    with failing_plainly(folder):
+        known = [folder / "config.yaml", folder / "checkpoints" / "run.json"]
+        return folder.is_dir() and not half_made(folder) and any(path.is_file() for path in known)
+
+
+def _near(out: str) -> Path:
+    """Where all nodes see it, if there is such a place: devices work in the run directory too."""
+    shared = read("FIBEC_RAY_RUNS")
+    return Path(shared or cache_dir() / "runs") / ".urls" / hashlib.blake2b(out.encode(), digest_size=8).hexdigest()
+
+
+@contextmanager
+def _alone(folder: Path, out: str) -> Iterator[None]:
+    """Keeps a second driver of this machine out; of one on another machine nobody here knows."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RunDirError(f"{out}: a driver on this machine is at work there; wait for it, or stop it") from error
+    except OSError as error:
+        raise RunDirError(f"{folder}: cannot be written ({error.strerror}); set FIBEC_RAY_RUNS to another") from error
+    try:
+        with failing_plainly(folder):
+            yield
+    finally:
+        lock.release()

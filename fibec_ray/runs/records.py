@@ -1,0 +1,89 @@
+"""What a run directory says of its run, checked: settings, data, rounds logged; used by resume, verify and replay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fibec_ray.config.difference import first_difference
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.load import check, load_experiment
+from fibec_ray.errors import RunDirError
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.identity import Identity, read_identity
+from fibec_ray.roundlog.parts import parts, round_of
+from fibec_ray.files.run_dir import absolute
+from fibec_ray.runs.simulation import resolved
+
+
+@dataclass(frozen=True)
+class Record:
+    folder: Path
+    identity: Identity
+    experiment: Experiment
+
+    def refuse_change(self) -> None:
+        """Raises RunDirError if another driver has cleared the folder, or begun another run there, in the meantime."""
+        if read_identity(self.folder) != self.identity:
+            raise RunDirError(
+                f"{self.folder}: another run has begun here in the meantime; resume again to continue that one"
+            )
+
+    def side_by_side(self, lanes: int) -> Record:
+        """With fleet.lanes, maybe auto, as the run has them. Raises ConfigError if the fleet cannot have them."""
+        settings = resolved(self.experiment)
+        settings["fleet"]["lanes"] = lanes
+        return replace(self, experiment=check(settings, str(self.folder / "config.yaml")))
+
+
+def lanes_of(record: Record) -> int:
+    """Devices that computed side by side in the run, which its checkpoints remember. Raises RunDirError."""
+    rounds, known = checkpoint.rounds_kept(record.folder), record.experiment.fleet.known_lanes
+    if rounds:
+        return checkpoint.load(record.folder, rounds[-1]).manifest.lanes
+    if known is None:
+        raise RunDirError(f"{record.folder}: has no checkpoint that says how many lanes it computed with")
+    return known
+
+
+def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
+    """Raises RunDirError for a folder that is not a run directory, and for settings or data other than at its start.
+
+    overrides: of `fleet` and `checkpoint`, which no result depends on; but for fleet.threads and fleet.lanes.
+    """
+    folder = absolute(folder)
+    identity = read_identity(folder)
+    config = folder / "config.yaml"
+    experiment = load_experiment(config, overrides)
+    began = check(identity.config, str(config))
+    if binding(experiment) != binding(began):
+        raise RunDirError(
+            f"{config}: is not what the run began with ({first_difference(binding(began), binding(experiment))}); only "
+            "checkpoint and fleet may change, but for fleet.threads and fleet.lanes; set it back, or start a new run"
+        )
+    identity.refuse_other_data(folder)
+    return Record(folder, identity, experiment)
+
+
+def binding(experiment: Experiment) -> dict[str, Any]:
+    """The settings that results depend on, bit by bit."""
+    settings = resolved(experiment)
+    del settings["checkpoint"]
+    return {**settings, "fleet": {"threads": experiment.fleet.threads, "lanes": experiment.fleet.lanes}}
+
+
+def finished_digest(folder: Path) -> str | None:
+    """The final adapter's digest; None if the run has not come to its end."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return str(summary["adapter_digest"]) if summary["status"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def last_logged(folder: Path) -> int:
+    """The newest round of the log; -2 if it has none, not even the opening."""
+    return max((round_of(path) for path in parts(folder / "rounds")), default=-2)

@@ -1,0 +1,104 @@
+"""`fibec-ray replay`: runs one device-round again, in this process, and compares it with what was logged.
+
+Alone, or where devices computed side by side (fleet.lanes) with those of its lane group, on which its bits depend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fibec_ray.errors import ConfigError, RunDirError
+from fibec_ray.fleets.site import Site
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
+from fibec_ray.learning.grouping import Group, lane_groups
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.server import Server
+from fibec_ray.models.process_state import restored
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.reports import DeviceReport
+from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record
+from fibec_ray.runs.stage import staged
+from fibec_ray.roundlog.compare import row_differences
+from fibec_ray.roundlog.reader import read_devices
+from fibec_ray.roundlog.writer import device_row
+from fibec_ray.runs.simulation import site_of
+from fibec_ray.types import OPENING_ROUND, RoundPlan
+
+
+@dataclass(frozen=True)
+class Replayed:
+    row: Mapping[str, Any]
+    """of `devices`, as it came out now"""
+    differences: list[str]
+
+
+@restored()
+def replay(folder: Path, round_: int, device: int) -> Replayed:
+    """The run directory is read only. Raises RunDirError if what the device-round started from is not kept.
+
+    round_: -1 is the initialisation phase.
+    """
+    record = read_record(folder)
+    quiet_libraries()
+    plan = _plan(record, round_, device)
+    start = None if round_ == OPENING_ROUND else _start(record, round_)
+    lanes = lanes_of(record)
+    group = _group(record, plan, device, lanes)
+    known = start.manifest.states if start else {}
+    plan = replace(plan, states={each: known[each] for each in group if each in known})
+    with staged(record, lanes, plan.states) as site:
+        row = device_row(_again(site, plan, group, start)[group.index(device)])
+    logged = [r for r in read_devices(record.folder).to_pylist() if (r["round"], r["device"]) == (round_, device)]
+    if len(logged) != 1:
+        raise RunDirError(f"{record.folder}: the log has {len(logged)} rows of device {device} in round {round_}")
+    return Replayed(row, row_differences("devices", logged[0], row))
+
+
+def _again(site: Site, plan: RoundPlan, group: Group, start: Checkpoint | None) -> list[DeviceReport]:
+    if start is not None:
+        start.refuse_other_base(site.base_fingerprint())
+    worker = site.worker("replay")
+    if start is None:
+        return [report for _, report in worker.open_group(group)]
+    server = Server(site.job, worker.initial, worker.layout)
+    server.restore(read_state(start.server))
+    return [report for _, report in worker.train_group(plan, group, server.broadcast(plan.round))]
+
+
+def _group(record: Record, plan: RoundPlan, device: int, lanes: int) -> Group:
+    """The devices that computed side by side with this one."""
+    federation = site_of(record.experiment, record.folder, record.identity).federation()
+    sizes = federation.num_train(plan.cohort)
+    return next(group for group in lane_groups(plan.cohort, sizes, lanes) if device in group)
+
+
+def _plan(record: Record, round_: int, device: int) -> RoundPlan:
+    """Raises ConfigError for a device-round that there was not."""
+    last = last_logged(record.folder)
+    if not OPENING_ROUND <= round_ <= last:
+        raise ConfigError(f"--round {round_}: the log of {record.folder} has rounds {OPENING_ROUND} to {last}")
+    job = site_of(record.experiment, record.folder, record.identity).job
+    if round_ == OPENING_ROUND:
+        plan = RoundPlan(round_, job.rounds, tuple(range(job.num_devices if job.method.opens else 0)), 0.0)
+    else:
+        plan = plan_round(job, record.experiment.cohort_size, round_)
+    if device not in plan.cohort:
+        allowed = ", ".join(map(str, sorted(plan.cohort))) or "none, as this method has no initialisation phase"
+        raise ConfigError(f"--device {device}: had no part in round {round_}; devices that had: {allowed}")
+    return plan
+
+
+def _start(record: Record, round_: int) -> Checkpoint:
+    kept = checkpoint.rounds_kept(record.folder)
+    if round_ not in kept:
+        last = last_logged(record.folder)
+        able = ", ".join(str(kept_round) for kept_round in kept if kept_round <= last) or "none"
+        raise RunDirError(
+            f"{record.folder}: the checkpoint before round {round_} is not kept; rounds that can be replayed: {able} "
+            "(a run with checkpoint.keep=all keeps what any round needs)"
+        )
+    return checkpoint.load(record.folder, round_)

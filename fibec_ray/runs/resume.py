@@ -1,0 +1,108 @@
+"""`fibec-ray resume`: goes on with a run that was killed or failed, from its newest whole checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fibec_ray.data.stamps import changes
+from fibec_ray.errors import RunDirError
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.checkpoint import Checkpoint
+from fibec_ray.learning.store import StateStore
+from fibec_ray.models.process_state import restored
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.runs.records import Record, finished_digest, last_logged, read_record
+from fibec_ray.roundlog.chain import check_parts
+from fibec_ray.roundlog.schema import TABLES
+from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.files.run_dir import absolute, failing_plainly, locked, next_free
+from fibec_ray.runs.simulation import Nobody, Run, Watcher, carry_on, log_metadata, site_of
+from fibec_ray.types import OPENING_ROUND
+
+
+def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Run | None:
+    """The run to its end, as if nothing had happened; None if it has ended already, and nothing is changed then.
+
+    overrides: of `fleet` and `checkpoint`. Raises RunDirError if the folder is not a run directory, a driver is at work
+    in it, settings or data have changed, or no checkpoint can be used.
+    """
+    folder = absolute(folder)
+    if finished_digest(folder) is not None:
+        return None
+    return resume_record(read_record(folder, overrides), watcher or Nobody())
+
+
+@restored()
+def resume_record(record: Record, watcher: Watcher) -> Run:
+    """The same for a run that is known not to have ended."""
+    quiet_libraries()
+    with locked(record.folder) as claim:
+        record.refuse_change()
+        start = rewind(record, watcher.note)
+        if start is not None:
+            record = record.side_by_side(start.manifest.lanes)
+        return carry_on(record.experiment, claim, record.identity, start, watcher)
+
+
+def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
+    """Takes away what the run did after its newest whole checkpoint (None: all that it did). note: takes a line."""
+    site = site_of(record.experiment, record.folder, record.identity)
+    log = RoundLog(record.folder, log_metadata(record.experiment, record.identity))
+    start = newest_whole(record, site.store, note)
+    if start is None:
+        _set_aside(record.folder, note)
+    first = start.manifest.next_round if start else OPENING_ROUND
+    log.rewind(first)
+    site.store.rewind(first)
+    checkpoint.rewind(record.folder, first)
+    if changed := record.identity.other_versions():
+        note(f"other program versions than at the start may give other bits: {changed}")
+    if changed := changes(record.identity.prepared.sources):
+        note(f"{changed}; the run goes on with its own copy of the data, {record.folder / 'data'}")
+    where = f"round {first}" if start else "the initialisation phase"
+    note(f"resuming at {where} of {record.experiment.rounds} rounds")
+    return start
+
+
+def _set_aside(folder: Path, note: Callable[[str], None]) -> None:
+    """Moves the log and the devices' states away if there must have been checkpoints, which may be back tomorrow.
+
+    The first one is written while round 0 trains: a run that was killed before it was whole has logged no round 1.
+    """
+    last = last_logged(folder)
+    if last < 1:
+        return
+    aside = next_free(folder, "set-aside")
+    with failing_plainly(folder):
+        for name in ("checkpoints/devices", *reversed(TABLES)):
+            if (folder / name).exists():
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).rename(aside / name)
+    note(f"all checkpoints are gone, so the run begins again; the log of rounds 0 to {last} is kept in {aside}")
+
+
+def newest_whole(record: Record, store: StateStore, note: Callable[[str], None]) -> Checkpoint | None:
+    """None if no checkpoint was ever made. Raises RunDirError if there are some, and none can be used."""
+    rounds = checkpoint.rounds_kept(record.folder)
+    for next_round in reversed(rounds):
+        try:
+            found = checkpoint.load(record.folder, next_round)
+            _refuse_gaps(record, found, store)
+            return found
+        except RunDirError as error:
+            note(f"the checkpoint before round {next_round} cannot be used: {error}")
+            reason = str(error)
+    if rounds:
+        raise RunDirError(f"{record.folder}: no checkpoint can be used, the oldest because {reason}; start a new run")
+    return None
+
+
+def _refuse_gaps(record: Record, found: Checkpoint, store: StateStore) -> None:
+    """Raises RunDirError if something that the checkpoint counts on is missing or is not what was written."""
+    manifest = found.manifest
+    if manifest.run_id != record.identity.run_id:
+        raise RunDirError(f"{found.folder}: is of another run ({manifest.run_id}) than {record.identity.run_id}")
+    check_parts(record.folder, manifest.run_id, manifest.next_round - 1, manifest.log)
+    for device, ref in manifest.states.items():
+        store.check(device, ref)

@@ -1,0 +1,331 @@
+"""A run from beginning to end: prepare the federation, open the fleet, go round by round, leave the adapter behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+from fibec_ray import environment
+from fibec_ray.files import run_dir as run_dirs
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.data.source import effective_task
+from fibec_ray.errors import RunDirError
+from fibec_ray.fleets.gpus import torch_device
+from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.placement import Need
+from fibec_ray.fleets.site import Site
+from fibec_ray.learning.adapter import save_adapter
+from fibec_ray.checkpoints.checkpoint import Checkpoint
+from fibec_ray.checkpoints.identity import Identity, identify
+from fibec_ray.checkpoints.keeper import Keeper
+from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.prepare import Prepared, prepare_federation
+from fibec_ray.learning.tally import Row, Tally
+from fibec_ray.models.process_state import restored
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.spec import Backbone
+from fibec_ray.preflight.check import refuse_misfit
+from fibec_ray.reports import DeviceReport
+from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.files.run_dir import Claim
+from fibec_ray.tensors import digest
+from fibec_ray.types import Fleet, Progress
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A round's row of `rounds`, and those of `devices`, `layers` and `evaluations` that go with it."""
+
+    row: Row
+    reports: list[DeviceReport]
+    layers: list[Row]
+    evaluations: list[Row]
+    devices: Collection[int]
+    """that were at work, whether or not their update came"""
+
+    @property
+    def round(self) -> int:
+        number: int = self.row["round"]
+        return number
+
+
+class Watcher(Protocol):
+    """Who looks on: the CLI's progress bar, or nobody."""
+
+    def prepared(self, prepared: Prepared) -> None: ...
+
+    def progress(self, stage: str, done: int, total: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def placed(self, fleet: Fleet) -> None: ...
+
+    def row(self, row: Row) -> None: ...
+
+
+class Nobody:
+    """The watcher of runs that are started from Python."""
+
+    def prepared(self, prepared: Prepared) -> None:
+        pass
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def placed(self, fleet: Fleet) -> None:
+        pass
+
+    def row(self, row: Row) -> None:
+        pass
+
+
+class Together:
+    """Several watchers as one."""
+
+    def __init__(self, *watchers: Watcher):
+        self._watchers = watchers
+
+    def prepared(self, prepared: Prepared) -> None:
+        for watcher in self._watchers:
+            watcher.prepared(prepared)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        for watcher in self._watchers:
+            watcher.progress(stage, done, total)
+
+    def note(self, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.note(text)
+
+    def placed(self, fleet: Fleet) -> None:
+        for watcher in self._watchers:
+            watcher.placed(fleet)
+
+    def row(self, row: Row) -> None:
+        for watcher in self._watchers:
+            watcher.row(row)
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    prepared: Prepared
+    rows: list[Row]
+    """the `rounds` table, the initialisation phase first"""
+    adapter_digest: str
+
+
+@restored()
+def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
+    """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
+    found before any actor starts."""
+    with run_dirs.claimed(folder) as claim:
+        quiet_libraries()
+        prepared = prepare(experiment, claim.folder)
+        identity = identify(claim.folder, resolved(experiment), prepared, _git_commit())
+        identity.write(claim.folder)
+        return carry_on(experiment, claim, identity, None, watcher or Nobody())
+
+
+def carry_on(
+    experiment: Experiment, claim: Claim, identity: Identity, start: Checkpoint | None, watcher: Watcher
+) -> Run:
+    """The run from a checkpoint on (None: from the opening) to its end. The folder holds nothing later than that."""
+    folder = claim.folder
+    watcher.prepared(identity.prepared)
+    tally = Tally(experiment.task.metric, experiment.local.batch_size)
+    site = site_of(experiment, folder, identity)
+    need = refuse_misfit(experiment, site.job, folder, cache_dir())
+    log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
+    rows = read_rounds(folder).to_pylist() if start else []
+    summary = _summary(experiment, identity.prepared) | _earlier_device(folder)
+    run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
+    watcher = Together(watcher, _Keeping(folder, summary, watcher.note))
+    fleet = make_fleet(experiment, site, watcher.progress, watcher.note, need)
+    keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
+    try:
+        for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
+            claim.begin()
+            log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
+            last = logged.round == experiment.rounds - 1
+            keeper.after(logged.round, logged.devices, tally, log.newest, last)
+            watcher.row(logged.row)
+            rows.append(logged.row)
+        keeper.finish(experiment.rounds - 1, tally, log.newest)
+        adapter = fleet.adapter()
+        names = label_names(experiment, identity.prepared)
+        save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter", names)
+    except BaseException:
+        with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
+            run_dirs.write_json(folder / "summary.json", {**summary, "status": "failed", **_held(fleet)})
+        raise
+    finally:
+        keeper.close()
+        fleet.close()
+    ending = {"lanes": fleet.lanes, **_held(fleet), "adapter_digest": digest(adapter)}
+    run_dirs.write_json(folder / "summary.json", {**summary, "status": "finished", **ending})
+    return Run(folder, identity.prepared, rows, str(ending["adapter_digest"]))
+
+
+def run_rounds(
+    experiment: Experiment,
+    site: Site,
+    fleet: Fleet,
+    tally: Tally,
+    watcher: Watcher,
+    start: Checkpoint | None = None,
+) -> Iterator[Logged]:
+    """The round loop. It knows neither the method nor where devices run. Yields what the round log keeps."""
+    if start is None:
+        opened = fleet.open()
+        watcher.placed(fleet)
+        row, layers = tally.opening(opened)
+        yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(site.job.num_devices))
+    else:
+        tally.restore(fleet.restore(start.server, start.manifest.states), start.manifest.tally)
+        start.refuse_other_base(fleet.base)
+        watcher.placed(fleet)
+    for t in range(start.manifest.next_round if start else 0, experiment.rounds):
+        plan = plan_round(site.job, experiment.cohort_size, t)
+        result = fleet.run_round(plan)
+        for report in result.reports:
+            if report.quarantined is not None:
+                watcher.note(f"round {t}: device {report.device} is quarantined: {report.quarantined}")
+        evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
+        row, layers = tally.round(t, result, evaluation)
+        evaluations = tally.evaluations(t, evaluation)
+        yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, evaluations, plan.cohort)
+
+
+def prepare(experiment: Experiment, folder: Path) -> Prepared:
+    """Writes RUN/data and RUN/config.yaml; nothing if the input is refused, so that the folder can be used again."""
+    prepared = prepare_federation(
+        experiment.task,
+        experiment.data,
+        experiment.partition,
+        experiment.backbone,
+        experiment.num_devices,
+        experiment.seed,
+        folder / "data",
+        experiment.method.peft.num_virtual,
+        experiment.method.pooled,
+    )
+    run_dirs.write_yaml(folder / "config.yaml", resolved(experiment))
+    return prepared
+
+
+def make_fleet(
+    experiment: Experiment, site: Site, progress: Progress, note: Callable[[str], None], need: Need
+) -> Fleet:
+    site = replace(site, beside=need.beside, most_lanes=need.lanes)
+    if experiment.fleet.kind == "local":
+        return LocalFleet(site, progress)
+    from fibec_ray.fleets.ray.fleet import RayFleet
+
+    return RayFleet(site, experiment.fleet, progress, note, need)
+
+
+def resolved(experiment: Experiment) -> dict[str, Any]:
+    """The experiment with every default filled in, as plain values; loads again to the same experiment."""
+    return experiment.model_dump(mode="json")
+
+
+def cache_dir() -> Path:
+    """Where prepared base weights are kept on a node: FIBEC_RAY_CACHE, or the user's cache folder."""
+    default = Path(environment.read("XDG_CACHE_HOME") or "~/.cache") / "fibec_ray"
+    return Path(environment.read("FIBEC_RAY_CACHE") or default).expanduser()
+
+
+def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:
+    """What processes need to host the run's devices in a folder, which must have its data."""
+    job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
+    fleet = experiment.fleet
+    # Actors of a Ray fleet go by the GPUs that Ray assigns; this is where the driver runs a part of it again.
+    gpus = fleet.gpus_per_actor if fleet.kind == "local" else (0 if fleet.gpu_shares == {0} else None)
+    device = torch_device(gpus, torch.cuda.is_available())
+    return Site(job, folder, cache_dir(), fleet.threads, fleet.known_lanes, fleet.tolerance, device)
+
+
+def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
+    config = yaml.safe_dump(resolved(experiment), sort_keys=False, allow_unicode=True)
+    return {
+        "run_id": identity.run_id,
+        "seed": str(experiment.seed),
+        "git_commit": identity.git_commit,
+        "config": config,
+    }
+
+
+def _git_commit() -> str:
+    """Of the code that runs, if it is a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+class _Keeping(Nobody):
+    """Writes into RUN/summary.json where devices compute, and how the base is held, as soon as that is known."""
+
+    def __init__(self, folder: Path, summary: dict[str, Any], note: Callable[[str], None]):
+        self._folder, self._summary, self._note = folder, summary, note
+
+    def placed(self, fleet: Fleet) -> None:
+        run_dirs.write_json(self._folder / "summary.json", {**self._summary, "status": "running", **_held(fleet)})
+        earlier = self._summary.get("device", fleet.device)
+        if earlier != fleet.device:
+            self._note(
+                f"this run computed on {earlier} before and computes on {fleet.device} now: results differ by rounding "
+                "from those of one device type"
+            )
+
+
+def label_names(experiment: Experiment, prepared: Prepared) -> tuple[str, ...]:
+    """Of the classes that a backbone's scores are of; none where it gives texts, values, or is a network of ours."""
+    names = effective_task(experiment.task, experiment.data).label_names
+    return names if isinstance(experiment.backbone, Backbone) and len(names) == prepared.num_classes else ()
+
+
+def _held(fleet: Fleet) -> dict[str, str]:
+    """Where devices compute, how base weights are held, and why; nothing before it is known."""
+    holding = dict(zip(("backend", "backend_reason"), fleet.holding or (), strict=False))
+    return ({"device": fleet.device} if fleet.device else {}) | holding
+
+
+def _earlier_device(folder: Path) -> dict[str, str]:
+    """What the run computed on before it was resumed, if it said so."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["device"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {"device": str(found)}
+
+
+def _summary(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    return {
+        "name": experiment.name,
+        "method": experiment.method.name,
+        "task": experiment.task.name,
+        "metric": experiment.task.metric,
+        "seed": experiment.seed,
+        "rounds": experiment.rounds,
+        "num_devices": experiment.num_devices,
+        "cohort_size": experiment.cohort_size,
+        "anchors": prepared.anchors,
+        "heterogeneity": prepared.heterogeneity,
+    }

@@ -1,0 +1,103 @@
+"""`fibec-ray verify`: runs some rounds again, in this process, and compares them with what the run logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from fibec_ray.errors import RunDirError
+from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.site import Site
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.checkpoint import SERVER, Checkpoint
+from fibec_ray.learning.tally import Tally
+from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.runs.records import Record, finished_digest, lanes_of, last_logged, read_record
+from fibec_ray.runs.stage import staged
+from fibec_ray.roundlog.chain import check_parts
+from fibec_ray.roundlog.compare import differences, num_rows
+from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.runs.simulation import Nobody, log_metadata, run_rounds
+from fibec_ray.tensors import digest
+from fibec_ray.types import OPENING_ROUND, Fleet
+
+
+@dataclass(frozen=True)
+class Verified:
+    first: int
+    """the first of the rounds that were run again; -1 is the initialisation phase"""
+    last: int
+    compared: Mapping[str, int]
+    """what was compared, and how many of it"""
+    differences: list[str]
+
+
+def verify(folder: Path, num_rounds: int = 1, from_start: bool = False) -> Verified:
+    """Runs num_rounds again from a kept checkpoint, as near to the end as that allows; or the first ones.
+
+    The run directory is read only. Raises RunDirError if there is nothing to compare with.
+    """
+    record = read_record(folder)
+    quiet_libraries()
+    last = last_logged(record.folder)
+    if last < 0:
+        raise RunDirError(f"{record.folder}: no round has been logged yet")
+    start = None if from_start else _start(record, last, num_rounds)
+    first = start.manifest.next_round if start else OPENING_ROUND
+    until = min(last, (first if start else 0) + num_rounds - 1)
+    with staged(record, lanes_of(record), start.manifest.states if start else {}) as site:
+        fleet = LocalFleet(site)
+        _run(record, site, fleet, start, until)
+        found = _damage(record, start) + differences(record.folder, site.run_dir, first, until)
+        compared = num_rows(site.run_dir)
+        _compare_state(record, site, fleet, until, compared, found)
+    return Verified(first, until, compared, found)
+
+
+def _start(record: Record, last: int, num_rounds: int) -> Checkpoint:
+    """The kept checkpoint that lies num_rounds before the end of the log, or the nearest one."""
+    kept = [round_ for round_ in checkpoint.rounds_kept(record.folder) if round_ <= last]
+    if not kept:
+        raise RunDirError(
+            f"{record.folder}: no kept checkpoint lies before a round that is logged; verify the first rounds instead "
+            "(--from-start), and have the next run keep more (checkpoint.keep)"
+        )
+    wanted = last + 1 - num_rounds
+    return checkpoint.load(record.folder, max((r for r in kept if r <= wanted), default=kept[0]))
+
+
+def _damage(record: Record, start: Checkpoint | None) -> list[str]:
+    """What is wrong with the log of the rounds before the checkpoint, which are not run again."""
+    if start is None:
+        return []
+    try:
+        check_parts(record.folder, record.identity.run_id, start.manifest.next_round - 1, start.manifest.log)
+    except RunDirError as error:
+        return [str(error)]
+    return []
+
+
+def _run(record: Record, site: Site, fleet: Fleet, start: Checkpoint | None, until: int) -> None:
+    experiment = record.experiment
+    log = RoundLog(site.run_dir, log_metadata(experiment, record.identity))
+    tally = Tally(experiment.task.metric, experiment.local.batch_size)
+    num_parts = until + 1 - start.manifest.next_round if start else until + 2
+    for logged in islice(run_rounds(experiment, site, fleet, tally, Nobody(), start), num_parts):
+        log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
+
+
+def _compare_state(
+    record: Record, site: Site, fleet: Fleet, until: int, compared: dict[str, int], found: list[str]
+) -> None:
+    """The server's whole state with the checkpoint after the last round, and the adapter with the final one."""
+    if until + 1 in checkpoint.rounds_kept(record.folder):
+        compared["checkpoints"] = 1
+        if fleet.save(site.run_dir / SERVER)() != checkpoint.load(record.folder, until + 1).manifest.server:
+            found.append(f"the server's state before round {until + 1} is not that of the checkpoint")
+    final = finished_digest(record.folder)
+    if final is not None and until == record.experiment.rounds - 1:
+        compared["final adapters"] = 1
+        if digest(fleet.adapter()) != final:
+            found.append("the final adapter is not that of summary.json")
