@@ -262,7 +262,8 @@ metadata of every part holds `schema_version` (now {SCHEMA_VERSION}), `schema_ma
 {", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`: the resolved experiment.
 
 A newer version of the same major only adds nullable columns and tables. `fibec_ray.analysis.log` reads it: it leaves
-out what it does not know and fills what is missing with nulls. A newer major has changed what a column means, and is refused.
+out what it does not know and fills what is missing with nulls. A newer major has changed what a column means, and is
+refused.
 
 `num_steps`, `num_samples`, `num_samples_seen` and `train_loss` are those of the model that devices share. What a
 method's solver trains beside it (a model of the device's own, a head by itself) shows in `flops` and the times alone;

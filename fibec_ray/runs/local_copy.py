@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fibec_ray.errors import RunDirError
-from fibec_ray.runs.mirror import RUN_JSON
 from fibec_ray.checkpoints.checkpoint import rounds_kept
 from fibec_ray.checkpoints.identity import Identity
-from fibec_ray.files.sealed import read_sealed
+from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import half_made, next_free, refuse_driver, replace_folder
+from fibec_ray.files.sealed import read_sealed
 from fibec_ray.files.storage import Storage
+from fibec_ray.runs.mirror import RUN_JSON
 
 
 def make_ready(folder: Path, storage: Storage, warn: Callable[[str], None]) -> bool:

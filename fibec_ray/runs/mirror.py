@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fibec_ray.errors import StorageError
-from fibec_ray.interrupts import signals_interrupt
 from fibec_ray.files.storage import Storage
+from fibec_ray.interrupts import signals_interrupt
 
 RUN_JSON = "checkpoints/run.json"
 EVERY_S = 10.0

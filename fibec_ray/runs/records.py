@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.identity import Identity, read_identity
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check, load_experiment
 from fibec_ray.errors import RunDirError
-from fibec_ray.checkpoints import checkpoint
-from fibec_ray.checkpoints.identity import Identity, read_identity
-from fibec_ray.roundlog.parts import parts, round_of
 from fibec_ray.files.run_dir import absolute
+from fibec_ray.roundlog.parts import parts, round_of
 from fibec_ray.runs.simulation import resolved
 
 

@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fibec_ray.errors import ConfigError, RunDirError
-from fibec_ray.fleets.site import Site
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
+from fibec_ray.errors import ConfigError, RunDirError
+from fibec_ray.fleets.site import Site
 from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.reports import DeviceReport
-from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record
-from fibec_ray.runs.stage import staged
 from fibec_ray.roundlog.compare import row_differences
 from fibec_ray.roundlog.reader import read_devices
 from fibec_ray.roundlog.writer import device_row
+from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record
 from fibec_ray.runs.simulation import site_of
+from fibec_ray.runs.stage import staged
 from fibec_ray.types import OPENING_ROUND, RoundPlan
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fibec_ray.data.stamps import changes
-from fibec_ray.errors import RunDirError
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint
+from fibec_ray.data.stamps import changes
+from fibec_ray.errors import RunDirError
+from fibec_ray.files.run_dir import absolute, failing_plainly, locked, next_free
 from fibec_ray.learning.store import StateStore
 from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.runs.records import Record, finished_digest, last_logged, read_record
 from fibec_ray.roundlog.chain import check_parts
 from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.files.run_dir import absolute, failing_plainly, locked, next_free
+from fibec_ray.runs.records import Record, finished_digest, last_logged, read_record
 from fibec_ray.runs.simulation import Nobody, Run, Watcher, carry_on, log_metadata, site_of
 from fibec_ray.types import OPENING_ROUND
 

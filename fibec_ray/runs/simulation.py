@@ -14,18 +14,19 @@ import torch
 import yaml
 
 from fibec_ray import environment
-from fibec_ray.files import run_dir as run_dirs
+from fibec_ray.checkpoints.checkpoint import Checkpoint
+from fibec_ray.checkpoints.identity import Identity, identify
+from fibec_ray.checkpoints.keeper import Keeper
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.source import effective_task
 from fibec_ray.errors import RunDirError
+from fibec_ray.files import run_dir as run_dirs
+from fibec_ray.files.run_dir import Claim
 from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.adapter import save_adapter
-from fibec_ray.checkpoints.checkpoint import Checkpoint
-from fibec_ray.checkpoints.identity import Identity, identify
-from fibec_ray.checkpoints.keeper import Keeper
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
@@ -36,7 +37,6 @@ from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.files.run_dir import Claim
 from fibec_ray.tensors import digest
 from fibec_ray.types import Fleet, Progress
 

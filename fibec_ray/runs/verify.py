@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.checkpoint import SERVER, Checkpoint
 from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
-from fibec_ray.checkpoints import checkpoint
-from fibec_ray.checkpoints.checkpoint import SERVER, Checkpoint
 from fibec_ray.learning.tally import Tally
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.runs.records import Record, finished_digest, lanes_of, last_logged, read_record
-from fibec_ray.runs.stage import staged
 from fibec_ray.roundlog.chain import check_parts
 from fibec_ray.roundlog.compare import differences, num_rows
 from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.runs.records import Record, finished_digest, lanes_of, last_logged, read_record
 from fibec_ray.runs.simulation import Nobody, log_metadata, run_rounds
+from fibec_ray.runs.stage import staged
 from fibec_ray.tensors import digest
 from fibec_ray.types import OPENING_ROUND, Fleet
 

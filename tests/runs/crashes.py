@@ -16,8 +16,8 @@ from typing import Any
 from runs.forks import KILLED, Ended, command
 from runs.operations import APPLIES, FAULTS, Operations
 
-from fibec_ray.runs.records import finished_digest
 from fibec_ray.roundlog.reader import log_digest
+from fibec_ray.runs.records import finished_digest
 
 
 @dataclass(frozen=True)

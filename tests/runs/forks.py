@@ -18,8 +18,8 @@ import torch._dynamo
 import fibec_ray.analysis.report  # noqa: F401
 import fibec_ray.cli.console  # noqa: F401
 import fibec_ray.cli.job_commands  # noqa: F401
-import fibec_ray.runs.begin  # noqa: F401
 import fibec_ray.cli.prometheus  # noqa: F401
+import fibec_ray.runs.begin  # noqa: F401
 import fibec_ray.runs.replay  # noqa: F401
 import fibec_ray.runs.verify  # noqa: F401
 from fibec_ray.cli.main import main

@@ -10,8 +10,8 @@ from runs.interrupted import interrupted, result
 
 from fibec_ray.config.load import check, method_files
 from fibec_ray.runs.resume import resume
-from fibec_ray.runs.verify import verify
 from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.verify import verify
 
 QUICK = ("adalora", "feddyn", "flora", "moon")
 """Between them: hints and moments on the server, memories on devices, ranks, adapters that change their base."""

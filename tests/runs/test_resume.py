@@ -14,18 +14,18 @@ import pytest
 import yaml
 from runs.interrupted import Plug, interrupted, result
 
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, RunDirError
-from fibec_ray.checkpoints import checkpoint
-from fibec_ray.checkpoints.identity import read_identity
+from fibec_ray.files.run_dir import locked
 from fibec_ray.models.base_cache import head_of, seal
+from fibec_ray.roundlog.reader import read_devices, read_rounds
 from fibec_ray.runs.records import read_record
 from fibec_ray.runs.resume import resume
-from fibec_ray.runs.verify import verify
-from fibec_ray.roundlog.reader import read_devices, read_rounds
-from fibec_ray.files.run_dir import locked
 from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.verify import verify
 
 ROUNDS, COHORT = 5, 3
 IN_ROUND_3 = 3 * COHORT + 2

@@ -11,8 +11,8 @@ import pytest
 from conftest import make_tiny, named
 from runs.interrupted import Plug, interrupted
 
-from fibec_ray.data.stamps import changes
 from fibec_ray.checkpoints.identity import Identity, read_identity
+from fibec_ray.data.stamps import changes
 from fibec_ray.files.sealed import read_sealed, write_sealed
 from fibec_ray.runs.resume import resume
 

@@ -14,10 +14,10 @@ from runs.interrupted import interrupted
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, RunDirError
-from fibec_ray.runs.replay import replay
-from fibec_ray.runs.verify import verify
 from fibec_ray.roundlog.reader import read_devices
+from fibec_ray.runs.replay import replay
 from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.verify import verify
 
 ROUNDS = 4
 
