@@ -1,4 +1,4 @@
-"""The transformer blocks of a backbone, found by the shape of its module tree; used by models/ and PEFT kinds."""
+"""Finds the transformer blocks of a backbone by the shape of its module tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads environment variables; an empty one counts as unset. Used all over the package.
+"""Reads environment variables; an empty one counts as unset.
 
 Shells and job files often write `NAME=` to mean "not set". CUDA_VISIBLE_DEVICES is the exception: there an empty value
 means "no GPU", so it is read from os.environ as it is.

@@ -1,4 +1,4 @@
-"""The exceptions of the package; raised everywhere, turned into one line and an exit code by the CLI.
+"""The exceptions of the package; the command line turns each into one line and an exit code.
 
 FibecError
 ├── UserError               exit code 2: the person who started the run can fix it

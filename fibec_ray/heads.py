@@ -1,4 +1,4 @@
-"""Which modules the classification head of an architecture consists of; used by models/ and PEFT kinds."""
+"""Finds the modules of an architecture's classification head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that ask the process to end, raised as KeyboardInterrupt; used by entry.py, sweeps and runs behind a URL."""
+"""Raises signals that ask the process to end as KeyboardInterrupt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of LoRA matrices by name, and what is exact for products of low rank; used by PEFT kinds and aggregators.
+"""Pairs of LoRA matrices by name, and exact arithmetic on products of low rank.
 
 A pair "X" is X.lora_A.weight (r, in) and X.lora_B.weight (out, r). Its product B A is (out, in) and need not be formed.
 Shapes: r rank of a pair, M pairs in a sum, R the sum of their ranks.

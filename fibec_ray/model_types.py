@@ -1,4 +1,4 @@
-"""What a model is to those who train it: batches and shards, outputs, and the seams `LocalModel` and `LanedModel`.
+"""What a model is to the code that trains it: batches, shards, outputs, and the protocols of models.
 
 Shapes: B samples of a batch, S tokens, H hidden size, L transformer blocks, C classes, n samples of a shard; R tokens
 of all responses of a batch, V vocabulary.

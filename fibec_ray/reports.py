@@ -1,4 +1,4 @@
-"""What a device's work leaves in the round log; made by learning/records.py, written by roundlog/writer.py."""
+"""What a device's work leaves in the round log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that are texts: a batch's response tokens, and tokens drawn in their place; used by models, fisher and ggn.
+"""Answers that are texts: a batch's response tokens, and tokens drawn in their place.
 
 The loss of a sample is the mean over its response's tokens, the one that ends it included, each given those before it:
 

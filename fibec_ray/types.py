@@ -1,4 +1,4 @@
-"""What travels in a federation: plans down, updates and reports up; what is asked of updates; and the seam `Fleet`.
+"""What travels in a federation: plans down, updates and reports up; and the protocol `Fleet`.
 
 Shapes: L transformer blocks, n samples of a shard.
 """

@@ -1,4 +1,4 @@
-"""Which figures a run's page has, in which order: cards of figures of which one is shown at a time; for report.py."""
+"""Chooses the figures of a run's page and their order; a card shows one of its figures at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether runs may stand in one table: same data, partition and model, all finished; asked by compare first."""
+"""Checks whether runs may share one table: same data, partition and model, all finished."""
 
 from __future__ import annotations
 

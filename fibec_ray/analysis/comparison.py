@@ -1,6 +1,4 @@
-"""Compares variants over seeds: means, and differences to the reference paired by seed. What sweep_table.py and
-compare.py write down; called by `fibec-ray`.
-"""
+"""Compares variants over seeds: means, and differences to the reference, paired by seed."""
 
 from __future__ import annotations
 

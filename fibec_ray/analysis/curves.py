@@ -1,4 +1,4 @@
-"""Curves over the rounds of one run: scores, losses, curriculum, masks; cards.py puts them on the page."""
+"""Curves over the rounds of one run: scores, losses, curriculum, masks."""
 
 from __future__ import annotations
 

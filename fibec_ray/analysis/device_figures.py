@@ -1,4 +1,4 @@
-"""Figures that tell devices apart: personal accuracy, shard sizes, durations; cards.py puts them on the page."""
+"""Figures that tell devices apart: personal accuracy, shard sizes, durations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run's personal accuracy spreads over its devices; used by the report and by comparisons."""
+"""How a run's personal accuracy spreads over its devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a figure says, apart from how it is drawn: pages draw it with browser/*.js, papers with figures.py."""
+"""What a figure shows, apart from how it is drawn: browser/*.js draws it on pages, figures.py for papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws a Figure for a paper, as PNG and SVG; called by the report, by matplotlib's object interface."""
+"""Draws a Figure for a paper, as PNG and SVG, with matplotlib's object interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a run or sweep directory, read as keys and values and written whole; used all over the analysis."""
+"""Reads and writes files of a run or sweep directory: keys and values, written whole."""
 
 from __future__ import annotations
 

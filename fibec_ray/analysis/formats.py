@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV and LaTeX; written by sweep_table.py and compare.py, shown by report pages and `runs`."""
+"""Tables as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fibec-ray runs`: what runs lie below a folder, how far they are, and how well they do."""
+"""`fibec-ray runs`: the runs below a folder, their progress, and their scores."""
 
 from __future__ import annotations
 

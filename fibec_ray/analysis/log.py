@@ -1,4 +1,4 @@
-"""Opens the round logs of runs, here or behind a URL, as lazy polars frames; for the CLI and for one's own scripts.
+"""Opens the round logs of runs, local or behind a URL, as lazy polars frames.
 
     from fibec_ray.analysis.log import open_run
     open_run("runs/mine").devices.group_by("device").agg(pl.col("bytes_up").sum()).collect()

@@ -1,4 +1,4 @@
-"""Heat maps: layers by round and devices by round; cards.py puts them on the page.
+"""Heat maps: layers by round and devices by round.
 
 A long run is drawn with several rounds to a column, and a large federation with several devices to a row.
 """

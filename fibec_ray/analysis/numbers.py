@@ -1,4 +1,4 @@
-"""The numbers of one run that comparisons use: scores, costs, and what it cost to get to a target."""
+"""The numbers of one run that comparisons use: scores, costs, and the cost to reach a target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves of several variants in one figure: means over seeds with their range; used by report.py."""
+"""Curves of several variants in one figure: means over seeds, with their range."""
 
 from __future__ import annotations
 

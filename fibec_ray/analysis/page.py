@@ -1,4 +1,4 @@
-"""Writes a report page: one HTML file with its style, script and data in it; called by report.py."""
+"""Writes a report page: one HTML file that contains its style, script and data."""
 
 from __future__ import annotations
 

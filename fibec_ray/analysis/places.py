@@ -1,4 +1,4 @@
-"""Folders of files, on this machine or behind a URL; log.py reads runs through them."""
+"""Folders of files, on this machine or behind a URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report page shows of one run; made from its log and run directory for report.py."""
+"""What a report page shows of one run, made from its log and run directory."""
 
 from __future__ import annotations
 

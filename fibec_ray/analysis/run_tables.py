@@ -1,4 +1,4 @@
-"""The tables of one run on its page: results, fairness, costs, partition, actors; used by run_page.py."""
+"""The tables of one run on its page: results, fairness, costs, partition, actors."""
 
 from __future__ import annotations
 

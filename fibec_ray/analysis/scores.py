@@ -1,4 +1,4 @@
-"""The numbers of a run's summary table: last, best and recent mean of every evaluation column; used by the report."""
+"""The numbers of a run's summary table: last, best and recent mean of every evaluation column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means, intervals, paired differences and their tests; the only statistics of the analysis, for sweeps and compare."""
+"""Means, intervals, paired differences and their tests; the only statistics of the analysis."""
 
 from __future__ import annotations
 

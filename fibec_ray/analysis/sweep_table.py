@@ -1,4 +1,4 @@
-"""Writes the comparison of a sweep's runs as DIR/table.md and DIR/table.csv; called by `fibec-ray`."""
+"""Writes the comparison of a sweep's runs as DIR/table.md and DIR/table.csv."""
 
 from __future__ import annotations
 

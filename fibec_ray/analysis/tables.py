@@ -1,4 +1,4 @@
-"""The tables of a run's log in memory, as numbers; what figures, scores and comparisons are made from."""
+"""The tables of a run's log in memory, as numbers for figures, scores and comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it costs each variant to get to a target score, and how much less than the reference; used by compare.
+"""What each variant pays to reach a target score, and how much less than the reference.
 
 A run gets to a target at its first evaluation with at least that score, and has spent by then what the log says at the
 end of that round. A run that never does has no cost: it is counted, and not averaged over.

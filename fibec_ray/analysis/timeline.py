@@ -1,4 +1,4 @@
-"""Device-rounds as bars over simulated time: who ran when, on which actor, after how many retries; for cards.py."""
+"""Device-rounds as bars over simulated time: who ran when, on which actor, after how many retries."""
 
 from __future__ import annotations
 

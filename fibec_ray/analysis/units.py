@@ -1,4 +1,4 @@
-"""The unit in which a number of seconds, bytes or samples is easiest to read; used by curves and by the report."""
+"""The unit in which a number of seconds, bytes or samples is easiest to read."""
 
 from __future__ import annotations
 

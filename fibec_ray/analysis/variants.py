@@ -1,4 +1,4 @@
-"""Which runs belong together: runs or sweep folders -> variants with one run per seed; for compare and the report."""
+"""Groups runs: runs or sweep folders -> variants with one run per seed."""
 
 from __future__ import annotations
 

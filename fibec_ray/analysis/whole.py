@@ -1,4 +1,4 @@
-"""Finds logs whose files were lost or mixed up, so that no figure shows a round twice or in part; used by tables.py.
+"""Finds logs whose files were lost or mixed up, so that no figure shows a round twice or in part.
 
 `fibec-ray verify` looks closer: it compares digests.
 """

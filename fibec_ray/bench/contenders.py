@@ -1,4 +1,4 @@
-"""Who takes part: how each is started on a workload, and what is read of it afterwards; called by speed.py.
+"""The benchmark's contenders: how each is started on a workload, and what is read from it afterwards.
 
 Whoever takes part leaves behind when each of its rounds ended, and its global adapter after the last one.
 """

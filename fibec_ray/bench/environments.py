@@ -1,4 +1,4 @@
-"""A virtual environment for each rival, made once and kept in the cache folder; called by speed.py."""
+"""A virtual environment for each rival, made once and kept in the cache folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what was measured to the benchmark's tables: medians, ranges, ratios; pure, called by speed.py."""
+"""Turns measurements into the benchmark's tables: medians, ranges, ratios."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes on one device, CPU or GPU: steps per second, use of the hardware and memory, by number of lanes; run by hand.
+"""Times lanes on one device, CPU or GPU: steps per second, use of the hardware and memory, by number of lanes.
 
     python -m fibec_ray.bench.lanes --device cuda            RoBERTa-large, 8 x 128 tokens, 1, 8 and 32 lanes
     python -m fibec_ray.bench.lanes --hidden 64 --layers 2 --vocabulary 100 --batch 2 --tokens 8      a small trial

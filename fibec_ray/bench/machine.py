@@ -1,4 +1,4 @@
-"""What a figure was measured on, in one line; called by speed.py."""
+"""What a figure was measured on, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs contenders on workloads, and refuses those that computed something else; used by speed.py."""
+"""Runs contenders on workloads, and rejects those that computed something else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference workload, written once for all contenders; called by speed.py and by the tests of the benchmark.
+"""The reference workload, written once for all contenders.
 
 A workload is a folder:
 

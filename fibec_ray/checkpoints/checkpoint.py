@@ -1,7 +1,7 @@
-"""Checkpoints on disk: what is needed to go on after a round as if nothing had happened; used by keeper.py and resume.
+"""Checkpoints on disk: everything needed to go on after a round as if nothing had happened.
 
 RUN/checkpoints/rounds/000005/   before round 5: server.safetensors and manifest.json, renamed into place together
-RUN/checkpoints/devices/         what devices keep (store.py); the manifest names version and digest of each state
+RUN/checkpoints/devices/         states of devices (learning/store.py); the manifest names version and digest of each
 Safetensors and JSON alone are read, and both only if they are, bit for bit, what was written.
 """
 

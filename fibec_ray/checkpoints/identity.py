@@ -1,6 +1,6 @@
-"""What a run is: id, settings, data and program versions; written once at its start, checked when it is taken up again.
+"""The identity of a run: id, settings, data and program versions; written once, checked when the run goes on.
 
-RUN/checkpoints/run.json; made by simulation.py, read by resume, verify and replay.
+It is the file RUN/checkpoints/run.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps a run's checkpoints, beside training: called by the round loop after each round that is in the round log."""
+"""Writes a run's checkpoints beside training, after each round that is in the round log."""
 
 from __future__ import annotations
 

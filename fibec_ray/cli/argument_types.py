@@ -1,4 +1,4 @@
-"""What arguments of the command line may be; used by the parsers of main.py and job_commands.py.
+"""Types of command-line arguments.
 
 Text that no file system or URL can have is refused here, so that no command meets it.
 """

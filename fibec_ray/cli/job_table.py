@@ -1,4 +1,4 @@
-"""What `fibec-ray jobs` prints; used by arguments.py."""
+"""The table that `fibec-ray jobs` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An outlook as a person reads it, and as JSON."""
+"""Prints the plan of a run, as text or as JSON."""
 
 from __future__ import annotations
 

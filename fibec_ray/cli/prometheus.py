@@ -1,4 +1,4 @@
-"""What a run tells Prometheus through Ray, round by round: one more watcher of the round loop.
+"""Reports a run to Prometheus through Ray, round by round.
 
 The round log has all of it exactly and for good; this is for looking on. Tags are the run's name alone: one for each
 device would be too many series. `cluster/grafana` draws them, as ray_fibec_<name>.

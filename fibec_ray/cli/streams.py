@@ -1,4 +1,4 @@
-"""Standard streams that never fail a command, even when their reader is gone; set up once, by entry.py.
+"""Standard streams that never fail a command, even when their reader is gone.
 
 A closed pipe, a full disk, a terminal that is gone, or one that knows ASCII only costs output and never the run. Text
 that is printed cannot command the terminal: control characters of names and files are shown as escapes.

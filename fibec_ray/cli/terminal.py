@@ -1,4 +1,4 @@
-"""The one place that makes rich consoles: user text is shown as it is, and tables fit; used by all that prints tables.
+"""Makes every rich console of the package: user text is shown as it is, and tables fit.
 
 Names, paths and notes may hold `[brackets]`, `:smile:` or control characters. They are never read as markup.
 """

@@ -1,4 +1,4 @@
-"""Numbers as people read them; used by whatever prints."""
+"""Numbers as people read them."""
 
 from __future__ import annotations
 

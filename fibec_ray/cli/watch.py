@@ -1,4 +1,4 @@
-"""`fibec-ray watch RUN`: a live view of a run directory that somebody is writing, or a line per round in a pipe."""
+"""`fibec-ray watch RUN`: a live view of a run directory while it is written; in a pipe, one line per round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first setting in which two experiments differ, in words; used by sweeps and by resumed runs."""
+"""The first setting in which two experiments differ, in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The experiment: one checked value that says everything about a run; made by load.py, read by simulation.py."""
+"""The experiment: one checked value that says everything about a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pydantic's findings as one sentence for the person who wrote the YAML; used by load.py."""
+"""Turns pydantic's findings into one sentence for the person who wrote the YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no experiment can mean, whatever its keys: refused before anything is built from it; called by load.py.
+"""Rejects YAML that no experiment can mean, whatever its keys, before anything is built from it.
 
 A few lines of YAML can name each other until they stand for more values than fit in memory, or for themselves.
 """

@@ -1,4 +1,4 @@
-"""The diagonal Fisher information of a device's data, from batched backward passes; used by curricula and masks.
+"""The diagonal Fisher information of a device's data, from batched backward passes.
 
 The Fisher information of sample i is E_y[g_iy g_iy^T] with g_iy the gradient of -log p(y | s_i); only its diagonal,
 E_y[g_iy^2], is used. Three readings of the expectation over labels y:

@@ -1,4 +1,4 @@
-"""The largest eigenpairs of the generalised Gauss-Newton matrix of a device's loss; used by aggregators.
+"""The largest eigenpairs of the generalised Gauss-Newton matrix of a device's loss.
 
     H = (1/N) sum_i J_i^T S_i J_i,   J_i = d scores_i / d theta,   S_i = diag(p_i) - p_i p_i^T, or I in a regression
 

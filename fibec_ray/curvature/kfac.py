@@ -1,4 +1,4 @@
-"""Kronecker factors of the Fisher information of a device's data, from batched backward passes; used by aggregators.
+"""Kronecker factors of the Fisher information of a device's data, from batched backward passes.
 
 A Linear y = W a + b sees input a_it at token t of sample i, and e_it = -d log p(y | s_i) / dy_it comes back to it. Its
 Fisher information is taken for a Kronecker product (K-FAC: Martens and Grosse, ICML 2015), for all layers apart:

@@ -1,4 +1,4 @@
-"""Exact gradients of each sample of a batch, from one forward and backward pass; used by fisher, ggn and learning.
+"""Exact gradients of each sample of a batch, from one forward and backward pass.
 
 L is the *sum* of the per-sample losses and no layer mixes samples, so e_it = dL/dy_it, the gradient of a module's
 output at token t of sample i, belongs to sample i alone. The gradient of one sample is then a sum over its tokens of

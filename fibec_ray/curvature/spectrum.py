@@ -1,4 +1,4 @@
-"""Which share of the directions of parameter space a device must keep, by the spectrum of its loss's Hessian.
+"""The share of parameter directions that a device must keep, from the spectrum of its loss's Hessian.
 
 For where a number of shared layers or of trained neurons is derived from the data. H is the Hessian of the mean loss
 of some samples, restricted to named trainable tensors; it is only ever multiplied by vectors.

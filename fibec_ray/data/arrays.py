@@ -1,4 +1,4 @@
-"""A folder of named arrays, written in one step and opened as memory maps; the two kinds of encoded set are such."""
+"""A folder of named arrays, written in one step and opened as memory maps."""
 
 from __future__ import annotations
 

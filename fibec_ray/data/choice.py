@@ -1,4 +1,4 @@
-"""Which columns of a file or of the hub are read; used by all readers."""
+"""Which columns of a file or of the hub are read."""
 
 from __future__ import annotations
 

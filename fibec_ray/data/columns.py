@@ -1,4 +1,4 @@
-"""Arrow columns to texts, and the class names that a file brings. Used by `source.py` and `labels.py`."""
+"""Converts Arrow columns to texts, and finds the class names that a file brings."""
 
 from __future__ import annotations
 

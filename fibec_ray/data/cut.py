@@ -1,4 +1,4 @@
-"""Which tokens of a sample stay when it is cut to a length; used by encode.py and by shortened shards."""
+"""Which tokens of a sample stay when it is cut to a length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of dealing rows to devices. Pure functions on arrays, used by `partition.py`.
+"""The arithmetic of dealing rows to devices: pure functions on arrays.
 
 N rows, K devices, C classes. An "owner" array (N,) names the device of each row, so that shards are disjoint and cover
 everything whatever the rule.

@@ -1,4 +1,4 @@
-"""CSV and TSV to Arrow tables of strings; used by readers.py.
+"""Reads CSV and TSV files as Arrow tables of strings.
 
 Rows of any length are read: pyarrow reads blocks, and a row must fit into one, so that long rows are tried again with
 larger blocks.

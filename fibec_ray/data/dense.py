@@ -1,4 +1,4 @@
-"""Samples that are no text, on disk and in memory: what `encoded.py` is for tokens.
+"""Samples that are not text, on disk and in memory: the counterpart of `encoded.py` for tokens.
 
 N samples of one shape, n of a shard, B of a batch.
 """
@@ -58,7 +58,7 @@ class DenseSet:
 
 
 class DenseShard:
-    """Some rows of a dense set; implements `types.Shard`. Holds row numbers and labels, not features."""
+    """Some rows of a dense set; implements `model_types.Shard`. Holds row numbers and labels, not features."""
 
     grades = None
 

@@ -1,4 +1,4 @@
-"""The handwritten digits that come inside scikit-learn, 1,797 images of 8 x 8; called by `source.py`. No network.
+"""The handwritten digits that come with scikit-learn: 1,797 images of 8 x 8. Needs no network.
 
 Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, 1998), of which scikit-learn has the test part.
 """

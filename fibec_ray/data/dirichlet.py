@@ -1,4 +1,4 @@
-"""Draws from symmetric Dirichlet distributions that no concentration is too small for; used by `partition.py`.
+"""Draws from symmetric Dirichlet distributions, for any concentration, however small.
 
 Where alpha is small, most shares are below the smallest positive float: their logarithms are around -1 / alpha. numpy's
 draws are zero there, which loses the order of the small shares. We keep logarithms, in units of 1 / alpha.

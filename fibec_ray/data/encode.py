@@ -1,4 +1,4 @@
-"""Texts to tokens, once per run. Called by `config/` with a tokenizer, which it gets from `models/`.
+"""Encodes texts as tokens, once per run.
 
     plain    [CLS] a [SEP] (b [SEP])             for a classification head
     masked   [CLS] template with a, b [SEP]      the mask token's output predicts the answer word

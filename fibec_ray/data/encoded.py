@@ -73,7 +73,7 @@ class EncodedSet:
 
 
 class ArrayShard:
-    """Some rows of an encoded set; implements `types.Shard`. Holds row numbers, not tokens.
+    """Some rows of an encoded set; implements `model_types.Shard`. Holds row numbers, not tokens.
 
     max_length: tokens to which samples are cut; None: as they are.
     """

@@ -1,4 +1,4 @@
-"""Samples in memory: what every source gives, texts for `encode.py` or `respond.py`, numbers for `dense.py`. N rows."""
+"""Samples in memory, as every source gives them: texts for encoders, numbers for `dense.py`. N rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded instructions: seeded exercises with words and numbers, each with one right answer. Used by `told.py`.
+"""The embedded instructions: seeded exercises with words and numbers, each with one right answer.
 
 A category is a kind of exercise, so that partitions by label give devices different ones. All of it is in digits and
 small letters, which every tokenizer can write, those that know no capitals too. Each exercise has a grade in [0, 1],

@@ -1,4 +1,4 @@
-"""The words of the embedded task: what people write to a city assistant. Read by `synthetic.py` only.
+"""The words of the embedded task: what people write to a city assistant.
 
 Slots: {place}, {name}, {time}, {thing} (a thing of the sentence's own class). Every ask has exactly one {time}: the
 times of training and test sentences differ, so that no sentence can be in both.

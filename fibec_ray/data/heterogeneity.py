@@ -1,4 +1,4 @@
-"""How different the devices' shards are, and what knowing nothing but labels achieves. For the run's first log lines.
+"""How different the devices' shards are, and the scores of baselines that know labels alone.
 
 A regression has regions of its domain for labels, and values (N,) to be predicted.
 

@@ -1,4 +1,4 @@
-"""One split from the Hugging Face hub, through `datasets`. Used by `source.py` where no local path is set."""
+"""Loads one split from the Hugging Face hub, through `datasets`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instructions and the responses to them: how a set is laid out, and what a prompt is. Read by tasks.py and told.py."""
+"""Instructions and the responses to them: how a set is laid out, and how a prompt is built."""
 
 from __future__ import annotations
 

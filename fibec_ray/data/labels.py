@@ -1,4 +1,4 @@
-"""Label columns to class ids. Used by `source.py` for files and for the hub alike.
+"""Converts label columns to class ids, for files and for the hub alike.
 
 A label is the name of a class (as `label_names` or `label_aliases` spell it) or an id, a position in `label_names`.
 Names go first, whatever type a file keeps them in: the text "1", the numbers 1 and 1.0, true for a class "True". Whole

@@ -1,4 +1,4 @@
-"""How rows are shared out among devices: one class for each rule. The YAML `partition` section is one of them.
+"""How rows are dealt to devices: one class for each rule of the YAML section `partition`.
 
 flwr-datasets has such rules, but pins datasets<5 and rich<15, so it does not fit beside this package's dependencies.
 N rows, K devices, C classes.

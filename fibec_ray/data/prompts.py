@@ -1,4 +1,4 @@
-"""Filled templates, and which of their tokens are text; used by encode.py and respond.py."""
+"""Filled templates, and which of their tokens are text."""
 
 from __future__ import annotations
 

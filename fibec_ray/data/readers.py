@@ -1,4 +1,4 @@
-"""Local files to Arrow tables: Parquet, CSV, TSV, JSON. Used by `source.py`; every failure is one DataError line.
+"""Reads local files as Arrow tables: Parquet, CSV, TSV, JSON. Every failure is one DataError line.
 
 A TSV is read as GLUE writes it: no quoting, so a `"` is a character like any other. A CSV is quoted as usual. JSON has
 a line for each row; in a file called .json it may be one array of them.

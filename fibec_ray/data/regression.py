@@ -1,6 +1,6 @@
 """The embedded regression: a function on [-1, 1]^d whose domain is cut into regions, which partitions deal to devices.
 
-Called by `source.py`. A sample's label is its region, so that every partition by labels is one of the domain:
+A sample's label is its region, so that every partition by labels is one of the domain:
 `pathological` with one class per device gives each device a region of its own. N samples.
 """
 

@@ -1,4 +1,4 @@
-"""A data set behind a URL (`data.path: s3://...`), near at hand while it is read; used by source.py."""
+"""Keeps a data set behind a URL (`data.path: s3://...`) near at hand while it is read."""
 
 from __future__ import annotations
 

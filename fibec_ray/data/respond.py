@@ -1,4 +1,4 @@
-"""Instructions and responses to tokens, once per run; what encode.py is for texts with labels. Called by learning/.
+"""Encodes instructions and responses as tokens, once per run.
 
     [BOS] prompt   response [EOS]       the last token of the prompt and each of the response predict the next
 

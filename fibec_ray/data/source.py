@@ -1,4 +1,4 @@
-"""Where a task's rows come from: local files, the hub, or what is embedded. Called once per run by `learning/`."""
+"""Loads a task's rows: from local files, the hub, or the embedded sets."""
 
 from __future__ import annotations
 

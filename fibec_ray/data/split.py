@@ -1,4 +1,4 @@
-"""The result of a partition: which rows each device has. Made by `partition.py`, read by `learning/` and `analysis`."""
+"""The result of a partition: which rows each device has."""
 
 from __future__ import annotations
 

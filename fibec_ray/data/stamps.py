@@ -1,4 +1,4 @@
-"""Whether the files that a run's rows came from are still as they were; made when data are prepared, asked by resume.
+"""Whether the files that a run's rows came from have changed since its data were prepared.
 
 A run keeps its own copy of its data, so that a change does no harm. It is worth a note.
 """

@@ -1,4 +1,4 @@
-"""The embedded task: seeded English messages to a city assistant, with a known true difficulty. Used by `source.py`.
+"""The embedded task: seeded English messages to a city assistant, with a known true difficulty.
 
 The class is what the user asks for. Each message has a grade in [0, 1], which no method sees; the round log uses it to
 say whether a curriculum's order is the true one:

@@ -1,4 +1,4 @@
-"""What a data set is: columns, classes, prompt and metric. One YAML row per set in `configs/tasks/`; read by `config/`.
+"""What a data set is: columns, classes, prompt and metric. One YAML file per set in `configs/tasks/`.
 
 A task says nothing about where its rows lie (`source.py`) or how they are dealt to devices (`partition.py`).
 """

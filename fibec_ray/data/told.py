@@ -1,5 +1,4 @@
-"""The rows of a task that is answered in text, from local files, the hub, or what is embedded; what source.py is for
-texts with labels. Called once per run by learning/."""
+"""Loads the rows of a task that is answered in text: from local files, the hub, or the embedded set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON files that say whether they are still what was written; checkpoints and the run's identity are such."""
+"""JSON files that detect changes to themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on shared or object storage, named by URL (s3://, gs://, file://); used for data sets and run directories.
+"""Files on shared or object storage, named by URL (s3://, gs://, file://).
 
 pyarrow.fs does the talking, and fsspec where pyarrow does not know a kind of URL: credentials are those of the machine
 (environment, profile or instance role). A URL that has some is refused, because URLs are printed and kept.

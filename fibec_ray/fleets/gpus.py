@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and what of them a process uses; called by cluster.py, ray/actors.py and preflight/room.py.
+"""The GPUs of this machine, and how much of them a process uses.
 
 The driver's tool nvidia-smi lists them. A process itself would have to create a CUDA context to know their free memory,
 which takes seconds and half a gigabyte of each.

@@ -1,4 +1,4 @@
-"""How devices map to actors; decided once, from what the cluster has, by the Ray fleet."""
+"""Maps devices to actors, once, from what the cluster has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a fleet is laid out; read from the experiment's `fleet` section."""
+"""How a fleet is laid out: the experiment's `fleet` section."""
 
 from __future__ import annotations
 

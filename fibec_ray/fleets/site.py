@@ -1,4 +1,4 @@
-"""What every process of a fleet needs to host devices, as one value; used by both fleets."""
+"""What every process of a fleet needs to host devices, as one value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a cohort a round may lose, and what is made of bad updates; the same for every fleet."""
+"""How much of a cohort a round may lose, and what happens to bad updates; the same for every fleet."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Runs as jobs of a Ray cluster: submitted, followed, stopped and brought back; used by the CLI."""
+"""Runs as jobs of a Ray cluster: submitted, followed, stopped and brought back."""

@@ -1,4 +1,4 @@
-"""Where a cluster's job server is, and whether it is safe to talk to it; called by client.py before Ray is imported."""
+"""Finds a cluster's job server, and checks that it is safe to talk to, before Ray is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster's job server, with errors that a person can act on; used by the commands in submit.py and follow.py."""
+"""Talks to a cluster's job server; errors say what to do."""
 
 from __future__ import annotations
 

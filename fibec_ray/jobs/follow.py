@@ -1,4 +1,4 @@
-"""Following a job: its log as it grows, and how it ended; used by `fibec-ray submit --follow`, `logs` and `stop`."""
+"""Follows a job: its log as it grows, and how it ended."""
 
 from __future__ import annotations
 

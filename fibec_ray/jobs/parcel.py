@@ -1,4 +1,4 @@
-"""What travels with a job: our own code, the experiment with all defaults filled in, small data; made by submit.py.
+"""What travels with a job: our own code, the experiment with all defaults filled in, small data.
 
 Libraries do not travel: they are in the cluster's image, in the versions of constraints.txt.
 """

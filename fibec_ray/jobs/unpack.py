@@ -1,4 +1,4 @@
-"""Unpacks what a cluster sent: files and folders only, inside the target, within limits; used by fetch.py."""
+"""Unpacks what a cluster sent: files and folders only, inside the target, within limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which stored state each device has: the newest one whose update the server accepted. Kept by fleets."""
+"""The stored state of each device: the newest one whose update the server accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many devices should train in one pass on this machine: a short trial; called by group_worker.py."""
+"""Finds by a short trial how many devices should train in one pass on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a federated device does when it opens, trains and is evaluated; run by whatever hosts it, in any process.
+"""A federated device: its initialization phase, training and evaluation, in any process.
 
 Every method of the worker is a pure function of (job, data, plan, broadcast) and of the stored states that the plan
 names: where it runs, and how often, does not change its result.

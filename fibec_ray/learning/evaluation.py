@@ -1,4 +1,4 @@
-"""Scores from predictions, and the split of the test set into evaluation batches; used by fleets and the round loop."""
+"""Scores from predictions, and the split of the test set into evaluation batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with an update that must not be combined; asked by the server, and by devices of themselves."""
+"""Finds faults in an update that must not be combined with the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample's features: the mean over its real tokens of what a head sees; used by local training.
+"""A sample's features: the mean over its real tokens of what a head sees.
 
 Shapes: B samples of a batch, n of a shard, S tokens, H hidden size.
 """

@@ -1,4 +1,4 @@
-"""What a device has of the server's tensors, and what of them travels to it; called by device.py.
+"""Which of the server's tensors a device has, and what of them travels to it.
 
 Devices may have room for a lower rank than the server's adapter has; and every device knows P^0 from the run's seed.
 """

@@ -1,4 +1,4 @@
-"""A worker that hosts lane groups: devices that are opened, trained and evaluated side by side; made by `Site`."""
+"""A worker that hosts lane groups: devices that train and are evaluated side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which devices train together, as the lanes of one batched forward; called by every fleet.
+"""Which devices train together, as the lanes of one batched forward pass.
 
 A group depends on its devices and their sample counts alone, never on times or actors: the bits that its lanes give do
 depend on the width of the batch, and must be the same wherever the group runs, and however often.

@@ -1,4 +1,4 @@
-"""Lanes: several devices on one model, whose passes are computed as one; used by device.py.
+"""Lanes: several devices on one model, whose passes are computed as one.
 
 Each device runs the same code as it does alone, on a `LaneModel` that has its own values of the trainable tensors.
 Passes without gradients, and those that ask for gradients by `watched` and `grad`, wait for the other lanes' next ones;

@@ -1,4 +1,4 @@
-"""A device's local training: the steps of one round, or of a part of it; called by session.py."""
+"""A device's local training: the steps of one round, or of a part of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs several devices' work side by side in one thread, and lets them meet where work can be shared; used by lanes.py.
+"""Runs several devices' work side by side in one thread, and batches the passes that they ask for.
 
 Each piece of work is plain code that runs in a greenlet of its own. Where it calls `Meeting.ask` it is put aside until
 every other piece has come as far as a question, or to its end. Questions are then answered together.

@@ -1,4 +1,4 @@
-"""What is decided about a round before it runs: its cohort and its learning rate; called by the round loop."""
+"""Decides a round before it runs: its cohort and its learning rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pooled data, the anchor of centralised training: which batches a round trains on; called by device.py."""
+"""Pooled data, the anchor of centralised training: which batches a round trains on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a task's rows to a federation on disk: load, deal to devices, encode, save; called before any actor starts."""
+"""From a task's rows to a federation on disk: load, deal to devices, encode, save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns what a device did into the row that the round log keeps; called by device.py."""
+"""Turns what a device did into the row that the round log keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server: holds the shared tensors, decides what is shared, and runs the aggregator; lent to a fleet."""
+"""The server: holds the shared tensors, decides what is shared, and runs the aggregator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a solver is lent: a device's model, and training on its data; made by device.py."""
+"""What a solver gets to work with: a device's model, and training on its data."""
 
 from __future__ import annotations
 

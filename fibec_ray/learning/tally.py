@@ -1,4 +1,4 @@
-"""Running totals of a run, and the rows of the round log made from them; used by the round loop."""
+"""Running totals of a run, and the rows of the round log made from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients of a model that is lent to one device alone; the base of the models of this package."""
+"""Gradients of a model that is lent to one device alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backbone's architecture is and can do, from its config alone; used by backbone.py, sizes.py and learning."""
+"""What a backbone's architecture is and can do, from its config alone."""
 
 from __future__ import annotations
 

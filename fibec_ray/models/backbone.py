@@ -1,4 +1,4 @@
-"""Base weights, prepared once per node and memory-mapped by every actor; called by fleets before models are built.
+"""Base weights, prepared once per node and memory-mapped by every actor.
 
 `prepare` casts to the target dtype, writes safetensors and renames; `open_base` loads that folder in its stored dtype,
 which transformers keeps mmap-backed: all processes of a node share one copy in the page cache.

@@ -1,4 +1,4 @@
-"""Folders of prepared base weights that later starts may trust: private, whole and unchanged; used by backbone.py.
+"""Folders of prepared base weights that later starts may trust: private, whole and unchanged.
 
 A note in each folder records size, times and digest of every file. A start compares sizes and times, which costs
 nothing, and reads a file again only where they differ. A folder that is not what was prepared is made again.

@@ -1,4 +1,4 @@
-"""What each transformer block gives out; used by torch_model.py.
+"""The output of each transformer block.
 
 transformers' `hidden_states` are what the next block takes in, and the last of them has gone through the final norm of
 a decoder. Ours are the blocks' own outputs.

@@ -1,4 +1,4 @@
-"""The frozen base under DeepSpeed's ZeRO-3, offloaded to the host's memory; see holding.py. The only importer of it.
+"""The frozen base under DeepSpeed's ZeRO-3, offloaded to the host's memory. The only importer of DeepSpeed.
 
 DeepSpeed partitions and fetches the base alone. Adapters are put in afterwards, are no parameters of its engine, and
 are trained by the same code as everywhere.

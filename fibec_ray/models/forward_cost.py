@@ -1,4 +1,4 @@
-"""Floating-point operations of a backbone's forward pass; used by torch_model.py."""
+"""Floating-point operations of a backbone's forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frozen base and what its keeper must be told; made by holding.py."""
+"""A frozen base, and what its keeper must be told."""
 
 from __future__ import annotations
 

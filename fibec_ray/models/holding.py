@@ -1,4 +1,4 @@
-"""How a node holds a frozen base that may be larger than its GPU; called by torch_model.py.
+"""How a node holds a frozen base that may be larger than its GPU.
 
 plain     the base is where it computes: in the GPU, or on a CPU memory-mapped from disk and shared by all processes
 spread    over the GPUs of an actor that has several: the first one computes, what has no room there visits it

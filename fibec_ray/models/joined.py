@@ -1,4 +1,4 @@
-"""Batches of several devices as one, and what comes out of them apart again; used by models that have lanes.
+"""Joins batches of several devices, and splits what comes out of them.
 
 Shapes: B samples of a lane, S tokens of its longest, H hidden size, C classes.
 """

@@ -1,4 +1,4 @@
-"""Faster arithmetic for frozen layers on a CPU, and memory that is not given back between steps; called by models/.
+"""Faster arithmetic for frozen layers on a CPU, and memory that is kept between steps.
 
 PyTorch computes float32 products with MKL, whose fast kernels are for Intel's processors alone: on others it runs at
 less than half of what oneDNN reaches, which PyTorch brings too (`python -m fibec_ray.bench.kernels`). Its products are

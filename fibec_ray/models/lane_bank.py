@@ -1,4 +1,4 @@
-"""The layers that hold trainable tensors, each with the values of several devices at once; used by torch_model.py.
+"""The layers that hold trainable tensors, each with the values of several devices at once.
 
 A lane is a device's own values of the trainable tensors. Samples of all lanes stand side by side in one batch: what is
 frozen sees them as one, and a layer that is trained multiplies each lane's samples by that lane's values.

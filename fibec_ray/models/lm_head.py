@@ -1,4 +1,4 @@
-"""Where a language model keeps the module that gives its logits; used by torch_model.py."""
+"""Finds the module of a language model that gives its logits."""
 
 from __future__ import annotations
 

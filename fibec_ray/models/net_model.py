@@ -1,4 +1,4 @@
-"""The model that devices train from scratch: a small network, no backbone and no adapter; used by learning.
+"""The model that devices train from scratch: a small network, no backbone and no adapter.
 
 Shapes: B samples, C scores, p numbers of a sample.
 """

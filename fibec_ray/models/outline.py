@@ -1,4 +1,4 @@
-"""A backbone with its adapter, without any of its numbers: what `preflight` plans a run from, at any size in a second.
+"""A backbone with its adapter, without any of its numbers, so that a run of any size is planned in a second.
 
 The architecture is built from its config on torch's meta device, and then dressed in fake tensors, which have shape,
 type and device, take the ways through PyTorch that real ones take there, and no memory.

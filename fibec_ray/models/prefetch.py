@@ -1,4 +1,4 @@
-"""Copies of weights that are on their way while others are in use; used by stream.py.
+"""Copies weights ahead while others are in use.
 
 On a GPU two weights are there at a time: the one that computes, and the one that a stream of its own is copying. That
 half has not run on a GPU yet; what is fetched ahead, and when, does not depend on the device.

@@ -1,7 +1,4 @@
-"""Restores the state of the calling process after a run: random generators, threads, environment, warnings.
-
-Used by simulation.py and runs.
-"""
+"""Restores the state of the calling process after a run: random generators, threads, environment, warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps transformers and its tokenizers quiet; called by the simulation and by every process of a fleet."""
+"""Keeps transformers and its tokenizers quiet."""
 
 from __future__ import annotations
 

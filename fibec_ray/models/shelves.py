@@ -1,4 +1,4 @@
-"""Which weights of a base lie on which GPU of an actor that has several; used by holding.py, for backend: spread.
+"""Which weights of a base lie on which GPU of an actor that has several (`backend: spread`).
 
 All computing is on the first GPU, and the others hold what it has no room for: the adapter, its gradients and all that
 methods make of them stay on one device, and every method gives the bits that it gives on one GPU.

@@ -1,4 +1,4 @@
-"""Whether a backbone has a row for each token and each position that it will be given; called before a run starts."""
+"""Checks before a run that a backbone has a row for each token and position that it will get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which backbone an experiment uses and how its outputs become class scores; read by the config and by backbone.py."""
+"""Which backbone an experiment uses, and how its outputs become class scores."""
 
 from __future__ import annotations
 

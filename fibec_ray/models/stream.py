@@ -1,5 +1,4 @@
-"""Frozen weights that stay where they are, memory-mapped or on another GPU, and visit the device that computes; see
-holding.py.
+"""Frozen weights that stay where they are, memory-mapped or on another GPU, and visit the device that computes.
 
 Nothing of a weight is kept between the forward pass and the backward pass, which fetches it again: the device holds two
 weights at a time (prefetch.py), beside embeddings, norms, adapters and activations.

@@ -1,4 +1,4 @@
-"""Whether a backbone tells token types apart (second text of a pair from the first); asked when data are encoded."""
+"""Whether a backbone tells token types apart (second text of a pair from the first)."""
 
 from __future__ import annotations
 

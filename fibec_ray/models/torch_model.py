@@ -1,4 +1,4 @@
-"""The model that devices train on one node: frozen base, PEFT adapter, and a way to scores; used by learning.
+"""The model that devices train on one node: frozen base, PEFT adapter, and a way to scores.
 
 Shapes: B samples, S tokens, R tokens of all responses, H hidden size, V vocabulary, C classes.
 """

@@ -1,4 +1,4 @@
-"""What every part is: a frozen pydantic model whose fields are its hyper-parameters; used by all seven axes."""
+"""What every part is: a frozen pydantic model whose fields are its hyper-parameters."""
 
 from __future__ import annotations
 

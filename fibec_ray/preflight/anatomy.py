@@ -1,4 +1,4 @@
-"""What a model is made of and what its passes take, by its architecture alone; made from a job, used by preflight/.
+"""What a model is made of and what its passes take, by its architecture alone.
 
 Bytes and operations are those of the classes that a run uses, run on fake tensors: no formula of an architecture can be
 out of date. Shapes: B samples, S tokens of the longest.

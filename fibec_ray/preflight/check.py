@@ -1,4 +1,4 @@
-"""Plans an experiment, and refuses one that cannot fit; called by the simulation and the CLI before anything starts."""
+"""Plans an experiment, and rejects one that cannot fit, before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that a run leaves on disk, in its directory and in the cache of prepared weights; used by plan.py."""
+"""Bytes that a run leaves on disk, in its directory and in the cache of prepared weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes over the wire and what stays on a device, in bytes, from the method's own parts; used by plan.py.
+"""Bytes that go over the wire and stay on a device, from the method's own parts.
 
 The parts' code is asked wherever it needs no numbers: a server is opened on tensors of the meta device, and devices'
 updates are cut, taken in turns and accompanied as they would be. What parts compute by passes of the model is known by

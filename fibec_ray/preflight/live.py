@@ -1,4 +1,4 @@
-"""The most bytes that tensors hold at one time during some work, fake or real ones; used by anatomy.py."""
+"""The most bytes that tensors hold at one time during some work, fake or real."""
 
 from __future__ import annotations
 

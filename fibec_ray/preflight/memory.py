@@ -1,4 +1,4 @@
-"""Memory that a run takes: of each actor, of a node, of a GPU; pure functions of sizes, used by plan.py.
+"""Memory that a run takes: of each actor, of a node, of a GPU. Pure functions of sizes.
 
 The constants are measured (tests/preflight/test_memory.py holds the predictions against real processes); those of GPUs
 are not: they come from reports of others.

@@ -1,4 +1,4 @@
-"""The plan of a run: what it will take, where, and whether that is there. Pure; called by check.py.
+"""The plan of a run: what it will take, where, and whether that is there.
 
 All bytes are bytes, times seconds, and work floating point operations as the round log counts them.
 """

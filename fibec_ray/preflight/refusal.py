@@ -1,4 +1,4 @@
-"""What a run needs and is not there, in one sentence for the person who can change it; called by check.py."""
+"""What a run needs and the machine lacks, in one sentence for the person who can change it."""
 
 from __future__ import annotations
 

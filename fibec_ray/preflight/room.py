@@ -1,4 +1,4 @@
-"""What there is: processors, memory and disk, as a run will find them; used by check.py."""
+"""What there is: processors, memory and disk, as a run will find them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many samples each device has and how long they are: all that a plan needs of the data; used by preflight/."""
+"""How many samples each device has and how long they are: all that a plan needs of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies the matrices of a model: a trial of a quarter of a second; used by check.py."""
+"""Measures how fast this machine multiplies a model's matrices, in a quarter of a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run sends, computes and takes in time, over all of its rounds; called by check.py.
+"""What a run sends, computes and takes in time, over all of its rounds.
 
 Time is the weakest of all predictions: it takes the machine for as idle, and as fast, as a trial of a quarter of a
 second found it. Bytes and operations depend on nothing but the experiment.

@@ -1,4 +1,4 @@
-"""Floating point operations of device-rounds and evaluations, as the round log will count them; used by plan.py.
+"""Floating point operations of device-rounds and evaluations, as the round log will count them.
 
 Batches are the real ones; which of them a curriculum shows first is not known before the run, so that a round of a
 curriculum by difficulty is right in number of samples, and on average in their length. Not counted: looks at spectra.

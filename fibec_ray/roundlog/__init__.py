@@ -1,1 +1,1 @@
-"""The round log: what a run records of itself, as three Parquet tables with one part file per round."""
+"""The round log: what a run records of itself, as Parquet tables with one part file per round."""

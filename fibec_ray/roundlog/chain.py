@@ -1,4 +1,4 @@
-"""Whether a round log is what its run wrote: each part names the digest of the part before it; used by runs/."""
+"""Checks that a round log is what its run wrote: each part names the digest of the part before it."""
 
 from __future__ import annotations
 

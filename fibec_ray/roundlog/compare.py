@@ -1,4 +1,4 @@
-"""Compares rounds of two logs, value by value; used by verify and replay."""
+"""Compares rounds of two logs, value by value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the round log of a run, finished or not; used by the analysis, by tests and by `fibec-ray` to compare runs."""
+"""Reads the round log of a run, finished or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The columns of the round log, their units and meanings; the writer checks against them, every reader relies on them.
+"""The columns of the round log, their units and meanings. The writer checks its rows against them.
 
 `python -m fibec_ray.roundlog.schema` prints `docs/round-log.md`.
 """
@@ -194,7 +194,7 @@ DEVICES = pa.schema(
         ),
     ]
 )
-"""One row per device-round that was finished: the scalar fields of `types.DeviceReport`."""
+"""One row per device-round that was finished: the scalar fields of `reports.DeviceReport`."""
 
 LAYERS = pa.schema(
     [

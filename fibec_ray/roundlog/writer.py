@@ -1,4 +1,4 @@
-"""Writes the round log, one part file per table and round; the simulation holds the only writer."""
+"""Writes the round log, one part file per table and round. A run has one writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run directory whose home is a URL: worked on here, copied there as it grows; used by `fibec-ray run --out URL`.
+"""A run directory whose home is a URL: worked on here, copied there as it grows.
 
 Parquet parts and checkpoints are renamed into place when they are whole, so that whatever is copied is whole too.
 """

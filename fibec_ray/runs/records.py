@@ -1,4 +1,4 @@
-"""What a run directory says of its run, checked: settings, data, rounds logged; used by resume, verify and replay."""
+"""What a run directory says of its run, checked: settings, data, rounds logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A temporary folder to run again in what a run directory holds, without touching it; used by verify and replay."""
+"""A temporary folder to run again in what a run directory holds, without touching it."""
 
 from __future__ import annotations
 

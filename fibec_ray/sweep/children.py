@@ -1,4 +1,4 @@
-"""Child processes, a few at a time, that never outlive the one who started them; used by run.py."""
+"""Child processes, a few at a time, that never outlive the process that started them."""
 
 from __future__ import annotations
 

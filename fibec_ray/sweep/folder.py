@@ -1,4 +1,4 @@
-"""The sweep's folder: what is in it already, and what may not be touched; used by run.py.
+"""The sweep's folder: what is in it already, and what may not be touched.
 
 OUT/sweep.yaml              the record that the analysis reads
 OUT/VARIANT/seed-N/         a run directory

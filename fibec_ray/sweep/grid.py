@@ -1,4 +1,4 @@
-"""`method=fibecfed,fedavg seed=0,1,2` on an experiment -> the variants and seeds of a sweep; used by load.py."""
+"""`method=fibecfed,fedavg seed=0,1,2` on an experiment -> the variants and seeds of a sweep."""
 
 from __future__ import annotations
 

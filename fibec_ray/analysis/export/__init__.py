@@ -1,4 +1,4 @@
-"""The round log for other tools, each an optional dependency: `fibec-ray export RUN --to tensorboard|wandb|mlflow`."""
+"""Writes the round log for other tools: `fibec-ray export RUN --to tensorboard|wandb|mlflow`. Each is optional."""
 
 from __future__ import annotations
 

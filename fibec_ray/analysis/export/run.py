@@ -1,4 +1,4 @@
-"""`fibec-ray export`: finds the writer, and says what to install where it is missing."""
+"""`fibec-ray export`: finds the writer, and says what to install when it is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other tools are given of a run: its settings, and every number of `rounds`; used by the writers beside it."""
+"""What other tools get from a run: its settings, and every number of `rounds`."""
 
 from __future__ import annotations
 

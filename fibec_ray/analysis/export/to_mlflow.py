@@ -1,4 +1,4 @@
-"""A run for MLflow, in a local database or at a tracking server; called by run.py."""
+"""Writes a run for MLflow, in a local database or at a tracking server."""
 
 from __future__ import annotations
 

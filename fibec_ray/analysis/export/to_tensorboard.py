@@ -1,4 +1,4 @@
-"""Event files for TensorBoard; called by run.py."""
+"""Writes event files for TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run for Weights & Biases, kept offline until `wandb sync`; called by run.py."""
+"""Writes a run for Weights & Biases, kept offline until `wandb sync`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all rivals share: the workload's arrays, the model, and one device's local training; numpy, torch, peft alone.
+"""What all rivals share: the workload's arrays, the model, and one device's local training.
 
 Written for speed, as a careful user would: batches are slices of one array in memory, the base is loaded once per
 process, samples of one length need no attention mask, and the optimiser is torch's fused one.

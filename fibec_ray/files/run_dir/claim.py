@@ -1,4 +1,4 @@
-"""Who may write to a run directory: one driver at a time, which claims it before it writes anything.
+"""Claims a run directory for one driver at a time, before it writes anything.
 
 The operating system releases a lock when its holder ends, so a dead driver never blocks the folder.
 """

@@ -1,4 +1,4 @@
-"""What a start that was stopped leaves in a run directory: recognised, and removed before the next start.
+"""Recognises what a stopped start left in a run directory, and removes it before the next start.
 
 A start marks the folder before it writes anything else, and takes the mark away before the first round is logged. So a
 marked folder holds no round, and everything in it that a run writes can go. Folders without the mark, such as those of

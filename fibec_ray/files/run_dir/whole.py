@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and are on the disk when the call returns."""
+"""Writes files and folders whole or not at all, and returns when they are on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two kinds of actor: DeviceActor hosts federated devices, ServerActor holds the shared layers; made by RayFleet.
+"""The two kinds of actor: DeviceActor hosts federated devices, ServerActor holds the shared layers.
 
 Constructors are cheap and never fail: what can go wrong happens in `ready`, whose error reaches the driver as it is.
 After a restart Ray calls the constructor again, and the next call builds the worker anew from the run directory.

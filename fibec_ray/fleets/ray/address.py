@@ -1,4 +1,4 @@
-"""fleet.address: where a cluster is that can be joined, and whether a Ray head answers there; called by cluster.py."""
+"""fleet.address: finds a cluster to join, and checks whether a Ray head answers there."""
 
 from __future__ import annotations
 

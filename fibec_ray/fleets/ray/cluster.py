@@ -1,4 +1,4 @@
-"""Joins a Ray cluster or starts a local one, and says what it has; called by RayFleet and preflight/room.py."""
+"""Joins a Ray cluster or starts a local one, and says what it has."""
 
 from __future__ import annotations
 

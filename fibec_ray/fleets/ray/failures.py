@@ -1,4 +1,4 @@
-"""What says that an actor, a node or an object is gone, and waiting that has an end; used by the Ray fleet."""
+"""Recognises lost actors, nodes and objects, and waits with an end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ray fleet's server actor: made, asked, and replaced by another one with the same state if it is lost."""
+"""The Ray fleet's server actor: made, asked, and replaced by one with the same state if it is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls ray.init so that nothing of Ray reaches the terminal; used by cluster.py and local_cluster.py."""
+"""Calls ray.init so that nothing of Ray reaches the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ray cluster for one run on this machine: started, stopped, and why it did not start; called by cluster.py."""
+"""A Ray cluster for one run on this machine: starts it, stops it, and explains why it did not start."""
 
 from __future__ import annotations
 

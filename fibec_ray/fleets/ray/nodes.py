@@ -1,4 +1,4 @@
-"""What a fleet needs of a cluster's nodes before its actors: that there are enough, and base weights on each."""
+"""Checks that a cluster has enough nodes for a fleet, and puts base weights on each."""
 
 from __future__ import annotations
 

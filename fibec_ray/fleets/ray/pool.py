@@ -1,4 +1,4 @@
-"""Getting calls done by actors that may die: who is free, who is suspect, what is tried again; used by RayFleet.
+"""Schedules calls on a pool of actors and retries the ones that fail.
 
 A call that is lost with its actor goes to another one. That is safe because a device-round is a pure function of stored
 state: the second run gives the same bits as the first would have. An actor that is lost is restarted by Ray wherever

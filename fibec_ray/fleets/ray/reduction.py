@@ -1,4 +1,4 @@
-"""A round's updates on their way from device actors to the server, in cohort order, as they arrive; used by RayFleet.
+"""Sends a round's updates from device actors to the server, in cohort order, as they arrive.
 
 Payloads stay in the object store; the driver holds the refs of those that the server has not taken yet, and no others.
 (Ray itself sends a result under 100 kB along with the reply: that copy lives as long as the ref.) Refs go to the server

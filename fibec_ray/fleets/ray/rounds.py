@@ -1,4 +1,4 @@
-"""A round of the Ray fleet: devices train, the server gets their updates, what is lost is done again; used by it."""
+"""A round of the Ray fleet: devices train, the server gets their updates, lost work is done again."""
 
 from __future__ import annotations
 

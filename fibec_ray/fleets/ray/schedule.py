@@ -1,4 +1,4 @@
-"""Which call an actor gets next: the longest first, by what the run so far says of costs. Pure; used by the Ray fleet.
+"""Chooses an actor's next call: the longest first, by the costs that the run has shown so far.
 
 A device costs about a + b * num_samples seconds, and a curriculum moves a and b as the run goes on. An actor holds a
 second call while many wait, so that it never idles until the driver answers; the last calls go one at a time to whoever

@@ -1,4 +1,4 @@
-"""The folder of a local Ray cluster: its sockets, logs and spilled objects; made and removed by cluster.py.
+"""The folder of a local Ray cluster: its sockets, logs and spilled objects.
 
 Ray's own choice, a folder that all users share, lets every user reach the sockets and leaves one session behind for
 each run. This folder belongs to one run and one user (mode 0700), and goes with the cluster.

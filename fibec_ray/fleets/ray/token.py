@@ -1,4 +1,4 @@
-"""The token that protects a Ray cluster; used by cluster.py and jobs/address.py.
+"""The token that protects a Ray cluster.
 
 Ray would write a new token with the user's umask, so that other users can often read it. These functions keep it at
 mode 0600. Ray looks for it in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, and in ~/.ray/auth_token.

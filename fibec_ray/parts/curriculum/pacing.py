@@ -1,4 +1,4 @@
-"""Pacing functions: which fraction of the data a curriculum shows as training goes on; pure, used by paced curricula.
+"""Pacing functions: the fraction of the data that a curriculum shows as training goes on.
 
 x in [0, 1] is the progress t / (alpha T), capped at 1; beta in [0, 1] the fraction visible at the start. Every function
 rises from beta (exp, competence, geometric too) to 1, so that all data are visible from round ceil(alpha T) on. Rounds

@@ -1,4 +1,4 @@
-"""Neurons of personal tensors and the top share of them; used by the masks of this folder.
+"""Neurons of personal tensors, and the top share of them.
 
 A neuron is a row of a matrix (of LoRA's B an output neuron, of A a rank unit), or a rank of a LoRA pair: row i of A
 (r x in) and column i of B (out x r) together. Anything that is no LoRA pair has rows only.

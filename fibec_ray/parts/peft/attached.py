@@ -1,4 +1,4 @@
-"""A base model with one PEFT kind in it; made by a kind's `attach`, used by models/.
+"""A base model with one PEFT kind in it, as a kind's `attach` returns it.
 
 Shapes: B samples, S tokens of a sample, m virtual tokens, H hidden size.
 """

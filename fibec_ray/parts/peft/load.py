@@ -1,4 +1,4 @@
-"""Loads a saved adapter of a kind that the peft library lacks; for whoever uses a run's result."""
+"""Loads a saved adapter of a kind that the peft library lacks, for users of a run's result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which products of a backbone an adapter is put beside, by the backbone's family; used by library.py.
+"""Which products of a backbone an adapter is put beside, by the backbone's family.
 
 LoRA adapts the query and the value projection of every block (Hu et al., ICLR 2022, section 7.1 and table 5: of a fixed
 number of parameters these two make the best use); `attention` is all four projections of the same section (W_q, W_k,
