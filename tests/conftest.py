@@ -16,6 +16,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray would write a tok
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from rotation import seed
+
 from fibec_ray.config.load import check, config_folder, load_method, method_files, parse_override
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.fleets.local import LocalFleet
@@ -39,6 +41,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fast_on_ray = item.get_closest_marker("ray") and not item.get_closest_marker("slow")
         if fast_on_ray and not any(item.path.is_relative_to(folder) for folder in ON_RAY):
             raise pytest.UsageError(f"{item.nodeid}: put it into tests/fleets or tests/jobs, or `make test` misses it")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"methods were drawn by FIBEC_RAY_SAMPLE={seed()} (tests/rotation.py)")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import BACKBONES, DOES_NOT_APPLY, make_instructions, settings_on
+from rotation import in_turn
 
 from fibec_ray.config.load import check, method_files
 from fibec_ray.roundlog.reader import log_digest
@@ -88,18 +89,11 @@ def test_what_is_drawn_depends_on_the_place_and_not_on_the_process(
     assert found["local"] == found["ray"]
 
 
-QUICK = ("ditto", "fipa")
-"""Between them: evidence before and after training, matrices to the server, state on devices, own models."""
-
-
 ALL = [(p.stem, where) for p in method_files() for where in BACKBONES if (p.stem, where) not in DOES_NOT_APPLY]
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("method", "where"),
-    [case if case in [(m, "encoder") for m in QUICK] else pytest.param(*case, marks=pytest.mark.slow) for case in ALL],
-)
+@pytest.mark.parametrize(("method", "where"), in_turn(ALL, 2, "local equals Ray"))
 def test_every_method_agrees_bit_for_bit(method: str, where: str, tmp_path: Path, ray_cluster: None) -> None:
     found = [
         digests(settings_on(where, method, num_devices=6, rounds=3, fleet=fleet), tmp_path / fleet["kind"])

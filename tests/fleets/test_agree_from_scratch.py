@@ -6,23 +6,24 @@ from pathlib import Path
 
 import pytest
 from conftest import make_digits, make_regression, needs
+from rotation import in_turn
 
 from fibec_ray.config.load import check
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.runs.simulation import simulate
 
 FLEETS = ({"kind": "local"}, {"kind": "ray", "placement": "pooled", "num_actors": 2})
-QUICK = [("digits", "fisher-merging"), ("regression", "fipa-paper")]
-SLOW = [
+CASES = [
     ("digits", method)
     for method in (
         "fedavg", "fedprox", "scaffold", "feddyn", "fednova", "fedadam", "median", "krum", "fedper", "fibecfed", "fipa",
+        "fisher-merging",
     )
-] + [("regression", method) for method in ("scaffold", "fisher-merging", "fibecfed")]  # fmt: skip
+] + [("regression", method) for method in ("scaffold", "fisher-merging", "fibecfed", "fipa-paper")]  # fmt: skip
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("task", "method"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)])
+@pytest.mark.parametrize(("task", "method"), in_turn(CASES, 2, "local equals Ray, from scratch"))
 def test_both_fleets_agree_bit_for_bit(task: str, method: str, tmp_path: Path, ray_cluster: None) -> None:
     make = {"digits": make_digits, "regression": make_regression}[task]
     found = []

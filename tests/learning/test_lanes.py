@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import BACKBONES, DOES_NOT_APPLY, settings_on, shard_of
+from rotation import in_turn
 from torch import Tensor
 
 from fibec_ray.config.load import check, method_files
@@ -48,18 +49,11 @@ ALONE = {
     "lpt", "p-tuning", "p-tuning-v2", "prefix-tuning", "prompt-tuning", "slora", "vera",
 }  # fmt: skip
 """Methods whose PEFT kind is computed for one device at a time."""
-QUICK = {"bitfit", "ditto", "fedavg-ranks", "fedfisher", "fedrep", "fibecfed", "fipa", "moon", "scaffold", "delta-lora"}
 AMPLIFIES = {"fedfisher": 1e-4, "fipa-paper": 1e-3, "fibecfed-fipa": 1e-5}
 """The server divides by curvature that may be near 0: rounding grows by its inverse."""
 
 
-@pytest.mark.parametrize(
-    ("method", "where"),
-    [
-        case if case[0] in QUICK and case[1] == "encoder" else pytest.param(*case, marks=pytest.mark.slow)
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize(("method", "where"), in_turn(CASES, 8, "lanes equal alone"))
 def test_lanes_come_to_what_devices_come_to_alone(method: str, where: str, tmp_path: Path) -> None:
     """Two rounds, uneven steps and lengths: adapters, losses, and all that is counted."""
     settings = settings_on(where, method)

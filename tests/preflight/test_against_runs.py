@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import after_rounds, make_regression, settings_on
+from rotation import in_turn
 
 from fibec_ray.config.load import method_files
 from fibec_ray.learning.federation import Federation
@@ -17,8 +18,6 @@ from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Devices
 from fibec_ray.reports import DeviceReport
 
-FEW = ["fedavg", "fibecfed", "scaffold", "fedavg-ranks"]
-"""An adapter alone; scores, masks and personal layers; a hint and evidence; devices that differ."""
 FROM_SCRATCH = ["fipa-paper", "fedavg-full"]
 AT_MOST = {"hetlora", "fipa-paper"}
 """Devices send less where what they learn has a lower rank."""
@@ -84,16 +83,7 @@ def check_states(ran: Ran) -> None:
         assert all(ran.exchange.state_bytes(len(part), opened=False) == 0 for part in ran.samples.train)
 
 
-@pytest.mark.parametrize("method", FEW)
-def test_a_few_methods_send_compute_and_keep_what_was_planned(method: str, tmp_path: Path) -> None:
-    ran = run(method, tmp_path)
-    check_bytes(ran)
-    check_work(ran)
-    check_states(ran)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", sorted({path.stem for path in method_files()} - set(FEW)))
+@pytest.mark.parametrize("method", in_turn([path.stem for path in method_files()], 4, "plan against run"))
 def test_every_method_sends_computes_and_keeps_what_was_planned(method: str, tmp_path: Path) -> None:
     ran = run(method, tmp_path)
     check_bytes(ran, at_most=method in AT_MOST)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DOES_NOT_APPLY, settings_on
+from rotation import in_turn
 from runs.interrupted import interrupted, result
 
 from fibec_ray.config.load import check, method_files
@@ -13,12 +14,10 @@ from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import simulate
 from fibec_ray.runs.verify import verify
 
-QUICK = ("adalora", "feddyn", "flora", "moon")
-"""Between them: hints and moments on the server, memories on devices, ranks, adapters that change their base."""
 ALL = [path.stem for path in method_files() if (path.stem, "encoder") not in DOES_NOT_APPLY]
 
 
-@pytest.mark.parametrize("method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in ALL])
+@pytest.mark.parametrize("method", in_turn(ALL, 4, "killed and resumed"))
 def test_every_method_goes_on_where_it_stopped(method: str, tmp_path: Path) -> None:
     settings = settings_on("encoder", method, num_devices=6, rounds=3)
     calm = tmp_path / "calm"
