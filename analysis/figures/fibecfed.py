@@ -1,0 +1,44 @@
+"""Draws what FibecFed does in one run: the data that its curriculum shows, and the layers that it shares.
+
+python analysis/figures/fibecfed.py runs/quickstart --out fibecfed.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from fibec_ray.analysis.log import open_run
+from fibec_ray.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run directory or URL")
+    parser.add_argument("--out", default="fibecfed.svg", help="a file name that ends in .svg, .pdf or .png")
+    args = parser.parse_args(arguments)
+    try:
+        run = open_run(args.run)
+    except UserError as error:
+        parser.error(str(error))
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    data, layers = figure.subplots(1, 2)
+
+    rounds = run.rounds.filter(pl.col("round") >= 0).collect()
+    data.plot(rounds["round"] + 1, rounds["data_fraction"])
+    data.set(xlabel="rounds completed", ylabel="share of a device's data in use", ylim=(0, 1.05))
+
+    scores = run.layers.filter(pl.col("sensitivity").is_not_null()).group_by("layer").last().sort("layer").collect()
+    colours = ["#0072B2" if shared else "#E69F00" for shared in scores["shared"]]
+    layers.bar(scores["layer"], scores["sensitivity"], color=colours)
+    layers.set(xlabel="layer (blue: shared, orange: personal)", ylabel="sensitivity")
+
+    figure.savefig(args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
