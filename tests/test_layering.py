@@ -150,9 +150,12 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_an_axis_never_imports_another() -> None:
-    """Each folder of parts/ knows itself and part.py. (method.py puts the axes together.)"""
+    """Each folder of parts/ knows itself and part.py. (method.py puts the axes together.)
+
+    part.py and what it imports, own.py, are in no folder: that they import no axis follows from there being no cycles.
+    """
     for module in OURS:
-        if not module.startswith("fibec_ray.parts."):
+        if not module.startswith("fibec_ray.parts.") or module in ("fibec_ray.parts.part", "fibec_ray.parts.own"):
             continue
         axis = ".".join(module.split(".")[:3])
         for name in IMPORTS[module]:

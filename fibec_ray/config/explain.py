@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,7 @@ from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.errors import did_you_mean
 from fibec_ray.method import AXES
 from fibec_ray.models.nets import NETS
+from fibec_ray.parts.part import class_of
 
 LONGEST = 200
 """Characters of a value that is shown."""
@@ -57,5 +59,14 @@ def _model_at(root: type[BaseModel], raw: Any, loc: Loc) -> type[BaseModel] | No
         default = field.default if field is not None else None
         model = type(default) if isinstance(default, BaseModel) else field and field.annotation
         if part in REGISTRIES and isinstance(raw, Mapping):
-            model = REGISTRIES[str(part)].get(str(raw.get("kind")), model)
+            model = REGISTRIES[str(part)].get(str(raw.get("kind"))) or _own(str(part), raw) or model
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _own(key: str, raw: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The class of a user's own part, if that is what is named there."""
+    if key not in AXES and key != "of":
+        return None
+    with suppress(ValueError):
+        return class_of(raw, REGISTRIES[key])  # type: ignore[type-var]
+    return None

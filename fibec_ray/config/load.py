@@ -7,6 +7,8 @@ folder of the experiment or in the packaged one. Overrides are applied from the 
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,18 +25,21 @@ from fibec_ray.method import AXES, Method
 
 GROUPS = {"method": "methods", "task": "tasks", "backbone": "backbones"}
 """Keys whose value may be the name of a file, and the folder of such files."""
+KINDS = ("kind", "of")
+"""Keys below an axis whose value may be a part's kind."""
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in a file, with overrides. Raises ConfigError."""
-    raw = read_yaml(path)
-    pairs = sorted((parse_override(text) for text in overrides), key=lambda pair: len(pair[0]))
+    raw = with_paths(read_yaml(path), path.parent)
+    pairs = sorted((parse_override(with_path(text, Path())) for text in overrides), key=lambda pair: len(pair[0]))
     for keys, value in pairs:
         if len(keys) == 1:
             raw[keys[0]] = value
     for group in GROUPS:
         if isinstance(raw.get(group), str):
-            raw[group] = read_yaml(find(group, raw[group], path))
+            found = find(group, raw[group], path)
+            raw[group] = with_paths({group: read_yaml(found)}, found.parent)[group]
     for keys, value in pairs:
         if len(keys) > 1:
             _set(raw, keys, value)
@@ -52,11 +57,38 @@ def check(raw: dict[str, Any], where: str) -> Experiment:
 
 
 def load_method(path: Path) -> Method:
-    raw = read_yaml(path)
+    raw = with_paths({"method": read_yaml(path)}, path.parent)["method"]
     try:
         return Method.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Method, raw)}") from error
+
+
+def with_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """raw: settings of an experiment. Files with parts get absolute paths: they are beside the YAML that names them.
+
+    folder: of that YAML. Copies that a run or a job keeps are in a folder `parts` beside it.
+    """
+    return {**raw, "method": _located(raw["method"], folder)} if isinstance(raw.get("method"), dict) else raw
+
+
+def _located(value: Any, folder: Path, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _located(below, folder, str(name)) for name, below in value.items()}
+    place, colon, name = value.rpartition(":") if isinstance(value, str) and key in (*AXES, *KINDS) else ("", "", "")
+    if not place.endswith(".py"):
+        return value
+    beside, kept = (Path(os.path.abspath(folder / within / place)) for within in ("", "parts"))
+    return f"{kept if kept.is_file() and not beside.exists() else beside}{colon}{name}"
+
+
+def with_path(text: str, folder: Path) -> str:
+    """The same for one override, `key=value`, that is written in a file of this folder."""
+    keys, value = parse_override(text)
+    if keys[0] != "method":
+        return text
+    located = _located(value, folder, keys[-1])
+    return text if located == value else f"{text.partition('=')[0]}={json.dumps(located)}"
 
 
 def config_folder() -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 from fibec_ray.errors import did_you_mean
+from fibec_ray.parts import own
 
 Need = Literal["text", "classes", "transformer", "lora"]
 """What a part may do nothing without: samples that are tokens, labels that can be counted, a pretrained transformer's
@@ -20,11 +22,28 @@ def of_label(label: str) -> tuple[Need, ...]:
 
 
 class Part(BaseModel):
-    """The base of all parts. `kind` is the tag that YAML names it by; unknown keys are refused."""
+    """The base of all parts. `kind` is the tag that YAML names it by; unknown keys are refused.
+
+    A class outside this package needs no kind: it is named by its file or module (parts/own.py).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        super().__pydantic_init_subclass__(**arguments)
+        if own.is_own(cls):
+            kind = own.name_kind(cls)
+            cls.model_fields["kind"] = FieldInfo(annotation=Literal[kind], default=kind)  # type: ignore[arg-type]
+            cls.model_rebuild(force=True, raise_errors=False)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Parts of a user's own travel with their source: the other process may never have seen the file."""
+        if not own.is_own(type(self)):
+            return super().__reduce_ex__(protocol)
+        return own.arrived, (self.kind, own.source_of(type(self))), self.__getstate__()
 
     @property
     def opens(self) -> bool:
@@ -50,6 +69,14 @@ class Part(BaseModel):
 P = TypeVar("P", bound=Part)
 
 
+def sources_of(part: Part) -> Iterator[own.Source]:
+    """Where the part's class comes from, and those that it is built on, as far as they are not of this package."""
+    yield from (own.source_of(cls) for cls in type(part).__mro__ if issubclass(cls, Part) and own.is_own(cls))
+    for name in type(part).model_fields:
+        if isinstance(below := getattr(part, name), Part):
+            yield from sources_of(below)
+
+
 def build(registry: Mapping[str, type[P]], value: Any) -> P:
     """A part from YAML: a kind (`random`), or a mapping with `kind` and hyper-parameters. ValueError if unknown.
 
@@ -58,18 +85,38 @@ def build(registry: Mapping[str, type[P]], value: Any) -> P:
     if isinstance(value, Part):
         return value  # type: ignore[return-value]
     spec = {"kind": value} if isinstance(value, str) else value
-    return registry[kind_of(spec, registry)].model_validate(dict(spec), context=registry)
+    cls = class_of(spec, registry)
+    return cls.model_validate({**spec, "kind": cls.model_fields["kind"].default}, context=registry)
+
+
+def class_of(spec: Any, registry: Mapping[str, type[P]]) -> type[P]:
+    """The class that a mapping's kind names, in the registry or of a user's own. ValueError if there is none."""
+    kind = _named(spec, registry)
+    found: type[P] | None = registry.get(kind) or own.find(kind, contract_of(registry))
+    if found is None:
+        raise ValueError(f"no such kind {kind!r}; {did_you_mean(kind, [*registry, *own.offered_names()])}")
+    return found
+
+
+def contract_of(registry: Mapping[str, type[P]]) -> type[P]:
+    """The base class of an axis, from the parts on it."""
+    some: type[P] = next(iter(registry.values()))
+    return next(cls for cls in some.__mro__ if Part in cls.__bases__)
 
 
 def kind_of(spec: Any, registry: Mapping[str, Any]) -> str:
     """The kind that a mapping names. ValueError if it is no mapping, or names none of the registry."""
+    kind = _named(spec, registry)
+    if kind not in registry:
+        raise ValueError(f"no such kind {kind!r}; {did_you_mean(kind, registry)}")
+    return kind
+
+
+def _named(spec: Any, registry: Mapping[str, Any]) -> str:
     if not isinstance(spec, Mapping):
         raise ValueError(f"expected a kind or a mapping with a kind, found {type(spec).__name__}")
     if "kind" not in spec and len(registry) == 1:
         return next(iter(registry))
     if "kind" not in spec:
         raise ValueError(f"kind is missing; set it to one of: {', '.join(sorted(registry))}")
-    kind = str(spec["kind"])
-    if kind not in registry:
-        raise ValueError(f"no such kind {kind!r}; {did_you_mean(kind, registry)}")
-    return kind
+    return str(spec["kind"])

@@ -1,0 +1,280 @@
+"""Parts of a user's own: classes in a file, in an installed module, or offered by a package as an entry point.
+
+A kind with a colon names such a class: `my_rules.py:ClippedMean` is in a file, `my_package.rules:ClippedMean` in a
+module. A package may give its classes short names with entry points of the group `fibec_ray.parts`. Naming a class
+runs the file or module that it is in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import linecache
+import platform
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fibec_ray.errors import FleetError, did_you_mean
+
+GROUP = "fibec_ray.parts"
+MOST_BYTES = 1_000_000
+"""Of a file with parts. It travels to every actor."""
+FORMS = "FILE.py:CLASS or MODULE:CLASS, such as my_rules.py:ClippedMean"
+_known: dict[str, type[Any]] = {}
+"""The newest class of each kind in this process."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a class comes from. The text of a file travels with a run; a module is installed wherever it is needed."""
+
+    name: str
+    """my_rules.py, or my_package.rules"""
+    digest: str
+    text: str | None
+
+
+def find(kind: str, contract: type[Any]) -> type[Any] | None:
+    """The class of a user's own that a kind names; None for a word that no package offers. Runs what it is in.
+
+    contract: the base class of its axis. Raises ValueError with what is wrong, and what to do.
+    """
+    if kind in _known:
+        return checked(_known[kind], kind, contract)
+    place, colon, name = kind.rpartition(":")
+    if not colon and not kind.endswith(".py"):
+        return _offered(kind, contract)
+    if not place or not name.isidentifier() or (":" in place and not place.endswith(".py")):
+        raise ValueError(f"{kind!r} names no class; expected {FORMS}")
+    module = load_file(Path(place)) if place.endswith(".py") else _imported(place)
+    if name not in vars(module):
+        raise ValueError(f"{place}: has no class {name!r}; {did_you_mean(name, classes_in(module, contract))}")
+    return checked(vars(module)[name], kind, contract)
+
+
+def checked(found: Any, kind: str, contract: type[Any]) -> type[Any]:
+    """The class, if a method can have it on the axis. Raises ValueError."""
+    base = f"{contract.__module__}.{contract.__name__}"
+    if not isinstance(found, type) or not issubclass(found, contract):
+        if other := _axis_of(found, contract):
+            raise ValueError(f"{kind}: is a part for {other}, not for {contract.__name__.lower()}; set method.{other}")
+        raise ValueError(f"{kind}: is no part for {contract.__name__.lower()}; make it a subclass of {base}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(vars(found)["__abstractmethods__"]))
+        raise ValueError(f"{kind}: lacks methods that {base} asks for: {missing}; write them")
+    return found
+
+
+def classes_in(module: ModuleType, contract: type[Any]) -> dict[str, type[Any]]:
+    """The parts of one axis that a module defines itself. contract: the base class of the axis, or Part for all."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, contract) and value.__module__ == module.__name__
+    }
+
+
+def is_own(cls: type[Any]) -> bool:
+    """False for a class of this package."""
+    return not cls.__module__.startswith("fibec_ray.")
+
+
+def name_kind(cls: type[Any]) -> str:
+    """The kind of a class of a user's own that has just been made: where it is."""
+    kind = f"{source_of(cls).name}:{cls.__qualname__}"
+    _known[kind] = cls
+    return kind
+
+
+def load_file(path: Path) -> ModuleType:
+    """Runs a file with parts, once for each content. Raises ValueError."""
+    return _run(Source(path.name, *_read(path)), str(path))
+
+
+def arrived(kind: str, source: Source) -> Any:
+    """A part without its fields yet, which another process sent. Raises FleetError if its class cannot be had here."""
+    cls = _same(kind, source)
+    return cls.__new__(cls)  # type: ignore[call-overload]
+
+
+def _same(kind: str, source: Source) -> type[Any]:
+    name = kind.rpartition(":")[2]
+    node = f"node {platform.node()}"
+    try:
+        module = _run(source, source.name) if source.text is not None else _imported(source.name)
+        if _source(module) != source:
+            raise ValueError("is another one than the run began with; install the same version on every node")
+        found: type[Any] = vars(module)[name]
+    except KeyError as error:
+        raise FleetError(
+            f"{kind}: {node} cannot have this class: it is not at the top level of a file or module; put it there"
+        ) from error
+    except ValueError as error:
+        raise FleetError(f"{kind}: {node}: {error}") from error
+    return found
+
+
+def source_of(cls: type[Any]) -> Source:
+    """Of the module that a class was defined in."""
+    module = sys.modules.get(cls.__module__)
+    return _source(module) if module is not None else Source(cls.__module__, "", None)
+
+
+def offers() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name, what loads it) of each part that an installed package offers."""
+    for point in _entry_points():
+        yield point.name, point.load
+
+
+def offered_names() -> list[str]:
+    return [point.name for point in _entry_points()]
+
+
+@cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
+
+
+def _offered(name: str, contract: type[Any]) -> type[Any] | None:
+    """Kinds are unique on an axis; packages may use one name on several."""
+    values = {point.value for point in _entry_points() if point.name == name}
+    found, reason = [], None
+    for value in sorted(values):
+        try:
+            found.append(find(value.replace(" ", ""), contract))
+        except ValueError as error:
+            reason = error
+    if len(found) > 1:
+        raise ValueError(f"{name!r} is offered by several packages; name one of them: {', '.join(sorted(values))}")
+    if not found and reason is not None:
+        raise ValueError(f"{name!r} of an installed package: {reason}") from reason
+    return found[0] if found else None
+
+
+def _axis_of(found: Any, contract: type[Any]) -> str | None:
+    """Of a part that is on another axis; None for what is no part."""
+    root = contract.__bases__[0]
+    if not isinstance(found, type) or not issubclass(found, root) or found is root:
+        return None
+    return next(cls.__name__.lower() for cls in found.__mro__ if root in cls.__bases__)
+
+
+def _read(path: Path) -> tuple[str, str]:
+    """Digest and text. Raises ValueError."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: is a folder, or no ordinary file; give the path of a Python file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; {_beside(path)}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a Python file") from error
+    if len(content) > MOST_BYTES:
+        raise ValueError(
+            f"{path}: is larger than {MOST_BYTES / 1e6:.0f} MB, too much for a file that travels to every actor; keep "
+            "code alone in it"
+        )
+    if not re.fullmatch(r"\w[\w .+-]*\.py", path.name):
+        raise ValueError(f"{path}: its name may have letters, digits, '_' and '-' before .py; rename it")
+    try:
+        return _digest(content), content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _beside(path: Path) -> str:
+    folder = path.parent
+    names = [each.name for each in folder.glob("*.py")] if folder.is_dir() else []
+    if not names:
+        return "give the path of a Python file, seen from the file that names it"
+    return did_you_mean(path.name, names)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _source(module: ModuleType) -> Source:
+    found = getattr(module, "__own_source__", None)
+    if isinstance(found, Source):
+        return found
+    file = getattr(module, "__file__", None)
+    try:
+        source = Source(module.__name__, _digest(Path(file).read_bytes()) if file else "", None)
+    except OSError:
+        source = Source(module.__name__, "", None)
+    vars(module)["__own_source__"] = source  # of the code that runs, even if the file is edited later
+    return source
+
+
+def _run(source: Source, where: str) -> ModuleType:
+    """The module that a file's text makes. Its name says its content: another text is another module."""
+    name = f"_fibec_ray_own_{_digest(source.name.encode() + source.digest.encode())}"
+    module = sys.modules.get(name)
+    if module is None:
+        module = ModuleType(name, f"{where}, run by fibec_ray")
+        module.__file__ = where
+        vars(module)["__own_source__"] = source
+        sys.modules[name] = module
+        text = source.text or ""
+        linecache.cache[where] = (len(text), None, text.splitlines(keepends=True), where)
+        try:
+            with redirect_stdout(sys.stderr):  # what a command prints may be read by a program
+                exec(compile(text, where, "exec", dont_inherit=True), vars(module))
+        except BaseException as error:
+            del sys.modules[name]
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise ValueError(f"{where}: {_what_failed(error, where)}") from error
+    _known.update(
+        {
+            f"{source.name}:{cls.__qualname__}": cls
+            for cls in vars(module).values()
+            if isinstance(cls, type) and cls.__module__ == name
+        }
+    )
+    return module
+
+
+def _imported(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"{name!r} is no name of a module; expected {FORMS}")
+    if name in sys.modules:
+        return sys.modules[name]
+    try:
+        with redirect_stdout(sys.stderr):
+            return importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(
+                f"no module {error.name!r} is installed; install it wherever the run computes, or, for a file, write "
+                f"{name.rpartition('.')[2]}.py:CLASS"
+            ) from error
+        raise ValueError(f"module {name} cannot be imported: {_what_failed(error, '')}") from error
+
+
+def _what_failed(error: BaseException, where: str) -> str:
+    """'line 3: NameError: ...'; the line of the file, or the last one that ran."""
+    text = " ".join(str(error).split()) or "without a message"
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {type(error).__name__}: {' '.join(str(error.msg).split())}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == where]
+    place = f"line {lines[-1]}: " if lines else ""
+    advice = ""
+    if isinstance(error, ModuleNotFoundError) and where:
+        advice = "; a file with parts stands alone: put what it needs into it, or install it as a package"
+    return f"{place}{type(error).__name__}: {text}{advice}"
