@@ -8,27 +8,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.parts.aggregator.feddyn import FedDyn
-from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.curriculum import CURRICULA
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.objective.base import Objective
-from fibec_ray.parts.objective.feddyn import DynamicRegulariser
-from fibec_ray.parts.objective.moon import Moon
-from fibec_ray.parts.part import Part, build
+from fibec_ray.parts.part import LACKING, Part, build
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.sharing.base import Sharing
-from fibec_ray.parts.sharing.nothing import Nothing
 from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.parts.solver.base import Solver
-from fibec_ray.parts.solver.fedrep import FedRep
-from fibec_ray.parts.solver.idle import Idle
 
 AXES: dict[str, dict[str, type[Any]]] = {
     "peft": PEFTS,
@@ -39,28 +31,16 @@ AXES: dict[str, dict[str, type[Any]]] = {
     "solver": SOLVERS,
     "aggregator": AGGREGATORS,
 }
-
-Half = tuple[str, str]
-HALVES: tuple[tuple[Half, tuple[str, tuple[str, ...]]], ...] = (
-    (("aggregator", "flora"), ("peft", ("moving_lora",))),
-    (("peft", "moving_lora"), ("aggregator", ("flora",))),
-    (("aggregator", "flexlora"), ("peft", ("lora",))),
-    (("aggregator", "hetlora"), ("peft", ("lora",))),
-    (("peft", "sparse_lora"), ("sharing", ("all",))),
-    (("peft", "adalora"), ("objective", ("adalora",))),
-    (("objective", "adalora"), ("peft", ("adalora",))),
-    (("objective", "rank_pruning"), ("aggregator", ("hetlora",))),
-)
-"""(axis, kind) that has no meaning without one of the kinds of another axis."""
+"""The first kind of each axis is its neutral one, which a method has if it names none."""
 
 
 def _of(axis: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: build(AXES[axis], _with_kind(axis, value)))
+    return BeforeValidator(lambda value: build(AXES[axis], value))
 
 
-def _with_kind(axis: str, value: Any) -> Any:
-    """Settings of the PEFT kind are LoRA's where no kind is named, as on a command line that sets one of them."""
-    return {"kind": "lora", **value} if axis == "peft" and isinstance(value, dict) and "kind" not in value else value
+def neutral(axis: str) -> Any:
+    """The part that a method has on an axis if it does not say."""
+    return next(iter(AXES[axis].values()))()
 
 
 class Method(BaseModel):
@@ -70,27 +50,18 @@ class Method(BaseModel):
 
     name: str = "fedavg"
     reference: str = Field("", description="paper, for the method table")
-    peft: Annotated[SerializeAsAny[Peft], _of("peft")] = Lora()
-    curriculum: Annotated[SerializeAsAny[Curriculum], _of("curriculum")] = Curriculum()
-    sharing: Annotated[SerializeAsAny[Sharing], _of("sharing")] = Sharing()
-    mask: Annotated[SerializeAsAny[Mask], _of("mask")] = Mask()
-    objective: Annotated[SerializeAsAny[Objective], _of("objective")] = Objective()
-    solver: Annotated[SerializeAsAny[Solver], _of("solver")] = Solver()
-    aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = Mean()
+    peft: Annotated[SerializeAsAny[Peft], _of("peft")] = neutral("peft")
+    curriculum: Annotated[SerializeAsAny[Curriculum], _of("curriculum")] = neutral("curriculum")
+    sharing: Annotated[SerializeAsAny[Sharing], _of("sharing")] = neutral("sharing")
+    mask: Annotated[SerializeAsAny[Mask], _of("mask")] = neutral("mask")
+    objective: Annotated[SerializeAsAny[Objective], _of("objective")] = neutral("objective")
+    solver: Annotated[SerializeAsAny[Solver], _of("solver")] = neutral("solver")
+    aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = neutral("aggregator")
     pooled: bool = Field(
         False,
         description="centralised training, an anchor: one place has all data, and visits as many samples in a round as "
         "a cohort does on average, other ones each time; nothing is sent",
     )
-
-    @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> Method:
-        if self.mask.needs_personal and not self.sharing.keeps_personal:
-            raise ValueError(
-                f"mask '{self.mask.kind}' acts on personal layers, and sharing '{self.sharing.kind}' leaves none; "
-                "set mask: none, or share less"
-            )
-        return self
 
     @model_validator(mode="after")
     def _pooled_data_need_no_federation(self) -> Method:
@@ -108,87 +79,41 @@ class Method(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _feddyn_on_both_sides(self) -> Method:
-        device = self.objective.alpha if isinstance(self.objective, DynamicRegulariser) else None
-        server = self.aggregator.alpha if isinstance(self.aggregator, FedDyn) else None
-        if device is None and server is None:
-            return self
-        if device is None or server is None:
-            raise ValueError("FedDyn has two halves; set both objective: feddyn and aggregator: feddyn, or neither")
-        if device != server:
-            raise ValueError(
-                f"objective.alpha {device} and aggregator.alpha {server} of feddyn differ; make them equal"
-            )
+    def _parts_fit(self) -> Method:
+        """What the parts say of each other, in their own files."""
+        for axis, part in self.parts.items():
+            for other, kind in part.partners.items():
+                self._go_together(axis, part, other, kind)
+            for other, why in part.silences.items():
+                if (idle := self.parts[other]) != neutral(other):
+                    raise ValueError(
+                        f"{axis} '{part.kind}' {why}, so {other} '{idle.kind}' has no effect; leave it out"
+                    )
+        for axis, part in self.parts.items():
+            for need in part.needs:
+                for other, beside in self.parts.items():
+                    if need in beside.lacks:
+                        able = [kind for kind, cls in AXES[axis].items() if need not in cls().needs]
+                        words = {"other": f"{other} '{beside.kind}'", "axis": axis, "neutral": neutral(axis).kind}
+                        why = LACKING[need].format(**words, able=", ".join(able))
+                        raise ValueError(f"{axis} '{part.kind}' {why}")
         return self
 
-    @model_validator(mode="after")
-    def _parts_of_the_adapter(self) -> Method:
-        """Ranks that differ, and tensors that take turns, need parts that know what to do with what is not sent."""
-        peft = self.peft
-        what = "ranks that differ" if peft.differs_by_device else "tensors that take turns"
-        if not (peft.differs_by_device or peft.takes_turns):
-            return self
-        for axis in ("objective", "aggregator"):
-            part = getattr(self, axis)
-            if not part.takes_parts:
-                able = [kind for kind, cls in AXES[axis].items() if cls.takes_parts]
+    def _go_together(self, axis: str, part: Part, other: str, kind: str) -> None:
+        """Raises ValueError unless the other axis has this kind, or a user's own version of it, and they agree."""
+        partner, registry = self.parts[other], AXES[other]
+        ready_made = registry.get(kind) if kind != neutral(other).kind else None
+        own = ready_made and partner.kind not in registry and isinstance(partner, ready_made)
+        if partner.kind != kind and not own:
+            raise ValueError(
+                f"{axis} '{part.kind}' needs {other} '{kind}', found '{partner.kind}'; set both, or neither"
+            )
+        for field in part.agrees:
+            mine, theirs = getattr(part, field), getattr(partner, field)
+            if mine != theirs:
                 raise ValueError(
-                    f"{axis} '{part.kind}' cannot do with {what} (peft {peft.kind}); set one of: {', '.join(able)}"
+                    f"{axis}.{field} {mine} and {other}.{field} {theirs} of {kind} differ; make them equal"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _halves(self) -> Method:
-        """Methods whose parts on two axes need each other."""
-        for (axis, kind), (other, needed) in HALVES:
-            if getattr(self, axis).kind == kind and getattr(self, other).kind not in needed:
-                raise ValueError(
-                    f"{axis} '{kind}' needs {other} '{needed[0]}', found '{getattr(self, other).kind}'; set both"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _parts_fit_the_solver(self) -> Method:
-        if self.solver.needs_personal and not self.sharing.keeps_personal:
-            raise ValueError(
-                f"solver '{self.solver.kind}' trains personal tensors by themselves, and sharing '{self.sharing.kind}' "
-                "leaves none; share less, such as sharing: body"
-            )
-        if self.solver.needs_shared and isinstance(self.sharing, Nothing):
-            raise ValueError(
-                f"solver '{self.solver.kind}' starts from what is shared, and sharing 'none' shares nothing; "
-                "set sharing: all, or solver: once"
-            )
-        if isinstance(self.solver, FedRep) and self.mask.freezes:
-            raise ValueError(f"solver 'fedrep' trains the head, and mask '{self.mask.kind}' holds it; set mask: none")
-        reads_steps = self.objective.needs_plain_sgd or isinstance(self.objective, DynamicRegulariser)
-        if reads_steps and not self.solver.sums_steps:
-            raise ValueError(
-                f"objective '{self.objective.kind}' reads gradients off what a device's steps add up to, which is not "
-                f"what solver '{self.solver.kind}' sends; set objective: plain, or solver: once"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _features_fit(self) -> Method:
-        kind = self.objective.kind
-        if self.objective.needs_features and self.mask.learns_from_training:
-            raise ValueError(
-                f"mask '{self.mask.kind}' takes Fisher information from training, whose gradients hold the term of "
-                f"objective '{kind}'; set mask.source: pass"
-            )
-        if isinstance(self.objective, Moon) and isinstance(self.sharing, Nothing):
-            raise ValueError("objective 'moon' has no effect where nothing is shared: z_g = z_p; set sharing: all")
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_to_train(self) -> Method:
-        for axis in ("curriculum", "mask", "objective", "aggregator"):
-            if isinstance(self.solver, Idle) and self.parts[axis] != neutral(axis):
-                raise ValueError(
-                    f"solver 'idle' trains nothing, so {axis} '{self.parts[axis].kind}' has no effect; leave it out"
-                )
-        return self
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -215,9 +140,3 @@ class Method(BaseModel):
     def opens(self) -> bool:
         """True if any part has work in the initialisation phase."""
         return any(part.opens for part in self.parts.values())
-
-
-def neutral(axis: str) -> Part:
-    """The part that a method has on an axis if it does not say."""
-    part: Part = Method.model_fields[axis].default
-    return part

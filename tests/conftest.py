@@ -23,6 +23,8 @@ from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
+from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.part import Setting
 from fibec_ray.reports import DeviceReport
 from fibec_ray.runs.simulation import cache_dir, prepare
 
@@ -174,10 +176,16 @@ def named(group: str, name: str) -> dict[str, Any]:
     return content
 
 
+def least_cohort(aggregator: Aggregator) -> int:
+    """The fewest devices of a round that the aggregator goes with as it is set."""
+    sizes = (Setting(size, 64, "sgd", 0.0, "float32", None) for size in range(1, 100))
+    return next(setting.cohort_size for setting in sizes if aggregator.unfit_for(setting) is None)
+
+
 def needs(method: str) -> dict[str, Any]:
     """What a method asks of the rest of the experiment: the overrides of its file's first line, and enough devices."""
     (path,) = (path for path in method_files() if path.stem == method)
-    settings: dict[str, Any] = {"cohort_size": max(3, load_method(path).aggregator.least_cohort)}
+    settings: dict[str, Any] = {"cohort_size": max(3, least_cohort(load_method(path).aggregator))}
     for text in path.read_text(encoding="utf-8").splitlines()[0].split()[5:]:
         (first, *rest), value = parse_override(text)
         settings[first] = settings.get(first, {}) | {rest[0]: value} if rest else value

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fibec_ray
+from fibec_ray.method import AXES
 
 PACKAGE = Path(fibec_ray.__file__).parent
 
@@ -163,14 +164,61 @@ def test_an_axis_never_imports_another() -> None:
                 assert below(name, axis, "fibec_ray.parts.part"), f"{module} imports {name}"
 
 
-def test_the_engine_knows_no_method() -> None:
-    """Learning, fleets and the round loop see the contracts of the axes (their base.py), never one of their kinds."""
-    for module in OURS:
-        if part_of(module) not in ("learning", "checkpoints", "fleets", "runs"):
-            continue
-        for name in IMPORTS[module]:
-            if name.startswith("fibec_ray.parts."):
-                assert name.endswith((".base", ".part")), f"{module} imports {name}"
+ENGINE = ("method", "config", "learning", "checkpoints", "fleets", "runs")
+REGISTRIES = {f"fibec_ray.parts.{axis}" for axis in AXES}
+ORDINARY_WORDS = {
+    "adapter": "what a run saves, and what a generator of random numbers is for",
+    "all": "of checkpoint.keep",
+    "fisher": "what a generator of random numbers is for",
+    "loss": "a column of tables",
+    "mean": "a column of tables",
+    "none": "what a message says of an empty list",
+    "plain": "of backbone.backend",
+}
+"""Kinds of parts that are words of the engine too, and what they mean there."""
+
+
+def engine() -> list[str]:
+    return [module for module in OURS if part_of(module) in ENGINE]
+
+
+@pytest.mark.parametrize("module", engine())
+def test_the_engine_knows_no_method(module: str) -> None:
+    """It sees the contracts of the axes (their base.py), never one of their kinds. method.py has the registries."""
+    registries = REGISTRIES if module == "fibec_ray.method" else set()
+    for name in IMPORTS[module] - registries:
+        if name.startswith("fibec_ray.parts."):
+            assert name.endswith((".base", ".part")), f"{module} imports {name}"
+
+
+def kinds_named(source: str) -> set[str]:
+    """Strings that are kinds of parts: ordinary words only where something called `kind` is compared with them."""
+    kinds = {kind for registry in AXES.values() for kind in registry}
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and node.value in kinds - ORDINARY_WORDS.keys():
+            found.add(node.value)
+        if isinstance(node, ast.Compare) and any(getattr(side, "attr", "") == "kind" for side in ast.walk(node)):
+            found |= {side.value for side in ast.walk(node) if isinstance(side, ast.Constant)} & kinds
+    return found
+
+
+def test_kinds_are_found_in_a_source() -> None:
+    assert kinds_named('x = "krum"; y = "plain"; z = {"adapter": 1}') == {"krum"}
+    assert kinds_named('if part.kind == "plain" or "fisher" in (one.kind, 1): pass') == {"plain", "fisher"}
+    assert kinds_named('if part.kind in ("all", "mean") and task.kind != "digits": pass') == {"all", "mean"}
+
+
+@pytest.mark.parametrize("module", engine())
+def test_the_engine_names_no_kind(module: str) -> None:
+    assert kinds_named(FILES[module].read_text(encoding="utf-8")) == set()
+
+
+def test_ordinary_words_are_kinds_that_the_engine_uses() -> None:
+    """So that none stays in the list for no reason."""
+    text = "".join(FILES[module].read_text(encoding="utf-8") for module in engine())
+    for word in ORDINARY_WORDS:
+        assert f'"{word}"' in text and any(word in registry for registry in AXES.values())
 
 
 def test_models_know_of_the_axes_peft_alone() -> None:

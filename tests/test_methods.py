@@ -18,10 +18,8 @@ from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
-from fibec_ray.method import AXES, HALVES, Method
-from fibec_ray.parts.mask import MASKS
+from fibec_ray.method import AXES, Method
 from fibec_ray.parts.part import Part
-from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 
 METHODS = [path.stem for path in method_files()]
@@ -79,14 +77,8 @@ def test_every_part_is_frozen_documented_and_made_from_its_kind_alone(axis: str,
 
 def neighbours(axis: str, kind: str) -> dict[str, Any]:
     """What a part cannot do without."""
-    if kind == "feddyn":
-        return {"objective": kind, "aggregator": kind}
-    for (one, name), (other, able) in HALVES:
-        if (one, name) == (axis, kind) and able[0] != Method().parts[other].kind:
-            return {other: able[0]}
-    if axis == "solver" and SOLVERS[kind]().needs_personal:
-        return {"sharing": "body"}
-    return {"sharing": "gal"} if axis == "mask" and MASKS[kind]().needs_personal else {}
+    part = AXES[axis][kind]()
+    return part.partners | ({"sharing": "body"} if "personal" in part.needs else {})
 
 
 @pytest.mark.parametrize("axis", AXES)

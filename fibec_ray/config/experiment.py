@@ -14,14 +14,10 @@ from fibec_ray.data.tasks import Task
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.costs import System
 from fibec_ray.learning.job import Job, LocalTraining, ServerConfig
-from fibec_ray.method import Method
+from fibec_ray.method import AXES, Method
 from fibec_ray.models.nets import NETS, Net, is_net
 from fibec_ray.models.spec import Backbone
-from fibec_ray.parts.curriculum.length_warmup import LengthWarmup
-from fibec_ray.parts.part import Need, kind_of
-from fibec_ray.parts.peft.full import Full
-from fibec_ray.parts.peft.lora import Lora
-from fibec_ray.parts.sharing.gal import GlobalLayers
+from fibec_ray.parts.part import LACKING, Setting, kind_of
 
 
 def _partition(value: Any) -> Any:
@@ -55,15 +51,6 @@ def _backbone(value: Any) -> Any:
     if _is_mixture(value):
         raise ValueError(ONE_BACKBONE)
     return (NETS[kind_of(value, NETS)] if is_net(value) else Backbone).model_validate(value)
-
-
-LACKS: dict[Need, str] = {
-    "text": "looks at tokens, and the samples of this task are no text; choose another kind",
-    "transformer": "adapts a pretrained transformer, and this backbone is trained from scratch; set method.peft=full",
-    "classes": "takes the expectation over all labels, and texts have too many; set its label to sampled, or observed",
-    "lora": "is for the matrices of LoRA, which method.peft is not; choose another kind, or peft lora on a transformer",
-}
-"""What is said of a part that lacks something, by what it lacks."""
 
 
 class Evaluation(BaseModel):
@@ -127,25 +114,20 @@ class Experiment(BaseModel):
     def _consistent(self) -> Experiment:
         if self.cohort_size > self.num_devices:
             raise ValueError(f"cohort_size {self.cohort_size} is more than num_devices {self.num_devices}; lower it")
-        aggregator = self.method.aggregator
-        if self.cohort_size < aggregator.least_cohort:
-            raise ValueError(
-                f"cohort_size {self.cohort_size} is too small for method.aggregator {aggregator.kind}, which needs "
-                f"{aggregator.least_cohort} as it is set; raise it, or change the aggregator's settings"
-            )
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _networks_are_trained_whole(cls, raw: Any) -> Any:
-        """method.peft is `full` for a network from scratch, unless it is set: there is nothing frozen to adapt."""
+        """method.peft trains the base of a network from scratch, unless it is set: there is nothing frozen to adapt."""
         if not isinstance(raw, dict) or not is_net(raw.get("backbone")):
             return raw
         method = raw.get("method", {})
+        whole = next(kind for kind, cls in AXES["peft"].items() if cls.trains_base)
         if isinstance(method, Method) and "peft" not in method.model_fields_set:
-            return {**raw, "method": method.model_copy(update={"peft": Full()})}
+            return {**raw, "method": method.model_copy(update={"peft": AXES["peft"][whole]()})}
         if isinstance(method, dict) and "peft" not in method:
-            return {**raw, "method": {**method, "peft": "full"}}
+            return {**raw, "method": {**method, "peft": whole}}
         return raw
 
     @model_validator(mode="after")
@@ -168,33 +150,26 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Experiment:
-        """Every part has what it needs."""
-        there: dict[Need, bool] = {
-            "text": self.task.is_text,
-            "classes": not self.task.answers_in_text,
-            "transformer": isinstance(self.backbone, Backbone),
-            "lora": isinstance(self.method.peft, Lora),
-        }
+        """What the parts say of the task, the backbone and the other settings, in their own files."""
+        net = self.backbone if isinstance(self.backbone, Net) else None
+        task = f"task {self.task.name}"
+        lacking = {} if self.task.is_text else {"text": task}
+        lacking |= {"classes": task} if self.task.answers_in_text else {}
+        lacking |= {"transformer": f"backbone {net.kind}"} if net else {}
+        setting = Setting(
+            cohort_size=self.cohort_size,
+            max_length=self.data.max_length,
+            optimizer=self.local.optimizer,
+            momentum=self.local.momentum,
+            dtype="float32" if isinstance(self.backbone, Net) else self.backbone.dtype,
+            num_layers=net.num_layers if net else None,
+        )
         for axis, part in self.method.parts.items():
             for need in part.needs:
-                if not there[need]:
-                    raise ValueError(f"method.{axis}: {part.kind} {LACKS[need]}")
-        return self
-
-    @model_validator(mode="after")
-    def _backbone_fits(self) -> Experiment:
-        backbone, sharing = self.backbone, self.method.sharing
-        if isinstance(backbone, Net):
-            if isinstance(sharing, GlobalLayers) and not backbone.num_layers:
-                raise ValueError("method.sharing: gal chooses among layers, and backbone.hidden has none; give some")
-            return self
-        if backbone.dtype == "bfloat16" and self.method.peft.trains_base:
-            raise ValueError("method.peft: full trains the base itself, in float32; set backbone.dtype=float32")
-        if backbone.dtype == "bfloat16" and isinstance(sharing, GlobalLayers) and not sharing.relative:
-            raise ValueError(
-                "method.sharing.budget is an absolute noise norm, too small to show in a bfloat16 base; "
-                "set method.sharing.relative=true, or backbone.dtype=float32"
-            )
+                if need in lacking:
+                    raise ValueError(f"method.{axis}: {part.kind} {LACKING[need].format(other=lacking[need])}")
+            if why := part.unfit_for(setting):
+                raise ValueError(f"method.{axis}: {why}")
         return self
 
     @model_validator(mode="after")
@@ -213,33 +188,6 @@ class Experiment(BaseModel):
             raise ValueError(
                 "backbone.backend: spread lays the base over several GPUs of an actor, and fleet.gpus_per_actor is "
                 f"{'not set' if None in self.fleet.gpu_shares else f'{least:g}'}; set it to 2 or more"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _optimiser_fits(self) -> Experiment:
-        kind, local = self.method.objective.kind, self.local
-        if not self.method.objective.needs_plain_sgd:
-            return self
-        if local.optimizer != "sgd":
-            raise ValueError(
-                f"method.objective {kind} reads gradients off the steps of plain SGD; set local.optimizer=sgd and a "
-                f"local.learning_rate that suits it, found {local.optimizer}"
-            )
-        if local.momentum:
-            raise ValueError(
-                f"method.objective {kind} reads gradients off the steps of plain SGD; set local.momentum=0, "
-                f"found {local.momentum}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _lengths_grow(self) -> Experiment:
-        curriculum = self.method.curriculum
-        if isinstance(curriculum, LengthWarmup) and curriculum.start >= self.data.max_length:
-            raise ValueError(
-                f"method.curriculum.start {curriculum.start} leaves nothing to warm up, as samples have at most "
-                f"{self.data.max_length} tokens; lower it, or raise data.max_length"
             )
         return self
 

@@ -52,13 +52,13 @@ class Server:
         """Raises ConfigError if the choice leaves the solver without the tensors that it is about."""
         method = self._job.method
         solver, sharing = method.solver, method.sharing
-        if solver.needs_personal and selection.names >= self._layout.layers.keys():
+        if "personal" in solver.needs and selection.names >= self._layout.layers.keys():
             raise ConfigError(
                 f"method.solver: {solver.kind} trains personal tensors by themselves, and method.sharing "
                 f"{sharing.kind} leaves none here (a verbaliser has no head); let it leave some, such as "
                 "method.sharing.last_blocks=1"
             )
-        if solver.needs_shared and not selection.names:
+        if "shared" in solver.needs and not selection.names:
             raise ConfigError(
                 f"method.solver: {solver.kind} starts from what is shared, and method.sharing {sharing.kind} shares "
                 "nothing here; let it share more, or set method.solver=once"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -11,9 +11,40 @@ from pydantic.fields import FieldInfo
 from fibec_ray.errors import did_you_mean
 from fibec_ray.parts import own
 
-Need = Literal["text", "classes", "transformer", "lora"]
-"""What a part may do nothing without: samples that are tokens, labels that can be counted, a pretrained transformer's
-blocks, LoRA's A and B."""
+Need = Literal["text", "classes", "transformer", "lora", "personal", "shared", "moving", "steps", "gradients", "whole"]
+"""What a part may need. A part that needs it cannot stand beside one that lacks it, nor in an experiment that does."""
+
+LACKING: dict[Need, str] = {
+    "text": "looks at tokens, and the samples of {other} are no text; choose another kind",
+    "classes": "takes the expectation over all labels, and texts have too many; set its label to sampled, or observed",
+    "transformer": "adapts a pretrained transformer, and {other} is trained from scratch; set method.peft=full",
+    "lora": "is for the matrices of LoRA, and {other} has none; choose another kind, or peft lora on a transformer",
+    "personal": "needs personal tensors, and {other} leaves none; set {axis}: {neutral}, or share less, such as "
+    "sharing: body",
+    "shared": "needs shared tensors, and {other} shares nothing; set {axis}: {neutral}, or sharing: all",
+    "moving": "trains personal tensors, and {other} holds them; set {axis}: {neutral}, or mask: none",
+    "steps": "reads gradients off what a device's steps add up to, which is not what {other} sends; set {axis}: "
+    "{neutral}, or solver: once",
+    "gradients": "takes Fisher information from training, whose gradients hold the term of {other}; set {axis}.source: "
+    "pass",
+    "whole": "cannot do with ranks that differ or tensors that take turns, which {other} has; set one of: {able}",
+}
+"""What is said of a part that needs what another lacks. other: names that one; neutral: the axis's part that changes
+nothing; able: the kinds of the axis that do not need it."""
+
+
+class Setting(NamedTuple):
+    """What a part may look at in an experiment."""
+
+    cohort_size: int
+    max_length: int
+    """tokens of a sample, at most"""
+    optimizer: str
+    momentum: float
+    dtype: str
+    """of the base"""
+    num_layers: int | None
+    """of a network from scratch; None: a transformer"""
 
 
 def of_label(label: str) -> tuple[Need, ...]:
@@ -25,11 +56,20 @@ class Part(BaseModel):
     """The base of all parts. `kind` is the tag that YAML names it by; unknown keys are refused.
 
     A class outside this package needs no kind: it is named by its file or module (parts/own.py).
+
+    A part says in its own file what it fits: `needs`, `lacks`, `partners`, `agrees`, `silences` and `unfit_for` are
+    looked at before anything starts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
+    partners: ClassVar[Mapping[str, str]] = {}
+    """Axis -> the one kind of it that the part goes with"""
+    agrees: ClassVar[tuple[str, ...]] = ()
+    """Fields that must be equal to the partners' fields of the same name"""
+    silences: ClassVar[Mapping[str, str]] = {}
+    """Axis -> why only the neutral part of it makes sense beside this one"""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
@@ -52,8 +92,17 @@ class Part(BaseModel):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What the rest of the experiment must have for the part to work; looked at before anything starts."""
+        """What none of the other parts, nor the task or the backbone, may lack. A subclass adds to `super().needs`."""
         return ()
+
+    @property
+    def lacks(self) -> tuple[Need, ...]:
+        """What the part takes away from the others."""
+        return ()
+
+    def unfit_for(self, setting: Setting) -> str | None:
+        """Why the part does not work in this setting, and what to change; None if it does."""
+        return None
 
     @property
     def sends(self) -> str:
@@ -80,11 +129,14 @@ def sources_of(part: Part) -> Iterator[own.Source]:
 def build(registry: Mapping[str, type[P]], value: Any) -> P:
     """A part from YAML: a kind (`random`), or a mapping with `kind` and hyper-parameters. ValueError if unknown.
 
-    A part that holds another of its axis finds the registry as the context of its validation.
+    A mapping without `kind` is of the first kind, the neutral one, if its keys are. A part that holds another of its
+    axis finds the registry as the context of its validation.
     """
     if isinstance(value, Part):
         return value  # type: ignore[return-value]
     spec = {"kind": value} if isinstance(value, str) else value
+    if isinstance(spec, Mapping) and "kind" not in spec:
+        spec = {"kind": _kind_with(spec.keys(), registry), **spec}
     cls = class_of(spec, registry)
     return cls.model_validate({**spec, "kind": cls.model_fields["kind"].default}, context=registry)
 
@@ -102,6 +154,15 @@ def contract_of(registry: Mapping[str, type[P]]) -> type[P]:
     """The base class of an axis, from the parts on it."""
     some: type[P] = next(iter(registry.values()))
     return next(cls for cls in some.__mro__ if Part in cls.__bases__)
+
+
+def _kind_with(keys: Collection[Any], registry: Mapping[str, type[Part]]) -> str:
+    """The first kind, if it has these keys or no kind has them all; ValueError with the kinds that have."""
+    (first, neutral), *_ = registry.items()
+    able = [kind for kind, cls in registry.items() if all(key in cls.model_fields for key in keys)]
+    if first in able or not able and len(neutral.model_fields) > 1:  # it then says which key it does not have
+        return first
+    raise ValueError(f"kind is missing; set it to one of: {', '.join(able or registry)}")
 
 
 def kind_of(spec: Any, registry: Mapping[str, Any]) -> str:

@@ -97,7 +97,7 @@ class Devices:
         total += self._training(lengths, visible, len(batches), round_)
         mask = method.mask
         if isinstance(mask, FisherNeurons) and (
-            mask.source == "pass" or not (mask.opens or device in self._seen or not mask.needs_personal)
+            mask.source == "pass" or not (mask.opens or device in self._seen or "personal" not in mask.needs)
         ):
             total += self._scan(lengths[torch.cat(visible).numpy()], self._labels(mask.label))
         if isinstance(method.objective, Moon) and device in self._seen:

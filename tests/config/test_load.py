@@ -26,6 +26,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.robust import Krum
+from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.runs.simulation import resolved
 
 CONFIGS = config_folder()
@@ -161,6 +162,11 @@ def test_a_part_named_by_its_kind_takes_keys_below_it() -> None:
     assert curriculum.initial_fraction == type(curriculum)().initial_fraction  # nothing of the former part stays
 
 
+def test_keys_without_a_kind_are_of_the_neutral_kind_if_it_has_them() -> None:
+    assert quickstart("method=fedavg", "method.peft.r=4").method.peft == Lora(r=4)
+    assert quickstart("method=fedavg", "method.aggregator.weights=uniform").method.aggregator == Mean(weights="uniform")
+
+
 def test_a_partition_named_by_its_kind_takes_keys_below_it() -> None:
     partition = quickstart("partition.min_samples=2", "partition=iid").partition
     assert (partition.kind, partition.min_samples) == ("iid", 2)
@@ -259,7 +265,14 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     "unknown kind": (["method.sharing=gall"], ["method.sharing: no such kind 'gall'", "did you mean 'gal'?"]),
     "unknown partition": (["partition=dirichlet"], ["partition: no such kind", "did you mean 'dirichlet_label'?"]),
     "part without a kind": (["method=fedavg", "method.sharing.fraction=1"], ["method.sharing: kind is missing", "gal"]),
-    "peft without a kind is lora": (["method.peft.bottleneck=1"], ["method.peft.bottleneck: no such key"]),
+    "a misspelt key without a kind": (
+        ["method.peft.alfa=1"],
+        ["method.peft.alfa: no such key", "did you mean 'alpha'"],
+    ),
+    "a key of other kinds, without a kind": (
+        ["method=fedavg", "method.aggregator.beta=0.5"],
+        ["method.aggregator: kind is missing; set it to one of: momentum, peptao"],
+    ),
     "part that is a number": (["method.curriculum=5"], ["method.curriculum:", "a kind or a mapping", "int"]),
     "partition that is a number": (["partition=5"], ["partition:", "a kind or a mapping", "int"]),
     "partition that is a list": (["partition=[1, 2]"], ["partition:", "a kind or a mapping", "list"]),
@@ -290,7 +303,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     "revision of the packaged model": (["backbone.revision=main"], ["backbone:", "revision has an effect only"]),
     "absolute budget on bfloat16": (
         ["method=fibecfed", "backbone.dtype=bfloat16"],
-        ["method.sharing.budget", "method.sharing.relative=true", "backbone.dtype=float32"],
+        ["method.sharing: gal's budget", "method.sharing.relative=true", "backbone.dtype=float32"],
     ),
     "mask without personal layers": (
         ["method=fedavg", "method.mask=fisher_neurons"],
@@ -332,12 +345,12 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a matrix of LoRA without LoRA": (
         ["method=fedsa-lora", "method.peft=ia3"],
-        ["method.sharing: matrices is for the matrices of LoRA", "method.peft"],
+        ["method: sharing 'matrices' is for the matrices of LoRA", "peft 'ia3' has none", "peft lora"],
     ),
-    "SCAFFOLD with AdamW": (["method=scaffold"], ["method.objective scaffold", "local.optimizer=sgd", "found adamw"]),
+    "SCAFFOLD with AdamW": (["method=scaffold"], ["method.objective: scaffold", "local.optimizer=sgd", "found adamw"]),
     "SCAFFOLD with momentum": (
         ["method=scaffold", "local.optimizer=sgd", "local.momentum=0.5"],
-        ["method.objective scaffold", "local.momentum=0", "found 0.5"],
+        ["method.objective: scaffold", "local.momentum=0", "found 0.5"],
     ),
     "pooled data that are shared": (
         ["method=fibecfed-no-curriculum", "method.mask=none", "method.pooled=true"],
@@ -354,7 +367,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a warm-up that starts at its end": (
         ["method=slw", "method.curriculum.start=48"],
-        ["method.curriculum.start 48 leaves nothing to warm up", "at most 48 tokens", "lower it"],
+        ["method.curriculum: start 48 leaves nothing to warm up", "at most 48 tokens", "lower it"],
     ),
     "half of FedDyn": (["method=feddyn", "method.aggregator=mean"], ["method:", "set both", "or neither"]),
     "other half of FedDyn": (["method=feddyn", "method.objective=plain"], ["method:", "set both", "or neither"]),
@@ -364,9 +377,12 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "cohort too small for Krum": (
         ["method=krum", "method.aggregator.num_byzantine=2"],
-        ["cohort_size 5 is too small for method.aggregator krum", "needs 7", "raise it"],
+        ["method.aggregator: krum needs a cohort_size of 7", "found 5; raise it"],
     ),
-    "trimming nobody": (["method=trimmed-mean", "cohort_size=4"], ["cohort_size 4", "trimmed_mean", "needs 5"]),
+    "trimming nobody": (
+        ["method=trimmed-mean", "cohort_size=4"],
+        ["method.aggregator: trimmed_mean needs a cohort_size of 5", "found 4"],
+    ),
     "misspelt key of a wrapped aggregator": (
         ["method=fedadam", "method.aggregator.of.weight=uniform"],
         ["method.aggregator.of.weight:", "did you mean 'weights'?"],

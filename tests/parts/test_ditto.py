@@ -103,7 +103,7 @@ def test_it_goes_with_personal_layers_and_masks(tiny_settings: Any, tmp_path: Pa
 
 
 def test_nothing_shared_is_refused(tiny_settings: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="method: solver 'ditto' starts from what is shared.*set sharing: all"):
+    with pytest.raises(ConfigError, match="method: solver 'ditto' needs shared tensors.* sharing: all"):
         check(tiny_settings(ditto(0.1, sharing="none")), "test")
     nothing = ditto(0.1, sharing={"kind": "gal", "fraction": 0.0})
     settings = tiny_settings(nothing, backbone={"head": "masked_lm"}, data={"max_length": 24})

@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from conftest import least_cohort
 from device_states import stored
 from torch import Tensor
 
@@ -153,7 +154,7 @@ def test_every_mask_says_yes_or_no_for_each_entry_of_personal_tensors(
     memory = mask.refresh(mask.prepare(scan(), rng()), scan(), personal, rng())
     assert survives_storage(memory, tmp_path)
     keep = mask.keep(memory, personal)
-    assert set(keep) in (set(), set(personal)) and bool(keep) == mask.needs_personal
+    assert set(keep) in (set(), set(personal)) and bool(keep) == ("personal" in mask.needs)
     for name, entries in keep.items():
         assert entries.dtype == torch.bool and entries.shape == model.trainable[name].shape
 
@@ -165,7 +166,7 @@ def test_every_objective_adds_nothing_where_training_starts(kind: str, model: To
     penalty = objective.penalty(params, clone(params))
     assert penalty is None or (penalty.ndim == 0 and float(penalty.detach()) == 0)
     assert not objective.teachers(clone(params), {})
-    if objective.needs_features:
+    if "gradients" in objective.lacks:
         seen = torch.randn(4, 7, generator=rng(), dtype=torch.float64).requires_grad_()
         (slope,) = torch.autograd.grad(objective.feature_penalty(seen, [seen.detach()] * 2), seen)
         assert slope.abs().max() < 1e-12
@@ -240,7 +241,7 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
     evidence = aggregator.evidence(model, shard, names, 9, rng())  # after any warm-up
     evidence |= aggregator.evidence_after(model, shard, names, batches, rng())
     updates = [
-        ClientUpdate(device, 3 + device, 2, delta, evidence) for device in range(max(4, aggregator.least_cohort))
+        ClientUpdate(device, 3 + device, 2, delta, evidence) for device in range(max(4, least_cohort(aggregator)))
     ]
     state = aggregator.start(shared, 20)
     step, after = aggregator.combine(state, updates)

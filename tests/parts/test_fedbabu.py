@@ -109,7 +109,7 @@ def test_the_rate_is_a_factor_that_does_not_decay(tiny_settings: Any, tmp_path: 
 
 
 def test_tuning_a_head_that_is_not_there_is_refused(tiny_settings: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="method: solver 'fine_tune' trains personal .* sharing 'all' leaves none"):
+    with pytest.raises(ConfigError, match="method: solver 'fine_tune' needs personal .* sharing 'all' leaves none"):
         check(tiny_settings(tuned(tensors="personal")), "test")
     decoder = {"backbone": {"config": TINY_LLAMA, "head": "causal_lm"}, "data": {"max_length": 24}}
     with pytest.raises(ConfigError, match=r"method.solver: fine_tune .* method.sharing.last_blocks=1"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import least_cohort
 from pydantic import ValidationError
 
 from fibec_ray.parts.aggregator import AGGREGATORS
@@ -153,7 +154,7 @@ def test_the_state_of_the_aggregator_below_is_kept_apart() -> None:
 
 
 def test_what_the_aggregator_below_needs_is_passed_on() -> None:
-    assert Adam(of=Krum(num_byzantine=2)).least_cohort == 7 and Adam().least_cohort == 1
+    assert least_cohort(Adam(of=Krum(num_byzantine=2))) == 7 and least_cohort(Adam()) == 1
 
 
 @pytest.mark.parametrize("kind", OPTIMISERS)

@@ -53,7 +53,7 @@ def test_with_everything_shared_doing_nothing_sends_zeros(tiny_settings: Any, tm
             {"solver": "pfedme", "objective": "feddyn", "aggregator": "feddyn"},
             "objective 'feddyn' reads gradients off .* set objective: plain, or solver: once",
         ),
-        ({"solver": "pfedme", "sharing": "none"}, "solver 'pfedme' starts from what is shared"),
+        ({"solver": "pfedme", "sharing": "none"}, "solver 'pfedme' needs shared tensors"),
     ],
     ids=lambda value: "+".join(value.values()) if isinstance(value, dict) else "",
 )

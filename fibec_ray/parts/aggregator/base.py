@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.parts.part import Part
+from fibec_ray.parts.part import Need, Part
 from fibec_ray.tensors import Tensors, weighted_mean
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -24,13 +24,11 @@ class Aggregator(Part):
     kind: str = "mean"
     can_be_wrapped: ClassVar[bool] = True
     """True if a server optimiser may take its step from this one's"""
-    takes_parts: ClassVar[bool] = False
-    """True if it goes with devices of different ranks, and with rounds that move only some of the tensors"""
 
     @property
-    def least_cohort(self) -> int:
-        """The fewest updates that it can combine as its settings say."""
-        return 1
+    def needs(self) -> tuple[Need, ...]:
+        """ "whole": all devices' deltas have the same entries. A rule that copes with others' returns () instead."""
+        return ("whole",)
 
     def evidence(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator

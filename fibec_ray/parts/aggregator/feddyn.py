@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -21,6 +21,8 @@ class FedDyn(Aggregator):
     """
 
     kind: Literal["feddyn"] = "feddyn"
+    partners: ClassVar[Mapping[str, str]] = {"objective": "feddyn"}
+    agrees: ClassVar[tuple[str, ...]] = ("alpha",)
     can_be_wrapped: ClassVar[bool] = False  # theta must be where h says, for the g_k to fit it
     alpha: float = Field(0.01, gt=0, allow_inf_nan=False, description="a; the paper tries 0.001 to 0.1")
 

@@ -59,7 +59,7 @@ class FedFisher(Aggregator):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return of_label(self.label)
+        return (*super().needs, *of_label(self.label))
 
     @property
     def sends(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 
@@ -26,6 +26,7 @@ class FlexLora(OverFactors):
     """
 
     kind: Literal["flexlora"] = "flexlora"
+    partners: ClassVar[Mapping[str, str]] = {"peft": "lora"}
 
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         step: Tensors = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 
@@ -22,6 +22,7 @@ class Flora(OverFactors):
     """
 
     kind: Literal["flora"] = "flora"
+    partners: ClassVar[Mapping[str, str]] = {"peft": "moving_lora"}
 
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         step: Tensors = {}

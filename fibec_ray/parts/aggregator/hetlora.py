@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 from fibec_ray.low_rank import A, B, pairs, product_norm, rank_axis
 from fibec_ray.parts.aggregator.over_factors import OverFactors
@@ -19,6 +19,7 @@ class HetLora(OverFactors):
     """
 
     kind: Literal["hetlora"] = "hetlora"
+    partners: ClassVar[Mapping[str, str]] = {"peft": "lora"}
 
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         names = [name for name in received if rank_axis(name) is not None]

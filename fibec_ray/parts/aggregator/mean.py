@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, weighted_mean
 from fibec_ray.types import ClientUpdate
 
@@ -19,10 +20,13 @@ class Mean(Aggregator):
     """
 
     kind: Literal["mean"] = "mean"
-    takes_parts: ClassVar[bool] = True
     weights: Literal["samples", "uniform"] = Field(
         "samples", description="of the devices: samples, n_k; uniform, all alike, as SCAFFOLD has it"
     )
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ()
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         by_samples = self.weights == "samples"

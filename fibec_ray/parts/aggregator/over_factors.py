@@ -20,7 +20,6 @@ class OverFactors(Aggregator):
     """
 
     can_be_wrapped: ClassVar[bool] = False
-    takes_parts: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[Need, ...]:

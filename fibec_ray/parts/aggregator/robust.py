@@ -12,12 +12,26 @@ from pydantic import Field
 from torch import Tensor
 
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.part import Setting
 from fibec_ray.tensors import Tensors, weighted_mean
 from fibec_ray.types import ClientUpdate
 
 
 class Robust(Aggregator):
     """Shapes: M updates of the round, d shared entries."""
+
+    @property
+    def least_cohort(self) -> int:
+        """The fewest updates that it can combine as its settings say."""
+        return 1
+
+    def unfit_for(self, setting: Setting) -> str | None:
+        if setting.cohort_size >= self.least_cohort:
+            return None
+        return (
+            f"{self.kind} needs a cohort_size of {self.least_cohort} as it is set, found {setting.cohort_size}; raise "
+            "it, or change the aggregator's settings"
+        )
 
     @abstractmethod
     def pick(self, deltas: Sequence[Tensors]) -> Tensors:

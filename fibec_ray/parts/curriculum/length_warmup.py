@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.pacing import progress
-from fibec_ray.parts.part import Need
+from fibec_ray.parts.part import Need, Setting
 
 
 class LengthWarmup(Curriculum):
@@ -35,6 +35,14 @@ class LengthWarmup(Curriculum):
         if self.start < self.multiple_of:
             raise ValueError(f"start {self.start} would be rounded down to 0; raise it to multiple_of or lower that")
         return self
+
+    def unfit_for(self, setting: Setting) -> str | None:
+        if self.start < setting.max_length:
+            return None
+        return (
+            f"start {self.start} leaves nothing to warm up, as samples have at most {setting.max_length} tokens; "
+            "lower it, or raise data.max_length"
+        )
 
     def max_length(self, round_: int, rounds: int, full: int) -> int | None:
         x = progress(round_, rounds, self.full_at)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 
 from fibec_ray.curvature.fisher import FisherScan
-from fibec_ray.parts.part import Part
+from fibec_ray.parts.part import Need, Part
 from fibec_ray.tensors import Tensors
 
 
@@ -22,19 +22,13 @@ class Mask(Part):
     kind: str = "none"
 
     @property
-    def needs_personal(self) -> bool:
-        """True if the mask has no effect unless some tensors are personal."""
-        return False
-
-    @property
     def freezes(self) -> bool:
         """True if no personal entry ever moves."""
         return False
 
     @property
-    def learns_from_training(self) -> bool:
-        """True if `watches` is true of some participations."""
-        return False
+    def lacks(self) -> tuple[Need, ...]:
+        return ("moving",) if self.freezes else ()
 
     def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
         """The memory at the start, from squared gradients over all of the device's data (lazy)."""

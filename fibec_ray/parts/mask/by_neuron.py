@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.mask.neurons import Neuron, is_pair_b
+from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, select, under_prefix
 
 
@@ -18,8 +19,8 @@ class ByNeuron(Mask):
     neuron: Neuron = Field("row", description="what is kept or not: a row of a matrix, or a rank of a LoRA pair")
 
     @property
-    def needs_personal(self) -> bool:
-        return True
+    def needs(self) -> tuple[Need, ...]:
+        return ("personal",)
 
     @property
     def freezes(self) -> bool:

@@ -55,15 +55,11 @@ class FisherNeurons(ByNeuron):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return of_label(self.label)
+        return (*super().needs, *of_label(self.label), *(("gradients",) if self.source == "training" else ()))
 
     @property
     def opens(self) -> bool:
         return self.start_at == "init"
-
-    @property
-    def learns_from_training(self) -> bool:
-        return self.source == "training"
 
     @property
     def keeps(self) -> str:
@@ -87,7 +83,7 @@ class FisherNeurons(ByNeuron):
         }
 
     def watches(self, memory: Tensors) -> bool:
-        return self.learns_from_training and int(memory["participations"]) % self.refresh_every == 0
+        return self.source == "training" and int(memory["participations"]) % self.refresh_every == 0
 
     def absorb(self, memory: Tensors, diagonal: Tensors) -> Tensors:
         return memory | with_prefix("fisher", momentum(under_prefix("fisher", memory), diagonal, self.gamma))

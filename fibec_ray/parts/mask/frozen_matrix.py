@@ -25,11 +25,7 @@ class FrozenMatrix(Mask):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return ("lora",)
-
-    @property
-    def needs_personal(self) -> bool:
-        return True
+        return ("lora", "personal")
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
         shapes = {name: scan.model.trainable[name].shape for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ class AdaLoraImportance(Objective):
     """
 
     kind: Literal["adalora"] = "adalora"
+    partners: ClassVar[Mapping[str, str]] = {"peft": "adalora"}
     weight: float = Field(0.5, ge=0, description="of the pull to orthogonal factors; peft's default")
     beta1: float = Field(0.85, ge=0, lt=1, description="decay of the mean sensitivity; peft's default")
     beta2: float = Field(0.85, ge=0, lt=1, description="decay of its deviation; peft's default")

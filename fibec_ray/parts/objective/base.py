@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,22 +19,10 @@ class Objective(Part):
     """
 
     kind: str = "plain"
-    takes_parts: ClassVar[bool] = True
-    """True if it goes with devices of different ranks, and with rounds that move only some of the tensors"""
-
-    @property
-    def needs_plain_sgd(self) -> bool:
-        """True if the part takes a round's delta for the sum of its gradients."""
-        return False
 
     @property
     def lowers_rank(self) -> bool:
         """True if a device's training can end with a lower rank than the device has room for."""
-        return False
-
-    @property
-    def needs_features(self) -> bool:
-        """True if the part has a `feature_penalty`, and so changes the gradient of each sample."""
         return False
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:

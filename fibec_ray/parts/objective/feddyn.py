@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.proximal import squared_distance
+from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors
 
 
@@ -22,8 +23,13 @@ class DynamicRegulariser(Objective):
     """
 
     kind: Literal["feddyn"] = "feddyn"
-    takes_parts: ClassVar[bool] = False
+    partners: ClassVar[Mapping[str, str]] = {"aggregator": "feddyn"}
+    agrees: ClassVar[tuple[str, ...]] = ("alpha",)
     alpha: float = Field(0.01, gt=0, allow_inf_nan=False, description="a; the paper tries 0.001 to 0.1")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("whole", "steps")
 
     @property
     def keeps(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors
 
 
@@ -33,8 +34,12 @@ class Moon(Objective):
         return "last own model (device)"
 
     @property
-    def needs_features(self) -> bool:
-        return True
+    def needs(self) -> tuple[Need, ...]:
+        return ("shared",)
+
+    @property
+    def lacks(self) -> tuple[Need, ...]:
+        return ("gradients",)
 
     def teachers(self, received: Tensors, memory: Tensors) -> Sequence[Tensors]:
         return (received, received | memory) if memory else ()

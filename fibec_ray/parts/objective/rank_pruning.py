@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ class RankPruning(Objective):
     """
 
     kind: Literal["rank_pruning"] = "rank_pruning"
+    partners: ClassVar[Mapping[str, str]] = {"aggregator": "hetlora"}
     gamma: float = Field(0.99, gt=0, le=1, description="share of the ranks that is no tail; the paper's is 0.99")
     strength: float = Field(1e-3, ge=0, allow_inf_nan=False, description="weight of the tail")
     least_rank: int = Field(1, ge=1, description="no device goes below; the paper's is 5 of 50")

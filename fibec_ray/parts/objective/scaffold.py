@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.part import Need, Setting
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -29,7 +30,6 @@ class Scaffold(Objective):
     """
 
     kind: Literal["scaffold"] = "scaffold"
-    takes_parts: ClassVar[bool] = False
 
     @property
     def sends(self) -> str:
@@ -40,8 +40,20 @@ class Scaffold(Objective):
         return "control variates (device, server)"
 
     @property
-    def needs_plain_sgd(self) -> bool:
-        return True
+    def needs(self) -> tuple[Need, ...]:
+        return ("whole", "steps")
+
+    def unfit_for(self, setting: Setting) -> str | None:
+        if setting.optimizer != "sgd":
+            return (
+                "scaffold reads gradients off the steps of plain SGD; set local.optimizer=sgd and a "
+                f"local.learning_rate that suits it, found {setting.optimizer}"
+            )
+        if setting.momentum:
+            return (
+                f"scaffold reads gradients off the steps of plain SGD; set local.momentum=0, found {setting.momentum}"
+            )
+        return None
 
     def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
         for name, control in hint.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -28,6 +28,7 @@ class AdaLora(InLinears):
     """
 
     kind: Literal["adalora"] = "adalora"
+    partners: ClassVar[Mapping[str, str]] = {"objective": "adalora"}
     init_r: int = Field(12, ge=1, description="rank at the start; the paper's is 1.5 r")
     r: int = Field(8, ge=1, description="mean rank per adapted weight at the end")
     alpha: float = Field(32, gt=0, description="numerator of the scaling s")

@@ -32,6 +32,10 @@ class Peft(Part):
         return ("transformer",)
 
     @property
+    def lacks(self) -> tuple[Need, ...]:
+        return ("lora",)
+
+    @property
     def num_virtual(self) -> int:
         """m: positions that virtual tokens take from the backbone's."""
         return 0
@@ -84,11 +88,6 @@ class Peft(Part):
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
         """Which of the shared tensors devices train and send in this round; the others stand still."""
         return frozenset(names)
-
-    @property
-    def takes_turns(self) -> bool:
-        """True if `moving` can leave some out."""
-        return False
 
     def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
         """What the server sets anew when a round has been absorbed: new values by name, of shared tensors."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from fibec_ray.errors import ModelError
 from fibec_ray.model_types import HEAD
-from fibec_ray.parts.part import Need
+from fibec_ray.parts.part import Need, Setting
 from fibec_ray.parts.peft.attached import Attached, plain
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.library import saved_name
@@ -30,6 +30,11 @@ class Full(Peft):
     @property
     def needs(self) -> tuple[Need, ...]:
         return ()
+
+    def unfit_for(self, setting: Setting) -> str | None:
+        if setting.dtype == "bfloat16":
+            return "full trains the base itself, in float32; set backbone.dtype=float32"
+        return None
 
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         if module.dtype != torch.float32:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fibec_ray import seeds
 from fibec_ray.low_rank import A, B, blank, cut, scaled
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.library import InLinears
 from fibec_ray.tensors import Tensors
 
@@ -95,8 +96,8 @@ class Lora(InLinears):
         return scaled(cut(values, rank), self.scaling(rank) / self.scaling(None))
 
     @property
-    def takes_turns(self) -> bool:
-        return self.take_turns
+    def lacks(self) -> tuple[Need, ...]:
+        return ("whole",) if self.differs_by_device or self.take_turns else ()
 
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
         resting = (A if round_ % 2 == 0 else B) if self.take_turns else None

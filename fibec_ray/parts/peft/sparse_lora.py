@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fibec_ray import seeds
 from fibec_ray.low_rank import A, B, best_factors, pairs
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached
 from fibec_ray.parts.peft.lora import Lora, adapted_layers
 from fibec_ray.tensors import Tensors, drop
@@ -30,6 +31,7 @@ class SparseLora(Lora):
     """
 
     kind: Literal["sparse_lora"] = "sparse_lora"  # type: ignore[assignment]
+    partners: ClassVar[Mapping[str, str]] = {"sharing": "all"}
     side_by_side: ClassVar[bool] = False
     density: float = Field(0.01, gt=0, le=1, description="entries of each adapted weight that stage 1 trains")
     sparse_fraction: float = Field(0.2, gt=0, lt=1, description="share of the rounds that are stage 1 (at least one)")
@@ -78,8 +80,8 @@ class SparseLora(Lora):
         return drop(now, [name for name in now if name.endswith(SPARSE)])
 
     @property
-    def takes_turns(self) -> bool:
-        return True
+    def lacks(self) -> tuple[Need, ...]:
+        return ("whole",)
 
     def _stage_rounds(self, rounds: int) -> int:
         return max(1, round(self.sparse_fraction * rounds))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fibec_ray.errors import ConfigError
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.parts.part import Part
+from fibec_ray.parts.part import Need, Part
 from fibec_ray.types import LayerReport, LayerScores, Layout
 
 
@@ -43,6 +43,10 @@ class Sharing(Part):
     def keeps_personal(self) -> bool:
         """True if the rule can leave tensors on the devices."""
         return False
+
+    @property
+    def lacks(self) -> tuple[Need, ...]:
+        return () if self.keeps_personal else ("personal",)
 
     @property
     def sends(self) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fibec_ray.curvature.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.errors import RunError
 from fibec_ray.model_types import LocalModel, Shard
+from fibec_ray.parts.part import Setting
 from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
 from fibec_ray.parts.sharing.similarity import layer_similarity
@@ -67,6 +68,16 @@ class GlobalLayers(Sharing):
     @property
     def opens(self) -> bool:
         return True
+
+    def unfit_for(self, setting: Setting) -> str | None:
+        if setting.num_layers == 0:
+            return "gal chooses among layers, and backbone.hidden has none; give some"
+        if setting.dtype == "bfloat16" and not self.relative:
+            return (
+                "gal's budget is an absolute noise norm, too small to show in a bfloat16 base; set "
+                "method.sharing.relative=true, or backbone.dtype=float32"
+            )
+        return None
 
     @property
     def keeps_personal(self) -> bool:

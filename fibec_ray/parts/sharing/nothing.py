@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.sharing.base import Selection, Sharing
 from fibec_ray.types import LayerReport, Layout
 
@@ -19,6 +20,10 @@ class Nothing(Sharing):
     @property
     def keeps_personal(self) -> bool:
         return True
+
+    @property
+    def lacks(self) -> tuple[Need, ...]:
+        return ("shared",)
 
     @property
     def sends(self) -> str:

@@ -89,21 +89,6 @@ class Solver(Part):
     kind: str = "once"
 
     @property
-    def needs_shared(self) -> bool:
-        """True if the part makes no sense unless some tensors are shared."""
-        return False
-
-    @property
-    def needs_personal(self) -> bool:
-        """True if the part makes no sense unless some tensors are personal."""
-        return False
-
-    @property
-    def sums_steps(self) -> bool:
-        """True if what changes of the shared tensors is the sum of the optimiser's steps."""
-        return True
-
-    @property
     def has_own_model(self) -> bool:
         """True if a device's own model is not the global one even where all tensors are shared."""
         return False

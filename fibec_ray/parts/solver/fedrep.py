@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.solver.base import Session, Solver
 from fibec_ray.tensors import Tensors
 
@@ -24,12 +25,8 @@ class FedRep(Solver):
     )
 
     @property
-    def needs_shared(self) -> bool:
-        return True
-
-    @property
-    def needs_personal(self) -> bool:
-        return True
+    def needs(self) -> tuple[Need, ...]:
+        return ("shared", "personal", "moving")
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:
         session.train(moves=session.personal, epochs=self.head_epochs)

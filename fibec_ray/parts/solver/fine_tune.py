@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.solver.base import Session, Solver
 
 
@@ -27,8 +28,8 @@ class FineTune(Solver):
     )
 
     @property
-    def needs_personal(self) -> bool:
-        return self.tensors == "personal"
+    def needs(self) -> tuple[Need, ...]:
+        return ("personal",) if self.tensors == "personal" else ()
 
     @property
     def has_own_model(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.solver.base import Solver
 from fibec_ray.tensors import Tensors
 
@@ -10,8 +11,8 @@ class OwnModel(Solver):
     """The memory is that model's trainable values, as the device's last participation left them."""
 
     @property
-    def needs_shared(self) -> bool:
-        return True
+    def needs(self) -> tuple[Need, ...]:
+        return ("shared",)
 
     @property
     def has_own_model(self) -> bool:

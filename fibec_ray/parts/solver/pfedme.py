@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.solver.base import Pull, Session
 from fibec_ray.parts.solver.own_model import OwnModel
 from fibec_ray.tensors import Tensors, select
@@ -35,8 +36,8 @@ class PFedMe(OwnModel):
     )
 
     @property
-    def sums_steps(self) -> bool:
-        return False
+    def lacks(self) -> tuple[Need, ...]:
+        return ("steps",)
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:
         pull = Pull(select(session.received, session.shared), self.strength, self.follow)
