@@ -116,7 +116,7 @@ class LocalFleet:
             self._worker.layout,
             selection.scores,
             method.has_own_models,
-            method.mask.freezes,
+            "moving" in method.mask.lacks,
         )
         return self._opened
 

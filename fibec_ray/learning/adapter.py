@@ -40,8 +40,7 @@ def save_adapter(values: Tensors, layout: Layout, peft: Peft, folder: Path, labe
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        saved = peft.saved(values, layout.adapter_config)
-        _write(saved, peft.saved_config(layout.adapter_config, saved), peft.trains_base, draft, _labels(label_names))
+        _write(*peft.saved(values, layout.adapter_config), peft.trains_base, draft, _labels(label_names))
         flush_folder(draft)
         replace_folder(draft, folder)
     except (OSError, SafetensorError) as error:

@@ -22,7 +22,7 @@ from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.evaluation import evaluation_chunks, in_row_order
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.federation import Federation
-from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of
+from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of, room_of
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
 from fibec_ray.learning.pooled import steps_of, walk
@@ -31,6 +31,7 @@ from fibec_ray.learning.session import LocalSession
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES
 from fibec_ray.model_types import LocalModel, Shard, Work
+from fibec_ray.parts.mask.base import may_move
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, all_finite, digest, drop, num_bytes, select, subtract, with_prefix
 from fibec_ray.types import (
@@ -75,7 +76,7 @@ class DeviceWorker:
         with self._stage(device, OPENING_ROUND, "open"):
             started, method = self._start(), self._job.method
             shard = self._data.train_shard(device)
-            rank = rank_of(self._job, device, DeviceState())
+            rank = room_of(self._job, device)
             initial = self._adopt(rank, DeviceState(), self.initial)
             names = drop(initial, self.layout.carried)
             scan = self._scan(shard, self.batches(device), names, OPENING_ROUND, device)
@@ -113,7 +114,7 @@ class DeviceWorker:
     def _begin(self, plan: RoundPlan, device: int, broadcast: Broadcast) -> DeviceRound:
         """Loads the model as the device has it at the start of the round, and asks the parts what to train."""
         method, state = self._job.method, self._store.load(device, plan.states.get(device))
-        rank = rank_of(self._job, device, state)
+        rank = rank_of(self._job, device, state.memory.get("objective", {}))
         received = self._adopt(rank, state, broadcast.shared)
         personal = list(drop(received, broadcast.shared))
         shared = [name for name in broadcast.shared if name not in self.layout.carried]
@@ -133,10 +134,10 @@ class DeviceWorker:
             visible = [batches[i] for i in sorted(set(self._walk(len(batches), plan.round, device)))]
         max_length = method.curriculum.max_length(plan.round, plan.rounds, self._job.max_length)
         seen = shard if max_length is None else shard.shortened(max_length)
-        kept_before = method.mask.keep(memory["mask"], personal)
+        kept_before = may_move(memory["mask"], personal)
         scan, rng = self._scan(shard, visible, personal, plan.round, device), self._rng("mask", device, plan.round)
         memory["mask"] = method.mask.refresh(memory["mask"], scan, personal, rng)
-        keep = method.mask.keep(memory["mask"], personal)
+        keep = may_move(memory["mask"], personal)
         down = on_wire(self._job, news(broadcast.shared, self.initial, moving), rank)
         return DeviceRound(
             plan,
@@ -209,7 +210,7 @@ class DeviceWorker:
         if trained.squares:
             memory["mask"] = self._job.method.mask.absorb(memory["mask"], trained.squares)
         self._kept = self._store.save(round_.device, plan.round, DeviceState(drop(values, shared), memory))
-        rank = objective.rank(memory["objective"]) or round_.rank
+        rank = rank_of(self._job, round_.device, memory["objective"])
         sent = on_wire(self._job, delta, rank)
         return ClientUpdate(
             round_.device,
@@ -239,7 +240,8 @@ class DeviceWorker:
         """The device's own model on its own test shard, in the shard's order. states: as `RoundPlan` has them."""
         with self._stage(device, broadcast.round, "evaluate"):
             state = self._store.load(device, states.get(device))
-            received = self._adopt(rank_of(self._job, device, state), state, broadcast.shared)
+            rank = rank_of(self._job, device, state.memory.get("objective", {}))
+            received = self._adopt(rank, state, broadcast.shared)
             solver, shard = self._job.method.solver, self._data.test_shard(device)
             own = solver.own(dict(state.memory.get("solver", {})))
             self.model.load(own)

@@ -5,29 +5,37 @@ Devices may have room for a lower rank than the server's adapter has; and every 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
+from torch import Tensor
 
 from fibec_ray.learning.job import Job
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import DeviceState
 
 
-def rank_of(job: Job, device: int, state: DeviceState) -> int | None:
-    """What the device has room for, unless its training has found that less will do; None: all are alike."""
-    found = job.method.objective.rank(dict(state.memory.get("objective", {})))
-    return found or job.method.peft.rank_of(device, job.seed)
+def room_of(job: Job, device: int) -> int | None:
+    """The rank that the device has room for; None: all devices are alike."""
+    ranks = job.method.peft.device_ranks
+    return None if ranks is None else ranks.of(device, job.seed)
+
+
+def rank_of(job: Job, device: int, memory: Mapping[str, Tensor]) -> int | None:
+    """The same, unless the device's training has found that less will do. memory: the objective's."""
+    lowered = int(memory["rank"]) if job.method.objective.lowers_rank and "rank" in memory else 0
+    return lowered or room_of(job, device)
 
 
 def fitted(job: Job, values: Tensors, rank: int | None) -> Tensors:
     """The server's values as a device of this rank has them."""
-    return values if rank is None else job.method.peft.fit(values, rank)
+    ranks = job.method.peft.device_ranks
+    return values if rank is None or ranks is None else ranks.fit(values, rank)
 
 
 def on_wire(job: Job, values: Tensors, rank: int | None) -> Tensors:
     """Values or deltas of a device of this rank as they travel, on the server's scale."""
-    return values if rank is None else job.method.peft.unfit(values, rank)
+    ranks = job.method.peft.device_ranks
+    return values if rank is None or ranks is None else ranks.unfit(values, rank)
 
 
 def news(shared: Tensors, initial: Tensors, moving: Collection[str]) -> Tensors:

@@ -15,7 +15,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
 from fibec_ray.model_types import Shard, Work
 from fibec_ray.reports import BatchScore, DeviceReport
-from fibec_ray.tensors import Tensors, num_bytes
+from fibec_ray.tensors import Tensors, num_bytes, under_prefix
 from fibec_ray.types import OPENING_ROUND, Broadcast, ClientUpdate, LayerReport, Layout, RoundPlan
 
 N = TypeVar("N", int, float)
@@ -103,7 +103,7 @@ def training_report(
     seen = list(round_.visible) if trained.num_steps else []
     rows, shard = torch.cat([*seen, torch.empty(0, dtype=torch.int64)]), round_.shard
     curriculum, mask = round_.memory["curriculum"], job.method.mask
-    fisher = mask.fisher(round_.memory["mask"])
+    fisher = under_prefix("fisher", round_.memory["mask"])
     down = round_.bytes_down
     up_delta, up_evidence = num_bytes(update.delta), num_bytes(update.evidence)
     if job.stands_for is not None:  # pooled data: the server is where the device is

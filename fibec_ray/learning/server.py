@@ -44,7 +44,7 @@ class Server:
         self._check_solver(selection)
         self._selection = selection
         self._shared = select(self._initial, selection.names)
-        self._hint = method.objective.start(drop(self._shared, self._layout.carried))
+        self._hint = method.objective.absorb(self._trained, {}, (), self._job.num_devices)
         self._state = method.aggregator.start(self._shared, self._job.num_devices)
         return selection
 
@@ -93,7 +93,7 @@ class Server:
                 f"round {round_}: aggregator {method.aggregator.kind} found no solution ({error})"
             ) from error
         shared = self._shared | add(delta, self._shared)
-        hint = method.objective.absorb(self._hint, evidence, self._job.num_devices)
+        hint = method.objective.absorb(self._trained, self._hint, evidence, self._job.num_devices)
         shared = shared | method.peft.after_round(shared, hint, round_, self._job.rounds)
         _refuse_not_finite(round_, {"tensors": shared, "state": state, "control variates or scores": hint})
         self._shared, self._state, self._hint = shared, state, hint
@@ -102,8 +102,7 @@ class Server:
     def _asked(self, round_: int) -> Asked:
         """What the round asks of every update."""
         layout = self._layout
-        trained = [name for name in self._shared if name not in layout.carried]
-        moving = self._job.method.peft.moving(trained, round_, self._job.rounds)
+        moving = self._job.method.peft.moving(self._trained, round_, self._job.rounds)
         return Asked(
             round_,
             learning_rate(self._job, round_),
@@ -112,6 +111,11 @@ class Server:
             layout.layers,
             layout.heads,
         )
+
+    @property
+    def _trained(self) -> Tensors:
+        """The shared tensors that devices train."""
+        return drop(self._shared, self._layout.carried)
 
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, the others as they were at the start."""

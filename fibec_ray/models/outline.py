@@ -7,7 +7,7 @@ type and device, take the ways through PyTorch that real ones take there, and no
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -60,7 +60,7 @@ class Outline(TorchModel):
                 _dress(module)
             self._words = torch.zeros(num_classes, dtype=torch.int64) if has_words else None
         speed_up(self.peft_model, self.device)
-        self._trainable = self._collect()
+        self._trainable, self._carried = self._collect(), self._collect_carried()
 
     @property
     def config(self) -> Any:
@@ -121,9 +121,9 @@ class Outline(TorchModel):
         """Tokens of each sample's response."""
         return max(1, min(self._longest_answer, batch.input_ids.shape[1] - 1))
 
-    def carried_values(self) -> dict[str, Tensor]:
-        name_of, named = self._attached.name_of, self.peft_model.named_parameters()
-        return {name_of(name): p for name, p in named if self._peft.carries(name_of(name))}
+    @property
+    def carried_values(self) -> Mapping[str, Tensor]:
+        return self._carried
 
     def frozen(self) -> dict[str, Tensor]:
         """The base's parameters that stand still, tied ones once."""

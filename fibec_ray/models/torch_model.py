@@ -88,9 +88,8 @@ class TorchModel(Alone):
         self._rank: int | None = None
         self._mode: bool | None = None
         self._pad_id = getattr(base.config, "pad_token_id", None) or 0
-        name_of = self._attached.name_of
-        self._carried = {name_of(n): p for n, p in self.peft_model.named_parameters() if peft.carries(name_of(n))}
-        self._holders = collect_holders(self.peft_model, name_of)
+        self._carried = self._collect_carried()
+        self._holders = collect_holders(self.peft_model, self._attached.name_of)
         if self._head is not None:
             self._holders[HEAD] = self._head
 
@@ -131,8 +130,8 @@ class TorchModel(Alone):
         return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
 
     def set_rank(self, rank: int | None) -> None:
-        if rank != self._rank:  # a walk through all modules
-            self._peft.set_rank(self.peft_model, rank)
+        if rank != self._rank and (ranks := self._peft.device_ranks) is not None:  # a walk through all modules
+            ranks.set(self.peft_model, rank)
         self._rank = rank
 
     def train(self, mode: bool) -> None:
@@ -276,6 +275,10 @@ class TorchModel(Alone):
         if self._head is not None:
             found |= {f"{HEAD}.{name}": p for name, p in self._head.named_parameters()}
         return found
+
+    def _collect_carried(self) -> dict[str, nn.Parameter]:
+        named = ((self._attached.name_of(name), p) for name, p in self.peft_model.named_parameters())
+        return {name: p for name, p in named if name in self._attached.carried}
 
 
 def _head_modules(spec: Backbone, source: Any, base: Any) -> list[str] | None:

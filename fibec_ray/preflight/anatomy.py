@@ -163,9 +163,9 @@ def _of_transformer(
     many = num_blocks is None and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()
     few = [_of_transformer(spec, peft, num_classes, has_words, longest, count) for count in counts]
-    frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.carried_values())]
+    frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.carried_values)]
     initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
-    initial |= {name: value.detach().to("meta") for name, value in outline.carried_values().items()}
+    initial |= {name: value.detach().to("meta") for name, value in outline.carried_values.items()}
     return Anatomy(
         outline,
         initial,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.curvature.ggn import TOKEN_DRAWS
-from fibec_ray.learning.fitting import on_wire
+from fibec_ray.learning.fitting import on_wire, room_of
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.aggregator.base import Aggregator
@@ -127,7 +127,7 @@ class Exchange:
         return aggregator.rank if isinstance(aggregator, Fipa) else 0
 
     def _rank(self, device: int) -> int | None:
-        return self._job.method.peft.rank_of(device, self._job.seed)
+        return room_of(self._job, device)
 
     def state_bytes(self, num_samples: int, opened: bool) -> int:
         """Of the file that a device with so many samples leaves behind, after the initialisation phase or a round."""
@@ -206,5 +206,5 @@ def memory_of(
         found["rank"] = torch.empty(1, dtype=torch.int64, device="meta")
     else:
         remembered = objective.remember({}, shared)
-        found |= objective.finish(remembered, objective.start(shared), shared, 1, 1.0)[0]
+        found |= objective.finish(remembered, objective.absorb(shared, {}, (), 1), shared, 1, 1.0)[0]
     return found

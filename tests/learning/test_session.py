@@ -26,7 +26,7 @@ def lend(tiny_settings: Any, tmp_path: Path) -> Lend:
         _, site, _ = after_rounds(0, settings, tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
         worker = site.worker()
         shared = {name: value for name, value in worker.initial.items() if not name.startswith("head.")}
-        hint = site.job.method.objective.start(shared)
+        hint = site.job.method.objective.absorb(shared, {}, (), 1)
         return worker._session(worker._begin(plan_round(site.job, 3, 0), 0, Broadcast(0, shared, hint)))
 
     return session

@@ -30,6 +30,7 @@ from fibec_ray.parts.aggregator.flora import Flora
 from fibec_ray.parts.aggregator.server_optimisers import Adaptive
 from fibec_ray.parts.curriculum import CURRICULA
 from fibec_ray.parts.mask import MASKS
+from fibec_ray.parts.mask.base import may_move
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing import SHARINGS
@@ -94,7 +95,7 @@ def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, site
     adapter = {name: value for name, value in model.read().items() if name not in ("head.weight", "head.bias")}
     assert all(model.is_adapter(name) for name in adapter.keys() - set(model.carried))
     assert set(model.trainable) - set(adapter) == {"head.weight", "head.bias"}
-    saved, config = part.saved(adapter, model.adapter_config), model.adapter_config
+    (saved, _), config = part.saved(adapter, model.adapter_config), model.adapter_config
     if part.trains_base:  # saved in the base's own layout
         assert saved.keys() == adapter.keys() and config["model_type"] == "bert"
     elif "peft_type" in config:
@@ -153,7 +154,7 @@ def test_every_mask_says_yes_or_no_for_each_entry_of_personal_tensors(
     personal = [name for name in model.trainable if model.layer_of(name) == 0]
     memory = mask.refresh(mask.prepare(scan(), rng()), scan(), personal, rng())
     assert survives_storage(memory, tmp_path)
-    keep = mask.keep(memory, personal)
+    keep = may_move(memory, personal)
     assert set(keep) in (set(), set(personal)) and bool(keep) == ("personal" in mask.needs)
     for name, entries in keep.items():
         assert entries.dtype == torch.bool and entries.shape == model.trainable[name].shape
@@ -173,7 +174,7 @@ def test_every_objective_adds_nothing_where_training_starts(kind: str, model: To
     assert isinstance(objective.remember({}, clone(params)), dict)
     memory, evidence = objective.finish({}, {}, clone(params), num_steps=3, lr=0.1)
     assert isinstance(memory, dict) and isinstance(evidence, dict)
-    assert isinstance(objective.absorb(objective.start(clone(params)), [evidence], 1), dict)
+    assert isinstance(objective.absorb(clone(params), objective.absorb(clone(params), {}, (), 1), [evidence], 1), dict)
 
 
 def session_of(model: TorchModel, shard: Shard) -> LocalSession:

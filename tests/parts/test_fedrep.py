@@ -62,7 +62,7 @@ def test_scaffold_s_variates_are_of_the_body_s_steps(tiny_settings: Any, tmp_pat
     _, site, _ = after_rounds(0, tiny_settings(method, local=local), tmp_path / "run")
     worker, job = site.worker(), site.job
     body = select(worker.initial, [name for name in worker.initial if not name.startswith("head.")])
-    hint = job.method.objective.start(body)
+    hint = job.method.objective.absorb(body, {}, (), 1)
     update, report = worker.train(plan_round(job, 3, 0), 0, Broadcast(0, body, hint))
     steps = len(worker.batches(0))
     assert update.num_steps == report.num_steps == steps

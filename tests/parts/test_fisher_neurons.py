@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
-from fibec_ray.parts.mask.base import Mask
+from fibec_ray.parts.mask.base import Mask, may_move
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
 from fibec_ray.parts.mask.neurons import keep_top, matrix_kind
 from fibec_ray.parts.mask.random_neurons import RandomNeurons
@@ -57,7 +57,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def kept(mask: FisherNeurons, memory: Tensors, names: list[str]) -> Tensors:
     """The mask of a device that takes part with this memory. Fisher information is there, so nothing is scanned."""
-    return mask.keep(mask.refresh(memory, scan_of(1), names, rng()), names)
+    return may_move(mask.refresh(memory, scan_of(1), names, rng()), names)
 
 
 def memory_of(fisher: Tensors, ratio: float = 0.3) -> Tensors:
@@ -154,7 +154,7 @@ def test_the_first_fisher_information_is_that_of_all_data() -> None:
     """Ids 1 and 3: mean square 5, so [5, 20, 0]; half of three rows, rounded up, would be two; the last has none."""
     mask = FisherNeurons(ratio=1 / 3)
     memory = mask.prepare(scan_of(1, 3), rng())
-    assert mask.fisher(memory)[NAME].flatten().tolist() == [5, 20, 0] and int(memory["participations"]) == 0
+    assert memory[f"fisher/{NAME}"].flatten().tolist() == [5, 20, 0] and int(memory["participations"]) == 0
     assert rows(kept(mask, memory, [NAME])[NAME]) == [False, True, False]
     assert rows(kept(mask, memory | {"ratio": torch.tensor(0.9)}, [NAME])[NAME]) == [True, True, False]
 
@@ -163,10 +163,10 @@ def test_momentum_over_refreshes_by_hand() -> None:
     """gamma = 3/4; means of squares 4, 8, 16: F = 4, then 3 + 2 = 5, then 3.75 + 4 = 7.75; twice the root is row 1."""
     mask = FisherNeurons(gamma=0.75, source="pass")
     memory = mask.prepare(scan_of(2, 2), rng())
-    found = [mask.fisher(memory)[NAME].flatten().tolist()]
+    found = [memory[f"fisher/{NAME}"].flatten().tolist()]
     for scan in (scan_of(0, 4), scan_of(4)):
         memory = mask.refresh(memory, scan, [NAME], rng())
-        found.append(mask.fisher(memory)[NAME].flatten().tolist())
+        found.append(memory[f"fisher/{NAME}"].flatten().tolist())
     assert found == [[4, 16, 0], [5, 20, 0], [7.75, 31, 0]] and int(memory["participations"]) == 2
 
 
@@ -174,7 +174,7 @@ def test_momentum_over_refreshes_by_hand() -> None:
 def test_gamma_zero_follows_and_gamma_one_stays(gamma: float, expected: list[float]) -> None:
     mask = FisherNeurons(gamma=gamma, source="pass")
     memory = mask.refresh(mask.prepare(scan_of(2), rng()), scan_of(4), [NAME], rng())
-    assert mask.fisher(memory)[NAME].flatten().tolist() == expected
+    assert memory[f"fisher/{NAME}"].flatten().tolist() == expected
 
 
 def test_refresh_every_counts_participations() -> None:
@@ -185,7 +185,7 @@ def test_refresh_every_counts_participations() -> None:
     for x in (1, 2, 3, 4, 5):
         memory = mask.refresh(memory, scan_of(x, model=model), [NAME], rng())
         passes.append(model.num_passes)
-        values.append(float(mask.fisher(memory)[NAME][0]))
+        values.append(float(memory[f"fisher/{NAME}"][0]))
     assert passes == [1, 1, 1, 2, 2] and values == [1, 1, 1, 16, 16] and int(memory["participations"]) == 5
 
 
@@ -204,7 +204,7 @@ def test_the_neutral_mask_masks_nothing_and_scans_nothing() -> None:
     mask, model = Mask(), OneMatrix()
     scan = scan_of(1, model=model)
     memory = mask.refresh(mask.prepare(scan, rng()), scan, [NAME], rng())
-    assert (memory, mask.keep(memory, [NAME]), mask.fisher(memory), model.num_passes) == ({}, {}, {}, 0)
+    assert (memory, may_move(memory, [NAME]), model.num_passes) == ({}, {}, 0)
     assert not mask.needs and "personal" in FisherNeurons().needs
 
 
@@ -234,13 +234,13 @@ def test_fisher_information_from_training_is_absorbed_after_it() -> None:
     """gamma = 1/2: F = [4, 16, 0] at the start; training met [0, 0, 8]: [2, 8, 4] for the next mask, with no pass."""
     mask, model = FisherNeurons(gamma=0.5, ratio=1 / 3), OneMatrix()
     memory = mask.refresh(mask.prepare(scan_of(2), rng()), scan_of(9, model=model), [NAME], rng())
-    assert rows(mask.keep(memory, [NAME])[NAME]) == [False, True, False] and mask.watches(memory)
+    assert rows(may_move(memory, [NAME])[NAME]) == [False, True, False] and mask.watches(memory)
     memory = mask.absorb(memory, {NAME: torch.tensor([[0.0], [0.0], [8.0]])})
-    assert mask.fisher(memory)[NAME].flatten().tolist() == [2, 8, 4]
+    assert memory[f"fisher/{NAME}"].flatten().tolist() == [2, 8, 4]
     memory = mask.absorb(mask.refresh(memory, scan_of(9), [NAME], rng()), {NAME: torch.tensor([[0.0], [0.0], [30.0]])})
     memory = mask.refresh(memory, scan_of(9, model=model), [NAME], rng())
-    assert mask.fisher(memory)[NAME].flatten().tolist() == [1, 4, 17] and model.num_passes == 0
-    assert rows(mask.keep(memory, [NAME])[NAME]) == [False, False, True]
+    assert memory[f"fisher/{NAME}"].flatten().tolist() == [1, 4, 17] and model.num_passes == 0
+    assert rows(may_move(memory, [NAME])[NAME]) == [False, False, True]
 
 
 def test_training_is_watched_in_every_nth_participation() -> None:
@@ -253,7 +253,7 @@ def test_a_device_that_was_not_opened_starts_with_a_pass() -> None:
     """Whatever the source: its first mask needs Fisher information."""
     mask, model = FisherNeurons(start_at="first_participation"), OneMatrix()
     memory = mask.refresh({}, scan_of(2, model=model), [NAME], rng())
-    assert mask.fisher(memory)[NAME].flatten().tolist() == [4, 16, 0] and model.num_passes == 1
+    assert memory[f"fisher/{NAME}"].flatten().tolist() == [4, 16, 0] and model.num_passes == 1
     assert float(memory["ratio"]) == 0.3 and int(memory["participations"]) == 1
 
 
@@ -271,10 +271,10 @@ def test_random_neurons_are_as_many_by_lot() -> None:
     mask, model = RandomNeurons(ratio=0.6), OneMatrix()
     scan = scan_of(1, model=model)
     memories = [mask.refresh({}, scan, [NAME], rng(seed)) for seed in range(20)]
-    masks = [rows(mask.keep(memory, [NAME])[NAME]) for memory in memories]
+    masks = [rows(may_move(memory, [NAME])[NAME]) for memory in memories]
     assert all(sum(one) == 2 for one in masks) and len({tuple(one) for one in masks}) == 3
     again = mask.refresh(memories[0], scan, [NAME], rng(99))
-    assert rows(mask.keep(again, [NAME])[NAME]) == masks[0] and int(again["participations"]) == 2
+    assert rows(may_move(again, [NAME])[NAME]) == masks[0] and int(again["participations"]) == 2
     assert model.num_passes == 0 and not mask.opens and not mask.watches(again)
 
 
@@ -282,10 +282,10 @@ def test_random_neurons_can_be_drawn_anew() -> None:
     mask, scan, memory, seen = RandomNeurons(ratio=0.3, redraw_every=2), scan_of(1), {}, []
     for round_ in range(12):
         memory = mask.refresh(memory, scan, [NAME], rng(round_))
-        seen.append(rows(mask.keep(memory, [NAME])[NAME]))
+        seen.append(rows(may_move(memory, [NAME])[NAME]))
     assert all(seen[i] == seen[i + 1] for i in range(0, 12, 2)) and len({tuple(one) for one in seen}) > 1
     nothing = RandomNeurons(ratio=0.0)
-    assert not nothing.keep(nothing.refresh({}, scan, [NAME], rng()), [NAME])[NAME].any()
+    assert not may_move(nothing.refresh({}, scan, [NAME], rng()), [NAME])[NAME].any()
 
 
 @pytest.mark.parametrize("mask", [FisherNeurons(), FisherNeurons(source="pass"), RandomNeurons()])
@@ -293,5 +293,5 @@ def test_without_personal_tensors_nothing_is_scanned(mask: Mask) -> None:
     """As when the spectrum asks to share every layer."""
     model = OneMatrix()
     memory = mask.refresh(mask.prepare(scan_of(1), rng()), scan_of(1, model=model), [], rng())
-    assert mask.keep(memory, []) == {} and model.num_passes == 0
+    assert may_move(memory, []) == {} and model.num_passes == 0
     assert mask.refresh(memory, scan_of(1, model=model), [], rng()).keys() == memory.keys()

@@ -51,5 +51,5 @@ def test_the_plain_objective_adds_sends_and_keeps_nothing() -> None:
     assert plain.penalty(params, ANCHOR) is None
     plain.correct(params, {}, {})
     assert all(p.grad is None for p in params.values())
-    assert plain.finish({}, {}, ANCHOR, 3, 0.1) == ({}, {}) and plain.start(ANCHOR) == {}
-    assert plain.absorb({}, [{}, {}], 5) == {}
+    assert plain.finish({}, {}, ANCHOR, 3, 0.1) == ({}, {})
+    assert plain.absorb(ANCHOR, {}, [{}, {}], 5) == {}

@@ -79,20 +79,21 @@ def test_what_a_device_receives_means_what_the_server_has_up_to_its_rank(scale_b
     device.load(blank(server, 2))
     expected = scores(device)
     device.set_rank(2)
-    device.load(peft.fit(server, 2))
+    ranks = peft.device_ranks
+    device.load(ranks.fit(server, 2))
     torch.testing.assert_close(scores(device), expected)
-    back = peft.unfit(peft.fit(server, 2), 2)
+    back = ranks.unfit(ranks.fit(server, 2), 2)
     assert all(value.shape == cut(server, 2)[name].shape for name, value in back.items())
     for name, value in cut(server, 2).items():
         torch.testing.assert_close(back[name], value)
 
 
 def test_ranks_belong_to_devices_and_all_classes_occur() -> None:
-    peft = Lora(r=8, ranks=(2, 4, 8))
-    found = [peft.rank_of(device, seed=5) for device in range(60)]
-    assert set(found) == {2, 4, 8} and found == [peft.rank_of(device, seed=5) for device in range(60)]
-    assert found != [peft.rank_of(device, seed=6) for device in range(60)]
-    assert Lora().rank_of(3, 0) is None
+    ranks = Lora(r=8, ranks=(2, 4, 8)).device_ranks
+    found = [ranks.of(device, seed=5) for device in range(60)]
+    assert set(found) == {2, 4, 8} and found == [ranks.of(device, seed=5) for device in range(60)]
+    assert found != [ranks.of(device, seed=6) for device in range(60)]
+    assert Lora().device_ranks.of(3, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -245,8 +246,7 @@ def test_a_device_gives_up_its_tail_if_that_shrank(factor: float, rank: int) -> 
     before = {f"x{A}": torch.ones(4, 6), f"x{B}": torch.ones(5, 4)}
     after = before | {f"x{B}": before[f"x{B}"] * factor}
     memory, evidence = rule.finish(rule.remember({}, after), {}, subtract(after, before), 1, 0.1)
-    assert rule.rank(memory) == rank and memory.keys() == {"rank"} and evidence == {}
-    assert rule.rank({}) is None
+    assert memory == {"rank": torch.tensor(rank)} and evidence == {} and rule.lowers_rank
 
 
 def test_no_device_goes_below_the_least_rank() -> None:
@@ -289,7 +289,7 @@ def test_bytes_are_those_of_the_devices_own_ranks(tiny_settings: Any, tmp_path: 
     peft: Lora = experiment.method.peft
     found = set()
     for report in result.reports:
-        rank = peft.rank_of(report.device, experiment.seed)
+        rank = peft.device_ranks.of(report.device, experiment.seed)
         assert rank is not None
         found.add(rank)
         assert report.bytes_up_delta == report.bytes_down == num_bytes(cut(values, rank))

@@ -35,7 +35,7 @@ class Federation:
     def __init__(self, objective: Objective, weights: Sequence[int] = (1, 1, 1, 1)):
         self.objective, self.aggregator, self.weights = objective, Mean(), weights
         self.shared: Tensors = {"x": torch.zeros(1).double()}
-        self.hint = objective.start(self.shared)
+        self.hint = objective.absorb(self.shared, {}, (), len(CURVES))
         self.memories: list[Tensors] = [{} for _ in CURVES]
 
     def train(self, device: int) -> ClientUpdate:
@@ -52,7 +52,7 @@ class Federation:
         updates = [self.train(device) for device in cohort]
         step, _ = self.aggregator.combine({}, updates)
         self.shared = add(self.shared, step)
-        self.hint = self.objective.absorb(self.hint, [update.evidence for update in updates], len(CURVES))
+        self.hint = self.objective.absorb(self.shared, self.hint, [update.evidence for update in updates], len(CURVES))
 
     @property
     def x(self) -> float:
@@ -77,8 +77,8 @@ def test_the_server_s_variate_by_hand() -> None:
     """Two of four devices send 2 and 4: c = 1 + (2 / 4) 3 = 2.5. A round of nobody leaves it."""
     hint = {"w": torch.tensor([1.0])}
     sent = [{"control/w": torch.tensor([2.0])}, {"control/w": torch.tensor([4.0])}]
-    assert Scaffold().absorb(hint, sent, 4)["w"].tolist() == [2.5]
-    assert Scaffold().absorb(hint, [], 4)["w"].tolist() == [1.0]
+    assert Scaffold().absorb(hint, hint, sent, 4)["w"].tolist() == [2.5]
+    assert Scaffold().absorb(hint, hint, [], 4)["w"].tolist() == [1.0]
 
 
 def test_the_gradient_is_corrected_for_shared_tensors_alone() -> None:

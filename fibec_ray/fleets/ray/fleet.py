@@ -181,7 +181,7 @@ class RayFleet:
 
     def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
         method = self._site.job.method
-        own, frozen = method.has_own_models, method.mask.freezes
+        own, frozen = method.has_own_models, "moving" in method.mask.lacks
         self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
         return self._opened
 

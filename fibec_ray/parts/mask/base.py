@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
+from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan
-from fibec_ray.parts.part import Need, Part
-from fibec_ray.tensors import Tensors
+from fibec_ray.parts.part import Part
+from fibec_ray.tensors import Tensors, select, under_prefix
 
 
 class Mask(Part):
@@ -17,18 +18,11 @@ class Mask(Part):
     `prepare` runs in the initialisation phase if the part `opens`; `refresh` at the start of each participation, with
     an empty memory at the first one if `prepare` did not run; `absorb` after the training of a participation that it
     `watches`.
+    A memory may hold `kept/NAME`, bool, True where an entry of a personal tensor may move, for the tensors that are
+    masked at all, and `fisher/NAME`, the diagonal Fisher information that the mask is based on, for the round log.
     """
 
     kind: str = "none"
-
-    @property
-    def freezes(self) -> bool:
-        """True if no personal entry ever moves."""
-        return False
-
-    @property
-    def lacks(self) -> tuple[Need, ...]:
-        return ("moving",) if self.freezes else ()
 
     def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
         """The memory at the start, from squared gradients over all of the device's data (lazy)."""
@@ -46,14 +40,11 @@ class Mask(Part):
         """The new memory. diagonal: mean squared per-sample gradients of the personal tensors, as training met them."""
         return memory
 
-    def keep(self, memory: Tensors, names: Collection[str]) -> Tensors:
-        """Bool tensors, True where an entry may move, for the tensors that are masked at all."""
-        return {}
-
     def neurons(self, keep: Tensors) -> Tensors:
         """Bool (neurons,) by tensor, for the round log: which neurons move. As it stands, neurons are rows."""
         return {name: entries.reshape(len(entries), -1).any(1) for name, entries in keep.items()}
 
-    def fisher(self, memory: Tensors) -> Tensors:
-        """The diagonal Fisher information that the mask is based on, for the round log."""
-        return {}
+
+def may_move(memory: Mapping[str, Tensor], names: Collection[str]) -> Tensors:
+    """Bool tensors, True where an entry may move, for those of the names that a mask with this memory masks."""
+    return select(under_prefix("kept", memory), names)

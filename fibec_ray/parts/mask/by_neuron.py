@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from pydantic import Field
 
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.mask.neurons import Neuron, is_pair_b
 from fibec_ray.parts.part import Need
-from fibec_ray.tensors import Tensors, select, under_prefix
+from fibec_ray.tensors import Tensors
 
 
 class ByNeuron(Mask):
@@ -23,11 +21,8 @@ class ByNeuron(Mask):
         return ("personal",)
 
     @property
-    def freezes(self) -> bool:
-        return self.ratio == 0
-
-    def keep(self, memory: Tensors, names: Collection[str]) -> Tensors:
-        return select(under_prefix("kept", memory), names)
+    def lacks(self) -> tuple[Need, ...]:
+        return () if self.ratio else ("moving",)
 
     def neurons(self, keep: Tensors) -> Tensors:
         rows = super().neurons(keep)

@@ -88,9 +88,6 @@ class FisherNeurons(ByNeuron):
     def absorb(self, memory: Tensors, diagonal: Tensors) -> Tensors:
         return memory | with_prefix("fisher", momentum(under_prefix("fisher", memory), diagonal, self.gamma))
 
-    def fisher(self, memory: Tensors) -> Tensors:
-        return under_prefix("fisher", memory)
-
     def _started(self, scan: FisherScan, fisher: Tensors, rng: torch.Generator) -> Tensors:
         """The first memory, with the device's own ratio."""
         ratio = self.ratio

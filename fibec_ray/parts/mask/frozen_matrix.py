@@ -10,7 +10,7 @@ import torch
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.part import Need
-from fibec_ray.tensors import Tensors, select, under_prefix, with_prefix
+from fibec_ray.tensors import Tensors, with_prefix
 
 
 class FrozenMatrix(Mask):
@@ -31,6 +31,3 @@ class FrozenMatrix(Mask):
         shapes = {name: scan.model.trainable[name].shape for name in names}
         moves = {name: torch.full(shape, f".lora_{self.freeze}." not in name) for name, shape in shapes.items()}
         return with_prefix("kept", moves)
-
-    def keep(self, memory: Tensors, names: Collection[str]) -> Tensors:
-        return select(under_prefix("kept", memory), names)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from fibec_ray.curvature.fisher import FisherScan
+from fibec_ray.parts.mask.base import may_move
 from fibec_ray.parts.mask.by_neuron import ByNeuron
 from fibec_ray.parts.mask.neurons import keep_top
 from fibec_ray.tensors import Tensors, with_prefix
@@ -29,7 +30,7 @@ class RandomNeurons(ByNeuron):
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
         count = int(memory.get("participations", 0))
-        keep = self.keep(memory, names)
+        keep = may_move(memory, names)
         if not keep or (self.redraw_every is not None and count % self.redraw_every == 0):
             lots = {name: torch.rand(scan.model.trainable[name].shape, generator=rng) for name in names}
             keep = keep_top(lots, self.ratio, self.neuron)

@@ -78,7 +78,7 @@ class AdaLoraImportance(Objective):
         entries = {name: tuple(value.shape) for name, value in asked.shared.items() if name.endswith(E)}
         return {f"scores/{name}": Extra(shape, least=0) for name, shape in entries.items()}
 
-    def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
+    def absorb(self, shared: Tensors, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
         found = weighted_mean((1, under_prefix("scores", one)) for one in evidence)
         return with_prefix("scores", found) if found else hint
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from fibec_ray.parts.part import Part
+from fibec_ray.parts.part import Need, Part
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -14,16 +14,21 @@ from fibec_ray.types import Asked, ClientUpdate, Extra
 class Objective(Part):
     """What a device minimises beside the task's loss, and the corrections that method needs.
 
-    Device half: `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half: `start`,
-    `extras`, `fault`, `absorb`. As it stands: nothing is added.
+    Device half: `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half: `extras`,
+    `fault`, `absorb`. As it stands: nothing is added.
     """
 
     kind: str = "plain"
 
     @property
     def lowers_rank(self) -> bool:
-        """True if a device's training can end with a lower rank than the device has room for."""
+        """True if a device's training can end with a lower rank than the device has room for: `rank` in its memory."""
         return False
+
+    @property
+    def lacks(self) -> tuple[Need, ...]:
+        """A `feature_penalty` changes the gradient of each sample."""
+        return () if type(self).feature_penalty is Objective.feature_penalty else ("gradients",)
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         """A scalar added to the loss of each step. anchor: the tensors that move, as they were when training began."""
@@ -53,14 +58,6 @@ class Objective(Part):
         """After the last step: the device's new memory, and the evidence that it sends up."""
         return memory, {}
 
-    def rank(self, memory: Tensors) -> int | None:
-        """The rank that a device has come to, if its training decides on it."""
-        return None
-
-    def start(self, shared: Tensors) -> Tensors:
-        """The first hint, before round 0."""
-        return {}
-
     def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
         """What `finish` adds to an update, by name. One that lacks any of it, or has more, is quarantined."""
         return {}
@@ -69,6 +66,10 @@ class Objective(Part):
         """Why an update with well-formed tensors must not be absorbed; None if it may."""
         return None
 
-    def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
-        """The next hint, from what `finish` added to the updates that were combined, in cohort order."""
+    def absorb(self, shared: Tensors, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
+        """The next hint, from what `finish` added to the updates that were combined, in cohort order.
+
+        The first hint, before round 0, is made from an empty one and no evidence. shared: the tensors that devices
+        train and send.
+        """
         return hint

@@ -37,10 +37,6 @@ class Moon(Objective):
     def needs(self) -> tuple[Need, ...]:
         return ("shared",)
 
-    @property
-    def lacks(self) -> tuple[Need, ...]:
-        return ("gradients",)
-
     def teachers(self, received: Tensors, memory: Tensors) -> Sequence[Tensors]:
         return (received, received | memory) if memory else ()
 

@@ -58,9 +58,6 @@ class RankPruning(Objective):
             rank = kept
         return kept_memory | {"rank": torch.tensor(rank)}, {}
 
-    def rank(self, memory: Tensors) -> int | None:
-        return int(memory["rank"]) if "rank" in memory else None
-
     def _kept(self, rank: int) -> int:
         return max(min(self.least_rank, rank), math.floor(self.gamma * rank + 1e-9))
 

@@ -68,9 +68,6 @@ class Scaffold(Objective):
         new = {name: memory[name] + value if name in memory else value for name, value in change.items()}
         return new, with_prefix("control", change)
 
-    def start(self, shared: Tensors) -> Tensors:
-        return {name: torch.zeros_like(value) for name, value in shared.items()}
-
     def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
         return {f"control/{name}": Extra(tuple(value.shape), value.dtype) for name, value in asked.hint.items()}
 
@@ -85,7 +82,8 @@ class Scaffold(Objective):
                 return f"the change of the control variate of '{name}' is not the one that follows from the update"
         return None
 
-    def absorb(self, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
+    def absorb(self, shared: Tensors, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
+        hint = hint or {name: torch.zeros_like(value) for name, value in shared.items()}
         mean = weighted_mean((1, under_prefix("control", one)) for one in evidence)
         share = len(evidence) / num_devices
         return {name: value + share * mean[name] if name in mean else value for name, value in hint.items()}

@@ -34,6 +34,8 @@ class Attached:
     """virtual tokens that run through the blocks before the sample's own: the states that come out have them first"""
     num_prefixes: int = 0
     """virtual tokens that are looked at only: the states that come out are the sample's own"""
+    carried: frozenset[str] = frozenset()
+    """the names under which tensors travel that no device trains"""
 
     def __call__(self, **inputs: Any) -> Any:
         """What the base makes of a batch, virtual tokens first."""

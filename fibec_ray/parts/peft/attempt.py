@@ -53,9 +53,10 @@ class Attempt(Generated):
     def maker(self, words: Tensor) -> nn.Module:
         return Mixture(drawn(words, self.num_tokens), self._sources(words), self.bottleneck)
 
-    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
         """With the file's sources, so that the adapter is whole."""
-        return dict(values) if self.sources is None else {**values, SOURCES: _read(self.sources)}
+        file = {} if self.sources is None else {SOURCES: _read(self.sources)}
+        return {**values, **file}, dict(config)
 
     def saved_in(self, file: Path) -> Attempt:
         return self if self.sources is None else self.model_copy(update={"sources": str(file)})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fibec_ray.parts.part import Need, Part
 from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.ranks import Ranks
 from fibec_ray.tensors import Tensors
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
@@ -57,33 +58,22 @@ class Peft(Part):
         """True for tensors that the PEFT kind added, False for a task head."""
         return any(mark in name for mark in self.marks)
 
-    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
-        """What a saved adapter holds. values: all tensors by the names that they travel under; config: of `attach`."""
-        return dict(values)
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+        """What a saved adapter holds, and its configuration.
 
-    def saved_config(self, config: Mapping[str, Any], saved: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The configuration that goes with them. config: of `attach`; saved: what `saved` gave."""
-        return dict(config)
+        values: all tensors by the names that they travel under. config: of `attach`.
+        """
+        return dict(values), dict(config)
 
-    def rank_of(self, device: int, seed: int) -> int | None:
-        """The rank that a device has room for; None if all devices train the global adapter as it is."""
+    @property
+    def device_ranks(self) -> Ranks | None:
+        """How the adapter is cut for devices of a lower rank; None: all devices train the server's as it is."""
         return None
 
     @property
     def differs_by_device(self) -> bool:
-        """True if `rank_of` is not None: then a device's own model is not the global one."""
-        return False
-
-    def fit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
-        """The server's tensors as a device of this rank has them: of the same shapes, zero where it has no entries."""
-        raise NotImplementedError
-
-    def unfit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
-        """The other way, for values and for deltas: on the server's scale, and without the entries it does not have."""
-        raise NotImplementedError
-
-    def set_rank(self, module: nn.Module, rank: int | None) -> None:
-        """Makes the attached adapter compute as a device of this rank does; None: as the server's."""
+        """True if devices have ranks of their own: then a device's own model is not the global one."""
+        return self.device_ranks is not None and self.device_ranks.classes is not None
 
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
         """Which of the shared tensors devices train and send in this round; the others stand still."""
@@ -92,10 +82,6 @@ class Peft(Part):
     def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
         """What the server sets anew when a round has been absorbed: new values by name, of shared tensors."""
         return {}
-
-    def carries(self, name: str) -> bool:
-        """True for a parameter that travels with the adapter to devices, which do not train it."""
-        return False
 
 
 def block_part(name: str) -> str:

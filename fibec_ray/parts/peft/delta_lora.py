@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fibec_ray.parts.peft.attached import Attached
-from fibec_ray.parts.peft.lora import Lora, adapted_layers
+from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.parts.peft.ranks import adapted_layers
 
 
 class DeltaLora(Lora):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from fibec_ray import seeds
-from fibec_ray.low_rank import A, B, blank, cut, scaled
+from fibec_ray.low_rank import A, B
 from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.library import InLinears
-from fibec_ray.tensors import Tensors
+from fibec_ray.parts.peft.ranks import Ranks
 
 
 class Lora(InLinears):
@@ -76,24 +74,13 @@ class Lora(InLinears):
         )
 
     @property
-    def differs_by_device(self) -> bool:
-        return self.ranks is not None
-
-    def rank_of(self, device: int, seed: int) -> int | None:
-        if self.ranks is None:
-            return None
-        return self.ranks[int(seeds.numpy_generator(seed, "rank", device).integers(len(self.ranks)))]
+    def device_ranks(self) -> Ranks:
+        return Ranks(self.ranks, self.scaling)
 
     def scaling(self, rank: int | None) -> float:
         """s on a device of this rank; None: of the global adapter."""
         base = self.r if rank is None or self.scale_by == "global" else rank
         return self.alpha / (math.sqrt(base) if self.use_rslora else base)
-
-    def fit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
-        return scaled(blank(values, rank), self.scaling(None) / self.scaling(rank))
-
-    def unfit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
-        return scaled(cut(values, rank), self.scaling(rank) / self.scaling(None))
 
     @property
     def lacks(self) -> tuple[Need, ...]:
@@ -102,12 +89,3 @@ class Lora(InLinears):
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
         resting = (A if round_ % 2 == 0 else B) if self.take_turns else None
         return frozenset(name for name in names if resting is None or not name.endswith(resting))
-
-    def set_rank(self, module: nn.Module, rank: int | None) -> None:
-        for layer in adapted_layers(module):
-            layer.scaling["default"] = self.scaling(rank)
-
-
-def adapted_layers(module: nn.Module) -> list[Any]:
-    """The modules that hold an A and a B."""
-    return [layer for layer in module.modules() if isinstance(getattr(layer, "scaling", None), dict)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 
 from fibec_ray.low_rank import MOVED, A, B, best_factors, pairs
 from fibec_ray.parts.peft.attached import Attached
-from fibec_ray.parts.peft.lora import Lora, adapted_layers
+from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.parts.peft.ranks import adapted_layers
 from fibec_ray.tensors import Tensors, drop
 
 
@@ -48,12 +50,10 @@ class MovingLora(Lora):
             out, inside = layer.lora_B["default"].out_features, layer.lora_A["default"].in_features
             layer.moved = nn.Parameter(torch.zeros(out, inside), requires_grad=False)
             layer.register_forward_hook(partial(_add_moved, scale))
-        return attached
+        names = map(attached.name_of, dict(attached.module.named_parameters()))
+        return replace(attached, carried=frozenset(name for name in names if name.endswith(MOVED)))
 
-    def carries(self, name: str) -> bool:
-        return name.endswith(MOVED)
-
-    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
         """s B A of a common rank R for all weights, in place of s (D + B A)."""
         sums = {x: values[x + MOVED] + values[x + B] @ values[x + A] for x in pairs(values)}
         rank = max([self.r, *(int(torch.linalg.matrix_rank(value)) for value in sums.values())])
@@ -62,11 +62,7 @@ class MovingLora(Lora):
         for x, value in sums.items():
             b, a, _ = best_factors([torch.eye(len(value))], [scale * value], rank)
             saved |= {x + B: b.float(), x + A: a.float()}
-        return saved
-
-    def saved_config(self, config: Mapping[str, Any], saved: Mapping[str, Tensor]) -> dict[str, Any]:
-        rank = next((len(saved[x + A]) for x in pairs(saved)), self.r)
-        return {**config, "r": rank}
+        return saved, {**config, "r": rank}
 
     def _scaling_of(self, rank: int) -> float:
         """peft's, of the saved adapter."""

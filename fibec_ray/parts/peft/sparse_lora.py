@@ -14,7 +14,8 @@ from fibec_ray import seeds
 from fibec_ray.low_rank import A, B, best_factors, pairs
 from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached
-from fibec_ray.parts.peft.lora import Lora, adapted_layers
+from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.parts.peft.ranks import adapted_layers
 from fibec_ray.tensors import Tensors, drop
 
 SPARSE = ".sparse"
@@ -74,10 +75,10 @@ class SparseLora(Lora):
         rng = seeds.generator(self.mask_seed, "sparse", name)
         return torch.randperm(out * inside, generator=rng)[:count].sort().values
 
-    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
         """LoRA; and in stage 1, which LoRA has no part in, the best that it could start from."""
         now = dict(values) | self._handed_over(values)
-        return drop(now, [name for name in now if name.endswith(SPARSE)])
+        return drop(now, [name for name in now if name.endswith(SPARSE)]), dict(config)
 
     @property
     def lacks(self) -> tuple[Need, ...]:

@@ -63,10 +63,10 @@ class Virtual(Peft):
         config.modules_to_save = unnamed(head)
         return get_peft_model(module, config)
 
-    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
+    def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
         names = [name for name in values if self.is_adapter(name)]
         own = {name.removeprefix(ENCODER): values[name] for name in names}
-        return {**drop(values, names), "prompt_embeddings": self.table(own, config)}
+        return {**drop(values, names), "prompt_embeddings": self.table(own, config)}, dict(config)
 
     def table(self, values: Tensors, config: Mapping[str, Any]) -> Tensor:
         """What the encoder makes, as peft saves it, from the encoder's own tensors."""
