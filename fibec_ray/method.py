@@ -14,7 +14,8 @@ from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.objective.base import Objective
-from fibec_ray.parts.part import LACKING, Part, build
+from fibec_ray.parts.own import Source
+from fibec_ray.parts.part import LACKING, Part, build, sources_of
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.sharing import SHARINGS
@@ -114,6 +115,16 @@ class Method(BaseModel):
                 raise ValueError(
                     f"{axis}.{field} {mine} and {other}.{field} {theirs} of {kind} differ; make them equal"
                 )
+
+    @model_validator(mode="after")
+    def _one_source_of_a_name(self) -> Method:
+        _ = self.sources
+        return self
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The files and modules of a user's own parts, by name."""
+        return sources_of(*self.parts.values())
 
     @property
     def parts(self) -> dict[str, Part]:

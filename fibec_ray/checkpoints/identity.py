@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import failing_plainly, half_made
 from fibec_ray.files.sealed import read_sealed, write_sealed
 from fibec_ray.learning.prepare import Prepared
+from fibec_ray.parts.own import Source, digest
 
 FORMAT = 1
 PACKAGES = ("fibec_ray", "torch", "transformers", "peft", "numpy", "safetensors")
@@ -33,6 +35,8 @@ class Identity(BaseModel):
     """the resolved experiment, as plain values"""
     data: str
     """digest of RUN/data"""
+    parts: dict[str, str] = {}
+    """digests of the files and modules that the user's own parts are in, by name; RUN/parts has the files"""
     prepared: Prepared
     versions: dict[str, str]
     format: int = FORMAT
@@ -51,6 +55,29 @@ class Identity(BaseModel):
                 f"{run_dir / 'data'}: is not the data set that the run began with; put it back, or start a new run"
             )
 
+    def refuse_other_files(self, run_dir: Path) -> None:
+        """Raises RunDirError if a file in RUN/parts is not what the run began with. None of them is run for that."""
+        for path in (run_dir / "parts" / name for name in self.parts if name.endswith(".py")):
+            try:
+                same = digest(path.read_bytes().decode(errors="replace")) == self.parts[path.name]
+            except OSError as error:
+                raise RunDirError(f"{path}: cannot be read ({error.strerror}); put back what it keeps") from error
+            if not same:
+                raise RunDirError(f"{path}: is not what the run began with; put it back, or start a new run")
+
+    def changed_parts(self, sources: Mapping[str, Source]) -> list[str]:
+        """sources: of an experiment with the same settings."""
+        return [name for name, source in sources.items() if source.digest != self.parts.get(name)]
+
+    def refuse_other_parts(self, sources: Mapping[str, Source], run_dir: Path) -> None:
+        """Raises RunDirError if one is not what the run began with."""
+        for name in self.changed_parts(sources):
+            kept = f" ({run_dir / 'parts' / name} is a copy)" if name.endswith(".py") else ""
+            raise RunDirError(
+                f"{run_dir}: {name} is not what this run began with; put that back{kept}, or start a new run in "
+                "another --out"
+            )
+
     def other_versions(self) -> str:
         """'torch 2.9 then, 2.10 now', or '' if all are the same."""
         now = program_versions()
@@ -58,13 +85,16 @@ class Identity(BaseModel):
         return ", ".join(f"{name} {self.versions.get(name, 'none')} then, {now[name]} now" for name in names)
 
 
-def identify(run_dir: Path, config: dict[str, Any], prepared: Prepared, git_commit: str) -> Identity:
+def identify(
+    run_dir: Path, config: dict[str, Any], prepared: Prepared, git_commit: str, sources: Mapping[str, Source]
+) -> Identity:
     """Of a new run whose data have been written."""
     return Identity(
         run_id=uuid.uuid4().hex,
         git_commit=git_commit,
         config=config,
         data=data_digest(run_dir),
+        parts={name: source.digest for name, source in sources.items()},
         prepared=prepared,
         versions=program_versions(),
     )

@@ -23,7 +23,6 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunError
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.tally import Row
-from fibec_ray.method import AXES, Method
 from fibec_ray.roundlog.schema import score_column
 from fibec_ray.runs.simulation import Run
 from fibec_ray.types import Fleet
@@ -150,22 +149,6 @@ def _columns(console: Console) -> list[ProgressColumn]:
     if console.width < WIDE:
         return [stage, count, notes, TimeRemainingColumn()]
     return [stage, BarColumn(), count, notes, TimeElapsedColumn(), TimeRemainingColumn()]
-
-
-def method_table(methods: Sequence[tuple[str, Method]]) -> None:
-    """One row per method: what each axis holds (blank: neutral), what devices send, what outlasts a round."""
-    table = Table()
-    for column in ("method", *AXES, "sends", "keeps", "reference"):
-        table.add_column(column, overflow="fold")
-    neutral = Method()
-    for name, method in methods:
-        cells = [_cell(axis, method.parts[axis].kind, neutral.parts[axis].kind) for axis in AXES]
-        table.add_row(name, *cells, method.sends, method.keeps, method.reference)
-    print_table(make_console(), table, fold_in_pipes=False)
-
-
-def _cell(axis: str, kind: str, neutral: str) -> str:
-    return kind if kind != neutral or axis == "peft" else ""
 
 
 def print_comparison(what: str, differences: Sequence[str]) -> None:

@@ -29,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return entry.run(partial(_checked, argv))
 
 
+RUNS_CODE = (
+    "A part may be your own: kind FILE.py:CLASS, beside the YAML that names it, or MODULE:CLASS. Reading a YAML that "
+    "names one runs that Python code. Look at a YAML and its Python files before you run somebody else's."
+)
+KEPT_CODE = "Runs the Python files in RUN/parts, if the run has parts of somebody's own."
+
+
 class _Parser(argparse.ArgumentParser):
     """In one colour: newer Pythons write control sequences into help."""
 
@@ -90,11 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan, prints=True)
 
     resume = commands.add_parser("resume", help="go on with a run that was killed or failed")
+    resume.epilog = KEPT_CODE
     resume.add_argument("run", type=path, metavar="RUN", help="run directory")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="of fleet and checkpoint only")
     resume.set_defaults(command=_resume)
 
     verify = commands.add_parser("verify", help="run some rounds again and compare them with the round log")
+    verify.epilog = KEPT_CODE
     verify.add_argument("run", type=path, metavar="RUN", help="run directory; it is only read")
     verify.add_argument("--rounds", type=at_least_one, metavar="N", default=1, help="how many (default: 1)")
     verify.add_argument(
@@ -105,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
 
     replay = commands.add_parser("replay", help="run one device-round again, alone, and compare it with the round log")
+    replay.epilog = KEPT_CODE
     replay.add_argument("run", type=path, metavar="RUN", help="run directory; it is only read")
     replay.add_argument("--round", type=int, metavar="R", required=True, help="-1 is the initialisation phase")
     replay.add_argument("--device", type=int, metavar="D", required=True)
@@ -114,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(show)
     show.set_defaults(command=_show, prints=True)
 
-    methods = commands.add_parser("methods", help="print the table of methods")
+    methods = commands.add_parser("methods", help="print the table of methods, and of parts that are not built in")
+    methods.epilog = RUNS_CODE
+    methods.add_argument(
+        "files", nargs="*", type=path, metavar="FILE", help="list your own too: methods (YAML) and parts (Python)"
+    )
     methods.set_defaults(command=_methods, prints=True)
 
     report = commands.add_parser("report", help="draw runs into one HTML page, and into figures for a paper")
@@ -178,6 +192,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 def _add_config(
     parser: argparse.ArgumentParser, metavar: str = "CONFIG", what: str = "experiment, a YAML file"
 ) -> None:
+    parser.epilog = RUNS_CODE
     parser.add_argument("config", type=path, metavar=metavar, help=what)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20")
 
@@ -288,14 +303,22 @@ def _show(arguments: argparse.Namespace) -> None:
     from fibec_ray.config.load import load_experiment
     from fibec_ray.runs.simulation import resolved
 
-    print(yaml.safe_dump(resolved(load_experiment(arguments.config, arguments.overrides)), sort_keys=False), end="")
+    experiment = load_experiment(arguments.config, arguments.overrides)
+    print(yaml.safe_dump(resolved(experiment), sort_keys=False), end="")
+    for source in experiment.method.sources.values():
+        print(f"# {source.name}: {source.path}, digest {source.digest}")
 
 
 def _methods(arguments: argparse.Namespace) -> None:
-    from fibec_ray.cli.console import method_table
+    from fibec_ray.cli.method_table import method_table, own_parts, part_table
     from fibec_ray.config.load import load_method, method_files
 
-    method_table([(path.stem, load_method(path)) for path in method_files()])
+    python = [file for file in arguments.files if file.suffix == ".py"]
+    yaml = [file for file in arguments.files if file.suffix != ".py"]
+    methods = [(file.stem, load_method(file)) for file in [*method_files(), *yaml]]
+    parts = own_parts(python, [method for _, method in methods])
+    method_table(methods)
+    part_table(parts)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,6 +43,21 @@ class Site:
     """GPU memory that the run was planned to take beside the base, in bytes; None: it was not planned"""
     most_lanes: int | None = None
     """that a GPU was planned to have room for; None: it was not planned"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The job travels packed. An actor unpacks it in its first call: what goes wrong then, such as a part that its
+        node does not have, reaches the driver, and what goes wrong while Ray makes an actor does not."""
+        state = dict(self.__dict__)
+        return {"packed": pickle.dumps(state.pop("job"))} | state if "job" in state else state
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "job" or "packed" not in self.__dict__:
+                raise AttributeError(name)
+            object.__setattr__(self, "job", pickle.loads(self.__dict__["packed"]))
+            del self.__dict__["packed"]
+            return self.job
 
     def lanes_to_try(self, devices: int) -> int:
         """The most that a trial tries, where lanes are not set and an actor trains so many devices of a cohort."""

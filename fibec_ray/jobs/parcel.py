@@ -19,6 +19,7 @@ from fibec_ray.config.load import config_folder
 from fibec_ray.errors import DataError
 from fibec_ray.files.run_dir import write_yaml
 from fibec_ray.files.storage import is_url
+from fibec_ray.parts.own import keep_files
 
 EXPERIMENT = "experiment.yaml"
 INPUTS = "inputs"
@@ -37,6 +38,7 @@ def packed(experiment: Experiment, installed: bool) -> Iterator[dict[str, Any]]:
         work = Path(folder) / "work"
         work.mkdir()
         write_yaml(work / EXPERIMENT, settings_for(experiment, work))
+        keep_files(experiment.method.sources, work)
         modules = [] if installed else [str(copy_code(Path(folder)))]
         yield {"working_dir": str(work), **({"py_modules": modules} if modules else {})}
 

@@ -15,9 +15,9 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from fibec_ray.errors import FleetError, did_you_mean
+from fibec_ray.files.run_dir import failing_plainly, write_text
 
 GROUP = "fibec_ray.parts"
 MOST_BYTES = 1_000_000
@@ -42,6 +43,8 @@ class Source:
     """my_rules.py, or my_package.rules"""
     digest: str
     text: str | None
+    path: str = field(default="", compare=False)
+    """on the machine where it was read"""
 
 
 def find(kind: str, contract: type[Any]) -> type[Any] | None:
@@ -98,7 +101,8 @@ def name_kind(cls: type[Any]) -> str:
 
 def load_file(path: Path) -> ModuleType:
     """Runs a file with parts, once for each content. Raises ValueError."""
-    return _run(Source(path.name, *_read(path)), str(path))
+    text = _read(path)
+    return _run(Source(path.name, digest(text), text, str(path)), str(path))
 
 
 def arrived(kind: str, source: Source) -> Any:
@@ -130,10 +134,14 @@ def source_of(cls: type[Any]) -> Source:
     return _source(module) if module is not None else Source(cls.__module__, "", None)
 
 
-def offers() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(name, what loads it) of each part that an installed package offers."""
-    for point in _entry_points():
-        yield point.name, point.load
+def keep_files(sources: Mapping[str, Source], folder: Path) -> None:
+    """Writes the files into a folder `parts` beside a YAML that names them. Raises RunDirError."""
+    for name, source in sources.items():
+        if source.text is not None:
+            path = folder / "parts" / name
+            with failing_plainly(folder):
+                path.parent.mkdir(exist_ok=True)
+            write_text(path, source.text)
 
 
 def offered_names() -> list[str]:
@@ -169,8 +177,8 @@ def _axis_of(found: Any, contract: type[Any]) -> str | None:
     return next(cls.__name__.lower() for cls in found.__mro__ if root in cls.__bases__)
 
 
-def _read(path: Path) -> tuple[str, str]:
-    """Digest and text. Raises ValueError."""
+def _read(path: Path) -> str:
+    """Raises ValueError."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path}: is a folder, or no ordinary file; give the path of a Python file")
@@ -188,7 +196,7 @@ def _read(path: Path) -> tuple[str, str]:
     if not re.fullmatch(r"\w[\w .+-]*\.py", path.name):
         raise ValueError(f"{path}: its name may have letters, digits, '_' and '-' before .py; rename it")
     try:
-        return _digest(content), content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start})") from error
 
@@ -201,31 +209,32 @@ def _beside(path: Path) -> str:
     return did_you_mean(path.name, names)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _source(module: ModuleType) -> Source:
-    found = getattr(module, "__own_source__", None)
-    if isinstance(found, Source):
-        return found
-    file = getattr(module, "__file__", None)
+    known = getattr(module, "__own_source__", None)
+    if isinstance(known, Source):
+        return known
+    file = getattr(module, "__file__", None) or ""
     try:
-        source = Source(module.__name__, _digest(Path(file).read_bytes()) if file else "", None)
+        found = digest(Path(file).read_bytes().decode(errors="replace")) if file else ""
     except OSError:
-        source = Source(module.__name__, "", None)
+        found = ""
+    source = Source(module.__name__, found, None, file)
     vars(module)["__own_source__"] = source  # of the code that runs, even if the file is edited later
     return source
 
 
 def _run(source: Source, where: str) -> ModuleType:
     """The module that a file's text makes. Its name says its content: another text is another module."""
-    name = f"_fibec_ray_own_{_digest(source.name.encode() + source.digest.encode())}"
+    name = f"_fibec_ray_own_{digest(source.name + source.digest)}"
     module = sys.modules.get(name)
     if module is None:
         module = ModuleType(name, f"{where}, run by fibec_ray")
         module.__file__ = where
-        vars(module)["__own_source__"] = source
+        vars(module)["__own_source__"] = source  # classes ask for it while they are made
         sys.modules[name] = module
         text = source.text or ""
         linecache.cache[where] = (len(text), None, text.splitlines(keepends=True), where)
@@ -237,6 +246,7 @@ def _run(source: Source, where: str) -> ModuleType:
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise ValueError(f"{where}: {_what_failed(error, where)}") from error
+    vars(module)["__own_source__"] = source
     _known.update(
         {
             f"{source.name}:{cls.__qualname__}": cls

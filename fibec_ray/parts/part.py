@@ -118,12 +118,20 @@ class Part(BaseModel):
 P = TypeVar("P", bound=Part)
 
 
-def sources_of(part: Part) -> Iterator[own.Source]:
-    """Where the part's class comes from, and those that it is built on, as far as they are not of this package."""
+def sources_of(*parts: Part) -> dict[str, own.Source]:
+    """The files and modules, by name, that classes of a user's own come from. ValueError for two files of one name."""
+    found: dict[str, own.Source] = {}
+    for source in (source for part in parts for source in _sources(part)):
+        if found.setdefault(source.name, source) != source:
+            raise ValueError(f"two different files are called {source.name}, and a run keeps one of a name; rename one")
+    return found
+
+
+def _sources(part: Part) -> Iterator[own.Source]:
     yield from (own.source_of(cls) for cls in type(part).__mro__ if issubclass(cls, Part) and own.is_own(cls))
     for name in type(part).model_fields:
         if isinstance(below := getattr(part, name), Part):
-            yield from sources_of(below)
+            yield from _sources(below)
 
 
 def build(registry: Mapping[str, type[P]], value: Any) -> P:

@@ -59,6 +59,7 @@ def begin(experiment: Experiment, folder: Path, resume: bool, watcher: Watcher) 
     if binding(record.experiment) != binding(experiment):
         difference = first_difference(binding(record.experiment), binding(experiment))
         raise RunDirError(f"{folder}: holds a run of another experiment ({difference}); choose another --name or --out")
+    record.identity.refuse_other_parts(experiment.method.sources, folder)
     if finished_digest(folder) is not None:
         return None
     return resume_record(record, watcher)

@@ -20,7 +20,7 @@ RUN_JSON = "checkpoints/run.json"
 EVERY_S = 10.0
 """Between two copies; what is newer than that may be lost with the machine, and is run again by a resumed run."""
 TURNS = (
-    re.compile(r"data/.*set\.json"), re.compile(r"data/"), re.compile(r"config\.yaml$"), re.compile(RUN_JSON),
+    re.compile(r"data/.*set\.json"), re.compile(r"(data|parts)/"), re.compile(r"config\.yaml$"), re.compile(RUN_JSON),
     re.compile(r"(?!.*manifest\.json$|summary\.json$)"), re.compile(r".*manifest\.json$"), re.compile(""),
 )  # fmt: skip
 """The order of copying: files that promise others come after them, so that a reader there never trusts what has not

@@ -12,7 +12,7 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.identity import Identity, read_identity
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import check, load_experiment
+from fibec_ray.config.load import check, load_experiment, with_paths
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute
 from fibec_ray.roundlog.parts import parts, round_of
@@ -34,7 +34,7 @@ class Record:
 
     def side_by_side(self, lanes: int) -> Record:
         """With fleet.lanes, maybe auto, as the run has them. Raises ConfigError if the fleet cannot have them."""
-        settings = resolved(self.experiment)
+        settings = resolved(self.experiment) | {"method": self.experiment.method}
         settings["fleet"]["lanes"] = lanes
         return replace(self, experiment=check(settings, str(self.folder / "config.yaml")))
 
@@ -56,14 +56,16 @@ def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
     """
     folder = absolute(folder)
     identity = read_identity(folder)
+    identity.refuse_other_files(folder)
     config = folder / "config.yaml"
     experiment = load_experiment(config, overrides)
-    began = check(identity.config, str(config))
+    began = check(with_paths(identity.config, folder), str(config))
     if binding(experiment) != binding(began):
         raise RunDirError(
             f"{config}: is not what the run began with ({first_difference(binding(began), binding(experiment))}); only "
             "checkpoint and fleet may change, but for fleet.threads and fleet.lanes; set it back, or start a new run"
         )
+    identity.refuse_other_parts(experiment.method.sources, folder)
     identity.refuse_other_data(folder)
     return Record(folder, identity, experiment)
 

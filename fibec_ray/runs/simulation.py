@@ -33,6 +33,7 @@ from fibec_ray.learning.tally import Row, Tally
 from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
+from fibec_ray.parts.own import keep_files
 from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
@@ -134,7 +135,8 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
     with run_dirs.claimed(folder) as claim:
         quiet_libraries()
         prepared = prepare(experiment, claim.folder)
-        identity = identify(claim.folder, resolved(experiment), prepared, _git_commit())
+        sources = experiment.method.sources
+        identity = identify(claim.folder, resolved(experiment), prepared, _git_commit(), sources)
         identity.write(claim.folder)
         return carry_on(experiment, claim, identity, None, watcher or Nobody())
 
@@ -222,8 +224,14 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
         experiment.method.peft.num_virtual,
         experiment.method.pooled,
     )
-    run_dirs.write_yaml(folder / "config.yaml", resolved(experiment))
+    write_settings(experiment, folder / "config.yaml")
     return prepared
+
+
+def write_settings(experiment: Experiment, path: Path) -> None:
+    """The experiment as a YAML that loads again to the same one, and the files of a user's own parts beside it."""
+    keep_files(experiment.method.sources, path.parent)
+    run_dirs.write_yaml(path, resolved(experiment))
 
 
 def make_fleet(

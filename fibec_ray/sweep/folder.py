@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.load import load_experiment, read_yaml
 from fibec_ray.errors import RunDirError, UserError
@@ -133,8 +134,12 @@ def _difference(run: SweepRun, folder: Path, finished: bool) -> str:
     """
     try:
         found = load_experiment(folder / "config.yaml")
+        sources = run.experiment.method.sources
+        changed = read_identity(folder).changed_parts(sources) if sources else []
     except UserError as error:
         return str(error) if finished else ""
+    if changed:
+        return f"{changed[0]} has changed since it began"
     if finished:
         return "" if found == run.experiment else first_difference(resolved(found), resolved(run.experiment))
     if not (folder / "checkpoints" / "run.json").exists():

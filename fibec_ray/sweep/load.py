@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
-from fibec_ray.config.load import load_experiment, parse_override, read_yaml
+from fibec_ray.config.load import load_experiment, parse_override, read_yaml, with_path
 from fibec_ray.errors import ConfigError, UserError, did_you_mean
 from fibec_ray.sweep.grid import parse_grid
 
@@ -101,7 +101,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise ConfigError(f"{path}: seeds: {file.seeds} has a seed twice; give each once")
     for text in (*file.overrides, *overrides):
         _check_override(text, f"{path}: overrides")
-    common = (*file.overrides, *overrides)
+    common = (*(with_path(text, path.parent) for text in file.overrides), *overrides)
     return _sweep(path, path.parent / file.config, common, variants, file.seeds, file.reference)
 
 
@@ -115,7 +115,7 @@ def _sweep(
     path: Path, config: Path, common: Sequence[str], variants: tuple[Variant, ...], seeds: Sequence[int], reference: str
 ) -> Sweep:
     _check_names(variants, path)
-    runs = _runs(config, common, variants, seeds, path)
+    runs = _runs(config, common, variants, seeds, path, Path() if config == path else path.parent)
     _refuse_equal(runs, path)
     return Sweep(path, tuple(seeds), reference, variants, tuple(runs))
 
@@ -159,13 +159,15 @@ def _check_names(variants: Sequence[Variant], path: Path) -> None:
 
 
 def _runs(
-    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path
+    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path, folder: Path
 ) -> list[SweepRun]:
+    """folder: that files in the variants' overrides are seen from."""
     runs = []
     for seed in seeds:
         for variant in variants:
             try:
-                experiment = load_experiment(config, [*common, *variant.overrides, f"seed={seed}"])
+                changes = [with_path(text, folder) for text in variant.overrides]
+                experiment = load_experiment(config, [*common, *changes, f"seed={seed}"])
             except UserError as error:
                 raise ConfigError(f"{path}: variant {variant.name!r}: {error}") from error
             runs.append(SweepRun(variant, seed, experiment))

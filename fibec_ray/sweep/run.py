@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from fibec_ray.errors import RunError
-from fibec_ray.files.run_dir import absolute, write_yaml
+from fibec_ray.files.run_dir import absolute
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
-from fibec_ray.runs.simulation import resolved
+from fibec_ray.runs.simulation import write_settings
 from fibec_ray.sweep.children import Task, run_all
 from fibec_ray.sweep.folder import (
     config_of,
@@ -80,7 +80,7 @@ def refuse_failures(failures: Sequence[Failure], total: int) -> None:
 def _task(run: SweepRun, folder: Path, program: Sequence[str], ended: Callable[[int, float], None]) -> Task:
     def prepare() -> None:
         folder.parent.mkdir(exist_ok=True)
-        write_yaml(config_of(folder), resolved(run.experiment))
+        write_settings(run.experiment, config_of(folder))
 
     command = [*program, "run", str(config_of(folder)), "--out", str(folder), "--resume"]
     return Task(prepare, command, log_of(folder), ended)

@@ -152,7 +152,7 @@ def test_a_backbone_that_cannot_be_had_is_one_line(tiny_file: str, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"], ["run", QUICKSTART, "--ot", "x"], ["methods", "rounds=3"]])
+@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"], ["run", QUICKSTART, "--ot", "x"], ["watch", "x", "y"]])
 def test_a_command_line_that_makes_no_sense(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

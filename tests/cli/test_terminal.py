@@ -12,9 +12,10 @@ from conftest import make_digits
 from rich.table import Table
 
 import fibec_ray
-from fibec_ray.cli.console import RunView, method_table
+from fibec_ray.cli.console import RunView
 from fibec_ray.cli.job_table import job_table
 from fibec_ray.cli.main import main
+from fibec_ray.cli.method_table import method_table
 from fibec_ray.cli.terminal import make_console, print_table
 from fibec_ray.config.load import check
 from fibec_ray.jobs.client import Job

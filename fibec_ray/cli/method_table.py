@@ -1,0 +1,74 @@
+"""Tables of methods, and of parts that are not built in; printed by `fibec-ray methods`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from fibec_ray.cli.terminal import make_console, print_table
+from fibec_ray.errors import ConfigError
+from fibec_ray.method import AXES, Method
+from fibec_ray.parts import own
+from fibec_ray.parts.part import Part, contract_of
+
+Row = tuple[str, str, str, str]
+"""kind, axis, what it is, where it is"""
+
+
+def method_table(methods: Sequence[tuple[str, Method]]) -> None:
+    """One row per method: what each axis holds (blank: neutral), what devices send, what outlasts a round."""
+    table = Table()
+    for column in ("method", *AXES, "sends", "keeps", "reference"):
+        table.add_column(column, overflow="fold")
+    neutral = Method()
+    for name, method in methods:
+        cells = [_cell(axis, method.parts[axis].kind, neutral.parts[axis].kind) for axis in AXES]
+        table.add_row(name, *cells, method.sends, method.keeps, method.reference)
+    print_table(make_console(), table, fold_in_pipes=False)
+
+
+def _cell(axis: str, kind: str, neutral: str) -> str:
+    return kind if kind != neutral or axis == "peft" else ""
+
+
+def own_parts(files: Sequence[Path], methods: Sequence[Method]) -> list[Row]:
+    """Parts in Python files, of some methods, and of installed packages. Runs the files. Raises ConfigError."""
+    found: list[type[Part]] = []
+    try:
+        for file in files:
+            found += own.classes_in(own.load_file(file), Part).values()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    found += [type(part) for method in methods for part in method.parts.values() if own.is_own(type(part))]
+    return [*map(_row, dict.fromkeys(found)), *_offered()]
+
+
+def _offered() -> Iterator[Row]:
+    for name in own.offered_names():
+        try:
+            cls = own.find(name, Part)
+        except ValueError as error:
+            yield name, "", str(error), ""
+            continue
+        assert cls is not None, "it is offered"
+        kind, axis, what, where = _row(cls)
+        hidden = f"hidden by the built-in kind of this name; name it {kind}" if name in AXES[axis] else what
+        yield name, axis, hidden, where
+
+
+def _row(cls: type[Part]) -> Row:
+    axis = next(axis for axis, registry in AXES.items() if issubclass(cls, contract_of(registry)))
+    source = own.source_of(cls)
+    first = (inspect.getdoc(cls) or "").partition("\n")[0] if cls.__doc__ else ""
+    return str(cls.model_fields["kind"].default), axis, first, f"{source.path}, digest {source.digest}"
+
+
+def part_table(rows: Sequence[Row]) -> None:
+    if rows:
+        table = Table("part", "axis", "what it is", "where it is")
+        for row in rows:
+            table.add_row(*row)
+        print_table(make_console(), table, fold_in_pipes=False)
