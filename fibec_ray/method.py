@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
+from fibec_ray.errors import did_you_mean
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.curriculum import CURRICULA
@@ -83,6 +84,7 @@ class Method(BaseModel):
     def _parts_fit(self) -> Method:
         """What the parts say of each other, in their own files."""
         for axis, part in self.parts.items():
+            _check_words(axis, part)
             for other, kind in part.partners.items():
                 self._go_together(axis, part, other, kind)
             for other, why in part.silences.items():
@@ -91,13 +93,12 @@ class Method(BaseModel):
                         f"{axis} '{part.kind}' {why}, so {other} '{idle.kind}' has no effect; leave it out"
                     )
         for axis, part in self.parts.items():
-            for need in part.needs:
-                for other, beside in self.parts.items():
-                    if need in beside.lacks:
-                        able = [kind for kind, cls in AXES[axis].items() if need not in cls().needs]
-                        words = {"other": f"{other} '{beside.kind}'", "axis": axis, "neutral": neutral(axis).kind}
-                        why = LACKING[need].format(**words, able=", ".join(able))
-                        raise ValueError(f"{axis} '{part.kind}' {why}")
+            for other, beside in self.parts.items():
+                for need in (need for need in part.needs if need in beside.lacks):
+                    able = [kind for kind, cls in AXES[axis].items() if need not in cls().needs]
+                    words = {"other": f"{other} '{beside.kind}'", "axis": axis, "neutral": neutral(axis).kind}
+                    why = LACKING[need].format(**words, able=", ".join(able))
+                    raise ValueError(f"{axis} '{part.kind}' {why}")
         return self
 
     def _go_together(self, axis: str, part: Part, other: str, kind: str) -> None:
@@ -110,7 +111,7 @@ class Method(BaseModel):
                 f"{axis} '{part.kind}' needs {other} '{kind}', found '{partner.kind}'; set both, or neither"
             )
         for field in part.agrees:
-            mine, theirs = getattr(part, field), getattr(partner, field)
+            mine, theirs = getattr(part, field), getattr(partner, field, None)
             if mine != theirs:
                 raise ValueError(
                     f"{axis}.{field} {mine} and {other}.{field} {theirs} of {kind} differ; make them equal"
@@ -151,3 +152,12 @@ class Method(BaseModel):
     def opens(self) -> bool:
         """True if any part has work in the initialisation phase."""
         return any(part.opens for part in self.parts.values())
+
+
+def _check_words(axis: str, part: Part) -> None:
+    """Raises ValueError for a word in what a part fits that nothing would ever look at."""
+    needs, axes, fields = (*part.needs, *part.lacks), (*part.partners, *part.silences), part.agrees
+    for words, known in ((needs, LACKING), (axes, AXES), (fields, type(part).model_fields)):
+        for word in words:
+            if word not in known:
+                raise ValueError(f"{axis} '{part.kind}' says {word!r}; {did_you_mean(word, known)}")

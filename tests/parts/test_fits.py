@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
@@ -92,6 +93,31 @@ def test_a_part_of_a_user_s_own_is_taken_at_its_word(parts: dict[str, Any], says
     assert Method.model_validate(fine).objective == Tower()
     with pytest.raises(ValidationError, match=says):
         Method.model_validate(fine | parts)
+
+
+class Misspelt(Tower):
+    """Made up: the test sets one of its words to one that is not there."""
+
+    partners: ClassVar[Mapping[str, str]] = {}
+    agrees: ClassVar[tuple[str, ...]] = ()
+    silences: ClassVar[Mapping[str, str]] = {}
+
+
+@pytest.mark.parametrize(
+    ("hook", "value", "says"),
+    [
+        ("needs", ("shard",), "shard'; did you mean 'shared'?"),
+        ("needs", "text", "t'; allowed: classes, "),
+        ("lacks", ("holes",), "holes'; did you mean 'whole'?"),
+        ("partners", {"solvr": "once"}, "solvr'; did you mean 'solver'?"),
+        ("silences", {"masks": "is loud"}, "masks'; did you mean 'mask'?"),
+        ("agrees", ("hight",), "hight'; did you mean 'height'?"),
+    ],
+)
+def test_a_misspelt_word_of_a_part_is_named(hook: str, value: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Misspelt, hook, value)
+    with pytest.raises(ValidationError, match=re.escape(f"objective '{Misspelt().kind}' says '{says}")):
+        Method(objective=Misspelt())
 
 
 class OwnHetLora(HetLora):
