@@ -111,6 +111,8 @@ class Asked:
     """the transformer block of each tensor; None: outside of blocks"""
     heads: Collection[str] = ()
     """the tensors that belong to a task's head, not to the adapter"""
+    num_classes: int = 2
+    """scores that a model gives; 1 in a regression, 0 where answers are texts"""
 
     def layer_of(self, name: str) -> int | None:
         return self.layers.get(name)

@@ -164,7 +164,7 @@ def test_an_axis_never_imports_another() -> None:
                 assert below(name, axis, "fibec_ray.parts.part"), f"{module} imports {name}"
 
 
-ENGINE = ("method", "config", "learning", "checkpoints", "fleets", "runs")
+ENGINE = ("method", "config", "learning", "checkpoints", "fleets", "preflight", "runs")
 REGISTRIES = {f"fibec_ray.parts.{axis}" for axis in AXES}
 ORDINARY_WORDS = {
     "adapter": "what a run saves, and what a generator of random numbers is for",

@@ -50,6 +50,11 @@ POWERS = 2
 """Multiplications of the random start by H, before the one that the eigenvalues are read from."""
 
 
+def num_columns(num_classes: int) -> int:
+    """Of G, for each sample. num_classes: as the job has it."""
+    return max(1, num_classes - 1) if num_classes else TOKEN_DRAWS
+
+
 @dataclass(frozen=True)
 class Eigenpairs:
     """The largest eigenpairs of one block: H is about U diag(values) U^T, U^T U = I."""

@@ -44,7 +44,7 @@ class Server:
         self._check_solver(selection)
         self._selection = selection
         self._shared = select(self._initial, selection.names)
-        self._hint = method.objective.absorb(self._trained, {}, (), self._job.num_devices)
+        self._hint = method.objective.absorb(self.trained, {}, (), self._job.num_devices)
         self._state = method.aggregator.start(self._shared, self._job.num_devices)
         return selection
 
@@ -73,7 +73,7 @@ class Server:
         Returns the devices whose update was left out because it cannot be combined, and why. Raises RunError, and stays
         as it was, if sound updates lead to numbers that are not finite.
         """
-        method, asked = self._job.method, self._asked(round_)
+        method, asked = self._job.method, self.asked(round_)
         evidence: list[Tensors] = []
         bad: dict[int, str] = {}
 
@@ -93,16 +93,16 @@ class Server:
                 f"round {round_}: aggregator {method.aggregator.kind} found no solution ({error})"
             ) from error
         shared = self._shared | add(delta, self._shared)
-        hint = method.objective.absorb(self._trained, self._hint, evidence, self._job.num_devices)
+        hint = method.objective.absorb(self.trained, self._hint, evidence, self._job.num_devices)
         shared = shared | method.peft.after_round(shared, hint, round_, self._job.rounds)
         _refuse_not_finite(round_, {"tensors": shared, "state": state, "control variates or scores": hint})
         self._shared, self._state, self._hint = shared, state, hint
         return bad
 
-    def _asked(self, round_: int) -> Asked:
+    def asked(self, round_: int) -> Asked:
         """What the round asks of every update."""
         layout = self._layout
-        moving = self._job.method.peft.moving(self._trained, round_, self._job.rounds)
+        moving = self._job.method.peft.moving(self.trained, round_, self._job.rounds)
         return Asked(
             round_,
             learning_rate(self._job, round_),
@@ -110,10 +110,11 @@ class Server:
             self._hint,
             layout.layers,
             layout.heads,
+            self._job.num_classes,
         )
 
     @property
-    def _trained(self) -> Tensors:
+    def trained(self) -> Tensors:
         """The shared tensors that devices train."""
         return drop(self._shared, self._layout.carried)
 

@@ -71,7 +71,7 @@ class Outline(TorchModel):
         """Does the work where tensors that it makes are fake, too. Raises ModelError for an architecture that looks at
         their values."""
         try:
-            with self._fake, _without_torch_s_log():
+            with self._fake, without_torch_s_log():
                 return work()
         except LOOKS_AT_VALUES as error:
             raise ModelError(
@@ -146,7 +146,7 @@ class Outline(TorchModel):
 
 
 @contextmanager
-def _without_torch_s_log() -> Iterator[None]:
+def without_torch_s_log() -> Iterator[None]:
     """torch logs a traceback for each operation that fails on fake tensors; the error says the same."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -52,6 +53,20 @@ def of_label(label: str) -> tuple[Need, ...]:
     return ("classes",) if label == "expected" else ()
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Passes over a device's samples that a part makes itself, in a hook that is lent the model."""
+
+    max_samples: int | None = None
+    """the most samples that it looks at; None: all of the device's"""
+    group: int | None = None
+    """samples in one pass; None: `local.batch_size`"""
+    backwards: int = 0
+    """backward passes after each forward pass"""
+    single_gradients: bool = False
+    """True if it holds the gradients of single samples"""
+
+
 class Part(BaseModel):
     """The base of all parts. `kind` is the tag that YAML names it by; unknown keys are refused.
 
@@ -62,6 +77,9 @@ class Part(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    costs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Hooks whose cost cannot be read off their code -> the methods that declare it. A class that overrides such a hook
+    must define these methods too."""
 
     kind: str
     partners: ClassVar[Mapping[str, str]] = {}
@@ -73,7 +91,15 @@ class Part(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        """Raises TypeError for a class that overrides a costly hook and does not declare the cost."""
         super().__pydantic_init_subclass__(**arguments)
+        for hook, methods in cls.costs.items():
+            missing = [name for name in methods if _defined(cls, name) > _defined(cls, hook)]
+            if missing:
+                raise TypeError(
+                    f"{cls.__name__} overrides {hook}, so it must define {' and '.join(missing)} too: a run is planned "
+                    "by what a part declares there"
+                )
         if own.is_own(cls):
             kind = own.name_kind(cls)
             cls.model_fields["kind"] = FieldInfo(annotation=Literal[kind], default=kind)  # type: ignore[arg-type]
@@ -84,6 +110,10 @@ class Part(BaseModel):
         if not own.is_own(type(self)):
             return super().__reduce_ex__(protocol)
         return own.arrived, (self.kind, own.source_of(type(self))), self.__getstate__()
+
+    def as_planned(self) -> Self:
+        """The part as a plan follows it, without what no plan counts: estimates of a Hessian's spectrum."""
+        return self
 
     @property
     def opens(self) -> bool:
@@ -113,6 +143,11 @@ class Part(BaseModel):
     def keeps(self) -> str:
         """What outlasts a round because of this part, and where, in words."""
         return ""
+
+
+def _defined(cls: type, name: str) -> int:
+    """How far up in the class's bases `name` is defined."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 
 P = TypeVar("P", bound=Part)

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from fibec_ray.learning.job import Job
+from fibec_ray.method import AXES
 from fibec_ray.model_types import Batch, DenseBatch, LocalModel
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Net
 from fibec_ray.models.outline import Outline
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.part import build
-from fibec_ray.parts.peft import PEFTS
-from fibec_ray.parts.sharing.gal import GlobalLayers
+from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.preflight.live import peak_bytes
+from fibec_ray.preflight.trial import TrialShard
 from fibec_ray.tensors import Tensors, num_bytes
 from fibec_ray.types import Layout
 
@@ -96,17 +97,19 @@ class Anatomy:
 
         return self._peak(("forward", num_samples, length), forward)
 
-    def score_bytes(self, sharing: GlobalLayers, num_samples: int, length: int) -> int:
-        """The most that a device holds while it scores the blocks; not counting what a spectrum takes."""
+    def score_bytes(self, sharing: Sharing, num_samples: int, length: int) -> int:
+        """The most that a device holds while it scores the blocks.
+
+        Raises ModelError where that depends on values."""
         if self.smaller:
             return self._by_blocks(lambda few: few.score_bytes(sharing, num_samples, length))
 
         def score() -> None:
             self.model.train(False)
-            plain = sharing.model_copy(update={"count_by": "fraction"})
-            plain.score(self.model, _Alike(self, num_samples, length), torch.Generator())
+            alike = TrialShard(self.batch, torch.full((num_samples,), length), length)
+            sharing.score(self.model, alike, torch.Generator())
 
-        return self._peak(("score", num_samples, length, sharing.score_by), score)
+        return self._peak(("score", num_samples, length, sharing.model_dump_json()), score)
 
     def having(self, names: Collection[str]) -> list[str]:
         """Those of the names that the model has."""
@@ -128,20 +131,6 @@ class Anatomy:
         return [*module.parameters(), *module.buffers(), *self.model.trainable.values()]
 
 
-class _Alike:
-    """A shard of so many samples that are all of one length; what a score asks of a `Shard`."""
-
-    def __init__(self, anatomy: Anatomy, num_samples: int, length: int):
-        self._anatomy, self._length, self.num_samples = anatomy, length, num_samples
-        self.labels, self.lengths, self.grades = torch.zeros(num_samples), torch.full((num_samples,), length), None
-
-    def batch(self, rows: Tensor) -> Batch:
-        return self._anatomy.batch(len(rows), self._length)
-
-    def shortened(self, max_length: int) -> _Alike:
-        return self
-
-
 def anatomy(job: Job, shape: tuple[int, ...] = (), longest_answer: int = 0) -> Anatomy:
     """shape: of a sample that is no text. longest_answer: tokens, where answers are texts.
 
@@ -158,7 +147,7 @@ def anatomy(job: Job, shape: tuple[int, ...] = (), longest_answer: int = 0) -> A
 def _of_transformer(
     spec: str, peft: str, num_classes: int, has_words: bool, longest: int, num_blocks: int | None = None
 ) -> Anatomy:
-    backbone, kind = Backbone.model_validate_json(spec), build(PEFTS, json.loads(peft))
+    backbone, kind = Backbone.model_validate_json(spec), build(AXES["peft"], json.loads(peft))
     outline = Outline(backbone, kind, num_classes, has_words, longest, num_blocks)
     many = num_blocks is None and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()

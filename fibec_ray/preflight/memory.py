@@ -14,12 +14,10 @@ from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
 from fibec_ray.models.holding import CONTEXT_BYTES, HOST_FACTOR
 from fibec_ray.models.spec import Backend
-from fibec_ray.parts.aggregator.server_optimisers import ServerOptimiser
-from fibec_ray.parts.curriculum.fisher_order import FisherOrder
-from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
-from fibec_ray.parts.sharing.gal import GlobalLayers
-from fibec_ray.parts.sharing.sensitivity import CHUNK
+from fibec_ray.parts.part import Passes
+from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.preflight.anatomy import Anatomy
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
 
 PROCESS_BYTES = 315_000_000
@@ -65,18 +63,13 @@ class ActorMemory:
 
 
 def actor_memory(
-    job: Job,
-    anatomy: Anatomy,
-    samples: Samples,
-    lanes: int,
-    on_ray: bool,
-    on_gpu: bool,
-    backend: Backend = "plain",
+    rehearsal: Rehearsal, samples: Samples, lanes: int, on_ray: bool, on_gpu: bool, backend: Backend = "plain"
 ) -> ActorMemory:
     """lanes: devices that compute in one pass. backend: that holds the base."""
+    job, anatomy = rehearsal.job, rehearsal.anatomy
     # A heap in which passes of one kind have left their holes has to grow for those of another, unless all are of one
     # length: then the holes fit.
-    tensors, second = sorted([*live_bytes(job, anatomy, samples, lanes), 0], reverse=True)[:2]
+    tensors, second = sorted([*live_bytes(rehearsal, samples, lanes), 0], reverse=True)[:2]
     second = 0 if samples.are_alike else second
     own = anatomy.trainable_bytes * (COPIES + lanes * (COPIES_PER_LANE + optimiser_copies(job)))
     process = PROCESS_BYTES + (ACTOR_EXTRA_BYTES if on_ray else 0)
@@ -89,20 +82,38 @@ def actor_memory(
     return ActorMemory(process + FIRST_PASS_BYTES + heap + int(host_share * anatomy.base_bytes), 0, tensors)
 
 
-def live_bytes(job: Job, anatomy: Anatomy, samples: Samples, lanes: int) -> list[int]:
-    """The most that tensors hold in each kind of pass of a device: training and squared gradients, evaluation, and
-    scores of blocks."""
-    names = watched(job, anatomy)
+def live_bytes(rehearsal: Rehearsal, samples: Samples, lanes: int) -> list[int]:
+    """The most that tensors hold in each kind of pass of a device: training and passes that parts make in a round,
+    evaluation, and scores of blocks."""
+    job, anatomy = rehearsal.job, rehearsal.anatomy
+    adapter = [name for name in anatomy.model.trainable if anatomy.model.is_adapter(name)]
+    names = adapter if rehearsal.holds_single_gradients else []
     count, length = largest_batch(job, samples)
     if names:  # they are taken in groups of like length, the longest together
         length = samples.longest
+    steps = [_step_bytes(anatomy, count * lanes, length, names)]
+    for passes in rehearsal.round_passes(job.rounds - 1):
+        if passes.backwards:
+            watched = names if passes.single_gradients else []
+            steps.append(_step_bytes(anatomy, _group(job, passes, samples) * lanes, samples.longest, watched))
     evaluated = min(job.eval_batch_size, len(samples.test))
-    found = [_step_bytes(anatomy, count * lanes, length, names), anatomy.forward_bytes(evaluated, samples.longest)]
-    sharing = job.method.sharing
-    if isinstance(sharing, GlobalLayers):
-        scored = min(sharing.max_samples, max(map(len, samples.train)))
-        found.append(lanes * anatomy.score_bytes(sharing, min(scored, CHUNK), samples.longest))
+    found = [max(steps), anatomy.forward_bytes(evaluated, samples.longest)]
+    if scored := [_group(job, passes, samples) for passes in rehearsal.score_passes]:
+        found.append(lanes * _score_bytes(anatomy, job.method.sharing.as_planned(), max(scored), samples.longest))
     return found
+
+
+def _group(job: Job, passes: Passes, samples: Samples) -> int:
+    """The most samples of one pass."""
+    drawn = [passes.max_samples] if passes.max_samples else []
+    return max(1, min([passes.group or job.local.batch_size, max(map(len, samples.train)), *drawn]))
+
+
+def _score_bytes(anatomy: Anatomy, sharing: Sharing, count: int, length: int) -> int:
+    try:
+        return anatomy.score_bytes(sharing, count, length)
+    except ModelError:  # the rule looks at values
+        return anatomy.step_bytes(count, length)
 
 
 def _step_bytes(anatomy: Anatomy, count: int, length: int, names: Collection[str]) -> int:
@@ -115,16 +126,6 @@ def _step_bytes(anatomy: Anatomy, count: int, length: int, names: Collection[str
 def optimiser_copies(job: Job) -> int:
     """Tensors that the optimiser keeps for each trained one."""
     return 2 if job.local.optimizer == "adamw" else int(job.local.momentum > 0)
-
-
-def watched(job: Job, anatomy: Anatomy) -> Collection[str]:
-    """Tensors whose gradients of single samples some part looks at."""
-    aggregator = job.method.aggregator
-    inner = aggregator.of if isinstance(aggregator, ServerOptimiser) else aggregator
-    looks = isinstance(job.method.curriculum, FisherOrder) or isinstance(job.method.mask, FisherNeurons)
-    if not looks and inner.kind not in ("fisher_merging", "fedfisher", "fipa"):
-        return ()
-    return [name for name in anatomy.model.trainable if anatomy.model.is_adapter(name)]
 
 
 def largest_batch(job: Job, samples: Samples) -> tuple[int, int]:

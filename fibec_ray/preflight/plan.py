@@ -145,7 +145,7 @@ def _memory_and_seats(
     known = fleet.known_lanes or 1
 
     def of_kind(lanes: int, gpu: bool, backend: Backend) -> ActorMemory:
-        return memory.actor_memory(job, anatomy, samples, lanes, on_ray, gpu, backend)
+        return memory.actor_memory(exchange.rehearsal, samples, lanes, on_ray, gpu, backend)
 
     held = {gpu: _holding(job, anatomy, room, gpus, of_kind(known, gpu, "auto").beside) for gpu, gpus in kinds}
     backends: dict[bool, Backend] = {gpu: holding.backend if holding else "plain" for gpu, holding in held.items()}

@@ -6,6 +6,7 @@ curriculum by difficulty is right in number of samples, and on average in their 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,31 +15,18 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
-from fibec_ray.curvature.fisher import Label
-from fibec_ray.curvature.ggn import TOKEN_DRAWS
+from fibec_ray.curvature.fisher import backwards_for
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.pooled import steps_of
 from fibec_ray.models.spec import Backbone
-from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.parts.aggregator.fedfisher import FedFisher
-from fibec_ray.parts.aggregator.fipa import Fipa
-from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
-from fibec_ray.parts.aggregator.server_optimisers import ServerOptimiser
-from fibec_ray.parts.curriculum.fisher_order import FisherOrder
-from fibec_ray.parts.curriculum.loss_order import LossOrder
-from fibec_ray.parts.curriculum.scored import Scored
-from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
-from fibec_ray.parts.objective.moon import Moon
-from fibec_ray.parts.sharing.gal import GlobalLayers
-from fibec_ray.parts.sharing.sensitivity import CHUNK
-from fibec_ray.parts.solver.ditto import Ditto
-from fibec_ray.parts.solver.fedrep import FedRep
-from fibec_ray.parts.solver.fine_tune import FineTune
-from fibec_ray.parts.solver.idle import Idle
-from fibec_ray.parts.solver.pfedme import PFedMe
+from fibec_ray.parts.part import Passes
 from fibec_ray.preflight.anatomy import Anatomy
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Lengths, Samples
+from fibec_ray.preflight.trial import Ask, Training, once
+from fibec_ray.tensors import Tensors
+from fibec_ray.types import OPENING_ROUND
 
 
 @dataclass
@@ -64,46 +52,39 @@ class Devices:
     job: Job
     anatomy: Anatomy
     samples: Samples
-    _scored: dict[int, int] = field(default_factory=dict)
-    """the round in which a device's data were last put in order"""
-    _seen: set[int] = field(default_factory=set)
+    _memory: dict[int, Tensors] = field(default_factory=dict)
+    """the curriculum's, by device"""
+    _took_part: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._rehearsal = Rehearsal(self.job, self.anatomy)
 
     def opening(self, device: int) -> Amount:
         """The initialisation phase of one device."""
-        method, total = self.job.method, Amount()
+        method, lengths = self.job.method, self.samples.train[device]
         if not method.opens:
-            return total
-        if method.curriculum.opens:
-            total += self._ordering(device)
-            self._scored[device] = 0
-        mask = method.mask
-        if isinstance(mask, FisherNeurons) and mask.opens and not self._same_pass():
-            total += self._scan(self.samples.train[device], self._labels(mask.label))
-        if isinstance(method.sharing, GlobalLayers):
-            chosen = self._drawn(self.samples.train[device], method.sharing.max_samples)
-            total += self._grouped(chosen, CHUNK)
-            if method.sharing.score_by != "similarity":
-                total += self._grouped(chosen, CHUNK, backwards=1)
+            return Amount()
+        ordering = self._order(device, OPENING_ROUND) if method.curriculum.opens else []
+        total = self._scans(lengths, [*ordering, *self._rehearsal.found.opening_scans])
+        for passes in self._rehearsal.score_passes:
+            total += self._own_passes(lengths, passes)
         return total
 
     def device_round(self, device: int, round_: int) -> Amount:
-        job, method = self.job, self.job.method
+        job, curriculum = self.job, self.job.method.curriculum
         lengths, batches = self.samples.train[device], self._batches(device)
-        total = Amount()
-        if self._is_due(device, round_):
-            total += self._ordering(device)
-            self._scored[device] = round_
-        visible = self._visible(batches, round_)
-        total += self._training(lengths, visible, len(batches), round_)
-        mask = method.mask
-        if isinstance(mask, FisherNeurons) and (
-            mask.source == "pass" or not (mask.opens or device in self._seen or "personal" not in mask.needs)
-        ):
-            total += self._scan(lengths[torch.cat(visible).numpy()], self._labels(mask.label))
-        if isinstance(method.objective, Moon) and device in self._seen:
-            total += self._grouped(lengths[torch.cat(visible).numpy()], job.local.batch_size).times(2)
-        total += self._evidence(method.aggregator, lengths, round_)
-        self._seen.add(device)
+        taken, total = self._rehearsal.participation(self._took_part[device]), Amount()
+        if curriculum.due(self._memory.get(device, {}), round_):
+            total += self._scans(lengths, self._order(device, round_))
+        rng = seeds.generator(job.seed, "visible", device, round_)
+        visible = curriculum.visible(self._memory.get(device, {}), batches, round_, job.rounds, rng)
+        seen = lengths[torch.cat(visible).numpy()]
+        total += self._training(lengths, visible, len(batches), round_, taken.trainings)
+        total += self._scans(seen, taken.scans)
+        total += self._grouped(seen, job.local.batch_size).times(taken.num_teachers)
+        for passes in self._rehearsal.round_passes(round_):
+            total += self._own_passes(lengths, passes)
+        self._took_part[device] += 1
         return total
 
     def evaluation(self, keeps_personal: bool) -> Amount:
@@ -111,84 +92,50 @@ class Devices:
         total = self._grouped(self.samples.test, self.job.eval_batch_size)
         for device in range(self.job.num_devices if keeps_personal else 0):
             total += self._grouped(self.samples.own_test[device], self.job.eval_batch_size)
-            solver = self.job.method.solver
-            if isinstance(solver, FineTune) and len(self.samples.own_test[device]):
-                lengths, batches = self.samples.train[device], self._batches(device)
-                total += self._trained(lengths, batches, solver.epochs)
+            if len(self.samples.own_test[device]):
+                total += self._trained(self.samples.train[device], self._batches(device), self._rehearsal.found.tuning)
         return total
 
-    def _training(self, lengths: Lengths, visible: Sequence[Tensor], num_batches: int, round_: int) -> Amount:
-        job, solver = self.job, self.job.method.solver
-        if isinstance(solver, Idle):
-            return Amount()
+    def _training(
+        self, lengths: Lengths, visible: Sequence[Tensor], num_batches: int, round_: int, trainings: Sequence[Training]
+    ) -> Amount:
+        job = self.job
         if job.stands_for is not None:
             steps = len(steps_of(round_, num_batches, job.local.epochs, *job.stands_for))
-            return self._trained(lengths, visible, 1).times(steps / num_batches)
+            return self._trained(lengths, visible, [Training(1, 1, False)]).times(steps / num_batches)
         longest = job.method.curriculum.max_length(round_, job.rounds, job.max_length)
-        lengths = lengths if longest is None else np.minimum(lengths, longest)
-        once = self._trained(lengths, visible, job.local.epochs)
-        if isinstance(solver, Ditto):
-            return once.times(2)
-        if isinstance(solver, PFedMe):
-            return once.times(solver.inner_steps)
-        if isinstance(solver, FedRep):
-            return once + self._trained(lengths, visible, solver.head_epochs)
-        return once
+        return self._trained(lengths if longest is None else np.minimum(lengths, longest), visible, trainings)
 
-    def _trained(self, lengths: Lengths, batches: Sequence[Tensor], epochs: int) -> Amount:
-        total, most = Amount(), self.job.local.max_steps
-        for rows in batches:
+    def _trained(self, lengths: Lengths, batches: Sequence[Tensor], trainings: Sequence[Training]) -> Amount:
+        most, times = self.job.local.max_steps, 0.0
+        for training in trainings:
+            steps = len(batches) * training.epochs
+            times += training.repeats * training.epochs * (min(steps, most) / steps if steps and most else 1.0)
+        total = Amount()
+        for rows in batches if times else ():
             total += self._pass(lengths[rows.numpy()], backwards=1)
-        steps = len(batches) * epochs
-        return total.times(epochs * (min(steps, most) / steps if most is not None else 1.0))
+        return total.times(times)
 
-    def _evidence(self, aggregator: Aggregator, lengths: Lengths, round_: int) -> Amount:
-        if isinstance(aggregator, ServerOptimiser):
-            return self._evidence(aggregator.of, lengths, round_)
-        if isinstance(aggregator, FisherMerging | FedFisher):
-            return self._scan(self._drawn(lengths, aggregator.max_samples), self._labels(aggregator.label))
-        if isinstance(aggregator, Fipa) and round_ >= aggregator.warmup_rounds:
-            backwards = TOKEN_DRAWS if self.job.answers_in_text else max(1, self.job.num_classes - 1)
-            return self._grouped(self._drawn(lengths, aggregator.max_samples), CHUNK, backwards)
-        return Amount()
+    def _order(self, device: int, round_: int) -> Sequence[Ask]:
+        """The curriculum makes a new memory of the device's data. Returns the passes that it takes."""
+        lengths = torch.from_numpy(self.samples.train[device])
+        self._memory[device], asked = self._rehearsal.order(lengths, self._batches(device), round_, device)
+        return asked
 
-    def _ordering(self, device: int) -> Amount:
-        curriculum, lengths = self.job.method.curriculum, self.samples.train[device]
-        if isinstance(curriculum, FisherOrder):
-            return self._scan(lengths, self._labels(curriculum.label))
-        return self._scan(lengths, 0) if isinstance(curriculum, LossOrder) else Amount()
+    def _scans(self, lengths: Lengths, asked: Sequence[Ask]) -> Amount:
+        """The passes of one scan over samples."""
+        total, size = Amount(), min(len(lengths), self.job.local.batch_size)
+        for ask in once(asked):
+            total += self._grouped(lengths, size, backwards_for(ask[0], self.job.num_classes) if ask else 0)
+        return total
 
-    def _same_pass(self) -> bool:
-        """True if curriculum and mask ask for the same squared gradients in the initialisation phase."""
-        curriculum, mask = self.job.method.curriculum, self.job.method.mask
-        if not (isinstance(curriculum, FisherOrder) and isinstance(mask, FisherNeurons) and curriculum.opens):
-            return False
-        return (curriculum.label, curriculum.scope) == (mask.label, "adapter")
-
-    def _is_due(self, device: int, round_: int) -> bool:
-        curriculum = self.job.method.curriculum
-        if not isinstance(curriculum, Scored):
-            return False
-        if device not in self._scored:
-            return round_ >= curriculum.score_from_round
-        every = curriculum.rescore_every
-        return every is not None and round_ - self._scored[device] >= every
-
-    def _visible(self, batches: Sequence[Tensor], round_: int) -> list[Tensor]:
-        """As many batches as the curriculum shows."""
-        rng = seeds.generator(self.job.seed, "preflight", round_)
-        return self.job.method.curriculum.visible({}, batches, round_, self.job.rounds, rng)
+    def _own_passes(self, lengths: Lengths, passes: Passes) -> Amount:
+        drawn = self._drawn(lengths, passes.max_samples)
+        return self._grouped(drawn, passes.group or self.job.local.batch_size, passes.backwards)
 
     def _batches(self, device: int) -> list[Tensor]:
         count, size = len(self.samples.train[device]), self.job.local.batch_size
         return fixed_batches(self.job.seed, device, count, size)
-
-    def _labels(self, label: Label) -> int:
-        """Backward passes of a sample."""
-        return self.job.num_classes if label == "expected" else 1
-
-    def _scan(self, lengths: Lengths, backwards: int) -> Amount:
-        return self._grouped(lengths, min(len(lengths), self.job.local.batch_size), backwards)
 
     def _grouped(self, lengths: Lengths, size: int, backwards: int = 0) -> Amount:
         """Passes over samples that stand in the order of their lengths."""

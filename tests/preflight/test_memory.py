@@ -17,6 +17,7 @@ from fibec_ray.learning.federation import Federation
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.live import peak_bytes
 from fibec_ray.preflight.memory import actor_memory, live_bytes
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.runs.simulation import cache_dir, prepare
 
@@ -66,7 +67,7 @@ def within_a_quarter(settings: dict[str, object], folder: Path) -> None:
     job = experiment.job(prepared.num_classes, prepared.label_words)
     samples = Samples.of(Federation.load(folder / "data"))
     lanes = experiment.fleet.known_lanes or 1
-    predicted = actor_memory(job, anatomy(job), samples, lanes, on_ray=False, on_gpu=False).private
+    predicted = actor_memory(Rehearsal(job, anatomy(job)), samples, lanes, on_ray=False, on_gpu=False).private
     print(f"predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert predicted == pytest.approx(measured, rel=0.25)
 
@@ -77,7 +78,7 @@ def foreseen(method: str) -> list[int]:
     experiment = check(settings, "test")
     lengths = [np.full(12, 16)] * experiment.num_devices
     job = experiment.job(2, (1, 2) if settings["backbone"].get("head") in ("masked_lm", "causal_lm") else None)
-    return live_bytes(job, anatomy(job), Samples(lengths, lengths, np.concatenate(lengths)), 1)
+    return live_bytes(Rehearsal(job, anatomy(job)), Samples(lengths, lengths, np.concatenate(lengths)), 1)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedpeptao"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.parts.part import Need, Part
+from fibec_ray.parts.part import Need, Part, Passes
 from fibec_ray.tensors import Tensors, weighted_mean
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -20,6 +20,8 @@ class Aggregator(Part):
     Device half: `evidence`, `evidence_after`. Server half: `start`, `extras`, `fault`, `combine`. Updates come in
     cohort order, one at a time, and are summed in float64, so the result does not depend on which actor finished first.
     """
+
+    costs = {"evidence": ("extras", "passes"), "evidence_after": ("extras", "passes")}
 
     kind: str = "mean"
     can_be_wrapped: ClassVar[bool] = True
@@ -42,13 +44,17 @@ class Aggregator(Part):
         """The same after local training, when the model holds the trained values. batches: all of the device's."""
         return {}
 
+    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+        """What `evidence` and `evidence_after` compute. num_classes: 1 in a regression, 0 where answers are texts."""
+        return ()
+
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         """The server's state before round 0. num_devices: of the federation, K in papers."""
         return {}
 
     def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
         """What `evidence` and `evidence_after` add to an update, by name. One that lacks any of it, or has more, is
-        quarantined."""
+        quarantined. Before a run it is asked for an update without evidence: then the most that it may have."""
         return {}
 
     def fault(self, asked: Asked, update: ClientUpdate) -> str | None:

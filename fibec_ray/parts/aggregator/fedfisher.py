@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import Label
+from fibec_ray.curvature.fisher import Label, backwards_for
 from fibec_ray.curvature.kfac import kronecker_factors
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fisher_merging import merged
-from fibec_ray.parts.part import Need, of_label
+from fibec_ray.parts.part import Need, Passes, of_label
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -82,13 +82,17 @@ class FedFisher(Aggregator):
         zeros = {name: torch.zeros(model.trainable[name].shape) for name in unseen}
         return factors | with_prefix("fisher", found.diagonal | zeros)
 
+    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+        return [Passes(self.max_samples, None, backwards_for(self.label, num_classes), single_gradients=True)]
+
     def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
-        """Factors of a module, or diagonals of its tensors: which of them tells whether it is a Linear."""
+        """Factors of a module with a matrix, which is a Linear, unless the update has diagonals of it; diagonals of
+        all else."""
         inputs, outputs, diagonals = dict[str, Extra](), dict[str, Extra](), dict[str, Extra]()
         for name, value in asked.shared.items():
             prefix = _module(name)
             weight = asked.shared.get(f"{prefix}.weight")
-            if weight is not None and weight.dim() == 2 and f"inputs/{prefix}" in update.evidence:
+            if weight is not None and weight.dim() == 2 and f"fisher/{prefix}.weight" not in update.evidence:
                 columns = weight.shape[1] + (f"{prefix}.bias" in asked.shared)
                 inputs[f"inputs/{prefix}"] = Extra((_triangle(columns),))
                 outputs[f"outputs/{prefix}"] = Extra((_triangle(len(weight)),))

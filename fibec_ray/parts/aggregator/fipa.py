@@ -13,9 +13,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.curvature.ggn import top_eigenpairs
+from fibec_ray.curvature.ggn import CHUNK, num_columns, top_eigenpairs
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.part import Passes
 from fibec_ray.tensors import Tensors, weighted_mean
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -98,13 +99,21 @@ class Fipa(Aggregator):
             found |= {f"{block}/vectors/{name}": value for name, value in pairs.vectors.items()}
         return found
 
+    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+        if round_ < self.warmup_rounds:
+            return ()
+        backwards = num_columns(num_classes)
+        return [Passes(max_samples=1), Passes(self.max_samples, CHUNK, backwards, single_gradients=True)]
+
     def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
         if asked.round < self.warmup_rounds:
             return {}
         expected: dict[str, Extra] = {}
+        num_samples = min(update.num_samples, self.max_samples or update.num_samples)
+        most = min(self.rank, num_samples * num_columns(asked.num_classes))
         for block, names in self._blocks(asked, asked.shared).items():
             found = _rank(update.evidence.get(f"{block}/values"))
-            rank = min(found, self.rank, sum(asked.shared[name].numel() for name in names))
+            rank = min(found, most, sum(asked.shared[name].numel() for name in names))
             expected[f"{block}/values"] = Extra((rank,), least=0)
             expected |= {f"{block}/vectors/{n}": Extra((*asked.shared[n].shape, rank)) for n in names}
         return expected

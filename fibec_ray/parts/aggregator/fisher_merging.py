@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import FisherScan, Label
+from fibec_ray.curvature.fisher import FisherScan, Label, backwards_for
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.parts.part import Need, of_label
+from fibec_ray.parts.part import Need, Passes, of_label
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -59,6 +59,9 @@ class FisherMerging(Aggregator):
         groups = rows.split(max(map(len, batches)))
         fisher = FisherScan(model, shard, groups, names, rng).read(self.label, "all").diagonal
         return with_prefix("fisher", _of_trace_one(fisher) if self.normalise else fisher)
+
+    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+        return [Passes(self.max_samples, None, backwards_for(self.label, num_classes), single_gradients=True)]
 
     def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
         return {f"fisher/{name}": Extra(tuple(value.shape), least=0) for name, value in asked.shared.items()}

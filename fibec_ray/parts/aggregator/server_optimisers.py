@@ -13,7 +13,7 @@ from torch import Tensor
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
-from fibec_ray.parts.part import Need, Setting, build
+from fibec_ray.parts.part import Need, Passes, Setting, build
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -66,6 +66,9 @@ class ServerOptimiser(Aggregator):
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
     ) -> Tensors:
         return self.of.evidence_after(model, shard, names, batches, rng)
+
+    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+        return self.of.passes(round_, num_classes)
 
     def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
         return self.of.extras(asked, update)

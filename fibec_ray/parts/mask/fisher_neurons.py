@@ -65,6 +65,9 @@ class FisherNeurons(ByNeuron):
     def keeps(self) -> str:
         return "diagonal Fisher information, mask (device)"
 
+    def as_planned(self) -> FisherNeurons:
+        return self.model_copy(update={"ratio_by": "fixed"})
+
     def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
         return self._started(scan, scan.read(self.label).diagonal, rng)
 

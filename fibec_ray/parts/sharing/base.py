@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fibec_ray.errors import ConfigError
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.parts.part import Need, Part
+from fibec_ray.parts.part import Need, Part, Passes
 from fibec_ray.types import LayerReport, LayerScores, Layout
 
 
@@ -37,6 +37,8 @@ class Sharing(Part):
     Device half: `score`, in the initialisation phase, if the part `opens`. Server half: `select`, once.
     """
 
+    costs = {"score": ("passes", "example_scores")}
+
     kind: str = "all"
 
     @property
@@ -54,6 +56,14 @@ class Sharing(Part):
 
     def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> LayerScores:
         """What this device has to say about the blocks."""
+        return LayerScores()
+
+    def passes(self, num_classes: int) -> Sequence[Passes]:
+        """What `score` computes. num_classes: 1 in a regression, 0 where answers are texts."""
+        return ()
+
+    def example_scores(self, num_layers: int) -> LayerScores:
+        """Scores such as `score` may return: a plan of a run takes them for those of every device."""
         return LayerScores()
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:

@@ -13,13 +13,15 @@ from torch import Tensor
 from fibec_ray.curvature.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.errors import RunError
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.parts.part import Setting
+from fibec_ray.parts.part import Passes, Setting
 from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
-from fibec_ray.parts.sharing.sensitivity import ScoreKind, layer_sensitivity
+from fibec_ray.parts.sharing.sensitivity import CHUNK, ScoreKind, layer_sensitivity
 from fibec_ray.parts.sharing.similarity import layer_similarity
 from fibec_ray.types import LayerReport, LayerScores, Layout
 
 FRACTION = 0.5
+LIKELY_RATIO = 0.5
+"""Share of the blocks that a plan takes a spectrum to ask for."""
 
 
 class GlobalLayers(Sharing):
@@ -101,6 +103,16 @@ class GlobalLayers(Sharing):
             return LayerScores(scores)
         adapter = [name for name in model.trainable if model.is_adapter(name)]
         return LayerScores(scores, keep_ratio(self.count_by, model, shard, adapter, self.spectrum, rng))
+
+    def passes(self, num_classes: int) -> Sequence[Passes]:
+        noisy = Passes(self.max_samples, CHUNK)
+        return [noisy] if self.score_by == "similarity" else [noisy, Passes(self.max_samples, CHUNK, backwards=1)]
+
+    def example_scores(self, num_layers: int) -> LayerScores:
+        return LayerScores(torch.arange(num_layers).float(), None if self.count_by == "fraction" else LIKELY_RATIO)
+
+    def as_planned(self) -> GlobalLayers:
+        return self.model_copy(update={"count_by": "fraction"})
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
         refuse_without_blocks(self.kind, layout)

@@ -1,0 +1,236 @@
+"""What a method's parts ask of a device, and what they leave behind, read off their own code on made-up tensors.
+
+Parts see zeros of the right shapes in place of trained values, and stand-ins in place of a model's passes
+(`trial.py`). What they compute by the model itself they declare (`passes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fibec_ray import seeds
+from fibec_ray.errors import ConfigError, UserError
+from fibec_ray.learning.job import Job
+from fibec_ray.learning.planning import learning_rate
+from fibec_ray.learning.server import Server
+from fibec_ray.models.outline import without_torch_s_log
+from fibec_ray.parts.part import Part, Passes
+from fibec_ray.preflight.anatomy import Anatomy
+from fibec_ray.preflight.trial import Ask, Training, TrialScan, TrialSession, TrialShard, blank
+from fibec_ray.tensors import Tensors, drop, num_bytes, select, with_prefix
+from fibec_ray.types import Asked, ClientUpdate, LayerReport
+
+T = TypeVar("T")
+
+FIRST = 8
+"""Participations of a device that are followed. Later ones are taken for those of the second half, in turn."""
+SMALL = 2**25
+"""Bytes of trainable tensors up to which made-up ones are real. Larger ones are fake, with no memory."""
+
+
+@dataclass(frozen=True)
+class Participation:
+    """What a device's n-th round in a cohort is made of, the same for all devices."""
+
+    trainings: Sequence[Training]
+    num_teachers: int
+    scans: Sequence[Ask]
+    """the mask's, over the visible samples"""
+    squares: bool
+    """True if training keeps squared gradients of single samples"""
+    memory: Tensors
+    """what parts keep on the device, as it is stored; not the curriculum's"""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a device goes through, from the initialisation phase on."""
+
+    opening_scans: Sequence[Ask]
+    """the mask's"""
+    opening_memory: Tensors
+    """as a participation leaves it"""
+    participations: Sequence[Participation]
+    tuning: Sequence[Training]
+    """before the device's own model is scored"""
+    hint: Tensors
+    """what the server sends from round 1 on"""
+
+
+class Rehearsal:
+    """server: opened, with P^0 and scores that are made up. Raises ConfigError if a part cannot be followed."""
+
+    def __init__(self, job: Job, anatomy: Anatomy):
+        self.job, self.anatomy = job, anatomy
+        self.server = self._tried(self._opened_server)
+        broadcast = self.server.broadcast(0)
+        self.shared: Tensors = dict(broadcast.shared)
+        self.hint: Tensors = dict(broadcast.hint)
+        self.personal = drop(anatomy.initial, self.shared)
+
+    def participation(self, number: int) -> Participation:
+        """number: from 0."""
+        known = self.found.participations
+        half = len(known) // 2
+        return known[number if number < len(known) else half + (number - half) % (len(known) - half)]
+
+    @cached_property
+    def found(self) -> Rehearsed:
+        return self._tried(self._rehearse)
+
+    @cached_property
+    def holds_single_gradients(self) -> bool:
+        """True if some pass holds the gradients of single samples."""
+        job, taken = self.job, self.participation(0)
+        curriculum = job.method.curriculum
+        scans = [*self.found.opening_scans, *taken.scans]
+        if curriculum.opens or curriculum.due({}, job.rounds - 1):
+            scans += self.order(torch.ones(1), [torch.zeros(1, dtype=torch.int64)], job.rounds - 1)[1]
+        return taken.squares or any(scans) or any(one.single_gradients for one in self.round_passes(job.rounds - 1))
+
+    @property
+    def score_passes(self) -> Sequence[Passes]:
+        """Those of the sharing rule, in the initialisation phase."""
+        sharing = self.job.method.sharing
+        with named(sharing, "passes"):
+            return list(sharing.passes(self.job.num_classes))
+
+    def round_passes(self, round_: int) -> Sequence[Passes]:
+        """Those of the aggregator, on a device."""
+        aggregator = self.job.method.aggregator
+        with named(aggregator, "passes"):
+            return list(aggregator.passes(round_, self.job.num_classes))
+
+    def extras_bytes(self, asked: Asked, update: ClientUpdate) -> int:
+        """What an update has beside its delta."""
+        total = 0
+        for part in (self.job.method.aggregator, self.job.method.objective):
+            with named(part, "extras"):
+                extras = part.extras(asked, update).values()
+                total += sum(prod(one.shape) * one.dtype.itemsize for one in extras)
+        return total
+
+    def order(
+        self, lengths: Tensor, batches: Sequence[Tensor], round_: int, device: int = 0
+    ) -> tuple[Tensors, Sequence[Ask]]:
+        """A curriculum's memory of samples of these lengths, and the passes that it takes."""
+        curriculum = self.job.method.curriculum.as_planned()
+        scan, rng = self._scan(lengths, batches), seeds.generator(self.job.seed, "curriculum", device)
+        with named(curriculum, "prepare"):
+            return curriculum.prepare(scan, rng, round_), scan.asked
+
+    def _tried(self, work: Callable[[], T]) -> T:
+        """Large tensors are fake ones, unless a part looks at their values."""
+        if num_bytes(self.anatomy.initial) > SMALL:
+            with suppress(Exception), without_torch_s_log(), FakeTensorMode(allow_non_fake_inputs=True):
+                return work()
+        return work()
+
+    def _opened_server(self) -> Server:
+        job, anatomy = self.job, self.anatomy
+        server = Server(job, blank(anatomy.initial), anatomy.layout)
+        server.open([LayerReport(0, 1, job.method.sharing.example_scores(anatomy.layout.num_layers))])
+        return server
+
+    def _rehearse(self) -> Rehearsed:
+        """A device's initialisation phase and its first participations, in the order in which `DeviceWorker` has it."""
+        method, mask = self.job.method, self.job.method.mask.as_planned()
+        scan, kept = self._small_scan(), dict[str, Tensors]()
+        if mask.opens:
+            with named(mask, "prepare"):
+                kept["mask"] = mask.prepare(scan, self._rng())
+        opening = _flat(kept)
+        found, hint = list[Participation](), blank(self.hint)
+        for _ in range(min(FIRST, self.job.rounds)):
+            one, sent = self._take_part(kept, hint)
+            found.append(one)
+            if len(found) == 1:
+                with named(method.objective, "absorb"):
+                    hint = method.objective.absorb(blank(self.server.trained), hint, [sent], self.job.num_devices)
+        tuned = self._session()
+        with named(method.solver, "tune"):
+            method.solver.tune(tuned)
+        return Rehearsed(scan.asked, opening, found, tuned.trainings, hint)
+
+    def _take_part(self, kept: dict[str, Tensors], hint: Tensors) -> tuple[Participation, Tensors]:
+        """kept: memories by axis, which become the new ones. Returns what the objective sends, too."""
+        method, anatomy = self.job.method, self.anatomy
+        mask, objective, solver = method.mask.as_planned(), method.objective, method.solver
+        memory, values, scan = dict(kept.get("objective", {})), blank(anatomy.initial), self._small_scan()
+        with named(mask, "refresh"):
+            kept["mask"] = mask.refresh(kept.get("mask", {}), scan, list(self.personal), self._rng())
+            squares = mask.watches(kept["mask"])
+        session = self._session()
+        with named(solver, "solve"):
+            kept["solver"] = solver.solve(session, kept.get("solver", {}))
+        shared_model = any(not one.own_model for one in session.trainings)
+        params = {name: nn.Parameter(value) for name, value in drop(values, anatomy.layout.carried).items()}
+        for param in params.values():
+            param.grad = torch.zeros_like(param)
+        asked, rate = self.server.asked(0), learning_rate(self.job, 0)
+        delta = select(values, asked.shared)
+        with named(objective, "teachers"):
+            teachers = objective.teachers(values, memory) if shared_model else ()
+        with named(objective, "correct, remember or finish"):
+            objective.correct(params, memory, hint)
+            remembered = objective.remember(memory, select(values, self.shared))
+            kept["objective"], sent = objective.finish(remembered, hint, delta, 1, rate)
+        update = ClientUpdate(0, 1, 1, delta, sent, learning_rate=rate)
+        _refuse_other_extras(objective, sent, objective.extras(asked, update))
+        if squares:
+            with named(mask, "absorb"):
+                kept["mask"] = mask.absorb(kept["mask"], blank(self.personal))
+        return Participation(session.trainings, len(teachers), scan.asked, squares, _flat(kept)), sent
+
+    def _session(self) -> TrialSession:
+        carried, epochs, values = self.anatomy.layout.carried, self.job.local.epochs, blank(self.anatomy.initial)
+        return TrialSession(values, values, frozenset(self.shared), carried, epochs)
+
+    def _small_scan(self) -> TrialScan:
+        return self._scan(torch.ones(1, dtype=torch.int64), [torch.zeros(1, dtype=torch.int64)])
+
+    def _scan(self, lengths: Tensor, batches: Sequence[Tensor]) -> TrialScan:
+        anatomy = self.anatomy
+        names = drop(anatomy.initial, anatomy.layout.carried)
+        return TrialScan(anatomy.model, TrialShard(anatomy.batch, lengths), batches, names, self._rng())
+
+    def _rng(self) -> torch.Generator:
+        return seeds.generator(self.job.seed, "preflight")
+
+
+def _flat(kept: Mapping[str, Tensors]) -> Tensors:
+    """As a device's state has them, without values."""
+    named = {name: value for axis, memory in kept.items() for name, value in with_prefix(axis, memory).items()}
+    return {f"memory/{n}": torch.empty(v.shape, dtype=v.dtype, device="meta") for n, v in named.items()}
+
+
+def _refuse_other_extras(objective: Part, sent: Tensors, declared: Mapping[str, object]) -> None:
+    if wrong := sent.keys() ^ declared.keys():
+        raise ConfigError(
+            f"method.objective: {objective.kind}: finish sends {sorted(sent) or 'nothing'}, and extras names "
+            f"{sorted(declared) or 'nothing'}; name the same tensors in both (such as '{min(wrong)}')"
+        )
+
+
+@contextmanager
+def named(part: Part, hook: str) -> Iterator[None]:
+    """An error of a part's own code says whose it is: raises ConfigError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        axis = type(part).__mro__[type(part).__mro__.index(Part) - 1].__name__.lower()
+        raise ConfigError(
+            f"method.{axis}: {part.kind}: {hook} failed while the run was planned, on made-up tensors "
+            f"({type(error).__name__}: {error}); it must work on zeros of the right shapes"
+        ) from error

@@ -1,0 +1,108 @@
+"""Stand-ins for what a device lends to a method's parts: they record what is asked for, and return made-up numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fibec_ray.curvature.fisher import Fisher, FisherScan, Label, Scope
+from fibec_ray.model_types import Batch, LocalModel, Shard
+from fibec_ray.parts.solver.base import Pull
+from fibec_ray.tensors import Tensors, clone, drop
+
+Ask = tuple[Label, Scope] | None
+"""A pass of squared gradients; None: of losses alone."""
+
+
+def blank(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Zeros of the same shapes, on the CPU."""
+    return {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in tensors.items()}
+
+
+class TrialShard:
+    """Samples of which only the lengths are known. make: (B, S) -> a batch. padded: S of every batch, if not None."""
+
+    def __init__(self, make: Callable[[int, int], Batch], lengths: Tensor, padded: int | None = None):
+        self._make, self._padded, self.num_samples = make, padded, len(lengths)
+        self.lengths, self.labels, self.grades = lengths, torch.zeros(len(lengths)), None
+
+    def batch(self, rows: Tensor) -> Batch:
+        return self._make(len(rows), self._padded or int(self.lengths[rows].max()))
+
+    def shortened(self, max_length: int) -> TrialShard:
+        return TrialShard(self._make, self.lengths.clamp(max=max_length), self._padded)
+
+
+class TrialScan(FisherScan):
+    """rng: of made-up traces and losses."""
+
+    def __init__(
+        self, model: LocalModel, shard: Shard, batches: Sequence[Tensor], names: Collection[str], rng: torch.Generator
+    ):
+        super().__init__(model, shard, batches, names, rng)
+        self.asked: list[Ask] = []
+        """the passes that it would have run, in order"""
+
+    def _forward(self) -> Tensor:
+        self.asked.append(None)
+        return torch.rand(self.shard.num_samples, generator=self._rng)
+
+    def _pass(self, label: Label, scope: Scope) -> Fisher:
+        self.asked.append((label, scope))
+        numbers = torch.rand(self.shard.num_samples, generator=self._rng)
+        names = [n for n in self.model.trainable if n in self._names and (scope == "all" or self.model.is_adapter(n))]
+        return Fisher(numbers, numbers, {name: torch.zeros(self.model.trainable[name].shape) for name in names})
+
+
+@dataclass(frozen=True)
+class Training:
+    """A call of `Session.train`."""
+
+    epochs: int
+    repeats: int
+    own_model: bool
+
+
+@dataclass
+class TrialSession:
+    """Implements `Session`. initial, received: made-up. epochs: of `local`. carried: tensors that no device trains."""
+
+    initial: Tensors
+    received: Tensors
+    shared: frozenset[str]
+    carried: Collection[str]
+    epochs: int
+    trainings: list[Training] = field(default_factory=list)
+
+    @property
+    def personal(self) -> frozenset[str]:
+        return frozenset(drop(self.received, self.shared))
+
+    def read(self) -> Tensors:
+        return clone(self.received)
+
+    def load(self, values: Tensors) -> None:
+        """All values are made up."""
+
+    def train(
+        self,
+        *,
+        moves: Collection[str] | None = None,
+        first_epoch: int = 0,
+        epochs: int | None = None,
+        repeats: int = 1,
+        rate: float = 1.0,
+        pull: Pull | None = None,
+        own_model: bool = False,
+    ) -> Tensors:
+        self.trainings.append(Training(self.epochs if epochs is None else epochs, repeats, own_model))
+        centre = drop(pull.centre, self.carried) if pull else {}
+        return clone({name: value for name, value in centre.items() if moves is None or name in moves})
+
+
+def once(asked: Sequence[Ask]) -> list[Ask]:
+    """The passes that one scan runs for these questions: each once, and losses only before a pass that finds them."""
+    return [ask for i, ask in enumerate(asked) if ask not in asked[:i] and (ask is not None or i == 0)]
