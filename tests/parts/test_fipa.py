@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.reports import DeviceReport
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, digest, num_bytes
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import Asked, ClientUpdate
 
 SIZE = 10
 """p: entries of the two tensors below"""
@@ -432,6 +432,20 @@ def test_samples_are_bounded_and_drawn_by_the_generator(model: TorchModel, shard
     most = 2 * (model.trainable["head.bias"].numel() - 1)
     assert all(len(found[0][f"layer.{layer}/values"]) <= most for layer in range(3))
     assert digest(found[0]) == digest(found[1]) != digest(found[2])
+
+
+def test_no_more_eigenpairs_are_asked_for_than_samples_and_classes_can_have() -> None:
+    """2 of 9 samples, 3 classes: 4 columns, of which a block has no more than entries; drawn tokens of texts: 2 x 4."""
+    shared = {"layers.0.weight": torch.zeros(5, 2), "layers.1.bias": torch.zeros(3)}
+    update = ClientUpdate(0, 9, 1, shared)
+
+    def ranks(num_classes: int, num_samples: int = 9) -> list[int]:
+        asked = Asked(5, 0.1, shared, {}, {"layers.0.weight": 0, "layers.1.bias": 1}, (), num_classes)
+        found = Fipa(max_samples=2).extras(asked, replace(update, num_samples=num_samples))
+        return [found[f"layer.{layer}/values"].shape[0] for layer in range(2)]
+
+    assert ranks(3) == [4, 3] and ranks(3, num_samples=1) == [2, 2]
+    assert ranks(1) == [2, 2] and ranks(0) == [8, 3]
 
 
 def test_all_samples_can_count(model: TorchModel, shard: Shard) -> None:
