@@ -34,7 +34,8 @@ class Peft(Part):
 
     @property
     def lacks(self) -> tuple[Need, ...]:
-        return ("lora",)
+        whole = not self.differs_by_device and type(self).moving is Peft.moving
+        return ("lora",) if whole else ("lora", "whole")
 
     @property
     def num_virtual(self) -> int:
