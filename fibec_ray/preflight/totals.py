@@ -84,7 +84,7 @@ def work(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, s
         sum((devices.device_round(device, t) for device in cohort), Amount())
         for t, cohort in enumerate(cohorts(experiment, job))
     ]
-    own = job.method.sharing.keeps_personal or job.method.has_own_models
+    own = "personal" not in job.method.sharing.lacks or job.method.has_own_models
     times = sum(experiment.evaluates(t) for t in range(job.rounds))
     evaluated = devices.evaluation(own).times(times)
     layers = max(1, anatomy.layout.num_layers)

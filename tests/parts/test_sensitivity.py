@@ -330,7 +330,7 @@ def test_a_fraction_of_three_layers_is_rounded(fraction: float, count: int) -> N
     sharing = GlobalLayers(fraction=fraction)
     expected = {f"layer.{layer}.lora_B.weight" for layer in [1, 2, 0][:count]}
     assert sharing.select([report], LAYOUT, RNG).names == expected | {"head.weight"}
-    assert sharing.keeps_personal == (fraction < 1)
+    assert ("personal" in sharing.lacks) == (fraction == 1)
 
 
 def test_controls_choose_as_many_layers() -> None:
@@ -361,7 +361,7 @@ def test_the_number_of_layers_by_devices_ratios(rule: str, ratios: tuple[float, 
     """N* = round(sum_k n_k / n ceil(r_k L)), or round(mean of r_k L); L = 3."""
     reports = [LayerReport(k, n, LayerScores(torch.ones(3), ratios[k])) for k, n in enumerate((1, 3))]
     sharing = GlobalLayers(count_by=rule)  # type: ignore[arg-type]
-    assert len(sharing.select(reports, LAYOUT, RNG).names) == count + 1 and sharing.keeps_personal
+    assert len(sharing.select(reports, LAYOUT, RNG).names) == count + 1 and not sharing.lacks
     assert reports[0].scores.num_bytes == 4 * 4
 
 

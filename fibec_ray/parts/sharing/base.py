@@ -42,13 +42,9 @@ class Sharing(Part):
     kind: str = "all"
 
     @property
-    def keeps_personal(self) -> bool:
-        """True if the rule can leave tensors on the devices."""
-        return False
-
-    @property
     def lacks(self) -> tuple[Need, ...]:
-        return () if self.keeps_personal else ("personal",)
+        """A rule that can leave tensors on the devices returns () instead."""
+        return ("personal",)
 
     @property
     def sends(self) -> str:

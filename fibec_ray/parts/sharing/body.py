@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.types import LayerReport, Layout
 
@@ -23,8 +24,8 @@ class Body(Sharing):
     last_blocks: int = Field(0, ge=0, description="blocks from the top whose adapters are personal too")
 
     @property
-    def keeps_personal(self) -> bool:
-        return True
+    def lacks(self) -> tuple[Need, ...]:
+        return ()
 
     @property
     def sends(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fibec_ray.curvature.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.errors import RunError
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.parts.part import Passes, Setting
+from fibec_ray.parts.part import Need, Passes, Setting
 from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.parts.sharing.sensitivity import CHUNK, ScoreKind, layer_sensitivity
 from fibec_ray.parts.sharing.similarity import layer_similarity
@@ -82,8 +82,8 @@ class GlobalLayers(Sharing):
         return None
 
     @property
-    def keeps_personal(self) -> bool:
-        return self.count_by != "fraction" or self.fraction < 1
+    def lacks(self) -> tuple[Need, ...]:
+        return ("personal",) if self.count_by == "fraction" and self.fraction == 1 else ()
 
     @property
     def sends(self) -> str:

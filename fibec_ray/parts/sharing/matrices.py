@@ -30,8 +30,8 @@ class Matrices(Sharing):
         return ("lora",)
 
     @property
-    def keeps_personal(self) -> bool:
-        return True
+    def lacks(self) -> tuple[Need, ...]:
+        return ()
 
     @property
     def sends(self) -> str:

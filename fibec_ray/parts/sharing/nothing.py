@@ -18,10 +18,6 @@ class Nothing(Sharing):
     kind: Literal["none"] = "none"
 
     @property
-    def keeps_personal(self) -> bool:
-        return True
-
-    @property
     def lacks(self) -> tuple[Need, ...]:
         return ("shared",)
 
