@@ -31,10 +31,6 @@ class FineTune(Solver):
     def needs(self) -> tuple[Need, ...]:
         return ("personal",) if self.tensors == "personal" else ()
 
-    @property
-    def has_own_model(self) -> bool:
-        return True
-
     def tune(self, session: Session) -> None:
         moves = None if self.tensors == "all" else session.personal
         session.train(moves=moves, epochs=self.epochs, rate=self.rate, own_model=True)

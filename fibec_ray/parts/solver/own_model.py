@@ -15,10 +15,6 @@ class OwnModel(Solver):
         return ("shared",)
 
     @property
-    def has_own_model(self) -> bool:
-        return True
-
-    @property
     def keeps(self) -> str:
         return "own model (device)"
 
