@@ -64,7 +64,10 @@ def devices(comparison: Comparison) -> Table:
 
 def costs(comparison: Comparison) -> Table:
     names = ("num_bytes", "num_samples", "flops", "sim_time_s", "wall_time_s")
-    rows = [{"variant": line.variant, "seeds": line.num_seeds} | _totals(line, names) for line in comparison.lines]
+    rows = [
+        {"variant": line.variant, "seeds": line.num_seeds} | {name: line.number(name) for name in names}
+        for line in comparison.lines
+    ]
     columns = (
         _VARIANT,
         _SEEDS,
@@ -113,10 +116,6 @@ def _device_row(line: Line, names: Sequence[str]) -> Row:
     for name in names:
         row |= _spelt(name, line.over_seeds(lambda run, name=name: getattr(run.spread, name, None)))  # type: ignore[misc]
     return row
-
-
-def _totals(line: Line, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(line, name) for name in names}
 
 
 def _spelt(name: str, mean: Mean | None) -> dict[str, float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -30,33 +31,9 @@ class Line:
     def num_seeds(self) -> int:
         return len(self.runs)
 
-    @property
-    def personal(self) -> float | None:
-        return self.mean(lambda run: run.personal)
-
-    @property
-    def shared(self) -> float | None:
-        return self.mean(lambda run: run.shared)
-
-    @property
-    def num_bytes(self) -> float | None:
-        return self.mean(lambda run: run.num_bytes)
-
-    @property
-    def num_samples(self) -> float | None:
-        return self.mean(lambda run: run.num_samples)
-
-    @property
-    def flops(self) -> float | None:
-        return self.mean(lambda run: run.flops)
-
-    @property
-    def sim_time_s(self) -> float | None:
-        return self.mean(lambda run: run.sim_time_s)
-
-    @property
-    def wall_time_s(self) -> float | None:
-        return self.mean(lambda run: run.wall_time_s)
+    def number(self, name: str) -> float | None:
+        """Mean of a field of `RunNumbers`: a score, or a total cost."""
+        return self.mean(attrgetter(name))
 
     def over_seeds(self, value: Callable[[RunNumbers], float | None]) -> Mean | None:
         """Mean and interval over the seeds that have the number."""
@@ -99,7 +76,10 @@ def compare(sweep_dir: Path, recent: int = RECENT) -> Comparison:
 def comparison_of(collection: Collection, recent: int = RECENT, reference: str | None = None) -> Comparison:
     """reference: name of a variant; by default the sweep's, or else the first. Raises UserError for another name."""
     chosen = _reference(collection, reference)
-    runs = {variant.name: _numbers(variant, recent) for variant in collection.variants}
+    runs = {
+        variant.name: {seed: numbers_of(log, recent) for seed, log in variant.runs.items()}
+        for variant in collection.variants
+    }
     anchors = [run.anchors for run in runs[chosen].values()]
     names = sorted(set[str]().union(*anchors))
     return Comparison(
@@ -127,10 +107,6 @@ def _reference(collection: Collection, wanted: str | None) -> str:
     if chosen not in names:
         raise UserError(f"no variant '{chosen}' to compare with; {did_you_mean(chosen, names)}")
     return chosen
-
-
-def _numbers(variant: Variant, recent: int) -> dict[int, RunNumbers]:
-    return {seed: numbers_of(log, recent) for seed, log in variant.runs.items()}
 
 
 def _line(variant: Variant, runs: Mapping[int, RunNumbers], others: Mapping[int, RunNumbers], reference: str) -> Line:

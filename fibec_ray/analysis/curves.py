@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fibec_ray.analysis.figure import Anchors, Curve, Series
 from fibec_ray.analysis.tables import RunTables, any_finite, cohort_means
@@ -22,11 +22,29 @@ class Axis:
     label: str
     units: tuple[Unit, ...]
 
-    def unit(self, largest: float) -> Unit:
-        return unit_for(largest, self.units) if self.units else Unit("", 1)
-
-    def label_in(self, unit: Unit) -> str:
-        return f"{self.label} ({unit.name})" if unit.name else self.label
+    def curve(
+        self,
+        stem: str,
+        title: str,
+        caption: str,
+        y_label: str,
+        series: Sequence[Series],
+        levels: tuple[tuple[str, float], ...] = (),
+    ) -> Curve:
+        """Scores over this column, in the unit that suits the largest x."""
+        largest = max((x for entry in series for x, _ in entry.points), default=0.0)
+        unit = unit_for(largest, self.units) if self.units else Unit("", 1)
+        return Curve(
+            stem=f"{stem}_by_{self.stem}",
+            title=f"{title} by {self.title}",
+            caption=caption,
+            x_label=f"{self.label} ({unit.name})" if unit.name else self.label,
+            y_label=y_label,
+            series=tuple(replace(entry, points=tuple((x / unit.size, y) for x, y in entry.points)) for entry in series),
+            levels=levels,
+            whole_x=self.column == "round",
+            choice=self.title,
+        )
 
 
 AXES = (
@@ -135,32 +153,8 @@ def _by_axes(
     levels: tuple[tuple[str, float], ...] = (),
 ) -> list[Curve]:
     """The same scores over each of AXES."""
-    return [_over(axis, tables, stem, title, caption, y_label, columns, levels) for axis in AXES]
-
-
-def _over(
-    axis: Axis,
-    tables: RunTables,
-    stem: str,
-    title: str,
-    caption: str,
-    y_label: str,
-    columns: Sequence[tuple[str, str]],
-    levels: tuple[tuple[str, float], ...],
-) -> Curve:
-    series = series_of(tables, axis.column, columns)
-    unit = axis.unit(max((x for entry in series for x, _ in entry.points), default=0.0))
-    return Curve(
-        stem=f"{stem}_by_{axis.stem}",
-        title=f"{title} by {axis.title}",
-        caption=caption,
-        x_label=axis.label_in(unit),
-        y_label=y_label,
-        series=tuple(Series(entry.label, tuple((x / unit.size, y) for x, y in entry.points)) for entry in series),
-        levels=levels,
-        whole_x=axis.column == "round",
-        choice=axis.title,
-    )
+    found = [(axis, series_of(tables, axis.column, columns)) for axis in AXES]
+    return [axis.curve(stem, title, caption, y_label, series, levels) for axis, series in found]
 
 
 def _loss_unit(metric: str | None) -> str:

@@ -16,21 +16,10 @@ from fibec_ray.analysis.log import RunLog, open_run
 from fibec_ray.analysis.places import local_path
 from fibec_ray.analysis.units import SECONDS, unit_for
 from fibec_ray.errors import FibecError, RunDirError
-from fibec_ray.roundlog.schema import score_column
+from fibec_ray.roundlog.schema import TABLES, score_column
 
 HEAD = ("run", "status", "method", "task", "seed", "rounds", "best", "of", "last written")
-_NO_RUNS_IN = {
-    "devices",
-    "layers",
-    "batches",
-    "evaluations",
-    "checkpoints",
-    "data",
-    "adapter",
-    "report",
-    ".git",
-    ".venv",
-}
+_NO_RUNS_IN = {*TABLES, "checkpoints", "data", "adapter", "report", ".git", ".venv"}
 
 
 def listing(folder: Path, width: int | None = None) -> str:
@@ -63,7 +52,7 @@ def _line(run_dir: Path, folder: Path) -> list[str]:
 
 
 def _cells(log: RunLog, run_dir: Path) -> list[str]:
-    done, planned = 1 + max(_collected(log, "round").get_column("round")), log.fact("rounds")
+    done, planned = 1 + max(log.frame("rounds", "round").get_column("round")), log.fact("rounds")
     best, model = _best(log)
     written = (run_dir / "rounds" / log.parts[-1]).stat().st_mtime
     return [
@@ -88,15 +77,11 @@ def _best(log: RunLog) -> tuple[str, str]:
     """The best score, of personal models where they have one, and whose it is."""
     column = score_column(log.fact("metric"))
     names = [f"personal_{column}", f"global_{column}"]
-    best = _collected(log, *names).select(pl.all().fill_nan(None).max()).row(0)
+    best = log.frame("rounds", *names).select(pl.all().fill_nan(None).max()).row(0)
     for model, value in zip(("personal", "global"), best, strict=True):
         if value is not None:
             return f"{value:.4f}", model
     return NONE, NONE
-
-
-def _collected(log: RunLog, *columns: str) -> pl.DataFrame:
-    return log.collected("rounds", *columns)
 
 
 def _text(value: Any) -> str:

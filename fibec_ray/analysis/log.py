@@ -76,11 +76,7 @@ class RunLog:
             return _polars(schema.empty_table()).lazy()
         return _scan_here(paths, schema) if folder.is_local else _scan_there(paths, schema, folder)
 
-    def frame(self, name: str) -> pl.DataFrame:
-        """A whole table. Raises RunDirError where a part cannot be read."""
-        return self.collected(name)
-
-    def collected(self, name: str, *columns: str) -> pl.DataFrame:
+    def frame(self, name: str, *columns: str) -> pl.DataFrame:
         """Some columns of a table, or all. Raises RunDirError where a part cannot be read."""
         try:
             return (self.table(name).select(columns) if columns else self.table(name)).collect()

@@ -39,17 +39,7 @@ def overlay_cards(runs: Runs, metric: str | None) -> list[Card]:
 
 def _over(axis: Axis, runs: Runs, column: str, title: str) -> Curve:
     found = {name: [_rows(tables, axis.column, column) for tables in seeds] for name, seeds in runs.items()}
-    unit = axis.unit(max((x for seeds in found.values() for rows in seeds for x, _ in rows.values()), default=0.0))
-    return Curve(
-        stem=f"{column}_by_{axis.stem}",
-        title=f"{title} by {axis.title}",
-        caption=_CAPTION,
-        x_label=axis.label_in(unit),
-        y_label=title.lower(),
-        series=_series(found, unit.size),
-        whole_x=axis.column == "round",
-        choice=axis.title,
-    )
+    return axis.curve(column, title, _CAPTION, title.lower(), _series(found))
 
 
 def _by_round(runs: Runs, rows: Callable[[RunTables], Rows], stem: str, title: str, y_label: str) -> Curve:
@@ -57,22 +47,22 @@ def _by_round(runs: Runs, rows: Callable[[RunTables], Rows], stem: str, title: s
     return Curve(f"all_{stem}", title, _CAPTION, ROUNDS, y_label, _series(found), whole_x=True)
 
 
-def _series(found: Mapping[str, Sequence[Rows]], size: float = 1.0) -> tuple[Series, ...]:
+def _series(found: Mapping[str, Sequence[Rows]]) -> tuple[Series, ...]:
     return tuple(
         Series(name, tuple(points), tuple(band))
         for name, seeds in found.items()
-        for points, band in [_over_seeds(seeds, size)]
+        for points, band in [_over_seeds(seeds)]
         if points
     )
 
 
-def _over_seeds(seeds: Sequence[Rows], size: float) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+def _over_seeds(seeds: Sequence[Rows]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Means of x and y, and the range of y, at each round that all seeds have."""
     known = [rows for rows in seeds if rows]
     common = sorted(set[int].intersection(*(set(rows) for rows in known))) if known else []
     xs = [[rows[round_][0] for rows in known] for round_ in common]
     ys = [[rows[round_][1] for rows in known] for round_ in common]
-    points = [(fmean(x) / size, fmean(y)) for x, y in zip(xs, ys, strict=True)]
+    points = [(fmean(x), fmean(y)) for x, y in zip(xs, ys, strict=True)]
     return points, [(min(y), max(y)) for y in ys] if len(known) > 1 else []
 
 

@@ -22,6 +22,7 @@ ANCHORS = {
     "mean": "the mean",
     "own_mean": "each device's own mean",
 }
+COSTS = ("num_bytes", "num_samples", "flops", "sim_time_s", "wall_time_s")
 CSV_COLUMNS = (
     "group", "variant", "seeds", "personal_{score}", "global_{score}", "difference", "half_width", "pairs", "matters",
     "bytes", "samples", "flop", "sim_time_s", "wall_time_s",
@@ -39,7 +40,7 @@ def write_table(sweep_dir: Path, recent: int = RECENT, width: int | None = None)
 
 
 def markdown(comparison: Comparison, width: int | None = None) -> str:
-    unit = unit_for(max((line.flops or 0.0 for line in comparison.lines), default=0.0), FLOP)
+    unit = unit_for(max((line.number("flops") or 0.0 for line in comparison.lines), default=0.0), FLOP)
     head = [
         "variant", "seeds", "personal", "global", f"personal − {escaped(comparison.reference)}", "matters?", "MB sent",
         "samples", unit.name, "simulated s", "real s",
@@ -54,18 +55,15 @@ def markdown(comparison: Comparison, width: int | None = None) -> str:
 
 
 def _cells(line: Line, reference: str, unit: Unit) -> list[str]:
+    units = {"num_bytes": 1e6, "flops": unit.size}
     return [
         escaped(line.variant),
         str(line.num_seeds),
-        _score(line.personal),
-        _score(line.shared),
+        _score(line.number("personal")),
+        _score(line.number("shared")),
         "reference" if line.variant == reference else _difference(line),
         "" if line.variant == reference else _matters(line),
-        cost_text(line.num_bytes, 1e6),
-        cost_text(line.num_samples),
-        cost_text(line.flops, unit.size),
-        cost_text(line.sim_time_s),
-        cost_text(line.wall_time_s),
+        *(cost_text(line.number(name), units.get(name, 1.0)) for name in COSTS),
     ]
 
 
@@ -111,10 +109,10 @@ def _csv(comparison: Comparison) -> str:
         is_reference = line.variant == comparison.reference
         paired = line.paired
         cells = [
-            line.group, line.variant, line.num_seeds, line.personal, line.shared,
+            line.group, line.variant, line.num_seeds, line.number("personal"), line.number("shared"),
             paired and paired.mean, paired and paired.half_width, paired.num_pairs if paired else "",
             "" if is_reference else _matters(line),
-            line.num_bytes, line.num_samples, line.flops, line.sim_time_s, line.wall_time_s,
+            *map(line.number, COSTS),
         ]  # fmt: skip
         writer.writerow(map(spreadsheet_cell, cells))
     return out.getvalue()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,36 +39,16 @@ class Finding:
     version: str
 
 
-class Contender(Protocol):
-    @property
-    def name(self) -> str:
-        """For --only."""
-        ...
-
-    @property
-    def label(self) -> str:
-        """For the table."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Of the frozen base."""
-        ...
-
-    def command(self, workload: Path, out: Path) -> list[str]: ...
-
-    def env(self, out: Path) -> Mapping[str, str]: ...
-
-    def found(self, out: Path) -> Finding: ...
-
-
 @dataclass(frozen=True)
 class Ours:
     """The `fibec-ray run` command. settings: its overrides."""
 
     name: str
+    """for --only"""
     label: str
+    """for the table"""
     dtype: str = "float32"
+    """of the frozen base"""
     settings: Sequence[str] = ()
 
     def command(self, workload: Path, out: Path) -> list[str]:
@@ -103,6 +83,9 @@ class Rival:
     def found(self, out: Path) -> Finding:
         report = json.loads((out / "report.json").read_text())
         return Finding(report["ends"], load_file(out / "adapter.safetensors"), report["version"])
+
+
+Contender = Ours | Rival
 
 
 def bare(dtype: str) -> Rival:

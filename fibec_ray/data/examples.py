@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fibec_ray.seeds import Where, numpy_generator
 
+Told = TypeVar("Told", bound="Instructions")
 
-class Rows(ABC):
+
+class Rows:
+    """A dataclass of columns of N rows: lists, arrays and an `Origin`. Other fields hold for all rows."""
+
     labels: NDArray[np.int64]
     """(N,) what partitions deal by: class ids in the order of the task's label_names, or the regions of a domain"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
     def take(self, rows: NDArray[np.int64]) -> Self:
         """These rows, in this order."""
+        return type(self)(**{name: _taken(column, rows) for name, column in vars(self).items()})
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, in order. The parts come from one task: they have the same columns."""
+        columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
+        return cls(**{name: _joined(values) for name, values in columns.items()})
 
     def at_most(self, limit: int | None, seed: int, *where: Where) -> Self:
         """A seeded subset of `limit` rows in their old order; all rows where the limit is None or not reached."""
@@ -77,28 +86,6 @@ class Examples(Rows):
     origin: Origin | None = None
     """None for what is embedded"""
 
-    def take(self, rows: NDArray[np.int64]) -> Examples:
-        return Examples(
-            [self.texts_a[row] for row in rows],
-            None if self.texts_b is None else [self.texts_b[row] for row in rows],
-            self.labels[rows],
-            None if self.grades is None else self.grades[rows],
-            self.origin and self.origin.take(rows),
-        )
-
-    @staticmethod
-    def join(parts: list[Examples]) -> Examples:
-        """The rows of all parts, in order (the parts come from one task: all pairs or none)."""
-        pairs = [part.texts_b for part in parts if part.texts_b is not None]
-        grades = [part.grades for part in parts if part.grades is not None]
-        return Examples(
-            [text for part in parts for text in part.texts_a],
-            [text for texts in pairs for text in texts] if pairs else None,
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate(grades) if grades else None,
-            Origin.join([part.origin for part in parts]),
-        )
-
 
 @dataclass(frozen=True)
 class Instructions(Rows):
@@ -121,37 +108,16 @@ class Instructions(Rows):
     def has_categories(self) -> bool:
         return self.categories != ("",)
 
-    def take(self, rows: NDArray[np.int64]) -> Instructions:
-        return Instructions(
-            [self.instructions[row] for row in rows],
-            [self.inputs[row] for row in rows],
-            [self.responses[row] for row in rows],
-            self.labels[rows],
-            self.categories,
-            None if self.grades is None else self.grades[rows],
-            self.origin and self.origin.take(rows),
-        )
-
-    def labelled(self, labels: NDArray[np.int64], categories: tuple[str, ...]) -> Instructions:
+    def labelled(self, labels: NDArray[np.int64], categories: tuple[str, ...]) -> Self:
         return replace(self, labels=labels, categories=categories)
 
-    @staticmethod
-    def join(parts: list[Instructions]) -> Instructions:
-        """The rows of all parts, in order, with the same categories for all."""
-        parts = Instructions.alike(parts)
-        first = parts[0]
-        return Instructions(
-            [text for part in parts for text in part.instructions],
-            [text for part in parts for text in part.inputs],
-            [text for part in parts for text in part.responses],
-            np.concatenate([part.labels for part in parts]),
-            first.categories,
-            None if first.grades is None else np.concatenate([p.grades for p in parts if p.grades is not None]),
-            Origin.join([part.origin for part in parts]),
-        )
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """With the same categories for all."""
+        return super().join(cls.alike(parts))
 
     @staticmethod
-    def alike(parts: list[Instructions]) -> list[Instructions]:
+    def alike(parts: Sequence[Told]) -> list[Told]:
         """The same sets with one list of categories, in the order of the alphabet; without any if a part has none."""
         if not all(part.has_categories for part in parts):
             return [part.labelled(np.zeros(len(part), np.int64), ("",)) for part in parts]
@@ -172,5 +138,19 @@ class Points(Rows):
     values: NDArray[np.float32] | None = None
     """(N,) what is to be predicted in a regression; None: the labels are"""
 
-    def take(self, rows: NDArray[np.int64]) -> Points:
-        return Points(self.features[rows], self.labels[rows], None if self.values is None else self.values[rows])
+
+def _taken(column: Any, rows: NDArray[np.int64]) -> Any:
+    if isinstance(column, list):
+        return [column[row] for row in rows]
+    return (
+        column.take(rows) if isinstance(column, Origin) else column[rows] if isinstance(column, np.ndarray) else column
+    )
+
+
+def _joined(columns: list[Any]) -> Any:
+    first = columns[0]
+    if isinstance(first, list):
+        return [value for column in columns for value in column]
+    if isinstance(first, np.ndarray):
+        return np.concatenate(columns)
+    return Origin.join(columns) if isinstance(first, Origin) else first

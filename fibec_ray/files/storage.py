@@ -144,11 +144,15 @@ class Storage:
         """Writes one file below the root. Readers see the old one or the new one: it is renamed, or put, in one go."""
         self._refuse_names([name])
         target = f"{self._root}/{name}"
+        renames = self._fs.type_name in ("local", "hdfs")  # object stores put whole objects
+        draft = f"{target}.part" if renames else target
         try:
-            self._make_parent(target)
-            with local.open("rb") as source, self._open(target) as sink:
+            if renames:
+                self._fs.create_dir(target.rpartition("/")[0], recursive=True)
+            with local.open("rb") as source, self._fs.open_output_stream(draft) as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
-            self._publish(target)
+            if renames:
+                self._fs.move(draft, target)
         except self._errors as error:
             raise self._failed(f"{name} cannot be written", error) from error
 
@@ -184,22 +188,6 @@ class Storage:
         except self._errors as error:
             raise self._failed(f"{local.name} cannot be read", error) from error
         return local.stat().st_size
-
-    @property
-    def _renames(self) -> bool:
-        """Object stores put whole objects; file systems need a rename for that."""
-        return bool(self._fs.type_name in ("local", "hdfs"))
-
-    def _make_parent(self, target: str) -> None:
-        if self._renames:
-            self._fs.create_dir(target.rpartition("/")[0], recursive=True)
-
-    def _open(self, target: str) -> Any:
-        return self._fs.open_output_stream(f"{target}.part" if self._renames else target)
-
-    def _publish(self, target: str) -> None:
-        if self._renames:
-            self._fs.move(f"{target}.part", target)
 
     def _info(self, path: str) -> Any:
         try:

@@ -100,26 +100,12 @@ class LaneModel:
 
     def __init__(self, model: LanedModel, meeting: Meeting):
         self._model, self._meeting = model, meeting
-        self._values = {name: nn.Parameter(value.detach().clone()) for name, value in model.trainable.items()}
+        self.trainable = {name: nn.Parameter(value.detach().clone()) for name, value in model.trainable.items()}
+        self.holders, self.adapter_config = model.holders, model.adapter_config
+        self.carried: Collection[str] = ()
         self._shared: _Shared | None = None
         self.num_layers, self.work = model.num_layers, Work()
         self.training, self.rank = False, None  # type: bool, int | None
-
-    @property
-    def trainable(self) -> Mapping[str, nn.Parameter]:
-        return self._values
-
-    @property
-    def holders(self) -> Mapping[str, nn.Module]:
-        return self._model.holders
-
-    @property
-    def carried(self) -> Collection[str]:
-        return ()
-
-    @property
-    def adapter_config(self) -> dict[str, Any]:
-        return self._model.adapter_config
 
     def layer_of(self, name: str) -> int | None:
         return self._model.layer_of(name)
@@ -130,10 +116,10 @@ class LaneModel:
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            self._values[name].copy_(value)
+            self.trainable[name].copy_(value)
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        return {n: p.detach().cpu().clone() for n, p in self._values.items() if names is None or n in names}
+        return {n: p.detach().cpu().clone() for n, p in self.trainable.items() if names is None or n in names}
 
     def set_rank(self, rank: int | None) -> None:
         self.rank = rank

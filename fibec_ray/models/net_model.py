@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fibec_ray import seeds
@@ -38,23 +38,12 @@ class NetModel(Alone):
         self.forward_flops = _forward_flops(self.net, shape)
         self.net.to(self.device)
         self.num_layers = spec.num_layers
-        self._config = {**spec.model_dump(mode="json"), "input_shape": list(shape), "num_scores": num_scores}
+        self.carried: Collection[str] = ()
+        self.adapter_config = {**spec.model_dump(mode="json"), "input_shape": list(shape), "num_scores": num_scores}
         self._shape = shape
         self._likelihood: Likelihood = "normal" if num_scores == 1 else "categorical"
-        self._trainable = dict(self.net.named_parameters())
-        self._holders = collect_holders(self.net, lambda name: name)
-
-    @property
-    def trainable(self) -> Mapping[str, nn.Parameter]:
-        return self._trainable
-
-    @property
-    def holders(self) -> Mapping[str, nn.Module]:
-        return self._holders
-
-    @property
-    def adapter_config(self) -> dict[str, Any]:
-        return dict(self._config)
+        self.trainable = dict(self.net.named_parameters())
+        self.holders = collect_holders(self.net, lambda name: name)
 
     def layer_of(self, name: str) -> int | None:
         """`layers.1.weight` -> 1, `output.weight` -> None"""
@@ -67,15 +56,11 @@ class NetModel(Alone):
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            self._trainable[name].copy_(value)
+            self.trainable[name].copy_(value)
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        chosen = self._trainable if names is None else names
-        return {n: p.detach().cpu().clone() for n, p in self._trainable.items() if n in chosen}
-
-    @property
-    def carried(self) -> Collection[str]:
-        return ()
+        chosen = self.trainable if names is None else names
+        return {n: p.detach().cpu().clone() for n, p in self.trainable.items() if n in chosen}
 
     def set_rank(self, rank: int | None) -> None:
         """All devices train the same network."""
@@ -91,21 +76,15 @@ class NetModel(Alone):
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         x = self.embed(batch) if embeds is None else embeds
         labels = batch.labels.to(self.device)
-        self._count(len(x))
+        flops = len(x) * self.forward_flops
+        backward = 2 * flops if torch.is_grad_enabled() else 0.0  # gradients of inputs and of weights
+        self.work.add(Work(flops + backward, len(x), backward))
         scores, found = self.net(x.view(len(x), *self._shape))
         if self._likelihood == "normal":
             losses = 0.5 * (scores[:, 0] - labels).square()
         else:
             losses = F.cross_entropy(scores, labels, reduction="none")
         return Outputs(losses, scores, tuple(h.unsqueeze(1) for h in found) if hidden else (), self._likelihood)
-
-    def _count(self, num_samples: int) -> None:
-        """Adds one pass; a backward costs twice as much, for gradients of inputs and of weights."""
-        flops = num_samples * self.forward_flops
-        backward = 2 * flops if torch.is_grad_enabled() else 0.0
-        self.work.flops += flops + backward
-        self.work.backward_flops += backward
-        self.work.num_tokens += num_samples
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class Outline(TorchModel):
                 _dress(module)
             self._words = torch.zeros(num_classes, dtype=torch.int64) if has_words else None
         speed_up(self.peft_model, self.device)
-        self._trainable, self._carried = self._collect(), self._collect_carried()
+        self.trainable, self._carried = self._collect(), self._collect_carried()
 
     @property
     def config(self) -> Any:

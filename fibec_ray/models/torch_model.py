@@ -83,23 +83,15 @@ class TorchModel(Alone):
         self._head = head.to(self.device) if head is not None else None
         self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
         self._responds = spec.head == "causal_lm" and label_words is None
-        self._trainable = self._collect()
+        self.trainable = self._collect()
         self._bank: LaneBank | None = None
         self._rank: int | None = None
         self._mode: bool | None = None
         self._pad_id = getattr(base.config, "pad_token_id", None) or 0
         self._carried = self._collect_carried()
-        self._holders = collect_holders(self.peft_model, self._attached.name_of)
+        self.holders = collect_holders(self.peft_model, self._attached.name_of)
         if self._head is not None:
-            self._holders[HEAD] = self._head
-
-    @property
-    def trainable(self) -> Mapping[str, nn.Parameter]:
-        return self._trainable
-
-    @property
-    def holders(self) -> Mapping[str, nn.Module]:
-        return self._holders
+            self.holders[HEAD] = self._head
 
     @property
     def adapter_config(self) -> dict[str, Any]:
@@ -121,12 +113,12 @@ class TorchModel(Alone):
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        tensors = self._trainable | self._carried
+        tensors = self.trainable | self._carried
         for name, value in values.items():
             tensors[name].copy_(value)
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        tensors = self._trainable | self._carried
+        tensors = self.trainable | self._carried
         return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
 
     def set_rank(self, rank: int | None) -> None:
@@ -202,17 +194,17 @@ class TorchModel(Alone):
             return "dropout draws for each device by itself"
         if self._spec.checkpointing:
             return "backbone.checkpointing computes blocks again when a lane's values are no longer in them"
-        return obstacle(self._holders, self._trainable)
+        return obstacle(self.holders, self.trainable)
 
     def together(
         self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
     ) -> tuple[list[Outputs], Caught]:
         if self._bank is None:
-            self._bank = LaneBank(self._holders, self._trainable)
+            self._bank = LaneBank(self.holders, self.trainable)
         rows = [len(lane.batch.labels) for lane in lanes]
         batch = join([lane.batch for lane in lanes], self._pad_id)
         embeds = join_embeds([lane.embeds for lane in lanes], batch.input_ids.shape[1])
-        with self._bank.using([lane.values for lane in lanes], rows), catch(self._holders, names, sum(rows)) as caught:
+        with self._bank.using([lane.values for lane in lanes], rows), catch(self.holders, names, sum(rows)) as caught:
             out = self._outputs(batch, embeds, hidden)
         return split(out, [lane.batch for lane in lanes]), caught
 

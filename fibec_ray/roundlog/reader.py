@@ -31,21 +31,6 @@ def read_devices(run_dir: Path) -> pa.Table:
     return read_table(run_dir, "devices")
 
 
-def read_layers(run_dir: Path) -> pa.Table:
-    """One row per round and layer, in that order; columns as in `schema.LAYERS`. May have no rows."""
-    return read_table(run_dir, "layers")
-
-
-def read_batches(run_dir: Path) -> pa.Table:
-    """One row per scored batch, in order of round, device and batch; columns as in `schema.BATCHES`. May be empty."""
-    return read_table(run_dir, "batches")
-
-
-def read_evaluations(run_dir: Path) -> pa.Table:
-    """One row per device and evaluated round, in that order; columns as in `schema.EVALUATIONS`. May be empty."""
-    return read_table(run_dir, "evaluations")
-
-
 def log_digest(run_dir: Path) -> str:
     """A hash of all that a run logged, NONDETERMINISTIC columns aside: equal digests mean bitwise-equal logs."""
     state = hashlib.blake2b(digest_size=16)
@@ -59,7 +44,7 @@ def log_digest(run_dir: Path) -> str:
 
 
 def read_table(run_dir: Path, name: str) -> pa.Table:
-    """One of `schema.TABLES`, in order."""
+    """One of `schema.TABLES`, in order of its first columns. All but `rounds` and `devices` may have no rows."""
     folder = run_dir / name
     found = parts(folder)
     if not found and not _had(run_dir, name):

@@ -86,15 +86,15 @@ def three_seeds(tmp_path: Path) -> Path:
 
 def test_a_score_is_the_mean_of_the_last_evaluations_and_then_of_seeds(three_seeds: Path) -> None:
     lines = lines_of(compare(three_seeds))
-    assert lines["base"].personal == pytest.approx((0.6 + 0.7 + 0.8) / 3)
-    assert lines["near"].personal == pytest.approx((0.7 + 0.75 + 0.95) / 3)
-    assert [line.shared for line in lines.values()] == [0.25, pytest.approx(0.3), None]
+    assert lines["base"].number("personal") == pytest.approx((0.6 + 0.7 + 0.8) / 3)
+    assert lines["near"].number("personal") == pytest.approx((0.7 + 0.75 + 0.95) / 3)
+    assert [line.number("shared") for line in lines.values()] == [0.25, pytest.approx(0.3), None]
 
 
 @pytest.mark.parametrize(("recent", "expected"), [(1, 0.6 + 0.3), (2, 0.6 + 0.2), (3, 0.6 + 0.1), (9, 0.525)])
 def test_how_many_evaluations_is_a_parameter(recent: int, expected: float, three_seeds: Path) -> None:
     """With more than there are, all count: (0 + .5 + .7 + .9) / 4 = .525 around the mean score .6."""
-    assert lines_of(compare(three_seeds, recent))["base"].personal == pytest.approx(expected)
+    assert lines_of(compare(three_seeds, recent))["base"].number("personal") == pytest.approx(expected)
 
 
 def test_differences_are_paired_by_seed(three_seeds: Path) -> None:
@@ -110,8 +110,13 @@ def test_differences_are_paired_by_seed(three_seeds: Path) -> None:
 
 def test_costs_are_totals_of_a_run(three_seeds: Path) -> None:
     line = lines_of(compare(three_seeds))["near"]
-    assert (line.num_seeds, line.num_bytes, line.num_samples, line.flops) == (3, 7e6, 70, 21e12)
-    assert (line.sim_time_s, line.wall_time_s) == (70, pytest.approx(17))  # 7, 17 and 27 s
+    assert (line.num_seeds, line.number("num_bytes"), line.number("num_samples"), line.number("flops")) == (
+        3,
+        7e6,
+        70,
+        21e12,
+    )
+    assert (line.number("sim_time_s"), line.number("wall_time_s")) == (70, pytest.approx(17))  # 7, 17 and 27 s
 
 
 def test_only_finished_runs_count_and_only_seeds_in_common_are_paired(tmp_path: Path) -> None:
@@ -123,7 +128,7 @@ def test_only_finished_runs_count_and_only_seeds_in_common_are_paired(tmp_path: 
         a_run(out, "other", seed, score)
     lines = lines_of(compare(out))
     assert (lines["base"].num_seeds, lines["other"].num_seeds) == (2, 3)
-    assert lines["other"].personal == pytest.approx((0.62 + 0.64 + 0.7) / 3)
+    assert lines["other"].number("personal") == pytest.approx((0.62 + 0.64 + 0.7) / 3)
     paired = lines["other"].paired
     assert paired and (paired.num_pairs, paired.mean) == (2, pytest.approx(0.03))
     assert paired.half_width == pytest.approx(T1 * 0.01, rel=1e-5)  # deviation .01 sqrt 2, over sqrt 2
@@ -150,7 +155,7 @@ def test_a_run_without_personal_scores_still_has_costs(tmp_path: Path) -> None:
     out = a_sweep(tmp_path, seeds=(0,), base="")
     a_run(out, "base", 0, None)
     line = compare(out).lines[0]
-    assert (line.personal, line.shared, line.num_samples) == (None, 0.25, 70)
+    assert (line.number("personal"), line.number("shared"), line.number("num_samples")) == (None, 0.25, 70)
 
 
 def test_the_markdown_has_groups_as_headings_and_says_the_anchors(three_seeds: Path) -> None:

@@ -19,7 +19,7 @@ from fibec_ray.errors import ConfigError
 from fibec_ray.learning.federation import Federation
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.parts.peft.full import Full
-from fibec_ray.roundlog.reader import read_batches, read_devices, read_rounds
+from fibec_ray.roundlog.reader import read_devices, read_rounds, read_table
 from fibec_ray.runs.simulation import simulate
 from fibec_ray.tensors import digest
 
@@ -163,7 +163,7 @@ def test_digits_are_scored_by_accuracy_beside_its_anchors(tmp_path: Path) -> Non
 def test_samples_that_are_no_text_have_no_length_in_the_log(tmp_path: Path) -> None:
     run = simulate(check(of("digits", "fibecfed"), "test"), tmp_path / "run")
     assert set(read_devices(run.folder).column("length_seen").to_pylist()) == {None}
-    assert set(read_batches(run.folder).column("length").to_pylist()) == {0.0}
+    assert set(read_table(run.folder, "batches").column("length").to_pylist()) == {0.0}
     assert None not in read_devices(run.folder).column("difficulty_seen").to_pylist()
 
 

@@ -25,7 +25,7 @@ from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.mask.base import may_move
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
-from fibec_ray.roundlog.reader import read_batches, read_devices, read_layers
+from fibec_ray.roundlog.reader import read_devices, read_table
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import digest, drop, num_bytes, pack, select
 from fibec_ray.types import OPENING_ROUND, Broadcast, DeviceState, RoundPlan
@@ -209,7 +209,7 @@ def test_difficulty_is_scored_from_a_round_on_and_again_after_some(tiny_settings
     settings = tiny_settings("fibecfed", cohort_size=6, rounds=6)
     settings["method"]["curriculum"] |= {"score_at": "first_participation", "score_from_round": 2, "rescore_every": 2}
     run = simulate(check(settings, "test"), tmp_path / "run")
-    batches = read_batches(run.folder).to_pylist()
+    batches = read_table(run.folder, "batches").to_pylist()
     assert {row["round"] for row in batches} == {2, 4}
     by_round = [[row["loss"] for row in batches if row["round"] == round_] for round_ in (2, 4)]
     assert len(by_round[0]) == len(by_round[1]) and by_round[0] != by_round[1]
@@ -222,7 +222,7 @@ def test_the_log_has_every_scored_batch(tiny_settings: Any, tmp_path: Path) -> N
     run = simulate(check(tiny_settings("fibecfed", rounds=1), "test"), tmp_path / "run")
     opened = [row for row in read_devices(run.folder).to_pylist() if row["round"] == OPENING_ROUND]
     for device in opened:
-        batches = [row for row in read_batches(run.folder).to_pylist() if row["device"] == device["device"]]
+        batches = [row for row in read_table(run.folder, "batches").to_pylist() if row["device"] == device["device"]]
         assert [row["batch"] for row in batches] == list(range(len(batches)))
         sizes = [row["num_samples"] for row in batches]
         assert sum(sizes) == device["num_samples"] and set(sizes[:-1]) <= {4}
@@ -239,7 +239,7 @@ def test_the_log_has_every_scored_batch(tiny_settings: Any, tmp_path: Path) -> N
 def test_methods_without_difficulty_log_no_batches(tiny_settings: Any, tmp_path: Path) -> None:
     for method in ("fedavg", "fibecfed-random-order"):
         run = simulate(check(tiny_settings(method, rounds=1), "test"), tmp_path / method)
-        assert read_batches(run.folder).num_rows == 0
+        assert read_table(run.folder, "batches").num_rows == 0
 
 
 def test_the_overlap_of_a_mask_with_the_last_one_is_logged(tiny_settings: Any, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_device_s_own_number_of_layers_is_logged_and_sent(tiny_settings: Any, 
     opened = [row for row in read_devices(run.folder).to_pylist() if row["round"] == OPENING_ROUND]
     assert all(0 <= row["layer_keep_ratio"] <= 1 and row["bytes_up"] == 4 * (3 + 1) for row in opened)
     mean = sum(row["layer_keep_ratio"] for row in opened) / len(opened)
-    shared = [row["shared"] for row in read_layers(run.folder).to_pylist() if row["round"] == 0]
+    shared = [row["shared"] for row in read_table(run.folder, "layers").to_pylist() if row["round"] == 0]
     assert sum(shared) == max(1, int(mean * 3 + 0.5))
 
 
@@ -316,7 +316,7 @@ def test_an_adapter_on_some_blocks_only_is_logged_for_all(tiny_settings: Any, tm
         "mask": {"kind": "fisher_neurons"},
     }
     run = simulate(check(tiny_settings(method, rounds=1), "test"), tmp_path / "run")
-    layers = read_layers(run.folder).to_pylist()
+    layers = read_table(run.folder, "layers").to_pylist()
     kept = {row["layer"]: row["kept_neurons"] for row in layers if row["round"] == 0}
     assert kept[0] > 0 and kept[1] == kept[2] == 0
 

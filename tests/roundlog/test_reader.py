@@ -8,7 +8,7 @@ import pytest
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.chain import check_parts
-from fibec_ray.roundlog.reader import log_digest, read_devices, read_evaluations, read_layers, read_rounds
+from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds, read_table
 from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, ROUNDS, SCHEMA_VERSION, tables_of
 from fibec_ray.roundlog.writer import RoundLog
 
@@ -38,7 +38,7 @@ def test_tables_have_the_published_schema_even_without_rows(tmp_path):
     write(tmp_path, devices=())
     assert read_rounds(tmp_path).schema.equals(ROUNDS)
     assert read_devices(tmp_path).schema.equals(DEVICES) and read_devices(tmp_path).num_rows == 0
-    assert read_layers(tmp_path).schema.equals(LAYERS) and read_layers(tmp_path).num_rows == 0
+    assert read_table(tmp_path, "layers").schema.equals(LAYERS) and read_table(tmp_path, "layers").num_rows == 0
 
 
 def test_folders_named_like_partitions_are_not_columns(tmp_path):
@@ -99,7 +99,10 @@ def test_an_older_log_is_read_as_if_its_later_tables_had_no_rows(tmp_path):
             metadata = {key: value for key, value in table.schema.metadata.items() if key != b"previous"}
             pq.write_table(table.replace_schema_metadata(metadata | {b"schema_version": b"3"}), part)
     shutil.rmtree(tmp_path / "evaluations")
-    assert read_evaluations(tmp_path).schema.equals(EVALUATIONS) and read_evaluations(tmp_path).num_rows == 0
+    assert (
+        read_table(tmp_path, "evaluations").schema.equals(EVALUATIONS)
+        and read_table(tmp_path, "evaluations").num_rows == 0
+    )
     assert log_digest(tmp_path)
     check_parts(tmp_path, METADATA["run_id"], last=1, newest={})  # a run that an older program began can be resumed
 

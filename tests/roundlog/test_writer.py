@@ -9,7 +9,7 @@ import pytest
 
 from fibec_ray.errors import RunDirError, RunError
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.reader import read_devices, read_layers, read_rounds
+from fibec_ray.roundlog.reader import read_devices, read_rounds, read_table
 from fibec_ray.roundlog.schema import ROUNDS, SCHEMA_VERSION
 from fibec_ray.roundlog.writer import RoundLog
 
@@ -57,7 +57,7 @@ def test_values_come_back_as_given(tmp_path):
     assert read_rounds(tmp_path).to_pylist() == [row]
     assert read_devices(tmp_path).to_pylist()[0]["train_loss"] == 0.1 + 0.2
     assert read_devices(tmp_path).to_pylist()[0]["bytes_up"] == 2**40
-    assert read_layers(tmp_path).to_pylist() == [layer_row(0, 1, shared=False, kept_neurons=2.5)]
+    assert read_table(tmp_path, "layers").to_pylist() == [layer_row(0, 1, shared=False, kept_neurons=2.5)]
 
 
 def test_nan_and_infinity_stay_what_they_are(tmp_path):

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fibec_ray.errors import RunDirError
-from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.analysis.log import open_run
 
 GROUPS = {
     "accuracy": ("global_accuracy", "personal_accuracy", "personal_accuracy_trained"),
@@ -44,10 +41,10 @@ class Curves:
 
 def curves_of(run_dir: Path) -> Curves:
     """Raises RunDirError for a folder that is not a run directory."""
-    rows = read_rounds(run_dir).to_pylist()
-    settings = _settings(run_dir / "config.yaml")
+    log = open_run(run_dir)
+    rows = log.frame("rounds").iter_rows(named=True)
     steps = [Step(row["round"], row["wall_time_s"], dict(_values(row))) for row in rows]
-    return Curves(str(settings.get("name", run_dir.name)), run_dir.resolve(), dict(_flat(settings)), steps)
+    return Curves(str(log.config.get("name", run_dir.name)), run_dir.resolve(), dict(_flat(log.config)), steps)
 
 
 def _values(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -55,14 +52,6 @@ def _values(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
         if column != "round" and isinstance(value, int | float) and math.isfinite(value):
             group = next((group for group, columns in GROUPS.items() if column in columns), "round")
             yield f"{group}/{column}", float(value)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunDirError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _flat(value: dict[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ array through a pipe.
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from fibec_ray.bench.rivals.training import (
     load,
     load_model,
     load_workload,
-    now,
     read,
     report,
     train,
@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> None:
             pipe.send(adapter)
         # All devices have as many samples, so the weighted mean is the mean.
         adapter = (sum(pipe.recv() for pipe in pipes) / workload.cohort_size).astype(np.float32)
-        ends.append(now())
+        ends.append(time.time())
     report(arguments, ends, unflat(adapter, workload.initial), torch.__version__)
     for process in processes:
         process.join()

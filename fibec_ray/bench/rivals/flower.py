@@ -10,6 +10,7 @@ cohorts are to be those of all contenders. Clients keep nothing, so that changes
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,7 +28,6 @@ from fibec_ray.bench.rivals.training import (
     load,
     load_model,
     load_workload,
-    now,
     read,
     report,
     train,
@@ -59,7 +59,7 @@ class SameCohorts(FedAvg):
         if num_trained != self._size:
             raise RuntimeError(f"round {server_round}: {num_trained} of {self._size} clients were trained")
         found = super().aggregate_train(server_round, replies)
-        self.ends.append(now())
+        self.ends.append(time.time())
         return found
 
     def _message(self, node: int, round_: int, place: int, arrays: ArrayRecord) -> Message:

@@ -7,7 +7,6 @@ process, samples of one length need no attention mask, and the optimiser is torc
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -160,7 +159,3 @@ def report(arguments: Arguments, ends: list[float], adapter: Values, version: st
     """ends: when each round ended, seconds since the epoch. adapter: the global one after the last round."""
     save_file({name: value.contiguous() for name, value in adapter.items()}, arguments.out / "adapter.safetensors")
     (arguments.out / "report.json").write_text(json.dumps({"ends": ends, "version": version}))
-
-
-def now() -> float:
-    return time.time()
