@@ -24,9 +24,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Lines, bars or dots over one x axis. levels: horizontal lines to compare with, as (label, y)."""
-
+class _Titled:
     stem: str
     """file name without its ending"""
     title: str
@@ -34,6 +32,12 @@ class Curve:
     """one sentence"""
     x_label: str
     y_label: str
+
+
+@dataclass(frozen=True)
+class Curve(_Titled):
+    """Lines, bars or dots over one x axis. levels: horizontal lines to compare with, as (label, y)."""
+
     series: tuple[Series, ...]
     levels: tuple[tuple[str, float], ...] = ()
     kind: Literal["lines", "bars", "dots"] = "lines"
@@ -46,14 +50,9 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heat(_Titled):
     """A matrix of numbers as colours: one row for each layer or device, one column for some rounds."""
 
-    stem: str
-    title: str
-    caption: str
-    x_label: str
-    y_label: str
     value_label: str
     columns: tuple[float, ...]
     """x of each column"""
@@ -82,14 +81,9 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Timeline:
+class Timeline(_Titled):
     """Bars over time, one row for each device."""
 
-    stem: str
-    title: str
-    caption: str
-    x_label: str
-    y_label: str
     rows: tuple[str, ...]
     spans: tuple[Span, ...]
     names: tuple[str, ...]

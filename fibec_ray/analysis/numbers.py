@@ -63,7 +63,8 @@ class RunNumbers:
 
     def reached(self, model: Model, target: float) -> Evaluated | None:
         """The first evaluation with at least this score; None if there is none."""
-        return next((each for each in self.evaluated if _at_least(each.score(model), target)), None)
+        known = ((each, each.score(model)) for each in self.evaluated)
+        return next((each for each, score in known if score is not None and score >= target), None)
 
 
 def numbers_of(log: RunLog, recent: int) -> RunNumbers:
@@ -101,7 +102,3 @@ def _evaluated(tables: RunTables, column: str) -> tuple[Evaluated, ...]:
         for round_, time, num_bytes, samples, personal, shared in rows
         if personal is not None or shared is not None
     )
-
-
-def _at_least(score: float | None, target: float) -> bool:
-    return score is not None and score >= target  # false for what is not a number

@@ -14,8 +14,6 @@ from fibec_ray.analysis.log import RunLog, open_run
 from fibec_ray.analysis.places import Place, place
 from fibec_ray.errors import RunDirError
 
-Seeded = tuple[RunLog, int]
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -50,7 +48,10 @@ def collect(places: Sequence[str | Path]) -> Collection:
         return sweep(roots[0])
     runs: list[RunLog] = []
     for root in roots:
-        runs += _runs_of(sweep(root)) if _is_sweep(root) else [open_run(root.shown)]
+        if _is_sweep(root):
+            runs += [run for variant in sweep(root).variants for run in variant.runs.values()]
+        else:
+            runs.append(open_run(root.shown))
     variants = _grouped(runs)
     return Collection("runs", variants, None, max(len(variant.runs) for variant in variants))
 
@@ -111,10 +112,6 @@ def _finished(folder: Place, seeds: Sequence[int]) -> dict[int, RunLog]:
     return found
 
 
-def _runs_of(collection: Collection) -> list[RunLog]:
-    return [run for variant in collection.variants for run in variant.runs.values()]
-
-
 def _grouped(runs: Sequence[RunLog]) -> tuple[Variant, ...]:
     """Named by method, or if two runs of one method have the same seed by experiment, or else by folder."""
     if not runs:
@@ -129,16 +126,9 @@ def _grouped(runs: Sequence[RunLog]) -> tuple[Variant, ...]:
     raise RunDirError("the same run is named twice; name each run once")
 
 
-def _method(run: RunLog) -> str:
-    return str(run.fact("method") or _experiment(run))
-
-
-def _experiment(run: RunLog) -> str:
-    return str(run.fact("name") or run.place.name)
-
-
-def _variant_folder(run: RunLog) -> str:
-    return run.place.parent.name if run.place.name.startswith("seed-") else run.place.name
-
-
-_NAMES: tuple[Callable[[RunLog], str], ...] = (_method, _experiment, _variant_folder, lambda run: run.place.path)
+_NAMES: tuple[Callable[[RunLog], str], ...] = (
+    lambda run: str(run.fact("method") or run.fact("name") or run.place.name),
+    lambda run: str(run.fact("name") or run.place.name),
+    lambda run: (run.place.parent if run.place.name.startswith("seed-") else run.place).name,  # of the variant
+    lambda run: run.place.path,
+)

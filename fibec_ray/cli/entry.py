@@ -75,6 +75,10 @@ def _say(text: str) -> None:
     print(f"fibec-ray: {readable(one_line(text))}", file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    print(f"fibec-ray: {text}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def advice(find: Callable[[], str]) -> Iterator[None]:
     """Adds to an interruption of the block what the user can do next."""

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fibec_ray.cli.argument_types import path
-from fibec_ray.cli.entry import advice
+from fibec_ray.cli.entry import advice, warn
+
+if TYPE_CHECKING:
+    from fibec_ray.jobs.client import Cluster
 
 Commands = Any
 """what argparse's add_subparsers returns"""
@@ -60,13 +64,18 @@ def _finish(parser: argparse.ArgumentParser, command: Any, prints: bool = False)
     parser.set_defaults(command=command, prints=prints)
 
 
+def _cluster(arguments: argparse.Namespace) -> Cluster:
+    from fibec_ray.jobs.client import Cluster
+
+    return Cluster(arguments.address, warn)
+
+
 def _submit(arguments: argparse.Namespace) -> None:
     from fibec_ray.config.load import load_experiment
-    from fibec_ray.jobs.client import Cluster
     from fibec_ray.jobs.submit import submit
 
     experiment = load_experiment(arguments.config, arguments.overrides)
-    cluster = Cluster(arguments.address, _warn)
+    cluster = _cluster(arguments)
     id_ = submit(cluster, experiment, arguments.name, arguments.out, arguments.installed)
     if arguments.follow:
         print(f"job {id_} on {cluster.url}", flush=True)
@@ -77,15 +86,12 @@ def _submit(arguments: argparse.Namespace) -> None:
 
 def _jobs(arguments: argparse.Namespace) -> None:
     from fibec_ray.cli.job_table import job_table
-    from fibec_ray.jobs.client import Cluster
 
-    job_table(Cluster(arguments.address, _warn).jobs())
+    job_table(_cluster(arguments).jobs())
 
 
 def _logs(arguments: argparse.Namespace) -> None:
-    from fibec_ray.jobs.client import Cluster
-
-    cluster = Cluster(arguments.address, _warn)
+    cluster = _cluster(arguments)
     job = cluster.job(arguments.job)
     if arguments.follow:
         _follow(cluster, job.id)
@@ -94,10 +100,9 @@ def _logs(arguments: argparse.Namespace) -> None:
 
 
 def _stop(arguments: argparse.Namespace) -> None:
-    from fibec_ray.jobs.client import Cluster
     from fibec_ray.jobs.follow import settled
 
-    cluster = Cluster(arguments.address, _warn)
+    cluster = _cluster(arguments)
     job = cluster.job(arguments.job)
     if not cluster.stop(job.id):
         print(f"{job.id}: had ended before ({job.status.lower()})")
@@ -107,10 +112,9 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 def _fetch(arguments: argparse.Namespace) -> None:
     from fibec_ray.files.run_dir import absolute, next_free
-    from fibec_ray.jobs.client import Cluster
     from fibec_ray.jobs.fetch import fetch, folder_name
 
-    cluster = Cluster(arguments.address, _warn)
+    cluster = _cluster(arguments)
     job = cluster.job(arguments.job)
     target = arguments.dest or next_free(Path("runs"), folder_name(job))
     left_out = fetch(cluster, job, absolute(target), arguments.shared)
@@ -118,18 +122,10 @@ def _fetch(arguments: argparse.Namespace) -> None:
     print(f"run directory: {target}{note}")
 
 
-def _follow(cluster: Any, id_: str) -> None:
+def _follow(cluster: Cluster, id_: str) -> None:
     from fibec_ray.jobs.follow import follow
 
     with advice(lambda: f"job {id_} goes on; end it with: fibec-ray stop {id_}"):
-        job = follow(cluster, id_, _write)
+        job = follow(cluster, id_, partial(print, end="", flush=True))
     if job.status == "STOPPED":
         print(f"{job.id}: stopped", file=sys.stderr)
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _warn(text: str) -> None:
-    print(f"fibec-ray: {text}", file=sys.stderr, flush=True)

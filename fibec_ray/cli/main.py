@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,17 +206,17 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.resume and arguments.out is None:
         raise ConfigError("--resume: which run? give its --out")
     place = nullcontext(arguments.out) if arguments.out else taken(Path("runs"), experiment.name)
-    with place as out, _going_on(arguments, str(out)), workplace(str(out), arguments.resume, _warn) as folder:
+    with (
+        place as out,
+        entry.advice(lambda: _how_to_go_on(arguments, str(out))),
+        workplace(str(out), arguments.resume, entry.warn) as folder,
+    ):
         with RunView(experiment) as view:
             run = begin(experiment, folder, arguments.resume, _watched(experiment, view))
         if run is None:
             print(f"{out}: this run is finished; nothing to do")
         else:
             view.summary(run)
-
-
-def _going_on(arguments: argparse.Namespace, out: str) -> AbstractContextManager[None]:
-    return entry.advice(lambda: _how_to_go_on(arguments, out))
 
 
 def _how_to_go_on(arguments: argparse.Namespace, out: str) -> str:
@@ -236,10 +235,6 @@ def _watched(experiment: Experiment, view: RunView) -> Watcher:
     from fibec_ray.runs.simulation import Together
 
     return Together(view, RunMetrics(experiment.name)) if experiment.fleet.kind == "ray" else view
-
-
-def _warn(text: str) -> None:
-    print(f"fibec-ray: {text}", file=sys.stderr, flush=True)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

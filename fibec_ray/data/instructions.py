@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
+from fibec_ray.data.columns import plain
 from fibec_ray.data.examples import Instructions, Origin
 from fibec_ray.errors import DataError, did_you_mean
 
@@ -133,14 +134,12 @@ def _refuse_too_many(names: Sequence[str], where: str) -> None:
 
 def _texts(column: Any, field: str, where: str) -> list[str]:
     """As many strings as there are rows; '' for nulls."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = plain(column)
     if pa.types.is_null(column.type):
         return [""] * len(column)
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if field == "category" and pa.types.is_integer(column.type):
         return ["" if value is None else str(value) for value in column.to_pylist()]
-    if not any(is_kind(column.type) for is_kind in kinds):
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise DataError(f"{where}: the values are of type {column.type}, not text; set data.columns.{field}")
     try:
         return [value or "" for value in column.to_pylist()]

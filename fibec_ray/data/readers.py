@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,8 @@ def read_table(path: Path, format_: Format, columns: tuple[str, ...] | Choice) -
             f"{path}: {'is not a file' if path.exists() else 'no such file'}; set data.path, data.train or data.test"
         )
     try:
+        if kind != "parquet":
+            _refuse_utf16(path)
         return READERS[kind](path, columns if callable(columns) else partial(_required, str(path), columns))
     except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
@@ -74,21 +76,13 @@ def _read_parquet(path: Path, choose: Choice) -> Any:
     return file.read(columns=list(chosen(choose, list(file.schema_arrow.names), str(path))))
 
 
-def _read_csv(path: Path, choose: Choice) -> Any:
-    _refuse_utf16(path)
-    return read_delimited(path, choose, ",", quoted=True)
-
-
-def _read_tsv(path: Path, choose: Choice) -> Any:
-    _refuse_utf16(path)
-    return read_delimited(path, choose, "\t", quoted=False)
-
-
 def _read_jsonl(path: Path, choose: Choice) -> Any:
     # The standard library and not pyarrow.json: that would read a column of dates as time stamps.
-    _refuse_utf16(path)
     with path.open(encoding="utf-8-sig") as lines:
-        rows = _json_array(lines.read()) if _holds_an_array(path) else _json_lines(lines)
+        if _holds_an_array(path):
+            rows = _json_array(lines.read())
+        else:
+            rows = [_json_object(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise ValueError("it has no rows")
     columns = chosen(choose, list(dict.fromkeys(key for row in rows for key in row)), str(path))
@@ -128,10 +122,6 @@ def _json_array(text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _json_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
-    return [_json_object(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
 def _json_object(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_object)
@@ -145,7 +135,7 @@ def _json_object(line: str, number: int) -> dict[str, Any]:
 
 READERS: dict[str, Callable[[Path, Choice], Any]] = {
     "parquet": _read_parquet,
-    "csv": _read_csv,
-    "tsv": _read_tsv,
+    "csv": partial(read_delimited, delimiter=",", quoted=True),
+    "tsv": partial(read_delimited, delimiter="\t", quoted=False),
     "jsonl": _read_jsonl,
 }

@@ -56,13 +56,7 @@ def region_of(x: Floats, regions: tuple[int, ...]) -> NDArray[np.int64]:
     return np.ravel_multi_index(tuple(cells.T), regions).astype(np.int64)
 
 
-def _wave(x: Floats) -> Floats:
-    product: Floats = np.sin(np.pi * (x + np.arange(x.shape[1]) / 2)).prod(1)
-    return product
-
-
-def _linear(x: Floats) -> Floats:
-    return x @ (-0.5) ** np.arange(x.shape[1])
-
-
-FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {"wave": _wave, "linear": _linear}
+FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {
+    "wave": lambda x: np.sin(np.pi * (x + np.arange(x.shape[1]) / 2)).prod(1),
+    "linear": lambda x: x @ (-0.5) ** np.arange(x.shape[1]),
+}

@@ -46,7 +46,7 @@ def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
     rows = sizes if out.response is None else [len(part.targets) for part in responses if part is not None]
     losses, scores = out.losses.split(sizes), out.scores.split(rows)
     hidden = [states.split(sizes) for states in out.hidden]
-    lasts: Sequence[Tensor | None] = [None] * len(sizes) if out.last is None else out.last.split(sizes)
+    lasts = None if out.last is None else out.last.split(sizes)
     return [
         Outputs(
             losses[d],
@@ -54,11 +54,7 @@ def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
             tuple(states[d][:, : batch.input_ids.shape[1]] for states in hidden),
             out.likelihood,
             responses[d],
-            _cut(lasts[d], batch.input_ids.shape[1]),
+            None if lasts is None else lasts[d][:, : batch.input_ids.shape[1]],
         )
         for d, batch in enumerate(batches)
     ]
-
-
-def _cut(states: Tensor | None, length: int) -> Tensor | None:
-    return None if states is None else states[:, :length]

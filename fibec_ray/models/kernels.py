@@ -31,7 +31,7 @@ def speed_up(module: nn.Module, device: torch.device) -> None:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
     for layer in module.modules():
-        if type(layer) is nn.Linear and _is_frozen(layer):
+        if type(layer) is nn.Linear and not any(parameter.requires_grad for parameter in layer.parameters()):
             layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
 
 
@@ -41,10 +41,6 @@ def keep_heap() -> None:
         library = ctypes.CDLL(None)
         for option, value in (MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD):
             library.mallopt(option, value)
-
-
-def _is_frozen(layer: nn.Linear) -> bool:
-    return not any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -18,12 +18,8 @@ from fibec_ray.models.prefetch import Prefetcher, prefetcher
 from fibec_ray.parts.peft.base import is_transposed
 
 
-def _where_it_is(weight: Tensor) -> Tensor | None:
-    return weight
-
-
 def stream(
-    module: nn.Module, device: torch.device, place: Callable[[Tensor], Tensor | None] = _where_it_is
+    module: nn.Module, device: torch.device, place: Callable[[Tensor], Tensor | None] = lambda weight: weight
 ) -> Prefetcher:
     """Takes the weights of the frozen products out of the module, so that `module.to(device)` leaves them behind.
 
