@@ -60,26 +60,21 @@ class Shard(Protocol):
     @property
     def labels(self) -> Tensor:
         """(n,) as in `Batch`"""
-        ...
 
     @property
     def lengths(self) -> Tensor:
         """(n,) int64, tokens per sample; 0 where samples are no text"""
-        ...
 
     @property
     def grades(self) -> Tensor | None:
         """(n,) float32 true difficulty, known for the embedded task only"""
-        ...
 
     def batch(self, rows: Tensor) -> Batch:
         """The samples at `rows` ((B,) int64, positions within the shard), padded to the longest of them."""
-        ...
 
     def shortened(self, max_length: int) -> Shard:
         """The same samples cut to `max_length` tokens: texts lose their ends, the longest first; template, mask and
         special tokens stay, and one token of each text."""
-        ...
 
 
 Likelihood = Literal["categorical", "normal", "tokens"]
@@ -142,41 +137,32 @@ class LocalModel(Protocol):
     @property
     def holders(self) -> Mapping[str, nn.Module]:
         """The modules that hold trainable tensors, by the common prefix of these tensors' names."""
-        ...
 
     @property
     def carried(self) -> Collection[str]:
         """Names of tensors that `load` and `read` know too, but that no device trains: the server alone moves them."""
-        ...
 
     @property
     def adapter_config(self) -> dict[str, Any]:
         """What adapter_config.json of the saved adapter says, as plain values; config.json of what is trained whole."""
-        ...
 
     def layer_of(self, name: str) -> int | None:
         """The block that a trainable tensor belongs to; None for the head and for prompts (always shared)."""
-        ...
 
     def is_adapter(self, name: str) -> bool:
         """True for the tensors that PEFT added (of what is trained whole, for all), False for our own head."""
-        ...
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Copies values into the tensors that are named, trainable or carried."""
-        ...
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
         """Detached CPU copies of the trainable and carried tensors (all, or those named)."""
-        ...
 
     def set_rank(self, rank: int | None) -> None:
         """Computes as a device whose adapter has this rank does; None: as the server's."""
-        ...
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         """Losses and class scores. embeds: (B, S, H) in place of the token embeddings. hidden: return block outputs."""
-        ...
 
     def watched(
         self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
@@ -185,7 +171,6 @@ class LocalModel(Protocol):
 
         Work that asks for its gradients in this way can be done for several devices at once.
         """
-        ...
 
     def grad(
         self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
@@ -194,15 +179,12 @@ class LocalModel(Protocol):
 
         tensors: trainable ones, embeddings that were given, or `Caught.tensors`.
         """
-        ...
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, S, H) token embeddings, before positions are added."""
-        ...
 
     def train(self, mode: bool) -> None:
         """Switches dropout on or off."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -221,25 +203,20 @@ class LanedModel(LocalModel, Protocol):
     @property
     def gains_from_lanes(self) -> bool:
         """False where it is known that one device at a time is as fast."""
-        ...
 
     def obstacle_to_lanes(self) -> str | None:
         """Why it cannot; None if it can."""
-        ...
 
     def cost(self, batch: Batch, graph: bool) -> Work:
         """What a pass over the batch computes, padding included. graph: and the backward pass that goes with it."""
-        ...
 
     def derive(
         self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
     ) -> Sequence[Tensor | None]:
         """Gradients of the sum of the values, each times its cotangent (None: 1), in the tensors (None: in no way)."""
-        ...
 
     def together(
         self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
     ) -> tuple[list[Outputs], Caught]:
         """One pass over the batches of all lanes: each lane's outputs, and what the holders of the named tensors saw of
         all samples, lane by lane."""
-        ...

@@ -269,38 +269,31 @@ class Fleet(Protocol):
 
     def open(self) -> OpenResult:
         """Starts what is needed and runs the initialisation phase (a no-op for methods without one)."""
-        ...
 
     @property
     def states(self) -> States:
         """The state that each device has now: the newest one whose update the server accepted."""
-        ...
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         """Train the cohort. The fleet fills in `plan.states`."""
-        ...
 
     def evaluate(self, round_: int) -> EvaluationResult: ...
 
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, personal ones as they were at the start."""
-        ...
 
     def restore(self, path: Path, states: States) -> OpenResult:
         """Start from a checkpoint, in place of `open`.
 
         path: the server's state, a file that `save` wrote. states: what each device goes on from.
         """
-        ...
 
     def save(self, path: Path) -> Callable[[], str]:
         """Takes the server's state as it is now. The call that comes back writes it, and may be made from any thread
         while rounds go on; it gives the digest of the file.
         """
-        ...
 
     def digest(self) -> str:
         """Of the shared tensors as they are now."""
-        ...
 
     def close(self) -> None: ...

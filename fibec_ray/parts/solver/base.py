@@ -31,30 +31,24 @@ class Session(Protocol):
     @property
     def initial(self) -> Tensors:
         """All trainable values at the start of the run, the same on every device."""
-        ...
 
     @property
     def received(self) -> Tensors:
         """All trainable values at the start of the round: shared ones as sent, the others as the device left them."""
-        ...
 
     @property
     def shared(self) -> frozenset[str]:
         """The names of the tensors that are communicated."""
-        ...
 
     @property
     def personal(self) -> frozenset[str]:
         """The names of the others."""
-        ...
 
     def read(self) -> Tensors:
         """Copies of the model's trainable values."""
-        ...
 
     def load(self, values: Tensors) -> None:
         """Puts values into the model."""
-        ...
 
     def train(
         self,
@@ -76,7 +70,6 @@ class Session(Protocol):
         own_model: True if what is trained is not the model that is shared: without the objective's terms, and not in
         the log's steps, samples and training loss. (Its work is: flops and time count all that a device computes.)
         """
-        ...
 
 
 class Solver(Part):
