@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.files.run_dir import flush, replace_folder
+from fibec_ray.files.run_dir import flush, refused, replace_folder
 from fibec_ray.files.sealed import read_sealed, write_sealed
 from fibec_ray.learning.tally import TallyState
 from fibec_ray.tensors import Tensors
@@ -111,22 +111,18 @@ def rounds_kept(run_dir: Path) -> list[int]:
 def new_draft(run_dir: Path, next_round: int) -> Path:
     """An empty folder for a checkpoint that is being written."""
     draft = _home(run_dir) / f".{next_round:06d}.part"
-    try:
+    with refused(f"{draft}: cannot be made"):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-    except OSError as error:
-        raise RunDirError(f"{draft}: cannot be made ({error.strerror})") from error
     return draft
 
 
 def commit(run_dir: Path, draft: Path, manifest: Manifest) -> None:
     """Makes the draft, which holds the server's file, the checkpoint: at once, or not at all."""
     write_sealed(draft / MANIFEST, manifest)
-    try:
+    with refused(f"{draft}: the checkpoint cannot be written"):
         replace_folder(draft, folder_of(run_dir, manifest.next_round))
         flush(_home(run_dir))
-    except OSError as error:
-        raise RunDirError(f"{draft}: the checkpoint cannot be written ({error.strerror})") from error
 
 
 def load(run_dir: Path, next_round: int) -> Checkpoint:
@@ -135,11 +131,9 @@ def load(run_dir: Path, next_round: int) -> Checkpoint:
     manifest = read_sealed(folder / MANIFEST, Manifest, "a checkpoint's manifest")
     if manifest.next_round != next_round:
         raise RunDirError(f"{folder}: is of round {manifest.next_round}; it has been renamed")
-    try:
+    with refused(f"{folder / SERVER}: cannot be read"):
         if file_digest(folder / SERVER) != manifest.server:
             raise RunDirError(f"{folder / SERVER}: is damaged: its digest is not the one it was written with")
-    except OSError as error:
-        raise RunDirError(f"{folder / SERVER}: cannot be read ({error.strerror})") from error
     return Checkpoint(folder, manifest)
 
 

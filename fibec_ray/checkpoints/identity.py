@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.files.run_dir import failing_plainly, half_made
+from fibec_ray.files.run_dir import failing_plainly, half_made, refused
 from fibec_ray.files.sealed import read_sealed, write_sealed
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.parts.own import Source, digest
@@ -42,10 +42,8 @@ class Identity(BaseModel):
     format: int = FORMAT
 
     def write(self, run_dir: Path) -> None:
-        try:
+        with refused(f"{_path(run_dir).parent}: cannot be made"):
             _path(run_dir).parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunDirError(f"{_path(run_dir).parent}: cannot be made ({error.strerror})") from error
         write_sealed(_path(run_dir), self)
 
     def refuse_other_data(self, run_dir: Path) -> None:
@@ -123,7 +121,7 @@ def read_identity(run_dir: Path) -> Identity:
 def data_digest(run_dir: Path) -> str:
     """Of names and contents of all files of RUN/data, which is what devices read. Hidden files are ignored."""
     state, folder = hashlib.blake2b(digest_size=16), run_dir / "data"
-    try:
+    with refused(f"{folder}: cannot be read"):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
             if name.startswith(".") or "/." in name:
@@ -131,8 +129,6 @@ def data_digest(run_dir: Path) -> str:
             state.update(f"{name}\n".encode())
             with path.open("rb") as file:
                 state.update(hashlib.file_digest(file, "blake2b").digest())
-    except OSError as error:
-        raise RunDirError(f"{folder}: cannot be read ({error.strerror})") from error
     return state.hexdigest()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, CheckpointConfig, Manifest
 from fibec_ray.errors import FibecError, RunDirError, ServerLostError
-from fibec_ray.files.run_dir import flush
+from fibec_ray.files.run_dir import flush, refused
 from fibec_ray.learning.store import StateStore
 from fibec_ray.learning.tally import Tally
 from fibec_ray.types import Fleet, States
@@ -112,18 +112,17 @@ class Keeper:
         stale = set(changed)
         for old in sorted(set(rounds) - set(self._config.kept(rounds))):
             checkpoint.remove(self._run_dir, old)
-            stale |= _differing(self._states.pop(old, {}), manifest.states)
+            before = self._states.pop(old, {})
+            stale |= {device for device, ref in before.items() if manifest.states.get(device) != ref}
         self._prune(stale, manifest.states, manifest.next_round)
 
     def _flush(self, devices: Iterable[int], manifest: Manifest) -> None:
         """Put the states on disk before the checkpoint that counts on them: it must survive a power cut."""
         for device in devices:
             version = manifest.devices.get(device)
-            try:
+            with refused(f"device {device}: its state cannot be kept"):
                 if version is not None:
                     flush(self._store.path(device, version))
-            except OSError as error:
-                raise RunDirError(f"device {device}: its state cannot be kept ({error.strerror})") from error
 
     def _prune(self, devices: Collection[int], now: States, before: int) -> None:
         """Delete older states of these devices, except those that they have now and that kept checkpoints count on."""
@@ -140,7 +139,3 @@ def _states_of_kept(run_dir: Path) -> dict[int, States]:
         with suppress(RunDirError):
             found[next_round] = checkpoint.load(run_dir, next_round).manifest.states
     return found
-
-
-def _differing(old: States, new: States) -> set[int]:
-    return {device for device, ref in old.items() if new.get(device) != ref}

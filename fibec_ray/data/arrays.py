@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibec_ray.errors import DataError, RunDirError
-from fibec_ray.files.run_dir import flush, flush_folder, replace_folder
-from fibec_ray.files.run_dir.paths import reason
+from fibec_ray.errors import DataError
+from fibec_ray.files.run_dir import flush, flush_folder, refused, replace_folder
 
 _FORMAT = 1
 Array = NDArray[Any]
@@ -27,7 +25,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, Array], **about: Any) -> None
 
     about: plain values to keep with them. Raises RunDirError.
     """
-    with _plainly(folder):
+    with refused(f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
@@ -45,7 +43,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, Array], **about: Any) -> None
 
 def save_array(path: Path, array: Array) -> None:
     """One array, on the disk when this returns. Raises RunDirError."""
-    with _plainly(path):
+    with refused(f"{path}: cannot be written"):
         _write(path, array)
         flush(path)
 
@@ -54,14 +52,6 @@ def _write(path: Path, array: Array) -> None:
     with path.open("wb") as file:
         # Not np.save(path): numpy then writes past Python, and on a full disk its error has no reason.
         np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
-
-
-@contextmanager
-def _plainly(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunDirError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def load_arrays(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:

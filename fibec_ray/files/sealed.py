@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.files.run_dir import flush, write_json
+from fibec_ray.files.run_dir import flush, refused, write_json
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -19,10 +19,8 @@ def write_sealed(path: Path, value: BaseModel) -> None:
     """The value's fields and their digest; on the disk when this returns. Raises RunDirError."""
     content = value.model_dump(mode="json")
     write_json(path, {**content, "digest": _digest(content)})
-    try:
+    with refused(f"{path}: cannot be written"):
         flush(path)
-    except OSError as error:
-        raise RunDirError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def read_sealed(path: Path, kind: type[M], what: str) -> M:

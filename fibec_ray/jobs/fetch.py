@@ -14,6 +14,7 @@ from tempfile import mkdtemp
 from urllib.parse import unquote, urlsplit
 
 from fibec_ray.errors import ClusterError, JobFailed, RunDirError
+from fibec_ray.files.run_dir import refused
 from fibec_ray.files.storage import Storage, is_url
 from fibec_ray.jobs.client import HELPER, Cluster, Job
 from fibec_ray.jobs.follow import refuse_failure, settled
@@ -45,18 +46,14 @@ def fetch(cluster: Cluster, job: Job, target: Path, shared: bool = False) -> lis
         raise ClusterError(f"{job.id}: was not submitted by fibec-ray, and has no run directory")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunDirError(f"{target}: is not empty; choose another DEST, or remove it")
-    try:
+    with refused(f"{target}: cannot be written", "; choose another DEST"):
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(mkdtemp(prefix=".fetch-", dir=target.parent))
-    except OSError as error:
-        raise RunDirError(f"{target}: cannot be written ({error.strerror}); choose another DEST") from error
-    try:
-        left_out = _bring(cluster, job, job.out, work / "run", shared)
-        (work / "run").rename(target)  # fails if something has come there meanwhile
-    except OSError as error:
-        raise RunDirError(f"{target}: cannot be written ({error.strerror}); choose another DEST") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            left_out = _bring(cluster, job, job.out, work / "run", shared)
+            (work / "run").rename(target)  # fails if something has come there meanwhile
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return left_out
 
 
@@ -85,10 +82,8 @@ def _copy(folder: Path, draft: Path) -> None:
     """Links stay links, so that nothing outside the folder is copied."""
     if not (folder / "config.yaml").is_file():
         raise RunDirError(f"--shared: {folder}: is not a run directory on this machine; leave --shared out")
-    try:
+    with refused(f"--shared: {folder}: cannot be copied"):  # shutil.Error, with all that failed, is an OSError
         shutil.copytree(folder, draft, symlinks=True)
-    except OSError as error:  # shutil.Error, with all that failed, is one
-        raise RunDirError(f"--shared: {folder}: cannot be copied ({error.strerror or error})") from error
 
 
 def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:

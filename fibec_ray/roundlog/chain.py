@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.files.run_dir import refused
 from fibec_ray.roundlog.parts import part_name
 from fibec_ray.roundlog.schema import TABLES, tables_of
 from fibec_ray.types import OPENING_ROUND
@@ -42,7 +43,9 @@ def digest_of(content: bytes) -> str:
 def _check_part(path: Path, run_id: str, expected: list[str]) -> dict[str, str]:
     """The metadata of a part of this run. expected: its digest, if known; on return that of the part before it."""
     found = _metadata_of(path)
-    if expected and _digest_of(path) != expected[0]:
+    with refused(f"{path}: cannot be read"):
+        digest = digest_of(path.read_bytes()) if expected else ""
+    if expected and digest != expected[0]:
         raise RunDirError(f"{path}: is damaged, or not the part that this run wrote: its digest differs")
     expected[:] = [found[PREVIOUS]] if PREVIOUS in found else []
     if found.get("run_id") != run_id:
@@ -55,10 +58,3 @@ def _metadata_of(part: Path) -> dict[str, str]:
         return {key.decode(): value.decode() for key, value in (pq.read_schema(part).metadata or {}).items()}
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise RunDirError(f"{part}: not a readable part of a round log ({error})") from error
-
-
-def _digest_of(part: Path) -> str:
-    try:
-        return digest_of(part.read_bytes())
-    except OSError as error:
-        raise RunDirError(f"{part}: cannot be read ({error.strerror})") from error

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError, RunError, did_you_mean
-from fibec_ray.files.run_dir import flush
+from fibec_ray.files.run_dir import flush, refused
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.chain import PREVIOUS, digest_of
 from fibec_ray.roundlog.parts import part_name, parts, round_of
@@ -48,7 +48,8 @@ class RoundLog:
         self._run_dir = run_dir
         self._newest = dict(newest)
         for table in TABLES:
-            _make_folder(run_dir / table)
+            with refused(f"{run_dir / table}: cannot make this folder"):
+                (run_dir / table).mkdir(parents=True, exist_ok=True)
 
     def append(
         self,
@@ -79,7 +80,8 @@ class RoundLog:
         for name in TABLES:
             for path in parts(self._run_dir / name):
                 if round_of(path) >= first:
-                    _remove(path)
+                    with refused(f"{path}: cannot remove this part of the round log"):
+                        path.unlink()
 
     def _table(self, name: str, round_: int, rows: Sequence[Row]) -> pa.Table:
         where = f"round log, {name}, round {round_}"
@@ -124,20 +126,6 @@ def _fits(column: pa.Field, value: Any) -> bool:
         return bool(pa.scalar(value, column.type).as_py() == value or math.isnan(value))
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return False
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirError(f"{folder}: cannot make this folder: {error.strerror}") from error
-
-
-def _remove(part: Path) -> None:
-    try:
-        part.unlink()
-    except OSError as error:
-        raise RunDirError(f"{part}: cannot remove this part of the round log: {error.strerror}") from error
 
 
 def _write(path: Path, table: pa.Table) -> str:

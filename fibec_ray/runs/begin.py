@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.environment import read
 from fibec_ray.errors import RunDirError
-from fibec_ray.files.run_dir import absolute, failing_plainly, half_made
+from fibec_ray.files.run_dir import absolute, alone, failing_plainly, half_made
 from fibec_ray.files.storage import Storage, is_url
 from fibec_ray.interrupts import signals_interrupt
 from fibec_ray.runs.local_copy import make_ready
@@ -35,7 +33,8 @@ def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[P
     if not resume and storage.exists():
         raise RunDirError(f"{out}: is not empty; choose another --out, or go on with what is there: --resume")
     folder = _near(out)
-    with _alone(folder, out):
+    busy = f"{out}: a driver on this machine is at work there; wait for it, or stop it"
+    with alone(folder, Path(f"{folder}.lock"), busy, "; set FIBEC_RAY_RUNS to another"):
         mirror = Mirror(storage, folder)
         if make_ready(folder, storage, warn):
             mirror.is_alike()
@@ -76,21 +75,3 @@ def _near(out: str) -> Path:
     """Where all nodes see it, if there is such a place: devices work in the run directory too."""
     shared = read("FIBEC_RAY_RUNS")
     return Path(shared or cache_dir() / "runs") / ".urls" / hashlib.blake2b(out.encode(), digest_size=8).hexdigest()
-
-
-@contextmanager
-def _alone(folder: Path, out: str) -> Iterator[None]:
-    """Keeps a second driver of this machine out; of one on another machine nobody here knows."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RunDirError(f"{out}: a driver on this machine is at work there; wait for it, or stop it") from error
-    except OSError as error:
-        raise RunDirError(f"{folder}: cannot be written ({error.strerror}); set FIBEC_RAY_RUNS to another") from error
-    try:
-        with failing_plainly(folder):
-            yield
-    finally:
-        lock.release()

@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.config.difference import first_difference
 from fibec_ray.config.load import load_experiment, read_yaml
 from fibec_ray.errors import RunDirError, UserError
-from fibec_ray.files.run_dir import failing_plainly, half_made, next_free, refuse_driver, write_yaml
+from fibec_ray.files.run_dir import alone, half_made, next_free, refuse_driver, write_yaml
 from fibec_ray.files.run_dir.leftovers import holds_run
-from fibec_ray.files.run_dir.paths import reason
 from fibec_ray.runs.records import binding, read_record
 from fibec_ray.runs.simulation import resolved
 from fibec_ray.sweep.load import Sweep, SweepRun
@@ -45,22 +41,10 @@ def log_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.log")
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> AbstractContextManager[None]:
     """Makes the folder and keeps other sweeps out. Raises RunDirError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RunDirError(f"{out}: another sweep is running here; wait for it, or choose another --out") from error
-    except OSError as error:
-        raise RunDirError(f"{out}: cannot be written ({reason(error)}); choose another --out") from error
-    try:
-        with failing_plainly(out):
-            yield
-    finally:
-        lock.release()
+    busy = f"{out}: another sweep is running here; wait for it, or choose another --out"
+    return alone(out, out / LOCK, busy, "; choose another --out")
 
 
 def refuse_other_contents(out: Path, sweep: Sweep) -> None:

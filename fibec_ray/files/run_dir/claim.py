@@ -17,7 +17,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir.leftovers import DRIVER, LOCK, STARTING, clear, drop_drafts, half_made, holds_run
-from fibec_ray.files.run_dir.paths import absolute, failing_plainly, reason
+from fibec_ray.files.run_dir.paths import absolute, failing_plainly, reason, refused
 from fibec_ray.files.run_dir.whole import flush, whole, write_json
 
 ATTEMPTS = 10
@@ -97,6 +97,23 @@ def locked(run_dir: Path) -> Iterator[Claim]:
                 yield Claim(run_dir, begun=True)
         finally:
             _forget_driver(run_dir)
+
+
+@contextmanager
+def alone(folder: Path, lock: Path, busy: str, advice: str) -> Iterator[None]:
+    """Holds a lock beside or in a folder while the block runs. Raises RunDirError: `busy` if another process has it."""
+    with refused(f"{folder}: cannot be written", advice):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held = FileLock(lock, timeout=0)
+            held.acquire()
+        except Timeout as error:
+            raise RunDirError(busy) from error
+    try:
+        with failing_plainly(folder):
+            yield
+    finally:
+        held.release()
 
 
 def refuse_driver(run_dir: Path) -> None:

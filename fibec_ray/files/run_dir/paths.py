@@ -37,6 +37,15 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
+def refused(what: str, advice: str = "") -> Iterator[None]:
+    """Turns the system's error about a file into RunDirError: '{what} (No space left on device){advice}'."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"{what} ({reason(error)}){advice}") from error
+
+
+@contextmanager
 def failing_plainly(folder: Path) -> Iterator[None]:
     """Turns the system's errors about files into RunDirError: those of a disk, and any about a file in the folder."""
     try:
