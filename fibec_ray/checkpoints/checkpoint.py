@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -31,10 +31,8 @@ FORMAT = 1
 SERVER, MANIFEST = "server.safetensors", "manifest.json"
 
 
-class CheckpointConfig(BaseModel):
+class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
     """What a run keeps to be resumed, verified and replayed from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int = Field(1, ge=1, description="rounds between checkpoints; a resumed run does as many again, at most")
     keep: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
@@ -48,10 +46,8 @@ class CheckpointConfig(BaseModel):
         return rounds if self.keep == "all" else rounds[-self.keep :]
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, frozen=True, extra="forbid"):
     """All of a checkpoint but the server's tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     next_round: int = Field(ge=0)
     """the round that the run goes on with; those before it are in the round log"""

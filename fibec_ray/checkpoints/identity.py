@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import failing_plainly, half_made, refused
@@ -25,9 +25,7 @@ PACKAGES = ("fibec_ray", "torch", "transformers", "peft", "numpy", "safetensors"
 """Another version of one of these may give other bits."""
 
 
-class Identity(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Identity(BaseModel, frozen=True, extra="forbid"):
     run_id: str
     git_commit: str
     """of the code, if it was a checkout"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
@@ -53,18 +53,14 @@ def _backbone(value: Any) -> Any:
     return (NETS[kind_of(value, NETS)] if is_net(value) else Backbone).model_validate(value)
 
 
-class Evaluation(BaseModel):
+class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """When and how models are scored on test data. Round T - 1 is always scored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     every: int = Field(5, ge=1, description="rounds between evaluations")
     batch_size: int = Field(64, ge=1)
 
 
-class Experiment(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     name: str = Field(min_length=1, max_length=100, description="names the run directory")
     seed: int = Field(0, ge=0)
     rounds: int = Field(ge=1, le=10_000_000)

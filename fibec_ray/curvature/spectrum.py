@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from fibec_ray.model_types import Batch, LocalModel, Shard
@@ -30,10 +30,8 @@ ROUNDING = 1e-6
 """Relative to the largest number in sight: what is smaller is noise, since models compute in float32."""
 
 
-class SpectrumSettings(BaseModel):
+class SpectrumSettings(BaseModel, frozen=True, extra="forbid"):
     """How well the spectrum is looked at. 50 iterations from 1 probe are FedPepTAO's code; the others our choice."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_samples: int = Field(16, ge=1, description="samples that the Hessian is taken over, drawn once")
     num_iterations: int = Field(50, ge=2, description="of Lanczos; as many as there are parameters is exact")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from fibec_ray.fleets.tolerance import Tolerance
 
 
-class ActorClass(BaseModel):
+class ActorClass(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Actors of a pooled fleet that ask for the same, and the part of the devices that they host."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     share: float = Field(gt=0, le=1, description="of the devices; those of all classes add up to 1")
     num_actors: int = Field(ge=1)
@@ -30,11 +28,9 @@ class ActorClass(BaseModel):
         return {name: amount for name, amount in amounts.items() if amount}
 
 
-class FleetConfig(BaseModel):
+class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """kind: ray (actors) or local (this process). The other settings are for the Ray fleet, except `threads`, `lanes`,
     `gpus_per_actor`, `on_bad_update` and `quorum`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["ray", "local"] = "ray"
     threads: int = Field(1, ge=1, description="torch threads of each process; part of what makes results bit-equal")

@@ -8,18 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fibec_ray import seeds
 
 
-class System(BaseModel):
+class System(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The modelled devices. Defaults: a phone-class processor on a home connection.
 
     Device k runs at gflops * e^{spread z_k}, z_k ~ N(0, 1) drawn once from the run's seed; links scale alike.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     gflops: float = Field(100.0, gt=0, description="sustained 1e9 flop/s of a median device")
     up_mbps: float = Field(10.0, gt=0, description="uplink, 1e6 bit/s")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from fibec_ray.learning.costs import round_seconds
 from fibec_ray.learning.evaluation import pooled, score
@@ -18,10 +18,8 @@ from fibec_ray.types import OPENING_ROUND, EvaluationResult, Layout, OpenResult,
 Row = dict[str, Any]
 
 
-class TallyState(BaseModel):
+class TallyState(BaseModel, frozen=True, extra="forbid"):
     """The sums at the end of a round, as a checkpoint has them; floats survive JSON bit for bit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sim_time_s: float
     wall_time_s: float

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from fibec_ray.errors import ModelError
@@ -35,10 +35,8 @@ class Network(nn.Module):
         return self.output(x.flatten(1)), found
 
 
-class Net(BaseModel, ABC):
+class Net(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """A network from scratch, in place of a pretrained backbone; `method.peft` is `full`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from fibec_ray.files.storage import refuse_secrets
 
@@ -27,15 +27,13 @@ class Holding(NamedTuple):
     reason: str
 
 
-class Backbone(BaseModel):
+class Backbone(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
     """The frozen base model.
 
     head: mean_pool (linear classifier on the mean of the last hidden states), model (the classification head that
     transformers gives the architecture), masked_lm or causal_lm (verbaliser: the task's label words at the mask token,
     or after the prompt; only the adapter is trained).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     name: str | None = Field("minilm", description="'minilm' (packaged), a hub id, or a local folder")
     revision: str | None = Field(None, description="hub revision")

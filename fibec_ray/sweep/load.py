@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
@@ -70,10 +70,8 @@ class Sweep:
     """seed by seed: a sweep that was stopped is a complete comparison over the seeds that it got to"""
 
 
-class _SweepFile(BaseModel):
+class _SweepFile(BaseModel, extra="forbid"):
     """The keys of a sweep file; `variants` is looked at by _variants."""
-
-    model_config = ConfigDict(extra="forbid")
 
     config: StrictStr = Field(min_length=1)
     overrides: list[StrictStr] = []
