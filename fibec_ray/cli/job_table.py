@@ -19,13 +19,7 @@ def job_table(jobs: Sequence[Job]) -> None:
     for column in ("job", "status", "started", "took", "run directory"):
         table.add_column(column, overflow="fold")
     for job in jobs:
-        table.add_row(job.id, job.status.lower(), _started(job), _took(job), job.out or "")
+        started = datetime.fromtimestamp(job.start_s).strftime("%Y-%m-%d %H:%M:%S") if job.start_s else ""
+        took = duration((job.end_s or time.time()) - job.start_s) if job.start_s else ""
+        table.add_row(job.id, job.status.lower(), started, took, job.out or "")
     print_table(make_console(), table, fold_in_pipes=False)
-
-
-def _started(job: Job) -> str:
-    return datetime.fromtimestamp(job.start_s).strftime("%Y-%m-%d %H:%M:%S") if job.start_s else ""
-
-
-def _took(job: Job) -> str:
-    return duration((job.end_s or time.time()) - job.start_s) if job.start_s else ""

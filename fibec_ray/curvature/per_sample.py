@@ -51,13 +51,9 @@ def _bias(module: Any, a: Tensor, e: Tensor) -> Tensor:
     return e.sum(1)
 
 
-def _filters(module: Any, a: Tensor, e: Tensor) -> Tensor:
-    return torch.bmm(e.mT, a).view(len(a), *module.weight.shape)
-
-
 FORMULAS: dict[str, dict[str, Formula]] = {
     "Linear": {"weight": lambda _, a, e: torch.bmm(e.mT, a), "bias": _bias},
-    "Conv2d": {"weight": _filters, "bias": _bias},
+    "Conv2d": {"weight": lambda m, a, e: torch.bmm(e.mT, a).view(len(a), *m.weight.shape), "bias": _bias},
     "Conv1D": {"weight": lambda _, a, e: torch.bmm(a.mT, e), "bias": _bias},
     "LayerNorm": {"weight": lambda m, a, e: (e * F.layer_norm(a, m.normalized_shape, eps=m.eps)).sum(1), "bias": _bias},
     "Embedding": {"weight": _table},
@@ -72,8 +68,8 @@ def _kind(module: Any) -> str:
     forward = getattr(type(module), "forward", None)
     if forward is nn.Linear.forward:
         return "Linear"
-    if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros" and _has_sizes(module):
-        return "Conv2d"
+    if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros":
+        return "other" if isinstance(module.padding, str) else "Conv2d"  # a word such as "same" in place of sizes
     if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
         return "LayerNorm"
     if forward is nn.Embedding.forward and module.padding_idx is None and not module.scale_grad_by_freq:
@@ -83,11 +79,6 @@ def _kind(module: Any) -> str:
     if len(getattr(module, "ia3_l", ())) == 1 and next(iter(module.ia3_l.values())).dim() == 2:  # not a convolution's
         return "(IA)^3"
     return "other"
-
-
-def _has_sizes(module: Any) -> bool:
-    """Padding may be a word ("same") instead."""
-    return not isinstance(module.padding, str)
 
 
 def collect_holders(module: nn.Module, saved_name: Callable[[str], str]) -> dict[str, nn.Module]:

@@ -7,6 +7,7 @@ everything whatever the rule.
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,15 @@ from numpy.typing import NDArray
 from fibec_ray.data.dirichlet import Draws, Floats
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers, one array per device: disjoint, and together all rows."""
+
+    train: list[Ints]
+    test: list[Ints]
+    """some may be empty"""
 
 
 def shards_of(owner: Ints, num_devices: int) -> list[Ints]:

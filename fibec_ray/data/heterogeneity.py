@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibec_ray.data.split import Split
+from fibec_ray.data.dealing import Split
 
 Ints = NDArray[np.int64]
 Values = NDArray[np.floating[Any]]

@@ -14,9 +14,8 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from fibec_ray.data import dealing, dirichlet
-from fibec_ray.data.dealing import Ints
+from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
-from fibec_ray.data.split import Split
 from fibec_ray.errors import ConfigError
 from fibec_ray.seeds import numpy_generator
 

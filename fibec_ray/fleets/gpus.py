@@ -102,17 +102,13 @@ def _named(gpus: Sequence[Gpu], entry: str) -> Gpu | None:
 def _ask() -> str:
     """Output of nvidia-smi; '' if it is not installed, fails or hangs."""
     try:
+        english = {**os.environ, "LC_ALL": "C"}
         done = subprocess.run(
-            QUERY, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=True, env=_plain()
+            QUERY, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=True, env=english
         )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode("utf-8", "replace")
-
-
-def _plain() -> dict[str, str]:
-    """English, whatever the user's language is."""
-    return {**os.environ, "LC_ALL": "C"}
 
 
 def _bytes(mebibytes: str) -> int | None:

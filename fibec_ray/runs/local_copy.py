@@ -25,7 +25,7 @@ def make_ready(folder: Path, storage: Storage, warn: Callable[[str], None]) -> b
     if folder.is_dir():
         refuse_driver(folder)
         own, there = _run_id(folder), _run_id_there(storage, names)
-        if own is not None and own == there and _newest(folder) > _newest_there(names):
+        if own is not None and own == there and max(rounds_kept(folder), default=-1) > _newest_there(names):
             return False
         if not half_made(folder) and (own is None or own != there):
             aside = next_free(folder.parent, f"{folder.name}-set-aside")
@@ -52,10 +52,6 @@ def _run_id_there(storage: Storage, names: dict[str, int]) -> str | None:
     with TemporaryDirectory() as draft:
         storage.download(Path(draft), [RUN_JSON])
         return _run_id(Path(draft))
-
-
-def _newest(folder: Path) -> int:
-    return max(rounds_kept(folder), default=-1)
 
 
 def _newest_there(names: dict[str, int]) -> int:

@@ -47,7 +47,8 @@ def refuse_silence(address: str) -> None:
                 return
             connection.settimeout(CONNECT_TIMEOUT_S)
             connection.sendall(PREFACE)
-            if not _are_settings(_read(connection)):
+            header = _read(connection)
+            if len(header) < LONGEST_HEADER or header[SETTINGS_AT] != SETTINGS:
                 raise ConfigError(f"fleet.address: {address}: what answers there is not a Ray head; {HELP}")
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"fleet.address: {address}: no Ray head answers there ({error}); {HELP}") from error
@@ -82,7 +83,3 @@ def _read(connection: socket.socket) -> bytes:
     while len(found) < LONGEST_HEADER and (more := connection.recv(LONGEST_HEADER - len(found))):
         found += more
     return found
-
-
-def _are_settings(header: bytes) -> bool:
-    return len(header) == LONGEST_HEADER and header[SETTINGS_AT] == SETTINGS
