@@ -10,14 +10,8 @@ from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.variants import Collection
 from fibec_ray.errors import UserError
 
-SAME = {
-    "task": "the task",
-    "data": "the data",
-    "partition": "the partition",
-    "num_devices": "the number of devices",
-    "backbone": "the model",
-}
-"""Settings of config.yaml that comparable runs share, and what they are called."""
+SAME = ("task", "data", "partition", "num_devices", "backbone")
+"""Settings of config.yaml that comparable runs share."""
 
 
 def refuse_incomparable(collection: Collection) -> None:

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from fibec_ray.analysis.files import parsed
 from fibec_ray.analysis.places import Place, place
 from fibec_ray.errors import RunDirError
-from fibec_ray.roundlog.parts import is_part
+from fibec_ray.roundlog.parts import is_part, metadata_of
 from fibec_ray.roundlog.schema import SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
 
 if TYPE_CHECKING:
@@ -161,18 +160,13 @@ def open_run(where: str | Path) -> RunLog:
         raise RunDirError(
             f"{folder.shown}: no round log here; is '{root.shown}' a run directory, and has its first round ended?"
         )
-    first, last = (_metadata(folder, part) for part in (parts[0], parts[-1]))
+    first, last = (
+        metadata_of(f"{folder.path}/{part}", f"{folder.shown}/{part}", folder.filesystem)
+        for part in (parts[0], parts[-1])
+    )
     for metadata in (first, last):  # a run may have been resumed by a newer program
         _check_version(root.shown, metadata)
     return RunLog(root, tuple(parts), last)
-
-
-def _metadata(folder: Place, part: str) -> dict[str, str]:
-    try:
-        schema = pq.read_schema(f"{folder.path}/{part}", filesystem=folder.filesystem)
-        return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        raise RunDirError(f"{folder.shown}/{part}: not a readable part of a round log ({error})") from error
 
 
 def _check_version(shown: str, metadata: Mapping[str, str]) -> None:

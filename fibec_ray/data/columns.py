@@ -21,13 +21,19 @@ def texts_of(column: Any, where: str) -> list[str]:
         raise DataError(f"{where}: no text in row {first_null(column)}; drop the row or name another column")
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise DataError(f"{where}: the values are of type {column.type}, not text; set data.text_columns")
-    try:
-        texts: list[str] = column.to_pylist()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: text that is not UTF-8 ({error.reason}); convert the file") from error
+    texts = pylist(column, where)
     if not any(text.strip() for text in texts):
         raise DataError(f"{where}: the text is empty in all of {len(texts)} rows; name another column")
     return texts
+
+
+def pylist(column: Any, where: str) -> list[Any]:
+    """The column's values. Raises DataError for text that is not UTF-8."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: text that is not UTF-8 ({error.reason}); convert the file") from error
+    return found
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, label_column: str) -> list[str] | None:

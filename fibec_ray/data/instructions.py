@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
-from fibec_ray.data.columns import plain
+from fibec_ray.data.columns import plain, pylist
 from fibec_ray.data.examples import Instructions, Origin
 from fibec_ray.errors import DataError, did_you_mean
 
@@ -141,7 +141,4 @@ def _texts(column: Any, field: str, where: str) -> list[str]:
         return ["" if value is None else str(value) for value in column.to_pylist()]
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise DataError(f"{where}: the values are of type {column.type}, not text; set data.columns.{field}")
-    try:
-        return [value or "" for value in column.to_pylist()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: text that is not UTF-8 ({error.reason}); convert the file") from error
+    return [value or "" for value in pylist(column, where)]

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fibec_ray.data.columns import first_null, plain
+from fibec_ray.data.columns import first_null, plain, pylist
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError, did_you_mean
 
@@ -212,11 +212,7 @@ def _values(column: Any, where: str) -> list[Value]:
         return [float(value) for value in column.to_pylist()]
     if pa.types.is_float16(column.type) or pa.types.is_float32(column.type):
         return [float(str(value)) for value in column.to_numpy()]  # 0.1 and not 0.10000000149
-    try:
-        values: list[Value] = column.to_pylist()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: text that is not UTF-8 ({error.reason}); convert the file") from error
-    return values
+    return pylist(column, where)
 
 
 def _number(value: Value) -> float | None:

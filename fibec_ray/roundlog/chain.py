@@ -6,12 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import refused
-from fibec_ray.roundlog.parts import part_name
+from fibec_ray.roundlog.parts import metadata_of, part_name
 from fibec_ray.roundlog.schema import TABLES, tables_of
 from fibec_ray.types import OPENING_ROUND
 
@@ -42,7 +39,7 @@ def digest_of(content: bytes) -> str:
 
 def _check_part(path: Path, run_id: str, expected: list[str]) -> dict[str, str]:
     """The metadata of a part of this run. expected: its digest, if known; on return that of the part before it."""
-    found = _metadata_of(path)
+    found = metadata_of(path, str(path))
     with refused(f"{path}: cannot be read"):
         digest = digest_of(path.read_bytes()) if expected else ""
     if expected and digest != expected[0]:
@@ -51,10 +48,3 @@ def _check_part(path: Path, run_id: str, expected: list[str]) -> dict[str, str]:
     if found.get("run_id") != run_id:
         raise RunDirError(f"{path}: is of another run ({found.get('run_id')}) than this one ({run_id})")
     return found
-
-
-def _metadata_of(part: Path) -> dict[str, str]:
-    try:
-        return {key.decode(): value.decode() for key, value in (pq.read_schema(part).metadata or {}).items()}
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        raise RunDirError(f"{part}: not a readable part of a round log ({error})") from error

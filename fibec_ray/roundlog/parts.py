@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.types import OPENING_ROUND
@@ -29,6 +33,15 @@ def parts(table: Path) -> list[Path]:
         return []
     except OSError as error:
         raise RunDirError(f"{table}: cannot be read ({error.strerror})") from error
+
+
+def metadata_of(part: str | Path, shown: str, filesystem: Any = None) -> dict[str, str]:
+    """What a part says of its run. shown: its path, for messages. filesystem: pyarrow's; None: of this machine."""
+    try:
+        found = pq.read_schema(part, filesystem=filesystem).metadata or {}
+        return {key.decode(): value.decode() for key, value in found.items()}
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        raise RunDirError(f"{shown}: not a readable part of a round log ({error})") from error
 
 
 def round_of(part: Path) -> int:

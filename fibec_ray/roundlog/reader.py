@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.roundlog.parts import parts
+from fibec_ray.roundlog.parts import metadata_of, parts
 from fibec_ray.roundlog.schema import ADDED, NONDETERMINISTIC, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
 
 _ORDER = {
@@ -60,14 +60,9 @@ def read_table(run_dir: Path, name: str) -> pa.Table:
 def _had(run_dir: Path, name: str) -> bool:
     """Whether the program that began the log wrote this table at all."""
     first = next(iter(parts(run_dir / "rounds")), None)
-    return first is None or name in tables_of(_version(first, _schema_of(first)))
-
-
-def _schema_of(part: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(part)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise RunDirError(f"{part}: not a readable part of a round log ({error}); remove it or rerun") from error
+    return first is None or name in tables_of(
+        _version(first, metadata_of(first, str(first)).get("schema_version", "none"))
+    )
 
 
 def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
@@ -76,7 +71,7 @@ def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
             table = file.read()
     except (pa.ArrowException, OSError, EOFError) as error:
         raise RunDirError(f"{path}: not a readable part of a round log ({error}); remove it or rerun") from error
-    version = _version(path, table.schema)
+    version = _version(path, (table.schema.metadata or {}).get(b"schema_version", b"none").decode())
     for name in _added_after(version, path.parent.name):
         table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
     if not table.schema.equals(schema):
@@ -88,8 +83,7 @@ def _added_after(version: int, table: str) -> list[str]:
     return [name for added in sorted(ADDED) if added > version for name in ADDED[added].get(table, ())]
 
 
-def _version(path: Path, schema: pa.Schema) -> int:
-    found = (schema.metadata or {}).get(b"schema_version", b"none").decode()
+def _version(path: Path, found: str) -> int:
     if not found.isdecimal() or not SCHEMA_MAJOR <= int(found) <= SCHEMA_VERSION:
         raise RunDirError(
             f"{path}: schema version {found}, but this program reads versions {SCHEMA_MAJOR} to {SCHEMA_VERSION}; "
