@@ -13,7 +13,13 @@ from fibec_ray.errors import did_you_mean
 from fibec_ray.parts import own
 
 Need = Literal["text", "classes", "transformer", "lora", "personal", "shared", "moving", "steps", "gradients", "whole"]
-"""What a part may need. A part that needs it cannot stand beside one that lacks it, nor in an experiment that does."""
+"""What a part may need, and another part, the task or the backbone may lack:
+
+text: samples are tokens. classes: labels can be counted. transformer: a pretrained base. lora: matrices A and B.
+personal, shared: some tensors stay on devices, or are sent. moving: personal tensors are trained. steps: what a device
+sends is the sum of its optimiser's steps. gradients: training has those of the plain loss. whole: all devices send all
+shared tensors, of one shape.
+"""
 
 LACKING: dict[Need, str] = {
     "text": "looks at tokens, and the samples of {other} are no text; choose another kind",
