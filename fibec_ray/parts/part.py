@@ -225,8 +225,6 @@ def kind_of(spec: Any, registry: Mapping[str, Any]) -> str:
 def _named(spec: Any, registry: Mapping[str, Any]) -> str:
     if not isinstance(spec, Mapping):
         raise ValueError(f"expected a kind or a mapping with a kind, found {type(spec).__name__}")
-    if "kind" not in spec and len(registry) == 1:
-        return next(iter(registry))
     if "kind" not in spec:
         raise ValueError(f"kind is missing; set it to one of: {', '.join(sorted(registry))}")
     return str(spec["kind"])

@@ -391,6 +391,10 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
         ["method=fedadam", "method.aggregator.of=krum", "method.aggregator.of.num_byzantin=0"],
         ["method.aggregator.of.num_byzantin:", "did you mean 'num_byzantine'?"],
     ),
+    "a wrapped aggregator without its kind": (
+        ["method=fedadam", "method.aggregator.of.num_selected=2"],
+        ["method.aggregator.of: kind is missing; set it to one of: krum"],
+    ),
     "unknown wrapped aggregator": (["method=fedadam", "method.aggregator.of=medain"], ["did you mean 'median'?"]),
     "a server optimiser below another": (["method=fedadam", "method.aggregator.of=yogi"], ["no such kind 'yogi'"]),
     "FedDyn's server below another": (["method=fedadam", "method.aggregator.of=feddyn"], ["no such kind 'feddyn'"]),

@@ -22,8 +22,7 @@ def _wrapped(value: Any, info: ValidationInfo) -> Aggregator:
     """The aggregator below, from the registry that the outer one came from; without a kind it is the mean."""
     known: Mapping[str, type[Aggregator]] = info.context or {"mean": Mean}
     allowed = {kind: one for kind, one in known.items() if one.can_be_wrapped}
-    spec = {"kind": "mean", **value} if isinstance(value, Mapping) else value
-    inner = build(allowed, spec)
+    inner = build(allowed, value)
     if not inner.can_be_wrapped:
         raise ValueError(f"aggregator {inner.kind!r} cannot stand below another; allowed: {', '.join(sorted(allowed))}")
     return inner
