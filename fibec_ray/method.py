@@ -16,7 +16,7 @@ from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.own import Source
-from fibec_ray.parts.part import LACKING, Part, build, sources_of
+from fibec_ray.parts.part import LACKING, Part, build, sources_of, with_inner
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.sharing import SHARINGS
@@ -83,7 +83,7 @@ class Method(BaseModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> Method:
         """What the parts say of each other, in their own files."""
-        for axis, part in self.parts.items():
+        for axis, part in self.all_parts:
             _check_words(axis, part)
             for other, kind in part.partners.items():
                 self._go_together(axis, part, other, kind)
@@ -92,8 +92,8 @@ class Method(BaseModel):
                     raise ValueError(
                         f"{axis} '{part.kind}' {why}, so {other} '{idle.kind}' has no effect; leave it out"
                     )
-        for axis, part in self.parts.items():
-            for other, beside in self.parts.items():
+        for axis, part in self.all_parts:
+            for other, beside in self.all_parts:
                 for need in (need for need in part.needs if need in beside.lacks):
                     able = [kind for kind, cls in AXES[axis].items() if need not in cls().needs]
                     words = {"other": f"{other} '{beside.kind}'", "axis": axis, "neutral": neutral(axis).kind}
@@ -130,6 +130,11 @@ class Method(BaseModel):
     @property
     def parts(self) -> dict[str, Part]:
         return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def all_parts(self) -> list[tuple[str, Part]]:
+        """With their axes; parts within others too."""
+        return [(axis, one) for axis, part in self.parts.items() for one in with_inner(part)]
 
     @property
     def sends(self) -> str:

@@ -24,7 +24,7 @@ from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.parts.part import Setting
+from fibec_ray.parts.part import Setting, with_inner
 from fibec_ray.reports import DeviceReport
 from fibec_ray.runs.simulation import cache_dir, prepare
 
@@ -179,7 +179,9 @@ def named(group: str, name: str) -> dict[str, Any]:
 def least_cohort(aggregator: Aggregator) -> int:
     """The fewest devices of a round that the aggregator goes with as it is set."""
     sizes = (Setting(size, 64, "sgd", 0.0, "float32", None) for size in range(1, 100))
-    return next(setting.cohort_size for setting in sizes if aggregator.unfit_for(setting) is None)
+    return next(
+        setting.cohort_size for setting in sizes if not any(one.unfit_for(setting) for one in with_inner(aggregator))
+    )
 
 
 def needs(method: str) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             dtype="float32" if isinstance(self.backbone, Net) else self.backbone.dtype,
             num_layers=net.num_layers if net else None,
         )
-        for axis, part in self.method.parts.items():
+        for axis, part in self.method.all_parts:
             for need in part.needs:
                 if need in lacking:
                     raise ValueError(f"method.{axis}: {part.kind} {LACKING[need].format(other=lacking[need])}")

@@ -162,17 +162,21 @@ P = TypeVar("P", bound=Part)
 def sources_of(*parts: Part) -> dict[str, own.Source]:
     """The files and modules, by name, that classes of a user's own come from. ValueError for two files of one name."""
     found: dict[str, own.Source] = {}
-    for source in (source for part in parts for source in _sources(part)):
+    for cls in (cls for part in parts for one in with_inner(part) for cls in type(one).__mro__):
+        if not issubclass(cls, Part) or not own.is_own(cls):
+            continue
+        source = own.source_of(cls)
         if found.setdefault(source.name, source) != source:
             raise ValueError(f"two different files are called {source.name}, and a run keeps one of a name; rename one")
     return found
 
 
-def _sources(part: Part) -> Iterator[own.Source]:
-    yield from (own.source_of(cls) for cls in type(part).__mro__ if issubclass(cls, Part) and own.is_own(cls))
+def with_inner(part: Part) -> Iterator[Part]:
+    """The part, and those that it holds, such as the aggregator below a server optimiser."""
+    yield part
     for name in type(part).model_fields:
         if isinstance(below := getattr(part, name), Part):
-            yield from _sources(below)
+            yield from with_inner(below)
 
 
 def build(registry: Mapping[str, type[P]], value: Any) -> P:

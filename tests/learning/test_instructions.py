@@ -126,7 +126,7 @@ def test_perplexity_weighs_tokens_alike_and_loss_samples() -> None:
         ),
         (
             {"method": {"name": "x", "aggregator": {"kind": "momentum", "of": {"kind": "fisher_merging"}}}},
-            "method.aggregator: momentum takes the expectation",
+            "method.aggregator: fisher_merging takes the expectation",
         ),
         ({"backbone": {"config": {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}}}, None),
     ],

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from fibec_ray.method import AXES, Method, neutral
 from fibec_ray.parts.aggregator.hetlora import HetLora
 from fibec_ray.parts.aggregator.mean import Mean
+from fibec_ray.parts.aggregator.server_optimisers import Adam
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.part import LACKING, Need, Part, Setting
 from fibec_ray.parts.solver.base import Solver
@@ -93,6 +94,18 @@ def test_a_part_of_a_user_s_own_is_taken_at_its_word(parts: dict[str, Any], says
     assert Method.model_validate(fine).objective == Tower()
     with pytest.raises(ValidationError, match=says):
         Method.model_validate(fine | parts)
+
+
+class Below(Mean):
+    """Made up: an aggregator with a partner."""
+
+    partners: ClassVar[Mapping[str, str]] = {"solver": GROUND}
+
+
+def test_a_part_within_another_is_taken_at_its_word() -> None:
+    assert Method(solver=Ground(), aggregator=Adam(of=Below()))
+    with pytest.raises(ValidationError, match=f"aggregator '{Below().kind}' needs solver '{GROUND}', found 'once'"):
+        Method(aggregator=Adam(of=Below()))
 
 
 class Misspelt(Tower):

@@ -13,7 +13,7 @@ from torch import Tensor
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
-from fibec_ray.parts.part import Need, Passes, Setting, build
+from fibec_ray.parts.part import Passes, build
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 from fibec_ray.types import Asked, ClientUpdate, Extra
 
@@ -46,15 +46,8 @@ class ServerOptimiser(Aggregator):
         """The step from Delta, and the new own state."""
 
     @property
-    def needs(self) -> tuple[Need, ...]:
-        return tuple(dict.fromkeys((*super().needs, *self.of.needs)))
-
-    @property
     def sends(self) -> str:
         return self.of.sends
-
-    def unfit_for(self, setting: Setting) -> str | None:
-        return self.of.unfit_for(setting)
 
     def evidence(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
