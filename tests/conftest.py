@@ -157,7 +157,7 @@ def after_rounds(
     site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
     fleet = LocalFleet(site)
     fleet.open()
-    plans = [plan_round(site.job, experiment.cohort_size, round_) for round_ in range(num_rounds)]
+    plans = [plan_round(site.job, round_) for round_ in range(num_rounds)]
     return fleet, site, [report for plan in plans for report in fleet.run_round(plan).reports]
 
 

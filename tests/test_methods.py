@@ -45,7 +45,7 @@ def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_pa
     if method != "fedper":  # which keeps a head, where there is one; others refuse to run without
         assert bool(personal) != ("personal" in experiment.method.sharing.lacks)
     for round_ in range(2):
-        plan = plan_round(site.job, experiment.cohort_size, round_)
+        plan = plan_round(site.job, round_)
         result = fleet.run_round(plan)
         assert [report.device for report in result.reports] == list(plan.cohort)
         for report in result.reports:

@@ -46,7 +46,7 @@ def measure(experiment: Experiment, folder: Path) -> list[Costs]:
     tally.opening(fleet.open())
     keeper = Keeper(folder, "bench", experiment.checkpoint, site.store, fleet)
     for t in range(experiment.rounds):
-        plan, times = plan_round(site.job, experiment.cohort_size, t), [time.perf_counter()]
+        plan, times = plan_round(site.job, t), [time.perf_counter()]
         tally.round(t, fleet.run_round(plan), None)
         times.append(time.perf_counter())
         keeper.after(t, plan.cohort, tally, {})

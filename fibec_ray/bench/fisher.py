@@ -24,10 +24,9 @@ from fibec_ray.config.load import config_folder, load_experiment
 from fibec_ray.curvature.fisher import FisherScan, Label
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.local_update import local_update
+from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
@@ -53,8 +52,8 @@ class Bench:
     def train(self) -> None:
         """One plain local epoch."""
         self.model.load(self.initial)
-        rate = self.job.local.learning_rate
-        local_update(self.model, self.shard, self.batches, self.job.local, rate, Objective(), {}, {}, {})
+        local = self.job.local
+        local_update(self.model, self.shard, Steps(self.batches, local, local.learning_rate))
 
     def score(self, label: Label = "observed") -> None:
         self.model.load(self.initial)

@@ -89,21 +89,18 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1
 
     def job(self, num_classes: int, label_words: tuple[int, ...] | None) -> Job:
+        """The part of it that learning depends on. Pooled data are one device's."""
+        federation = (self.cohort_size, self.num_devices)
+        cohort_size, num_devices = (1, 1) if self.method.pooled else federation
         return Job(
-            seed=self.seed,
-            rounds=self.rounds,
-            num_devices=1 if self.method.pooled else self.num_devices,
-            cohort_size=1 if self.method.pooled else self.cohort_size,
-            method=self.method,
-            backbone=self.backbone,
-            local=self.local,
-            system=self.system,
+            **{name: getattr(self, name) for name in SHARED},
+            cohort_size=cohort_size,
+            num_devices=num_devices,
+            stands_for=federation if self.method.pooled else None,
             num_classes=num_classes,
             label_words=label_words,
             eval_batch_size=self.evaluation.batch_size,
             max_length=self.data.max_length,
-            server=self.server,
-            stands_for=(self.cohort_size, self.num_devices) if self.method.pooled else None,
         )
 
     @model_validator(mode="after")
@@ -195,3 +192,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 "whole cohort; leave out one of them"
             )
         return self
+
+
+SHARED = (Job.model_fields.keys() & Experiment.model_fields.keys()) - {"cohort_size", "num_devices"}
+"""Fields that an experiment and its job have in common."""

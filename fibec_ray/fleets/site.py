@@ -17,6 +17,7 @@ from fibec_ray.fleets.tolerance import Tolerance
 from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.group_worker import GroupWorker
+from fibec_ray.learning.host import Workplace
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import LocalModel
@@ -107,7 +108,7 @@ class Site:
         torch.set_num_threads(self.threads)
         federation = self.federation()
         model = self._model(federation, device or self.device)
-        return GroupWorker(self.job, model, federation, self.store, name, self.lanes or 1)
+        return GroupWorker(Workplace(self.job, federation, self.store, name), model, self.lanes or 1)
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         from fibec_ray.models.net_model import NetModel

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.lanes import LaneModel, Lanes
-from fibec_ray.learning.local_update import local_update
+from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.model_types import LanedModel, Shard
-from fibec_ray.parts.objective.base import Objective
 
 TIE = 1.05
 """Rates that differ by no more than this factor count as equal: trials are short, and noise is of that size."""
@@ -74,17 +73,9 @@ def step_seconds(
 def _train(together: Lanes, shard: Shard, local: LocalTraining, batches: list[Tensor]) -> None:
     """The same steps in each lane. It ends when the device is done, as each lane's mean loss is read from there."""
 
+    endless = local.model_copy(update={"max_steps": None})
+
     def work(lane: LaneModel) -> None:
-        local_update(
-            lane,
-            shard,
-            batches,
-            local.model_copy(update={"max_steps": None}),
-            local.learning_rate,
-            Objective(),
-            {},
-            {},
-            {},
-        )
+        local_update(lane, shard, Steps(batches, endless, local.learning_rate))
 
     together.run([partial(work, lane) for lane in together.models])

@@ -11,10 +11,8 @@ from typing import TypeVar, cast
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.calibration import best_lanes, step_seconds
 from fibec_ray.learning.device import DeviceWorker
-from fibec_ray.learning.federation import Federation
-from fibec_ray.learning.job import Job
+from fibec_ray.learning.host import Workplace
 from fibec_ray.learning.lanes import Lanes
-from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import LanedModel, LocalModel, Shard
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Predictions, RoundPlan, States
@@ -25,16 +23,8 @@ T = TypeVar("T")
 class GroupWorker(DeviceWorker):
     """lanes: the most devices in a group. Raises ConfigError if the model cannot have as many as that."""
 
-    def __init__(
-        self,
-        job: Job,
-        model: LocalModel,
-        federation: Federation,
-        store: StateStore,
-        name: str = "driver",
-        lanes: int = 1,
-    ):
-        super().__init__(job, model, federation, store, name)
+    def __init__(self, place: Workplace, model: LocalModel, lanes: int = 1):
+        super().__init__(place, model)
         self._lanes: Lanes | None = None
         self._workers: list[DeviceWorker] = []
         if lanes > 1 and (why := obstacle_to_lanes(model)):
@@ -53,7 +43,7 @@ class GroupWorker(DeviceWorker):
         if most == 1 or obstacle_to_lanes(self.model) or not model.gains_from_lanes:
             return 1
         on_gpu = any(value.device.type != "cpu" for value in model.trainable.values())
-        return best_lanes(partial(step_seconds, model, shard, self._job.local), most, prefer_more=on_gpu)
+        return best_lanes(partial(step_seconds, model, shard, self.job.local), most, prefer_more=on_gpu)
 
     def open_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
         """`open` of a lane group (see `grouping.py`), in its order."""
@@ -85,13 +75,12 @@ class GroupWorker(DeviceWorker):
         """Lanes are made when they are first wanted."""
         if self._lanes is None or len(self._workers) < size:
             self._lanes = Lanes(cast(LanedModel, self.model), size)
-            rest = (self._data, self._store, self._name, self.initial)
-            self._workers = [DeviceWorker(self._job, each, *rest) for each in self._lanes.models]
+            self._workers = [DeviceWorker(self.place, each, self.initial) for each in self._lanes.models]
         return self._lanes
 
     def _largest_shard(self) -> Shard:
-        sizes = self._data.num_train(range(self._data.num_devices))
-        return self._data.train_shard(sizes.index(max(sizes)))
+        sizes = self.data.num_train(range(self.data.num_devices))
+        return self.data.train_shard(sizes.index(max(sizes)))
 
 
 def obstacle_to_lanes(model: LocalModel) -> str | None:

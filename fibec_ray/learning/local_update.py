@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,70 +32,79 @@ class Trained:
     """where the centre of the pull ended"""
 
 
-def local_update(
-    model: LocalModel,
-    shard: Shard,
-    batches: Iterable[Tensor],
-    settings: LocalTraining,
-    learning_rate: float,
-    objective: Objective,
-    keep: Mapping[str, Tensor],
-    memory: Tensors,
-    hint: Tensors,
-    watch: Collection[str] = (),
-    moves: Collection[str] | None = None,
-    pull: Pull | None = None,
-    repeats: int = 1,
-    references: Sequence[Tensor] = (),
-) -> Trained:
-    """Takes one optimiser step for each batch (or `repeats`), in place in the model.
+@dataclass(frozen=True)
+class Steps:
+    """The optimiser steps to take: `repeats` of them on each batch, up to `settings.max_steps` batches."""
 
-    keep: bool tensors, True where an entry may move. Entries that may not are bit-identical afterwards: weight decay
-    and momentum would move them even without a gradient, so they are put back after every step.
-    watch: tensors whose squared gradients are wanted; they come from the steps' own backward passes.
-    moves: the tensors that move; None: all. references: (n, H) each, of the objective's teachers.
-    """
-    params = dict(model.trainable)
-    moving = params if moves is None else {name: param for name, param in params.items() if name in moves}
-    terms = _Terms(objective, memory, hint, clone(moving), references)
-    towards = _Towards(pull, moving, learning_rate)
-    frozen = {name: ~mask.to(moving[name].device) for name, mask in keep.items() if name in moving}
-    watched = [name for name in watch if name in moving]
-    optimizer = _optimizer(settings, moving, learning_rate)
-    steps = _Steps(model, shard, moving, frozen, watched, terms, towards, optimizer, settings)
+    batches: Iterable[Tensor]
+    settings: LocalTraining
+    rate: float
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an objective adds to the task's loss and gradients. As it stands: nothing."""
+
+    objective: Objective = Objective()
+    memory: Tensors = field(default_factory=dict)
+    """of the objective, on the device; `Objective.correct` may add to it"""
+    hint: Tensors = field(default_factory=dict)
+    """of the objective, as the server sent it"""
+    references: Sequence[Tensor] = ()
+    """(n, H) each: features of the shard's samples under the objective's teachers"""
+
+    def added_to(self, loss: Tensor, params: Mapping[str, Tensor], anchor: Tensors, seen: Seen) -> Tensor:
+        """anchor: what moves, as it was when training began."""
+        penalty = self.objective.penalty(params, anchor)
+        total = loss if penalty is None else loss + penalty
+        if self.references:
+            near = [reference[seen.rows.to(reference.device)] for reference in self.references]
+            total = total + self.objective.feature_penalty(features(seen.out, seen.batch), near)
+        return total
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Which tensors move, and what is measured of them. As it stands: all move freely."""
+
+    names: Collection[str] | None = None
+    """the tensors that move; None: all"""
+    keep: Mapping[str, Tensor] = field(default_factory=dict)
+    """bool, True where an entry may move. Entries that may not are bit-identical afterwards: weight decay and momentum
+    would move them even without a gradient, so they are put back after every step"""
+    pull: Pull | None = None
+    watch: Collection[str] = ()
+    """tensors whose squared gradients are wanted; they come from the steps' own backward passes"""
+
+
+class Seen(NamedTuple):
+    """A batch, its rows in the shard, and what the model makes of it."""
+
+    rows: Tensor
+    batch: Batch
+    out: Outputs
+
+
+PLAIN, FREE = Terms(), Moves()
+
+
+def local_update(model: LocalModel, shard: Shard, steps: Steps, terms: Terms = PLAIN, moves: Moves = FREE) -> Trained:
+    """Takes the steps, in place in the model."""
+    trainer = _Trainer(model, shard, steps, terms, moves)
     num_samples = num_batches = 0
     model.train(True)
-    for rows in islice(batches, settings.max_steps):
-        for _ in range(repeats):
-            steps.take(rows)
-        towards.follow()
+    for rows in islice(steps.batches, steps.settings.max_steps):
+        for _ in range(steps.repeats):
+            trainer.take(rows)
+        trainer.towards.follow()
         num_batches += 1
         num_samples += len(rows)
     model.train(False)
-    squares = {name: value.cpu() / (num_samples * repeats) for name, value in steps.squares.items()}
-    mean_loss = float(torch.stack(steps.losses).double().mean()) if steps.losses else None
-    centre = {name: value.cpu() for name, value in towards.centre.items()}
+    squares = {name: value.cpu() / (num_samples * steps.repeats) for name, value in trainer.squares.items()}
+    mean_loss = float(torch.stack(trainer.losses).double().mean()) if trainer.losses else None
+    centre = {name: value.cpu() for name, value in trainer.towards.centre.items()}
     return Trained(num_batches, num_samples, mean_loss, squares, centre)
-
-
-@dataclass
-class _Terms:
-    """What is added to the task's loss of each step."""
-
-    objective: Objective
-    memory: Tensors
-    hint: Tensors
-    anchor: Tensors
-    """what moves, as it was when training began"""
-    references: Sequence[Tensor]
-
-    def added_to(self, loss: Tensor, params: Mapping[str, Tensor], out: Outputs, batch: Batch, rows: Tensor) -> Tensor:
-        penalty = self.objective.penalty(params, self.anchor)
-        total = loss if penalty is None else loss + penalty
-        if self.references:
-            near = [reference[rows.to(reference.device)] for reference in self.references]
-            total = total + self.objective.feature_penalty(features(out, batch), near)
-        return total
 
 
 class _Towards:
@@ -121,45 +131,43 @@ class _Towards:
             value.lerp_(self._params[name], self._follow)
 
 
-@dataclass
-class _Steps:
+class _Trainer:
     """Takes steps with one optimiser, and adds up what they met."""
 
-    model: LocalModel
-    shard: Shard
-    moving: Mapping[str, nn.Parameter]
-    frozen: Tensors
-    """bool, True where an entry of what moves may not"""
-    watched: Collection[str]
-    terms: _Terms
-    towards: _Towards
-    optimizer: torch.optim.Optimizer
-    settings: LocalTraining
-    losses: list[Tensor] = field(default_factory=list)
-    squares: Tensors = field(default_factory=dict)
+    def __init__(self, model: LocalModel, shard: Shard, steps: Steps, terms: Terms, moves: Moves):
+        self._model, self._shard, self._terms, self._clip = model, shard, terms, steps.settings.clip
+        params, names = dict(model.trainable), moves.names
+        self._moving = params if names is None else {name: p for name, p in params.items() if name in names}
+        self._anchor = clone(self._moving)
+        self._frozen = {n: ~mask.to(self._moving[n].device) for n, mask in moves.keep.items() if n in self._moving}
+        self._watched = [name for name in moves.watch if name in self._moving]
+        self._optimizer = _optimizer(steps.settings, self._moving, steps.rate)
+        self.towards = _Towards(moves.pull, self._moving, steps.rate)
+        self.losses: list[Tensor] = []
+        self.squares: Tensors = {}
 
     def take(self, rows: Tensor) -> None:
         """One optimiser step on the samples at `rows`."""
-        params, batch = self.model.trainable, self.shard.batch(rows)
-        out, caught = self.model.watched(batch, self.watched, hidden=bool(self.terms.references))
+        params, batch, terms = self._model.trainable, self._shard.batch(rows), self._terms
+        out, caught = self._model.watched(batch, self._watched, hidden=bool(terms.references))
         loss = out.losses.mean()
-        total = self.terms.added_to(loss, params, out, batch, rows)
-        grads = self.model.grad(total, [*params.values(), *caught.tensors])
+        total = terms.added_to(loss, params, self._anchor, Seen(rows, batch, out))
+        grads = self._model.grad(total, [*params.values(), *caught.tensors])
         for param, grad in zip(params.values(), grads, strict=False):
             # PyTorch's fused optimisers take a gradient's memory for that of a contiguous tensor.
             param.grad = None if grad is None else grad.contiguous()
         _accumulate(self.squares, caught, grads[len(params) :], len(rows))
-        self.terms.objective.correct(params, self.terms.memory, self.terms.hint)
+        terms.objective.correct(params, terms.memory, terms.hint)
         self._step()
         self.losses.append(loss.detach())
 
     def _step(self) -> None:
-        _zero_masked(self.moving, self.frozen)
-        if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_(self.moving.values(), self.settings.clip)
-        self.optimizer.step()
+        _zero_masked(self._moving, self._frozen)
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self._moving.values(), self._clip)
+        self._optimizer.step()
         self.towards.step()
-        _restore_masked(self.moving, self.frozen, self.terms.anchor)
+        _restore_masked(self._moving, self._frozen, self._anchor)
 
 
 def _accumulate(squares: Tensors, caught: Caught, grads: Sequence[Tensor | None], num_samples: int) -> None:

@@ -9,13 +9,16 @@ from fibec_ray.learning.job import Job
 from fibec_ray.types import RoundPlan
 
 
-def plan_round(job: Job, cohort_size: int, round_: int) -> RoundPlan:
+def plan_round(job: Job, round_: int) -> RoundPlan:
     """The plan depends on (seed, round) alone: every method and fleet gets the same cohorts."""
-    if job.stands_for is not None:
-        cohort_size = 1  # pooled data are one device's
     rng = seeds.numpy_generator(job.seed, "cohort", round_)
-    cohort = rng.choice(job.num_devices, size=cohort_size, replace=False)
+    cohort = rng.choice(job.num_devices, size=job.cohort_size, replace=False)
     return RoundPlan(round_, job.rounds, tuple(int(device) for device in cohort), learning_rate(job, round_))
+
+
+def cohorts(job: Job) -> list[tuple[int, ...]]:
+    """The devices of each round."""
+    return [plan_round(job, round_).cohort for round_ in range(job.rounds)]
 
 
 def learning_rate(job: Job, round_: int) -> float:

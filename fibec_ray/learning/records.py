@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,62 +11,42 @@ import torch
 from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan
+from fibec_ray.learning.device_round import DeviceRound
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
-from fibec_ray.model_types import Shard, Work
 from fibec_ray.reports import BatchScore, DeviceReport
 from fibec_ray.tensors import Tensors, num_bytes, under_prefix
-from fibec_ray.types import OPENING_ROUND, Broadcast, ClientUpdate, LayerReport, Layout, RoundPlan
+from fibec_ray.types import OPENING_ROUND, ClientUpdate, LayerReport, Layout
 
 N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
-class Opened:
-    scan: FisherScan
-    memory: Mapping[str, Tensors]
-    """by axis"""
-    layer_report: LayerReport
-    work: Work
+class Spent:
+    """What a device's work took, and where it was done."""
+
+    flops: float
     compute_s: float
-    received: Tensors
+    actor: str
+    attempt: int
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True)
-class DeviceRound:
-    """What a device goes into local training with."""
+class Opened:
+    """A device's part in the initialisation phase."""
 
-    plan: RoundPlan
-    device: int
-    broadcast: Broadcast
-    received: Tensors
-    """all trainable values, shared and personal"""
-    shard: Shard
-    seen: Shard
-    """the shard as the steps of local training see it: its samples may be cut"""
-    batches: Sequence[Tensor]
-    """all of the device's"""
-    memory: dict[str, Tensors]
-    """by axis, as it is before training"""
-    visible: Sequence[Tensor]
-    keep: Tensors
-    kept_before: Tensors
-    """`keep` of the device's last participation; empty at its first"""
-    evidence: Tensors
-    scored: FisherScan | None
-    """what the curriculum made its order from, if it did so in this round"""
-    rank: int | None
-    """of its adapter, where devices differ"""
-    moving: Collection[str]
-    """shared tensors that are trained and sent in this round"""
+    scan: FisherScan
+    curriculum: Tensors
+    """its memory"""
+    layer_report: LayerReport
     bytes_down: int
 
 
-def opening_report(job: Job, opened: Opened, actor: str, attempt: int) -> DeviceReport:
+def opening_report(job: Job, opened: Opened, spent: Spent) -> DeviceReport:
     """Row of round -1. The device downloads P^0 and uploads its layer scores, if its method asks for them."""
     shard, device = opened.scan.shard, opened.layer_report.device
-    curriculum = opened.memory.get("curriculum", {})
-    down, up = num_bytes(opened.received), opened.layer_report.scores.num_bytes
+    curriculum, scores, down = opened.curriculum, opened.layer_report.scores, opened.bytes_down
     return DeviceReport(
         round=OPENING_ROUND,
         device=device,
@@ -75,33 +55,20 @@ def opening_report(job: Job, opened: Opened, actor: str, attempt: int) -> Device
         grade_seen=None if shard.grades is None else _mean(shard.grades),
         length_seen=_mean(shard.lengths) or None,
         **_rank_correlations(curriculum, opened.scan),
-        layer_keep_ratio=opened.layer_report.scores.keep_ratio,
-        flops=opened.work.flops,
-        sim_time_s=job.system.device_seconds(job.seed, device, opened.work.flops, down, up),
+        layer_keep_ratio=scores.keep_ratio,
+        sim_time_s=job.system.device_seconds(job.seed, device, spent.flops, down, scores.num_bytes),
         bytes_down=down,
-        bytes_up_evidence=up,
-        bytes_up=up,
-        compute_s=opened.compute_s,
-        peak_memory_bytes=peak_memory_bytes(),
-        actor=actor,
-        attempt=attempt,
+        bytes_up_evidence=scores.num_bytes,
+        bytes_up=scores.num_bytes,
         batches=batch_scores(curriculum, opened.scan),
+        **vars(spent),
     )
 
 
-def training_report(
-    job: Job,
-    round_: DeviceRound,
-    trained: Trained,
-    update: ClientUpdate,
-    work: Work,
-    layout: Layout,
-    actor: str,
-    attempt: int,
-    compute_s: float,
-) -> DeviceReport:
+def training_report(round_: DeviceRound, trained: Trained, update: ClientUpdate, spent: Spent) -> DeviceReport:
+    job, layout, shard = round_.host.job, round_.host.layout, round_.shard
     seen = list(round_.visible) if trained.num_steps else []
-    rows, shard = torch.cat([*seen, torch.empty(0, dtype=torch.int64)]), round_.shard
+    rows = torch.cat([*seen, torch.empty(0, dtype=torch.int64)])
     curriculum, mask = round_.memory["curriculum"], job.method.mask
     fisher = under_prefix("fisher", round_.memory["mask"])
     down = round_.bytes_down
@@ -124,19 +91,15 @@ def training_report(
         mask_overlap=_overlap(round_.kept_before, round_.keep),
         **_rank_correlations(curriculum, round_.scored),
         fisher_trace=float(sum(value.double().sum() for value in fisher.values())) if fisher else None,
-        flops=work.flops,
-        sim_time_s=job.system.device_seconds(job.seed, update.device, work.flops, down, up_delta + up_evidence),
+        sim_time_s=job.system.device_seconds(job.seed, update.device, spent.flops, down, up_delta + up_evidence),
         bytes_down=down,
         bytes_up_delta=up_delta,
         bytes_up_evidence=up_evidence,
         bytes_up=up_delta + up_evidence,
-        compute_s=compute_s,
-        peak_memory_bytes=peak_memory_bytes(),
-        actor=actor,
-        attempt=attempt,
         kept_neurons=_by_layer(mask.neurons(round_.keep), layout, int),
         layer_fisher=_by_layer(fisher, layout, float),
         batches=batch_scores(curriculum, round_.scored),
+        **vars(spent),
     )
 
 

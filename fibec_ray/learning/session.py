@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -12,11 +12,23 @@ from torch import Tensor
 from fibec_ray import seeds
 from fibec_ray.learning.features import features_under
 from fibec_ray.learning.job import LocalTraining
-from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.learning.local_update import FREE, PLAIN, Moves, Steps, Terms, Trained, local_update
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors, drop, weighted_mean
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The batches, settings and seeds that the trainings of a session have in common."""
+
+    batches: Callable[[range], Iterable[Tensor]]
+    """of the given local epochs, in the order of training"""
+    settings: LocalTraining
+    rate: float
+    seed: int
+    place: tuple[seeds.Where, ...]
+    """that dropout belongs to"""
 
 
 @dataclass
@@ -25,24 +37,14 @@ class LocalSession:
 
     model: LocalModel
     shard: Shard
-    batches: Callable[[range], Iterable[Tensor]]
-    """of the given local epochs, in the order of training"""
-    local: LocalTraining
-    learning_rate: float
+    schedule: Schedule
     initial: Tensors
     received: Tensors
     shared: frozenset[str]
-    seed: int
-    dropout: tuple[seeds.Where, ...]
-    """the place that dropout belongs to"""
-    keep: Mapping[str, Tensor] = field(default_factory=dict)
-    """of the mask"""
-    objective: Objective = Objective()
-    memory: Tensors = field(default_factory=dict)
-    """of the objective"""
-    hint: Tensors = field(default_factory=dict)
-    watch: Collection[str] = ()
-    """tensors whose squared gradients the mask wants"""
+    terms: Terms = PLAIN
+    """but for the references, which are found when they are first wanted"""
+    moves: Moves = FREE
+    """what the mask leaves free, and what it watches"""
     visible: Sequence[Tensor] = ()
     """the batches that the objective's teachers look at"""
     _done: list[Trained] = field(default_factory=list)
@@ -69,27 +71,15 @@ class LocalSession:
         pull: Pull | None = None,
         own_model: bool = False,
     ) -> Tensors:
-        count = self.local.epochs if epochs is None else epochs
-        place = (*self.dropout, first_epoch) if first_epoch else self.dropout
-        objective, watch = (Objective(), ()) if own_model else (self.objective, self.watch)
-        references = () if own_model else self._references
-        with seeds.seeded_third_party(self.seed, *place):
-            trained = local_update(
-                self.model,
-                self.shard,
-                self.batches(range(first_epoch, first_epoch + count)),
-                self.local,
-                self.learning_rate * rate,
-                objective,
-                self.keep,
-                self.memory,
-                self.hint,
-                watch,
-                moves,
-                pull,
-                repeats,
-                references,
-            )
+        plan = self.schedule
+        count = plan.settings.epochs if epochs is None else epochs
+        place = (*plan.place, first_epoch) if first_epoch else plan.place
+        batches = plan.batches(range(first_epoch, first_epoch + count))
+        steps = Steps(batches, plan.settings, plan.rate * rate, repeats)
+        terms = PLAIN if own_model else replace(self.terms, references=self._references)
+        chosen = replace(self.moves, names=moves, pull=pull, watch=() if own_model else self.moves.watch)
+        with seeds.seeded_third_party(plan.seed, *place):
+            trained = local_update(self.model, self.shard, steps, terms, chosen)
         if not own_model:
             self._done.append(trained)
             if moves is None or self.shared.intersection(moves):
@@ -99,7 +89,7 @@ class LocalSession:
     @cached_property
     def _references(self) -> tuple[Tensor, ...]:
         """Features of the visible samples under the objective's teachers, found once for the round."""
-        teachers = self.objective.teachers(self.received, self.memory)
+        teachers = self.terms.objective.teachers(self.received, self.terms.memory)
         return tuple(features_under(values, self.model, self.shard, self.visible) for values in teachers)
 
     @property

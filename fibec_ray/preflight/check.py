@@ -70,7 +70,7 @@ def foresee(
         made = anatomy(job, samples.shape, samples.longest_answer)
         plan = _plan(experiment, job, made, samples, folder, cache_dir, Path(draft) / "data")
         rate = _rate(experiment, job, made)
-        sent = traffic(experiment, job, made, samples)
+        sent = traffic(job, made, samples)
         return Outlook(plan, sent, work(experiment, job, made, samples, plan.seats, rate), rate)
 
 

@@ -14,7 +14,7 @@ from fibec_ray.errors import CapacityError, FleetError
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, actors_on_a_gpu, decide
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.planning import cohorts
 from fibec_ray.models import holding as bases
 from fibec_ray.models.nets import Net
 from fibec_ray.models.spec import Backend, Holding
@@ -96,11 +96,10 @@ def make_plan(
     exchange = Exchange(job, anatomy)
     needed, seats, holding = _memory_and_seats(experiment, job, anatomy, exchange, samples, room)
     sizes = _sizes(job, anatomy, exchange)
-    cohorts = [plan_round(job, experiment.cohort_size, t).cohort for t in range(job.rounds)]
     taken = Disk(
         0 if room.base_is_there or isinstance(job.backbone, Net) else anatomy.all_base_bytes,
         data_bytes,
-        disk.state_files(job, experiment.checkpoint, exchange, samples, cohorts),
+        disk.state_files(job, experiment.checkpoint, exchange, samples, cohorts(job)),
         disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
         disk.adapter_bytes(anatomy),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.fleets.placement import ACTOR_CPU_S
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.planning import cohorts
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.exchange import Exchange, Message
 from fibec_ray.preflight.plan import Seats
@@ -58,12 +58,12 @@ class Work:
     run_s: float
 
 
-def traffic(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples) -> Traffic:
+def traffic(job: Job, anatomy: Anatomy, samples: Samples) -> Traffic:
     exchange = Exchange(job, anatomy)
     opened = [exchange.opening(device) for device in range(job.num_devices)]
     rounds = [
         [exchange.message(device, t, len(samples.train[device])) for device in cohort]
-        for t, cohort in enumerate(cohorts(experiment, job))
+        for t, cohort in enumerate(cohorts(job))
     ]
     last = rounds[-1]
     return Traffic(
@@ -81,8 +81,7 @@ def work(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, s
     devices, count = Devices(job, anatomy, samples), seats.placement.num_actors
     opened = sum((devices.opening(device) for device in range(job.num_devices)), Amount())
     rounds = [
-        sum((devices.device_round(device, t) for device in cohort), Amount())
-        for t, cohort in enumerate(cohorts(experiment, job))
+        sum((devices.device_round(device, t) for device in cohort), Amount()) for t, cohort in enumerate(cohorts(job))
     ]
     own = "personal" not in job.method.sharing.lacks or job.method.has_own_models
     times = sum(experiment.evaluates(t) for t in range(job.rounds))
@@ -97,11 +96,6 @@ def work(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, s
     run_s = start_s + opening_s + rounds_s + seconds(evaluated, count)
     flops = tuple(each.flops for each in rounds)
     return Work(opened.flops, flops, evaluated.flops, start_s, opening_s, rounds_s / job.rounds, run_s)
-
-
-def cohorts(experiment: Experiment, job: Job) -> list[tuple[int, ...]]:
-    """The devices of each round."""
-    return [plan_round(job, experiment.cohort_size, t).cohort for t in range(job.rounds)]
 
 
 def _sum(messages: Sequence[Message], part: Callable[[Message], int]) -> int:

@@ -85,7 +85,7 @@ def _plan(record: Record, round_: int, device: int) -> RoundPlan:
     if round_ == OPENING_ROUND:
         plan = RoundPlan(round_, job.rounds, tuple(range(job.num_devices if job.method.opens else 0)), 0.0)
     else:
-        plan = plan_round(job, record.experiment.cohort_size, round_)
+        plan = plan_round(job, round_)
     if device not in plan.cohort:
         allowed = ", ".join(map(str, sorted(plan.cohort))) or "none, as this method has no initialisation phase"
         raise ConfigError(f"--device {device}: had no part in round {round_}; devices that had: {allowed}")

@@ -200,7 +200,7 @@ def run_rounds(
         start.refuse_other_base(fleet.base)
         watcher.placed(fleet)
     for t in range(start.manifest.next_round if start else 0, experiment.rounds):
-        plan = plan_round(site.job, experiment.cohort_size, t)
+        plan = plan_round(site.job, t)
         result = fleet.run_round(plan)
         for report in result.reports:
             if report.quarantined is not None:

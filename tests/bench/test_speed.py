@@ -73,7 +73,7 @@ def test_rivals_meet_the_samples_that_devices_meet(arrays: str, site: Site, work
     workload, federation = load_workload(arrays), site.federation()
     assert (workload.rounds, workload.cohort_size, workload.samples_per_device) == (2, 2, 32)
     for t in range(SIZES.rounds):
-        for place, device in enumerate(plan_round(site.job, SIZES.cohort_size, t).cohort):
+        for place, device in enumerate(plan_round(site.job, t).cohort):
             shard = federation.train_shard(device)
             batches = [shard.batch(rows) for rows in worker.epochs(worker.batches(device), t, device)]
             tokens, labels = workload.data(t, place)
@@ -85,7 +85,7 @@ def test_rivals_meet_the_samples_that_devices_meet(arrays: str, site: Site, work
 @pytest.fixture
 def trained(arrays: str, site: Site, worker: DeviceWorker) -> tuple[Tensors, Tensors]:
     """What the engine makes of one device in round 1, and the adapter that it starts from."""
-    plan = plan_round(site.job, SIZES.cohort_size, 1)
+    plan = plan_round(site.job, 1)
     update, _ = worker.train(plan, plan.cohort[1], Broadcast(1, worker.initial))
     assert max(float(value.abs().max()) for value in update.delta.values()) > 1e-3
     return add(update.delta, worker.initial), worker.initial

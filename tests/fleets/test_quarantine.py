@@ -29,7 +29,7 @@ def test_ray_and_local_accept_the_same_states(tiny_settings: Any, tmp_path: Path
         local.open()
         fleet.open()
         for round_ in range(2):
-            plan = plan_round(here.job, 6, round_)
+            plan = plan_round(here.job, round_)
             found = [f.run_round(plan).reports for f in (local, fleet)]
             assert [[r.quarantined is None for r in reports] for reports in found] == [
                 [device != victim for device in plan.cohort]

@@ -71,7 +71,7 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
         fleet.open()
         assert fleet.holding == calm.holding and fleet.holding is not None
         for round_ in range(2):
-            plan = plan_round(site.job, 6, round_)
+            plan = plan_round(site.job, round_)
             calm.run_round(plan)
             result = fleet.run_round(plan)
             assert [report.device for report in result.reports] == list(plan.cohort)
@@ -115,7 +115,7 @@ def test_base_weights_that_come_too_late_are_named(ray_cluster: None) -> None:
 def test_the_server_sums_while_devices_still_train(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
     """Updates come in any order; the server has taken those whose turn it was before the last one is there."""
     site = site_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
-    worker, plan = site.worker(), plan_round(site.job, 4, 0)
+    worker, plan = site.worker(), plan_round(site.job, 0)
     server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(site.job, 1)
     ray.get(server.start.remote(to_wire(worker.initial), worker.layout), timeout=60)
     ray.get(server.open.remote([]), timeout=60)
@@ -144,8 +144,8 @@ def test_an_error_on_the_server_is_raised_and_not_waited_for(
 ) -> None:
     site = site_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
     server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(site.job, 1)
-    reduction = Reduction(server, plan_round(site.job, 4, 0))
-    reduction.add({device: ray.put(None) for device in plan_round(site.job, 4, 0).cohort})
+    reduction = Reduction(server, plan_round(site.job, 0))
+    reduction.add({device: ray.put(None) for device in plan_round(site.job, 0).cohort})
     with pytest.raises(AssertionError, match="start comes first"):
         reduction.finish(timeout_s=60)
     ray.kill(server)

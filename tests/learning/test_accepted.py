@@ -32,7 +32,7 @@ def test_a_quarantined_device_keeps_the_state_it_had(poisoned: tuple[Site, int])
     fleet.open()
     opened = fleet.states
     for round_ in range(2):
-        result = fleet.run_round(plan_round(site.job, 6, round_))
+        result = fleet.run_round(plan_round(site.job, round_))
         assert [report.device for report in result.reports if report.quarantined] == [victim]
     assert fleet.states[victim] == opened[victim] and site.store.versions(victim) == [-1, 0, 1]
     others = set(range(6)) - {victim}
@@ -45,7 +45,7 @@ def test_a_quarantined_device_keeps_the_state_it_had(poisoned: tuple[Site, int])
 
 def test_its_next_round_starts_from_there_also_after_a_restart(poisoned: tuple[Site, int], tmp_path: Path) -> None:
     site, victim = poisoned
-    fleet, plans = LocalFleet(site), [plan_round(site.job, 6, round_) for round_ in range(3)]
+    fleet, plans = LocalFleet(site), [plan_round(site.job, round_) for round_ in range(3)]
     fleet.open()
     fleet.run_round(plans[0])
     fleet.save(tmp_path / "server")()

@@ -77,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., Ser
         return check(settings, "test").job(prepared.num_classes, prepared.label_words)
 
     site = Site(job(), folder, cache_dir(), 1)
-    worker, plan = site.worker(), plan_round(site.job, 3, 0)
+    worker, plan = site.worker(), plan_round(site.job, 0)
 
     def server(method: Any = None, **changes: Any) -> Server:
         made = Server(job(method, **changes), worker.initial, worker.layout)
@@ -161,7 +161,7 @@ def test_a_device_whose_training_is_not_finite_sends_nothing(tiny_settings: Any,
     """A second step at such a rate leaves what floats can hold."""
     settings = tiny_settings(rounds=1, cohort_size=6, local={"learning_rate": 1e30, "batch_size": 4})
     fleet, site, _ = after_rounds(0, settings, tmp_path / "run")
-    plan = plan_round(site.job, 6, 0)
+    plan = plan_round(site.job, 0)
     server = Server(site.job, fleet._worker.initial, fleet._worker.layout)
     server.open([])
     sent = [site.worker().train(plan, device, server.broadcast(0)) for device in plan.cohort]

@@ -37,7 +37,7 @@ def ran(settings: dict[str, Any], folder: Path, lanes: int | None = None) -> tup
     fleet = LocalFleet(site)
     reports = list(fleet.open().reports)
     for round_ in range(experiment.rounds):
-        reports += fleet.run_round(plan_round(site.job, experiment.cohort_size, round_)).reports
+        reports += fleet.run_round(plan_round(site.job, round_)).reports
     return site, reports, fleet.adapter()
 
 

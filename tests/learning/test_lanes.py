@@ -35,11 +35,11 @@ def site_of(settings: dict[str, Any], folder: Path, lanes: int | None) -> Site:
     return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1, lanes)
 
 
-def two_rounds(site: Site, cohort_size: int) -> tuple[Tensors, list[DeviceReport], EvaluationResult]:
+def two_rounds(site: Site) -> tuple[Tensors, list[DeviceReport], EvaluationResult]:
     fleet = LocalFleet(site)
     reports = list(fleet.open().reports)
     for round_ in range(2):
-        reports += fleet.run_round(plan_round(site.job, cohort_size, round_)).reports
+        reports += fleet.run_round(plan_round(site.job, round_)).reports
     return fleet.adapter(), reports, fleet.evaluate(1)
 
 
@@ -57,12 +57,12 @@ AMPLIFIES = {"fedfisher": 1e-4, "fipa-paper": 1e-3, "fibecfed-fipa": 1e-5}
 def test_lanes_come_to_what_devices_come_to_alone(method: str, where: str, tmp_path: Path) -> None:
     """Two rounds, uneven steps and lengths: adapters, losses, and all that is counted."""
     settings = settings_on(where, method)
-    alone, reports, scores = two_rounds(site_of(settings, tmp_path / "alone", 1), settings["cohort_size"])
+    alone, reports, scores = two_rounds(site_of(settings, tmp_path / "alone", 1))
     if method in ALONE:
         with pytest.raises(ConfigError, match=r"fleet.lanes: 3 devices cannot train in one pass here, because"):
             site_of(settings, tmp_path / "refused", LANES).worker()
         return
-    found, reports_3, scores_3 = two_rounds(site_of(settings, tmp_path / "lanes", LANES), settings["cohort_size"])
+    found, reports_3, scores_3 = two_rounds(site_of(settings, tmp_path / "lanes", LANES))
     tolerance = AMPLIFIES.get(method, 1e-5)
     for name, value in alone.items():
         torch.testing.assert_close(found[name], value, atol=tolerance, rtol=tolerance)
@@ -93,9 +93,9 @@ def test_one_step_of_sgd_agrees_to_1e_6(tiny_settings: Any, tmp_path: Path) -> N
 def first_round(worker: GroupWorker) -> tuple[Any, Any]:
     from fibec_ray.learning.server import Server
 
-    server = Server(worker._job, worker.initial, worker.layout)
+    server = Server(worker.job, worker.initial, worker.layout)
     server.open([])
-    return plan_round(worker._job, LANES, 0), server.broadcast(0)
+    return plan_round(worker.job, 0), server.broadcast(0)
 
 
 def test_a_group_of_one_is_computed_as_without_lanes(tiny_settings: Any, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Round]:
         own.mkdir()
         (own / "data").symlink_to(folder / "data")
         site = Site(experiment.job(prepared.num_classes, prepared.label_words), own, cache_dir(), 1)
-        worker, plan = site.worker(), plan_round(site.job, COHORT, 0)
+        worker, plan = site.worker(), plan_round(site.job, 0)
 
         def server() -> Server:
             made = Server(site.job, worker.initial, worker.layout)

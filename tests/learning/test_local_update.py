@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.data.encoded import ArrayShard
 from fibec_ray.learning.job import LocalTraining
-from fibec_ray.learning.local_update import Trained, local_update
+from fibec_ray.learning.local_update import Moves, Steps, Terms, Trained, local_update
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
@@ -66,9 +66,9 @@ def update(
     objective: Objective | None = None,
     **settings: Any,
 ) -> Trained:
-    local = LocalTraining(**settings)
     checked: LocalModel = model
-    return local_update(checked, shard, batches, local, rate, objective or Objective(), keep or {}, {}, {})
+    steps = Steps(batches, LocalTraining(**settings), rate)
+    return local_update(checked, shard, steps, Terms(objective or Objective()), Moves(keep=keep or {}))
 
 
 def test_one_sgd_step_by_hand() -> None:
@@ -119,9 +119,8 @@ def test_watched_squares_are_those_of_each_sample_at_the_parameters_of_its_step(
 
 
 def watched(model: Any, shard: ArrayShard, batches: Any, settings: Any, objective: Objective) -> Trained:
-    return local_update(
-        model, shard, batches, LocalTraining(**settings), 0.1, objective, {}, {}, {}, watch=["line.weight"]
-    )
+    steps = Steps(batches, LocalTraining(**settings), 0.1)
+    return local_update(model, shard, steps, Terms(objective), Moves(watch=["line.weight"]))
 
 
 @pytest.mark.parametrize(("config", "head"), [(TINY_BERT, "mean_pool"), (TINY_LLAMA, "causal_lm")])
@@ -130,9 +129,9 @@ def test_watching_changes_no_bit_of_training_and_finds_what_a_pass_finds(config:
     shard, batches = shard_of([[5, 6, 7], [8, 9], [1, 2, 3, 4]], [0, 1, 1]), [torch.arange(3)]
     plain, seen = transformer(config, head), transformer(config, head)
     fisher = FisherScan(seen, shard, batches, list(seen.trainable), torch.Generator()).read(scope="all").diagonal
-    args: Any = (shard, batches, LocalTraining(), 0.01, Objective(), {}, {}, {})
-    local_update(plain, *args)
-    trained = local_update(seen, *args, watch=list(seen.trainable))
+    steps = Steps(batches, LocalTraining(), 0.01)
+    local_update(plain, shard, steps)
+    trained = local_update(seen, shard, steps, moves=Moves(watch=list(seen.trainable)))
     assert digest(plain.read()) == digest(seen.read())
     assert trained.squares.keys() == fisher.keys()
     for name, value in trained.squares.items():
@@ -253,7 +252,8 @@ def test_moving_some_tensors_is_holding_the_others(settings: Any) -> None:
         keep = {n: torch.zeros_like(v, dtype=torch.bool) for n, v in before.items() if masked and n not in head}
         local = LocalTraining(**settings)
         shard = shard_of([[3, 9, 4], [5, 2]], labels=[0, 1])
-        local_update(model, shard, batches, local, 0.05, Objective(), keep, {}, {}, moves=None if masked else head)
+        moves = Moves(names=None if masked else head, keep=keep)
+        local_update(model, shard, Steps(batches, local, 0.05), moves=moves)
         found.append(model.read())
         assert {n for n, v in found[-1].items() if not torch.equal(v, before[n])} == set(head)
     assert digest(found[0]) == digest(found[1])
@@ -262,9 +262,7 @@ def test_moving_some_tensors_is_holding_the_others(settings: Any) -> None:
 def pulled(model: Any, pull: Pull, num_batches: int, repeats: int = 1) -> Trained:
     """By plain SGD on the loss w_0^2 / 2, at rate .1."""
     batches, local = [torch.tensor([0])] * num_batches, LocalTraining(**{**SGD, "max_steps": 2})
-    return local_update(
-        model, shard_of([[1, 0]]), batches, local, 0.1, Objective(), {}, {}, {}, pull=pull, repeats=repeats
-    )
+    return local_update(model, shard_of([[1, 0]]), Steps(batches, local, 0.1, repeats), moves=Moves(pull=pull))
 
 
 def test_the_pull_by_hand() -> None:
@@ -282,7 +280,7 @@ def test_the_pull_has_its_own_step_whatever_the_optimiser_and_clipping() -> None
         model = Line(1.0, 1.0)
         pull = Pull({"line.weight": torch.tensor([[0.5, 2.0]])}, 1e9)
         shard, local = shard_of([[1, 0]]), LocalTraining(**settings)
-        local_update(model, shard, [torch.tensor([0])], local, 0.1, Objective(), {}, {}, {}, pull=pull)  # type: ignore[arg-type]
+        local_update(model, shard, Steps([torch.tensor([0])], local, 0.1), moves=Moves(pull=pull))  # type: ignore[arg-type]
         assert model.weights == pytest.approx([0.5, 2.0], abs=1e-6)
 
 
@@ -305,6 +303,6 @@ def test_a_pull_of_no_strength_takes_the_plain_steps_bit_for_bit() -> None:
     for pull in (None, Pull({"line.weight": torch.tensor([[5.0, -3.0]])}, 0.0)):
         model = Line(0.3, -0.7)
         shard, batches = shard_of([[1, 2], [3, 1]]), [torch.tensor([0]), torch.tensor([1])] * 3
-        local_update(model, shard, batches, LocalTraining(), 0.1, Objective(), {}, {}, {}, pull=pull)  # type: ignore[arg-type]
+        local_update(model, shard, Steps(batches, LocalTraining(), 0.1), moves=Moves(pull=pull))  # type: ignore[arg-type]
         found.append(model.weights)
     assert found[0] == found[1]

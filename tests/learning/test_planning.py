@@ -9,14 +9,16 @@ import pytest
 
 from fibec_ray.learning.costs import System
 from fibec_ray.learning.job import Job, LocalTraining
-from fibec_ray.learning.planning import decay, plan_round
+from fibec_ray.learning.planning import cohorts, decay, plan_round
 from fibec_ray.method import Method
 from fibec_ray.models.spec import Backbone
 
 
-def job(seed: int = 0, num_devices: int = 20, rounds: int = 10, method: Any = None, **local: Any) -> Job:
+def job(
+    seed: int = 0, num_devices: int = 20, rounds: int = 10, method: Any = None, cohort_size: int = 5, **local: Any
+) -> Job:
     return Job(
-        cohort_size=1,
+        cohort_size=cohort_size,
         seed=seed,
         rounds=rounds,
         num_devices=num_devices,
@@ -29,10 +31,6 @@ def job(seed: int = 0, num_devices: int = 20, rounds: int = 10, method: Any = No
         eval_batch_size=8,
         max_length=16,
     )
-
-
-def cohorts(of: Job, size: int = 5) -> list[tuple[int, ...]]:
-    return [plan_round(of, size, round_).cohort for round_ in range(10)]
 
 
 def test_a_cohort_is_distinct_devices_of_the_federation() -> None:
@@ -54,12 +52,12 @@ def test_methods_and_training_settings_share_cohorts() -> None:
 
 def test_every_device_takes_its_turn() -> None:
     """Of 4 devices, 2 a round: in 400 rounds each about 200 times (deviation 10)."""
-    counts = Counter(device for round_ in range(400) for device in plan_round(job(num_devices=4), 2, round_).cohort)
+    counts = Counter(device for cohort in cohorts(job(num_devices=4, cohort_size=2, rounds=400)) for device in cohort)
     assert sorted(counts) == [0, 1, 2, 3] and all(150 < count < 250 for count in counts.values())
 
 
 def test_a_cohort_of_all_is_all() -> None:
-    assert sorted(plan_round(job(), 20, 3).cohort) == list(range(20))
+    assert sorted(plan_round(job(cohort_size=20), 3).cohort) == list(range(20))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +66,7 @@ def test_a_cohort_of_all_is_all() -> None:
 )
 def test_the_learning_rate_by_hand(schedule: str, factors: list[float]) -> None:
     """T = 4; cosine at a quarter: (1 + sqrt(1/2)) / 2. The last round still learns."""
-    planned = [plan_round(job(rounds=4, learning_rate=0.02, schedule=schedule), 2, t) for t in range(4)]
+    planned = [plan_round(job(rounds=4, learning_rate=0.02, schedule=schedule), t) for t in range(4)]
     assert [plan.learning_rate for plan in planned] == pytest.approx([0.02 * factor for factor in factors])
     assert [(plan.round, plan.rounds) for plan in planned] == [(t, 4) for t in range(4)]
 

@@ -17,13 +17,12 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.accepted import AcceptedStates
-from fibec_ray.learning.local_update import local_update
+from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import Work
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.mask.base import may_move
-from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
 from fibec_ray.roundlog.reader import read_devices, read_table
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
@@ -55,7 +54,7 @@ def test_personal_layers_stay_on_their_device(tiny_settings: Any, tmp_path: Path
     assert 0 < len(shared) < len(initial)
     before = {device: digest(state_of(site, device).flat()) for device in range(6)}
     for round_ in range(2):
-        plan = plan_round(site.job, 3, round_)
+        plan = plan_round(site.job, round_)
         fleet.run_round(plan)
         after = {device: digest(state_of(site, device).flat()) for device in range(6)}
         changed = {device for device in range(6) if after[device] != before[device]}
@@ -106,7 +105,7 @@ def test_with_no_global_layer_devices_train_alone(tiny_settings: Any, tmp_path: 
     fleet = LocalFleet(site)
     assert fleet.open().shared_names == frozenset()
     for round_ in range(2):
-        result = fleet.run_round(plan_round(site.job, 6, round_))
+        result = fleet.run_round(plan_round(site.job, round_))
         assert all(report.bytes_up == report.bytes_down == 0 for report in result.reports)
     federated = [digest(state_of(site, device).personal) for device in range(6)]
 
@@ -115,7 +114,7 @@ def test_with_no_global_layer_devices_train_alone(tiny_settings: Any, tmp_path: 
     for device in (4, 1):
         states = AcceptedStates()
         for round_ in range(2):
-            plan = replace(plan_round(other.job, 6, round_), states=states.of([device]))
+            plan = replace(plan_round(other.job, round_), states=states.of([device]))
             states.accept([worker.train(plan, device, Broadcast(round_, {}))[1]])
         assert digest(state_of(other, device).personal) == federated[device]
     assert len(set(federated)) == 6
@@ -132,7 +131,7 @@ def test_one_device_is_centralised_training(tiny_settings: Any, tmp_path: Path) 
     fleet = LocalFleet(site)
     fleet.open()
     for round_ in range(2):
-        fleet.run_round(plan_round(site.job, 1, round_))
+        fleet.run_round(plan_round(site.job, round_))
 
     worker, job = site.worker(), site.job
     model = TorchModel(job.backbone, site.prepare_base(), job.method.peft, job.num_classes, None, job.seed)
@@ -168,14 +167,14 @@ def test_personal_evaluation_uses_each_device_s_own_layers(method: str, tiny_set
     site = site_of(tiny_settings(method, rounds=1, local={"learning_rate": 0.05, "epochs": 4}), tmp_path / "run")
     fleet = LocalFleet(site)
     fleet.open()
-    fleet.run_round(plan_round(site.job, 3, 0))
+    fleet.run_round(plan_round(site.job, 0))
     result = fleet.evaluate(0)
     federation = site.federation()
     assert sorted(result.personal) == list(range(6))
     for device, predictions in result.personal.items():
         own = result.shared.losses[torch.from_numpy(federation.test_rows[device].copy())]
         same = torch.allclose(predictions.losses, own, atol=1e-6)
-        trained = device in plan_round(site.job, 3, 0).cohort
+        trained = device in plan_round(site.job, 0).cohort
         assert same == (method == "fedavg" or not trained or not len(own))
 
 
@@ -191,7 +190,7 @@ def test_scoring_at_first_participation_moves_the_work_not_the_rule(tiny_setting
     assert sum(r.flops for r in after.reports) < sum(r.flops for r in before.reports)
     assert all(r.difficulty_loss_rank_corr is not None for r in before.reports)
     assert all(r.difficulty_loss_rank_corr is None for r in after.reports)
-    plan = plan_round(late_site.job, 3, 0)
+    plan = plan_round(late_site.job, 0)
     early.run_round(plan)
     result = lazy.run_round(plan)
     assert all(report.difficulty_loss_rank_corr is not None for report in result.reports)
@@ -266,7 +265,7 @@ def test_a_mask_learns_from_training_for_the_next_participation(tiny_settings: A
         fleet = LocalFleet(site)
         fleet.open()
         before = state_of(site, 0).memory["mask"]
-        reports = [fleet.run_round(plan_round(site.job, 6, round_)).reports for round_ in range(2)]
+        reports = [fleet.run_round(plan_round(site.job, round_)).reports for round_ in range(2)]
         after = state_of(site, 0).memory["mask"]
         changed = [name for name in after if name.startswith("fisher/") and not torch.equal(after[name], before[name])]
         assert changed and int(after["participations"]) == 2
@@ -299,8 +298,7 @@ def test_scoring_costs_no_more_than_an_epoch_and_sensitivity_half_as_much_again(
         work()
         return model.work.flops
 
-    nothing: Any = (Objective(), {}, {}, {})
-    epoch = flops_of(lambda: local_update(model, shard, batches, site.job.local, 0.01, *nothing))
+    epoch = flops_of(lambda: local_update(model, shard, Steps(batches, site.job.local, 0.01)))
     scoring = flops_of(FisherScan(model, shard, batches, list(worker.initial), torch.Generator()).read)
     rows = torch.cat(batches)
     sensing = flops_of(lambda: layer_sensitivity(model, shard, rows, 2.0, 0.05, False, "diff_norm"))
@@ -342,7 +340,7 @@ def test_shared_matrices_agree_after_a_round_and_personal_ones_do_not(tiny_setti
     fleet = LocalFleet(site)
     shared = fleet.open().shared_names
     assert all("lora_A" in name for name in shared)
-    fleet.run_round(plan_round(site.job, 6, 0))
+    fleet.run_round(plan_round(site.job, 0))
     states = [state_of(site, device).personal for device in range(6)]
     assert len({digest(select(state, [n for n in state if "lora_B" in n])) for state in states}) == 6
     assert all(not set(state) & shared for state in states)
@@ -365,7 +363,7 @@ def test_with_a_frozen_the_mean_of_the_products_is_the_product_of_the_means(tiny
         worker, fleet = site.worker(), LocalFleet(site)
         shared = fleet.open().shared_names
         broadcast = Broadcast(0, select(worker.initial, shared))
-        updates = [worker.train(plan_round(site.job, 6, 0), device, broadcast)[0] for device in range(6)]
+        updates = [worker.train(plan_round(site.job, 0), device, broadcast)[0] for device in range(6)]
         total = sum(update.num_samples for update in updates)
         name = next(name for name in worker.initial if "lora_B" in name)
         pairs = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import after_rounds
 
+from fibec_ray.learning.device_round import DeviceRound
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.session import LocalSession
 from fibec_ray.tensors import Tensors, digest, select, subtract
@@ -27,7 +29,7 @@ def lend(tiny_settings: Any, tmp_path: Path) -> Lend:
         worker = site.worker()
         shared = {name: value for name, value in worker.initial.items() if not name.startswith("head.")}
         hint = site.job.method.objective.absorb(shared, {}, (), 1)
-        return worker._session(worker._begin(plan_round(site.job, 3, 0), 0, Broadcast(0, shared, hint)))
+        return DeviceRound(worker, plan_round(site.job, 0), 0, Broadcast(0, shared, hint)).session()
 
     return session
 
@@ -115,7 +117,8 @@ def test_the_objective_is_about_the_shared_model(lend: Lend) -> None:
     sgd = {"optimizer": "sgd", "learning_rate": 0.1}
     session = lend(method, local=sgd)
     plain = after(session), after(session, own_model=True)
-    session.hint = {name: torch.ones_like(value) for name, value in session.hint.items()}
+    hint = {name: torch.ones_like(value) for name, value in session.terms.hint.items()}
+    session.terms = replace(session.terms, hint=hint)
     corrected = after(session), after(session, own_model=True)
     assert digest(plain[0]) == digest(plain[1]) == digest(corrected[1]) != digest(corrected[0])
-    assert select(session.hint, session.personal) == {}
+    assert select(hint, session.personal) == {}

@@ -18,7 +18,7 @@ from fibec_ray.config.load import check
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.job import LocalTraining
-from fibec_ray.learning.session import LocalSession
+from fibec_ray.learning.session import LocalSession, Schedule
 from fibec_ray.learning.store import StateStore
 from fibec_ray.low_rank import MOVED, A, B, pairs
 from fibec_ray.model_types import Shard
@@ -184,10 +184,8 @@ def session_of(model: TorchModel, shard: Shard) -> LocalSession:
     model.load(received)
     shared = frozenset(name for name in initial if model.is_adapter(name))
     batches = list(torch.arange(shard.num_samples).split(4))
-    place = (0, ("dropout", 0, 0))
-    return LocalSession(
-        model, shard, lambda epochs: batches * len(epochs), LocalTraining(), 0.01, initial, received, shared, *place
-    )
+    schedule = Schedule(lambda epochs: batches * len(epochs), LocalTraining(), 0.01, 0, ("dropout", 0, 0))
+    return LocalSession(model, shard, schedule, initial, received, shared)
 
 
 @pytest.mark.parametrize("kind", SOLVERS)

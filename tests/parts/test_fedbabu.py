@@ -60,7 +60,7 @@ def test_tuning_moves_the_personal_tensors_or_all(tiny_settings: Any, tmp_path: 
         broadcast = fleet._server.broadcast(0)
         for device in range(6):
             worker.model.load(worker.initial)
-            site.job.method.solver.tune(worker._tuning(device, broadcast, worker.initial))
+            site.job.method.solver.tune(worker.tuning(device, broadcast, worker.initial))
             after = worker.model.read()
             moved = {name for name, value in after.items() if not torch.equal(value, worker.initial[name])}
             assert moved == (names or set(after))
@@ -78,8 +78,8 @@ def test_training_is_fedavg_s_and_evaluation_can_be_had_again(tiny_settings: Any
     assert digest(fleet.adapter()) == digest(plain.adapter())
     assert [report.flops for report in reports] == [report.flops for report in expected]
     assert torch.equal(before.shared.losses, plain.evaluate(1).shared.losses)
-    fleet.run_round(plan_round(site.job, 3, 2))
-    plain.run_round(plan_round(site.job, 3, 2))
+    fleet.run_round(plan_round(site.job, 2))
+    plain.run_round(plan_round(site.job, 2))
     assert digest(fleet.adapter()) == digest(plain.adapter())
 
 
@@ -101,7 +101,7 @@ def test_the_rate_is_a_factor_that_does_not_decay(tiny_settings: Any, tmp_path: 
         fleet, site, _ = after_rounds(0, tiny_settings(tuned(rate=rate), local=local), tmp_path / str(rate))
         worker = fleet._worker
         worker.model.load(worker.initial)
-        site.job.method.solver.tune(worker._tuning(0, fleet._server.broadcast(3), worker.initial))
+        site.job.method.solver.tune(worker.tuning(0, fleet._server.broadcast(3), worker.initial))
         distances.append({name: value - worker.initial[name] for name, value in worker.model.read().items()})
     for name, value in distances[0].items():
         torch.testing.assert_close(value / 2, distances[1][name], rtol=1e-3, atol=1e-7)

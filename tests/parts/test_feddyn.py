@@ -121,7 +121,7 @@ def test_over_rounds_h_is_the_mean_of_the_devices_memories(tiny_settings: Any, t
     fleet = LocalFleet(site)
     fleet.open()
     for round_ in range(3):
-        reports = fleet.run_round(plan_round(site.job, 3, round_)).reports
+        reports = fleet.run_round(plan_round(site.job, round_)).reports
         assert all(r.bytes_up_evidence == 0 and r.bytes_up_delta == r.bytes_down for r in reports)
     store = StateStore(site.state_dir)
     memories = [stored(store, device, before=3).memory.get("objective", {}) for device in range(6)]

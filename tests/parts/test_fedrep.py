@@ -11,6 +11,7 @@ from device_states import stored
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
+from fibec_ray.learning.device_round import DeviceRound
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.tensors import digest, drop, select, subtract
@@ -28,12 +29,12 @@ def test_first_the_head_on_the_received_body_then_the_body_with_that_head(tiny_s
     _, site, _ = after_rounds(0, tiny_settings(fedrep(2)), tmp_path / "run")
     worker = site.worker()
     body = select(worker.initial, [name for name in worker.initial if not name.startswith("head.")])
-    plan, broadcast = plan_round(site.job, 3, 0), Broadcast(0, body)
+    plan, broadcast = plan_round(site.job, 0), Broadcast(0, body)
     device = plan.cohort[0]
     update, _ = worker.train(plan, device, broadcast)
     personal = stored(StateStore(site.state_dir), device, before=1).personal
 
-    session = worker._session(worker._begin(plan, device, broadcast))
+    session = DeviceRound(worker, plan, device, broadcast).session()
     session.train(moves=["head.weight", "head.bias"], epochs=2)
     after_head = worker.model.read()
     assert digest(select(after_head, body)) == digest(body)
@@ -63,7 +64,7 @@ def test_scaffold_s_variates_are_of_the_body_s_steps(tiny_settings: Any, tmp_pat
     worker, job = site.worker(), site.job
     body = select(worker.initial, [name for name in worker.initial if not name.startswith("head.")])
     hint = job.method.objective.absorb(body, {}, (), 1)
-    update, report = worker.train(plan_round(job, 3, 0), 0, Broadcast(0, body, hint))
+    update, report = worker.train(plan_round(job, 0), 0, Broadcast(0, body, hint))
     steps = len(worker.batches(0))
     assert update.num_steps == report.num_steps == steps
     for name, value in update.delta.items():

@@ -462,7 +462,7 @@ def run(method: dict[str, Any], rounds: int, tiny_settings: Any, folder: Path) -
     fleet = LocalFleet(site)
     fleet.open()
     for round_ in range(rounds):
-        result = fleet.run_round(plan_round(site.job, experiment.cohort_size, round_))
+        result = fleet.run_round(plan_round(site.job, round_))
     return result.reports, fleet
 
 

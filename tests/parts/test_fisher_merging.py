@@ -113,6 +113,6 @@ def test_a_normalised_one_has_trace_one(tiny_settings: Any, tmp_path: Path) -> N
 
 def test_with_nothing_shared_nothing_is_measured(tiny_settings: Any, tmp_path: Path) -> None:
     worker = site_of(tiny_settings, tmp_path / "run").worker()
-    shard, batches = worker._data.train_shard(0), worker.batches(0)
+    shard, batches = worker.data.train_shard(0), worker.batches(0)
     assert FisherMerging().evidence_after(worker.model, shard, [], batches, torch.Generator()) == {}
     assert FisherMerging().combine({}, [ClientUpdate(0, 1, 1, {})])[0] == Mean().combine({}, [])[0] == {}

@@ -26,7 +26,7 @@ def one_round(method: dict[str, Any], settings: Any, folder: Path, **changes: An
     """Of a device in round 0: the received values, w and theta_k afterwards."""
     _, site, _ = after_rounds(0, settings(method, **changes), folder)
     worker = site.worker()
-    update, _ = worker.train(plan_round(site.job, 3, 0), 0, Broadcast(0, worker.initial))
+    update, _ = worker.train(plan_round(site.job, 0), 0, Broadcast(0, worker.initial))
     own = dict(stored(StateStore(site.state_dir), 0, before=1).memory["solver"])
     return worker.initial, add(worker.initial, update.delta), own
 

@@ -263,7 +263,7 @@ def test_pruned_ranks_are_neither_sent_nor_received_again(tiny_settings: Any, tm
     )
     fleet = LocalFleet(site)
     fleet.open()
-    reports = [fleet.run_round(plan_round(site.job, 1, round_)).reports[0] for round_ in range(6)]
+    reports = [fleet.run_round(plan_round(site.job, round_)).reports[0] for round_ in range(6)]
     values, sizes = fleet.adapter(), [report.bytes_up_delta for report in reports]
     assert sizes[0] == num_bytes(values) and sizes[-1] < sizes[0]
     assert set(sizes) <= {num_bytes(cut(values, rank)) for rank in (1, 2, 4)}
@@ -284,7 +284,7 @@ def test_bytes_are_those_of_the_devices_own_ranks(tiny_settings: Any, tmp_path: 
     site, experiment = site_of(method, tiny_settings, tmp_path, cohort_size=6)
     fleet = LocalFleet(site)
     fleet.open()
-    result = fleet.run_round(plan_round(site.job, 6, 0))
+    result = fleet.run_round(plan_round(site.job, 0))
     values = fleet.adapter()
     peft: Lora = experiment.method.peft
     found = set()
@@ -302,7 +302,7 @@ def test_entries_behind_a_devices_rank_stay_zero_in_training(tiny_settings: Any,
     fleet = LocalFleet(site)
     fleet.open()
     before = fleet.adapter()
-    fleet.run_round(plan_round(site.job, 1, 0))
+    fleet.run_round(plan_round(site.job, 0))
     after, own = fleet.adapter(), fleet._worker.model.read()
     for x in pairs(after):
         assert not own[x + A][2:].any() and not own[x + B][:, 2:].any() and own[x + B][:, :2].any()
@@ -317,7 +317,7 @@ def test_equal_ranks_are_plain_lora_bit_for_bit(tiny_settings: Any, tmp_path: Pa
         fleet = LocalFleet(site)
         fleet.open()
         for round_ in range(2):
-            fleet.run_round(plan_round(site.job, 3, round_))
+            fleet.run_round(plan_round(site.job, round_))
         values.append(fleet.adapter())
     assert all(torch.equal(value, values[1][name]) for name, value in values[0].items())
 
@@ -328,7 +328,7 @@ def test_floras_global_model_is_the_base_moved_by_what_devices_learnt(tiny_setti
     site, _ = site_of(method | {"aggregator": "flora"}, tiny_settings, tmp_path, num_devices=1, cohort_size=1)
     fleet = LocalFleet(site)
     fleet.open()
-    (first,) = fleet.run_round(plan_round(site.job, 1, 0)).reports
+    (first,) = fleet.run_round(plan_round(site.job, 0)).reports
     worker: Any = fleet._worker.model
     theirs = scores(worker)
     values = fleet.adapter()
@@ -339,7 +339,7 @@ def test_floras_global_model_is_the_base_moved_by_what_devices_learnt(tiny_setti
         fleet._worker.evaluate_shared([torch.arange(2)], fleet._server.broadcast(1))
     torch.testing.assert_close(scores(worker), theirs, rtol=1e-4, atol=1e-5)
     assert set(server.carried) == {name for name in values if name.endswith(MOVED)}
-    (second,) = fleet.run_round(plan_round(site.job, 1, 1)).reports
+    (second,) = fleet.run_round(plan_round(site.job, 1)).reports
     moved = num_bytes({name: value for name, value in values.items() if name.endswith(MOVED)})
     assert second.bytes_down == first.bytes_down + moved, "the base has moved, and travels down; it never travels up"
     assert second.bytes_up_delta == first.bytes_up_delta < moved

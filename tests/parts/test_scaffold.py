@@ -157,7 +157,7 @@ def test_with_one_device_it_is_sgd_bit_for_bit(tiny_settings: Any, tmp_path: Pat
         fleet, site = fleet_of(settings, tmp_path / method)
         fleet.open()
         for round_ in range(3):
-            fleet.run_round(plan_round(site.job, 1, round_))
+            fleet.run_round(plan_round(site.job, round_))
         found[method] = digest(fleet.adapter())
     assert found["scaffold"] == found["fedavg"]
 
@@ -167,7 +167,7 @@ def test_over_rounds_variates_add_up_and_their_bytes_are_counted(tiny_settings: 
     fleet, site = fleet_of(tiny_settings("scaffold", local=SGD), tmp_path / "run")
     fleet.open()
     for round_ in range(3):
-        reports = fleet.run_round(plan_round(site.job, 3, round_)).reports
+        reports = fleet.run_round(plan_round(site.job, round_)).reports
         assert all(r.bytes_up_evidence == r.bytes_up_delta == r.bytes_down / 2 for r in reports)
     store, hint = StateStore(site.state_dir), fleet._server.broadcast(3).hint
     memories = [stored(store, device, before=3).memory.get("objective", {}) for device in range(6)]

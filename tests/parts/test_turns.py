@@ -36,7 +36,7 @@ class Rounds:
     def run(self, round_: int) -> tuple[set[str], Any]:
         """Names of what moved, and a device's report."""
         before = self.fleet.adapter()
-        result = self.fleet.run_round(plan_round(self.site.job, 3, round_))
+        result = self.fleet.run_round(plan_round(self.site.job, round_))
         after = self.fleet.adapter()
         return {name for name, value in after.items() if not torch.equal(value, before[name])}, result.reports[0]
 

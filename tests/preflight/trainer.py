@@ -43,7 +43,7 @@ def main(settings: Path, folder: Path, cache: Path) -> None:
     lanes = experiment.fleet.known_lanes or 1
     opened = [worker.open_group(group) for group in split(range(job.num_devices), lanes)] if job.method.opens else []
     server.open([report for group in opened for report, _ in group])
-    plan = plan_round(job, experiment.cohort_size, 0)
+    plan = plan_round(job, 0)
     for group in split(plan.cohort, lanes):
         worker.train_group(plan, group, server.broadcast(0))
     federation = Site(job, folder, cache, 1).federation()

@@ -151,8 +151,7 @@ class RayFleet:
 
     def _rerun(self, round_: int) -> None:
         """A round that had been done, for a new server, and without the devices that it went on without."""
-        job = self._site.job
-        self._round(plan_round(job, job.cohort_size, round_), self._left_out.get(round_, ()))
+        self._round(plan_round(self._site.job, round_), self._left_out.get(round_, ()))
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
         groups, plan = self._groups(plan.cohort), replace(plan, states=self._accepted.of(plan.cohort))

@@ -1,0 +1,153 @@
+"""One device's part in one round: what it starts from, what it is lent to train, what it sends and what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fibec_ray.curvature.fisher import FisherScan
+from fibec_ray.learning.faults import NOT_FINITE
+from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of
+from fibec_ray.learning.host import Host
+from fibec_ray.learning.local_update import Moves, Terms, Trained
+from fibec_ray.learning.session import LocalSession, Schedule
+from fibec_ray.method import AXES
+from fibec_ray.parts.mask.base import may_move
+from fibec_ray.tensors import Tensors, all_finite, drop, num_bytes, select, subtract
+from fibec_ray.types import Broadcast, ClientUpdate, DeviceState, RoundPlan
+
+
+class DeviceRound:
+    """`session` and then `finish`, once each.
+
+    When it is made, the host's model becomes the device's, and the parts say what to train.
+    """
+
+    scored: FisherScan | None = None
+    """what the curriculum made its order from, if it did so in this round"""
+
+    def __init__(self, host: Host, plan: RoundPlan, device: int, broadcast: Broadcast):
+        method, state = host.job.method, host.store.load(device, plan.states.get(device))
+        self.host, self.plan, self.device, self.broadcast = host, plan, device, broadcast
+        self.memory = {axis: dict(state.memory.get(axis, {})) for axis in AXES}
+        """by axis"""
+        self.rank = rank_of(host.job, device, self.memory["objective"])
+        """of the device's adapter, where devices differ"""
+        self.received = host.adopt(self.rank, state, broadcast.shared)
+        """all trainable values, shared and personal"""
+        self.personal = list(drop(self.received, broadcast.shared))
+        shared = [name for name in broadcast.shared if name not in host.layout.carried]
+        self.moving = method.peft.moving(shared, plan.round, plan.rounds)
+        """shared tensors that are trained and sent in this round"""
+        self.shard, self.batches = host.data.train_shard(device), host.batches(device)
+        rng = host.rng("evidence", device, plan.round)
+        self.evidence = method.aggregator.evidence(host.model, self.shard, shared, plan.round, rng)
+        self.visible = self._order()
+        max_length = method.curriculum.max_length(plan.round, plan.rounds, host.job.max_length)
+        self.seen = self.shard if max_length is None else self.shard.shortened(max_length)
+        """the shard as the steps of local training see it: its samples may be cut"""
+        self.kept_before = may_move(self.memory["mask"], self.personal)
+        """`keep` of the device's last participation; empty at its first"""
+        self.keep = self._mask()
+        down = on_wire(host.job, news(broadcast.shared, host.initial, self.moving), self.rank)
+        self.bytes_down = num_bytes(down) + num_bytes(broadcast.hint)
+
+    def _order(self) -> list[Tensor]:
+        """The batches that the curriculum shows."""
+        host, plan, curriculum = self.host, self.plan, self.host.job.method.curriculum
+        if curriculum.due(self.memory["curriculum"], plan.round):
+            names = drop(self.received, host.layout.carried)
+            self.scored = host.scan(self.shard, self.batches, names, plan.round, self.device)
+            rng = host.rng("curriculum", self.device)
+            self.memory["curriculum"] = curriculum.prepare(self.scored, rng, plan.round)
+        if host.job.stands_for is not None:
+            return [self.batches[i] for i in sorted(set(self._walk()))]
+        rng = host.rng("visible", self.device, plan.round)
+        return curriculum.visible(self.memory["curriculum"], self.batches, plan.round, plan.rounds, rng)
+
+    def _mask(self) -> Tensors:
+        """Which entries of personal tensors may move."""
+        host, place = self.host, (self.plan.round, self.device)
+        scan = host.scan(self.shard, self.visible, self.personal, *place)
+        rng = host.rng("mask", self.device, self.plan.round)
+        self.memory["mask"] = host.job.method.mask.refresh(self.memory["mask"], scan, self.personal, rng)
+        return may_move(self.memory["mask"], self.personal)
+
+    def session(self) -> LocalSession:
+        """What the solver is lent for the round's training."""
+        host, method, shared = self.host, self.host.job.method, self.broadcast.shared
+        watches = method.mask.watches(self.memory["mask"])
+        return LocalSession(
+            model=host.model,
+            shard=self.seen,
+            schedule=Schedule(
+                batches=self._epochs,
+                settings=host.job.local,
+                rate=self.plan.learning_rate,
+                seed=host.job.seed,
+                place=("dropout", self.plan.round, self.device),
+            ),
+            initial=fitted(host.job, host.initial, self.rank),
+            received=self.received,
+            shared=frozenset(shared),
+            terms=Terms(method.objective, self.memory["objective"], self.broadcast.hint),
+            moves=Moves(
+                keep={**self.keep, **self._standing_still()}, watch=list(drop(host.initial, shared)) if watches else ()
+            ),
+            visible=self.visible,
+        )
+
+    def _epochs(self, epochs: Iterable[int]) -> Iterable[Tensor]:
+        """The batches of some local epochs, in order; of pooled data, all that the round trains on."""
+        if self.host.job.stands_for is None:
+            return self.host.epochs(self.visible, self.plan.round, self.device, epochs)
+        return [self.batches[i] for i in self._walk()]
+
+    def _walk(self) -> list[int]:
+        return self.host.walk(len(self.batches), self.plan.round, self.device)
+
+    def _standing_still(self) -> Tensors:
+        """No entry of the shared tensors that are not this round's may move."""
+        still = drop(drop(self.broadcast.shared, self.moving), self.host.layout.carried)
+        return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in still.items()}
+
+    def finish(self, trained: Trained, own: Tensors) -> tuple[ClientUpdate, str]:
+        """Splits the trained values into what is sent, and what stays, which is stored.
+
+        own: the solver's memory. Returns the update, and the digest of the state that was stored; '' if there is none:
+        a device whose training has diverged sends nothing, and stays as it was.
+        """
+        host, plan, memory = self.host, self.plan, self.memory | {"solver": own}
+        method, values = host.job.method, host.model.read()
+        if not (all_finite(values) and all_finite(own)):
+            return self._update(trained, {}, fault=NOT_FINITE), ""
+        shared = select(values, self.broadcast.shared)
+        sent = {name: values[name] for name in self.broadcast.shared if name in self.moving}
+        delta = subtract(sent, self.received)
+        remembered = method.objective.remember(memory["objective"], shared)
+        memory["objective"], evidence = method.objective.finish(
+            remembered, self.broadcast.hint, delta, trained.num_steps, plan.learning_rate
+        )
+        rng = host.rng("evidence_after", self.device, plan.round)
+        evidence |= method.aggregator.evidence_after(host.model, self.shard, list(delta), self.batches, rng)
+        if trained.squares:
+            memory["mask"] = method.mask.absorb(memory["mask"], trained.squares)
+        kept = host.store.save(self.device, plan.round, DeviceState(drop(values, shared), memory))
+        self.rank = rank_of(host.job, self.device, memory["objective"])
+        return self._update(trained, on_wire(host.job, delta, self.rank), self.evidence | evidence), kept
+
+    def _update(
+        self, trained: Trained, delta: Tensors, evidence: Tensors | None = None, fault: str | None = None
+    ) -> ClientUpdate:
+        return ClientUpdate(
+            device=self.device,
+            num_samples=self.shard.num_samples,
+            num_steps=trained.num_steps,
+            delta=delta,
+            evidence=evidence or {},
+            rank=self.rank,
+            learning_rate=self.plan.learning_rate,
+            fault=fault,
+        )
