@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,91 +45,111 @@ class Prepared:
     """accuracy of trivial predictors on the test set: `majority` class, each device's `own_majority` class (where
     answers are texts the commonest one); in a
     regression R2 of the `mean` and of each device's `own_mean`"""
-    heterogeneity: dict[str, float]
+    heterogeneity: dict[str, float] = field(default_factory=dict)
     note: str = ""
     """what a person should know of the data"""
     sources: tuple[Stamp, ...] = ()
     """the files that the rows came from, as they were"""
 
 
-def prepare_federation(
-    task: Task,
-    data: DataConfig,
-    partition: Partition,
-    backbone: Backbone | Net,
-    num_devices: int,
-    seed: int,
-    folder: Path,
-    num_virtual: int = 0,
-    pooled: bool = False,
-) -> Prepared:
-    """Writes the federation's data to `folder`. Raises DataError, ConfigError or ModelError for what does not fit.
+@dataclass(frozen=True)
+class Recipe:
+    """Which rows a federation has, how they are dealt to devices, and for which model they are encoded."""
 
-    num_virtual: tokens that the PEFT kind puts before those of a sample. pooled: one device has all rows; the anchors
-    and the heterogeneity are those of the federation all the same.
-    """
-    if isinstance(backbone, Net):
-        return _prepare_points(task, data, partition, backbone, num_devices, seed, folder, pooled)
-    if task.answers_in_text:
-        return _prepare_instructions(task, data, partition, backbone, num_devices, seed, folder, num_virtual, pooled)
-    sources, task = stamps_of(task, data), effective_task(task, data)
+    task: Task
+    data: DataConfig
+    partition: Partition
+    backbone: Backbone | Net
+    num_devices: int
+    seed: int
+    num_virtual: int = 0
+    """tokens that the PEFT kind puts before those of a sample"""
+    pooled: bool = False
+    """one device has all rows; the anchors and the heterogeneity are those of the federation all the same"""
+
+    def split(self, train: Ints, test: Ints, num_labels: int) -> Split:
+        """By the labels of both sets."""
+        return self.partition.split(train, test, num_labels, self.num_devices, self.seed)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Both sets as they are saved, how they are dealt, and the training labels that this went by."""
+
+    sets: Sequence[EncodedSet | DenseSet]
+    split: Split
+    labels: Ints
+    num_labels: int
+
+
+def prepare_federation(recipe: Recipe, folder: Path) -> Prepared:
+    """Writes the federation's data to `folder`. Raises DataError, ConfigError or ModelError for what does not fit."""
+    if isinstance(recipe.backbone, Net):
+        made, prepared = _points(recipe, recipe.backbone)
+    else:
+        made, prepared = (_texts if recipe.task.answers_in_text else _classes)(recipe, recipe.backbone)
+    split, rows = made.split, [[np.arange(part.num_samples)] for part in made.sets]
+    dealt: list[Sequence[Rows]] = [*rows] if recipe.pooled else [split.train, split.test]
+    Federation(made.sets[0], made.sets[1], *dealt).save(folder)
+    found = heterogeneity(made.labels, [np.asarray(each) for each in split.train], made.num_labels)
+    return replace(prepared, heterogeneity=found)
+
+
+def _classes(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
+    """Texts that belong to classes."""
+    data, max_length = recipe.data, recipe.data.max_length
+    sources, task = stamps_of(recipe.task, data), effective_task(recipe.task, data)
     check_supported(backbone)
-    train, test = load(task, data, seed)
-    split = partition.split(train.labels, test.labels, task.num_classes, num_devices, seed)
+    train, test = load(task, data, recipe.seed)
+    split = recipe.split(train.labels, test.labels, task.num_classes)
     tokenizer, mode = load_tokenizer(backbone), backbone.encode_mode
-    num_rows = check_sizes(backbone, tokenizer, data.max_length, num_virtual)
+    num_rows = check_sizes(backbone, tokenizer, max_length, recipe.num_virtual)
     words = None if mode == "plain" else tuple(label_word_ids(task, tokenizer, mode))
-    encoded = [encode(examples, task, tokenizer, mode, data.max_length) for examples in (train, test)]
+    encoded = [encode(examples, task, tokenizer, mode, max_length) for examples in (train, test)]
     check_ids(num_rows, tokenizer, _used(encoded, words or ()))
-    encoded = with_types(encoded, backbone)
-    Federation(encoded[0], encoded[1], *_rows(encoded, split, pooled)).save(folder)
-    return Prepared(
-        task.num_classes,
-        words,
-        _accuracies(train.labels, test.labels, split),
-        heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], task.num_classes),
-        _said(*notes(backbone, task.num_classes), _about_cut_samples(encoded[0], encoded[1], data.max_length)),
-        sources,
-    )
+    sets = with_types(encoded, backbone)
+    note = _said(*notes(backbone, task.num_classes), _about_cut_samples(sets[0], sets[1], max_length))
+    anchors = _accuracies(train.labels, test.labels, split)
+    prepared = Prepared(task.num_classes, words, anchors, note=note, sources=sources)
+    return _Made(sets, split, train.labels, task.num_classes), prepared
 
 
-def _prepare_instructions(
-    task: Task,
-    data: DataConfig,
-    partition: Partition,
-    backbone: Backbone,
-    num_devices: int,
-    seed: int,
-    folder: Path,
-    num_virtual: int,
-    pooled: bool,
-) -> Prepared:
-    """The same for samples that are answered in text: their labels are categories."""
+def _texts(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
+    """Texts that are answered in text: their labels are categories."""
+    task, data, partition, max_length = recipe.task, recipe.data, recipe.partition, recipe.data.max_length
     check_supported(backbone)
     sources = stamps_of(task, data)
-    train, test = load_instructions(task, data, seed)
+    train, test = load_instructions(task, data, recipe.seed)
     if partition.deals_by_label and not train.has_categories:
         raise ConfigError(
             f"partition: {partition.kind} deals by category, and the rows of task {task.name} have none; name their "
             f"column with data.columns.category, or set partition to one of: {', '.join(sorted(WITHOUT_LABELS))}"
         )
-    num_categories = len(train.categories)
-    split = partition.split(train.labels, test.labels, num_categories, num_devices, seed)
+    split = recipe.split(train.labels, test.labels, len(train.categories))
     tokenizer = load_tokenizer(backbone)
-    num_rows = check_sizes(backbone, tokenizer, data.max_length, num_virtual)
+    num_rows = check_sizes(backbone, tokenizer, max_length, recipe.num_virtual)
     check_causal(backbone)
     form = effective_task(task, data).format
     encoded, cuts = zip(
-        *(encode_instructions(rows, form, tokenizer, data.max_length) for rows in (train, test)), strict=True
+        *(encode_instructions(rows, form, tokenizer, max_length) for rows in (train, test)), strict=True
     )
     check_ids(num_rows, tokenizer, _used(encoded))
-    sets = with_types(encoded, backbone)
-    Federation(sets[0], sets[1], *_rows(sets, split, pooled)).save(folder)
     numbers = {text: i for i, text in enumerate(dict.fromkeys([*train.responses, *test.responses]))}
     said = [np.array([numbers[text] for text in rows.responses], dtype=np.int64) for rows in (train, test)]
-    found = heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], num_categories)
-    note = _said(*notes(backbone, 0), _about_cuts(cuts, len(train) + len(test), data.max_length))
-    return Prepared(0, None, _accuracies(said[0], said[1], split), found, note, sources)
+    note = _said(*notes(backbone, 0), _about_cuts(cuts, len(train) + len(test), max_length))
+    prepared = Prepared(0, None, _accuracies(said[0], said[1], split), note=note, sources=sources)
+    return _Made(with_types(encoded, backbone), split, train.labels, len(train.categories)), prepared
+
+
+def _points(recipe: Recipe, net: Net) -> tuple[_Made, Prepared]:
+    """Samples that are no text."""
+    task, data = recipe.task, recipe.data
+    train, test = load_points(task, data, recipe.seed)
+    net.check(train.features.shape[1:])
+    num_labels = data.regression.num_regions if task.kind == "regression" else task.num_classes
+    split = recipe.split(train.labels, test.labels, num_labels)
+    prepared = Prepared(task.num_classes, None, _anchors(train, test, split))
+    return _Made([DenseSet.of(train), DenseSet.of(test)], split, train.labels, num_labels), prepared
 
 
 def _used(encoded: Sequence[EncodedSet], words: Sequence[int] = ()) -> dict[str, int | None]:
@@ -175,32 +195,6 @@ def _about_cuts(cuts: Sequence[Cut], num_samples: int, max_length: int) -> str:
         f"{prompts} prompts and {responses} responses of {num_samples} samples were cut to fit "
         f"data.max_length={max_length}"
     )
-
-
-def _prepare_points(
-    task: Task,
-    data: DataConfig,
-    partition: Partition,
-    net: Net,
-    num_devices: int,
-    seed: int,
-    folder: Path,
-    pooled: bool,
-) -> Prepared:
-    """The same for samples that are no text."""
-    train, test = load_points(task, data, seed)
-    net.check(train.features.shape[1:])
-    num_labels = data.regression.num_regions if task.kind == "regression" else task.num_classes
-    split = partition.split(train.labels, test.labels, num_labels, num_devices, seed)
-    sets = [DenseSet.of(train), DenseSet.of(test)]
-    Federation(sets[0], sets[1], *_rows(sets, split, pooled)).save(folder)
-    found = heterogeneity(train.labels, [np.asarray(rows) for rows in split.train], num_labels)
-    return Prepared(task.num_classes, None, _anchors(train, test, split), found)
-
-
-def _rows(sets: Sequence[EncodedSet | DenseSet], split: Split, pooled: bool) -> list[Sequence[Rows]]:
-    """Those of each device, in both sets."""
-    return [[np.arange(part.num_samples)] for part in sets] if pooled else [split.train, split.test]
 
 
 def _accuracies(train: Ints, test: Ints, split: Split) -> dict[str, float]:

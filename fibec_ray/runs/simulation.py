@@ -28,7 +28,7 @@ from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.learning.planning import plan_round
-from fibec_ray.learning.prepare import Prepared, prepare_federation
+from fibec_ray.learning.prepare import Prepared, Recipe, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
 from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries
@@ -213,17 +213,17 @@ def run_rounds(
 
 def prepare(experiment: Experiment, folder: Path) -> Prepared:
     """Writes RUN/data and RUN/config.yaml; nothing if the input is refused, so that the folder can be used again."""
-    prepared = prepare_federation(
-        experiment.task,
-        experiment.data,
-        experiment.partition,
-        experiment.backbone,
-        experiment.num_devices,
-        experiment.seed,
-        folder / "data",
-        experiment.method.peft.num_virtual,
-        experiment.method.pooled,
+    recipe = Recipe(
+        task=experiment.task,
+        data=experiment.data,
+        partition=experiment.partition,
+        backbone=experiment.backbone,
+        num_devices=experiment.num_devices,
+        seed=experiment.seed,
+        num_virtual=experiment.method.peft.num_virtual,
+        pooled=experiment.method.pooled,
     )
+    prepared = prepare_federation(recipe, folder / "data")
     write_settings(experiment, folder / "config.yaml")
     return prepared
 
