@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,10 @@ from fibec_ray.config.load import check
 from fibec_ray.fleets.site import Site
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.part import Passes
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
+from fibec_ray.types import Asked, ClientUpdate, Extra
 
 
 class Poisoned(Aggregator):
@@ -26,6 +28,12 @@ class Poisoned(Aggregator):
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
     ) -> Tensors:
         return {"x": torch.tensor([float("nan")])} if shard.num_samples == self.smallest else {}
+
+    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+        return {}
+
+    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+        return ()
 
 
 def poisoned_site(settings: dict[str, Any], folder: Path) -> tuple[Site, int]:
