@@ -66,6 +66,18 @@ def test_a_run_comes_through_the_log_of_a_job(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "home"]
 
 
+def test_nothing_that_comes_is_run(tmp_path: Path) -> None:
+    """Python files of the run's own parts come along."""
+    run = a_run(tmp_path / "home" / "run")
+    (run / "parts").mkdir()
+    (run / "parts" / "my_rules.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w').close()\n")
+    (run / "config.yaml").write_text("method: {aggregator: {kind: 'my_rules.py:X'}}\n")
+    for shared in (True, False):
+        fetch(OneShell(tmp_path), job(str(run)), tmp_path / str(shared), shared=shared)  # type: ignore[arg-type]
+        assert "parts/my_rules.py" in files_in(tmp_path / str(shared))
+    assert not (tmp_path / "sprung").exists()
+
+
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_a_folder_here_is_copied_only_if_it_is_said_to_be_shared(scheme: str, tmp_path: Path) -> None:
     """A job that names a private folder of whoever fetches gets the cluster's own folder packed, or nothing."""

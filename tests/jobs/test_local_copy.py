@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import make_digits
+from own_part import KIND, RULES, write_own_part
 
 from fibec_ray.checkpoints.checkpoint import rounds_kept
 from fibec_ray.config.experiment import Experiment
@@ -100,6 +101,23 @@ def test_a_home_keeps_a_logged_run_though_the_folder_here_is_lost(bucket: Path, 
 
     assert go_on(bucket, experiment, Sees()) is not None
     assert min(seen) >= 0, "it begins again from nothing"
+
+
+def test_a_part_of_the_users_own_is_at_home_too(bucket: Path, tmp_path: Path) -> None:
+    """So that the run goes on from another machine, and refuses another file there."""
+    _, settings = write_own_part(tmp_path / "configs")
+    experiment = check(settings, "test")
+    whole = simulate(experiment, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go_on(bucket, experiment, Interrupt(0))
+    shutil.rmtree(tmp_path / "runs")
+    assert (bucket / "parts" / "my_rules.py").read_text() == RULES
+    write_own_part(tmp_path / "other", RULES.replace("min(1.0,", "min(0.9,"))
+    other = settings["method"] | {"aggregator": f"{tmp_path}/other/{KIND}"}
+    with pytest.raises(RunDirError, match="my_rules.py is not what this run began with; put that back"):
+        go_on(bucket, check(settings | {"method": other}, "test"), Nobody())
+    run = go_on(bucket, experiment, Nobody())
+    assert run is not None and run.adapter_digest == whole.adapter_digest
 
 
 def test_a_start_that_fails_leaves_nothing_at_home(bucket: Path) -> None:

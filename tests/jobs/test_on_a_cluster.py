@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import make_digits
 from jobs import head as heads
+from own_part import RULES, write_own_part
 
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
@@ -37,9 +38,13 @@ def config(folder: Path, **changes: Any) -> tuple[str, dict[str, Any]]:
 
 
 def test_submit_follow_fetch_report(head: heads.Head, tmp_path: Path) -> None:
-    """On actors of the cluster. The run that comes back is, bit for bit, that of one process here."""
-    path, settings = config(tmp_path, fleet={"kind": "ray", "placement": "pooled", "num_actors": 1})
-    done = head.command("submit", path, "--follow")
+    """On actors of the cluster, with a part of the user's own, which they have from the job alone.
+
+    The run that comes back is, bit for bit, that of one process here.
+    """
+    fleet = {"kind": "ray", "placement": "pooled", "num_actors": 1}
+    path, settings = write_own_part(tmp_path / "configs", name="digits", fleet=fleet)
+    done = head.command("submit", str(path), "--follow")
     assert done.returncode == 0, done.stderr
     assert "job digits on http://127.0.0.1" in done.stdout and "round 1: global" in done.stdout
     assert "placement pooled: 1 device actors" in done.stdout and done.stderr == ""
@@ -48,6 +53,7 @@ def test_submit_follow_fetch_report(head: heads.Head, tmp_path: Path) -> None:
     done = head.command("fetch", "digits", str(fetched))
     assert done.returncode == 0, done.stderr
     assert "without checkpoints and data, which stay on the cluster" in done.stdout
+    assert (fetched / "parts" / "my_rules.py").read_text() == RULES
     here = simulate(check({**settings, "fleet": {"kind": "local"}}, "test"), tmp_path / "here")
     assert json.loads((fetched / "summary.json").read_text())["adapter_digest"] == here.adapter_digest
     assert log_digest(fetched) == log_digest(tmp_path / "here")
