@@ -1,4 +1,4 @@
-"""Types of command-line arguments.
+"""Types of command-line arguments, and the arguments of every command that takes an experiment.
 
 Text that no file system or URL can have is refused here, so that no command meets it.
 """
@@ -12,6 +12,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fibec_ray.errors import ConfigError
+
+RUNS_CODE = (
+    "A part may be your own: kind FILE.py:CLASS, beside the YAML that names it, or MODULE:CLASS. Reading a YAML that "
+    "names one runs that Python code. Look at a YAML and its Python files before you run somebody else's."
+)
 
 
 def path(text: str) -> Path:
@@ -48,3 +53,9 @@ def at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
     return number
+
+
+def add_config(parser: argparse.ArgumentParser, metavar: str = "CONFIG", what: str = "experiment, a YAML file") -> None:
+    parser.epilog = RUNS_CODE
+    parser.add_argument("config", type=path, metavar=metavar, help=what)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fibec_ray.cli.argument_types import path
+from fibec_ray.cli.argument_types import add_config, path
 from fibec_ray.cli.entry import advice, warn
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ Commands = Any
 
 def add_commands(commands: Commands) -> None:
     submit = commands.add_parser("submit", help="run an experiment as a job of a Ray cluster")
-    submit.add_argument("config", type=path, metavar="CONFIG", help="experiment, a YAML file")
-    submit.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20")
+    add_config(submit)
     submit.add_argument("--name", metavar="N", help="of the job; an earlier one's goes on in its run directory")
     submit.add_argument(
         "--out",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fibec_ray.cli import entry
-from fibec_ray.cli.argument_types import at_least_one, path, place
+from fibec_ray.cli.argument_types import RUNS_CODE, add_config, at_least_one, path, place
 from fibec_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return entry.run(partial(_checked, argv))
 
 
-RUNS_CODE = (
-    "A part may be your own: kind FILE.py:CLASS, beside the YAML that names it, or MODULE:CLASS. Reading a YAML that "
-    "names one runs that Python code. Look at a YAML and its Python files before you run somebody else's."
-)
 KEPT_CODE = "Runs the Python files in RUN/parts, if the run has parts of somebody's own."
 
 
@@ -82,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run an experiment")
-    _add_config(run)
+    add_config(run)
     run.add_argument(
         "--out", type=place, metavar="DIR", help="run directory, or its URL (default: runs/NAME, then runs/NAME-2 ...)"
     )
@@ -90,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     plan = commands.add_parser("plan", help="say what an experiment will take: memory, disk, bytes sent, work, time")
-    _add_config(plan)
+    add_config(plan)
     plan.add_argument("--out", type=path, metavar="DIR", default=Path("runs"), help="where it would run")
     plan.add_argument("--json", action="store_true", help="print plain values: bytes, seconds, operations")
     plan.set_defaults(command=_plan, prints=True)
@@ -120,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(command=_replay)
 
     show = commands.add_parser("show", help="print an experiment with all defaults filled in")
-    _add_config(show)
+    add_config(show)
     show.set_defaults(command=_show, prints=True)
 
     methods = commands.add_parser("methods", help="print the table of methods, and of parts that are not built in")
@@ -158,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.set_defaults(command=_runs, prints=True)
 
     sweep = commands.add_parser("sweep", help="run every variant and seed of a sweep, then print its table")
-    _add_config(sweep, "SWEEP", "sweep, a YAML file; or an experiment, with several values for some keys (method=a,b)")
+    add_config(sweep, "SWEEP", "sweep, a YAML file; or an experiment, with several values for some keys (method=a,b)")
     sweep.add_argument("--out", type=path, metavar="DIR", required=True, help="sweep directory; finished runs are kept")
     sweep.add_argument("--jobs", type=at_least_one, metavar="N", default=1, help="runs at a time (default: 1)")
     sweep.set_defaults(command=_sweep)
@@ -186,14 +182,6 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=path, metavar="DIR", help="write compare.md, compare.tex and CSVs there too")
     parser.add_argument("--anyway", action="store_true", help="even if data, partition or model differ")
     parser.set_defaults(command=_compare, prints=True)
-
-
-def _add_config(
-    parser: argparse.ArgumentParser, metavar: str = "CONFIG", what: str = "experiment, a YAML file"
-) -> None:
-    parser.epilog = RUNS_CODE
-    parser.add_argument("config", type=path, metavar=metavar, help=what)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20")
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -62,7 +62,10 @@ def find(kind: str, contract: type[Any]) -> type[Any] | None:
     module = load_file(Path(place)) if place.endswith(".py") else _imported(place)
     if name not in vars(module):
         raise ValueError(f"{place}: has no class {name!r}; {did_you_mean(name, classes_in(module, contract))}")
-    return checked(vars(module)[name], kind, contract)
+    found = checked(vars(module)[name], kind, contract)
+    if is_own(found) and "." in found.__qualname__:
+        raise ValueError(f"{kind}: is {found.__qualname__}, which a run cannot find again; move it to the top level")
+    return found
 
 
 def checked(found: Any, kind: str, contract: type[Any]) -> type[Any]:
@@ -112,8 +115,9 @@ def arrived(kind: str, source: Source) -> Any:
 
 
 def _same(kind: str, source: Source) -> type[Any]:
-    name = kind.rpartition(":")[2]
-    node = f"node {platform.node()}"
+    known, name, node = _known.get(kind), kind.rpartition(":")[2], f"node {platform.node()}"
+    if known is not None and source_of(known) == source:
+        return known
     try:
         module = _run(source, source.name) if source.text is not None else _imported(source.name)
         if _source(module) != source:
@@ -260,6 +264,11 @@ def _run(source: Source, where: str) -> ModuleType:
 def _imported(name: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"{name!r} is no name of a module; expected {FORMS}")
+    if name == "__main__":
+        raise ValueError(
+            "__main__ is the program that was started, or a notebook, which no other process has; put the class into a "
+            "file and name it FILE.py:CLASS"
+        )
     if name in sys.modules:
         return sys.modules[name]
     try:

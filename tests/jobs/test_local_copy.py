@@ -135,12 +135,14 @@ def test_a_start_that_fails_leaves_nothing_at_home(bucket: Path) -> None:
 
 def test_a_first_copy_that_stops_anywhere_can_be_gone_on_from(tmp_path: Path) -> None:
     """Files travel one by one: what has come is no run yet, or one that can be resumed."""
-    experiment = check(make_digits("scaffold", rounds=2), "test")
+    _, settings = write_own_part(tmp_path / "configs")
+    experiment = check(settings | {"method": settings["method"] | {"objective": "scaffold"}}, "test")
     whole = simulate(experiment, tmp_path / "whole")
     found = (path.relative_to(whole.folder).as_posix() for path in whole.folder.rglob("*") if path.is_file())
     names = sorted((name for name in found if not name.startswith(".")), key=turn)
-    settings, identity = names.index("config.yaml"), names.index("checkpoints/run.json")
-    for number in {1, 5, settings, settings + 1, identity + 1, identity + 9, len(names) - 3, len(names) - 1}:
+    kept, identity = names.index("config.yaml"), names.index("checkpoints/run.json")
+    assert names.index("parts/my_rules.py") < kept
+    for number in {1, 5, kept - 1, kept, kept + 1, identity + 1, identity + 9, len(names) - 3, len(names) - 1}:
         copy = tmp_path / f"copy {number}"
         for name in names[:number]:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)

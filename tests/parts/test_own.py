@@ -176,6 +176,12 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
         assert words in refusal(f"{tmp_path}/{name}.py:A")
 
 
+def test_a_class_of_a_program_or_of_a_function_is_refused_where_it_cannot_be_found_again(rules: Path) -> None:
+    assert "put the class into a file and name it FILE.py:CLASS" in refusal("__main__:ClippedMean")
+    rules.write_text(f"{RULES}\ndef make():\n    class Inner(Aggregator): pass\n    return Inner\nMade = make()\n")
+    assert "is make.<locals>.Inner, which a run cannot find again; move it to the top level" in refusal(f"{rules}:Made")
+
+
 def test_a_link_is_followed(tmp_path: Path, rules: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "linked.py").symlink_to(rules)
@@ -220,6 +226,19 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("gone", "no_such_package:X", own.GROUP),
     )
     monkeypatch.setattr(own, "_entry_points", lambda: points)
+
+
+def test_an_installed_package_is_asked_for_what_it_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "rules_for_tests-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: rules-for-tests\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(f"[{own.GROUP}]\nclipped_for_tests = rules_for_tests:ClippedMean\n")
+    (tmp_path / "rules_for_tests.py").write_text(RULES)
+    monkeypatch.syspath_prepend(tmp_path)
+    own._entry_points.cache_clear()
+    found = Method.model_validate({"aggregator": {"kind": "clipped_for_tests", "most": 2}}).aggregator
+    assert found.kind == "rules_for_tests:ClippedMean"
+    own._entry_points.cache_clear()
 
 
 @pytest.mark.usefixtures("offered")
@@ -329,9 +348,12 @@ def test_a_module_that_differs_on_the_other_side_is_refused(monkeypatch: pytest.
         own.arrived("no_such:X", own.Source("no_such", "0", None))
 
 
-def test_a_class_that_only_its_process_can_have_does_not_travel() -> None:
+def test_a_class_that_only_its_process_can_have_does_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     class Local(Aggregator):
-        pass
+        weight: int = 1
 
+    packed = pickle.dumps(Local(weight=2))
+    assert pickle.loads(packed) == Local(weight=2)
+    monkeypatch.setattr(own, "_known", {})
     with pytest.raises(FleetError, match="not at the top level of a file or module; put it there"):
-        pickle.loads(pickle.dumps(Local()))
+        pickle.loads(packed)

@@ -33,7 +33,7 @@ def half_made(folder: Path) -> bool:
     written = {name for name in names if name not in (LOCK, DRIVER, STARTING) and not _DRAFTS.fullmatch(name)}
     if STARTING in names:
         return written <= RUN_FILES
-    return written <= {"data", "config.yaml", "checkpoints"} and _only_a_start(folder, written)
+    return written <= {"data", "parts", "config.yaml", "checkpoints"} and _only_a_start(folder, written)
 
 
 def clear(folder: Path) -> None:
@@ -65,15 +65,26 @@ def _remove(path: Path) -> None:
 
 
 def _only_a_start(folder: Path, names: set[str]) -> bool:
-    """Whether data, settings and the folder of the identity are as a start leaves them, which writes in this order."""
+    """Whether data, files of a user's own parts, settings and the folder of the identity are as a start leaves them.
+
+    It writes in this order: what is beside no complete data is somebody else's.
+    """
     data = folder / "data"
     whole = "data" in names and _are_our_data(data)
     complete = whole and {path.name for path in data.iterdir()} >= _ROWS
     return (
         ("data" not in names or whole)
+        and ("parts" not in names or complete and _are_kept_files(folder / "parts"))
         and ("config.yaml" not in names or complete)
         and ("checkpoints" not in names or all(_DRAFTS.fullmatch(p.name) for p in (folder / "checkpoints").iterdir()))
     )
+
+
+def _are_kept_files(parts: Path) -> bool:
+    if parts.is_symlink() or not parts.is_dir():
+        return False
+    kept = re.compile(r"[^.].*\.py|\..+\.py\.\d+\.part")
+    return all(kept.fullmatch(path.name) and path.is_file() and not path.is_symlink() for path in parts.iterdir())
 
 
 def _are_our_data(data: Path) -> bool:

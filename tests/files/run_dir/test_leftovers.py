@@ -65,6 +65,7 @@ STOPPED: dict[str, tuple[bool, Callable[[Path], None]]] = {
     "a draft of the data": (False, write("data/.train.ab12_x/features.npy")),
     "the first half of the data": (True, but("config.yaml", "data/test", "data/test_rows.npy")),
     "data": (True, but("config.yaml")),
+    "data and a part of the user's own": (True, but("config.yaml", also=("parts/my.py", "parts/.more.py.17.part"))),
     "data and half of the settings": (True, but("config.yaml", also=(".config.yaml.4711.part",))),
     "data and settings": (True, but()),
     "half of the identity": (True, but(also=("checkpoints/.run.json.4711.part",))),
@@ -96,6 +97,9 @@ OWN: dict[str, tuple[bool, Callable[[Path], None]]] = {
     "an experiment and its data": (False, write("config.yaml", "data/train.csv")),
     "arrays in folders of those names": (False, write("data/train/x.npy", "data/test/x.npy")),
     "a draft of another program": (False, write(".download.part")),
+    "Python files in a folder of that name": (False, write("parts/my.py")),
+    "data and notes in a folder of that name": (True, but(also=("parts/notes.txt",))),
+    "parts that are somewhere else": (True, lambda folder: _link(folder, "parts")),
     "a note beside what a start left": (True, but(also=("notes.txt",))),
     "a note within what a start left": (True, but(also=("data/notes.txt",))),
     "a note beside the mark": (True, but(also=(".starting", "notes.txt"))),
@@ -106,9 +110,10 @@ OWN: dict[str, tuple[bool, Callable[[Path], None]]] = {
 }
 
 
-def _link(folder: Path) -> None:
-    (folder / "data").rename(folder.parent / "elsewhere")
-    (folder / "data").symlink_to(folder.parent / "elsewhere", target_is_directory=True)
+def _link(folder: Path, name: str = "data") -> None:
+    (folder / name).mkdir(exist_ok=True)
+    (folder / name).rename(folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere", target_is_directory=True)
 
 
 @pytest.mark.parametrize("options", [[], ["--resume"]])
