@@ -16,16 +16,6 @@ FINISHED = "finished"
 """The `status` in summary.json of a run that came to its end."""
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds a mapping; empty where there is no file."""
-    try:
-        return parsed(str(path), path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunDirError(f"{path}: cannot be read: {error}") from error
-
-
 def parsed(name: str, text: str) -> dict[str, Any]:
     """The mapping that a JSON file (by its name) or a YAML file holds; empty for an empty one. Raises RunDirError."""
     if not text:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 6
@@ -31,83 +33,76 @@ NONDETERMINISTIC = ("wall_time_s", "compute_s", "peak_memory_bytes", "actor", "a
 """Columns that two equal runs may disagree on: where and how fast the work was done, not what came out."""
 
 
-def _column(name: str, kind: pa.DataType, unit: str, doc: str) -> pa.Field:
-    return pa.field(name, kind, nullable=False, metadata={"unit": unit, "doc": doc})
+I32, I64, F64, TEXT, FLAG = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
 
 
-def _optional(name: str, kind: pa.DataType, unit: str, doc: str) -> pa.Field:
-    return pa.field(name, kind, nullable=True, metadata={"unit": unit, "doc": doc})
+def _column(name: str, kind: pa.DataType, unit: str, doc: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit, "doc": doc})
 
 
-_ROUND = _column("round", pa.int32(), "index", "communication round, from 0; -1 is the initialisation phase")
+_optional = partial(_column, nullable=True)
+
+
+_ROUND = _column("round", I32, "index", "communication round, from 0; -1 is the initialisation phase")
 
 ROUNDS = pa.schema(
     [
         _ROUND,
-        _column("sim_time_s", pa.float64(), "s", "simulated time at the end of the round, since the start of the run"),
-        _column("wall_time_s", pa.float64(), "s", "real time at the end of the round, since the start of the run"),
-        _column("bytes_up", pa.int64(), "B", "sent by devices in this round"),
-        _column("bytes_down", pa.int64(), "B", "sent to devices in this round"),
-        _column("bytes_total", pa.int64(), "B", "sent both ways since the start of the run"),
-        _column("num_devices", pa.int32(), "devices", "size of the cohort; all devices in round -1"),
-        _column("num_lost", pa.int32(), "devices", "devices of the cohort whose update never came"),
+        _column("sim_time_s", F64, "s", "simulated time at the end of the round, since the start of the run"),
+        _column("wall_time_s", F64, "s", "real time at the end of the round, since the start of the run"),
+        _column("bytes_up", I64, "B", "sent by devices in this round"),
+        _column("bytes_down", I64, "B", "sent to devices in this round"),
+        _column("bytes_total", I64, "B", "sent both ways since the start of the run"),
+        _column("num_devices", I32, "devices", "size of the cohort; all devices in round -1"),
+        _column("num_lost", I32, "devices", "devices of the cohort whose update never came"),
         _column(
-            "num_samples",
-            pa.int64(),
-            "samples",
-            "training samples visited in this round, repeats by local epochs included",
+            "num_samples", I64, "samples", "training samples visited in this round, repeats by local epochs included"
         ),
-        _column("num_samples_total", pa.int64(), "samples", "num_samples, summed since the start of the run"),
-        _column("num_batches", pa.int64(), "batches", "different batches that devices trained on in this round"),
-        _column("num_steps", pa.int64(), "steps", "optimiser steps of all devices in this round"),
-        _column("flops", pa.float64(), "FLOP", "floating point operations of all devices in this round"),
-        _optional("learning_rate", pa.float64(), "1", "local learning rate; null where nothing was trained"),
+        _column("num_samples_total", I64, "samples", "num_samples, summed since the start of the run"),
+        _column("num_batches", I64, "batches", "different batches that devices trained on in this round"),
+        _column("num_steps", I64, "steps", "optimiser steps of all devices in this round"),
+        _column("flops", F64, "FLOP", "floating point operations of all devices in this round"),
+        _optional("learning_rate", F64, "1", "local learning rate; null where nothing was trained"),
         _optional(
             "train_loss",
-            pa.float64(),
+            F64,
             "nats",
             "mean over the steps of this round, on what devices trained on (never on evaluation data): under a "
             "curriculum it rises as harder data joins; null where nothing was trained",
         ),
-        _optional("data_fraction", pa.float64(), "1", "batches visible / all batches, mean over the cohort"),
-        _optional(
-            "kept_fraction", pa.float64(), "1", "personal entries that the mask lets move / all, mean over the cohort"
-        ),
-        _optional("mask_overlap", pa.float64(), "1", "devices.mask_overlap, mean over the cohort's returning devices"),
+        _optional("data_fraction", F64, "1", "batches visible / all batches, mean over the cohort"),
+        _optional("kept_fraction", F64, "1", "personal entries that the mask lets move / all, mean over the cohort"),
+        _optional("mask_overlap", F64, "1", "devices.mask_overlap, mean over the cohort's returning devices"),
         _optional(
             "global_accuracy",
-            pa.float64(),
+            F64,
             "1",
             "global model on the test set; null where not evaluated, where heads are personal, and in a regression",
         ),
-        _optional("global_loss", pa.float64(), "nats", "global model on the test set, mean over samples"),
-        _optional("global_metric", pa.float64(), "1", "global model on the test set, in the task's own metric"),
-        _optional("personal_accuracy", pa.float64(), "1", "every device's own model on its own test shard, pooled"),
-        _optional(
-            "personal_loss", pa.float64(), "nats", "every device's own model on its own test shard, mean over samples"
-        ),
-        _optional("personal_metric", pa.float64(), "1", "personal predictions, pooled, in the task's own metric"),
-        _optional(
-            "personal_accuracy_trained", pa.float64(), "1", "personal_accuracy over devices that trained at least once"
-        ),
-        _optional("num_devices_trained", pa.int32(), "devices", "devices that trained at least once so far"),
-        _optional("adapter_digest", pa.string(), "hash", "of the shared tensors at the end of the round, bit by bit"),
+        _optional("global_loss", F64, "nats", "global model on the test set, mean over samples"),
+        _optional("global_metric", F64, "1", "global model on the test set, in the task's own metric"),
+        _optional("personal_accuracy", F64, "1", "every device's own model on its own test shard, pooled"),
+        _optional("personal_loss", F64, "nats", "every device's own model on its own test shard, mean over samples"),
+        _optional("personal_metric", F64, "1", "personal predictions, pooled, in the task's own metric"),
+        _optional("personal_accuracy_trained", F64, "1", "personal_accuracy over devices that trained at least once"),
+        _optional("num_devices_trained", I32, "devices", "devices that trained at least once so far"),
+        _optional("adapter_digest", TEXT, "hash", "of the shared tensors at the end of the round, bit by bit"),
         _optional(
             "num_quarantined",
-            pa.int32(),
+            I32,
             "devices",
             "devices of the cohort whose update came and was not averaged; means over the cohort leave them out",
         ),
         _optional(
             "global_perplexity",
-            pa.float64(),
+            F64,
             "1",
             "exp of the global model's mean loss over all tokens of the test set's responses; null where answers are "
             "no texts",
         ),
         _optional(
             "personal_perplexity",
-            pa.float64(),
+            F64,
             "1",
             "the same of every device's own model on its own test shard, over all tokens together",
         ),
@@ -118,77 +113,58 @@ ROUNDS = pa.schema(
 DEVICES = pa.schema(
     [
         _ROUND,
-        _column("device", pa.int32(), "index", "the device"),
-        _column("num_samples", pa.int64(), "samples", "size of the device's shard: its weight n_k in averages"),
-        _column(
-            "num_samples_seen", pa.int64(), "samples", "training samples visited, repeats by local epochs included"
-        ),
-        _column("num_batches_seen", pa.int64(), "batches", "different batches trained on"),
-        _column("num_steps", pa.int64(), "steps", "optimiser steps"),
-        _optional("learning_rate", pa.float64(), "1", "local learning rate; null where nothing was trained"),
-        _optional("train_loss", pa.float64(), "nats", "mean over the steps; null where nothing was trained"),
+        _column("device", I32, "index", "the device"),
+        _column("num_samples", I64, "samples", "size of the device's shard: its weight n_k in averages"),
+        _column("num_samples_seen", I64, "samples", "training samples visited, repeats by local epochs included"),
+        _column("num_batches_seen", I64, "batches", "different batches trained on"),
+        _column("num_steps", I64, "steps", "optimiser steps"),
+        _optional("learning_rate", F64, "1", "local learning rate; null where nothing was trained"),
+        _optional("train_loss", F64, "nats", "mean over the steps; null where nothing was trained"),
         _optional(
-            "difficulty_seen",
-            pa.float64(),
-            "method's own",
-            "mean difficulty score, as the curriculum has it, of what was seen",
+            "difficulty_seen", F64, "method's own", "mean difficulty score, as the curriculum has it, of what was seen"
         ),
-        _optional(
-            "grade_seen", pa.float64(), "grade", "mean true difficulty of what was seen, where the task knows it"
-        ),
-        _optional("length_seen", pa.float64(), "tokens", "mean length of the samples seen"),
-        _optional("kept_fraction", pa.float64(), "1", "personal entries that the mask lets move / all"),
+        _optional("grade_seen", F64, "grade", "mean true difficulty of what was seen, where the task knows it"),
+        _optional("length_seen", F64, "tokens", "mean length of the samples seen"),
+        _optional("kept_fraction", F64, "1", "personal entries that the mask lets move / all"),
         _optional(
             "mask_overlap",
-            pa.float64(),
+            F64,
             "1",
             "entries that the mask lets move now and at the device's last participation / at either (Jaccard)",
         ),
         _optional(
             "layer_keep_ratio",
-            pa.float64(),
+            F64,
             "1",
             "share of the layers that the spectrum of the device's loss asks to share, where the method looks at it",
         ),
+        _optional("fisher_trace", F64, "1", "sum of the diagonal Fisher information that the mask is based on"),
+        _optional("difficulty_loss_rank_corr", F64, "1", "Spearman correlation of difficulty and loss over the shard"),
         _optional(
-            "fisher_trace", pa.float64(), "1", "sum of the diagonal Fisher information that the mask is based on"
-        ),
-        _optional(
-            "difficulty_loss_rank_corr", pa.float64(), "1", "Spearman correlation of difficulty and loss over the shard"
-        ),
-        _optional(
-            "difficulty_length_rank_corr",
-            pa.float64(),
-            "1",
-            "Spearman correlation of difficulty and length over the shard",
+            "difficulty_length_rank_corr", F64, "1", "Spearman correlation of difficulty and length over the shard"
         ),
         _optional(
-            "difficulty_grade_rank_corr",
-            pa.float64(),
-            "1",
-            "Spearman correlation of difficulty and true grade over the shard",
+            "difficulty_grade_rank_corr", F64, "1", "Spearman correlation of difficulty and true grade over the shard"
         ),
-        _column("flops", pa.float64(), "FLOP", "floating point operations of this device-round"),
-        _column("sim_time_s", pa.float64(), "s", "simulated duration of this device-round: compute and transfer"),
-        _column("bytes_down", pa.int64(), "B", "received: shared tensors and the objective's hint"),
-        _column("bytes_up_delta", pa.int64(), "B", "sent: the change of the shared tensors"),
-        _column(
-            "bytes_up_evidence", pa.int64(), "B", "sent: what the method's parts add (Fisher factors, control variates)"
-        ),
-        _column("bytes_up", pa.int64(), "B", "sent in all"),
-        _column("compute_s", pa.float64(), "s", "real time that the device's work took"),
-        _column("peak_memory_bytes", pa.int64(), "B", "highest memory of the process that did the work"),
-        _column("actor", pa.string(), "name", "who did the work"),
-        _column("attempt", pa.int32(), "count", "0, or how often the work had been lost with an actor before"),
+        _column("flops", F64, "FLOP", "floating point operations of this device-round"),
+        _column("sim_time_s", F64, "s", "simulated duration of this device-round: compute and transfer"),
+        _column("bytes_down", I64, "B", "received: shared tensors and the objective's hint"),
+        _column("bytes_up_delta", I64, "B", "sent: the change of the shared tensors"),
+        _column("bytes_up_evidence", I64, "B", "sent: what the method's parts add (Fisher factors, control variates)"),
+        _column("bytes_up", I64, "B", "sent in all"),
+        _column("compute_s", F64, "s", "real time that the device's work took"),
+        _column("peak_memory_bytes", I64, "B", "highest memory of the process that did the work"),
+        _column("actor", TEXT, "name", "who did the work"),
+        _column("attempt", I32, "count", "0, or how often the work had been lost with an actor before"),
         _optional(
             "update_digest",
-            pa.string(),
+            TEXT,
             "hash",
             "of what the device sent, followed by that of what it keeps (personal tensors, memories) if it keeps any",
         ),
         _optional(
             "quarantined",
-            pa.string(),
+            TEXT,
             "reason",
             "why the update was not averaged (it is not finite, or does not fit the server's tensors); null if it was",
         ),
@@ -199,25 +175,13 @@ DEVICES = pa.schema(
 LAYERS = pa.schema(
     [
         _ROUND,
-        _column("layer", pa.int32(), "index", "transformer block, from 0 at the input"),
+        _column("layer", I32, "index", "transformer block, from 0 at the input"),
         _optional(
-            "sensitivity",
-            pa.float64(),
-            "method's own",
-            "score by which shared layers are chosen, mean over devices by n_k",
+            "sensitivity", F64, "method's own", "score by which shared layers are chosen, mean over devices by n_k"
         ),
-        _column(
-            "shared", pa.bool_(), "", "whether the layer's adapter is communicated (a global aggregation layer, GAL)"
-        ),
-        _optional(
-            "fisher_mass", pa.float64(), "1", "sum of the layer's diagonal Fisher information, mean over the cohort"
-        ),
-        _optional(
-            "kept_neurons",
-            pa.float64(),
-            "neurons",
-            "neurons of the layer that the mask lets move, mean over the cohort",
-        ),
+        _column("shared", FLAG, "", "whether the layer's adapter is communicated (a global aggregation layer, GAL)"),
+        _optional("fisher_mass", F64, "1", "sum of the layer's diagonal Fisher information, mean over the cohort"),
+        _optional("kept_neurons", F64, "neurons", "neurons of the layer that the mask lets move, mean over the cohort"),
     ]
 )
 """One row per layer and round; none where a method does not look at layers."""
@@ -225,13 +189,13 @@ LAYERS = pa.schema(
 BATCHES = pa.schema(
     [
         _ROUND,
-        _column("device", pa.int32(), "index", "the device"),
-        _column("batch", pa.int32(), "index", "the fixed batch, as the seeded split of the device's samples left it"),
-        _column("num_samples", pa.int64(), "samples", "size of the batch"),
-        _column("difficulty", pa.float64(), "method's own", "score by which the curriculum orders batches"),
-        _optional("loss", pa.float64(), "nats", "mean loss of the batch at the model that scored it"),
-        _column("length", pa.float64(), "tokens", "mean length of the batch's samples; 0 where they are no text"),
-        _optional("grade", pa.float64(), "grade", "mean true difficulty of the samples, where the task knows it"),
+        _column("device", I32, "index", "the device"),
+        _column("batch", I32, "index", "the fixed batch, as the seeded split of the device's samples left it"),
+        _column("num_samples", I64, "samples", "size of the batch"),
+        _column("difficulty", F64, "method's own", "score by which the curriculum orders batches"),
+        _optional("loss", F64, "nats", "mean loss of the batch at the model that scored it"),
+        _column("length", F64, "tokens", "mean length of the batch's samples; 0 where they are no text"),
+        _optional("grade", F64, "grade", "mean true difficulty of the samples, where the task knows it"),
     ]
 )
 """One row per device and fixed batch, in each round in which the device's curriculum scored them."""
@@ -239,11 +203,11 @@ BATCHES = pa.schema(
 EVALUATIONS = pa.schema(
     [
         _ROUND,
-        _column("device", pa.int32(), "index", "the device"),
-        _column("num_samples", pa.int64(), "samples", "size of the device's own test shard; 0 has no scores"),
-        _column("trained", pa.bool_(), "", "whether the device has trained at least once so far"),
-        _optional("accuracy", pa.float64(), "1", "the device's own model on its own test shard; null in a regression"),
-        _optional("loss", pa.float64(), "nats", "the device's own model on its own test shard, mean over samples"),
+        _column("device", I32, "index", "the device"),
+        _column("num_samples", I64, "samples", "size of the device's own test shard; 0 has no scores"),
+        _column("trained", FLAG, "", "whether the device has trained at least once so far"),
+        _optional("accuracy", F64, "1", "the device's own model on its own test shard; null in a regression"),
+        _optional("loss", F64, "nats", "the device's own model on its own test shard, mean over samples"),
     ]
 )
 """One row per device in each round that was evaluated. Pooled by num_samples they are rounds.personal_accuracy."""

@@ -15,37 +15,28 @@ import numpy as np
 import torch
 from torch import multiprocessing
 
-from fibec_ray.bench.rivals.training import (
-    Arguments,
-    flat,
-    load,
-    load_model,
-    load_workload,
-    read,
-    report,
-    train,
-    unflat,
-)
+from fibec_ray.bench.rivals import training
+from fibec_ray.bench.rivals.training import Arguments
 
 PROCESSES = 2
 
 
 def work(pipe: Any, folder: str, dtype: str, part: int) -> None:
     """Trains every other device of each cohort, round by round."""
-    workload, model = load_workload(folder), load_model(folder, dtype)
+    workload, model = training.load_workload(folder), training.load_model(folder, dtype)
     pipe.send(None)
     for t in range(workload.rounds):
-        received = unflat(pipe.recv(), workload.initial)
-        total = np.zeros_like(flat(received), dtype=np.float64)
+        received = training.unflat(pipe.recv(), workload.initial)
+        total = np.zeros_like(training.flat(received), dtype=np.float64)
         for place in range(part, workload.cohort_size, PROCESSES):
-            load(model, received)
-            train(model, workload, t, place)
-            total += flat(read(model))
+            training.load(model, received)
+            training.train(model, workload, t, place)
+            total += training.flat(training.read(model))
         pipe.send(total)
 
 
 def run(arguments: Arguments) -> None:
-    workload = load_workload(arguments.arrays)
+    workload = training.load_workload(arguments.arrays)
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for part in range(PROCESSES):
@@ -56,14 +47,14 @@ def run(arguments: Arguments) -> None:
         processes.append(process)
     for pipe in pipes:
         pipe.recv()
-    adapter, ends = flat(workload.initial), []
+    adapter, ends = training.flat(workload.initial), []
     for _ in range(workload.rounds):
         for pipe in pipes:
             pipe.send(adapter)
         # All devices have as many samples, so the weighted mean is the mean.
         adapter = (sum(pipe.recv() for pipe in pipes) / workload.cohort_size).astype(np.float32)
         ends.append(time.time())
-    report(arguments, ends, unflat(adapter, workload.initial), torch.__version__)
+    training.report(arguments, ends, training.unflat(adapter, workload.initial), torch.__version__)
     for process in processes:
         process.join()
 

@@ -22,17 +22,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.simulation import run_simulation
 
-from fibec_ray.bench.rivals.training import (
-    Arguments,
-    flat,
-    load,
-    load_model,
-    load_workload,
-    read,
-    report,
-    train,
-    unflat,
-)
+from fibec_ray.bench.rivals import training
+from fibec_ray.bench.rivals.training import Arguments
 
 NUM_NODES = 100
 ACTORS = 2
@@ -43,7 +34,7 @@ class SameCohorts(FedAvg):
 
     def __init__(self, arguments: Arguments):
         super().__init__(fraction_evaluate=0.0)
-        self._arguments, self._size = arguments, load_workload(arguments.arrays).cohort_size
+        self._arguments, self._size = arguments, training.load_workload(arguments.arrays).cohort_size
         self.ends: list[float] = []
 
     def configure_train(
@@ -74,12 +65,12 @@ def client() -> ClientApp:
     @app.train()
     def fit(message: Message, context: Context) -> Message:
         where = message.content["config"]
-        workload, model = load_workload(where["arrays"]), load_model(where["arrays"], where["dtype"])
+        workload, model = training.load_workload(where["arrays"]), training.load_model(where["arrays"], where["dtype"])
         (received,) = message.content["arrays"].to_numpy_ndarrays()
-        load(model, unflat(received, workload.initial))
-        loss = train(model, workload, where["round"], where["place"])
+        training.load(model, training.unflat(received, workload.initial))
+        loss = training.train(model, workload, where["round"], where["place"])
         metrics = {"num-examples": workload.samples_per_device, "loss": loss}
-        content = {"arrays": ArrayRecord([flat(read(model))]), "metrics": MetricRecord(metrics)}
+        content = {"arrays": ArrayRecord([training.flat(training.read(model))]), "metrics": MetricRecord(metrics)}
         return Message(content=RecordDict(content), reply_to=message)
 
     return app
@@ -90,11 +81,11 @@ def server(arguments: Arguments) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        workload, strategy = load_workload(arguments.arrays), SameCohorts(arguments)
-        start = ArrayRecord([flat(workload.initial)])
+        workload, strategy = training.load_workload(arguments.arrays), SameCohorts(arguments)
+        start = ArrayRecord([training.flat(workload.initial)])
         result = strategy.start(grid=grid, initial_arrays=start, num_rounds=workload.rounds)
         (adapter,) = result.arrays.to_numpy_ndarrays()
-        report(arguments, strategy.ends, unflat(adapter, workload.initial), flwr.__version__)
+        training.report(arguments, strategy.ends, training.unflat(adapter, workload.initial), flwr.__version__)
 
     return app
 

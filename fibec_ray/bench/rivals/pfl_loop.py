@@ -32,16 +32,8 @@ from pfl.model.pytorch import PyTorchModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from fibec_ray.bench.rivals.training import (
-    Arguments,
-    Classifier,
-    Workload,
-    adamw,
-    load,
-    load_workload,
-    read,
-    report,
-)
+from fibec_ray.bench.rivals import training
+from fibec_ray.bench.rivals.training import Arguments, Classifier, Workload
 
 NEVER = 1_000_000
 
@@ -75,14 +67,14 @@ def users(workload: Workload) -> FederatedDataset:
 
 
 def optimizer(weight_decay: float, parameters: Any, lr: float) -> torch.optim.Optimizer:
-    return adamw([parameter for parameter in parameters if parameter.requires_grad], lr, weight_decay)
+    return training.adamw([parameter for parameter in parameters if parameter.requires_grad], lr, weight_decay)
 
 
 def run(arguments: Arguments) -> None:
     torch.set_num_threads(1)
-    workload = load_workload(arguments.arrays)
+    workload = training.load_workload(arguments.arrays)
     settings, module = workload.settings, PflClassifier(workload, arguments.dtype)
-    load(module, workload.initial)
+    training.load(module, workload.initial)
     central = torch.optim.SGD(module.trainable().values(), lr=1.0)
     model = PyTorchModel(module, partial(optimizer, settings["weight_decay"]), central)
     data, ends = users(workload), Ends()
@@ -101,7 +93,7 @@ def run(arguments: Arguments) -> None:
         callbacks=[ends],
     )
     if ops.distributed.global_rank == 0:
-        report(arguments, ends.seconds, read(module), version("pfl"))
+        training.report(arguments, ends.seconds, training.read(module), version("pfl"))
 
 
 if __name__ == "__main__":
