@@ -26,8 +26,15 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 
 def config_of(spec: Backbone, **extra: Any) -> Any:
     """transformers' config of a backbone that is supported. Raises ModelError."""
+    from transformers import AutoConfig
+
     try:
-        config = _given(spec, extra) if spec.config is not None else _found(spec, extra)
+        if spec.config is not None:
+            config = AutoConfig.for_model(**{**spec.config, **extra})
+        else:
+            source = locate(spec.name or "minilm")
+            options = {"revision": revision(spec, source), "trust_remote_code": False}
+            config = AutoConfig.from_pretrained(source, **options, **extra)
     except Exception as error:  # the errors of transformers, huggingface_hub and safetensors have no common root
         if spec.config is not None:
             raise ModelError(no_model(spec, error)) from error
@@ -144,19 +151,6 @@ def no_model(spec: Backbone, error: Exception) -> str:
 def reason_of(error: Exception) -> str:
     """One line; some of these errors list every model there is."""
     return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
-
-
-def _given(spec: Backbone, extra: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(**{**(spec.config or {}), **extra})
-
-
-def _found(spec: Backbone, extra: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    source = locate(spec.name or "minilm")
-    return AutoConfig.from_pretrained(source, revision=revision(spec, source), trust_remote_code=False, **extra)
 
 
 def _not_supported(config: Any) -> str:

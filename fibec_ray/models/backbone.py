@@ -63,13 +63,16 @@ def open_base(spec: Backbone, folder: Path, device: str = "cpu", four_bits: bool
 
     four_bits: quantised as it is read (bitsandbytes' NF4, CUDA only).
     """
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     extra = {"quantization_config": _four_bits(spec)} if four_bits else {}
     model = auto_class(spec).from_pretrained(
         folder,
         dtype="auto",
         local_files_only=True,
         use_safetensors=True,
-        attn_implementation=_attention(spec, _stored_config(folder), device),
+        attn_implementation=_attention(spec, stored, device),
         trust_remote_code=False,
         **extra,
     )
@@ -125,12 +128,6 @@ def _attention(spec: Backbone, config: Any, device: str) -> str:
 
     attention.register()
     return attention.IN_FLOAT32
-
-
-def _stored_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _identity(spec: Backbone, seed: int, num_classes: int) -> str:
