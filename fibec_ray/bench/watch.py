@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def watch(command: Sequence[str], folder: Path, env: Mapping[str, str], limit_s:
             while child.poll() is None and time.time() - started < limit_s:
                 total, own = memory_bytes(child.pid)
                 peak, driver = max(peak, total), max(driver, own)
-                _wait(child, INTERVAL_S)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(INTERVAL_S)
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)  # its own group: Ray's processes end with their driver
@@ -80,13 +82,6 @@ def _pss(process: psutil.Process) -> int:
         return int(process.memory_full_info().pss)
     except psutil.Error:  # gone in the meantime
         return 0
-
-
-def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
-    try:
-        child.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
 
 
 def _tail(path: Path, num_lines: int = 5) -> str:

@@ -73,16 +73,13 @@ def _complaint(value: Any) -> str | None:
     if isinstance(value, int) and abs(value) > LARGEST:
         return f"found an integer of {value.bit_length()} bits; at most 63 are allowed"
     if isinstance(value, str) and (value != _printable(value)):
-        return f"has the character {_odd(value)!r}, which cannot be written; remove it"
+        odd = next(char for char in value if _unprintable(char))
+        return f"has the character {odd!r}, which cannot be written; remove it"
     return None
 
 
 def _printable(text: str) -> str:
     return "".join(char for char in text if not _unprintable(char))
-
-
-def _odd(text: str) -> str:
-    return next(char for char in text if _unprintable(char))
 
 
 def _unprintable(char: str) -> bool:

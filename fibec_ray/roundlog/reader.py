@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,15 +73,12 @@ def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
     except (pa.ArrowException, OSError, EOFError) as error:
         raise RunDirError(f"{path}: not a readable part of a round log ({error}); remove it or rerun") from error
     version = _version(path, (table.schema.metadata or {}).get(b"schema_version", b"none").decode())
-    for name in _added_after(version, path.parent.name):
+    later = (ADDED[added].get(path.parent.name, ()) for added in sorted(ADDED) if added > version)
+    for name in chain.from_iterable(later):
         table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
     if not table.schema.equals(schema):
         raise RunDirError(f"{path}: its columns are not those of a round log of version {version}")
     return table
-
-
-def _added_after(version: int, table: str) -> list[str]:
-    return [name for added in sorted(ADDED) if added > version for name in ADDED[added].get(table, ())]
 
 
 def _version(path: Path, found: str) -> int:

@@ -125,9 +125,9 @@ def refuse_driver(run_dir: Path) -> None:
 @contextmanager
 def taken(folder: Path, name: str) -> Iterator[Path]:
     """A new folder/name, or folder/name-2 and so on, which no other process gets. It is removed if it stays empty."""
-    missing = _missing(folder)
+    made = list[Path]()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_all(absolute(folder), made)
         path = next(path for path in _names(folder, name) if _make(path))
     except (OSError, ValueError) as error:
         raise RunDirError(
@@ -136,7 +136,7 @@ def taken(folder: Path, name: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        _remove_empty([path, *missing])
+        _remove_empty([path, *made[::-1]])
 
 
 def next_free(folder: Path, name: str) -> Path:
@@ -156,12 +156,6 @@ def _make(path: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _missing(path: Path) -> Sequence[Path]:
-    """The folder and those above it that are not there yet, from the inside out."""
-    path = absolute(path)
-    return [each for each in (path, *path.parents) if not each.exists()]
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
