@@ -14,7 +14,7 @@ from fibec_ray.method import AXES
 PACKAGE = Path(fibec_ray.__file__).parent
 
 LAYERS = (
-    ("__main__",),
+    ("__main__", "testing"),
     ("cli",),
     ("jobs", "sweep", "bench"),
     ("runs",),  # runs what config describes

@@ -7,24 +7,16 @@ from typing import Any
 
 from fibec_ray.config.load import check
 from fibec_ray.roundlog.reader import log_digest
-from fibec_ray.runs.simulation import Nobody, Run, simulate
+from fibec_ray.runs.simulation import Run
+from fibec_ray.testing import checks
 
 
-class Plug(Nobody):
-    """Watches a run, and fails it once so many device-rounds are done; remembers what the run had to say.
-
-    done: device-rounds of whole rounds so far.
-    """
+class Plug(checks.Plug):
+    """Remembers what the run had to say, too."""
 
     def __init__(self, after: int | None = None):
-        self.after, self.done, self.notes = after, 0, list[str]()
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        if stage != "train":
-            return
-        if self.after is not None and self.done + done >= self.after:
-            raise ConnectionError("the plug was pulled")
-        self.done += total if done == total else 0
+        super().__init__(after)
+        self.notes = list[str]()
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -32,11 +24,7 @@ class Plug(Nobody):
 
 def interrupted(settings: dict[str, Any], folder: Path, after: int) -> Path:
     """The folder of a run that failed after so many device-rounds."""
-    try:
-        simulate(check(settings, "test"), folder, Plug(after))
-    except ConnectionError:
-        return folder
-    raise AssertionError("it came to its end")
+    return checks.stopped(check(settings, "test"), folder, after)
 
 
 def result(run: Run | None, folder: Path) -> tuple[str, str, int]:

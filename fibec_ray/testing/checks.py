@@ -1,0 +1,189 @@
+"""The checks of one part: its fields, and runs of small experiments with it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.load import check
+from fibec_ray.errors import ConfigError, ModelError
+from fibec_ray.method import AXES, Method
+from fibec_ray.parts.part import Part, contract_of
+from fibec_ray.preflight.check import foresee
+from fibec_ray.roundlog.reader import log_digest, read_devices
+from fibec_ray.runs.resume import resume
+from fibec_ray.runs.simulation import Nobody, Run, cache_dir, prepare, resolved, simulate
+from fibec_ray.testing import tiny
+
+OPERATIONS = 0.05
+"""Relative difference between planned and counted operations that the plan may have."""
+
+
+class Broken(Exception):
+    """What a part does not keep to, in words."""
+
+
+class Skipped(Exception):
+    """Why a check does not apply."""
+
+
+def expect(kept: bool, otherwise: str) -> None:
+    if not kept:
+        raise Broken(otherwise)
+
+
+class Plug(Nobody):
+    """Fails a run once so many device-rounds are done, of all its rounds; None: never."""
+
+    def __init__(self, after: int | None = None):
+        self.after, self.done = after, 0
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if stage != "train":
+            return
+        if self.after is not None and self.done + done >= self.after:
+            raise ConnectionError("the plug was pulled")
+        self.done += total if done == total else 0
+
+
+def stopped(experiment: Experiment, folder: Path, after: int) -> Path:
+    """The folder of a run that failed after so many device-rounds."""
+    with suppress(ConnectionError):
+        simulate(experiment, folder, Plug(after))
+        raise AssertionError("the run came to its end")
+    return folder
+
+
+def axis_of(part: type[Part]) -> str:
+    """The axis whose contract a class derives from."""
+    return next(axis for axis, registry in AXES.items() if issubclass(part, contract_of(registry)))
+
+
+@dataclass
+class Trial:
+    """A part, and the others that it is checked with. folder: of the runs."""
+
+    part: type[Part]
+    beside: Mapping[str, Any]
+    folder: Path
+    _runs: dict[str, Run] = field(default_factory=dict)
+
+    def experiment(self, where: str) -> Experiment:
+        kind = self.part.model_fields["kind"].default
+        try:
+            return tiny.experiment(where, {**self.part.partners, **self.beside, axis_of(self.part): kind})
+        except ConfigError as error:
+            raise Skipped(str(error)) from error
+
+    def accepted(self) -> Experiment:
+        """The first small experiment that the part goes with."""
+        reasons = []
+        for where in tiny.PLACES:
+            try:
+                return self.experiment(where)
+            except Skipped as reason:
+                reasons.append(str(reason))
+        raise Broken(f"{reasons[0]}; what it needs beside it can be given, as in sharing=body")
+
+    @property
+    def place(self) -> str:
+        """The first small experiment that came to its end."""
+        if not self._runs:
+            raise Skipped("no small experiment with the part came to its end")
+        return next(iter(self._runs))
+
+    def run(self, where: str) -> Run:
+        if where not in self._runs:
+            try:
+                self._runs[where] = simulate(self.experiment(where), self.folder / where)
+            except (ConfigError, ModelError) as error:
+                raise Skipped(str(error)) from error
+        return self._runs[where]
+
+
+def fields(trial: Trial) -> str:
+    """The kind alone makes the part, and it is the same after a journey as JSON."""
+    part = trial.part
+    missing = [name for name, field in part.model_fields.items() if field.is_required()]
+    expect(not missing, f"{', '.join(missing)}: give it a default, so that the kind alone names the part")
+    expect(bool(part.__doc__), "it has no docstring; say in its first line what it does")
+    config = part.model_config
+    expect(config.get("frozen") is True and config.get("extra") == "forbid", "leave frozen and extra as Part sets them")
+    method = trial.accepted().method
+    expect(Method.model_validate_json(method.model_dump_json()) == method, "its fields are not the same after JSON")
+    return "has defaults, is frozen, is the same after JSON"
+
+
+def works(trial: Trial, where: str) -> str:
+    """Nothing is quarantined, all numbers are finite, and a second run gives the same bits."""
+    run = trial.run(where)
+    reasons = [reason for reason in read_devices(run.folder).column("quarantined").to_pylist() if reason]
+    expect(not reasons, f"the server quarantined a device's update: {next(iter(reasons), '')}")
+    numbers = [row[key] for row in run.rows for key in ("train_loss", "global_loss", "personal_loss")]
+    expect(all(math.isfinite(value) for value in numbers if value is not None), "a loss is not finite")
+    for path in sorted((run.folder / "checkpoints" / "devices").rglob("*.safetensors")):
+        bad = [
+            name for name, value in load_file(path).items() if value.is_floating_point() and not value.isfinite().all()
+        ]
+        expect(not bad, f"a device remembers numbers that are not finite: {', '.join(bad)}")
+    torch.rand(1), random.random(), np.random.rand()  # a part that draws from these has another state the second time
+    again = result(simulate(trial.experiment(where), trial.folder / f"{where}-again"))
+    expect(
+        again == result(run),
+        "two runs of one experiment differ; draw from the generator that a hook is given, and keep nothing in globals",
+    )
+    return f"{len(run.rows) - 1} rounds, twice with the same bits"
+
+
+def planned(trial: Trial) -> str:
+    """Bytes exactly and operations within 5 %, in each round and in the initialization phase."""
+    run, experiment = trial.run(trial.place), trial.experiment(trial.place)
+    outlook = foresee(experiment, prepare, trial.folder / "plan", cache_dir())
+    sent, work, worst = outlook.traffic, outlook.work, 0.0
+    bytes_up, bytes_down = (sent.opening_up, *sent.rounds_up), (sent.opening_down, *sent.rounds_down)
+    for row, up, down, flops in zip(
+        run.rows, bytes_up, bytes_down, (work.opening_flops, *work.rounds_flops), strict=True
+    ):
+        where = f"round {row['round']}"
+        expect(up == row["bytes_up"], f"{where}: {up:,} B up were planned, {row['bytes_up']:,} B were sent")
+        expect(down == row["bytes_down"], f"{where}: {down:,} B down were planned, {row['bytes_down']:,} B were sent")
+        off = abs(flops - row["flops"]) / (row["flops"] or 1)
+        expect(off <= OPERATIONS, f"{where}: {flops:.4g} operations were planned, {row['flops']:.4g} were counted")
+        worst = max(worst, off)
+    return f"bytes to the byte, operations within {100 * worst:.1f} %"
+
+
+def resumed(trial: Trial) -> str:
+    """Stopped in the third round, and in the middle of it."""
+    where = trial.place
+    experiment = trial.experiment(where)
+    folder = stopped(experiment, trial.folder / f"{where}-stopped", 2 * experiment.cohort_size + 1)
+    run = resume(folder)
+    assert run is not None
+    expect(result(run) == result(trial.run(where)), "a run that was stopped and resumed ends with another model or log")
+    return "stopped in round 2 and resumed: the same bits"
+
+
+def on_ray(trial: Trial) -> str:
+    where = trial.place
+    fleet = {"kind": "ray", "placement": "pooled", "num_actors": 2}
+    experiment = check({**resolved(trial.experiment(where)), "fleet": fleet}, where)
+    run = simulate(experiment, trial.folder / f"{where}-ray")
+    expect(result(run) == result(trial.run(where)), "two actors end with another model or log than one process")
+    return "two actors, the same bits as one process"
+
+
+def result(run: Run | None) -> tuple[str, str, int]:
+    """What equal runs agree on."""
+    assert run is not None
+    return run.adapter_digest, log_digest(run.folder), len(run.rows)
