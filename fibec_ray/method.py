@@ -141,12 +141,12 @@ class Method(BaseModel):
         """What devices send in a round, in words."""
         if self.pooled:
             return "nothing"
-        return "; ".join(part.sends for part in self.parts.values() if part.sends)
+        return "; ".join(part.sends for _, part in self.all_parts if part.sends)
 
     @property
     def keeps(self) -> str:
         """What outlasts a round beside the global model, and where, in words."""
-        return "; ".join(part.keeps for part in self.parts.values() if part.keeps)
+        return "; ".join(part.keeps for _, part in self.all_parts if part.keeps)
 
     @property
     def has_own_models(self) -> bool:

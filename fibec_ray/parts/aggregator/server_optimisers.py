@@ -45,10 +45,6 @@ class ServerOptimiser(Aggregator):
     def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
         """The step from Delta, and the new own state."""
 
-    @property
-    def sends(self) -> str:
-        return self.of.sends
-
     def evidence(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
     ) -> Tensors:
