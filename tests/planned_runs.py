@@ -13,6 +13,7 @@ from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.exchange import Exchange
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Devices
 from fibec_ray.reports import DeviceReport
@@ -38,7 +39,8 @@ def run(settings: dict[str, Any], folder: Path) -> Ran:
     made = anatomy(site.job, samples.shape)
     files = site.state_dir.rglob("*.safetensors")
     states = {(int(path.parent.name), int(path.stem)): path.stat().st_size for path in files}
-    exchange, devices = Exchange(site.job, made), Devices(site.job, made, samples)
+    rehearsal = Rehearsal(site.job, made)
+    exchange, devices = Exchange(rehearsal), Devices(rehearsal, samples)
     return Ran(site.job, exchange, devices, samples, [*fleet._opened.reports, *reports], states)
 
 

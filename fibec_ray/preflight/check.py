@@ -21,6 +21,7 @@ from fibec_ray.preflight.anatomy import Anatomy, anatomy
 from fibec_ray.preflight.disk import folder_bytes
 from fibec_ray.preflight.plan import Plan, make_plan
 from fibec_ray.preflight.refusal import refuse
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.room import look
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.speed import product_rate
@@ -41,15 +42,7 @@ def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Pat
     """What the fleet may count on. folder: the run directory, with its data in place. Raises CapacityError where the
     run would not fit."""
     samples = Samples.of(Federation.load(folder / "data"))
-    plan = _plan(
-        experiment,
-        job,
-        anatomy(job, samples.shape, samples.longest_answer),
-        samples,
-        folder,
-        cache_dir,
-        folder / "data",
-    )
+    plan = _plan(experiment, _rehearsal(job, samples), samples, folder, cache_dir, folder / "data")
     there = folder_bytes(folder)  # a part of what the plan counts
     refuse(replace(plan, room=replace(plan.room, run_disk=plan.room.run_disk + there)))
     return plan.memory.need
@@ -67,23 +60,28 @@ def foresee(
         prepared = prepare(experiment, Path(draft))
         job = experiment.job(prepared.num_classes, prepared.label_words)
         samples = Samples.of(Federation.load(Path(draft) / "data"))
-        made = anatomy(job, samples.shape, samples.longest_answer)
-        plan = _plan(experiment, job, made, samples, folder, cache_dir, Path(draft) / "data")
-        rate = _rate(experiment, job, made)
-        sent = traffic(job, made, samples)
-        return Outlook(plan, sent, work(experiment, job, made, samples, plan.seats, rate), rate)
+        rehearsal = _rehearsal(job, samples)
+        plan = _plan(experiment, rehearsal, samples, folder, cache_dir, Path(draft) / "data")
+        rate = _rate(experiment, job, rehearsal.anatomy)
+        sent = traffic(rehearsal, samples)
+        return Outlook(plan, sent, work(experiment, rehearsal, samples, plan.seats, rate), rate)
+
+
+def _rehearsal(job: Job, samples: Samples) -> Rehearsal:
+    return Rehearsal(job, anatomy(job, samples.shape, samples.longest_answer))
 
 
 def _plan(
-    experiment: Experiment, job: Job, made: Anatomy, samples: Samples, folder: Path, cache_dir: Path, data: Path
+    experiment: Experiment, rehearsal: Rehearsal, samples: Samples, folder: Path, cache_dir: Path, data: Path
 ) -> Plan:
+    job = rehearsal.job
     there = (
         isinstance(job.backbone, Backbone)
         and prepared_folder(job.backbone, job.seed, job.num_classes, cache_dir).is_dir()
     )
     room = look(experiment.fleet, folder, cache_dir, there)
     config = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-    return make_plan(experiment, job, made, samples, room, folder_bytes(data), len(config))
+    return make_plan(experiment, rehearsal, samples, room, folder_bytes(data), len(config))
 
 
 def _rate(experiment: Experiment, job: Job, made: Anatomy) -> float:

@@ -6,14 +6,13 @@ A server is opened on made-up tensors, and devices' updates are cut, taken in tu
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
 
 from fibec_ray.learning.fitting import on_wire, room_of
-from fibec_ray.learning.job import Job
-from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.tensors import Tensors, drop, num_bytes, select, with_prefix
 from fibec_ray.types import OPENING_ROUND, ClientUpdate
@@ -35,13 +34,13 @@ class Message:
 class Exchange:
     """Messages of a run, and what its devices and its server keep."""
 
-    def __init__(self, job: Job, anatomy: Anatomy):
-        self._job, self._anatomy = job, anatomy
-        self.rehearsal = Rehearsal(job, anatomy)
-        self.shared, self.personal, self.hint = self.rehearsal.shared, self.rehearsal.personal, self.rehearsal.hint
-        self.checkpoint_bytes = file_bytes(self.rehearsal.server.learnt)
-        self.server_bytes = self.checkpoint_bytes + num_bytes(anatomy.initial)
+    def __init__(self, rehearsal: Rehearsal):
+        self.rehearsal, self._job, self._anatomy = rehearsal, rehearsal.job, rehearsal.anatomy
+        self.shared, self.personal, self.hint = rehearsal.shared, rehearsal.personal, rehearsal.hint
+        self.checkpoint_bytes = file_bytes(rehearsal.server.learnt)
+        self.server_bytes = self.checkpoint_bytes + num_bytes(self._anatomy.initial)
         self._messages: dict[tuple[int | None, int, int], Message] = {}
+        self._wires: dict[tuple[int | None, frozenset[str]], Tensors] = {}
         self._states: dict[tuple[int, bool], int] = {}
 
     def opening(self, device: int) -> Message:
@@ -49,7 +48,7 @@ class Exchange:
         job = self._job
         if not job.method.opens:
             return Message(0, 0, 0)
-        down = on_wire(job, self._anatomy.initial, self._rank(device))
+        down = self._on_wire(self._anatomy.initial, room_of(job, device))
         scores = job.method.sharing.example_scores(self._anatomy.layout.num_layers)
         return Message(num_bytes(down), 0, scores.num_bytes)
 
@@ -57,7 +56,7 @@ class Exchange:
         """A device-round's. num_samples: the device's."""
         if self._job.stands_for is not None:
             return Message(0, 0, 0)
-        key = self._rank(device), round_, num_samples
+        key = room_of(self._job, device), round_, num_samples
         if key not in self._messages:
             self._messages[key] = self._message_of(*key)
         return self._messages[key]
@@ -69,13 +68,17 @@ class Exchange:
         moved = set(asked.shared).union(*(peft.moving(own, t, job.rounds) for t in range(min(round_, 2))))
         if round_:  # what the server makes of the first updates travels too
             moved |= self._anatomy.layout.carried
-        delta = on_wire(job, asked.shared, rank)
+        delta = self._on_wire(asked.shared, rank)
         update = ClientUpdate(0, num_samples, 1, delta, rank=rank, learning_rate=asked.learning_rate)
-        down = num_bytes(on_wire(job, select(self.shared, moved), rank)) + num_bytes(hint)
+        down = num_bytes(self._on_wire(moved, rank)) + num_bytes(hint)
         return Message(down, num_bytes(delta), self.rehearsal.extras_bytes(asked, update))
 
-    def _rank(self, device: int) -> int | None:
-        return room_of(self._job, device)
+    def _on_wire(self, names: Collection[str], rank: int | None) -> Tensors:
+        """Some tensors, as they travel."""
+        key = rank, frozenset(names)
+        if key not in self._wires:
+            self._wires[key] = on_wire(self._job, select(self._anatomy.initial, key[1]), rank)
+        return self._wires[key]
 
     def state_bytes(self, num_samples: int, opened: bool) -> int:
         """Of the file that a device with so many samples leaves behind, after the initialisation phase or a round."""

@@ -23,6 +23,7 @@ from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.disk import Disk
 from fibec_ray.preflight.exchange import Exchange
 from fibec_ray.preflight.memory import ActorMemory
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.room import Room
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.tensors import num_bytes
@@ -89,12 +90,12 @@ class Plan:
 
 
 def make_plan(
-    experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, room: Room, data_bytes: int, config_bytes: int
+    experiment: Experiment, rehearsal: Rehearsal, samples: Samples, room: Room, data_bytes: int, config_bytes: int
 ) -> Plan:
     """data_bytes: of the encoded data on disk; config_bytes: of the experiment as text. Raises CapacityError where no
     placement can be had; `refuse` does for all else."""
-    exchange = Exchange(job, anatomy)
-    needed, seats, holding = _memory_and_seats(experiment, job, anatomy, exchange, samples, room)
+    job, anatomy, exchange = rehearsal.job, rehearsal.anatomy, Exchange(rehearsal)
+    needed, seats, holding = _memory_and_seats(experiment, exchange, samples, room)
     sizes = _sizes(job, anatomy, exchange)
     taken = Disk(
         0 if room.base_is_there or isinstance(job.backbone, Net) else anatomy.all_base_bytes,
@@ -133,9 +134,10 @@ def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
 
 
 def _memory_and_seats(
-    experiment: Experiment, job: Job, anatomy: Anatomy, exchange: Exchange, samples: Samples, room: Room
+    experiment: Experiment, exchange: Exchange, samples: Samples, room: Room
 ) -> tuple[Memory, Seats, Holding | None]:
     """Where actors go depends on what one needs, and what one needs on its part of a GPU and on its lanes."""
+    job, anatomy = exchange.rehearsal.job, exchange.rehearsal.anatomy
     on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
     share = _seats(experiment, job, room, UNFORESEEN).placement.gpus_per_actor
     on_gpu = share > 0

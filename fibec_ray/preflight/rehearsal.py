@@ -71,7 +71,10 @@ class Rehearsal:
 
     def __init__(self, job: Job, anatomy: Anatomy):
         self.job, self.anatomy = job, anatomy
-        self.server = self._tried(self._opened_server)
+        try:
+            self.server = self._opened_server(anatomy.initial)
+        except Exception:  # some part looks at values
+            self.server = self._opened_server(blank(anatomy.initial))
         broadcast = self.server.broadcast(0)
         self.shared: Tensors = dict(broadcast.shared)
         self.hint: Tensors = dict(broadcast.hint)
@@ -124,7 +127,8 @@ class Rehearsal:
     ) -> tuple[Tensors, Sequence[Ask]]:
         """A curriculum's memory of samples of these lengths, and the passes that it takes."""
         curriculum = self.job.method.curriculum.as_planned()
-        scan, rng = self._scan(lengths, batches), seeds.generator(self.job.seed, "curriculum", device)
+        zero, rng = torch.zeros(()), seeds.generator(self.job.seed, "curriculum", device)
+        scan = self._scan(lengths, batches, {name: zero.expand(value.shape) for name, value in self._trained.items()})
         with named(curriculum, "prepare"):
             return curriculum.prepare(scan, rng, round_), scan.asked
 
@@ -135,16 +139,16 @@ class Rehearsal:
                 return work()
         return work()
 
-    def _opened_server(self) -> Server:
-        job, anatomy = self.job, self.anatomy
-        server = Server(job, blank(anatomy.initial), anatomy.layout)
-        server.open([LayerReport(0, 1, job.method.sharing.example_scores(anatomy.layout.num_layers))])
+    def _opened_server(self, initial: Tensors) -> Server:
+        server = Server(self.job, initial, self.anatomy.layout)
+        scores = self.job.method.sharing.example_scores(self.anatomy.layout.num_layers)
+        server.open([LayerReport(0, 1, scores)])
         return server
 
     def _rehearse(self) -> Rehearsed:
         """A device's initialisation phase and its first participations, in the order in which `DeviceWorker` has it."""
         method, mask = self.job.method, self.job.method.mask.as_planned()
-        scan, kept = self._small_scan(), dict[str, Tensors]()
+        scan, kept = self._small_scan(self._trained), dict[str, Tensors]()
         if mask.opens:
             with named(mask, "prepare"):
                 kept["mask"] = mask.prepare(scan, self._rng())
@@ -165,7 +169,7 @@ class Rehearsal:
         """kept: memories by axis, which become the new ones. Returns what the objective sends, too."""
         method, anatomy = self.job.method, self.anatomy
         mask, objective, solver = method.mask.as_planned(), method.objective, method.solver
-        memory, values, scan = dict(kept.get("objective", {})), blank(anatomy.initial), self._small_scan()
+        memory, values, scan = dict(kept.get("objective", {})), blank(anatomy.initial), self._small_scan(self.personal)
         with named(mask, "refresh"):
             kept["mask"] = mask.refresh(kept.get("mask", {}), scan, list(self.personal), self._rng())
             squares = mask.watches(kept["mask"])
@@ -173,7 +177,7 @@ class Rehearsal:
         with named(solver, "solve"):
             kept["solver"] = solver.solve(session, kept.get("solver", {}))
         shared_model = any(not one.own_model for one in session.trainings)
-        params = {name: nn.Parameter(value) for name, value in drop(values, anatomy.layout.carried).items()}
+        params = {name: nn.Parameter(value) for name, value in select(values, self._trained).items()}
         for param in params.values():
             param.grad = torch.zeros_like(param)
         asked, rate = self.server.asked(0), learning_rate(self.job, 0)
@@ -195,13 +199,16 @@ class Rehearsal:
         carried, epochs, values = self.anatomy.layout.carried, self.job.local.epochs, blank(self.anatomy.initial)
         return TrialSession(values, values, frozenset(self.shared), carried, epochs)
 
-    def _small_scan(self) -> TrialScan:
-        return self._scan(torch.ones(1, dtype=torch.int64), [torch.zeros(1, dtype=torch.int64)])
+    @property
+    def _trained(self) -> Tensors:
+        return drop(self.anatomy.initial, self.anatomy.layout.carried)
 
-    def _scan(self, lengths: Tensor, batches: Sequence[Tensor]) -> TrialScan:
-        anatomy = self.anatomy
-        names = drop(anatomy.initial, anatomy.layout.carried)
-        return TrialScan(anatomy.model, TrialShard(anatomy.batch, lengths), batches, names, self._rng())
+    def _small_scan(self, like: Tensors) -> TrialScan:
+        return self._scan(torch.ones(1, dtype=torch.int64), [torch.zeros(1, dtype=torch.int64)], blank(like))
+
+    def _scan(self, lengths: Tensor, batches: Sequence[Tensor], diagonal: Tensors) -> TrialScan:
+        shard = TrialShard(self.anatomy.batch, lengths)
+        return TrialScan(self.anatomy.model, shard, batches, diagonal, self._rng())
 
     def _rng(self) -> torch.Generator:
         return seeds.generator(self.job.seed, "preflight")

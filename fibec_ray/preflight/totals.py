@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.fleets.placement import ACTOR_CPU_S
-from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import cohorts
-from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.exchange import Exchange, Message
 from fibec_ray.preflight.plan import Seats
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Amount, Devices
 
@@ -58,8 +57,8 @@ class Work:
     run_s: float
 
 
-def traffic(job: Job, anatomy: Anatomy, samples: Samples) -> Traffic:
-    exchange = Exchange(job, anatomy)
+def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
+    job, exchange = rehearsal.job, Exchange(rehearsal)
     opened = [exchange.opening(device) for device in range(job.num_devices)]
     rounds = [
         [exchange.message(device, t, len(samples.train[device])) for device in cohort]
@@ -76,9 +75,9 @@ def traffic(job: Job, anatomy: Anatomy, samples: Samples) -> Traffic:
     )
 
 
-def work(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, seats: Seats, rate: float) -> Work:
+def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: Seats, rate: float) -> Work:
     """rate: flop/s of a process's products, with the threads of the fleet."""
-    devices, count = Devices(job, anatomy, samples), seats.placement.num_actors
+    job, devices, count = rehearsal.job, Devices(rehearsal, samples), seats.placement.num_actors
     opened = sum((devices.opening(device) for device in range(job.num_devices)), Amount())
     rounds = [
         sum((devices.device_round(device, t) for device in cohort), Amount()) for t, cohort in enumerate(cohorts(job))
@@ -86,7 +85,7 @@ def work(experiment: Experiment, job: Job, anatomy: Anatomy, samples: Samples, s
     own = "personal" not in job.method.sharing.lacks or job.method.has_own_models
     times = sum(experiment.evaluates(t) for t in range(job.rounds))
     evaluated = devices.evaluation(own).times(times)
-    layers = max(1, anatomy.layout.num_layers)
+    layers = max(1, rehearsal.anatomy.layout.num_layers)
 
     def seconds(amount: Amount, at_once: int) -> float:
         return ((amount.flops + amount.again) / (rate * EFFICIENCY) + amount.steps * layers * BLOCK_S) / max(1, at_once)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fibec_ray.curvature.fisher import Fisher, FisherScan, Label, Scope
 from fibec_ray.model_types import Batch, LocalModel, Shard
 from fibec_ray.parts.solver.base import Pull
-from fibec_ray.tensors import Tensors, clone, drop
+from fibec_ray.tensors import Tensors, clone, drop, select
 
 Ask = tuple[Label, Scope] | None
 """A pass of squared gradients; None: of losses alone."""
@@ -37,14 +37,15 @@ class TrialShard:
 
 
 class TrialScan(FisherScan):
-    """rng: of made-up traces and losses."""
+    """diagonal: made up, of all tensors that may be asked for. rng: of made-up traces and losses."""
 
     def __init__(
-        self, model: LocalModel, shard: Shard, batches: Sequence[Tensor], names: Collection[str], rng: torch.Generator
+        self, model: LocalModel, shard: Shard, batches: Sequence[Tensor], diagonal: Tensors, rng: torch.Generator
     ):
-        super().__init__(model, shard, batches, names, rng)
+        super().__init__(model, shard, batches, diagonal, rng)
         self.asked: list[Ask] = []
         """the passes that it would have run, in order"""
+        self._diagonal = diagonal
 
     def _forward(self) -> Tensor:
         self.asked.append(None)
@@ -53,8 +54,8 @@ class TrialScan(FisherScan):
     def _pass(self, label: Label, scope: Scope) -> Fisher:
         self.asked.append((label, scope))
         numbers = torch.rand(self.shard.num_samples, generator=self._rng)
-        names = [n for n in self.model.trainable if n in self._names and (scope == "all" or self.model.is_adapter(n))]
-        return Fisher(numbers, numbers, {name: torch.zeros(self.model.trainable[name].shape) for name in names})
+        names = [name for name in self._diagonal if scope == "all" or self.model.is_adapter(name)]
+        return Fisher(numbers, numbers, select(self._diagonal, names))
 
 
 @dataclass(frozen=True)

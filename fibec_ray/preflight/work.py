@@ -21,7 +21,6 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.pooled import steps_of
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.part import Passes
-from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Lengths, Samples
 from fibec_ray.preflight.trial import Ask, Training, once
@@ -49,15 +48,15 @@ class Amount:
 class Devices:
     """The work of a run's devices. Rounds must be asked for in order: some work is done at first participations."""
 
-    job: Job
-    anatomy: Anatomy
+    rehearsal: Rehearsal
     samples: Samples
     _memory: dict[int, Tensors] = field(default_factory=dict)
     """the curriculum's, by device"""
     _took_part: Counter[int] = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
-        self._rehearsal = Rehearsal(self.job, self.anatomy)
+    @property
+    def job(self) -> Job:
+        return self.rehearsal.job
 
     def opening(self, device: int) -> Amount:
         """The initialisation phase of one device."""
@@ -65,15 +64,15 @@ class Devices:
         if not method.opens:
             return Amount()
         ordering = self._order(device, OPENING_ROUND) if method.curriculum.opens else []
-        total = self._scans(lengths, [*ordering, *self._rehearsal.found.opening_scans])
-        for passes in self._rehearsal.score_passes:
+        total = self._scans(lengths, [*ordering, *self.rehearsal.found.opening_scans])
+        for passes in self.rehearsal.score_passes:
             total += self._own_passes(lengths, passes)
         return total
 
     def device_round(self, device: int, round_: int) -> Amount:
         job, curriculum = self.job, self.job.method.curriculum
         lengths, batches = self.samples.train[device], self._batches(device)
-        taken, total = self._rehearsal.participation(self._took_part[device]), Amount()
+        taken, total = self.rehearsal.participation(self._took_part[device]), Amount()
         if curriculum.due(self._memory.get(device, {}), round_):
             total += self._scans(lengths, self._order(device, round_))
         rng = seeds.generator(job.seed, "visible", device, round_)
@@ -82,7 +81,7 @@ class Devices:
         total += self._training(lengths, visible, len(batches), round_, taken.trainings)
         total += self._scans(seen, taken.scans)
         total += self._grouped(seen, job.local.batch_size).times(taken.num_teachers)
-        for passes in self._rehearsal.round_passes(round_):
+        for passes in self.rehearsal.round_passes(round_):
             total += self._own_passes(lengths, passes)
         self._took_part[device] += 1
         return total
@@ -93,7 +92,7 @@ class Devices:
         for device in range(self.job.num_devices if keeps_personal else 0):
             total += self._grouped(self.samples.own_test[device], self.job.eval_batch_size)
             if len(self.samples.own_test[device]):
-                total += self._trained(self.samples.train[device], self._batches(device), self._rehearsal.found.tuning)
+                total += self._trained(self.samples.train[device], self._batches(device), self.rehearsal.found.tuning)
         return total
 
     def _training(
@@ -119,7 +118,7 @@ class Devices:
     def _order(self, device: int, round_: int) -> Sequence[Ask]:
         """The curriculum makes a new memory of the device's data. Returns the passes that it takes."""
         lengths = torch.from_numpy(self.samples.train[device])
-        self._memory[device], asked = self._rehearsal.order(lengths, self._batches(device), round_, device)
+        self._memory[device], asked = self.rehearsal.order(lengths, self._batches(device), round_, device)
         return asked
 
     def _scans(self, lengths: Lengths, asked: Sequence[Ask]) -> Amount:
@@ -145,10 +144,10 @@ class Devices:
         return total
 
     def _pass(self, lengths: Lengths, backwards: int = 0) -> Amount:
-        flops = self.anatomy.forward_flops(len(lengths), int(lengths.max()))
-        flops += self.anatomy.answer_flops * self.samples.answer_share * float(lengths.sum())
+        flops = self.rehearsal.anatomy.forward_flops(len(lengths), int(lengths.max()))
+        flops += self.rehearsal.anatomy.answer_flops * self.samples.answer_share * float(lengths.sum())
         again = flops * backwards if self._recomputes else 0.0
-        return Amount(flops * (1 + backwards * self.anatomy.backward_share), 1 + backwards, again)
+        return Amount(flops * (1 + backwards * self.rehearsal.anatomy.backward_share), 1 + backwards, again)
 
     @property
     def _recomputes(self) -> bool:

@@ -20,6 +20,7 @@ from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.exchange import Exchange
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Devices
 from fibec_ray.reports import DeviceReport
@@ -66,7 +67,8 @@ def test_lanes_come_to_what_devices_come_to_alone(method: str, tmp_path: Path) -
 
     samples = Samples.of(Federation.load(site.data_dir))
     made = anatomy(site.job, samples.shape, samples.longest_answer)
-    exchange, devices = Exchange(site.job, made), Devices(site.job, made, samples)
+    rehearsal = Rehearsal(site.job, made)
+    exchange, devices = Exchange(rehearsal), Devices(rehearsal, samples)
     flops = 0.0
     for report in alone:
         opening = report.round < 0

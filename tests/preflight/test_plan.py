@@ -15,6 +15,7 @@ from fibec_ray.fleets.placement import Resources, decide
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.plan import Plan, make_plan
 from fibec_ray.preflight.refusal import refuse
+from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.room import Room
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.totals import Work, work
@@ -40,7 +41,7 @@ def plan(room: Room, method: str = "fedavg", **changes: Any) -> Plan:
     job = experiment.job(2, words)
     lengths = [np.full(12, 16) for _ in range(experiment.num_devices)]
     samples = Samples(lengths, lengths, np.concatenate(lengths))
-    return make_plan(experiment, job, anatomy(job), samples, room, data_bytes=10_000, config_bytes=2_000)
+    return make_plan(experiment, Rehearsal(job, anatomy(job)), samples, room, data_bytes=10_000, config_bytes=2_000)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +249,7 @@ def worked(backbone: dict[str, Any]) -> Work:
     experiment = check(make_tiny("fedavg", backbone=backbone), "test")
     job, lengths = experiment.job(2, None), [np.full(12, 16) for _ in range(experiment.num_devices)]
     samples, made = Samples(lengths, lengths, np.concatenate(lengths)), anatomy(job)
-    return work(experiment, job, made, samples, plan(room(), backbone=backbone).seats, rate=1e6)
+    return work(experiment, Rehearsal(job, made), samples, plan(room(), backbone=backbone).seats, rate=1e6)
 
 
 def test_lanes_multiply_what_a_pass_holds() -> None:
