@@ -17,7 +17,7 @@ from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.part import build
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
@@ -67,7 +67,9 @@ PAD = 1
 def made(part: Peft, family: str, head: Any, cache: Path, seed: int = 0, **changes: Any) -> TorchModel:
     config = {"model_type": family, **FAMILIES[family], **changes.pop("config", {})}
     spec = Backbone(init="random", config=config, tokenizer="minilm", head=head, **changes)
-    return TorchModel(spec, prepare(spec, 0, 3, cache), part, 3, WORDS if head.endswith("_lm") else None, seed)
+    return TorchModel(
+        ModelSpec(spec, part, 3, WORDS if head.endswith("_lm") else None, seed), prepare(spec, 0, 3, cache)
+    )
 
 
 def part_of(name: str) -> Peft:

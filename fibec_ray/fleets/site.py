@@ -112,21 +112,13 @@ class Site:
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         from fibec_ray.models.net_model import NetModel
-        from fibec_ray.models.torch_model import TorchModel
+        from fibec_ray.models.torch_model import ModelSpec, TorchModel
 
         job = self.job
         if isinstance(job.backbone, Net):
             return NetModel(job.backbone, federation.shape, job.num_classes, job.seed, device)
-        return TorchModel(
-            job.backbone,
-            self.prepare_base(),
-            job.method.peft,
-            job.num_classes,
-            job.label_words,
-            job.seed,
-            device,
-            self.beside,
-        )
+        what = ModelSpec(job.backbone, job.method.peft, job.num_classes, job.label_words, job.seed)
+        return TorchModel(what, self.prepare_base(), device, self.beside)
 
 
 def assemble_evaluation(

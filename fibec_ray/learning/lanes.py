@@ -9,7 +9,7 @@ A lane's results do not depend on the others, but for the rounding of sums over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fibec_ray.curvature.per_sample import Caught, Part
 from fibec_ray.learning.meeting import Meeting
 from fibec_ray.model_types import Batch, LaneBatch, LanedModel, Outputs, Work
-from fibec_ray.tensors import Tensors
+from fibec_ray.models.alone import Named
 
 T = TypeVar("T")
 
@@ -95,14 +95,13 @@ class Lanes:
         return dict(sorted(answers.items()))
 
 
-class LaneModel:
+class LaneModel(Named):
     """One lane. Implements `LocalModel`, with values of its own; at first those of the model."""
 
     def __init__(self, model: LanedModel, meeting: Meeting):
         self._model, self._meeting = model, meeting
         self.trainable = {name: nn.Parameter(value.detach().clone()) for name, value in model.trainable.items()}
         self.holders, self.adapter_config = model.holders, model.adapter_config
-        self.carried: Collection[str] = ()
         self._shared: _Shared | None = None
         self.num_layers, self.work = model.num_layers, Work()
         self.training, self.rank = False, None  # type: bool, int | None
@@ -112,14 +111,6 @@ class LaneModel:
 
     def is_adapter(self, name: str) -> bool:
         return self._model.is_adapter(name)
-
-    @torch.no_grad()
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.trainable[name].copy_(value)
-
-    def read(self, names: Collection[str] | None = None) -> Tensors:
-        return {n: p.detach().cpu().clone() for n, p in self.trainable.items() if names is None or n in names}
 
     def set_rank(self, rank: int | None) -> None:
         self.rank = rank

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fibec_ray.curvature.per_sample import Caught, catch
 from fibec_ray.model_types import Batch, Outputs
+from fibec_ray.tensors import Tensors
 
 
-class Alone:
+class Named:
+    """`load`, `read` and `carried` of `LocalModel`."""
+
+    trainable: Mapping[str, nn.Parameter]
+    carried_values: Mapping[str, nn.Parameter] = {}
+
+    @property
+    def carried(self) -> Collection[str]:
+        return self.carried_values.keys()
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        tensors = {**self.trainable, **self.carried_values}
+        for name, value in values.items():
+            tensors[name].copy_(value)
+
+    def read(self, names: Collection[str] | None = None) -> Tensors:
+        tensors = {**self.trainable, **self.carried_values}
+        return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
+
+
+class Alone(Named):
     """`watched` and `grad` of `LocalModel`, from its `forward` and `holders`."""
 
     forward: Any

@@ -5,7 +5,6 @@ Shapes: B samples, C scores, p numbers of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from fibec_ray.curvature.per_sample import collect_holders
 from fibec_ray.model_types import Batch, DenseBatch, Likelihood, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.nets import Net, Network, Shape
-from fibec_ray.tensors import Tensors
 
 
 class NetModel(Alone):
@@ -38,7 +36,6 @@ class NetModel(Alone):
         self.forward_flops = _forward_flops(self.net, shape)
         self.net.to(self.device)
         self.num_layers = spec.num_layers
-        self.carried: Collection[str] = ()
         self.adapter_config = {**spec.model_dump(mode="json"), "input_shape": list(shape), "num_scores": num_scores}
         self._shape = shape
         self._likelihood: Likelihood = "normal" if num_scores == 1 else "categorical"
@@ -52,15 +49,6 @@ class NetModel(Alone):
 
     def is_adapter(self, name: str) -> bool:
         return True
-
-    @torch.no_grad()
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.trainable[name].copy_(value)
-
-    def read(self, names: Collection[str] | None = None) -> Tensors:
-        chosen = self.trainable if names is None else names
-        return {n: p.detach().cpu().clone() for n, p in self.trainable.items() if n in chosen}
 
     def set_rank(self, rank: int | None) -> None:
         """All devices train the same network."""

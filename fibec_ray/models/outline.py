@@ -7,7 +7,7 @@ type and device, take the ways through PyTorch that real ones take there, and no
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -24,9 +24,7 @@ from fibec_ray.model_types import Batch, Outputs
 from fibec_ray.models.architecture import SUPPORTED, reason_of
 from fibec_ray.models.backbone import without_weights
 from fibec_ray.models.kernels import speed_up
-from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
-from fibec_ray.parts.peft.base import Peft
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.responses import ResponseTokens
 
 T = TypeVar("T")
@@ -36,31 +34,23 @@ LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 class Outline(TorchModel):
     """A TorchModel of fake tensors on a CPU. Everything that looks at values raises; `within` is where it can run.
 
-    has_words: True with a verbaliser, whatever its words. longest_answer: tokens of every response, where answers are
-    texts. num_blocks: None: as many as the backbone has. Raises ModelError as a TorchModel does.
+    longest_answer: tokens of every response, where answers are texts. num_blocks: None: as many as the backbone has.
+    Raises ModelError as a TorchModel does.
     """
 
-    def __init__(
-        self,
-        spec: Backbone,
-        peft: Peft,
-        num_classes: int,
-        has_words: bool,
-        longest_answer: int = 0,
-        num_blocks: int | None = None,
-    ):
+    def __init__(self, spec: ModelSpec, longest_answer: int = 0, num_blocks: int | None = None):
         self._longest_answer = longest_answer
         with torch.device("meta"):
-            base = without_weights(spec, num_classes, num_blocks)
-            super().__init__(spec, base, peft, num_classes, [0] * num_classes if has_words else None, 0, "meta")
+            base = without_weights(spec.backbone, spec.num_classes, num_blocks)
+            super().__init__(spec, base, "meta")
         self.device = torch.device("cpu")
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds keep token numbers outside their buffers
         with self._fake:
             for module in (self.peft_model, *([self._head] if self._head is not None else [])):
                 _dress(module)
-            self._words = torch.zeros(num_classes, dtype=torch.int64) if has_words else None
+            self._words = None if spec.label_words is None else torch.zeros(spec.num_classes, dtype=torch.int64)
         speed_up(self.peft_model, self.device)
-        self.trainable, self._carried = self._collect(), self._collect_carried()
+        self.trainable, self.carried_values = self._collect(), self._collect_carried()
 
     @property
     def config(self) -> Any:
@@ -120,10 +110,6 @@ class Outline(TorchModel):
     def _answer_in(self, batch: Batch) -> int:
         """Tokens of each sample's response."""
         return max(1, min(self._longest_answer, batch.input_ids.shape[1] - 1))
-
-    @property
-    def carried_values(self) -> Mapping[str, Tensor]:
-        return self._carried
 
     def frozen(self) -> dict[str, Tensor]:
         """The base's parameters that stand still, tied ones once."""

@@ -5,7 +5,8 @@ Shapes: B samples, S tokens, R tokens of all responses, H hidden size, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +32,34 @@ from fibec_ray.models.lm_head import known_lm_head, lm_head
 from fibec_ray.models.spec import Backbone, Holding
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.responses import ResponseTokens, locate
-from fibec_ray.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A backbone, and what is trained of it or beside it."""
+
+    backbone: Backbone
+    peft: Peft
+    num_classes: int
+    label_words: Sequence[int] | None = None
+    """token ids (C,) of the verbaliser; None with a classification head, and where a causal language model answers in
+    text: its loss is then that of each response's tokens (`responses.py`)"""
+    seed: int = 0
+    """of the adapter's and head's initial values; the same seed gives the same values in every process"""
 
 
 class TorchModel(Alone):
     """One frozen base with one adapter, lent to one device at a time. Implements `LocalModel`.
 
-    spec: which backbone. source: the folder from `backbone.prepare`, or the base itself. peft: the adapter.
-    label_words: token ids (C,) of the verbaliser; None with a classification head, and where a causal language model
-    answers in text: its loss is then that of each response's tokens (`responses.py`). seed: of the adapter's and head's
-    initial values; the same seed gives the same values in every process. device: torch's, e.g. "cpu" or "cuda:0".
-    beside: GPU memory that a run was planned to take beside the base, in bytes; None: it was not planned.
+    source: the folder from `backbone.prepare`, or the base itself. device: torch's, e.g. "cpu" or "cuda:0". beside: GPU
+    memory that a run was planned to take beside the base, in bytes; None: it was not planned.
 
     Virtual tokens that a PEFT kind puts before a sample's own are cut off what comes out: states are (B, S, H).
     """
 
-    def __init__(
-        self,
-        spec: Backbone,
-        source: Any,
-        peft: Peft,
-        num_classes: int,
-        label_words: Sequence[int] | None,
-        seed: int,
-        device: str = "cpu",
-        beside: int | None = None,
-    ):
+    def __init__(self, what: ModelSpec, source: Any, device: str = "cpu", beside: int | None = None):
         keep_heap()
+        spec, peft, label_words = what.backbone, what.peft, what.label_words
         self.device = torch.device(device)
         if isinstance(source, Path):
             self.holding = choose(spec.backend, weights_bytes(source), room_on(self.device, beside))
@@ -73,9 +75,9 @@ class TorchModel(Alone):
         self._spec, self._peft = spec, peft
         self._cost = ForwardCost(base, self.num_layers)
         self._head_modules = _head_modules(spec, source, base)
-        with seeds.seeded_third_party(seed, "adapter"):
+        with seeds.seeded_third_party(what.seed, "adapter"):
             self._attached = peft.attach(base, self._head_modules)
-            head = nn.Linear(base.config.hidden_size, num_classes) if spec.head == "mean_pool" else None
+            head = nn.Linear(base.config.hidden_size, what.num_classes) if spec.head == "mean_pool" else None
         self._held.finish(self._attached.module)
         self.peft_model = self._attached.module.to(self.device)
         self._base = self._attached.base
@@ -88,7 +90,7 @@ class TorchModel(Alone):
         self._rank: int | None = None
         self._mode: bool | None = None
         self._pad_id = getattr(base.config, "pad_token_id", None) or 0
-        self._carried = self._collect_carried()
+        self.carried_values = self._collect_carried()
         self.holders = collect_holders(self.peft_model, self._attached.name_of)
         if self._head is not None:
             self.holders[HEAD] = self._head
@@ -106,20 +108,6 @@ class TorchModel(Alone):
 
     def is_adapter(self, name: str) -> bool:
         return self._peft.is_adapter(name) and not in_head(name, self._head_modules)
-
-    @property
-    def carried(self) -> Collection[str]:
-        return self._carried.keys()
-
-    @torch.no_grad()
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        tensors = self.trainable | self._carried
-        for name, value in values.items():
-            tensors[name].copy_(value)
-
-    def read(self, names: Collection[str] | None = None) -> Tensors:
-        tensors = self.trainable | self._carried
-        return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
 
     def set_rank(self, rank: int | None) -> None:
         if rank != self._rank and (ranks := self._peft.device_ranks) is not None:  # a walk through all modules

@@ -22,6 +22,7 @@ from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Net
 from fibec_ray.models.outline import Outline
 from fibec_ray.models.spec import Backbone
+from fibec_ray.models.torch_model import ModelSpec
 from fibec_ray.parts.part import build
 from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.preflight.live import peak_bytes
@@ -148,7 +149,7 @@ def _of_transformer(
     spec: str, peft: str, num_classes: int, has_words: bool, longest: int, num_blocks: int | None = None
 ) -> Anatomy:
     backbone, kind = Backbone.model_validate_json(spec), build(AXES["peft"], json.loads(peft))
-    outline = Outline(backbone, kind, num_classes, has_words, longest, num_blocks)
+    outline = Outline(ModelSpec(backbone, kind, num_classes, () if has_words else None), longest, num_blocks)
     many = num_blocks is None and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()
     few = [_of_transformer(spec, peft, num_classes, has_words, longest, count) for count in counts]

@@ -20,7 +20,7 @@ from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.curriculum.scored import batch_difficulties
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.tensors import Tensors
@@ -45,7 +45,7 @@ def tiny(config: dict[str, Any], head: Any, spec: dict[str, Any] | None = None, 
     )
     words = (5, 6, 7) if head.endswith("lm") else None
     folder = prepare(backbone, 0, 3, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(backbone, folder, Lora(**{"r": 4, "alpha": 8, **peft}), 3, words, seed=0)
+    model = TorchModel(ModelSpec(backbone, Lora(**{"r": 4, "alpha": 8, **peft}), 3, words, 0), folder)
     model.train(False)
     return model
 

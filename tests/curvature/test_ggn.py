@@ -33,7 +33,7 @@ from fibec_ray.models.backbone import prepare
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Cnn, Mlp
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.tensors import clone
 
@@ -52,7 +52,7 @@ def tiny(config: dict[str, Any], head: Any, num_classes: int) -> TorchModel:
     spec = Backbone(init="random", config={**config, "vocab_size": 60}, tokenizer="minilm", head=head)
     words = range(5, 5 + num_classes) if head.endswith("lm") else None
     folder = prepare(spec, 0, num_classes, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(spec, folder, Lora(r=4, alpha=8), num_classes, words, seed=0)
+    model = TorchModel(ModelSpec(spec, Lora(r=4, alpha=8), num_classes, words, 0), folder)
     model.train(False)
     rng = torch.Generator().manual_seed(1)
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items() if "lora_B" in n})

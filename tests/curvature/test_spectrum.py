@@ -35,7 +35,7 @@ from fibec_ray.data.encoded import ArrayShard
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.tensors import Tensors
 
@@ -269,7 +269,7 @@ def tiny(config: dict[str, Any], head: Any, attention: str = "sdpa") -> TorchMod
     backbone: dict[str, Any] = {"init": "random", "config": {**config, "vocab_size": 60}, "tokenizer": "minilm"}
     spec = Backbone(**backbone, head=head, attention=attention)
     folder = prepare(spec, 0, 3, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(spec, folder, Lora(r=2, alpha=8), 3, (5, 6, 7) if head.endswith("lm") else None, seed=0)
+    model = TorchModel(ModelSpec(spec, Lora(r=2, alpha=8), 3, (5, 6, 7) if head.endswith("lm") else None, 0), folder)
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng(1)) for n, p in model.trainable.items() if "lora_B" in n})
     model.train(False)
     return model

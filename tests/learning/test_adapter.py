@@ -19,7 +19,7 @@ from fibec_ray.config.load import check
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.runs.simulation import cache_dir, simulate
 from fibec_ray.tensors import digest
 
@@ -82,7 +82,10 @@ def scores_of(experiment: Any, run: Any, batch: Batch, trained: bool = True) -> 
     prepared = run.prepared
     base = prepare(experiment.backbone, experiment.seed, prepared.num_classes, cache_dir())
     model = TorchModel(
-        experiment.backbone, base, experiment.method.peft, prepared.num_classes, prepared.label_words, experiment.seed
+        ModelSpec(
+            experiment.backbone, experiment.method.peft, prepared.num_classes, prepared.label_words, experiment.seed
+        ),
+        base,
     )
     if trained:
         model.load(saved_values(run.folder))

@@ -19,7 +19,7 @@ from fibec_ray.model_types import Batch, LocalModel, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.peft.lora import Lora
@@ -195,7 +195,7 @@ def transformer(config: dict[str, Any], head: Any) -> TorchModel:
     backbone = Backbone(init="random", config={**config, "vocab_size": 60}, tokenizer="minilm", head=head)
     words = (5, 6) if head == "causal_lm" else None
     folder = prepare(backbone, 0, 2, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(backbone, folder, Lora(r=4, alpha=8), 2, words, seed=0)
+    model = TorchModel(ModelSpec(backbone, Lora(r=4, alpha=8), 2, words, 0), folder)
     rng = torch.Generator().manual_seed(1)
     # Not zero: so that weight decay has something to pull at.
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items() if "lora_B" in n})

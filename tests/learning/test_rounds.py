@@ -21,7 +21,7 @@ from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import Work
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.mask.base import may_move
 from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
 from fibec_ray.roundlog.reader import read_devices, read_table
@@ -134,7 +134,7 @@ def test_one_device_is_centralised_training(tiny_settings: Any, tmp_path: Path) 
         fleet.run_round(plan_round(site.job, round_))
 
     worker, job = site.worker(), site.job
-    model = TorchModel(job.backbone, site.prepare_base(), job.method.peft, job.num_classes, None, job.seed)
+    model = TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, job.seed), site.prepare_base())
     shard = site.federation().train_shard(0)
     for round_ in range(2):
         optimizer = torch.optim.SGD(model.trainable.values(), lr=0.1, weight_decay=0.01)

@@ -21,7 +21,7 @@ from fibec_ray.model_types import Batch, LaneBatch, TypedBatch
 from fibec_ray.models.backbone import load_tokenizer, without_weights
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.token_types import takes_types
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.runs.simulation import prepare, simulate
@@ -157,7 +157,7 @@ def test_types_reach_the_model_in_lanes_and_beside_embeddings(tmp_path: Path) ->
     shard = of_pairs(tmp_path).shard(np.arange(12))
     spec = tiny(model_type="bert", initializer_range=0.3, **SIZES)
     torch.manual_seed(0)
-    model = TorchModel(spec, without_weights(spec, 2), Lora(r=2), 2, None, 0)
+    model = TorchModel(ModelSpec(spec, Lora(r=2), 2, None, 0), without_weights(spec, 2))
     model.train(False)
     long, short = shard.batch(torch.tensor([0, 5, 7])), shard.shortened(8).batch(torch.tensor([2]))
     losses = model.forward(long).losses

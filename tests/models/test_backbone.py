@@ -143,7 +143,7 @@ import psutil, torch, transformers, peft
 from transformers import AutoModel, BertModel
 from fibec_ray.models.backbone import open_base
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.model_types import Batch
 torch.set_num_threads(1)

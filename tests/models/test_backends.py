@@ -17,7 +17,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.holding import Room, choose
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.tensors import Tensors
 
@@ -39,7 +39,7 @@ def made(folder: Path, backend: str, family: str = "llama", dtype: str = "bfloat
     config, head = (TINY_LLAMA, "causal_lm") if family == "llama" else (TINY_BERT, "mean_pool")
     spec = Backbone(init="random", config=config, tokenizer="minilm", head=head, dtype=dtype, backend=backend, **more)  # type: ignore[arg-type]
     words = [5, 6, 7] if head == "causal_lm" else None
-    model = TorchModel(spec, prepare(spec, 0, 3, folder), Lora(r=4), 3, words, seed=1)
+    model = TorchModel(ModelSpec(spec, Lora(r=4), 3, words, 1), prepare(spec, 0, 3, folder))
     rng = torch.Generator().manual_seed(2)
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items()})
     return model

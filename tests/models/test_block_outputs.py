@@ -13,7 +13,7 @@ from torch import Tensor
 from fibec_ray.model_types import LaneBatch
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.prefix import Prefix
@@ -44,7 +44,9 @@ def made(family: str, cache: Path, head: Any = "mean_pool", part: Peft | None = 
     config = {"model_type": family, **(FAMILIES | MORE)[family]}
     spec = Backbone(init="random", config=config, tokenizer="minilm", head=head, **more)
     part = part or Lora(r=2, target_modules="all-linear")
-    return stirred(TorchModel(spec, prepare(spec, 0, 3, cache), part, 3, (7, 8, 9) if "_lm" in head else None, 0))
+    return stirred(
+        TorchModel(ModelSpec(spec, part, 3, (7, 8, 9) if "_lm" in head else None, 0), prepare(spec, 0, 3, cache))
+    )
 
 
 def hooked(model: TorchModel, family: str, work: Any) -> tuple[Any, list[Tensor]]:

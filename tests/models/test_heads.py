@@ -15,7 +15,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.heads import head_modules
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.part import build
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
@@ -62,7 +62,7 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(family: str, part: Peft, bodies: Path) -> TorchModel:
     spec = Backbone(name=str(bodies / family), tokenizer="minilm", head="model")
-    return TorchModel(spec, prepare(spec, 0, 3, bodies / "cache"), part, 3, None, 0)
+    return TorchModel(ModelSpec(spec, part, 3, None, 0), prepare(spec, 0, 3, bodies / "cache"))
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)

@@ -19,7 +19,7 @@ from fibec_ray.learning.lanes import Lanes
 from fibec_ray.models.architecture import check_causal
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 
 BASIC = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -53,7 +53,7 @@ def made(family: str = "llama", spec: dict[str, Any] | None = None, **peft: Any)
     config = {"model_type": family, **FAMILIES[family]}
     backbone = Backbone(init="random", config=config, tokenizer="minilm", head="causal_lm", **(spec or {}))
     folder = prepare(backbone, 0, 0, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(backbone, folder, Lora(r=4, **peft), 0, None, seed=1)
+    model = TorchModel(ModelSpec(backbone, Lora(r=4, **peft), 0, None, 1), folder)
     rng = torch.Generator().manual_seed(2)
     model.load({n: 0.2 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items()})
     model.train(False)

@@ -23,7 +23,7 @@ from fibec_ray.models.backbone import prepare
 from fibec_ray.models.lm_head import known_lm_head
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 
 quiet_libraries()
@@ -54,7 +54,7 @@ PAD = 1
 def made(family: str, head: str, cache: Path, seed: int = 0, part: Lora | None = None, **changes: Any) -> TorchModel:
     spec = spec_of(family, head, **changes)
     words = WORDS if head.endswith("_lm") else None
-    return TorchModel(spec, prepare(spec, 0, 3, cache), part or Lora(), 3, words, seed)
+    return TorchModel(ModelSpec(spec, part or Lora(), 3, words, seed), prepare(spec, 0, 3, cache))
 
 
 def spec_of(family: str, head: Any, **changes: Any) -> Backbone:

@@ -22,7 +22,7 @@ from fibec_ray.learning.session import LocalSession, Schedule
 from fibec_ray.learning.store import StateStore
 from fibec_ray.low_rank import MOVED, A, B, pairs
 from fibec_ray.model_types import Shard
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.feddyn import FedDyn
 from fibec_ray.parts.aggregator.flexlora import FlexLora
@@ -58,7 +58,7 @@ def shard(site: Site) -> Shard:
 @pytest.fixture
 def model(site: Site) -> TorchModel:
     job = site.job
-    return TorchModel(job.backbone, site.prepare_base(), job.method.peft, job.num_classes, None, seed=0)
+    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, 0), site.prepare_base())
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ OTHER_NAMES = {
 def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, site: Site) -> None:
     """They have the names of a saved adapter, and only they and the head can move."""
     part, job = PEFTS[kind](), site.job
-    model = TorchModel(job.backbone, site.prepare_base(), part, job.num_classes, None, seed=0)
+    model = TorchModel(ModelSpec(job.backbone, part, job.num_classes, None, 0), site.prepare_base())
     adapter = {name: value for name, value in model.read().items() if name not in ("head.weight", "head.bias")}
     assert all(model.is_adapter(name) for name in adapter.keys() - set(model.carried))
     assert set(model.trainable) - set(adapter) == {"head.weight", "head.bias"}

@@ -21,7 +21,7 @@ from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare as prepare_base
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.aggregator.fedfisher import FedFisher, symmetric, upper
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.parts.peft.lora import Lora
@@ -269,7 +269,7 @@ def test_elsewhere_they_are_means_over_samples() -> None:
 
 def transformer() -> TorchModel:
     backbone = Backbone(init="random", config={**TINY_BERT, "vocab_size": 60}, tokenizer="minilm")
-    model = TorchModel(backbone, prepare_base(backbone, 0, 3, cache_dir()), Lora(r=4), 3, None, seed=0)
+    model = TorchModel(ModelSpec(backbone, Lora(r=4), 3, None, 0), prepare_base(backbone, 0, 3, cache_dir()))
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng(1)) for n, p in model.trainable.items() if "lora_B" in n})
     return model
 

@@ -17,7 +17,7 @@ from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.model_types import Shard
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fipa import Fipa
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
@@ -369,7 +369,7 @@ def shard(site: Site) -> Shard:
 @pytest.fixture
 def model(site: Site) -> TorchModel:
     job = site.job
-    return TorchModel(job.backbone, site.prepare_base(), job.method.peft, job.num_classes, None, seed=0)
+    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, 0), site.prepare_base())
 
 
 def evidence_of(aggregator: Fipa, model: TorchModel, shard: Shard, round_: int = 9) -> Tensors:

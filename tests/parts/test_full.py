@@ -16,7 +16,7 @@ from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import Batch
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
@@ -41,7 +41,7 @@ def site(backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> Site:
 def model_of(site: Site, peft: Any) -> TorchModel:
     job = site.job
     assert not hasattr(job.backbone, "kind")
-    return TorchModel(job.backbone, site.prepare_base(), peft, job.num_classes, job.label_words, job.seed)  # type: ignore
+    return TorchModel(ModelSpec(job.backbone, peft, job.num_classes, job.label_words, job.seed), site.prepare_base())  # type: ignore
 
 
 def samples(site: Site) -> Batch:

@@ -21,7 +21,7 @@ from fibec_ray.low_rank import MOVED, A, B, blank, cut, pad, pairs
 from fibec_ray.method import Method
 from fibec_ray.models.backbone import prepare as prepare_base
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.flexlora import FlexLora
 from fibec_ray.parts.aggregator.flora import Flora
@@ -38,7 +38,7 @@ BERT = Backbone(init="random", config=TINY_BERT, tokenizer="minilm")
 
 
 def model(peft: Lora) -> TorchModel:
-    return TorchModel(BERT, prepare_base(BERT, 0, 2, cache_dir()), peft, 2, None, seed=0)
+    return TorchModel(ModelSpec(BERT, peft, 2, None, 0), prepare_base(BERT, 0, 2, cache_dir()))
 
 
 def rng(seed: int) -> torch.Generator:

@@ -19,7 +19,7 @@ from fibec_ray.model_types import Batch, LocalModel, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing.gal import GlobalLayers, average_scores, choose_layers
 from fibec_ray.parts.sharing.sensitivity import CHUNK, layer_sensitivity, relative_change, worst_noise
@@ -226,7 +226,7 @@ def transformer(config: dict[str, Any], head: Any) -> TorchModel:
     backbone = Backbone(init="random", config={**config, "vocab_size": 60}, tokenizer="minilm", head=head)
     words = (5, 6) if head == "causal_lm" else None
     folder = prepare(backbone, 0, 2, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(backbone, folder, Lora(), 2, words, seed=0)
+    model = TorchModel(ModelSpec(backbone, Lora(), 2, words, 0), folder)
     model.train(False)
     return model
 
