@@ -25,6 +25,7 @@ from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.tally import Row
 from fibec_ray.roundlog.schema import score_column
 from fibec_ray.runs.simulation import Run
+from fibec_ray.runs.watcher import Watcher
 from fibec_ray.types import Fleet
 
 ANCHORS = {
@@ -39,7 +40,7 @@ WIDE = 100
 """Characters in a line from which on there is room for a bar beside the numbers."""
 
 
-class RunView:
+class RunView(Watcher):
     """Watches a run. One bar: the initialisation phase first, then rounds with accuracy, loss, bytes and time left."""
 
     def __init__(self, experiment: Experiment):

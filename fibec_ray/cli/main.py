@@ -18,7 +18,7 @@ from fibec_ray.errors import ConfigError
 if TYPE_CHECKING:
     from fibec_ray.cli.console import RunView
     from fibec_ray.config.experiment import Experiment
-    from fibec_ray.runs.simulation import Watcher
+    from fibec_ray.runs.watcher import Watcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,7 +220,7 @@ def _how_to_go_on(arguments: argparse.Namespace, out: str) -> str:
 def _watched(experiment: Experiment, view: RunView) -> Watcher:
     """On Ray, the cluster's metrics look on beside the person."""
     from fibec_ray.cli.prometheus import RunMetrics
-    from fibec_ray.runs.simulation import Together
+    from fibec_ray.runs.watcher import Together
 
     return Together(view, RunMetrics(experiment.name)) if experiment.fleet.kind == "ray" else view
 

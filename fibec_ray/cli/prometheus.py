@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from fibec_ray.learning.tally import Row
-from fibec_ray.runs.simulation import Nobody
+from fibec_ray.runs.watcher import Watcher
 from fibec_ray.types import Fleet
 
 GAUGES = {
@@ -33,7 +33,7 @@ COUNTERS = {
 }
 
 
-class RunMetrics(Nobody):
+class RunMetrics(Watcher):
     """Ray's metrics exist while Ray runs: they are made when the fleet is there."""
 
     def __init__(self, name: str):

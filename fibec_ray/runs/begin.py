@@ -19,7 +19,8 @@ from fibec_ray.runs.local_copy import make_ready
 from fibec_ray.runs.mirror import Mirror, mirrored
 from fibec_ray.runs.records import binding, finished_digest, read_record
 from fibec_ray.runs.resume import resume_record
-from fibec_ray.runs.simulation import Run, Watcher, cache_dir, simulate
+from fibec_ray.runs.simulation import Run, cache_dir, simulate
+from fibec_ray.runs.watcher import Watcher
 
 
 @contextmanager

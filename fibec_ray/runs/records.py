@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute
 from fibec_ray.roundlog.parts import parts, round_of
 from fibec_ray.runs.simulation import resolved
+from fibec_ray.runs.summary import read_summary
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,9 @@ def binding(experiment: Experiment) -> dict[str, Any]:
 
 def finished_digest(folder: Path) -> str | None:
     """The final adapter's digest; None if the run has not come to its end."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        return str(summary["adapter_digest"]) if summary["status"] == "finished" else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    summary = read_summary(folder)
+    finished = summary.get("status") == "finished" and "adapter_digest" in summary
+    return str(summary["adapter_digest"]) if finished else None
 
 
 def last_logged(folder: Path) -> int:

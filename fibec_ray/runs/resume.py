@@ -17,7 +17,8 @@ from fibec_ray.roundlog.chain import check_parts
 from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.records import Record, finished_digest, last_logged, read_record
-from fibec_ray.runs.simulation import Nobody, Run, Watcher, carry_on, log_metadata, site_of
+from fibec_ray.runs.simulation import Run, carry_on, log_metadata, site_of
+from fibec_ray.runs.watcher import Watcher
 from fibec_ray.types import OPENING_ROUND
 
 
@@ -30,7 +31,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None 
     folder = absolute(folder)
     if finished_digest(folder) is not None:
         return None
-    return resume_record(read_record(folder, overrides), watcher or Nobody())
+    return resume_record(read_record(folder, overrides), watcher or Watcher())
 
 
 @restored()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import yaml
@@ -38,6 +37,8 @@ from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.runs.summary import Summary
+from fibec_ray.runs.watcher import Together, Watcher
 from fibec_ray.tensors import digest
 from fibec_ray.types import Fleet, Progress
 
@@ -59,66 +60,6 @@ class Logged:
         return number
 
 
-class Watcher(Protocol):
-    """Who looks on: the CLI's progress bar, or nobody."""
-
-    def prepared(self, prepared: Prepared) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def placed(self, fleet: Fleet) -> None: ...
-
-    def row(self, row: Row) -> None: ...
-
-
-class Nobody:
-    """The watcher of runs that are started from Python."""
-
-    def prepared(self, prepared: Prepared) -> None:
-        pass
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def placed(self, fleet: Fleet) -> None:
-        pass
-
-    def row(self, row: Row) -> None:
-        pass
-
-
-class Together:
-    """Several watchers as one."""
-
-    def __init__(self, *watchers: Watcher):
-        self._watchers = watchers
-
-    def prepared(self, prepared: Prepared) -> None:
-        for watcher in self._watchers:
-            watcher.prepared(prepared)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        for watcher in self._watchers:
-            watcher.progress(stage, done, total)
-
-    def note(self, text: str) -> None:
-        for watcher in self._watchers:
-            watcher.note(text)
-
-    def placed(self, fleet: Fleet) -> None:
-        for watcher in self._watchers:
-            watcher.placed(fleet)
-
-    def row(self, row: Row) -> None:
-        for watcher in self._watchers:
-            watcher.row(row)
-
-
 @dataclass(frozen=True)
 class Run:
     folder: Path
@@ -138,7 +79,7 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
         sources = experiment.method.sources
         identity = identify(claim.folder, resolved(experiment), prepared, _git_commit(), sources)
         identity.write(claim.folder)
-        return carry_on(experiment, claim, identity, None, watcher or Nobody())
+        return carry_on(experiment, claim, identity, None, watcher or Watcher())
 
 
 def carry_on(
@@ -152,9 +93,9 @@ def carry_on(
     need = refuse_misfit(experiment, site.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
-    summary = _summary(experiment, identity.prepared) | _earlier_device(folder)
-    run_dirs.write_json(folder / "summary.json", {**summary, "status": "running"})
-    watcher = Together(watcher, _Keeping(folder, summary, watcher.note))
+    summary = Summary(folder, experiment, identity.prepared, watcher.note)
+    summary.write("running")
+    watcher = Together(watcher, summary)
     fleet = make_fleet(experiment, site, watcher.progress, watcher.note, need)
     keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
     try:
@@ -171,14 +112,14 @@ def carry_on(
         save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter", names)
     except BaseException:
         with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
-            run_dirs.write_json(folder / "summary.json", {**summary, "status": "failed", **_held(fleet)})
+            summary.write("failed", fleet)
         raise
     finally:
         keeper.close()
         fleet.close()
-    ending = {"lanes": fleet.lanes, **_held(fleet), "adapter_digest": digest(adapter)}
-    run_dirs.write_json(folder / "summary.json", {**summary, "status": "finished", **ending})
-    return Run(folder, identity.prepared, rows, str(ending["adapter_digest"]))
+    run = Run(folder, identity.prepared, rows, digest(adapter))
+    summary.write("finished", fleet, lanes=fleet.lanes, adapter_digest=run.adapter_digest)
+    return run
 
 
 def run_rounds(
@@ -287,53 +228,7 @@ def _git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-class _Keeping(Nobody):
-    """Writes into RUN/summary.json where devices compute, and how the base is held, as soon as that is known."""
-
-    def __init__(self, folder: Path, summary: dict[str, Any], note: Callable[[str], None]):
-        self._folder, self._summary, self._note = folder, summary, note
-
-    def placed(self, fleet: Fleet) -> None:
-        run_dirs.write_json(self._folder / "summary.json", {**self._summary, "status": "running", **_held(fleet)})
-        earlier = self._summary.get("device", fleet.device)
-        if earlier != fleet.device:
-            self._note(
-                f"this run computed on {earlier} before and computes on {fleet.device} now: results differ by rounding "
-                "from those of one device type"
-            )
-
-
 def label_names(experiment: Experiment, prepared: Prepared) -> tuple[str, ...]:
     """Of the classes that a backbone's scores are of; none where it gives texts, values, or is a network of ours."""
     names = effective_task(experiment.task, experiment.data).label_names
     return names if isinstance(experiment.backbone, Backbone) and len(names) == prepared.num_classes else ()
-
-
-def _held(fleet: Fleet) -> dict[str, str]:
-    """Where devices compute, how base weights are held, and why; nothing before it is known."""
-    holding = dict(zip(("backend", "backend_reason"), fleet.holding or (), strict=False))
-    return ({"device": fleet.device} if fleet.device else {}) | holding
-
-
-def _earlier_device(folder: Path) -> dict[str, str]:
-    """What the run computed on before it was resumed, if it said so."""
-    try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["device"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return {"device": str(found)}
-
-
-def _summary(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
-    return {
-        "name": experiment.name,
-        "method": experiment.method.name,
-        "task": experiment.task.name,
-        "metric": experiment.task.metric,
-        "seed": experiment.seed,
-        "rounds": experiment.rounds,
-        "num_devices": experiment.num_devices,
-        "cohort_size": experiment.cohort_size,
-        "anchors": prepared.anchors,
-        "heterogeneity": prepared.heterogeneity,
-    }

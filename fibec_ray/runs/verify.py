@@ -18,8 +18,9 @@ from fibec_ray.roundlog.chain import check_parts
 from fibec_ray.roundlog.compare import differences, num_rows
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.records import Record, finished_digest, lanes_of, last_logged, read_record
-from fibec_ray.runs.simulation import Nobody, log_metadata, run_rounds
+from fibec_ray.runs.simulation import log_metadata, run_rounds
 from fibec_ray.runs.stage import staged
+from fibec_ray.runs.watcher import Watcher
 from fibec_ray.tensors import digest
 from fibec_ray.types import OPENING_ROUND, Fleet
 
@@ -84,7 +85,7 @@ def _run(record: Record, site: Site, fleet: Fleet, start: Checkpoint | None, unt
     log = RoundLog(site.run_dir, log_metadata(experiment, record.identity))
     tally = Tally(experiment.task.metric, experiment.local.batch_size)
     num_parts = until + 1 - start.manifest.next_round if start else until + 2
-    for logged in islice(run_rounds(experiment, site, fleet, tally, Nobody(), start), num_parts):
+    for logged in islice(run_rounds(experiment, site, fleet, tally, Watcher(), start), num_parts):
         log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
 
 

@@ -8,7 +8,6 @@ OUT/VARIANT/seed-N.log      what it printed
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +20,7 @@ from fibec_ray.files.run_dir import alone, half_made, next_free, refuse_driver, 
 from fibec_ray.files.run_dir.leftovers import holds_run
 from fibec_ray.runs.records import binding, read_record
 from fibec_ray.runs.simulation import resolved
+from fibec_ray.runs.summary import read_summary
 from fibec_ray.sweep.load import Sweep, SweepRun
 
 RECORD = "sweep.yaml"
@@ -78,7 +78,7 @@ def is_finished(run: SweepRun, folder: Path) -> bool:
         raise RunDirError(f"{folder}: holds something that is not a run; move it away, or choose another --out")
     if half_made(folder):
         return False
-    finished = _status(folder) == "finished"
+    finished = read_summary(folder).get("status") == "finished"
     if difference := _difference(run, folder, finished):
         raise RunDirError(
             f"{folder}: holds {'a finished' if finished else 'an unfinished'} run of another experiment "
@@ -100,14 +100,6 @@ def set_aside(run: SweepRun, folder: Path) -> str:
     aside = next_free(folder.parent, f"{folder.name}-set-aside")
     folder.rename(aside)
     return f"{run.label} cannot be resumed and begins again; it is now in {aside} ({why})"
-
-
-def _status(folder: Path) -> str | None:
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return summary.get("status") if isinstance(summary, dict) else None
 
 
 def _difference(run: SweepRun, folder: Path, finished: bool) -> str:

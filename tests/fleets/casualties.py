@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 
 from fibec_ray.learning.tally import Row
-from fibec_ray.runs.simulation import Nobody
+from fibec_ray.runs.watcher import Watcher
 
 
 def actors(kind: str) -> list[int]:
@@ -28,7 +28,7 @@ def kill(kind: str, rng: random.Random, count: int = 1) -> list[int]:
     return chosen
 
 
-class Reaper(Nobody):
+class Reaper(Watcher):
     """Watches a run, and does something once in every round that is asked for, after so many of its devices.
 
     strike: told the round; called as the round's `at`-th device is done, but the last one's successors.

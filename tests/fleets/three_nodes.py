@@ -17,12 +17,13 @@ from ray.cluster_utils import Cluster
 from fibec_ray.config.load import check
 from fibec_ray.learning.tally import Row
 from fibec_ray.roundlog.reader import log_digest, read_devices
-from fibec_ray.runs.simulation import Nobody, simulate
+from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.watcher import Watcher
 
 STORE = 80_000_000
 
 
-class Placed(Nobody):
+class Placed(Watcher):
     """Keeps what the fleet says of its nodes."""
 
     num_prepared = 0

@@ -16,10 +16,11 @@ import yaml
 
 from fibec_ray.config.load import check
 from fibec_ray.learning.tally import Row
-from fibec_ray.runs.simulation import Nobody, simulate
+from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.watcher import Watcher
 
 
-class Scale(Nobody):
+class Scale(Watcher):
     def __init__(self) -> None:
         self.uss_bytes: list[int] = []
 

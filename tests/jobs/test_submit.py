@@ -19,7 +19,8 @@ from fibec_ray.jobs.follow import last_words
 from fibec_ray.jobs.parcel import MOST_DATA_BYTES, packed, take_along
 from fibec_ray.jobs.submit import RUNS, checked, free_name, next_attempt, place_of, quoted
 from fibec_ray.runs.begin import begin, workplace
-from fibec_ray.runs.simulation import Nobody, simulate
+from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.watcher import Watcher
 
 
 def job(id_: str, status: str = "SUCCEEDED", name: str | None = None) -> Job:
@@ -94,24 +95,24 @@ def test_a_run_goes_on_or_begins(tmp_path: Path) -> None:
     experiment, folder = check(settings, "test"), tmp_path / "run"
     whole = simulate(experiment, tmp_path / "whole")
     interrupted(settings, folder, 2)
-    run = begin(experiment, folder, True, Nobody())
+    run = begin(experiment, folder, True, Watcher())
     assert run is not None and run.adapter_digest == whole.adapter_digest
-    assert begin(experiment, folder, True, Nobody()) is None, "it is finished"
-    new = begin(experiment, tmp_path / "new", True, Nobody())
+    assert begin(experiment, folder, True, Watcher()) is None, "it is finished"
+    new = begin(experiment, tmp_path / "new", True, Watcher())
     assert new is not None and new.adapter_digest == whole.adapter_digest
     with pytest.raises(RunDirError, match="is not empty"):
-        begin(experiment, folder, False, Nobody())
+        begin(experiment, folder, False, Watcher())
     with pytest.raises(RunDirError, match=r"holds a run of another experiment \(seed is 3 there, 9 here\)"):
-        begin(check(settings | {"seed": 9}, "test"), folder, True, Nobody())
+        begin(check(settings | {"seed": 9}, "test"), folder, True, Watcher())
 
 
 def test_what_stopped_before_it_began_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "run" / "data").mkdir(parents=True)
-    assert begin(check(make_digits(rounds=1), "test"), tmp_path / "run", True, Nobody()) is not None
+    assert begin(check(make_digits(rounds=1), "test"), tmp_path / "run", True, Watcher()) is not None
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
     with pytest.raises(RunDirError, match="is not empty"):
-        begin(check(make_digits(rounds=1), "test"), tmp_path / "mine", True, Nobody())
+        begin(check(make_digits(rounds=1), "test"), tmp_path / "mine", True, Watcher())
 
 
 def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypatch: Any) -> None:
@@ -119,7 +120,7 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
     whole = simulate(experiment, tmp_path / "whole")
     out = f"file://{tmp_path}/bucket/run"
 
-    class Stop(Nobody):
+    class Stop(Watcher):
         def row(self, row: dict[str, Any]) -> None:
             if row["round"] == 1:
                 raise KeyboardInterrupt
@@ -130,7 +131,7 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
     assert json.loads((tmp_path / "bucket/run/summary.json").read_text())["status"] == "failed"
     monkeypatch.delenv("FIBEC_RAY_RUNS")
     notes: list[str] = []
-    watcher = Nobody()
+    watcher = Watcher()
     monkeypatch.setattr(watcher, "note", notes.append, raising=False)
     with workplace(out, True, print) as folder:
         run = begin(experiment, folder, True, watcher)

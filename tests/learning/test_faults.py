@@ -23,7 +23,8 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.roundlog.reader import read_devices, read_rounds
 from fibec_ray.runs.records import binding
-from fibec_ray.runs.simulation import Nobody, cache_dir, prepare, simulate
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
+from fibec_ray.runs.watcher import Watcher
 from fibec_ray.tensors import digest
 from fibec_ray.types import ClientUpdate, RoundPlan
 
@@ -124,7 +125,7 @@ def test_a_round_needs_a_quorum(trained: Any) -> None:
         Tolerance(0.5).check(plan, (), dict.fromkeys((9, 3, 7), "bad"))
 
 
-class Listener(Nobody):
+class Listener(Watcher):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
