@@ -22,7 +22,8 @@ from fibec_ray.parts.part import Part, contract_of
 from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import log_digest, read_devices
 from fibec_ray.runs.resume import resume
-from fibec_ray.runs.simulation import Nobody, Run, cache_dir, prepare, resolved, simulate
+from fibec_ray.runs.simulation import Run, cache_dir, prepare, resolved, simulate
+from fibec_ray.runs.watcher import Watcher
 from fibec_ray.testing import tiny
 
 OPERATIONS = 0.05
@@ -42,7 +43,7 @@ def expect(kept: bool, otherwise: str) -> None:
         raise Broken(otherwise)
 
 
-class Plug(Nobody):
+class Plug(Watcher):
     """Fails a run once so many device-rounds are done, of all its rounds; None: never."""
 
     def __init__(self, after: int | None = None):
