@@ -116,8 +116,8 @@ def test_a_part_of_the_users_own_is_at_home_too(bucket: Path, tmp_path: Path) ->
     write_own_part(tmp_path / "other", RULES.replace("min(1.0,", "min(0.9,"))
     other = settings["method"] | {"aggregator": f"{tmp_path}/other/{KIND}"}
     with pytest.raises(RunDirError, match="my_rules.py is not what this run began with; put that back"):
-        go_on(bucket, check(settings | {"method": other}, "test"), Nobody())
-    run = go_on(bucket, experiment, Nobody())
+        go_on(bucket, check(settings | {"method": other}, "test"), Watcher())
+    run = go_on(bucket, experiment, Watcher())
     assert run is not None and run.adapter_digest == whole.adapter_digest
 
 
