@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import linecache
+import os
 import platform
 import re
 import sys
@@ -105,7 +106,7 @@ def name_kind(cls: type[Any]) -> str:
 def load_file(path: Path) -> ModuleType:
     """Runs a file with parts, once for each content. Raises ValueError."""
     text = _read(path)
-    return _run(Source(path.name, digest(text), text, str(path)), str(path))
+    return _run(Source(path.name, digest(text), text, os.path.abspath(path)), str(path))
 
 
 def arrived(kind: str, source: Source) -> Any:
@@ -209,7 +210,7 @@ def _beside(path: Path) -> str:
     folder = path.parent
     names = [each.name for each in folder.glob("*.py")] if folder.is_dir() else []
     if not names:
-        return "give the path of a Python file, seen from the file that names it"
+        return "paths are seen from the YAML that names them, and on the command line from the current folder"
     return did_you_mean(path.name, names)
 
 

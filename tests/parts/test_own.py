@@ -126,7 +126,7 @@ def test_a_misspelt_file_or_class_is_refused_with_the_nearest(rules: Path) -> No
     assert refusal(f"{rules.parent}/my_rule.py:ClippedMean").endswith("no such file; did you mean 'my_rules.py'?")
     assert refusal(f"{rules}:ClippedMeen").endswith("has no class 'ClippedMeen'; did you mean 'ClippedMean'?")
     assert "did you mean 'Bent'?" in refusal(f"{rules}:Bend", "objective")
-    assert "give the path of a Python file" in refusal(f"{rules.parent}/none/my_rules.py:ClippedMean")
+    assert "paths are seen from the YAML" in refusal(f"{rules.parent}/none/my_rules.py:ClippedMean")
 
 
 def test_a_class_that_does_not_fit_the_axis_is_refused(rules: Path) -> None:
@@ -325,6 +325,7 @@ def test_a_mistake_names_the_yaml_the_key_and_the_file(rules: Path, tmp_path: Pa
 # --- on the way to another process
 
 
+@pytest.mark.slow
 def test_a_part_brings_its_file_to_a_process_that_has_none(rules: Path, tmp_path: Path) -> None:
     method = Method.model_validate({"aggregator": {"kind": f"{rules}:ClippedMean", "most": 2}})
     (tmp_path / "packed").write_bytes(pickle.dumps(method))

@@ -25,6 +25,7 @@ from fibec_ray.roundlog.reader import read_devices
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import simulate
 from fibec_ray.runs.verify import verify
+from fibec_ray.sweep.load import load_sweep
 
 CHANGED = RULES.replace("min(1.0,", "min(0.9,")
 
@@ -208,6 +209,18 @@ def sweep_of(tmp_path: Path) -> Path:
     return tmp_path / "sweep.yaml"
 
 
+def test_files_in_a_sweep_are_seen_from_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those on its command line are seen from the current folder."""
+    path = sweep_of(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (run,) = load_sweep(path).runs
+    assert run.experiment.method.aggregator.kind == KIND
+    grid = load_sweep(tmp_path / "own.yaml", [f"method.aggregator=mean,../{KIND}"])
+    assert [run.experiment.method.aggregator.kind for run in grid.runs] == ["mean", KIND]
+
+
+@pytest.mark.slow
 def test_a_sweep_runs_it_and_refuses_its_runs_once_it_has_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
