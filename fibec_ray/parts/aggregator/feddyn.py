@@ -25,10 +25,7 @@ class FedDyn(Aggregator):
     agrees: ClassVar[tuple[str, ...]] = ("alpha",)
     can_be_wrapped: ClassVar[bool] = False  # theta must be where h says, for the g_k to fit it
     alpha: float = Field(0.01, gt=0, allow_inf_nan=False, description="a; the paper tries 0.001 to 0.1")
-
-    @property
-    def keeps(self) -> str:
-        return "h (server)"
+    keeps: ClassVar[str] = "h (server)"
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         zeros = {name: torch.zeros_like(value) for name, value in shared.items()}

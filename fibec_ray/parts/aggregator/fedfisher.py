@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -61,9 +61,7 @@ class FedFisher(Aggregator):
     def needs(self) -> tuple[Need, ...]:
         return (*super().needs, *of_label(self.label))
 
-    @property
-    def sends(self) -> str:
-        return "Kronecker factors of its Fisher information"
+    sends: ClassVar[str] = "Kronecker factors of its Fisher information"
 
     def evidence_after(
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator

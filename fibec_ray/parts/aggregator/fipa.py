@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -82,9 +82,7 @@ class Fipa(Aggregator):
             raise ValueError("rcond has an effect only with solve: pinv or null_space: fedavg; leave it out")
         return self
 
-    @property
-    def sends(self) -> str:
-        return "eigenpairs of its Gauss-Newton matrix"
+    sends: ClassVar[str] = "eigenpairs of its Gauss-Newton matrix"
 
     def evidence(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -45,9 +45,7 @@ class FisherMerging(Aggregator):
     def needs(self) -> tuple[Need, ...]:
         return (*super().needs, *of_label(self.label))
 
-    @property
-    def sends(self) -> str:
-        return "diagonal Fisher information"
+    sends: ClassVar[str] = "diagonal Fisher information"
 
     def evidence_after(
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,10 +23,7 @@ class Mean(Aggregator):
     weights: Literal["samples", "uniform"] = Field(
         "samples", description="of the devices: samples, n_k; uniform, all alike, as SCAFFOLD has it"
     )
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ()
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
         by_samples = self.weights == "samples"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, weighted_mean
@@ -20,10 +20,7 @@ class Nova(Aggregator):
     """
 
     kind: Literal["nova"] = "nova"
-
-    @property
-    def sends(self) -> str:
-        return "number of steps"
+    sends: ClassVar[str] = "number of steps"
 
     def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
         return None if update.num_steps else "the update took no steps, and FedNova divides by their number"

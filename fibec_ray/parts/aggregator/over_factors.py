@@ -20,10 +20,7 @@ class OverFactors(Aggregator):
     """
 
     can_be_wrapped: ClassVar[bool] = False
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("lora",)
+    needs: ClassVar[tuple[Need, ...]] = ("lora",)
 
     @abstractmethod
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

@@ -36,10 +36,7 @@ class PepTao(Aggregator):
     gradient: Literal["difference", "step"] = Field(
         "difference", description="G: of the last two rounds' steps (the code), or this round's, turned round"
     )
-
-    @property
-    def keeps(self) -> str:
-        return "momentum, every device's control variate (server)"
+    keeps: ClassVar[str] = "momentum, every device's control variate (server)"
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         zeros = {name: torch.zeros_like(value) for name, value in shared.items()}

@@ -92,9 +92,7 @@ class Momentum(ServerOptimiser):
             raise ValueError("nesterov has an effect only with beta above 0; leave it out")
         return self
 
-    @property
-    def keeps(self) -> str:
-        return "momentum (server)"
+    keeps: ClassVar[str] = "momentum (server)"
 
     def begin(self, shared: Tensors) -> Tensors:
         return {name: torch.zeros_like(value) for name, value in shared.items()}
@@ -119,9 +117,7 @@ class Adaptive(ServerOptimiser):
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         """The new v. square: Delta^2."""
 
-    @property
-    def keeps(self) -> str:
-        return "both moments (server)"
+    keeps: ClassVar[str] = "both moments (server)"
 
     def begin(self, shared: Tensors) -> Tensors:
         m = {name: torch.zeros_like(value) for name, value in shared.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,10 +25,7 @@ class LengthWarmup(Curriculum):
     start: int = Field(8, ge=1, description="s0: tokens in round 0, special tokens included")
     full_at: float = Field(0.5, gt=0, le=1, description="T_c, as a fraction of the rounds; 1: no round is whole")
     multiple_of: int = Field(8, ge=1, description="lengths are rounded down to a multiple of it")
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("text",)
+    needs: ClassVar[tuple[Need, ...]] = ("text",)
 
     @model_validator(mode="after")
     def _start_survives_rounding(self) -> LengthWarmup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -19,10 +19,7 @@ class RandomOrder(Paced):
     """
 
     kind: Literal["random"] = "random"
-
-    @property
-    def keeps(self) -> str:
-        return "order of its data (device)"
+    keeps: ClassVar[str] = "order of its data (device)"
 
     def due(self, memory: Tensors, round_: int) -> bool:
         return "order" not in memory

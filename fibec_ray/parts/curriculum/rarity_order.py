@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,10 +26,7 @@ class RarityOrder(Scored):
     pacing: Pacing = "competence"
     initial_fraction: float = Field(0.01, ge=0, le=1, description="beta: fraction visible in round 0")
     per_token: bool = Field(False, description="divide by the length, which the sum otherwise follows")
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("text",)
+    needs: ClassVar[tuple[Need, ...]] = ("text",)
 
     def difficulty(self, scan: FisherScan) -> Tensor:
         texts = [scan.shard.batch(torch.tensor([row])).input_ids[0] for row in range(scan.shard.num_samples)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -48,9 +48,7 @@ class Scored(Paced):
     def opens(self) -> bool:
         return self.score_at == "init"
 
-    @property
-    def keeps(self) -> str:
-        return "order of its data (device)"
+    keeps: ClassVar[str] = "order of its data (device)"
 
     def due(self, memory: Tensors, round_: int) -> bool:
         if "order" not in memory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,10 +22,7 @@ class ShortFirst(Curriculum):
     kind: Literal["short_first"] = "short_first"
     share: float = Field(0.25, gt=0, lt=1, description="tokens of a sample in the first stage / data.max_length")
     full_at: float = Field(0.5, gt=0, le=1, description="fraction of the rounds that the first stage takes; 1: all")
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("text",)
+    needs: ClassVar[tuple[Need, ...]] = ("text",)
 
     def max_length(self, round_: int, rounds: int, full: int) -> int | None:
         if progress(round_, rounds, self.full_at) >= 1:

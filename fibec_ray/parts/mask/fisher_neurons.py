@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -61,9 +61,7 @@ class FisherNeurons(ByNeuron):
     def opens(self) -> bool:
         return self.start_at == "init"
 
-    @property
-    def keeps(self) -> str:
-        return "diagonal Fisher information, mask (device)"
+    keeps: ClassVar[str] = "diagonal Fisher information, mask (device)"
 
     def as_planned(self) -> FisherNeurons:
         return self.model_copy(update={"ratio_by": "fixed"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -22,10 +22,7 @@ class FrozenMatrix(Mask):
 
     kind: Literal["frozen_matrix"] = "frozen_matrix"
     freeze: Literal["A", "B"] = "A"
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("lora", "personal")
+    needs: ClassVar[tuple[Need, ...]] = ("lora", "personal")
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
         shapes = {name: scan.model.trainable[name].shape for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,10 +23,7 @@ class RandomNeurons(ByNeuron):
 
     kind: Literal["random_neurons"] = "random_neurons"
     redraw_every: int | None = Field(None, ge=1, description="participations between two draws; null: one for good")
-
-    @property
-    def keeps(self) -> str:
-        return "mask (device)"
+    keeps: ClassVar[str] = "mask (device)"
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
         count = int(memory.get("participations", 0))

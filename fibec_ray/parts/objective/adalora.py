@@ -30,14 +30,8 @@ class AdaLoraImportance(Objective):
     weight: float = Field(0.5, ge=0, description="of the pull to orthogonal factors; peft's default")
     beta1: float = Field(0.85, ge=0, lt=1, description="decay of the mean sensitivity; peft's default")
     beta2: float = Field(0.85, ge=0, lt=1, description="decay of its deviation; peft's default")
-
-    @property
-    def sends(self) -> str:
-        return "scores of its ranks"
-
-    @property
-    def keeps(self) -> str:
-        return "sensitivities (device), mean scores (server)"
+    sends: ClassVar[str] = "scores of its ranks"
+    keeps: ClassVar[str] = "sensitivities (device), mean scores (server)"
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         grams = [params[x + Q] @ params[x + Q].T for x in _weights(params)]

@@ -26,14 +26,8 @@ class DynamicRegulariser(Objective):
     partners: ClassVar[Mapping[str, str]] = {"aggregator": "feddyn"}
     agrees: ClassVar[tuple[str, ...]] = ("alpha",)
     alpha: float = Field(0.01, gt=0, allow_inf_nan=False, description="a; the paper tries 0.001 to 0.1")
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("whole", "steps")
-
-    @property
-    def keeps(self) -> str:
-        return "linear term (device)"
+    needs: ClassVar[tuple[Need, ...]] = ("whole", "steps")
+    keeps: ClassVar[str] = "linear term (device)"
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         return 0.5 * self.alpha * squared_distance(params, anchor) if anchor else None

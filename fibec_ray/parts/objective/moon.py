@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -28,14 +28,8 @@ class Moon(Objective):
     kind: Literal["moon"] = "moon"
     mu: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the term; Flower's MOON has 1, or 5")
     tau: float = Field(0.5, gt=0, allow_inf_nan=False, description="temperature; Flower's MOON has 0.5")
-
-    @property
-    def keeps(self) -> str:
-        return "last own model (device)"
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("shared",)
+    keeps: ClassVar[str] = "last own model (device)"
+    needs: ClassVar[tuple[Need, ...]] = ("shared",)
 
     def teachers(self, received: Tensors, memory: Tensors) -> Sequence[Tensors]:
         return (received, received | memory) if memory else ()

@@ -28,14 +28,8 @@ class RankPruning(Objective):
     gamma: float = Field(0.99, gt=0, le=1, description="share of the ranks that is no tail; the paper's is 0.99")
     strength: float = Field(1e-3, ge=0, allow_inf_nan=False, description="weight of the tail")
     least_rank: int = Field(1, ge=1, description="no device goes below; the paper's is 5 of 50")
-
-    @property
-    def keeps(self) -> str:
-        return "its rank (device)"
-
-    @property
-    def lowers_rank(self) -> bool:
-        return True
+    keeps: ClassVar[str] = "its rank (device)"
+    lowers_rank: ClassVar[bool] = True
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         kept = self._kept(ranks_in_use(anchor))

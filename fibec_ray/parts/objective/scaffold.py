@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -30,18 +30,9 @@ class Scaffold(Objective):
     """
 
     kind: Literal["scaffold"] = "scaffold"
-
-    @property
-    def sends(self) -> str:
-        return "change of its control variate"
-
-    @property
-    def keeps(self) -> str:
-        return "control variates (device, server)"
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("whole", "steps")
+    sends: ClassVar[str] = "change of its control variate"
+    keeps: ClassVar[str] = "control variates (device, server)"
+    needs: ClassVar[tuple[Need, ...]] = ("whole", "steps")
 
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.optimizer != "sgd":

@@ -28,9 +28,7 @@ class Peft(Part):
     """True if all that it computes are products and sums with the weights and biases of Linears and LayerNorms, so that
     several devices, each with its own of them, can go through the model in one pass"""
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("transformer",)
+    needs: ClassVar[tuple[Need, ...]] = ("transformer",)
 
     @property
     def lacks(self) -> tuple[Need, ...]:

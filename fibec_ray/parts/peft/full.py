@@ -26,10 +26,7 @@ class Full(Peft):
 
     kind: Literal["full"] = "full"
     trains_base: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ()
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.dtype == "bfloat16":

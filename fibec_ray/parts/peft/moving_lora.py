@@ -39,9 +39,7 @@ class MovingLora(Lora):
             raise ValueError("take_turns would train A beside a B that is 0 again in each round; leave it out")
         return self
 
-    @property
-    def keeps(self) -> str:
-        return "the moved base (server)"
+    keeps: ClassVar[str] = "the moved base (server)"
 
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         attached = super().attach(module, head)

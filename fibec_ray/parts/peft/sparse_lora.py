@@ -45,9 +45,7 @@ class SparseLora(Lora):
             raise ValueError("use_dora, ranks and take_turns do not go with two stages; leave them out")
         return self
 
-    @property
-    def sends(self) -> str:
-        return "first few entries of the weights, then LoRA"
+    sends: ClassVar[str] = "first few entries of the weights, then LoRA"
 
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         attached = super().attach(module, head)
@@ -80,9 +78,7 @@ class SparseLora(Lora):
         now = dict(values) | self._handed_over(values)
         return drop(now, [name for name in now if name.endswith(SPARSE)]), dict(config)
 
-    @property
-    def lacks(self) -> tuple[Need, ...]:
-        return ("whole",)
+    lacks: ClassVar[tuple[Need, ...]] = ("whole",)
 
     def _stage_rounds(self, rounds: int) -> int:
         return max(1, round(self.sparse_fraction * rounds))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,18 +22,9 @@ class Body(Sharing):
 
     kind: Literal["body"] = "body"
     last_blocks: int = Field(0, ge=0, description="blocks from the top whose adapters are personal too")
-
-    @property
-    def lacks(self) -> tuple[Need, ...]:
-        return ()
-
-    @property
-    def sends(self) -> str:
-        return "all but the head"
-
-    @property
-    def keeps(self) -> str:
-        return "the head (device)"
+    lacks: ClassVar[tuple[Need, ...]] = ()
+    sends: ClassVar[str] = "all but the head"
+    keeps: ClassVar[str] = "the head (device)"
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
         refuse_without_blocks(self.kind, layout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -67,9 +67,7 @@ class GlobalLayers(Sharing):
         refuse_unused(self.spectrum, None if self.count_by == "fraction" else self.count_by, "count_by")
         return self
 
-    @property
-    def opens(self) -> bool:
-        return True
+    opens: ClassVar[bool] = True
 
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.num_layers == 0:
@@ -85,13 +83,8 @@ class GlobalLayers(Sharing):
     def lacks(self) -> tuple[Need, ...]:
         return ("personal",) if self.count_by == "fraction" and self.fraction == 1 else ()
 
-    @property
-    def sends(self) -> str:
-        return "the GAL, the head"
-
-    @property
-    def keeps(self) -> str:
-        return "personal layers (device)"
+    sends: ClassVar[str] = "the GAL, the head"
+    keeps: ClassVar[str] = "personal layers (device)"
 
     def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> LayerScores:
         rows = torch.randperm(shard.num_samples, generator=rng)[: self.max_samples]

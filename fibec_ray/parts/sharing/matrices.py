@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,22 +24,14 @@ class Matrices(Sharing):
     kind: Literal["matrices"] = "matrices"
     share: Literal["A", "B"] = "A"
     head: Literal["personal", "shared"] = Field("personal", description="theirs is personal; no effect without a head")
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("lora",)
-
-    @property
-    def lacks(self) -> tuple[Need, ...]:
-        return ()
+    needs: ClassVar[tuple[Need, ...]] = ("lora",)
+    lacks: ClassVar[tuple[Need, ...]] = ()
 
     @property
     def sends(self) -> str:
         return f"LoRA's {self.share}" + (", the head" if self.head == "shared" else "")
 
-    @property
-    def keeps(self) -> str:
-        return "the other matrix (device)"
+    keeps: ClassVar[str] = "the other matrix (device)"
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
         shared = frozenset(name for name in layout.layers if f".lora_{self.share}." in name)

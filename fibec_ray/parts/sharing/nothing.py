@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -16,18 +16,9 @@ class Nothing(Sharing):
     """Local training: the anchor that says what communication is worth. A device trains in the rounds that draw it."""
 
     kind: Literal["none"] = "none"
-
-    @property
-    def lacks(self) -> tuple[Need, ...]:
-        return ("shared",)
-
-    @property
-    def sends(self) -> str:
-        return "nothing"
-
-    @property
-    def keeps(self) -> str:
-        return "all that is trainable (device)"
+    lacks: ClassVar[tuple[Need, ...]] = ("shared",)
+    sends: ClassVar[str] = "nothing"
+    keeps: ClassVar[str] = "all that is trainable (device)"
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
         return Selection(frozenset())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,10 +23,7 @@ class FedRep(Solver):
     head_epochs: int = Field(
         2, ge=1, description="passes for the head; those for the body are local.epochs. FederatedScope has 2 and 1"
     )
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("shared", "personal", "moving")
+    needs: ClassVar[tuple[Need, ...]] = ("shared", "personal", "moving")
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:
         session.train(moves=session.personal, epochs=self.head_epochs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fibec_ray.parts.part import Need
 from fibec_ray.parts.solver.base import Solver
 from fibec_ray.tensors import Tensors
@@ -10,13 +12,8 @@ from fibec_ray.tensors import Tensors
 class OwnModel(Solver):
     """The memory is that model's trainable values, as the device's last participation left them."""
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ("shared",)
-
-    @property
-    def keeps(self) -> str:
-        return "own model (device)"
+    needs: ClassVar[tuple[Need, ...]] = ("shared",)
+    keeps: ClassVar[str] = "own model (device)"
 
     def own(self, memory: Tensors) -> Tensors:
         return memory

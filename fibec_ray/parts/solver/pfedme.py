@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,10 +34,7 @@ class PFedMe(OwnModel):
     follow: float = Field(
         0.5, gt=0, le=1, description="eta lambda: the share of the way to theta_k that w goes after each batch"
     )
-
-    @property
-    def lacks(self) -> tuple[Need, ...]:
-        return ("steps",)
+    lacks: ClassVar[tuple[Need, ...]] = ("steps",)
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:
         pull = Pull(select(session.received, session.shared), self.strength, self.follow)
