@@ -11,7 +11,8 @@ from rotation import in_turn
 from fibec_ray.method import AXES
 from fibec_ray.parts import own
 from fibec_ray.testing import checks
-from fibec_ray.testing.__main__ import main, verdicts
+from fibec_ray.testing.__main__ import main
+from fibec_ray.testing.checks import verdicts
 
 HEAD = """
 from __future__ import annotations
@@ -106,6 +107,33 @@ class Mine(Objective):
     assert verdict["plan"] == verdict["resume"] == "skipped: no small experiment with the part came to its end"
 
 
+def test_a_hook_that_ends_the_process_does_not_end_the_checks(tmp_path: Path) -> None:
+    text = """
+class Mine(Objective):
+    "Exits."
+    def penalty(self, params, anchor):
+        raise SystemExit(0)
+"""
+    verdict = found(text, tmp_path)
+    assert verdict["network"] == "FAILED: SystemExit: 0 (line 13, in penalty)" and len(verdict) == 6
+
+
+def test_a_class_that_lacks_methods_fails_unless_others_are_built_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, base = tmp_path / "half.py", "from fibec_ray.parts.peft.base import Peft\nclass Half(Peft):\n    'Half.'\n"
+    file.write_text(base)
+    assert main([str(file), "--no-ray"]) == 1
+    assert (
+        "FAILED  fields     a small experiment (encoder): method.peft: half.py:Half: lacks" in capsys.readouterr().out
+    )
+    file.write_text(f"{base}class Whole(Half):\n    'Whole.'\n    x: int\n    def attach(self, module, head): ...\n")
+    assert main([str(file), "--no-ray"]) == 1
+    printed = capsys.readouterr()
+    assert "Half\n" not in printed.out and "FAILED  fields     x: give it a default" in printed.out
+    assert printed.err == "fibec-ray: 1 check failed\n"
+
+
 def test_a_part_that_fits_no_small_experiment_says_why(tmp_path: Path) -> None:
     part = part_of("class Mine(Objective):\n    needs = property(lambda self: ('lora',))\n", tmp_path)
     assert checks.Trial(part, {}, tmp_path).accepted().method.objective.kind == "rules.py:Mine"
@@ -123,6 +151,8 @@ def test_partners_that_a_part_names_come_with_it(tmp_path: Path) -> None:
     [
         (["nowhere.py"], "nowhere.py: no such file"),
         (["empty.py"], "empty.py: defines no part; derive a class from one in fibec_ray.parts.AXIS.base"),
+        (["json"], "json: defines no part"),
+        (["no_such_module"], "no module 'no_such_module' is installed"),
         (["broken.py"], "broken.py: line 1: SyntaxError"),
         (["rules.py", "shring=gal"], "'shring=gal': expected axis=value; the axes are peft, curriculum"),
         (["rules.py", "sharing"], "'sharing': expected key=value"),

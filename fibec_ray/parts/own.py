@@ -60,7 +60,7 @@ def find(kind: str, contract: type[Any]) -> type[Any] | None:
         return _offered(kind, contract)
     if not place or not name.isidentifier() or (":" in place and not place.endswith(".py")):
         raise ValueError(f"{kind!r} names no class; expected {FORMS}")
-    module = load_file(Path(place)) if place.endswith(".py") else _imported(place)
+    module = load(place)
     if name not in vars(module):
         raise ValueError(f"{place}: has no class {name!r}; {did_you_mean(name, classes_in(module, contract))}")
     found = checked(vars(module)[name], kind, contract)
@@ -101,6 +101,11 @@ def name_kind(cls: type[Any]) -> str:
     kind = f"{source_of(cls).name}:{cls.__qualname__}"
     _known[kind] = cls
     return kind
+
+
+def load(place: str) -> ModuleType:
+    """Runs a file with parts, or imports a module. Raises ValueError."""
+    return load_file(Path(place)) if place.endswith(".py") else _imported(place)
 
 
 def load_file(path: Path) -> ModuleType:

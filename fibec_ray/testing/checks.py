@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from safetensors.torch import load_file
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check
-from fibec_ray.errors import ConfigError, ModelError
+from fibec_ray.errors import ConfigError, ModelError, RunError
 from fibec_ray.method import AXES, Method
 from fibec_ray.parts.part import Part, contract_of
 from fibec_ray.preflight.check import foresee
@@ -188,3 +191,31 @@ def result(run: Run | None) -> tuple[str, str, int]:
     """What equal runs agree on."""
     assert run is not None
     return run.adapter_digest, log_digest(run.folder), len(run.rows)
+
+
+def verdicts(part: type[Part], beside: Mapping[str, Any], folder: Path, ray: bool) -> Iterator[tuple[str, str, str]]:
+    """Of each check: its name, `ok`, `FAILED` or `skipped`, and what was found."""
+    trial = Trial(part, beside, folder / part.__name__)
+    checks = {"fields": partial(fields, trial)}
+    checks |= {where: partial(works, trial, where) for where in tiny.PLACES}
+    checks |= {"plan": partial(planned, trial), "resume": partial(resumed, trial)}
+    checks |= {"ray": partial(on_ray, trial)} if ray else {}
+    for name, run in checks.items():
+        try:
+            yield name, "ok", run()
+        except Skipped as reason:
+            yield name, "skipped", str(reason)
+        except (Exception, SystemExit) as error:
+            yield name, "FAILED", _reason(error, inspect.getfile(part))
+
+
+def _reason(error: BaseException, file: str) -> str:
+    """What went wrong, and the last line of the user's file that ran."""
+    text = " ".join(str(error).split())
+    told = text if isinstance(error, Broken | RunError) else f"{type(error).__name__}: {text}"
+    lines, cause = list[str](), error
+    while cause:
+        trace = traceback.extract_tb(cause.__traceback__)
+        lines += [f"line {frame.lineno}, in {frame.name}" for frame in trace if frame.filename == file]
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    return f"{told} ({lines[-1]})" if lines else told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from fibec_ray.config.experiment import Experiment
@@ -11,31 +12,7 @@ from fibec_ray.config.load import check, config_folder, read_yaml
 from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-RANDOM = {"init": "random", "tokenizer": "minilm"}
-TEXT = {"task": "synthetic", "data": {"max_length": 20, "synthetic": {"num_train": 48, "num_test": 24}}}
-"""Every text is cut to the same length."""
-PLACES: dict[str, dict[str, Any]] = {
-    "encoder": {
-        **TEXT,
-        "partition": "iid",
-        "backbone": {**RANDOM, "config": {"model_type": "bert", "vocab_size": 30522, **SIZES}},
-    },
-    "decoder": {
-        **TEXT,
-        "backbone": {
-            **RANDOM,
-            "config": {"model_type": "llama", "vocab_size": 30522, "num_key_value_heads": 2, **SIZES},
-            "head": "causal_lm",
-        },
-    },
-    "network": {
-        "task": "regression",
-        "data": {"regression": {"num_train": 120, "num_test": 40}},
-        "partition": {"kind": "pathological", "classes_per_device": 1},
-        "backbone": {"kind": "mlp", "hidden": [6, 5]},
-    },
-}
+PLACES = read_yaml(Path(__file__).with_name("tiny.yaml"))
 SGD = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0}
 
 
