@@ -78,8 +78,9 @@ def _located(value: Any, folder: Path, key: str = "") -> Any:
     place, colon, name = value.rpartition(":") if isinstance(value, str) and key in (*AXES, *KINDS) else ("", "", "")
     if not place.endswith(".py"):
         return value
-    beside, kept = (Path(os.path.abspath(folder / within / place)) for within in ("", "parts"))
-    return f"{kept if kept.is_file() and not beside.exists() else beside}{colon}{name}"
+    place = os.path.expanduser(place)
+    beside, kept = (os.path.abspath(folder / within / place) for within in ("", "parts"))
+    return f"{kept if os.path.isfile(kept) and not os.path.exists(beside) else beside}{colon}{name}"
 
 
 def with_path(text: str, folder: Path) -> str:

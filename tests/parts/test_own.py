@@ -294,6 +294,9 @@ def test_files_are_beside_the_yaml_that_names_them(
     found = load_experiment(other, ["method.aggregator.most=4"])
     assert found.method.aggregator.most == 4  # type: ignore[attr-defined]
     plain = write(tmp_path / "a" / "g.yaml", EXPERIMENT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    at_home = load_experiment(plain, ["method.aggregator=~/my_rules.py:ClippedMean"])
+    assert at_home.method.aggregator.kind == "my_rules.py:ClippedMean"
     for text in ("method.aggregator=../my_rules.py:ClippedMean", "method={aggregator: ../my_rules.py:ClippedMean}"):
         assert load_experiment(plain, [text]).method.aggregator.kind == "my_rules.py:ClippedMean"
     wrapped = ["method.aggregator=adam", "method.aggregator.of=../my_rules.py:ClippedMean"]
@@ -316,6 +319,7 @@ def test_a_mistake_names_the_yaml_the_key_and_the_file(rules: Path, tmp_path: Pa
             load_experiment(write(tmp_path / "e.yaml", EXPERIMENT | {"method": {"aggregator": aggregator}}))
         return str(caught.value)
 
+    assert "cannot be read (File name too long)" in message(f"{'a' * 300}.py:X")
     where = f"{tmp_path}/e.yaml: method.aggregator: "
     assert message("my_rule.py:X") == f"{where}{tmp_path}/my_rule.py: no such file; did you mean 'my_rules.py'?"
     assert message({"kind": "my_rules.py:ClippedMean", "mots": 1}).endswith("mots: no such key; did you mean 'most'?")
