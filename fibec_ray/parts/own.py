@@ -116,26 +116,21 @@ def load_file(path: Path) -> ModuleType:
 
 def arrived(kind: str, source: Source) -> Any:
     """A part without its fields yet, which another process sent. Raises FleetError if its class cannot be had here."""
-    cls = _same(kind, source)
-    return cls.__new__(cls)  # type: ignore[call-overload]
-
-
-def _same(kind: str, source: Source) -> type[Any]:
-    known, name, node = _known.get(kind), kind.rpartition(":")[2], f"node {platform.node()}"
-    if known is not None and source_of(known) == source:
-        return known
+    node, cls = f"node {platform.node()}", _known.get(kind)
+    if cls is not None and source_of(cls) == source:
+        return object.__new__(cls)
     try:
         module = _run(source, source.name) if source.text is not None else _imported(source.name)
         if _source(module) != source:
             raise ValueError("is another one than the run began with; install the same version on every node")
-        found: type[Any] = vars(module)[name]
+        cls = vars(module)[kind.rpartition(":")[2]]
+        return object.__new__(cls)
     except KeyError as error:
         raise FleetError(
             f"{kind}: {node} cannot have this class: it is not at the top level of a file or module; put it there"
         ) from error
     except ValueError as error:
         raise FleetError(f"{kind}: {node}: {error}") from error
-    return found
 
 
 def source_of(cls: type[Any]) -> Source:
@@ -195,7 +190,9 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; {_beside(path)}") from error
+        names = [each.name for each in path.parent.glob("*.py")]
+        seen_from = "paths are seen from the YAML that names them, and on the command line from the current folder"
+        raise ValueError(f"{path}: no such file; {did_you_mean(path.name, names) if names else seen_from}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a Python file") from error
     if len(content) > MOST_BYTES:
@@ -209,14 +206,6 @@ def _read(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start})") from error
-
-
-def _beside(path: Path) -> str:
-    folder = path.parent
-    names = [each.name for each in folder.glob("*.py")] if folder.is_dir() else []
-    if not names:
-        return "paths are seen from the YAML that names them, and on the command line from the current folder"
-    return did_you_mean(path.name, names)
 
 
 def digest(text: str) -> str:
