@@ -118,7 +118,10 @@ class Part(BaseModel):
         return own.arrived, (self.kind, own.source_of(type(self))), self.__getstate__()
 
     def as_planned(self) -> Self:
-        """The part as a plan follows it, without what no plan counts: estimates of a Hessian's spectrum."""
+        """A part like this one whose hooks work on made-up tensors, from which runs are planned.
+
+        What it leaves out is not counted: estimates of a Hessian's spectrum, for one.
+        """
         return self
 
     @property

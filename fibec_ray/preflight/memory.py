@@ -99,7 +99,7 @@ def live_bytes(rehearsal: Rehearsal, samples: Samples, lanes: int) -> list[int]:
     evaluated = min(job.eval_batch_size, len(samples.test))
     found = [max(steps), anatomy.forward_bytes(evaluated, samples.longest)]
     if scored := [_group(job, passes, samples) for passes in rehearsal.score_passes]:
-        found.append(lanes * _score_bytes(anatomy, job.method.sharing.as_planned(), max(scored), samples.longest))
+        found.append(lanes * _score_bytes(anatomy, rehearsal.method.sharing, max(scored), samples.longest))
     return found
 
 

@@ -71,6 +71,8 @@ class Rehearsal:
 
     def __init__(self, job: Job, anatomy: Anatomy):
         self.job, self.anatomy = job, anatomy
+        planned = {axis: part.as_planned() for axis, part in job.method.parts.items()}
+        self.method = job.method.model_copy(update=planned)
         try:
             self.server = self._opened_server(anatomy.initial)
         except Exception:  # some part looks at values
@@ -94,7 +96,7 @@ class Rehearsal:
     def holds_single_gradients(self) -> bool:
         """True if some pass holds the gradients of single samples."""
         job, taken = self.job, self.participation(0)
-        curriculum = job.method.curriculum
+        curriculum = self.method.curriculum
         scans = [*self.found.opening_scans, *taken.scans]
         if curriculum.opens or curriculum.due({}, job.rounds - 1):
             scans += self.order(torch.ones(1), [torch.zeros(1, dtype=torch.int64)], job.rounds - 1)[1]
@@ -103,20 +105,20 @@ class Rehearsal:
     @property
     def score_passes(self) -> Sequence[Passes]:
         """Those of the sharing rule, in the initialisation phase."""
-        sharing = self.job.method.sharing
+        sharing = self.method.sharing
         with named(sharing, "passes"):
             return list(sharing.passes(self.job.num_classes))
 
     def round_passes(self, round_: int) -> Sequence[Passes]:
         """Those of the aggregator, on a device."""
-        aggregator = self.job.method.aggregator
+        aggregator = self.method.aggregator
         with named(aggregator, "passes"):
             return list(aggregator.passes(round_, self.job.num_classes))
 
     def extras_bytes(self, asked: Asked, update: ClientUpdate) -> int:
         """What an update has beside its delta."""
         total = 0
-        for part in (self.job.method.aggregator, self.job.method.objective):
+        for part in (self.method.aggregator, self.method.objective):
             with named(part, "extras"):
                 extras = part.extras(asked, update).values()
                 total += sum(prod(one.shape) * one.dtype.itemsize for one in extras)
@@ -126,7 +128,7 @@ class Rehearsal:
         self, lengths: Tensor, batches: Sequence[Tensor], round_: int, device: int = 0
     ) -> tuple[Tensors, Sequence[Ask]]:
         """A curriculum's memory of samples of these lengths, and the passes that it takes."""
-        curriculum = self.job.method.curriculum.as_planned()
+        curriculum = self.method.curriculum
         zero, rng = torch.zeros(()), seeds.generator(self.job.seed, "curriculum", device)
         scan = self._scan(lengths, batches, {name: zero.expand(value.shape) for name, value in self._trained.items()})
         with named(curriculum, "prepare"):
@@ -147,7 +149,7 @@ class Rehearsal:
 
     def _rehearse(self) -> Rehearsed:
         """A device's initialisation phase and its first participations, in the order in which `DeviceWorker` has it."""
-        method, mask = self.job.method, self.job.method.mask.as_planned()
+        method, mask = self.method, self.method.mask
         scan, kept = self._small_scan(self._trained), dict[str, Tensors]()
         if mask.opens:
             with named(mask, "prepare"):
@@ -167,8 +169,7 @@ class Rehearsal:
 
     def _take_part(self, kept: dict[str, Tensors], hint: Tensors) -> tuple[Participation, Tensors]:
         """kept: memories by axis, which become the new ones. Returns what the objective sends, too."""
-        method, anatomy = self.job.method, self.anatomy
-        mask, objective, solver = method.mask.as_planned(), method.objective, method.solver
+        anatomy, mask, objective, solver = self.anatomy, self.method.mask, self.method.objective, self.method.solver
         memory, values, scan = dict(kept.get("objective", {})), blank(anatomy.initial), self._small_scan(self.personal)
         with named(mask, "refresh"):
             kept["mask"] = mask.refresh(kept.get("mask", {}), scan, list(self.personal), self._rng())
@@ -239,5 +240,6 @@ def named(part: Part, hook: str) -> Iterator[None]:
         axis = type(part).__mro__[type(part).__mro__.index(Part) - 1].__name__.lower()
         raise ConfigError(
             f"method.{axis}: {part.kind}: {hook} failed while the run was planned, on made-up tensors "
-            f"({type(error).__name__}: {error}); it must work on zeros of the right shapes"
+            f"({type(error).__name__}: {error}); it must work on zeros of the right shapes, or "
+            "as_planned must return a part that does"
         ) from error

@@ -102,8 +102,3 @@ class TrialSession:
         self.trainings.append(Training(self.epochs if epochs is None else epochs, repeats, own_model))
         centre = drop(pull.centre, self.carried) if pull else {}
         return clone({name: value for name, value in centre.items() if moves is None or name in moves})
-
-
-def once(asked: Sequence[Ask]) -> list[Ask]:
-    """The passes that one scan runs for these questions: each once, and losses only before a pass that finds them."""
-    return [ask for i, ask in enumerate(asked) if ask not in asked[:i] and (ask is not None or i == 0)]

@@ -21,9 +21,9 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.pooled import steps_of
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.part import Passes
-from fibec_ray.preflight.rehearsal import Rehearsal
+from fibec_ray.preflight.rehearsal import Rehearsal, named
 from fibec_ray.preflight.samples import Lengths, Samples
-from fibec_ray.preflight.trial import Ask, Training, once
+from fibec_ray.preflight.trial import Ask, Training
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import OPENING_ROUND
 
@@ -60,7 +60,7 @@ class Devices:
 
     def opening(self, device: int) -> Amount:
         """The initialisation phase of one device."""
-        method, lengths = self.job.method, self.samples.train[device]
+        method, lengths = self.rehearsal.method, self.samples.train[device]
         if not method.opens:
             return Amount()
         ordering = self._order(device, OPENING_ROUND) if method.curriculum.opens else []
@@ -70,13 +70,14 @@ class Devices:
         return total
 
     def device_round(self, device: int, round_: int) -> Amount:
-        job, curriculum = self.job, self.job.method.curriculum
+        job, curriculum = self.job, self.rehearsal.method.curriculum
         lengths, batches = self.samples.train[device], self._batches(device)
         taken, total = self.rehearsal.participation(self._took_part[device]), Amount()
-        if curriculum.due(self._memory.get(device, {}), round_):
-            total += self._scans(lengths, self._order(device, round_))
-        rng = seeds.generator(job.seed, "visible", device, round_)
-        visible = curriculum.visible(self._memory.get(device, {}), batches, round_, job.rounds, rng)
+        with named(curriculum, "due or visible"):
+            if curriculum.due(self._memory.get(device, {}), round_):
+                total += self._scans(lengths, self._order(device, round_))
+            rng = seeds.generator(job.seed, "visible", device, round_)
+            visible = curriculum.visible(self._memory.get(device, {}), batches, round_, job.rounds, rng) or batches
         seen = lengths[torch.cat(visible).numpy()]
         total += self._training(lengths, visible, len(batches), round_, taken.trainings)
         total += self._scans(seen, taken.scans)
@@ -110,10 +111,8 @@ class Devices:
         for training in trainings:
             steps = len(batches) * training.epochs
             times += training.repeats * training.epochs * (min(steps, most) / steps if steps and most else 1.0)
-        total = Amount()
-        for rows in batches if times else ():
-            total += self._pass(lengths[rows.numpy()], backwards=1)
-        return total.times(times)
+        passes = (self._pass(lengths[rows.numpy()], backwards=1) for rows in (batches if times else ()))
+        return sum(passes, Amount()).times(times)
 
     def _order(self, device: int, round_: int) -> Sequence[Ask]:
         """The curriculum makes a new memory of the device's data. Returns the passes that it takes."""
@@ -124,8 +123,10 @@ class Devices:
     def _scans(self, lengths: Lengths, asked: Sequence[Ask]) -> Amount:
         """The passes of one scan over samples."""
         total, size = Amount(), min(len(lengths), self.job.local.batch_size)
-        for ask in once(asked):
-            total += self._grouped(lengths, size, backwards_for(ask[0], self.job.num_classes) if ask else 0)
+        for ask in dict.fromkeys(asked):
+            # Losses cost a pass of their own only where they are asked for first.
+            if ask or ask == asked[0]:
+                total += self._grouped(lengths, size, backwards_for(ask[0], self.job.num_classes) if ask else 0)
         return total
 
     def _own_passes(self, lengths: Lengths, passes: Passes) -> Amount:
@@ -138,27 +139,18 @@ class Devices:
 
     def _grouped(self, lengths: Lengths, size: int, backwards: int = 0) -> Amount:
         """Passes over samples that stand in the order of their lengths."""
-        total = Amount()
-        for group in _split(np.sort(lengths), size):
-            total += self._pass(group, backwards)
-        return total
+        ordered = np.sort(lengths)
+        return sum((self._pass(ordered[i : i + size], backwards) for i in range(0, len(ordered), size)), Amount())
 
     def _pass(self, lengths: Lengths, backwards: int = 0) -> Amount:
         flops = self.rehearsal.anatomy.forward_flops(len(lengths), int(lengths.max()))
         flops += self.rehearsal.anatomy.answer_flops * self.samples.answer_share * float(lengths.sum())
-        again = flops * backwards if self._recomputes else 0.0
+        backbone = self.job.backbone
+        again = flops * backwards if isinstance(backbone, Backbone) and backbone.checkpointing else 0.0
         return Amount(flops * (1 + backwards * self.rehearsal.anatomy.backward_share), 1 + backwards, again)
-
-    @property
-    def _recomputes(self) -> bool:
-        return isinstance(self.job.backbone, Backbone) and self.job.backbone.checkpointing
 
     def _drawn(self, lengths: Lengths, most: int | None) -> Lengths:
         """As many samples as that, of all lengths."""
         if most is None or len(lengths) <= most:
             return lengths
         return np.sort(lengths)[np.linspace(0, len(lengths) - 1, most).astype(int)]
-
-
-def _split(lengths: Lengths, size: int) -> list[Lengths]:
-    return [lengths[i : i + size] for i in range(0, len(lengths), size)] if len(lengths) else []

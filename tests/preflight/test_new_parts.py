@@ -155,6 +155,11 @@ def test_an_error_in_a_part_says_where() -> None:
         rehearsed(with_parts(solver="broken"))
 
 
+def test_a_part_that_no_plan_can_follow_may_name_one_that_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Broken, "as_planned", lambda self: Twice())
+    assert len(rehearsed(with_parts(solver="broken")).participations[0].trainings) == 2
+
+
 def test_evidence_without_its_cost_is_no_part() -> None:
     with pytest.raises(TypeError, match=r"^Silent overrides evidence, so it must define extras and passes too"):
 
