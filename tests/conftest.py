@@ -154,7 +154,7 @@ def after_rounds(
     experiment = check(settings, "test")
     folder.mkdir(exist_ok=True)
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
     fleet = LocalFleet(site)
     fleet.open()
     plans = [plan_round(site.job, round_) for round_ in range(num_rounds)]

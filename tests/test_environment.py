@@ -25,7 +25,7 @@ PACKAGE = Path(fibec_ray.__file__).parent
 def node_cache() -> Path:
     """Where this node prepares base weights."""
     experiment = check(make_tiny(), "test")
-    return Site(experiment.job(2, None), Path("run"), Path("drivers"), 1).prepare_base().parents[0]
+    return Site(experiment.job(2, None), Path("run"), Path("drivers")).prepare_base().parents[0]
 
 
 def token_mode() -> str:

@@ -37,7 +37,7 @@ def test_a_method_that_does_not_apply_says_so_before_anything_runs(method: str, 
 def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_path: Path) -> None:
     experiment = check(settings_on(where, method, rounds=2), "test")
     prepared = prepare(experiment, tmp_path)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir(), 1)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
     fleet = LocalFleet(site)
     opened = fleet.open()
     shared = opened.shared_names

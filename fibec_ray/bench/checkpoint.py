@@ -41,7 +41,7 @@ class Costs:
 def measure(experiment: Experiment, folder: Path) -> list[Costs]:
     """One entry for each round. The checkpoint of a round is waited for, so that its own time can be told."""
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
     tally, fleet, found = Tally(experiment.task.metric, experiment.local.batch_size), LocalFleet(site), []
     tally.opening(fleet.open())
     keeper = Keeper(folder, "bench", experiment.checkpoint, site.store, fleet)

@@ -118,7 +118,7 @@ def write_arrays(config: Path) -> Path:
     chosen = load_experiment(config)
     run = config.parent / "run"
     prepared = prepare_data(chosen, run)
-    site = Site(chosen.job(prepared.num_classes, prepared.label_words), run, cache_dir(), threads=1)
+    site = Site(chosen.job(prepared.num_classes, prepared.label_words), run, cache_dir())
     worker, federation = site.worker(), site.federation()
     plans = [plan_round(site.job, t) for t in range(chosen.rounds)]
     rows = [[_rows(federation, worker, device, plan.round) for device in plan.cohort] for plan in plans]

@@ -69,7 +69,7 @@ class LocalFleet:
         trained = self._by_group("train", plan.cohort, self._federation.num_train(plan.cohort), train)
         updates = [sent_by(device, update) for device, (update, _) in zip(plan.cohort, trained, strict=True)]
         bad = self._server.absorb(plan.round, updates)
-        self._site.tolerance.check(plan, (), bad)
+        self._site.fleet.tolerance.check(plan, (), bad)
         reports = [replace(report, quarantined=bad.get(report.device)) for _, report in trained]
         self._accepted.accept(reports)
         return RoundResult(reports)
@@ -105,7 +105,9 @@ class LocalFleet:
         self._worker = self._site.worker()
         self.device = self._site.device.partition(":")[0]
         self.holding = self._worker.holding
-        self.lanes = self._site.lanes or self._worker.calibrate(self._site.lanes_to_try(self._site.job.cohort_size))
+        self.lanes = self._site.fleet.known_lanes or self._worker.calibrate(
+            self._site.lanes_to_try(self._site.job.cohort_size)
+        )
         self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
 
     def _result(self, selection: Selection, reports: list[DeviceReport]) -> OpenResult:

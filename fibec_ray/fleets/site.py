@@ -13,7 +13,7 @@ import torch
 
 from fibec_ray.environment import read
 from fibec_ray.errors import RunDirError
-from fibec_ray.fleets.tolerance import Tolerance
+from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.group_worker import GroupWorker
@@ -26,6 +26,8 @@ from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.types import EvaluationResult, Predictions
 
+ONE_BY_ONE = FleetConfig(kind="local", lanes=1)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -34,10 +36,7 @@ class Site:
     job: Job
     run_dir: Path
     cache_dir: Path
-    threads: int
-    lanes: int | None = 1
-    """the most devices that compute side by side; None: the fleet finds out how many should"""
-    tolerance: Tolerance = Tolerance()
+    fleet: FleetConfig = ONE_BY_ONE
     device: str = "cpu"
     """torch's, of work in the driver's process"""
     beside: int | None = None
@@ -105,10 +104,10 @@ class Site:
         """A worker with a model of its own; the base weights are shared by all processes of the node.
 
         device: None: the driver's."""
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.fleet.threads)
         federation = self.federation()
         model = self._model(federation, device or self.device)
-        return GroupWorker(Workplace(self.job, federation, self.store, name), model, self.lanes or 1)
+        return GroupWorker(Workplace(self.job, federation, self.store, name), model, self.fleet.known_lanes or 1)
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         from fibec_ray.models.net_model import NetModel

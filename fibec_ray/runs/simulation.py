@@ -183,7 +183,7 @@ def make_fleet(
         return LocalFleet(site, progress)
     from fibec_ray.fleets.ray.fleet import RayFleet
 
-    return RayFleet(site, experiment.fleet, progress, note, need)
+    return RayFleet(site, progress, note, need)
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:
     # Actors of a Ray fleet go by the GPUs that Ray assigns; this is where the driver runs a part of it again.
     gpus = fleet.gpus_per_actor if fleet.kind == "local" else (0 if fleet.gpu_shares == {0} else None)
     device = torch_device(gpus, torch.cuda.is_available())
-    return Site(job, folder, cache_dir(), fleet.threads, fleet.known_lanes, fleet.tolerance, device)
+    return Site(job, folder, cache_dir(), fleet, device)
 
 
 def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:

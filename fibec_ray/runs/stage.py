@@ -22,7 +22,8 @@ def staged(record: Record, lanes: int, states: States) -> Iterator[Site]:
     Raises RunDirError if a state is not there any more.
     """
     with TemporaryDirectory(prefix="fibec-ray-") as name:
-        site = replace(site_of(record.experiment, Path(name), record.identity), lanes=lanes)
+        site = site_of(record.experiment, Path(name), record.identity)
+        site = replace(site, fleet=site.fleet.model_copy(update={"lanes": lanes}))
         (site.run_dir / "data").symlink_to(record.folder / "data", target_is_directory=True)
         origin = site_of(record.experiment, record.folder, record.identity)
         for device, ref in states.items():

@@ -52,7 +52,7 @@ def arrays(config: Path) -> Iterator[str]:
 def site(config: Path) -> Site:
     """The engine's, on the data that the workload's arrays were made from."""
     job = load_experiment(config).job(num_classes=6, label_words=None)
-    return Site(job, config.parent / "run", cache_dir(), threads=1)
+    return Site(job, config.parent / "run", cache_dir())
 
 
 @pytest.fixture(scope="module")

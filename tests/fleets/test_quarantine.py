@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import poisoned
 import pytest
 import ray
 from poisoned import poisoned_site
@@ -17,14 +17,14 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.tensors import digest
 
 pytestmark = pytest.mark.ray
-ray.cloudpickle.register_pickle_by_value(poisoned)  # workers that Ray keeps ready have no path to the tests
+TWO_ACTORS = FleetConfig(placement="pooled", num_actors=2, lanes=1)
 METHOD = {"name": "x", "sharing": {"kind": "body"}, "curriculum": "fisher"}
 
 
 def test_ray_and_local_accept_the_same_states(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
     settings = tiny_settings(METHOD, cohort_size=6, data={"synthetic": {"num_train": 75}})
     (here, victim), (there, _) = (poisoned_site(settings, tmp_path / name) for name in ("local", "ray"))
-    local, fleet = LocalFleet(here), RayFleet(there, FleetConfig(placement="pooled", num_actors=2))
+    local, fleet = LocalFleet(here), RayFleet(replace(there, fleet=TWO_ACTORS))
     try:
         local.open()
         fleet.open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from fibec_ray.tensors import digest
 
 pytestmark = pytest.mark.ray
 
+TWO_ACTORS = FleetConfig(placement="pooled", num_actors=2, lanes=1)
+
 
 def site_of(settings: dict[str, Any], folder: Path) -> Site:
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
 def device_actor_processes() -> list[psutil.Process]:
@@ -66,7 +69,7 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(process.pid)
 
-    fleet = RayFleet(site, FleetConfig(placement="pooled", num_actors=2), kill_all_once)
+    fleet = RayFleet(replace(site, fleet=TWO_ACTORS), kill_all_once)
     try:
         fleet.open()
         assert fleet.holding == calm.holding and fleet.holding is not None
@@ -89,8 +92,7 @@ def test_a_server_that_does_not_start_in_time_is_not_waited_for_as_long_as_a_dev
     site = site_of(tiny_settings("fedavg"), tmp_path / "run")
     worker, config = site.worker(), FleetConfig(startup_timeout_s=0.01, device_timeout_s=1800)
     server = Headquarters(
-        site,
-        config,
+        replace(site, fleet=config),
         describe=lambda: (to_wire(worker.initial), worker.layout),
         rerun=lambda round_: None,
         accepted=AcceptedStates(),
@@ -155,7 +157,9 @@ def test_an_actor_s_own_error_reaches_the_driver_as_it_is(
     tiny_settings: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
     method = {"name": "x", "peft": {"kind": "lora", "target_modules": ["no_such_linear"]}}
-    fleet = RayFleet(site_of(tiny_settings(method), tmp_path / "run"), FleetConfig(placement="pooled", num_actors=1))
+    fleet = RayFleet(
+        replace(site_of(tiny_settings(method), tmp_path / "run"), fleet=TWO_ACTORS.model_copy(update={"num_actors": 1}))
+    )
     try:
         with pytest.raises(ModelError, match=r"method.peft.target_modules: .*name Linears of this backbone"):
             fleet.open()

@@ -77,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., Ser
         settings = make_tiny({"name": "x", **(method or {})}, **changes)
         return check(settings, "test").job(prepared.num_classes, prepared.label_words)
 
-    site = Site(job(), folder, cache_dir(), 1)
+    site = Site(job(), folder, cache_dir())
     worker, plan = site.worker(), plan_round(site.job, 0)
 
     def server(method: Any = None, **changes: Any) -> Server:

@@ -14,6 +14,7 @@ from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.evaluation import Scores, at_rows, score
 from fibec_ray.learning.federation import Federation
@@ -35,7 +36,12 @@ def ran(settings: dict[str, Any], folder: Path, lanes: int | None = None) -> tup
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1, lanes)
+    site = Site(
+        experiment.job(prepared.num_classes, prepared.label_words),
+        folder,
+        cache_dir(),
+        FleetConfig(kind="local", lanes=lanes),
+    )
     fleet = LocalFleet(site)
     reports = list(fleet.open().reports)
     for round_ in range(experiment.rounds):

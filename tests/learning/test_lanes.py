@@ -15,6 +15,7 @@ from fibec_ray.config.load import check, method_files
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.local import LocalFleet
+from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.calibration import REPEATS, STEPS, best_lanes, step_seconds
 from fibec_ray.learning.group_worker import GroupWorker
@@ -32,7 +33,12 @@ def site_of(settings: dict[str, Any], folder: Path, lanes: int | None) -> Site:
     experiment = check(settings, "test")
     folder.mkdir(parents=True)
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1, lanes)
+    return Site(
+        experiment.job(prepared.num_classes, prepared.label_words),
+        folder,
+        cache_dir(),
+        FleetConfig(kind="local", lanes=lanes),
+    )
 
 
 def two_rounds(site: Site) -> tuple[Tensors, list[DeviceReport], EvaluationResult]:

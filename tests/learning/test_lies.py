@@ -111,7 +111,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Round]:
         own = folder / str(list(METHODS).index(name))
         own.mkdir()
         (own / "data").symlink_to(folder / "data")
-        site = Site(experiment.job(prepared.num_classes, prepared.label_words), own, cache_dir(), 1)
+        site = Site(experiment.job(prepared.num_classes, prepared.label_words), own, cache_dir())
         worker, plan = site.worker(), plan_round(site.job, 0)
 
         def server() -> Server:

@@ -88,7 +88,7 @@ def site_of(tiny_settings: Any, folder: Path) -> Site:
     folder.mkdir()
     experiment = check(tiny_settings("centralised"), "test")
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir(), 1)
+    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir())
 
 
 def test_anchors_are_those_of_the_federation_and_personal_is_global(tiny_settings: Any, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def site_of(settings: dict[str, Any], folder: Path) -> Site:
     experiment = check(settings, "test")
     folder.mkdir(exist_ok=True)
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
 def state_of(site: Site, device: int) -> DeviceState:
@@ -321,7 +321,7 @@ def test_an_adapter_on_some_blocks_only_is_logged_for_all(tiny_settings: Any, tm
 
 def test_a_run_directory_that_a_node_does_not_see_is_named(tiny_settings: Any, tmp_path: Path) -> None:
     site = site_of(tiny_settings("fedavg"), tmp_path / "run")
-    elsewhere = Site(site.job, tmp_path / "elsewhere", site.cache_dir, 1)
+    elsewhere = Site(site.job, tmp_path / "elsewhere", site.cache_dir)
     with pytest.raises(RunDirError, match=r"elsewhere: not visible from node .*storage that they share"):
         elsewhere.federation()
 

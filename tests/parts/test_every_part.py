@@ -47,7 +47,7 @@ def site(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder: Path = tmp_path_factory.mktemp("site")
     experiment = check(tiny_settings("fedavg"), "test")
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir(), 1)
+    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir())
 
 
 @pytest.fixture(scope="module")

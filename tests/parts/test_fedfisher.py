@@ -313,7 +313,7 @@ def site_of(tiny_settings: Any, folder: Path, peft: Any = "lora", **settings: An
     experiment = check(tiny_settings(method), "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
 def sent(site: Site) -> Any:

@@ -358,7 +358,7 @@ def site(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder: Path = tmp_path_factory.mktemp("site")
     experiment = check(tiny_settings("fedavg"), "test")
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir(), 1)
+    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir())
 
 
 @pytest.fixture(scope="module")
@@ -458,7 +458,7 @@ def run(method: dict[str, Any], rounds: int, tiny_settings: Any, folder: Path) -
     """Reports of the last round."""
     experiment = check(tiny_settings(method, rounds=rounds), "test")
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, None), folder, cache_dir(), 1)
+    site = Site(experiment.job(prepared.num_classes, None), folder, cache_dir())
     fleet = LocalFleet(site)
     fleet.open()
     for round_ in range(rounds):

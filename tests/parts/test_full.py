@@ -35,7 +35,7 @@ each_backbone = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACK
 def site(backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> Site:
     experiment = check(tiny_settings(FULL, backbone=backbone, data={"max_length": 40}), "test")
     prepared = prepare(experiment, tmp_path)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir(), 1)
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
 
 
 def model_of(site: Site, peft: Any) -> TorchModel:
@@ -111,7 +111,7 @@ def test_transformers_loads_what_a_run_leaves(backbone: dict[str, Any], tiny_set
     }[head]
     loaded = getattr(transformers, auto).from_pretrained(run.folder / "adapter").eval()
     saved = load_file(run.folder / "adapter" / "model.safetensors")
-    own = Site(experiment.job(run.prepared.num_classes, run.prepared.label_words), run.folder, cache_dir(), 1)
+    own = Site(experiment.job(run.prepared.num_classes, run.prepared.label_words), run.folder, cache_dir())
     model = own.worker().model
     values = {f"base_model.model.{name}": value for name, value in saved.items()}
     assert not all(torch.equal(value, model.trainable[name]) for name, value in values.items())

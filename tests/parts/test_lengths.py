@@ -63,7 +63,7 @@ def site_of(method: Any, tiny_settings: Any, folder: Path, **settings: Any) -> S
     experiment = check(tiny_settings(method, **settings), "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
 def warmed(**more: Any) -> dict[str, Any]:

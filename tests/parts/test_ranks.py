@@ -276,7 +276,7 @@ def test_pruned_ranks_are_neither_sent_nor_received_again(tiny_settings: Any, tm
 def site_of(method: dict[str, Any], tiny_settings: Any, folder: Path, **changes: Any) -> tuple[Site, Any]:
     experiment = check(tiny_settings(method, **changes), "test")
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1), experiment
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir()), experiment
 
 
 def test_bytes_are_those_of_the_devices_own_ranks(tiny_settings: Any, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def fleet_of(settings: dict[str, Any], folder: Path) -> tuple[LocalFleet, Site]:
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), 1)
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
     return LocalFleet(site), site
 
 

@@ -28,7 +28,7 @@ class Rounds:
     def __init__(self, method: dict[str, Any], tiny_settings: Any, folder: Path, rounds: int = 4):
         self.experiment = check(tiny_settings({"name": "m"} | method, rounds=rounds), "test")
         prepared = prepare(self.experiment, folder)
-        self.site = Site(self.experiment.job(prepared.num_classes, None), folder, cache_dir(), 1)
+        self.site = Site(self.experiment.job(prepared.num_classes, None), folder, cache_dir())
         self.fleet = LocalFleet(self.site)
         self.fleet.open()
         self.initial = self.fleet.adapter()

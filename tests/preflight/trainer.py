@@ -38,7 +38,7 @@ def main(settings: Path, folder: Path, cache: Path) -> None:
     job = experiment.job(len(experiment.task.label_names), None)
     peak = Peak()
     peak.start()
-    worker = Site(job, folder, cache, 1, experiment.fleet.known_lanes).worker()
+    worker = Site(job, folder, cache, experiment.fleet).worker()
     server = Server(job, worker.initial, worker.layout)
     lanes = experiment.fleet.known_lanes or 1
     opened = [worker.open_group(group) for group in split(range(job.num_devices), lanes)] if job.method.opens else []
@@ -46,7 +46,7 @@ def main(settings: Path, folder: Path, cache: Path) -> None:
     plan = plan_round(job, 0)
     for group in split(plan.cohort, lanes):
         worker.train_group(plan, group, server.broadcast(0))
-    federation = Site(job, folder, cache, 1).federation()
+    federation = Site(job, folder, cache).federation()
     worker.evaluate_shared(evaluation_chunks(federation.test_set(), job.eval_batch_size), server.broadcast(0))
     print(peak.bytes)
 

@@ -46,7 +46,7 @@ def warm_up(experiment: Experiment) -> None:
     """Models, tokenizers and what they import."""
     with TemporaryDirectory() as warm:
         prepared = prepare(experiment, Path(warm))
-        Site(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir(), 1).worker()
+        Site(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir()).worker()
 
 
 def disturb(experiment: Experiment, home: Path, num_kills: int, rng: random.Random) -> list[int]:

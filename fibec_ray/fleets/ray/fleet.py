@@ -20,7 +20,6 @@ from fibec_ray.fleets.ray.pool import ActorPool, Ended
 from fibec_ray.fleets.ray.rounds import RayRound
 from fibec_ray.fleets.ray.schedule import Call, CostModel
 from fibec_ray.fleets.ray.wire import from_wire, to_wire
-from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.evaluation import evaluation_chunks
@@ -69,16 +68,15 @@ class RayFleet:
     def __init__(
         self,
         site: Site,
-        config: FleetConfig,
         progress: Progress = lambda stage, done, total: None,
         note: Callable[[str], None] = lambda text: None,
         need: Need = UNFORESEEN,
     ):
-        self._site, self._config, self._progress, self._note, self._need = site, config, progress, note, need
+        self._site, self._config, self._progress, self._note, self._need = site, site.fleet, progress, note, need
         self._session: Session | None = None
         self._pool: ActorPool | None = None
         self._accepted = AcceptedStates()
-        self._server = Headquarters(site, config, self._describe, self._rerun, note, self._accepted)
+        self._server = Headquarters(site, self._describe, self._rerun, note, self._accepted)
         self._costs = CostModel()
         self._federation: Federation
         self._opened: OpenResult
@@ -155,7 +153,7 @@ class RayFleet:
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
         groups, plan = self._groups(plan.cohort), replace(plan, states=self._accepted.of(plan.cohort))
-        round_ = RayRound(self._server.actor, plan, groups, self._config, self._site.tolerance, self._note)
+        round_ = RayRound(self._server.actor, plan, groups, self._config, self._note)
         result = round_.run(partial(self._on_groups, "train", devices=plan.cohort), absent)
         self._accepted.accept(result.reports)
         return result
@@ -216,8 +214,8 @@ class RayFleet:
         """As the settings have it, or as one actor finds on its machine; the same for all, for they make the bits."""
         if self.placement.per_device:
             return 1
-        if self._site.lanes is not None:
-            return self._site.lanes
+        if self._config.known_lanes is not None:
+            return self._config.known_lanes
         most = -(-self._site.job.cohort_size // self.placement.num_actors)
         found: int = self._ask_any("calibrate", self._site.lanes_to_try(most))
         return found

@@ -14,7 +14,6 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.errors import FleetError, RunDirError, ServerLostError
 from fibec_ray.fleets.ray.actors import ServerActor
 from fibec_ray.fleets.ray.failures import get, server_errors
-from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.types import OPENING_ROUND, LayerReport, Layout
@@ -32,13 +31,12 @@ class Headquarters:
     def __init__(
         self,
         site: Site,
-        config: FleetConfig,
         describe: Callable[[], tuple[Any, Layout]],
         rerun: Callable[[int], None],
         note: Callable[[str], None],
         accepted: AcceptedStates,
     ):
-        self._site, self._config, self._describe, self._rerun, self._note = site, config, describe, rerun, note
+        self._site, self._config, self._describe, self._rerun, self._note = site, site.fleet, describe, rerun, note
         self._accepted, self._opened_states = accepted, accepted.all
         self.actor: Any = None
         self._layer_reports: list[LayerReport] | None = None
@@ -53,7 +51,7 @@ class Headquarters:
         # help: Ray 2.60 puts actors that ask for no resources anywhere in spite of it.)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
-        self.actor = kind.options(scheduling_strategy=here).remote(self._site.job, self._site.threads)
+        self.actor = kind.options(scheduling_strategy=here).remote(self._site.job, self._config.threads)
         initial, layout = self._describe()
         self._await(self.actor.start.remote(initial, layout), self._config.startup_timeout_s)
         return layout

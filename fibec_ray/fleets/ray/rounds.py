@@ -13,7 +13,6 @@ from fibec_ray.errors import FleetError
 from fibec_ray.fleets.ray.pool import Ended
 from fibec_ray.fleets.ray.reduction import Reduction
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.fleets.tolerance import Tolerance
 from fibec_ray.learning.grouping import Group
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import RoundPlan, RoundResult
@@ -34,10 +33,9 @@ class RayRound:
         plan: RoundPlan,
         groups: Sequence[Group],
         config: FleetConfig,
-        tolerance: Tolerance,
         note: Callable[[str], None],
     ):
-        self._plan, self._groups, self._config, self._tolerance, self._note = plan, groups, config, tolerance, note
+        self._plan, self._groups, self._config, self._note = plan, groups, config, note
         # The plan names the whole cohort: it travels once, not with each call.
         self._submit = partial(_train, ray.put(plan), server.broadcast.remote(plan.round))
         self._reduction = Reduction(server, plan)
@@ -93,7 +91,7 @@ class RayRound:
     def _result(self) -> RoundResult:
         cohort, bad = self._plan.cohort, self._reduction.bad
         lost = tuple(device for device in cohort if device in self._lost)
-        self._tolerance.check(self._plan, lost, bad)
+        self._config.tolerance.check(self._plan, lost, bad)
         here = [device for device in cohort if device not in self._lost]
         return RoundResult([replace(self._reports[d], quarantined=bad.get(d)) for d in here], lost)
 
