@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from fibec_ray.errors import did_you_mean
 from fibec_ray.parts.aggregator import AGGREGATORS
@@ -45,10 +45,8 @@ def neutral(axis: str) -> Any:
     return next(iter(AXES[axis].values()))()
 
 
-class Method(BaseModel):
+class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """`Method(name="fedavg")` is FedAvg: LoRA, all data, all shared, no mask, plain loss, one training, a mean."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = "fedavg"
     reference: str = Field("", description="paper, for the method table")

@@ -25,13 +25,10 @@ def method_table(methods: Sequence[tuple[str, Method]]) -> None:
         table.add_column(column, overflow="fold")
     neutral = Method()
     for name, method in methods:
-        cells = [_cell(axis, method.parts[axis].kind, neutral.parts[axis].kind) for axis in AXES]
+        kinds = {axis: part.kind for axis, part in method.parts.items()}
+        cells = [kinds[axis] if kinds[axis] != neutral.parts[axis].kind or axis == "peft" else "" for axis in AXES]
         table.add_row(name, *cells, method.sends, method.keeps, method.reference)
     print_table(make_console(), table, fold_in_pipes=False)
-
-
-def _cell(axis: str, kind: str, neutral: str) -> str:
-    return kind if kind != neutral or axis == "peft" else ""
 
 
 def own_parts(files: Sequence[Path], methods: Sequence[Method]) -> list[Row]:

@@ -74,7 +74,8 @@ class DeviceWorker(Host):
             trained = session.trained
             update, kept = round_.finish(trained, own)
             report = training_report(round_, trained, update, self._spent(started, attempt))
-            return update, replace(report, update_digest=_digest_of(update) + kept, state_digest=kept)
+            sent = digest(with_prefix("delta", update.delta) | with_prefix("evidence", update.evidence))
+            return update, replace(report, update_digest=sent + kept, state_digest=kept)
 
     def evaluate_shared(self, chunks: Sequence[Tensor], broadcast: Broadcast) -> list[Predictions]:
         """The global model (shared tensors, the others as at the start) on chunks of rows of the test set."""
@@ -145,8 +146,3 @@ class DeviceWorker(Host):
             raise
         except Exception as error:
             raise DeviceError(device, round_, stage, f"{type(error).__name__}: {error}") from error
-
-
-def _digest_of(update: ClientUpdate) -> str:
-    """Of what the device sent."""
-    return digest(with_prefix("delta", update.delta) | with_prefix("evidence", update.evidence))

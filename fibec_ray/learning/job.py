@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from fibec_ray.learning.costs import System
 from fibec_ray.method import Method
@@ -12,10 +12,8 @@ from fibec_ray.models.nets import AnyNet
 from fibec_ray.models.spec import Backbone
 
 
-class LocalTraining(BaseModel):
+class LocalTraining(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How a device trains in a round. The optimiser's state starts afresh each round."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False)
@@ -40,10 +38,8 @@ class LocalTraining(BaseModel):
         return self
 
 
-class ServerConfig(BaseModel):
+class ServerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What the server does with updates, whatever the method."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_update_norm: float | None = Field(
         None,
@@ -54,10 +50,8 @@ class ServerConfig(BaseModel):
     )
 
 
-class Job(BaseModel):
+class Job(BaseModel, frozen=True, extra="forbid"):
     """The part of an experiment that learning depends on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int
     rounds: int

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fibec_ray.errors import did_you_mean
@@ -73,7 +73,7 @@ class Passes:
     """True if it holds the gradients of single samples"""
 
 
-class Part(BaseModel):
+class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The base of all parts. `kind` is the tag that YAML names it by; unknown keys are refused.
 
     A class outside this package needs no kind: it is named by its file or module (parts/own.py).
@@ -82,7 +82,6 @@ class Part(BaseModel):
     looked at before anything starts.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     costs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Hooks whose cost cannot be read off their code -> the methods that declare it. A class that overrides such a hook
     must define these methods too."""

@@ -165,7 +165,8 @@ def _memory_and_seats(
     beside = of_kind(known, True, backends[True]).beside if on_gpu else None
     need = Need(actor.private, actor.private, base * room.num_nodes + others, actor.gpu, beside)
     seats = _seats(experiment, job, room, need)
-    sharing = actors_on_a_gpu(seats.placement.num_actors, _smallest(fleet, share))
+    smallest = min([each.gpus_per_actor for each in fleet.classes if each.gpus_per_actor] or [share])
+    sharing = actors_on_a_gpu(seats.placement.num_actors, smallest)
     if seats.lanes > 1:
         seats = replace(seats, lanes=_lanes_with_room(fleet, seats.lanes, actor_of, room, sharing))
         actor, lanes = actor_of(seats.lanes), seats.lanes
@@ -176,11 +177,6 @@ def _memory_and_seats(
     available = room.resources.memory_bytes
     on_gpus = sharing, sharing * actor.gpu, room.resources.gpu_memory
     return Memory(need, actor, base, others, total, prepare, available, *on_gpus), seats, held[on_gpu]
-
-
-def _smallest(fleet: FleetConfig, share: float) -> float:
-    """The smallest part of a GPU that an actor has, if it has one."""
-    return min([each.gpus_per_actor for each in fleet.classes if each.gpus_per_actor] or [share])
 
 
 def _lanes_with_room(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -94,7 +93,9 @@ def prepare_nodes(site: Site, timeout_s: float) -> int:
     A single node's actors do that themselves, the first for all. Here a node that cannot have the weights is known
     before any actor starts, and actors' start-up timeouts need not cover a download.
     """
-    hosts = [node for node in ray.nodes() if node["Alive"] and _hosts_actors(node)]
+    # A head kept for server and log has no CPU and no GPU.
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    hosts = [node for node in alive if any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))]
     if not isinstance(site.job.backbone, Backbone) or len(hosts) < 2:
         return 0
     prepare = ray.remote(num_cpus=0, max_retries=2)(_prepare)
@@ -124,11 +125,6 @@ def refuse_different(fingerprints: Mapping[str, str]) -> None:
     for other in others:
         if fingerprints[other] != fingerprints[first]:
             raise FleetError(f"backbone: nodes {first} and {other} have different base weights; {SAME_BASE}")
-
-
-def _hosts_actors(node: dict[str, Any]) -> bool:
-    """A head kept for server and log has neither."""
-    return any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))
 
 
 def _prepare(site: Site) -> str:

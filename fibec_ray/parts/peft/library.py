@@ -49,7 +49,8 @@ class InLinears(Peft):
                 config.fan_in_fan_out = any(is_transposed(child) for child in module.modules())
             whole: Any = get_peft_model(module, config)
         except (TypeError, ValueError) as error:
-            what = _first_sentence(error) if targets else f"peft chooses none for a {module.config.model_type}"
+            sentence = str(error).split(". ")[0].rstrip(".")
+            what = sentence if targets else f"peft chooses none for a {module.config.model_type}"
             raise refusal(what, module, there=there) from error
         return Attached(whole, whole.get_base_model(), plain(whole.peft_config["default"].to_dict()), saved_name)
 
@@ -63,7 +64,3 @@ def saved_name(name: str) -> str:
     """peft's name in memory -> its name in a saved adapter (the adapter is called "default")."""
     short = name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
     return short.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")  # DoRA's, saved as it once was
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).split(". ")[0].rstrip(".")
