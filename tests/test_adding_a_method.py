@@ -51,7 +51,7 @@ def test_the_checks_print_what_the_page_shows(folder: Path, capsys: pytest.Captu
 def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those of a cluster aside, which tests/jobs has. The sweep starts a process for each of its runs."""
     for arguments in commands("fibec-ray "):
-        if arguments[0] != "submit":
+        if "--address" not in arguments:
             assert main(arguments) == 0, arguments
     assert {path.name for path in (folder / "runs").iterdir()} >= {"sparse", "strong", "sweep"}
     digests = {name: read_rounds(folder / "runs" / name)["adapter_digest"][-1].as_py() for name in ("sparse", "strong")}

@@ -1,4 +1,7 @@
-"""`python -m fibec_ray.testing FILE.py`: which faults of a part it finds, and what it says of them."""
+"""`python -m fibec_ray.testing FILE.py`: which faults of a part it finds, and what it says of them.
+
+What it prints of a part without faults is in tests/test_adding_a_method.py.
+"""
 
 from __future__ import annotations
 
@@ -41,22 +44,27 @@ def found(text: str, folder: Path) -> dict[str, str]:
     return {name: f"{verdict}: {text}" for name, verdict, text in verdicts(part, {}, folder, ray=False)}
 
 
-def test_a_part_that_keeps_its_word_passes(tmp_path: Path) -> None:
-    text = '''
+@pytest.mark.parametrize("declared", [True, False])
+def test_passes_that_are_not_declared_are_missed_in_the_plan(declared: bool, tmp_path: Path) -> None:
+    text = f"""
+from fibec_ray.parts.part import Passes
 class Mine(Aggregator):
-    """Half of the mean."""
-    def combine(self, state, updates):
-        step, state = super().combine(state, updates)
-        return {name: 0.5 * value for name, value in step.items()}, state
-'''
-    assert found(text, tmp_path) == {
-        "fields": "ok: has defaults, is frozen, is the same after JSON",
-        "encoder": "ok: 3 rounds, twice with the same bits",
-        "decoder": "ok: 3 rounds, twice with the same bits",
-        "network": "ok: 3 rounds, twice with the same bits",
-        "plan": "ok: bytes to the byte, operations within 0.0 %",
-        "resume": "ok: stopped in round 2 and resumed: the same bits",
-    }
+    @torch.no_grad()
+    def evidence(self, model, shard, names, round_, rng):
+        model.forward(shard.batch(torch.arange(shard.num_samples)))
+        return {{}}
+    def extras(self, asked, update):
+        return {{}}
+    def passes(self, round_, num_classes):
+        return [Passes()] * {declared}
+"""
+    trial = trial_of(text, tmp_path)
+    trial.run("network")
+    if declared:
+        assert checks.planned(trial) == "bytes to the byte, operations within 0.0 %"
+    else:
+        with pytest.raises(checks.Broken, match="operations were planned, .* were counted; `passes` declares"):
+            checks.planned(trial)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,11 @@ def planned(trial: Trial) -> str:
         expect(up == row["bytes_up"], f"{where}: {up:,} B up were planned, {row['bytes_up']:,} B were sent")
         expect(down == row["bytes_down"], f"{where}: {down:,} B down were planned, {row['bytes_down']:,} B were sent")
         off = abs(flops - row["flops"]) / (row["flops"] or 1)
-        expect(off <= OPERATIONS, f"{where}: {flops:.4g} operations were planned, {row['flops']:.4g} were counted")
+        expect(
+            off <= OPERATIONS,
+            f"{where}: {flops:.4g} operations were planned, {row['flops']:.4g} were counted; `passes` declares what "
+            "a hook computes itself (outside torch.no_grad a forward pass counts with its backward pass)",
+        )
         worst = max(worst, off)
     return f"bytes to the byte, operations within {100 * worst:.1f} %"
 
