@@ -1,4 +1,4 @@
-"""What goes over the wire and what stays on a device, in bytes, from the method's own parts; used by plan.py.
+"""What goes over the wire and what stays on a device, in bytes, from the method's own parts.
 
 A server is opened on made-up tensors, and devices' updates are cut, taken in turns and accompanied as they would be.
 """
