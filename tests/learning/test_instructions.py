@@ -36,12 +36,8 @@ def ran(settings: dict[str, Any], folder: Path, lanes: int | None = None) -> tup
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    site = Site(
-        experiment.job(prepared.num_classes, prepared.label_words),
-        folder,
-        cache_dir(),
-        FleetConfig(kind="local", lanes=lanes),
-    )
+    fleet_config = FleetConfig(kind="local", lanes=lanes or "auto")
+    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), fleet_config)
     fleet = LocalFleet(site)
     reports = list(fleet.open().reports)
     for round_ in range(experiment.rounds):

@@ -33,12 +33,8 @@ def site_of(settings: dict[str, Any], folder: Path, lanes: int | None) -> Site:
     experiment = check(settings, "test")
     folder.mkdir(parents=True)
     prepared = prepare(experiment, folder)
-    return Site(
-        experiment.job(prepared.num_classes, prepared.label_words),
-        folder,
-        cache_dir(),
-        FleetConfig(kind="local", lanes=lanes),
-    )
+    fleet = FleetConfig(kind="local", lanes=lanes or "auto")
+    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), fleet)
 
 
 def two_rounds(site: Site) -> tuple[Tensors, list[DeviceReport], EvaluationResult]:
