@@ -6,7 +6,7 @@ A server is opened on made-up tensors, and devices' updates are cut, taken in tu
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -37,11 +37,19 @@ class Exchange:
     def __init__(self, rehearsal: Rehearsal):
         self.rehearsal, self._job, self._anatomy = rehearsal, rehearsal.job, rehearsal.anatomy
         self.shared, self.personal, self.hint = rehearsal.shared, rehearsal.personal, rehearsal.hint
-        self.checkpoint_bytes = file_bytes(rehearsal.server.learnt)
+        self.checkpoint_bytes = self._server_file_bytes()
         self.server_bytes = self.checkpoint_bytes + num_bytes(self._anatomy.initial)
         self._messages: dict[tuple[int | None, int, int], Message] = {}
         self._wires: dict[tuple[int | None, frozenset[str]], Tensors] = {}
         self._states: dict[tuple[int, bool], int] = {}
+
+    def _server_file_bytes(self) -> int:
+        """Once all devices have taken part."""
+        known = self.rehearsal.server.learnt | with_prefix("hint", self.rehearsal.found.hint)
+        known["initial/digest"] = torch.empty(16, dtype=torch.uint8)
+        states = [known | with_prefix("aggregator", state) for state in self.rehearsal.aggregator_states()]
+        few, more = (file_bytes(state, {"order": json.dumps(list(state))}) for state in states)
+        return few + (more - few) * (self._job.num_devices - 2) // 2
 
     def opening(self, device: int) -> Message:
         """The initialisation phase: all of P^0 down, and the scores of layers up."""
@@ -89,7 +97,7 @@ class Exchange:
                 tensors |= self.rehearsal.found.opening_memory
             else:
                 tensors |= self.rehearsal.participation(1).memory | with_prefix("personal", self.personal)
-            self._states[key] = file_bytes(tensors) if tensors else 0
+            self._states[key] = file_bytes(tensors, {"digest": "0" * 32}) if tensors else 0
         return self._states[key]
 
     def _curriculum_memory(self, num_samples: int, opened: bool) -> Tensors:
@@ -101,14 +109,13 @@ class Exchange:
         return with_prefix("memory/curriculum", memory)
 
 
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
 """Of safetensors; the words for other types have three or four letters too."""
-DIGEST = "0" * 32
 
 
-def file_bytes(tensors: Tensors) -> int:
+def file_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> int:
     """Of a safetensors file with them: a header in JSON, padded to 8 bytes, and the values."""
-    header: dict[str, object] = {"__metadata__": {"digest": DIGEST}}
+    header: dict[str, object] = {"__metadata__": metadata}
     at = 0
     for name, value in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
         size = value.numel() * value.element_size()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import TypeVar
@@ -26,7 +26,7 @@ from fibec_ray.models.outline import without_torch_s_log
 from fibec_ray.parts.part import Part, Passes
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.trial import Ask, Training, TrialScan, TrialSession, TrialShard, blank
-from fibec_ray.tensors import Tensors, drop, num_bytes, select, with_prefix
+from fibec_ray.tensors import Tensors, drop, num_bytes, select, under_prefix, with_prefix
 from fibec_ray.types import Asked, ClientUpdate, LayerReport
 
 T = TypeVar("T")
@@ -114,6 +114,25 @@ class Rehearsal:
         aggregator = self.method.aggregator
         with named(aggregator, "passes"):
             return list(aggregator.passes(round_, self.job.num_classes))
+
+    def aggregator_states(self) -> tuple[Tensors, Tensors]:
+        """What the server's aggregator keeps once two devices have taken part, and once two others have, too.
+
+        As at the start, where that depends on values.
+        """
+        aggregator, start = self.method.aggregator, under_prefix("aggregator", self.server.learnt)
+        with suppress(Exception), without_torch_s_log(), FakeTensorMode(allow_non_fake_inputs=True):
+            found = [aggregator.start(blank(self.shared), self.job.num_devices)]
+            for devices in ((0, 1), (0, 1), (2, 3)):
+                found.append(aggregator.combine(found[-1], map(self._update, devices))[1])
+            return found[-2], found[-1]
+        return start, start
+
+    def _update(self, device: int) -> ClientUpdate:
+        asked = self.server.asked(0)
+        update = ClientUpdate(device, 1, 1, blank(asked.shared), learning_rate=asked.learning_rate)
+        extras = self.method.aggregator.extras(asked, update).items()
+        return replace(update, evidence={name: torch.zeros(one.shape, dtype=one.dtype) for name, one in extras})
 
     def extras_bytes(self, asked: Asked, update: ClientUpdate) -> int:
         """What an update has beside its delta."""

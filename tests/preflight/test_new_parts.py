@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import settings_on
+from conftest import after_rounds, settings_on
 from planned_runs import Ran, run
 
 from fibec_ray.config.load import check
@@ -25,6 +25,7 @@ from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.parts.solver.base import Session, Solver
 from fibec_ray.preflight import rehearsal
 from fibec_ray.preflight.anatomy import anatomy
+from fibec_ray.preflight.exchange import Exchange
 from fibec_ray.preflight.rehearsal import Rehearsal, Rehearsed
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Asked, ClientUpdate, Extra, LayerScores
@@ -158,6 +159,15 @@ def test_an_error_in_a_part_says_where() -> None:
 def test_a_part_that_no_plan_can_follow_may_name_one_that_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Broken, "as_planned", lambda self: Twice())
     assert len(rehearsed(with_parts(solver="broken")).participations[0].trainings) == 2
+
+
+@pytest.mark.parametrize("method", ["fedpeptao", "adalora"])
+def test_what_the_server_keeps_is_planned_to_the_byte(method: str, tmp_path: Path) -> None:
+    """A control variate of each device that has taken part; scores that devices have sent."""
+    fleet, site, _ = after_rounds(6, settings_on("encoder", method, rounds=6), tmp_path)
+    fleet.save(tmp_path / "state.safetensors")()
+    planned = Exchange(Rehearsal(site.job, anatomy(site.job))).checkpoint_bytes
+    assert planned == (tmp_path / "state.safetensors").stat().st_size
 
 
 def test_evidence_without_its_cost_is_no_part() -> None:
