@@ -126,6 +126,20 @@ class Mine(Objective):
     assert verdict["network"] == "FAILED: SystemExit: 0 (line 13, in penalty)" and len(verdict) == 6
 
 
+def test_a_part_that_no_experiment_could_try_has_not_passed(tmp_path: Path) -> None:
+    text = """
+from fibec_ray.errors import ModelError
+from fibec_ray.parts.peft.lora import Lora
+class Mine(Lora):
+    "Refuses."
+    def attach(self, module, head):
+        raise ModelError("not this one")
+"""
+    verdict = found(text, tmp_path)
+    assert verdict["fields"].startswith("ok") and verdict["encoder"] == verdict["decoder"] == "skipped: not this one"
+    assert verdict["plan"] == "FAILED: no small experiment with the part came to its end"
+
+
 def test_a_class_that_lacks_methods_fails_unless_others_are_built_on_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

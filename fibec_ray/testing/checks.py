@@ -204,13 +204,17 @@ def verdicts(part: type[Part], beside: Mapping[str, Any], folder: Path, ray: boo
     checks |= {where: partial(works, trial, where) for where in tiny.PLACES}
     checks |= {"plan": partial(planned, trial), "resume": partial(resumed, trial)}
     checks |= {"ray": partial(on_ray, trial)} if ray else {}
+    said = set[str]()
     for name, run in checks.items():
         try:
-            yield name, "ok", run()
+            verdict, text = "ok", run()
         except Skipped as reason:
-            yield name, "skipped", str(reason)
+            nowhere = name == "plan" and "FAILED" not in said  # no experiment has tried the part
+            verdict, text = ("FAILED" if nowhere else "skipped"), str(reason)
         except (Exception, SystemExit) as error:
-            yield name, "FAILED", _reason(error, inspect.getfile(part))
+            verdict, text = "FAILED", _reason(error, inspect.getfile(part))
+        said.add(verdict)
+        yield name, verdict, text
 
 
 def _reason(error: BaseException, file: str) -> str:
