@@ -111,15 +111,7 @@ class LocalFleet:
         self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
 
     def _result(self, selection: Selection, reports: list[DeviceReport]) -> OpenResult:
-        method = self._site.job.method
-        self._opened = OpenResult(
-            reports,
-            selection.names,
-            self._worker.layout,
-            selection.scores,
-            method.has_own_models,
-            "moving" in method.mask.lacks,
-        )
+        self._opened = self._site.opened(reports, selection, self._worker.layout)
         return self._opened
 
     def _evaluate_personal(self, broadcast: Broadcast) -> dict[int, Predictions]:

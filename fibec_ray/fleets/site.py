@@ -24,7 +24,9 @@ from fibec_ray.model_types import LocalModel
 from fibec_ray.models.nets import Net
 from fibec_ray.models.quiet import quiet_libraries
 from fibec_ray.models.spec import Backbone
-from fibec_ray.types import EvaluationResult, Predictions
+from fibec_ray.parts.sharing.base import Selection
+from fibec_ray.reports import DeviceReport
+from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions
 
 ONE_BY_ONE = FleetConfig(kind="local", lanes=1)
 
@@ -99,6 +101,11 @@ class Site:
                 "so put --out on storage that they share"
             )
         return Federation.load(self.data_dir)
+
+    def opened(self, reports: list[DeviceReport], selection: Selection, layout: Layout) -> OpenResult:
+        """What the initialisation phase came to."""
+        own, frozen = self.job.method.has_own_models, "moving" in self.job.method.mask.lacks
+        return OpenResult(reports, selection.names, layout, selection.scores, own, frozen)
 
     def worker(self, name: str = "driver", device: str | None = None) -> GroupWorker:
         """A worker with a model of its own; the base weights are shared by all processes of the node.

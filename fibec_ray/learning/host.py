@@ -11,11 +11,10 @@ from torch import Tensor
 
 from fibec_ray import seeds
 from fibec_ray.curvature.fisher import FisherScan
-from fibec_ray.learning.batches import fixed_batches
+from fibec_ray.learning.batches import fixed_batches, steps_of, walk
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.fitting import fitted
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.pooled import steps_of, walk
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.tensors import Tensors

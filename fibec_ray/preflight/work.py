@@ -16,9 +16,8 @@ from torch import Tensor
 
 from fibec_ray import seeds
 from fibec_ray.curvature.fisher import backwards_for
-from fibec_ray.learning.batches import fixed_batches
+from fibec_ray.learning.batches import fixed_batches, steps_of
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.pooled import steps_of
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.part import Passes
 from fibec_ray.preflight.rehearsal import Rehearsal, named

@@ -11,8 +11,8 @@ import pytest
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
+from fibec_ray.learning.batches import steps_of, walk
 from fibec_ray.learning.planning import plan_round
-from fibec_ray.learning.pooled import steps_of, walk
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 
 

@@ -26,6 +26,7 @@ from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.grouping import Group, lane_groups
 from fibec_ray.learning.planning import plan_round
+from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import (
@@ -177,9 +178,7 @@ class RayFleet:
         return assemble_evaluation(self._federation, batch_size, parts, personal)
 
     def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
-        method = self._site.job.method
-        own, frozen = method.has_own_models, "moving" in method.mask.lacks
-        self._opened = OpenResult(reports, names, layout, from_wire(scores), own, frozen)
+        self._opened = self._site.opened(reports, Selection(names, from_wire(scores)), layout)
         return self._opened
 
     def _make_pool(self) -> ActorPool:
