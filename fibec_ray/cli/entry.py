@@ -8,7 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from fibec_ray.cli.streams import ReaderGone, lasting
@@ -46,7 +46,8 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
             arguments = parse()
             out.quits = arguments.prints
             _quiet()
-            arguments.command(arguments)
+            with _parts_blamed():
+                arguments.command(arguments)
             out.flush()
         except FibecError as error:
             _say(str(error))
@@ -63,6 +64,12 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
                 raise
             return _interrupted(stop, number)
         return CANNOT_PRINT if arguments.prints and out.failed else 0
+
+
+def _parts_blamed() -> AbstractContextManager[None]:
+    from fibec_ray.parts.blame import blamed
+
+    return blamed()
 
 
 def _interrupted(stop: BaseException, number: int) -> int:

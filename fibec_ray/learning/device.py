@@ -23,6 +23,7 @@ from fibec_ray.learning.host import Host
 from fibec_ray.learning.records import Opened, Spent, opening_report, peak_memory_bytes, training_report
 from fibec_ray.learning.session import LocalSession, Schedule
 from fibec_ray.model_types import Shard, Work
+from fibec_ray.parts.blame import what_failed
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, digest, drop, num_bytes, with_prefix
 from fibec_ray.types import (
@@ -145,4 +146,4 @@ class DeviceWorker(Host):
         except FibecError:
             raise
         except Exception as error:
-            raise DeviceError(device, round_, stage, f"{type(error).__name__}: {error}") from error
+            raise DeviceError(device, round_, stage, what_failed(error)) from error

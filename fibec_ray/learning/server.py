@@ -15,6 +15,7 @@ from fibec_ray.learning.faults import fault_of, for_each_part
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import learning_rate
 from fibec_ray.low_rank import pad
+from fibec_ray.parts.blame import blamed
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.tensors import Tensors, add, all_finite, clone, digest, drop, select, under_prefix, with_prefix
 from fibec_ray.types import Asked, Broadcast, ClientUpdate, LayerReport, Layout
@@ -35,6 +36,7 @@ class Server:
         self._state: Tensors = {}
         self._selection = Selection(frozenset())
 
+    @blamed()
     def open(self, reports: Sequence[LayerReport]) -> Selection:
         """Chooses the shared tensors from the devices' reports (none for methods without an initialisation phase)."""
         method = self._job.method
@@ -67,6 +69,7 @@ class Server:
     def broadcast(self, round_: int) -> Broadcast:
         return Broadcast(round_, self._shared, self._hint)
 
+    @blamed()
     def absorb(self, round_: int, updates: Iterable[ClientUpdate]) -> dict[int, str]:
         """Takes the round's updates in cohort order, one at a time; without any, nothing is learnt.
 

@@ -23,6 +23,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import learning_rate
 from fibec_ray.learning.server import Server
 from fibec_ray.models.outline import without_torch_s_log
+from fibec_ray.parts.blame import what_failed
 from fibec_ray.parts.part import Part, Passes
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.trial import Ask, Training, TrialScan, TrialSession, TrialShard, blank
@@ -259,6 +260,6 @@ def named(part: Part, hook: str) -> Iterator[None]:
         axis = type(part).__mro__[type(part).__mro__.index(Part) - 1].__name__.lower()
         raise ConfigError(
             f"method.{axis}: {part.kind}: {hook} failed while the run was planned, on made-up tensors "
-            f"({type(error).__name__}: {error}); it must work on zeros of the right shapes, or "
+            f"({what_failed(error)}); it must work on zeros of the right shapes, or "
             "as_planned must return a part that does"
         ) from error

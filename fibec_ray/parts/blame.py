@@ -1,0 +1,34 @@
+"""Exceptions from a user's own part, in one line that names the file and the line to look at."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fibec_ray.errors import FibecError, RunError
+from fibec_ray.parts.own import Source
+
+
+def what_failed(error: BaseException) -> str:
+    """'my_rules.py, line 12: ValueError: ...'; without the place if no part of a user's own was at work."""
+    return f"{_place(error)}{type(error).__name__}: {error}"
+
+
+@contextmanager
+def blamed() -> Iterator[None]:
+    """Raises RunError for an exception from a user's own part. Others pass: they are bugs of the package."""
+    try:
+        yield
+    except FibecError:
+        raise
+    except Exception as error:
+        if not _place(error):
+            raise
+        raise RunError(what_failed(error)) from error
+
+
+def _place(error: BaseException) -> str:
+    sources = [(frame.f_globals.get("__own_source__"), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    places = [f"{source.name}, line {line}: " for source, line in sources if isinstance(source, Source)]
+    return places[-1] if places else ""
