@@ -40,9 +40,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(READY)  ## formats the code, and writes the page of methods anew
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m fibec_ray.cli.method_page > docs/methods.md
 
 install: $(READY)
 
