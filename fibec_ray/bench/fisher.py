@@ -20,7 +20,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fibec_ray.config.load import config_folder, load_experiment
+from fibec_ray.config.load import config_folder, load_experiment, load_method
 from fibec_ray.curvature.fisher import FisherScan, Label
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
@@ -28,7 +28,6 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
 
@@ -63,7 +62,9 @@ class Bench:
 
     def sense(self) -> None:
         self.model.load(self.initial)
-        layer_sensitivity(self.model, self.shard, self.rows, 2.0, 0.05, False, "norm_diff")
+        sharing = load_method(config_folder() / "methods" / "fibecfed.yaml").sharing
+        whole = sharing.model_copy(update={"max_samples": len(self.rows)})
+        whole.score(self.model, self.shard, torch.Generator())
 
     def score_one_by_one(self) -> None:
         """Difficulty and diagonal as one would write them first: autograd on single samples."""
