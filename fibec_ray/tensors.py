@@ -35,6 +35,12 @@ def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:
     return {name: value + right[name] for name, value in left.items()}
 
 
+def accumulate(sums: Tensors, values: Mapping[str, Tensor]) -> None:
+    """Adds the values to the sums, in place; a first value becomes the sum itself."""
+    for name, value in values.items():
+        sums[name] = sums[name].add_(value) if name in sums else value
+
+
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Size of the payload on the wire: the values alone; names and shapes are known to both sides."""
     return sum(value.numel() * value.element_size() for value in tensors.values())

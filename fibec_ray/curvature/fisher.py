@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fibec_ray.curvature.per_sample import Caught
 from fibec_ray.errors import ModelError
 from fibec_ray.model_types import LocalModel, Outputs, Shard
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, accumulate
 
 Label = Literal["observed", "expected", "sampled"]
 Scope = Literal["adapter", "all"]
@@ -122,9 +122,7 @@ class FisherScan:
                 model, shard, group, names, label, None if draws is None else draws[group]
             )
             traces[group] = sum((value.flatten(1).sum(1).cpu() for value in squares.values()), torch.zeros(len(group)))
-            for name, value in squares.items():
-                total = value.sum(0).cpu()
-                sums[name] = sums[name].add_(total) if name in sums else total
+            accumulate(sums, {name: value.sum(0).cpu() for name, value in squares.items()})
         return Fisher(traces, losses, {name: value / num_samples for name, value in sums.items()})
 
 
@@ -144,11 +142,16 @@ def batch_squares(
     losses = torch.empty(0)
     for out, caught, grads, weights in label_passes(model, shard, rows, names, label, draws):
         losses = out.losses.detach().float().cpu()
-        for name, squares in caught.squares(grads).items():
-            if weights is not None:
-                squares.mul_(weights.view(-1, *[1] * (squares.dim() - 1)))
-            totals[name] = totals[name].add_(squares) if name in totals else squares
+        accumulate(totals, weighted(caught.squares(grads), weights))
     return totals, losses
+
+
+def weighted(values: Tensors, weights: Tensor | None) -> Tensors:
+    """Values of samples, (B, *shape) each, times the samples' weights (B,), in place; None: 1."""
+    if weights is not None:
+        for value in values.values():
+            value.mul_(weights.view(-1, *[1] * (value.dim() - 1)))
+    return values
 
 
 class LabelPass(NamedTuple):

@@ -17,16 +17,17 @@ Shapes: B samples of a group, N in all, T tokens, `in`/`out` features.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import Label, LabelPass, by_length, label_passes
+from fibec_ray.curvature.fisher import Label, LabelPass, by_length, label_passes, weighted
 from fibec_ray.curvature.per_sample import Seen
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, accumulate
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class _Sums:
         self._a: Tensors = {}
         self._g: Tensors = {}
         self._squares: Tensors = {}
-        self._num_tokens: dict[str, int] = {}
+        self._num_tokens = Counter[str]()
 
     def add(self, one: LabelPass, lengths: Tensor, first: bool) -> None:
         """first: of the passes over these samples, which all have the same inputs."""
@@ -82,7 +83,9 @@ class _Sums:
                 if seen.is_linear:
                     self._add_factors(prefix, seen, grads[prefix], one.weights, lengths if first else None)
                 else:
-                    self._add_squares(seen, grads[prefix], one.weights)
+                    squares = {n: value.square_() for n, value in seen.gradients(grads[prefix], 1.0).items()}
+                    sums = {name: value.sum(0) for name, value in weighted(squares, one.weights).items()}
+                    accumulate(self._squares, sums)
 
     def _add_factors(
         self, prefix: str, seen: Seen, grad: Tensor | None, weights: Tensor | None, lengths: Tensor | None
@@ -91,19 +94,12 @@ class _Sums:
         if tokens is None:
             return
         a, e = tokens
-        weighted = e if weights is None else e * weights.view(-1, 1, 1)
-        _add(self._g, prefix, weighted.flatten(0, 1).T @ e.flatten(0, 1))
+        e_weighted = e if weights is None else e * weights.view(-1, 1, 1)
+        accumulate(self._g, {prefix: e_weighted.flatten(0, 1).T @ e.flatten(0, 1)})
         if lengths is not None:
             real = _real(a, lengths.to(a.device))
-            _add(self._a, prefix, real.T @ real)
-            self._num_tokens[prefix] = self._num_tokens.get(prefix, 0) + len(real)
-
-    def _add_squares(self, seen: Seen, grad: Tensor | None, weights: Tensor | None) -> None:
-        for name, value in seen.gradients(grad, 1.0).items():
-            squares = value.square_()
-            if weights is not None:
-                squares.mul_(weights.view(-1, *[1] * (squares.dim() - 1)))
-            _add(self._squares, name, squares.sum(0))
+            accumulate(self._a, {prefix: real.T @ real})
+            self._num_tokens[prefix] += len(real)
 
     def factors(self, num_samples: int) -> Factors:
         return Factors(
@@ -118,10 +114,6 @@ def _real(a: Tensor, lengths: Tensor) -> Tensor:
     if a.shape[1] != int(lengths.max()):
         return a.flatten(0, 1)
     return a[torch.arange(a.shape[1], device=a.device) < lengths.unsqueeze(1)]
-
-
-def _add(sums: Tensors, name: str, value: Tensor) -> None:
-    sums[name] = sums[name].add_(value) if name in sums else value
 
 
 def _mean(sums: Mapping[str, Tensor], count: int) -> Tensors:

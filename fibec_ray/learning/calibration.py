@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -31,7 +31,7 @@ def best_lanes(seconds: Callable[[int], float], most: int, prefer_more: bool = F
     A number that a GPU has no memory for ends the search.
     """
     rates: dict[int, float] = {}
-    for lanes in _doubling(most):
+    for lanes in [*(2**i for i in range((most - 1).bit_length())), most]:
         try:
             rates[lanes] = lanes / seconds(lanes)
         except torch.OutOfMemoryError:
@@ -41,14 +41,6 @@ def best_lanes(seconds: Callable[[int], float], most: int, prefer_more: bool = F
     best = max(rates.values(), default=0.0)
     alike = [lanes for lanes, rate in rates.items() if rate * TIE >= best]
     return (max if prefer_more else min)(alike, default=1)
-
-
-def _doubling(most: int) -> Iterator[int]:
-    lanes = 1
-    while lanes < most:
-        yield lanes
-        lanes *= 2
-    yield most
 
 
 def step_seconds(

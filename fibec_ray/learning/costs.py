@@ -6,7 +6,6 @@ Wall time depends on the machine that simulates; this does not, so logs of diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from pydantic import BaseModel, Field
 
@@ -29,8 +28,3 @@ class System(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         speed = math.exp(self.spread * seeds.numpy_generator(seed, "system", device).standard_normal())
         seconds = flops / (self.gflops * 1e9) + 8e-6 * (bytes_down / self.down_mbps + bytes_up / self.up_mbps)
         return float(seconds / speed)
-
-
-def round_seconds(device_seconds: Iterable[float]) -> float:
-    """Devices work in parallel and the server waits for all: the slowest one's time (server time is not modelled)."""
-    return max(device_seconds, default=0.0)

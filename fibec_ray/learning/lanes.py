@@ -102,24 +102,17 @@ class LaneModel(Named):
         self._model, self._meeting = model, meeting
         self.trainable = {name: nn.Parameter(value.detach().clone()) for name, value in model.trainable.items()}
         self.holders, self.adapter_config = model.holders, model.adapter_config
-        self._shared: _Shared | None = None
+        self.layer_of, self.is_adapter, self.embed = model.layer_of, model.is_adapter, model.embed
+        self.shared: _Shared | None = None
+        """the pass that `grad` will be asked about"""
         self.num_layers, self.work = model.num_layers, Work()
         self.training, self.rank = False, None  # type: bool, int | None
-
-    def layer_of(self, name: str) -> int | None:
-        return self._model.layer_of(name)
-
-    def is_adapter(self, name: str) -> bool:
-        return self._model.is_adapter(name)
 
     def set_rank(self, rank: int | None) -> None:
         self.rank = rank
 
     def train(self, mode: bool) -> None:
         self.training = mode
-
-    def embed(self, batch: Batch) -> Tensor:
-        return self._model.embed(batch)
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         graph = torch.is_grad_enabled()
@@ -142,15 +135,11 @@ class LaneModel(Named):
     def grad(
         self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        assert self._shared is not None, "gradients are those of what `watched` gave"
+        assert self.shared is not None, "gradients are those of what `watched` gave"
         found: list[Tensor | None] = self._meeting.ask(
-            _Gradient(self, self._shared, value, tensors, cotangent, retain_graph)
+            _Gradient(self, self.shared, value, tensors, cotangent, retain_graph)
         )
         return found
-
-    def joins(self, shared: _Shared) -> None:
-        """The pass that `grad` will be asked about."""
-        self._shared = shared
 
 
 def _groups(questions: dict[int, Any]) -> list[list[int]]:
@@ -186,7 +175,7 @@ def _pass(model: LanedModel, asked: Sequence[_Pass]) -> list[tuple[Outputs, Caug
         outs, caught = model.together(lanes, first.names, first.hidden)
     shared = _Shared(_parts(asked), {id(tensor) for tensor in caught.tensors})
     for lane in shared.parts:
-        lane.joins(shared)
+        lane.shared = shared
     return [(out, caught.part(part)) for out, part in zip(outs, shared.parts.values(), strict=True)]
 
 

@@ -10,13 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fibec_ray.curvature.per_sample import Caught
 from fibec_ray.learning.features import features
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
-from fibec_ray.tensors import Tensors, clone, select
+from fibec_ray.tensors import Tensors, accumulate, clone, select
 
 
 @dataclass(frozen=True)
@@ -156,26 +155,24 @@ class _Trainer:
         for param, grad in zip(params.values(), grads, strict=False):
             # PyTorch's fused optimisers take a gradient's memory for that of a contiguous tensor.
             param.grad = None if grad is None else grad.contiguous()
-        _accumulate(self.squares, caught, grads[len(params) :], len(rows))
+        # The loss was the mean over the samples, so gradients are scaled back to those of a sum.
+        squares = caught.squares(grads[len(params) :], scale=len(rows))
+        accumulate(self.squares, {name: value.sum(0) for name, value in squares.items()})
         terms.objective.correct(params, terms.memory, terms.hint)
         self._step()
         self.losses.append(loss.detach())
 
+    @torch.no_grad()
     def _step(self) -> None:
-        _zero_masked(self._moving, self._frozen)
+        for name, mask in self._frozen.items():
+            if (grad := self._moving[name].grad) is not None:  # entries that cannot move do not count in the norm
+                grad.masked_fill_(mask, 0.0)
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self._moving.values(), self._clip)
         self._optimizer.step()
         self.towards.step()
-        _restore_masked(self._moving, self._frozen, self._anchor)
-
-
-def _accumulate(squares: Tensors, caught: Caught, grads: Sequence[Tensor | None], num_samples: int) -> None:
-    """Adds a batch's squared per-sample gradients; the loss was their mean, so gradients are scaled back to a sum."""
-    batch = caught.squares(grads, scale=num_samples)
-    for name, value in batch.items():
-        total = value.sum(0)
-        squares[name] = squares[name].add_(total) if name in squares else total
+        for name, mask in self._frozen.items():
+            self._moving[name].copy_(torch.where(mask, self._anchor[name], self._moving[name]))
 
 
 def _optimizer(settings: LocalTraining, params: Mapping[str, nn.Parameter], rate: float) -> torch.optim.Optimizer:
@@ -185,17 +182,3 @@ def _optimizer(settings: LocalTraining, params: Mapping[str, nn.Parameter], rate
             values, lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
     return torch.optim.AdamW(values, lr=rate, weight_decay=settings.weight_decay, fused=True)
-
-
-def _zero_masked(params: Mapping[str, nn.Parameter], frozen: Tensors) -> None:
-    """Before clipping, so that entries that cannot move do not count in the gradient's norm."""
-    for name, mask in frozen.items():
-        grad = params[name].grad
-        if grad is not None:
-            grad.masked_fill_(mask, 0.0)
-
-
-@torch.no_grad()
-def _restore_masked(params: Mapping[str, nn.Parameter], frozen: Tensors, anchor: Tensors) -> None:
-    for name, mask in frozen.items():
-        params[name].copy_(torch.where(mask, anchor[name], params[name]))

@@ -31,7 +31,7 @@ class StateStore:
 
         Raises RunDirError if the file is missing, damaged, or holds another state than `ref` names.
         """
-        return DeviceState() if ref is None else DeviceState.from_flat(self._read(device, ref))
+        return DeviceState() if ref is None else DeviceState.from_flat(self.read(device, ref))
 
     def save(self, device: int, round_: int, state: DeviceState) -> str:
         """Write the state after `round_`; returns its digest. A state without tensors writes nothing and gives ''.
@@ -54,10 +54,6 @@ class StateStore:
                 f"{path}: the device's state cannot be written ({error}); free some disk space, then resume the run"
             ) from error
         return found
-
-    def check(self, device: int, ref: StateRef) -> None:
-        """Raise RunDirError unless the file holds exactly the state that `ref` names."""
-        self._read(device, ref)
 
     def prune(self, devices: Collection[int], needed: Collection[tuple[int, int]], before: int) -> None:
         """Delete versions older than round `before`, except those in `needed`, pairs of device and version."""
@@ -87,7 +83,8 @@ class StateStore:
     def _home(self, device: int) -> Path:
         return self._folder / f"{device:05d}"
 
-    def _read(self, device: int, ref: StateRef) -> Tensors:
+    def read(self, device: int, ref: StateRef) -> Tensors:
+        """The tensors of a state. Raises RunDirError unless the file holds exactly the state that `ref` names."""
         path = self.path(device, ref.version)
         if not path.is_file():
             raise RunDirError(f"{path}: the device's state is missing; put the file back, or start a new run")

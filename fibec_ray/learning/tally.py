@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fibec_ray.learning.costs import round_seconds
 from fibec_ray.learning.evaluation import pooled, score
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import OPENING_ROUND, EvaluationResult, Layout, OpenResult, Predictions, RoundResult
@@ -96,7 +95,8 @@ class Tally:
     ) -> Row:
         up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
         num_samples, sound = sum(r.num_samples_seen for r in reports), _sound(reports)
-        self.sim_time_s += round_seconds(r.sim_time_s for r in reports)
+        # Devices work in parallel and the server waits for the slowest; its own time is not modelled.
+        self.sim_time_s += max((r.sim_time_s for r in reports), default=0.0)
         self.bytes_total += up + down
         self.num_samples_total += num_samples
         return {

@@ -106,4 +106,4 @@ def _refuse_gaps(record: Record, found: Checkpoint, store: StateStore) -> None:
         raise RunDirError(f"{found.folder}: is of another run ({manifest.run_id}) than {record.identity.run_id}")
     check_parts(record.folder, manifest.run_id, manifest.next_round - 1, manifest.log)
     for device, ref in manifest.states.items():
-        store.check(device, ref)
+        store.read(device, ref)

@@ -7,7 +7,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from fibec_ray.learning.costs import System, round_seconds
+from fibec_ray.learning.costs import System
 
 SYSTEM = System(gflops=100, up_mbps=10, down_mbps=50)
 
@@ -44,10 +44,6 @@ def test_a_device_keeps_its_speed_and_its_links_scale_alike() -> None:
         assert factors == pytest.approx([factors[0]] * 4)
     assert len({system.device_seconds(4, device, 1e12, 0, 0) for device in range(20)}) == 20
     assert system.device_seconds(5, 0, 1e12, 0, 0) != system.device_seconds(4, 0, 1e12, 0, 0)
-
-
-def test_a_round_takes_as_long_as_its_slowest_device() -> None:
-    assert round_seconds(iter([2.0, 5.0, 1.0])) == 5.0 and round_seconds([]) == 0.0
 
 
 @pytest.mark.parametrize("field", ["gflops", "up_mbps", "down_mbps"])

@@ -126,7 +126,7 @@ def test_another_state_under_the_right_name_is_refused(tmp_path: Path) -> None:
     store.save(1, 1, state(2))
     store.path(1, 1).replace(store.path(0, 1))
     with pytest.raises(RunDirError, match="is another state than the one that the run accepted in round 1"):
-        store.check(0, ref)
+        store.read(0, ref)
 
 
 def test_a_missing_state_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
