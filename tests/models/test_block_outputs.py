@@ -17,7 +17,7 @@ from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.prefix import Prefix
-from fibec_ray.parts.peft.prompt import Prompt
+from fibec_ray.parts.peft.virtual import Prompt
 
 MORE: dict[str, dict[str, Any]] = {
     "xlnet": {"vocab_size": 50, "d_model": 32, "n_layer": 3, "n_head": 2, "d_inner": 64},

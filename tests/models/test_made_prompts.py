@@ -17,9 +17,9 @@ from fibec_ray.errors import ModelError
 from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import open_base, prepare
 from fibec_ray.parts.peft.attempt import Attempt
-from fibec_ray.parts.peft.idpg import Idpg
+from fibec_ray.parts.peft.generated import Idpg
 from fibec_ray.parts.peft.load import load_adapter
-from fibec_ray.parts.peft.prompt import Prompt
+from fibec_ray.parts.peft.virtual import Prompt
 
 M = 4
 

@@ -5,6 +5,7 @@ Shapes: 3 samples of 7, 4 and 2 tokens, H = 32, L = 3.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.model_types import Batch, LaneBatch
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.adalora import AdaLora
-from fibec_ray.parts.peft.base import block_part
-from fibec_ray.parts.peft.ia3 import Ia3
-from fibec_ray.parts.peft.loha import Loha
+from fibec_ray.parts.peft.configured import Ia3, Loha
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.runs.simulation import simulate
 
@@ -54,6 +53,12 @@ EVERY = pytest.mark.parametrize("family", EXPECTED)
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bases")
+
+
+def block_part(name: str) -> str:
+    """What a name says within its transformer block: "h.0.attn.c_proj" -> "attn.c_proj"; "" outside blocks."""
+    found = re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.\d+\.(.+)", name)
+    return found[1] if found else ""
 
 
 def adapted(model: TorchModel) -> set[str]:

@@ -16,7 +16,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import prepare
 from fibec_ray.parts.mask.neurons import matrix_kind
 from fibec_ray.parts.peft.prefix import Prefix
-from fibec_ray.parts.peft.prompt import Prompt
+from fibec_ray.parts.peft.virtual import Prompt
 from fibec_ray.runs.simulation import prepare as prepare_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PEFT config's")

@@ -16,14 +16,10 @@ from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.parts.curriculum.base import Curriculum
-from fibec_ray.parts.curriculum.fisher_order import FisherOrder
-from fibec_ray.parts.curriculum.loss_order import LossOrder
+from fibec_ray.parts.curriculum.controls import RandomOrder, StepMatched
 from fibec_ray.parts.curriculum.paced import Paced
 from fibec_ray.parts.curriculum.pacing import PACINGS, softly_visible
-from fibec_ray.parts.curriculum.random_order import RandomOrder
-from fibec_ray.parts.curriculum.rarity_order import RarityOrder
-from fibec_ray.parts.curriculum.scored import batch_difficulties
-from fibec_ray.parts.curriculum.step_matched import StepMatched
+from fibec_ray.parts.curriculum.scored import FisherOrder, LossOrder, RarityOrder, batch_difficulties
 from fibec_ray.types import OPENING_ROUND
 
 ROUNDS = 10

@@ -25,8 +25,7 @@ from fibec_ray.model_types import Shard
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.feddyn import FedDyn
-from fibec_ray.parts.aggregator.flexlora import FlexLora
-from fibec_ray.parts.aggregator.flora import Flora
+from fibec_ray.parts.aggregator.over_factors import FlexLora, Flora
 from fibec_ray.parts.aggregator.server_optimisers import Adaptive
 from fibec_ray.parts.curriculum import CURRICULA
 from fibec_ray.parts.mask import MASKS

@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from fibec_ray.method import AXES, Method, neutral
-from fibec_ray.parts.aggregator.hetlora import HetLora
 from fibec_ray.parts.aggregator.mean import Mean
+from fibec_ray.parts.aggregator.over_factors import HetLora
 from fibec_ray.parts.aggregator.server_optimisers import Adam
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.part import LACKING, Need, Part, Setting

@@ -12,8 +12,7 @@ from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.parts.curriculum.base import Curriculum
-from fibec_ray.parts.curriculum.length_warmup import LengthWarmup
-from fibec_ray.parts.curriculum.short_first import ShortFirst
+from fibec_ray.parts.curriculum.lengths import LengthWarmup, ShortFirst
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import digest
 from fibec_ray.types import Broadcast, RoundPlan

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fibec_ray.parts.curriculum.controls import RandomOrder
 from fibec_ray.parts.curriculum.paced import Pacing
 from fibec_ray.parts.curriculum.pacing import PACINGS, fraction_visible, num_visible, progress
-from fibec_ray.parts.curriculum.random_order import RandomOrder
 
 each_pacing = pytest.mark.parametrize("pacing", PACINGS)
 fractions = st.integers(0, 100).map(lambda percent: percent / 100)

@@ -23,10 +23,8 @@ from fibec_ray.models.backbone import prepare as prepare_base
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.parts.aggregator.flexlora import FlexLora
-from fibec_ray.parts.aggregator.flora import Flora
-from fibec_ray.parts.aggregator.hetlora import HetLora
 from fibec_ray.parts.aggregator.mean import Mean
+from fibec_ray.parts.aggregator.over_factors import FlexLora, Flora, HetLora
 from fibec_ray.parts.objective.rank_pruning import RankPruning
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.moving_lora import MovingLora

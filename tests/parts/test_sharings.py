@@ -7,10 +7,8 @@ import torch
 
 from fibec_ray.errors import ConfigError
 from fibec_ray.parts.sharing.base import Sharing
-from fibec_ray.parts.sharing.body import Body
+from fibec_ray.parts.sharing.fixed import Body, Matrices, Nothing
 from fibec_ray.parts.sharing.gal import GlobalLayers
-from fibec_ray.parts.sharing.matrices import Matrices
-from fibec_ray.parts.sharing.nothing import Nothing
 from fibec_ray.types import Layout
 
 ADAPTER = {f"layer.{layer}.query.lora_{matrix}.weight": layer for layer in range(3) for matrix in "AB"}

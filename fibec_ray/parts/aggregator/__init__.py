@@ -5,11 +5,9 @@ from fibec_ray.parts.aggregator.feddyn import FedDyn
 from fibec_ray.parts.aggregator.fedfisher import FedFisher
 from fibec_ray.parts.aggregator.fipa import Fipa
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
-from fibec_ray.parts.aggregator.flexlora import FlexLora
-from fibec_ray.parts.aggregator.flora import Flora
-from fibec_ray.parts.aggregator.hetlora import HetLora
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.nova import Nova
+from fibec_ray.parts.aggregator.over_factors import FlexLora, Flora, HetLora
 from fibec_ray.parts.aggregator.peptao import PepTao
 from fibec_ray.parts.aggregator.robust import Krum, Median, TrimmedMean
 from fibec_ray.parts.aggregator.server_optimisers import Adagrad, Adam, Momentum, Yogi

@@ -111,7 +111,8 @@ class FedFisher(Aggregator):
         total = sum(update.num_samples for update in held)
         weights = [update.num_samples / total for update in held]
         step: Tensors = {}
-        for prefix in _prefixes(held):
+        # Of the Linears that some device has factors of.
+        for prefix in dict.fromkeys(x for update in held for x in under_prefix("inputs", update.evidence)):
             step |= self._linear_step(held, weights, prefix)
         for name in held[0].delta:
             if name not in step:
@@ -224,11 +225,6 @@ def _factor(evidence: Tensors, name: str, size: int) -> Tensor:
     if name not in evidence:
         return torch.zeros(size, size, dtype=torch.float64)
     return symmetric(evidence[name].double())
-
-
-def _prefixes(held: Sequence[ClientUpdate]) -> list[str]:
-    """Of the Linears that some device has factors of."""
-    return list(dict.fromkeys(prefix for update in held for prefix in under_prefix("inputs", update.evidence)))
 
 
 def _weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

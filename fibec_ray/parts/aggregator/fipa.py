@@ -160,10 +160,7 @@ class Fipa(Aggregator):
             factor = _vectors(update.evidence, block, names) * (update.num_samples / total * values).sqrt()
             factors.append(factor)
             targets.append(factor.T @ _flat(update.delta, names))
-        return self._trusted(self.rate * self._direction(torch.cat(factors, 1), torch.cat(targets), mean), mean)
-
-    def _trusted(self, step: Tensor, mean: Tensor) -> Tensor:
-        """The step, cut to trust ||mean||."""
+        step = self.rate * self._direction(torch.cat(factors, 1), torch.cat(targets), mean)
         if self.trust is None or float(step.norm()) <= self.trust * float(mean.norm()):
             return step
         return step * (self.trust * mean.norm() / step.norm())

@@ -1,16 +1,21 @@
-"""What aggregators of LoRA's factors share that need the factors themselves, not what devices changed of them."""
+"""Aggregators of LoRA's factors, which need the factors themselves and not what devices changed of them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
 
-from fibec_ray.low_rank import blank, rank_axis
+import torch
+
+from fibec_ray.low_rank import MOVED, A, B, best_factors, blank, pairs, product_norm, rank_axis
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Need
-from fibec_ray.tensors import Tensors, add, clone, drop, under_prefix, weighted_mean, with_prefix
+from fibec_ray.tensors import Tensors, add, clone, select, subtract, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import ClientUpdate
+
+FLOOR = 1e-7
+"""Singular values below this share of the largest are rounding."""
 
 
 class OverFactors(Aggregator):
@@ -35,7 +40,8 @@ class OverFactors(Aggregator):
             return {}, state
         shared, total = under_prefix("shared", state), sum(update.num_samples for update in held)
         trained = [_trained(shared, update) for update in held]
-        step = weighted_mean((update.num_samples, _others(update.delta)) for update in held)
+        others = {name for name in shared if rank_axis(name) is None}
+        step = weighted_mean((update.num_samples, select(update.delta, others)) for update in held)
         step |= self.factors(shared, trained, [update.num_samples / total for update in held])
         return step, state | with_prefix("shared", add(step, shared))
 
@@ -46,5 +52,75 @@ def _trained(shared: Tensors, update: ClientUpdate) -> Tensors:
     return received | add(update.delta, received)
 
 
-def _others(delta: Tensors) -> Tensors:
-    return drop(delta, [name for name in delta if rank_axis(name) is not None])
+class FlexLora(OverFactors):
+    """FlexLoRA (Bai et al., NeurIPS 2024): the mean of the products, sum_k w_k s_k B_k A_k with w_k = n_k / sum n, cut
+    to rank r by its singular values.
+
+    A device of rank r_k receives the r_k largest of them. Exact where r is at least the rank of the sum; else what is
+    lost is the singular values cut off. The square roots of the values go into both factors. The sum is never formed.
+    Ours: a rank of the sum that is missing (singular value 0) keeps its old row of A, with a column 0 of B: two zeros
+    would never learn. Tensors other than LoRA's (a head) are FedAvg's.
+    """
+
+    kind: Literal["flexlora"] = "flexlora"
+    partners: ClassVar[Mapping[str, str]] = {"peft": "lora"}
+
+    def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+        step: Tensors = {}
+        for x in pairs(received):
+            left = [w * values[x + B].double() for w, values in zip(weights, trained, strict=True)]
+            b, a, found = best_factors(left, [values[x + A] for values in trained], len(received[x + A]))
+            size = min(len(found), len(a))
+            alive = torch.zeros(len(a), dtype=torch.bool)
+            alive[:size] = found[:size] > FLOOR * found[0]
+            a = torch.where(alive[:, None], a, received[x + A].double())
+            b = torch.where(alive, b, 0.0)
+            step |= {x + A: a.to(received[x + A]) - received[x + A], x + B: b.to(received[x + B]) - received[x + B]}
+        return step
+
+
+class Flora(OverFactors):
+    """FLoRA (Wang et al., NeurIPS 2024): the mean of the products goes into the base, D <- D + sum_k w_k B_k A_k, exact
+    for any ranks; LoRA starts afresh in each round. Needs peft moving_lora, whose D it is.
+
+    The paper sends the stack of all A_k and B_k down, (r_1 + ... + r_M) (in + out) numbers for each weight, and devices
+    merge it. Here D travels, in x out: what a device needs that did not take part in the last round.
+    Ours: the fresh A is the same in each round, that of the start. Tensors other than LoRA's (a head) are FedAvg's.
+    """
+
+    kind: Literal["flora"] = "flora"
+    partners: ClassVar[Mapping[str, str]] = {"peft": "moving_lora"}
+
+    def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+        step: Tensors = {}
+        for x in pairs(received):
+            product = torch.zeros(len(received[x + B]), received[x + A].shape[1], dtype=torch.float64)
+            for weight, values in zip(weights, trained, strict=True):
+                product += weight * values[x + B].double() @ values[x + A].double()
+            step[x + MOVED] = product.to(received[x + MOVED])
+        return step
+
+
+class HetLora(OverFactors):
+    """HetLoRA (Cho et al., EMNLP 2024): factors of lower rank are padded with zeros, and the padded ones averaged with
+    weights |B_k A_k|_F / sum over devices, the norm over all adapted weights.
+
+    So devices of a low rank, or that have learnt little, count for less. Its pruning is objective rank_pruning.
+    Equal ranks, norms and n_k: FedAvg. Tensors other than LoRA's (a head) are FedAvg's.
+    """
+
+    kind: Literal["hetlora"] = "hetlora"
+    partners: ClassVar[Mapping[str, str]] = {"peft": "lora"}
+
+    def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+        names = [name for name in received if rank_axis(name) is not None]
+        norms = [_norm(values) for values in trained]
+        if not any(norms):
+            norms = [1.0] * len(norms)
+        mean = weighted_mean((norm, select(values, names)) for norm, values in zip(norms, trained, strict=True))
+        return subtract(mean, received)
+
+
+def _norm(values: Tensors) -> float:
+    """|B A|_F over all pairs."""
+    return sum(product_norm(values[x + A], values[x + B]) ** 2 for x in pairs(values)) ** 0.5

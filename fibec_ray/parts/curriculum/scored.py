@@ -1,4 +1,4 @@
-"""Curricula whose order comes from a model's view of the data: when it is made, and when anew."""
+"""Curricula whose order comes from a score of each sample: when it is made, and when anew."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import FisherScan
-from fibec_ray.parts.curriculum.paced import Paced
+from fibec_ray.curvature.fisher import FisherScan, Label, Scope
+from fibec_ray.parts.curriculum.paced import Paced, Pacing
+from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors
 
 
@@ -74,3 +75,66 @@ class Scored(Paced):
 def batch_difficulties(difficulty: Tensor, batches: Sequence[Tensor], reduce: str) -> Tensor:
     """f_j of each batch, (num_batches,), from the difficulty (n,) of the shard's samples."""
     return torch.stack([difficulty[rows].sum() if reduce == "sum" else difficulty[rows].mean() for rows in batches])
+
+
+class FisherOrder(Scored):
+    """FibecFed (Liu et al., EMNLP 2024): difficulty of batch B_j is f_j = sum_{i in B_j} Tr(diag F_i), easiest first.
+
+    Tr(diag F_i) = ||grad_P log p(y_i | s_i)||^2 over the LoRA parameters P with the observed label (empirical Fisher),
+    at the initial model (or see `score_at`). We take the mean over the batch where the paper takes the sum: batches of
+    one size rank alike under both, and a short last batch does not rank easy by its size.
+    """
+
+    kind: Literal["fisher"] = "fisher"
+    label: Label = Field("observed", description="whose gradient: of the data's label, all of the model's, or a drawn")
+    scope: Scope = Field("adapter", description="tensors in the trace; all: the head too")
+    length_power: float = Field(
+        0.0,
+        ge=-4,
+        le=4,
+        description="the trace is multiplied by length^this; 1 undoes what mean pooling does to long texts, 0 as is",
+    )
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (*of_label(self.label), *(("text",) if self.length_power else ()))
+
+    def difficulty(self, scan: FisherScan) -> Tensor:
+        return scan.read(self.label, self.scope).traces * scan.shard.lengths.float() ** self.length_power
+
+
+class LossOrder(Scored):
+    """Self-paced learning (Kumar, Packer, Koller, NeurIPS 2010), on devices: low loss first, scored anew each time.
+
+    They keep samples whose loss is below a threshold that grows; we keep the lowest share that the pacing allows, so
+    that it compares with the other curricula. Costs one forward pass over the device's data per scoring.
+    """
+
+    kind: Literal["loss"] = "loss"
+    score_at: Literal["init", "first_participation"] = "first_participation"
+    rescore_every: int | None = Field(1, ge=1, description="rounds after which a participation scores anew")
+
+    def difficulty(self, scan: FisherScan) -> Tensor:
+        return scan.losses
+
+
+class RarityOrder(Scored):
+    """Voc (Platanios et al., NAACL 2019): d(s) = -sum_{w in s} log p(w), p the unigram frequency of tokens.
+
+    p is counted on the device's own training texts, with one added to each count, so that nothing is sent. The model
+    is not run. Their pacing is the competence from 1 %; they count words of the corpus, we the tokens of the device.
+    """
+
+    kind: Literal["rarity"] = "rarity"
+    score_at: Literal["init", "first_participation"] = "first_participation"
+    pacing: Pacing = "competence"
+    initial_fraction: float = Field(0.01, ge=0, le=1, description="beta: fraction visible in round 0")
+    per_token: bool = Field(False, description="divide by the length, which the sum otherwise follows")
+    needs: ClassVar[tuple[Need, ...]] = ("text",)
+
+    def difficulty(self, scan: FisherScan) -> Tensor:
+        texts = [scan.shard.batch(torch.tensor([row])).input_ids[0] for row in range(scan.shard.num_samples)]
+        _, tokens, counts = torch.cat(texts).unique(return_inverse=True, return_counts=True)
+        surprise = -((counts + 1) / (counts + 1).sum()).log()
+        rarity = torch.stack([values.sum() for values in surprise[tokens].split([len(text) for text in texts])])
+        return rarity / scan.shard.lengths if self.per_token else rarity

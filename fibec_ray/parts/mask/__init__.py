@@ -1,9 +1,9 @@
 """The mask axis."""
 
 from fibec_ray.parts.mask.base import Mask
+from fibec_ray.parts.mask.by_neuron import RandomNeurons
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
 from fibec_ray.parts.mask.frozen_matrix import FrozenMatrix
-from fibec_ray.parts.mask.random_neurons import RandomNeurons
 
 MASKS: dict[str, type[Mask]] = {
     "none": Mask,

@@ -1,13 +1,18 @@
-"""Masks that let whole neurons move; the base of the Fisher and the random one."""
+"""Masks that let whole neurons move: the base, and the control, which chooses as many by lot."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import ClassVar, Literal
+
+import torch
 from pydantic import Field
 
-from fibec_ray.parts.mask.base import Mask
-from fibec_ray.parts.mask.neurons import Neuron, is_pair_b
+from fibec_ray.curvature.fisher import FisherScan
+from fibec_ray.parts.mask.base import Mask, may_move
+from fibec_ray.parts.mask.neurons import Neuron, is_pair_b, keep_top
 from fibec_ray.parts.part import Need
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, with_prefix
 
 
 class ByNeuron(Mask):
@@ -29,3 +34,22 @@ class ByNeuron(Mask):
         if self.neuron == "row":
             return rows
         return {name: value for name, value in rows.items() if not is_pair_b(name, keep)}
+
+
+class RandomNeurons(ByNeuron):
+    """Separates "fewer entries move" from "the right entries move" (ours).
+
+    Unlike a Fisher mask at LoRA's start it keeps rows of A too, where B = 0 still holds their gradient at 0.
+    """
+
+    kind: Literal["random_neurons"] = "random_neurons"
+    redraw_every: int | None = Field(None, ge=1, description="participations between two draws; null: one for good")
+    keeps: ClassVar[str] = "mask (device)"
+
+    def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
+        count = int(memory.get("participations", 0))
+        keep = may_move(memory, names)
+        if not keep or (self.redraw_every is not None and count % self.redraw_every == 0):
+            lots = {name: torch.rand(scan.model.trainable[name].shape, generator=rng) for name in names}
+            keep = keep_top(lots, self.ratio, self.neuron)
+        return {"participations": torch.tensor(count + 1), **with_prefix("kept", keep)}

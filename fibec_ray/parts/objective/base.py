@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,10 +21,8 @@ class Objective(Part):
 
     kind: str = "plain"
 
-    @property
-    def lowers_rank(self) -> bool:
-        """True if a device's training can end with a lower rank than the device has room for: `rank` in its memory."""
-        return False
+    lowers_rank: ClassVar[bool] = False
+    """True if a device's training can end with a lower rank than the device has room for: `rank` in its memory"""
 
     @property
     def lacks(self) -> tuple[Need, ...]:

@@ -83,12 +83,6 @@ class Peft(Part):
         return {}
 
 
-def block_part(name: str) -> str:
-    """What a name says within its transformer block: "h.0.attn.c_proj" -> "attn.c_proj"; "" outside blocks."""
-    found = _BLOCK.search(name)
-    return name[found.end() :] if found else ""
-
-
 def linear_names(module: nn.Module) -> list[str]:
     """The last words of the names of the Linears in a model, for error messages."""
     names = (name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, nn.Linear))

@@ -31,8 +31,9 @@ class BitFit(Own):
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         biases = {n: p for n, p in module.named_parameters() if self._trains(n) and not in_head(n, head)}
         if not biases:
+            which = f" at {', '.join((*QUERIES, *FEEDFORWARDS))}; set which: all" if self.which != "all" else ""
             raise ModelError(
-                f"method.peft: bitfit trains biases, and {type(module).__name__} has none{self._of_which()}; "
+                f"method.peft: bitfit trains biases, and {type(module).__name__} has none{which}; "
                 "choose lora, or adapter"
             )
         if any(p.dtype != torch.float32 for p in biases.values()):
@@ -50,7 +51,3 @@ class BitFit(Own):
         if self.which == "query_and_ffn":
             return self.is_adapter(name) and owner.endswith((*QUERIES, *FEEDFORWARDS))
         return self.is_adapter(name) and not owner.startswith("pooler.")  # which is used by a classification head alone
-
-    def _of_which(self) -> str:
-        names = ", ".join((*QUERIES, *FEEDFORWARDS))
-        return f" at {names}; set which: all" if self.which == "query_and_ffn" else ""

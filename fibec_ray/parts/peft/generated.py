@@ -1,4 +1,4 @@
-"""Prompts that are made for each sample by a network of ours; the base of IDPG and ATTEMPT.
+"""Prompts that are made for each sample by a network of ours: IDPG, and the base of ATTEMPT.
 
 Shapes: B samples, S tokens, m prompts, H hidden size.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -81,3 +81,19 @@ def beside(base: nn.Module, maker: nn.Module) -> nn.Module:
 
 def own_name(name: str) -> str:
     return name.removeprefix(BASE)
+
+
+class Idpg(Generated):
+    """IDPG (Wu et al., NAACL 2022): m prompts W2 relu(W1 M(x) + b1) + b2 before the tokens of each sample x; W1 (b, H),
+    W2 (m H, b) and the biases are trained and sent. W2 = 0 is prompt tuning with the table b2.
+
+    M(x) in the paper is a sentence representation from a first pass through a frozen encoder; ours is the mean of the
+    embeddings of x's tokens, which costs nothing. W2 starts at 0 and b2 as words drawn at random. The paper's prompts
+    for each layer and its multiplications by Kronecker products are left out.
+    """
+
+    kind: Literal["idpg"] = "idpg"
+    bottleneck: int = Field(16, ge=1, description="b")
+
+    def maker(self, words: Tensor) -> nn.Module:
+        return FromMean(drawn(words, self.num_tokens), self.bottleneck)

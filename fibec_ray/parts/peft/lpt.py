@@ -55,7 +55,8 @@ class Lpt(Own):
         embedding, size = module.get_input_embeddings(), module.config.hidden_size
         maker = self._maker(size).to(embedding.weight.device)
         train_head(module, head)
-        late = _Late(maker, self.num_tokens, _is_causal(blocks[0]))
+        causal = any(getattr(part, "is_causal", False) for part in blocks[0].modules())
+        late = _Late(maker, self.num_tokens, causal)
         for block in blocks[:layer]:
             block.register_forward_pre_hook(late.hide, with_kwargs=True)
         blocks[layer].register_forward_pre_hook(late.enter, with_kwargs=True)
@@ -128,10 +129,6 @@ def _check(body: Any, block: nn.Module) -> None:
             raise ModelError(
                 f"method.peft: lpt needs to set {name}, and {type(part).__name__} takes none; choose prompt"
             )
-
-
-def _is_causal(block: nn.Module) -> bool:
-    return any(getattr(part, "is_causal", False) for part in block.modules())
 
 
 def _first_position(body: Any) -> int | None:

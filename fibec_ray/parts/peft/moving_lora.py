@@ -55,16 +55,12 @@ class MovingLora(Lora):
         """s B A of a common rank R for all weights, in place of s (D + B A)."""
         sums = {x: values[x + MOVED] + values[x + B] @ values[x + A] for x in pairs(values)}
         rank = max([self.r, *(int(torch.linalg.matrix_rank(value)) for value in sums.values())])
-        scale = self.scaling(None) / self._scaling_of(rank)
+        scale = self.scaling(None) / self.model_copy(update={"r": rank}).scaling(None)
         saved = drop(values, [x + MOVED for x in sums])
         for x, value in sums.items():
             b, a, _ = best_factors([torch.eye(len(value))], [scale * value], rank)
             saved |= {x + B: b.float(), x + A: a.float()}
         return saved, {**config, "r": rank}
-
-    def _scaling_of(self, rank: int) -> float:
-        """peft's, of the saved adapter."""
-        return self.model_copy(update={"r": rank}).scaling(None)
 
 
 def _add_moved(scale: float, layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Virtual tokens as the peft library has them: the base of prompt tuning, P-tuning and prefix tuning.
+"""Virtual tokens as the peft library has them: prompt tuning and P-tuning, and the base of prefix tuning.
 
 Shapes: B samples, m virtual tokens, H hidden size.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -83,3 +83,54 @@ def made_by(encoder: Any, values: Tensors) -> Tensor:
     encoder.load_state_dict(values)
     table: Tensor = encoder(torch.arange(encoder.embedding.num_embeddings))
     return table
+
+
+class Prompt(Virtual):
+    """Prompt tuning (Lester, Al-Rfou, Constant, EMNLP 2021; federated: FedPrompt, Zhao et al., ICASSP 2023): m learnt
+    embeddings (m, H) before the tokens of every sample; the base is frozen. They are all that is sent.
+
+    It wants a learning rate ten times that of LoRA and more.
+    """
+
+    kind: Literal["prompt"] = "prompt"
+    init: Literal["vocabulary", "random"] = Field(
+        "vocabulary", description="first values: embeddings of words drawn at random, or normal ones of variance 1"
+    )
+
+    def config(self, task_type: str) -> Any:
+        from peft import PromptTuningConfig
+
+        return PromptTuningConfig(
+            num_virtual_tokens=self.num_tokens,
+            prompt_tuning_init="SAMPLE_VOCAB" if self.init == "vocabulary" else "RANDOM",
+            task_type=task_type,
+        )
+
+
+class PTuning(Virtual):
+    """P-tuning (Liu et al. 2021): m prompts before the tokens of every sample, which an MLP, or a bidirectional LSTM of
+    two layers and an MLP, makes of a learnt table (m, H). Table and network are trained and sent; what is saved is the
+    prompts that they make.
+
+    The paper puts its prompts around the words of a template; ours stand before the sample, as in peft. Fisher
+    information is not to be had of an LSTM.
+    """
+
+    kind: Literal["p_tuning"] = "p_tuning"
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    hidden_size: int | None = Field(None, ge=1, description="of the encoder; null: H")
+
+    def config(self, task_type: str) -> Any:
+        from peft import PromptEncoderConfig
+
+        return PromptEncoderConfig(
+            num_virtual_tokens=self.num_tokens,
+            encoder_reparameterization_type=self.encoder.upper(),
+            encoder_hidden_size=self.hidden_size,
+            task_type=task_type,
+        )
+
+    def table(self, values: Tensors, config: Mapping[str, Any]) -> Tensor:
+        from peft import PeftConfig, PromptEncoder
+
+        return made_by(PromptEncoder(PeftConfig.from_peft_type(**{**config, "inference_mode": False})), values)

@@ -68,30 +68,22 @@ def layer_sensitivity(
 ) -> Tensor:
     """I_k^l, (L,) float32: mean over the samples at `rows` of each block's relative change. Evaluation mode."""
     model.train(False)
-    scores = torch.cat(
-        [_chunk_scores(model, shard, part, p, rho, relative, kind) for part in by_length(shard, rows, CHUNK)], dim=1
-    )
-    return scores.mean(dim=1)
-
-
-def _chunk_scores(
-    model: LocalModel, shard: Shard, rows: Tensor, p: float, rho: float, relative: bool, kind: ScoreKind
-) -> Tensor:
-    """(L, B) relative changes of one chunk: a forward and backward for the noise, a forward under it."""
-    batch = shard.batch(rows)
-    with torch.enable_grad():
-        embeds = model.embed(batch).detach().requires_grad_()
-        clean, _ = model.watched(batch, embeds=embeds, hidden=True)
-        (grads,) = model.grad(clean.losses.sum(), [embeds])
-    assert grads is not None
-    real = batch.attention_mask.to(embeds.device).unsqueeze(2)
-    values = embeds.detach().float() * real
-    size = values.flatten(1).norm(dim=1) if relative else torch.ones(len(values), device=values.device)
-    noise = worst_noise((grads.float() * real).flatten(1), rho * size, p).view_as(values)
-    with torch.no_grad():
-        noisy = model.forward(batch, embeds=(values + noise).to(embeds.dtype), hidden=True)
-        changes = [
-            relative_change(before.detach().float() * real, after.float() * real, kind)
-            for before, after in zip(clean.hidden, noisy.hidden, strict=True)
-        ]
-    return torch.stack(changes).cpu()
+    scores = []
+    for batch in map(shard.batch, by_length(shard, rows, CHUNK)):
+        with torch.enable_grad():
+            embeds = model.embed(batch).detach().requires_grad_()
+            clean, _ = model.watched(batch, embeds=embeds, hidden=True)
+            (grads,) = model.grad(clean.losses.sum(), [embeds])
+        assert grads is not None
+        real = batch.attention_mask.to(embeds.device).unsqueeze(2)
+        values = embeds.detach().float() * real
+        size = values.flatten(1).norm(dim=1) if relative else torch.ones(len(values), device=values.device)
+        noise = worst_noise((grads.float() * real).flatten(1), rho * size, p).view_as(values)
+        with torch.no_grad():
+            noisy = model.forward(batch, embeds=(values + noise).to(embeds.dtype), hidden=True)
+            changes = [
+                relative_change(before.detach().float() * real, after.float() * real, kind)
+                for before, after in zip(clean.hidden, noisy.hidden, strict=True)
+            ]
+        scores.append(torch.stack(changes).cpu())  # (L, B)
+    return torch.cat(scores, dim=1).mean(dim=1)

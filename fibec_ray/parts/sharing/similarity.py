@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fibec_ray.curvature.fisher import by_length
 from fibec_ray.model_types import LocalModel, Shard
@@ -41,7 +42,8 @@ def layer_similarity(model: LocalModel, shard: Shard, rows: Tensor) -> Tensor:
         real = batch.attention_mask.unsqueeze(2)
         for layer, hidden in zip(states, model.forward(batch, hidden=True).hidden, strict=True):
             layer.append(hidden.float().cpu() * real.cpu())
-    return torch.stack([spread(_cosines(_joined(layer))) for layer in states]).float()
+    units = (normalize(_joined(layer).double(), dim=1) for layer in states)
+    return torch.stack([spread(unit @ unit.T) for unit in units]).float()
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -50,9 +52,3 @@ def _joined(parts: list[Tensor]) -> Tensor:
     for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
         rows[:, : part.shape[1]] = part
     return joined.flatten(1)
-
-
-def _cosines(states: Tensor) -> Tensor:
-    """(n, n) of the rows of (n, S H)."""
-    unit = torch.nn.functional.normalize(states.double(), dim=1)
-    return unit @ unit.T

@@ -1,11 +1,10 @@
 """The solver axis."""
 
 from fibec_ray.parts.solver.base import Solver
-from fibec_ray.parts.solver.ditto import Ditto
 from fibec_ray.parts.solver.fedrep import FedRep
 from fibec_ray.parts.solver.fine_tune import FineTune
 from fibec_ray.parts.solver.idle import Idle
-from fibec_ray.parts.solver.pfedme import PFedMe
+from fibec_ray.parts.solver.own_model import Ditto, PFedMe
 
 SOLVERS: dict[str, type[Solver]] = {
     "once": Solver,

@@ -1,10 +1,11 @@
-"""The control of every curriculum claim: the same pacing over an order that means nothing."""
+"""The controls of every curriculum claim: the same pacing over an order that means nothing, or over no order at all."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.curriculum.paced import Paced
@@ -27,3 +28,16 @@ class RandomOrder(Paced):
     def prepare(self, scan: FisherScan, rng: torch.Generator, round_: int) -> Tensors:
         units = self.as_split(scan.batches)
         return {"order": units[torch.randperm(len(units), generator=rng)]}
+
+
+class StepMatched(Paced):
+    """Round t shows b_k^t units as the pacing says, drawn anew from all of the device's units in every round.
+
+    Separates "fewer steps early" from "the same part of the data early" (ours, for want of a published control).
+    """
+
+    kind: Literal["step_matched"] = "step_matched"
+
+    def _chosen(self, num_units: int, round_: int, rounds: int, rng: torch.Generator) -> Tensor:
+        count = len(super()._chosen(num_units, round_, rounds, rng))
+        return torch.randperm(num_units, generator=rng)[:count]

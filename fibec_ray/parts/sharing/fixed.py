@@ -1,4 +1,4 @@
-"""One matrix of each LoRA pair is shared, the other is personal."""
+"""Sharing rules that need no scores: what is shared follows from the tensors' names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,27 @@ from pydantic import Field
 
 from fibec_ray.errors import ConfigError
 from fibec_ray.parts.part import Need
-from fibec_ray.parts.sharing.base import Selection, Sharing
+from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
 from fibec_ray.types import LayerReport, Layout
+
+
+class Body(Sharing):
+    """FedPer (Arivazhagan et al. 2019): the body is averaged, the head stays on the device and trains with it.
+
+    With a verbaliser there is no head; then `last_blocks` says how many of the topmost blocks stay instead, and 0 is
+    FedAvg.
+    """
+
+    kind: Literal["body"] = "body"
+    last_blocks: int = Field(0, ge=0, description="blocks from the top whose adapters are personal too")
+    lacks: ClassVar[tuple[Need, ...]] = ()
+    sends: ClassVar[str] = "all but the head"
+    keeps: ClassVar[str] = "the head (device)"
+
+    def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        refuse_without_blocks(self.kind, layout)
+        end = layout.num_layers - self.last_blocks
+        return Selection(frozenset(n for n, layer in layout.layers.items() if layer is not None and layer < end))
 
 
 class Matrices(Sharing):
@@ -41,3 +60,15 @@ class Matrices(Sharing):
             )
         heads = frozenset(name for name, layer in layout.layers.items() if layer is None)
         return Selection(shared | heads if self.head == "shared" else shared - heads)
+
+
+class Nothing(Sharing):
+    """Local training: the anchor that says what communication is worth. A device trains in the rounds that draw it."""
+
+    kind: Literal["none"] = "none"
+    lacks: ClassVar[tuple[Need, ...]] = ("shared",)
+    sends: ClassVar[str] = "nothing"
+    keeps: ClassVar[str] = "all that is trainable (device)"
+
+    def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
+        return Selection(frozenset())
