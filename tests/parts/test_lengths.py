@@ -75,7 +75,7 @@ def test_a_device_trains_on_samples_that_are_cut_and_then_on_whole_ones(tiny_set
         name: site_of(method, tiny_settings, tmp_path / name, rounds=4).worker()
         for name, method in (("fedavg", "fedavg"), ("warmed", warmed()))
     }
-    shard = workers["fedavg"]._data.train_shard(2)
+    shard = workers["fedavg"].data.train_shard(2)
     rounds = [
         {
             name: worker.train(RoundPlan(round_, 4, (2,), 0.01), 2, Broadcast(round_, worker.initial))
