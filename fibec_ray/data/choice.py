@@ -24,10 +24,17 @@ def twice(where: str, column: str, count: int = 2, place: str = "") -> str:
     return f"{where}: column '{column}' occurs {times}{place}; rename or remove all but one"
 
 
-def require_columns(where: str, columns: tuple[str, ...], there: Sequence[str]) -> None:
+def require_columns(
+    where: str,
+    columns: tuple[str, ...],
+    there: Sequence[str],
+    remedy: str = "set data.text_columns or data.label_column",
+) -> tuple[str, ...]:
+    """The columns. Raises DataError for one that is not there."""
     for column in columns:
         if column not in there:
             raise DataError(
                 f"{where}: no column '{column}'; it has {', '.join(there) or 'no columns'}; "
-                f"{did_you_mean(column, there)} set data.text_columns or data.label_column"
+                f"{did_you_mean(column, there)} {remedy}"
             )
+    return columns

@@ -19,14 +19,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fibec_ray.data.cut import kept_tokens
-from fibec_ray.data.encoded import ArrayShard, EncodedSet
+from fibec_ray.data.encoded import EncodedSet, kept_tokens
 from fibec_ray.data.examples import Examples
 from fibec_ray.data.prompts import Prompt, fill, text_numbers
 from fibec_ray.data.tasks import MASK, Task
 from fibec_ray.errors import DataError
-
-__all__ = ["ArrayShard", "EncodedSet", "Mode", "Tokenizer", "encode", "label_word_ids"]
 
 Mode = Literal["plain", "masked", "causal"]
 CHUNK = 1024  # samples per call of the tokenizer: bounds the memory of its Python lists
@@ -110,7 +107,10 @@ def label_word_ids(task: Task, tokenizer: Tokenizer, mode: Mode) -> list[int]:
     assert mode != "plain", "a classification head has no label words"
     before = task.template[: task.template.index(MASK)] if mode == "masked" else task.causal_template
     prefixes = ("", " ") if mode == "masked" and not before.endswith(" ") else (" ", "")
-    tries = [[_word_tokens(prefix + word, tokenizer) for word in task.verbaliser] for prefix in prefixes]
+    tries: list[list[list[int]]] = [
+        [tokenizer([prefix + word], add_special_tokens=False)["input_ids"][0] for word in task.verbaliser]
+        for prefix in prefixes
+    ]
     fitting = [ids for ids in tries if all(_is_one_word(word_ids, tokenizer) for word_ids in ids)]
     if not fitting:
         bad = next(k for k, ids in enumerate(tries[0]) if not _is_one_word(ids, tokenizer))
@@ -242,11 +242,6 @@ def _check(tokenizer: Tokenizer, task: Task, mode: Mode) -> None:
         )
     if mode != "plain" and not tokenizer.is_fast:
         raise DataError(f"task {task.name}: prompts need a fast tokenizer (tokenizer.json beside the model)")
-
-
-def _word_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
-    ids: list[int] = tokenizer([text], add_special_tokens=False)["input_ids"][0]
-    return ids
 
 
 def _is_one_word(ids: list[int], tokenizer: Tokenizer) -> bool:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
-from fibec_ray.data.cut import kept_tokens
 from fibec_ray.model_types import Batch, TypedBatch
 
 _ARRAYS = ("tokens", "offsets", "labels", "answer_at", "texts")
@@ -130,3 +129,21 @@ class ArrayShard:
     def _of(self, values: NDArray[Any], row: int) -> NDArray[Any]:
         """The part of (T,) values that belongs to a sample."""
         return values[self._starts[row] : self._ends[row]]
+
+
+def kept_tokens(texts: NDArray[np.uint8], max_length: int) -> NDArray[np.int64]:
+    """Positions of the tokens that stay: the others go one by one from the end of the text that is longest by then.
+
+    texts: (S,) the number of each token's text, 0 for one that always stays. Of texts alike the first is cut first. One
+    token of each text stays, so that the result may be longer than max_length.
+    """
+    left = np.bincount(texts)[1:].tolist()  # tokens of text 1, 2 ...
+    for _ in range(len(texts) - max_length):
+        most = max(left, default=0)
+        if most <= 1:
+            break
+        left[left.index(most)] -= 1
+    stays = texts == 0
+    for number, count in enumerate(left, start=1):
+        stays[np.flatnonzero(texts == number)[:count]] = True
+    return np.flatnonzero(stays)

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibec_ray.data.dealing import Split
+from fibec_ray.data.dealing import Ints, Split
 
-Ints = NDArray[np.int64]
 Values = NDArray[np.floating[Any]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fibec_ray.data.choice import Choice, chosen, require_columns
@@ -14,8 +15,7 @@ def load_split(task: Task, split: str, revision: str | None) -> tuple[Any, list[
     columns = (*task.text_columns, task.label_column)
     loaded = _load(task, split, revision)
     where, there = name_of(task, split, revision), list(loaded.column_names)
-    require_columns(where, columns, there)
-    chosen(lambda _: columns, there, where)
+    chosen(partial(require_columns, where, columns), there, where)
     names = getattr(loaded.features[task.label_column], "names", None)
     return loaded.select_columns(list(columns)).with_format("arrow")[:], names
 

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
+from fibec_ray.data.choice import require_columns
 from fibec_ray.data.columns import plain, pylist
 from fibec_ray.data.examples import Instructions, Origin
-from fibec_ray.errors import DataError, did_you_mean
+from fibec_ray.errors import DataError
 
 COMMON = {
     "instruction": ("instruction", "prompt", "question", "query"),
@@ -31,7 +32,7 @@ PROMPT_WITH_INPUT = (
 )
 RESPONSE = "### Response:\n"
 
-_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 class Columns(BaseModel, frozen=True, extra="forbid"):
@@ -59,7 +60,7 @@ class InstructionFormat(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _placeholders(self) -> InstructionFormat:
         for field, wanted in (("prompt", ["instruction"]), ("prompt_with_input", ["input", "instruction"])):
-            found = sorted(_PLACEHOLDER.findall(getattr(self, field)))
+            found = sorted(PLACEHOLDER.findall(getattr(self, field)))
             if found != wanted:
                 raise ValueError(f"{field} has the placeholders {found}, it needs {wanted}, once each")
         return self
@@ -71,11 +72,7 @@ def chosen_columns(columns: Columns, there: Sequence[str], where: str) -> dict[s
     for field, common in COMMON.items():
         name = getattr(columns, field)
         if name:
-            if name not in there:
-                raise DataError(
-                    f"{where}: no column '{name}'; it has {', '.join(there) or 'no columns'}; "
-                    f"{did_you_mean(name, there)} set data.columns.{field}"
-                )
+            require_columns(where, (name,), there, f"set data.columns.{field}")
         else:
             name = None if name == "" else next((each for each in common if each in there), None)
         if name is None and field not in OPTIONAL:
@@ -115,21 +112,17 @@ def instructions_of(table: Any, columns: Mapping[str, str], where: str, drop_emp
     )
     if categories is not None:
         names = tuple(sorted(set(categories)))
-        _refuse_too_many(names, f"{where}, column '{columns['category']}'")
+        if len(names) > MOST_CATEGORIES:
+            raise DataError(
+                f"{where}, column '{columns['category']}': {len(names)} different categories, at most "
+                f"{MOST_CATEGORIES} can be dealt by; set data.columns.category to another column, or to '' for none"
+            )
         number = {name: i for i, name in enumerate(names)}
         found = found.labelled(np.array([number[each] for each in categories], dtype=np.int64), names)
     left = sorted(set(range(count)) - {row for _, rows in lacking for row in rows})
     if not left:
         raise DataError(f"{where}: every row is empty; name other columns")
     return found if len(left) == count else found.take(np.array(left, dtype=np.int64))
-
-
-def _refuse_too_many(names: Sequence[str], where: str) -> None:
-    if len(names) > MOST_CATEGORIES:
-        raise DataError(
-            f"{where}: {len(names)} different categories, at most {MOST_CATEGORIES} can be dealt by; set "
-            "data.columns.category to another column, or to '' for none"
-        )
 
 
 def _texts(column: Any, field: str, where: str) -> list[str]:

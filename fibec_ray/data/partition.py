@@ -15,14 +15,8 @@ from pydantic import BaseModel, Field
 
 from fibec_ray.data import dealing, dirichlet
 from fibec_ray.data.dealing import Ints, Split
-from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
 from fibec_ray.errors import ConfigError
 from fibec_ray.seeds import numpy_generator
-
-__all__ = [
-    "PARTITIONS", "AnyPartition", "DirichletLabel", "DirichletQuantity", "Iid", "Partition", "Pathological", "Shards",
-    "Split", "WITHOUT_LABELS", "heterogeneity", "majority_accuracy", "own_majority_accuracy",
-]  # fmt: skip
 
 Concentration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -51,17 +51,12 @@ def read_table(path: Path, format_: Format, columns: tuple[str, ...] | Choice) -
     try:
         if kind != "parquet":
             _refuse_utf16(path)
-        return READERS[kind](path, columns if callable(columns) else partial(_required, str(path), columns))
+        return READERS[kind](path, columns if callable(columns) else partial(require_columns, str(path), columns))
     except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{path}: cannot be read as {kind} ({first_line}); replace the file or set data.format"
         ) from error
-
-
-def _required(where: str, columns: tuple[str, ...], there: list[str]) -> tuple[str, ...]:
-    require_columns(where, columns, there)
-    return columns
 
 
 def _refuse_utf16(path: Path) -> None:

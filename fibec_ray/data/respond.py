@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from fibec_ray.data.cut import kept_tokens
 from fibec_ray.data.encode import CHUNK, Sample, Tokenizer, pack
-from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.data.encoded import EncodedSet, kept_tokens
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.instructions import InstructionFormat
-from fibec_ray.data.prompts import Prompt, fill, text_numbers
+from fibec_ray.data.prompts import fill, text_numbers
 from fibec_ray.errors import DataError
 
 
@@ -61,9 +60,10 @@ def end_id(tokenizer: Tokenizer) -> int:
 def _samples(
     rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int, cut: Cut
 ) -> Iterator[Sample]:
+    asked = zip(map(str.strip, rows.instructions), map(str.strip, rows.inputs), strict=True)
     prompts = [
-        _prompt(form, instruction.strip(), input_.strip())
-        for instruction, input_ in zip(rows.instructions, rows.inputs, strict=True)
+        fill(form.prompt_with_input if about else form.prompt, {"{instruction}": instruction, "{input}": about})
+        for instruction, about in asked
     ]
     options: dict[str, Any] = {"padding": False, "truncation": False, "verbose": False}
     encoded = tokenizer(
@@ -93,11 +93,6 @@ def _refuse_empty(rows: Instructions, i: int, prompt: list[int], response: list[
     for name, text, tokens in (("prompt", rows.instructions[i], prompt), ("response", rows.responses[i], response)):
         if not tokens:
             raise DataError(f"{where}the {name} {text[:80]!r} has no token for this tokenizer; drop the row")
-
-
-def _prompt(form: InstructionFormat, instruction: str, input_: str) -> Prompt:
-    values = {"{instruction}": instruction, "{input}": input_}
-    return fill(form.prompt_with_input if input_ else form.prompt, values)
 
 
 def _sample(prompt: list[int], texts: list[int], response: list[int], max_length: int, cut: Cut) -> Sample:

@@ -22,8 +22,6 @@ from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 from fibec_ray.files.storage import refuse_secrets
 
-__all__ = ["DataConfig", "Examples", "Points", "SyntheticSettings", "effective_task", "load", "load_points"]
-
 _FILE_SETTINGS = ("path", "train", "test")
 _LAYOUT_SETTINGS = ("train_splits", "eval_split", "text_columns", "label_column")
 _OF_CLASSES = ("text_columns", "label_column", "labels")
@@ -96,17 +94,15 @@ def load(task: Task, config: DataConfig, seed: int) -> tuple[Examples, Examples]
         test = synthetic.generate(settings.num_test, seed, "test", settings)
     elif config.reads_files:
         with nearby(config.path) as path:
-            train, test = _read_files(actual, config.model_copy(update={"path": path}))
+            here = config.model_copy(update={"path": path})
+            train_files, test_file = files(actual, here)
+            assert test_file is not None, "a task with classes names its test rows"
+            parts = [_read_file(each, actual, here) for each in (*train_files, test_file)]
+        train, test = _apart_again(parts, actual, config)
     else:
         splits = (*actual.train_splits, actual.eval_split or "")
         train, test = _apart_again([_read_hub(split, actual, config) for split in splits], actual, config)
     return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
-
-
-def _read_files(task: Task, config: DataConfig) -> tuple[Examples, Examples]:
-    train_files, test_file = files(task, config)
-    assert test_file is not None, "a task with classes names its test rows"
-    return _apart_again([_read_file(path, task, config) for path in (*train_files, test_file)], task, config)
 
 
 def effective_task(task: Task, config: DataConfig) -> Task:

@@ -44,7 +44,8 @@ def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
         return ()
     train, test = files(effective_task(task, config), config)
     try:
-        return tuple(_stamp(path) for path in (*train, *([test] if test else [])))
+        found = [(path, path.stat()) for path in (*train, *([test] if test else []))]
+        return tuple(Stamp(str(path.absolute()), at.st_size, at.st_mtime_ns, _digest(path)) for path, at in found)
     except OSError:
         return ()  # those who read the file say what is wrong with it
 
@@ -52,11 +53,6 @@ def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
 def changes(stamps: Sequence[Stamp]) -> str:
     """'train.csv has changed since the run began, test.csv is no longer there', or ''."""
     return ", ".join(change for stamp in stamps if (change := stamp.change()))
-
-
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return Stamp(str(path.absolute()), status.st_size, status.st_mtime_ns, _digest(path))
 
 
 def _digest(path: Path) -> str:

@@ -5,17 +5,14 @@ A task says nothing about where its rows lie (`source.py`) or how they are dealt
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from fibec_ray.data.instructions import Columns, InstructionFormat
+from fibec_ray.data.instructions import PLACEHOLDER, Columns, InstructionFormat
 
 MASK = "<mask>"
 """Stands for the tokenizer's own mask token in a template."""
-
-_PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 class HubDifferences(BaseModel, frozen=True, extra="forbid"):
@@ -137,7 +134,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
         wanted = ["a", "b"][: len(self.text_columns)]
         for field, masks in (("template", 1), ("causal_template", 0)):
             text = getattr(self, field)
-            found = sorted(_PLACEHOLDER.findall(text))
+            found = sorted(PLACEHOLDER.findall(text))
             if found != wanted:
                 raise ValueError(
                     f"{field} has the placeholders {found}, but {len(self.text_columns)} text_columns need {wanted}, "

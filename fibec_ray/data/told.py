@@ -29,19 +29,16 @@ def load_instructions(task: Task, config: DataConfig, seed: int) -> tuple[Instru
         test = exercises.generate(settings.num_test, seed, "test", settings)
     elif config.reads_files:
         with nearby(config.path) as path:
-            train, test = _read_files(actual, config.model_copy(update={"path": path}), seed)
+            train_files, test_file = files(actual, config.model_copy(update={"path": path}))
+            train = Instructions.join([_read_file(each, config, actual.format) for each in train_files])
+            named = _read_file(test_file, config, actual.format) if test_file else None
+        train, test = _with_test(train, named, config, seed)
     else:
         train = Instructions.join([_read_hub(split, actual, config) for split in actual.train_splits])
         named = _read_hub(actual.eval_split, actual, config) if actual.eval_split else None
         train, test = _with_test(train, named, config, seed)
     train, test = Instructions.alike([train, test])
     return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
-
-
-def _read_files(task: Task, config: DataConfig, seed: int) -> tuple[Instructions, Instructions]:
-    train_files, test_file = files(task, config)
-    train = Instructions.join([_read_file(path, config, task.format) for path in train_files])
-    return _with_test(train, _read_file(test_file, config, task.format) if test_file else None, config, seed)
 
 
 def _with_test(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fibec_ray.data.dealing import Split
+from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.encode import encode, label_word_ids
 from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.data.examples import Points
 from fibec_ray.data.heterogeneity import (
-    Ints,
     heterogeneity,
     majority_accuracy,
     mean_r2,
@@ -22,7 +22,7 @@ from fibec_ray.data.heterogeneity import (
 )
 from fibec_ray.data.partition import WITHOUT_LABELS, Partition
 from fibec_ray.data.respond import Cut, encode_instructions
-from fibec_ray.data.source import DataConfig, Points, effective_task, load, load_points
+from fibec_ray.data.source import DataConfig, effective_task, load, load_points
 from fibec_ray.data.stamps import Stamp, stamps_of
 from fibec_ray.data.tasks import Task
 from fibec_ray.data.told import load_instructions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -98,7 +98,12 @@ class Server:
         shared = self._shared | add(delta, self._shared)
         hint = method.objective.absorb(self.trained, self._hint, evidence, self._job.num_devices)
         shared = shared | method.peft.after_round(shared, hint, round_, self._job.rounds)
-        _refuse_not_finite(round_, {"tensors": shared, "state": state, "control variates or scores": hint})
+        for what, tensors in {"tensors": shared, "state": state, "control variates or scores": hint}.items():
+            if not all_finite(tensors):
+                raise RunError(
+                    f"round {round_}: finite updates were combined to {what} of the server that are not finite; "
+                    f"{LOWER_RATES}"
+                )
         self._shared, self._state, self._hint = shared, state, hint
         return bad
 
@@ -165,13 +170,3 @@ class Server:
     @cached_property
     def _initial_digest(self) -> Tensor:
         return torch.tensor(list(bytes.fromhex(digest(self._initial))), dtype=torch.uint8)
-
-
-def _refuse_not_finite(round_: int, found: Mapping[str, Tensors]) -> None:
-    """found: what the server would be after the round, in words."""
-    for what, tensors in found.items():
-        if not all_finite(tensors):
-            raise RunError(
-                f"round {round_}: finite updates were combined to {what} of the server that are not finite; "
-                f"{LOWER_RATES}"
-            )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fibec_ray.data.cut import kept_tokens
+from fibec_ray.data.encoded import kept_tokens
 
 
 def kept(texts: list[int], max_length: int) -> list[int]:

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
-from fibec_ray.data.encode import EncodedSet, Mode, _between_special, encode, label_word_ids
+from fibec_ray.data.encode import Mode, _between_special, encode, label_word_ids
+from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Examples, Instructions, Origin
 from fibec_ray.data.instructions import InstructionFormat
 from fibec_ray.data.respond import encode_instructions

@@ -5,7 +5,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from fibec_ray.data import dealing
+from fibec_ray.data.dealing import Split
 from fibec_ray.data.dirichlet import Draws, draw
+from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
 from fibec_ray.data.partition import (
     PARTITIONS,
     AnyPartition,
@@ -15,10 +17,6 @@ from fibec_ray.data.partition import (
     Partition,
     Pathological,
     Shards,
-    Split,
-    heterogeneity,
-    majority_accuracy,
-    own_majority_accuracy,
 )
 from fibec_ray.errors import ConfigError
 

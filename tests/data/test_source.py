@@ -12,7 +12,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fibec_ray.data.source import DataConfig, SyntheticSettings, effective_task, load
+from fibec_ray.data.source import DataConfig, effective_task, load
+from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 
