@@ -229,18 +229,14 @@ def lipschitz(
     start, norms = model.read(names), []
     dim = sum(value.numel() for value in start.values())
     for _ in range(settings.num_displacements):
-        change = _change(model, batches, start, _displaced(start, settings, rng))
+        moved = {}
+        for name, value in start.items():
+            steps = torch.stack([_signs(value.numel(), rng) for _ in range(settings.num_steps)]).sum(0)
+            moved[name] = (value + settings.step * steps.view_as(value)).to(value.dtype)
+        change = _change(model, batches, start, moved)
         values, _ = ritz(change, dim, LIPSCHITZ_ITERATIONS, 1, rng)
         norms.append(float(values.abs().max()))
     return max(norms)
-
-
-def _displaced(start: Tensors, settings: SpectrumSettings, rng: torch.Generator) -> Tensors:
-    moved = {}
-    for name, value in start.items():
-        steps = torch.stack([_signs(value.numel(), rng) for _ in range(settings.num_steps)]).sum(0)
-        moved[name] = (value + settings.step * steps.view_as(value)).to(value.dtype)
-    return moved
 
 
 def _change(model: LocalModel, batches: Sequence[Batch], start: Tensors, moved: Tensors) -> MatVec:

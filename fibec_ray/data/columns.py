@@ -1,15 +1,48 @@
-"""Converts Arrow columns to texts, and finds the class names that a file brings."""
+"""Which columns of a file or of the hub are read, their texts, and the class names that a file brings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fibec_ray.errors import DataError
+from fibec_ray.errors import DataError, did_you_mean
+
+Choice = Callable[[list[str]], tuple[str, ...]]
+"""The columns that are there -> those that are wanted; it raises DataError where one is missing."""
+
+
+def chosen(choose: Choice, there: list[str], where: str) -> tuple[str, ...]:
+    """The wanted columns. Raises DataError for one that is there twice; other columns may be."""
+    columns = choose(there)
+    for column in columns:
+        if there.count(column) > 1:
+            raise DataError(twice(where, column, there.count(column)))
+    return columns
+
+
+def twice(where: str, column: str, count: int = 2, place: str = "") -> str:
+    times = "twice" if count == 2 else f"{count} times"
+    return f"{where}: column '{column}' occurs {times}{place}; rename or remove all but one"
+
+
+def require_columns(
+    where: str,
+    columns: tuple[str, ...],
+    there: Sequence[str],
+    remedy: str = "set data.text_columns or data.label_column",
+) -> tuple[str, ...]:
+    """The columns. Raises DataError for one that is not there."""
+    for column in columns:
+        if column not in there:
+            raise DataError(
+                f"{where}: no column '{column}'; it has {', '.join(there) or 'no columns'}; "
+                f"{did_you_mean(column, there)} {remedy}"
+            )
+    return columns
 
 
 def texts_of(column: Any, where: str) -> list[str]:

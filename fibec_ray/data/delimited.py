@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from fibec_ray.data.choice import Choice, chosen
+from fibec_ray.data.columns import Choice, chosen
 
 BLOCKS = (1 << 20, 1 << 24, 1 << 28, (1 << 31) - 1)
 """bytes; the last is the largest that pyarrow takes"""

@@ -108,9 +108,6 @@ class Instructions(Rows):
     def has_categories(self) -> bool:
         return self.categories != ("",)
 
-    def labelled(self, labels: NDArray[np.int64], categories: tuple[str, ...]) -> Self:
-        return replace(self, labels=labels, categories=categories)
-
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """With the same categories for all."""
@@ -120,11 +117,12 @@ class Instructions(Rows):
     def alike(parts: Sequence[Told]) -> list[Told]:
         """The same sets with one list of categories, in the order of the alphabet; without any if a part has none."""
         if not all(part.has_categories for part in parts):
-            return [part.labelled(np.zeros(len(part), np.int64), ("",)) for part in parts]
+            return [replace(part, labels=np.zeros(len(part), np.int64), categories=("",)) for part in parts]
         names = tuple(sorted({name for part in parts for name in part.categories}))
+        numbers = [np.array([names.index(name) for name in part.categories], np.int64) for part in parts]
         return [
-            part.labelled(np.array([names.index(name) for name in part.categories], np.int64)[part.labels], names)
-            for part in parts
+            replace(part, labels=number[part.labels], categories=names)
+            for part, number in zip(parts, numbers, strict=True)
         ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from fibec_ray.data.choice import Choice, chosen, require_columns
+from fibec_ray.data.columns import Choice, chosen, require_columns
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
-from fibec_ray.data.choice import require_columns
-from fibec_ray.data.columns import plain, pylist
+from fibec_ray.data.columns import plain, pylist, require_columns
 from fibec_ray.data.examples import Instructions, Origin
 from fibec_ray.errors import DataError
 
@@ -118,7 +118,7 @@ def instructions_of(table: Any, columns: Mapping[str, str], where: str, drop_emp
                 f"{MOST_CATEGORIES} can be dealt by; set data.columns.category to another column, or to '' for none"
             )
         number = {name: i for i, name in enumerate(names)}
-        found = found.labelled(np.array([number[each] for each in categories], dtype=np.int64), names)
+        found = replace(found, labels=np.array([number[each] for each in categories], np.int64), categories=names)
     left = sorted(set(range(count)) - {row for _, rows in lacking for row in rows})
     if not left:
         raise DataError(f"{where}: every row is empty; name other columns")

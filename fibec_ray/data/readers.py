@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet
 
-from fibec_ray.data.choice import Choice, chosen, require_columns, twice
+from fibec_ray.data.columns import Choice, chosen, require_columns, twice
 from fibec_ray.data.delimited import read_delimited
 from fibec_ray.errors import DataError
 

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 from fibec_ray.checkpoints.checkpoint import read_state, write_state
 from fibec_ray.fleets.site import Site, assemble_evaluation
-from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.group_worker import GroupWorker
-from fibec_ray.learning.grouping import Group, lane_groups
+from fibec_ray.learning.planning import Group, lane_groups
 from fibec_ray.learning.server import Server
+from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors

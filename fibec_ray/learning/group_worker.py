@@ -46,7 +46,7 @@ class GroupWorker(DeviceWorker):
         return best_lanes(partial(step_seconds, model, shard, self.job.local), most, prefer_more=on_gpu)
 
     def open_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
-        """`open` of a lane group (see `grouping.py`), in its order."""
+        """`open` of a lane group (see `lane_groups`), in its order."""
         started = time.perf_counter()
         found = self._side_by_side(devices, lambda worker, device: worker.open(device, attempt))
         return _with_shares_of(time.perf_counter() - started, found)

@@ -1,8 +1,9 @@
-"""Decides a round before it runs: its cohort and its learning rate."""
+"""Decides a round before it runs: its cohort, its learning rate, and which devices train together."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fibec_ray import seeds
 from fibec_ray.learning.job import Job
@@ -33,3 +34,22 @@ def decay(schedule: str, progress: float) -> float:
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     return 1.0
+
+
+Group = tuple[int, ...]
+"""Devices that train together, the largest first."""
+
+
+def lane_groups(devices: Sequence[int], num_samples: Sequence[int], lanes: int) -> list[Group]:
+    """As few groups of at most `lanes` devices as it takes, equal to within one device, the largest devices first.
+
+    num_samples: of each of `devices`. Devices of similar size stand side by side: a lane that has run out of batches
+    waits for the others of its group.
+    A group depends on its devices and their sample counts alone, never on times or actors: the bits that its lanes give
+    do depend on the width of the batch, and must be the same wherever the group runs, and however often.
+    """
+    size = dict(zip(devices, num_samples, strict=True))
+    ordered = sorted(devices, key=lambda device: (-size[device], device))
+    count = math.ceil(len(ordered) / lanes)
+    ends = [len(ordered) * i // count for i in range(count + 1)] if count else [0]
+    return [tuple(ordered[start:end]) for start, end in zip(ends, ends[1:], strict=False)]

@@ -1,16 +1,17 @@
 """Device states on disk, one file for each device and round that wrote one; no state lives only in an actor.
 
 `DEVICE/ROUND.safetensors` holds the state that a device proposes after that round (-1: the initialisation phase).
-Storing a state does not make it the device's: the fleet accepts it together with the device's update (`accepted.py`),
-and the next round's plan names the version and digest to start from. So a device-round that is repeated, quarantined or
-dropped never changes what later rounds start from. Devices only add files; the driver alone removes them (keeper.py).
+Storing a state does not make it the device's: the fleet accepts it together with the device's update (see
+`AcceptedStates`), and the next round's plan names the version and digest to start from. So a device-round that is
+repeated, quarantined or dropped never changes what later rounds start from. Devices only add files; the driver alone
+removes them (keeper.py).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fibec_ray.errors import RunDirError
+from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, digest
-from fibec_ray.types import DeviceState, StateRef
+from fibec_ray.types import DeviceState, StateRef, States
 
 
 class StateStore:
@@ -100,3 +102,32 @@ class StateStore:
                 what = f"is another state than the one that the run accepted in round {ref.version}"
             raise RunDirError(f"{path}: the device's state {what}")
         return tensors
+
+
+class AcceptedStates:
+    """Starts empty; `accept` after each step that the server took, `reset` to go back to an earlier point."""
+
+    def __init__(self) -> None:
+        self._now: dict[int, StateRef] = {}
+
+    def accept(self, reports: Iterable[DeviceReport]) -> None:
+        """Advance the devices whose update counted. Quarantined devices keep the state they had."""
+        for report in reports:
+            if report.quarantined is not None:
+                continue
+            if report.state_digest:
+                self._now[report.device] = StateRef(report.round, report.state_digest)
+            else:
+                self._now.pop(report.device, None)
+
+    def reset(self, states: States) -> None:
+        self._now = dict(states)
+
+    def of(self, devices: Iterable[int]) -> dict[int, StateRef]:
+        """The states of some devices; those that have none are left out."""
+        return {device: self._now[device] for device in devices if device in self._now}
+
+    @property
+    def all(self) -> Mapping[int, StateRef]:
+        """A copy that later rounds do not change."""
+        return dict(self._now)

@@ -14,8 +14,7 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
 from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.fleets.site import Site
-from fibec_ray.learning.grouping import Group, lane_groups
-from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.planning import Group, lane_groups, plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.models.process_state import restored
 from fibec_ray.models.quiet import quiet_libraries

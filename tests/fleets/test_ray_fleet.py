@@ -24,9 +24,9 @@ from fibec_ray.fleets.ray.reduction import Reduction
 from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
-from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
+from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import digest
 

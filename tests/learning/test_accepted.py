@@ -10,8 +10,8 @@ from poisoned import poisoned_site
 
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
-from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import digest
 from fibec_ray.types import StateRef

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fibec_ray.learning.grouping import lane_groups
+from fibec_ray.learning.planning import lane_groups
 
 
 def test_devices_of_similar_size_stand_side_by_side() -> None:

@@ -16,10 +16,9 @@ from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
-from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.learning.planning import plan_round
-from fibec_ray.learning.store import StateStore
+from fibec_ray.learning.store import AcceptedStates, StateStore
 from fibec_ray.model_types import Work
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.mask.base import may_move

@@ -22,8 +22,8 @@ from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.group_worker import GroupWorker
-from fibec_ray.learning.grouping import Group
 from fibec_ray.learning.job import Job
+from fibec_ray.learning.planning import Group
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport

@@ -21,11 +21,10 @@ from fibec_ray.fleets.ray.rounds import RayRound
 from fibec_ray.fleets.ray.schedule import Call, CostModel
 from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.site import Site, assemble_evaluation
-from fibec_ray.learning.accepted import AcceptedStates
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
-from fibec_ray.learning.grouping import Group, lane_groups
-from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.planning import Group, lane_groups, plan_round
+from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors

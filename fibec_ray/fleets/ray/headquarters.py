@@ -15,7 +15,7 @@ from fibec_ray.errors import FleetError, RunDirError, ServerLostError
 from fibec_ray.fleets.ray.actors import ServerActor
 from fibec_ray.fleets.ray.failures import get, server_errors
 from fibec_ray.fleets.site import Site
-from fibec_ray.learning.accepted import AcceptedStates
+from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.types import OPENING_ROUND, LayerReport, Layout
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from fibec_ray.errors import FleetError
 from fibec_ray.fleets.ray.pool import Ended
 from fibec_ray.fleets.ray.reduction import Reduction
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.learning.grouping import Group
+from fibec_ray.learning.planning import Group
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import RoundPlan, RoundResult
 

@@ -76,12 +76,12 @@ class FisherNeurons(ByNeuron):
         due = not fisher or (self.source == "pass" and count % self.refresh_every == 0)
         if names and due:  # a spectrum may have asked to share every layer
             fisher = momentum(fisher, select(scan.read(self.label, "all").diagonal, names), self.gamma)
-        return {
-            "participations": torch.tensor(count + 1),
-            "ratio": memory["ratio"],
-            **with_prefix("fisher", fisher),
-            **with_prefix("kept", self._kept(fisher, float(memory["ratio"]))),
-        }
+        if (ratio := float(memory["ratio"])) == 1:
+            kept = {name: torch.ones_like(value, dtype=torch.bool) for name, value in fisher.items()}
+        else:
+            kept = keep_top(fisher, ratio, self.neuron)
+        numbers = {"participations": torch.tensor(count + 1), "ratio": memory["ratio"]}
+        return numbers | with_prefix("fisher", fisher) | with_prefix("kept", kept)
 
     def watches(self, memory: Tensors) -> bool:
         return self.source == "training" and int(memory["participations"]) % self.refresh_every == 0
@@ -99,8 +99,3 @@ class FisherNeurons(ByNeuron):
             "participations": torch.tensor(0),
             "ratio": torch.tensor(ratio, dtype=torch.float64),
         }
-
-    def _kept(self, fisher: Tensors, ratio: float) -> Tensors:
-        if ratio == 1:
-            return {name: torch.ones_like(value, dtype=torch.bool) for name, value in fisher.items()}
-        return keep_top(fisher, ratio, self.neuron)
