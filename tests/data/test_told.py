@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_files_of_other_categories_have_one_list_of_them() -> None:
     second = Instructions(["c"], [""], ["d"], np.array([1]), ("x", "y"))
     joined = Instructions.join([first, second])
     assert (joined.categories, joined.labels.tolist()) == (("x", "y"), [1, 1])
-    assert not Instructions.join([first, second.labelled(np.array([0]), ("",))]).has_categories
+    assert not Instructions.join([first, replace(second, labels=np.array([0]), categories=("",))]).has_categories
 
 
 # --- what is refused
