@@ -1,4 +1,7 @@
-"""A device's local training: the steps of one round, or of a part of it."""
+"""A device's local training: the steps of one round, or of a part of it; and what an objective sees of samples.
+
+Shapes: B samples of a batch, n of a shard, S tokens, H hidden size.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fibec_ray.learning.features import features
+from fibec_ray.curvature.fisher import by_length
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.parts.objective.base import Objective
@@ -182,3 +185,33 @@ def _optimizer(settings: LocalTraining, params: Mapping[str, nn.Parameter], rate
             values, lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
     return torch.optim.AdamW(values, lr=rate, weight_decay=settings.weight_decay, fused=True)
+
+
+def features(out: Outputs, batch: Batch) -> Tensor:
+    """The mean over each sample's real tokens of what a head sees: (B, H) float32, in the graph.
+
+    out: of the batch, with hidden states.
+    """
+    last = out.hidden[-1] if out.last is None else out.last
+    real = batch.attention_mask.to(last.device).unsqueeze(2)
+    return (last.float() * real).sum(1) / real.sum(1)
+
+
+@torch.no_grad()
+def features_under(values: Tensors, model: LocalModel, shard: Shard, batches: Sequence[Tensor]) -> Tensor:
+    """(n, H) of the batches' samples, in evaluation mode, with other trainable values; NaN elsewhere.
+
+    The model has its own values again afterwards.
+    """
+    before = model.read()
+    model.load(values)
+    model.train(False)
+    parts = []
+    groups = by_length(shard, torch.cat(list(batches)), max(map(len, batches)))
+    for rows in groups:
+        batch = shard.batch(rows)
+        parts.append(features(model.forward(batch, hidden=True), batch))
+    model.load(before)
+    found = parts[0].new_full((shard.num_samples, parts[0].shape[1]), float("nan"))
+    found[torch.cat(groups).to(found.device)] = torch.cat(parts)
+    return found

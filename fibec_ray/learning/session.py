@@ -10,9 +10,8 @@ from functools import cached_property
 from torch import Tensor
 
 from fibec_ray import seeds
-from fibec_ray.learning.features import features_under
 from fibec_ray.learning.job import LocalTraining
-from fibec_ray.learning.local_update import FREE, PLAIN, Moves, Steps, Terms, Trained, local_update
+from fibec_ray.learning.local_update import FREE, PLAIN, Moves, Steps, Terms, Trained, features_under, local_update
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors, drop, weighted_mean

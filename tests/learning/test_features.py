@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY_LLAMA, after_rounds
 
-from fibec_ray.learning.features import features, features_under
+from fibec_ray.learning.local_update import features, features_under
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.tensors import digest
 

@@ -22,7 +22,7 @@ from fibec_ray.learning.store import AcceptedStates, StateStore
 from fibec_ray.model_types import Work
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.mask.base import may_move
-from fibec_ray.parts.sharing.sensitivity import layer_sensitivity
+from fibec_ray.parts.sharing.layer_scores import layer_sensitivity
 from fibec_ray.roundlog.reader import read_devices, read_table
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import digest, drop, num_bytes, pack, select

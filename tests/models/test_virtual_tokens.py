@@ -14,7 +14,7 @@ from peft_models import AUTO, batch, made, part_of, ready, row, saved, scores_of
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import prepare
-from fibec_ray.parts.mask.neurons import matrix_kind
+from fibec_ray.parts.mask.by_neuron import matrix_kind
 from fibec_ray.parts.peft.prefix import Prefix
 from fibec_ray.parts.peft.virtual import Prompt
 from fibec_ray.runs.simulation import prepare as prepare_run

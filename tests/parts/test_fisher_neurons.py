@@ -11,9 +11,8 @@ from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.parts.mask.base import Mask, may_move
-from fibec_ray.parts.mask.by_neuron import RandomNeurons
+from fibec_ray.parts.mask.by_neuron import RandomNeurons, keep_top, matrix_kind
 from fibec_ray.parts.mask.fisher_neurons import FisherNeurons
-from fibec_ray.parts.mask.neurons import keep_top, matrix_kind
 from fibec_ray.tensors import Tensors
 
 A, B = "m.layer.{}.query.lora_A.weight", "m.layer.{}.query.lora_B.weight"

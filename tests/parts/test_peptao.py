@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.peptao import PepTao
 from fibec_ray.parts.sharing.gal import GlobalLayers
-from fibec_ray.parts.sharing.similarity import RIDGE, spread
+from fibec_ray.parts.sharing.layer_scores import RIDGE, spread
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import ClientUpdate
 

@@ -22,7 +22,7 @@ from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing.gal import GlobalLayers, average_scores, choose_layers
-from fibec_ray.parts.sharing.sensitivity import CHUNK, layer_sensitivity, relative_change, worst_noise
+from fibec_ray.parts.sharing.layer_scores import CHUNK, layer_sensitivity, relative_change, worst_noise
 from fibec_ray.types import LayerReport, LayerScores, Layout
 
 RNG = torch.Generator()

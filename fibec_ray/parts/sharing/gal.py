@@ -15,8 +15,7 @@ from fibec_ray.errors import RunError
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.part import Need, Passes, Setting
 from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
-from fibec_ray.parts.sharing.sensitivity import CHUNK, ScoreKind, layer_sensitivity
-from fibec_ray.parts.sharing.similarity import layer_similarity
+from fibec_ray.parts.sharing.layer_scores import CHUNK, ScoreKind, layer_sensitivity, layer_similarity
 from fibec_ray.types import LayerReport, LayerScores, Layout
 
 FRACTION = 0.5
@@ -27,7 +26,7 @@ LIKELY_RATIO = 0.5
 class GlobalLayers(Sharing):
     """FibecFed (Liu et al., EMNLP 2024): the N* blocks most sensitive to adversarial input noise are shared (the GAL).
 
-    Device k scores each block on some of its samples (I_k^l, see `sensitivity.py`); the server averages with weights
+    Device k scores each block on some of its samples (I_k^l, see `layer_scores.py`); the server averages with weights
     n_k / n and takes the top N*, ties to the lower block. Trainable tensors outside blocks (a head) are always shared.
     The paper's own N*, rho, p and sample count could not be sourced; these are our defaults.
 
