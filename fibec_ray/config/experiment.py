@@ -12,8 +12,7 @@ from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
 from fibec_ray.data.source import DataConfig
 from fibec_ray.data.tasks import Task
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.learning.costs import System
-from fibec_ray.learning.job import Job, LocalTraining, ServerConfig
+from fibec_ray.learning.job import Job, LocalTraining, ServerConfig, System
 from fibec_ray.method import AXES, Method
 from fibec_ray.models.nets import NETS, Net, is_net
 from fibec_ray.models.spec import Backbone

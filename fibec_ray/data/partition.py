@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from fibec_ray.data import dealing, dirichlet
+from fibec_ray.data import dealing
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.errors import ConfigError
 from fibec_ray.seeds import numpy_generator
@@ -106,8 +106,8 @@ class DirichletLabel(Partition):
     remedy: ClassVar[str] = "raise size_alpha, or lower min_samples or num_devices"
 
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
-        shares = dirichlet.draw(deal.common, deal.spare, self.size_alpha, deal.num_devices, 1).shares[0]
-        priors = dirichlet.draw(deal.common, deal.spare, self.alpha, deal.num_classes, deal.num_devices)
+        shares = dealing.draw(deal.common, deal.spare, self.size_alpha, deal.num_devices, 1).shares[0]
+        priors = dealing.draw(deal.common, deal.spare, self.alpha, deal.num_classes, deal.num_devices)
         train, test = (
             dealing.deal_by_prior(labels, dealing.sizes_of(shares, len(labels)), priors, rng)
             for labels, rng in ((deal.train_labels, deal.train), (deal.test_labels, deal.test))
@@ -126,7 +126,7 @@ class DirichletQuantity(Partition):
     deals_by_label: ClassVar[bool] = False
 
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
-        shares = dirichlet.draw(deal.common, deal.spare, self.alpha, deal.num_devices, 1).shares[0]
+        shares = dealing.draw(deal.common, deal.spare, self.alpha, deal.num_devices, 1).shares[0]
         train = dealing.deal_by_size(dealing.sizes_of(shares, len(deal.train_labels)), deal.train)
         return train, dealing.deal_by_size(dealing.sizes_of(shares, len(deal.test_labels)), deal.test)
 

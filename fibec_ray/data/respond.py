@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fibec_ray.data.encode import CHUNK, Sample, Tokenizer, pack
+from fibec_ray.data.encode import CHUNK, Sample, Tokenizer, fill, pack, text_numbers
 from fibec_ray.data.encoded import EncodedSet, kept_tokens
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.instructions import InstructionFormat
-from fibec_ray.data.prompts import fill, text_numbers
 from fibec_ray.errors import DataError
 
 

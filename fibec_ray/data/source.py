@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationInfo, field_validator
 
-from fibec_ray.data import digits, hub, regression, synthetic
+from fibec_ray.data import hub, points, synthetic
 from fibec_ray.data.columns import class_names, texts_of
 from fibec_ray.data.examples import Examples, Origin, Points
 from fibec_ray.data.exercises import ExerciseSettings
 from fibec_ray.data.instructions import Columns
 from fibec_ray.data.labels import LabelColumn, Reading, class_ids, read_labels
+from fibec_ray.data.points import RegressionSettings
 from fibec_ray.data.readers import SUFFIXES, Format, read_table
-from fibec_ray.data.regression import RegressionSettings
-from fibec_ray.data.remote import nearby
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
-from fibec_ray.files.storage import refuse_secrets
+from fibec_ray.files.storage import Storage, is_url, refuse_secrets
+
+
+@contextmanager
+def nearby(path: str | None) -> Iterator[str | None]:
+    """The path itself, or for a URL that of a copy which goes when the block ends: the run keeps what it read.
+
+    Raises StorageError, or DataError if there is nothing.
+    """
+    if path is None or not is_url(path):
+        yield path
+        return
+    storage = Storage(path)
+    if not storage.exists():
+        raise DataError(f"data.path: {path}: no such file or folder; give the URL of a folder with train.parquet")
+    with TemporaryDirectory(prefix="fibec-data-") as folder:
+        copy = Path(folder) / "data" / storage.name
+        if storage.is_folder():
+            storage.download(copy)
+        else:
+            storage.download_file(copy)
+        yield str(copy)
+
 
 _FILE_SETTINGS = ("path", "train", "test")
 _LAYOUT_SETTINGS = ("train_splits", "eval_split", "text_columns", "label_column")
@@ -76,11 +100,11 @@ def load_points(task: Task, config: DataConfig, seed: int) -> tuple[Points, Poin
     """The (train, test) rows of a task without text. Raises DataError for settings without effect."""
     effective_task(task, config)
     if task.kind == "digits":
-        train, test = digits.load(seed)
+        train, test = points.load_digits(seed)
     else:
         settings = config.regression
-        train = regression.generate(settings.num_train, seed, "train", settings)
-        test = regression.generate(settings.num_test, seed, "test", settings)
+        train = points.generate(settings.num_train, seed, "train", settings)
+        test = points.generate(settings.num_test, seed, "test", settings)
     return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
 
 

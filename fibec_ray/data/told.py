@@ -12,8 +12,7 @@ from fibec_ray.data import exercises, hub
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.instructions import InstructionFormat, chosen_columns, instructions_of
 from fibec_ray.data.readers import read_table
-from fibec_ray.data.remote import nearby
-from fibec_ray.data.source import DataConfig, effective_task, files
+from fibec_ray.data.source import DataConfig, effective_task, files, nearby
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 from fibec_ray.seeds import numpy_generator

@@ -5,8 +5,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from fibec_ray.data import dealing
-from fibec_ray.data.dealing import Split
-from fibec_ray.data.dirichlet import Draws, draw
+from fibec_ray.data.dealing import Draws, Split, draw
 from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
 from fibec_ray.data.partition import (
     PARTITIONS,

@@ -15,7 +15,7 @@ from fibec_ray.data.dense import DenseSet, open_set
 from fibec_ray.data.examples import Points
 from fibec_ray.data.heterogeneity import mean_r2, own_mean_r2, r2
 from fibec_ray.data.partition import DirichletLabel, Pathological
-from fibec_ray.data.regression import FUNCTIONS, RegressionSettings, generate, region_of
+from fibec_ray.data.points import FUNCTIONS, RegressionSettings, generate, region_of
 from fibec_ray.data.source import DataConfig, load_points
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError

@@ -7,7 +7,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from fibec_ray.learning.costs import System
+from fibec_ray.learning.job import System
 
 SYSTEM = System(gflops=100, up_mbps=10, down_mbps=50)
 

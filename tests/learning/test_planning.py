@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from fibec_ray.learning.costs import System
-from fibec_ray.learning.job import Job, LocalTraining
+from fibec_ray.learning.job import Job, LocalTraining, System
 from fibec_ray.learning.planning import cohorts, decay, plan_round
 from fibec_ray.method import Method
 from fibec_ray.models.spec import Backbone

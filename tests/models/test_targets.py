@@ -21,7 +21,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.model_types import Batch, LaneBatch
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.adalora import AdaLora
-from fibec_ray.parts.peft.configured import Ia3, Loha
+from fibec_ray.parts.peft.library import Ia3, Loha
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.runs.simulation import simulate
 

@@ -17,8 +17,7 @@ from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.controls import RandomOrder, StepMatched
-from fibec_ray.parts.curriculum.paced import Paced
-from fibec_ray.parts.curriculum.pacing import PACINGS, softly_visible
+from fibec_ray.parts.curriculum.pacing import PACINGS, Paced, softly_visible
 from fibec_ray.parts.curriculum.scored import FisherOrder, LossOrder, RarityOrder, batch_difficulties
 from fibec_ray.types import OPENING_ROUND
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fibec_ray.parts.curriculum.controls import RandomOrder
-from fibec_ray.parts.curriculum.paced import Pacing
-from fibec_ray.parts.curriculum.pacing import PACINGS, fraction_visible, num_visible, progress
+from fibec_ray.parts.curriculum.pacing import PACINGS, Pacing, fraction_visible, num_visible, progress
 
 each_pacing = pytest.mark.parametrize("pacing", PACINGS)
 fractions = st.integers(0, 100).map(lambda percent: percent / 100)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan
-from fibec_ray.parts.curriculum.paced import Paced
+from fibec_ray.parts.curriculum.pacing import Paced
 from fibec_ray.tensors import Tensors
 
 

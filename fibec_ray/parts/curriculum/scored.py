@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan, Label, Scope
-from fibec_ray.parts.curriculum.paced import Paced, Pacing
+from fibec_ray.parts.curriculum.pacing import Paced, Pacing
 from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors
 

@@ -5,9 +5,9 @@ from fibec_ray.parts.peft.adapter import Adapter
 from fibec_ray.parts.peft.attempt import Attempt
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.bitfit import BitFit
-from fibec_ray.parts.peft.configured import Ia3, Loha, Lokr, Vera
 from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.generated import Idpg
+from fibec_ray.parts.peft.library import Ia3, Loha, Lokr, Vera
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.lpt import Lpt
 from fibec_ray.parts.peft.moving_lora import DeltaLora, MovingLora

@@ -1,4 +1,9 @@
-"""The embedded regression: a function on [-1, 1]^d whose domain is cut into regions, which partitions deal to devices.
+"""The embedded samples that are no text: images of digits, and a regression. Neither needs a network.
+
+Digits: Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, 1998), of which scikit-learn has the test
+part, 1,797 images of 8 x 8.
+
+Regression: a function on [-1, 1]^d whose domain is cut into regions, which partitions deal to devices.
 
 A sample's label is its region, so that every partition by labels is one of the domain:
 `pathological` with one class per device gives each device a region of its own. N samples.
@@ -15,6 +20,21 @@ from pydantic import BaseModel, Field
 
 from fibec_ray.data.examples import Points
 from fibec_ray.seeds import numpy_generator
+
+NUM_TEST = 360
+"""A fifth: the set comes without a split, so ours depends on the seed."""
+
+
+def load_digits(seed: int) -> tuple[Points, Points]:
+    """(train, test), disjoint: images (1, 8, 8) with pixels in [0, 1]."""
+    from sklearn import datasets  # heavy, and device actors never load
+
+    found = datasets.load_digits()
+    images = (found.images[:, None] / 16).astype(np.float32)
+    points = Points(images, found.target.astype(np.int64))
+    rows = numpy_generator(seed, "digits").permutation(len(points))
+    return points.take(np.sort(rows[NUM_TEST:])), points.take(np.sort(rows[:NUM_TEST]))
+
 
 Floats = NDArray[np.float64]
 
