@@ -11,8 +11,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from fibec_ray.errors import ModelError, RunDirError
-from fibec_ray.files.run_dir import flush, write_json
+from fibec_ray.files.run_dir import flush, flush_folder, write_json
+from fibec_ray.files.run_dir.paths import reason
 
 NOTE = "prepared.json"
 """file in a prepared folder"""
@@ -34,10 +34,13 @@ def kept(folder: Path, make: Callable[[Path], Sequence[str]]) -> Path:
     make: writes the files into the folder it is given and returns the paths of the head's modules. Raises ModelError
     for what cannot be written, and for a folder of another user.
     """
-    with _locked(folder):
-        _refuse_foreign(folder)
-        if not _is_sound(folder):
-            _make(folder, make)
+    try:
+        with FileLock(f"{folder}.lock", mode=0o600):
+            _refuse_foreign(folder)
+            if not _is_sound(folder):
+                _make(folder, make)
+    except OSError as error:
+        raise ModelError(_unusable(folder.parent, error)) from error
     return folder
 
 
@@ -78,19 +81,6 @@ def private(folder: Path) -> Path:
     return folder
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(f"{folder}.lock", mode=0o600)
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise ModelError(_unusable(folder.parent, error)) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _make(folder: Path, make: Callable[[Path], Sequence[str]]) -> None:
     for left in folder.parent.glob(f"{folder.name}.*.part"):  # of processes that died; living ones wait for the lock
         shutil.rmtree(left, ignore_errors=True)
@@ -98,14 +88,13 @@ def _make(folder: Path, make: Callable[[Path], Sequence[str]]) -> None:
     try:
         part.mkdir(mode=0o700)
         seal(part, make(part))
-        for path in [*part.iterdir(), part]:
-            flush(path)
+        flush_folder(part)
         _remove(folder)
         os.replace(part, folder)
         flush(folder.parent)
     except (OSError, SafetensorError, RunDirError) as error:
         raise ModelError(
-            f"{folder.parent}: base weights cannot be written ({_reason(error)}); make room there, or {OWN}"
+            f"{folder.parent}: base weights cannot be written ({reason(error)}); make room there, or {OWN}"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -121,16 +110,13 @@ def _remove(path: Path) -> None:
 
 def _refuse_foreign(folder: Path) -> None:
     """Raises ModelError for files of another user. Closes those that others may write to, which are then read again."""
-    try:
-        there = [path for path in (folder, *_files(folder)) if path.exists()]
-        foreign = [path for path in there if path.lstat().st_uid != _user()]
-        for path in there if not foreign else ():
-            if path.stat().st_mode & OTHERS_WRITE and path.stat().st_uid == _user():
-                path.chmod(stat.S_IMODE(path.stat().st_mode) & ~OTHERS_WRITE)
-    except OSError as error:
-        raise ModelError(_unusable(folder.parent, error)) from error
+    there = [path for path in (folder, *_files(folder)) if path.exists()]
+    foreign = [path for path in there if path.lstat().st_uid != _user()]
     if foreign:
         raise ModelError(f"{foreign[0]}: belongs to another user, so its weights are not trusted; remove it, or {OWN}")
+    for path in there:
+        if path.stat().st_mode & OTHERS_WRITE and path.stat().st_uid == _user():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & ~OTHERS_WRITE)
 
 
 def _is_sound(folder: Path) -> bool:
@@ -180,9 +166,5 @@ def _user() -> int:
 
 
 def _unusable(folder: Path, error: OSError) -> str:
-    reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or error
-    return f"{folder}: cannot hold base weights ({reason}); {OWN}"
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    why = "it is a file" if isinstance(error, FileExistsError) else reason(error)
+    return f"{folder}: cannot hold base weights ({why}); {OWN}"
