@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fibec_ray.roundlog.reader import read_table
-from fibec_ray.roundlog.schema import NONDETERMINISTIC, TABLES
+from fibec_ray.roundlog.schema import KEYS, NONDETERMINISTIC, TABLES
 
 
 def differences(logged: Path, again: Path, first: int, last: int) -> list[str]:
@@ -27,7 +27,7 @@ def differences(logged: Path, again: Path, first: int, last: int) -> list[str]:
 
 def row_differences(table: str, logged: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """'devices, round 3, device 7: train_loss 0.25 logged, 0.5 now'"""
-    keys = [f"{key} {logged[key]}" for key in ("round", "device", "layer", "batch") if key in logged]
+    keys = [f"{key} {logged[key]}" for key in KEYS if key in logged]
     return [
         f"{', '.join([table, *keys])}: {column} {value!r} logged, {now[column]!r} now"
         for column, value in logged.items()

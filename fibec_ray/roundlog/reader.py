@@ -11,15 +11,7 @@ import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.parts import metadata_of, parts
-from fibec_ray.roundlog.schema import ADDED, NONDETERMINISTIC, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
-
-_ORDER = {
-    "rounds": ["round"],
-    "devices": ["round", "device"],
-    "layers": ["round", "layer"],
-    "batches": ["round", "device", "batch"],
-    "evaluations": ["round", "device"],
-}
+from fibec_ray.roundlog.schema import ADDED, KEYS, NONDETERMINISTIC, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
 
 
 def read_rounds(run_dir: Path) -> pa.Table:
@@ -55,7 +47,7 @@ def read_table(run_dir: Path, name: str) -> pa.Table:
             f"{folder}: no round log here; is '{run_dir}' a run directory, and has its first round ended?"
         )
     table = pa.concat_tables([_read_part(path, TABLES[name]) for path in found])
-    return table.sort_by([(column, "ascending") for column in _ORDER[name]])
+    return table.sort_by([(column, "ascending") for column in KEYS if column in table.column_names])
 
 
 def _had(run_dir: Path, name: str) -> bool:

@@ -215,6 +215,9 @@ EVALUATIONS = pa.schema(
 TABLES = {"rounds": ROUNDS, "devices": DEVICES, "layers": LAYERS, "batches": BATCHES, "evaluations": EVALUATIONS}
 """Schema by table; the name is the folder's name in the run directory too."""
 
+KEYS = ("round", "device", "layer", "batch")
+"""Columns that tell a table's rows apart, as far as it has them, in the order that its rows are read in."""
+
 _INTRODUCTION = f"""# The round log
 
 <!-- Generated: python -m fibec_ray.roundlog.schema > docs/round-log.md -->

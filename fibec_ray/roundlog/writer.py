@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -14,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fibec_ray.errors import RunDirError, RunError, did_you_mean
-from fibec_ray.files.run_dir import flush, refused
+from fibec_ray.errors import RunError, did_you_mean
+from fibec_ray.files.run_dir import refused, whole
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.chain import PREVIOUS, digest_of
 from fibec_ray.roundlog.parts import part_name, parts, round_of
@@ -63,7 +61,8 @@ class RoundLog:
         rounds = self._table("rounds", round_, [rounds_row])
         devices = self._table("devices", round_, [device_row(report) for report in device_rows])
         layers = self._table("layers", round_, layer_rows)
-        batches = self._table("batches", round_, [row for report in device_rows for row in _batch_rows(report)])
+        scores = [(report.device, score) for report in device_rows for score in report.batches or ()]
+        batches = self._table("batches", round_, [{"round": round_, "device": d, **asdict(s)} for d, s in scores])
         tables = {"evaluations": self._table("evaluations", round_, evaluation_rows), "batches": batches}
         for name, table in (tables | {"layers": layers, "devices": devices, "rounds": rounds}).items():
             before = {PREVIOUS: self._newest[name]} if name in self._newest else {}
@@ -98,11 +97,6 @@ def device_row(report: DeviceReport) -> dict[str, Any]:
     return {name: getattr(report, name) for name in _SCALARS}
 
 
-def _batch_rows(report: DeviceReport) -> list[dict[str, Any]]:
-    where = {"round": report.round, "device": report.device}
-    return [where | asdict(score) for score in report.batches or ()]
-
-
 def _check_columns(where: str, schema: pa.Schema, row: Row) -> None:
     unknown = [name for name in row if name not in schema.names]
     if unknown:
@@ -133,16 +127,6 @@ def _write(path: Path, table: pa.Table) -> str:
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     content = buffer.getvalue().to_pybytes()
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        flush(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise RunDirError(f"{path}: cannot write the round log: {error.strerror}") from error
+    with whole(path) as file:
+        file.write(content)
     return digest_of(content)

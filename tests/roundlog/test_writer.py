@@ -123,14 +123,14 @@ def test_a_run_folder_that_is_a_file_is_a_run_dir_error(tmp_path):
 def test_a_part_that_cannot_be_written_is_a_run_dir_error_with_its_path(tmp_path):
     log = RoundLog(tmp_path, METADATA)
     os.rmdir(tmp_path / "layers")
-    with pytest.raises(RunDirError, match=r"layers.part-000000\.parquet: cannot write .*No such file"):
+    with pytest.raises(RunDirError, match=r"layers.part-000000\.parquet: cannot be written .*No such file"):
         log.append(rounds_row(0), [], [])
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_a_run_dir_error(tmp_path):
     log = RoundLog(tmp_path, METADATA)
-    os.symlink("/dev/full", tmp_path / "layers" / ".part-000000.parquet.tmp")
+    os.symlink("/dev/full", tmp_path / "layers" / f".part-000000.parquet.{os.getpid()}.part")
     with pytest.raises(RunDirError, match="No space left"):
         log.append(rounds_row(0), [], [])
     assert parts(tmp_path / "layers") == []

@@ -412,10 +412,10 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(half: Pa
 def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_when_there_is_room(
     half: Path, calm: tuple[str, str, int], capsys: Any
 ) -> None:
-    full = half / "rounds" / ".part-000004.parquet.tmp"
+    full = half / "rounds" / f".part-000004.parquet.{os.getpid()}.part"
     full.symlink_to("/dev/full")
     assert main(["resume", str(half)]) == 2
-    assert "part-000004.parquet: cannot write the round log: No space left" in capsys.readouterr().err
+    assert "part-000004.parquet: cannot be written (No space left" in capsys.readouterr().err
     assert status(half) == "failed"
     full.unlink(missing_ok=True)
     assert result(resume(half), half) == calm
