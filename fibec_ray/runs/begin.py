@@ -36,11 +36,7 @@ def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[P
     folder = _near(out)
     busy = f"{out}: a driver on this machine is at work there; wait for it, or stop it"
     with alone(folder, Path(f"{folder}.lock"), busy, "; set FIBEC_RAY_RUNS to another"):
-        mirror = Mirror(storage, folder)
-        if make_ready(folder, storage, warn):
-            mirror.is_alike()
-        else:
-            mirror.is_behind()
+        mirror = Mirror(storage, folder, alike=make_ready(folder, storage, warn))
         with mirrored(mirror, warn):
             yield folder
 

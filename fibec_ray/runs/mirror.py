@@ -30,19 +30,14 @@ Stamp = tuple[int, int]
 
 
 class Mirror:
-    """`sync` as often as one likes: only what has changed travels."""
+    """`sync` as often as one likes: only what has changed travels.
 
-    def __init__(self, storage: Storage, folder: Path):
+    alike: the folder is what the home has. Otherwise all of it is copied first.
+    """
+
+    def __init__(self, storage: Storage, folder: Path, alike: bool):
         self._storage, self._folder = storage, folder
-        self._sent: dict[str, Stamp] = {}
-
-    def is_alike(self) -> None:
-        """The folder is what the home has."""
-        self._sent = self._stamps()
-
-    def is_behind(self) -> None:
-        """The home has other files than the folder: all are copied."""
-        self._sent = dict.fromkeys(self._storage.files(), (-1, -1))
+        self._sent = self._stamps() if alike else dict.fromkeys(storage.files(), (-1, -1))
 
     def sync(self) -> None:
         """Makes the home as the folder is now. Raises StorageError."""

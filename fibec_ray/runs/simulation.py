@@ -54,11 +54,6 @@ class Logged:
     devices: Collection[int]
     """that were at work, whether or not their update came"""
 
-    @property
-    def round(self) -> int:
-        number: int = self.row["round"]
-        return number
-
 
 @dataclass(frozen=True)
 class Run:
@@ -102,8 +97,8 @@ def carry_on(
         for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
             claim.begin()
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
-            last = logged.round == experiment.rounds - 1
-            keeper.after(logged.round, logged.devices, tally, log.newest, last)
+            round_ = logged.row["round"]
+            keeper.after(round_, logged.devices, tally, log.newest, last=round_ == experiment.rounds - 1)
             watcher.row(logged.row)
             rows.append(logged.row)
         keeper.finish(experiment.rounds - 1, tally, log.newest)

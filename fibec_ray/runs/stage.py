@@ -27,12 +27,9 @@ def staged(record: Record, lanes: int, states: States) -> Iterator[Site]:
         (site.run_dir / "data").symlink_to(record.folder / "data", target_is_directory=True)
         origin = site_of(record.experiment, record.folder, record.identity)
         for device, ref in states.items():
-            _link(origin.store.path(device, ref.version), site.store.path(device, ref.version))
+            state, link = (place.store.path(device, ref.version) for place in (origin, site))
+            if not state.is_file():
+                raise RunDirError(f"{state}: the device's state that the checkpoint counts on is missing")
+            link.parent.mkdir(parents=True)
+            link.symlink_to(state)
         yield site
-
-
-def _link(state: Path, link: Path) -> None:
-    if not state.is_file():
-        raise RunDirError(f"{state}: the device's state that the checkpoint counts on is missing")
-    link.parent.mkdir(parents=True)
-    link.symlink_to(state)

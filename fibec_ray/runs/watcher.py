@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.tally import Row
 from fibec_ray.types import Fleet
@@ -30,24 +34,10 @@ class Together(Watcher):
     """Several watchers as one."""
 
     def __init__(self, *watchers: Watcher):
-        self._watchers = watchers
+        for name in (name for name in vars(Watcher) if not name.startswith("_")):
+            setattr(self, name, partial(_tell, [getattr(watcher, name) for watcher in watchers]))
 
-    def prepared(self, prepared: Prepared) -> None:
-        for watcher in self._watchers:
-            watcher.prepared(prepared)
 
-    def placed(self, fleet: Fleet) -> None:
-        for watcher in self._watchers:
-            watcher.placed(fleet)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        for watcher in self._watchers:
-            watcher.progress(stage, done, total)
-
-    def row(self, row: Row) -> None:
-        for watcher in self._watchers:
-            watcher.row(row)
-
-    def note(self, text: str) -> None:
-        for watcher in self._watchers:
-            watcher.note(text)
+def _tell(calls: Sequence[Callable[..., None]], *what: Any) -> None:
+    for call in calls:
+        call(*what)

@@ -256,7 +256,7 @@ def test_only_what_changed_travels_and_what_went_goes(bucket: Storage, tmp_path:
     upload = Storage.upload
     monkeypatch.setattr(Storage, "upload", lambda self, path, name: (sent.append(name), upload(self, path, name)))
     folder = tmp_path / "run"
-    mirror = Mirror(bucket, folder)
+    mirror = Mirror(bucket, folder, alike=False)
     names = ["checkpoints/run.json", "rounds/0", "checkpoints/1/server", "checkpoints/1/manifest.json", "summary.json"]
     for name in names:
         put(folder / name, "first")
@@ -272,7 +272,7 @@ def test_only_what_changed_travels_and_what_went_goes(bucket: Storage, tmp_path:
 
 def test_a_terminated_run_leaves_all_it_has(bucket: Storage, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt), mirrored(Mirror(bucket, folder), print):
+    with pytest.raises(KeyboardInterrupt), mirrored(Mirror(bucket, folder, alike=False), print):
         write(folder, rounds__0="r")
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
@@ -283,8 +283,9 @@ def test_a_terminated_run_leaves_all_it_has(bucket: Storage, tmp_path: Path) -> 
 def test_a_copy_that_fails_is_tried_again(bucket: Storage, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(mirrors, "EVERY_S", 0.05)
     folder, warnings = tmp_path / "run", list[str]()
+    mirror = Mirror(bucket, folder, alike=False)
     write(tmp_path, bucket="a file where a folder should be")
-    with mirrored(Mirror(bucket, folder), warnings.append):
+    with mirrored(mirror, warnings.append):
         write(folder, rounds__0="r")
         while not warnings:
             time.sleep(0.01)
