@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from fibec_ray.checkpoints.checkpoint import read_state, write_state
 from fibec_ray.fleets.site import Site, assemble_evaluation
+from fibec_ray.fleets.tolerance import check_quorum
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.federation import Federation
@@ -69,7 +70,7 @@ class LocalFleet:
         trained = self._by_group("train", plan.cohort, self._federation.num_train(plan.cohort), train)
         updates = [sent_by(device, update) for device, (update, _) in zip(plan.cohort, trained, strict=True)]
         bad = self._server.absorb(plan.round, updates)
-        self._site.fleet.tolerance.check(plan, (), bad)
+        check_quorum(self._site.fleet, plan, (), bad)
         reports = [replace(report, quarantined=bad.get(report.device)) for _, report in trained]
         self._accepted.accept(reports)
         return RoundResult(reports)

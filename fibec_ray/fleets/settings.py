@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from fibec_ray.fleets.tolerance import Tolerance
-
 
 class ActorClass(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Actors of a pooled fleet that ask for the same, and the part of the devices that they host."""
@@ -117,10 +115,6 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def gpu_shares(self) -> set[float | None]:
         """GPUs of an actor, of each class of them; None: as many as follow from what there is, at most one."""
         return {each.gpus_per_actor for each in self.classes} if self.classes else {self.gpus_per_actor}
-
-    @property
-    def tolerance(self) -> Tolerance:
-        return Tolerance(self.quorum, self.on_bad_update == "quarantine")
 
     @property
     def known_lanes(self) -> int | None:

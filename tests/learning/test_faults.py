@@ -15,8 +15,9 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, DeviceError, FleetError, RunError
 from fibec_ray.fleets.ray.actors import ServerActor
 from fibec_ray.fleets.ray.wire import to_wire
+from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.site import Site
-from fibec_ray.fleets.tolerance import Tolerance
+from fibec_ray.fleets.tolerance import check_quorum
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round
@@ -97,7 +98,7 @@ def test_a_bad_update_is_left_out_as_if_it_had_not_come(name: str, trained: Any)
     bad = one.absorb(0, [first, hurt(second, next(iter(second.delta))), third])
     assert other.absorb(0, [first, third]) == {}
     assert bad.keys() == {second.device} and one.digest() == other.digest()
-    pytest.raises(DeviceError, Tolerance(quarantines=False).check, trained[1], (), bad).match(
+    pytest.raises(DeviceError, check_quorum, FleetConfig(on_bad_update="error"), trained[1], (), bad).match(
         f"device {second.device}, round 0, train: .*{why}.*fleet.on_bad_update=quarantine"
     )
 
@@ -117,12 +118,12 @@ def test_an_update_that_names_another_device_is_its_sender_s_bad_one(trained: An
 
 def test_a_round_needs_a_quorum(trained: Any) -> None:
     plan = replace(trained[1], cohort=(7, 3, 9, 1))
-    Tolerance(0.5).check(plan, (3,), {9: "x"})
-    Tolerance(0.25).check(plan, (3, 1), {9: "x"})
+    check_quorum(FleetConfig(quorum=0.5), plan, (3,), {9: "x"})
+    check_quorum(FleetConfig(quorum=0.25), plan, (3, 1), {9: "x"})
     with pytest.raises(FleetError, match="round 0: 1 of 4 devices sent a sound update, fleet.quorum asks for 2"):
-        Tolerance(0.5).check(plan, (3, 1, 9), {})
+        check_quorum(FleetConfig(quorum=0.5), plan, (3, 1, 9), {})
     with pytest.raises(DeviceError, match="device 7, round 0, train: bad .1 of 4 devices"):
-        Tolerance(0.5).check(plan, (), dict.fromkeys((9, 3, 7), "bad"))
+        check_quorum(FleetConfig(quorum=0.5), plan, (), dict.fromkeys((9, 3, 7), "bad"))
 
 
 class Listener(Watcher):

@@ -76,7 +76,7 @@ class RayFleet:
         self._session: Session | None = None
         self._pool: ActorPool | None = None
         self._accepted = AcceptedStates()
-        self._server = Headquarters(site, self._describe, self._rerun, note, self._accepted)
+        self._server = Headquarters(site, partial(self._ask_any, "describe"), self._rerun, note, self._accepted)
         self._costs = CostModel()
         self._federation: Federation
         self._opened: OpenResult
@@ -204,10 +204,6 @@ class RayFleet:
         pool.start()
         return pool
 
-    def _describe(self) -> tuple[Any, Layout]:
-        described: tuple[Any, Layout] = self._ask_any("describe")
-        return described
-
     def _find_lanes(self) -> int:
         """As the settings have it, or as one actor finds on its machine; the same for all, for they make the bits."""
         if self.placement.per_device:
@@ -229,7 +225,7 @@ class RayFleet:
         """Predictions of the chunks, in their order."""
         size = -(-len(chunks) // self._num_calls(chunks))
         parts = [chunks[i : i + size] for i in range(0, len(chunks), size)]
-        calls = [Call(i, partial(_evaluate_shared, to_wire(part), broadcast)) for i, part in enumerate(parts)]
+        calls = [Call(i, _asking("evaluate_shared", to_wire(part), broadcast)) for i, part in enumerate(parts)]
         found = {ended.key: from_wire(ended.value) for ended in self._run(calls)}
         return [prediction for i in range(len(parts)) for prediction in found[i]]
 
@@ -243,7 +239,7 @@ class RayFleet:
         calls = [
             Call(
                 i,
-                partial(_evaluate_personal, share, broadcast, self._accepted.of(chain.from_iterable(share))),
+                _asking("evaluate_personal", share, broadcast, self._accepted.of(chain.from_iterable(share))),
                 num_devices=sum(len(group) for group in share),
                 kind=self._class_of(share[0]),
             )
@@ -307,7 +303,7 @@ class RayFleet:
 
     def _ask_any(self, method: str, *arguments: Any) -> Any:
         """What all of the actors would answer, from one of them."""
-        (ended,) = self._run([Call(0, lambda actor, attempt: [getattr(actor, method).remote(*arguments)])])
+        (ended,) = self._run([Call(0, _asking(method, *arguments))])
         return ended.value
 
     def _num_calls(self, pieces: Sequence[Any]) -> int:
@@ -318,11 +314,6 @@ def _open(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:
     return [actor.open.remote(devices, attempt)]
 
 
-def _evaluate_shared(chunks: Any, broadcast: ray.ObjectRef, actor: Any, attempt: int) -> list[ray.ObjectRef]:
-    return [actor.evaluate_shared.remote(chunks, broadcast)]
-
-
-def _evaluate_personal(
-    groups: list[Group], broadcast: ray.ObjectRef, states: States, actor: Any, attempt: int
-) -> list[ray.ObjectRef]:
-    return [actor.evaluate_personal.remote(groups, broadcast, states)]
+def _asking(method: str, *arguments: Any) -> Callable[[Any, int], list[ray.ObjectRef]]:
+    """What a `Call` submits that asks an actor for the same at each attempt."""
+    return lambda actor, attempt: [getattr(actor, method).remote(*arguments)]

@@ -98,7 +98,7 @@ def prepare_nodes(site: Site, timeout_s: float) -> int:
     hosts = [node for node in alive if any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))]
     if not isinstance(site.job.backbone, Backbone) or len(hosts) < 2:
         return 0
-    prepare = ray.remote(num_cpus=0, max_retries=2)(_prepare)
+    prepare = ray.remote(num_cpus=0, max_retries=2)(Site.base_fingerprint)
     refs = [
         prepare.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(site)
         for node in hosts
@@ -125,7 +125,3 @@ def refuse_different(fingerprints: Mapping[str, str]) -> None:
     for other in others:
         if fingerprints[other] != fingerprints[first]:
             raise FleetError(f"backbone: nodes {first} and {other} have different base weights; {SAME_BASE}")
-
-
-def _prepare(site: Site) -> str:
-    return site.base_fingerprint()

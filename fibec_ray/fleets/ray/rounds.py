@@ -14,6 +14,7 @@ from fibec_ray.fleets.ray.pool import Ended
 from fibec_ray.fleets.ray.reduction import Reduction
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.planning import Group
+from fibec_ray.fleets.tolerance import check_quorum
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import RoundPlan, RoundResult
 
@@ -91,7 +92,7 @@ class RayRound:
     def _result(self) -> RoundResult:
         cohort, bad = self._plan.cohort, self._reduction.bad
         lost = tuple(device for device in cohort if device in self._lost)
-        self._config.tolerance.check(self._plan, lost, bad)
+        check_quorum(self._config, self._plan, lost, bad)
         here = [device for device in cohort if device not in self._lost]
         return RoundResult([replace(self._reports[d], quarantined=bad.get(d)) for d in here], lost)
 

@@ -81,15 +81,11 @@ class Backlog:
     def __init__(self, calls: Sequence[Call], kinds: Sequence[int]):
         """kinds: of the actors, each of which does calls of its own kind alone."""
         self._kinds, self._size = kinds, Counter(kinds)
-        ordered = sorted(calls, key=lambda call: -call.seconds)
         self._anywhere: dict[int, deque[Call]] = {kind: deque() for kind in {*kinds, *(call.kind for call in calls)}}
-        for call in ordered:
-            if call.home is None:
-                self._anywhere[call.kind].append(call)
         self._at_home: dict[int, deque[Call]] = {}
-        for call in ordered:
-            if call.home is not None:
-                self._at_home.setdefault(call.home, deque()).append(call)
+        for call in sorted(calls, key=lambda call: -call.seconds):
+            at = self._anywhere[call.kind] if call.home is None else self._at_home.setdefault(call.home, deque())
+            at.append(call)
 
     def __bool__(self) -> bool:
         return any(self._anywhere.values()) or bool(self._at_home)
@@ -100,9 +96,11 @@ class Backlog:
         anywhere = self._anywhere[kind]
         if num_held > 1 or (num_held == 1 and len(anywhere) <= self._size[kind]):
             return None
-        if actor in self._at_home:
-            return self._take_home(actor)
-        return anywhere.popleft() if anywhere else None
+        calls = self._at_home.get(actor, anywhere)
+        call = calls.popleft() if calls else None
+        if not calls:
+            self._at_home.pop(actor, None)
+        return call
 
     def release(self, actor: int) -> None:
         """What belongs to an actor that is lost goes to anyone."""
@@ -113,10 +111,3 @@ class Backlog:
         """A call that was lost with its actor: first in line, for any of its kind."""
         call.home = None
         self._anywhere[call.kind].appendleft(call)
-
-    def _take_home(self, actor: int) -> Call:
-        calls = self._at_home[actor]
-        call = calls.popleft()
-        if not calls:
-            del self._at_home[actor]
-        return call
