@@ -7,7 +7,6 @@ Safetensors and JSON alone are read, and both only if they are, bit for bit, wha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import flush, refused, replace_folder
-from fibec_ray.files.sealed import read_sealed, write_sealed
+from fibec_ray.files.sealed import file_digest, read_sealed, write_sealed
 from fibec_ray.learning.tally import TallyState
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import StateRef
@@ -167,11 +166,6 @@ def read_state(path: Path) -> Tensors:
             return {name: file.get_tensor(name) for name in json.loads(file.metadata()["order"])}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunDirError(f"{path}: the server's state cannot be read ({error})") from error
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _home(run_dir: Path) -> Path:

@@ -5,13 +5,13 @@ A run keeps its own copy of its data, so that a change does no harm. It is worth
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fibec_ray.data.source import DataConfig, effective_task, files
 from fibec_ray.data.tasks import Task
+from fibec_ray.files.sealed import file_digest
 from fibec_ray.files.storage import is_url
 
 
@@ -30,7 +30,7 @@ class Stamp:
             status = path.stat()
             if (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns):
                 return ""
-            same = status.st_size == self.size and _digest(path) == self.digest
+            same = status.st_size == self.size and file_digest(path) == self.digest
         except FileNotFoundError:
             return f"{path} is no longer there"
         except OSError as error:
@@ -58,3 +58,6 @@ def changes(stamps: Sequence[Stamp]) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return Stamp(str(path.absolute()), status.st_size, status.st_mtime_ns, file_digest(path))

@@ -1,4 +1,4 @@
-"""JSON files that detect changes to themselves."""
+"""Digests of files, and JSON files that detect changes to themselves."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fibec_ray.errors import RunDirError
-from fibec_ray.files.run_dir import flush, refused, write_json
+from fibec_ray.files.run_dir import write_json
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def write_sealed(path: Path, value: BaseModel) -> None:
     """The value's fields and their digest; on the disk when this returns. Raises RunDirError."""
     content = value.model_dump(mode="json")
     write_json(path, {**content, "digest": _digest(content)})
-    with refused(f"{path}: cannot be written"):
-        flush(path)
 
 
 def read_sealed(path: Path, kind: type[M], what: str) -> M:
