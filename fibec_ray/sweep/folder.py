@@ -33,14 +33,6 @@ def folder_of(run: SweepRun, out: Path) -> Path:
     return out / run.variant.folder / f"seed-{run.seed}"
 
 
-def config_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.yaml")
-
-
-def log_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.log")
-
-
 def locked(out: Path) -> AbstractContextManager[None]:
     """Makes the folder and keeps other sweeps out. Raises RunDirError."""
     busy = f"{out}: another sweep is running here; wait for it, or choose another --out"

@@ -14,16 +14,7 @@ from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
 from fibec_ray.runs.simulation import write_settings
 from fibec_ray.sweep.children import Task, run_all
-from fibec_ray.sweep.folder import (
-    config_of,
-    folder_of,
-    is_finished,
-    locked,
-    log_of,
-    refuse_other_contents,
-    set_aside,
-    write_record,
-)
+from fibec_ray.sweep.folder import folder_of, is_finished, locked, refuse_other_contents, set_aside, write_record
 from fibec_ray.sweep.load import Sweep, SweepRun
 
 PROGRAM = (sys.executable, "-m", "fibec_ray")
@@ -59,8 +50,9 @@ def run_sweep(
             done += 1
             folder = folder_of(run, out)
             if code:
-                failures.append(Failure(run, _reason(code, log_of(folder))))
-            says = f"FAILED, {failures[-1].reason} ({log_of(folder)})" if code else _scores(folder, run)
+                log = folder.with_suffix(".log")
+                failures.append(Failure(run, _reason(code, log)))
+            says = f"FAILED, {failures[-1].reason} ({log})" if code else _scores(folder, run)
             say(f"{done}/{total} {run.label}: {says}, {seconds:.0f} s")
 
         run_all([_task(run, folder_of(run, out), program, partial(ended, run)) for run in waiting], jobs)
@@ -78,12 +70,14 @@ def refuse_failures(failures: Sequence[Failure], total: int) -> None:
 
 
 def _task(run: SweepRun, folder: Path, program: Sequence[str], ended: Callable[[int, float], None]) -> Task:
+    config = folder.with_suffix(".yaml")
+
     def prepare() -> None:
         folder.parent.mkdir(exist_ok=True)
-        write_settings(run.experiment, config_of(folder))
+        write_settings(run.experiment, config)
 
-    command = [*program, "run", str(config_of(folder)), "--out", str(folder), "--resume"]
-    return Task(prepare, command, log_of(folder), ended)
+    command = [*program, "run", str(config), "--out", str(folder), "--resume"]
+    return Task(prepare, command, folder.with_suffix(".log"), ended)
 
 
 def _reason(code: int, log: Path) -> str:
