@@ -31,9 +31,8 @@ from fibec_ray.learning.federation import Federation, Rows
 from fibec_ray.models.architecture import check_causal, check_supported, notes
 from fibec_ray.models.backbone import load_tokenizer
 from fibec_ray.models.nets import Net
-from fibec_ray.models.sizes import check_ids, check_sizes
+from fibec_ray.models.sizes import check_ids, check_sizes, takes_types
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.token_types import takes_types
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,10 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
     base_cache.private(cache_dir)
 
     def make(part: Path) -> Sequence[str]:
-        model, head = _build(spec, seed, num_classes)
-        model.save_pretrained(part)
+        with seeds.seeded_third_party(seed, "backbone"):
+            model, new = (_from_config if spec.init == "random" else _from_pretrained)(spec, num_classes)
+        head = head_modules(model, new) if spec.head == "model" else []
+        model.to(getattr(torch, spec.dtype)).save_pretrained(part)
         return head
 
     return base_cache.kept(folder, make)
@@ -143,14 +145,6 @@ def _identity(spec: Backbone, seed: int, num_classes: int) -> str:
 
 def _classes(spec: Backbone, num_classes: int) -> dict[str, Any]:
     return {"num_labels": num_classes} if spec.head == "model" else {}
-
-
-def _build(spec: Backbone, seed: int, num_classes: int) -> tuple[Any, list[str]]:
-    """The model, and the paths of the modules of its classification head."""
-    with seeds.seeded_third_party(seed, "backbone"):
-        model, new = (_from_config if spec.init == "random" else _from_pretrained)(spec, num_classes)
-    head = head_modules(model, new) if spec.head == "model" else []
-    return model.to(getattr(torch, spec.dtype)), head
 
 
 def _from_config(spec: Backbone, num_classes: int) -> tuple[Any, list[str]]:

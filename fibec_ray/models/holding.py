@@ -23,9 +23,8 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import open_base
 from fibec_ray.models.held import Held
 from fibec_ray.models.kernels import speed_up
-from fibec_ray.models.shelves import Shelves
 from fibec_ray.models.spec import Backbone, Backend, Holding
-from fibec_ray.models.stream import bytes_that_stay, stream
+from fibec_ray.models.stream import Shelves, bytes_that_stay, stream
 
 CONTEXT_BYTES = 545_000_000
 """GPU memory that CUDA takes for each process, before its first tensor (measured: 518 MiB on an H200)."""

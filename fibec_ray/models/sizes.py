@@ -1,4 +1,4 @@
-"""Checks before a run that a backbone has a row for each token and position that it will get."""
+"""Checks before a run that a backbone has a row for each token, position and token type that it will get."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fibec_ray.errors import ModelError
-from fibec_ray.models.architecture import SUPPORTED
+from fibec_ray.models.architecture import SUPPORTED, inputs_of
 from fibec_ray.models.backbone import without_weights
 from fibec_ray.models.spec import Backbone
 
@@ -53,6 +53,28 @@ def check_ids(rows: int, tokenizer: Any, ids: Mapping[str, int | None]) -> None:
                 f"backbone has {rows} embeddings; set backbone.tokenizer to one that fits, or save the checkpoint "
                 "again after `model.resize_token_embeddings(len(tokenizer))`"
             )
+
+
+def takes_types(spec: Backbone, highest: int) -> bool:
+    """True if the model's scores depend on token types up to `highest`. Raises ModelError if it has too few of them.
+
+    Some families have no table of types and add the embedding of the token with that number (GPT-2): to them a type of
+    0 is more than none.
+    """
+    names, config = inputs_of(spec)
+    if "token_type_ids" not in names:
+        return False
+    size: int | None = getattr(config, "type_vocab_size", None)
+    if size is None:
+        return True
+    if size == 0 or highest == 0:  # DeBERTa without a table ignores them
+        return False
+    if highest >= size:
+        raise ModelError(
+            f"backbone.tokenizer: gives tokens of {highest + 1} types, and the backbone knows {size} "
+            "(type_vocab_size); choose the backbone's own tokenizer"
+        )
+    return True
 
 
 def positions_of(base: nn.Module) -> int | None:

@@ -19,8 +19,8 @@ from fibec_ray.errors import ModelError
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import Batch, LaneBatch, TypedBatch
 from fibec_ray.models.backbone import load_tokenizer, without_weights
+from fibec_ray.models.sizes import takes_types
 from fibec_ray.models.spec import Backbone
-from fibec_ray.models.token_types import takes_types
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.roundlog.reader import read_rounds

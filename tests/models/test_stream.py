@@ -12,8 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fibec_ray.models import stream as module
 from fibec_ray.models.prefetch import CONTEXT, Prefetcher
-from fibec_ray.models.shelves import Shelves
-from fibec_ray.models.stream import bytes_that_stay, stream
+from fibec_ray.models.stream import Shelves, bytes_that_stay, stream
 
 
 class Copies:
