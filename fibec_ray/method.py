@@ -97,6 +97,7 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                     words = {"other": f"{other} '{beside.kind}'", "axis": axis, "neutral": neutral(axis).kind}
                     why = LACKING[need].format(**words, able=", ".join(able))
                     raise ValueError(f"{axis} '{part.kind}' {why}")
+        _ = self.sources  # raises ValueError for two of one name
         return self
 
     def _go_together(self, axis: str, part: Part, other: str, kind: str) -> None:
@@ -114,11 +115,6 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 raise ValueError(
                     f"{axis}.{field} {mine} and {other}.{field} {theirs} of {kind} differ; make them equal"
                 )
-
-    @model_validator(mode="after")
-    def _one_source_of_a_name(self) -> Method:
-        _ = self.sources
-        return self
 
     @property
     def sources(self) -> dict[str, Source]:

@@ -106,6 +106,11 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def _consistent(self) -> Experiment:
         if self.cohort_size > self.num_devices:
             raise ValueError(f"cohort_size {self.cohort_size} is more than num_devices {self.num_devices}; lower it")
+        if self.method.pooled and self.local.max_steps is not None:
+            raise ValueError(
+                f"local.max_steps {self.local.max_steps} limits a device's steps, and method.pooled takes as many as a "
+                "whole cohort; leave out one of them"
+            )
         return self
 
     @model_validator(mode="before")
@@ -180,15 +185,6 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError(
                 "backbone.backend: spread lays the base over several GPUs of an actor, and fleet.gpus_per_actor is "
                 f"{'not set' if None in self.fleet.gpu_shares else f'{least:g}'}; set it to 2 or more"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pooled_visits_are_known(self) -> Experiment:
-        if self.method.pooled and self.local.max_steps is not None:
-            raise ValueError(
-                f"local.max_steps {self.local.max_steps} limits a device's steps, and method.pooled takes as many as a "
-                "whole cohort; leave out one of them"
             )
         return self
 

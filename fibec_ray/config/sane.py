@@ -54,14 +54,20 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     if isinstance(value, dict):
         for key, below in value.items():
             yield from _walk(below, (*path, _printable(str(key))))
+            if not isinstance(key, str):
+                yield (*path, _printable(str(key))), _OddKey(repr(key))
     elif isinstance(value, list | tuple | set):
         for i, below in enumerate(value):
             yield from _walk(below, (*path, str(i)))
 
 
+class _OddKey(str):
+    """A key that is no text."""
+
+
 def _complaint(value: Any) -> str | None:
-    if isinstance(value, dict) and (keys := [key for key in value if not isinstance(key, str)]):
-        return f"the key {keys[0]!r} is no string; put it in quotes, or remove it"
+    if isinstance(value, _OddKey):
+        return f"the key {value} is no string; put it in quotes, or remove it"
     if isinstance(value, float) and math.isnan(value):
         return "found nan, which is no number; give one"
     if isinstance(value, int) and abs(value) > LARGEST:

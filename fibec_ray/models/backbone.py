@@ -29,7 +29,7 @@ from fibec_ray.models.architecture import (
 )
 from fibec_ray.models.spec import Backbone
 
-__all__ = ["load_tokenizer", "locate", "open_base", "prepare", "prepared_folder", "without_weights"]
+__all__ = ["from_config", "load_tokenizer", "locate", "open_base", "prepare", "prepared_folder"]
 
 FORMAT = 2
 """of prepared folders; folders of another one are not read"""
@@ -47,7 +47,11 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
 
     def make(part: Path) -> Sequence[str]:
         with seeds.seeded_third_party(seed, "backbone"):
-            model, new = (_from_config if spec.init == "random" else _from_pretrained)(spec, num_classes)
+            if spec.init == "random":
+                model = from_config(spec, num_classes)
+                new = beside_the_body(model)
+            else:
+                model, new = _from_pretrained(spec, num_classes)
         head = head_modules(model, new) if spec.head == "model" else []
         model.to(getattr(torch, spec.dtype)).save_pretrained(part)
         return head
@@ -81,7 +85,7 @@ def open_base(spec: Backbone, folder: Path, device: str = "cpu", four_bits: bool
     return model.requires_grad_(False)
 
 
-def without_weights(spec: Backbone, num_classes: int, num_blocks: int | None = None) -> Any:
+def from_config(spec: Backbone, num_classes: int, num_blocks: int | None = None) -> Any:
     """The frozen base as its config describes it, in its dtype, with new weights wherever torch puts them (its meta
     device, for none at all); it computes as on a CPU. num_blocks: None: as the config has it. Raises ModelError."""
     config = config_of(spec, **_classes(spec, num_classes))
@@ -89,6 +93,7 @@ def without_weights(spec: Backbone, num_classes: int, num_blocks: int | None = N
         config.num_hidden_layers = num_blocks
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:num_blocks]
+    # In its own type from the start: LLaMA-7B would take 27 GB in float32.
     options = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec, config, "cpu")}
     try:
         model = auto_class(spec).from_config(config, trust_remote_code=False, **options)
@@ -145,16 +150,6 @@ def _identity(spec: Backbone, seed: int, num_classes: int) -> str:
 
 def _classes(spec: Backbone, num_classes: int) -> dict[str, Any]:
     return {"num_labels": num_classes} if spec.head == "model" else {}
-
-
-def _from_config(spec: Backbone, num_classes: int) -> tuple[Any, list[str]]:
-    config = config_of(spec, **_classes(spec, num_classes))
-    try:
-        # In its own type from the start: LLaMA-7B would take 27 GB in float32.
-        model = auto_class(spec).from_config(config, dtype=getattr(torch, spec.dtype), trust_remote_code=False)
-    except Exception as error:  # as in config_of
-        raise ModelError(no_model(spec, error)) from error
-    return model, beside_the_body(model)
 
 
 def _from_pretrained(spec: Backbone, num_classes: int) -> tuple[Any, list[str]]:

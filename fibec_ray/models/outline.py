@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
 from fibec_ray.errors import FibecError, ModelError
 from fibec_ray.model_types import Batch, Outputs
 from fibec_ray.models.architecture import SUPPORTED, reason_of
-from fibec_ray.models.backbone import without_weights
+from fibec_ray.models.backbone import from_config
 from fibec_ray.models.kernels import speed_up
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.responses import ResponseTokens
@@ -41,7 +41,7 @@ class Outline(TorchModel):
     def __init__(self, spec: ModelSpec, longest_answer: int = 0, num_blocks: int | None = None):
         self._longest_answer = longest_answer
         with torch.device("meta"):
-            base = without_weights(spec.backbone, spec.num_classes, num_blocks)
+            base = from_config(spec.backbone, spec.num_classes, num_blocks)
             super().__init__(spec, base, "meta")
         self.device = torch.device("cpu")
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds keep token numbers outside their buffers

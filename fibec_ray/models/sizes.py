@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fibec_ray.errors import ModelError
 from fibec_ray.models.architecture import SUPPORTED, inputs_of
-from fibec_ray.models.backbone import without_weights
+from fibec_ray.models.backbone import from_config
 from fibec_ray.models.spec import Backbone
 
 TABLES = ("position_embeddings", "embed_positions", "wpe")
@@ -25,7 +25,7 @@ def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: in
     num_virtual: tokens that the PEFT kind puts before those of a sample.
     """
     with torch.device("meta"):
-        base = without_weights(spec, num_classes=2)
+        base = from_config(spec, num_classes=2)
     rows = _rows(base)
     if spec.tokenizer is not None and len(tokenizer) > rows:
         raise ModelError(

@@ -18,7 +18,7 @@ from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import Batch, LaneBatch, TypedBatch
-from fibec_ray.models.backbone import load_tokenizer, without_weights
+from fibec_ray.models.backbone import from_config, load_tokenizer
 from fibec_ray.models.sizes import takes_types
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
@@ -157,7 +157,7 @@ def test_types_reach_the_model_in_lanes_and_beside_embeddings(tmp_path: Path) ->
     shard = of_pairs(tmp_path).shard(np.arange(12))
     spec = tiny(model_type="bert", initializer_range=0.3, **SIZES)
     torch.manual_seed(0)
-    model = TorchModel(ModelSpec(spec, Lora(r=2), 2, None, 0), without_weights(spec, 2))
+    model = TorchModel(ModelSpec(spec, Lora(r=2), 2, None, 0), from_config(spec, 2))
     model.train(False)
     long, short = shard.batch(torch.tensor([0, 5, 7])), shard.shortened(8).batch(torch.tensor([2]))
     losses = model.forward(long).losses

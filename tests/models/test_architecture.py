@@ -12,7 +12,7 @@ from conftest import TINY_BERT, TINY_LLAMA, make_tiny
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
 from fibec_ray.models.architecture import attention_of, check_supported, config_of, notes
-from fibec_ray.models.backbone import open_base, prepare, without_weights
+from fibec_ray.models.backbone import from_config, open_base, prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.runs.simulation import simulate
 
@@ -103,7 +103,7 @@ def test_auto_takes_eager_where_there_is_no_sdpa_and_says_so(kind: str, tmp_path
         assert notes(spec, 2) == [f"transformers has no sdpa for {kind}: backbone.attention=auto takes eager"]
         assert open_base(spec, prepare(spec, 0, 2, tmp_path)).config._attn_implementation == "eager"
     eager = spec.model_copy(update={"attention": "eager"})
-    assert notes(eager, 2) == [] and without_weights(eager, 2) is not None
+    assert notes(eager, 2) == [] and from_config(eager, 2) is not None
 
 
 @pytest.mark.parametrize("kind", WITHOUT_SDPA)

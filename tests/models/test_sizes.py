@@ -13,7 +13,7 @@ from conftest import TINY_BERT, TINY_LLAMA, make_tiny
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
-from fibec_ray.models.backbone import load_tokenizer, locate, prepare, without_weights
+from fibec_ray.models.backbone import from_config, load_tokenizer, locate, prepare
 from fibec_ray.models.sizes import check_sizes, positions_of
 from fibec_ray.models.spec import Backbone
 from fibec_ray.runs.simulation import simulate
@@ -66,7 +66,7 @@ LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
 def test_limits_of_positions_are_the_family_s_own(family: str) -> None:
     config, limit = LIMITS[family]
     with torch.device("meta"):
-        base = without_weights(random({**config, "vocab_size": 50, "model_type": family.split()[0]}), 2)
+        base = from_config(random({**config, "vocab_size": 50, "model_type": family.split()[0]}), 2)
     assert positions_of(base) == limit
 
 

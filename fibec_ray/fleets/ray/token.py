@@ -12,6 +12,7 @@ import stat
 import tempfile
 from collections.abc import MutableMapping
 from contextlib import suppress
+from os.path import isfile
 from pathlib import Path
 
 from fibec_ray.errors import ClusterError
@@ -26,7 +27,7 @@ def has_token(environment: MutableMapping[str, str]) -> bool:
     if environment.get("RAY_AUTH_TOKEN"):
         return True
     named, path = environment.get("RAY_AUTH_TOKEN_PATH"), token_path(environment)
-    if not _is_file(path):
+    if not isfile(path):
         if named:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {named}: no such file; {HOW_TO_SET_A_TOKEN}")
         return False
@@ -57,7 +58,7 @@ def ensure_token(environment: MutableMapping[str, str]) -> str | None:
             _write(path, token)
         except OSError:
             environment["RAY_AUTH_TOKEN"] = token
-        if not _is_file(path):  # a folder or a link to nowhere has its name
+        if not isfile(path):  # a folder or a link to nowhere has its name
             environment["RAY_AUTH_TOKEN"] = token
     return note
 
@@ -65,7 +66,7 @@ def ensure_token(environment: MutableMapping[str, str]) -> str | None:
 def protect_token(environment: MutableMapping[str, str]) -> str | None:
     """Take the token file's permissions away from other users. Returns a line if there were any."""
     path = token_path(environment)
-    if environment.get("RAY_AUTH_TOKEN") or not _is_file(path) or _is_foreign(path) or not _is_open(path):
+    if environment.get("RAY_AUTH_TOKEN") or not isfile(path) or _is_foreign(path) or not _is_open(path):
         return None
     with suppress(OSError):  # a file of another user, or on a read-only disk; `has_token` says what to do
         path.chmod(0o600)
@@ -80,7 +81,7 @@ def _write(path: Path, token: str) -> None:
     try:
         with os.fdopen(handle, "w") as file:
             file.write(token)
-        if _is_file(path) and _is_blank(path):
+        if isfile(path) and _is_blank(path):
             os.replace(part, path)
         else:
             with suppress(FileExistsError):
@@ -88,13 +89,6 @@ def _write(path: Path, token: str) -> None:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(part)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _is_blank(path: Path) -> bool:
