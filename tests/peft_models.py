@@ -15,7 +15,7 @@ from fibec_ray.curvature.per_sample import catch
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.part import build

@@ -27,7 +27,7 @@ from fibec_ray.fleets.site import Site
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
 

@@ -19,7 +19,7 @@ from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import Shard
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import prepare
 
 Batches = Iterable[tuple[Shard, Tensor]]

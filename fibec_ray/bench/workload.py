@@ -32,7 +32,7 @@ from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.models.backbone import load_tokenizer, prepare
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.runs.simulation import cache_dir
 from fibec_ray.runs.simulation import prepare as prepare_data

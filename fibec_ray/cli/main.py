@@ -232,7 +232,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from fibec_ray.cli.terminal import make_console
     from fibec_ray.config.load import load_experiment
     from fibec_ray.files.run_dir import absolute
-    from fibec_ray.models.quiet import quiet_libraries
+    from fibec_ray.models.process_state import quiet_libraries
     from fibec_ray.preflight.check import foresee
     from fibec_ray.preflight.refusal import refuse
     from fibec_ray.runs.simulation import cache_dir, prepare

@@ -92,6 +92,16 @@ def with_path(text: str, folder: Path) -> str:
     return text if located == value else f"{text.partition('=')[0]}={json.dumps(located)}"
 
 
+def first_difference(found: Any, wanted: Any, at: str = "") -> str:
+    """'local.learning_rate is 0.01 there, 0.003 here'"""
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return f"{at} is {found!r} there, {wanted!r} here"
+    for key in {**wanted, **found}:
+        if found.get(key) != wanted.get(key):
+            return first_difference(found.get(key), wanted.get(key), f"{at}.{key}" if at else str(key))
+    return "its settings are of other kinds"
+
+
 def config_folder() -> Path:
     """The packaged `configs` folder: inside the installed package, or beside it in a checkout."""
     package = Path(fibec_ray.__file__).parent

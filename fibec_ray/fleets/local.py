@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fibec_ray.checkpoints.checkpoint import read_state, write_state
+from fibec_ray.fleets.settings import check_quorum
 from fibec_ray.fleets.site import Site, assemble_evaluation
 from fibec_ray.fleets.tolerance import check_quorum
 from fibec_ray.learning.evaluation import evaluation_chunks

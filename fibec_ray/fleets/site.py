@@ -22,7 +22,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import LocalModel
 from fibec_ray.models.nets import Net
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport

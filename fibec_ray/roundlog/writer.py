@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from fibec_ray.errors import RunError, did_you_mean
 from fibec_ray.files.run_dir import refused, whole
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.chain import PREVIOUS, digest_of
-from fibec_ray.roundlog.parts import part_name, parts, round_of
+from fibec_ray.roundlog.parts import PREVIOUS, digest_of, part_name, parts, round_of
 from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
 from fibec_ray.types import OPENING_ROUND
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fibec_ray.config.difference import first_difference
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.config.load import first_difference
 from fibec_ray.environment import read
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute, alone, failing_plainly, half_made

@@ -16,15 +16,13 @@ from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import Group, lane_groups, plan_round
 from fibec_ray.learning.server import Server
-from fibec_ray.models.process_state import restored
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.compare import row_differences
 from fibec_ray.roundlog.reader import read_devices
 from fibec_ray.roundlog.writer import device_row
-from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record
+from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record, staged
 from fibec_ray.runs.simulation import site_of
-from fibec_ray.runs.stage import staged
 from fibec_ray.types import OPENING_ROUND, RoundPlan
 
 

@@ -11,9 +11,8 @@ from fibec_ray.data.stamps import changes
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute, failing_plainly, locked, next_free
 from fibec_ray.learning.store import StateStore
-from fibec_ray.models.process_state import restored
-from fibec_ray.models.quiet import quiet_libraries
-from fibec_ray.roundlog.chain import check_parts
+from fibec_ray.models.process_state import quiet_libraries, restored
+from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.records import Record, finished_digest, last_logged, read_record

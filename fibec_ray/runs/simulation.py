@@ -29,16 +29,14 @@ from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, Recipe, prepare_federation
 from fibec_ray.learning.tally import Row, Tally
-from fibec_ray.models.process_state import restored
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.own import keep_files
 from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.runs.summary import Summary
-from fibec_ray.runs.watcher import Together, Watcher
+from fibec_ray.runs.watcher import Summary, Together, Watcher
 from fibec_ray.tensors import digest
 from fibec_ray.types import Fleet, Progress
 

@@ -1,14 +1,20 @@
-"""Who looks on at a run: the command line's progress bar, Ray's metrics, or nobody."""
+"""Who looks on at a run: the command line's progress bar, Ray's metrics, RUN/summary.json, or nobody."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.files.run_dir import write_json
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.tally import Row
 from fibec_ray.types import Fleet
+
+NAME = "summary.json"
 
 
 class Watcher:
@@ -41,3 +47,48 @@ class Together(Watcher):
 def _tell(calls: Sequence[Callable[..., None]], *what: Any) -> None:
     for call in calls:
         call(*what)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """RUN/summary.json: what a run is, where its devices compute, and how it has ended. {} if it cannot be read."""
+    try:
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class Summary(Watcher):
+    """Writes RUN/summary.json, also as soon as it is known where devices compute, and how the base is held."""
+
+    def __init__(self, folder: Path, experiment: Experiment, prepared: Prepared, note: Callable[[str], None]):
+        self._path, self._note = folder / NAME, note
+        self._known = {
+            "name": experiment.name,
+            "method": experiment.method.name,
+            "task": experiment.task.name,
+            "metric": experiment.task.metric,
+            "seed": experiment.seed,
+            "rounds": experiment.rounds,
+            "num_devices": experiment.num_devices,
+            "cohort_size": experiment.cohort_size,
+            "anchors": prepared.anchors,
+            "heterogeneity": prepared.heterogeneity,
+        }
+        if (earlier := read_summary(folder).get("device")) is not None:
+            self._known["device"] = str(earlier)
+
+    def write(self, status: str, fleet: Fleet | None = None, **more: Any) -> None:
+        """fleet: None before there is one."""
+        device = {"device": fleet.device} if fleet and fleet.device else {}
+        holding = dict(zip(("backend", "backend_reason"), fleet.holding or () if fleet else (), strict=False))
+        write_json(self._path, {**self._known, "status": status, **device, **holding, **more})
+
+    def placed(self, fleet: Fleet) -> None:
+        self.write("running", fleet)
+        earlier = self._known.get("device", fleet.device)
+        if earlier != fleet.device:
+            self._note(
+                f"this run computed on {earlier} before and computes on {fleet.device} now: results differ by rounding "
+                "from those of one device type"
+            )

@@ -22,7 +22,7 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import TypedBatch
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import Run, simulate
 
 quiet_libraries()

@@ -15,9 +15,8 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, DeviceError, FleetError, RunError
 from fibec_ray.fleets.ray.actors import ServerActor
 from fibec_ray.fleets.ray.wire import to_wire
-from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.settings import FleetConfig, check_quorum
 from fibec_ray.fleets.site import Site
-from fibec_ray.fleets.tolerance import check_quorum
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import load_tokenizer, locate, open_base, prepare
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.models.spec import Backbone
 
 quiet_libraries()
@@ -107,7 +107,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from fibec_ray.models.backbone import open_base, prepare
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.models.spec import Backbone
 quiet_libraries()
 spec = Backbone.model_validate_json(sys.argv[1])

@@ -19,7 +19,7 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import open_base, prepare
 from fibec_ray.models.base_cache import NOTE, fingerprint, kept, private
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.models.spec import Backbone
 from fibec_ray.runs.simulation import simulate
 

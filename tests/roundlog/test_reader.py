@@ -7,7 +7,7 @@ import pytest
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.chain import check_parts
+from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds, read_table
 from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, ROUNDS, SCHEMA_VERSION, tables_of
 from fibec_ray.roundlog.writer import RoundLog

@@ -25,7 +25,7 @@ import fibec_ray.runs.verify  # noqa: F401
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import load_experiment
 from fibec_ray.fleets.site import Site
-from fibec_ray.models.quiet import quiet_libraries
+from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import cache_dir, prepare
 
 KILLED = -9

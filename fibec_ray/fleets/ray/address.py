@@ -47,7 +47,7 @@ def refuse_silence(address: str) -> None:
                 return
             connection.settimeout(CONNECT_TIMEOUT_S)
             connection.sendall(PREFACE)
-            header = _read(connection)
+            header = connection.makefile("rb").read(LONGEST_HEADER)  # of the first frame; less if no more comes
             if len(header) < LONGEST_HEADER or header[SETTINGS_AT] != SETTINGS:
                 raise ConfigError(f"fleet.address: {address}: what answers there is not a Ray head; {HELP}")
     except (OSError, UnicodeError) as error:
@@ -74,12 +74,4 @@ def private_addresses() -> set[str]:
         flags = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
         if "gcs-address" in flags and "temp-dir" in flags and is_scratch(Path(flags["temp-dir"])):
             found.add(flags["gcs-address"])
-    return found
-
-
-def _read(connection: socket.socket) -> bytes:
-    """The header of the first frame, or less if the other side says no more."""
-    found = b""
-    while len(found) < LONGEST_HEADER and (more := connection.recv(LONGEST_HEADER - len(found))):
-        found += more
     return found

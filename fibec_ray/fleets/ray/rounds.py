@@ -15,6 +15,7 @@ from fibec_ray.fleets.ray.reduction import Reduction
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.planning import Group
 from fibec_ray.fleets.tolerance import check_quorum
+from fibec_ray.fleets.settings import FleetConfig, check_quorum
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import RoundPlan, RoundResult
 
