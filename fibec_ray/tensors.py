@@ -50,11 +50,6 @@ def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in tensors.values())
 
 
-def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """The payload itself: raw little-endian values in name order. `len(pack(t)) == num_bytes(t)`."""
-    return b"".join(_raw(tensors[name]) for name in sorted(tensors))
-
-
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, dtypes, shapes and bits: equal digests mean bitwise-equal tensors."""
     state = hashlib.blake2b(digest_size=16)

@@ -7,13 +7,13 @@ import torch
 
 from fibec_ray.tensors import (
     Tensors,
+    _raw,
     add,
     all_finite,
     clone,
     digest,
     drop,
     num_bytes,
-    pack,
     select,
     subtract,
     under_prefix,
@@ -30,6 +30,11 @@ MIXED = {
     "none": torch.empty(0, 5),
 }
 """4 * 4 + 3 * 8 + 3 * 2 + 2 * 1 + 8 + 0 = 56 bytes"""
+
+
+def pack(tensors: Tensors) -> bytes:
+    """The payload of `num_bytes`: raw little-endian values in name order."""
+    return b"".join(_raw(tensors[name]) for name in sorted(tensors))
 
 
 def test_the_payload_is_as_long_as_it_says() -> None:

@@ -25,7 +25,7 @@ from fibec_ray.parts.mask.base import may_move
 from fibec_ray.parts.sharing.layer_scores import layer_sensitivity
 from fibec_ray.roundlog.reader import read_devices, read_table
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
-from fibec_ray.tensors import digest, drop, num_bytes, pack, select
+from fibec_ray.tensors import digest, drop, num_bytes, select
 from fibec_ray.types import OPENING_ROUND, Broadcast, DeviceState, RoundPlan
 
 MASKED_LM = {"head": "masked_lm"}
@@ -73,7 +73,7 @@ def test_logged_bytes_are_those_of_the_payload(tiny_settings: Any, tmp_path: Pat
     plan = RoundPlan(0, 3, (2,), 0.01)
     update, report = worker.train(plan, 2, Broadcast(0, shared))
     numel = sum(value.numel() for value in shared.values())
-    assert report.bytes_up == report.bytes_down == len(pack(update.delta)) == len(pack(shared)) == 4 * numel
+    assert report.bytes_up == report.bytes_down == num_bytes(update.delta) == num_bytes(shared) == 4 * numel
     assert update.delta.keys() == opened.shared_names
     layer_scores_bytes = 4 * worker.layout.num_layers
     assert all(r.bytes_up == layer_scores_bytes and r.bytes_down == num_bytes(worker.initial) for r in opened.reports)
