@@ -1,4 +1,4 @@
-"""The output of each transformer block.
+"""The transformer blocks of a base: their outputs, and gradient checkpointing, which computes them again.
 
 transformers' `hidden_states` are what the next block takes in, and the last of them has gone through the final norm of
 a decoder. Ours are the blocks' own outputs.
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fibec_ray.blocks import find_blocks
+from fibec_ray.errors import ModelError
 
 TIME_FIRST = ("xlnet",)
 """Families whose blocks work on states (S, B, H)."""
@@ -66,3 +67,24 @@ class BlockOutputs:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def recompute_blocks(base: Any) -> None:
+    """Gradient checkpointing: blocks keep their inputs alone and are computed again in the backward pass.
+
+    transformers does so only for blocks in training mode, which says whether dropout is on, too; here it does so
+    always (`keep_recomputing`). Raises ModelError for an architecture that cannot.
+    """
+    try:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"backbone.checkpointing: {error}; set it to false") from error
+    if hasattr(base.config, "use_cache"):
+        base.config.use_cache = False
+
+
+def keep_recomputing(module: nn.Module) -> None:
+    """After a change of mode: the blocks' own flag, not that of the dropout inside them."""
+    for block in module.modules():
+        if getattr(block, "gradient_checkpointing", False):
+            block.training = True

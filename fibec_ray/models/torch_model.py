@@ -20,8 +20,7 @@ from fibec_ray.heads import beside_the_body, head_modules, in_head
 from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, TypedBatch, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.base_cache import head_of
-from fibec_ray.models.block_outputs import BlockOutputs, Hidden
-from fibec_ray.models.checkpointing import keep_recomputing, recompute_blocks
+from fibec_ray.models.blocks import BlockOutputs, Hidden, keep_recomputing, recompute_blocks
 from fibec_ray.models.forward_cost import ForwardCost
 from fibec_ray.models.held import Held
 from fibec_ray.models.holding import choose, hold, room_on, weights_bytes

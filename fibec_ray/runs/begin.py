@@ -15,8 +15,7 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute, alone, failing_plainly, half_made
 from fibec_ray.files.storage import Storage, is_url
 from fibec_ray.interrupts import signals_interrupt
-from fibec_ray.runs.local_copy import make_ready
-from fibec_ray.runs.mirror import Mirror, mirrored
+from fibec_ray.runs.mirror import Mirror, make_ready, mirrored
 from fibec_ray.runs.records import binding, finished_digest, read_record
 from fibec_ray.runs.resume import resume_record
 from fibec_ray.runs.simulation import Run, cache_dir, simulate
