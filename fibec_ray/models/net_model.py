@@ -5,11 +5,10 @@ Shapes: B samples, C scores, p numbers of a sample.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from fibec_ray import seeds
 from fibec_ray.curvature.per_sample import collect_holders
@@ -78,14 +77,6 @@ class NetModel(Alone):
 @torch.no_grad()
 def _forward_flops(net: Network, shape: Shape) -> float:
     """Multiply-adds of one sample, as 2 flops each: every weight once for each place that its layer gives."""
-    total = 0.0
-
-    def count(module: Any, _: Any, output: Tensor) -> None:
-        nonlocal total
-        total += 2.0 * module.weight.numel() * output.numel() / len(module.weight)
-
-    hooks = [layer.register_forward_hook(count) for layer in (*net.layers, net.output)]
-    net(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return total
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, *shape))
+    return float(counter.get_total_flops())
