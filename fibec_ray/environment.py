@@ -35,9 +35,8 @@ def set_default(name: str, value: str) -> None:
         os.environ[name] = value
 
 
-def drop_empty(environment: MutableMapping[str, str] | None = None) -> None:
+def drop_empty(environment: MutableMapping[str, str] = os.environ) -> None:
     """Unsets the empty variables of LIBRARIES, and an empty HOME, so that libraries use their defaults."""
-    found = os.environ if environment is None else environment
-    for name in [name for name, value in found.items() if not value.strip()]:
+    for name in [name for name, value in environment.items() if not value.strip()]:
         if name.startswith(LIBRARIES) or name == "HOME":
-            del found[name]
+            del environment[name]

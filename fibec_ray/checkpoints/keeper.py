@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -105,7 +105,11 @@ class Keeper:
         self._thread.shutdown()
 
     def _commit(self, draft: Path, write: Callable[[], str], manifest: Manifest, changed: list[int]) -> None:
-        self._flush(changed, manifest)
+        for device in changed:  # a checkpoint must survive a power cut, and so must the states that it counts on
+            version = manifest.devices.get(device)
+            with refused(f"device {device}: its state cannot be kept"):
+                if version is not None:
+                    flush(self._store.path(device, version))
         checkpoint.commit(self._run_dir, draft, manifest.model_copy(update={"server": write()}))
         self._states[manifest.next_round] = manifest.states
         rounds = checkpoint.rounds_kept(self._run_dir)
@@ -115,14 +119,6 @@ class Keeper:
             before = self._states.pop(old, {})
             stale |= {device for device, ref in before.items() if manifest.states.get(device) != ref}
         self._prune(stale, manifest.states, manifest.next_round)
-
-    def _flush(self, devices: Iterable[int], manifest: Manifest) -> None:
-        """Put the states on disk before the checkpoint that counts on them: it must survive a power cut."""
-        for device in devices:
-            version = manifest.devices.get(device)
-            with refused(f"device {device}: its state cannot be kept"):
-                if version is not None:
-                    flush(self._store.path(device, version))
 
     def _prune(self, devices: Collection[int], now: States, before: int) -> None:
         """Delete older states of these devices, except those that they have now and that kept checkpoints count on."""

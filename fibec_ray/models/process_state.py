@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,10 +44,15 @@ def restored() -> Iterator[None]:
     threads, environment = torch.get_num_threads(), dict(os.environ)
     deepspeed = logging.getLogger("DeepSpeed")
     filters = list(deepspeed.filters)
+    said: Any = sys.modules.get("transformers.utils.logging")  # None: transformers has not been imported yet
+    loud = (said.get_verbosity(), said.is_progress_bar_enabled()) if said else (0, True)
     try:
-        with warnings.catch_warnings(), _as_loud_as_before():
+        with warnings.catch_warnings():
             yield
     finally:
+        if said:
+            said.set_verbosity(loud[0])
+            (said.enable_progress_bar if loud[1] else said.disable_progress_bar)()
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
@@ -57,19 +63,3 @@ def restored() -> Iterator[None]:
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
-
-
-@contextmanager
-def _as_loud_as_before() -> Iterator[None]:
-    """transformers says what it said before, if it was imported by then."""
-    if "transformers" not in sys.modules:
-        yield
-        return
-    from transformers.utils import logging as said
-
-    verbosity, bars = said.get_verbosity(), said.is_progress_bar_enabled()
-    try:
-        yield
-    finally:
-        said.set_verbosity(verbosity)
-        (said.enable_progress_bar if bars else said.disable_progress_bar)()

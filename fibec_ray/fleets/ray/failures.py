@@ -47,12 +47,12 @@ def ready(refs: list[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:
     return done
 
 
-def outcomes(refs: list[ray.ObjectRef]) -> list[Any]:
-    """Values of ready refs, the error itself for those that are lost; raises an error of the call's own."""
+def outcome(ref: ray.ObjectRef) -> Any:
+    """Value of a ready ref, the error itself if it is lost; raises an error of the call's own."""
     try:
-        return get(refs, GET_TIMEOUT_S) if refs else []
-    except LOST:
-        return [_outcome(ref) for ref in refs]
+        return get(ref, GET_TIMEOUT_S)
+    except LOST as error:
+        return error
 
 
 @contextmanager
@@ -62,10 +62,3 @@ def server_errors() -> Iterator[None]:
         yield
     except LOST as error:
         raise ServerLostError(f"the server actor was lost ({type(error).__name__})") from error
-
-
-def _outcome(ref: ray.ObjectRef) -> Any:
-    try:
-        return get(ref, GET_TIMEOUT_S)
-    except LOST as error:
-        return error

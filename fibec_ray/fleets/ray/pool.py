@@ -18,7 +18,7 @@ import ray
 from ray import exceptions as rex
 
 from fibec_ray.errors import FleetError, ServerLostError
-from fibec_ray.fleets.ray.failures import LOST, input_lost, outcomes, ready
+from fibec_ray.fleets.ray.failures import LOST, input_lost, outcome, ready
 from fibec_ray.fleets.ray.schedule import Backlog, Call
 
 POLL_S = 1.0
@@ -176,8 +176,8 @@ class ActorPool:
         """Waits until someone says something."""
         heads = {seat.flights[0].refs[-1]: i for i, seat in enumerate(self._seats) if seat.flights}
         answers = {seat.answer: i for i, seat in enumerate(self._seats) if seat.answer is not None}
-        done = ready([*heads, *answers], POLL_S)
-        for ref, value in zip(done, outcomes(done), strict=True):
+        for ref in ready([*heads, *answers], POLL_S):
+            value = outcome(ref)
             if ref in answers:
                 self._arrive(answers[ref], value)
             elif input_lost(value):
