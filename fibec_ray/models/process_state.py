@@ -39,15 +39,15 @@ def _is_error(record: logging.LogRecord) -> bool:
 @contextmanager
 def restored() -> Iterator[None]:
     """Gives back the states of random generators, torch's threads, the environment, and what libraries print."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    states = random.getstate(), np.random.get_state()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     threads, environment = torch.get_num_threads(), dict(os.environ)
     deepspeed = logging.getLogger("DeepSpeed")
     filters = list(deepspeed.filters)
     said: Any = sys.modules.get("transformers.utils.logging")  # None: transformers has not been imported yet
     loud = (said.get_verbosity(), said.is_progress_bar_enabled()) if said else (0, True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(gpus):
             yield
     finally:
         if said:
@@ -55,9 +55,6 @@ def restored() -> Iterator[None]:
             (said.enable_progress_bar if loud[1] else said.disable_progress_bar)()
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpus is not None:
-            torch.cuda.set_rng_state_all(on_gpus)
         torch.set_num_threads(threads)
         deepspeed.filters[:] = filters
         for name in os.environ.keys() - environment.keys():

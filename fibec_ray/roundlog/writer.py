@@ -36,14 +36,15 @@ class RoundLog:
     def __init__(self, run_dir: Path, metadata: Mapping[str, str], newest: Mapping[str, str] = MappingProxyType({})):
         """metadata: run_id, seed, git_commit and config (the resolved experiment), all as strings; more is kept too.
 
-        newest: as the property of that name was when the run stopped, for a run that is resumed.
+        newest: as the attribute of that name was when the run stopped, for a run that is resumed.
         """
         missing = [key for key in METADATA_KEYS if key not in metadata]
         if missing:
             raise RunError(f"round log: metadata lacks {', '.join(missing)}")
         self._metadata = _VERSION | dict(metadata)
         self._run_dir = run_dir
-        self._newest = dict(newest)
+        self.newest = dict(newest)
+        """Digest of the newest part of each table. Each part names the one before it, so these vouch for all parts."""
         for table in TABLES:
             with refused(f"{run_dir / table}: cannot make this folder"):
                 (run_dir / table).mkdir(parents=True, exist_ok=True)
@@ -64,14 +65,9 @@ class RoundLog:
         batches = self._table("batches", round_, [{"round": round_, "device": d, **asdict(s)} for d, s in scores])
         tables = {"evaluations": self._table("evaluations", round_, evaluation_rows), "batches": batches}
         for name, table in (tables | {"layers": layers, "devices": devices, "rounds": rounds}).items():
-            before = {PREVIOUS: self._newest[name]} if name in self._newest else {}
+            before = {PREVIOUS: self.newest[name]} if name in self.newest else {}
             linked = table.replace_schema_metadata(self._metadata | before)
-            self._newest[name] = _write(self._run_dir / name / part_name(round_), linked)
-
-    @property
-    def newest(self) -> Mapping[str, str]:
-        """Digest of the newest part of each table. Each part names the one before it, so these vouch for all parts."""
-        return dict(self._newest)
+            self.newest[name] = _write(self._run_dir / name / part_name(round_), linked)
 
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""

@@ -28,13 +28,6 @@ class Record:
     identity: Identity
     experiment: Experiment
 
-    def refuse_change(self) -> None:
-        """Raises RunDirError if another driver has cleared the folder, or begun another run there, in the meantime."""
-        if read_identity(self.folder) != self.identity:
-            raise RunDirError(
-                f"{self.folder}: another run has begun here in the meantime; resume again to continue that one"
-            )
-
     def side_by_side(self, lanes: int) -> Record:
         """With fleet.lanes, maybe auto, as the run has them. Raises ConfigError if the fleet cannot have them."""
         settings = resolved(self.experiment) | {"method": self.experiment.method}

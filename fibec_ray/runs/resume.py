@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint
+from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.data.stamps import changes
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute, failing_plainly, locked, next_free
@@ -38,7 +39,10 @@ def resume_record(record: Record, watcher: Watcher) -> Run:
     """The same for a run that is known not to have ended."""
     quiet_libraries()
     with locked(record.folder) as claim:
-        record.refuse_change()
+        if read_identity(record.folder) != record.identity:  # another driver was faster
+            raise RunDirError(
+                f"{record.folder}: another run has begun here in the meantime; resume again to continue that one"
+            )
         start = rewind(record, watcher.note)
         if start is not None:
             record = record.side_by_side(start.manifest.lanes)

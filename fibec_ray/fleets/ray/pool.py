@@ -117,8 +117,10 @@ class ActorPool:
         lost.
         """
         self._limit = self.max_retries if max_retries is None else max_retries
-        self._backlog, self._spares, self._given_up = Backlog(calls, self._kinds), spares, []
-        self._forget()
+        self._backlog = Backlog(calls, [self.kind_of(i) for i in range(self.size)])
+        self._spares, self._given_up = spares, []
+        for seat in self._seats:  # what a run that ended in an error has left
+            seat.flights, seat.deadline = deque(), math.inf
         while self._backlog or any(seat.flights for seat in self._seats):
             self._fill()
             yield from self._landed()
@@ -140,19 +142,10 @@ class ActorPool:
             self._seats[i].actor = self.make(i)
             self._expect(self._seats[i])
 
-    @property
-    def _kinds(self) -> list[int]:
-        return [self.kind_of(i) for i in range(self.size)]
-
     def _like(self, i: int) -> list[_Seat]:
         """The others of its kind, which can do what it does."""
         kind = self.kind_of(i)
         return [seat for j, seat in enumerate(self._seats) if j != i and self.kind_of(j) == kind]
-
-    def _forget(self) -> None:
-        """What a run that ended in an error has left."""
-        for seat in self._seats:
-            seat.flights, seat.deadline = deque(), math.inf
 
     def _fill(self) -> None:
         """Everyone who is well gets a call before anyone gets a second one."""

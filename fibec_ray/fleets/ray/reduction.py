@@ -10,7 +10,6 @@ was taken, and none behind it was sent.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
 from itertools import islice, takewhile
 from typing import Any
 
@@ -27,7 +26,8 @@ class Reduction:
 
     def __init__(self, server: Any, plan: RoundPlan):
         self._server, self._plan = server, plan
-        self._turns = deque(plan.cohort)
+        self.awaited = deque(plan.cohort)
+        """devices that the server has not been told about yet"""
         self._have: dict[int, ray.ObjectRef | None] = {}
         """their updates, as far as there are some; None: there will be none"""
         self._absorbing: ray.ObjectRef | None = None
@@ -38,14 +38,9 @@ class Reduction:
         self.bad: dict[int, str] = {}
         """why, of devices whose update was not averaged; known after `finish`"""
 
-    @property
-    def awaited(self) -> Collection[int]:
-        """Devices that the server has not been told about yet."""
-        return self._turns
-
     def add(self, updates: dict[int, ray.ObjectRef | None]) -> None:
         """Updates by device, in any order; None for a device that is left out. Raises what the server raised."""
-        self._have |= {device: ref for device, ref in updates.items() if device in self._turns}
+        self._have |= {device: ref for device, ref in updates.items() if device in self.awaited}
         self._advance(0)
 
     def finish(self, timeout_s: float) -> frozenset[int]:
@@ -54,8 +49,8 @@ class Reduction:
         Devices whose update is lost are given back: they are to be run again and added, and this be called again.
         timeout_s: from one step to the next; more is a ServerLostError.
         """
-        while self._turns and not self._stuck:
-            assert self._feeding is not None or self._turns[0] in self._have, "every device was added"
+        while self.awaited and not self._stuck:
+            assert self._feeding is not None or self.awaited[0] in self._have, "every device was added"
             self._advance(timeout_s)
         if self._stuck:
             return self._missing(timeout_s)
@@ -67,7 +62,7 @@ class Reduction:
         """Sees whether the last step has ended, waiting for so long; then takes the next."""
         if self._feeding is not None and not self._fed(timeout_s):
             return
-        batch = list(islice(takewhile(self._have.__contains__, self._turns), AT_ONCE))
+        batch = list(islice(takewhile(self._have.__contains__, self.awaited), AT_ONCE))
         if not batch or self._stuck:
             return
         if self._absorbing is None:  # not before: it occupies the server until the round is over
@@ -88,7 +83,7 @@ class Reduction:
         self._feeding = None
         if self._ask(step):
             for _ in range(count):
-                del self._have[self._turns.popleft()]
+                del self._have[self.awaited.popleft()]
         else:
             self._stuck = True
         return True
