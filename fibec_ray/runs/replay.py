@@ -18,8 +18,7 @@ from fibec_ray.learning.planning import Group, lane_groups, plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.compare import row_differences
-from fibec_ray.roundlog.reader import read_devices
+from fibec_ray.roundlog.reader import read_devices, row_differences
 from fibec_ray.roundlog.writer import device_row
 from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record, staged
 from fibec_ray.runs.simulation import site_of

@@ -14,8 +14,8 @@ from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.site import Site
 from fibec_ray.learning.tally import Tally
 from fibec_ray.models.process_state import quiet_libraries
-from fibec_ray.roundlog.compare import differences, num_rows
 from fibec_ray.roundlog.parts import check_parts
+from fibec_ray.roundlog.reader import differences, num_rows
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.records import Record, finished_digest, lanes_of, last_logged, read_record, staged
 from fibec_ray.runs.simulation import log_metadata, run_rounds

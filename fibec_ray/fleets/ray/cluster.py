@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +75,8 @@ def foreseen(config: FleetConfig) -> Resources:
     Raises what `connect` raises if a cluster is to be joined, and CapacityError for an object store that does not fit.
     """
     if ray.is_initialized() or config.address is not None:
-        session = connect(config)
-        try:
+        with closing(connect(config)):
             return resources(config)
-        finally:
-            session.close()
     local_cluster.refuse_large_store(config)
     memory = psutil.virtual_memory().available - config.object_store_mb * 1_000_000
     here = gpus.visible()
