@@ -27,7 +27,7 @@ from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.simulation import resolved, simulate
-from fibec_ray.sweep.folder import folder_of, is_finished, log_of, set_aside, write_record
+from fibec_ray.sweep.folder import folder_of, is_finished, set_aside, write_record
 from fibec_ray.sweep.load import Sweep, load_sweep
 from fibec_ray.sweep.run import refuse_failures, run_sweep
 
@@ -398,7 +398,7 @@ def test_an_unfinished_run_goes_on(write: Any, tmp_path: Path) -> None:
     assert run_sweep(sweep, out, 1, said.append) == [] and "1 finished before" in said[0]
     assert read_identity(folder_of(half, out)).run_id == begun
     assert log_digest(folder_of(half, out)) == log_digest(tmp_path / "calm")
-    assert "resuming at round 1 of 3 rounds" in log_of(folder_of(half, out)).read_text()
+    assert "resuming at round 1 of 3 rounds" in folder_of(half, out).with_suffix(".log").read_text()
 
 
 def test_a_real_sweep_ends_with_its_table_and_a_second_time_runs_nothing(
