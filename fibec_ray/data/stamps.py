@@ -45,7 +45,7 @@ def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
     train, test = files(effective_task(task, config), config)
     try:
         found = [(path, path.stat()) for path in (*train, *([test] if test else []))]
-        return tuple(Stamp(str(path.absolute()), at.st_size, at.st_mtime_ns, _digest(path)) for path, at in found)
+        return tuple(Stamp(str(path.absolute()), at.st_size, at.st_mtime_ns, file_digest(path)) for path, at in found)
     except OSError:
         return ()  # those who read the file say what is wrong with it
 
@@ -53,11 +53,3 @@ def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
 def changes(stamps: Sequence[Stamp]) -> str:
     """'train.csv has changed since the run began, test.csv is no longer there', or ''."""
     return ", ".join(change for stamp in stamps if (change := stamp.change()))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return Stamp(str(path.absolute()), status.st_size, status.st_mtime_ns, file_digest(path))

@@ -11,7 +11,6 @@ from typing import TypeVar
 from fibec_ray.checkpoints.checkpoint import read_state, write_state
 from fibec_ray.fleets.settings import check_quorum
 from fibec_ray.fleets.site import Site, assemble_evaluation
-from fibec_ray.fleets.tolerance import check_quorum
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.federation import Federation

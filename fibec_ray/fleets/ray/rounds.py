@@ -12,10 +12,8 @@ import ray
 from fibec_ray.errors import FleetError
 from fibec_ray.fleets.ray.pool import Ended
 from fibec_ray.fleets.ray.reduction import Reduction
-from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.learning.planning import Group
-from fibec_ray.fleets.tolerance import check_quorum
 from fibec_ray.fleets.settings import FleetConfig, check_quorum
+from fibec_ray.learning.planning import Group
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import RoundPlan, RoundResult
 
