@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fibec_ray.cli import entry
+from fibec_ray.environment import set_default
 from fibec_ray.errors import ConfigError, RunError
 
 
@@ -48,7 +48,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.file}: defines no part; derive a class from one in fibec_ray.parts.AXIS.base")
     failed = 0
     with tempfile.TemporaryDirectory(prefix="fibec-ray-testing-") as folder:
-        os.environ.setdefault("FIBEC_RAY_CACHE", str(Path(folder) / "cache"))
+        set_default("FIBEC_RAY_CACHE", str(Path(folder) / "cache"))
         for part in parts.values():
             if inspect.isabstract(part) and part.__subclasses__():
                 continue  # what others are built on

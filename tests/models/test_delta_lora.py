@@ -10,8 +10,8 @@ import torch
 from peft_models import batch, made
 
 from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.parts.peft.delta_lora import DeltaLora
 from fibec_ray.parts.peft.lora import Lora
-from fibec_ray.parts.peft.moving_lora import DeltaLora
 
 SETTINGS: dict[str, Any] = {"r": 2, "alpha": 4}
 RATE, RATIO = 0.3, 1.5

@@ -16,7 +16,7 @@ from fibec_ray.fleets.site import Site
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.parts.aggregator.feddyn import FedDyn
-from fibec_ray.parts.objective.proximal import DynamicRegulariser
+from fibec_ray.parts.objective.feddyn import DynamicRegulariser
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, under_prefix
 from fibec_ray.types import ClientUpdate

@@ -15,7 +15,8 @@ from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fedfisher import best_fit, upper
 from fibec_ray.parts.aggregator.over_factors import OverFactors
-from fibec_ray.parts.objective.proximal import DynamicRegulariser, Proximal
+from fibec_ray.parts.objective.feddyn import DynamicRegulariser
+from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.objective.scaffold import Scaffold
 from fibec_ray.tensors import Tensors, all_finite, weighted_mean
 from fibec_ray.types import ClientUpdate

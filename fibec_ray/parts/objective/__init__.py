@@ -2,8 +2,9 @@
 
 from fibec_ray.parts.objective.adalora import AdaLoraImportance
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.objective.feddyn import DynamicRegulariser
 from fibec_ray.parts.objective.moon import Moon
-from fibec_ray.parts.objective.proximal import DynamicRegulariser, Proximal
+from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.objective.rank_pruning import RankPruning
 from fibec_ray.parts.objective.scaffold import Scaffold
 

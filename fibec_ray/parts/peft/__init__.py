@@ -5,12 +5,13 @@ from fibec_ray.parts.peft.adapter import Adapter
 from fibec_ray.parts.peft.attempt import Attempt
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.bitfit import BitFit
+from fibec_ray.parts.peft.delta_lora import DeltaLora
 from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.generated import Idpg
 from fibec_ray.parts.peft.library import Ia3, Loha, Lokr, Vera
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.lpt import Lpt
-from fibec_ray.parts.peft.moving_lora import DeltaLora, MovingLora
+from fibec_ray.parts.peft.moving_lora import MovingLora
 from fibec_ray.parts.peft.prefix import Prefix
 from fibec_ray.parts.peft.sparse_lora import SparseLora
 from fibec_ray.parts.peft.virtual import Prompt, PTuning

@@ -1,4 +1,4 @@
-"""LoRA on a base that moves: by the server, or with the LoRA pair beside it (Delta-LoRA)."""
+"""LoRA on a base that the server moves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,38 +65,3 @@ class MovingLora(Lora):
 
 def _add_moved(scale: float, layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
     return y + (scale * F.linear(args[0].to(layer.moved), layer.moved)).to(y)
-
-
-class DeltaLora(Lora):
-    """Delta-LoRA (Zi et al. 2023): W moves by lambda times the change of s B A in each step, without a gradient of its
-    own: h = W_t x + s B_t A_t x, W_{t+1} = W_t + lambda s (B_{t+1} A_{t+1} - B_t A_t). lambda = 0 is LoRA.
-
-    The steps add up: W_t = W_0 + lambda s B_t A_t, since B_0 = 0. So h = W_0 x + (1 + lambda) s B A x, where A and B
-    get the gradient of s B A x alone, and x that of all. No weight is written, and the saved adapter is a LoRA with
-    (1 + lambda) alpha.
-
-    Differs: a device sends A and B alone, which the server averages; W follows from these averages. W moves from the
-    first step on; the paper waits some steps. Dropout acts on s B A x; W sees all of x.
-    """
-
-    kind: Literal["delta_lora"] = "delta_lora"  # type: ignore[assignment]
-    side_by_side: ClassVar[bool] = False
-    ratio: float = Field(2.0, ge=0, description="lambda: how much W moves, in units of the move of s B A")
-
-    @model_validator(mode="after")
-    def _no_dora(self) -> DeltaLora:
-        if self.use_dora:
-            raise ValueError("use_dora measures the columns of W, which moves here; leave it out")
-        return self
-
-    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
-        attached = super().attach(module, head)
-        for layer in adapted_layers(attached.module):
-            layer.register_forward_hook(self._follow)
-        return replace(attached, config={**attached.config, "lora_alpha": self.alpha * (1 + self.ratio)})
-
-    def _follow(self, layer: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        """Adds what W has moved by, lambda s B A x, in which A and B are constants."""
-        a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-        moved = F.linear(F.linear(args[0].to(a.dtype), a), b) * (self.ratio * layer.scaling["default"])
-        return out + moved.to(out.dtype)
