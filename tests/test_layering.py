@@ -150,7 +150,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(module, ())
 
 
-OF_ALL_PARTS = tuple(f"fibec_ray.parts.{name}" for name in ("part", "own", "blame"))
+OF_ALL_PARTS = tuple(f"fibec_ray.parts.{name}" for name in ("part", "own", "blame", "hooks"))
 
 
 def test_an_axis_never_imports_another() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan
+from fibec_ray.errors import ConfigError
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of
 from fibec_ray.learning.host import Host
@@ -65,7 +66,10 @@ class DeviceRound:
         if host.job.stands_for is not None:
             return [self.batches[i] for i in sorted(set(self._walk()))]
         rng = host.rng("visible", self.device, plan.round)
-        return curriculum.visible(self.memory["curriculum"], self.batches, plan.round, plan.rounds, rng)
+        visible = curriculum.visible(self.memory["curriculum"], self.batches, plan.round, plan.rounds, rng)
+        if not visible:
+            raise ConfigError(f"method.curriculum: {curriculum.kind}: visible shows no batch; show at least one")
+        return visible
 
     def _mask(self) -> Tensors:
         """Which entries of personal tensors may move."""
@@ -73,7 +77,14 @@ class DeviceRound:
         scan = host.scan(self.shard, self.visible, self.personal, *place)
         rng = host.rng("mask", self.device, self.plan.round)
         self.memory["mask"] = host.job.method.mask.refresh(self.memory["mask"], scan, self.personal, rng)
-        return may_move(self.memory["mask"], self.personal)
+        keep = may_move(self.memory["mask"], self.personal)
+        for name, entries in keep.items():
+            if entries.dtype != torch.bool or entries.shape != self.received[name].shape:
+                raise ConfigError(
+                    f"method.mask: {host.job.method.mask.kind}: 'kept/{name}' has {tuple(entries.shape)} values of "
+                    f"type {entries.dtype}; make it {tuple(self.received[name].shape)} values of type torch.bool"
+                )
+        return keep
 
     def session(self) -> LocalSession:
         """What the solver is lent for the round's training."""

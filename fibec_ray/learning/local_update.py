@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fibec_ray.curvature.fisher import by_length
+from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.parts.objective.base import Objective
@@ -59,6 +60,10 @@ class Terms:
     def added_to(self, loss: Tensor, params: Mapping[str, Tensor], anchor: Tensors, seen: Seen) -> Tensor:
         """anchor: what moves, as it was when training began."""
         penalty = self.objective.penalty(params, anchor)
+        if penalty is not None and penalty.numel() != 1:
+            raise ConfigError(
+                f"method.objective: {self.objective.kind}: penalty returned {tuple(penalty.shape)} values; return one"
+            )
         total = loss if penalty is None else loss + penalty
         if self.references:
             near = [reference[seen.rows.to(reference.device)] for reference in self.references]

@@ -42,6 +42,11 @@ class Server:
         method = self._job.method
         rng = seeds.generator(self._job.seed, "layers")
         selection = method.sharing.select(reports, self._layout, rng)
+        if unknown := sorted(selection.names - self._layout.layers.keys()):
+            raise ConfigError(
+                f"method.sharing: {method.sharing.kind}: select shares '{unknown[0]}', which is no trainable tensor; "
+                "choose from layout.layers"
+            )
         selection = replace(selection, names=selection.names | self._layout.carried)
         self._check_solver(selection)
         self._selection = selection
@@ -95,6 +100,7 @@ class Server:
             raise RunError(
                 f"round {round_}: aggregator {method.aggregator.kind} found no solution ({error})"
             ) from error
+        _refuse_misshapen(f"method.aggregator: {method.aggregator.kind}: combine", delta, self._shared)
         shared = self._shared | add(delta, self._shared)
         hint = method.objective.absorb(self.trained, self._hint, evidence, self._job.num_devices)
         shared = shared | method.peft.after_round(shared, hint, round_, self._job.rounds)
@@ -170,3 +176,15 @@ class Server:
     @cached_property
     def _initial_digest(self) -> Tensor:
         return torch.tensor(list(bytes.fromhex(digest(self._initial))), dtype=torch.uint8)
+
+
+def _refuse_misshapen(what: str, found: Tensors, like: Tensors) -> None:
+    """found: the step that the server's tensors would take. like: these."""
+    for name, value in found.items():
+        there = like.get(name)
+        if there is None or (value.shape, value.dtype) != (there.shape, there.dtype):
+            expected = "no such tensor" if there is None else f"{tuple(there.shape)} values of type {there.dtype}"
+            raise ConfigError(
+                f"{what} gives {tuple(value.shape)} values of type {value.dtype} for '{name}', and the model has "
+                f"{expected}; return a step that has the names, shapes and types of updates' deltas"
+            )

@@ -6,12 +6,19 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydantic import ValidationError
+
 from fibec_ray.errors import FibecError, RunError
 from fibec_ray.parts.own import Source
 
 
 def what_failed(error: BaseException) -> str:
     """'my_rules.py, line 12: ValueError: ...'; without the place if no part of a user's own was at work."""
+    if isinstance(error, ValidationError) and error.errors()[0]["type"] == "frozen_instance":
+        return (
+            f"{_place(error)}sets {error.errors()[0]['loc'][0]} on a part, which is frozen; keep it in the memory "
+            "(on a device) or the state (on the server) that hooks are given and return"
+        )
     return f"{_place(error)}{type(error).__name__}: {error}"
 
 

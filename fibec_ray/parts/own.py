@@ -25,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import PydanticUndefinedAnnotation, PydanticUserError
+
 from fibec_ray.errors import FleetError, did_you_mean
 from fibec_ray.files.run_dir import failing_plainly, write_text
 
@@ -32,6 +34,10 @@ GROUP = "fibec_ray.parts"
 MOST_BYTES = 1_000_000
 """Of a file with parts. It travels to every actor."""
 FORMS = "FILE.py:CLASS or MODULE:CLASS, such as my_rules.py:ClippedMean"
+FIELDS = (
+    "write a hyper-parameter as NAME: TYPE = DEFAULT, of a type that YAML has and the file imports, and anything else "
+    "as NAME: ClassVar = VALUE"
+)
 _known: dict[str, type[Any]] = {}
 """The newest class of each kind in this process."""
 
@@ -79,6 +85,10 @@ def checked(found: Any, kind: str, contract: type[Any]) -> type[Any]:
     if inspect.isabstract(found):
         missing = ", ".join(sorted(vars(found)["__abstractmethods__"]))
         raise ValueError(f"{kind}: lacks methods that {base} asks for: {missing}; write them")
+    try:
+        found.model_rebuild()  # type: ignore[attr-defined]  # what the file named before it defined it
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        raise ValueError(f"{kind}: {_what_failed(error, '')}") from error
     return found
 
 
@@ -177,9 +187,8 @@ def _offered(name: str, contract: type[Any]) -> type[Any] | None:
 def _axis_of(found: Any, contract: type[Any]) -> str | None:
     """Of a part that is on another axis; None for what is no part."""
     root = contract.__bases__[0]
-    if not isinstance(found, type) or not issubclass(found, root) or found is root:
-        return None
-    return next(cls.__name__.lower() for cls in found.__mro__ if root in cls.__bases__)
+    bases = found.__mro__ if isinstance(found, type) else ()
+    return next((cls.__name__.lower() for cls in bases if root in cls.__bases__ and not is_own(cls)), None)
 
 
 def _read(path: Path) -> str:
@@ -289,6 +298,8 @@ def _what_failed(error: BaseException, where: str) -> str:
     lines = [frame.lineno for frame in frames if frame.filename == where]
     place = f"line {lines[-1]}: " if lines else ""
     advice = ""
-    if isinstance(error, ModuleNotFoundError) and where:
+    if isinstance(error, PydanticUserError | PydanticUndefinedAnnotation):
+        text, advice = re.split(r"\. | For further ", text)[0], f"; {FIELDS}"
+    if isinstance(error, ImportError) and where:
         advice = "; a file with parts stands alone: put what it needs into it, or install it as a package"
     return f"{place}{type(error).__name__}: {text}{advice}"

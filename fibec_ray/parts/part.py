@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from fibec_ray.errors import did_you_mean
 from fibec_ray.parts import own
+from fibec_ray.parts.hooks import check_hooks
 
 Need = Literal["text", "classes", "transformer", "lora", "personal", "shared", "moving", "steps", "gradients", "whole"]
 """What a part may need, and another part, the task or the backbone may lack:
@@ -106,6 +107,7 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                     "by what a part declares there"
                 )
         if own.is_own(cls):
+            check_hooks(cls, Part, own.source_of(cls).name)
             kind = own.name_kind(cls)
             cls.model_fields["kind"] = FieldInfo(annotation=Literal[kind], default=kind)  # type: ignore[arg-type]
             cls.model_rebuild(force=True, raise_errors=False)

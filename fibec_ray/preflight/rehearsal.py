@@ -76,6 +76,8 @@ class Rehearsal:
         self.method = job.method.model_copy(update=planned)
         try:
             self.server = self._opened_server(anatomy.initial)
+        except ConfigError:
+            raise
         except Exception:  # some part looks at values
             self.server = self._opened_server(blank(anatomy.initial))
         broadcast = self.server.broadcast(0)
@@ -122,12 +124,16 @@ class Rehearsal:
         As at the start, where that depends on values.
         """
         aggregator, start = self.method.aggregator, under_prefix("aggregator", self.server.learnt)
-        with suppress(Exception), without_torch_s_log(), FakeTensorMode(allow_non_fake_inputs=True):
-            found = [aggregator.start(blank(self.shared), self.job.num_devices)]
-            for devices in ((0, 1), (0, 1), (2, 3)):
-                found.append(aggregator.combine(found[-1], map(self._update, devices))[1])
-            return found[-2], found[-1]
-        return start, start
+        try:
+            with without_torch_s_log(), FakeTensorMode(allow_non_fake_inputs=True):
+                found = [aggregator.start(blank(self.shared), self.job.num_devices)]
+                for devices in ((0, 1), (0, 1), (2, 3)):
+                    found.append(aggregator.combine(found[-1], map(self._update, devices))[1])
+                return found[-2], found[-1]
+        except ConfigError:
+            raise  # what a hook returned is of another type
+        except Exception:
+            return start, start
 
     def _update(self, device: int) -> ClientUpdate:
         asked = self.server.asked(0)

@@ -19,6 +19,8 @@ class Objective(Part):
     `fault`, `absorb`. As it stands: nothing is added.
     """
 
+    costs = {"feature_penalty": ("teachers",)}
+
     kind: str = "plain"
 
     lowers_rank: ClassVar[bool] = False
