@@ -152,7 +152,9 @@ def test_extras_that_an_objective_does_not_name_are_refused_before_the_run() -> 
 
 
 def test_an_error_in_a_part_says_where() -> None:
-    with pytest.raises(ConfigError, match=r"^method\.solver: .*:Broken: solve failed while .* \(KeyError: 'lost'\)"):
+    with pytest.raises(
+        ConfigError, match=r"^method\.solver: .*:Broken: solve failed while .* \(.*, line \d+: KeyError: 'lost'\)"
+    ):
         rehearsed(with_parts(solver="broken"))
 
 
