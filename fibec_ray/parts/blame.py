@@ -19,7 +19,7 @@ def what_failed(error: BaseException) -> str:
             f"{_place(error)}sets {error.errors()[0]['loc'][0]} on a part, which is frozen; keep it in the memory "
             "(on a device) or the state (on the server) that hooks are given and return"
         )
-    return f"{_place(error)}{type(error).__name__}: {error}"
+    return f"{_place(error)}{type(error).__name__}: {str(error) or 'no message'}"
 
 
 @contextmanager

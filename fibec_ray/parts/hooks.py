@@ -11,6 +11,7 @@ from types import FunctionType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fibec_ray.errors import ConfigError
+from fibec_ray.interrupts import signal_of
 
 NEAR = 0.85
 """How like a hook's name a method's must be, to be taken for a typing error in it."""
@@ -63,7 +64,13 @@ def _watched(hook: FunctionType, found: FunctionType, file: str) -> Callable[...
 
     @wraps(found)
     def call(self: Any, *args: Any, **named: Any) -> Any:
-        value = found(self, *args, **named)
+        try:
+            value = found(self, *args, **named)
+        except SystemExit as stop:
+            if signal_of(stop) is not None:
+                raise
+            error = RuntimeError(f"exit({stop.code}) in a hook; raise an error instead")
+            raise error.with_traceback(stop.__traceback__) from None
         if (misfit := _misfit(value, expected)) is not None:
             place = f"{file}, line {found.__code__.co_firstlineno}"
             raise ConfigError(f"{place}: {found.__qualname__} returned {misfit}; return {words}")

@@ -10,6 +10,11 @@ from conftest import make_digits
 
 from fibec_ray.cli.main import main
 
+LINES = {
+    "return {}['nothing']": "KeyError: 'nothing'",
+    "raise SystemExit(3)": "RuntimeError: exit(3) in a hook; raise an error instead",
+    "assert False": "AssertionError: no message",
+}
 HOOKS = {
     "penalty": ("objective", "Objective"),
     "visible": ("curriculum", "Curriculum"),
@@ -20,17 +25,19 @@ HOOKS = {
     "fault": ("aggregator", "Aggregator"),
 }
 
+LAST_WORDS = (("penalty", "raise SystemExit(3)"), ("combine", "raise SystemExit(3)"), ("combine", "assert False"))
 
-@pytest.mark.parametrize("hook", HOOKS)
+
+@pytest.mark.parametrize(("hook", "line"), [*((hook, "return {}['nothing']") for hook in HOOKS), *LAST_WORDS])
 def test_a_part_that_fails_is_named_with_its_line(
-    hook: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hook: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     axis, base = HOOKS[hook]
     lines = (
         f"from fibec_ray.parts.{axis}.base import {base}",
         f"class Broken({base}):",
         f"    def {hook}(self, *arguments, **named):",
-        "        return {}['nothing']",
+        f"        {line}",
     )
     (tmp_path / "broken.py").write_text("\n".join(lines))
     settings = make_digits(rounds=1, method={axis: "broken.py:Broken"})
@@ -38,7 +45,7 @@ def test_a_part_that_fails_is_named_with_its_line(
     assert main(["run", str(tmp_path / "broken.yaml"), "--out", str(tmp_path / "run")]) in (1, 2)
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("fibec-ray: ") and "Traceback" not in said
-    assert "broken.py, line 4: KeyError: 'nothing'" in said
+    assert f"broken.py, line 4: {LINES[line]}" in said
 
 
 def test_a_bug_of_the_package_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
