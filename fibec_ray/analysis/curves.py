@@ -22,26 +22,17 @@ class Axis:
     label: str
     units: tuple[Unit, ...]
 
-    def curve(
-        self,
-        stem: str,
-        title: str,
-        caption: str,
-        y_label: str,
-        series: Sequence[Series],
-        levels: tuple[tuple[str, float], ...] = (),
-    ) -> Curve:
-        """Scores over this column, in the unit that suits the largest x."""
-        largest = max((x for entry in series for x, _ in entry.points), default=0.0)
+    def over(self, curve: Curve) -> Curve:
+        """A curve of scores over this column, in the unit that suits the largest x."""
+        largest = max((x for entry in curve.series for x, _ in entry.points), default=0.0)
         unit = unit_for(largest, self.units) if self.units else Unit("", 1)
-        return Curve(
-            stem=f"{stem}_by_{self.stem}",
-            title=f"{title} by {self.title}",
-            caption=caption,
+        scaled = (tuple((x / unit.size, y) for x, y in entry.points) for entry in curve.series)
+        return replace(
+            curve,
+            stem=f"{curve.stem}_by_{self.stem}",
+            title=f"{curve.title} by {self.title}",
             x_label=f"{self.label} ({unit.name})" if unit.name else self.label,
-            y_label=y_label,
-            series=tuple(replace(entry, points=tuple((x / unit.size, y) for x, y in entry.points)) for entry in series),
-            levels=levels,
+            series=tuple(replace(entry, points=points) for entry, points in zip(curve.series, scaled, strict=True)),
             whole_x=self.column == "round",
             choice=self.title,
         )
@@ -70,21 +61,21 @@ _ANCHORS = {"majority": "majority class", "own_majority": "own majority class", 
 def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
     """Accuracy against rounds, simulated time, bytes and samples."""
     caption = "Accuracy after each evaluated round, against what it had cost by then."
-    return _by_axes(
-        tables, "accuracy", "Accuracy", caption, "accuracy (fraction correct)", _ACCURACIES, _levels(anchors)
-    )
+    curve = Curve("accuracy", "Accuracy", caption, "", "accuracy (fraction correct)", (), _levels(anchors))
+    return _by_axes(tables, curve, _ACCURACIES)
 
 
 def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
     """Evaluation loss against rounds, simulated time, bytes and samples."""
     caption = "Mean loss on test data after each evaluated round."
-    return _by_axes(tables, "evaluation_loss", "Evaluation loss", caption, _loss_unit(metric), _LOSSES)
+    curve = Curve("evaluation_loss", "Evaluation loss", caption, "", _loss_unit(metric), ())
+    return _by_axes(tables, curve, _LOSSES)
 
 
 def perplexity_curves(tables: RunTables) -> list[Curve]:
     """Of responses, where answers are texts."""
     caption = "Exp of the mean loss over all tokens of the test data's responses, after each evaluated round."
-    return _by_axes(tables, "perplexity", "Perplexity", caption, "perplexity", _PERPLEXITIES)
+    return _by_axes(tables, Curve("perplexity", "Perplexity", caption, "", "perplexity", ()), _PERPLEXITIES)
 
 
 def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> list[Curve]:
@@ -94,7 +85,7 @@ def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> li
     name = metric or "task metric"
     levels = _levels(anchors) if metric == "r2" else ()
     caption = "The task's own metric after each evaluated round."
-    return _by_axes(tables, "metric", name, caption, name, _METRICS, levels)
+    return _by_axes(tables, Curve("metric", name, caption, "", name, (), levels), _METRICS)
 
 
 def training_loss(tables: RunTables, metric: str | None = None) -> Curve:
@@ -143,18 +134,9 @@ def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> 
     return tuple(Series(label, tuple(points)) for label, points in found if any_finite(points))
 
 
-def _by_axes(
-    tables: RunTables,
-    stem: str,
-    title: str,
-    caption: str,
-    y_label: str,
-    columns: Sequence[tuple[str, str]],
-    levels: tuple[tuple[str, float], ...] = (),
-) -> list[Curve]:
+def _by_axes(tables: RunTables, curve: Curve, columns: Sequence[tuple[str, str]]) -> list[Curve]:
     """The same scores over each of AXES."""
-    found = [(axis, series_of(tables, axis.column, columns)) for axis in AXES]
-    return [axis.curve(stem, title, caption, y_label, series, levels) for axis, series in found]
+    return [axis.over(replace(curve, series=series_of(tables, axis.column, columns))) for axis in AXES]
 
 
 def _loss_unit(metric: str | None) -> str:

@@ -39,7 +39,7 @@ def overlay_cards(runs: Runs, metric: str | None) -> list[Card]:
 
 def _over(axis: Axis, runs: Runs, column: str, title: str) -> Curve:
     found = {name: [_rows(tables, axis.column, column) for tables in seeds] for name, seeds in runs.items()}
-    return axis.curve(column, title, _CAPTION, title.lower(), _series(found))
+    return axis.over(Curve(column, title, _CAPTION, "", title.lower(), _series(found)))
 
 
 def _by_round(runs: Runs, rows: Callable[[RunTables], Rows], stem: str, title: str, y_label: str) -> Curve:
