@@ -11,7 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,12 +90,6 @@ def open_bench(num_samples: int, folder: Path, threads: int, max_length: int = 4
     return Bench(job, worker.model, site.federation().train_shard(0), worker.batches(0), worker.initial)
 
 
-def seconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def time_table(bench: Bench, repeats: int) -> str:
     """Rounds of all works in turn, so that a change of the machine's speed meets all alike; medians of the rounds."""
     works: dict[str, Callable[[], None]] = {
@@ -110,7 +104,7 @@ def time_table(bench: Bench, repeats: int) -> str:
     found = {name: [] for name in works}  # type: dict[str, list[float]]
     for _ in range(repeats):
         for name, work in works.items():
-            found[name].append(seconds(work))
+            found[name].append(timeit.timeit(work, number=1))
     epochs = found["plain training epoch"]
     lines = [f"| {bench.shard.num_samples} samples | seconds | / training epoch |", "|---|---|---|"]
     for name, values in found.items():

@@ -5,7 +5,7 @@ One thread; products and attention of MiniLM's sizes, least time of several runs
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -23,13 +23,7 @@ WIDTHS = ((384, 384), (384, 1536), (1536, 384))
 
 def seconds(work: Callable[[], object], calls: int = 40, repeats: int = 5) -> float:
     work()
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        for _ in range(calls):
-            work()
-        found.append((time.perf_counter() - started) / calls)
-    return min(found)
+    return min(timeit.repeat(work, number=calls, repeat=repeats)) / calls
 
 
 def frozen(inputs: int, outputs: int) -> tuple[float, float]:
