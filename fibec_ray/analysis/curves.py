@@ -55,7 +55,7 @@ _PERPLEXITIES = (
     ("personal_perplexity", "personalised, all devices"),
 )
 _METRICS = (("global_metric", "global model, test set"), ("personal_metric", "personalised, all devices"))
-_ANCHORS = {"majority": "majority class", "own_majority": "own majority class", "mean": "mean", "own_mean": "own mean"}
+ANCHORS = {"majority": "majority class", "own_majority": "own majority class", "mean": "mean", "own_mean": "own mean"}
 
 
 def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
@@ -144,7 +144,7 @@ def _loss_unit(metric: str | None) -> str:
 
 
 def _levels(anchors: Anchors) -> tuple[tuple[str, float], ...]:
-    return tuple((f"{label} ({anchors[key]:.3f})", anchors[key]) for key, label in _ANCHORS.items() if key in anchors)
+    return tuple((f"{label} ({anchors[key]:.3f})", anchors[key]) for key, label in ANCHORS.items() if key in anchors)
 
 
 def _fraction(tables: RunTables, column: str, title: str, caption: str, y_label: str) -> Curve:

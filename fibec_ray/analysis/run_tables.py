@@ -104,14 +104,9 @@ def _layers(tables: RunTables) -> Table:
     columns = (
         Column("layer", lambda row: str(row["layer"])),
         Column("adapter", lambda row: "shared" if row["shared"] else "personal"),
-        *(
-            _number(title, name, ".4g")
-            for title, name in (
-                ("sensitivity", "sensitivity"),
-                ("Fisher mass", "fisher_mass"),
-                ("kept neurons", "kept_neurons"),
-            )
-        ),
+        _number("sensitivity", "sensitivity", ".4g"),
+        _number("Fisher mass", "fisher_mass", ".4g"),
+        _number("kept neurons", "kept_neurons", ".4g"),
     )
     note = "What the log last said of each layer. Shared: a global aggregation layer, whose adapter is sent."
     return Table("layers", "", columns, tuple(vars(layer) for layer in latest_layers(tables)), (note,))

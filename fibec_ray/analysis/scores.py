@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fibec_ray.analysis.curves import ANCHORS
 from fibec_ray.analysis.tables import RunTables
 
 RECENT = 3
@@ -32,16 +33,11 @@ class Score:
 
 
 _ROWS = (
-    ("global_accuracy", "Global accuracy", "majority", "majority class"),
-    ("personal_accuracy", "Personalised accuracy", "own_majority", "own majority class"),
-    (
-        "personal_accuracy_trained",
-        "Personalised accuracy, devices trained so far",
-        "own_majority",
-        "own majority class",
-    ),
-    ("global_metric", "Global {metric}", "mean", "mean"),
-    ("personal_metric", "Personalised {metric}", "own_mean", "own mean"),
+    ("global_accuracy", "Global accuracy", "majority"),
+    ("personal_accuracy", "Personalised accuracy", "own_majority"),
+    ("personal_accuracy_trained", "Personalised accuracy, devices trained so far", "own_majority"),
+    ("global_metric", "Global {metric}", "mean"),
+    ("personal_metric", "Personalised {metric}", "own_mean"),
 )
 
 
@@ -49,8 +45,8 @@ def scores_of(tables: RunTables, anchors: Mapping[str, float], metric: str | Non
     """A row for each evaluation column that has numbers; the task's metric only where it is another than accuracy."""
     rows = [row for row in _ROWS if metric != "accuracy" or not row[0].endswith("_metric")]
     found = [
-        _score(tables, column, label.format(metric=metric or "task metric"), anchors.get(anchor), anchor_label)
-        for column, label, anchor, anchor_label in rows
+        _score(tables, column, label.format(metric=metric or "task metric"), anchors.get(anchor), ANCHORS[anchor])
+        for column, label, anchor in rows
     ]
     return [score for score in found if score is not None]
 
