@@ -12,7 +12,7 @@ from fibec_ray.analysis.numbers import Model, RunNumbers, numbers_of
 from fibec_ray.analysis.places import place
 from fibec_ray.analysis.scores import RECENT
 from fibec_ray.analysis.statistics import Mean, Paired
-from fibec_ray.analysis.variants import Collection, Variant, sweep
+from fibec_ray.analysis.variants import Collection, sweep
 from fibec_ray.errors import RunDirError, UserError, did_you_mean
 
 
@@ -24,8 +24,6 @@ class Line:
     variant: str
     runs: Mapping[int, RunNumbers]
     """by seed"""
-    paired: Paired | None
-    """of the final scores of personal models; None for the reference, and without a seed that both have finished"""
 
     @property
     def num_seeds(self) -> int:
@@ -62,10 +60,12 @@ class Comparison:
         return next(line for line in self.lines if line.variant == variant)
 
     def paired(self, line: Line, value: Callable[[RunNumbers], float | None]) -> Paired | None:
-        """Differences of a number to the reference's; None for the reference itself."""
+        """Own minus the reference's, by seed, where both are known; None for the reference, and without such seeds."""
         if line.variant == self.reference:
             return None
-        return Paired.of(_differences(line.runs, self.line(self.reference).runs, value))
+        others = self.line(self.reference).runs
+        pairs = [(value(run), value(others[seed])) for seed, run in line.runs.items() if seed in others]
+        return Paired.of([own - other for own, other in pairs if own is not None and other is not None])
 
 
 def compare(sweep_dir: Path, recent: int = RECENT) -> Comparison:
@@ -89,7 +89,7 @@ def comparison_of(collection: Collection, recent: int = RECENT, reference: str |
         num_seeds=collection.num_seeds,
         score=next((run.score for run in runs[chosen].values()), "accuracy"),
         anchors={name: fmean(found[name] for found in anchors if name in found) for name in names},
-        lines=tuple(_line(variant, runs[variant.name], runs[chosen], chosen) for variant in collection.variants),
+        lines=tuple(Line(variant.group, variant.name, runs[variant.name]) for variant in collection.variants),
     )
 
 
@@ -107,19 +107,3 @@ def _reference(collection: Collection, wanted: str | None) -> str:
     if chosen not in names:
         raise UserError(f"no variant '{chosen}' to compare with; {did_you_mean(chosen, names)}")
     return chosen
-
-
-def _line(variant: Variant, runs: Mapping[int, RunNumbers], others: Mapping[int, RunNumbers], reference: str) -> Line:
-    differences = _differences(runs, others, lambda run: run.personal)
-    paired = None if variant.name == reference else Paired.of(differences)
-    return Line(variant.group, variant.name, runs, paired)
-
-
-def _differences(
-    runs: Mapping[int, RunNumbers],
-    others: Mapping[int, RunNumbers],
-    value: Callable[[RunNumbers], float | None],
-) -> list[float]:
-    """Own minus other, seed by seed, where both are known."""
-    pairs = [(value(run), value(others[seed])) for seed, run in runs.items() if seed in others]
-    return [own - other for own, other in pairs if own is not None and other is not None]

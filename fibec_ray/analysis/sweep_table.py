@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from itertools import groupby
 from pathlib import Path
 
 from fibec_ray.analysis.compare_tables import cost_text
 from fibec_ray.analysis.comparison import Comparison, Line, compare
 from fibec_ray.analysis.files import replace_file
-from fibec_ray.analysis.formats import NONE, escaped, fitted, listed_notes, spreadsheet_cell
+from fibec_ray.analysis.formats import NONE, Row, Table, as_csv, escaped, fitted, listed_notes
 from fibec_ray.analysis.scores import RECENT
-from fibec_ray.analysis.statistics import CONFIDENCE
+from fibec_ray.analysis.statistics import CONFIDENCE, Paired
 from fibec_ray.analysis.units import Unit, unit_for
 
 FLOP = (Unit("GFLOP", 1e9), Unit("TFLOP", 1e12), Unit("PFLOP", 1e15), Unit("EFLOP", 1e18))
@@ -22,19 +20,18 @@ ANCHORS = {
     "mean": "the mean",
     "own_mean": "each device's own mean",
 }
-COSTS = ("num_bytes", "num_samples", "flops", "sim_time_s", "wall_time_s")
-CSV_COLUMNS = (
-    "group", "variant", "seeds", "personal_{score}", "global_{score}", "difference", "half_width", "pairs", "matters",
-    "bytes", "samples", "flop", "sim_time_s", "wall_time_s",
-)  # fmt: skip
-"""score: accuracy or r2. difference: of the personal score to the reference, paired by seed; half_width: of its 95 %
-confidence interval."""
+COSTS = {
+    "bytes": "num_bytes", "samples": "num_samples", "flop": "flops", "sim_time_s": "sim_time_s",
+    "wall_time_s": "wall_time_s",
+}  # fmt: skip
+"""Columns of the CSV, and what the analysis calls them."""
 
 
 def write_table(sweep_dir: Path, recent: int = RECENT, width: int | None = None) -> str:
     """Writes both files from the runs that have finished so far. Returns the table, for a terminal of this width."""
     comparison = compare(sweep_dir, recent)
-    replace_file(sweep_dir / "table.csv", _csv(comparison).encode())
+    rows = tuple(_row(comparison, line) for line in comparison.lines)
+    replace_file(sweep_dir / "table.csv", as_csv(Table("table", "", (), rows)).encode())
     replace_file(sweep_dir / "table.md", markdown(comparison).encode())
     return markdown(comparison, width)
 
@@ -50,20 +47,21 @@ def markdown(comparison: Comparison, width: int | None = None) -> str:
     for group, lines in groupby(lines_by_group, key=lambda line: line.group):
         if group:
             rows.append([f"**{escaped(group)}**", *[""] * (len(head) - 1)])
-        rows.extend(_cells(line, comparison.reference, unit) for line in lines)
+        rows.extend(_cells(comparison, line, unit) for line in lines)
     return f"# Sweep {escaped(comparison.name)}\n\n{fitted(rows, width)}\n{listed_notes(_notes(comparison), width)}"
 
 
-def _cells(line: Line, reference: str, unit: Unit) -> list[str]:
+def _cells(comparison: Comparison, line: Line, unit: Unit) -> list[str]:
     units = {"num_bytes": 1e6, "flops": unit.size}
+    paired, is_reference = _paired(comparison, line), line.variant == comparison.reference
     return [
         escaped(line.variant),
         str(line.num_seeds),
         _score(line.number("personal")),
         _score(line.number("shared")),
-        "reference" if line.variant == reference else _difference(line),
-        "" if line.variant == reference else _matters(line),
-        *(cost_text(line.number(name), units.get(name, 1.0)) for name in COSTS),
+        "reference" if is_reference else _difference(paired),
+        "" if is_reference else _matters(paired),
+        *(cost_text(line.number(name), units.get(name, 1.0)) for name in COSTS.values()),
     ]
 
 
@@ -84,15 +82,18 @@ def _notes(comparison: Comparison) -> list[str]:
     return notes
 
 
-def _difference(line: Line) -> str:
-    if line.paired is None:
+def _paired(comparison: Comparison, line: Line) -> Paired | None:
+    return comparison.paired(line, lambda run: run.personal)
+
+
+def _difference(paired: Paired | None) -> str:
+    if paired is None:
         return NONE
-    half_width = line.paired.half_width
-    return f"{line.paired.mean:+.4f}" + ("" if half_width is None else f" ± {half_width:.4f}")
+    return f"{paired.mean:+.4f}" + ("" if paired.half_width is None else f" ± {paired.half_width:.4f}")
 
 
-def _matters(line: Line) -> str:
-    matters = line.paired.matters if line.paired else None
+def _matters(paired: Paired | None) -> str:
+    matters = paired.matters if paired else None
     return "?" if matters is None else "yes" if matters else "no"
 
 
@@ -100,19 +101,19 @@ def _score(value: float | None) -> str:
     return NONE if value is None else f"{value:.4f}"
 
 
-def _csv(comparison: Comparison) -> str:
-    """Plain units (B, FLOP, s), all digits; empty where unknown."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([column.format(score=comparison.score) for column in CSV_COLUMNS])
-    for line in comparison.lines:
-        is_reference = line.variant == comparison.reference
-        paired = line.paired
-        cells = [
-            line.group, line.variant, line.num_seeds, line.number("personal"), line.number("shared"),
-            paired and paired.mean, paired and paired.half_width, paired.num_pairs if paired else "",
-            "" if is_reference else _matters(line),
-            *map(line.number, COSTS),
-        ]  # fmt: skip
-        writer.writerow(map(spreadsheet_cell, cells))
-    return out.getvalue()
+def _row(comparison: Comparison, line: Line) -> Row:
+    """Plain units (B, FLOP, s). difference: of the personal score to the reference, paired by seed; half_width: of its
+    95 % confidence interval."""
+    paired = _paired(comparison, line)
+    return {
+        "group": line.group,
+        "variant": line.variant,
+        "seeds": line.num_seeds,
+        f"personal_{comparison.score}": line.number("personal"),
+        f"global_{comparison.score}": line.number("shared"),
+        "difference": paired and paired.mean,
+        "half_width": paired and paired.half_width,
+        "pairs": paired and paired.num_pairs,
+        "matters": "" if line.variant == comparison.reference else _matters(paired),
+        **{column: line.number(name) for column, name in COSTS.items()},
+    }

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from fibec_ray.analysis.comparison import Comparison, Line, compare
+from fibec_ray.analysis.statistics import Paired
 from fibec_ray.analysis.sweep_table import write_table
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.schema import ROUNDS
@@ -69,6 +70,11 @@ def lines_of(comparison: Comparison) -> dict[str, Line]:
     return {line.variant: line for line in comparison.lines}
 
 
+def paired(comparison: Comparison, variant: str) -> Paired | None:
+    """Personal scores against the reference's."""
+    return comparison.paired(comparison.line(variant), lambda run: run.personal)
+
+
 def table_rows(markdown: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" |")] for line in markdown.splitlines() if line[:1] == "|"]
 
@@ -99,9 +105,8 @@ def test_how_many_evaluations_is_a_parameter(recent: int, expected: float, three
 
 def test_differences_are_paired_by_seed(three_seeds: Path) -> None:
     """Unpaired, the seeds' own spread of .1 would drown the differences of `far`."""
-    lines = lines_of(compare(three_seeds))
-    near, far = lines["near"].paired, lines["far"].paired
-    assert near and far and lines["base"].paired is None
+    near, far, base = (paired(compare(three_seeds), name) for name in ("near", "far", "base"))
+    assert near and far and base is None
     assert (near.mean, far.mean) == (pytest.approx(0.1), pytest.approx(0.11))
     assert near.half_width == pytest.approx(T2 * 0.05 / 3**0.5, rel=1e-5)
     assert far.half_width == pytest.approx(T2 * 0.01 / 3**0.5, rel=1e-5)
@@ -129,17 +134,17 @@ def test_only_finished_runs_count_and_only_seeds_in_common_are_paired(tmp_path: 
     lines = lines_of(compare(out))
     assert (lines["base"].num_seeds, lines["other"].num_seeds) == (2, 3)
     assert lines["other"].number("personal") == pytest.approx((0.62 + 0.64 + 0.7) / 3)
-    paired = lines["other"].paired
-    assert paired and (paired.num_pairs, paired.mean) == (2, pytest.approx(0.03))
-    assert paired.half_width == pytest.approx(T1 * 0.01, rel=1e-5)  # deviation .01 sqrt 2, over sqrt 2
+    found = paired(compare(out), "other")
+    assert found and (found.num_pairs, found.mean) == (2, pytest.approx(0.03))
+    assert found.half_width == pytest.approx(T1 * 0.01, rel=1e-5)  # deviation .01 sqrt 2, over sqrt 2
 
 
 def test_one_pair_has_a_difference_and_no_interval(tmp_path: Path) -> None:
     out = a_sweep(tmp_path, seeds=(4,), base="", other="")
     a_run(out, "base", 4, 0.5)
     a_run(out, "other", 4, 0.4)
-    paired = lines_of(compare(out))["other"].paired
-    assert paired and (paired.half_width, paired.matters) == (None, None)
+    found = paired(compare(out), "other")
+    assert found and (found.half_width, found.matters) == (None, None)
     assert table_rows(write_table(out))[-1][4:6] == ["-0.1000", "?"]
 
 
