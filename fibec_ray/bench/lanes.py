@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import resource
-import time
+import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -104,18 +104,13 @@ class Trial:
 
     def seconds(self, steps: int) -> float:
         """Median of some steps, after two that warm up."""
-        found = []
-        for _ in range(steps + 2):
-            self._wait()
-            started = time.perf_counter()
-            self.step()
-            self._wait()
-            found.append(time.perf_counter() - started)
-        return median(found[2:])
 
-    def _wait(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        def step() -> None:
+            self.step()
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize()
+
+        return median(timeit.repeat(step, number=1, repeat=steps + 2)[2:])
 
 
 def peak_memory(device: str) -> float:
