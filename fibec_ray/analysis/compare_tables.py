@@ -53,8 +53,7 @@ def devices(comparison: Comparison) -> Table:
     """How personal accuracy spreads over devices; no rows where no log has it."""
     names = ("worst_decile", "median", "best_decile", "mean", "deviation")
     rows = [_device_row(line, names) for line in comparison.lines if any(run.spread for run in line.runs.values())]
-    titles = ("worst decile", "median", "best decile", "mean", "deviation")
-    columns = (_VARIANT, _SEEDS, *(_score(title, name) for title, name in zip(titles, names, strict=True)))
+    columns = (_VARIANT, _SEEDS, *(_score(name.replace("_", " "), name) for name in names))
     notes = (
         "Accuracy of each device's own model on its own test shard at the last evaluation; each device counts once.",
         "Worst decile: mean of the tenth of the devices that score lowest. Deviation: over devices. Means over seeds.",

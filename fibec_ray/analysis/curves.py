@@ -44,17 +44,7 @@ AXES = (
     Axis("bytes_total", "bytes", "bytes", "sent both ways", BYTES),
     Axis("num_samples_total", "samples", "samples", "training samples visited, repeats included", COUNT),
 )
-_ACCURACIES = (
-    ("global_accuracy", "global model, test set"),
-    ("personal_accuracy", "personalised, all devices"),
-    ("personal_accuracy_trained", "personalised, devices trained so far"),
-)
-_LOSSES = (("global_loss", "global model, test set"), ("personal_loss", "personalised, all devices"))
-_PERPLEXITIES = (
-    ("global_perplexity", "global model, test set"),
-    ("personal_perplexity", "personalised, all devices"),
-)
-_METRICS = (("global_metric", "global model, test set"), ("personal_metric", "personalised, all devices"))
+_TRAINED = ("personal_accuracy_trained", "personalised, devices trained so far")
 ANCHORS = {"majority": "majority class", "own_majority": "own majority class", "mean": "mean", "own_mean": "own mean"}
 
 
@@ -62,20 +52,20 @@ def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
     """Accuracy against rounds, simulated time, bytes and samples."""
     caption = "Accuracy after each evaluated round, against what it had cost by then."
     curve = Curve("accuracy", "Accuracy", caption, "", "accuracy (fraction correct)", (), _levels(anchors))
-    return _by_axes(tables, curve, _ACCURACIES)
+    return _by_axes(tables, curve, "accuracy", _TRAINED)
 
 
 def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
     """Evaluation loss against rounds, simulated time, bytes and samples."""
     caption = "Mean loss on test data after each evaluated round."
     curve = Curve("evaluation_loss", "Evaluation loss", caption, "", _loss_unit(metric), ())
-    return _by_axes(tables, curve, _LOSSES)
+    return _by_axes(tables, curve, "loss")
 
 
 def perplexity_curves(tables: RunTables) -> list[Curve]:
     """Of responses, where answers are texts."""
     caption = "Exp of the mean loss over all tokens of the test data's responses, after each evaluated round."
-    return _by_axes(tables, Curve("perplexity", "Perplexity", caption, "", "perplexity", ()), _PERPLEXITIES)
+    return _by_axes(tables, Curve("perplexity", "Perplexity", caption, "", "perplexity", ()), "perplexity")
 
 
 def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> list[Curve]:
@@ -85,7 +75,7 @@ def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> li
     name = metric or "task metric"
     levels = _levels(anchors) if metric == "r2" else ()
     caption = "The task's own metric after each evaluated round."
-    return _by_axes(tables, Curve("metric", name, caption, "", name, (), levels), _METRICS)
+    return _by_axes(tables, Curve("metric", name, caption, "", name, (), levels), "metric")
 
 
 def training_loss(tables: RunTables, metric: str | None = None) -> Curve:
@@ -134,8 +124,9 @@ def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> 
     return tuple(Series(label, tuple(points)) for label, points in found if any_finite(points))
 
 
-def _by_axes(tables: RunTables, curve: Curve, columns: Sequence[tuple[str, str]]) -> list[Curve]:
-    """The same scores over each of AXES."""
+def _by_axes(tables: RunTables, curve: Curve, name: str, *more: tuple[str, str]) -> list[Curve]:
+    """A number of both kinds of model over each of AXES. more: further columns, with what they are called."""
+    columns = [(f"global_{name}", "global model, test set"), (f"personal_{name}", "personalised, all devices"), *more]
     return [axis.over(replace(curve, series=series_of(tables, axis.column, columns))) for axis in AXES]
 
 

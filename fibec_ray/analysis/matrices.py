@@ -54,13 +54,13 @@ def layer_heats(tables: RunTables) -> list[Heat]:
     frame = tables.layers.with_columns(pl.col("shared").cast(pl.Float64))
     if not frame.get_column("sensitivity").is_not_null().any() and frame.get_column("shared").min() == 1:
         return []  # nothing looks at layers
-    return [heat for drawn in _LAYERS if (heat := _heat(frame, "layer", drawn, "layer", "Layers")) is not None]
+    return [heat for drawn in _LAYERS if (heat := _heat(frame, "layer", drawn)) is not None]
 
 
 def device_heats(tables: RunTables) -> list[Heat]:
     """Who ran when, how long, where and how often again."""
     frame = tables.devices.filter(pl.col("round") >= 0)
-    found = [heat for drawn in _DEVICES if (heat := _heat(frame, "device", drawn, "device", "Devices")) is not None]
+    found = [heat for drawn in _DEVICES if (heat := _heat(frame, "device", drawn)) is not None]
     return [*found, *_actors(frame)]
 
 
@@ -72,14 +72,12 @@ def _actors(frame: pl.DataFrame) -> list[Heat]:
     numbers = {name: float(at) for at, name in enumerate(names)}
     where = frame.with_columns(pl.col("actor").replace_strict(numbers, return_dtype=pl.Float64))
     drawn = _Drawn("actor", "actor", "actor", f"Who did the work: {len(names)} in all.", "last")
-    found = _heat(where, "device", drawn, "device", "Devices", tuple(names))
+    found = _heat(where, "device", drawn, tuple(names))
     return [found] if found else []
 
 
-def _heat(
-    frame: pl.DataFrame, row: str, drawn: _Drawn, y_label: str, title: str, names: tuple[str, ...] = ()
-) -> Heat | None:
-    """None where the log has no such values, or only zeros."""
+def _heat(frame: pl.DataFrame, row: str, drawn: _Drawn, names: tuple[str, ...] = ()) -> Heat | None:
+    """row: layer or device. None where the log has no such values, or only zeros."""
     known = frame.filter(pl.col(drawn.column).is_not_null())
     if not len(known) or (drawn.how == "max" and not known.get_column(drawn.column).max()):
         return None
@@ -89,10 +87,10 @@ def _heat(
     cells = _cells(known, row, ids, per_row, first, per_column, drawn)
     return Heat(
         stem=f"{row}s_{drawn.column}",
-        title=f"{title}: {drawn.choice}",
+        title=f"{row.capitalize()}s: {drawn.choice}",
         caption=drawn.caption + _binning(row, per_row, per_column, drawn.how),
         x_label=ROUNDS,
-        y_label=y_label,
+        y_label=row,
         value_label=drawn.value_label,
         columns=tuple(first + 1 + at * per_column for at in range(len(cells[0]))),
         rows=tuple(_row_label(ids[at : at + per_row]) for at in range(0, len(ids), per_row)),
