@@ -6,7 +6,7 @@ second found it. Bytes and operations depend on nothing but the experiment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fibec_ray.config.experiment import Experiment
@@ -58,21 +58,14 @@ class Work:
 
 
 def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
-    job, exchange = rehearsal.job, Exchange(rehearsal)
-    opened = [exchange.opening(device) for device in range(job.num_devices)]
+    job, exchange, planned = rehearsal.job, Exchange(rehearsal), cohorts(rehearsal.job)
+    opened = _both_ways(exchange.opening(device) for device in range(job.num_devices))
     rounds = [
-        [exchange.message(device, t, len(samples.train[device])) for device in cohort]
-        for t, cohort in enumerate(cohorts(job))
+        _both_ways(exchange.message(device, t, len(samples.train[device])) for device in cohort)
+        for t, cohort in enumerate(planned)
     ]
-    last = rounds[-1]
-    return Traffic(
-        _sum(opened, lambda message: message.down),
-        _sum(opened, lambda message: message.up),
-        _sum(last, lambda message: message.down) // len(last),
-        _sum(last, lambda message: message.up) // len(last),
-        tuple(_sum(each, lambda message: message.down) for each in rounds),
-        tuple(_sum(each, lambda message: message.up) for each in rounds),
-    )
+    (down, up), size = rounds[-1], len(planned[-1])
+    return Traffic(*opened, down // size, up // size, *zip(*rounds, strict=True))
 
 
 def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: Seats, rate: float) -> Work:
@@ -97,5 +90,7 @@ def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: 
     return Work(opened.flops, flops, evaluated.flops, start_s, opening_s, rounds_s / job.rounds, run_s)
 
 
-def _sum(messages: Sequence[Message], part: Callable[[Message], int]) -> int:
-    return sum(map(part, messages))
+def _both_ways(messages: Iterable[Message]) -> tuple[int, int]:
+    """Bytes down and up."""
+    found = list(messages)
+    return sum(message.down for message in found), sum(message.up for message in found)
