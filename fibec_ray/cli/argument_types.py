@@ -55,6 +55,11 @@ def at_least_one(text: str) -> int:
     return number
 
 
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    what = "run directories or URLs, or sweep directories"
+    parser.add_argument("runs", nargs="+", type=place, metavar="RUN", help=what)
+
+
 def add_config(parser: argparse.ArgumentParser, metavar: str = "CONFIG", what: str = "experiment, a YAML file") -> None:
     parser.epilog = RUNS_CODE
     parser.add_argument("config", type=path, metavar=metavar, help=what)

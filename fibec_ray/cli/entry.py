@@ -8,7 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fibec_ray.cli.streams import ReaderGone, lasting
@@ -46,7 +46,9 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
             arguments = parse()
             out.quits = arguments.prints
             _quiet()
-            with _parts_blamed():
+            from fibec_ray.parts.blame import blamed
+
+            with blamed():
                 arguments.command(arguments)
             out.flush()
         except FibecError as error:
@@ -62,20 +64,10 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
             number = signal_of(stop)
             if number is None:
                 raise
-            return _interrupted(stop, number)
+            with suppress(KeyboardInterrupt):  # an impatient second Ctrl-C
+                _say("; ".join(["interrupted", *getattr(stop, "__notes__", ())]))
+            return 128 + number
         return CANNOT_PRINT if arguments.prints and out.failed else 0
-
-
-def _parts_blamed() -> AbstractContextManager[None]:
-    from fibec_ray.parts.blame import blamed
-
-    return blamed()
-
-
-def _interrupted(stop: BaseException, number: int) -> int:
-    with suppress(KeyboardInterrupt):  # an impatient second Ctrl-C
-        _say("; ".join(["interrupted", *getattr(stop, "__notes__", ())]))
-    return 128 + number
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fibec_ray.cli import entry
-from fibec_ray.cli.argument_types import RUNS_CODE, add_config, at_least_one, path, place
+from fibec_ray.cli.argument_types import RUNS_CODE, add_config, add_runs, at_least_one, path, place
 from fibec_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes are those of entry.run."""
     if argv is None:
         entry.speak_utf8()
-    return entry.run(partial(_checked, argv))
+    return entry.run(partial(_parse, argv))
 
 
 KEPT_CODE = "Runs the Python files in RUN/parts, if the run has parts of somebody's own."
@@ -37,12 +37,6 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(**options)
         self.color = False
-
-
-def _checked(argv: Sequence[str] | None) -> argparse.Namespace:
-    arguments = _parse(argv)
-    _refuse_secrets(arguments)
-    return arguments
 
 
 def _refuse_secrets(arguments: argparse.Namespace) -> None:
@@ -69,6 +63,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
+    _refuse_secrets(arguments)
     return arguments
 
 
@@ -127,9 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     methods.set_defaults(command=_methods, prints=True)
 
     report = commands.add_parser("report", help="draw runs into one HTML page, and into figures for a paper")
-    report.add_argument(
-        "runs", nargs="+", type=place, metavar="RUN", help="run directories or URLs, or sweep directories"
-    )
+    add_runs(report)
     report.add_argument("--out", type=path, metavar="FILE", help="page (default: RUN/report.html, or report.html)")
     report.add_argument("--figures", type=path, metavar="DIR", help="write every figure there too, as PNG and SVG")
     report.set_defaults(command=_report)
@@ -171,9 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", type=place, metavar="RUN", help="run directories or URLs, or sweep directories"
-    )
+    add_runs(parser)
     parser.add_argument("--reference", metavar="NAME", help="whom to compare with (default: the sweep's, or the first)")
     parser.add_argument("--target", type=float, action="append", metavar="X", help="score to get to; may be repeated")
     parser.add_argument("--model", choices=("personal", "global"), help="whose score (default: personal, if there is)")
