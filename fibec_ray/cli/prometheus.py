@@ -62,18 +62,11 @@ class RunMetrics(Watcher):
             self._set(name, row[name])
         self._set("device_rounds_per_s", arrived / seconds if seconds > 0 else None)
         self._set("driver_memory_bytes", psutil.Process().memory_info().rss)
-        for name, amount in self._amounts(row, arrived).items():
+        amounts = {"rounds": 1, "device_rounds": arrived, "lost_devices": row["num_lost"]}
+        amounts |= {"bytes_up": row["bytes_up"], "bytes_down": row["bytes_down"]}
+        for name, amount in amounts.items():
             if amount:
                 self._counters[name].inc(amount)
-
-    def _amounts(self, row: Row, arrived: int) -> dict[str, int]:
-        return {
-            "rounds": 1,
-            "device_rounds": arrived,
-            "lost_devices": row["num_lost"],
-            "bytes_up": row["bytes_up"],
-            "bytes_down": row["bytes_down"],
-        }
 
     def _set(self, name: str, value: float | None) -> None:
         if value is not None:
