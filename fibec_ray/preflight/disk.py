@@ -8,10 +8,8 @@ from pathlib import Path
 
 from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.learning.job import Job
-from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.exchange import Exchange
 from fibec_ray.preflight.samples import Samples
-from fibec_ray.tensors import num_bytes
 from fibec_ray.types import OPENING_ROUND
 
 PART_BYTES = {"rounds": 12_000, "devices": 12_500, "layers": 2_800, "batches": 2_800, "evaluations": 2_800}
@@ -81,10 +79,6 @@ def log_bytes(job: Job, samples: Samples, num_layers: int, config_bytes: int) ->
     batches = sum(-(-len(part) // job.local.batch_size) for part in samples.train) if opened else 0
     rows = {"devices": devices, "layers": (rounds + 1) * num_layers, "batches": batches}
     return parts + sum(ROW_BYTES[table] * count for table, count in rows.items())
-
-
-def adapter_bytes(anatomy: Anatomy) -> int:
-    return num_bytes(anatomy.initial)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -135,8 +135,3 @@ def largest_batch(job: Job, samples: Samples) -> tuple[int, int]:
         for rows in fixed_batches(job.seed, device, len(lengths), job.local.batch_size):
             sizes.append((len(rows), int(lengths[rows.numpy()].max())))
     return max(sizes, key=lambda size: size[0] * size[1])
-
-
-def prepare_bytes(anatomy: Anatomy, is_there: bool) -> int:
-    """To make the base weights of a node, in their own type, before it trains."""
-    return 0 if is_there else PROCESS_BYTES + anatomy.base_bytes

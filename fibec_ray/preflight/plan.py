@@ -103,7 +103,7 @@ def make_plan(
         disk.state_files(job, experiment.checkpoint, exchange, samples, cohorts(job)),
         disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
-        disk.adapter_bytes(anatomy),
+        num_bytes(anatomy.initial),
     )
     return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room, holding)
 
@@ -172,7 +172,8 @@ def _memory_and_seats(
         actor, lanes = actor_of(seats.lanes), seats.lanes
         need = replace(need, pooled=actor.private, lanes=lanes if sharing and fleet.known_lanes is None else None)
         seats = replace(_seats(experiment, job, room, need), lanes=lanes)
-    prepare = memory.prepare_bytes(anatomy, room.base_is_there or isinstance(job.backbone, Net))
+    is_made = room.base_is_there or isinstance(job.backbone, Net)
+    prepare = 0 if is_made else memory.PROCESS_BYTES + anatomy.base_bytes
     total = seats.placement.num_actors * actor.private + need.fixed
     available = room.resources.memory_bytes
     on_gpus = sharing, sharing * actor.gpu, room.resources.gpu_memory
