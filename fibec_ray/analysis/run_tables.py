@@ -133,7 +133,7 @@ def _actors(tables: RunTables) -> Table:
         pl.col("compute_s").sum(),
         pl.col("peak_memory_bytes").max(),
     )
-    found = tables.devices.group_by("actor").agg(*how).sort("compute_s", descending=True)
+    found = tables.devices.group_by("actor").agg(*how).sort("compute_s", "actor", descending=[True, False])
     columns = (
         Column("actor", lambda row: str(row["actor"])),
         _count("device-rounds", "device_rounds"),

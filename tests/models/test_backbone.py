@@ -152,7 +152,7 @@ process = psutil.Process()
 ids = torch.ones(2, 8, dtype=torch.int64)
 batch = Batch(ids, ids, torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
 def use(folder):
-    model = TorchModel(spec, folder, Lora(target_modules=("query",)), 3, None, 0)
+    model = TorchModel(ModelSpec(spec, Lora(target_modules=("query",)), 3), folder)
     model.forward(batch).losses.sum().backward()
     return model
 use(small)  # so that what the first model imports does not count
