@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from fibec_ray.environment import read
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import FleetError, RunDirError
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order
 from fibec_ray.learning.federation import Federation
@@ -24,6 +24,7 @@ from fibec_ray.model_types import LocalModel
 from fibec_ray.models.nets import Net
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.models.spec import Backbone
+from fibec_ray.parts import own
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions
@@ -47,17 +48,25 @@ class Site:
     """that a GPU was planned to have room for; None: it was not planned"""
 
     def __getstate__(self) -> dict[str, Any]:
-        """The job travels packed. An actor unpacks it in its first call: what goes wrong then, such as a part that its
-        node does not have, reaches the driver, and what goes wrong while Ray makes an actor does not."""
+        """The job travels as plain values. An actor builds it in its first call. What goes wrong then, such as a part
+        that its node does not have, reaches the driver; what goes wrong while Ray makes an actor does not."""
         state = dict(self.__dict__)
-        return {"packed": pickle.dumps(state.pop("job"))} | state if "job" in state else state
+        if job := state.pop("job", None):
+            state["packed"] = job.model_dump(mode="json"), tuple(job.method.sources.values())
+        return state
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             if name != "job" or "packed" not in self.__dict__:
                 raise AttributeError(name)
-            object.__setattr__(self, "job", pickle.loads(self.__dict__["packed"]))
+            values, sources = self.__dict__["packed"]
+            for source in sources:
+                own.arrive(source)
+            try:
+                object.__setattr__(self, "job", Job.model_validate(values))
+            except ValidationError as error:  # it was valid where it came from
+                raise FleetError(f"{error.errors()[0]['msg']}; {own.NOT_AT_THE_TOP}") from error
             del self.__dict__["packed"]
             return self.job
 

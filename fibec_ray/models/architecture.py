@@ -33,8 +33,8 @@ def config_of(spec: Backbone, **extra: Any) -> Any:
             config = AutoConfig.for_model(**{**spec.config, **extra})
         else:
             source = locate(spec.name or "minilm")
-            options = {"revision": revision(spec, source), "trust_remote_code": False}
-            config = AutoConfig.from_pretrained(source, **options, **extra)
+            version = revision(spec, source)
+            config = AutoConfig.from_pretrained(source, revision=version, trust_remote_code=False, **extra)
     except Exception as error:  # the errors of transformers, huggingface_hub and safetensors have no common root
         if spec.config is not None:
             raise ModelError(no_model(spec, error)) from error

@@ -38,6 +38,7 @@ FIELDS = (
     "write a hyper-parameter as NAME: TYPE = DEFAULT, of a type that YAML has and the file imports, and anything else "
     "as NAME: ClassVar = VALUE"
 )
+NOT_AT_THE_TOP = "other processes cannot have this class: it is not at the top level of a file or module; put it there"
 _known: dict[str, type[Any]] = {}
 """The newest class of each kind in this process."""
 
@@ -126,21 +127,24 @@ def load_file(path: Path) -> ModuleType:
 
 def arrived(kind: str, source: Source) -> Any:
     """A part without its fields yet, which another process sent. Raises FleetError if its class cannot be had here."""
-    node, cls = f"node {platform.node()}", _known.get(kind)
+    cls = _known.get(kind)
     if cls is not None and source_of(cls) == source:
         return object.__new__(cls)
+    found = vars(arrive(source)).get(kind.rpartition(":")[2])
+    if found is None:
+        raise FleetError(f"{kind}: {NOT_AT_THE_TOP}")
+    return object.__new__(found)
+
+
+def arrive(source: Source) -> ModuleType:
+    """The module of a source that another process sent. Raises FleetError if it cannot be had here."""
     try:
         module = _run(source, source.name) if source.text is not None else _imported(source.name)
         if _source(module) != source:
             raise ValueError("is another one than the run began with; install the same version on every node")
-        cls = vars(module)[kind.rpartition(":")[2]]
-        return object.__new__(cls)
-    except KeyError as error:
-        raise FleetError(
-            f"{kind}: {node} cannot have this class: it is not at the top level of a file or module; put it there"
-        ) from error
+        return module
     except ValueError as error:
-        raise FleetError(f"{kind}: {node}: {error}") from error
+        raise FleetError(f"{source.name}: node {platform.node()}: {error}") from error
 
 
 def source_of(cls: type[Any]) -> Source:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,8 +17,9 @@ from safetensors.torch import load_file
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check
-from fibec_ray.errors import ConfigError, ModelError, RunError
+from fibec_ray.errors import ConfigError, FibecError, ModelError
 from fibec_ray.method import AXES, Method
+from fibec_ray.parts.blame import what_failed
 from fibec_ray.parts.part import Part, contract_of
 from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import log_digest, read_devices
@@ -212,18 +211,10 @@ def verdicts(part: type[Part], beside: Mapping[str, Any], folder: Path, ray: boo
             nowhere = name == "plan" and "FAILED" not in said  # no experiment has tried the part
             verdict, text = ("FAILED" if nowhere else "skipped"), str(reason)
         except (Exception, SystemExit) as error:
-            verdict, text = "FAILED", _reason(error, inspect.getfile(part))
+            verdict, text = "FAILED", _reason(error)
         said.add(verdict)
         yield name, verdict, text
 
 
-def _reason(error: BaseException, file: str) -> str:
-    """What went wrong, and the last line of the user's file that ran."""
-    text = " ".join(str(error).split())
-    told = text if isinstance(error, Broken | RunError) else f"{type(error).__name__}: {text}"
-    lines, cause = list[str](), error
-    while cause:
-        trace = traceback.extract_tb(cause.__traceback__)
-        lines += [f"line {frame.lineno}, in {frame.name}" for frame in trace if frame.filename == file]
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    return f"{told} ({lines[-1]})" if lines else told
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) if isinstance(error, Broken | FibecError) else what_failed(error)
