@@ -125,7 +125,7 @@ def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> 
 
 
 def _by_axes(tables: RunTables, curve: Curve, name: str, *more: tuple[str, str]) -> list[Curve]:
-    """A number of both kinds of model over each of AXES. more: further columns, with what they are called."""
+    """A number of global and personal models over each of AXES. more: further columns and their labels."""
     columns = [(f"global_{name}", "global model, test set"), (f"personal_{name}", "personalised, all devices"), *more]
     return [axis.over(replace(curve, series=series_of(tables, axis.column, columns))) for axis in AXES]
 

@@ -15,7 +15,7 @@ from fibec_ray.parts import own
 from fibec_ray.parts.part import Part, contract_of
 
 Row = tuple[str, str, str, str]
-"""kind, axis, what it is, where it is"""
+"""kind, axis, summary, source"""
 
 
 def method_table(methods: Sequence[tuple[str, Method]]) -> None:
@@ -65,7 +65,7 @@ def _row(cls: type[Part]) -> Row:
 
 def part_table(rows: Sequence[Row]) -> None:
     if rows:
-        table = Table("part", "axis", "what it is", "where it is")
+        table = Table("part", "axis", "summary", "source")
         for row in rows:
             table.add_row(*row)
         print_table(make_console(), table, fold_in_pipes=False)

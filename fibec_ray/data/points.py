@@ -1,7 +1,7 @@
 """The embedded samples that are no text: images of digits, and a regression. Neither needs a network.
 
-Digits: Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, 1998), of which scikit-learn has the test
-part, 1,797 images of 8 x 8.
+Digits: Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, 1998): the test
+part that ships with scikit-learn, 1,797 images of 8 x 8.
 
 Regression: a function on [-1, 1]^d whose domain is cut into regions, which partitions deal to devices.
 

@@ -1,4 +1,4 @@
-"""One device's part in one round: what it starts from, what it is lent to train, what it sends and what it keeps."""
+"""One device's work in one round: its starting point, its solver's session, its update and its new state."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ def bytes_that_stay(module: nn.Module) -> int:
 class Shelves:
     """Which weights of a base lie on which GPU of an actor that has several (`backend: spread`).
 
-    All computing is on the first GPU, and the others hold what it has no room for: the adapter, its gradients and all
-    that methods make of them stay on one device, and every method gives the bits that it gives on one GPU.
+    The first GPU does all the computing. The others store the layers that do not fit there. The adapter and its
+    gradients stay on the first one, so every method gives the same bits as on a single GPU.
 
     first: bytes that the GPU which computes has for the base; others: the same of the others, in their order.
 

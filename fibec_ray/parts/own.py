@@ -56,7 +56,7 @@ class Source:
 
 
 def find(kind: str, contract: type[Any]) -> type[Any] | None:
-    """The class of a user's own that a kind names; None for a word that no package offers. Runs what it is in.
+    """The user's class that a kind names; None for a word that no package offers. Runs its file or module.
 
     contract: the base class of its axis. Raises ValueError with what is wrong, and what to do.
     """
@@ -189,7 +189,7 @@ def _offered(name: str, contract: type[Any]) -> type[Any] | None:
 
 
 def _axis_of(found: Any, contract: type[Any]) -> str | None:
-    """Of a part that is on another axis; None for what is no part."""
+    """The axis of a part that belongs to another one; None for anything else."""
     root = contract.__bases__[0]
     bases = found.__mro__ if isinstance(found, type) else ()
     return next((cls.__name__.lower() for cls in bases if root in cls.__bases__ and not is_own(cls)), None)

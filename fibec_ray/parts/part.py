@@ -37,8 +37,8 @@ LACKING: dict[Need, str] = {
     "pass",
     "whole": "cannot do with ranks that differ or tensors that take turns, which {other} has; set one of: {able}",
 }
-"""What is said of a part that needs what another lacks. other: names that one; neutral: the axis's part that changes
-nothing; able: the kinds of the axis that do not need it."""
+"""The message for a part whose need another one lacks. other: that one's name; neutral: the axis's part that changes
+nothing; able: the kinds of the axis without this need."""
 
 
 class Setting(NamedTuple):

@@ -1,4 +1,4 @@
-"""Joins a Ray cluster or starts a local one, and says what it has."""
+"""Joins a Ray cluster or starts a local one, and reports its resources."""
 
 from __future__ import annotations
 

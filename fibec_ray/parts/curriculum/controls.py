@@ -1,4 +1,4 @@
-"""The controls of every curriculum claim: the same pacing over an order that means nothing, or over no order at all."""
+"""Control curricula: the same pacing as others, over a random order or over units drawn anew each round."""
 
 from __future__ import annotations
 
