@@ -96,7 +96,7 @@ def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
         f"cd -- {folder} || exit 3; size=$(tar -cz {names} . | wc -c); "
         f'if [ "$size" -gt {MOST_MB * 1_000_000} ]; then echo "fibec-ray: $size bytes are more than a log carries; '
         f'submit with --out URL, or copy the folder"; exit 4; fi; '
-        f"echo {MARK}; tar -cz {names} . | base64"
+        f"echo {MARK}; tar -cz {names} . | base64 && echo {MARK}"
     )
     cluster.submit(command, id_, {}, {HELPER: "fetch"})
     packing = settled(cluster, id_)
@@ -105,4 +105,4 @@ def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
         refuse_failure(packing, log)
     except JobFailed as error:
         raise RunDirError(f"{out}: cannot be brought from the cluster: {error}") from error
-    return log.rpartition(f"{MARK}\n")[2]
+    return log.rpartition(f"{MARK}\n")[0].rpartition(f"{MARK}\n")[2]  # Ray may add lines of its own behind it

@@ -66,6 +66,18 @@ def test_a_run_comes_through_the_log_of_a_job(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "home"]
 
 
+def test_lines_of_ray_around_the_run_are_none_of_it(tmp_path: Path) -> None:
+    class Chatty(OneShell):
+        def submit(self, entrypoint: str, id_: str, runtime_env: Any, metadata: Any) -> None:
+            super().submit(entrypoint, id_, runtime_env, metadata)
+            entry = f"INFO job_manager.py:581 -- Running entrypoint for job {id_}: {entrypoint}"
+            self._logs[id_] = f"{entry}\n{self._logs[id_]}INFO job_supervisor.py -- the job has ended\n"
+
+    a_run(tmp_path / "home" / "fibec_ray_runs" / "mine")
+    fetch(Chatty(tmp_path / "home"), job(f"{RUNS}/mine"), tmp_path / "here")  # type: ignore[arg-type]
+    assert files_in(tmp_path / "here") == ["config.yaml", "rounds/init.parquet"]
+
+
 def test_nothing_that_comes_is_run(tmp_path: Path) -> None:
     """Python files of the run's own parts come along."""
     run = a_run(tmp_path / "home" / "run")
