@@ -14,15 +14,16 @@ quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	$(BIN)/fibec-ray report runs/quickstart
 
 # Side by side: two processes with the tests that need Ray, which mostly wait and go first where there is work, and two
-# with all others, which do not.
+# with all others, which do not. The process with the fewest Ray tests takes some of the others afterwards.
 FAST   := $(BIN)/python -m pytest -q -p no:cacheprovider -m
 RAY    := "not slow and not gpu and ray"
 REST   := "not slow and not gpu and not ray"
 MODELS := tests/models tests/parts tests/learning
+RUNS   := tests/runs tests/preflight tests/analysis
 test: lint  ## what CI runs
 	@nice $(FAST) $(REST) $(MODELS) & models=$$!; \
-		nice $(FAST) $(REST) $(MODELS:%=--ignore=%) & rest=$$!; \
-		$(FAST) $(RAY) tests/jobs & jobs=$$!; \
+		nice $(FAST) $(REST) $(MODELS:%=--ignore=%) $(RUNS:%=--ignore=%) & rest=$$!; \
+		{ $(FAST) $(RAY) tests/jobs && nice $(FAST) $(REST) $(RUNS); } & jobs=$$!; \
 		$(FAST) $(RAY) tests/fleets; failed=$$?; \
 		for one in $$models $$rest $$jobs; do wait $$one || failed=1; done; exit $$failed
 

@@ -93,7 +93,7 @@ ALL = [(p.stem, where) for p in method_files() for where in BACKBONES if (p.stem
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("method", "where"), in_turn(ALL, 2, "local equals Ray"))
+@pytest.mark.parametrize(("method", "where"), in_turn(ALL, 1, "local equals Ray"))
 def test_every_method_agrees_bit_for_bit(method: str, where: str, tmp_path: Path, ray_cluster: None) -> None:
     found = [
         digests(settings_on(where, method, num_devices=6, rounds=3, fleet=fleet), tmp_path / fleet["kind"])

@@ -23,7 +23,7 @@ CASES = [
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("task", "method"), in_turn(CASES, 2, "local equals Ray, from scratch"))
+@pytest.mark.parametrize(("task", "method"), in_turn(CASES, 1, "local equals Ray, from scratch"))
 def test_both_fleets_agree_bit_for_bit(task: str, method: str, tmp_path: Path, ray_cluster: None) -> None:
     make = {"digits": make_digits, "regression": make_regression}[task]
     found = []

@@ -55,7 +55,7 @@ AMPLIFIES = {"fedfisher": 1e-4, "fipa-paper": 1e-3, "fibecfed-fipa": 1e-5}
 """The server divides by curvature that may be near 0: rounding grows by its inverse."""
 
 
-@pytest.mark.parametrize(("method", "where"), in_turn(CASES, 8, "lanes equal alone"))
+@pytest.mark.parametrize(("method", "where"), in_turn(CASES, 5, "lanes equal alone"))
 def test_lanes_come_to_what_devices_come_to_alone(method: str, where: str, tmp_path: Path) -> None:
     """Two rounds, uneven steps and lengths: adapters, losses, and all that is counted."""
     settings = settings_on(where, method)
