@@ -23,7 +23,7 @@ def blank(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 class TrialShard:
-    """Samples of which only the lengths are known. make: (B, S) -> a batch. padded: S of every batch, if not None."""
+    """A shard of made-up samples with known lengths. make: (B, S) -> a batch. padded: S of every batch, if not None."""
 
     def __init__(self, make: Callable[[int, int], Batch], lengths: Tensor, padded: int | None = None):
         self._make, self._padded, self.num_samples = make, padded, len(lengths)

@@ -1,4 +1,4 @@
-"""Who looks on at a run: the command line's progress bar, Ray's metrics, RUN/summary.json, or nobody."""
+"""Watchers of a run, such as the progress bar and Ray's metrics, and the writer of RUN/summary.json."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class ByProcess(Same):
 """
 
 
-@pytest.fixture(params=[*(pytest.param(name, marks=pytest.mark.slow) for name in ("ByProcess", "Same"))])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) for name in ("ByProcess", "Same")])
 def trial(request: pytest.FixtureRequest, tmp_path: Path) -> checks.Trial:
     file = tmp_path / "rules.py"
     file.write_text(RULES)
