@@ -18,8 +18,10 @@ FibecError
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 
 
 class FibecError(Exception):
@@ -65,7 +67,7 @@ class RunError(FibecError):
 
 
 class DeviceError(RunError):
-    """A federated device's work went wrong. `stage` is one of open, train, evaluate."""
+    """A federated device's work went wrong. `stage` is one of setup, train, evaluate."""
 
     def __init__(self, device: int, round_: int, stage: str, what: str):
         super().__init__(device, round_, stage, what)  # all four, so that the error survives a trip between actors
@@ -92,3 +94,9 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     near = get_close_matches(word, names, n=1)
     return f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(names) or 'none'}"
+
+
+@cache
+def note_renamed(old: str, new: str) -> None:
+    """Tell the user, once for each name, that an old name is still accepted. new: what to write now."""
+    logging.getLogger("fibec_ray").warning("%s is now called %s; the old name works in this release", old, new)

@@ -148,9 +148,9 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self.solver.has_own_model or self.peft.differs_by_device
 
     @property
-    def opens(self) -> bool:
+    def needs_setup(self) -> bool:
         """True if any part has work in the initialisation phase."""
-        return any(part.opens for part in self.parts.values())
+        return any(part.needs_setup for part in self.parts.values())
 
 
 def _check_words(axis: str, part: Part) -> None:

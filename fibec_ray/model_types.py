@@ -66,7 +66,7 @@ class Shard(Protocol):
         """(n,) int64, tokens per sample; 0 where samples are no text"""
 
     @property
-    def grades(self) -> Tensor | None:
+    def true_difficulty(self) -> Tensor | None:
         """(n,) float32 true difficulty, known for the embedded task only"""
 
     def batch(self, rows: Tensor) -> Batch:
@@ -139,7 +139,7 @@ class LocalModel(Protocol):
         """The modules that hold trainable tensors, by the common prefix of these tensors' names."""
 
     @property
-    def carried(self) -> Collection[str]:
+    def server_only(self) -> Collection[str]:
         """Names of tensors that `load` and `read` know too, but that no device trains: the server alone moves them."""
 
     @property
@@ -153,10 +153,10 @@ class LocalModel(Protocol):
         """True for the tensors that PEFT added (of what is trained whole, for all), False for our own head."""
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Copies values into the tensors that are named, trainable or carried."""
+        """Copies values into the tensors that are named, trainable or server-only."""
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        """Detached CPU copies of the trainable and carried tensors (all, or those named)."""
+        """Detached CPU copies of the trainable and server-only tensors (all, or those named)."""
 
     def set_rank(self, rank: int | None) -> None:
         """Computes as a device whose adapter has this rank does; None: as the server's."""
@@ -164,7 +164,7 @@ class LocalModel(Protocol):
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         """Losses and class scores. embeds: (B, S, H) in place of the token embeddings. hidden: return block outputs."""
 
-    def watched(
+    def per_sample_grads(
         self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
     ) -> tuple[Outputs, Caught]:
         """As `forward`, with a graph, for `grad`; and what the holders of the named tensors saw.
@@ -175,7 +175,7 @@ class LocalModel(Protocol):
     def grad(
         self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        """Gradients of what `watched` led to: of a scalar, or of <value, cotangent>, in the tensors (None: in no way).
+        """Gradients of a scalar, or of <value, cotangent>, after `per_sample_grads`. None: no influence.
 
         tensors: trainable ones, embeddings that were given, or `Caught.tensors`.
         """

@@ -14,7 +14,7 @@ class BatchScore:
     difficulty: float
     loss: float | None
     length: float
-    grade: float | None
+    true_difficulty: float | None
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class DeviceReport:
     learning_rate: float | None = None
     train_loss: float | None = None
     difficulty_seen: float | None = None
-    grade_seen: float | None = None
+    true_difficulty_seen: float | None = None
     length_seen: float | None = None
     kept_fraction: float | None = None
     mask_overlap: float | None = None
@@ -38,12 +38,12 @@ class DeviceReport:
     fisher_trace: float | None = None
     difficulty_loss_rank_corr: float | None = None
     difficulty_length_rank_corr: float | None = None
-    difficulty_grade_rank_corr: float | None = None
+    difficulty_true_rank_corr: float | None = None
     flops: float = 0.0
     sim_time_s: float = 0.0
     bytes_down: int = 0
     bytes_up_delta: int = 0
-    bytes_up_evidence: int = 0
+    bytes_up_extras: int = 0
     bytes_up: int = 0
     compute_s: float = 0.0
     peak_memory_bytes: int = 0

@@ -18,7 +18,7 @@ from torch import Tensor
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 
-OPENING_ROUND = -1
+SETUP_ROUND = -1
 """The round number under which the initialisation phase is planned, seeded and logged."""
 
 
@@ -52,7 +52,7 @@ class Broadcast:
 
     round: int
     shared: Tensors
-    hint: Tensors = field(default_factory=dict)
+    control: Tensors = field(default_factory=dict)
     """what the objective wants devices to know (a control variate ...)"""
 
 
@@ -78,7 +78,7 @@ class DeviceState:
 
 
 @dataclass(frozen=True)
-class ClientUpdate:
+class DeviceUpdate:
     """What a device sends up: delta = new - received over the shared names, and what its method's parts add."""
 
     device: int
@@ -87,7 +87,7 @@ class ClientUpdate:
     delta: Tensors
     """on the server's scale; tensors of a lower rank than the server's lack the entries that the device does not have,
     which the server fills with zeros before an aggregator sees them"""
-    evidence: Tensors = field(default_factory=dict)
+    extras: Tensors = field(default_factory=dict)
     rank: int | None = None
     """of the device's adapter, where devices differ"""
     learning_rate: float = 0.0
@@ -105,7 +105,7 @@ class Asked:
     """of the round's plan"""
     shared: Tensors
     """the server's tensors that the round trains, as they were sent"""
-    hint: Tensors = field(default_factory=dict)
+    control: Tensors = field(default_factory=dict)
     """of the objective, as it was sent"""
     layers: Mapping[str, int | None] = field(default_factory=dict)
     """the transformer block of each tensor; None: outside of blocks"""
@@ -167,18 +167,18 @@ class Layout:
     """What the trainable tensors are, as every process of a fleet has them."""
 
     layers: Mapping[str, int | None]
-    """the block of each trainable or carried tensor; None: head or prompts"""
+    """the block of each trainable or server-only tensor; None: head or prompts"""
     num_layers: int
     adapter_config: Mapping[str, Any]
     """as `LocalModel` has it"""
-    carried: frozenset[str] = frozenset()
+    server_only: frozenset[str] = frozenset()
     """those that no device trains"""
     heads: frozenset[str] = frozenset()
     """those of a task's head"""
 
 
 @dataclass(frozen=True)
-class OpenResult:
+class SetupResult:
     """The initialisation phase: who reported what, and what the server decided to share."""
 
     reports: list[DeviceReport]
@@ -262,12 +262,12 @@ class Fleet(Protocol):
     """devices that compute side by side; known once it is open"""
     device: str
     """type of device that computes: cpu, cuda, or 'cpu and cuda'; known once it is open, '' before"""
-    holding: tuple[str, str] | None
+    backend_choice: tuple[str, str] | None
     """the backend that holds base weights, and why; None without a base; known once it is open"""
     base: str
     """fingerprint of the base weights; known once it is open, '' where nothing is frozen"""
 
-    def open(self) -> OpenResult:
+    def setup(self) -> SetupResult:
         """Starts what is needed and runs the initialisation phase (a no-op for methods without one)."""
 
     @property
@@ -282,7 +282,7 @@ class Fleet(Protocol):
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, personal ones as they were at the start."""
 
-    def restore(self, path: Path, states: States) -> OpenResult:
+    def restore(self, path: Path, states: States) -> SetupResult:
         """Start from a checkpoint, in place of `open`.
 
         path: the server's state, a file that `save` wrote. states: what each device goes on from.

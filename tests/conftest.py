@@ -21,7 +21,7 @@ from rotation import seed
 from fibec_ray.config.load import check, config_folder, load_method, method_files, parse_override
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Setting, with_inner
@@ -149,16 +149,16 @@ def make_instructions(method: str | dict[str, Any] = "fedavg", **changes: Any) -
 
 def after_rounds(
     num_rounds: int, settings: dict[str, Any], folder: Path
-) -> tuple[LocalFleet, Site, list[DeviceReport]]:
+) -> tuple[LocalFleet, WorkerSpec, list[DeviceReport]]:
     """An open fleet after some rounds, where it works, and the reports of all devices of these rounds."""
     experiment = check(settings, "test")
     folder.mkdir(exist_ok=True)
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
-    fleet = LocalFleet(site)
-    fleet.open()
-    plans = [plan_round(site.job, round_) for round_ in range(num_rounds)]
-    return fleet, site, [report for plan in plans for report in fleet.run_round(plan).reports]
+    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
+    plans = [plan_round(worker_spec.job, round_) for round_ in range(num_rounds)]
+    return fleet, worker_spec, [report for plan in plans for report in fleet.run_round(plan).reports]
 
 
 def shard_of(tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = None) -> ArrayShard:

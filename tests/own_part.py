@@ -18,7 +18,7 @@ from pydantic import Field
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 
 class ClippedMean(Aggregator):
@@ -29,7 +29,7 @@ class ClippedMean(Aggregator):
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         return {"clipped": torch.zeros(1)}
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         total, count = {}, 0
         for update in updates:
             norm = float(sum(value.square().sum() for value in update.delta.values())) ** 0.5

@@ -34,26 +34,26 @@ class Ran:
 
 
 def run(settings: dict[str, Any], folder: Path) -> Ran:
-    fleet, site, reports = after_rounds(ROUNDS, settings, folder)
-    samples = Samples.of(Federation.load(site.data_dir))
-    made = anatomy(site.job, samples.shape)
-    files = site.state_dir.rglob("*.safetensors")
+    fleet, worker_spec, reports = after_rounds(ROUNDS, settings, folder)
+    samples = Samples.of(Federation.load(worker_spec.data_dir))
+    made = anatomy(worker_spec.job, samples.shape)
+    files = worker_spec.state_dir.rglob("*.safetensors")
     states = {(int(path.parent.name), int(path.stem)): path.stat().st_size for path in files}
-    rehearsal = Rehearsal(site.job, made)
+    rehearsal = Rehearsal(worker_spec.job, made)
     exchange, devices = Exchange(rehearsal), Devices(rehearsal, samples)
-    return Ran(site.job, exchange, devices, samples, [*fleet._opened.reports, *reports], states)
+    return Ran(worker_spec.job, exchange, devices, samples, [*fleet._opened.reports, *reports], states)
 
 
 def check_bytes(ran: Ran, at_most: bool = False) -> None:
     for report in ran.reports:
         size = report.num_samples
-        opening = report.round < 0
+        setup = report.round < 0
         message = (
-            ran.exchange.opening(report.device) if opening else ran.exchange.message(report.device, report.round, size)
+            ran.exchange.setup(report.device) if setup else ran.exchange.message(report.device, report.round, size)
         )
-        found = report.bytes_down, report.bytes_up_delta, report.bytes_up_evidence
+        found = report.bytes_down, report.bytes_up_delta, report.bytes_up_extras
         where = f"round {report.round}, device {report.device}"
-        planned = message.down, message.up_delta, message.up_evidence
+        planned = message.down, message.up_delta, message.up_extras
         if at_most:
             assert all(most >= value for most, value in zip(planned, found, strict=True)), where
         else:
@@ -64,10 +64,8 @@ def check_work(ran: Ran) -> None:
     """In sum: which batches a curriculum shows, and how long they are, is not known before a run."""
     planned = found = 0.0
     for report in ran.reports:
-        opening = report.round < 0
-        amount = (
-            ran.devices.opening(report.device) if opening else ran.devices.device_round(report.device, report.round)
-        )
+        setup = report.round < 0
+        amount = ran.devices.setup(report.device) if setup else ran.devices.device_round(report.device, report.round)
         planned, found = planned + amount.flops, found + report.flops
     assert planned == pytest.approx(found, rel=0.05 if ran.job.method.curriculum.kind == "all" else 0.25)
 

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 
 class ClippedMean(Aggregator):
@@ -31,7 +31,7 @@ class ClippedMean(Aggregator):
     kind: Literal["clipped_mean"] = "clipped_mean"
     most: float = Field(1e3, gt=0, description="longest update")
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         return weighted_mean((update.num_samples, self._clipped(update.delta)) for update in updates), state
 
     def _clipped(self, delta: Tensors) -> Tensors:

@@ -14,7 +14,7 @@ from conftest import make_tiny
 import fibec_ray
 from fibec_ray.config.load import check
 from fibec_ray.environment import drop_empty, read, set_default
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.jobs.address import DEFAULT, ENVIRONMENT, has_token, use_token
 from fibec_ray.runs.begin import _near
 from fibec_ray.runs.simulation import cache_dir
@@ -25,7 +25,7 @@ PACKAGE = Path(fibec_ray.__file__).parent
 def node_cache() -> Path:
     """Where this node prepares base weights."""
     experiment = check(make_tiny(), "test")
-    return Site(experiment.job(2, None), Path("run"), Path("drivers")).prepare_base().parents[0]
+    return WorkerSpec(experiment.job(2, None), Path("run"), Path("drivers")).prepare_base().parents[0]
 
 
 def token_mode() -> str:

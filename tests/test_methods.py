@@ -15,7 +15,7 @@ from fibec_ray.cli.method_page import page
 from fibec_ray.config.load import check, method_files
 from fibec_ray.errors import ModelError
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.method import AXES, Method
@@ -37,15 +37,15 @@ def test_a_method_that_does_not_apply_says_so_before_anything_runs(method: str, 
 def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_path: Path) -> None:
     experiment = check(settings_on(where, method, rounds=2), "test")
     prepared = prepare(experiment, tmp_path)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
-    fleet = LocalFleet(site)
-    opened = fleet.open()
+    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
+    fleet = LocalFleet(worker_spec)
+    opened = fleet.setup()
     shared = opened.shared_names
     personal = set(opened.layout.layers) - shared
     if method != "fedper":  # which keeps a head, where there is one; others refuse to run without
         assert bool(personal) != ("personal" in experiment.method.sharing.lacks)
     for round_ in range(2):
-        plan = plan_round(site.job, round_)
+        plan = plan_round(worker_spec.job, round_)
         result = fleet.run_round(plan)
         assert [report.device for report in result.reports] == list(plan.cohort)
         for report in result.reports:
@@ -54,7 +54,7 @@ def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_pa
                 assert report.train_loss is None and report.num_steps == report.num_samples_seen == 0
             else:
                 assert report.train_loss is not None and math.isfinite(report.train_loss)
-            state = stored(StateStore(site.state_dir), report.device, before=round_ + 1)
+            state = stored(StateStore(worker_spec.state_dir), report.device, before=round_ + 1)
             assert set(state.personal) == personal
     evaluation = fleet.evaluate(1)
     assert evaluation.shared.losses.isfinite().all()
@@ -88,7 +88,7 @@ def test_the_neutral_part_is_the_first_of_its_registry(axis: str) -> None:
 
 
 def test_fedavg_is_the_empty_composition() -> None:
-    assert all(not part.opens for part in Method().parts.values()) and not Method().opens
+    assert all(not part.needs_setup for part in Method().parts.values()) and not Method().needs_setup
 
 
 def test_the_page_of_methods_is_current() -> None:

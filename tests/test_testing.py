@@ -50,10 +50,10 @@ def test_passes_that_are_not_declared_are_missed_in_the_plan(declared: bool, tmp
 from fibec_ray.parts.part import Passes
 class Mine(Aggregator):
     @torch.no_grad()
-    def evidence(self, model, shard, names, round_, rng):
+    def extras_before(self, model, shard, names, round_, rng):
         model.forward(shard.batch(torch.arange(shard.num_samples)))
         return {{}}
-    def extras(self, asked, update):
+    def expected_extras(self, asked, update):
         return {{}}
     def passes(self, round_, num_classes):
         return [Passes()] * {declared}

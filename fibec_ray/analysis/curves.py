@@ -100,7 +100,7 @@ def curriculum_curves(tables: RunTables) -> list[Curve]:
     return [
         fraction,
         _seen(tables, "difficulty_seen", "Difficulty seen", "difficulty score (method's own unit)", "difficulty score"),
-        _seen(tables, "grade_seen", "True difficulty seen", "grade", "true difficulty grade"),
+        _seen(tables, "true_difficulty_seen", "True difficulty seen", "1", "true difficulty"),
         _seen(tables, "length_seen", "Length seen", "tokens per sample", "length"),
     ]
 

@@ -22,7 +22,7 @@ from fibec_ray.analysis.files import parsed
 from fibec_ray.analysis.places import Place, place
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.parts import is_part, metadata_of
-from fibec_ray.roundlog.schema import SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import RENAMED, SCHEMA_MAJOR, SCHEMA_OLDEST, SCHEMA_VERSION, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +40,8 @@ class RunLog:
     """file names, in round order: the same in every table"""
     metadata: Mapping[str, str]
     """of the last part: run_id, seed, git_commit, config, schema_version ..."""
+    has_old_names: bool = False
+    """True if the log began in a version whose columns had other names"""
 
     @property
     def rounds(self) -> pl.LazyFrame:
@@ -73,7 +75,11 @@ class RunLog:
         paths = [f"{folder.path}/{part}" for part in self.parts if part in there]
         if not paths:
             return _polars(schema.empty_table()).lazy()
-        return _scan_here(paths, schema) if folder.is_local else _scan_there(paths, schema, folder)
+        old = {was: now for was, now in RENAMED.items() if self.has_old_names and now in schema.names}
+        for was, now in old.items():
+            schema = schema.append(schema.field(now).with_name(was))
+        frame = _scan_here(paths, schema) if folder.is_local else _scan_there(paths, schema, folder)
+        return frame.with_columns(pl.coalesce(now, was).alias(now) for was, now in old.items()).drop(old)
 
     def frame(self, name: str, *columns: str) -> pl.DataFrame:
         """Some columns of a table, or all. Raises RunDirError where a part cannot be read."""
@@ -166,15 +172,16 @@ def open_run(where: str | Path) -> RunLog:
     )
     for metadata in (first, last):  # a run may have been resumed by a newer program
         _check_version(root.shown, metadata)
-    return RunLog(root, tuple(parts), last)
+    began = first.get("schema_version", "")
+    return RunLog(root, tuple(parts), last, began.isdecimal() and int(began) < SCHEMA_MAJOR)
 
 
 def _check_version(shown: str, metadata: Mapping[str, str]) -> None:
     version = metadata.get("schema_version", "none")
-    older = version.isdecimal() and SCHEMA_MAJOR <= int(version) <= SCHEMA_VERSION
-    major = metadata.get("schema_major", str(SCHEMA_MAJOR) if older else version)
-    if major != str(SCHEMA_MAJOR):
+    older = version.isdecimal() and SCHEMA_OLDEST <= int(version) < SCHEMA_MAJOR
+    major = metadata.get("schema_major", version)
+    if not older and major != str(SCHEMA_MAJOR):
         raise RunDirError(
             f"{shown}: a round log of schema version {version} (major {major}); this program reads versions of major "
-            f"{SCHEMA_MAJOR}; use the program that wrote it, or one of its age"
+            f"{SCHEMA_MAJOR} and versions {SCHEMA_OLDEST} to {SCHEMA_VERSION}; use a newer release"
         )

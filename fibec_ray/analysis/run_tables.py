@@ -63,10 +63,10 @@ def _fairness(tables: RunTables) -> Table:
 
 def _costs(tables: RunTables) -> Table:
     """Initialisation, rounds and both."""
-    opening, rounds = pl.col("round") < 0, pl.col("round") >= 0
+    setup, rounds = pl.col("round") < 0, pl.col("round") >= 0
     rows = [
         {"phase": phase} | _sums(tables, when)
-        for phase, when in (("initialisation", opening), ("rounds", rounds), ("total", pl.lit(True)))
+        for phase, when in (("initialisation", setup), ("rounds", rounds), ("total", pl.lit(True)))
         if len(tables.rounds.filter(when))
     ]
     seconds = [("simulated time", "sim_time_s"), ("real time", "wall_time_s")]
@@ -75,7 +75,7 @@ def _costs(tables: RunTables) -> Table:
         *(_readable(title, name, SECONDS) for title, name in seconds),
         _readable("down", "bytes_down", BYTES),
         _readable("up: change", "bytes_up_delta", BYTES),
-        _readable("up: evidence", "bytes_up_evidence", BYTES),
+        _readable("up: extras", "bytes_up_extras", BYTES),
         _readable("both ways", "bytes_all", BYTES),
         *(_count(title, name) for title, name in (("samples", "num_samples"), ("steps", "num_steps"))),
         Column("TFLOP", lambda row: f"{row['flops'] / 1e12:.4g}"),
@@ -88,7 +88,7 @@ def _costs(tables: RunTables) -> Table:
 def _sums(tables: RunTables, when: pl.Expr) -> dict[str, Any]:
     names = ("bytes_up", "bytes_down", "num_samples", "num_steps", "flops", "num_lost")
     sums = tables.rounds.filter(when).select(*(pl.col(name).sum() for name in names)).row(0, named=True)
-    parts = ("bytes_up_delta", "bytes_up_evidence")
+    parts = ("bytes_up_delta", "bytes_up_extras")
     sums |= tables.devices.filter(when).select(*(pl.col(name).sum() for name in parts)).row(0, named=True)
     seconds = ("sim_time_s", "wall_time_s")  # cumulative: a phase took its last value less the one before it
     spent = tables.rounds.select(

@@ -15,13 +15,13 @@ from pathlib import Path
 from statistics import median
 
 from fibec_ray.checkpoints import checkpoint
-from fibec_ray.checkpoints.keeper import Keeper
+from fibec_ray.checkpoints.checkpointer import Checkpointer
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import config_folder, load_experiment
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
-from fibec_ray.learning.tally import Tally
+from fibec_ray.learning.run_totals import RunTotals
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import cache_dir, prepare
 
@@ -41,29 +41,29 @@ class Costs:
 def measure(experiment: Experiment, folder: Path) -> list[Costs]:
     """One entry for each round. The checkpoint of a round is waited for, so that its own time can be told."""
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
-    tally, fleet, found = Tally(experiment.task.metric, experiment.local.batch_size), LocalFleet(site), []
-    tally.opening(fleet.open())
-    keeper = Keeper(folder, "bench", experiment.checkpoint, site.store, fleet)
+    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    totals, fleet, found = RunTotals(experiment.task.metric, experiment.local.batch_size), LocalFleet(worker_spec), []
+    totals.setup(fleet.setup())
+    checkpointer = Checkpointer(folder, "bench", experiment.checkpoint, worker_spec.store, fleet)
     for t in range(experiment.rounds):
-        plan, times = plan_round(site.job, t), [time.perf_counter()]
-        tally.round(t, fleet.run_round(plan), None)
+        plan, times = plan_round(worker_spec.job, t), [time.perf_counter()]
+        totals.round(t, fleet.run_round(plan), None)
         times.append(time.perf_counter())
-        keeper.after(t, plan.cohort, tally, {})
+        checkpointer.after(t, plan.cohort, totals, {})
         times.append(time.perf_counter())
-        keeper.settle()
+        checkpointer.settle()
         times.append(time.perf_counter())
         fleet.digest()
         times.append(time.perf_counter())
         trained, stood_still, beside, hashed = (end - start for start, end in zip(times, times[1:], strict=False))
-        found.append(Costs(trained, stood_still, beside, hashed, *_sizes(site, t + 1)))
-    keeper.close()
+        found.append(Costs(trained, stood_still, beside, hashed, *_sizes(worker_spec, t + 1)))
+    checkpointer.close()
     return found
 
 
-def _sizes(site: Site, next_round: int) -> tuple[int, int]:
-    server = checkpoint.folder_of(site.run_dir, next_round) / checkpoint.SERVER
-    states = site.state_dir.glob("*/*.safetensors")
+def _sizes(worker_spec: WorkerSpec, next_round: int) -> tuple[int, int]:
+    server = checkpoint.folder_of(worker_spec.run_dir, next_round) / checkpoint.SERVER
+    states = worker_spec.state_dir.glob("*/*.safetensors")
     return server.stat().st_size, sum(path.stat().st_size for path in states)
 
 

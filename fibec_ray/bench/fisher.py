@@ -23,7 +23,7 @@ from torch import Tensor
 from fibec_ray.config.load import config_folder, load_experiment, load_method
 from fibec_ray.curvature.fisher import FisherScan, Label
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.model_types import LocalModel, Shard
@@ -85,9 +85,9 @@ def open_bench(num_samples: int, folder: Path, threads: int, max_length: int = 4
     experiment = load_experiment(config_folder() / "quickstart.yaml", settings)
     prepared = prepare(experiment, folder)
     job = experiment.job(prepared.num_classes, prepared.label_words)
-    site = Site(job, folder, cache_dir(), FleetConfig(kind="local", lanes=1, threads=threads))
-    worker = site.worker()
-    return Bench(job, worker.model, site.federation().train_shard(0), worker.batches(0), worker.initial)
+    worker_spec = WorkerSpec(job, folder, cache_dir(), FleetConfig(kind="local", lanes=1, threads=threads))
+    worker = worker_spec.worker()
+    return Bench(job, worker.model, worker_spec.federation().train_shard(0), worker.batches(0), worker.initial)
 
 
 def time_table(bench: Bench, repeats: int) -> str:

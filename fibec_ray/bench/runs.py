@@ -50,18 +50,18 @@ class Stand:
         self._runs += 1
         out = self.folder / f"run-{self._runs:03d}"
         out.mkdir()
-        watched = watch(contender.command(workload, out), out, contender.env(out), LIMIT_S)
+        measured = watch(contender.command(workload, out), out, contender.env(out), LIMIT_S)
         try:
             found = contender.found(out)
         except OSError as error:
             raise CommandError(f"ended without a result: {error}") from error
         self.versions[contender.name] = found.version
-        return watched, found
+        return measured, found
 
     def outcome(self, contender: Contender, workload: Path, cohort_size: int, wanted: Adapter | None) -> Outcome:
         """wanted: what its adapter must be like; None: whatever it is."""
         try:
-            watched, found = self.run(contender, workload)
+            measured, found = self.run(contender, workload)
         except CommandError as error:
             say(f"{contender.name}: {error}")
             return Refusal("it failed")
@@ -70,7 +70,13 @@ class Stand:
             say(f"{contender.name}: its update differs from the bare loop's by {apart:.1e} of its size")
             if apart > TOLERANCE[contender.dtype]:
                 return Refusal(f"its update differs from the bare loop's by {apart:.1e} of its size")
-        return figures(found.ends, watched.started, cohort_size, watched.peak_bytes, watched.driver_bytes)
+        return figures(
+            found.ends,
+            measured.started,
+            cohort_size,
+            measured.peak_bytes,
+            measured.driver_bytes,
+        )
 
 
 def compare(stand: Stand, contenders: Sequence[Contender], sizes: Sizes, repeats: int) -> dict[str, list[Outcome]]:

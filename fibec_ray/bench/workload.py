@@ -27,7 +27,7 @@ from fibec_ray import seeds
 from fibec_ray.config.load import load_experiment
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.files.run_dir import write_json, write_yaml
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.planning import plan_round
@@ -118,9 +118,9 @@ def write_arrays(config: Path) -> Path:
     chosen = load_experiment(config)
     run = config.parent / "run"
     prepared = prepare_data(chosen, run)
-    site = Site(chosen.job(prepared.num_classes, prepared.label_words), run, cache_dir())
-    worker, federation = site.worker(), site.federation()
-    plans = [plan_round(site.job, t) for t in range(chosen.rounds)]
+    worker_spec = WorkerSpec(chosen.job(prepared.num_classes, prepared.label_words), run, cache_dir())
+    worker, federation = worker_spec.worker(), worker_spec.federation()
+    plans = [plan_round(worker_spec.job, t) for t in range(chosen.rounds)]
     rows = [[_rows(federation, worker, device, plan.round) for device in plan.cohort] for plan in plans]
     folder = config.parent / "arrays"
     folder.mkdir()

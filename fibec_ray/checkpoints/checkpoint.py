@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import flush, refused, replace_folder
 from fibec_ray.files.sealed import file_digest, read_sealed, write_sealed
-from fibec_ray.learning.tally import TallyState
+from fibec_ray.learning.run_totals import RunTotalsState
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import StateRef
 
@@ -58,7 +58,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """devices that computed side by side, as the settings had it or as was found at the start"""
     base: str = ""
     """fingerprint of the base weights; '' if there are none, or it was not kept yet"""
-    tally: TallyState
+    totals: RunTotalsState
     devices: dict[int, int]
     """version of each device's accepted state, which names its file; a device without a state is left out"""
     digests: dict[int, str] = {}

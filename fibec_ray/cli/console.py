@@ -22,10 +22,10 @@ from fibec_ray.cli.units import duration, size
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunError
 from fibec_ray.learning.prepare import Prepared
-from fibec_ray.learning.tally import Row
+from fibec_ray.learning.run_totals import Row
 from fibec_ray.roundlog.schema import score_column
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import Run
-from fibec_ray.runs.watcher import Watcher
 from fibec_ray.types import Fleet
 
 ANCHORS = {
@@ -40,7 +40,7 @@ WIDE = 100
 """Characters in a line from which on there is room for a bar beside the numbers."""
 
 
-class RunView(Watcher):
+class RunView(Callback):
     """Watches a run. One bar: the initialisation phase first, then rounds with accuracy, loss, bytes and time left."""
 
     def __init__(self, experiment: Experiment):
@@ -49,7 +49,7 @@ class RunView(Watcher):
         self._progress = Progress(
             *_columns(self._console), console=self._console, disable=not self._console.is_terminal
         )
-        self._opening: TaskID | None = None
+        self._setup: TaskID | None = None
         self._rounds: TaskID | None = None
         self._last_scores = ""
 
@@ -83,16 +83,16 @@ class RunView(Watcher):
             self._say(f"placement {kind}: {placement.num_actors} device actors{lanes} ({placement.reason})")
         if fleet.device != "cpu":
             self._say(f"devices compute on {fleet.device}")
-        if fleet.holding is not None:
-            backend, why = fleet.holding
+        if fleet.backend_choice is not None:
+            backend, why = fleet.backend_choice
             self._say(f"backbone {backend} ({why})")
         self._rounds = self._progress.add_task("round", total=self._experiment.rounds, note="")
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        if stage == "open":
-            if self._opening is None:
-                self._opening = self._progress.add_task("initialisation", total=total, note="devices")
-            self._progress.update(self._opening, completed=done)
+        if stage == "setup":
+            if self._setup is None:
+                self._setup = self._progress.add_task("initialisation", total=total, note="devices")
+            self._progress.update(self._setup, completed=done)
 
     def row(self, row: Row) -> None:
         score = score_column(self._experiment.task.metric)
@@ -163,8 +163,8 @@ def print_comparison(what: str, differences: Sequence[str]) -> None:
 
 def rounds_in_words(first: int, last: int) -> str:
     """(-1, 0) -> 'initialisation phase and round 0'; (3, 5) -> 'rounds 3 to 5'"""
-    opening, first = ("initialisation phase and ", 0) if first < 0 else ("", first)
-    return f"{opening}round {last}" if first == last else f"{opening}rounds {first} to {last}"
+    setup, first = ("initialisation phase and ", 0) if first < 0 else ("", first)
+    return f"{setup}round {last}" if first == last else f"{setup}rounds {first} to {last}"
 
 
 def _perplexity(row: Row) -> str:

@@ -18,7 +18,7 @@ from fibec_ray.errors import ConfigError
 if TYPE_CHECKING:
     from fibec_ray.cli.console import RunView
     from fibec_ray.config.experiment import Experiment
-    from fibec_ray.runs.watcher import Watcher
+    from fibec_ray.runs.callbacks import Callback
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,7 +191,7 @@ def _run(arguments: argparse.Namespace) -> None:
         workplace(str(out), arguments.resume, entry.warn) as folder,
     ):
         with RunView(experiment) as view:
-            run = begin(experiment, folder, arguments.resume, _watched(experiment, view))
+            run = begin(experiment, folder, arguments.resume, _callbacks(experiment, view))
         if run is None:
             print(f"{out}: this run is finished; nothing to do")
         else:
@@ -208,12 +208,12 @@ def _how_to_go_on(arguments: argparse.Namespace, out: str) -> str:
     return f"go on with: fibec-ray run {config}{changes} --out {place} --resume"
 
 
-def _watched(experiment: Experiment, view: RunView) -> Watcher:
+def _callbacks(experiment: Experiment, view: RunView) -> Callback:
     """On Ray, the cluster's metrics look on beside the person."""
     from fibec_ray.cli.prometheus import RunMetrics
-    from fibec_ray.runs.watcher import Together
+    from fibec_ray.runs.callbacks import CallbackList
 
-    return Together(view, RunMetrics(experiment.name)) if experiment.fleet.kind == "ray" else view
+    return CallbackList(view, RunMetrics(experiment.name)) if experiment.fleet.kind == "ray" else view
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -248,7 +248,7 @@ def _resume(arguments: argparse.Namespace) -> None:
         return
     record = read_record(arguments.run, arguments.overrides)
     with entry.advice(lambda: entry.how_to_resume(arguments.run)), RunView(record.experiment) as view:
-        run = resume_record(record, _watched(record.experiment, view))
+        run = resume_record(record, _callbacks(record.experiment, view))
     view.summary(run)
 
 

@@ -17,12 +17,12 @@ def as_json(outlook: Outlook) -> dict[str, Any]:
     """Plain values; bytes, seconds and floating point operations."""
     totals = {
         "traffic_total": outlook.traffic.total,
-        "flops_total": outlook.work.opening_flops + sum(outlook.work.rounds_flops),
+        "flops_total": outlook.work.setup_flops + sum(outlook.work.rounds_flops),
         "disk_run": outlook.plan.disk.run,
     }
     values = asdict(outlook) | totals
-    if outlook.plan.holding is not None:
-        values["plan"]["holding"] = outlook.plan.holding._asdict()
+    if outlook.plan.backend_choice is not None:
+        values["plan"]["backend_choice"] = outlook.plan.backend_choice._asdict()
     return values
 
 
@@ -64,7 +64,7 @@ def _places(outlook: Outlook) -> Rows:
 
 def _memory(outlook: Outlook) -> Rows:
     needed = outlook.plan.memory
-    held = [("backbone.backend", *outlook.plan.holding)] if outlook.plan.holding else []
+    held = [("backbone.backend", *outlook.plan.backend_choice)] if outlook.plan.backend_choice else []
     rows = [
         *held,
         ("memory of such a process", size(needed.actor.private), f"{size(needed.actor.tensors)} tensors at most"),
@@ -90,19 +90,19 @@ def _disk(outlook: Outlook) -> Rows:
 def _traffic(outlook: Outlook) -> Rows:
     sent, rounds = outlook.traffic, len(outlook.traffic.rounds_up)
     each = f"down {size(sent.device_round_down)}, up {size(sent.device_round_up)}"
-    opening = f"initialisation down {size(sent.opening_down)}, up {size(sent.opening_up)}"
+    setup = f"initialisation down {size(sent.setup_down)}, up {size(sent.setup_up)}"
     return [
         ("sent in a device-round", size(sent.device_round_down + sent.device_round_up), each),
         ("sent in a round", size((sum(sent.rounds_down) + sum(sent.rounds_up)) / rounds), ""),
-        ("sent in all", size(sent.total), opening if sent.opening_down else ""),
+        ("sent in all", size(sent.total), setup if sent.setup_down else ""),
     ]
 
 
 def _work(outlook: Outlook) -> Rows:
     done, rounds = outlook.work, len(outlook.work.rounds_flops)
-    total = done.opening_flops + sum(done.rounds_flops)
+    total = done.setup_flops + sum(done.rounds_flops)
     rate = f"products of a process: {outlook.rate / 1e9:.0f} Gflop/s, by a short trial now"
-    parts = f"start {duration(done.start_s)}, initialisation {duration(done.opening_s)}"
+    parts = f"start {duration(done.start_s)}, initialisation {duration(done.setup_s)}"
     return [
         ("operations of a round", f"{sum(done.rounds_flops) / rounds:.2e}", ""),
         ("operations in all", f"{total:.2e}", f"and {done.evaluation_flops:.2e} for evaluations"),

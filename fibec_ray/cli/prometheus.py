@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from fibec_ray.learning.tally import Row
-from fibec_ray.runs.watcher import Watcher
+from fibec_ray.learning.run_totals import Row
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.types import Fleet
 
 GAUGES = {
@@ -33,7 +33,7 @@ COUNTERS = {
 }
 
 
-class RunMetrics(Watcher):
+class RunMetrics(Callback):
     """Ray's metrics exist while Ray runs: they are made when the fleet is there."""
 
     def __init__(self, name: str):

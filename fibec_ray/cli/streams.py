@@ -22,7 +22,7 @@ _COMMANDS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u20
 
 
 class ReaderGone(BaseException):
-    """Nobody reads the output of a command that only prints. As with Ctrl-C, no handler of errors may stop it."""
+    """The reader of a command's output has gone. As with Ctrl-C, no handler of errors may stop it."""
 
 
 def harmless(text: str) -> str:

@@ -95,7 +95,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             **{name: getattr(self, name) for name in SHARED},
             cohort_size=cohort_size,
             num_devices=num_devices,
-            stands_for=federation if self.method.pooled else None,
+            pooled_cohort=federation if self.method.pooled else None,
             num_classes=num_classes,
             label_words=label_words,
             eval_batch_size=self.evaluation.batch_size,

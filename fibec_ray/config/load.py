@@ -19,7 +19,7 @@ from pydantic import ValidationError
 import fibec_ray
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
-from fibec_ray.config.sane import refuse_flags, refuse_nonsense
+from fibec_ray.config.limits import refuse_flags, refuse_nonsense
 from fibec_ray.errors import ConfigError, did_you_mean
 from fibec_ray.method import AXES, Method
 

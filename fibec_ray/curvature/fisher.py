@@ -175,7 +175,7 @@ def label_passes(
 ) -> Iterator[LabelPass]:
     """One forward pass over the samples at `rows`, and a backward pass for each label that the expectation needs."""
     before = model.work.backward_flops
-    out, caught = model.watched(shard.batch(rows), names)
+    out, caught = model.per_sample_grads(shard.batch(rows), names)
     backward_flops = model.work.backward_flops - before  # the model counts one backward pass
     with torch.enable_grad():
         targets = list(_targets(out, label, draws))

@@ -154,7 +154,7 @@ def sample_gradients(
     draws: (B, m) uniform in [0, 1), of the m drawn responses that stand for L_i where answers are texts.
     """
     before = model.work.backward_flops
-    out, caught = model.watched(shard.batch(rows), names)
+    out, caught = model.per_sample_grads(shard.batch(rows), names)
     backward_flops = model.work.backward_flops - before  # the model counts one backward pass
     num, cotangent = _columns_of(out) if draws is None else _drawn_columns(out, draws)
     for c in range(num):

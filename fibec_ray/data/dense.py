@@ -60,7 +60,7 @@ class DenseSet:
 class DenseShard:
     """Some rows of a dense set; implements `model_types.Shard`. Holds row numbers and labels, not features."""
 
-    grades = None
+    true_difficulty = None
 
     def __init__(self, source: DenseSet, rows: NDArray[np.int64]):
         self._source, self._rows = source, rows

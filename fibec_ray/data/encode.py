@@ -95,16 +95,16 @@ def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max
     starts = range(0, len(examples), CHUNK)
     parts = (examples.take(np.arange(start, min(start + CHUNK, len(examples)))) for start in starts)
     samples = (_refuse_empty(_samples(rows, task, tokenizer, mode, max_length), rows, task) for rows in parts)
-    return pack(samples, examples.labels, examples.grades, tokenizer)
+    return pack(samples, examples.labels, examples.true_difficulty, tokenizer)
 
 
 def pack(
     parts: Iterable[Iterator[Sample]],
     labels: NDArray[np.int64],
-    grades: NDArray[np.float32] | None,
+    true_difficulty: NDArray[np.float32] | None,
     tokenizer: Tokenizer,
 ) -> EncodedSet:
-    """parts: the samples, a few at a time. labels, grades: (N,) of them all."""
+    """parts: the samples, a few at a time. labels, true_difficulty: (N,) of them all."""
     lengths, answer_at, num_cut = [0], [], 0
     tokens, texts, types = [np.empty(0, np.int32)], [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
     typed = True
@@ -123,7 +123,7 @@ def pack(
         offsets=np.cumsum(lengths, dtype=np.int64),
         labels=labels,
         answer_at=np.array(answer_at, dtype=np.int32),
-        grades=grades,
+        true_difficulty=true_difficulty,
         pad_id=_pad_id(tokenizer),
         texts=np.concatenate(texts),
         types=np.concatenate(types) if typed else None,

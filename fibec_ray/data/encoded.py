@@ -19,7 +19,9 @@ from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_array
 from fibec_ray.model_types import Batch, TypedBatch
 
 _ARRAYS = ("tokens", "offsets", "labels", "answer_at", "texts")
-_OPTIONAL = ("grades", "types")
+_OPTIONAL = ("true_difficulty", "types")
+_FORMER = {"grades": "true_difficulty"}
+"""Names of arrays in sets that earlier releases saved"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class EncodedSet:
     """(N,) class ids"""
     answer_at: NDArray[np.int32]
     """(N,) position within the sample whose output predicts the answer; 0 with a classification head"""
-    grades: NDArray[np.float32] | None
+    true_difficulty: NDArray[np.float32] | None
     """(N,) true difficulty, embedded task only"""
     pad_id: int
     texts: NDArray[np.uint8]
@@ -59,7 +61,8 @@ class EncodedSet:
     def load(folder: Path) -> EncodedSet:
         """Opens a saved set without reading it: the arrays are memory maps, shared by all processes of a node."""
         arrays, about = load_arrays(folder)
-        held: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), **arrays}
+        named = {_FORMER.get(name, name): array for name, array in arrays.items()}
+        held: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), **named}
         try:
             encoded = EncodedSet(**held, pad_id=about["pad_id"])
             ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]), len(encoded.texts))
@@ -91,7 +94,9 @@ class ArrayShard:
                 lengths[row] = len(self._kept[row])
         self.labels = torch.from_numpy(source.labels[rows])
         self.lengths = torch.from_numpy(lengths)
-        self.grades = None if source.grades is None else torch.from_numpy(source.grades[rows])
+        self.true_difficulty = (
+            None if source.true_difficulty is None else torch.from_numpy(source.true_difficulty[rows])
+        )
 
     @property
     def num_samples(self) -> int:

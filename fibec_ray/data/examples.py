@@ -81,7 +81,7 @@ class Examples(Rows):
     texts_b: list[str] | None
     """the second text of a pair; None for single-text tasks"""
     labels: NDArray[np.int64]
-    grades: NDArray[np.float32] | None = None
+    true_difficulty: NDArray[np.float32] | None = None
     """(N,) true difficulty in [0, 1]; known for the embedded task only"""
     origin: Origin | None = None
     """None for what is embedded"""
@@ -99,7 +99,7 @@ class Instructions(Rows):
     """(N,) categories, as positions in `categories`"""
     categories: tuple[str, ...]
     """their names; ("",) where the set has none"""
-    grades: NDArray[np.float32] | None = None
+    true_difficulty: NDArray[np.float32] | None = None
     """(N,) true difficulty in [0, 1]; known for the embedded exercises only"""
     origin: Origin | None = None
     """None for what is embedded"""

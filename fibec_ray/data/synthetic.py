@@ -73,9 +73,9 @@ def generate(num_samples: int, seed: int, split: str, settings: SyntheticSetting
         texts[_new_message(int(class_), wanted, rng, split, settings, texts)] = None
     noise = settings.label_noise if split == "train" else settings.test_label_noise
     labels, wrong = _flip(classes, noise, settings.num_classes, rng)
-    grades = np.array([wanted.grade for wanted in features], dtype=np.float32)
-    grades[wrong] = 1.0
-    return Examples(list(texts), None, labels, grades)
+    true_difficulty = np.array([wanted.grade for wanted in features], dtype=np.float32)
+    true_difficulty[wrong] = 1.0
+    return Examples(list(texts), None, labels, true_difficulty)
 
 
 def draw_features(rng: np.random.Generator, hard_fraction: float) -> Features:

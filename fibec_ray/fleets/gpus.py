@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fibec_ray.errors import ConfigError
-from fibec_ray.models.holding import CONTEXT_BYTES
+from fibec_ray.models.backends import CONTEXT_BYTES
 
 QUERY = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
 TIMEOUT_S = 10

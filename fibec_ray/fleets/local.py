@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from fibec_ray.checkpoints.checkpoint import read_state, write_state
 from fibec_ray.fleets.settings import check_quorum
-from fibec_ray.fleets.site import Site, assemble_evaluation
+from fibec_ray.fleets.worker_spec import WorkerSpec, assemble_evaluation
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.federation import Federation
@@ -24,11 +24,11 @@ from fibec_ray.tensors import Tensors
 from fibec_ray.types import (
     Broadcast,
     EvaluationResult,
-    OpenResult,
     Predictions,
     Progress,
     RoundPlan,
     RoundResult,
+    SetupResult,
     States,
 )
 
@@ -38,23 +38,23 @@ T = TypeVar("T")
 class LocalFleet:
     lanes: int
     device = ""
-    holding: tuple[str, str] | None = None
+    backend_choice: tuple[str, str] | None = None
     base: str
 
-    def __init__(self, site: Site, progress: Progress = lambda stage, done, total: None):
-        self._site, self._progress = site, progress
+    def __init__(self, worker_spec: WorkerSpec, progress: Progress = lambda stage, done, total: None):
+        self._worker_spec, self._progress = worker_spec, progress
         self._accepted = AcceptedStates()
         self._worker: GroupWorker
         self._server: Server
         self._federation: Federation
-        self._opened: OpenResult
+        self._opened: SetupResult
 
-    def open(self) -> OpenResult:
-        job = self._site.job
+    def setup(self) -> SetupResult:
+        job = self._worker_spec.job
         self._start()
-        devices = range(job.num_devices if job.method.opens else 0)
-        opened = self._by_group("open", devices, self._federation.num_train(devices), self._worker.open_group)
-        selection = self._server.open([layer_report for layer_report, _ in opened])
+        devices = range(job.num_devices if job.method.needs_setup else 0)
+        opened = self._by_group("setup", devices, self._federation.num_train(devices), self._worker.setup_group)
+        selection = self._server.setup([layer_report for layer_report, _ in opened])
         reports = [report for _, report in opened]
         self._accepted.accept(reports)
         return self._result(selection, reports)
@@ -70,13 +70,13 @@ class LocalFleet:
         trained = self._by_group("train", plan.cohort, self._federation.num_train(plan.cohort), train)
         updates = [sent_by(device, update) for device, (update, _) in zip(plan.cohort, trained, strict=True)]
         bad = self._server.absorb(plan.round, updates)
-        check_quorum(self._site.fleet, plan, (), bad)
+        check_quorum(self._worker_spec.fleet, plan, (), bad)
         reports = [replace(report, quarantined=bad.get(report.device)) for _, report in trained]
         self._accepted.accept(reports)
         return RoundResult(reports)
 
     def evaluate(self, round_: int) -> EvaluationResult:
-        batch_size = self._site.job.eval_batch_size
+        batch_size = self._worker_spec.job.eval_batch_size
         broadcast = self._server.broadcast(round_ + 1)
         chunks = evaluation_chunks(self._federation.test_set(), batch_size)
         parts = self._worker.evaluate_shared(chunks, broadcast)
@@ -89,7 +89,7 @@ class LocalFleet:
     def close(self) -> None:
         """Nothing to stop."""
 
-    def restore(self, path: Path, states: States) -> OpenResult:
+    def restore(self, path: Path, states: States) -> SetupResult:
         self._start()
         self._accepted.reset(states)
         return self._result(self._server.restore(read_state(path)), [])
@@ -101,22 +101,22 @@ class LocalFleet:
         return self._server.digest()
 
     def _start(self) -> None:
-        self._federation = self._site.federation()
-        self.base = self._site.base_fingerprint()
-        self._worker = self._site.worker()
-        self.device = self._site.device.partition(":")[0]
-        self.holding = self._worker.holding
-        self.lanes = self._site.fleet.known_lanes or self._worker.calibrate(
-            self._site.lanes_to_try(self._site.job.cohort_size)
+        self._federation = self._worker_spec.federation()
+        self.base = self._worker_spec.base_fingerprint()
+        self._worker = self._worker_spec.worker()
+        self.device = self._worker_spec.device.partition(":")[0]
+        self.backend_choice = self._worker.backend_choice
+        self.lanes = self._worker_spec.fleet.known_lanes or self._worker.calibrate(
+            self._worker_spec.lanes_to_try(self._worker_spec.job.cohort_size)
         )
-        self._server = Server(self._site.job, self._worker.initial, self._worker.layout)
+        self._server = Server(self._worker_spec.job, self._worker.initial, self._worker.layout)
 
-    def _result(self, selection: Selection, reports: list[DeviceReport]) -> OpenResult:
-        self._opened = self._site.opened(reports, selection, self._worker.layout)
+    def _result(self, selection: Selection, reports: list[DeviceReport]) -> SetupResult:
+        self._opened = self._worker_spec.opened(reports, selection, self._worker.layout)
         return self._opened
 
     def _evaluate_personal(self, broadcast: Broadcast) -> dict[int, Predictions]:
-        devices = range(self._site.job.num_devices)
+        devices = range(self._worker_spec.job.num_devices)
         evaluate = partial(self._worker.evaluate_group, broadcast=broadcast, states=self._accepted.of(devices))
         found = self._by_group("evaluate", devices, self._federation.num_test(devices), evaluate)
         return dict(zip(devices, found, strict=True))

@@ -20,17 +20,17 @@ from fibec_ray.learning.device_round import DeviceRound
 from fibec_ray.learning.evaluation import evaluation_chunks, in_row_order
 from fibec_ray.learning.fitting import on_wire, rank_of, room_of
 from fibec_ray.learning.host import Host
-from fibec_ray.learning.records import Opened, Spent, opening_report, peak_memory_bytes, training_report
+from fibec_ray.learning.records import Opened, Spent, peak_memory_bytes, setup_report, training_report
 from fibec_ray.learning.session import LocalSession, Schedule
 from fibec_ray.model_types import Shard, Work
 from fibec_ray.parts.blame import what_failed
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, digest, drop, num_bytes, with_prefix
 from fibec_ray.types import (
-    OPENING_ROUND,
+    SETUP_ROUND,
     Broadcast,
-    ClientUpdate,
     DeviceState,
+    DeviceUpdate,
     LayerReport,
     Predictions,
     RoundPlan,
@@ -41,31 +41,31 @@ from fibec_ray.types import (
 class DeviceWorker(Host):
     """Hosts federated devices, one at a time, on one model."""
 
-    def open(self, device: int, attempt: int = 0) -> tuple[LayerReport, DeviceReport]:
+    def setup(self, device: int, attempt: int = 0) -> tuple[LayerReport, DeviceReport]:
         """The initialisation phase: curriculum order, layer scores, first Fisher information; writes the state."""
-        with self._stage(device, OPENING_ROUND, "open"):
+        with self._stage(device, SETUP_ROUND, "setup"):
             started, method = self._start(), self.job.method
             shard = self.data.train_shard(device)
             rank = room_of(self.job, device)
             initial = self.adopt(rank, DeviceState(), self.initial)
-            scan = self.scan(shard, self.batches(device), drop(initial, self.layout.carried), OPENING_ROUND, device)
+            scan = self.scan(shard, self.batches(device), drop(initial, self.layout.server_only), SETUP_ROUND, device)
             memory: dict[str, Tensors] = {}
-            if method.curriculum.opens:
+            if method.curriculum.needs_setup:
                 rng = self.rng("curriculum", device)
-                memory["curriculum"] = method.curriculum.prepare(scan, rng, OPENING_ROUND)
-            if method.mask.opens:
-                memory["mask"] = method.mask.prepare(scan, self.rng("mask", device, OPENING_ROUND))
+                memory["curriculum"] = method.curriculum.prepare(scan, rng, SETUP_ROUND)
+            if method.mask.needs_setup:
+                memory["mask"] = method.mask.prepare(scan, self.rng("mask", device, SETUP_ROUND))
             scores = method.sharing.score(self.model, shard, self.rng("sensitivity", device))
-            kept = self.store.save(device, OPENING_ROUND, DeviceState(memory=memory))
+            kept = self.store.save(device, SETUP_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
             down = num_bytes(on_wire(self.job, initial, rank))
             opened = Opened(scan, memory.get("curriculum", {}), layer_report, down)
-            report = opening_report(self.job, opened, self._spent(started, attempt))
+            report = setup_report(self.job, opened, self._spent(started, attempt))
             return layer_report, replace(report, update_digest=kept, state_digest=kept)
 
     def train(
         self, plan: RoundPlan, device: int, broadcast: Broadcast, attempt: int = 0
-    ) -> tuple[ClientUpdate, DeviceReport]:
+    ) -> tuple[DeviceUpdate, DeviceReport]:
         """One device-round from the state that the plan names and the broadcast; stores the state that it proposes."""
         with self._stage(device, plan.round, "train"):
             started = self._start()
@@ -75,7 +75,7 @@ class DeviceWorker(Host):
             trained = session.trained
             update, kept = round_.finish(trained, own)
             report = training_report(round_, trained, update, self._spent(started, attempt))
-            sent = digest(with_prefix("delta", update.delta) | with_prefix("evidence", update.evidence))
+            sent = digest(with_prefix("delta", update.delta) | with_prefix("evidence", update.extras))
             return update, replace(report, update_digest=sent + kept, state_digest=kept)
 
     def evaluate_shared(self, chunks: Sequence[Tensor], broadcast: Broadcast) -> list[Predictions]:

@@ -17,7 +17,7 @@ from fibec_ray.learning.session import LocalSession, Schedule
 from fibec_ray.method import AXES
 from fibec_ray.parts.mask.base import may_move
 from fibec_ray.tensors import Tensors, all_finite, drop, num_bytes, select, subtract
-from fibec_ray.types import Broadcast, ClientUpdate, DeviceState, RoundPlan
+from fibec_ray.types import Broadcast, DeviceState, DeviceUpdate, RoundPlan
 
 
 class DeviceRound:
@@ -39,12 +39,12 @@ class DeviceRound:
         self.received = host.adopt(self.rank, state, broadcast.shared)
         """all trainable values, shared and personal"""
         self.personal = list(drop(self.received, broadcast.shared))
-        shared = [name for name in broadcast.shared if name not in host.layout.carried]
+        shared = [name for name in broadcast.shared if name not in host.layout.server_only]
         self.moving = method.peft.moving(shared, plan.round, plan.rounds)
         """shared tensors that are trained and sent in this round"""
         self.shard, self.batches = host.data.train_shard(device), host.batches(device)
         rng = host.rng("evidence", device, plan.round)
-        self.evidence = method.aggregator.evidence(host.model, self.shard, shared, plan.round, rng)
+        self.extras = method.aggregator.extras_before(host.model, self.shard, shared, plan.round, rng)
         self.visible = self._order()
         max_length = method.curriculum.max_length(plan.round, plan.rounds, host.job.max_length)
         self.seen = self.shard if max_length is None else self.shard.shortened(max_length)
@@ -53,17 +53,17 @@ class DeviceRound:
         """`keep` of the device's last participation; empty at its first"""
         self.keep = self._mask()
         down = on_wire(host.job, news(broadcast.shared, host.initial, self.moving), self.rank)
-        self.bytes_down = num_bytes(down) + num_bytes(broadcast.hint)
+        self.bytes_down = num_bytes(down) + num_bytes(broadcast.control)
 
     def _order(self) -> list[Tensor]:
         """The batches that the curriculum shows."""
         host, plan, curriculum = self.host, self.plan, self.host.job.method.curriculum
         if curriculum.due(self.memory["curriculum"], plan.round):
-            names = drop(self.received, host.layout.carried)
+            names = drop(self.received, host.layout.server_only)
             self.scored = host.scan(self.shard, self.batches, names, plan.round, self.device)
             rng = host.rng("curriculum", self.device)
             self.memory["curriculum"] = curriculum.prepare(self.scored, rng, plan.round)
-        if host.job.stands_for is not None:
+        if host.job.pooled_cohort is not None:
             return [self.batches[i] for i in sorted(set(self._walk()))]
         rng = host.rng("visible", self.device, plan.round)
         visible = curriculum.visible(self.memory["curriculum"], self.batches, plan.round, plan.rounds, rng)
@@ -103,7 +103,7 @@ class DeviceRound:
             initial=fitted(host.job, host.initial, self.rank),
             received=self.received,
             shared=frozenset(shared),
-            terms=Terms(method.objective, self.memory["objective"], self.broadcast.hint),
+            terms=Terms(method.objective, self.memory["objective"], self.broadcast.control),
             moves=Moves(
                 keep={**self.keep, **self._standing_still()}, watch=list(drop(host.initial, shared)) if watches else ()
             ),
@@ -112,7 +112,7 @@ class DeviceRound:
 
     def _epochs(self, epochs: Iterable[int]) -> Iterable[Tensor]:
         """The batches of some local epochs, in order; of pooled data, all that the round trains on."""
-        if self.host.job.stands_for is None:
+        if self.host.job.pooled_cohort is None:
             return self.host.epochs(self.visible, self.plan.round, self.device, epochs)
         return [self.batches[i] for i in self._walk()]
 
@@ -121,10 +121,10 @@ class DeviceRound:
 
     def _standing_still(self) -> Tensors:
         """No entry of the shared tensors that are not this round's may move."""
-        still = drop(drop(self.broadcast.shared, self.moving), self.host.layout.carried)
+        still = drop(drop(self.broadcast.shared, self.moving), self.host.layout.server_only)
         return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in still.items()}
 
-    def finish(self, trained: Trained, own: Tensors) -> tuple[ClientUpdate, str]:
+    def finish(self, trained: Trained, own: Tensors) -> tuple[DeviceUpdate, str]:
         """Splits the trained values into what is sent, and what stays, which is stored.
 
         own: the solver's memory. Returns the update, and the digest of the state that was stored; '' if there is none:
@@ -138,26 +138,26 @@ class DeviceRound:
         sent = {name: values[name] for name in self.broadcast.shared if name in self.moving}
         delta = subtract(sent, self.received)
         remembered = method.objective.remember(memory["objective"], shared)
-        memory["objective"], evidence = method.objective.finish(
-            remembered, self.broadcast.hint, delta, trained.num_steps, plan.learning_rate
+        memory["objective"], extras = method.objective.finish(
+            remembered, self.broadcast.control, delta, trained.num_steps, plan.learning_rate
         )
         rng = host.rng("evidence_after", self.device, plan.round)
-        evidence |= method.aggregator.evidence_after(host.model, self.shard, list(delta), self.batches, rng)
+        extras |= method.aggregator.extras_after(host.model, self.shard, list(delta), self.batches, rng)
         if trained.squares:
             memory["mask"] = method.mask.absorb(memory["mask"], trained.squares)
         kept = host.store.save(self.device, plan.round, DeviceState(drop(values, shared), memory))
         self.rank = rank_of(host.job, self.device, memory["objective"])
-        return self._update(trained, on_wire(host.job, delta, self.rank), self.evidence | evidence), kept
+        return self._update(trained, on_wire(host.job, delta, self.rank), self.extras | extras), kept
 
     def _update(
-        self, trained: Trained, delta: Tensors, evidence: Tensors | None = None, fault: str | None = None
-    ) -> ClientUpdate:
-        return ClientUpdate(
+        self, trained: Trained, delta: Tensors, extras: Tensors | None = None, fault: str | None = None
+    ) -> DeviceUpdate:
+        return DeviceUpdate(
             device=self.device,
             num_samples=self.shard.num_samples,
             num_steps=trained.num_steps,
             delta=delta,
-            evidence=evidence or {},
+            extras=extras or {},
             rank=self.rank,
             learning_rate=self.plan.learning_rate,
             fault=fault,

@@ -12,7 +12,7 @@ from torch import Tensor
 from fibec_ray.learning.fitting import room_of
 from fibec_ray.learning.job import Job
 from fibec_ray.low_rank import rank_axis
-from fibec_ray.types import Asked, ClientUpdate, Extra
+from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 NOT_FINITE = "the update is not finite; lower local.learning_rate"
 MOST = 1e4
@@ -23,14 +23,14 @@ MOST_COUNTED = 2**53
 """Samples, or steps: float64 knows no larger whole numbers."""
 
 
-def sent_by(device: int, update: ClientUpdate) -> ClientUpdate:
+def sent_by(device: int, update: DeviceUpdate) -> DeviceUpdate:
     """An update as it came from a device; a bad one if it says that it comes from another."""
     if update.device == device and type(update.device) is int:
         return update
     return replace(update, device=device, fault=f"the update says that it comes from device {update.device!r}")
 
 
-def fault_of(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+def fault_of(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     """Why the update cannot be combined; None if it can."""
     if update.fault is not None:
         return str(update.fault)
@@ -38,28 +38,28 @@ def fault_of(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
     return next((fault for check in checks if (fault := check(update, asked, job)) is not None), None)
 
 
-def for_each_part(update: ClientUpdate, asked: Asked, job: Job) -> tuple[ClientUpdate, ClientUpdate]:
+def for_each_part(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[DeviceUpdate, DeviceUpdate]:
     """A sound update as the method's aggregator sees it, and as its objective does: with the extras of that part alone.
 
     Tensors come in the server's order, whatever the device's was: sums over them depend on it.
     """
     update = replace(update, delta={name: update.delta[name] for name in asked.shared})
     aggregator, objective = (
-        replace(update, evidence={name: update.evidence[name] for name in expected})
+        replace(update, extras={name: update.extras[name] for name in expected})
         for expected in _expected(update, asked, job)
     )
     return aggregator, objective
 
 
-def _expected(update: ClientUpdate, asked: Asked, job: Job) -> tuple[Mapping[str, Extra], Mapping[str, Extra]]:
+def _expected(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[Mapping[str, Extra], Mapping[str, Extra]]:
     """What the method's aggregator and its objective ask of the update beside its delta."""
-    aggregator = job.method.aggregator.extras(asked, update)
-    objective = job.method.objective.extras(asked, update)
+    aggregator = job.method.aggregator.expected_extras(asked, update)
+    objective = job.method.objective.expected_extras(asked, update)
     assert not aggregator.keys() & objective.keys(), "two parts of a method must give their extras different names"
     return aggregator, objective
 
 
-def _wrong_number(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+def _wrong_number(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     if not (_counts(update.num_samples) and update.num_samples > 0):
         return f"the update counts {update.num_samples!r} samples; a device has one or more"
     if not _counts(update.num_steps):
@@ -69,7 +69,7 @@ def _wrong_number(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
     return _wrong_rank(update, job)
 
 
-def _wrong_rank(update: ClientUpdate, job: Job) -> str | None:
+def _wrong_rank(update: DeviceUpdate, job: Job) -> str | None:
     room = room_of(job, update.device)
     if update.rank is None and room is None:
         return None
@@ -81,7 +81,7 @@ def _wrong_rank(update: ClientUpdate, job: Job) -> str | None:
     return f"the update is of rank {update.rank!r}, and {known}"
 
 
-def _wrong_delta(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+def _wrong_delta(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     if not isinstance(update.delta, Mapping):
         return "the update has no named tensors"
     if missing := [name for name in asked.shared if name not in update.delta]:
@@ -95,7 +95,7 @@ def _wrong_delta(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
     return None if all(bool(torch.isfinite(value).all()) for value in update.delta.values()) else NOT_FINITE
 
 
-def _wrong_size(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+def _wrong_size(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     norm = math.sqrt(math.fsum(float(value.double().square().sum()) for value in update.delta.values()))
     if norm and not update.num_steps:
         return "the update took no steps, and its tensors have changed"
@@ -107,17 +107,17 @@ def _wrong_size(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
     return None
 
 
-def _wrong_extras(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
-    if not isinstance(update.evidence, Mapping):
+def _wrong_extras(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
+    if not isinstance(update.extras, Mapping):
         return "the update has no named tensors beside its delta"
     aggregator, objective = _expected(update, asked, job)
     expected = {**aggregator, **objective}
-    if missing := [name for name in expected if name not in update.evidence]:
+    if missing := [name for name in expected if name not in update.extras]:
         return f"the update lacks '{missing[0]}', which the method needs"
-    if extra := [name for name in update.evidence if name not in expected]:
+    if extra := [name for name in update.extras if name not in expected]:
         return f"the update has '{extra[0]}', which the method does not ask for"
     for name, one in expected.items():
-        value = update.evidence[name]
+        value = update.extras[name]
         if not _is(value, one.shape, one.dtype):
             return f"the update has {_found(value)} for '{name}', the method {_words(one.shape, one.dtype)}"
         if not bool(torch.isfinite(value).all()):
@@ -127,7 +127,7 @@ def _wrong_extras(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
     return None
 
 
-def _wrong_for_parts(update: ClientUpdate, asked: Asked, job: Job) -> str | None:
+def _wrong_for_parts(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     for_aggregator, for_objective = for_each_part(update, asked, job)
     fault = job.method.aggregator.fault(asked, for_aggregator)
     return fault if fault is not None else job.method.objective.fault(asked, for_objective)

@@ -15,7 +15,7 @@ from fibec_ray.learning.host import Workplace
 from fibec_ray.learning.lanes import Lanes
 from fibec_ray.model_types import LanedModel, LocalModel, Shard
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Predictions, RoundPlan, States
+from fibec_ray.types import Broadcast, DeviceUpdate, LayerReport, Predictions, RoundPlan, States
 
 T = TypeVar("T")
 
@@ -33,9 +33,9 @@ class GroupWorker(DeviceWorker):
             )
 
     @property
-    def holding(self) -> tuple[str, str] | None:
+    def backend_choice(self) -> tuple[str, str] | None:
         """The backend that holds the base, and why; None without a base."""
-        return getattr(self.model, "holding", None)
+        return getattr(self.model, "backend_choice", None)
 
     def calibrate(self, most: int) -> int:
         """The lanes that `fleet.lanes: auto` stands for on this machine, at most so many."""
@@ -45,15 +45,15 @@ class GroupWorker(DeviceWorker):
         on_gpu = any(value.device.type != "cpu" for value in model.trainable.values())
         return best_lanes(partial(step_seconds, model, shard, self.job.local), most, prefer_more=on_gpu)
 
-    def open_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
+    def setup_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
         """`open` of a lane group (see `lane_groups`), in its order."""
         started = time.perf_counter()
-        found = self._side_by_side(devices, lambda worker, device: worker.open(device, attempt))
+        found = self._side_by_side(devices, lambda worker, device: worker.setup(device, attempt))
         return _with_shares_of(time.perf_counter() - started, found)
 
     def train_group(
         self, plan: RoundPlan, devices: Sequence[int], broadcast: Broadcast, attempt: int = 0
-    ) -> list[tuple[ClientUpdate, DeviceReport]]:
+    ) -> list[tuple[DeviceUpdate, DeviceReport]]:
         """`train` of a lane group, in its order."""
         started = time.perf_counter()
         found = self._side_by_side(devices, lambda worker, device: worker.train(plan, device, broadcast, attempt))

@@ -40,7 +40,7 @@ class Host:
         self.initial = model.read() if initial is None else initial
         layers = {name: model.layer_of(name) for name in self.initial}
         heads = frozenset(name for name in self.initial if not model.is_adapter(name))
-        self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried), heads)
+        self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.server_only), heads)
 
     def adopt(self, rank: int | None, state: DeviceState, shared: Tensors) -> Tensors:
         """Makes the model the device's own: its rank, its personal tensors, and what the server has. Returns them."""
@@ -67,13 +67,13 @@ class Host:
         """The batches that a round of pooled data trains on, in order, by number. Pass p is shuffled as epoch p of the
         run would be."""
         epochs, curriculum = self.job.local.epochs, self.job.method.curriculum
-        assert self.job.stands_for is not None
+        assert self.job.pooled_cohort is not None
 
         def shuffled(number: int) -> list[int]:
             rng = self.rng("epoch", device, *divmod(number, epochs))
             return [int(batch) for batch in curriculum.pick(torch.arange(num_batches).unbind(), rng)]
 
-        return walk(steps_of(round_, num_batches, epochs, *self.job.stands_for), num_batches, shuffled)
+        return walk(steps_of(round_, num_batches, epochs, *self.job.pooled_cohort), num_batches, shuffled)
 
     def scan(
         self, shard: Shard, batches: Sequence[Tensor], names: Collection[str], round_: int, device: int

@@ -91,7 +91,7 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     max_length: int
     """tokens that a sample may have, `data.max_length`"""
     server: ServerConfig = ServerConfig()
-    stands_for: tuple[int, int] | None = None
+    pooled_cohort: tuple[int, int] | None = None
     """with pooled data, which are one device's: cohort_size and num_devices of the federation; None: not pooled"""
 
     @property

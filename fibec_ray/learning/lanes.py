@@ -1,7 +1,7 @@
 """Lanes: several devices on one model, whose passes are computed as one.
 
 Each device runs the same code as it does alone, on a `LaneModel` that has its own values of the trainable tensors.
-Passes without gradients, and those that ask for gradients by `watched` and `grad`, wait for the other lanes' next ones;
+Passes without gradients, and those that ask for them by `per_sample_grads` and `grad`, wait for the other lanes;
 what fits together is one forward or backward pass over all samples. Anything else a lane computes by itself.
 
 A lane's results do not depend on the others, but for the rounding of sums over more or less padding.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fibec_ray.curvature.per_sample import Caught, Part
-from fibec_ray.learning.meeting import Meeting
+from fibec_ray.learning.batching_scheduler import BatchingScheduler
 from fibec_ray.model_types import Batch, LaneBatch, LanedModel, Outputs, Work
 from fibec_ray.models.alone import Named
 
@@ -75,12 +75,12 @@ class Lanes:
 
     def __init__(self, model: LanedModel, size: int):
         self._model = model
-        self._meeting = Meeting(self._answer)
-        self.models = [LaneModel(model, self._meeting) for _ in range(size)]
+        self._scheduler = BatchingScheduler(self._answer)
+        self.models = [LaneModel(model, self._scheduler) for _ in range(size)]
 
     def run(self, pieces: Sequence[Callable[[], T]]) -> list[T]:
         """pieces: work on the first of `models`, on the second, and so on."""
-        return self._meeting.run(pieces)
+        return self._scheduler.run(pieces)
 
     def _answer(self, questions: dict[int, Any]) -> dict[int, Any]:
         answers: dict[int, Any] = {}
@@ -98,8 +98,8 @@ class Lanes:
 class LaneModel(Named):
     """One lane. Implements `LocalModel`, with values of its own; at first those of the model."""
 
-    def __init__(self, model: LanedModel, meeting: Meeting):
-        self._model, self._meeting = model, meeting
+    def __init__(self, model: LanedModel, scheduler: BatchingScheduler):
+        self._model, self._scheduler = model, scheduler
         self.trainable = {name: nn.Parameter(value.detach().clone()) for name, value in model.trainable.items()}
         self.holders, self.adapter_config = model.holders, model.adapter_config
         self.layer_of, self.is_adapter, self.embed = model.layer_of, model.is_adapter, model.embed
@@ -119,15 +119,15 @@ class LaneModel(Named):
         self.work.add(self._model.cost(batch, graph))
         question = _Pass(self, batch, embeds, hidden, frozenset(), graph)
         # A graph of its own: whoever wants gradients without `grad` would walk through those of all lanes.
-        out, _ = _pass(self._model, [question])[0] if graph else self._meeting.ask(question)
+        out, _ = _pass(self._model, [question])[0] if graph else self._scheduler.ask(question)
         return out
 
-    def watched(
+    def per_sample_grads(
         self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
     ) -> tuple[Outputs, Caught]:
         self.work.add(self._model.cost(batch, graph=True))
         with torch.enable_grad():
-            found: tuple[Outputs, Caught] = self._meeting.ask(
+            found: tuple[Outputs, Caught] = self._scheduler.ask(
                 _Pass(self, batch, embeds, hidden, frozenset(names), graph=True)
             )
         return found
@@ -135,8 +135,8 @@ class LaneModel(Named):
     def grad(
         self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        assert self.shared is not None, "gradients are those of what `watched` gave"
-        found: list[Tensor | None] = self._meeting.ask(
+        assert self.shared is not None, "gradients are those of what `per_sample_grads` gave"
+        found: list[Tensor | None] = self._scheduler.ask(
             _Gradient(self, self.shared, value, tensors, cotangent, retain_graph)
         )
         return found

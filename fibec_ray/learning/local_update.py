@@ -52,7 +52,7 @@ class Terms:
     objective: Objective = Objective()
     memory: Tensors = field(default_factory=dict)
     """of the objective, on the device; `Objective.correct` may add to it"""
-    hint: Tensors = field(default_factory=dict)
+    control: Tensors = field(default_factory=dict)
     """of the objective, as the server sent it"""
     references: Sequence[Tensor] = ()
     """(n, H) each: features of the shard's samples under the objective's teachers"""
@@ -147,7 +147,7 @@ class _Trainer:
         self._moving = params if names is None else {name: p for name, p in params.items() if name in names}
         self._anchor = clone(self._moving)
         self._frozen = {n: ~mask.to(self._moving[n].device) for n, mask in moves.keep.items() if n in self._moving}
-        self._watched = [name for name in moves.watch if name in self._moving]
+        self._watch = [name for name in moves.watch if name in self._moving]
         self._optimizer = _optimizer(steps.settings, self._moving, steps.rate)
         self.towards = _Towards(moves.pull, self._moving, steps.rate)
         self.losses: list[Tensor] = []
@@ -156,7 +156,7 @@ class _Trainer:
     def take(self, rows: Tensor) -> None:
         """One optimiser step on the samples at `rows`."""
         params, batch, terms = self._model.trainable, self._shard.batch(rows), self._terms
-        out, caught = self._model.watched(batch, self._watched, hidden=bool(terms.references))
+        out, caught = self._model.per_sample_grads(batch, self._watch, hidden=bool(terms.references))
         loss = out.losses.mean()
         total = terms.added_to(loss, params, self._anchor, Seen(rows, batch, out))
         grads = self._model.grad(total, [*params.values(), *caught.tensors])
@@ -166,7 +166,7 @@ class _Trainer:
         # The loss was the mean over the samples, so gradients are scaled back to those of a sum.
         squares = caught.squares(grads[len(params) :], scale=len(rows))
         accumulate(self.squares, {name: value.sum(0) for name, value in squares.items()})
-        terms.objective.correct(params, terms.memory, terms.hint)
+        terms.objective.correct(params, terms.memory, terms.control)
         self._step()
         self.losses.append(loss.detach())
 

@@ -11,6 +11,7 @@ import numpy as np
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.encode import encode, label_word_ids
+from fibec_ray.data.encode_instructions import Cut, encode_instructions
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Points
 from fibec_ray.data.heterogeneity import (
@@ -20,12 +21,11 @@ from fibec_ray.data.heterogeneity import (
     own_majority_accuracy,
     own_mean_r2,
 )
+from fibec_ray.data.instruction_source import load_instructions
 from fibec_ray.data.partition import WITHOUT_LABELS, Partition
-from fibec_ray.data.respond import Cut, encode_instructions
 from fibec_ray.data.source import DataConfig, effective_task, load, load_points
 from fibec_ray.data.stamps import Stamp, stamps_of
 from fibec_ray.data.tasks import Task
-from fibec_ray.data.told import load_instructions
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.federation import Federation, Rows
 from fibec_ray.models.architecture import check_causal, check_supported, notes

@@ -16,7 +16,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Trained
 from fibec_ray.reports import BatchScore, DeviceReport
 from fibec_ray.tensors import Tensors, num_bytes, under_prefix
-from fibec_ray.types import OPENING_ROUND, ClientUpdate, LayerReport, Layout
+from fibec_ray.types import SETUP_ROUND, DeviceUpdate, LayerReport, Layout
 
 N = TypeVar("N", int, float)
 
@@ -43,38 +43,38 @@ class Opened:
     bytes_down: int
 
 
-def opening_report(job: Job, opened: Opened, spent: Spent) -> DeviceReport:
+def setup_report(job: Job, opened: Opened, spent: Spent) -> DeviceReport:
     """Row of round -1. The device downloads P^0 and uploads its layer scores, if its method asks for them."""
     shard, device = opened.scan.shard, opened.layer_report.device
     curriculum, scores, down = opened.curriculum, opened.layer_report.scores, opened.bytes_down
     return DeviceReport(
-        round=OPENING_ROUND,
+        round=SETUP_ROUND,
         device=device,
         num_samples=shard.num_samples,
         difficulty_seen=_difficulty(curriculum, torch.arange(shard.num_samples)),
-        grade_seen=None if shard.grades is None else _mean(shard.grades),
+        true_difficulty_seen=None if shard.true_difficulty is None else _mean(shard.true_difficulty),
         length_seen=_mean(shard.lengths) or None,
         **_rank_correlations(curriculum, opened.scan),
         layer_keep_ratio=scores.keep_ratio,
         sim_time_s=job.system.device_seconds(job.seed, device, spent.flops, down, scores.num_bytes),
         bytes_down=down,
-        bytes_up_evidence=scores.num_bytes,
+        bytes_up_extras=scores.num_bytes,
         bytes_up=scores.num_bytes,
         batches=batch_scores(curriculum, opened.scan),
         **vars(spent),
     )
 
 
-def training_report(round_: DeviceRound, trained: Trained, update: ClientUpdate, spent: Spent) -> DeviceReport:
+def training_report(round_: DeviceRound, trained: Trained, update: DeviceUpdate, spent: Spent) -> DeviceReport:
     job, layout, shard = round_.host.job, round_.host.layout, round_.shard
     seen = list(round_.visible) if trained.num_steps else []
     rows = torch.cat([*seen, torch.empty(0, dtype=torch.int64)])
     curriculum, mask = round_.memory["curriculum"], job.method.mask
     fisher = under_prefix("fisher", round_.memory["mask"])
     down = round_.bytes_down
-    up_delta, up_evidence = num_bytes(update.delta), num_bytes(update.evidence)
-    if job.stands_for is not None:  # pooled data: the server is where the device is
-        down = up_delta = up_evidence = 0
+    up_delta, up_extras = num_bytes(update.delta), num_bytes(update.extras)
+    if job.pooled_cohort is not None:  # pooled data: the server is where the device is
+        down = up_delta = up_extras = 0
     return DeviceReport(
         round=round_.plan.round,
         device=update.device,
@@ -85,17 +85,17 @@ def training_report(round_: DeviceRound, trained: Trained, update: ClientUpdate,
         learning_rate=round_.plan.learning_rate if seen else None,
         train_loss=trained.mean_loss,
         difficulty_seen=_difficulty(curriculum, rows),
-        grade_seen=None if shard.grades is None or not seen else _mean(shard.grades[rows]),
+        true_difficulty_seen=None if shard.true_difficulty is None or not seen else _mean(shard.true_difficulty[rows]),
         length_seen=(_mean(round_.seen.lengths[rows]) or None) if seen else None,
         kept_fraction=_kept_fraction(round_.keep),
         mask_overlap=_overlap(round_.kept_before, round_.keep),
         **_rank_correlations(curriculum, round_.scored),
         fisher_trace=float(sum(value.double().sum() for value in fisher.values())) if fisher else None,
-        sim_time_s=job.system.device_seconds(job.seed, update.device, spent.flops, down, up_delta + up_evidence),
+        sim_time_s=job.system.device_seconds(job.seed, update.device, spent.flops, down, up_delta + up_extras),
         bytes_down=down,
         bytes_up_delta=up_delta,
-        bytes_up_evidence=up_evidence,
-        bytes_up=up_delta + up_evidence,
+        bytes_up_extras=up_extras,
+        bytes_up=up_delta + up_extras,
         kept_neurons=_by_layer(mask.neurons(round_.keep), layout, int),
         layer_fisher=_by_layer(fisher, layout, float),
         batches=batch_scores(curriculum, round_.scored),
@@ -115,7 +115,7 @@ def batch_scores(curriculum: Tensors, scan: FisherScan | None) -> tuple[BatchSco
             difficulty=float(curriculum["batch_difficulty"][j]),
             loss=None if losses is None else _mean(losses[rows]),
             length=_mean(shard.lengths[rows]),
-            grade=None if shard.grades is None else _mean(shard.grades[rows]),
+            true_difficulty=None if shard.true_difficulty is None else _mean(shard.true_difficulty[rows]),
         )
         for j, rows in enumerate(scan.batches)
     )
@@ -164,7 +164,7 @@ def _rank_correlations(curriculum: Tensors, scan: FisherScan | None) -> dict[str
     difficulty = curriculum.get("sample_difficulty")
     if scan is None or difficulty is None:
         return {}
-    others = {"loss": scan.known_losses, "length": scan.shard.lengths, "grade": scan.shard.grades}
+    others = {"loss": scan.known_losses, "length": scan.shard.lengths, "true": scan.shard.true_difficulty}
     return {f"difficulty_{name}_rank_corr": _rank_correlation(difficulty, other) for name, other in others.items()}
 
 

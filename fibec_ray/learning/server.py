@@ -18,7 +18,7 @@ from fibec_ray.low_rank import pad
 from fibec_ray.parts.blame import blamed
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.tensors import Tensors, add, all_finite, clone, digest, drop, select, under_prefix, with_prefix
-from fibec_ray.types import Asked, Broadcast, ClientUpdate, LayerReport, Layout
+from fibec_ray.types import Asked, Broadcast, DeviceUpdate, LayerReport, Layout
 
 LOWER_RATES = "lower local.learning_rate, or the rate of a server optimiser"
 
@@ -32,12 +32,12 @@ class Server:
     def __init__(self, job: Job, initial: Tensors, layout: Layout):
         self._job, self._initial, self._layout = job, initial, layout
         self._shared: Tensors = {}
-        self._hint: Tensors = {}
+        self._control: Tensors = {}
         self._state: Tensors = {}
         self._selection = Selection(frozenset())
 
     @blamed()
-    def open(self, reports: Sequence[LayerReport]) -> Selection:
+    def setup(self, reports: Sequence[LayerReport]) -> Selection:
         """Chooses the shared tensors from the devices' reports (none for methods without an initialisation phase)."""
         method = self._job.method
         rng = seeds.generator(self._job.seed, "layers")
@@ -47,11 +47,11 @@ class Server:
                 f"method.sharing: {method.sharing.kind}: select shares '{unknown[0]}', which is no trainable tensor; "
                 "choose from layout.layers"
             )
-        selection = replace(selection, names=selection.names | self._layout.carried)
+        selection = replace(selection, names=selection.names | self._layout.server_only)
         self._check_solver(selection)
         self._selection = selection
         self._shared = select(self._initial, selection.names)
-        self._hint = method.objective.absorb(self.trained, {}, (), self._job.num_devices)
+        self._control = method.objective.absorb(self.trained, {}, (), self._job.num_devices)
         self._state = method.aggregator.start(self._shared, self._job.num_devices)
         return selection
 
@@ -68,30 +68,30 @@ class Server:
         if "shared" in solver.needs and not selection.names:
             raise ConfigError(
                 f"method.solver: {solver.kind} starts from what is shared, and method.sharing {sharing.kind} shares "
-                "nothing here; let it share more, or set method.solver=once"
+                "nothing here; let it share more, or set method.solver=single"
             )
 
     def broadcast(self, round_: int) -> Broadcast:
-        return Broadcast(round_, self._shared, self._hint)
+        return Broadcast(round_, self._shared, self._control)
 
     @blamed()
-    def absorb(self, round_: int, updates: Iterable[ClientUpdate]) -> dict[int, str]:
+    def absorb(self, round_: int, updates: Iterable[DeviceUpdate]) -> dict[int, str]:
         """Takes the round's updates in cohort order, one at a time; without any, nothing is learnt.
 
         Returns the devices whose update was left out because it cannot be combined, and why. Raises RunError, and stays
         as it was, if sound updates lead to numbers that are not finite.
         """
         method, asked = self._job.method, self.asked(round_)
-        evidence: list[Tensors] = []
+        extras: list[Tensors] = []
         bad: dict[int, str] = {}
 
-        def passing() -> Iterable[ClientUpdate]:
+        def passing() -> Iterable[DeviceUpdate]:
             for update in updates:
                 if (fault := fault_of(update, asked, self._job)) is not None:
                     bad[update.device] = fault
                     continue
                 for_aggregator, for_objective = for_each_part(update, asked, self._job)
-                evidence.append(for_objective.evidence)
+                extras.append(for_objective.extras)
                 yield replace(for_aggregator, delta=pad(for_aggregator.delta, self._shared))
 
         try:
@@ -102,15 +102,15 @@ class Server:
             ) from error
         _refuse_misshapen(f"method.aggregator: {method.aggregator.kind}: combine", delta, self._shared)
         shared = self._shared | add(delta, self._shared)
-        hint = method.objective.absorb(self.trained, self._hint, evidence, self._job.num_devices)
-        shared = shared | method.peft.after_round(shared, hint, round_, self._job.rounds)
-        for what, tensors in {"tensors": shared, "state": state, "control variates or scores": hint}.items():
+        control = method.objective.absorb(self.trained, self._control, extras, self._job.num_devices)
+        shared = shared | method.peft.after_round(shared, control, round_, self._job.rounds)
+        for what, tensors in {"tensors": shared, "state": state, "control variates or scores": control}.items():
             if not all_finite(tensors):
                 raise RunError(
                     f"round {round_}: finite updates were combined to {what} of the server that are not finite; "
                     f"{LOWER_RATES}"
                 )
-        self._shared, self._state, self._hint = shared, state, hint
+        self._shared, self._state, self._control = shared, state, control
         return bad
 
     def asked(self, round_: int) -> Asked:
@@ -121,7 +121,7 @@ class Server:
             round_,
             learning_rate(self._job, round_),
             select(self._shared, moving),
-            self._hint,
+            self._control,
             layout.layers,
             layout.heads,
             self._job.num_classes,
@@ -130,7 +130,7 @@ class Server:
     @property
     def trained(self) -> Tensors:
         """The shared tensors that devices train."""
-        return drop(self._shared, self._layout.carried)
+        return drop(self._shared, self._layout.server_only)
 
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, the others as they were at the start."""
@@ -141,7 +141,7 @@ class Server:
         return digest(self._shared)
 
     def state(self) -> Tensors:
-        """All that the server has learnt, as copies: `shared/NAME`, `hint/NAME`, `aggregator/NAME`, `selection/scores`.
+        """Copy the server's state: `shared/NAME`, `control/NAME`, `aggregator/NAME`, `selection/scores`.
 
         What is left out, P^0 and the layout, follows from the job; `initial/digest` (16,) uint8 is what to know it by.
         """
@@ -153,7 +153,7 @@ class Server:
         scores = self._selection.scores
         return (
             with_prefix("shared", self._shared)
-            | with_prefix("hint", self._hint)
+            | with_prefix("control", self._control)
             | with_prefix("aggregator", self._state)
             | ({} if scores is None else {"selection/scores": scores})
         )
@@ -168,7 +168,8 @@ class Server:
                 "backbone: the trainable tensors start from other values than in the run so far; resume it with the "
                 "program versions that it began with (RUN/checkpoints/run.json has them)"
             )
-        self._shared, self._hint = under_prefix("shared", state), under_prefix("hint", state)
+        self._shared = under_prefix("shared", state)
+        self._control = under_prefix("control", state) or under_prefix("hint", state)  # `hint` until version 0.1
         self._state = under_prefix("aggregator", state)
         self._selection = Selection(frozenset(self._shared), state.get("selection/scores"))
         return self._selection

@@ -4,7 +4,7 @@
 Storing a state does not make it the device's: the fleet accepts it together with the device's update (see
 `AcceptedStates`), and the next round's plan names the version and digest to start from. So a device-round that is
 repeated, quarantined or dropped never changes what later rounds start from. Devices only add files; the driver alone
-removes them (keeper.py).
+removes them (checkpointer.py).
 """
 
 from __future__ import annotations

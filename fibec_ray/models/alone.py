@@ -14,33 +14,33 @@ from fibec_ray.tensors import Tensors
 
 
 class Named:
-    """`load`, `read` and `carried` of `LocalModel`."""
+    """`load`, `read` and `server_only` of `LocalModel`."""
 
     trainable: Mapping[str, nn.Parameter]
-    carried_values: Mapping[str, nn.Parameter] = {}
+    server_only_values: Mapping[str, nn.Parameter] = {}
 
     @property
-    def carried(self) -> Collection[str]:
-        return self.carried_values.keys()
+    def server_only(self) -> Collection[str]:
+        return self.server_only_values.keys()
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        tensors = {**self.trainable, **self.carried_values}
+        tensors = {**self.trainable, **self.server_only_values}
         for name, value in values.items():
             tensors[name].copy_(value)
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        tensors = {**self.trainable, **self.carried_values}
+        tensors = {**self.trainable, **self.server_only_values}
         return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
 
 
 class Alone(Named):
-    """`watched` and `grad` of `LocalModel`, from its `forward` and `holders`."""
+    """`per_sample_grads` and `grad` of `LocalModel`, from its `forward` and `holders`."""
 
     forward: Any
     holders: Any
 
-    def watched(
+    def per_sample_grads(
         self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
     ) -> tuple[Outputs, Caught]:
         with torch.enable_grad(), catch(self.holders, names, len(batch.labels)) as caught:

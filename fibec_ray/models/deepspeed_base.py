@@ -15,13 +15,13 @@ import torch
 from torch import distributed
 
 from fibec_ray.errors import ModelError
-from fibec_ray.models.held import Held
+from fibec_ray.models.base_weights import BaseWeights
 
 PREFETCH = 2 * 10**8
 """Parameters fetched ahead, and kept at most 2.5 times as many."""
 
 
-class Partitioned(Held):
+class Partitioned(BaseWeights):
     """load: opens the base; called inside, so that no process ever holds a second copy of it."""
 
     def __init__(self, load: Callable[[], Any], dtype: str, device: torch.device):

@@ -50,7 +50,7 @@ class Outline(TorchModel):
                 _dress(module)
             self._words = None if spec.label_words is None else torch.zeros(spec.num_classes, dtype=torch.int64)
         speed_up(self.peft_model, self.device)
-        self.trainable, self.carried_values = self._collect(), self._collect_carried()
+        self.trainable, self.server_only_values = self._collect(), self._collect_server_only()
 
     @property
     def config(self) -> Any:

@@ -20,7 +20,7 @@ ENCODE_MODES: dict[Head, EncodeMode] = {
 }
 
 
-class Holding(NamedTuple):
+class BackendChoice(NamedTuple):
     """How a process holds its base, and why so."""
 
     backend: Backend

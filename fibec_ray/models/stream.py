@@ -46,7 +46,7 @@ def bytes_that_stay(module: nn.Module) -> int:
     return sum(stay.values())
 
 
-class Shelves:
+class MultiGpu:
     """Which weights of a base lie on which GPU of an actor that has several (`backend: spread`).
 
     The first GPU does all the computing. The others store the layers that do not fit there. The adapter and its

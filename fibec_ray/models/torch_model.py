@@ -19,16 +19,16 @@ from fibec_ray.curvature.per_sample import Caught, catch, collect_holders
 from fibec_ray.heads import beside_the_body, head_modules, in_head
 from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, TypedBatch, Work
 from fibec_ray.models.alone import Alone
+from fibec_ray.models.backends import choose, hold, room_on, weights_bytes
 from fibec_ray.models.base_cache import head_of
+from fibec_ray.models.base_weights import BaseWeights
 from fibec_ray.models.blocks import BlockOutputs, Hidden, keep_recomputing, recompute_blocks
 from fibec_ray.models.forward_cost import ForwardCost
-from fibec_ray.models.held import Held
-from fibec_ray.models.holding import choose, hold, room_on, weights_bytes
 from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.lm_head import known_lm_head, lm_head
-from fibec_ray.models.spec import Backbone, Holding
+from fibec_ray.models.spec import Backbone, BackendChoice
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.responses import ResponseTokens, locate
 
@@ -61,11 +61,11 @@ class TorchModel(Alone):
         spec, peft, label_words = what.backbone, what.peft, what.label_words
         self.device = torch.device(device)
         if isinstance(source, Path):
-            self.holding = choose(spec.backend, weights_bytes(source), room_on(self.device, beside))
-            self._held = hold(self.holding.backend, spec, source, self.device, beside)
+            self.backend_choice = choose(spec.backend, weights_bytes(source), room_on(self.device, beside))
+            self._held = hold(self.backend_choice.backend, spec, source, self.device, beside)
         else:
-            self.holding = Holding("plain", "as given")
-            self._held = Held(source, lambda module: None)
+            self.backend_choice = BackendChoice("plain", "as given")
+            self._held = BaseWeights(source, lambda module: None)
         base = self._held.base
         if spec.checkpointing:
             recompute_blocks(base)
@@ -89,7 +89,7 @@ class TorchModel(Alone):
         self._rank: int | None = None
         self._mode: bool | None = None
         self._pad_id = getattr(base.config, "pad_token_id", None) or 0
-        self.carried_values = self._collect_carried()
+        self.server_only_values = self._collect_server_only()
         self.holders = collect_holders(self.peft_model, self._attached.name_of)
         if self._head is not None:
             self.holders[HEAD] = self._head
@@ -255,9 +255,9 @@ class TorchModel(Alone):
             found |= {f"{HEAD}.{name}": p for name, p in self._head.named_parameters()}
         return found
 
-    def _collect_carried(self) -> dict[str, nn.Parameter]:
+    def _collect_server_only(self) -> dict[str, nn.Parameter]:
         named = ((self._attached.name_of(name), p) for name, p in self.peft_model.named_parameters())
-        return {name: p for name, p in named if name in self._attached.carried}
+        return {name: p for name, p in named if name in self._attached.server_only}
 
 
 def _head_modules(spec: Backbone, source: Any, base: Any) -> list[str] | None:

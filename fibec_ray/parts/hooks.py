@@ -32,7 +32,7 @@ def check_hooks(cls: type[Any], root: type[Any], file: str) -> None:
         hook = known.get(name)
         if isinstance(hook, FunctionType) and isinstance(found, FunctionType):
             _check_signature(cls, hook, found)
-            setattr(cls, name, _watched(hook, found, file))
+            setattr(cls, name, _checked(hook, found, file))
         elif isinstance(found, FunctionType) and isinstance(hook, property | cached_property):
             raise TypeError(f"{cls.__name__}: {name} is read, not called; write @property above it")
         elif isinstance(hook, FunctionType):
@@ -57,7 +57,7 @@ def _check_signature(cls: type[Any], hook: FunctionType, found: FunctionType) ->
         )
 
 
-def _watched(hook: FunctionType, found: FunctionType, file: str) -> Callable[..., Any]:
+def _checked(hook: FunctionType, found: FunctionType, file: str) -> Callable[..., Any]:
     """Raises ConfigError if what it returns is of another type than the contract says."""
     expected = get_type_hints(hook).get("return", Any)
     words = str(hook.__annotations__.get("return")).replace("Tensors", "dict[str, Tensor]")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fibec_ray.errors import did_you_mean
+from fibec_ray.errors import did_you_mean, note_renamed
 from fibec_ray.parts import own
 from fibec_ray.parts.hooks import check_hooks
 
@@ -32,7 +32,7 @@ LACKING: dict[Need, str] = {
     "shared": "needs shared tensors, and {other} shares nothing; set {axis}: {neutral}, or sharing: all",
     "moving": "trains personal tensors, and {other} holds them; set {axis}: {neutral}, or mask: none",
     "steps": "reads gradients off what a device's steps add up to, which is not what {other} sends; set {axis}: "
-    "{neutral}, or solver: once",
+    "{neutral}, or solver: single",
     "gradients": "takes Fisher information from training, whose gradients hold the term of {other}; set {axis}.source: "
     "pass",
     "whole": "cannot do with ranks that differ or tensors that take turns, which {other} has; set one of: {able}",
@@ -88,6 +88,8 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     must define these methods too."""
 
     kind: str
+    former_kinds: ClassVar[tuple[str, ...]] = ()
+    """Names that `kind` had in earlier releases; YAML that uses them still works, with a note"""
     partners: ClassVar[Mapping[str, str]] = {}
     """Axis -> the one kind of it that the part goes with"""
     agrees: ClassVar[tuple[str, ...]] = ()
@@ -126,7 +128,7 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self
 
     @property
-    def opens(self) -> bool:
+    def needs_setup(self) -> bool:
         """True if the part has work to do in the initialisation phase."""
         return False
 
@@ -201,10 +203,19 @@ def build(registry: Mapping[str, type[P]], value: Any) -> P:
 def class_of(spec: Any, registry: Mapping[str, type[P]]) -> type[P]:
     """The class that a mapping's kind names, in the registry or of a user's own. ValueError if there is none."""
     kind = _named(spec, registry)
-    found: type[P] | None = registry.get(kind) or own.find(kind, contract_of(registry))
+    found: type[P] | None = registry.get(kind) or _formerly(kind, registry) or own.find(kind, contract_of(registry))
     if found is None:
         raise ValueError(f"no such kind {kind!r}; {did_you_mean(kind, [*registry, *own.offered_names()])}")
     return found
+
+
+def _formerly(kind: str, registry: Mapping[str, type[P]]) -> type[P] | None:
+    """The class that had this kind in an earlier release, with a note that it has another name now."""
+    for now, cls in registry.items():
+        if kind in vars(cls).get("former_kinds", ()):
+            note_renamed(f"kind {kind!r}", repr(now))
+            return cls
+    return None
 
 
 def contract_of(registry: Mapping[str, type[P]]) -> type[P]:

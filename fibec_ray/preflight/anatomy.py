@@ -38,7 +38,7 @@ FEW = 3
 
 @dataclass(frozen=True)
 class Anatomy:
-    """initial: all trainable and carried tensors, on the meta device. base_bytes: of what stands still."""
+    """initial: all trainable and server-only tensors, on the meta device. base_bytes: of what stands still."""
 
     model: Any
     initial: Tensors
@@ -66,25 +66,25 @@ class Anatomy:
 
     @cached_property
     def trainable_bytes(self) -> int:
-        return num_bytes({name: value for name, value in self.initial.items() if name not in self.layout.carried})
+        return num_bytes({name: value for name, value in self.initial.items() if name not in self.layout.server_only})
 
-    def step_bytes(self, num_samples: int, length: int, watched: Collection[str] = ()) -> int:
-        """The most that a training step holds: activations, and gradients of single samples of what is watched.
+    def step_bytes(self, num_samples: int, length: int, single: Collection[str] = ()) -> int:
+        """The most that a training step holds: activations, and per-sample gradients of the tensors that need them.
 
         Raises ModelError where such gradients are not to be had.
         """
 
         if self.smaller:
-            return self._by_blocks(lambda few: few.step_bytes(num_samples, length, few.having(watched)))
+            return self._by_blocks(lambda few: few.step_bytes(num_samples, length, few.having(single)))
 
         def step() -> None:
             self.model.train(True)
-            out, caught = self.model.watched(self.batch(num_samples, length), watched)
+            out, caught = self.model.per_sample_grads(self.batch(num_samples, length), single)
             params = list(self.model.trainable.values())
             grads = self.model.grad(out.losses.mean(), [*params, *caught.tensors])
             caught.squares(grads[len(params) :])
 
-        return self._peak(("step", num_samples, length, frozenset(watched)), step)
+        return self._peak(("step", num_samples, length, frozenset(single)), step)
 
     def forward_bytes(self, num_samples: int, length: int) -> int:
         """The most that a pass without gradients holds."""
@@ -153,9 +153,9 @@ def _of_transformer(
     many = num_blocks is None and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()
     few = [_of_transformer(spec, peft, num_classes, has_words, longest, count) for count in counts]
-    frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.carried_values)]
+    frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.server_only_values)]
     initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
-    initial |= {name: value.detach().to("meta") for name, value in outline.carried_values.items()}
+    initial |= {name: value.detach().to("meta") for name, value in outline.server_only_values.items()}
     return Anatomy(
         outline,
         initial,
@@ -190,4 +190,4 @@ def _of_network(net: Net, shape: tuple[int, ...], num_scores: int) -> Anatomy:
 
 def _layout(model: LocalModel, initial: Tensors) -> Layout:
     layers = {name: model.layer_of(name) for name in initial}
-    return Layout(layers, model.num_layers, model.adapter_config, frozenset(model.carried))
+    return Layout(layers, model.num_layers, model.adapter_config, frozenset(model.server_only))

@@ -10,7 +10,7 @@ from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.learning.job import Job
 from fibec_ray.preflight.exchange import Exchange
 from fibec_ray.preflight.samples import Samples
-from fibec_ray.types import OPENING_ROUND
+from fibec_ray.types import SETUP_ROUND
 
 PART_BYTES = {"rounds": 12_000, "devices": 12_500, "layers": 2_800, "batches": 2_800, "evaluations": 2_800}
 """Of a part file of the round log with hardly any rows, without the experiment, which is in each of them."""
@@ -50,12 +50,12 @@ def state_files(
     starts = keep.kept(checkpoint_rounds(job.rounds, keep))
     total = 0
     for device, lengths in enumerate(samples.train):
-        opening = [OPENING_ROUND] if job.method.opens else []
-        versions = opening + [t for t, cohort in enumerate(cohorts) if device in cohort]
+        setup = [SETUP_ROUND] if job.method.needs_setup else []
+        versions = setup + [t for t, cohort in enumerate(cohorts) if device in cohort]
         needed = set(versions if keep.keep == "all" else ())
         for start in starts:
             needed |= set([version for version in versions if version < start][-1:])
-        total += sum(exchange.state_bytes(len(lengths), opened=version == OPENING_ROUND) for version in needed)
+        total += sum(exchange.state_bytes(len(lengths), opened=version == SETUP_ROUND) for version in needed)
     return total
 
 
@@ -73,7 +73,7 @@ def checkpoint_files(job: Job, keep: CheckpointConfig, exchange: Exchange, confi
 
 def log_bytes(job: Job, samples: Samples, num_layers: int, config_bytes: int) -> int:
     """config_bytes: of the experiment as text."""
-    rounds, opened = job.rounds, job.num_devices if job.method.opens else 0
+    rounds, opened = job.rounds, job.num_devices if job.method.needs_setup else 0
     parts = (rounds + 1) * int(sum(PART_BYTES.values()) + CONFIG_TIMES * config_bytes * len(PART_BYTES))
     devices = rounds * job.cohort_size + opened
     batches = sum(-(-len(part) // job.local.batch_size) for part in samples.train) if opened else 0

@@ -15,7 +15,7 @@ import torch
 from fibec_ray.learning.fitting import on_wire, room_of
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.tensors import Tensors, drop, num_bytes, select, with_prefix
-from fibec_ray.types import OPENING_ROUND, ClientUpdate
+from fibec_ray.types import SETUP_ROUND, DeviceUpdate
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Message:
 
     down: int
     up_delta: int
-    up_evidence: int
+    up_extras: int
 
     @property
     def up(self) -> int:
-        return self.up_delta + self.up_evidence
+        return self.up_delta + self.up_extras
 
 
 class Exchange:
@@ -36,7 +36,7 @@ class Exchange:
 
     def __init__(self, rehearsal: Rehearsal):
         self.rehearsal, self._job, self._anatomy = rehearsal, rehearsal.job, rehearsal.anatomy
-        self.shared, self.personal, self.hint = rehearsal.shared, rehearsal.personal, rehearsal.hint
+        self.shared, self.personal, self.control = rehearsal.shared, rehearsal.personal, rehearsal.control
         self.checkpoint_bytes = self._server_file_bytes()
         self.server_bytes = self.checkpoint_bytes + num_bytes(self._anatomy.initial)
         self._messages: dict[tuple[int | None, int, int], Message] = {}
@@ -45,16 +45,16 @@ class Exchange:
 
     def _server_file_bytes(self) -> int:
         """Once all devices have taken part."""
-        known = self.rehearsal.server.learnt | with_prefix("hint", self.rehearsal.found.hint)
+        known = self.rehearsal.server.learnt | with_prefix("control", self.rehearsal.found.control)
         known["initial/digest"] = torch.empty(16, dtype=torch.uint8)
         states = [known | with_prefix("aggregator", state) for state in self.rehearsal.aggregator_states()]
         few, more = (file_bytes(state, {"order": json.dumps(list(state))}) for state in states)
         return few + (more - few) * (self._job.num_devices - 2) // 2
 
-    def opening(self, device: int) -> Message:
+    def setup(self, device: int) -> Message:
         """The initialisation phase: all of P^0 down, and the scores of layers up."""
         job = self._job
-        if not job.method.opens:
+        if not job.method.needs_setup:
             return Message(0, 0, 0)
         down = self._on_wire(self._anatomy.initial, room_of(job, device))
         scores = job.method.sharing.example_scores(self._anatomy.layout.num_layers)
@@ -62,7 +62,7 @@ class Exchange:
 
     def message(self, device: int, round_: int, num_samples: int) -> Message:
         """A device-round's. num_samples: the device's."""
-        if self._job.stands_for is not None:
+        if self._job.pooled_cohort is not None:
             return Message(0, 0, 0)
         key = room_of(self._job, device), round_, num_samples
         if key not in self._messages:
@@ -70,15 +70,15 @@ class Exchange:
         return self._messages[key]
 
     def _message_of(self, rank: int | None, round_: int, num_samples: int) -> Message:
-        job, own = self._job, drop(self.shared, self._anatomy.layout.carried)
-        peft, hint = job.method.peft, self.rehearsal.found.hint if round_ else self.hint
-        asked = replace(self.rehearsal.server.asked(round_), hint=hint)
+        job, own = self._job, drop(self.shared, self._anatomy.layout.server_only)
+        peft, control = job.method.peft, self.rehearsal.found.control if round_ else self.control
+        asked = replace(self.rehearsal.server.asked(round_), control=control)
         moved = set(asked.shared).union(*(peft.moving(own, t, job.rounds) for t in range(min(round_, 2))))
         if round_:  # what the server makes of the first updates travels too
-            moved |= self._anatomy.layout.carried
+            moved |= self._anatomy.layout.server_only
         delta = self._on_wire(asked.shared, rank)
-        update = ClientUpdate(0, num_samples, 1, delta, rank=rank, learning_rate=asked.learning_rate)
-        down = num_bytes(self._on_wire(moved, rank)) + num_bytes(hint)
+        update = DeviceUpdate(0, num_samples, 1, delta, rank=rank, learning_rate=asked.learning_rate)
+        down = num_bytes(self._on_wire(moved, rank)) + num_bytes(control)
         return Message(down, num_bytes(delta), self.rehearsal.extras_bytes(asked, update))
 
     def _on_wire(self, names: Collection[str], rank: int | None) -> Tensors:
@@ -94,7 +94,7 @@ class Exchange:
         if key not in self._states:
             tensors = self._curriculum_memory(num_samples, opened)
             if opened:
-                tensors |= self.rehearsal.found.opening_memory
+                tensors |= self.rehearsal.found.setup_memory
             else:
                 tensors |= self.rehearsal.participation(1).memory | with_prefix("personal", self.personal)
             self._states[key] = file_bytes(tensors, {"digest": "0" * 32}) if tensors else 0
@@ -102,10 +102,10 @@ class Exchange:
 
     def _curriculum_memory(self, num_samples: int, opened: bool) -> Tensors:
         curriculum, last = self._job.method.curriculum, self._job.rounds - 1
-        if not (curriculum.opens or (not opened and curriculum.due({}, last))):
+        if not (curriculum.needs_setup or (not opened and curriculum.due({}, last))):
             return {}
         batches = torch.arange(num_samples).split(self._job.local.batch_size)
-        memory, _ = self.rehearsal.order(torch.ones(num_samples).long(), batches, OPENING_ROUND if opened else last)
+        memory, _ = self.rehearsal.order(torch.ones(num_samples).long(), batches, SETUP_ROUND if opened else last)
         return with_prefix("memory/curriculum", memory)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
-from fibec_ray.models.holding import CONTEXT_BYTES, HOST_FACTOR
+from fibec_ray.models.backends import CONTEXT_BYTES, HOST_FACTOR
 from fibec_ray.models.spec import Backend
 from fibec_ray.parts.part import Passes
 from fibec_ray.parts.sharing.base import Sharing
@@ -94,8 +94,8 @@ def live_bytes(rehearsal: Rehearsal, samples: Samples, lanes: int) -> list[int]:
     steps = [_step_bytes(anatomy, count * lanes, length, names)]
     for passes in rehearsal.round_passes(job.rounds - 1):
         if passes.backwards:
-            watched = names if passes.single_gradients else []
-            steps.append(_step_bytes(anatomy, _group(job, passes, samples) * lanes, samples.longest, watched))
+            single = names if passes.single_gradients else []
+            steps.append(_step_bytes(anatomy, _group(job, passes, samples) * lanes, samples.longest, single))
     evaluated = min(job.eval_batch_size, len(samples.test))
     found = [max(steps), anatomy.forward_bytes(evaluated, samples.longest)]
     if scored := [_group(job, passes, samples) for passes in rehearsal.score_passes]:

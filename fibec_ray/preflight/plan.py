@@ -15,9 +15,9 @@ from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, actors_on_a_
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import cohorts
-from fibec_ray.models import holding as bases
+from fibec_ray.models import backends as bases
 from fibec_ray.models.nets import Net
-from fibec_ray.models.spec import Backend, Holding
+from fibec_ray.models.spec import Backend, BackendChoice
 from fibec_ray.preflight import disk, memory
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.disk import Disk
@@ -77,7 +77,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """holding: backend of the base weights, and why; None where there are none."""
+    """backend_choice: backend of the base weights, and why; None where there are none."""
 
     experiment: str
     method: str
@@ -86,7 +86,7 @@ class Plan:
     memory: Memory
     disk: Disk
     room: Room
-    holding: Holding | None
+    backend_choice: BackendChoice | None
 
 
 def make_plan(
@@ -95,7 +95,7 @@ def make_plan(
     """data_bytes: of the encoded data on disk; config_bytes: of the experiment as text. Raises CapacityError where no
     placement can be had; `refuse` does for all else."""
     job, anatomy, exchange = rehearsal.job, rehearsal.anatomy, Exchange(rehearsal)
-    needed, seats, holding = _memory_and_seats(experiment, exchange, samples, room)
+    needed, seats, backend_choice = _memory_and_seats(experiment, exchange, samples, room)
     sizes = _sizes(job, anatomy, exchange)
     taken = Disk(
         0 if room.base_is_there or isinstance(job.backbone, Net) else anatomy.all_base_bytes,
@@ -105,10 +105,10 @@ def make_plan(
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
         num_bytes(anatomy.initial),
     )
-    return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room, holding)
+    return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room, backend_choice)
 
 
-def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float, beside: int) -> Holding | None:
+def _backend_choice(job: Job, anatomy: Anatomy, room: Room, gpus: float, beside: int) -> BackendChoice | None:
     """As an actor with so many GPUs will find it. beside: of its GPU, what it needs for all but the base.
 
     Raises ModelError for a backend that cannot be had."""
@@ -117,7 +117,7 @@ def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float, beside: int) -
     backend, free, gpu = job.backbone.backend, room.resources.memory_bytes, room.resources.gpu_memory
     if gpus and gpu is None:
         unknown = "each actor goes by its GPU, whose memory is not known from here"
-        return Holding(backend, unknown if backend == "auto" else bases.CONFIGURED)
+        return BackendChoice(backend, unknown if backend == "auto" else bases.CONFIGURED)
     own = max(0, int(gpu * min(1.0, gpus)) - bases.CONTEXT_BYTES) if gpus and gpu is not None else None
     # A node's share is all that can be said of a cluster's memory; what is asked for by name may find a larger one.
     host = free // room.num_nodes if backend == "auto" else free
@@ -126,7 +126,7 @@ def _holding(job: Job, anatomy: Anatomy, room: Room, gpus: float, beside: int) -
 
 
 def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
-    trained = [value.numel() for name, value in anatomy.initial.items() if name not in anatomy.layout.carried]
+    trained = [value.numel() for name, value in anatomy.initial.items() if name not in anatomy.layout.server_only]
     shared = sum(value.numel() for value in exchange.shared.values())
     personal = sum(value.numel() for value in exchange.personal.values())
     dtype = "float32" if isinstance(job.backbone, Net) else job.backbone.dtype
@@ -135,7 +135,7 @@ def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
 
 def _memory_and_seats(
     experiment: Experiment, exchange: Exchange, samples: Samples, room: Room
-) -> tuple[Memory, Seats, Holding | None]:
+) -> tuple[Memory, Seats, BackendChoice | None]:
     """Where actors go depends on what one needs, and what one needs on its part of a GPU and on its lanes."""
     job, anatomy = exchange.rehearsal.job, exchange.rehearsal.anatomy
     on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
@@ -148,8 +148,10 @@ def _memory_and_seats(
     def of_kind(lanes: int, gpu: bool, backend: Backend) -> ActorMemory:
         return memory.actor_memory(exchange.rehearsal, samples, lanes, on_ray, gpu, backend)
 
-    held = {gpu: _holding(job, anatomy, room, gpus, of_kind(known, gpu, "auto").beside) for gpu, gpus in kinds}
-    backends: dict[bool, Backend] = {gpu: holding.backend if holding else "plain" for gpu, holding in held.items()}
+    held = {gpu: _backend_choice(job, anatomy, room, gpus, of_kind(known, gpu, "auto").beside) for gpu, gpus in kinds}
+    backends: dict[bool, Backend] = {
+        gpu: backend_choice.backend if backend_choice else "plain" for gpu, backend_choice in held.items()
+    }
 
     def actor_of(lanes: int) -> ActorMemory:
         """The largest, where they are not all alike."""
@@ -158,7 +160,7 @@ def _memory_and_seats(
 
     others = 2 * exchange.server_bytes
     if on_ray:
-        under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.hint)))
+        under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.control)))
         others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way
     base = anatomy.base_bytes if backends.get(False, "deepspeed") != "deepspeed" else 0
     actor = actor_of(1)

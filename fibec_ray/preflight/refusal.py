@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fibec_ray.errors import CapacityError
-from fibec_ray.models.holding import CONFIGURED
+from fibec_ray.models.backends import CONFIGURED
 from fibec_ray.preflight.plan import Plan
 
 LEAST_STORE = 80_000_000
@@ -92,7 +92,7 @@ def _gpu_advice(plan: Plan) -> str:
         return "raise gpus_per_actor of its class" if placement.classes else "lower fleet.num_actors"
     if plan.seats.lanes > 1:
         return "lower fleet.lanes, or local.batch_size"
-    if plan.holding is not None and plan.holding.reason == CONFIGURED:
+    if plan.backend_choice is not None and plan.backend_choice.reason == CONFIGURED:
         return "set backbone.backend=auto, lower local.batch_size or data.max_length, or choose a smaller backbone"
     return "lower local.batch_size or data.max_length, choose a smaller backbone, or set fleet.gpus_per_actor=0"
 

@@ -28,7 +28,7 @@ from fibec_ray.parts.part import Part, Passes
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.trial import Ask, Training, TrialScan, TrialSession, TrialShard, blank
 from fibec_ray.tensors import Tensors, drop, num_bytes, select, under_prefix, with_prefix
-from fibec_ray.types import Asked, ClientUpdate, LayerReport
+from fibec_ray.types import Asked, DeviceUpdate, LayerReport
 
 T = TypeVar("T")
 
@@ -56,14 +56,14 @@ class Participation:
 class Rehearsed:
     """What a device goes through, from the initialisation phase on."""
 
-    opening_scans: Sequence[Ask]
+    setup_scans: Sequence[Ask]
     """the mask's"""
-    opening_memory: Tensors
+    setup_memory: Tensors
     """as a participation leaves it"""
     participations: Sequence[Participation]
     tuning: Sequence[Training]
     """before the device's own model is scored"""
-    hint: Tensors
+    control: Tensors
     """what the server sends from round 1 on"""
 
 
@@ -82,7 +82,7 @@ class Rehearsal:
             self.server = self._opened_server(blank(anatomy.initial))
         broadcast = self.server.broadcast(0)
         self.shared: Tensors = dict(broadcast.shared)
-        self.hint: Tensors = dict(broadcast.hint)
+        self.control: Tensors = dict(broadcast.control)
         self.personal = drop(anatomy.initial, self.shared)
 
     def participation(self, number: int) -> Participation:
@@ -100,8 +100,8 @@ class Rehearsal:
         """True if some pass holds the gradients of single samples."""
         job, taken = self.job, self.participation(0)
         curriculum = self.method.curriculum
-        scans = [*self.found.opening_scans, *taken.scans]
-        if curriculum.opens or curriculum.due({}, job.rounds - 1):
+        scans = [*self.found.setup_scans, *taken.scans]
+        if curriculum.needs_setup or curriculum.due({}, job.rounds - 1):
             scans += self.order(torch.ones(1), [torch.zeros(1, dtype=torch.int64)], job.rounds - 1)[1]
         return taken.squares or any(scans) or any(one.single_gradients for one in self.round_passes(job.rounds - 1))
 
@@ -135,18 +135,18 @@ class Rehearsal:
         except Exception:
             return start, start
 
-    def _update(self, device: int) -> ClientUpdate:
+    def _update(self, device: int) -> DeviceUpdate:
         asked = self.server.asked(0)
-        update = ClientUpdate(device, 1, 1, blank(asked.shared), learning_rate=asked.learning_rate)
-        extras = self.method.aggregator.extras(asked, update).items()
-        return replace(update, evidence={name: torch.zeros(one.shape, dtype=one.dtype) for name, one in extras})
+        update = DeviceUpdate(device, 1, 1, blank(asked.shared), learning_rate=asked.learning_rate)
+        extras = self.method.aggregator.expected_extras(asked, update).items()
+        return replace(update, extras={name: torch.zeros(one.shape, dtype=one.dtype) for name, one in extras})
 
-    def extras_bytes(self, asked: Asked, update: ClientUpdate) -> int:
+    def extras_bytes(self, asked: Asked, update: DeviceUpdate) -> int:
         """What an update has beside its delta."""
         total = 0
         for part in (self.method.aggregator, self.method.objective):
-            with named(part, "extras"):
-                extras = part.extras(asked, update).values()
+            with named(part, "expected_extras"):
+                extras = part.expected_extras(asked, update).values()
                 total += sum(prod(one.shape) * one.dtype.itemsize for one in extras)
         return total
 
@@ -170,30 +170,30 @@ class Rehearsal:
     def _opened_server(self, initial: Tensors) -> Server:
         server = Server(self.job, initial, self.anatomy.layout)
         scores = self.job.method.sharing.example_scores(self.anatomy.layout.num_layers)
-        server.open([LayerReport(0, 1, scores)])
+        server.setup([LayerReport(0, 1, scores)])
         return server
 
     def _rehearse(self) -> Rehearsed:
         """A device's initialisation phase and its first participations, in the order in which `DeviceWorker` has it."""
         method, mask = self.method, self.method.mask
         scan, kept = self._small_scan(self._trained), dict[str, Tensors]()
-        if mask.opens:
+        if mask.needs_setup:
             with named(mask, "prepare"):
                 kept["mask"] = mask.prepare(scan, self._rng())
-        opening = _flat(kept)
-        found, hint = list[Participation](), blank(self.hint)
+        setup = _flat(kept)
+        found, control = list[Participation](), blank(self.control)
         for _ in range(min(FIRST, self.job.rounds)):
-            one, sent = self._take_part(kept, hint)
+            one, sent = self._take_part(kept, control)
             found.append(one)
             if len(found) == 1:
                 with named(method.objective, "absorb"):
-                    hint = method.objective.absorb(blank(self.server.trained), hint, [sent], self.job.num_devices)
+                    control = method.objective.absorb(blank(self.server.trained), control, [sent], self.job.num_devices)
         tuned = self._session()
         with named(method.solver, "tune"):
             method.solver.tune(tuned)
-        return Rehearsed(scan.asked, opening, found, tuned.trainings, hint)
+        return Rehearsed(scan.asked, setup, found, tuned.trainings, control)
 
-    def _take_part(self, kept: dict[str, Tensors], hint: Tensors) -> tuple[Participation, Tensors]:
+    def _take_part(self, kept: dict[str, Tensors], control: Tensors) -> tuple[Participation, Tensors]:
         """kept: memories by axis, which become the new ones. Returns what the objective sends, too."""
         anatomy, mask, objective, solver = self.anatomy, self.method.mask, self.method.objective, self.method.solver
         memory, values, scan = dict(kept.get("objective", {})), blank(anatomy.initial), self._small_scan(self.personal)
@@ -212,23 +212,27 @@ class Rehearsal:
         with named(objective, "teachers"):
             teachers = objective.teachers(values, memory) if shared_model else ()
         with named(objective, "correct, remember or finish"):
-            objective.correct(params, memory, hint)
+            objective.correct(params, memory, control)
             remembered = objective.remember(memory, select(values, self.shared))
-            kept["objective"], sent = objective.finish(remembered, hint, delta, 1, rate)
-        update = ClientUpdate(0, 1, 1, delta, sent, learning_rate=rate)
-        _refuse_other_extras(objective, sent, objective.extras(asked, update))
+            kept["objective"], sent = objective.finish(remembered, control, delta, 1, rate)
+        update = DeviceUpdate(0, 1, 1, delta, sent, learning_rate=rate)
+        _refuse_other_extras(objective, sent, objective.expected_extras(asked, update))
         if squares:
             with named(mask, "absorb"):
                 kept["mask"] = mask.absorb(kept["mask"], blank(self.personal))
         return Participation(session.trainings, len(teachers), scan.asked, squares, _flat(kept)), sent
 
     def _session(self) -> TrialSession:
-        carried, epochs, values = self.anatomy.layout.carried, self.job.local.epochs, blank(self.anatomy.initial)
-        return TrialSession(values, values, frozenset(self.shared), carried, epochs)
+        server_only, epochs, values = (
+            self.anatomy.layout.server_only,
+            self.job.local.epochs,
+            blank(self.anatomy.initial),
+        )
+        return TrialSession(values, values, frozenset(self.shared), server_only, epochs)
 
     @property
     def _trained(self) -> Tensors:
-        return drop(self.anatomy.initial, self.anatomy.layout.carried)
+        return drop(self.anatomy.initial, self.anatomy.layout.server_only)
 
     def _small_scan(self, like: Tensors) -> TrialScan:
         return self._scan(torch.ones(1, dtype=torch.int64), [torch.zeros(1, dtype=torch.int64)], blank(like))
@@ -250,7 +254,7 @@ def _flat(kept: Mapping[str, Tensors]) -> Tensors:
 def _refuse_other_extras(objective: Part, sent: Tensors, declared: Mapping[str, object]) -> None:
     if wrong := sent.keys() ^ declared.keys():
         raise ConfigError(
-            f"method.objective: {objective.kind}: finish sends {sorted(sent) or 'nothing'}, and extras names "
+            f"method.objective: {objective.kind}: finish sends {sorted(sent) or 'nothing'}, and expected_extras names "
             f"{sorted(declared) or 'nothing'}; name the same tensors in both (such as '{min(wrong)}')"
         )
 

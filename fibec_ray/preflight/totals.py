@@ -28,8 +28,8 @@ BLOCK_S = 0.0012
 class Traffic:
     """Bytes that devices send (up) and receive (down). A device-round's are those of the last round, in the mean."""
 
-    opening_down: int
-    opening_up: int
+    setup_down: int
+    setup_up: int
     device_round_down: int
     device_round_up: int
     rounds_down: tuple[int, ...]
@@ -39,19 +39,19 @@ class Traffic:
     @property
     def total(self) -> int:
         """As `bytes_total` of the round log ends."""
-        return self.opening_down + self.opening_up + sum(self.rounds_down) + sum(self.rounds_up)
+        return self.setup_down + self.setup_up + sum(self.rounds_down) + sum(self.rounds_up)
 
 
 @dataclass(frozen=True)
 class Work:
     """Floating point operations as the round log counts them, and real seconds."""
 
-    opening_flops: float
+    setup_flops: float
     rounds_flops: tuple[float, ...]
     evaluation_flops: float
     """of all evaluations, which the log does not count"""
     start_s: float
-    opening_s: float
+    setup_s: float
     round_s: float
     """of a round on average, evaluations not included"""
     run_s: float
@@ -59,7 +59,7 @@ class Work:
 
 def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
     job, exchange, planned = rehearsal.job, Exchange(rehearsal), cohorts(rehearsal.job)
-    opened = _both_ways(exchange.opening(device) for device in range(job.num_devices))
+    opened = _both_ways(exchange.setup(device) for device in range(job.num_devices))
     rounds = [
         _both_ways(exchange.message(device, t, len(samples.train[device])) for device in cohort)
         for t, cohort in enumerate(planned)
@@ -71,7 +71,7 @@ def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
 def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: Seats, rate: float) -> Work:
     """rate: flop/s of a process's products, with the threads of the fleet."""
     job, devices, count = rehearsal.job, Devices(rehearsal, samples), seats.placement.num_actors
-    opened = sum((devices.opening(device) for device in range(job.num_devices)), Amount())
+    opened = sum((devices.setup(device) for device in range(job.num_devices)), Amount())
     rounds = [
         sum((devices.device_round(device, t) for device in cohort), Amount()) for t, cohort in enumerate(cohorts(job))
     ]
@@ -83,11 +83,11 @@ def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: 
     def seconds(amount: Amount, at_once: int) -> float:
         return ((amount.flops + amount.again) / (rate * EFFICIENCY) + amount.steps * layers * BLOCK_S) / max(1, at_once)
 
-    opening_s, rounds_s = seconds(opened, count), seconds(sum(rounds, Amount()), min(count, job.cohort_size))
+    setup_s, rounds_s = seconds(opened, count), seconds(sum(rounds, Amount()), min(count, job.cohort_size))
     start_s = ACTOR_CPU_S * (1 + count / max(1.0, seats.cpus)) if experiment.fleet.kind == "ray" else 0.0
-    run_s = start_s + opening_s + rounds_s + seconds(evaluated, count)
+    run_s = start_s + setup_s + rounds_s + seconds(evaluated, count)
     flops = tuple(each.flops for each in rounds)
-    return Work(opened.flops, flops, evaluated.flops, start_s, opening_s, rounds_s / job.rounds, run_s)
+    return Work(opened.flops, flops, evaluated.flops, start_s, setup_s, rounds_s / job.rounds, run_s)
 
 
 def _both_ways(messages: Iterable[Message]) -> tuple[int, int]:

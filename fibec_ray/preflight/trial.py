@@ -27,7 +27,7 @@ class TrialShard:
 
     def __init__(self, make: Callable[[int, int], Batch], lengths: Tensor, padded: int | None = None):
         self._make, self._padded, self.num_samples = make, padded, len(lengths)
-        self.lengths, self.labels, self.grades = lengths, torch.zeros(len(lengths)), None
+        self.lengths, self.labels, self.true_difficulty = lengths, torch.zeros(len(lengths)), None
 
     def batch(self, rows: Tensor) -> Batch:
         return self._make(len(rows), self._padded or int(self.lengths[rows].max()))
@@ -69,12 +69,12 @@ class Training:
 
 @dataclass
 class TrialSession:
-    """Implements `Session`. initial, received: made-up. epochs: of `local`. carried: tensors that no device trains."""
+    """Implements `Session`. initial, received: made-up. epochs: of `local`. server_only: not trained by devices."""
 
     initial: Tensors
     received: Tensors
     shared: frozenset[str]
-    carried: Collection[str]
+    server_only: Collection[str]
     epochs: int
     trainings: list[Training] = field(default_factory=list)
 
@@ -100,5 +100,5 @@ class TrialSession:
         own_model: bool = False,
     ) -> Tensors:
         self.trainings.append(Training(self.epochs if epochs is None else epochs, repeats, own_model))
-        centre = drop(pull.centre, self.carried) if pull else {}
+        centre = drop(pull.centre, self.server_only) if pull else {}
         return clone({name: value for name, value in centre.items() if moves is None or name in moves})

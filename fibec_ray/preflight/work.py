@@ -24,7 +24,7 @@ from fibec_ray.preflight.rehearsal import Rehearsal, named
 from fibec_ray.preflight.samples import Lengths, Samples
 from fibec_ray.preflight.trial import Ask, Training
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import OPENING_ROUND
+from fibec_ray.types import SETUP_ROUND
 
 
 @dataclass
@@ -57,13 +57,13 @@ class Devices:
     def job(self) -> Job:
         return self.rehearsal.job
 
-    def opening(self, device: int) -> Amount:
+    def setup(self, device: int) -> Amount:
         """The initialisation phase of one device."""
         method, lengths = self.rehearsal.method, self.samples.train[device]
-        if not method.opens:
+        if not method.needs_setup:
             return Amount()
-        ordering = self._order(device, OPENING_ROUND) if method.curriculum.opens else []
-        total = self._scans(lengths, [*ordering, *self.rehearsal.found.opening_scans])
+        ordering = self._order(device, SETUP_ROUND) if method.curriculum.needs_setup else []
+        total = self._scans(lengths, [*ordering, *self.rehearsal.found.setup_scans])
         for passes in self.rehearsal.score_passes:
             total += self._own_passes(lengths, passes)
         return total
@@ -99,8 +99,8 @@ class Devices:
         self, lengths: Lengths, visible: Sequence[Tensor], num_batches: int, round_: int, trainings: Sequence[Training]
     ) -> Amount:
         job = self.job
-        if job.stands_for is not None:
-            steps = len(steps_of(round_, num_batches, job.local.epochs, *job.stands_for))
+        if job.pooled_cohort is not None:
+            steps = len(steps_of(round_, num_batches, job.local.epochs, *job.pooled_cohort))
             return self._trained(lengths, visible, [Training(1, 1, False)]).times(steps / num_batches)
         longest = job.method.curriculum.max_length(round_, job.rounds, job.max_length)
         return self._trained(lengths if longest is None else np.minimum(lengths, longest), visible, trainings)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import refused
 from fibec_ray.roundlog.schema import TABLES, tables_of
-from fibec_ray.types import OPENING_ROUND
+from fibec_ray.types import SETUP_ROUND
 
 _PART = re.compile(r"init\.parquet|part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")
 PREVIOUS = "previous"
@@ -26,7 +26,7 @@ PREVIOUS = "previous"
 
 def part_name(round_: int) -> str:
     """File name of a round's part; names sort in round order ('init' comes before 'part')."""
-    return "init.parquet" if round_ == OPENING_ROUND else f"part-{round_:06d}.parquet"
+    return "init.parquet" if round_ == SETUP_ROUND else f"part-{round_:06d}.parquet"
 
 
 def is_part(name: str) -> bool:
@@ -55,7 +55,7 @@ def metadata_of(part: str | Path, shown: str, filesystem: Any = None) -> dict[st
 
 def round_of(part: Path) -> int:
     """The round whose rows a part file holds."""
-    return OPENING_ROUND if part.stem == "init" else int(part.stem.removeprefix("part-"))
+    return SETUP_ROUND if part.stem == "init" else int(part.stem.removeprefix("part-"))
 
 
 def check_parts(run_dir: Path, run_id: str, last: int, newest: Mapping[str, str]) -> None:
@@ -65,7 +65,7 @@ def check_parts(run_dir: Path, run_id: str, last: int, newest: Mapping[str, str]
     then each part must be readable and of this run.
     """
     expected = {name: [newest[name]] if name in newest else [] for name in TABLES}
-    for round_ in range(last, OPENING_ROUND - 1, -1):
+    for round_ in range(last, SETUP_ROUND - 1, -1):
         path = run_dir / "rounds" / part_name(round_)
         version = _check_part(path, run_id, expected["rounds"]).get("schema_version", "")
         if not version.isdecimal():

@@ -13,7 +13,17 @@ import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.parts import metadata_of, parts
-from fibec_ray.roundlog.schema import ADDED, KEYS, NONDETERMINISTIC, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES, tables_of
+from fibec_ray.roundlog.schema import (
+    ADDED,
+    KEYS,
+    NONDETERMINISTIC,
+    RENAMED,
+    SCHEMA_MAJOR,
+    SCHEMA_OLDEST,
+    SCHEMA_VERSION,
+    TABLES,
+    tables_of,
+)
 
 
 def read_rounds(run_dir: Path) -> pa.Table:
@@ -70,15 +80,17 @@ def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
     later = (ADDED[added].get(path.parent.name, ()) for added in sorted(ADDED) if added > version)
     for name in chain.from_iterable(later):
         table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+    if version < SCHEMA_MAJOR:
+        table = table.rename_columns([RENAMED.get(name, name) for name in table.column_names])
     if not table.schema.equals(schema):
         raise RunDirError(f"{path}: its columns are not those of a round log of version {version}")
     return table
 
 
 def _version(path: Path, found: str) -> int:
-    if not found.isdecimal() or not SCHEMA_MAJOR <= int(found) <= SCHEMA_VERSION:
+    if not found.isdecimal() or not SCHEMA_OLDEST <= int(found) <= SCHEMA_VERSION:
         raise RunDirError(
-            f"{path}: schema version {found}, but this program reads versions {SCHEMA_MAJOR} to {SCHEMA_VERSION}; "
+            f"{path}: schema version {found}, but this program reads versions {SCHEMA_OLDEST} to {SCHEMA_VERSION}; "
             "read it with the program that wrote it"
         )
     return int(found)

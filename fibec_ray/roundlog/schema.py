@@ -9,12 +9,23 @@ from functools import partial
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
 
-SCHEMA_MAJOR = 2
+SCHEMA_MAJOR = 7
 """The version in which a column was last renamed, removed or given another meaning. Programs that read logs of this
 major read newer versions of it too: they ignore columns that they do not know, and take null for those they miss."""
+
+SCHEMA_OLDEST = 2
+"""The oldest version that this program reads."""
+
+RENAMED = {
+    "bytes_up_evidence": "bytes_up_extras",
+    "grade_seen": "true_difficulty_seen",
+    "difficulty_grade_rank_corr": "difficulty_true_rank_corr",
+    "grade": "true_difficulty",
+}
+"""Columns that had another name before version 7. Older logs are read as if they had the new names."""
 
 ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)},
@@ -123,7 +134,7 @@ DEVICES = pa.schema(
         _optional(
             "difficulty_seen", F64, "method's own", "mean difficulty score, as the curriculum has it, of what was seen"
         ),
-        _optional("grade_seen", F64, "grade", "mean true difficulty of what was seen, where the task knows it"),
+        _optional("true_difficulty_seen", F64, "1", "mean true difficulty of what was seen, where the task knows it"),
         _optional("length_seen", F64, "tokens", "mean length of the samples seen"),
         _optional("kept_fraction", F64, "1", "personal entries that the mask lets move / all"),
         _optional(
@@ -144,13 +155,16 @@ DEVICES = pa.schema(
             "difficulty_length_rank_corr", F64, "1", "Spearman correlation of difficulty and length over the shard"
         ),
         _optional(
-            "difficulty_grade_rank_corr", F64, "1", "Spearman correlation of difficulty and true grade over the shard"
+            "difficulty_true_rank_corr",
+            F64,
+            "1",
+            "Spearman correlation of scored and true difficulty over the shard",
         ),
         _column("flops", F64, "FLOP", "floating point operations of this device-round"),
         _column("sim_time_s", F64, "s", "simulated duration of this device-round: compute and transfer"),
-        _column("bytes_down", I64, "B", "received: shared tensors and the objective's hint"),
+        _column("bytes_down", I64, "B", "received: shared tensors and the objective's control"),
         _column("bytes_up_delta", I64, "B", "sent: the change of the shared tensors"),
-        _column("bytes_up_evidence", I64, "B", "sent: what the method's parts add (Fisher factors, control variates)"),
+        _column("bytes_up_extras", I64, "B", "sent: what the method's parts add (Fisher factors, control variates)"),
         _column("bytes_up", I64, "B", "sent in all"),
         _column("compute_s", F64, "s", "real time that the device's work took"),
         _column("peak_memory_bytes", I64, "B", "highest memory of the process that did the work"),
@@ -195,7 +209,7 @@ BATCHES = pa.schema(
         _column("difficulty", F64, "method's own", "score by which the curriculum orders batches"),
         _optional("loss", F64, "nats", "mean loss of the batch at the model that scored it"),
         _column("length", F64, "tokens", "mean length of the batch's samples; 0 where they are no text"),
-        _optional("grade", F64, "grade", "mean true difficulty of the samples, where the task knows it"),
+        _optional("true_difficulty", F64, "1", "mean true difficulty of the samples, where the task knows it"),
     ]
 )
 """One row per device and fixed batch, in each round in which the device's curriculum scored them."""

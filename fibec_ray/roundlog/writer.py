@@ -17,7 +17,7 @@ from fibec_ray.files.run_dir import refused, whole
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.parts import PREVIOUS, digest_of, part_name, parts, round_of
 from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
-from fibec_ray.types import OPENING_ROUND
+from fibec_ray.types import SETUP_ROUND
 
 Row = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ class RoundLog:
         evaluation_rows: Sequence[Row] = (),
     ) -> None:
         """Adds a round, or writes it again. All of its rows are checked before the first part is written."""
-        round_ = rounds_row.get("round", OPENING_ROUND)
+        round_ = rounds_row.get("round", SETUP_ROUND)
         rounds = self._table("rounds", round_, [rounds_row])
         devices = self._table("devices", round_, [device_row(report) for report in device_rows])
         layers = self._table("layers", round_, layer_rows)

@@ -15,11 +15,11 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute, alone, failing_plainly, half_made
 from fibec_ray.files.storage import Storage, is_url
 from fibec_ray.interrupts import signals_interrupt
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.mirror import Mirror, make_ready, mirrored
 from fibec_ray.runs.records import binding, finished_digest, read_record
 from fibec_ray.runs.resume import resume_record
 from fibec_ray.runs.simulation import Run, cache_dir, simulate
-from fibec_ray.runs.watcher import Watcher
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[P
             yield folder
 
 
-def begin(experiment: Experiment, folder: Path, resume: bool, watcher: Watcher) -> Run | None:
+def begin(experiment: Experiment, folder: Path, resume: bool, callback: Callback) -> Run | None:
     """The run to its end; None if it has ended already.
 
     resume: a run of the same experiment that is in the folder goes on; if there is none, it begins. `fleet` and
@@ -48,7 +48,7 @@ def begin(experiment: Experiment, folder: Path, resume: bool, watcher: Watcher) 
     """
     folder = absolute(folder)
     if not resume or not _has_begun(folder):
-        return simulate(experiment, folder, watcher)
+        return simulate(experiment, folder, callback)
     settings = experiment.model_dump(mode="json", include={"fleet", "checkpoint"})
     record = read_record(folder, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
     if binding(record.experiment) != binding(experiment):
@@ -57,7 +57,7 @@ def begin(experiment: Experiment, folder: Path, resume: bool, watcher: Watcher) 
     record.identity.refuse_other_parts(experiment.method.sources, folder)
     if finished_digest(folder) is not None:
         return None
-    return resume_record(record, watcher)
+    return resume_record(record, callback)
 
 
 def _has_begun(folder: Path) -> bool:

@@ -15,10 +15,10 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check, first_difference, load_experiment, with_paths
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.roundlog.parts import parts, round_of
-from fibec_ray.runs.simulation import resolved, site_of
-from fibec_ray.runs.watcher import read_summary
+from fibec_ray.runs.callbacks import read_summary
+from fibec_ray.runs.simulation import resolved, worker_spec_of
 from fibec_ray.types import States
 
 
@@ -81,25 +81,25 @@ def finished_digest(folder: Path) -> str | None:
 
 
 def last_logged(folder: Path) -> int:
-    """The newest round of the log; -2 if it has none, not even the opening."""
+    """The newest round of the log; -2 if it has none, not even the setup phase."""
     return max((round_of(path) for path in parts(folder / "rounds")), default=-2)
 
 
 @contextmanager
-def staged(record: Record, lanes: int, states: States) -> Iterator[Site]:
+def staged(record: Record, lanes: int, states: States) -> Iterator[WorkerSpec]:
     """Where devices find the run's data and the given states, and leave new ones.
 
     Raises RunDirError if a state is not there any more.
     """
     with TemporaryDirectory(prefix="fibec-ray-") as name:
-        site = site_of(record.experiment, Path(name), record.identity)
-        site = replace(site, fleet=site.fleet.model_copy(update={"lanes": lanes}))
-        (site.run_dir / "data").symlink_to(record.folder / "data", target_is_directory=True)
-        origin = site_of(record.experiment, record.folder, record.identity)
+        worker_spec = worker_spec_of(record.experiment, Path(name), record.identity)
+        worker_spec = replace(worker_spec, fleet=worker_spec.fleet.model_copy(update={"lanes": lanes}))
+        (worker_spec.run_dir / "data").symlink_to(record.folder / "data", target_is_directory=True)
+        origin = worker_spec_of(record.experiment, record.folder, record.identity)
         for device, ref in states.items():
-            state, link = (place.store.path(device, ref.version) for place in (origin, site))
+            state, link = (place.store.path(device, ref.version) for place in (origin, worker_spec))
             if not state.is_file():
                 raise RunDirError(f"{state}: the device's state that the checkpoint counts on is missing")
             link.parent.mkdir(parents=True)
             link.symlink_to(state)
-        yield site
+        yield worker_spec

@@ -13,7 +13,7 @@ from typing import Any
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
 from fibec_ray.errors import ConfigError, RunDirError
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import Group, lane_groups, plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.models.process_state import quiet_libraries, restored
@@ -21,8 +21,8 @@ from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_devices, row_differences
 from fibec_ray.roundlog.writer import device_row
 from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record, staged
-from fibec_ray.runs.simulation import site_of
-from fibec_ray.types import OPENING_ROUND, RoundPlan
+from fibec_ray.runs.simulation import worker_spec_of
+from fibec_ray.types import SETUP_ROUND, RoundPlan
 
 
 @dataclass(frozen=True)
@@ -41,33 +41,33 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
     record = read_record(folder)
     quiet_libraries()
     plan = _plan(record, round_, device)
-    start = None if round_ == OPENING_ROUND else _start(record, round_)
+    start = None if round_ == SETUP_ROUND else _start(record, round_)
     lanes = lanes_of(record)
     group = _group(record, plan, device, lanes)
     known = start.manifest.states if start else {}
     plan = replace(plan, states={each: known[each] for each in group if each in known})
-    with staged(record, lanes, plan.states) as site:
-        row = device_row(_again(site, plan, group, start)[group.index(device)])
+    with staged(record, lanes, plan.states) as worker_spec:
+        row = device_row(_again(worker_spec, plan, group, start)[group.index(device)])
     logged = [r for r in read_devices(record.folder).to_pylist() if (r["round"], r["device"]) == (round_, device)]
     if len(logged) != 1:
         raise RunDirError(f"{record.folder}: the log has {len(logged)} rows of device {device} in round {round_}")
     return Replayed(row, row_differences("devices", logged[0], row))
 
 
-def _again(site: Site, plan: RoundPlan, group: Group, start: Checkpoint | None) -> list[DeviceReport]:
+def _again(worker_spec: WorkerSpec, plan: RoundPlan, group: Group, start: Checkpoint | None) -> list[DeviceReport]:
     if start is not None:
-        start.refuse_other_base(site.base_fingerprint())
-    worker = site.worker("replay")
+        start.refuse_other_base(worker_spec.base_fingerprint())
+    worker = worker_spec.worker("replay")
     if start is None:
-        return [report for _, report in worker.open_group(group)]
-    server = Server(site.job, worker.initial, worker.layout)
+        return [report for _, report in worker.setup_group(group)]
+    server = Server(worker_spec.job, worker.initial, worker.layout)
     server.restore(read_state(start.server))
     return [report for _, report in worker.train_group(plan, group, server.broadcast(plan.round))]
 
 
 def _group(record: Record, plan: RoundPlan, device: int, lanes: int) -> Group:
     """The devices that computed side by side with this one."""
-    federation = site_of(record.experiment, record.folder, record.identity).federation()
+    federation = worker_spec_of(record.experiment, record.folder, record.identity).federation()
     sizes = federation.num_train(plan.cohort)
     return next(group for group in lane_groups(plan.cohort, sizes, lanes) if device in group)
 
@@ -75,11 +75,11 @@ def _group(record: Record, plan: RoundPlan, device: int, lanes: int) -> Group:
 def _plan(record: Record, round_: int, device: int) -> RoundPlan:
     """Raises ConfigError for a device-round that there was not."""
     last = last_logged(record.folder)
-    if not OPENING_ROUND <= round_ <= last:
-        raise ConfigError(f"--round {round_}: the log of {record.folder} has rounds {OPENING_ROUND} to {last}")
-    job = site_of(record.experiment, record.folder, record.identity).job
-    if round_ == OPENING_ROUND:
-        plan = RoundPlan(round_, job.rounds, tuple(range(job.num_devices if job.method.opens else 0)), 0.0)
+    if not SETUP_ROUND <= round_ <= last:
+        raise ConfigError(f"--round {round_}: the log of {record.folder} has rounds {SETUP_ROUND} to {last}")
+    job = worker_spec_of(record.experiment, record.folder, record.identity).job
+    if round_ == SETUP_ROUND:
+        plan = RoundPlan(round_, job.rounds, tuple(range(job.num_devices if job.method.needs_setup else 0)), 0.0)
     else:
         plan = plan_round(job, round_)
     if device not in plan.cohort:

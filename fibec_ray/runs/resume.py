@@ -16,13 +16,13 @@ from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.records import Record, finished_digest, last_logged, read_record
-from fibec_ray.runs.simulation import Run, carry_on, log_metadata, site_of
-from fibec_ray.runs.watcher import Watcher
-from fibec_ray.types import OPENING_ROUND
+from fibec_ray.runs.simulation import Run, carry_on, log_metadata, worker_spec_of
+from fibec_ray.types import SETUP_ROUND
 
 
-def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Run | None:
+def resume(folder: Path, overrides: Sequence[str] = (), callback: Callback | None = None) -> Run | None:
     """The run to its end, as if nothing had happened; None if it has ended already, and nothing is changed then.
 
     overrides: of `fleet` and `checkpoint`. Raises RunDirError if the folder is not a run directory, a driver is at work
@@ -31,11 +31,11 @@ def resume(folder: Path, overrides: Sequence[str] = (), watcher: Watcher | None 
     folder = absolute(folder)
     if finished_digest(folder) is not None:
         return None
-    return resume_record(read_record(folder, overrides), watcher or Watcher())
+    return resume_record(read_record(folder, overrides), callback or Callback())
 
 
 @restored()
-def resume_record(record: Record, watcher: Watcher) -> Run:
+def resume_record(record: Record, callback: Callback) -> Run:
     """The same for a run that is known not to have ended."""
     quiet_libraries()
     with locked(record.folder) as claim:
@@ -43,22 +43,22 @@ def resume_record(record: Record, watcher: Watcher) -> Run:
             raise RunDirError(
                 f"{record.folder}: another run has begun here in the meantime; resume again to continue that one"
             )
-        start = rewind(record, watcher.note)
+        start = rewind(record, callback.note)
         if start is not None:
             record = record.side_by_side(start.manifest.lanes)
-        return carry_on(record.experiment, claim, record.identity, start, watcher)
+        return carry_on(record.experiment, claim, record.identity, start, callback)
 
 
 def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
     """Takes away what the run did after its newest whole checkpoint (None: all that it did). note: takes a line."""
-    site = site_of(record.experiment, record.folder, record.identity)
+    worker_spec = worker_spec_of(record.experiment, record.folder, record.identity)
     log = RoundLog(record.folder, log_metadata(record.experiment, record.identity))
-    start = newest_whole(record, site.store, note)
+    start = newest_whole(record, worker_spec.store, note)
     if start is None:
         _set_aside(record.folder, note)
-    first = start.manifest.next_round if start else OPENING_ROUND
+    first = start.manifest.next_round if start else SETUP_ROUND
     log.rewind(first)
-    site.store.rewind(first)
+    worker_spec.store.rewind(first)
     checkpoint.rewind(record.folder, first)
     if changed := record.identity.other_versions():
         note(f"other program versions than at the start may give other bits: {changed}")

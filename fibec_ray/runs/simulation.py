@@ -14,8 +14,8 @@ import yaml
 
 from fibec_ray import environment
 from fibec_ray.checkpoints.checkpoint import Checkpoint
+from fibec_ray.checkpoints.checkpointer import Checkpointer
 from fibec_ray.checkpoints.identity import Identity, identify
-from fibec_ray.checkpoints.keeper import Keeper
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.source import effective_task
 from fibec_ray.errors import RunDirError
@@ -24,11 +24,11 @@ from fibec_ray.files.run_dir import Claim
 from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.placement import Need
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, Recipe, prepare_federation
-from fibec_ray.learning.tally import Row, Tally
+from fibec_ray.learning.run_totals import Row, RunTotals
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.own import keep_files
@@ -36,7 +36,7 @@ from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.writer import RoundLog
-from fibec_ray.runs.watcher import Summary, Together, Watcher
+from fibec_ray.runs.callbacks import Callback, CallbackList, Summary
 from fibec_ray.tensors import digest
 from fibec_ray.types import Fleet, Progress
 
@@ -63,7 +63,7 @@ class Run:
 
 
 @restored()
-def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = None) -> Run:
+def simulate(experiment: Experiment, folder: Path, callback: Callback | None = None) -> Run:
     """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
     found before any actor starts."""
     with run_dirs.claimed(folder) as claim:
@@ -72,43 +72,43 @@ def simulate(experiment: Experiment, folder: Path, watcher: Watcher | None = Non
         sources = experiment.method.sources
         identity = identify(claim.folder, resolved(experiment), prepared, _git_commit(), sources)
         identity.write(claim.folder)
-        return carry_on(experiment, claim, identity, None, watcher or Watcher())
+        return carry_on(experiment, claim, identity, None, callback or Callback())
 
 
 def carry_on(
-    experiment: Experiment, claim: Claim, identity: Identity, start: Checkpoint | None, watcher: Watcher
+    experiment: Experiment, claim: Claim, identity: Identity, start: Checkpoint | None, callback: Callback
 ) -> Run:
-    """The run from a checkpoint on (None: from the opening) to its end. The folder holds nothing later than that."""
+    """Run from a checkpoint (None: from the setup phase) to the end. The folder must hold nothing later."""
     folder = claim.folder
-    watcher.prepared(identity.prepared)
-    tally = Tally(experiment.task.metric, experiment.local.batch_size)
-    site = site_of(experiment, folder, identity)
-    need = refuse_misfit(experiment, site.job, folder, cache_dir())
+    callback.prepared(identity.prepared)
+    totals = RunTotals(experiment.task.metric, experiment.local.batch_size)
+    worker_spec = worker_spec_of(experiment, folder, identity)
+    need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
-    summary = Summary(folder, experiment, identity.prepared, watcher.note)
+    summary = Summary(folder, experiment, identity.prepared, callback.note)
     summary.write("running")
-    watcher = Together(watcher, summary)
-    fleet = make_fleet(experiment, site, watcher.progress, watcher.note, need)
-    keeper = Keeper(folder, identity.run_id, experiment.checkpoint, site.store, fleet, start)
+    callback = CallbackList(callback, summary)
+    fleet = make_fleet(experiment, worker_spec, callback.progress, callback.note, need)
+    checkpointer = Checkpointer(folder, identity.run_id, experiment.checkpoint, worker_spec.store, fleet, start)
     try:
-        for logged in run_rounds(experiment, site, fleet, tally, watcher, start):
+        for logged in run_rounds(experiment, worker_spec, fleet, totals, callback, start):
             claim.begin()
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             round_ = logged.row["round"]
-            keeper.after(round_, logged.devices, tally, log.newest, last=round_ == experiment.rounds - 1)
-            watcher.row(logged.row)
+            checkpointer.after(round_, logged.devices, totals, log.newest, last=round_ == experiment.rounds - 1)
+            callback.row(logged.row)
             rows.append(logged.row)
-        keeper.finish(experiment.rounds - 1, tally, log.newest)
+        checkpointer.finish(experiment.rounds - 1, totals, log.newest)
         adapter = fleet.adapter()
         names = label_names(experiment, identity.prepared)
-        save_adapter(adapter, tally.layout, experiment.method.peft, folder / "adapter", names)
+        save_adapter(adapter, totals.layout, experiment.method.peft, folder / "adapter", names)
     except BaseException:
         with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
             summary.write("failed", fleet)
         raise
     finally:
-        keeper.close()
+        checkpointer.close()
         fleet.close()
     run = Run(folder, identity.prepared, rows, digest(adapter))
     summary.write("finished", fleet, lanes=fleet.lanes, adapter_digest=run.adapter_digest)
@@ -117,31 +117,33 @@ def carry_on(
 
 def run_rounds(
     experiment: Experiment,
-    site: Site,
+    worker_spec: WorkerSpec,
     fleet: Fleet,
-    tally: Tally,
-    watcher: Watcher,
+    totals: RunTotals,
+    callback: Callback,
     start: Checkpoint | None = None,
 ) -> Iterator[Logged]:
     """The round loop. It knows neither the method nor where devices run. Yields what the round log keeps."""
     if start is None:
-        opened = fleet.open()
-        watcher.placed(fleet)
-        row, layers = tally.opening(opened)
-        yield Logged(row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(site.job.num_devices))
+        opened = fleet.setup()
+        callback.placed(fleet)
+        row, layers = totals.setup(opened)
+        yield Logged(
+            row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(worker_spec.job.num_devices)
+        )
     else:
-        tally.restore(fleet.restore(start.server, start.manifest.states), start.manifest.tally)
+        totals.restore(fleet.restore(start.server, start.manifest.states), start.manifest.totals)
         start.refuse_other_base(fleet.base)
-        watcher.placed(fleet)
+        callback.placed(fleet)
     for t in range(start.manifest.next_round if start else 0, experiment.rounds):
-        plan = plan_round(site.job, t)
+        plan = plan_round(worker_spec.job, t)
         result = fleet.run_round(plan)
         for report in result.reports:
             if report.quarantined is not None:
-                watcher.note(f"round {t}: device {report.device} is quarantined: {report.quarantined}")
+                callback.note(f"round {t}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
-        row, layers = tally.round(t, result, evaluation)
-        evaluations = tally.evaluations(t, evaluation)
+        row, layers = totals.round(t, result, evaluation)
+        evaluations = totals.evaluations(t, evaluation)
         yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, evaluations, plan.cohort)
 
 
@@ -169,14 +171,14 @@ def write_settings(experiment: Experiment, path: Path) -> None:
 
 
 def make_fleet(
-    experiment: Experiment, site: Site, progress: Progress, note: Callable[[str], None], need: Need
+    experiment: Experiment, worker_spec: WorkerSpec, progress: Progress, note: Callable[[str], None], need: Need
 ) -> Fleet:
-    site = replace(site, beside=need.beside, most_lanes=need.lanes)
+    worker_spec = replace(worker_spec, beside=need.beside, most_lanes=need.lanes)
     if experiment.fleet.kind == "local":
-        return LocalFleet(site, progress)
+        return LocalFleet(worker_spec, progress)
     from fibec_ray.fleets.ray.fleet import RayFleet
 
-    return RayFleet(site, progress, note, need)
+    return RayFleet(worker_spec, progress, note, need)
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:
@@ -190,14 +192,14 @@ def cache_dir() -> Path:
     return Path(environment.read("FIBEC_RAY_CACHE") or default).expanduser()
 
 
-def site_of(experiment: Experiment, folder: Path, identity: Identity) -> Site:
+def worker_spec_of(experiment: Experiment, folder: Path, identity: Identity) -> WorkerSpec:
     """What processes need to host the run's devices in a folder, which must have its data."""
     job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
     fleet = experiment.fleet
     # Actors of a Ray fleet go by the GPUs that Ray assigns; this is where the driver runs a part of it again.
     gpus = fleet.gpus_per_actor if fleet.kind == "local" else (0 if fleet.gpu_shares == {0} else None)
     device = torch_device(gpus, torch.cuda.is_available())
-    return Site(job, folder, cache_dir(), fleet, device)
+    return WorkerSpec(job, folder, cache_dir(), fleet, device)
 
 
 def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:

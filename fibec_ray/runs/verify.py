@@ -11,17 +11,17 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import SERVER, Checkpoint
 from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
-from fibec_ray.learning.tally import Tally
+from fibec_ray.fleets.worker_spec import WorkerSpec
+from fibec_ray.learning.run_totals import RunTotals
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.reader import differences, num_rows
 from fibec_ray.roundlog.writer import RoundLog
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.records import Record, finished_digest, lanes_of, last_logged, read_record, staged
 from fibec_ray.runs.simulation import log_metadata, run_rounds
-from fibec_ray.runs.watcher import Watcher
 from fibec_ray.tensors import digest
-from fibec_ray.types import OPENING_ROUND, Fleet
+from fibec_ray.types import SETUP_ROUND, Fleet
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ def verify(folder: Path, num_rounds: int = 1, from_start: bool = False) -> Verif
     if last < 0:
         raise RunDirError(f"{record.folder}: no round has been logged yet")
     start = None if from_start else _start(record, last, num_rounds)
-    first = start.manifest.next_round if start else OPENING_ROUND
+    first = start.manifest.next_round if start else SETUP_ROUND
     until = min(last, (first if start else 0) + num_rounds - 1)
-    with staged(record, lanes_of(record), start.manifest.states if start else {}) as site:
-        fleet = LocalFleet(site)
-        _run(record, site, fleet, start, until)
-        found = _damage(record, start) + differences(record.folder, site.run_dir, first, until)
-        compared = num_rows(site.run_dir)
-        _compare_state(record, site, fleet, until, compared, found)
+    with staged(record, lanes_of(record), start.manifest.states if start else {}) as worker_spec:
+        fleet = LocalFleet(worker_spec)
+        _run(record, worker_spec, fleet, start, until)
+        found = _damage(record, start) + differences(record.folder, worker_spec.run_dir, first, until)
+        compared = num_rows(worker_spec.run_dir)
+        _compare_state(record, worker_spec, fleet, until, compared, found)
     return Verified(first, until, compared, found)
 
 
@@ -79,22 +79,22 @@ def _damage(record: Record, start: Checkpoint | None) -> list[str]:
     return []
 
 
-def _run(record: Record, site: Site, fleet: Fleet, start: Checkpoint | None, until: int) -> None:
+def _run(record: Record, worker_spec: WorkerSpec, fleet: Fleet, start: Checkpoint | None, until: int) -> None:
     experiment = record.experiment
-    log = RoundLog(site.run_dir, log_metadata(experiment, record.identity))
-    tally = Tally(experiment.task.metric, experiment.local.batch_size)
+    log = RoundLog(worker_spec.run_dir, log_metadata(experiment, record.identity))
+    totals = RunTotals(experiment.task.metric, experiment.local.batch_size)
     num_parts = until + 1 - start.manifest.next_round if start else until + 2
-    for logged in islice(run_rounds(experiment, site, fleet, tally, Watcher(), start), num_parts):
+    for logged in islice(run_rounds(experiment, worker_spec, fleet, totals, Callback(), start), num_parts):
         log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
 
 
 def _compare_state(
-    record: Record, site: Site, fleet: Fleet, until: int, compared: dict[str, int], found: list[str]
+    record: Record, worker_spec: WorkerSpec, fleet: Fleet, until: int, compared: dict[str, int], found: list[str]
 ) -> None:
     """The server's whole state with the checkpoint after the last round, and the adapter with the final one."""
     if until + 1 in checkpoint.rounds_kept(record.folder):
         compared["checkpoints"] = 1
-        if fleet.save(site.run_dir / SERVER)() != checkpoint.load(record.folder, until + 1).manifest.server:
+        if fleet.save(worker_spec.run_dir / SERVER)() != checkpoint.load(record.folder, until + 1).manifest.server:
             found.append(f"the server's state before round {until + 1} is not that of the checkpoint")
     final = finished_digest(record.folder)
     if final is not None and until == record.experiment.rounds - 1:

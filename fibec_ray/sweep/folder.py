@@ -17,9 +17,9 @@ from fibec_ray.config.load import first_difference, load_experiment, read_yaml
 from fibec_ray.errors import RunDirError, UserError
 from fibec_ray.files.run_dir import alone, half_made, next_free, refuse_driver, write_yaml
 from fibec_ray.files.run_dir.leftovers import holds_run
+from fibec_ray.runs.callbacks import read_summary
 from fibec_ray.runs.records import binding, read_record
 from fibec_ray.runs.simulation import resolved
-from fibec_ray.runs.watcher import read_summary
 from fibec_ray.sweep.load import Sweep, SweepRun
 
 RECORD = "sweep.yaml"

@@ -23,9 +23,9 @@ from fibec_ray.parts.blame import what_failed
 from fibec_ray.parts.part import Part, contract_of
 from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import log_digest, read_devices
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import Run, cache_dir, prepare, resolved, simulate
-from fibec_ray.runs.watcher import Watcher
 from fibec_ray.testing import tiny
 
 OPERATIONS = 0.05
@@ -45,7 +45,7 @@ def expect(kept: bool, otherwise: str) -> None:
         raise Broken(otherwise)
 
 
-class Plug(Watcher):
+class Plug(Callback):
     """Fails a run once so many device-rounds are done, of all its rounds; None: never."""
 
     def __init__(self, after: int | None = None):
@@ -153,9 +153,9 @@ def planned(trial: Trial) -> str:
     run, experiment = trial.run(trial.place), trial.experiment(trial.place)
     outlook = foresee(experiment, prepare, trial.folder / "plan", cache_dir())
     sent, work, worst = outlook.traffic, outlook.work, 0.0
-    bytes_up, bytes_down = (sent.opening_up, *sent.rounds_up), (sent.opening_down, *sent.rounds_down)
+    bytes_up, bytes_down = (sent.setup_up, *sent.rounds_up), (sent.setup_down, *sent.rounds_down)
     for row, up, down, flops in zip(
-        run.rows, bytes_up, bytes_down, (work.opening_flops, *work.rounds_flops), strict=True
+        run.rows, bytes_up, bytes_down, (work.setup_flops, *work.rounds_flops), strict=True
     ):
         where = f"round {row['round']}"
         expect(up == row["bytes_up"], f"{where}: {up:,} B up were planned, {row['bytes_up']:,} B were sent")

@@ -1,8 +1,9 @@
-"""Opening logs: lazily, here or behind a URL, of this version, older ones and newer ones."""
+"""Setup logs: lazily, here or behind a URL, of this version, older ones and newer ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import polars as pl
@@ -97,6 +98,26 @@ def test_what_an_older_version_did_not_have_is_null(tmp_path: Path) -> None:
     log = open_run(run)
     assert log.frame("rounds").get_column("mask_overlap").to_list() == [None] * 7
     assert log.frame("evaluations").is_empty() and log.frame("evaluations").columns == TABLES["evaluations"].names
+
+
+@pytest.mark.parametrize("behind_a_url", [False, True])
+def test_a_run_that_began_in_an_older_version_has_the_names_of_today(tmp_path: Path, behind_a_url: bool) -> None:
+    """Its first part has the old name of a column, its second the new one."""
+    log = RoundLog(tmp_path / "run", METADATA)
+    for round_ in (0, 1):
+        log.append(rounds_row(round_), [DeviceReport(round_, 3, num_samples=10, bytes_up_extras=5)], [])
+    for name in ("rounds", "devices"):
+        part = tmp_path / "run" / name / "part-000000.parquet"
+        table = pq.ParquetFile(part).read()
+        table = table.rename_columns([n.replace("up_extras", "up_evidence") for n in table.column_names])
+        pq.write_table(table.replace_schema_metadata({"schema_version": "6", "schema_major": "2"}), part)
+    where: Any = tmp_path / "run"
+    if behind_a_url:
+        fsspec.filesystem("memory").put(str(where), "/old/run", recursive=True)
+        where = "memory://old/run"
+    frame = open_run(where).frame("devices")
+    assert frame.columns == TABLES["devices"].names
+    assert frame.get_column("bytes_up_extras").to_list() == [5, 5]
 
 
 @pytest.mark.parametrize("keys", [{"schema_version": "9", "schema_major": "9"}, {"schema_version": "1"}, {}])

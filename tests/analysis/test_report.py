@@ -110,7 +110,9 @@ def test_every_figure_that_the_log_has_numbers_for_is_on_the_page(tmp_path):
     assert {"evaluation_loss_by_rounds", "training_loss", "data_fraction", "difficulty_seen"} <= stems
     assert {"kept_fraction", "mask_overlap", "layer_sensitivity", "personal_spread", "personal_histogram"} <= stems
     assert {"layers_sensitivity", "layers_fisher_mass", "layers_shared", "devices_device", "shard_sizes"} <= stems
-    assert "devices_attempt" not in stems and "grade_seen" not in stems  # nothing was lost; no grades
+    assert (
+        "devices_attempt" not in stems and "true_difficulty_seen" not in stems
+    )  # nothing was lost; no true difficulties
     shown = [int(at) for found in re.findall(r'data-figures="([0-9,]+)"', page) for at in found.split(",")]
     assert shown == list(range(len(stems)))
 

@@ -23,7 +23,7 @@ from fibec_ray.bench.watch import CommandError, watch
 from fibec_ray.bench.workload import LENGTH, PER_DEVICE, Sizes, write_arrays, write_texts
 from fibec_ray.config.load import load_experiment
 from fibec_ray.data.encoded import EncodedSet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.models.kernels import speed_up
@@ -49,15 +49,15 @@ def arrays(config: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def site(config: Path) -> Site:
+def worker_spec(config: Path) -> WorkerSpec:
     """The engine's, on the data that the workload's arrays were made from."""
     job = load_experiment(config).job(num_classes=6, label_words=None)
-    return Site(job, config.parent / "run", cache_dir())
+    return WorkerSpec(job, config.parent / "run", cache_dir())
 
 
 @pytest.fixture(scope="module")
-def worker(site: Site) -> DeviceWorker:
-    return site.worker()
+def worker(worker_spec: WorkerSpec) -> DeviceWorker:
+    return worker_spec.worker()
 
 
 def test_every_sample_has_the_same_length_and_every_device_as_many(config: Path, arrays: str) -> None:
@@ -69,11 +69,11 @@ def test_every_sample_has_the_same_length_and_every_device_as_many(config: Path,
     assert encoded.tokens.tolist() == tokens.flatten().tolist()
 
 
-def test_rivals_meet_the_samples_that_devices_meet(arrays: str, site: Site, worker: DeviceWorker) -> None:
-    workload, federation = load_workload(arrays), site.federation()
+def test_rivals_meet_the_samples_that_devices_meet(arrays: str, worker_spec: WorkerSpec, worker: DeviceWorker) -> None:
+    workload, federation = load_workload(arrays), worker_spec.federation()
     assert (workload.rounds, workload.cohort_size, workload.samples_per_device) == (2, 2, 32)
     for t in range(SIZES.rounds):
-        for place, device in enumerate(plan_round(site.job, t).cohort):
+        for place, device in enumerate(plan_round(worker_spec.job, t).cohort):
             shard = federation.train_shard(device)
             batches = [shard.batch(rows) for rows in worker.epochs(worker.batches(device), t, device)]
             tokens, labels = workload.data(t, place)
@@ -83,9 +83,9 @@ def test_rivals_meet_the_samples_that_devices_meet(arrays: str, site: Site, work
 
 
 @pytest.fixture
-def trained(arrays: str, site: Site, worker: DeviceWorker) -> tuple[Tensors, Tensors]:
+def trained(arrays: str, worker_spec: WorkerSpec, worker: DeviceWorker) -> tuple[Tensors, Tensors]:
     """What the engine makes of one device in round 1, and the adapter that it starts from."""
-    plan = plan_round(site.job, 1)
+    plan = plan_round(worker_spec.job, 1)
     update, _ = worker.train(plan, plan.cohort[1], Broadcast(1, worker.initial))
     assert max(float(value.abs().max()) for value in update.delta.values()) > 1e-3
     return add(update.delta, worker.initial), worker.initial
@@ -149,10 +149,10 @@ def test_a_run_says_when_its_rounds_ended(config: Path, tmp_path: Path) -> None:
     assert saved_adapter(run.folder / "adapter").keys() == load_workload(str(config.parent / "arrays")).initial.keys()
 
 
-def test_a_command_is_watched_to_its_end(tmp_path: Path) -> None:
+def test_a_command_is_measured_until_it_ends(tmp_path: Path) -> None:
     block = "import time; held = bytearray(100_000_000); time.sleep(1.5)"
-    watched = watch([sys.executable, "-c", block], tmp_path, {}, limit_s=60)
-    assert 100e6 < watched.peak_bytes < 200e6 and 100e6 < watched.driver_bytes < 200e6
+    measured = watch([sys.executable, "-c", block], tmp_path, {}, limit_s=60)
+    assert 100e6 < measured.peak_bytes < 200e6 and 100e6 < measured.driver_bytes < 200e6
 
 
 def test_a_command_that_fails_or_hangs_says_so(tmp_path: Path) -> None:

@@ -471,7 +471,7 @@ def test_the_line_names_the_file_with_the_mistake(tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_an_unknown_key_is_named_before_the_key_that_it_stands_for(tmp_path: Path) -> None:
+def test_an_unknown_key_is_named_before_the_key_that_it_pooled_cohort(tmp_path: Path) -> None:
     """`round: 3` is an unknown key and a missing one; the unknown one says what happened."""
     content = yaml.safe_load(QUICKSTART.read_text())
     content["round"] = content.pop("rounds")

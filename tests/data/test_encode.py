@@ -15,10 +15,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
 from fibec_ray.data.encode import Mode, _between_special, encode, label_word_ids
+from fibec_ray.data.encode_instructions import encode_instructions
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Examples, Instructions, Origin
 from fibec_ray.data.instructions import InstructionFormat
-from fibec_ray.data.respond import encode_instructions
 from fibec_ray.data.source import DataConfig, load
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
@@ -332,8 +332,11 @@ def small(tokenizer: Any) -> EncodedSet:
 
 
 def test_arrays_have_the_promised_types(small: EncodedSet) -> None:
-    assert small.grades is not None
-    types = [array.dtype.name for array in (small.tokens, small.offsets, small.labels, small.answer_at, small.grades)]
+    assert small.true_difficulty is not None
+    types = [
+        array.dtype.name
+        for array in (small.tokens, small.offsets, small.labels, small.answer_at, small.true_difficulty)
+    ]
     assert types == ["int32", "int64", "int64", "int32", "float32"] and small.texts.dtype == np.uint8
     assert len(small.offsets) == small.num_samples + 1 == 1101 and small.offsets[-1] == len(small.tokens)
 
@@ -341,7 +344,7 @@ def test_arrays_have_the_promised_types(small: EncodedSet) -> None:
 def test_saved_set_loads_as_memory_maps(small: EncodedSet, tmp_path: Path) -> None:
     small.save(tmp_path / "set")
     back = EncodedSet.load(tmp_path / "set")
-    for name in ("tokens", "offsets", "labels", "answer_at", "texts", "grades"):
+    for name in ("tokens", "offsets", "labels", "answer_at", "texts", "true_difficulty"):
         assert isinstance(getattr(back, name), np.memmap) and (getattr(back, name) == getattr(small, name)).all()
     assert back.pad_id == small.pad_id
     assert np.shares_memory(back.shard(np.arange(3))._source.tokens, back.tokens)  # a shard copies no token
@@ -352,7 +355,9 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_else(small: Encoded
     first = EncodedSet.load(tmp_path / "set")
     none = (small.tokens[:0], small.offsets[:1], small.labels[:0], small.answer_at[:0], None, 7, small.texts[:0])
     EncodedSet(*none).save(tmp_path / "set")
-    assert [path.name for path in tmp_path.iterdir()] == ["set"] and EncodedSet.load(tmp_path / "set").grades is None
+    assert [path.name for path in tmp_path.iterdir()] == ["set"] and EncodedSet.load(
+        tmp_path / "set"
+    ).true_difficulty is None
     assert (first.tokens == small.tokens).all()  # who has the old one open keeps it
 
 
@@ -392,11 +397,14 @@ def test_batch_is_right_padded_to_its_longest(small: EncodedSet, tmp_path: Path)
     assert {tensor.dtype for tensor in vars(batch).values()} == {torch.int64}
 
 
-def test_shard_knows_labels_lengths_and_grades_of_its_rows(small: EncodedSet) -> None:
+def test_shard_knows_labels_lengths_and_true_difficulty_of_its_rows(small: EncodedSet) -> None:
     rows = np.array([7, 3])
     shard = small.shard(rows)
     assert shard.num_samples == 2 and shard.labels.tolist() == small.labels[rows].tolist()
     assert shard.lengths.tolist() == [len(sample(small, 7)), len(sample(small, 3))]
-    assert small.grades is not None and shard.grades is not None
-    assert shard.grades.tolist() == small.grades[rows].tolist() and shard.grades.dtype == torch.float32
+    assert small.true_difficulty is not None and shard.true_difficulty is not None
+    assert (
+        shard.true_difficulty.tolist() == small.true_difficulty[rows].tolist()
+        and shard.true_difficulty.dtype == torch.float32
+    )
     assert small.shard(np.array([], dtype=np.int64)).num_samples == 0

@@ -145,7 +145,7 @@ def test_a_batch_holds_the_samples_asked_for(regression: bool) -> None:
     assert torch.equal(batch.features, torch.from_numpy(made.features[[1, 5]]))
     assert batch.labels.tolist() == made.labels[[1, 5]].tolist()
     assert batch.input_ids.shape == batch.attention_mask.shape == (2, 1) and batch.attention_mask.all()
-    assert shard.num_samples == 3 and shard.grades is None and shard.lengths.tolist() == [0, 0, 0]
+    assert shard.num_samples == 3 and shard.true_difficulty is None and shard.lengths.tolist() == [0, 0, 0]
 
 
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:

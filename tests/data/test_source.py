@@ -62,7 +62,7 @@ def write_both(folder: Path, columns: dict[str, Any], suffix: str = ".parquet", 
 def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str, labels: list[Any]) -> None:
     config = write_both(tmp_path, {"sentence": TEXTS, "label": labels}, suffix)
     for examples in load(SINGLE, config, 0):
-        assert examples.texts_a == TEXTS and examples.texts_b is None and examples.grades is None
+        assert examples.texts_a == TEXTS and examples.texts_b is None and examples.true_difficulty is None
         assert examples.labels.tolist() == LABELS and examples.labels.dtype == np.int64
 
 
@@ -286,10 +286,10 @@ def test_hub_differences_hold_for_the_hub_only() -> None:
 def test_embedded_task_needs_no_file() -> None:
     settings = SyntheticSettings(num_train=30, num_test=12, num_classes=3)
     train, test = load(task_of("synthetic"), DataConfig(synthetic=settings), 0)
-    assert (len(train), len(test), train.grades is not None) == (30, 12, True)
+    assert (len(train), len(test), train.true_difficulty is not None) == (30, 12, True)
     assert effective_task(task_of("synthetic"), DataConfig(synthetic=settings)).num_classes == 3
     train, _ = load(task_of("synthetic"), DataConfig(synthetic=settings, max_train=7), 0)
-    assert train.grades is not None and len(train) == len(train.grades) == 7
+    assert train.true_difficulty is not None and len(train) == len(train.true_difficulty) == 7
 
 
 PUBLISHED = {"cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "rte": (2490, 277), "trec": (5452, 500)}

@@ -1,4 +1,4 @@
-"""The embedded task: deterministic, balanced, distinct, and as hard as its grades say."""
+"""The embedded task: deterministic, balanced, distinct, and as hard as its true difficulties say."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,11 @@ DEFAULT = SyntheticSettings()
 
 def test_same_seed_same_rows() -> None:
     one, two = generate(50, 3, "train", DEFAULT), generate(50, 3, "train", DEFAULT)
-    assert one.texts_a == two.texts_a and (one.labels == two.labels).all() and (one.grades == two.grades).all()
+    assert (
+        one.texts_a == two.texts_a
+        and (one.labels == two.labels).all()
+        and (one.true_difficulty == two.true_difficulty).all()
+    )
 
 
 def test_other_seed_other_rows() -> None:
@@ -45,10 +49,10 @@ def test_fewer_classes_are_the_first_ones() -> None:
 def test_wrong_labels_are_the_stated_fraction_and_grade_one() -> None:
     noisy = generate(200, 0, "train", SyntheticSettings(label_noise=0.1))
     clean = generate(200, 0, "train", SyntheticSettings(label_noise=0))
-    assert noisy.texts_a == clean.texts_a and noisy.grades is not None and clean.grades is not None
+    assert noisy.texts_a == clean.texts_a and noisy.true_difficulty is not None and clean.true_difficulty is not None
     wrong = noisy.labels != clean.labels
-    assert wrong.sum() == 20 and (noisy.grades[wrong] == 1).all()
-    assert (noisy.grades[~wrong] == clean.grades[~wrong]).all() and clean.grades.max() < 1
+    assert wrong.sum() == 20 and (noisy.true_difficulty[wrong] == 1).all()
+    assert (noisy.true_difficulty[~wrong] == clean.true_difficulty[~wrong]).all() and clean.true_difficulty.max() < 1
 
 
 def test_test_labels_are_right_unless_asked_for() -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import psutil
 
-from fibec_ray.learning.tally import Row
-from fibec_ray.runs.watcher import Watcher
+from fibec_ray.learning.run_totals import Row
+from fibec_ray.runs.callbacks import Callback
 
 
 def actors(kind: str) -> list[int]:
@@ -28,7 +28,7 @@ def kill(kind: str, rng: random.Random, count: int = 1) -> list[int]:
     return chosen
 
 
-class Reaper(Watcher):
+class Reaper(Callback):
     """Watches a run, and does something once in every round that is asked for, after so many of its devices.
 
     strike: told the round; called as the round's `at`-th device is done, but the last one's successors.

@@ -17,15 +17,15 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from fibec_ray.config.load import check
-from fibec_ray.learning.tally import Row
+from fibec_ray.learning.run_totals import Row
 from fibec_ray.roundlog.reader import log_digest, read_devices
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import simulate
-from fibec_ray.runs.watcher import Watcher
 
 STORE = {"object_store_memory": 80_000_000}
 
 
-class Host(Watcher):
+class Host(Callback):
     """Adds the node, and makes sure that its actor is there before the last round."""
 
     def __init__(self, cluster: Cluster):

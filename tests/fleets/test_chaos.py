@@ -20,8 +20,8 @@ POOLED = {"kind": "ray", "placement": "pooled", "num_actors": 2}
 SLOW = pytest.mark.slow
 
 
-def digests(settings: dict[str, Any], folder: Path, watcher: Any = None) -> tuple[str, str]:
-    run = simulate(check(settings, "test"), folder, watcher)
+def digests(settings: dict[str, Any], folder: Path, callback: Any = None) -> tuple[str, str]:
+    run = simulate(check(settings, "test"), folder, callback)
     return run.adapter_digest, log_digest(folder)
 
 

@@ -195,7 +195,7 @@ def imported():
     import difflib
     return difflib.__file__
 
-assert "site-packages" not in os.getcwd() and os.getcwd() not in ray.get(imported.remote(), timeout=60)
+assert "worker_spec-packages" not in os.getcwd() and os.getcwd() not in ray.get(imported.remote(), timeout=60)
 session.close(logs_to=Path(sys.argv[1]))
 assert not folder.exists() and not any(map(_is_alive, mine))
 assert (Path(sys.argv[1]) / "raylet.out").is_file()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from poisoned import poisoned_site
+from poisoned import poisoned_worker_spec
 
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.ray.fleet import RayFleet
@@ -23,11 +23,11 @@ METHOD = {"name": "x", "sharing": {"kind": "body"}, "curriculum": "fisher"}
 
 def test_ray_and_local_accept_the_same_states(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
     settings = tiny_settings(METHOD, cohort_size=6, data={"synthetic": {"num_train": 75}})
-    (here, victim), (there, _) = (poisoned_site(settings, tmp_path / name) for name in ("local", "ray"))
+    (here, victim), (there, _) = (poisoned_worker_spec(settings, tmp_path / name) for name in ("local", "ray"))
     local, fleet = LocalFleet(here), RayFleet(replace(there, fleet=TWO_ACTORS))
     try:
-        local.open()
-        fleet.open()
+        local.setup()
+        fleet.setup()
         for round_ in range(2):
             plan = plan_round(here.job, round_)
             found = [f.run_round(plan).reports for f in (local, fleet)]

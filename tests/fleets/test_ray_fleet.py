@@ -19,11 +19,11 @@ from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.ray import nodes
 from fibec_ray.fleets.ray.actors import DeviceActor, ServerActor
 from fibec_ray.fleets.ray.fleet import RayFleet
-from fibec_ray.fleets.ray.headquarters import Headquarters
 from fibec_ray.fleets.ray.reduction import Reduction
+from fibec_ray.fleets.ray.server_handle import ServerHandle
 from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.learning.store import AcceptedStates
@@ -35,11 +35,11 @@ pytestmark = pytest.mark.ray
 TWO_ACTORS = FleetConfig(placement="pooled", num_actors=2, lanes=1)
 
 
-def site_of(settings: dict[str, Any], folder: Path) -> Site:
+def spec_of(settings: dict[str, Any], folder: Path) -> WorkerSpec:
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
 def device_actor_processes() -> list[psutil.Process]:
@@ -58,9 +58,9 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
     tiny_settings: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
     settings = tiny_settings("fibecfed", cohort_size=6)
-    calm = LocalFleet(site_of(settings, tmp_path / "calm"))
-    calm.open()
-    site = site_of(settings, tmp_path / "killed")
+    calm = LocalFleet(spec_of(settings, tmp_path / "calm"))
+    calm.setup()
+    worker_spec = spec_of(settings, tmp_path / "killed")
     killed: list[int] = []
 
     def kill_all_once(stage: str, done: int, total: int) -> None:
@@ -69,12 +69,12 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(process.pid)
 
-    fleet = RayFleet(replace(site, fleet=TWO_ACTORS), kill_all_once)
+    fleet = RayFleet(replace(worker_spec, fleet=TWO_ACTORS), kill_all_once)
     try:
-        fleet.open()
-        assert fleet.holding == calm.holding and fleet.holding is not None
+        fleet.setup()
+        assert fleet.backend_choice == calm.backend_choice and fleet.backend_choice is not None
         for round_ in range(2):
-            plan = plan_round(site.job, round_)
+            plan = plan_round(worker_spec.job, round_)
             calm.run_round(plan)
             result = fleet.run_round(plan)
             assert [report.device for report in result.reports] == list(plan.cohort)
@@ -89,10 +89,10 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
 def test_a_server_that_does_not_start_in_time_is_not_waited_for_as_long_as_a_device(
     tiny_settings: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
-    site = site_of(tiny_settings("fedavg"), tmp_path / "run")
-    worker, config = site.worker(), FleetConfig(startup_timeout_s=0.01, device_timeout_s=1800)
-    server = Headquarters(
-        replace(site, fleet=config),
+    worker_spec = spec_of(tiny_settings("fedavg"), tmp_path / "run")
+    worker, config = worker_spec.worker(), FleetConfig(startup_timeout_s=0.01, device_timeout_s=1800)
+    server = ServerHandle(
+        replace(worker_spec, fleet=config),
         describe=lambda: (to_wire(worker.initial), worker.layout),
         rerun=lambda round_: None,
         accepted=AcceptedStates(),
@@ -116,11 +116,11 @@ def test_base_weights_that_come_too_late_are_named(ray_cluster: None) -> None:
 
 def test_the_server_sums_while_devices_still_train(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
     """Updates come in any order; the server has taken those whose turn it was before the last one is there."""
-    site = site_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
-    worker, plan = site.worker(), plan_round(site.job, 0)
-    server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(site.job, 1)
+    worker_spec = spec_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
+    worker, plan = worker_spec.worker(), plan_round(worker_spec.job, 0)
+    server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(worker_spec.job, 1)
     ray.get(server.start.remote(to_wire(worker.initial), worker.layout), timeout=60)
-    ray.get(server.open.remote([]), timeout=60)
+    ray.get(server.setup.remote([]), timeout=60)
     broadcast = from_wire(ray.get(server.broadcast.remote(0), timeout=60))
     updates = {device: worker.train(plan, device, broadcast)[0] for device in plan.cohort}
     sent = {device: ray.put(to_wire(update)) for device, update in updates.items()}
@@ -134,8 +134,8 @@ def test_the_server_sums_while_devices_still_train(tiny_settings: Any, tmp_path:
     assert ray.wait([reduction._absorbing], timeout=0.2)[0] == []
     reduction.add({last: sent.pop(last)})
     assert reduction.finish(timeout_s=60) == frozenset() and reduction.bad == {}
-    local = Server(site.job, worker.initial, worker.layout)
-    local.open([])
+    local = Server(worker_spec.job, worker.initial, worker.layout)
+    local.setup([])
     local.absorb(0, [updates[device] for device in plan.cohort])
     assert digest(from_wire(ray.get(server.adapter.remote(), timeout=60))) == digest(local.adapter())
     ray.kill(server)
@@ -144,10 +144,10 @@ def test_the_server_sums_while_devices_still_train(tiny_settings: Any, tmp_path:
 def test_an_error_on_the_server_is_raised_and_not_waited_for(
     tiny_settings: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
-    site = site_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
-    server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(site.job, 1)
-    reduction = Reduction(server, plan_round(site.job, 0))
-    reduction.add({device: ray.put(None) for device in plan_round(site.job, 0).cohort})
+    worker_spec = spec_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
+    server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(worker_spec.job, 1)
+    reduction = Reduction(server, plan_round(worker_spec.job, 0))
+    reduction.add({device: ray.put(None) for device in plan_round(worker_spec.job, 0).cohort})
     with pytest.raises(AssertionError, match="start comes first"):
         reduction.finish(timeout_s=60)
     ray.kill(server)
@@ -158,11 +158,14 @@ def test_an_actor_s_own_error_reaches_the_driver_as_it_is(
 ) -> None:
     method = {"name": "x", "peft": {"kind": "lora", "target_modules": ["no_such_linear"]}}
     fleet = RayFleet(
-        replace(site_of(tiny_settings(method), tmp_path / "run"), fleet=TWO_ACTORS.model_copy(update={"num_actors": 1}))
+        replace(
+            spec_of(tiny_settings(method), tmp_path / "run"),
+            fleet=TWO_ACTORS.model_copy(update={"num_actors": 1}),
+        )
     )
     try:
         with pytest.raises(ModelError, match=r"method.peft.target_modules: .*name Linears of this backbone"):
-            fleet.open()
+            fleet.setup()
     finally:
         fleet.close()
 
@@ -170,9 +173,9 @@ def test_an_actor_s_own_error_reaches_the_driver_as_it_is(
 def test_an_actor_whose_node_has_other_base_weights_does_not_work(
     tiny_settings: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
-    site = site_of(tiny_settings(), tmp_path / "run")
-    actor = DeviceActor(site, "here", 0)
-    assert actor.ready(site.base_fingerprint()) == actor.ready("") != ""
+    worker_spec = spec_of(tiny_settings(), tmp_path / "run")
+    actor = DeviceActor(worker_spec, "here", 0)
+    assert actor.ready(worker_spec.base_fingerprint()) == actor.ready("") != ""
     with pytest.raises(
         FleetError, match=r"backbone: node .* has other base weights than the run began with; give a rev"
     ):

@@ -15,15 +15,15 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from fibec_ray.config.load import check
-from fibec_ray.learning.tally import Row
+from fibec_ray.learning.run_totals import Row
 from fibec_ray.roundlog.reader import log_digest, read_devices
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import simulate
-from fibec_ray.runs.watcher import Watcher
 
 STORE = 80_000_000
 
 
-class Placed(Watcher):
+class Placed(Callback):
     """Keeps what the fleet says of its nodes."""
 
     num_prepared = 0
@@ -46,16 +46,16 @@ def main(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
         cluster.wait_for_nodes(timeout=60)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        watcher = Placed()
-        run = simulate(check(settings, "test"), folder / "run", watcher)
+        callback = Placed()
+        run = simulate(check(settings, "test"), folder / "run", callback)
         rows = read_devices(folder / "run").to_pylist()
         return {
             "adapter": run.adapter_digest,
             "log": log_digest(folder / "run"),
             "actors": len({row["actor"] for row in rows}),
             "by_device": {row["device"]: row["actor"] for row in rows},
-            "places": watcher.places,
-            "num_prepared": watcher.num_prepared,
+            "places": callback.places,
+            "num_prepared": callback.num_prepared,
             "caches": [len(list((folder / f"cache-{n}").glob("base-*.lock"))) for n in range(4)],
         }
     finally:

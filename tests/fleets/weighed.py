@@ -15,12 +15,12 @@ import ray
 import yaml
 
 from fibec_ray.config.load import check
-from fibec_ray.learning.tally import Row
+from fibec_ray.learning.run_totals import Row
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import simulate
-from fibec_ray.runs.watcher import Watcher
 
 
-class Scale(Watcher):
+class Scale(Callback):
     def __init__(self) -> None:
         self.uss_bytes: list[int] = []
 

@@ -92,7 +92,7 @@ def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
 def test_the_command_refuses_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody listens; a machine that is not ours, without a token."""
+    """Nothing listens there; a machine that is not ours, without a token."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     for address, says in (("127.0.0.1:1", "nobody answers"), ("http://192.0.2.1:8265", "without a token")):

@@ -17,13 +17,13 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.runs.begin import begin, workplace
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.mirror import turn
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import Run, simulate
-from fibec_ray.runs.watcher import Watcher
 
 
-class Interrupt(Watcher):
+class Interrupt(Callback):
     """Ctrl-C after a round."""
 
     def __init__(self, round_: int, act: Callable[[], object] = lambda: None):
@@ -42,9 +42,9 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bucket"
 
 
-def go_on(bucket: Path, experiment: Experiment, watcher: Watcher, notes: list[str] | None = None) -> Run | None:
+def go_on(bucket: Path, experiment: Experiment, callback: Callback, notes: list[str] | None = None) -> Run | None:
     with workplace(f"file://{bucket}", True, ([] if notes is None else notes).append) as folder:
-        return begin(experiment, folder, True, watcher)
+        return begin(experiment, folder, True, callback)
 
 
 def test_what_was_never_copied_is_resumed_here(bucket: Path, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_was_never_copied_is_resumed_here(bucket: Path, tmp_path: Path) -> 
     (tmp_path / "older").rename(bucket)
     seen, notes = list[int](), list[str]()
 
-    class Sees(Watcher):
+    class Sees(Callback):
         def row(self, row: dict[str, Any]) -> None:
             seen.append(row["round"])
 
@@ -76,7 +76,7 @@ def test_a_run_that_its_home_does_not_have_moves_aside(bucket: Path, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         go_on(bucket, experiment, Interrupt(0))
     shutil.rmtree(bucket)
-    assert go_on(bucket, experiment, Watcher(), notes) is not None
+    assert go_on(bucket, experiment, Callback(), notes) is not None
     (aside,) = (tmp_path / "runs" / ".urls").glob("*-set-aside")
     assert len(notes) == 1 and notes[0].endswith(f"it is now in {aside}")
     assert resume(aside) is not None
@@ -96,7 +96,7 @@ def test_a_home_keeps_a_logged_run_though_the_folder_here_is_lost(bucket: Path, 
         go_on(bucket, experiment, Interrupt(1, lose))
     seen = list[int]()
 
-    class Sees(Watcher):
+    class Sees(Callback):
         def row(self, row: dict[str, Any]) -> None:
             seen.append(row["round"])
 
@@ -116,22 +116,22 @@ def test_a_part_of_the_users_own_is_at_home_too(bucket: Path, tmp_path: Path) ->
     write_own_part(tmp_path / "other", RULES.replace("min(1.0,", "min(0.9,"))
     other = settings["method"] | {"aggregator": f"{tmp_path}/other/{KIND}"}
     with pytest.raises(RunDirError, match="my_rules.py is not what this run began with; put that back"):
-        go_on(bucket, check(settings | {"method": other}, "test"), Watcher())
-    run = go_on(bucket, experiment, Watcher())
+        go_on(bucket, check(settings | {"method": other}, "test"), Callback())
+    run = go_on(bucket, experiment, Callback())
     assert run is not None and run.adapter_digest == whole.adapter_digest
 
 
 def test_a_start_that_fails_leaves_nothing_at_home(bucket: Path) -> None:
     experiment = check(make_digits(rounds=1), "test")
 
-    class Stops(Watcher):
+    class Stops(Callback):
         def prepared(self, prepared: Any) -> None:
             raise MemoryError
 
     with pytest.raises(MemoryError):
         go_on(bucket, experiment, Stops())
     assert not [path for path in bucket.rglob("*") if path.is_file()]
-    assert go_on(bucket, experiment, Watcher()) is not None
+    assert go_on(bucket, experiment, Callback()) is not None
 
 
 def test_a_first_copy_that_stops_anywhere_can_be_gone_on_from(tmp_path: Path) -> None:
@@ -148,5 +148,5 @@ def test_a_first_copy_that_stops_anywhere_can_be_gone_on_from(tmp_path: Path) ->
         for name in names[:number]:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(whole.folder / name, copy / name)
-        run = begin(experiment, copy, True, Watcher())
+        run = begin(experiment, copy, True, Callback())
         assert run is not None and run.adapter_digest == whole.adapter_digest, names[number]

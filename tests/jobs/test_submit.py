@@ -19,8 +19,8 @@ from fibec_ray.jobs.follow import last_words
 from fibec_ray.jobs.parcel import MOST_DATA_BYTES, packed, take_along
 from fibec_ray.jobs.submit import RUNS, checked, free_name, next_attempt, place_of, quoted
 from fibec_ray.runs.begin import begin, workplace
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import simulate
-from fibec_ray.runs.watcher import Watcher
 
 
 def job(id_: str, status: str = "SUCCEEDED", name: str | None = None) -> Job:
@@ -95,24 +95,24 @@ def test_a_run_goes_on_or_begins(tmp_path: Path) -> None:
     experiment, folder = check(settings, "test"), tmp_path / "run"
     whole = simulate(experiment, tmp_path / "whole")
     interrupted(settings, folder, 2)
-    run = begin(experiment, folder, True, Watcher())
+    run = begin(experiment, folder, True, Callback())
     assert run is not None and run.adapter_digest == whole.adapter_digest
-    assert begin(experiment, folder, True, Watcher()) is None, "it is finished"
-    new = begin(experiment, tmp_path / "new", True, Watcher())
+    assert begin(experiment, folder, True, Callback()) is None, "it is finished"
+    new = begin(experiment, tmp_path / "new", True, Callback())
     assert new is not None and new.adapter_digest == whole.adapter_digest
     with pytest.raises(RunDirError, match="is not empty"):
-        begin(experiment, folder, False, Watcher())
+        begin(experiment, folder, False, Callback())
     with pytest.raises(RunDirError, match=r"holds a run of another experiment \(seed is 3 there, 9 here\)"):
-        begin(check(settings | {"seed": 9}, "test"), folder, True, Watcher())
+        begin(check(settings | {"seed": 9}, "test"), folder, True, Callback())
 
 
 def test_what_stopped_before_it_began_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "run" / "data").mkdir(parents=True)
-    assert begin(check(make_digits(rounds=1), "test"), tmp_path / "run", True, Watcher()) is not None
+    assert begin(check(make_digits(rounds=1), "test"), tmp_path / "run", True, Callback()) is not None
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
     with pytest.raises(RunDirError, match="is not empty"):
-        begin(check(make_digits(rounds=1), "test"), tmp_path / "mine", True, Watcher())
+        begin(check(make_digits(rounds=1), "test"), tmp_path / "mine", True, Callback())
 
 
 def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypatch: Any) -> None:
@@ -120,7 +120,7 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
     whole = simulate(experiment, tmp_path / "whole")
     out = f"file://{tmp_path}/bucket/run"
 
-    class Stop(Watcher):
+    class Stop(Callback):
         def row(self, row: dict[str, Any]) -> None:
             if row["round"] == 1:
                 raise KeyboardInterrupt
@@ -131,10 +131,10 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
     assert json.loads((tmp_path / "bucket/run/summary.json").read_text())["status"] == "failed"
     monkeypatch.delenv("FIBEC_RAY_RUNS")
     notes: list[str] = []
-    watcher = Watcher()
-    monkeypatch.setattr(watcher, "note", notes.append, raising=False)
+    callback = Callback()
+    monkeypatch.setattr(callback, "note", notes.append, raising=False)
     with workplace(out, True, print) as folder:
-        run = begin(experiment, folder, True, watcher)
+        run = begin(experiment, folder, True, callback)
         with pytest.raises(RunDirError, match="a driver on this machine is at work there"), workplace(out, True, print):
             pass
     with pytest.raises(RunDirError, match=r"bucket/run: is not empty; .*--resume"), workplace(out, False, print):

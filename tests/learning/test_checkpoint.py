@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import CheckpointConfig, Manifest
 from fibec_ray.errors import RunDirError
-from fibec_ray.learning.tally import TallyState
+from fibec_ray.learning.run_totals import RunTotalsState
 from fibec_ray.tensors import digest
 from fibec_ray.types import StateRef
 
@@ -23,20 +23,20 @@ STATE = {
     "shared/b": torch.tensor([0.1, float("-0.0"), 1e-40]),
     "shared/a": torch.rand(2, 3).t(),
     "aggregator/count": torch.tensor(3),
-    "hint/half": torch.rand(2).bfloat16(),
+    "control/half": torch.rand(2).bfloat16(),
 }
 
 
 def write(run_dir: Path, next_round: int, **changes: Any) -> Path:
     draft = checkpoint.new_draft(run_dir, next_round)
     server = checkpoint.write_state(draft / checkpoint.SERVER, {n: v.contiguous() for n, v in STATE.items()})
-    tally = TallyState(sim_time_s=0.1 + 0.2, wall_time_s=1.0, bytes_total=7, num_samples_total=5, trained=[2, 0])
+    totals = RunTotalsState(sim_time_s=0.1 + 0.2, wall_time_s=1.0, bytes_total=7, num_samples_total=5, trained=[2, 0])
     facts = {
         "next_round": next_round,
         "run_id": "r",
         "server": server,
         "lanes": 2,
-        "tally": tally,
+        "totals": totals,
         "devices": {3: -1, 12: 4},
         "digests": {3: "a", 12: "b"},
         "log": {"rounds": "c"},
@@ -49,7 +49,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     write(tmp_path, 5)
     found = checkpoint.load(tmp_path, 5)
     assert found.manifest.states == {3: StateRef(-1, "a"), 12: StateRef(4, "b")}
-    assert found.manifest.log == {"rounds": "c"} and found.manifest.tally.sim_time_s == 0.1 + 0.2
+    assert found.manifest.log == {"rounds": "c"} and found.manifest.totals.sim_time_s == 0.1 + 0.2
     state = checkpoint.read_state(found.server)
     assert digest(state) == digest(STATE)
     assert list(state) == list(STATE)  # safetensors alone would sort them, and sums depend on the order
@@ -69,9 +69,9 @@ def test_a_checkpoint_of_an_older_program_names_versions_alone(tmp_path: Path) -
 def test_times_survive_bit_for_bit(tmp_path: Path) -> None:
     values = [math.pi * 10.0**power for power in range(-300, 300, 25)]
     for i, value in enumerate(values):
-        tally = TallyState(sim_time_s=value, wall_time_s=0, bytes_total=0, num_samples_total=0, trained=[])
-        write(tmp_path, i, tally=tally)
-    assert [checkpoint.load(tmp_path, i).manifest.tally.sim_time_s for i in range(len(values))] == values
+        totals = RunTotalsState(sim_time_s=value, wall_time_s=0, bytes_total=0, num_samples_total=0, trained=[])
+        write(tmp_path, i, totals=totals)
+    assert [checkpoint.load(tmp_path, i).manifest.totals.sim_time_s for i in range(len(values))] == values
 
 
 def test_a_draft_is_no_checkpoint(tmp_path: Path) -> None:

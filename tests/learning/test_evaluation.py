@@ -61,17 +61,17 @@ def test_a_shard_is_evaluated_by_length_and_told_in_its_own_order(tiny_settings:
     settings = tiny_settings(
         "fibecfed", data={"max_length": 64}, partition={"kind": "iid"}, evaluation={"batch_size": 2}
     )
-    _, site, _ = after_rounds(1, settings, tmp_path / "run")
-    worker, broadcast = site.worker(), Broadcast(1, {}, {})
-    shard = site.federation().test_shard(0)
+    _, worker_spec, _ = after_rounds(1, settings, tmp_path / "run")
+    worker, broadcast = worker_spec.worker(), Broadcast(1, {}, {})
+    shard = worker_spec.federation().test_shard(0)
     seen: list[int] = []
     forward = worker.model.forward
 
-    def watched(batch: Any, *rest: Any) -> Any:
+    def recorded(batch: Any, *rest: Any) -> Any:
         seen.append(batch.input_ids.shape[1])
         return forward(batch, *rest)
 
-    worker.model.forward = watched  # type: ignore[method-assign]
+    worker.model.forward = recorded  # type: ignore[method-assign]
     found = worker.evaluate_personal(0, broadcast, {})
     assert len(seen) > 1 and seen == sorted(seen)
     assert torch.equal(found.labels, shard.labels) and len(set(shard.lengths.tolist())) > 1

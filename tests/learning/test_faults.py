@@ -16,29 +16,29 @@ from fibec_ray.errors import ConfigError, DeviceError, FleetError, RunError
 from fibec_ray.fleets.ray.actors import ServerActor
 from fibec_ray.fleets.ray.wire import to_wire
 from fibec_ray.fleets.settings import FleetConfig, check_quorum
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.roundlog.reader import read_devices, read_rounds
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.records import binding
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
-from fibec_ray.runs.watcher import Watcher
 from fibec_ray.tensors import digest
-from fibec_ray.types import ClientUpdate, RoundPlan
+from fibec_ray.types import DeviceUpdate, RoundPlan
 
-Hurt = Callable[[ClientUpdate, str], ClientUpdate]
+Hurt = Callable[[DeviceUpdate, str], DeviceUpdate]
 """(a good update, a name of one of its tensors) -> a bad one"""
 
 
-def filled(update: ClientUpdate, name: str, value: float) -> ClientUpdate:
+def filled(update: DeviceUpdate, name: str, value: float) -> DeviceUpdate:
     tensor = update.delta[name].clone()
     tensor.view(-1)[-1] = value
     return replace(update, delta=update.delta | {name: tensor})
 
 
-def reshaped(update: ClientUpdate, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> ClientUpdate:
+def reshaped(update: DeviceUpdate, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> DeviceUpdate:
     return replace(update, delta=update.delta | {name: change(update.delta[name])})
 
 
@@ -47,7 +47,7 @@ HURT: dict[str, tuple[Hurt, str]] = {
     "inf": (lambda u, n: filled(u, n, float("inf")), "not finite"),
     "minus inf": (lambda u, n: filled(u, n, float("-inf")), "not finite"),
     "extras that nobody asked for": (
-        lambda u, n: replace(u, evidence={"x": torch.ones(2)}),
+        lambda u, n: replace(u, extras={"x": torch.ones(2)}),
         "has 'x', which the method does not ask for",
     ),
     "transposed": (lambda u, n: reshaped(u, n, lambda t: t.T.contiguous()), r"has \(\d+, \d+\) values of type"),
@@ -68,7 +68,7 @@ HURT: dict[str, tuple[Hurt, str]] = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., Server], RoundPlan, list[ClientUpdate]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., Server], RoundPlan, list[DeviceUpdate]]:
     """How to have a server before round 0, and what its cohort sends."""
     folder = tmp_path_factory.mktemp("faults")
     prepared = prepare(check(make_tiny(), "test"), folder)
@@ -77,12 +77,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., Ser
         settings = make_tiny({"name": "x", **(method or {})}, **changes)
         return check(settings, "test").job(prepared.num_classes, prepared.label_words)
 
-    site = Site(job(), folder, cache_dir())
-    worker, plan = site.worker(), plan_round(site.job, 0)
+    worker_spec = WorkerSpec(job(), folder, cache_dir())
+    worker, plan = worker_spec.worker(), plan_round(worker_spec.job, 0)
 
     def server(method: Any = None, **changes: Any) -> Server:
         made = Server(job(method, **changes), worker.initial, worker.layout)
-        made.open([])
+        made.setup([])
         return made
 
     broadcast = server().broadcast(0)
@@ -108,7 +108,7 @@ def test_an_update_that_names_another_device_is_its_sender_s_bad_one(trained: An
     other = make()
     server = ServerActor(other._job, 1)
     server.start(to_wire(other._initial), other._layout)
-    server.open([])
+    server.setup([])
     server.feed(*map(to_wire, (first, replace(second, device=third.device), third)))
     bad = server.absorb(plan)
     assert bad == {second.device: f"the update says that it comes from device {third.device}"}
@@ -125,7 +125,7 @@ def test_a_round_needs_a_quorum(trained: Any) -> None:
         check_quorum(FleetConfig(quorum=0.5), plan, (), dict.fromkeys((9, 3, 7), "bad"))
 
 
-class Listener(Watcher):
+class Listener(Callback):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -161,11 +161,11 @@ def test_if_too_many_diverge_the_run_ends_with_the_reason(tiny_settings: Any, tm
 def test_a_device_whose_training_is_not_finite_sends_nothing(tiny_settings: Any, tmp_path: Path) -> None:
     """A second step at such a rate leaves what floats can hold."""
     settings = tiny_settings(rounds=1, cohort_size=6, local={"learning_rate": 1e30, "batch_size": 4})
-    fleet, site, _ = after_rounds(0, settings, tmp_path / "run")
-    plan = plan_round(site.job, 0)
-    server = Server(site.job, fleet._worker.initial, fleet._worker.layout)
-    server.open([])
-    sent = [site.worker().train(plan, device, server.broadcast(0)) for device in plan.cohort]
+    fleet, worker_spec, _ = after_rounds(0, settings, tmp_path / "run")
+    plan = plan_round(worker_spec.job, 0)
+    server = Server(worker_spec.job, fleet._worker.initial, fleet._worker.layout)
+    server.setup([])
+    sent = [worker_spec.worker().train(plan, device, server.broadcast(0)) for device in plan.cohort]
     lost = [(update, report) for update, report in sent if update.fault]
     assert lost and all(update.delta == {} and report.bytes_up == 0 for update, report in lost)
     bad, before = server.absorb(0, [update for update, _ in sent]), server.digest()
@@ -175,7 +175,7 @@ def test_a_device_whose_training_is_not_finite_sends_nothing(tiny_settings: Any,
 # --- norms
 
 
-def with_norm(update: ClientUpdate, norm: float) -> ClientUpdate:
+def with_norm(update: DeviceUpdate, norm: float) -> DeviceUpdate:
     """All entries alike."""
     count = sum(value.numel() for value in update.delta.values())
     return replace(update, delta={n: torch.full_like(v, norm / count**0.5) for n, v in update.delta.items()})

@@ -20,11 +20,11 @@ BACKBONES: list[dict[str, Any]] = [{}, {"head": "model"}, {"config": TINY_LLAMA,
 def lent(request: pytest.FixtureRequest, tiny_settings: Any, tmp_path: Path) -> tuple[LocalModel, Shard]:
     """A model in evaluation mode, none of whose trainable values is 0, and a device's data."""
     settings = tiny_settings("fedavg", backbone=request.param, data={"max_length": 24})
-    _, site, _ = after_rounds(0, settings, tmp_path / "run")
-    model = site.worker().model
+    _, worker_spec, _ = after_rounds(0, settings, tmp_path / "run")
+    model = worker_spec.worker().model
     model.load({name: value + 0.02 for name, value in model.read().items()})
     model.train(False)
-    return model, site.federation().train_shard(0)
+    return model, worker_spec.federation().train_shard(0)
 
 
 def test_they_are_the_mean_over_real_tokens_by_hand() -> None:

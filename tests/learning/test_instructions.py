@@ -15,7 +15,7 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.evaluation import Scores, at_rows, score
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.planning import plan_round
@@ -26,23 +26,27 @@ from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Devices
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
-from fibec_ray.runs.watcher import Watcher
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Predictions
 
 
-def ran(settings: dict[str, Any], folder: Path, lanes: int | None = None) -> tuple[Site, list[DeviceReport], Tensors]:
+def ran(
+    settings: dict[str, Any], folder: Path, lanes: int | None = None
+) -> tuple[WorkerSpec, list[DeviceReport], Tensors]:
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
     fleet_config = FleetConfig(kind="local", lanes=lanes or "auto")
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), fleet_config)
-    fleet = LocalFleet(site)
-    reports = list(fleet.open().reports)
+    worker_spec = WorkerSpec(
+        experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), fleet_config
+    )
+    fleet = LocalFleet(worker_spec)
+    reports = list(fleet.setup().reports)
     for round_ in range(experiment.rounds):
-        reports += fleet.run_round(plan_round(site.job, round_)).reports
-    return site, reports, fleet.adapter()
+        reports += fleet.run_round(plan_round(worker_spec.job, round_)).reports
+    return worker_spec, reports, fleet.adapter()
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fibecfed", "fipa"])
@@ -61,30 +65,28 @@ def test_a_run_from_beginning_to_end(method: str, tmp_path: Path) -> None:
 def test_lanes_come_to_what_devices_come_to_alone(method: str, tmp_path: Path) -> None:
     """And the plan to what both have sent and, within a quarter, computed."""
     local = {"optimizer": "sgd", "learning_rate": 0.1}
-    site, alone, adapter = ran(make_instructions(method, local=local), tmp_path / "alone")
+    worker_spec, alone, adapter = ran(make_instructions(method, local=local), tmp_path / "alone")
     _, reports, other = ran(make_instructions(method, local=local), tmp_path / "lanes", lanes=3)
     for name, value in adapter.items():
         torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-4)
     counts = [(r.device, r.round, r.num_steps, r.flops, r.bytes_up, r.bytes_down) for r in alone]
     assert [(r.device, r.round, r.num_steps, r.flops, r.bytes_up, r.bytes_down) for r in reports] == counts
 
-    samples = Samples.of(Federation.load(site.data_dir))
-    made = anatomy(site.job, samples.shape, samples.longest_answer)
-    rehearsal = Rehearsal(site.job, made)
+    samples = Samples.of(Federation.load(worker_spec.data_dir))
+    made = anatomy(worker_spec.job, samples.shape, samples.longest_answer)
+    rehearsal = Rehearsal(worker_spec.job, made)
     exchange, devices = Exchange(rehearsal), Devices(rehearsal, samples)
     flops = 0.0
     for report in alone:
-        opening = report.round < 0
-        flops += (
-            devices.opening(report.device) if opening else devices.device_round(report.device, report.round)
-        ).flops
+        setup = report.round < 0
+        flops += (devices.setup(report.device) if setup else devices.device_round(report.device, report.round)).flops
         sent = (
-            exchange.opening(report.device)
-            if opening
+            exchange.setup(report.device)
+            if setup
             else exchange.message(report.device, report.round, report.num_samples)
         )
         assert (report.bytes_down, report.bytes_up_delta) == (sent.down, sent.up_delta)
-        assert report.bytes_up_evidence <= sent.up_evidence
+        assert report.bytes_up_extras <= sent.up_extras
     assert flops == pytest.approx(sum(report.flops for report in alone), rel=0.25)
 
 
@@ -94,7 +96,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    class Stops(Watcher):
+    class Stops(Callback):
         def row(self, row: Any) -> None:
             if row["round"] == 0:
                 raise Stop

@@ -16,7 +16,7 @@ from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.calibration import REPEATS, STEPS, best_lanes, step_seconds
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.lanes import LEAST_FILL, Lanes
@@ -29,19 +29,19 @@ from fibec_ray.types import EvaluationResult
 LANES = 3
 
 
-def site_of(settings: dict[str, Any], folder: Path, lanes: int | None) -> Site:
+def spec_of(settings: dict[str, Any], folder: Path, lanes: int | None) -> WorkerSpec:
     experiment = check(settings, "test")
     folder.mkdir(parents=True)
     prepared = prepare(experiment, folder)
     fleet = FleetConfig(kind="local", lanes=lanes or "auto")
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), fleet)
+    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), fleet)
 
 
-def two_rounds(site: Site) -> tuple[Tensors, list[DeviceReport], EvaluationResult]:
-    fleet = LocalFleet(site)
-    reports = list(fleet.open().reports)
+def two_rounds(worker_spec: WorkerSpec) -> tuple[Tensors, list[DeviceReport], EvaluationResult]:
+    fleet = LocalFleet(worker_spec)
+    reports = list(fleet.setup().reports)
     for round_ in range(2):
-        reports += fleet.run_round(plan_round(site.job, round_)).reports
+        reports += fleet.run_round(plan_round(worker_spec.job, round_)).reports
     return fleet.adapter(), reports, fleet.evaluate(1)
 
 
@@ -59,12 +59,12 @@ AMPLIFIES = {"fedfisher": 1e-4, "fipa-paper": 1e-3, "fibecfed-fipa": 1e-5}
 def test_lanes_come_to_what_devices_come_to_alone(method: str, where: str, tmp_path: Path) -> None:
     """Two rounds, uneven steps and lengths: adapters, losses, and all that is counted."""
     settings = settings_on(where, method)
-    alone, reports, scores = two_rounds(site_of(settings, tmp_path / "alone", 1))
+    alone, reports, scores = two_rounds(spec_of(settings, tmp_path / "alone", 1))
     if method in ALONE:
         with pytest.raises(ConfigError, match=r"fleet.lanes: 3 devices cannot train in one pass here, because"):
-            site_of(settings, tmp_path / "refused", LANES).worker()
+            spec_of(settings, tmp_path / "refused", LANES).worker()
         return
-    found, reports_3, scores_3 = two_rounds(site_of(settings, tmp_path / "lanes", LANES))
+    found, reports_3, scores_3 = two_rounds(spec_of(settings, tmp_path / "lanes", LANES))
     tolerance = AMPLIFIES.get(method, 1e-5)
     for name, value in alone.items():
         torch.testing.assert_close(found[name], value, atol=tolerance, rtol=tolerance)
@@ -82,7 +82,7 @@ def counted(report: DeviceReport) -> tuple[Any, ...]:
 def test_one_step_of_sgd_agrees_to_1e_6(tiny_settings: Any, tmp_path: Path) -> None:
     """What the optimiser is given: AdamW's first steps divide a gradient by itself, so tiny ones lose their sign."""
     local = {"optimizer": "sgd", "learning_rate": 0.1, "clip": None, "max_steps": 1}
-    worker = site_of(tiny_settings("fedavg", local=local), tmp_path / "run", LANES).worker()
+    worker = spec_of(tiny_settings("fedavg", local=local), tmp_path / "run", LANES).worker()
     plan, broadcast = first_round(worker)
     alone = [worker.train(plan, device, broadcast)[0].delta for device in plan.cohort]
     together = [update.delta for update, _ in worker.train_group(plan, plan.cohort, broadcast)]
@@ -96,19 +96,19 @@ def first_round(worker: GroupWorker) -> tuple[Any, Any]:
     from fibec_ray.learning.server import Server
 
     server = Server(worker.job, worker.initial, worker.layout)
-    server.open([])
+    server.setup([])
     return plan_round(worker.job, 0), server.broadcast(0)
 
 
 def test_a_group_of_one_is_computed_as_without_lanes(tiny_settings: Any, tmp_path: Path) -> None:
-    worker = site_of(tiny_settings("fedavg"), tmp_path / "run", LANES).worker()
+    worker = spec_of(tiny_settings("fedavg"), tmp_path / "run", LANES).worker()
     plan, broadcast = first_round(worker)
     (alone, _), ((grouped, _),) = worker.train(plan, 4, broadcast), worker.train_group(plan, (4,), broadcast)
     assert all(torch.equal(alone.delta[name], value) for name, value in grouped.delta.items())
 
 
 def test_a_lane_that_diverges_sends_nothing_and_says_why(tiny_settings: Any, tmp_path: Path) -> None:
-    worker = site_of(tiny_settings("fedavg", local={"learning_rate": 1e30}), tmp_path / "run", LANES).worker()
+    worker = spec_of(tiny_settings("fedavg", local={"learning_rate": 1e30}), tmp_path / "run", LANES).worker()
     plan, broadcast = first_round(worker)
     diverged = [(update, report) for update, report in worker.train_group(plan, plan.cohort, broadcast) if update.fault]
     assert diverged, "one step alone stays finite; several do not"
@@ -122,7 +122,7 @@ def test_a_lane_that_diverges_sends_nothing_and_says_why(tiny_settings: Any, tmp
 
 @pytest.fixture
 def lanes(tiny_settings: Any, tmp_path: Path) -> Lanes:
-    worker = site_of(tiny_settings("fedavg"), tmp_path / "run", LANES).worker()
+    worker = spec_of(tiny_settings("fedavg"), tmp_path / "run", LANES).worker()
     lanes = worker._at_least(LANES)
     for seed, lane in enumerate(lanes.models):
         rng = torch.Generator().manual_seed(seed)
@@ -226,16 +226,16 @@ def test_lanes_that_do_not_fit_into_memory_end_the_search() -> None:
 
 def test_a_trial_takes_steps_as_a_round_does_and_leaves_the_model_as_it_is(tiny_settings: Any, tmp_path: Path) -> None:
     """By a clock that counts how often it is asked: three trials of three steps; the least is 1 / 3 of a tick."""
-    site = site_of(tiny_settings("fedavg"), tmp_path / "run", None)
-    worker, ticks = site.worker(), iter(range(100))
+    worker_spec = spec_of(tiny_settings("fedavg"), tmp_path / "run", None)
+    worker, ticks = worker_spec.worker(), iter(range(100))
     shard, before = worker._largest_shard(), worker.model.read()
-    found = step_seconds(worker.model, shard, site.job.local, 2, clock=lambda: float(next(ticks)))  # type: ignore[arg-type]
+    found = step_seconds(worker.model, shard, worker_spec.job.local, 2, clock=lambda: float(next(ticks)))  # type: ignore[arg-type]
     assert found == 1 / STEPS and next(ticks) == 2 * REPEATS
     assert all(torch.equal(value, before[name]) for name, value in worker.model.read().items())
 
 
 def test_auto_is_one_lane_where_more_gain_nothing_or_cannot_be(tiny_settings: Any, tmp_path: Path) -> None:
-    assert site_of(tiny_settings("fedavg"), tmp_path / "float32", None).worker().calibrate(8) == 1
-    assert site_of(tiny_settings("dora"), tmp_path / "dora", None).worker().calibrate(8) == 1
+    assert spec_of(tiny_settings("fedavg"), tmp_path / "float32", None).worker().calibrate(8) == 1
+    assert spec_of(tiny_settings("dora"), tmp_path / "dora", None).worker().calibrate(8) == 1
     bfloat16 = tiny_settings("fedavg", backbone={"dtype": "bfloat16"})
-    assert site_of(bfloat16, tmp_path / "bfloat16", None).worker().calibrate(3) in (1, 2, 3)
+    assert spec_of(bfloat16, tmp_path / "bfloat16", None).worker().calibrate(3) in (1, 2, 3)

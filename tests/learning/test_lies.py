@@ -15,7 +15,7 @@ from conftest import TINY_BERT, make_tiny
 from torch import Tensor
 
 from fibec_ray.config.load import check
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.planning import plan_round
@@ -24,7 +24,7 @@ from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import all_finite, digest
-from fibec_ray.types import ClientUpdate, RoundPlan
+from fibec_ray.types import DeviceUpdate, RoundPlan
 
 NUM_LIES = 300
 COHORT = 6
@@ -81,7 +81,7 @@ class Round:
     worker: GroupWorker
     server: Callable[[], Server]
     plan: RoundPlan
-    updates: list[ClientUpdate]
+    updates: list[DeviceUpdate]
 
     def goes_on(self, server: Server, round_: int) -> bool:
         """True if three devices train another round, which the server takes and learns from."""
@@ -90,7 +90,7 @@ class Round:
         learns = server.absorb(round_, updates) == {} and all_finite(server.learnt)
         return learns and (not updates[0].delta or server.digest() != before)
 
-    def absorbed(self, updates: list[ClientUpdate], cohort: list[int]) -> tuple[Server, dict[int, str]]:
+    def absorbed(self, updates: list[DeviceUpdate], cohort: list[int]) -> tuple[Server, dict[int, str]]:
         server = self.server()
         return server, server.absorb(0, [sent_by(d, u) for d, u in zip(cohort, updates, strict=True)])
 
@@ -111,12 +111,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Round]:
         own = folder / str(list(METHODS).index(name))
         own.mkdir()
         (own / "data").symlink_to(folder / "data")
-        site = Site(experiment.job(prepared.num_classes, prepared.label_words), own, cache_dir())
-        worker, plan = site.worker(), plan_round(site.job, 0)
+        worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), own, cache_dir())
+        worker, plan = worker_spec.worker(), plan_round(worker_spec.job, 0)
 
         def server() -> Server:
-            made = Server(site.job, worker.initial, worker.layout)
-            made.open([])
+            made = Server(worker_spec.job, worker.initial, worker.layout)
+            made.setup([])
             return made
 
         broadcast = server().broadcast(0)
@@ -127,14 +127,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Round]:
 
 # --- lies
 
-Lie = Callable[[ClientUpdate, np.random.Generator], ClientUpdate | None]
+Lie = Callable[[DeviceUpdate, np.random.Generator], DeviceUpdate | None]
 """None where it does not apply."""
 
 
 def of_tensor(which: str, change: Callable[[Tensor], Any], starts: str = "") -> Lie:
-    """Changes a tensor of `delta` or `evidence`."""
+    """Changes a tensor of `delta` or `extras`."""
 
-    def lie(update: ClientUpdate, rng: np.random.Generator) -> ClientUpdate | None:
+    def lie(update: DeviceUpdate, rng: np.random.Generator) -> DeviceUpdate | None:
         tensors = getattr(update, which)
         names = [n for n, value in tensors.items() if value.numel() and value.any() and starts in n]
         if not names:
@@ -148,7 +148,7 @@ def of_tensor(which: str, change: Callable[[Tensor], Any], starts: str = "") -> 
 def of_names(which: str, change: Callable[[dict[str, Tensor], str], Any]) -> Lie:
     """Changes the dict itself, at one of its names."""
 
-    def lie(update: ClientUpdate, rng: np.random.Generator) -> ClientUpdate | None:
+    def lie(update: DeviceUpdate, rng: np.random.Generator) -> DeviceUpdate | None:
         tensors = dict(getattr(update, which))
         return replace(update, **{which: change(tensors, list(tensors)[int(rng.integers(len(tensors)))])})
 
@@ -156,9 +156,9 @@ def of_names(which: str, change: Callable[[dict[str, Tensor], str], Any]) -> Lie
 
 
 def of_eigenvectors(factor: float) -> Lie:
-    def lie(update: ClientUpdate, rng: np.random.Generator) -> ClientUpdate | None:
-        scaled = {name: factor * value for name, value in update.evidence.items() if "/vectors/" in name}
-        return replace(update, evidence=update.evidence | scaled) if scaled else None
+    def lie(update: DeviceUpdate, rng: np.random.Generator) -> DeviceUpdate | None:
+        scaled = {name: factor * value for name, value in update.extras.items() if "/vectors/" in name}
+        return replace(update, extras=update.extras | scaled) if scaled else None
 
     return lie
 
@@ -211,27 +211,27 @@ WRONG_FIELDS: dict[str, list[Any]] = {
 }
 LIES: dict[str, Lie] = {
     **{f"delta: {name}": of_tensor("delta", change) for name, change in WRONG_TENSORS.items()},
-    **{f"extras: {name}": of_tensor("evidence", change) for name, change in WRONG_TENSORS.items()},
+    **{f"extras: {name}": of_tensor("extras", change) for name, change in WRONG_TENSORS.items()},
     **{f"delta: {name}": of_names("delta", change) for name, change in WRONG_DICTS.items()},
-    **{f"extras: {name}": of_names("evidence", change) for name, change in WRONG_DICTS.items()},
+    **{f"extras: {name}": of_names("extras", change) for name, change in WRONG_DICTS.items()},
     **{f"{name}: {value!r}": field_of(**{name: value}) for name, values in WRONG_FIELDS.items() for value in values},
     "delta: huge": of_tensor("delta", at_the_end(1e25)),
     "delta: large": of_tensor("delta", lambda t: t.fill_(1e7)),
     "delta: one name more": lambda u, rng: replace(u, delta=u.delta | {"own": torch.zeros(2)}),
-    "extras: one name more": lambda u, rng: replace(u, evidence=u.evidence | {"own": torch.zeros(2)}),
-    "extras: negative Fisher information": of_tensor("evidence", torch.neg, "fisher/"),
-    "extras: no covariance of inputs": of_tensor("evidence", torch.neg, "inputs/"),
-    "extras: an indefinite covariance": of_tensor("evidence", at_the_end(-1.0), "outputs/"),
-    "extras: negative eigenvalues": of_tensor("evidence", torch.neg, "/values"),
+    "extras: one name more": lambda u, rng: replace(u, extras=u.extras | {"own": torch.zeros(2)}),
+    "extras: negative Fisher information": of_tensor("extras", torch.neg, "fisher/"),
+    "extras: no covariance of inputs": of_tensor("extras", torch.neg, "inputs/"),
+    "extras: an indefinite covariance": of_tensor("extras", at_the_end(-1.0), "outputs/"),
+    "extras: negative eigenvalues": of_tensor("extras", torch.neg, "/values"),
     "extras: long eigenvectors": of_eigenvectors(3),
     "extras: zero eigenvectors": of_eigenvectors(0),
-    "extras: another control variate": of_tensor("evidence", lambda t: t + 1, "control/"),
-    "extras: a huge control variate": of_tensor("evidence", lambda t: 1e30 * t, "control/"),
-    "extras: negative scores": of_tensor("evidence", lambda t: -t - 1, "scores/"),
+    "extras: another control variate": of_tensor("extras", lambda t: t + 1, "control/"),
+    "extras: a huge control variate": of_tensor("extras", lambda t: 1e30 * t, "control/"),
+    "extras: negative scores": of_tensor("extras", lambda t: -t - 1, "scores/"),
 }
 
 
-def lies_about(update: ClientUpdate, rng: np.random.Generator, count: int) -> Iterator[tuple[str, ClientUpdate]]:
+def lies_about(update: DeviceUpdate, rng: np.random.Generator, count: int) -> Iterator[tuple[str, DeviceUpdate]]:
     """Different ones; those about extras first, where there are any."""
     names = list(LIES)
     order = sorted(rng.permutation(len(names)), key=lambda i: not names[i].startswith("extras"))

@@ -110,15 +110,15 @@ def test_watched_squares_are_those_of_each_sample_at_the_parameters_of_its_step(
     Mean squares over three samples; weight decay, clipping and the penalty do not show in them.
     """
     samples, batches = shard_of([[1, 2], [2, 0]]), [torch.tensor([0, 1]), torch.tensor([0])]
-    trained = watched(Line(1.0, 1.0), samples, batches, SGD, Objective())
+    trained = trained_on(Line(1.0, 1.0), samples, batches, SGD, Objective())
     expected = [(9 + 16 + 2.05**2) / 3, (36 + 0 + 4.1**2) / 3]
     assert trained.squares["line.weight"].flatten().tolist() == pytest.approx(expected)
     tempered = {"optimizer": "sgd", "weight_decay": 0.5, "clip": 1e-3}
-    first = watched(Line(1.0, 1.0), samples, batches[:1], tempered, Proximal(mu=3.0))
+    first = trained_on(Line(1.0, 1.0), samples, batches[:1], tempered, Proximal(mu=3.0))
     assert first.squares["line.weight"].flatten().tolist() == pytest.approx([12.5, 18])
 
 
-def watched(model: Any, shard: ArrayShard, batches: Any, settings: Any, objective: Objective) -> Trained:
+def trained_on(model: Any, shard: ArrayShard, batches: Any, settings: Any, objective: Objective) -> Trained:
     steps = Steps(batches, LocalTraining(**settings), 0.1)
     return local_update(model, shard, steps, Terms(objective), Moves(watch=["line.weight"]))
 
@@ -241,7 +241,7 @@ def test_a_mask_that_keeps_all_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("settings", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_moving_some_tensors_is_holding_the_others(settings: Any) -> None:
+def test_moving_some_tensors_is_backend_choice_the_others(settings: Any) -> None:
     """Bit for bit what a mask over all of the others gives, norm and weight decay included."""
     batches = [torch.tensor([0, 1])] * 3
     found = []

@@ -10,7 +10,7 @@ import pytest
 
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.batches import steps_of, walk
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
@@ -76,19 +76,19 @@ def test_over_a_run_visits_agree_to_a_batch_where_shards_differ(tiny_settings: A
 
 
 def test_rounds_train_on_different_batches_each_time(tiny_settings: Any, tmp_path: Path) -> None:
-    site = site_of(tiny_settings, tmp_path / "run")
-    worker = site.worker()
+    worker_spec = spec_of(tiny_settings, tmp_path / "run")
+    worker = worker_spec.worker()
     batches = len(worker.batches(0))
     walked = [worker.walk(batches, round_, 0) for round_ in range(4)]
     assert sorted(walked[0] + walked[1]) == sorted(walked[2] + walked[3]) == list(range(18))
     assert walked[0] != walked[2]
 
 
-def site_of(tiny_settings: Any, folder: Path) -> Site:
+def spec_of(tiny_settings: Any, folder: Path) -> WorkerSpec:
     folder.mkdir()
     experiment = check(tiny_settings("centralised"), "test")
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, None), folder, cache_dir())
 
 
 def test_anchors_are_those_of_the_federation_and_personal_is_global(tiny_settings: Any, tmp_path: Path) -> None:
@@ -101,13 +101,13 @@ def test_anchors_are_those_of_the_federation_and_personal_is_global(tiny_setting
 
 
 def test_one_device_holds_every_row(tiny_settings: Any, tmp_path: Path) -> None:
-    site = site_of(tiny_settings, tmp_path / "run")
-    federation = site.federation()
-    assert site.job.num_devices == federation.num_devices == 1
+    worker_spec = spec_of(tiny_settings, tmp_path / "run")
+    federation = worker_spec.federation()
+    assert worker_spec.job.num_devices == federation.num_devices == 1
     assert np.array_equal(federation.train_rows[0], np.arange(72))
     assert np.array_equal(federation.test_rows[0], np.arange(24))
-    fleet = LocalFleet(site)
-    assert not fleet.open().reports and plan_round(site.job, 0).cohort == (0,)
+    fleet = LocalFleet(worker_spec)
+    assert not fleet.setup().reports and plan_round(worker_spec.job, 0).cohort == (0,)
 
 
 def test_it_sends_and_keeps_nothing(tiny_settings: Any) -> None:

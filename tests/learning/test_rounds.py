@@ -15,7 +15,7 @@ from fibec_ray.config.load import check
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import RunDirError
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import AcceptedStates, StateStore
@@ -26,36 +26,36 @@ from fibec_ray.parts.sharing.layer_scores import layer_sensitivity
 from fibec_ray.roundlog.reader import read_devices, read_table
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import digest, drop, num_bytes, select
-from fibec_ray.types import OPENING_ROUND, Broadcast, DeviceState, RoundPlan
+from fibec_ray.types import SETUP_ROUND, Broadcast, DeviceState, RoundPlan
 
 MASKED_LM = {"head": "masked_lm"}
 """A verbaliser: no head, so that a method may share nothing at all."""
 
 
-def site_of(settings: dict[str, Any], folder: Path) -> Site:
+def spec_of(settings: dict[str, Any], folder: Path) -> WorkerSpec:
     experiment = check(settings, "test")
     folder.mkdir(exist_ok=True)
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
-def state_of(site: Site, device: int) -> DeviceState:
-    return stored(StateStore(site.state_dir), device, before=1000)
+def state_of(worker_spec: WorkerSpec, device: int) -> DeviceState:
+    return stored(StateStore(worker_spec.state_dir), device, before=1000)
 
 
 def test_personal_layers_stay_on_their_device(tiny_settings: Any, tmp_path: Path) -> None:
     """E12: the server's copy of them never changes, nor does that of a device that is not drawn."""
-    site = site_of(tiny_settings("fibecfed"), tmp_path / "run")
-    fleet = LocalFleet(site)
-    opened = fleet.open()
+    worker_spec = spec_of(tiny_settings("fibecfed"), tmp_path / "run")
+    fleet = LocalFleet(worker_spec)
+    opened = fleet.setup()
     initial = fleet.adapter()
     shared = opened.shared_names
     assert 0 < len(shared) < len(initial)
-    before = {device: digest(state_of(site, device).flat()) for device in range(6)}
+    before = {device: digest(state_of(worker_spec, device).flat()) for device in range(6)}
     for round_ in range(2):
-        plan = plan_round(site.job, round_)
+        plan = plan_round(worker_spec.job, round_)
         fleet.run_round(plan)
-        after = {device: digest(state_of(site, device).flat()) for device in range(6)}
+        after = {device: digest(state_of(worker_spec, device).flat()) for device in range(6)}
         changed = {device for device in range(6) if after[device] != before[device]}
         assert changed == set(plan.cohort)
         before = after
@@ -65,11 +65,11 @@ def test_personal_layers_stay_on_their_device(tiny_settings: Any, tmp_path: Path
 
 def test_logged_bytes_are_those_of_the_payload(tiny_settings: Any, tmp_path: Path) -> None:
     """E12: 4 bytes for each shared number, each way."""
-    site = site_of(tiny_settings("fibecfed"), tmp_path / "run")
-    fleet = LocalFleet(site)
-    opened = fleet.open()
+    worker_spec = spec_of(tiny_settings("fibecfed"), tmp_path / "run")
+    fleet = LocalFleet(worker_spec)
+    opened = fleet.setup()
     shared = select(fleet.adapter(), opened.shared_names)
-    worker = site.worker()
+    worker = worker_spec.worker()
     plan = RoundPlan(0, 3, (2,), 0.01)
     update, report = worker.train(plan, 2, Broadcast(0, shared))
     numel = sum(value.numel() for value in shared.values())
@@ -81,13 +81,13 @@ def test_logged_bytes_are_those_of_the_payload(tiny_settings: Any, tmp_path: Pat
 
 def test_masked_entries_of_personal_layers_are_bit_identical_after_a_round(tiny_settings: Any, tmp_path: Path) -> None:
     """E12, over a whole device-round with AdamW and weight decay."""
-    site = site_of(tiny_settings("fibecfed", local={"weight_decay": 0.1}), tmp_path / "run")
-    fleet = LocalFleet(site)
-    opened = fleet.open()
+    worker_spec = spec_of(tiny_settings("fibecfed", local={"weight_decay": 0.1}), tmp_path / "run")
+    fleet = LocalFleet(worker_spec)
+    opened = fleet.setup()
     initial = fleet.adapter()
     shared = select(initial, opened.shared_names)
-    site.worker().train(RoundPlan(0, 3, (0,), 0.01), 0, Broadcast(0, shared))
-    state = state_of(site, 0)
+    worker_spec.worker().train(RoundPlan(0, 3, (0,), 0.01), 0, Broadcast(0, shared))
+    state = state_of(worker_spec, 0)
     keep = may_move(state.memory["mask"], list(state.personal))
     assert keep.keys() == state.personal.keys() == set(initial) - opened.shared_names
     for name, mask in keep.items():
@@ -100,15 +100,15 @@ def test_with_no_global_layer_devices_train_alone(tiny_settings: Any, tmp_path: 
     """E13: nothing is sent, and each device goes where it would go without a server."""
     alone = {"name": "alone", "sharing": {"kind": "gal", "fraction": 0.0}}
     settings = tiny_settings(alone, backbone=MASKED_LM, cohort_size=6)
-    site = site_of(settings, tmp_path / "run")
-    fleet = LocalFleet(site)
-    assert fleet.open().shared_names == frozenset()
+    worker_spec = spec_of(settings, tmp_path / "run")
+    fleet = LocalFleet(worker_spec)
+    assert fleet.setup().shared_names == frozenset()
     for round_ in range(2):
-        result = fleet.run_round(plan_round(site.job, round_))
+        result = fleet.run_round(plan_round(worker_spec.job, round_))
         assert all(report.bytes_up == report.bytes_down == 0 for report in result.reports)
-    federated = [digest(state_of(site, device).personal) for device in range(6)]
+    federated = [digest(state_of(worker_spec, device).personal) for device in range(6)]
 
-    other = site_of(settings, tmp_path / "alone")
+    other = spec_of(settings, tmp_path / "alone")
     worker = other.worker()
     for device in (4, 1):
         states = AcceptedStates()
@@ -126,15 +126,17 @@ def test_one_device_is_centralised_training(tiny_settings: Any, tmp_path: Path) 
     """
     local = {"schedule": "constant", "optimizer": "sgd", "learning_rate": 0.1}
     settings = tiny_settings("fedavg", num_devices=1, cohort_size=1, local=local)
-    site = site_of(settings, tmp_path / "run")
-    fleet = LocalFleet(site)
-    fleet.open()
+    worker_spec = spec_of(settings, tmp_path / "run")
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
     for round_ in range(2):
-        fleet.run_round(plan_round(site.job, round_))
+        fleet.run_round(plan_round(worker_spec.job, round_))
 
-    worker, job = site.worker(), site.job
-    model = TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, job.seed), site.prepare_base())
-    shard = site.federation().train_shard(0)
+    worker, job = worker_spec.worker(), worker_spec.job
+    model = TorchModel(
+        ModelSpec(job.backbone, job.method.peft, job.num_classes, None, job.seed), worker_spec.prepare_base()
+    )
+    shard = worker_spec.federation().train_shard(0)
     for round_ in range(2):
         optimizer = torch.optim.SGD(model.trainable.values(), lr=0.1, weight_decay=0.01)
         for rows in worker.epochs(worker.batches(0), round_, 0):
@@ -149,31 +151,31 @@ def test_one_device_is_centralised_training(tiny_settings: Any, tmp_path: Path) 
 
 def test_a_device_round_repeated_gives_the_same_bits(tiny_settings: Any, tmp_path: Path) -> None:
     """What retries rest on: a second run starts from the state before the round, not from the first run's result."""
-    site = site_of(tiny_settings("fibecfed"), tmp_path / "run")
-    fleet = LocalFleet(site)
-    opened = fleet.open()
+    worker_spec = spec_of(tiny_settings("fibecfed"), tmp_path / "run")
+    fleet = LocalFleet(worker_spec)
+    opened = fleet.setup()
     broadcast = Broadcast(0, select(fleet.adapter(), opened.shared_names))
     plan = RoundPlan(0, 3, (1,), 0.01)
-    worker = site.worker()
+    worker = worker_spec.worker()
     first, _ = worker.train(plan, 1, broadcast)
-    state = digest(state_of(site, 1).flat())
-    again, _ = site.worker().train(plan, 1, broadcast)
-    assert digest(again.delta) == digest(first.delta) and digest(state_of(site, 1).flat()) == state
+    state = digest(state_of(worker_spec, 1).flat())
+    again, _ = worker_spec.worker().train(plan, 1, broadcast)
+    assert digest(again.delta) == digest(first.delta) and digest(state_of(worker_spec, 1).flat()) == state
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fibecfed"])
 def test_personal_evaluation_uses_each_device_s_own_layers(method: str, tiny_settings: Any, tmp_path: Path) -> None:
-    site = site_of(tiny_settings(method, rounds=1, local={"learning_rate": 0.05, "epochs": 4}), tmp_path / "run")
-    fleet = LocalFleet(site)
-    fleet.open()
-    fleet.run_round(plan_round(site.job, 0))
+    worker_spec = spec_of(tiny_settings(method, rounds=1, local={"learning_rate": 0.05, "epochs": 4}), tmp_path / "run")
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
+    fleet.run_round(plan_round(worker_spec.job, 0))
     result = fleet.evaluate(0)
-    federation = site.federation()
+    federation = worker_spec.federation()
     assert sorted(result.personal) == list(range(6))
     for device, predictions in result.personal.items():
         own = result.shared.losses[torch.from_numpy(federation.test_rows[device].copy())]
         same = torch.allclose(predictions.losses, own, atol=1e-6)
-        trained = device in plan_round(site.job, 0).cohort
+        trained = device in plan_round(worker_spec.job, 0).cohort
         assert same == (method == "fedavg" or not trained or not len(own))
 
 
@@ -181,22 +183,22 @@ def test_scoring_at_first_participation_moves_the_work_not_the_rule(tiny_setting
     """Round 0 is the first for all, at the initial model: the order is the one that `init` makes, for drawn devices."""
     late = tiny_settings("fibecfed", local={"epochs": 2})
     late["method"]["curriculum"]["score_at"] = late["method"]["mask"]["start_at"] = "first_participation"
-    early_site = site_of(tiny_settings("fibecfed", local={"epochs": 2}), tmp_path / "early")
-    late_site = site_of(late, tmp_path / "late")
-    early, lazy = LocalFleet(early_site), LocalFleet(late_site)
-    before, after = early.open(), lazy.open()
+    early_worker_spec = spec_of(tiny_settings("fibecfed", local={"epochs": 2}), tmp_path / "early")
+    late_worker_spec = spec_of(late, tmp_path / "late")
+    early, lazy = LocalFleet(early_worker_spec), LocalFleet(late_worker_spec)
+    before, after = early.setup(), lazy.setup()
     assert after.shared_names == before.shared_names
     assert sum(r.flops for r in after.reports) < sum(r.flops for r in before.reports)
     assert all(r.difficulty_loss_rank_corr is not None for r in before.reports)
     assert all(r.difficulty_loss_rank_corr is None for r in after.reports)
-    plan = plan_round(late_site.job, 0)
+    plan = plan_round(late_worker_spec.job, 0)
     early.run_round(plan)
     result = lazy.run_round(plan)
     assert all(report.difficulty_loss_rank_corr is not None for report in result.reports)
     for device in range(6):
-        state = state_of(late_site, device)
+        state = state_of(late_worker_spec, device)
         if device in plan.cohort:
-            order = state_of(early_site, device).memory["curriculum"]["order"]
+            order = state_of(early_worker_spec, device).memory["curriculum"]["order"]
             assert torch.equal(state.memory["curriculum"]["order"], order)
         else:
             assert not state.memory
@@ -218,7 +220,7 @@ def test_difficulty_is_scored_from_a_round_on_and_again_after_some(tiny_settings
 def test_the_log_has_every_scored_batch(tiny_settings: Any, tmp_path: Path) -> None:
     """At init, of all devices: sizes add up to the shards, means over batches to the means that `devices` logs."""
     run = simulate(check(tiny_settings("fibecfed", rounds=1), "test"), tmp_path / "run")
-    opened = [row for row in read_devices(run.folder).to_pylist() if row["round"] == OPENING_ROUND]
+    opened = [row for row in read_devices(run.folder).to_pylist() if row["round"] == SETUP_ROUND]
     for device in opened:
         batches = [row for row in read_table(run.folder, "batches").to_pylist() if row["device"] == device["device"]]
         assert [row["batch"] for row in batches] == list(range(len(batches)))
@@ -230,7 +232,7 @@ def test_the_log_has_every_scored_batch(tiny_settings: Any, tmp_path: Path) -> N
 
         assert mean("difficulty") == pytest.approx(device["difficulty_seen"], rel=1e-5)
         assert mean("length") == pytest.approx(device["length_seen"])
-        assert mean("grade") == pytest.approx(device["grade_seen"], rel=1e-5)
+        assert mean("true_difficulty") == pytest.approx(device["true_difficulty_seen"], rel=1e-5)
         assert mean("loss") > 0
 
 
@@ -260,12 +262,12 @@ def test_a_mask_learns_from_training_for_the_next_participation(tiny_settings: A
     for source in ("training", "pass"):
         settings = tiny_settings("fibecfed-no-curriculum", cohort_size=6, rounds=2)
         settings["method"]["mask"] |= {"source": source}
-        site = site_of(settings, tmp_path / source)
-        fleet = LocalFleet(site)
-        fleet.open()
-        before = state_of(site, 0).memory["mask"]
-        reports = [fleet.run_round(plan_round(site.job, round_)).reports for round_ in range(2)]
-        after = state_of(site, 0).memory["mask"]
+        worker_spec = spec_of(settings, tmp_path / source)
+        fleet = LocalFleet(worker_spec)
+        fleet.setup()
+        before = state_of(worker_spec, 0).memory["mask"]
+        reports = [fleet.run_round(plan_round(worker_spec.job, round_)).reports for round_ in range(2)]
+        after = state_of(worker_spec, 0).memory["mask"]
         changed = [name for name in after if name.startswith("fisher/") and not torch.equal(after[name], before[name])]
         assert changed and int(after["participations"]) == 2
         flops[source] = sum(report.flops for report in reports[1])
@@ -277,7 +279,7 @@ def test_a_device_s_own_number_of_layers_is_logged_and_sent(tiny_settings: Any, 
     settings = tiny_settings("fibecfed", rounds=1)
     settings["method"]["sharing"] |= {"count_by": "slq_plateau", "spectrum": {"max_samples": 4, "num_iterations": 8}}
     run = simulate(check(settings, "test"), tmp_path / "run")
-    opened = [row for row in read_devices(run.folder).to_pylist() if row["round"] == OPENING_ROUND]
+    opened = [row for row in read_devices(run.folder).to_pylist() if row["round"] == SETUP_ROUND]
     assert all(0 <= row["layer_keep_ratio"] <= 1 and row["bytes_up"] == 4 * (3 + 1) for row in opened)
     mean = sum(row["layer_keep_ratio"] for row in opened) / len(opened)
     shared = [row["shared"] for row in read_table(run.folder, "layers").to_pylist() if row["round"] == 0]
@@ -288,16 +290,16 @@ def test_scoring_costs_no_more_than_an_epoch_and_sensitivity_half_as_much_again(
     tiny_settings: Any, tmp_path: Path
 ) -> None:
     """In floating point operations: one forward and one backward pass, and a forward pass more; less by padding."""
-    site = site_of(tiny_settings("fedavg", num_devices=1, cohort_size=1), tmp_path / "run")
-    worker = site.worker()
-    model, shard, batches = worker.model, site.federation().train_shard(0), worker.batches(0)
+    worker_spec = spec_of(tiny_settings("fedavg", num_devices=1, cohort_size=1), tmp_path / "run")
+    worker = worker_spec.worker()
+    model, shard, batches = worker.model, worker_spec.federation().train_shard(0), worker.batches(0)
 
     def flops_of(work: Callable[[], object]) -> float:
         model.work = Work()
         work()
         return model.work.flops
 
-    epoch = flops_of(lambda: local_update(model, shard, Steps(batches, site.job.local, 0.01)))
+    epoch = flops_of(lambda: local_update(model, shard, Steps(batches, worker_spec.job.local, 0.01)))
     scoring = flops_of(FisherScan(model, shard, batches, list(worker.initial), torch.Generator()).read)
     rows = torch.cat(batches)
     sensing = flops_of(lambda: layer_sensitivity(model, shard, rows, 2.0, 0.05, False, "diff_norm"))
@@ -319,8 +321,8 @@ def test_an_adapter_on_some_blocks_only_is_logged_for_all(tiny_settings: Any, tm
 
 
 def test_a_run_directory_that_a_node_does_not_see_is_named(tiny_settings: Any, tmp_path: Path) -> None:
-    site = site_of(tiny_settings("fedavg"), tmp_path / "run")
-    elsewhere = Site(site.job, tmp_path / "elsewhere", site.cache_dir)
+    worker_spec = spec_of(tiny_settings("fedavg"), tmp_path / "run")
+    elsewhere = WorkerSpec(worker_spec.job, tmp_path / "elsewhere", worker_spec.cache_dir)
     with pytest.raises(RunDirError, match=r"elsewhere: not visible from node .*storage that they share"):
         elsewhere.federation()
 
@@ -335,12 +337,12 @@ def test_a_global_score_is_no_number_where_heads_are_personal(method: str, tiny_
 
 def test_shared_matrices_agree_after_a_round_and_personal_ones_do_not(tiny_settings: Any, tmp_path: Path) -> None:
     """E23: every device continues from one A; each from a B of its own."""
-    site = site_of(tiny_settings("fedsa-lora", cohort_size=6), tmp_path / "run")
-    fleet = LocalFleet(site)
-    shared = fleet.open().shared_names
+    worker_spec = spec_of(tiny_settings("fedsa-lora", cohort_size=6), tmp_path / "run")
+    fleet = LocalFleet(worker_spec)
+    shared = fleet.setup().shared_names
     assert all("lora_A" in name for name in shared)
-    fleet.run_round(plan_round(site.job, 0))
-    states = [state_of(site, device).personal for device in range(6)]
+    fleet.run_round(plan_round(worker_spec.job, 0))
+    states = [state_of(worker_spec, device).personal for device in range(6)]
     assert len({digest(select(state, [n for n in state if "lora_B" in n])) for state in states}) == 6
     assert all(not set(state) & shared for state in states)
 
@@ -358,11 +360,11 @@ def test_with_a_frozen_the_mean_of_the_products_is_the_product_of_the_means(tiny
     """E22: sum_k w_k B_k A_k = (sum_k w_k B_k) A for FFA-LoRA, and not for FedAvg on the same data."""
     gaps = {}
     for method in ("ffa-lora", "fedavg"):
-        site = site_of(tiny_settings(method, cohort_size=6), tmp_path / method)
-        worker, fleet = site.worker(), LocalFleet(site)
-        shared = fleet.open().shared_names
+        worker_spec = spec_of(tiny_settings(method, cohort_size=6), tmp_path / method)
+        worker, fleet = worker_spec.worker(), LocalFleet(worker_spec)
+        shared = fleet.setup().shared_names
         broadcast = Broadcast(0, select(worker.initial, shared))
-        updates = [worker.train(plan_round(site.job, 0), device, broadcast)[0] for device in range(6)]
+        updates = [worker.train(plan_round(worker_spec.job, 0), device, broadcast)[0] for device in range(6)]
         total = sum(update.num_samples for update in updates)
         name = next(name for name in worker.initial if "lora_B" in name)
         pairs = []

@@ -25,11 +25,11 @@ def lend(tiny_settings: Any, tmp_path: Path) -> Lend:
 
     def session(method: Any = None, **changes: Any) -> LocalSession:
         settings = tiny_settings(method or "fedper", backbone={"dropout": True}, **changes)
-        _, site, _ = after_rounds(0, settings, tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
-        worker = site.worker()
+        _, worker_spec, _ = after_rounds(0, settings, tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+        worker = worker_spec.worker()
         shared = {name: value for name, value in worker.initial.items() if not name.startswith("head.")}
-        hint = site.job.method.objective.absorb(shared, {}, (), 1)
-        return DeviceRound(worker, plan_round(site.job, 0), 0, Broadcast(0, shared, hint)).session()
+        control = worker_spec.job.method.objective.absorb(shared, {}, (), 1)
+        return DeviceRound(worker, plan_round(worker_spec.job, 0), 0, Broadcast(0, shared, control)).session()
 
     return session
 
@@ -89,7 +89,7 @@ def test_training_of_personal_tensors_alone_is_not_counted(lend: Lend) -> None:
     assert one.mean_loss is not None and two.mean_loss is not None and two.mean_loss != one.mean_loss
 
 
-def test_squared_gradients_are_watched_where_the_tensors_move(lend: Lend) -> None:
+def test_squared_gradients_are_recorded_where_the_tensors_move(lend: Lend) -> None:
     """FibecFed's masks learn from the training of the personal tensors, in whichever part of the round that is."""
     method = {"name": "watching", "sharing": "body", "mask": "fisher_neurons"}
     session = lend(method)
@@ -117,8 +117,8 @@ def test_the_objective_is_about_the_shared_model(lend: Lend) -> None:
     sgd = {"optimizer": "sgd", "learning_rate": 0.1}
     session = lend(method, local=sgd)
     plain = after(session), after(session, own_model=True)
-    hint = {name: torch.ones_like(value) for name, value in session.terms.hint.items()}
-    session.terms = replace(session.terms, hint=hint)
+    control = {name: torch.ones_like(value) for name, value in session.terms.control.items()}
+    session.terms = replace(session.terms, control=control)
     corrected = after(session), after(session, own_model=True)
     assert digest(plain[0]) == digest(plain[1]) == digest(corrected[1]) != digest(corrected[0])
-    assert select(hint, session.personal) == {}
+    assert select(control, session.personal) == {}

@@ -10,7 +10,7 @@ import torch
 from fibec_ray.errors import RunDirError
 from fibec_ray.learning.store import StateStore
 from fibec_ray.tensors import digest
-from fibec_ray.types import OPENING_ROUND, DeviceState, StateRef
+from fibec_ray.types import SETUP_ROUND, DeviceState, StateRef
 
 
 def state(value: float) -> DeviceState:
@@ -54,7 +54,7 @@ def test_a_view_is_saved_as_what_it_shows(tmp_path: Path) -> None:
 def test_a_state_is_read_by_its_name_whatever_else_was_stored(tmp_path: Path) -> None:
     """A quarantined round, or one that ran twice, leaves files that nobody starts from."""
     store = StateStore(tmp_path)
-    refs = {round_: StateRef(round_, store.save(7, round_, state(round_))) for round_ in (OPENING_ROUND, 2, 5)}
+    refs = {round_: StateRef(round_, store.save(7, round_, state(round_))) for round_ in (SETUP_ROUND, 2, 5)}
     assert [value_of(store.load(7, ref)) for ref in refs.values()] == [-1, 2, 5]
     assert store.versions(7) == [-1, 2, 5] and store.versions(70) == []
 
@@ -67,13 +67,13 @@ def test_devices_have_files_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("needed", "before", "left"),
-    [([], 11, []), ([3, 10], 11, [3, 10]), ([9], 10, [9, 10]), ([], OPENING_ROUND, [-1, 0, 3, 9, 10])],
+    [([], 11, []), ([3, 10], 11, [3, 10]), ([9], 10, [9, 10]), ([], SETUP_ROUND, [-1, 0, 3, 9, 10])],
 )
 def test_pruning_keeps_what_is_needed_and_what_is_newer(
     needed: list[int], before: int, left: list[int], tmp_path: Path
 ) -> None:
     store = StateStore(tmp_path)
-    for round_ in (OPENING_ROUND, 0, 3, 9, 10):
+    for round_ in (SETUP_ROUND, 0, 3, 9, 10):
         store.save(0, round_, state(round_))
     store.save(1, 0, state(0))
     store.prune([0], {(0, version) for version in needed}, before)
@@ -82,12 +82,12 @@ def test_pruning_keeps_what_is_needed_and_what_is_newer(
 
 def test_rewinding_deletes_later_rounds_and_what_was_half_written(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
-    for device, round_ in ((0, OPENING_ROUND), (0, 2), (0, 3), (7, 3), (7, 4)):
+    for device, round_ in ((0, SETUP_ROUND), (0, 2), (0, 3), (7, 3), (7, 4)):
         store.save(device, round_, state(round_))
     (tmp_path / "00007" / ".5.safetensors.123.part").write_bytes(b"half")
     store.rewind(3)
     assert files(tmp_path) == ["00000/-1.safetensors", "00000/2.safetensors"]
-    store.rewind(OPENING_ROUND)
+    store.rewind(SETUP_ROUND)
     assert files(tmp_path) == []
 
 
@@ -103,7 +103,7 @@ def test_files_with_other_names_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes" / "5.safetensors").write_bytes(b"not ours")
     assert store.versions(0) == [1]
     store.prune([0], [], 9)
-    store.rewind(OPENING_ROUND)
+    store.rewind(SETUP_ROUND)
     assert files(tmp_path) == sorted([f"00000/{name}" for name in STRAYS] + ["notes/5.safetensors"])
 
 

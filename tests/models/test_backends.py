@@ -15,7 +15,7 @@ from torch import Tensor
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import prepare
-from fibec_ray.models.holding import Room, choose
+from fibec_ray.models.backends import Room, choose
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
@@ -52,7 +52,7 @@ def found(model: TorchModel) -> tuple[Any, ...]:
     """Losses and gradients of a step, the Fisher information over all labels (several backward passes), and what blocks
     give out."""
     model.train(True)
-    out, _ = model.watched(SHARD.batch(torch.arange(4)))
+    out, _ = model.per_sample_grads(SHARD.batch(torch.arange(4)))
     grads = model.grad(out.losses.mean(), list(model.trainable.values()))
     names = [name for name in model.trainable if model.is_adapter(name)]
     scan = FisherScan(model, SHARD, torch.arange(4).split(2), names, torch.Generator()).read("expected")
@@ -118,7 +118,7 @@ def test_eight_devices_on_one_engine_leave_nothing_of_each_other(tmp_path: Path)
         model.load(start)
         optimizer = torch.optim.AdamW(model.trainable.values(), lr=0.01)
         for _ in range(3):
-            out, _ = model.watched(SHARD.batch(torch.tensor([device % 4, (device + device // 4 + 1) % 4])))
+            out, _ = model.per_sample_grads(SHARD.batch(torch.tensor([device % 4, (device + device // 4 + 1) % 4])))
             for p, grad in zip(
                 model.trainable.values(), model.grad(out.losses.mean(), [*model.trainable.values()]), strict=True
             ):

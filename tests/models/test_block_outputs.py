@@ -111,7 +111,7 @@ def test_however_the_base_is_held_and_with_the_same_gradients(more: dict[str, An
     found = []
     for model in (made("llama", cache), made("llama", cache, **more)):
         model.train(True)
-        out, _ = model.watched(batch(), hidden=True)
+        out, _ = model.per_sample_grads(batch(), hidden=True)
         names = [name for name in model.trainable if ".lora_" in name]
         value = sum(states.square().sum() for states in out.hidden)
         grads = model.grad(value, [model.trainable[name] for name in names])

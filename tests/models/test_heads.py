@@ -90,7 +90,7 @@ def test_the_saved_adapter_brings_the_whole_head(name: str, family: str, bodies:
 def test_every_tensor_of_the_head_moves_in_a_step(family: str, bodies: Path) -> None:
     model = stirred(made(family, part_of("lora"), bodies))
     heads = [name for name in model.trainable if not model.is_adapter(name)]
-    out, _ = model.watched(batch(), names=heads)
+    out, _ = model.per_sample_grads(batch(), names=heads)
     grads = model.grad(out.losses.sum(), [model.trainable[name] for name in heads])
     assert all(grad is not None and grad.any() for grad in grads)
 

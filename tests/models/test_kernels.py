@@ -11,7 +11,7 @@ from conftest import TINY_BERT
 from torch import nn
 
 from fibec_ray.models.backbone import prepare
-from fibec_ray.models.holding import hold
+from fibec_ray.models.backends import hold
 from fibec_ray.models.kernels import keep_heap, speed_up
 from fibec_ray.models.spec import Backbone
 

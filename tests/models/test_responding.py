@@ -199,7 +199,7 @@ def test_lanes_come_to_what_devices_come_to_alone(label: Label) -> None:
     def work(each: Any, own: dict[str, Tensor], shard: ArrayShard) -> list[Any]:
         each.load(own)
         each.train(False)
-        out, _ = each.watched(shard.batch(torch.arange(shard.num_samples)))
+        out, _ = each.per_sample_grads(shard.batch(torch.arange(shard.num_samples)))
         grads = each.grad(out.losses.mean(), list(each.trainable.values()))
         rng = torch.Generator().manual_seed(3)
         fisher = FisherScan(each, shard, [torch.arange(shard.num_samples)], list(values), rng).read(label)
@@ -222,7 +222,7 @@ def test_however_the_base_is_held_the_bits_are_those_of_plain(more: dict[str, An
     def found(**spec: Any) -> list[Tensor]:
         model = made(spec={"dtype": "bfloat16", **spec})
         model.train(True)
-        out, _ = model.watched(SHARD.batch(ALL))
+        out, _ = model.per_sample_grads(SHARD.batch(ALL))
         grads = model.grad(out.losses.mean(), list(model.trainable.values()))
         return [out.losses.detach(), *(grad for grad in grads if grad is not None), scanned(model, "observed").traces]
 

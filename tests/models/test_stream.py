@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fibec_ray.models import stream as module
 from fibec_ray.models.prefetch import CONTEXT, Prefetcher
-from fibec_ray.models.stream import Shelves, bytes_that_stay, stream
+from fibec_ray.models.stream import MultiGpu, bytes_that_stay, stream
 
 
 class Copies:
@@ -110,6 +110,6 @@ def test_what_stays_is_counted_without_the_weights_that_visit() -> None:
 
 
 def test_weights_go_to_the_first_gpu_that_has_room() -> None:
-    shelves = Shelves(10, [25, 8])
-    assert [shelves.index(size) for size in (6, 6, 4, 9, 11, 8)] == [0, 1, 0, 1, 0, 1]
-    assert shelves.index(8) == 2
+    multi_gpu = MultiGpu(10, [25, 8])
+    assert [multi_gpu.index(size) for size in (6, 6, 4, 9, 11, 8)] == [0, 1, 0, 1, 0, 1]
+    assert multi_gpu.index(8) == 2

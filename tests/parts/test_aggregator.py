@@ -16,16 +16,16 @@ from fibec_ray.parts.aggregator.nova import Nova
 from fibec_ray.parts.aggregator.robust import Krum, TrimmedMean
 from fibec_ray.parts.aggregator.server_optimisers import Momentum
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 
-def update(device: int, num_samples: int, delta: Tensors) -> ClientUpdate:
+def update(device: int, num_samples: int, delta: Tensors) -> DeviceUpdate:
     """Of two steps, from a device whose Fisher information is 3 everywhere."""
     fisher = {f"fisher/{name}": torch.full_like(value, 3.0) for name, value in delta.items()}
-    return ClientUpdate(device, num_samples, num_steps=2, delta=delta, evidence=fisher)
+    return DeviceUpdate(device, num_samples, num_steps=2, delta=delta, extras=fisher)
 
 
-def mean(updates: list[ClientUpdate], aggregator: Aggregator | None = None) -> Tensors:
+def mean(updates: list[DeviceUpdate], aggregator: Aggregator | None = None) -> Tensors:
     aggregator = aggregator or Mean()
     return aggregator.combine(aggregator.start(updates[0].delta, 9), updates)[0]
 
@@ -41,7 +41,7 @@ UNIFORM = [
 every_mean = pytest.mark.parametrize("rule", BY_SAMPLES + UNIFORM, ids=str)
 
 
-def random_updates() -> list[ClientUpdate]:
+def random_updates() -> list[DeviceUpdate]:
     rng = torch.Generator().manual_seed(0)
     sizes = [3, 1, 7, 20]
     return [
@@ -103,7 +103,7 @@ def test_updates_are_taken_one_at_a_time() -> None:
     """They stream: each is asked for when the one before it has been added."""
     updates, taken = random_updates(), []
 
-    def stream() -> Iterator[ClientUpdate]:
+    def stream() -> Iterator[DeviceUpdate]:
         for one in updates:
             taken.append(one.device)
             yield one

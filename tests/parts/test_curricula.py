@@ -19,7 +19,7 @@ from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.controls import RandomOrder, StepMatched
 from fibec_ray.parts.curriculum.pacing import PACINGS, Paced, softly_visible
 from fibec_ray.parts.curriculum.scored import FisherOrder, LossOrder, RarityOrder, batch_difficulties
-from fibec_ray.types import OPENING_ROUND
+from fibec_ray.types import SETUP_ROUND
 
 ROUNDS = 10
 
@@ -59,7 +59,7 @@ def scan_of(ids: Sequence[int], batch_size: int, model: OneWeight | None = None)
 
 
 def prepared(curriculum: Curriculum, scan: FisherScan) -> dict[str, Tensor]:
-    return curriculum.prepare(scan, rng(), OPENING_ROUND)
+    return curriculum.prepare(scan, rng(), SETUP_ROUND)
 
 
 def shown_by(curriculum: Curriculum, memory: dict[str, Tensor], scan: FisherScan, round_: int) -> list[Tensor]:
@@ -225,7 +225,7 @@ def test_when_a_curriculum_is_due() -> None:
     scored = {"order": torch.tensor([0]), "scored_round": torch.tensor(4)}
     once, every = FisherOrder(), FisherOrder(rescore_every=3)
     late = FisherOrder(score_at="first_participation", score_from_round=2)
-    assert (once.opens, every.opens, late.opens) == (True, True, False)
+    assert (once.needs_setup, every.needs_setup, late.needs_setup) == (True, True, False)
     assert [once.due(scored, t) for t in (5, 99)] == [False, False]
     assert [every.due(scored, t) for t in (4, 6, 7, 9)] == [False, False, True, True]
     assert [late.due({}, t) for t in (0, 1, 2, 5)] == [False, False, True, True] and not late.due(scored, 9)
@@ -248,7 +248,7 @@ def test_a_step_matched_control_draws_as_many_batches_from_all_anew() -> None:
     """The count of the linear pacing each round; other batches in other rounds; the same again for a round."""
     scan, control, paced = scan_of(list(range(40)), 2), StepMatched(full_at=1.0), RandomOrder(full_at=1.0)
     memory, drawn = prepared(paced, scan), []
-    assert not control.due({}, 3) and not control.opens
+    assert not control.due({}, 3) and not control.needs_setup
     for t in range(ROUNDS):
         drawn.append(sets(shown_by(control, {}, scan, t)))
         assert len(drawn[t]) == len(shown_by(paced, memory, scan, t)) and drawn[t] == sets(
@@ -290,7 +290,7 @@ def test_self_paced_learning_takes_low_losses_first_without_a_backward_pass() ->
     memory = prepared(LossOrder(), scan)
     assert memory["batch_difficulty"].tolist() == [2, 2, 1, 2.5, 4] and memory["order"].tolist() == [2, 0, 1, 3, 4]
     assert scan.found is None and scan.known_losses is not None and model.num_passes == 5
-    assert not LossOrder().opens and LossOrder().due(memory, 1) and LossOrder(rescore_every=None).due({}, 0)
+    assert not LossOrder().needs_setup and LossOrder().due(memory, 1) and LossOrder(rescore_every=None).due({}, 0)
 
 
 def test_losses_of_a_fisher_pass_are_not_computed_again() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fibec_ray.config.load import check
 from fibec_ray.curvature.fisher import FisherScan
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.session import LocalSession, Schedule
 from fibec_ray.learning.store import StateStore
@@ -36,28 +36,28 @@ from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, clone, digest
-from fibec_ray.types import ClientUpdate, DeviceState, LayerReport, Layout
+from fibec_ray.types import DeviceState, DeviceUpdate, LayerReport, Layout
 
 Scan = Callable[[], FisherScan]
 
 
 @pytest.fixture(scope="module")
-def site(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    folder: Path = tmp_path_factory.mktemp("site")
+def worker_spec(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
+    folder: Path = tmp_path_factory.mktemp("worker_spec")
     experiment = check(tiny_settings("fedavg"), "test")
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, None), folder, cache_dir())
 
 
 @pytest.fixture(scope="module")
-def shard(site: Site) -> Shard:
-    return site.federation().train_shard(0)
+def shard(worker_spec: WorkerSpec) -> Shard:
+    return worker_spec.federation().train_shard(0)
 
 
 @pytest.fixture
-def model(site: Site) -> TorchModel:
-    job = site.job
-    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, 0), site.prepare_base())
+def model(worker_spec: WorkerSpec) -> TorchModel:
+    job = worker_spec.job
+    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, 0), worker_spec.prepare_base())
 
 
 @pytest.fixture
@@ -87,12 +87,12 @@ OTHER_NAMES = {
 
 
 @pytest.mark.parametrize("kind", PEFTS)
-def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, site: Site) -> None:
+def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, worker_spec: WorkerSpec) -> None:
     """They have the names of a saved adapter, and only they and the head can move."""
-    part, job = PEFTS[kind](), site.job
-    model = TorchModel(ModelSpec(job.backbone, part, job.num_classes, None, 0), site.prepare_base())
+    part, job = PEFTS[kind](), worker_spec.job
+    model = TorchModel(ModelSpec(job.backbone, part, job.num_classes, None, 0), worker_spec.prepare_base())
     adapter = {name: value for name, value in model.read().items() if name not in ("head.weight", "head.bias")}
-    assert all(model.is_adapter(name) for name in adapter.keys() - set(model.carried))
+    assert all(model.is_adapter(name) for name in adapter.keys() - set(model.server_only))
     assert set(model.trainable) - set(adapter) == {"head.weight", "head.bias"}
     (saved, _), config = part.saved(adapter, model.adapter_config), model.adapter_config
     if part.trains_base:  # saved in the base's own layout
@@ -134,7 +134,7 @@ def test_every_sharing_rule_treats_a_head_as_one_and_depends_on_reports_alone(
 ) -> None:
     sharing = SHARINGS[kind]()
     scores = sharing.score(model, shard, rng())
-    assert (scores.sensitivity is not None) == sharing.opens
+    assert (scores.sensitivity is not None) == sharing.needs_setup
     assert scores.sensitivity is None or scores.sensitivity.shape == (model.num_layers,)
     layers = {name: model.layer_of(name) for name in model.trainable}
     reports = [LayerReport(device, 5 + device, scores) for device in range(3)]
@@ -171,9 +171,9 @@ def test_every_objective_adds_nothing_where_training_starts(kind: str, model: To
         (slope,) = torch.autograd.grad(objective.feature_penalty(seen, [seen.detach()] * 2), seen)
         assert slope.abs().max() < 1e-12
     assert isinstance(objective.remember({}, clone(params)), dict)
-    memory, evidence = objective.finish({}, {}, clone(params), num_steps=3, lr=0.1)
-    assert isinstance(memory, dict) and isinstance(evidence, dict)
-    assert isinstance(objective.absorb(clone(params), objective.absorb(clone(params), {}, (), 1), [evidence], 1), dict)
+    memory, extras = objective.finish({}, {}, clone(params), num_steps=3, lr=0.1)
+    assert isinstance(memory, dict) and isinstance(extras, dict)
+    assert isinstance(objective.absorb(clone(params), objective.absorb(clone(params), {}, (), 1), [extras], 1), dict)
 
 
 def session_of(model: TorchModel, shard: Shard) -> LocalSession:
@@ -236,11 +236,9 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
         shared |= {x + MOVED: torch.zeros(len(shared[x + B]), shared[x + A].shape[1]) for x in pairs(shared)}
     names, batches = [name for name in shared if not name.endswith(MOVED)], torch.arange(shard.num_samples).split(4)
     delta = {name: torch.randn(shared[name].shape, generator=rng(1)) for name in names}
-    evidence = aggregator.evidence(model, shard, names, 9, rng())  # after any warm-up
-    evidence |= aggregator.evidence_after(model, shard, names, batches, rng())
-    updates = [
-        ClientUpdate(device, 3 + device, 2, delta, evidence) for device in range(max(4, least_cohort(aggregator)))
-    ]
+    extras = aggregator.extras_before(model, shard, names, 9, rng())  # after any warm-up
+    extras |= aggregator.extras_after(model, shard, names, batches, rng())
+    updates = [DeviceUpdate(device, 3 + device, 2, delta, extras) for device in range(max(4, least_cohort(aggregator)))]
     state = aggregator.start(shared, 20)
     step, after = aggregator.combine(state, updates)
     assert survives_storage(state, tmp_path / "before") and survives_storage(after, tmp_path / "after")

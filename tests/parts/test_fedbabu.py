@@ -30,8 +30,8 @@ def fingerprint(result: EvaluationResult) -> str:
 def test_the_head_is_bit_identical_until_evaluation(tiny_settings: Any, tmp_path: Path) -> None:
     """E23: on all devices and on the server; and evaluation, which tunes it, leaves it so."""
     settings = tiny_settings("fedbabu", cohort_size=6, local={"weight_decay": 0.1})
-    fleet, site, reports = after_rounds(2, settings, tmp_path / "run")
-    initial, store = fleet._worker.initial, StateStore(site.state_dir)
+    fleet, worker_spec, reports = after_rounds(2, settings, tmp_path / "run")
+    initial, store = fleet._worker.initial, StateStore(worker_spec.state_dir)
     head = drop(initial, fleet._opened.shared_names)
     assert set(head) == {"head.weight", "head.bias"} and all(report.kept_fraction == 0 for report in reports)
     for _ in range(2):
@@ -55,12 +55,12 @@ def test_tuning_moves_the_personal_tensors_or_all(tiny_settings: Any, tmp_path: 
     """Before any round every device is tuned from the same values, on its own data."""
     for tensors, names in (("personal", {"head.weight", "head.bias"}), ("all", None)):
         method = tuned(tensors=tensors) | {"sharing": "body"}
-        fleet, site, _ = after_rounds(0, tiny_settings(method), tmp_path / tensors)
+        fleet, worker_spec, _ = after_rounds(0, tiny_settings(method), tmp_path / tensors)
         worker, found = fleet._worker, set()
         broadcast = fleet._server.broadcast(0)
         for device in range(6):
             worker.model.load(worker.initial)
-            site.job.method.solver.tune(worker.tuning(device, broadcast, worker.initial))
+            worker_spec.job.method.solver.tune(worker.tuning(device, broadcast, worker.initial))
             after = worker.model.read()
             moved = {name for name, value in after.items() if not torch.equal(value, worker.initial[name])}
             assert moved == (names or set(after))
@@ -71,22 +71,22 @@ def test_tuning_moves_the_personal_tensors_or_all(tiny_settings: Any, tmp_path: 
 def test_training_is_fedavg_s_and_evaluation_can_be_had_again(tiny_settings: Any, tmp_path: Path) -> None:
     """Tuning belongs to (seed, device, round): twice the same, another in the next round; nothing of it is stored."""
     settings = tiny_settings(tuned(epochs=2), backbone={"dropout": True})
-    fleet, site, reports = after_rounds(2, settings, tmp_path / "tuned")
+    fleet, worker_spec, reports = after_rounds(2, settings, tmp_path / "tuned")
     plain, _, expected = after_rounds(2, tiny_settings("fedavg", backbone={"dropout": True}), tmp_path / "fedavg")
     before = fleet.evaluate(1)
     assert fingerprint(fleet.evaluate(1)) == fingerprint(before) != fingerprint(fleet.evaluate(2))
     assert digest(fleet.adapter()) == digest(plain.adapter())
     assert [report.flops for report in reports] == [report.flops for report in expected]
     assert torch.equal(before.shared.losses, plain.evaluate(1).shared.losses)
-    fleet.run_round(plan_round(site.job, 2))
-    plain.run_round(plan_round(site.job, 2))
+    fleet.run_round(plan_round(worker_spec.job, 2))
+    plain.run_round(plan_round(worker_spec.job, 2))
     assert digest(fleet.adapter()) == digest(plain.adapter())
 
 
 def test_every_device_is_tuned_drawn_or_not(tiny_settings: Any, tmp_path: Path) -> None:
     """Its training loss falls below the global model's, and so do its test predictions differ."""
-    fleet, site, _ = after_rounds(1, tiny_settings(tuned(epochs=3)), tmp_path / "run")
-    result, federation = fleet.evaluate(0), site.federation()
+    fleet, worker_spec, _ = after_rounds(1, tiny_settings(tuned(epochs=3)), tmp_path / "run")
+    result, federation = fleet.evaluate(0), worker_spec.federation()
     for device, own in result.personal.items():
         rows = torch.from_numpy(federation.test_rows[device].copy())
         assert len(own.losses) == len(rows)
@@ -98,10 +98,10 @@ def test_the_rate_is_a_factor_that_does_not_decay(tiny_settings: Any, tmp_path: 
     distances = []
     for rate in (1.0, 0.5):
         local = {"optimizer": "sgd", "weight_decay": 0.0, "learning_rate": 0.1, "max_steps": 1, "clip": None}
-        fleet, site, _ = after_rounds(0, tiny_settings(tuned(rate=rate), local=local), tmp_path / str(rate))
+        fleet, worker_spec, _ = after_rounds(0, tiny_settings(tuned(rate=rate), local=local), tmp_path / str(rate))
         worker = fleet._worker
         worker.model.load(worker.initial)
-        site.job.method.solver.tune(worker.tuning(0, fleet._server.broadcast(3), worker.initial))
+        worker_spec.job.method.solver.tune(worker.tuning(0, fleet._server.broadcast(3), worker.initial))
         distances.append({name: value - worker.initial[name] for name, value in worker.model.read().items()})
     for name, value in distances[0].items():
         torch.testing.assert_close(value / 2, distances[1][name], rtol=1e-3, atol=1e-7)

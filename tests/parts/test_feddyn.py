@@ -12,14 +12,14 @@ from torch import nn
 
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.parts.aggregator.feddyn import FedDyn
 from fibec_ray.parts.objective.feddyn import DynamicRegulariser
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, under_prefix
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 ALPHA = 0.5
 CURVES, CENTRES = torch.tensor([0.5, 1.0, 2.0, 4.0]).double(), torch.tensor([3.0, -1.0, 0.5, 2.0]).double()
@@ -47,7 +47,7 @@ class Federation:
         for device in cohort:
             delta = {"x": self.solve(device) - self.shared["x"]}
             self.memories[device], _ = self.objective.finish(self.memories[device], {}, delta, 3, 0.1)
-            updates.append(ClientUpdate(device, 10**device, 3, delta))
+            updates.append(DeviceUpdate(device, 10**device, 3, delta))
         step, self.state = self.aggregator.combine(self.state, updates)
         self.shared = add(self.shared, step)
 
@@ -78,10 +78,10 @@ def test_the_server_by_hand() -> None:
     """Two of four devices send 2 and 4: h = -.5 (6 / 4) = -.75, step 3 + .75 / .5 = 4.5. Then 0 and 0: step 1.5."""
     aggregator = FedDyn(alpha=0.5)
     state = aggregator.start({"w": torch.zeros(1)}, 4)
-    sent = [ClientUpdate(k, 1 + k, 1, {"w": torch.tensor([2.0 + 2 * k])}) for k in range(2)]
+    sent = [DeviceUpdate(k, 1 + k, 1, {"w": torch.tensor([2.0 + 2 * k])}) for k in range(2)]
     step, state = aggregator.combine(state, iter(sent))
     assert step["w"].tolist() == [4.5] and state["h/w"].tolist() == [-0.75]
-    still = [ClientUpdate(k, 1, 1, {"w": torch.zeros(1)}) for k in range(2)]
+    still = [DeviceUpdate(k, 1, 1, {"w": torch.zeros(1)}) for k in range(2)]
     assert aggregator.combine(state, still)[0]["w"].tolist() == [1.5]
 
 
@@ -117,13 +117,13 @@ def test_over_rounds_h_is_the_mean_of_the_devices_memories(tiny_settings: Any, t
     """Three of six devices a round, AdamW; what travels is FedAvg's payload."""
     experiment = check(tiny_settings("feddyn"), "test")
     prepared = prepare(experiment, tmp_path)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
-    fleet = LocalFleet(site)
-    fleet.open()
+    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
     for round_ in range(3):
-        reports = fleet.run_round(plan_round(site.job, round_)).reports
-        assert all(r.bytes_up_evidence == 0 and r.bytes_up_delta == r.bytes_down for r in reports)
-    store = StateStore(site.state_dir)
+        reports = fleet.run_round(plan_round(worker_spec.job, round_)).reports
+        assert all(r.bytes_up_extras == 0 and r.bytes_up_delta == r.bytes_down for r in reports)
+    store = StateStore(worker_spec.state_dir)
     memories = [stored(store, device, before=3).memory.get("objective", {}) for device in range(6)]
     means = under_prefix("h", fleet._server._state)
     assert means and any(value.any() for value in means.values())

@@ -16,7 +16,7 @@ from fibec_ray.config.load import check
 from fibec_ray.curvature.fisher import FisherScan, Label
 from fibec_ray.curvature.kfac import Factors, kronecker_factors
 from fibec_ray.errors import ModelError
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare as prepare_base
@@ -27,7 +27,7 @@ from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import digest, num_bytes
-from fibec_ray.types import Broadcast, ClientUpdate, RoundPlan
+from fibec_ray.types import Broadcast, DeviceUpdate, RoundPlan
 
 OUT, IN = 3, 4
 """of a Linear with a bias: its factors are (3, 3) and (5, 5)"""
@@ -69,10 +69,10 @@ def clients(count: int, ranks: tuple[int, int] = (OUT, IN + 1)) -> list[Client]:
     ]
 
 
-def update(device: int, client: Client) -> ClientUpdate:
-    evidence = {"inputs/m": upper(client.a), "outputs/m": upper(client.g)}
+def update(device: int, client: Client) -> DeviceUpdate:
+    extras = {"inputs/m": upper(client.a), "outputs/m": upper(client.g)}
     delta = {"m.weight": client.delta[:, :IN], "m.bias": client.delta[:, IN]}
-    return ClientUpdate(device, client.num_samples, 1, delta, evidence)
+    return DeviceUpdate(device, client.num_samples, 1, delta, extras)
 
 
 def fitted(cohort: Sequence[Client], **settings: Any) -> Tensor:
@@ -183,13 +183,13 @@ def test_more_iterations_come_closer() -> None:
 def test_tensors_without_factors_are_merged_by_their_diagonals() -> None:
     """As Fisher merging has it; a tensor of which nothing is known takes the mean."""
     updates = [
-        ClientUpdate(
+        DeviceUpdate(
             k, k + 1, 1, {"l": randn(4, seed=k), "u": randn(2, seed=9 + k)}, {"fisher/l": randn(4, seed=k).exp()}
         )
         for k in range(3)
     ]
     step, _ = FedFisher(damping=0.1).combine({}, updates)
-    other = [ClientUpdate(u.device, u.num_samples, 1, {"l": u.delta["l"]}, u.evidence) for u in updates]
+    other = [DeviceUpdate(u.device, u.num_samples, 1, {"l": u.delta["l"]}, u.extras) for u in updates]
     expected, _ = FisherMerging(eps=0.1).combine({}, other)
     torch.testing.assert_close(step["l"], expected["l"])
     mean = torch.stack([(k + 1) / 6 * updates[k].delta["u"] for k in range(3)]).sum(0)
@@ -308,55 +308,55 @@ def test_padding_and_groups_change_no_factor() -> None:
 # --- what a device sends
 
 
-def site_of(tiny_settings: Any, folder: Path, peft: Any = "lora", **settings: Any) -> Site:
+def spec_of(tiny_settings: Any, folder: Path, peft: Any = "lora", **settings: Any) -> WorkerSpec:
     method = {"name": "fedfisher", "peft": peft, "aggregator": {"kind": "fedfisher", **settings}}
     experiment = check(tiny_settings(method), "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
-def sent(site: Site) -> Any:
-    worker = site.worker()
+def sent(worker_spec: WorkerSpec) -> Any:
+    worker = worker_spec.worker()
     return worker, *worker.train(RoundPlan(0, 3, (2,), 0.01), 2, Broadcast(0, worker.initial))
 
 
 def test_a_device_sends_triangles_of_its_factors_where_training_ended(tiny_settings: Any, tmp_path: Path) -> None:
     """Of all of its samples, here. 32 features and rank 8 or 6 classes; each byte is counted."""
-    site = site_of(tiny_settings, tmp_path / "run", max_samples=None)
-    worker, update, report = sent(site)
-    shard = site.federation().train_shard(2)
+    worker_spec = spec_of(tiny_settings, tmp_path / "run", max_samples=None)
+    worker, update, report = sent(worker_spec)
+    shard = worker_spec.federation().train_shard(2)
     names, rows = list(worker.initial), torch.cat(worker.batches(2))
     expected = kronecker_factors(worker.model, shard, rows, names, "expected", 4, rng())
     for axis, factors in (("inputs", expected.inputs), ("outputs", expected.outputs)):
         for prefix, value in factors.items():
-            torch.testing.assert_close(update.evidence[f"{axis}/{prefix}"], upper(value), rtol=1e-3, atol=1e-9)
+            torch.testing.assert_close(update.extras[f"{axis}/{prefix}"], upper(value), rtol=1e-3, atol=1e-9)
     numbers = 12 * (32 * 33 // 2 + 8 * 9 // 2) + 33 * 34 // 2 + 6 * 7 // 2
-    assert report.bytes_up_evidence == num_bytes(update.evidence) == 4 * numbers
+    assert report.bytes_up_extras == num_bytes(update.extras) == 4 * numbers
 
 
 def test_some_samples_cost_less_and_are_drawn_by_seed(tiny_settings: Any, tmp_path: Path) -> None:
     found = {}
     for name, most in (("few", 2), ("again", 2), ("all", None)):
-        _, update, report = sent(site_of(tiny_settings, tmp_path / name, max_samples=most))
-        found[name] = digest(update.evidence), report.flops
+        _, update, report = sent(spec_of(tiny_settings, tmp_path / name, max_samples=most))
+        found[name] = digest(update.extras), report.flops
     assert found["few"] == found["again"] and found["few"][0] != found["all"][0] and found["few"][1] < found["all"][1]
 
 
 def test_modules_that_are_no_linear_send_their_diagonal(tiny_settings: Any, tmp_path: Path) -> None:
-    worker, update, _ = sent(site_of(tiny_settings, tmp_path / "run", "ia3"))
+    worker, update, _ = sent(spec_of(tiny_settings, tmp_path / "run", "ia3"))
     scaled = [name for name in worker.initial if name.endswith("ia3_l")]
-    assert scaled and {f"fisher/{name}" for name in scaled} | {"inputs/head", "outputs/head"} == update.evidence.keys()
-    assert all(update.evidence[f"fisher/{name}"].shape == worker.initial[name].shape for name in scaled)
+    assert scaled and {f"fisher/{name}" for name in scaled} | {"inputs/head", "outputs/head"} == update.extras.keys()
+    assert all(update.extras[f"fisher/{name}"].shape == worker.initial[name].shape for name in scaled)
 
 
 def test_adapters_of_unknown_gradients_are_refused(tiny_settings: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="lora_magnitude_vector.*its gradient for each single sample is not known"):
-        sent(site_of(tiny_settings, tmp_path / "run", {"kind": "lora", "use_dora": True}))
+        sent(spec_of(tiny_settings, tmp_path / "run", {"kind": "lora", "use_dora": True}))
 
 
 def test_with_nothing_shared_nothing_is_measured(tiny_settings: Any, tmp_path: Path) -> None:
-    site = site_of(tiny_settings, tmp_path / "run")
-    worker, shard = site.worker(), site.federation().train_shard(0)
-    assert FedFisher().evidence_after(worker.model, shard, [], worker.batches(0), rng()) == {}
-    assert FedFisher().combine({}, [ClientUpdate(0, 1, 1, {})])[0] == FedFisher().combine({}, [])[0] == {}
+    worker_spec = spec_of(tiny_settings, tmp_path / "run")
+    worker, shard = worker_spec.worker(), worker_spec.federation().train_shard(0)
+    assert FedFisher().extras_after(worker.model, shard, [], worker.batches(0), rng()) == {}
+    assert FedFisher().combine({}, [DeviceUpdate(0, 1, 1, {})])[0] == FedFisher().combine({}, [])[0] == {}

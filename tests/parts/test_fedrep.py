@@ -26,13 +26,13 @@ def fedrep(head_epochs: int = 2, **parts: Any) -> dict[str, Any]:
 
 def test_first_the_head_on_the_received_body_then_the_body_with_that_head(tiny_settings: Any, tmp_path: Path) -> None:
     """Bit for bit what two trainings give that move one of the two each; no batch order is used twice."""
-    _, site, _ = after_rounds(0, tiny_settings(fedrep(2)), tmp_path / "run")
-    worker = site.worker()
+    _, worker_spec, _ = after_rounds(0, tiny_settings(fedrep(2)), tmp_path / "run")
+    worker = worker_spec.worker()
     body = select(worker.initial, [name for name in worker.initial if not name.startswith("head.")])
-    plan, broadcast = plan_round(site.job, 0), Broadcast(0, body)
+    plan, broadcast = plan_round(worker_spec.job, 0), Broadcast(0, body)
     device = plan.cohort[0]
     update, _ = worker.train(plan, device, broadcast)
-    personal = stored(StateStore(site.state_dir), device, before=1).personal
+    personal = stored(StateStore(worker_spec.state_dir), device, before=1).personal
 
     session = DeviceRound(worker, plan, device, broadcast).session()
     session.train(moves=["head.weight", "head.bias"], epochs=2)
@@ -60,15 +60,15 @@ def test_scaffold_s_variates_are_of_the_body_s_steps(tiny_settings: Any, tmp_pat
     """c_k = -delta / (s eta) in round 0, with s the steps that moved the body."""
     local = {"optimizer": "sgd", "learning_rate": 0.2}
     method = fedrep(2, objective="scaffold", aggregator={"kind": "mean", "weights": "uniform"})
-    _, site, _ = after_rounds(0, tiny_settings(method, local=local), tmp_path / "run")
-    worker, job = site.worker(), site.job
+    _, worker_spec, _ = after_rounds(0, tiny_settings(method, local=local), tmp_path / "run")
+    worker, job = worker_spec.worker(), worker_spec.job
     body = select(worker.initial, [name for name in worker.initial if not name.startswith("head.")])
-    hint = job.method.objective.absorb(body, {}, (), 1)
-    update, report = worker.train(plan_round(job, 0), 0, Broadcast(0, body, hint))
+    control = job.method.objective.absorb(body, {}, (), 1)
+    update, report = worker.train(plan_round(job, 0), 0, Broadcast(0, body, control))
     steps = len(worker.batches(0))
     assert update.num_steps == report.num_steps == steps
     for name, value in update.delta.items():
-        assert digest({"": update.evidence[f"control/{name}"]}) == digest({"": -(hint[name] + value / (steps * 0.2))})
+        assert digest({"": update.extras[f"control/{name}"]}) == digest({"": -(control[name] + value / (steps * 0.2))})
 
 
 def test_a_method_without_a_head_is_refused(tiny_settings: Any, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_method_without_a_head_is_refused(tiny_settings: Any, tmp_path: Path) 
 
 def test_with_a_verbaliser_the_last_blocks_are_the_head(tiny_settings: Any, tmp_path: Path) -> None:
     method = fedrep(sharing={"kind": "body", "last_blocks": 1})
-    _, site, reports = after_rounds(1, tiny_settings(method, **DECODER), tmp_path / "run")
+    _, worker_spec, reports = after_rounds(1, tiny_settings(method, **DECODER), tmp_path / "run")
     for report in reports:
-        personal = stored(StateStore(site.state_dir), report.device, before=1).personal
+        personal = stored(StateStore(worker_spec.state_dir), report.device, before=1).personal
         assert personal and all(".layers.2." in name for name in personal)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.model_types import Shard
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
@@ -24,7 +24,7 @@ from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.reports import DeviceReport
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, digest, num_bytes
-from fibec_ray.types import Asked, ClientUpdate
+from fibec_ray.types import Asked, DeviceUpdate
 
 SIZE = 10
 """p: entries of the two tensors below"""
@@ -62,11 +62,11 @@ def named(flat: Tensor) -> Tensors:
     return {"a": a.reshape(2, 3, *flat.shape[1:]), "b": b}
 
 
-def sent(k: int, client: Client) -> ClientUpdate:
+def sent(k: int, client: Client) -> DeviceUpdate:
     values, vectors = torch.linalg.eigh(client.h)
     keep = values > 1e-10 * values[-1]
-    evidence = {f"x/vectors/{name}": value for name, value in named(vectors[:, keep]).items()}
-    return ClientUpdate(k, client.num_samples, 1, named(client.delta), {"x/values": values[keep], **evidence})
+    extras = {f"x/vectors/{name}": value for name, value in named(vectors[:, keep]).items()}
+    return DeviceUpdate(k, client.num_samples, 1, named(client.delta), {"x/values": values[keep], **extras})
 
 
 def step_of(clients: Sequence[Client], aggregator: Aggregator) -> Tensor:
@@ -201,7 +201,7 @@ def test_diagonal_fipa_is_fisher_merging() -> None:
     for k, client in enumerate(clients):
         update = sent(k, client)
         fisher = {f"fisher/{name}": value for name, value in named(client.h.diagonal()).items()}
-        updates.append(ClientUpdate(k, client.num_samples, 1, update.delta, fisher))
+        updates.append(DeviceUpdate(k, client.num_samples, 1, update.delta, fisher))
     merged, _ = FisherMerging(eps=0).combine({}, updates)
     assert close(fipa(clients), torch.cat([merged["a"].flatten(), merged["b"]]))
     one_sided = [Client(c.h + low_rank(1, k), c.delta, c.num_samples) for k, c in enumerate(clients)]
@@ -322,7 +322,7 @@ def test_tensors_without_eigenpairs_take_the_mean() -> None:
     """Bit for bit; each block has its own step and its own trust region."""
     updates = [sent(k, client) for k, client in enumerate(random_clients(3))]
     head = {k: torch.randn(5, generator=rng(k)) for k in range(3)}
-    more = [ClientUpdate(u.device, u.num_samples, 1, {**u.delta, "h": head[u.device]}, u.evidence) for u in updates]
+    more = [DeviceUpdate(u.device, u.num_samples, 1, {**u.delta, "h": head[u.device]}, u.extras) for u in updates]
     step, _ = Fipa().combine({}, more)
     assert torch.equal(step["h"], Aggregator().combine({}, more)[0]["h"])
     assert digest({n: step[n] for n in "ab"}) == digest(Fipa().combine({}, updates)[0])
@@ -354,37 +354,37 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], word: str
 
 
 @pytest.fixture(scope="module")
-def site(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    folder: Path = tmp_path_factory.mktemp("site")
+def worker_spec(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
+    folder: Path = tmp_path_factory.mktemp("worker_spec")
     experiment = check(tiny_settings("fedavg"), "test")
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, None), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, None), folder, cache_dir())
 
 
 @pytest.fixture(scope="module")
-def shard(site: Site) -> Shard:
-    return site.federation().train_shard(0)
+def shard(worker_spec: WorkerSpec) -> Shard:
+    return worker_spec.federation().train_shard(0)
 
 
 @pytest.fixture
-def model(site: Site) -> TorchModel:
-    job = site.job
-    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, 0), site.prepare_base())
+def model(worker_spec: WorkerSpec) -> TorchModel:
+    job = worker_spec.job
+    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, 0), worker_spec.prepare_base())
 
 
-def evidence_of(aggregator: Fipa, model: TorchModel, shard: Shard, round_: int = 9) -> Tensors:
-    return aggregator.evidence(model, shard, list(model.trainable), round_, rng())
+def extras_of(aggregator: Fipa, model: TorchModel, shard: Shard, round_: int = 9) -> Tensors:
+    return aggregator.extras_before(model, shard, list(model.trainable), round_, rng())
 
 
 def test_blocks_are_pairs_layers_or_everything(model: TorchModel, shard: Shard) -> None:
     """Query and value in three blocks; each key says which tensors a block has."""
     expected = {"pair": 6, "layer": 3, "all": 2}
     for block, num in expected.items():
-        found = evidence_of(Fipa(block=block, rank=2), model, shard)
+        found = extras_of(Fipa(block=block, rank=2), model, shard)
         assert sum(key.endswith("/values") for key in found) == num
         tensors = {key.partition("/vectors/")[2] for key in found} - {""}
         assert tensors == {n for n in model.trainable if block == "all" or model.is_adapter(n)}
-    pairs = evidence_of(Fipa(block="pair", rank=2), model, shard)
+    pairs = extras_of(Fipa(block="pair", rank=2), model, shard)
     for key in pairs:
         block, _, name = key.partition("/vectors/")
         assert not name or name.removeprefix(block) in (".lora_A.weight", ".lora_B.weight")
@@ -392,25 +392,25 @@ def test_blocks_are_pairs_layers_or_everything(model: TorchModel, shard: Shard) 
 
 def test_names_that_are_not_shared_are_not_sent(model: TorchModel, shard: Shard) -> None:
     names = [name for name in model.trainable if model.layer_of(name) in (None, 1)]
-    found = Fipa(rank=2).evidence(model, shard, names, 9, rng())
+    found = Fipa(rank=2).extras_before(model, shard, names, 9, rng())
     assert {key.partition("/")[0] for key in found} == {"layer.1"}
-    assert Fipa().evidence(model, shard, ["head.weight"], 9, rng()) == {}
+    assert Fipa().extras_before(model, shard, ["head.weight"], 9, rng()) == {}
 
 
 def unanimous(aggregator: Fipa, model: TorchModel, shard: Shard) -> tuple[Tensors, Tensors]:
     """One delta that all devices send, and the step that comes of it."""
-    evidence = evidence_of(aggregator, model, shard)
+    extras = extras_of(aggregator, model, shard)
     delta = {name: torch.randn(value.shape, generator=rng(1)) for name, value in model.trainable.items()}
-    updates = [ClientUpdate(device, 3 + device, 2, delta, evidence) for device in range(4)]
+    updates = [DeviceUpdate(device, 3 + device, 2, delta, extras) for device in range(4)]
     return delta, aggregator.combine({}, updates)[0]
 
 
 def test_unanimous_devices_are_followed_on_the_range_of_their_curvature(model: TorchModel, shard: Shard) -> None:
     delta, step = unanimous(Fipa(rank=4, trust=None), model, shard)
-    evidence = evidence_of(Fipa(rank=4), model, shard)
+    extras = extras_of(Fipa(rank=4), model, shard)
     for layer in range(model.num_layers):
         names = [name for name in model.trainable if model.layer_of(name) == layer]
-        u = torch.cat([evidence[f"layer.{layer}/vectors/{n}"].flatten(0, -2) for n in names])
+        u = torch.cat([extras[f"layer.{layer}/vectors/{n}"].flatten(0, -2) for n in names])
         mean, found = (torch.cat([tensors[n].flatten() for n in names]) for tensors in (delta, step))
         torch.testing.assert_close(found, u @ (u.T @ mean), rtol=1e-4, atol=1e-5)
     assert torch.equal(step["head.weight"], delta["head.weight"])
@@ -428,7 +428,7 @@ def test_at_the_start_of_lora_the_rule_drops_what_a_learned(model: TorchModel, s
 def test_samples_are_bounded_and_drawn_by_the_generator(model: TorchModel, shard: Shard) -> None:
     """H over s samples has rank s (C - 1) at most."""
     aggregator = Fipa(max_samples=2, rank=50)
-    found = [aggregator.evidence(model, shard, list(model.trainable), 9, rng(seed)) for seed in (0, 0, 1)]
+    found = [aggregator.extras_before(model, shard, list(model.trainable), 9, rng(seed)) for seed in (0, 0, 1)]
     most = 2 * (model.trainable["head.bias"].numel() - 1)
     assert all(len(found[0][f"layer.{layer}/values"]) <= most for layer in range(3))
     assert digest(found[0]) == digest(found[1]) != digest(found[2])
@@ -437,11 +437,11 @@ def test_samples_are_bounded_and_drawn_by_the_generator(model: TorchModel, shard
 def test_no_more_eigenpairs_are_asked_for_than_samples_and_classes_can_have() -> None:
     """2 of 9 samples, 3 classes: 4 columns, of which a block has no more than entries; drawn tokens of texts: 2 x 4."""
     shared = {"layers.0.weight": torch.zeros(5, 2), "layers.1.bias": torch.zeros(3)}
-    update = ClientUpdate(0, 9, 1, shared)
+    update = DeviceUpdate(0, 9, 1, shared)
 
     def ranks(num_classes: int, num_samples: int = 9) -> list[int]:
         asked = Asked(5, 0.1, shared, {}, {"layers.0.weight": 0, "layers.1.bias": 1}, (), num_classes)
-        found = Fipa(max_samples=2).extras(asked, replace(update, num_samples=num_samples))
+        found = Fipa(max_samples=2).expected_extras(asked, replace(update, num_samples=num_samples))
         return [found[f"layer.{layer}/values"].shape[0] for layer in range(2)]
 
     assert ranks(3) == [4, 3] and ranks(3, num_samples=1) == [2, 2]
@@ -450,7 +450,7 @@ def test_no_more_eigenpairs_are_asked_for_than_samples_and_classes_can_have() ->
 
 def test_all_samples_can_count(model: TorchModel, shard: Shard) -> None:
     """max_samples: null is any number that is large enough."""
-    everything = [evidence_of(Fipa(max_samples=most, rank=50), model, shard) for most in (None, 10_000)]
+    everything = [extras_of(Fipa(max_samples=most, rank=50), model, shard) for most in (None, 10_000)]
     assert digest(everything[0]) == digest(everything[1])
 
 
@@ -458,22 +458,22 @@ def run(method: dict[str, Any], rounds: int, tiny_settings: Any, folder: Path) -
     """Reports of the last round."""
     experiment = check(tiny_settings(method, rounds=rounds), "test")
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, None), folder, cache_dir())
-    fleet = LocalFleet(site)
-    fleet.open()
+    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, None), folder, cache_dir())
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
     for round_ in range(rounds):
-        result = fleet.run_round(plan_round(site.job, round_))
+        result = fleet.run_round(plan_round(worker_spec.job, round_))
     return result.reports, fleet
 
 
 def test_warm_up_rounds_are_fedavgs_bit_for_bit(tiny_settings: Any, tmp_path: Path) -> None:
-    """And send no evidence; the round after them differs."""
+    """And send no extras; the round after them differs."""
     method = {"name": "x", "aggregator": {"kind": "fipa", "warmup_rounds": 2, "rank": 2}}
     for rounds, same in ((2, True), (3, False)):
         reports, fleet = run(method, rounds, tiny_settings, tmp_path / f"fipa{rounds}")
         _, plain = run({"name": "x"}, rounds, tiny_settings, tmp_path / f"fedavg{rounds}")
         assert (digest(fleet.adapter()) == digest(plain.adapter())) == same
-        assert all((report.bytes_up_evidence == 0) == same for report in reports)
+        assert all((report.bytes_up_extras == 0) == same for report in reports)
 
 
 @pytest.mark.parametrize("block", ["layer", "all"])
@@ -484,5 +484,5 @@ def test_eigenpairs_are_counted_as_sent(block: str, tiny_settings: Any, tmp_path
     adapter = fleet.adapter()
     size = num_bytes({n: v for n, v in adapter.items() if block == "all" or not n.startswith("head.")})
     num_blocks = {"layer": 3, "all": 2}[block]
-    assert [report.bytes_up_evidence for report in reports] == [2 * size + 8 * num_blocks] * len(reports)
-    assert all(report.bytes_up == report.bytes_up_delta + report.bytes_up_evidence for report in reports)
+    assert [report.bytes_up_extras for report in reports] == [2 * size + 8 * num_blocks] * len(reports)
+    assert all(report.bytes_up == report.bytes_up_delta + report.bytes_up_extras for report in reports)

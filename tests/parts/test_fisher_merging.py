@@ -10,12 +10,12 @@ import torch
 
 from fibec_ray.config.load import check
 from fibec_ray.curvature.fisher import FisherScan
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.parts.aggregator.fisher_merging import FisherMerging
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, num_bytes, with_prefix
-from fibec_ray.types import Broadcast, ClientUpdate, RoundPlan
+from fibec_ray.types import Broadcast, DeviceUpdate, RoundPlan
 
 DELTAS = [[1.0, 2.0, -3.0], [5.0, -2.0, 0.5]]
 SIZES = [1, 3]
@@ -23,7 +23,7 @@ SIZES = [1, 3]
 
 def merged(*fishers: list[float], **settings: Any) -> list[float]:
     updates = [
-        ClientUpdate(k, SIZES[k], 1, {"w": torch.tensor(DELTAS[k])}, {"fisher/w": torch.tensor(fisher)})
+        DeviceUpdate(k, SIZES[k], 1, {"w": torch.tensor(DELTAS[k])}, {"fisher/w": torch.tensor(fisher)})
         for k, fisher in enumerate(fishers)
     ]
     step, state = FisherMerging(**settings).combine({}, iter(updates))
@@ -65,36 +65,36 @@ def test_a_large_eps_is_fedavg() -> None:
 # --- what a device sends
 
 
-def site_of(tiny_settings: Any, folder: Path, **settings: Any) -> Site:
+def spec_of(tiny_settings: Any, folder: Path, **settings: Any) -> WorkerSpec:
     method = {"name": "merging", "aggregator": {"kind": "fisher_merging", **settings}}
     experiment = check(tiny_settings(method), "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
 def test_a_device_sends_its_fisher_information_where_training_ended(tiny_settings: Any, tmp_path: Path) -> None:
     """Of all of its samples, here; as many bytes as the delta, and counted."""
-    site = site_of(tiny_settings, tmp_path / "run", max_samples=None, label="observed")
-    worker = site.worker()
+    worker_spec = spec_of(tiny_settings, tmp_path / "run", max_samples=None, label="observed")
+    worker = worker_spec.worker()
     update, report = worker.train(RoundPlan(0, 3, (2,), 0.01), 2, Broadcast(0, worker.initial))
     for name, value in worker.model.read().items():
         torch.testing.assert_close(value, worker.initial[name] + update.delta[name])
-    shard, names = site.federation().train_shard(2), list(worker.initial)
+    shard, names = worker_spec.federation().train_shard(2), list(worker.initial)
     scan = FisherScan(worker.model, shard, worker.batches(2), names, torch.Generator())
     expected = with_prefix("fisher", scan.read("observed", "all").diagonal)
-    assert update.evidence.keys() == expected.keys() == {f"fisher/{name}" for name in names}
-    for name, value in update.evidence.items():
+    assert update.extras.keys() == expected.keys() == {f"fisher/{name}" for name in names}
+    for name, value in update.extras.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-9)
-    assert report.bytes_up_evidence == num_bytes(update.evidence) == report.bytes_up_delta == num_bytes(update.delta)
+    assert report.bytes_up_extras == num_bytes(update.extras) == report.bytes_up_delta == num_bytes(update.delta)
 
 
 def test_some_samples_cost_less_and_are_drawn_by_seed(tiny_settings: Any, tmp_path: Path) -> None:
     found: dict[str, tuple[Tensors, float]] = {}
     for name, most in (("few", 2), ("again", 2), ("all", None)):
-        worker = site_of(tiny_settings, tmp_path / name, max_samples=most).worker()
+        worker = spec_of(tiny_settings, tmp_path / name, max_samples=most).worker()
         update, report = worker.train(RoundPlan(0, 3, (2,), 0.01), 2, Broadcast(0, worker.initial))
-        found[name] = (update.evidence, report.flops)
+        found[name] = (update.extras, report.flops)
     assert all(torch.equal(value, found["again"][0][name]) for name, value in found["few"][0].items())
     assert any(not torch.allclose(value, found["all"][0][name]) for name, value in found["few"][0].items())
     assert found["few"][1] < found["all"][1]
@@ -103,8 +103,8 @@ def test_some_samples_cost_less_and_are_drawn_by_seed(tiny_settings: Any, tmp_pa
 def test_a_normalised_one_has_trace_one(tiny_settings: Any, tmp_path: Path) -> None:
     sent = {}
     for normalise in (False, True):
-        worker = site_of(tiny_settings, tmp_path / str(normalise), normalise=normalise).worker()
-        sent[normalise] = worker.train(RoundPlan(0, 3, (2,), 0.01), 2, Broadcast(0, worker.initial))[0].evidence
+        worker = spec_of(tiny_settings, tmp_path / str(normalise), normalise=normalise).worker()
+        sent[normalise] = worker.train(RoundPlan(0, 3, (2,), 0.01), 2, Broadcast(0, worker.initial))[0].extras
     trace = sum(float(value.double().sum()) for value in sent[False].values())
     assert trace != pytest.approx(1)
     for name, value in sent[True].items():
@@ -112,7 +112,7 @@ def test_a_normalised_one_has_trace_one(tiny_settings: Any, tmp_path: Path) -> N
 
 
 def test_with_nothing_shared_nothing_is_measured(tiny_settings: Any, tmp_path: Path) -> None:
-    worker = site_of(tiny_settings, tmp_path / "run").worker()
+    worker = spec_of(tiny_settings, tmp_path / "run").worker()
     shard, batches = worker.data.train_shard(0), worker.batches(0)
-    assert FisherMerging().evidence_after(worker.model, shard, [], batches, torch.Generator()) == {}
-    assert FisherMerging().combine({}, [ClientUpdate(0, 1, 1, {})])[0] == Mean().combine({}, [])[0] == {}
+    assert FisherMerging().extras_after(worker.model, shard, [], batches, torch.Generator()) == {}
+    assert FisherMerging().combine({}, [DeviceUpdate(0, 1, 1, {})])[0] == Mean().combine({}, [])[0] == {}

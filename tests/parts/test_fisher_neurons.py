@@ -242,7 +242,7 @@ def test_fisher_information_from_training_is_absorbed_after_it() -> None:
     assert rows(may_move(memory, [NAME])[NAME]) == [False, False, True]
 
 
-def test_training_is_watched_in_every_nth_participation() -> None:
+def test_gradients_are_recorded_in_every_nth_participation() -> None:
     mask = FisherNeurons(refresh_every=2)
     assert [mask.watches({"participations": torch.tensor(n)}) for n in (1, 2, 3, 4)] == [False, True, False, True]
     assert not FisherNeurons(source="pass").watches({"participations": torch.tensor(2)})
@@ -274,7 +274,7 @@ def test_random_neurons_are_as_many_by_lot() -> None:
     assert all(sum(one) == 2 for one in masks) and len({tuple(one) for one in masks}) == 3
     again = mask.refresh(memories[0], scan, [NAME], rng(99))
     assert rows(may_move(again, [NAME])[NAME]) == masks[0] and int(again["participations"]) == 2
-    assert model.num_passes == 0 and not mask.opens and not mask.watches(again)
+    assert model.num_passes == 0 and not mask.needs_setup and not mask.watches(again)
 
 
 def test_random_neurons_can_be_drawn_anew() -> None:

@@ -73,7 +73,7 @@ TOWER = Tower().kind
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"solver": Solver()}, f"objective '{TOWER}' needs solver '{GROUND}', found 'once'; set both, or neither"),
+        ({"solver": Solver()}, f"objective '{TOWER}' needs solver '{GROUND}', found 'single'; set both, or neither"),
         (
             {"objective": Tower(height=2)},
             f"objective.height 2.0 and solver.height 1.0 of {GROUND} differ; make them equal",
@@ -104,7 +104,7 @@ class Below(Mean):
 
 def test_a_part_within_another_is_taken_at_its_word() -> None:
     assert Method(solver=Ground(), aggregator=Adam(of=Below()))
-    with pytest.raises(ValidationError, match=f"aggregator '{Below().kind}' needs solver '{GROUND}', found 'once'"):
+    with pytest.raises(ValidationError, match=f"aggregator '{Below().kind}' needs solver '{GROUND}', found 'single'"):
         Method(aggregator=Adam(of=Below()))
 
 
@@ -122,7 +122,7 @@ class Misspelt(Tower):
         ("needs", ("shard",), "shard'; did you mean 'shared'?"),
         ("needs", "text", "t'; allowed: classes, "),
         ("lacks", ("holes",), "holes'; did you mean 'whole'?"),
-        ("partners", {"solvr": "once"}, "solvr'; did you mean 'solver'?"),
+        ("partners", {"solvr": "single"}, "solvr'; did you mean 'solver'?"),
         ("silences", {"masks": "is loud"}, "masks'; did you mean 'mask'?"),
         ("agrees", ("hight",), "hight'; did you mean 'height'?"),
     ],

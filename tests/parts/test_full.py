@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import Batch
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
@@ -32,65 +32,67 @@ each_backbone = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACK
 
 
 @pytest.fixture
-def site(backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> Site:
+def worker_spec(backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> WorkerSpec:
     experiment = check(tiny_settings(FULL, backbone=backbone, data={"max_length": 40}), "test")
     prepared = prepare(experiment, tmp_path)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
 
 
-def model_of(site: Site, peft: Any) -> TorchModel:
-    job = site.job
+def model_of(worker_spec: WorkerSpec, peft: Any) -> TorchModel:
+    job = worker_spec.job
     assert not hasattr(job.backbone, "kind")
-    return TorchModel(ModelSpec(job.backbone, peft, job.num_classes, job.label_words, job.seed), site.prepare_base())  # type: ignore
+    return TorchModel(
+        ModelSpec(job.backbone, peft, job.num_classes, job.label_words, job.seed), worker_spec.prepare_base()
+    )  # type: ignore
 
 
-def samples(site: Site) -> Batch:
-    return site.federation().test_set().batch(torch.arange(4))
+def samples(worker_spec: WorkerSpec) -> Batch:
+    return worker_spec.federation().test_set().batch(torch.arange(4))
 
 
 @each_backbone
-def test_every_weight_is_trainable_and_the_outputs_are_the_bases(site: Site) -> None:
+def test_every_weight_is_trainable_and_the_outputs_are_the_bases(worker_spec: WorkerSpec) -> None:
     """But for a pooler that nothing looks at. LoRA starts at the base's outputs too, as B = 0."""
-    full, lora = model_of(site, Full()), model_of(site, Lora())
+    full, lora = model_of(worker_spec, Full()), model_of(worker_spec, Lora())
     base = full.peft_model.base_model.model
     whole = {f"base_model.model.{name}" for name, _ in base.named_parameters() if not name.startswith("pooler.")}
-    own = {"head.weight", "head.bias"} if site.job.backbone.head == "mean_pool" else set()  # type: ignore[union-attr]
+    own = {"head.weight", "head.bias"} if worker_spec.job.backbone.head == "mean_pool" else set()  # type: ignore[union-attr]
     assert set(full.trainable) == whole | own
     assert all(p.requires_grad for p in full.trainable.values())
     assert {full.layer_of(name) for name in whole} == {None, 0, 1, 2}
     heads = own | {name for name in whole if ".classifier." in name}
     assert {name for name in full.trainable if not full.is_adapter(name)} == heads
     if not own:  # which the two draw after different numbers
-        torch.testing.assert_close(full.forward(samples(site)).losses, lora.forward(samples(site)).losses)
+        torch.testing.assert_close(full.forward(samples(worker_spec)).losses, lora.forward(samples(worker_spec)).losses)
 
 
 @pytest.mark.parametrize("backbone", [{}])
-def test_training_leaves_the_stored_base_and_other_models_alone(site: Site) -> None:
-    one, other = model_of(site, Full()), model_of(site, Full())
-    files = sorted(site.prepare_base().glob("*.safetensors"))
+def test_training_leaves_the_stored_base_and_other_models_alone(worker_spec: WorkerSpec) -> None:
+    one, other = model_of(worker_spec, Full()), model_of(worker_spec, Full())
+    files = sorted(worker_spec.prepare_base().glob("*.safetensors"))
     before = [path.read_bytes() for path in files]
-    untouched = other.forward(samples(site)).losses
+    untouched = other.forward(samples(worker_spec)).losses
     with torch.no_grad():
         for p in one.trainable.values():
             p.add_(1.0)
     assert files and [path.read_bytes() for path in files] == before
-    assert torch.equal(other.forward(samples(site)).losses, untouched)
-    assert torch.equal(model_of(site, Full()).forward(samples(site)).losses, untouched)
+    assert torch.equal(other.forward(samples(worker_spec)).losses, untouched)
+    assert torch.equal(model_of(worker_spec, Full()).forward(samples(worker_spec)).losses, untouched)
 
 
 @pytest.mark.parametrize("backbone", [{"dropout": False}, {"dropout": True}], ids=["off", "on"])
-def test_the_bases_dropout_is_still_its_own_switch(site: Site) -> None:
-    model = model_of(site, Full())
+def test_the_bases_dropout_is_still_its_own_switch(worker_spec: WorkerSpec) -> None:
+    model = model_of(worker_spec, Full())
     model.train(True)
-    one, two = (model.forward(samples(site)).losses for _ in range(2))
-    assert torch.equal(one, two) != site.job.backbone.dropout  # type: ignore[union-attr]
+    one, two = (model.forward(samples(worker_spec)).losses for _ in range(2))
+    assert torch.equal(one, two) != worker_spec.job.backbone.dropout  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("backbone", [{}])
-def test_gradients_of_weights_cost_a_pass_more(site: Site) -> None:
-    full, lora = model_of(site, Full()), model_of(site, Lora())
+def test_gradients_of_weights_cost_a_pass_more(worker_spec: WorkerSpec) -> None:
+    full, lora = model_of(worker_spec, Full()), model_of(worker_spec, Lora())
     for model in (full, lora):
-        model.forward(samples(site))
+        model.forward(samples(worker_spec))
     forward = lora.work.flops - lora.work.backward_flops
     assert (lora.work.flops, full.work.flops) == (2 * forward, 3 * forward)
     assert (lora.work.backward_flops, full.work.backward_flops) == (forward, 2 * forward)
@@ -111,7 +113,7 @@ def test_transformers_loads_what_a_run_leaves(backbone: dict[str, Any], tiny_set
     }[head]
     loaded = getattr(transformers, auto).from_pretrained(run.folder / "adapter").eval()
     saved = load_file(run.folder / "adapter" / "model.safetensors")
-    own = Site(experiment.job(run.prepared.num_classes, run.prepared.label_words), run.folder, cache_dir())
+    own = WorkerSpec(experiment.job(run.prepared.num_classes, run.prepared.label_words), run.folder, cache_dir())
     model = own.worker().model
     values = {f"base_model.model.{name}": value for name, value in saved.items()}
     assert not all(torch.equal(value, model.trainable[name]) for name, value in values.items())

@@ -45,7 +45,7 @@ def kind_of(folder: Path, base: str, *lines: str) -> str:
         ("Aggregator", "def combin(self, state, updates): ...", "did you mean 'combine'? If not, call it _combin"),
         ("Aggregator", "combine: float = 1.0", "combine is the name of a hook; give the field another name"),
         ("Aggregator", "@property\n    def combine(self): ...", "is called; write it as def combine(self, state"),
-        ("Curriculum", "def opens(self): return True", "opens is read, not called; write @property above it"),
+        ("Curriculum", "def needs_setup(self): ...", "needs_setup is read, not called; write @property above it"),
         ("Aggregator", "def __init__(self, rate=1.0): ...", "leave out __init__; write hyper-parameters as fields"),
         ("Objective", "def feature_penalty(self, features, references): ...", "it must define teachers too"),
         ("Aggregator", "rate = 0.5", "`rate = 0.5`; write a hyper-parameter as NAME: TYPE = DEFAULT"),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.lengths import LengthWarmup, ShortFirst
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
@@ -47,7 +47,7 @@ def test_two_stages_switch_at_their_round() -> None:
 @pytest.mark.parametrize("kind", [LengthWarmup, ShortFirst])
 def test_all_samples_are_seen_in_every_round(kind: type[Curriculum]) -> None:
     assert kind.visible is Curriculum.visible and kind.pick is Curriculum.pick
-    assert not kind().opens and not kind().sends and not kind().keeps
+    assert not kind().needs_setup and not kind().sends and not kind().keeps
 
 
 def test_a_start_that_rounding_takes_away_is_refused() -> None:
@@ -58,11 +58,11 @@ def test_a_start_that_rounding_takes_away_is_refused() -> None:
 # --- on devices
 
 
-def site_of(method: Any, tiny_settings: Any, folder: Path, **settings: Any) -> Site:
+def spec_of(method: Any, tiny_settings: Any, folder: Path, **settings: Any) -> WorkerSpec:
     experiment = check(tiny_settings(method, **settings), "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
 
 
 def warmed(**more: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def warmed(**more: Any) -> dict[str, Any]:
 def test_a_device_trains_on_samples_that_are_cut_and_then_on_whole_ones(tiny_settings: Any, tmp_path: Path) -> None:
     """Lengths, steps and operations of rounds 0 and 3 of 4: fewer tokens at first, later FedAvg's bits."""
     workers = {
-        name: site_of(method, tiny_settings, tmp_path / name, rounds=4).worker()
+        name: spec_of(method, tiny_settings, tmp_path / name, rounds=4).worker()
         for name, method in (("fedavg", "fedavg"), ("warmed", warmed()))
     }
     shard = workers["fedavg"].data.train_shard(2)
@@ -95,16 +95,16 @@ def test_a_device_trains_on_samples_that_are_cut_and_then_on_whole_ones(tiny_set
 
 
 def test_scores_and_evaluation_see_whole_samples(tiny_settings: Any, tmp_path: Path) -> None:
-    """FIPA's evidence before training, and the predictions of the initial model, are those of FedAvg's curriculum."""
+    """FIPA's extras before training, and the predictions of the initial model, are those of FedAvg's curriculum."""
     fipa = {"aggregator": {"kind": "fipa", "warmup_rounds": 0, "rank": 2}}
     found = []
     for name, method in (("whole", fipa), ("cut", warmed(**fipa))):
-        site = site_of(method, tiny_settings, tmp_path / name)
-        fleet, worker = LocalFleet(site), site.worker()
-        fleet.open()
+        worker_spec = spec_of(method, tiny_settings, tmp_path / name)
+        fleet, worker = LocalFleet(worker_spec), worker_spec.worker()
+        fleet.setup()
         losses = fleet.evaluate(-1).shared.losses
         update, _ = worker.train(RoundPlan(0, 4, (1,), 0.01), 1, Broadcast(0, worker.initial))
-        found.append((digest({"losses": losses}), digest(update.evidence), digest(update.delta)))
+        found.append((digest({"losses": losses}), digest(update.extras), digest(update.delta)))
     assert found[0][:2] == found[1][:2] and found[0][2] != found[1][2]
 
 

@@ -94,8 +94,8 @@ def test_it_changes_where_later_participations_go(tiny_settings: Any, tmp_path: 
 def test_a_device_keeps_its_trained_shared_tensors(tiny_settings: Any, tmp_path: Path) -> None:
     """Received + delta; of a personal head nothing is kept twice."""
     settings = tiny_settings(moon(1.0, sharing="body", aggregator={"kind": "mean", "weights": "uniform"}))
-    fleet, site, reports = after_rounds(1, settings, tmp_path / "run")
-    states = [stored(StateStore(site.state_dir), report.device, before=1) for report in reports]
+    fleet, worker_spec, reports = after_rounds(1, settings, tmp_path / "run")
+    states = [stored(StateStore(worker_spec.state_dir), report.device, before=1) for report in reports]
     memories = [state.memory["objective"] for state in states]
     adapter = drop(fleet.adapter(), ["head.weight", "head.bias"])
     assert all(memory.keys() == adapter.keys() for memory in memories)

@@ -13,14 +13,14 @@ from fibec_ray.parts.aggregator.peptao import PepTao
 from fibec_ray.parts.sharing.gal import GlobalLayers
 from fibec_ray.parts.sharing.layer_scores import RIDGE, spread
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 START = {"w": torch.zeros(1, dtype=torch.float64)}
 
 
-def sent(device: int, delta: float, num_samples: int = 1, steps: int = 2, lr: float = 0.5) -> ClientUpdate:
+def sent(device: int, delta: float, num_samples: int = 1, steps: int = 2, lr: float = 0.5) -> DeviceUpdate:
     value = {"w": torch.tensor([delta], dtype=torch.float64)}
-    return ClientUpdate(device, num_samples, steps, value, learning_rate=lr)
+    return DeviceUpdate(device, num_samples, steps, value, learning_rate=lr)
 
 
 def number(tensors: Tensors, name: str) -> float:

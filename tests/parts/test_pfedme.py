@@ -24,10 +24,10 @@ def pfedme(**solver: Any) -> dict[str, Any]:
 
 def one_round(method: dict[str, Any], settings: Any, folder: Path, **changes: Any) -> tuple[Tensors, Tensors, Tensors]:
     """Of a device in round 0: the received values, w and theta_k afterwards."""
-    _, site, _ = after_rounds(0, settings(method, **changes), folder)
-    worker = site.worker()
-    update, _ = worker.train(plan_round(site.job, 0), 0, Broadcast(0, worker.initial))
-    own = dict(stored(StateStore(site.state_dir), 0, before=1).memory["solver"])
+    _, worker_spec, _ = after_rounds(0, settings(method, **changes), folder)
+    worker = worker_spec.worker()
+    update, _ = worker.train(plan_round(worker_spec.job, 0), 0, Broadcast(0, worker.initial))
+    own = dict(stored(StateStore(worker_spec.state_dir), 0, before=1).memory["solver"])
     return worker.initial, add(worker.initial, update.delta), own
 
 
@@ -71,8 +71,8 @@ def test_w_by_the_paper_s_two_lines(tiny_settings: Any, tmp_path: Path) -> None:
     sgd = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "clip": None}
     method = pfedme(strength=4.0, inner_steps=3, follow=0.25)
     received, w, theta = one_round(method, tiny_settings, tmp_path / "run", local=sgd)
-    _, site, _ = after_rounds(0, tiny_settings(method, local=sgd), tmp_path / "again")
-    worker, shard = site.worker(), site.federation().train_shard(0)
+    _, worker_spec, _ = after_rounds(0, tiny_settings(method, local=sgd), tmp_path / "again")
+    worker, shard = worker_spec.worker(), worker_spec.federation().train_shard(0)
     params = worker.model.trainable
     centre = {name: value.clone() for name, value in received.items()}
     for rows in worker.epochs(worker.batches(0), 0, 0):
@@ -91,8 +91,8 @@ def test_w_by_the_paper_s_two_lines(tiny_settings: Any, tmp_path: Path) -> None:
 def test_a_personal_evaluation_scores_theta_and_a_global_one_w(tiny_settings: Any, tmp_path: Path) -> None:
     """Devices that were never drawn have w."""
     settings = tiny_settings(pfedme(follow=0.5), local={"learning_rate": 0.05})
-    fleet, site, reports = after_rounds(1, settings, tmp_path / "run")
-    result, federation, drawn = fleet.evaluate(0), site.federation(), {report.device for report in reports}
+    fleet, worker_spec, reports = after_rounds(1, settings, tmp_path / "run")
+    result, federation, drawn = fleet.evaluate(0), worker_spec.federation(), {report.device for report in reports}
     for device, own in result.personal.items():
         rows = torch.from_numpy(federation.test_rows[device].copy())
         same = torch.allclose(own.losses, result.shared.losses[rows], atol=1e-6)
@@ -101,9 +101,9 @@ def test_a_personal_evaluation_scores_theta_and_a_global_one_w(tiny_settings: An
 
 def test_personal_layers_train_with_theta(tiny_settings: Any, tmp_path: Path) -> None:
     """A personal head has no w: it stays where theta's training left it."""
-    _, site, reports = after_rounds(1, tiny_settings({**pfedme(), "sharing": "body"}), tmp_path / "run")
+    _, worker_spec, reports = after_rounds(1, tiny_settings({**pfedme(), "sharing": "body"}), tmp_path / "run")
     for report in reports:
-        state = stored(StateStore(site.state_dir), report.device, before=1)
+        state = stored(StateStore(worker_spec.state_dir), report.device, before=1)
         own = dict(state.memory["solver"])
         assert digest(select(own, state.personal)) == digest(state.personal) and len(drop(own, state.personal)) > 0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.low_rank import MOVED, A, B, blank, cut, pad, pairs
 from fibec_ray.method import Method
@@ -30,7 +30,7 @@ from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.moving_lora import MovingLora
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, digest, drop, num_bytes, subtract
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 BERT = Backbone(init="random", config=TINY_BERT, tokenizer="minilm")
 
@@ -131,18 +131,18 @@ SHARED = {f"x{A}": torch.randn(GLOBAL_RANK, 6, generator=rng(0)), f"x{B}": torch
 }
 
 
-def trained(ranks: list[int], samples: list[int]) -> tuple[list[ClientUpdate], list[Tensors]]:
+def trained(ranks: list[int], samples: list[int]) -> tuple[list[DeviceUpdate], list[Tensors]]:
     """The updates as the server hands them on, and the values they lead to."""
     updates, values = [], []
     for k, (rank, num) in enumerate(zip(ranks, samples, strict=True)):
         received = blank(SHARED, rank)
         new = blank(drawn(SHARED, 10 + k), rank)
-        updates.append(ClientUpdate(k, num, 1, subtract(new, received), rank=rank))
+        updates.append(DeviceUpdate(k, num, 1, subtract(new, received), rank=rank))
         values.append(new)
     return updates, values
 
 
-def combined(aggregator: Aggregator, updates: list[ClientUpdate], shared: Tensors = SHARED) -> Tensors:
+def combined(aggregator: Aggregator, updates: list[DeviceUpdate], shared: Tensors = SHARED) -> Tensors:
     step, state = aggregator.combine(aggregator.start(shared, 9), updates)
     new = shared | add(step, shared)
     for name, value in new.items():
@@ -214,14 +214,14 @@ def test_hetlora_of_equal_ranks_norms_and_sizes_is_fedavg() -> None:
     """E22. Signs of B turned: other values, the same norms."""
     updates, values = trained([4], [2])
     other = values[0] | {f"x{B}": -values[0][f"x{B}"]}
-    updates.append(ClientUpdate(1, 2, 1, subtract(other, SHARED), rank=4))
+    updates.append(DeviceUpdate(1, 2, 1, subtract(other, SHARED), rank=4))
     got, fedavg = combined(HetLora(), updates), SHARED | add(Mean().combine({}, updates)[0], SHARED)
     for name, value in fedavg.items():
         torch.testing.assert_close(got[name], value)
 
 
 def test_devices_that_learnt_nothing_count_alike() -> None:
-    still = [ClientUpdate(k, 1, 1, subtract(SHARED, SHARED), rank=4) for k in range(3)]
+    still = [DeviceUpdate(k, 1, 1, subtract(SHARED, SHARED), rank=4) for k in range(3)]
     new = combined(HetLora(), still)
     assert all(torch.allclose(new[name], value) for name, value in SHARED.items())
 
@@ -243,8 +243,8 @@ def test_a_device_gives_up_its_tail_if_that_shrank(factor: float, rank: int) -> 
     rule = RankPruning(gamma=0.5, strength=0)
     before = {f"x{A}": torch.ones(4, 6), f"x{B}": torch.ones(5, 4)}
     after = before | {f"x{B}": before[f"x{B}"] * factor}
-    memory, evidence = rule.finish(rule.remember({}, after), {}, subtract(after, before), 1, 0.1)
-    assert memory == {"rank": torch.tensor(rank)} and evidence == {} and rule.lowers_rank
+    memory, extras = rule.finish(rule.remember({}, after), {}, subtract(after, before), 1, 0.1)
+    assert memory == {"rank": torch.tensor(rank)} and extras == {} and rule.lowers_rank
 
 
 def test_no_device_goes_below_the_least_rank() -> None:
@@ -256,12 +256,12 @@ def test_pruned_ranks_are_neither_sent_nor_received_again(tiny_settings: Any, tm
     """A strong pull on the tail: it shrinks to nothing in the first round after it has grown."""
     objective = {"kind": "rank_pruning", "gamma": 0.5, "strength": 10.0}
     method = {"name": "m", "peft": {"kind": "lora", "r": 4, "ranks": [4]}, "aggregator": "hetlora"}
-    site, _ = site_of(
+    worker_spec, _ = spec_of(
         method | {"objective": objective}, tiny_settings, tmp_path, num_devices=1, cohort_size=1, rounds=6
     )
-    fleet = LocalFleet(site)
-    fleet.open()
-    reports = [fleet.run_round(plan_round(site.job, round_)).reports[0] for round_ in range(6)]
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
+    reports = [fleet.run_round(plan_round(worker_spec.job, round_)).reports[0] for round_ in range(6)]
     values, sizes = fleet.adapter(), [report.bytes_up_delta for report in reports]
     assert sizes[0] == num_bytes(values) and sizes[-1] < sizes[0]
     assert set(sizes) <= {num_bytes(cut(values, rank)) for rank in (1, 2, 4)}
@@ -271,18 +271,18 @@ def test_pruned_ranks_are_neither_sent_nor_received_again(tiny_settings: Any, tm
 # --- the engine
 
 
-def site_of(method: dict[str, Any], tiny_settings: Any, folder: Path, **changes: Any) -> tuple[Site, Any]:
+def spec_of(method: dict[str, Any], tiny_settings: Any, folder: Path, **changes: Any) -> tuple[WorkerSpec, Any]:
     experiment = check(tiny_settings(method, **changes), "test")
     prepared = prepare(experiment, folder)
-    return Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir()), experiment
+    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir()), experiment
 
 
 def test_bytes_are_those_of_the_devices_own_ranks(tiny_settings: Any, tmp_path: Path) -> None:
     method = {"name": "m", "peft": {"kind": "lora", "r": 4, "ranks": [1, 4]}, "aggregator": "hetlora"}
-    site, experiment = site_of(method, tiny_settings, tmp_path, cohort_size=6)
-    fleet = LocalFleet(site)
-    fleet.open()
-    result = fleet.run_round(plan_round(site.job, 0))
+    worker_spec, experiment = spec_of(method, tiny_settings, tmp_path, cohort_size=6)
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
+    result = fleet.run_round(plan_round(worker_spec.job, 0))
     values = fleet.adapter()
     peft: Lora = experiment.method.peft
     found = set()
@@ -296,11 +296,11 @@ def test_bytes_are_those_of_the_devices_own_ranks(tiny_settings: Any, tmp_path: 
 
 def test_entries_behind_a_devices_rank_stay_zero_in_training(tiny_settings: Any, tmp_path: Path) -> None:
     method = {"name": "m", "peft": {"kind": "lora", "r": 4, "ranks": [2], "scale_by": "device"}}
-    site, experiment = site_of(method, tiny_settings, tmp_path, num_devices=1, cohort_size=1)
-    fleet = LocalFleet(site)
-    fleet.open()
+    worker_spec, experiment = spec_of(method, tiny_settings, tmp_path, num_devices=1, cohort_size=1)
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
     before = fleet.adapter()
-    fleet.run_round(plan_round(site.job, 0))
+    fleet.run_round(plan_round(worker_spec.job, 0))
     after, own = fleet.adapter(), fleet._worker.model.read()
     for x in pairs(after):
         assert not own[x + A][2:].any() and not own[x + B][:, 2:].any() and own[x + B][:, :2].any()
@@ -311,11 +311,11 @@ def test_entries_behind_a_devices_rank_stay_zero_in_training(tiny_settings: Any,
 def test_equal_ranks_are_plain_lora_bit_for_bit(tiny_settings: Any, tmp_path: Path) -> None:
     values = []
     for name, peft in (("plain", {"kind": "lora"}), ("ranks", {"kind": "lora", "ranks": [8, 8], "scale_by": "device"})):
-        site, _ = site_of({"name": name, "peft": peft}, tiny_settings, tmp_path / name)
-        fleet = LocalFleet(site)
-        fleet.open()
+        worker_spec, _ = spec_of({"name": name, "peft": peft}, tiny_settings, tmp_path / name)
+        fleet = LocalFleet(worker_spec)
+        fleet.setup()
         for round_ in range(2):
-            fleet.run_round(plan_round(site.job, round_))
+            fleet.run_round(plan_round(worker_spec.job, round_))
         values.append(fleet.adapter())
     assert all(torch.equal(value, values[1][name]) for name, value in values[0].items())
 
@@ -323,10 +323,10 @@ def test_equal_ranks_are_plain_lora_bit_for_bit(tiny_settings: Any, tmp_path: Pa
 def test_floras_global_model_is_the_base_moved_by_what_devices_learnt(tiny_settings: Any, tmp_path: Path) -> None:
     """One device: after its round the server's model computes what the device's did, though LoRA has been reset."""
     method = {"name": "m", "peft": {"kind": "moving_lora", "r": 4, "ranks": [2], "scale_by": "device"}}
-    site, _ = site_of(method | {"aggregator": "flora"}, tiny_settings, tmp_path, num_devices=1, cohort_size=1)
-    fleet = LocalFleet(site)
-    fleet.open()
-    (first,) = fleet.run_round(plan_round(site.job, 0)).reports
+    worker_spec, _ = spec_of(method | {"aggregator": "flora"}, tiny_settings, tmp_path, num_devices=1, cohort_size=1)
+    fleet = LocalFleet(worker_spec)
+    fleet.setup()
+    (first,) = fleet.run_round(plan_round(worker_spec.job, 0)).reports
     worker: Any = fleet._worker.model
     theirs = scores(worker)
     values = fleet.adapter()
@@ -336,8 +336,8 @@ def test_floras_global_model_is_the_base_moved_by_what_devices_learnt(tiny_setti
     with torch.no_grad():
         fleet._worker.evaluate_shared([torch.arange(2)], fleet._server.broadcast(1))
     torch.testing.assert_close(scores(worker), theirs, rtol=1e-4, atol=1e-5)
-    assert set(server.carried) == {name for name in values if name.endswith(MOVED)}
-    (second,) = fleet.run_round(plan_round(site.job, 1)).reports
+    assert set(server.server_only) == {name for name in values if name.endswith(MOVED)}
+    (second,) = fleet.run_round(plan_round(worker_spec.job, 1)).reports
     moved = num_bytes({name: value for name, value in values.items() if name.endswith(MOVED)})
     assert second.bytes_down == first.bytes_down + moved, "the base has moved, and travels down; it never travels up"
     assert second.bytes_up_delta == first.bytes_up_delta < moved

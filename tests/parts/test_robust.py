@@ -11,12 +11,12 @@ from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.robust import Krum, Median, TrimmedMean
 from fibec_ray.parts.aggregator.server_optimisers import Adam
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 
-def updates(*points: tuple[float, ...]) -> list[ClientUpdate]:
+def updates(*points: tuple[float, ...]) -> list[DeviceUpdate]:
     """Shard sizes differ, and must not matter."""
-    return [ClientUpdate(k, 1 + 10 * k, 1, {"w": torch.tensor(point)}) for k, point in enumerate(points)]
+    return [DeviceUpdate(k, 1 + 10 * k, 1, {"w": torch.tensor(point)}) for k, point in enumerate(points)]
 
 
 def combined(aggregator: Aggregator, *points: tuple[float, ...]) -> list[float]:
@@ -76,8 +76,8 @@ def test_krum_by_hand() -> None:
 
 def test_krum_looks_at_all_tensors_together() -> None:
     """Device 4 is the nearest in `a` and far off in `b`."""
-    given = [ClientUpdate(k, 1, 1, {"a": torch.tensor([k / 10]), "b": torch.zeros(2, 2)}) for k in range(4)]
-    given.append(ClientUpdate(4, 1, 1, {"a": torch.tensor([0.15]), "b": torch.full((2, 2), 9.0)}))
+    given = [DeviceUpdate(k, 1, 1, {"a": torch.tensor([k / 10]), "b": torch.zeros(2, 2)}) for k in range(4)]
+    given.append(DeviceUpdate(4, 1, 1, {"a": torch.tensor([0.15]), "b": torch.full((2, 2), 9.0)}))
     step, _ = Krum(num_byzantine=1, num_selected=4).combine({}, given)
     assert float(step["a"]) == pytest.approx(0.15) and not step["b"].any() and step["b"].shape == (2, 2)
 
@@ -116,7 +116,7 @@ def test_they_do_not_depend_on_the_order_of_devices_and_keep_what_all_say(aggreg
 
 @pytest.mark.parametrize("aggregator", ROBUST, ids=lambda one: one.kind)
 def test_nothing_shared_gives_no_step(aggregator: Aggregator) -> None:
-    assert aggregator.combine({}, [ClientUpdate(k, 1, 1, {}) for k in range(5)]) == ({}, {})
+    assert aggregator.combine({}, [DeviceUpdate(k, 1, 1, {}) for k in range(5)]) == ({}, {})
 
 
 def test_krum_needs_two_f_and_three_devices_and_as_many_honest_ones_as_it_takes() -> None:

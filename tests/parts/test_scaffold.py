@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import StateStore
 from fibec_ray.parts.aggregator.mean import Mean
@@ -21,7 +21,7 @@ from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.objective.scaffold import Scaffold
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, digest
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 RATE, STEPS = 0.1, 5
 CURVES, CENTRES = torch.tensor([0.5, 1.0, 2.0, 4.0]).double(), torch.tensor([3.0, -1.0, 0.5, 2.0]).double()
@@ -35,24 +35,26 @@ class Federation:
     def __init__(self, objective: Objective, weights: Sequence[int] = (1, 1, 1, 1)):
         self.objective, self.aggregator, self.weights = objective, Mean(), weights
         self.shared: Tensors = {"x": torch.zeros(1).double()}
-        self.hint = objective.absorb(self.shared, {}, (), len(CURVES))
+        self.control = objective.absorb(self.shared, {}, (), len(CURVES))
         self.memories: list[Tensors] = [{} for _ in CURVES]
 
-    def train(self, device: int) -> ClientUpdate:
+    def train(self, device: int) -> DeviceUpdate:
         x = nn.Parameter(self.shared["x"].clone())
         for _ in range(STEPS):
             x.grad = CURVES[device] * (x.detach() - CENTRES[device])
-            self.objective.correct({"x": x}, self.memories[device], self.hint)
+            self.objective.correct({"x": x}, self.memories[device], self.control)
             x.data.sub_(RATE * x.grad)
         delta = {"x": x.detach() - self.shared["x"]}
-        self.memories[device], evidence = self.objective.finish(self.memories[device], self.hint, delta, STEPS, RATE)
-        return ClientUpdate(device, self.weights[device], STEPS, delta, evidence)
+        self.memories[device], extras = self.objective.finish(self.memories[device], self.control, delta, STEPS, RATE)
+        return DeviceUpdate(device, self.weights[device], STEPS, delta, extras)
 
     def round(self, cohort: Sequence[int]) -> None:
         updates = [self.train(device) for device in cohort]
         step, _ = self.aggregator.combine({}, updates)
         self.shared = add(self.shared, step)
-        self.hint = self.objective.absorb(self.shared, self.hint, [update.evidence for update in updates], len(CURVES))
+        self.control = self.objective.absorb(
+            self.shared, self.control, [update.extras for update in updates], len(CURVES)
+        )
 
     @property
     def x(self) -> float:
@@ -67,27 +69,27 @@ def pairs(num_rounds: int) -> list[list[int]]:
 
 def test_a_control_variate_by_hand() -> None:
     """delta = [-.6, .2] in 2 steps of .1: mean gradient [3, -1]. With c = [1, 1] and c_k = [2, 0]: [4, -2]."""
-    hint, delta = {"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([-0.6, 0.2])}
-    memory, evidence = Scaffold().finish({"w": torch.tensor([2.0, 0.0])}, hint, delta, 2, 0.1)
+    control, delta = {"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([-0.6, 0.2])}
+    memory, extras = Scaffold().finish({"w": torch.tensor([2.0, 0.0])}, control, delta, 2, 0.1)
     assert memory["w"].tolist() == pytest.approx([4, -2])
-    assert evidence.keys() == {"control/w"} and evidence["control/w"].tolist() == pytest.approx([2, -2])
+    assert extras.keys() == {"control/w"} and extras["control/w"].tolist() == pytest.approx([2, -2])
 
 
 def test_the_server_s_variate_by_hand() -> None:
     """Two of four devices send 2 and 4: c = 1 + (2 / 4) 3 = 2.5. A round of nobody leaves it."""
-    hint = {"w": torch.tensor([1.0])}
+    control = {"w": torch.tensor([1.0])}
     sent = [{"control/w": torch.tensor([2.0])}, {"control/w": torch.tensor([4.0])}]
-    assert Scaffold().absorb(hint, hint, sent, 4)["w"].tolist() == [2.5]
-    assert Scaffold().absorb(hint, hint, [], 4)["w"].tolist() == [1.0]
+    assert Scaffold().absorb(control, control, sent, 4)["w"].tolist() == [2.5]
+    assert Scaffold().absorb(control, control, [], 4)["w"].tolist() == [1.0]
 
 
 def test_the_gradient_is_corrected_for_shared_tensors_alone() -> None:
-    """g - c_k + c = 5 - 2 + 1; without a memory g + c; tensors without a hint or a gradient are left as they are."""
+    """g - c_k + c = 5 - 2 + 1; without a memory g + c; tensors without a control or a gradient are left as they are."""
     params = {name: nn.Parameter(torch.zeros(1)) for name in ("w", "personal", "unused")}
-    hint = {"w": torch.tensor([1.0]), "unused": torch.tensor([1.0])}
+    control = {"w": torch.tensor([1.0]), "unused": torch.tensor([1.0])}
     for memory, expected in (({"w": torch.tensor([2.0])}, 4.0), ({}, 6.0)):
         params["w"].grad, params["personal"].grad = torch.tensor([5.0]), torch.tensor([7.0])
-        Scaffold().correct(params, memory, hint)
+        Scaffold().correct(params, memory, control)
         assert params["w"].grad.item() == expected and params["personal"].grad.item() == 7.0
         assert params["unused"].grad is None
 
@@ -97,7 +99,7 @@ def test_a_variate_is_the_mean_gradient_of_the_steps() -> None:
     for cohort in pairs(3):
         federation.round(cohort)
     x, gradients = federation.shared["x"].clone(), []
-    correction = federation.hint["x"] - federation.memories[2].get("x", torch.zeros(1).double())
+    correction = federation.control["x"] - federation.memories[2].get("x", torch.zeros(1).double())
     for _ in range(STEPS):
         gradients.append(CURVES[2] * (x - CENTRES[2]))
         x = x - RATE * (gradients[-1] + correction)
@@ -133,7 +135,7 @@ def test_the_server_s_variate_is_always_the_mean_of_the_devices_ones() -> None:
     for cohort in pairs(30):
         federation.round(cohort)
         mean = sum((memory.get("x", torch.zeros(1)).double() for memory in federation.memories), torch.zeros(1)) / 4
-        torch.testing.assert_close(federation.hint["x"], mean, rtol=0, atol=1e-15)
+        torch.testing.assert_close(federation.control["x"], mean, rtol=0, atol=1e-15)
 
 
 # --- whole rounds
@@ -141,12 +143,12 @@ def test_the_server_s_variate_is_always_the_mean_of_the_devices_ones() -> None:
 SGD = {"optimizer": "sgd", "learning_rate": 0.2, "schedule": "constant"}
 
 
-def fleet_of(settings: dict[str, Any], folder: Path) -> tuple[LocalFleet, Site]:
+def fleet_of(settings: dict[str, Any], folder: Path) -> tuple[LocalFleet, WorkerSpec]:
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    site = Site(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
-    return LocalFleet(site), site
+    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return LocalFleet(worker_spec), worker_spec
 
 
 def test_with_one_device_it_is_sgd_bit_for_bit(tiny_settings: Any, tmp_path: Path) -> None:
@@ -154,25 +156,25 @@ def test_with_one_device_it_is_sgd_bit_for_bit(tiny_settings: Any, tmp_path: Pat
     found = {}
     for method in ("fedavg", "scaffold"):
         settings = tiny_settings(method, num_devices=1, cohort_size=1, local=SGD | {"weight_decay": 0.1})
-        fleet, site = fleet_of(settings, tmp_path / method)
-        fleet.open()
+        fleet, worker_spec = fleet_of(settings, tmp_path / method)
+        fleet.setup()
         for round_ in range(3):
-            fleet.run_round(plan_round(site.job, round_))
+            fleet.run_round(plan_round(worker_spec.job, round_))
         found[method] = digest(fleet.adapter())
     assert found["scaffold"] == found["fedavg"]
 
 
 def test_over_rounds_variates_add_up_and_their_bytes_are_counted(tiny_settings: Any, tmp_path: Path) -> None:
     """Three of six devices a round; what travels is twice FedAvg's payload, each way."""
-    fleet, site = fleet_of(tiny_settings("scaffold", local=SGD), tmp_path / "run")
-    fleet.open()
+    fleet, worker_spec = fleet_of(tiny_settings("scaffold", local=SGD), tmp_path / "run")
+    fleet.setup()
     for round_ in range(3):
-        reports = fleet.run_round(plan_round(site.job, round_)).reports
-        assert all(r.bytes_up_evidence == r.bytes_up_delta == r.bytes_down / 2 for r in reports)
-    store, hint = StateStore(site.state_dir), fleet._server.broadcast(3).hint
+        reports = fleet.run_round(plan_round(worker_spec.job, round_)).reports
+        assert all(r.bytes_up_extras == r.bytes_up_delta == r.bytes_down / 2 for r in reports)
+    store, control = StateStore(worker_spec.state_dir), fleet._server.broadcast(3).control
     memories = [stored(store, device, before=3).memory.get("objective", {}) for device in range(6)]
     assert 3 < sum(map(bool, memories)) <= 6
-    for name, control in hint.items():
-        total: Tensor = sum((memory[name].double() for memory in memories if memory), torch.zeros_like(control))
-        torch.testing.assert_close(control, (total / 6).float(), rtol=1e-4, atol=1e-7)
-    assert any(control.any() for control in hint.values())
+    for name, value in control.items():
+        total: Tensor = sum((memory[name].double() for memory in memories if memory), torch.zeros_like(value))
+        torch.testing.assert_close(value, (total / 6).float(), rtol=1e-4, atol=1e-7)
+    assert any(value.any() for value in control.values())

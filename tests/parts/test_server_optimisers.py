@@ -15,13 +15,13 @@ from fibec_ray.parts.aggregator.robust import Krum, Median
 from fibec_ray.parts.aggregator.server_optimisers import Adagrad, Adam, Adaptive, Momentum, Yogi
 from fibec_ray.parts.part import build
 from fibec_ray.tensors import Tensors, digest
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 ZERO = {"w": torch.zeros(2, dtype=torch.float64)}
 
 
-def update(device: int, *values: float, num_samples: int = 1) -> ClientUpdate:
-    return ClientUpdate(device, num_samples, 1, {"w": torch.tensor(values, dtype=torch.float64)})
+def update(device: int, *values: float, num_samples: int = 1) -> DeviceUpdate:
+    return DeviceUpdate(device, num_samples, 1, {"w": torch.tensor(values, dtype=torch.float64)})
 
 
 def steps(aggregator: Aggregator, *deltas: tuple[float, float]) -> list[list[float]]:
@@ -49,7 +49,7 @@ def test_momentum_without_memory_is_fedavg_bit_for_bit() -> None:
     plain, momentum = Mean(), Momentum(beta=0, rate=1)
     state = momentum.start({"w": torch.zeros(5)}, 3)
     for _ in range(3):
-        updates = [ClientUpdate(k, 1 + k, 1, {"w": torch.randn(5, generator=rng)}) for k in range(3)]
+        updates = [DeviceUpdate(k, 1 + k, 1, {"w": torch.randn(5, generator=rng)}) for k in range(3)]
         step, state = momentum.combine(state, updates)
         assert torch.equal(step["w"], plain.combine({}, updates)[0]["w"])
 

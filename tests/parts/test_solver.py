@@ -9,12 +9,23 @@ import pytest
 from conftest import TINY_LLAMA, after_rounds
 
 from fibec_ray.config.load import check
+from fibec_ray.errors import note_renamed
 from fibec_ray.method import Method
+from fibec_ray.parts.solver.base import Solver
 from fibec_ray.roundlog.reader import read_devices
 from fibec_ray.runs.simulation import simulate
 from fibec_ray.tensors import digest
 
 DECODER = {"backbone": {"config": TINY_LLAMA, "head": "causal_lm"}, "data": {"max_length": 24}}
+
+
+def test_the_former_name_of_a_kind_still_works_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
+    note_renamed.cache_clear()
+    assert Method.model_validate({"name": "m", "solver": "once"}).solver == Solver()
+    assert Method.model_validate({"name": "m", "solver": {"kind": "once"}}).solver == Solver()
+    assert [record.message for record in caplog.records] == [
+        "kind 'once' is now called 'single'; the old name works in this release"
+    ]
 
 
 def test_zero_shot_trains_and_sends_nothing(tiny_settings: Any, tmp_path: Path) -> None:
@@ -51,7 +62,7 @@ def test_with_everything_shared_doing_nothing_sends_zeros(tiny_settings: Any, tm
         ({"solver": "pfedme", "objective": "scaffold"}, "'scaffold' reads gradients off .* what solver 'pfedme' sends"),
         (
             {"solver": "pfedme", "objective": "feddyn", "aggregator": "feddyn"},
-            "objective 'feddyn' reads gradients off .* set objective: plain, or solver: once",
+            "objective 'feddyn' reads gradients off .* set objective: plain, or solver: single",
         ),
         ({"solver": "pfedme", "sharing": "none"}, "solver 'pfedme' needs shared tensors"),
     ],

@@ -19,7 +19,7 @@ from fibec_ray.parts.objective.feddyn import DynamicRegulariser
 from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.objective.scaffold import Scaffold
 from fibec_ray.tensors import Tensors, all_finite, weighted_mean
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 SHAPES = {"x.lora_A.weight": (2, 3), "x.lora_B.weight": (4, 2), "head.weight": (1, 3), "head.bias": (1,)}
 MODULES = {"x.lora_A": (3, 2), "x.lora_B": (2, 4), "head": (4, 1)}
@@ -65,7 +65,7 @@ def covariance(size: int, rank: int, scale: float, rng: torch.Generator) -> Tens
     return scale * (root @ root.T)
 
 
-def update(device: int, one: tuple[int, float, float, int, int, int], shared: Tensors) -> ClientUpdate:
+def update(device: int, one: tuple[int, float, float, int, int, int], shared: Tensors) -> DeviceUpdate:
     seed, size, curvature, rank, samples, steps = one
     rng = torch.Generator().manual_seed(seed)
     names = [name for name in shared if not name.endswith(MOVED)]
@@ -81,7 +81,7 @@ def update(device: int, one: tuple[int, float, float, int, int, int], shared: Te
         extras |= {
             f"{block}/vectors/{n}": part.reshape(*SHAPES[n], rank) for n, part in zip(members, parts, strict=True)
         }
-    return ClientUpdate(device, samples, steps, delta, extras, learning_rate=0.1)
+    return DeviceUpdate(device, samples, steps, delta, extras, learning_rate=0.1)
 
 
 def shared_by(rule: Aggregator) -> Tensors:
@@ -116,7 +116,7 @@ def test_updates_without_tensors_give_no_step(name: str) -> None:
     rule = RULES[name]
     state = rule.start({}, 6)
     for _ in range(2):
-        step, state = rule.combine(state, [ClientUpdate(k, 3, 2, {}, learning_rate=0.1) for k in range(5)])
+        step, state = rule.combine(state, [DeviceUpdate(k, 3, 2, {}, learning_rate=0.1) for k in range(5)])
         assert step == {}
 
 
@@ -137,8 +137,8 @@ def test_a_mean_of_nothing_that_counts_is_empty() -> None:
 
 
 def test_objectives_of_devices_that_did_nothing_stay_as_they_are() -> None:
-    hint, delta = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
+    control, delta = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
     for steps, rate in ((0, 0.1), (3, 0.0)):
-        memory, sent = Scaffold().finish({"w": torch.full((2,), 5.0)}, hint, delta, steps, rate)
+        memory, sent = Scaffold().finish({"w": torch.full((2,), 5.0)}, control, delta, steps, rate)
         assert memory["w"].tolist() == [5, 5] and sent["control/w"].tolist() == [0, 0]
     assert Proximal(mu=1).penalty({}, {}) is None and DynamicRegulariser().penalty({}, {}) is None

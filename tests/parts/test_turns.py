@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.low_rank import A, B, pairs
 from fibec_ray.parts.objective.adalora import AdaLoraImportance
@@ -28,15 +28,15 @@ class Rounds:
     def __init__(self, method: dict[str, Any], tiny_settings: Any, folder: Path, rounds: int = 4):
         self.experiment = check(tiny_settings({"name": "m"} | method, rounds=rounds), "test")
         prepared = prepare(self.experiment, folder)
-        self.site = Site(self.experiment.job(prepared.num_classes, None), folder, cache_dir())
-        self.fleet = LocalFleet(self.site)
-        self.fleet.open()
+        self.worker_spec = WorkerSpec(self.experiment.job(prepared.num_classes, None), folder, cache_dir())
+        self.fleet = LocalFleet(self.worker_spec)
+        self.fleet.setup()
         self.initial = self.fleet.adapter()
 
     def run(self, round_: int) -> tuple[set[str], Any]:
         """Names of what moved, and a device's report."""
         before = self.fleet.adapter()
-        result = self.fleet.run_round(plan_round(self.site.job, round_))
+        result = self.fleet.run_round(plan_round(self.worker_spec.job, round_))
         after = self.fleet.adapter()
         return {name for name, value in after.items() if not torch.equal(value, before[name])}, result.reports[0]
 
@@ -105,7 +105,7 @@ def test_slora_computes_with_the_weights_it_says(tiny_settings: Any, tmp_path: P
     """The base plus D, at the drawn entries: against the same base with its weight changed."""
     run = Rounds({"peft": {"kind": "sparse_lora", "density": 0.1}}, tiny_settings, tmp_path)
     model: Any = run.fleet._worker.model
-    batch = run.site.federation().train_shard(0).batch(torch.arange(3))
+    batch = run.worker_spec.federation().train_shard(0).batch(torch.arange(3))
     values = {name: torch.ones_like(value) for name, value in run.initial.items() if name.endswith(SPARSE)}
     model.load(values)
     with torch.no_grad():
@@ -137,11 +137,11 @@ def test_the_budget_falls_by_the_cubic_rule() -> None:
 def test_the_server_keeps_the_best_ranks_of_all_weights_together() -> None:
     peft = AdaLora(init_r=3, r=2, warmup_fraction=0, final_fraction=0)
     shared = {"x.lora_E": torch.tensor([[1.0], [2.0], [3.0]]), "y.lora_E": torch.tensor([[4.0], [5.0], [6.0]])}
-    hint = {
+    control = {
         "scores/x.lora_E": torch.tensor([[0.1], [0.2], [0.3]]),
         "scores/y.lora_E": torch.tensor([[0.9], [0.8], [0.15]]),
     }
-    new = peft.after_round(shared, hint, 9, 10)
+    new = peft.after_round(shared, control, 9, 10)
     assert new["x.lora_E"].flatten().tolist() == [0, 2, 3] and new["y.lora_E"].flatten().tolist() == [4, 5, 0]
     assert peft.after_round(shared, {}, 9, 10) == {}
 
@@ -160,11 +160,11 @@ def test_a_rank_is_scored_by_its_entry_and_the_means_of_its_factors() -> None:
     for value in params.values():
         value.grad = torch.ones_like(value)
     objective.correct(params, memory, {})
-    memory, evidence = objective.finish(memory, {}, dict(params), 1, 0.1)
+    memory, extras = objective.finish(memory, {}, dict(params), 1, 0.1)
     # |w g| of rank 0: e 2, A's row (1, 0), B's column (1, 0, 0); S(1) = .5 * .25, S(2) = 1 * .5, S(3) = 1.5 * .75
     s = {1: 0.125, 2: 0.5, 3: 1.125}
     expected = [s[2] + s[1] / 2 + s[1] / 3, s[3] + s[1] / 2 + s[1] / 3]
-    torch.testing.assert_close(evidence["scores/x.lora_E"].flatten(), torch.tensor(expected))
+    torch.testing.assert_close(extras["scores/x.lora_E"].flatten(), torch.tensor(expected))
     assert all(torch.equal(value.grad, torch.ones_like(value)) for value in params.values() if value.grad is not None)
 
 

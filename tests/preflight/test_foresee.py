@@ -42,7 +42,7 @@ def test_a_run_takes_what_was_foreseen(settings: dict[str, Any], tmp_path: Path)
     assert outlook.traffic.total == last["bytes_total"]
     assert list(outlook.traffic.rounds_up) == [row["bytes_up"] for row in run.rows[1:]]
     assert list(outlook.traffic.rounds_down) == [row["bytes_down"] for row in run.rows[1:]]
-    flops = outlook.work.opening_flops + sum(outlook.work.rounds_flops)
+    flops = outlook.work.setup_flops + sum(outlook.work.rounds_flops)
     assert flops == pytest.approx(sum(row["flops"] for row in run.rows), rel=0.25)
     assert outlook.plan.disk.run == pytest.approx(folder_bytes(run.folder), rel=0.25)
     kept = outlook.plan.disk.states + outlook.plan.disk.checkpoints
@@ -77,8 +77,8 @@ def test_plan_prints_plain_values_for_scripts(tiny_file: str, capsys: pytest.Cap
     found = json.loads(capsys.readouterr().out)
     assert found["plan"]["memory"]["total"] > 3e8
     assert found["plan"]["seats"]["placement"]["num_actors"] == 1
-    assert found["plan"]["holding"]["backend"] == "plain"
-    assert found["plan"]["holding"]["reason"].startswith("auto: no GPU; ")
+    assert found["plan"]["backend_choice"]["backend"] == "plain"
+    assert found["plan"]["backend_choice"]["reason"].startswith("auto: no GPU; ")
     assert found["traffic_total"] == sum(found["traffic"]["rounds_up"]) + sum(found["traffic"]["rounds_down"])
 
 

@@ -28,7 +28,7 @@ from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.exchange import Exchange
 from fibec_ray.preflight.rehearsal import Rehearsal, Rehearsed
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Asked, ClientUpdate, Extra, LayerScores
+from fibec_ray.types import Asked, DeviceUpdate, Extra, LayerScores
 
 
 class Surprise(Aggregator):
@@ -37,18 +37,18 @@ class Surprise(Aggregator):
     kind: Literal["surprise"] = "surprise"  # type: ignore[assignment]
     max_samples: int = 5
 
-    def evidence(
+    def extras_before(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
     ) -> Tensors:
         rows = torch.randperm(shard.num_samples, generator=rng)[: self.max_samples]
-        losses, _ = model.watched(shard.batch(rows))
+        losses, _ = model.per_sample_grads(shard.batch(rows))
         model.grad(losses.losses.mean(), list(model.trainable.values()))
         return {"losses": torch.zeros(7, dtype=torch.float64)} | {f"two/{name}": torch.zeros(2) for name in names}
 
     def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
         return [Passes(self.max_samples, self.max_samples, backwards=1)]
 
-    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+    def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         return {"losses": Extra((7,), torch.float64)} | {f"two/{name}": Extra((2,)) for name in asked.shared}
 
 
@@ -72,7 +72,7 @@ class Chatty(Objective):
     kind: Literal["chatty"] = "chatty"  # type: ignore[assignment]
 
     def finish(
-        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+        self, memory: Tensors, control: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
         return memory, {"number": torch.ones(1)}
 
@@ -107,8 +107,8 @@ def check_exactly(found: Ran, most: float = 1e-9) -> None:
     planned = counted = 0.0
     for report in found.reports:
         message = found.exchange.message(report.device, report.round, report.num_samples)
-        sent = report.bytes_down, report.bytes_up_delta, report.bytes_up_evidence
-        assert (message.down, message.up_delta, message.up_evidence) == sent
+        sent = report.bytes_down, report.bytes_up_delta, report.bytes_up_extras
+        assert (message.down, message.up_delta, message.up_extras) == sent
         planned += found.devices.device_round(report.device, report.round).flops
         counted += report.flops
     assert planned == pytest.approx(counted, rel=most)
@@ -117,10 +117,10 @@ def check_exactly(found: Ran, most: float = 1e-9) -> None:
 
 
 @pytest.mark.parametrize("aggregator", ["surprise", {"kind": "adam", "of": "surprise"}])
-def test_evidence_of_a_new_aggregator_is_planned_to_the_byte(aggregator: Any, tmp_path: Path) -> None:
+def test_extras_of_a_new_aggregator_is_planned_to_the_byte(aggregator: Any, tmp_path: Path) -> None:
     found = run(with_parts(aggregator=aggregator), tmp_path)
     check_exactly(found)
-    assert found.reports[-1].bytes_up_evidence > 56
+    assert found.reports[-1].bytes_up_extras > 56
 
 
 def test_a_new_solver_that_trains_twice_is_planned_with_its_work_and_its_state(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_large_adapters_are_planned_alike_without_their_memory(method: str, monk
 def test_extras_that_an_objective_does_not_name_are_refused_before_the_run() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^method\.objective: .*:Chatty: finish sends \['number'\], and extras names nothing; name the same",
+        match=r"^method\.objective: .*:Chatty: finish sends \['number'\], and expected_extras names nothing; name",
     ):
         rehearsed(with_parts(objective="chatty"))
 
@@ -166,26 +166,28 @@ def test_a_part_that_no_plan_can_follow_may_name_one_that_it_can(monkeypatch: py
 @pytest.mark.parametrize("method", ["fedpeptao", "adalora"])
 def test_what_the_server_keeps_is_planned_to_the_byte(method: str, tmp_path: Path) -> None:
     """A control variate of each device that has taken part; scores that devices have sent."""
-    fleet, site, _ = after_rounds(6, settings_on("encoder", method, rounds=6), tmp_path)
+    fleet, worker_spec, _ = after_rounds(6, settings_on("encoder", method, rounds=6), tmp_path)
     fleet.save(tmp_path / "state.safetensors")()
-    planned = Exchange(Rehearsal(site.job, anatomy(site.job))).checkpoint_bytes
+    planned = Exchange(Rehearsal(worker_spec.job, anatomy(worker_spec.job))).checkpoint_bytes
     assert planned == (tmp_path / "state.safetensors").stat().st_size
 
 
-def test_evidence_without_its_cost_is_no_part() -> None:
-    with pytest.raises(TypeError, match=r"^Silent overrides evidence, so it must define extras and passes too"):
+def test_extras_without_its_cost_is_no_part() -> None:
+    with pytest.raises(
+        TypeError, match=r"^Silent overrides extras_before, so it must define expected_extras and passes too"
+    ):
 
         class Silent(Aggregator):
-            def evidence(self, *arguments: Any) -> Tensors:
+            def extras_before(self, *arguments: Any) -> Tensors:
                 return {}
 
-    with pytest.raises(TypeError, match=r"^Half overrides evidence_after, so it must define passes too"):
+    with pytest.raises(TypeError, match=r"^Half overrides extras_after, so it must define passes too"):
 
         class Half(Aggregator):
-            def evidence_after(self, *arguments: Any) -> Tensors:
+            def extras_after(self, *arguments: Any) -> Tensors:
                 return {}
 
-            def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+            def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
                 return {}
 
 
@@ -193,10 +195,12 @@ def test_what_a_base_class_declares_holds_for_the_base_class_alone() -> None:
     class Renamed(Fipa):
         """Same hooks, same costs."""
 
-    with pytest.raises(TypeError, match=r"^More overrides evidence, so it must define extras and passes too"):
+    with pytest.raises(
+        TypeError, match=r"^More overrides extras_before, so it must define expected_extras and passes too"
+    ):
 
         class More(Fipa):
-            def evidence(self, *arguments: Any) -> Tensors:
+            def extras_before(self, *arguments: Any) -> Tensors:
                 return {}
 
 

@@ -83,7 +83,7 @@ def test_the_backend_is_foreseen_and_why() -> None:
     def held(gpu: float | None, gpus: float = 1, memory: float = 64 * GB, **backbone: Any) -> Any:
         there = room(memory, gpus=max(1.0, gpus), gpu_memory=gpu and int(gpu))
         fleet = ON_A_GPU | {"gpus_per_actor": gpus}
-        return plan(there, backbone=ON_LLAMA | backbone, fleet=fleet).holding
+        return plan(there, backbone=ON_LLAMA | backbone, fleet=fleet).backend_choice
 
     assert held(24 * GB) == ("plain", "auto: the base has 13.5 GB, the GPU 23.5 GB free")
     assert held(16 * GB)[0] == "plain" and held(14 * GB)[0] == "deepspeed"
@@ -187,7 +187,9 @@ def test_many_devices_on_one_gpu_share_an_actor_and_its_base(gpu_memory: float |
     found = on_one_gpu(gpu_memory, AUTO)
     assert found.seats.placement.num_actors == 1 and found.memory.sharing == 1
     assert found.seats.lanes > 1
-    assert found.holding is not None and found.holding.backend == ("auto" if gpu_memory is None else "plain")
+    assert found.backend_choice is not None and found.backend_choice.backend == (
+        "auto" if gpu_memory is None else "plain"
+    )
     refuse(found)
 
 
@@ -218,8 +220,8 @@ def test_a_pooled_actor_with_a_part_of_a_gpu_has_it_to_itself() -> None:
 
 def test_this_process_computes_on_a_gpu_too() -> None:
     found = on_one_gpu(24 * GB, {"kind": "local", "placement": "auto", "num_actors": None})
-    assert found.memory.actor.gpu > found.model.frozen_bytes and found.holding is not None
-    assert found.holding.backend == "plain"
+    assert found.memory.actor.gpu > found.model.frozen_bytes and found.backend_choice is not None
+    assert found.backend_choice.backend == "plain"
 
 
 def test_an_object_store_that_takes_the_memory_is_what_to_make_smaller() -> None:

@@ -12,7 +12,7 @@ import psutil
 import yaml
 
 from fibec_ray.config.load import check
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
@@ -38,15 +38,17 @@ def main(settings: Path, folder: Path, cache: Path) -> None:
     job = experiment.job(len(experiment.task.label_names), None)
     peak = Peak()
     peak.start()
-    worker = Site(job, folder, cache, experiment.fleet).worker()
+    worker = WorkerSpec(job, folder, cache, experiment.fleet).worker()
     server = Server(job, worker.initial, worker.layout)
     lanes = experiment.fleet.known_lanes or 1
-    opened = [worker.open_group(group) for group in split(range(job.num_devices), lanes)] if job.method.opens else []
-    server.open([report for group in opened for report, _ in group])
+    opened = (
+        [worker.setup_group(group) for group in split(range(job.num_devices), lanes)] if job.method.needs_setup else []
+    )
+    server.setup([report for group in opened for report, _ in group])
     plan = plan_round(job, 0)
     for group in split(plan.cohort, lanes):
         worker.train_group(plan, group, server.broadcast(0))
-    federation = Site(job, folder, cache).federation()
+    federation = WorkerSpec(job, folder, cache).federation()
     worker.evaluate_shared(evaluation_chunks(federation.test_set(), job.eval_batch_size), server.broadcast(0))
     print(peak.bytes)
 

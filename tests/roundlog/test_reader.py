@@ -9,7 +9,7 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds, read_table
-from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, ROUNDS, SCHEMA_VERSION, tables_of
+from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, RENAMED, ROUNDS, SCHEMA_VERSION, tables_of
 from fibec_ray.roundlog.writer import RoundLog
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}
@@ -71,7 +71,7 @@ def test_a_log_of_another_version_is_refused(tmp_path):
     part = write(tmp_path) / "rounds" / "part-000001.parquet"
     table = pq.ParquetFile(part).read()
     pq.write_table(table.replace_schema_metadata({"schema_version": "99"}), part)
-    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads versions 2 to 6"):
+    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads versions 2 to 7"):
         read_rounds(tmp_path)
 
 
@@ -105,6 +105,25 @@ def test_an_older_log_is_read_as_if_its_later_tables_had_no_rows(tmp_path):
     )
     assert log_digest(tmp_path)
     check_parts(tmp_path, METADATA["run_id"], last=1, newest={})  # a run that an older program began can be resumed
+
+
+def test_an_older_log_is_read_with_the_names_of_today(tmp_path):
+    write(tmp_path, device_values={"bytes_up_extras": 5, "true_difficulty_seen": 0.25})
+    as_version_6(tmp_path / "devices")
+    devices = read_devices(tmp_path)
+    assert devices.schema.equals(DEVICES)
+    assert set(devices.column("bytes_up_extras").to_pylist()) == {5}
+    assert set(devices.column("true_difficulty_seen").to_pylist()) == {0.25}
+
+
+def as_version_6(table_dir):
+    """Gives the parts of a table the column names that they had before version 7."""
+    before = {now: was for was, now in RENAMED.items()}
+    for part in table_dir.iterdir():
+        table = pq.ParquetFile(part).read()
+        metadata = table.schema.metadata | {b"schema_version": b"6", b"schema_major": b"2"}
+        table = table.rename_columns([before.get(name, name) for name in table.column_names])
+        pq.write_table(table.replace_schema_metadata(metadata), part)
 
 
 def test_a_part_with_other_columns_is_refused(tmp_path):

@@ -46,7 +46,7 @@ def test_a_part_carries_the_metadata_and_is_zstd(tmp_path):
     RoundLog(tmp_path, METADATA).append(rounds_row(0), [], [])
     file = pq.ParquetFile(tmp_path / "rounds" / "part-000000.parquet")
     found = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
-    assert found == METADATA | {"schema_version": str(SCHEMA_VERSION), "schema_major": "2"}
+    assert found == METADATA | {"schema_version": str(SCHEMA_VERSION), "schema_major": "7"}
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
 
 

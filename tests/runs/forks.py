@@ -24,7 +24,7 @@ import fibec_ray.runs.replay  # noqa: F401
 import fibec_ray.runs.verify  # noqa: F401
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import load_experiment
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import cache_dir, prepare
 
@@ -59,7 +59,7 @@ def warm_up(config: Path) -> None:
     experiment = load_experiment(config)
     with TemporaryDirectory() as warm:
         prepared = prepare(experiment, Path(warm))
-        Site(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir()).worker()
+        WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir()).worker()
 
 
 def command(arguments: Sequence[str], first: Callable[[], object] = lambda: None) -> Ended:

@@ -27,7 +27,7 @@ import yaml
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.runs.records import last_logged
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
@@ -46,7 +46,7 @@ def warm_up(experiment: Experiment) -> None:
     """Models, tokenizers and what they import."""
     with TemporaryDirectory() as warm:
         prepared = prepare(experiment, Path(warm))
-        Site(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir()).worker()
+        WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir()).worker()
 
 
 def disturb(experiment: Experiment, home: Path, num_kills: int, rng: random.Random) -> list[int]:

@@ -121,7 +121,7 @@ def test_rare_checkpoints_cost_rounds_and_nothing_else(
     assert plug.notes == [f"resuming at round {first} of 5 rounds"]
 
 
-def test_without_a_checkpoint_it_starts_from_the_opening(half: Path, calm: tuple[str, str, int]) -> None:
+def test_without_a_checkpoint_it_starts_from_the_setup(half: Path, calm: tuple[str, str, int]) -> None:
     shutil.rmtree(half / "checkpoints" / "rounds")
     plug = Plug()
     assert result(resume(half, (), plug), half) == calm

@@ -42,7 +42,7 @@ def half(broken_off: Path, tmp_path: Path) -> Path:
 
 def notes_of(run: Path) -> list[str]:
     plug = Plug()
-    assert resume(run, watcher=plug) is not None
+    assert resume(run, callback=plug) is not None
     return plug.notes
 
 

@@ -164,7 +164,7 @@ def test_a_device_round_that_there_was_not(kept_all: Path) -> None:
             replay(kept_all, round_, 0)
 
 
-def test_a_method_without_an_opening_has_none_to_replay(tiny_settings: Any, tmp_path: Path) -> None:
+def test_a_method_without_an_setup_has_none_to_replay(tiny_settings: Any, tmp_path: Path) -> None:
     run = simulate(check(tiny_settings("fedavg", rounds=1), "test"), tmp_path / "run")
     assert verify(run.folder, from_start=True).differences == []
     with pytest.raises(ConfigError, match="none, as this method has no initialisation phase"):

@@ -19,7 +19,7 @@ from fibec_ray.errors import FleetError
 from fibec_ray.fleets.gpus import memory_fraction, torch_device
 from fibec_ray.fleets.ray.nodes import SAME_BASE
 from fibec_ray.fleets.ray.wire import from_wire, to_wire
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.job import Job
@@ -27,7 +27,7 @@ from fibec_ray.learning.planning import Group
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, ClientUpdate, LayerReport, Layout, Predictions, RoundPlan, States
+from fibec_ray.types import Broadcast, DeviceUpdate, LayerReport, Layout, Predictions, RoundPlan, States
 
 AT_ONCE = 8
 """Updates of one call of `feed`, and of the server's queue: it holds no more of a round than twice that."""
@@ -36,8 +36,8 @@ AT_ONCE = 8
 class DeviceActor:
     """Hosts one device (per_device) or any (pooled); state between rounds is on disk, so any actor can take over."""
 
-    def __init__(self, site: Site, name: str, gpu_share: float):
-        self._site, self._name, self._gpu_share = site, name, gpu_share
+    def __init__(self, worker_spec: WorkerSpec, name: str, gpu_share: float):
+        self._worker_spec, self._name, self._gpu_share = worker_spec, name, gpu_share
         self._built: GroupWorker | None = None
 
     def ready(self, base: str) -> str:
@@ -55,18 +55,18 @@ class DeviceActor:
         """P^0 (as arrays) and what its tensors are."""
         return to_wire(self._worker.initial), self._worker.layout
 
-    def holding(self) -> tuple[str, str] | None:
-        return self._worker.holding
+    def backend_choice(self) -> tuple[str, str] | None:
+        return self._worker.backend_choice
 
     def fingerprint(self) -> str:
-        return self._site.base_fingerprint()
+        return self._worker_spec.base_fingerprint()
 
     def calibrate(self, most: int) -> int:
         return self._worker.calibrate(most)
 
-    def open(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
+    def setup(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
         """Each device's layer report and row of the log."""
-        opened = self._worker.open_group(devices, attempt)
+        opened = self._worker.setup_group(devices, attempt)
         return [(to_wire(layer_report), report) for layer_report, report in opened]
 
     def train(self, plan: RoundPlan, devices: Group, broadcast: Any, attempt: int) -> tuple[Any, ...]:
@@ -86,7 +86,7 @@ class DeviceActor:
     @property
     def _worker(self) -> GroupWorker:
         if self._built is None:
-            self._built = self._site.worker(self._name, self._torch_device())
+            self._built = self._worker_spec.worker(self._name, self._torch_device())
         return self._built
 
     def _torch_device(self) -> str:
@@ -116,9 +116,9 @@ class ServerActor:
     def start(self, initial: Any, layout: Layout) -> None:
         self._server = Server(self._job, from_wire(initial), layout)
 
-    def open(self, reports: Any) -> tuple[frozenset[str], Any]:
+    def setup(self, reports: Any) -> tuple[frozenset[str], Any]:
         received: list[LayerReport] = from_wire(reports)
-        selection: Selection = self._held.open(received)
+        selection: Selection = self._held.setup(received)
         return selection.names, to_wire(selection.scores)
 
     def broadcast(self, round_: int) -> Any:
@@ -157,9 +157,9 @@ class ServerActor:
         assert self._server is not None, "start comes first"
         return self._server
 
-    def _arriving(self, cohort: Sequence[int]) -> Iterator[ClientUpdate]:
+    def _arriving(self, cohort: Sequence[int]) -> Iterator[DeviceUpdate]:
         """Waits without limit: the driver watches over devices that are slow, and ends this actor if it gives up."""
         for device in cohort:
-            update: ClientUpdate | None = from_wire(self._fed.get())
+            update: DeviceUpdate | None = from_wire(self._fed.get())
             if update is not None:
                 yield sent_by(device, update)

@@ -14,13 +14,13 @@ import ray
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, decide, room
 from fibec_ray.fleets.ray.actors import DeviceActor
 from fibec_ray.fleets.ray.cluster import Session, connect, resources
-from fibec_ray.fleets.ray.headquarters import Headquarters
 from fibec_ray.fleets.ray.nodes import await_nodes, prepare_nodes
 from fibec_ray.fleets.ray.pool import ActorPool, Ended
 from fibec_ray.fleets.ray.rounds import RayRound
 from fibec_ray.fleets.ray.schedule import Call, CostModel
+from fibec_ray.fleets.ray.server_handle import ServerHandle
 from fibec_ray.fleets.ray.wire import from_wire, to_wire
-from fibec_ray.fleets.site import Site, assemble_evaluation
+from fibec_ray.fleets.worker_spec import WorkerSpec, assemble_evaluation
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.planning import Group, lane_groups, plan_round
@@ -31,11 +31,11 @@ from fibec_ray.tensors import Tensors
 from fibec_ray.types import (
     EvaluationResult,
     Layout,
-    OpenResult,
     Predictions,
     Progress,
     RoundPlan,
     RoundResult,
+    SetupResult,
     States,
 )
 
@@ -59,7 +59,7 @@ class RayFleet:
     placement: Placement
     lanes: int
     device = ""
-    holding: tuple[str, str] | None = None
+    backend_choice: tuple[str, str] | None = None
     """of the actor that answered first; with `backend: auto`, nodes that have other GPUs may hold it otherwise"""
     base = ""
     num_prepared = 0
@@ -67,29 +67,35 @@ class RayFleet:
 
     def __init__(
         self,
-        site: Site,
+        worker_spec: WorkerSpec,
         progress: Progress = lambda stage, done, total: None,
         note: Callable[[str], None] = lambda text: None,
         need: Need = UNFORESEEN,
     ):
-        self._site, self._config, self._progress, self._note, self._need = site, site.fleet, progress, note, need
+        self._worker_spec, self._config, self._progress, self._note, self._need = (
+            worker_spec,
+            worker_spec.fleet,
+            progress,
+            note,
+            need,
+        )
         self._session: Session | None = None
         self._pool: ActorPool | None = None
         self._accepted = AcceptedStates()
-        self._server = Headquarters(site, partial(self._ask_any, "describe"), self._rerun, note, self._accepted)
+        self._server = ServerHandle(worker_spec, partial(self._ask_any, "describe"), self._rerun, note, self._accepted)
         self._costs = CostModel()
         self._federation: Federation
-        self._opened: OpenResult
+        self._opened: SetupResult
         self._next_round = 0
         self._left_out: dict[int, tuple[int, ...]] = {}
         """devices that rounds went on without"""
 
-    def open(self) -> OpenResult:
+    def setup(self) -> SetupResult:
         layout = self._start()
-        opened = self._open_devices() if self._site.job.method.opens else []
+        opened = self._setup_devices() if self._worker_spec.job.method.needs_setup else []
         reports = [report for _, report in opened]
         self._accepted.accept(reports)
-        names, scores = self._server.open([layer_report for layer_report, _ in opened])
+        names, scores = self._server.setup([layer_report for layer_report, _ in opened])
         return self._result(names, scores, layout, reports)
 
     @property
@@ -118,9 +124,9 @@ class RayFleet:
             self._pool.stop()
         self._server.stop()
         lost = self._pool is not None and self._pool.lost
-        self._session.close(logs_to=self._site.run_dir / "ray_logs" if lost else None)
+        self._session.close(logs_to=self._worker_spec.run_dir / "ray_logs" if lost else None)
 
-    def restore(self, path: Path, states: States) -> OpenResult:
+    def restore(self, path: Path, states: States) -> SetupResult:
         layout = self._start()
         self._accepted.reset(states)
         names, scores = self._server.restore(path)
@@ -134,22 +140,22 @@ class RayFleet:
 
     def _start(self) -> Layout:
         """Connects, places actors, and gives the server P^0."""
-        self._federation = self._site.federation()
+        self._federation = self._worker_spec.federation()
         self._session = connect(self._config, self._note)
         await_nodes(self._config)
-        self.placement = decide(self._config, self._site.job.num_devices, resources(self._config), self._need)
+        self.placement = decide(self._config, self._worker_spec.job.num_devices, resources(self._config), self._need)
         self.device = self.placement.device
-        self.num_prepared = prepare_nodes(self._site, self._config.startup_timeout_s)
+        self.num_prepared = prepare_nodes(self._worker_spec, self._config.startup_timeout_s)
         self._pool = self._make_pool()
         layout = self._server.start()
         self.base = self._ask_any("fingerprint")
-        self.holding = self._ask_any("holding")
+        self.backend_choice = self._ask_any("backend_choice")
         self.lanes = self._find_lanes()
         return layout
 
     def _rerun(self, round_: int) -> None:
         """A round that had been done, for a new server, and without the devices that it went on without."""
-        self._round(plan_round(self._site.job, round_), self._left_out.get(round_, ()))
+        self._round(plan_round(self._worker_spec.job, round_), self._left_out.get(round_, ()))
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
         groups, plan = self._groups(plan.cohort), replace(plan, states=self._accepted.of(plan.cohort))
@@ -163,21 +169,21 @@ class RayFleet:
         assert self._pool is not None, "open comes first"
         if self.placement.per_device or self.placement.classes or self._config.num_actors is not None:
             return
-        more = room(self.placement, self._site.job.num_devices, resources(self._config)) - self._pool.size
+        more = room(self.placement, self._worker_spec.job.num_devices, resources(self._config)) - self._pool.size
         if more > 0:
             self._note(f"the cluster has grown: {more} more {'actor' if more == 1 else 'actors'}")
             self._pool.grow(more)
 
     def _evaluate(self, before: int) -> EvaluationResult:
-        batch_size = self._site.job.eval_batch_size
+        batch_size = self._worker_spec.job.eval_batch_size
         broadcast = self._server.actor.broadcast.remote(before)
         chunks = evaluation_chunks(self._federation.test_set(), batch_size)
         parts = self._evaluate_shared(chunks, broadcast)
         personal = self._evaluate_personal(broadcast) if self._opened.keeps_personal else None
         return assemble_evaluation(self._federation, batch_size, parts, personal)
 
-    def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> OpenResult:
-        self._opened = self._site.opened(reports, Selection(names, from_wire(scores)), layout)
+    def _result(self, names: frozenset[str], scores: Any, layout: Layout, reports: list[DeviceReport]) -> SetupResult:
+        self._opened = self._worker_spec.opened(reports, Selection(names, from_wire(scores)), layout)
         return self._opened
 
     def _make_pool(self) -> ActorPool:
@@ -188,7 +194,7 @@ class RayFleet:
 
         def make(i: int) -> Any:
             options = place.options(i)
-            return remote.options(**options, **limits).remote(self._site, f"{kind}-{i:05d}", options["num_gpus"])
+            return remote.options(**options, **limits).remote(self._worker_spec, f"{kind}-{i:05d}", options["num_gpus"])
 
         pool = ActorPool(
             make=make,
@@ -210,14 +216,14 @@ class RayFleet:
             return 1
         if self._config.known_lanes is not None:
             return self._config.known_lanes
-        most = -(-self._site.job.cohort_size // self.placement.num_actors)
-        found: int = self._ask_any("calibrate", self._site.lanes_to_try(most))
+        most = -(-self._worker_spec.job.cohort_size // self.placement.num_actors)
+        found: int = self._ask_any("calibrate", self._worker_spec.lanes_to_try(most))
         return found
 
-    def _open_devices(self) -> list[tuple[Any, DeviceReport]]:
+    def _setup_devices(self) -> list[tuple[Any, DeviceReport]]:
         """What each device says, in device order; small, so that the driver may hold it."""
-        devices, opened = range(self._site.job.num_devices), dict[int, tuple[Any, DeviceReport]]()
-        for group, ended in self._on_groups("open", self._groups(devices), _open, devices):
+        devices, opened = range(self._worker_spec.job.num_devices), dict[int, tuple[Any, DeviceReport]]()
+        for group, ended in self._on_groups("setup", self._groups(devices), _setup, devices):
             opened |= zip(group, ended.value, strict=True)
         return [opened[device] for device in devices]
 
@@ -231,7 +237,7 @@ class RayFleet:
 
     def _evaluate_personal(self, broadcast: ray.ObjectRef) -> dict[int, Predictions]:
         """Predictions of every device, in device order."""
-        devices = range(self._site.job.num_devices)
+        devices = range(self._worker_spec.job.num_devices)
         groups = lane_groups(devices, self._federation.num_test(devices), self.lanes)
         shares = [
             part[i :: self._num_calls(part)] for part in self._by_class(groups) for i in range(self._num_calls(part))
@@ -253,7 +259,7 @@ class RayFleet:
 
     def _class_of(self, group: Group) -> int:
         """Of the first of its devices: groups are the same whatever the classes, and so are the bits."""
-        return self.placement.class_of_device(group[0], self._site.job.num_devices)
+        return self.placement.class_of_device(group[0], self._worker_spec.job.num_devices)
 
     def _by_class(self, groups: Sequence[Group]) -> list[list[Group]]:
         """Of those classes that have some."""
@@ -310,8 +316,8 @@ class RayFleet:
         return min(len(pieces), CALLS_PER_ACTOR * self.placement.num_actors)
 
 
-def _open(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:
-    return [actor.open.remote(devices, attempt)]
+def _setup(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:
+    return [actor.setup.remote(devices, attempt)]
 
 
 def _asking(method: str, *arguments: Any) -> Callable[[Any, int], list[ray.ObjectRef]]:

@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fibec_ray.errors import FleetError
 from fibec_ray.fleets.ray.failures import LOST, get
 from fibec_ray.fleets.settings import ActorClass, FleetConfig
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.models.spec import Backbone
 
 POLL_S = 2.0
@@ -87,7 +87,7 @@ def _missing(wanted: dict[str, float]) -> str:
     return ", ".join(lacking)
 
 
-def prepare_nodes(site: Site, timeout_s: float) -> int:
+def prepare_nodes(worker_spec: WorkerSpec, timeout_s: float) -> int:
     """Prepares base weights on every node that can have actors, at the same time; returns how many nodes that were.
 
     A single node's actors do that themselves, the first for all. Here a node that cannot have the weights is known
@@ -96,11 +96,13 @@ def prepare_nodes(site: Site, timeout_s: float) -> int:
     # A head kept for server and log has no CPU and no GPU.
     alive = [node for node in ray.nodes() if node["Alive"]]
     hosts = [node for node in alive if any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))]
-    if not isinstance(site.job.backbone, Backbone) or len(hosts) < 2:
+    if not isinstance(worker_spec.job.backbone, Backbone) or len(hosts) < 2:
         return 0
-    prepare = ray.remote(num_cpus=0, max_retries=2)(Site.base_fingerprint)
+    prepare = ray.remote(num_cpus=0, max_retries=2)(WorkerSpec.base_fingerprint)
     refs = [
-        prepare.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(site)
+        prepare.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            worker_spec
+        )
         for node in hosts
     ]
     found = dict(zip((node["NodeManagerAddress"] for node in hosts), _await(refs, timeout_s), strict=True))

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 
 class FedDyn(Aggregator):
@@ -31,7 +31,7 @@ class FedDyn(Aggregator):
         zeros = {name: torch.zeros_like(value) for name, value in shared.items()}
         return {"num_devices": torch.tensor(num_devices)} | with_prefix("h", zeros)
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         count = 0
 
         def deltas() -> Iterator[tuple[float, Tensors]]:

@@ -17,7 +17,7 @@ from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fisher_merging import merged
 from fibec_ray.parts.part import Need, Passes, of_label
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
-from fibec_ray.types import Asked, ClientUpdate, Extra
+from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 ROUNDING = 1e-12
 """Of the largest curvature: below it there is none."""
@@ -63,7 +63,7 @@ class FedFisher(Aggregator):
 
     sends: ClassVar[str] = "Kronecker factors of its Fisher information"
 
-    def evidence_after(
+    def extras_after(
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
     ) -> Tensors:
         """`inputs/PREFIX` and `outputs/PREFIX`, the triangles of A and G of each Linear; `fisher/NAME` of the rest."""
@@ -83,14 +83,14 @@ class FedFisher(Aggregator):
     def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
         return [Passes(self.max_samples, None, backwards_for(self.label, num_classes), single_gradients=True)]
 
-    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+    def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         """Factors of a module with a matrix, which is a Linear, unless the update has diagonals of it; diagonals of
         all else."""
         inputs, outputs, diagonals = dict[str, Extra](), dict[str, Extra](), dict[str, Extra]()
         for name, value in asked.shared.items():
             prefix = _module(name)
             weight = asked.shared.get(f"{prefix}.weight")
-            if weight is not None and weight.dim() == 2 and f"fisher/{prefix}.weight" not in update.evidence:
+            if weight is not None and weight.dim() == 2 and f"fisher/{prefix}.weight" not in update.extras:
                 columns = weight.shape[1] + (f"{prefix}.bias" in asked.shared)
                 inputs[f"inputs/{prefix}"] = Extra((_triangle(columns),))
                 outputs[f"outputs/{prefix}"] = Extra((_triangle(len(weight)),))
@@ -98,13 +98,13 @@ class FedFisher(Aggregator):
                 diagonals[f"fisher/{name}"] = Extra(tuple(value.shape), least=0)
         return inputs | outputs | diagonals
 
-    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
-        for name, value in update.evidence.items():
+    def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
+        for name, value in update.extras.items():
             if not name.startswith("fisher/") and not is_covariance(symmetric(value.double())):
                 return f"the update's '{name}' cannot be a matrix of second moments: it has negative eigenvalues"
         return None
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         held = [update for update in updates if update.num_samples]
         if not held:
             return {}, state
@@ -112,28 +112,28 @@ class FedFisher(Aggregator):
         weights = [update.num_samples / total for update in held]
         step: Tensors = {}
         # Of the Linears that some device has factors of.
-        for prefix in dict.fromkeys(x for update in held for x in under_prefix("inputs", update.evidence)):
+        for prefix in dict.fromkeys(x for update in held for x in under_prefix("inputs", update.extras)):
             step |= self._linear_step(held, weights, prefix)
         for name in held[0].delta:
             if name not in step:
                 step[name] = self._diagonal_step(held, weights, name)
         return {name: step[name].to(value.dtype) for name, value in held[0].delta.items()}, state
 
-    def _linear_step(self, held: Sequence[ClientUpdate], weights: Sequence[float], prefix: str) -> Tensors:
+    def _linear_step(self, held: Sequence[DeviceUpdate], weights: Sequence[float], prefix: str) -> Tensors:
         """Of a module's weight, and of its bias as one more column."""
         names = [name for name in (f"{prefix}.weight", f"{prefix}.bias") if name in held[0].delta]
         deltas = [torch.cat([u.delta[n].double().view(len(u.delta[n]), -1) for n in names], 1) for u in held]
-        a = [_factor(u.evidence, f"inputs/{prefix}", deltas[0].shape[1]) for u in held]
-        g = [_factor(u.evidence, f"outputs/{prefix}", deltas[0].shape[0]) for u in held]
+        a = [_factor(u.extras, f"inputs/{prefix}", deltas[0].shape[1]) for u in held]
+        g = [_factor(u.extras, f"outputs/{prefix}", deltas[0].shape[0]) for u in held]
         x = best_fit(weights, g, a, deltas, self.damping, self.iterations, self.tolerance)
         parts = x.split([held[0].delta[name][0].numel() for name in names], 1)
         return {name: part.reshape(held[0].delta[name].shape) for name, part in zip(names, parts, strict=True)}
 
-    def _diagonal_step(self, held: Sequence[ClientUpdate], weights: Sequence[float], name: str) -> Tensor:
+    def _diagonal_step(self, held: Sequence[DeviceUpdate], weights: Sequence[float], name: str) -> Tensor:
         """Fisher merging; FedAvg for a tensor that nobody sent curvature of."""
         deltas = [update.delta[name].double() for update in held]
         zero = torch.zeros_like(deltas[0])
-        fishers = [update.evidence.get(f"fisher/{name}", zero).double() for update in held]
+        fishers = [update.extras.get(f"fisher/{name}", zero).double() for update in held]
         pulls = [fisher * delta for fisher, delta in zip(fishers, deltas, strict=True)]
         return merged(_weighted(weights, pulls), _weighted(weights, fishers), _weighted(weights, deltas), self.damping)
 
@@ -220,11 +220,11 @@ def _triangle(size: int) -> int:
     return size * (size + 1) // 2
 
 
-def _factor(evidence: Tensors, name: str, size: int) -> Tensor:
+def _factor(extras: Tensors, name: str, size: int) -> Tensor:
     """(size, size) float64; zeros for a device whose loss does not see the module."""
-    if name not in evidence:
+    if name not in extras:
         return torch.zeros(size, size, dtype=torch.float64)
-    return symmetric(evidence[name].double())
+    return symmetric(extras[name].double())
 
 
 def _weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

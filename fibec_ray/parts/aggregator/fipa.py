@@ -18,7 +18,7 @@ from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Passes
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import Asked, ClientUpdate, Extra
+from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 DAMPING = 0.01
 RCOND = 1e-5
@@ -84,7 +84,7 @@ class Fipa(Aggregator):
 
     sends: ClassVar[str] = "eigenpairs of its Gauss-Newton matrix"
 
-    def evidence(
+    def extras_before(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
     ) -> Tensors:
         """By block: `BLOCK/values` (r,) and `BLOCK/vectors/NAME` (*shape, r). Nothing in the warm-up."""
@@ -103,27 +103,27 @@ class Fipa(Aggregator):
         backwards = num_columns(num_classes)
         return [Passes(max_samples=1), Passes(self.max_samples, CHUNK, backwards, single_gradients=True)]
 
-    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+    def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         if asked.round < self.warmup_rounds:
             return {}
         expected: dict[str, Extra] = {}
         num_samples = min(update.num_samples, self.max_samples or update.num_samples)
         most = min(self.rank, num_samples * num_columns(asked.num_classes))
         for block, names in self._blocks(asked, asked.shared).items():
-            found = _rank(update.evidence.get(f"{block}/values"))
+            found = _rank(update.extras.get(f"{block}/values"))
             rank = min(found, most, sum(asked.shared[name].numel() for name in names))
             expected[f"{block}/values"] = Extra((rank,), least=0)
             expected |= {f"{block}/vectors/{n}": Extra((*asked.shared[n].shape, rank)) for n in names}
         return expected
 
-    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+    def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
         for block, names in _sent_blocks([update]).items():
-            u = _vectors(update.evidence, block, names)
+            u = _vectors(update.extras, block, names)
             if float((u.T @ u - torch.eye(u.shape[1], dtype=u.dtype)).abs().sum()) > SLACK * u.shape[1]:
                 return f"the update's eigenvectors of '{block}' are not orthonormal"
         return None
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         """Tensors that no device sent eigenpairs of take FedAvg's step, all of them in the warm-up."""
         held = [update for update in updates if update.num_samples]
         step = weighted_mean((update.num_samples, update.delta) for update in held)
@@ -151,13 +151,13 @@ class Fipa(Aggregator):
         # X.lora_A.weight and X.lora_B.weight; X.ia3_l; X.weight and X.bias
         return name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
 
-    def _block_step(self, held: Sequence[ClientUpdate], block: str, names: Sequence[str], mean: Tensor) -> Tensor:
+    def _block_step(self, held: Sequence[DeviceUpdate], block: str, names: Sequence[str], mean: Tensor) -> Tensor:
         """(p,) float64. mean: FedAvg's."""
         total = sum(update.num_samples for update in held)
         factors, targets = [], []
         for update in held:
-            values = update.evidence[f"{block}/values"].double()
-            factor = _vectors(update.evidence, block, names) * (update.num_samples / total * values).sqrt()
+            values = update.extras[f"{block}/values"].double()
+            factor = _vectors(update.extras, block, names) * (update.num_samples / total * values).sqrt()
             factors.append(factor)
             targets.append(factor.T @ _flat(update.delta, names))
         step = self.rate * self._direction(torch.cat(factors, 1), torch.cat(targets), mean)
@@ -187,10 +187,10 @@ class Fipa(Aggregator):
         return step
 
 
-def _sent_blocks(held: Sequence[ClientUpdate]) -> dict[str, list[str]]:
-    """Names by block, as the keys of the evidence have them; the same for all devices of a round."""
+def _sent_blocks(held: Sequence[DeviceUpdate]) -> dict[str, list[str]]:
+    """Names by block, as the keys of the extras have them; the same for all devices of a round."""
     blocks: dict[str, list[str]] = {}
-    for key in held[0].evidence if held else ():
+    for key in held[0].extras if held else ():
         block, word, name = key.partition("/vectors/")
         if word:
             blocks.setdefault(block, []).append(name)
@@ -202,9 +202,9 @@ def _rank(values: Tensor | None) -> int:
     return len(values) if isinstance(values, Tensor) and values.dim() == 1 else sys.maxsize
 
 
-def _vectors(evidence: Tensors, block: str, names: Sequence[str]) -> Tensor:
+def _vectors(extras: Tensors, block: str, names: Sequence[str]) -> Tensor:
     """U (p, r) of a block, float64."""
-    return torch.cat([evidence[f"{block}/vectors/{name}"].double().flatten(0, -2) for name in names])
+    return torch.cat([extras[f"{block}/vectors/{name}"].double().flatten(0, -2) for name in names])
 
 
 def _flat(tensors: Tensors, names: Sequence[str]) -> Tensor:

@@ -14,7 +14,7 @@ from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Need, Passes, of_label
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
-from fibec_ray.types import Asked, ClientUpdate, Extra
+from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 SLACK = 1e-3
 """What rounding may take from a trace of 1, or add to it."""
@@ -47,7 +47,7 @@ class FisherMerging(Aggregator):
 
     sends: ClassVar[str] = "diagonal Fisher information"
 
-    def evidence_after(
+    def extras_after(
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
     ) -> Tensors:
         if not names:
@@ -61,23 +61,23 @@ class FisherMerging(Aggregator):
     def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
         return [Passes(self.max_samples, None, backwards_for(self.label, num_classes), single_gradients=True)]
 
-    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+    def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         return {f"fisher/{name}": Extra(tuple(value.shape), least=0) for name, value in asked.shared.items()}
 
-    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
-        trace = _trace(under_prefix("fisher", update.evidence))
+    def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
+        trace = _trace(under_prefix("fisher", update.extras))
         if self.normalise and trace and abs(trace - 1) > SLACK:
             return f"the update's Fisher information has the trace {trace:g}, and normalise makes it 1"
         return None
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         dtypes: dict[str, torch.dtype] = {}
 
         def terms() -> Iterator[tuple[float, Tensors]]:
             for update in updates:
                 dtypes.update({name: value.dtype for name, value in update.delta.items()})
                 delta = {name: value.double() for name, value in update.delta.items()}
-                fisher = {name: value.double() for name, value in under_prefix("fisher", update.evidence).items()}
+                fisher = {name: value.double() for name, value in under_prefix("fisher", update.extras).items()}
                 pulls = {name: fisher[name] * value for name, value in delta.items()}
                 yield (
                     update.num_samples,

@@ -10,7 +10,7 @@ from pydantic import Field
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 
 class Mean(Aggregator):
@@ -25,6 +25,6 @@ class Mean(Aggregator):
     )
     needs: ClassVar[tuple[Need, ...]] = ()
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         by_samples = self.weights == "samples"
         return weighted_mean((update.num_samples if by_samples else 1, update.delta) for update in updates), state

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import Asked, ClientUpdate
+from fibec_ray.types import Asked, DeviceUpdate
 
 
 class Nova(Aggregator):
@@ -22,10 +22,10 @@ class Nova(Aggregator):
     kind: Literal["nova"] = "nova"
     sends: ClassVar[str] = "number of steps"
 
-    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+    def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
         return None if update.num_steps else "the update took no steps, and FedNova divides by their number"
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         samples, steps, rates = 0, 0, 0.0
 
         def per_step() -> Iterator[tuple[float, Tensors]]:

@@ -12,7 +12,7 @@ from fibec_ray.low_rank import MOVED, A, B, best_factors, blank, pairs, product_
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, add, clone, select, subtract, under_prefix, weighted_mean, with_prefix
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 FLOOR = 1e-7
 """Singular values below this share of the largest are rounding."""
@@ -34,7 +34,7 @@ class OverFactors(Aggregator):
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         return with_prefix("shared", clone(shared))
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         held = [update for update in updates if update.num_samples]
         if not held:
             return {}, state
@@ -46,7 +46,7 @@ class OverFactors(Aggregator):
         return step, state | with_prefix("shared", add(step, shared))
 
 
-def _trained(shared: Tensors, update: ClientUpdate) -> Tensors:
+def _trained(shared: Tensors, update: DeviceUpdate) -> Tensors:
     """The device's values after the round; those as received that the round did not train."""
     received = shared if update.rank is None else blank(shared, update.rank)
     return received | add(update.delta, received)

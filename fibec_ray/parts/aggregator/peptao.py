@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.tensors import Tensors, add, clone, under_prefix, weighted_mean, with_prefix
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 
 class PepTao(Aggregator):
@@ -43,7 +43,7 @@ class PepTao(Aggregator):
         numbers = {"rate": torch.tensor(self.rate, dtype=torch.float64), "devices": torch.tensor(num_devices)}
         return numbers | with_prefix("v", zeros) | with_prefix("c", clone(zeros))
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         held = [update for update in updates if update.num_samples]
         if not held:
             return {}, state
@@ -57,7 +57,7 @@ class PepTao(Aggregator):
             new["rate"] = torch.tensor(max(self.decay * rate, self.least_rate), dtype=torch.float64)
         return step, state | new | self._controls(state, held)
 
-    def _momentum(self, state: Tensors, mean: Tensors, update: ClientUpdate) -> Tensors:
+    def _momentum(self, state: Tensors, mean: Tensors, update: DeviceUpdate) -> Tensors:
         """v_k."""
         v, c, last = (under_prefix(word, state) for word in ("v", "c", "last"))
         own = under_prefix(f"control/{update.device}", state)
@@ -68,7 +68,7 @@ class PepTao(Aggregator):
             found[name] = self.beta * v[name] + (1 - self.beta) * gradient + drift
         return found
 
-    def _controls(self, state: Tensors, held: list[ClientUpdate]) -> Tensors:
+    def _controls(self, state: Tensors, held: list[DeviceUpdate]) -> Tensors:
         """The new c_k of the round's devices, and the new c."""
         c, new, changes = under_prefix("c", state), dict[str, torch.Tensor](), []
         for update in held:

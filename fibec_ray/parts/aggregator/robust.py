@@ -14,7 +14,7 @@ from torch import Tensor
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Setting
 from fibec_ray.tensors import Tensors, weighted_mean
-from fibec_ray.types import ClientUpdate
+from fibec_ray.types import DeviceUpdate
 
 
 class Robust(Aggregator):
@@ -37,7 +37,7 @@ class Robust(Aggregator):
     def pick(self, deltas: Sequence[Tensors]) -> Tensors:
         """The step, from at least one update; empty if there are too few for any."""
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         deltas = [update.delta for update in updates]
         return (self.pick(deltas) if deltas and deltas[0] else {}), state
 

@@ -15,7 +15,7 @@ from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.part import Passes, build
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
-from fibec_ray.types import Asked, ClientUpdate, Extra
+from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 
 def _wrapped(value: Any, info: ValidationInfo) -> Aggregator:
@@ -45,29 +45,29 @@ class ServerOptimiser(Aggregator):
     def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
         """The step from Delta, and the new own state."""
 
-    def evidence(
+    def extras_before(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
     ) -> Tensors:
-        return self.of.evidence(model, shard, names, round_, rng)
+        return self.of.extras_before(model, shard, names, round_, rng)
 
-    def evidence_after(
+    def extras_after(
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
     ) -> Tensors:
-        return self.of.evidence_after(model, shard, names, batches, rng)
+        return self.of.extras_after(model, shard, names, batches, rng)
 
     def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
         return self.of.passes(round_, num_classes)
 
-    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
-        return self.of.extras(asked, update)
+    def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
+        return self.of.expected_extras(asked, update)
 
-    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+    def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
         return self.of.fault(asked, update)
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         return with_prefix("of", self.of.start(shared, num_devices)) | with_prefix("own", self.begin(shared))
 
-    def combine(self, state: Tensors, updates: Iterable[ClientUpdate]) -> tuple[Tensors, Tensors]:
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         delta, inner = self.of.combine(under_prefix("of", state), updates)
         if not delta:
             return {}, state

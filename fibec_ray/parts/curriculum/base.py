@@ -15,8 +15,8 @@ from fibec_ray.tensors import Tensors
 class Curriculum(Part):
     """Which batches a device trains on in a round, and in which order.
 
-    A device's samples are split into fixed batches once, by a seed that does not depend on the method; so methods are
-    compared on the same batches. `prepare` runs in the initialisation phase if the part `opens`, and at the start of
+    A device's samples are split into fixed batches once, by a seed that does not depend on the method, so methods are
+    compared on the same batches. `prepare` runs in the setup phase if the part `needs_setup`, and at the start of
     each participation for which it is `due`. `pick` runs once per local epoch.
     A memory may hold `sample_difficulty` (n,) and `batch_difficulty` (batches,), which the round log then reports.
     """

@@ -46,7 +46,7 @@ class Scored(Paced):
         return self
 
     @property
-    def opens(self) -> bool:
+    def needs_setup(self) -> bool:
         return self.score_at == "init"
 
     keeps: ClassVar[str] = "order of its data (device)"

@@ -15,7 +15,7 @@ from fibec_ray.tensors import Tensors, select, under_prefix
 class Mask(Part):
     """Which entries of a device's personal tensors its local update may change.
 
-    `prepare` runs in the initialisation phase if the part `opens`; `refresh` at the start of each participation, with
+    `prepare` runs in the setup phase if the part `needs_setup`; `refresh` at the start of each participation, with
     an empty memory at the first one if `prepare` did not run; `absorb` after the training of a participation that it
     `watches`.
     A memory may hold `kept/NAME`, bool, True where an entry of a personal tensor may move, for the tensors that are

@@ -57,7 +57,7 @@ class FisherNeurons(ByNeuron):
         return (*super().needs, *of_label(self.label), *(("gradients",) if self.source == "training" else ()))
 
     @property
-    def opens(self) -> bool:
+    def needs_setup(self) -> bool:
         return self.start_at == "init"
 
     keeps: ClassVar[str] = "diagonal Fisher information, mask (device)"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
-from fibec_ray.types import Asked, ClientUpdate, Extra
+from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 Q, P, E = ".lora_A", ".lora_B", ".lora_E"
 
@@ -41,7 +41,7 @@ class AdaLoraImportance(Objective):
         return self.weight * torch.stack([(g - torch.eye(len(g)).to(g)).norm() for g in grams]).mean()
 
     @torch.no_grad()
-    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
+    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, control: Tensors) -> None:
         """Leaves the gradients as they are, and adds what they say to the memory."""
         for name in (x + part for x in _weights(params) for part in (Q, P, E)):
             grad = params[name].grad
@@ -55,7 +55,7 @@ class AdaLoraImportance(Objective):
             memory[f"deviation/{name}"] = self.beta2 * deviation + (1 - self.beta2) * (now - mean).abs()
 
     def finish(
-        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+        self, memory: Tensors, control: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
         means, deviations = under_prefix("mean", memory), under_prefix("deviation", memory)
         entry = {name: mean * deviations[name] for name, mean in means.items()}
@@ -68,13 +68,13 @@ class AdaLoraImportance(Objective):
         }
         return memory, with_prefix("scores", scores)
 
-    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+    def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         entries = {name: tuple(value.shape) for name, value in asked.shared.items() if name.endswith(E)}
         return {f"scores/{name}": Extra(shape, least=0) for name, shape in entries.items()}
 
-    def absorb(self, shared: Tensors, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
-        found = weighted_mean((1, under_prefix("scores", one)) for one in evidence)
-        return with_prefix("scores", found) if found else hint
+    def absorb(self, shared: Tensors, control: Tensors, extras: Sequence[Tensors], num_devices: int) -> Tensors:
+        found = weighted_mean((1, under_prefix("scores", one)) for one in extras)
+        return with_prefix("scores", found) if found else control
 
 
 def _weights(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from fibec_ray.parts.part import Need, Part
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import Asked, ClientUpdate, Extra
+from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 
 class Objective(Part):
     """What a device minimises beside the task's loss, and the corrections that method needs.
 
-    Device half: `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half: `extras`,
-    `fault`, `absorb`. As it stands: nothing is added.
+    Device half: `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half:
+    `expected_extras`, `fault`, `absorb`. As it stands: nothing is added.
     """
 
     costs = {"feature_penalty": ("teachers",)}
@@ -46,7 +46,7 @@ class Objective(Part):
         """A scalar added to the loss of each step. features: (B, H) of the batch; references: under each teacher."""
         raise NotImplementedError
 
-    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
+    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, control: Tensors) -> None:
         """Changes the gradients in place, after backward and before clipping; may add to the memory what they say."""
 
     def remember(self, memory: Tensors, shared: Tensors) -> Tensors:
@@ -54,23 +54,23 @@ class Objective(Part):
         return memory
 
     def finish(
-        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+        self, memory: Tensors, control: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
-        """After the last step: the device's new memory, and the evidence that it sends up."""
+        """After the last step: the device's new memory, and the extras that it sends up."""
         return memory, {}
 
-    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
+    def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         """What `finish` adds to an update, by name. One that lacks any of it, or has more, is quarantined."""
         return {}
 
-    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+    def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
         """Why an update with well-formed tensors must not be absorbed; None if it may."""
         return None
 
-    def absorb(self, shared: Tensors, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
-        """The next hint, from what `finish` added to the updates that were combined, in cohort order.
+    def absorb(self, shared: Tensors, control: Tensors, extras: Sequence[Tensors], num_devices: int) -> Tensors:
+        """The next control, from what `finish` added to the updates that were combined, in cohort order.
 
-        The first hint, before round 0, is made from an empty one and no evidence. shared: the tensors that devices
+        The first control, before round 0, is made from an empty one and no extras. shared: the tensors that devices
         train and send.
         """
-        return hint
+        return control

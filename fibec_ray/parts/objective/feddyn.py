@@ -32,14 +32,14 @@ class DynamicRegulariser(Objective):
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         return 0.5 * self.alpha * squared_distance(params, anchor) if anchor else None
 
-    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
+    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, control: Tensors) -> None:
         for name, linear in memory.items():
             grad = params[name].grad
             if grad is not None:
                 grad.sub_(linear.to(grad))
 
     def finish(
-        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+        self, memory: Tensors, control: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
         pulls = {name: -self.alpha * value for name, value in delta.items()}
         return {name: memory[name] + value if name in memory else value for name, value in pulls.items()}, {}

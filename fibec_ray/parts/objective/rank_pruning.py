@@ -41,7 +41,7 @@ class RankPruning(Objective):
         return memory | with_prefix("trained", factors)
 
     def finish(
-        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+        self, memory: Tensors, control: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
         after = under_prefix("trained", memory)
         kept_memory = drop(memory, with_prefix("trained", after))

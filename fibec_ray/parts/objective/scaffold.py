@@ -11,7 +11,7 @@ from torch import nn
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.part import Need, Setting
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
-from fibec_ray.types import Asked, ClientUpdate, Extra
+from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 SLACK = 1e-3
 """Relative: what devices of another kind may round differently in a change."""
@@ -46,42 +46,44 @@ class Scaffold(Objective):
             )
         return None
 
-    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, hint: Tensors) -> None:
-        for name, control in hint.items():
+    def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, control: Tensors) -> None:
+        for name, value in control.items():
             grad = params[name].grad
             if grad is not None:
-                grad.add_((control - memory[name] if name in memory else control).to(grad))
+                grad.add_((value - memory[name] if name in memory else value).to(grad))
 
     def finish(
-        self, memory: Tensors, hint: Tensors, delta: Tensors, num_steps: int, lr: float
+        self, memory: Tensors, control: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
-        change = _change(hint, delta, num_steps * lr)
+        change = _change(control, delta, num_steps * lr)
         new = {name: memory[name] + value if name in memory else value for name, value in change.items()}
         return new, with_prefix("control", change)
 
-    def extras(self, asked: Asked, update: ClientUpdate) -> Mapping[str, Extra]:
-        return {f"control/{name}": Extra(tuple(value.shape), value.dtype) for name, value in asked.hint.items()}
+    def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
+        return {f"control/{name}": Extra(tuple(value.shape), value.dtype) for name, value in asked.control.items()}
 
-    def fault(self, asked: Asked, update: ClientUpdate) -> str | None:
+    def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
         """The change follows from the delta: there is nothing else that a device could say."""
         if not update.num_steps:
             return "the update took no steps, and a control variate is their mean gradient"
-        expected = _change(asked.hint, update.delta, update.num_steps * update.learning_rate)
+        expected = _change(asked.control, update.delta, update.num_steps * update.learning_rate)
         for name, value in expected.items():
-            room = SLACK * max(float(value.abs().max()), float(asked.hint[name].abs().max())) if value.numel() else 0.0
-            if float((update.evidence[f"control/{name}"] - value).double().norm()) > room * value.numel() ** 0.5:
+            room = (
+                SLACK * max(float(value.abs().max()), float(asked.control[name].abs().max())) if value.numel() else 0.0
+            )
+            if float((update.extras[f"control/{name}"] - value).double().norm()) > room * value.numel() ** 0.5:
                 return f"the change of the control variate of '{name}' is not the one that follows from the update"
         return None
 
-    def absorb(self, shared: Tensors, hint: Tensors, evidence: Sequence[Tensors], num_devices: int) -> Tensors:
-        hint = hint or {name: torch.zeros_like(value) for name, value in shared.items()}
-        mean = weighted_mean((1, under_prefix("control", one)) for one in evidence)
-        share = len(evidence) / num_devices
-        return {name: value + share * mean[name] if name in mean else value for name, value in hint.items()}
+    def absorb(self, shared: Tensors, control: Tensors, extras: Sequence[Tensors], num_devices: int) -> Tensors:
+        control = control or {name: torch.zeros_like(value) for name, value in shared.items()}
+        mean = weighted_mean((1, under_prefix("control", one)) for one in extras)
+        share = len(extras) / num_devices
+        return {name: value + share * mean[name] if name in mean else value for name, value in control.items()}
 
 
-def _change(hint: Tensors, delta: Tensors, travelled: float) -> Tensors:
+def _change(control: Tensors, delta: Tensors, travelled: float) -> Tensors:
     """-c - delta / (s eta); none where no step was taken. travelled: s eta."""
     if not travelled:
-        return {name: torch.zeros_like(control) for name, control in hint.items()}
-    return {name: -(control + delta[name] / travelled) for name, control in hint.items()}
+        return {name: torch.zeros_like(value) for name, value in control.items()}
+    return {name: -(value + delta[name] / travelled) for name, value in control.items()}

@@ -76,8 +76,8 @@ class AdaLora(InLinears):
         progress = min(1.0, max(0.0, (round_ + 1 - start) / (end - start)))
         return self.r + (self.init_r - self.r) * (1 - progress) ** 3
 
-    def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
-        scores = under_prefix("scores", hint)
+    def after_round(self, shared: Tensors, control: Tensors, round_: int, rounds: int) -> Tensors:
+        scores = under_prefix("scores", control)
         if not scores:
             return {}
         flat = torch.cat([scores[name].flatten() for name in scores])

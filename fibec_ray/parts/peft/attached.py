@@ -34,7 +34,7 @@ class Attached:
     """virtual tokens that run through the blocks before the sample's own: the states that come out have them first"""
     num_prefixes: int = 0
     """virtual tokens that are looked at only: the states that come out are the sample's own"""
-    carried: frozenset[str] = frozenset()
+    server_only: frozenset[str] = frozenset()
     """the names under which tensors travel that no device trains"""
 
     def __call__(self, **inputs: Any) -> Any:

@@ -78,7 +78,7 @@ class Peft(Part):
         """Which of the shared tensors devices train and send in this round; the others stand still."""
         return frozenset(names)
 
-    def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
+    def after_round(self, shared: Tensors, control: Tensors, round_: int, rounds: int) -> Tensors:
         """What the server sets anew when a round has been absorbed: new values by name, of shared tensors."""
         return {}
 

@@ -49,7 +49,7 @@ class MovingLora(Lora):
             layer.moved = nn.Parameter(torch.zeros(out, inside), requires_grad=False)
             layer.register_forward_hook(partial(_add_moved, scale))
         names = map(attached.name_of, dict(attached.module.named_parameters()))
-        return replace(attached, carried=frozenset(name for name in names if name.endswith(MOVED)))
+        return replace(attached, server_only=frozenset(name for name in names if name.endswith(MOVED)))
 
     def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
         """s B A of a common rank R for all weights, in place of s (D + B A)."""

@@ -87,7 +87,7 @@ class SparseLora(Lora):
         resting = ".lora_" if round_ < self._stage_rounds(rounds) else SPARSE
         return frozenset(name for name in names if resting not in name)
 
-    def after_round(self, shared: Tensors, hint: Tensors, round_: int, rounds: int) -> Tensors:
+    def after_round(self, shared: Tensors, control: Tensors, round_: int, rounds: int) -> Tensors:
         return self._handed_over(shared) if round_ + 1 == self._stage_rounds(rounds) else {}
 
     def _handed_over(self, shared: Mapping[str, Tensor]) -> Tensors:

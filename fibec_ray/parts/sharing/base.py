@@ -34,7 +34,7 @@ def refuse_without_blocks(kind: str, layout: Layout) -> None:
 class Sharing(Part):
     """Which trainable tensors are shared; the others are personal and never leave their device.
 
-    Device half: `score`, in the initialisation phase, if the part `opens`. Server half: `select`, once.
+    Device half: `score`, in the initialisation phase, if the part `needs_setup`. Server half: `select`, once.
     """
 
     costs = {"score": ("passes", "example_scores")}

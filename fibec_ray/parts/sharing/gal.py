@@ -66,7 +66,7 @@ class GlobalLayers(Sharing):
         refuse_unused(self.spectrum, None if self.count_by == "fraction" else self.count_by, "count_by")
         return self
 
-    opens: ClassVar[bool] = True
+    needs_setup: ClassVar[bool] = True
 
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.num_layers == 0:

@@ -76,7 +76,7 @@ def layer_sensitivity(
     for batch in map(shard.batch, by_length(shard, rows, CHUNK)):
         with torch.enable_grad():
             embeds = model.embed(batch).detach().requires_grad_()
-            clean, _ = model.watched(batch, embeds=embeds, hidden=True)
+            clean, _ = model.per_sample_grads(batch, embeds=embeds, hidden=True)
             (grads,) = model.grad(clean.losses.sum(), [embeds])
         assert grads is not None
         real = batch.attention_mask.to(embeds.device).unsqueeze(2)

@@ -7,7 +7,7 @@ from fibec_ray.parts.solver.idle import Idle
 from fibec_ray.parts.solver.own_model import Ditto, PFedMe
 
 SOLVERS: dict[str, type[Solver]] = {
-    "once": Solver,
+    "single": Solver,
     "ditto": Ditto,
     "pfedme": PFedMe,
     "fedrep": FedRep,

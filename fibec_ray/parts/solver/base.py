@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors
@@ -79,7 +79,8 @@ class Solver(Part):
     As it stands: one training, and the device's own model is the shared and the personal tensors.
     """
 
-    kind: str = "once"
+    former_kinds: ClassVar[tuple[str, ...]] = ("once",)
+    kind: str = "single"
 
     @property
     def has_own_model(self) -> bool:

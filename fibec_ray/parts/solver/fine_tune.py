@@ -11,7 +11,7 @@ from fibec_ray.parts.solver.base import Session, Solver
 
 
 class FineTune(Solver):
-    """Trains as `once`; before a personal evaluation the device tunes the model on its training data for some epochs.
+    """Trains as `single`; before a personal evaluation the device tunes the model on its training data for some epochs.
 
     FedBABU (Oh et al., ICLR 2022) is this with a head that no round moves: sharing body, a mask that holds what is
     personal (ratio 0), and the head tuned before evaluation, on every device, drawn or not. Without the mask and with

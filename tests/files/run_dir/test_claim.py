@@ -21,9 +21,9 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import FibecError, RunDirError
 from fibec_ray.files.run_dir import claimed, locked, taken
 from fibec_ray.runs.begin import begin
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import simulate
-from fibec_ray.runs.watcher import Watcher
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def calm(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tu
     return result(simulate(experiment, folder), folder)
 
 
-class At(Watcher):
+class At(Callback):
     """Does something once, at a moment of a run: `prepared`, or after the row of a round."""
 
     def __init__(self, moment: str | int, act: Callable[[], object]):
@@ -81,7 +81,7 @@ def test_who_comes_second_touches_nothing_and_the_first_one_ends_well(
         still = moment == "prepared"  # later on, checkpoints are written and removed beside training
         before = contents(folder) if still else {}
         with pytest.raises(RunDirError, match="is not empty|a driver is at work here"):
-            resume(folder) if how == "resume" else begin(experiment, folder, how == "run --resume", Watcher())
+            resume(folder) if how == "resume" else begin(experiment, folder, how == "run --resume", Callback())
         assert not still or contents(folder) == before
 
     assert result(simulate(experiment, folder, At(moment, second)), folder) == calm
@@ -237,7 +237,7 @@ def test_nothing_goes_once_a_round_is_logged_even_if_the_log_is_out_of_sight(
         simulate(experiment, folder, At(moment, act))
     for resumes in (False, True):  # neither a new start nor one with --resume takes it for a start that was stopped
         with pytest.raises(RunDirError):
-            begin(experiment, folder, False, Watcher())
+            begin(experiment, folder, False, Callback())
         if resumes:
             (tmp_path / "away").rename(folder / "rounds")
     assert {"data", "config.yaml", "checkpoints", "rounds", "devices", "summary.json"} <= names(folder)
@@ -259,7 +259,7 @@ def test_the_mark_of_a_start_is_gone_when_rounds_are_logged(experiment: Experime
     seen: list[bool] = []
     folder = tmp_path / "run"
 
-    class Looks(Watcher):
+    class Looks(Callback):
         def prepared(self, prepared: Any) -> None:
             seen.append((folder / ".starting").exists())
 

@@ -127,7 +127,7 @@ def test_files_and_folders_that_are_none_of_ours_change_nothing_and_stay(
 
 
 def test_a_stray_file_among_the_data_is_refused(half: Path, tmp_path: Path, capsys: Any) -> None:
-    """Nobody can know that no device would read it; without it the run goes on."""
+    """A device that nothing reads from; without it the run goes on."""
     folder = Path(shutil.copytree(half, tmp_path / "run"))
     stray = folder / "data" / "train" / "labels (copy).npy"
     stray.write_text("")

@@ -45,7 +45,7 @@ def encode_instructions(
     starts = range(0, len(rows), CHUNK)
     parts = (rows.take(np.arange(start, min(start + CHUNK, len(rows)))) for start in starts)
     samples = (_samples(part, form, tokenizer, max_length, cut) for part in parts)
-    return pack(samples, rows.labels, rows.grades, tokenizer), cut
+    return pack(samples, rows.labels, rows.true_difficulty, tokenizer), cut
 
 
 def end_id(tokenizer: Tokenizer) -> int:

@@ -14,14 +14,14 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.errors import FleetError, RunDirError, ServerLostError
 from fibec_ray.fleets.ray.actors import ServerActor
 from fibec_ray.fleets.ray.failures import get, server_errors
-from fibec_ray.fleets.site import Site
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.store import AcceptedStates
-from fibec_ray.types import OPENING_ROUND, LayerReport, Layout
+from fibec_ray.types import SETUP_ROUND, LayerReport, Layout
 
 T = TypeVar("T")
 
 
-class Headquarters:
+class ServerHandle:
     """`start`, then `open` or `restore`, then anything else.
 
     describe: P^0 (as arrays) and its layout, from a device actor. rerun: does a round once more, as it went. note:
@@ -30,18 +30,24 @@ class Headquarters:
 
     def __init__(
         self,
-        site: Site,
+        worker_spec: WorkerSpec,
         describe: Callable[[], tuple[Any, Layout]],
         rerun: Callable[[int], None],
         note: Callable[[str], None],
         accepted: AcceptedStates,
     ):
-        self._site, self._config, self._describe, self._rerun, self._note = site, site.fleet, describe, rerun, note
+        self._worker_spec, self._config, self._describe, self._rerun, self._note = (
+            worker_spec,
+            worker_spec.fleet,
+            describe,
+            rerun,
+            note,
+        )
         self._accepted, self._opened_states = accepted, accepted.all
         self.actor: Any = None
         self._layer_reports: list[LayerReport] | None = None
         """what devices said in the initialisation phase, if this fleet ran it"""
-        self._digest = (OPENING_ROUND, "")
+        self._digest = (SETUP_ROUND, "")
         """the newest that is known, and the round that it is before"""
 
     def start(self) -> Layout:
@@ -51,15 +57,15 @@ class Headquarters:
         # help: Ray 2.60 puts actors that ask for no resources anywhere in spite of it.)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
-        self.actor = kind.options(scheduling_strategy=here).remote(self._site.job, self._config.threads)
+        self.actor = kind.options(scheduling_strategy=here).remote(self._worker_spec.job, self._config.threads)
         initial, layout = self._describe()
         self._await(self.actor.start.remote(initial, layout), self._config.startup_timeout_s)
         return layout
 
-    def open(self, layer_reports: list[LayerReport]) -> tuple[frozenset[str], Any]:
+    def setup(self, layer_reports: list[LayerReport]) -> tuple[frozenset[str], Any]:
         """Names of shared tensors, and the scores that chose them."""
         self._layer_reports, self._opened_states = layer_reports, self._accepted.all
-        found: tuple[frozenset[str], Any] = self.healing(OPENING_ROUND, partial(self._ask, "open", layer_reports))
+        found: tuple[frozenset[str], Any] = self.healing(SETUP_ROUND, partial(self._ask, "setup", layer_reports))
         return found
 
     def restore(self, path: Path) -> tuple[frozenset[str], Any]:
@@ -99,7 +105,7 @@ class Headquarters:
         """Makes a server with the state before a round: a checkpoint's, and rounds since then are run once more."""
         ray.kill(self.actor)
         self.start()
-        if round_ == OPENING_ROUND:
+        if round_ == SETUP_ROUND:
             return
         for t in range(self._restore_newest(round_), round_):
             self._rerun(t)
@@ -112,9 +118,9 @@ class Headquarters:
 
         Without a checkpoint there is what devices said at the start.
         """
-        for kept in reversed([kept for kept in checkpoint.rounds_kept(self._site.run_dir) if kept <= round_]):
+        for kept in reversed([kept for kept in checkpoint.rounds_kept(self._worker_spec.run_dir) if kept <= round_]):
             try:
-                found = checkpoint.load(self._site.run_dir, kept)
+                found = checkpoint.load(self._worker_spec.run_dir, kept)
             except RunDirError:
                 continue
             self.restore(found.server)
@@ -122,7 +128,7 @@ class Headquarters:
             return kept
         if self._layer_reports is None:
             raise FleetError("the server was lost, and no checkpoint can be used to go on from")
-        self._ask("open", self._layer_reports)
+        self._ask("setup", self._layer_reports)
         self._accepted.reset(self._opened_states)
         return 0
 

@@ -11,12 +11,12 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, CheckpointConfig, Manifest
 from fibec_ray.errors import FibecError, RunDirError, ServerLostError
 from fibec_ray.files.run_dir import flush, refused
+from fibec_ray.learning.run_totals import RunTotals
 from fibec_ray.learning.store import StateStore
-from fibec_ray.learning.tally import Tally
 from fibec_ray.types import Fleet, States
 
 
-class Keeper:
+class Checkpointer:
     """`after` each round; `settle` before anything relies on the last checkpoint; `close` however the run ends.
 
     One thread writes, one checkpoint at a time, while the next round trains. The server's state goes to disk from
@@ -46,7 +46,7 @@ class Keeper:
         self,
         round_: int,
         devices: Collection[int],
-        tally: Tally,
+        totals: RunTotals,
         log: Mapping[str, str],
         last: bool = False,
     ) -> None:
@@ -68,7 +68,7 @@ class Keeper:
             server="",
             lanes=self._fleet.lanes,
             base=self._fleet.base,
-            tally=tally.state(),
+            totals=totals.state(),
             devices={device: ref.version for device, ref in states.items()},
             digests={device: ref.digest for device, ref in states.items() if ref.digest},
             log=dict(log),
@@ -77,10 +77,10 @@ class Keeper:
         self._written = changed
         self._pending = self._thread.submit(self._commit, draft, write, manifest, changed)
 
-    def finish(self, last_round: int, tally: Tally, log: Mapping[str, str]) -> None:
+    def finish(self, last_round: int, totals: RunTotals, log: Mapping[str, str]) -> None:
         """Waits for the last checkpoint; it is written again if the server was lost meanwhile."""
         if not self._settle_or_skip():
-            self.after(last_round, (), tally, log, last=True)
+            self.after(last_round, (), totals, log, last=True)
             self.settle()
 
     def _settle_or_skip(self) -> bool:

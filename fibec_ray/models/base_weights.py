@@ -1,4 +1,4 @@
-"""A frozen base, and what its keeper must be told."""
+"""A frozen base model and the hooks that its owner calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 
-class Held:
+class BaseWeights:
     """finish: called with the whole module once the adapter is in it."""
 
     def __init__(self, base: Any, finish: Callable[[nn.Module], object]):

@@ -27,13 +27,13 @@ from fibec_ray.models.spec import Backbone
 from fibec_ray.parts import own
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions
+from fibec_ray.types import EvaluationResult, Layout, Predictions, SetupResult
 
 ONE_BY_ONE = FleetConfig(kind="local", lanes=1)
 
 
 @dataclass(frozen=True)
-class Site:
+class WorkerSpec:
     """run_dir: seen by every process (shared storage on several nodes). cache_dir: local to each node."""
 
     job: Job
@@ -111,10 +111,10 @@ class Site:
             )
         return Federation.load(self.data_dir)
 
-    def opened(self, reports: list[DeviceReport], selection: Selection, layout: Layout) -> OpenResult:
+    def opened(self, reports: list[DeviceReport], selection: Selection, layout: Layout) -> SetupResult:
         """What the initialisation phase came to."""
         own, frozen = self.job.method.has_own_models, "moving" in self.job.method.mask.lacks
-        return OpenResult(reports, selection.names, layout, selection.scores, own, frozen)
+        return SetupResult(reports, selection.names, layout, selection.scores, own, frozen)
 
     def worker(self, name: str = "driver", device: str | None = None) -> GroupWorker:
         """A worker with a model of its own; the base weights are shared by all processes of the node.

@@ -16,13 +16,13 @@ import torch
 import yaml
 
 from fibec_ray.data import exercises
+from fibec_ray.data.encode_instructions import encode_instructions, end_id
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.exercises import KINDS, WORDS, ExerciseSettings, generate
+from fibec_ray.data.instruction_source import load_instructions
 from fibec_ray.data.instructions import Columns, InstructionFormat
-from fibec_ray.data.respond import encode_instructions, end_id
 from fibec_ray.data.source import DataConfig
 from fibec_ray.data.tasks import Task
-from fibec_ray.data.told import load_instructions
 from fibec_ray.errors import DataError
 from fibec_ray.models.backbone import load_tokenizer
 from fibec_ray.models.spec import Backbone
@@ -224,7 +224,7 @@ def test_exercises_are_seeded_and_those_of_the_test_are_others() -> None:
     assert told(train) == told(generate(240, 1, "train", settings)) != told(generate(240, 2, "train", settings))
     asked = {(name, given, response) for _, given, response, name in told(train) if given}
     assert not asked & {(name, given, response) for _, given, response, name in told(test)}
-    assert train.grades is not None and (train.grades.min(), train.grades.max()) == (0, 1)
+    assert train.true_difficulty is not None and (train.true_difficulty.min(), train.true_difficulty.max()) == (0, 1)
 
 
 def test_there_are_only_so_many_exercises(monkeypatch: pytest.MonkeyPatch) -> None:

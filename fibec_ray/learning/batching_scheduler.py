@@ -1,6 +1,6 @@
 """Runs several devices' work side by side in one thread, and batches the passes that they ask for.
 
-Each piece of work is plain code that runs in a greenlet of its own. Where it calls `Meeting.ask` it is put aside until
+Each piece of work is plain code that runs in its own greenlet. Where it calls `BatchingScheduler.ask` it waits until
 every other piece has come as far as a question, or to its end. Questions are then answered together.
 """
 
@@ -18,7 +18,7 @@ Answer = Callable[[dict[int, Any]], dict[int, Any]]
 """{number of the piece: its question} of all that wait -> an answer, or an exception to raise there, for each"""
 
 
-class Meeting:
+class BatchingScheduler:
     """answer: takes the questions of all pieces that are waiting, in the order of the pieces."""
 
     def __init__(self, answer: Answer):
@@ -26,7 +26,7 @@ class Meeting:
         self._hub: greenlet | None = None
 
     def ask(self, question: Any) -> Any:
-        """Called by a piece of work. What the meeting answers, when all others have come to a question or an end."""
+        """Called by a piece of work. Returns the answer, once every other piece of work waits or has ended."""
         assert self._hub is not None, "nobody runs this piece"
         # Whether gradients are recorded belongs to the thread, and others run in between.
         recording = torch.is_grad_enabled()

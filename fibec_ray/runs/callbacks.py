@@ -11,13 +11,13 @@ from typing import Any
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.files.run_dir import write_json
 from fibec_ray.learning.prepare import Prepared
-from fibec_ray.learning.tally import Row
+from fibec_ray.learning.run_totals import Row
 from fibec_ray.types import Fleet
 
 NAME = "summary.json"
 
 
-class Watcher:
+class Callback:
     """Is told what happens in a run. As it stands it does nothing with it."""
 
     def prepared(self, prepared: Prepared) -> None:
@@ -36,12 +36,12 @@ class Watcher:
         """Something that a person should know."""
 
 
-class Together(Watcher):
-    """Several watchers as one."""
+class CallbackList(Callback):
+    """Several callbacks as one."""
 
-    def __init__(self, *watchers: Watcher):
-        for name in (name for name in vars(Watcher) if not name.startswith("_")):
-            setattr(self, name, partial(_tell, [getattr(watcher, name) for watcher in watchers]))
+    def __init__(self, *callbacks: Callback):
+        for name in (name for name in vars(Callback) if not name.startswith("_")):
+            setattr(self, name, partial(_tell, [getattr(callback, name) for callback in callbacks]))
 
 
 def _tell(calls: Sequence[Callable[..., None]], *what: Any) -> None:
@@ -58,7 +58,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-class Summary(Watcher):
+class Summary(Callback):
     """Writes RUN/summary.json, also as soon as it is known where devices compute, and how the base is held."""
 
     def __init__(self, folder: Path, experiment: Experiment, prepared: Prepared, note: Callable[[str], None]):
@@ -81,8 +81,10 @@ class Summary(Watcher):
     def write(self, status: str, fleet: Fleet | None = None, **more: Any) -> None:
         """fleet: None before there is one."""
         device = {"device": fleet.device} if fleet and fleet.device else {}
-        holding = dict(zip(("backend", "backend_reason"), fleet.holding or () if fleet else (), strict=False))
-        write_json(self._path, {**self._known, "status": status, **device, **holding, **more})
+        backend_choice = dict(
+            zip(("backend", "backend_reason"), fleet.backend_choice or () if fleet else (), strict=False)
+        )
+        write_json(self._path, {**self._known, "status": status, **device, **backend_choice, **more})
 
     def placed(self, fleet: Fleet) -> None:
         self.write("running", fleet)

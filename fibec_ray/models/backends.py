@@ -21,10 +21,10 @@ import torch
 
 from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import open_base
-from fibec_ray.models.held import Held
+from fibec_ray.models.base_weights import BaseWeights
 from fibec_ray.models.kernels import speed_up
-from fibec_ray.models.spec import Backbone, Backend, Holding
-from fibec_ray.models.stream import Shelves, bytes_that_stay, stream
+from fibec_ray.models.spec import Backbone, Backend, BackendChoice
+from fibec_ray.models.stream import MultiGpu, bytes_that_stay, stream
 
 CONTEXT_BYTES = 545_000_000
 """GPU memory that CUDA takes for each process, before its first tensor (measured: 518 MiB on an H200)."""
@@ -55,16 +55,16 @@ class Room:
         return max(0, gpu - (min(GPU_MARGIN, gpu // 2) if self.beside is None else self.beside))
 
     @property
-    def shelves(self) -> tuple[int, ...]:
+    def more_gpus(self) -> tuple[int, ...]:
         """What it may take of each of the others."""
         return tuple(max(0, free - SHELF_MARGIN) for free in self.others)
 
 
-def choose(backend: Backend, base_bytes: int, room: Room) -> Holding:
+def choose(backend: Backend, base_bytes: int, room: Room) -> BackendChoice:
     """The backend that is meant, and why. Raises ModelError for one that cannot be had with so much room."""
     if backend == "auto":
         chosen, why = _choose(base_bytes, room)
-        return Holding(chosen, f"auto: {why}")
+        return BackendChoice(chosen, f"auto: {why}")
     if backend == "deepspeed" and HOST_FACTOR * base_bytes > room.host:
         raise ModelError(
             f"backbone.backend: deepspeed copies the base, {base_bytes / 1e9:.1f} GB, and this node has "
@@ -72,13 +72,13 @@ def choose(backend: Backend, base_bytes: int, room: Room) -> Holding:
         )
     if backend in ("qlora", "spread") and room.gpu is None:
         raise ModelError(f"backbone.backend: {backend} needs a CUDA device, and this process has none; set it to plain")
-    if backend == "spread" and base_bytes > room.first + sum(room.shelves):
+    if backend == "spread" and base_bytes > room.first + sum(room.more_gpus):
         raise ModelError(
-            f"backbone.backend: spread has {(room.first + sum(room.shelves)) / 1e9:.1f} GB for a base of "
+            f"backbone.backend: spread has {(room.first + sum(room.more_gpus)) / 1e9:.1f} GB for a base of "
             f"{base_bytes / 1e9:.1f} on this process's GPUs ({1 + len(room.others)}); raise "
             "fleet.gpus_per_actor, or take stream or deepspeed with one"
         )
-    return Holding(backend, CONFIGURED)
+    return BackendChoice(backend, CONFIGURED)
 
 
 def _choose(base_bytes: int, room: Room) -> tuple[Backend, str]:
@@ -88,7 +88,7 @@ def _choose(base_bytes: int, room: Room) -> tuple[Backend, str]:
     if base_bytes <= room.first:
         idle = "; the others have nothing to do, fleet.gpus_per_actor=1 is enough" if room.others else ""
         return "plain", f"{size}, the GPU {room.gpu / 1e9:.1f} GB free{idle}"
-    if room.others and base_bytes <= room.first + sum(room.shelves):
+    if room.others and base_bytes <= room.first + sum(room.more_gpus):
         free = (room.gpu + sum(room.others)) / 1e9
         return "spread", f"{size}, the GPU {room.gpu / 1e9:.1f} GB free, all {1 + len(room.others)} of them {free:.1f}"
     if HOST_FACTOR * base_bytes <= room.host:
@@ -110,21 +110,23 @@ def _free(number: int) -> int:
     return min(free, int(torch.cuda.get_per_process_memory_fraction(number) * total))
 
 
-def hold(backend: Backend, spec: Backbone, folder: Path, device: torch.device, beside: int | None = None) -> Held:
+def hold(
+    backend: Backend, spec: Backbone, folder: Path, device: torch.device, beside: int | None = None
+) -> BaseWeights:
     """Opens the prepared base. backend: one that `choose` gave. beside: see `Room`."""
     if backend == "deepspeed":
         from fibec_ray.models.deepspeed_base import Partitioned
 
         return Partitioned(lambda: open_base(spec, folder, device.type), spec.dtype, device)
     if backend == "stream":
-        return Held(open_base(spec, folder, device.type), partial(stream, device=device))
+        return BaseWeights(open_base(spec, folder, device.type), partial(stream, device=device))
     if backend == "spread":
         room, base = room_on(device, beside), open_base(spec, folder, device.type)
-        shelves = Shelves(room.first - bytes_that_stay(base), room.shelves)
-        return Held(base, partial(stream, device=device, place=shelves.place))
+        multi_gpu = MultiGpu(room.first - bytes_that_stay(base), room.more_gpus)
+        return BaseWeights(base, partial(stream, device=device, place=multi_gpu.place))
     if backend == "qlora":
-        return Held(open_base(spec, folder, device.type, four_bits=True), lambda module: None)
-    return Held(open_base(spec, folder, device.type), partial(speed_up, device=device))
+        return BaseWeights(open_base(spec, folder, device.type, four_bits=True), lambda module: None)
+    return BaseWeights(open_base(spec, folder, device.type), partial(speed_up, device=device))
 
 
 def weights_bytes(folder: Path) -> int:

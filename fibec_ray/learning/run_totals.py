@@ -12,12 +12,12 @@ from pydantic import BaseModel
 
 from fibec_ray.learning.evaluation import pooled, score
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import OPENING_ROUND, EvaluationResult, Layout, OpenResult, Predictions, RoundResult
+from fibec_ray.types import SETUP_ROUND, EvaluationResult, Layout, Predictions, RoundResult, SetupResult
 
 Row = dict[str, Any]
 
 
-class TallyState(BaseModel, frozen=True, extra="forbid"):
+class RunTotalsState(BaseModel, frozen=True, extra="forbid"):
     """The sums at the end of a round, as a checkpoint has them; floats survive JSON bit for bit."""
 
     sim_time_s: float
@@ -28,7 +28,7 @@ class TallyState(BaseModel, frozen=True, extra="forbid"):
     """devices that trained at least once"""
 
 
-class Tally:
+class RunTotals:
     """Turns what a fleet returns into rows, and keeps the sums that go on from round to round.
 
     metric: the task's own. batch_size: of local training, to know how many batches a device has.
@@ -39,21 +39,21 @@ class Tally:
         self._started = time.monotonic()
         self.sim_time_s, self.bytes_total, self.num_samples_total = 0.0, 0, 0
         self.trained: set[int] = set()
-        self._layers: OpenResult
+        self._layers: SetupResult
 
     @property
     def layout(self) -> Layout:
         """Of the trainable tensors, known once the fleet is open."""
         return self._layers.layout
 
-    def opening(self, opened: OpenResult) -> tuple[Row, list[Row]]:
+    def setup(self, opened: SetupResult) -> tuple[Row, list[Row]]:
         """The row of round -1 and its layer rows."""
         self._layers = opened
-        return self._row(OPENING_ROUND, opened.reports, 0, None), self._layer_rows(OPENING_ROUND, [])
+        return self._row(SETUP_ROUND, opened.reports, 0, None), self._layer_rows(SETUP_ROUND, [])
 
-    def state(self) -> TallyState:
+    def state(self) -> RunTotalsState:
         """What the sums have come to."""
-        return TallyState(
+        return RunTotalsState(
             sim_time_s=self.sim_time_s,
             wall_time_s=time.monotonic() - self._started,
             bytes_total=self.bytes_total,
@@ -61,8 +61,8 @@ class Tally:
             trained=sorted(self.trained),
         )
 
-    def restore(self, opened: OpenResult, state: TallyState) -> None:
-        """Goes on from there, in place of `opening`. The time between the two runs does not count."""
+    def restore(self, opened: SetupResult, state: RunTotalsState) -> None:
+        """Goes on from there, in place of `setup`. The time between the two runs does not count."""
         self._layers = opened
         self._started = time.monotonic() - state.wall_time_s
         self.sim_time_s, self.bytes_total = state.sim_time_s, state.bytes_total
@@ -123,7 +123,7 @@ class Tally:
         }
 
     def _data_fraction(self, report: DeviceReport) -> float | None:
-        if report.round == OPENING_ROUND:
+        if report.round == SETUP_ROUND:
             return None
         return report.num_batches_seen / math.ceil(report.num_samples / self._batch_size)
 

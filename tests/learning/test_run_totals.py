@@ -7,26 +7,26 @@ from typing import Any
 import pytest
 import torch
 
-from fibec_ray.learning.tally import Row, Tally
+from fibec_ray.learning.run_totals import Row, RunTotals
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import EvaluationResult, Layout, OpenResult, Predictions, RoundResult
+from fibec_ray.types import EvaluationResult, Layout, Predictions, RoundResult, SetupResult
 
 LAYOUT = Layout({"layer.0.w": 0, "layer.1.w": 1, "head.w": None}, num_layers=2, adapter_config={})
 
 
-def opened(*reports: DeviceReport, scores: list[float] | None = None) -> OpenResult:
+def opened(*reports: DeviceReport, scores: list[float] | None = None) -> SetupResult:
     layer_scores = None if scores is None else torch.tensor(scores)
-    return OpenResult(list(reports), frozenset({"layer.1.w", "head.w"}), LAYOUT, layer_scores)
+    return SetupResult(list(reports), frozenset({"layer.1.w", "head.w"}), LAYOUT, layer_scores)
 
 
 def report(device: int, round_: int = 0, **values: Any) -> DeviceReport:
     return DeviceReport(round=round_, device=device, **{"num_samples": 10, "num_steps": 1, **values})
 
 
-def tally_with_opening(*reports: DeviceReport) -> tuple[Tally, Row]:
-    tally = Tally("accuracy", batch_size=4)
-    row, _ = tally.opening(opened(*reports))
-    return tally, row
+def totals_with_setup(*reports: DeviceReport) -> tuple[RunTotals, Row]:
+    totals = RunTotals("accuracy", batch_size=4)
+    row, _ = totals.setup(opened(*reports))
+    return totals, row
 
 
 def right(*values: bool) -> Predictions:
@@ -34,9 +34,9 @@ def right(*values: bool) -> Predictions:
     return Predictions(labels, torch.tensor([int(value) for value in values]), torch.zeros(len(values)))
 
 
-def test_totals_go_on_from_the_opening_through_the_rounds() -> None:
+def test_totals_go_on_from_the_setup_through_the_rounds() -> None:
     """Time: slowest of 2 and 3, then of 5 and 1, then 4: 3, 8, 12. Bytes: 30, then 110 more, then 12 more."""
-    tally, opening = tally_with_opening(
+    totals, setup = totals_with_setup(
         report(0, -1, sim_time_s=2.0, bytes_down=10, bytes_up=1),
         report(1, -1, sim_time_s=3.0, bytes_down=17, bytes_up=2),
     )
@@ -49,7 +49,7 @@ def test_totals_go_on_from_the_opening_through_the_rounds() -> None:
         ),
         RoundResult([report(2, 1, sim_time_s=4.0, bytes_down=5, bytes_up=7, num_samples_seen=6, num_batches_seen=2)]),
     ]
-    rows = [opening, *(tally.round(t, result, None)[0] for t, result in enumerate(rounds))]
+    rows = [setup, *(totals.round(t, result, None)[0] for t, result in enumerate(rounds))]
     assert [row["round"] for row in rows] == [-1, 0, 1]
     assert [row["sim_time_s"] for row in rows] == [3, 8, 12]
     assert [(row["bytes_down"], row["bytes_up"]) for row in rows] == [(27, 3), (60, 50), (5, 7)]
@@ -64,7 +64,7 @@ def test_totals_go_on_from_the_opening_through_the_rounds() -> None:
 
 def test_means_over_devices_and_over_steps() -> None:
     """Loss (1 * 3 + 2 * 1) / 4; of ceil(10 / 4) = 3 batches 1 were seen, of ceil(8 / 4) = 2 both: mean 2/3."""
-    tally, opening = tally_with_opening(report(0, -1))
+    totals, setup = totals_with_setup(report(0, -1))
     results = [
         report(0, num_batches_seen=1, num_steps=3, train_loss=1.0, learning_rate=0.1, kept_fraction=0.25, flops=1e9),
         report(
@@ -78,22 +78,22 @@ def test_means_over_devices_and_over_steps() -> None:
             flops=2e9,
         ),
     ]
-    row, _ = tally.round(0, RoundResult(results), None)
+    row, _ = totals.round(0, RoundResult(results), None)
     assert row["train_loss"] == pytest.approx(5 / 4) and row["data_fraction"] == pytest.approx(2 / 3)
     assert (row["num_steps"], row["kept_fraction"], row["flops"]) == (4, 0.5, 3e9)
     assert row["learning_rate"] == pytest.approx(0.1)
-    assert [opening[name] for name in ("train_loss", "data_fraction", "kept_fraction", "learning_rate")] == [None] * 4
+    assert [setup[name] for name in ("train_loss", "data_fraction", "kept_fraction", "learning_rate")] == [None] * 4
 
 
 def test_lost_devices_are_counted_and_nothing_else_of_them() -> None:
-    tally, _ = tally_with_opening()
-    row, _ = tally.round(0, RoundResult([report(4, bytes_up=9)], lost=(7, 8)), None)
+    totals, _ = totals_with_setup()
+    row, _ = totals.round(0, RoundResult([report(4, bytes_up=9)], lost=(7, 8)), None)
     assert (row["num_devices"], row["num_lost"], row["bytes_total"], row["num_devices_trained"]) == (3, 2, 9, 1)
 
 
 def test_a_round_that_lost_all_devices_has_a_row() -> None:
-    tally, _ = tally_with_opening(report(0, -1, sim_time_s=3.0))
-    row, _ = tally.round(0, RoundResult([], lost=(1, 2)), None)
+    totals, _ = totals_with_setup(report(0, -1, sim_time_s=3.0))
+    row, _ = totals.round(0, RoundResult([], lost=(1, 2)), None)
     assert (row["num_devices"], row["sim_time_s"], row["train_loss"], row["data_fraction"]) == (2, 3, None, None)
 
 
@@ -101,11 +101,11 @@ def test_scores_are_pooled_and_those_of_trained_devices_are_apart() -> None:
     """Devices 0, 1, 2 are right on 2 of 2, 1 of 4, 0 of 2: together 3 of 8; after device 1 has trained 1 of 4, and
     after device 0 too, 3 of 6. The global model is right on 1 of 2.
     """
-    tally, _ = tally_with_opening()
+    totals, _ = totals_with_setup()
     personal = {0: right(True, True), 1: right(True, False, False, False), 2: right(False, False)}
     evaluation = EvaluationResult(right(True, False), personal)
-    first, _ = tally.round(0, RoundResult([report(1)]), evaluation)
-    second, _ = tally.round(1, RoundResult([report(0), report(1)]), evaluation)
+    first, _ = totals.round(0, RoundResult([report(1)]), evaluation)
+    second, _ = totals.round(1, RoundResult([report(0), report(1)]), evaluation)
     for row, trained in ((first, 1 / 4), (second, 3 / 6)):
         assert row["global_accuracy"] == row["global_metric"] == 1 / 2
         assert row["personal_accuracy"] == row["personal_metric"] == 3 / 8
@@ -115,66 +115,66 @@ def test_scores_are_pooled_and_those_of_trained_devices_are_apart() -> None:
 
 
 def test_trained_devices_without_test_samples_have_no_accuracy() -> None:
-    tally, _ = tally_with_opening()
+    totals, _ = totals_with_setup()
     evaluation = EvaluationResult(right(True), {0: right(True), 1: right()})
-    row, _ = tally.round(0, RoundResult([report(1)]), evaluation)
+    row, _ = totals.round(0, RoundResult([report(1)]), evaluation)
     assert row["personal_accuracy_trained"] is None and row["personal_accuracy"] == 1
 
 
 def test_the_metric_is_the_task_s_own() -> None:
     """4 of 5 right of each class: accuracy .8, Matthews correlation (16 - 1) / 25."""
-    tally = Tally("mcc", batch_size=4)
-    tally.opening(opened())
+    totals = RunTotals("mcc", batch_size=4)
+    totals.setup(opened())
     own = {
         0: Predictions(torch.ones(5, dtype=torch.int64), torch.tensor([1, 1, 1, 1, 0]), torch.zeros(5)),
         1: Predictions(torch.zeros(5, dtype=torch.int64), torch.tensor([0, 0, 0, 0, 1]), torch.zeros(5)),
     }
-    row, _ = tally.round(0, RoundResult([report(0)]), EvaluationResult(Predictions.join(list(own.values())), own))
+    row, _ = totals.round(0, RoundResult([report(0)]), EvaluationResult(Predictions.join(list(own.values())), own))
     for model in ("global", "personal"):
         assert row[f"{model}_accuracy"] == pytest.approx(0.8) and row[f"{model}_metric"] == pytest.approx(0.6)
 
 
 def test_a_round_without_evaluation_has_empty_scores() -> None:
-    tally, opening = tally_with_opening()
-    row, _ = tally.round(0, RoundResult([report(0)]), None)
+    totals, setup = totals_with_setup()
+    row, _ = totals.round(0, RoundResult([report(0)]), None)
     names = [f"{model}_{name}" for model in ("global", "personal") for name in ("accuracy", "loss", "metric")]
     for name in [*names, "personal_accuracy_trained"]:
-        assert opening[name] is None and row[name] is None
+        assert setup[name] is None and row[name] is None
 
 
 def test_layer_rows_by_hand() -> None:
     """Fisher mass and kept neurons are means over the devices that have a mask; layer 1 is shared."""
-    tally = Tally("accuracy", batch_size=4)
-    _, at_opening = tally.opening(opened(scores=[0.25, 0.5]))
+    totals = RunTotals("accuracy", batch_size=4)
+    _, at_setup = totals.setup(opened(scores=[0.25, 0.5]))
     reports = [
         report(0, layer_fisher=(1.0, 0.0), kept_neurons=(4, 0)),
         report(1, layer_fisher=(2.0, 0.0), kept_neurons=(7, 0)),
         report(2),
     ]
-    _, rows = tally.round(0, RoundResult(reports), None)
+    _, rows = totals.round(0, RoundResult(reports), None)
     assert rows == [
         {"round": 0, "layer": 0, "sensitivity": 0.25, "shared": False, "fisher_mass": 1.5, "kept_neurons": 5.5},
         {"round": 0, "layer": 1, "sensitivity": 0.5, "shared": True, "fisher_mass": 0.0, "kept_neurons": 0.0},
     ]
-    assert [(row["round"], row["fisher_mass"], row["kept_neurons"]) for row in at_opening] == [(-1, None, None)] * 2
-    assert tally.layout is LAYOUT
+    assert [(row["round"], row["fisher_mass"], row["kept_neurons"]) for row in at_setup] == [(-1, None, None)] * 2
+    assert totals.layout is LAYOUT
 
 
 def test_methods_without_layer_scores_have_none() -> None:
-    tally = Tally("accuracy", batch_size=4)
-    _, rows = tally.opening(opened())
+    totals = RunTotals("accuracy", batch_size=4)
+    _, rows = totals.setup(opened())
     assert [row["sensitivity"] for row in rows] == [None, None]
 
 
 def test_evaluations_are_one_row_for_each_device() -> None:
     """Device 0 is right on 1 of 4 and has not trained, device 1 on 2 of 2, device 2 has no test samples."""
-    tally, _ = tally_with_opening()
+    totals, _ = totals_with_setup()
     evaluation = EvaluationResult(right(), {1: right(True, True), 0: right(True, False, False, False), 2: right()})
-    tally.round(3, RoundResult([report(1, 3)]), evaluation)
-    rows = tally.evaluations(3, evaluation)
+    totals.round(3, RoundResult([report(1, 3)]), evaluation)
+    rows = totals.evaluations(3, evaluation)
     assert rows == [
         {"round": 3, "device": 0, "num_samples": 4, "trained": False, "accuracy": 0.25, "loss": 0.0},
         {"round": 3, "device": 1, "num_samples": 2, "trained": True, "accuracy": 1.0, "loss": 0.0},
         {"round": 3, "device": 2, "num_samples": 0, "trained": False, "accuracy": None, "loss": None},
     ]
-    assert tally.evaluations(4, None) == []
+    assert totals.evaluations(4, None) == []
