@@ -16,7 +16,7 @@ PACKAGE = Path(fibec_ray.__file__).parent
 LAYERS = (
     ("__main__", "testing"),
     ("cli",),
-    ("jobs", "sweep", "bench"),
+    ("jobs", "sweep", "bench", "export"),
     ("runs",),  # runs what config describes
     ("preflight",),  # plans it
     ("config",),

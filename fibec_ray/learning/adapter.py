@@ -1,17 +1,13 @@
-"""Saves the global adapter in PEFT's layout: `PeftModel.from_pretrained(base, RUN/adapter)` loads it.
+"""Save the global adapter in PEFT's layout: `PeftModel.from_pretrained(base, RUN/adapter)` loads it.
 
-What is trained whole is saved as a model: `AutoModel.from_pretrained(RUN/adapter)` loads a transformer.
-
-Class names go into config.json of a whole model. An adapter has no such file, so they go into labels.json:
-
-    names = {int(i): name for i, name in json.loads(Path("RUN/adapter/labels.json").read_text())["id2label"].items()}
-    AutoPeftModelForSequenceClassification.from_pretrained("RUN/adapter", id2label=names, ignore_mismatched_sizes=True)
+A model that is trained whole is saved as a transformers model: `AutoModel.from_pretrained(RUN/adapter)` loads it.
+Class names go into config.json of a whole model, and into labels.json beside an adapter.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +27,26 @@ OUR_HEAD = (f"{HEAD}.weight", f"{HEAD}.bias")
 LABELS = "labels.json"
 
 
-def save_adapter(values: Tensors, layout: Layout, peft: Peft, folder: Path, label_names: Sequence[str] = ()) -> None:
-    """Writes adapter_config.json, adapter_model.safetensors and, for a mean-pool head, head.safetensors (weight, bias).
+def save_adapter(
+    values: Tensors,
+    layout: Layout,
+    peft: Peft,
+    folder: Path,
+    label_names: Sequence[str] = (),
+    finish: Callable[[Path], None] = lambda draft: None,
+) -> None:
+    """Write adapter_config.json, adapter_model.safetensors and, for a mean-pool head, head.safetensors (weight, bias).
 
-    Of what is trained whole: config.json and model.safetensors. values: all trainable tensors, by the names that they
-    travel under. label_names: of the classes, in the order of their ids; none are saved if there are none.
+    A model that is trained whole gives config.json and model.safetensors instead.
+
+    values: all trainable tensors, by the names that they travel under. label_names: of the classes, in the order of
+    their ids; () saves none. finish: adds more files to the folder before it gets its name. Raises RunDirError.
     """
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         _write(*peft.saved(values, layout.adapter_config), peft.trains_base, draft, _labels(label_names))
+        finish(draft)
         flush_folder(draft)
         replace_folder(draft, folder)
     except (OSError, SafetensorError) as error:

@@ -88,17 +88,23 @@ class DeviceWorker(Host):
     def evaluate_personal(self, device: int, broadcast: Broadcast, states: States) -> Predictions:
         """The device's own model on its own test shard, in the shard's order. states: as `RoundPlan` has them."""
         with self._stage(device, broadcast.round, "evaluate"):
-            state = self.store.load(device, states.get(device))
-            rank = rank_of(self.job, device, state.memory.get("objective", {}))
-            received = self.adopt(rank, state, broadcast.shared)
-            solver, shard = self.job.method.solver, self.data.test_shard(device)
-            own = solver.own(dict(state.memory.get("solver", {})))
-            self.model.load(own)
+            shard = self.data.test_shard(device)
             if not shard.num_samples:
                 return Predictions.join([])
-            solver.tune(self.tuning(device, broadcast, received | own))
+            self.become(device, broadcast, states)
             chunks = evaluation_chunks(shard, self.job.eval_batch_size)
             return in_row_order(chunks, [self._predict(shard, rows) for rows in chunks])
+
+    def become(self, device: int, broadcast: Broadcast, states: States) -> None:
+        """Makes the model the device's own, as it is evaluated: its personal tensors, its solver's, and what tuning on
+        its training data adds. states: as `RoundPlan` has them."""
+        state = self.store.load(device, states.get(device))
+        rank = rank_of(self.job, device, state.memory.get("objective", {}))
+        received = self.adopt(rank, state, broadcast.shared)
+        solver = self.job.method.solver
+        own = solver.own(dict(state.memory.get("solver", {})))
+        self.model.load(own)
+        solver.tune(self.tuning(device, broadcast, received | own))
 
     def tuning(self, device: int, broadcast: Broadcast, received: Tensors) -> LocalSession:
         """What a solver may train on before an evaluation: all of the device's batches, with the plain loss."""

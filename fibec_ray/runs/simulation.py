@@ -25,7 +25,6 @@ from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.worker_spec import WorkerSpec
-from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, Recipe, prepare_federation
 from fibec_ray.learning.run_totals import Row, RunTotals
@@ -37,6 +36,8 @@ from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.callbacks import Callback, CallbackList, Summary
+from fibec_ray.runs.save import save_model
+from fibec_ray.runs.saved_model import describe
 from fibec_ray.tensors import digest
 from fibec_ray.types import Fleet, Progress
 
@@ -101,8 +102,8 @@ def carry_on(
             rows.append(logged.row)
         checkpointer.finish(experiment.rounds - 1, totals, log.newest)
         adapter = fleet.adapter()
-        names = label_names(experiment, identity.prepared)
-        save_adapter(adapter, totals.layout, experiment.method.peft, folder / "adapter", names)
+        about = describe(experiment, identity, label_names(experiment, identity.prepared), fleet.base)
+        save_model(adapter, totals.layout, experiment, about, rows[-1] if rows else None, folder / "adapter")
     except BaseException:
         with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
             summary.write("failed", fleet)

@@ -114,6 +114,7 @@ def test_what_is_trained_whole_says_its_class_names(tiny_settings: Any, tmp_path
 def test_the_folder_holds_an_adapter_and_nothing_else(finished: tuple[Any, Any]) -> None:
     experiment, run = finished
     names = {"adapter_config.json", "adapter_model.safetensors", "labels.json"}
+    names |= {"README.md", "fibec_ray.json", "tokenizer.json", "tokenizer_config.json"}
     names |= {"head.safetensors"} if experiment.backbone.head == "mean_pool" else set()
     assert {path.name for path in (run.folder / "adapter").iterdir()} == names
     assert not [path for path in run.folder.iterdir() if path.name.endswith(".part")]

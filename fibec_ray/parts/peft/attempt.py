@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from fibec_ray import seeds
 from fibec_ray.errors import ModelError
+from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.generated import Generated, drawn
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, drop
 
 SOURCES = "sources"
 
@@ -57,6 +58,10 @@ class Attempt(Generated):
         """With the file's sources, so that the adapter is whole."""
         file = {} if self.sources is None else {SOURCES: _read(self.sources)}
         return {**values, **file}, dict(config)
+
+    def reopened(self, values: Tensors, config: Mapping[str, Any], file: Path) -> tuple[Peft, Tensors]:
+        """With the source prompts that were saved beside the adapter's own tensors."""
+        return self.saved_in(file), drop(values, [SOURCES])
 
     def saved_in(self, file: Path) -> Attempt:
         return self if self.sources is None else self.model_copy(update={"sources": str(file)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -63,6 +64,13 @@ class Peft(Part):
         values: all tensors by the names that they travel under. config: of `attach`.
         """
         return dict(values), dict(config)
+
+    def reopened(self, values: Tensors, config: Mapping[str, Any], file: Path) -> tuple[Peft, Tensors]:
+        """The inverse of `saved`: a kind to attach, and the values to load into it, for the same model.
+
+        values, config: as `saved` returned them. file: the safetensors file that holds the values.
+        """
+        return self, values
 
     @property
     def device_ranks(self) -> Ranks | None:

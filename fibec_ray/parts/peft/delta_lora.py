@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.ranks import adapted_layers
+from fibec_ray.tensors import Tensors
 
 
 class DeltaLora(Lora):
@@ -42,6 +45,10 @@ class DeltaLora(Lora):
         for layer in adapted_layers(attached.module):
             layer.register_forward_hook(self._follow)
         return replace(attached, config={**attached.config, "lora_alpha": self.alpha * (1 + self.ratio)})
+
+    def reopened(self, values: Tensors, config: Mapping[str, Any], file: Path) -> tuple[Peft, Tensors]:
+        """Plain LoRA with (1 + lambda) alpha."""
+        return self.as_lora(alpha=config["lora_alpha"]), values
 
     def _follow(self, layer: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         """Adds what W has moved by, lambda s B A x, in which A and B are constants."""

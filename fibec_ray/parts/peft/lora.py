@@ -73,6 +73,11 @@ class Lora(InLinears):
             task_type=task_type,
         )
 
+    def as_lora(self, **changes: Any) -> Lora:
+        """Plain LoRA with the settings that a kind built on it shares with it."""
+        fields = {name: getattr(self, name) for name in Lora.model_fields if name != "kind"}
+        return Lora.model_validate(fields | changes)
+
     @property
     def device_ranks(self) -> Ranks:
         return Ranks(self.ranks, self.scaling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from fibec_ray.low_rank import MOVED, A, B, best_factors, pairs
 from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.ranks import adapted_layers
 from fibec_ray.tensors import Tensors, drop
@@ -61,6 +63,10 @@ class MovingLora(Lora):
             b, a, _ = best_factors([torch.eye(len(value))], [scale * value], rank)
             saved |= {x + B: b.float(), x + A: a.float()}
         return saved, {**config, "r": rank}
+
+    def reopened(self, values: Tensors, config: Mapping[str, Any], file: Path) -> tuple[Peft, Tensors]:
+        """Plain LoRA of the rank that holds the move of the base too."""
+        return self.as_lora(r=config["r"]), values
 
 
 def _add_moved(scale: float, layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from fibec_ray.errors import ModelError
 from fibec_ray.parts.peft.attached import Attached, Inputs, wider
+from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.library import saved_name
-from fibec_ray.parts.peft.virtual import Virtual, config_of, made_by
-from fibec_ray.tensors import Tensors
+from fibec_ray.parts.peft.virtual import ENCODER, Virtual, config_of, made_by
+from fibec_ray.tensors import Tensors, drop
 
 
 class Prefix(Virtual):
@@ -67,6 +69,12 @@ class Prefix(Virtual):
             return {**inputs, **_positions(body, inputs, self.num_tokens), **more}
 
         return Attached(whole, module, config_of(whole), saved_name, extend, num_prefixes=self.num_tokens)
+
+    def reopened(self, values: Tensors, config: Mapping[str, Any], file: Path) -> tuple[Peft, Tensors]:
+        """Prefixes without a projection: one table for each block, cut from the saved one."""
+        tables = values["prompt_embeddings"].chunk(config["num_layers"], dim=1)
+        own = {f"{ENCODER}embedding.layers.{i}.table.weight": table for i, table in enumerate(tables)}
+        return Prefix(num_tokens=self.num_tokens), {**drop(values, ["prompt_embeddings"]), **own}
 
     def table(self, values: Tensors, config: Mapping[str, Any]) -> Tensor:
         if not self.projection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from fibec_ray import seeds
 from fibec_ray.low_rank import A, B, best_factors, pairs
 from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached
+from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.ranks import adapted_layers
 from fibec_ray.tensors import Tensors, drop
@@ -77,6 +79,10 @@ class SparseLora(Lora):
         """LoRA; and in stage 1, which LoRA has no part in, the best that it could start from."""
         now = dict(values) | self._handed_over(values)
         return drop(now, [name for name in now if name.endswith(SPARSE)]), dict(config)
+
+    def reopened(self, values: Tensors, config: Mapping[str, Any], file: Path) -> tuple[Peft, Tensors]:
+        """Plain LoRA: what stage 1 learnt is in it."""
+        return self.as_lora(), values
 
     lacks: ClassVar[tuple[Need, ...]] = ("whole",)
 

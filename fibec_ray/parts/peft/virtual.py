@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -67,6 +68,11 @@ class Virtual(Peft):
         names = [name for name in values if self.is_adapter(name)]
         own = {name.removeprefix(ENCODER): values[name] for name in names}
         return {**drop(values, names), "prompt_embeddings": self.table(own, config)}, dict(config)
+
+    def reopened(self, values: Tensors, config: Mapping[str, Any], file: Path) -> tuple[Peft, Tensors]:
+        """Prompt tuning with the table that the encoder made, which is all that was saved."""
+        own = {f"{ENCODER}embedding.weight": values["prompt_embeddings"]}
+        return Prompt(num_tokens=self.num_tokens, init="random"), {**drop(values, ["prompt_embeddings"]), **own}
 
     def table(self, values: Tensors, config: Mapping[str, Any]) -> Tensor:
         """What the encoder makes, as peft saves it, from the encoder's own tensors."""

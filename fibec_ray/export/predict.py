@@ -1,0 +1,182 @@
+"""A trained model that is ready to predict; `fibec_ray.load` returns one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fibec_ray.data.encode_instructions import end_id
+from fibec_ray.errors import ModelError
+from fibec_ray.export.inputs import Inputs, encoded, points, prompt_ids
+from fibec_ray.learning.evaluation import evaluation_chunks
+from fibec_ray.model_types import LocalModel, Shard
+from fibec_ray.models.net_model import NetModel
+from fibec_ray.models.nets import AnyNet
+from fibec_ray.models.sizes import takes_types
+from fibec_ray.models.spec import Backbone
+from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.runs.saved_model import SavedModel
+
+MOST_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one input: a class with probabilities, a text, or a number."""
+
+    label: str | None = None
+    """the most likely class"""
+    score: float | None = None
+    """its probability"""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """the probability of each class"""
+    text: str | None = None
+    """the answer of a model that was trained on instructions"""
+    value: float | None = None
+    """the number that a regression predicts"""
+
+
+class TrainedModel:
+    """A run's model on one torch device.
+
+        model = fibec_ray.load("runs/quickstart")
+        model.predict(["What is the capital of Peru?"])[0].label
+
+    Predictions are those of the run's evaluation: same tokens, same batches, same weights.
+    """
+
+    def __init__(self, about: SavedModel, engine: LocalModel, tokenizer: Any = None):
+        self.about = about
+        """what was trained: backbone, method, classes, versions"""
+        self.tokenizer = tokenizer
+        """of transformers; None for networks on numbers"""
+        self.engine = engine
+        """our model around the torch module: losses, scores, names of tensors"""
+        engine.train(False)
+        self._takes_types = _type_check(about.backbone)
+
+    @property
+    def model(self) -> nn.Module:
+        """The torch module: a PeftModel, a transformers model with an adapter in it, or a small network.
+
+        With a mean-pool head it is the encoder; `head` is the classifier on top.
+        """
+        engine = self.engine
+        return engine.net if isinstance(engine, NetModel) else engine.peft_model  # type: ignore[attr-defined]
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The linear classifier on the mean of the last hidden states; None for other heads."""
+        return self.engine.head if isinstance(self.engine, TorchModel) else None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names in the order of their ids; numbers as text where the run has no names."""
+        return self.about.label_names or tuple(str(i) for i in range(self.about.num_classes))
+
+    def predict(
+        self, inputs: Inputs, batch_size: int | None = None, max_new_tokens: int = MOST_NEW_TOKENS
+    ) -> list[Prediction]:
+        """One prediction for each input, in order.
+
+        inputs: texts; pairs of texts, for tasks on pairs; instructions, or pairs (instruction, input); an array
+        (N, *shape) for networks on numbers. batch_size: None: as in the run's evaluation. max_new_tokens: of an answer
+        in text. Raises DataError for inputs that do not fit the task.
+        """
+        if isinstance(inputs, str):
+            inputs = [inputs]
+        if not len(inputs):
+            return []
+        if self.about.answers == "texts":
+            return [Prediction(text=text) for text in self._answers(inputs, batch_size, max_new_tokens)]
+        scores = self.scores(inputs, batch_size)
+        if self.about.answers == "values":
+            return [Prediction(value=value) for value in scores[:, 0].tolist()]
+        names = self.label_names
+        return [_of_class(names, row) for row in scores.softmax(1).tolist()]
+
+    @torch.no_grad()
+    def scores(self, inputs: Inputs, batch_size: int | None = None) -> Tensor:
+        """(N, C) logits of the classes, float32 on the CPU; (N, 1) values in a regression."""
+        if self.about.answers == "texts":
+            raise ModelError("this model answers in text and has no class scores; use predict")
+        shard = self._shard(inputs)
+        chunks = evaluation_chunks(shard, batch_size or self.about.batch_size)
+        found = torch.cat([self.engine.forward(shard.batch(rows)).scores.float().cpu() for rows in chunks])
+        return found[torch.argsort(torch.cat(chunks))]
+
+    def _shard(self, inputs: Inputs) -> Shard:
+        backbone = self.about.backbone
+        if isinstance(backbone, Backbone):
+            made = encoded(inputs, self.about.prompts, backbone.encode_mode, self.tokenizer)
+            if made.types is not None and not self._takes_types(int(made.types.max(initial=0))):
+                made = replace(made, types=None)
+            return made.shard(np.arange(made.num_samples))
+        assert isinstance(self.engine, NetModel)
+        return points(inputs, self.engine.shape)
+
+    def _answers(self, inputs: Inputs, batch_size: int | None, most: int) -> list[str]:
+        """Greedy decoding of each prompt."""
+        asked = prompt_ids(inputs, self.about.prompts, self.tokenizer)
+        texts = [""] * len(asked)
+        for rows in _of_one_length(asked, batch_size or self.about.batch_size):
+            answers = _decode(self.engine, [asked[row] for row in rows], end_id(self.tokenizer), most)
+            for row, ids in zip(rows, answers, strict=True):
+                texts[row] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return texts
+
+    def __repr__(self) -> str:
+        about = self.about
+        who = "" if about.device is None else f", device={about.device}"
+        return f"TrainedModel({about.name!r}, method={about.method!r}, task={about.prompts.task!r}{who})"
+
+
+def _type_check(backbone: Backbone | AnyNet) -> Callable[[int], bool]:
+    """Whether the model's scores depend on token types up to a number. Asked now: the base's folder may move later."""
+
+    @cache
+    def takes(highest: int) -> bool:
+        return isinstance(backbone, Backbone) and takes_types(backbone, highest)
+
+    with suppress(ModelError):  # a model that knows one type has no pairs
+        takes(0), takes(1)
+    return takes
+
+
+def _of_class(names: Sequence[str], row: Sequence[float]) -> Prediction:
+    best = max(range(len(row)), key=row.__getitem__)
+    return Prediction(names[best], row[best], dict(zip(names, row, strict=True)))
+
+
+def _of_one_length(asked: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Rows in batches of prompts of equal length, which need no padding."""
+    by_length: dict[int, list[int]] = {}
+    for row, ids in enumerate(asked):
+        by_length.setdefault(len(ids), []).append(row)
+    for rows in by_length.values():
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]
+
+
+def _decode(engine: LocalModel, prompts: Sequence[Sequence[int]], end: int, most: int) -> list[list[int]]:
+    """Token ids of the answers, without the token that ends them.
+
+    The whole sequence is computed again for each token: that is exact for every PEFT kind, and answers are short.
+    """
+    assert isinstance(engine, TorchModel)
+    ids = torch.tensor(prompts)
+    start, done = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool)
+    for _ in range(most):
+        chosen = engine.next_scores(ids).argmax(1).cpu()
+        done |= chosen == end
+        ids = torch.cat([ids, chosen.unsqueeze(1)], dim=1)
+        if done.all():
+            break
+    return [row[: row.index(end)] if end in row else row for row in ids[:, start:].tolist()]

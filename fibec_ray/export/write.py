@@ -1,0 +1,164 @@
+"""Write a trained model for others: as an adapter folder, or as a plain transformers model with the adapter merged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fibec_ray.errors import ModelError, RunDirError
+from fibec_ray.export.load import nearby, open_personal
+from fibec_ray.export.predict import TrainedModel
+from fibec_ray.export.saved import open_base_again, open_saved, read_about, saved_folder
+from fibec_ray.files.run_dir import absolute, flush_folder, refused, replace_folder, write_text
+from fibec_ray.models.process_state import quiet_libraries, restored
+from fibec_ray.models.spec import Backbone
+from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.runs.model_card import merged_text
+from fibec_ray.runs.records import read_record
+from fibec_ray.runs.save import complete, save_model
+
+PROBE_TOKENS = 8
+SLACK = 1e-4
+"""Relative difference of logits that merging may make; sums in another order make some."""
+
+
+@restored()
+def export_adapter(run: Any, target: Path, device: int | None = None, *, base: str | None = None) -> Path:
+    """Copy a run's adapter, with tokenizer, class names and model card, to a new folder; returns the folder.
+
+    run, device, base: as in `load`. A personal model becomes an adapter of its own. Raises RunDirError if the target is
+    not empty, ModelError for a personal model that an adapter cannot hold (a rank or scale of its own).
+    """
+    quiet_libraries()
+    target = _free(target)
+    with nearby(str(getattr(run, "folder", run)), device) as folder:
+        if device is None:
+            home = saved_folder(folder)
+            with _draft(target) as draft:
+                shutil.copytree(home, draft, dirs_exist_ok=True)
+                complete(read_about(home), draft, target)
+        else:
+            _export_personal(folder, target, device, base)
+    return target
+
+
+def _export_personal(folder: Path, target: Path, device: int, base: str | None) -> None:
+    model, worker = open_personal(folder, device, base, "cpu")
+    experiment = read_record(folder).experiment
+    save_model(worker.model.read(), worker.layout, experiment, model.about, None, target)
+    again = open_saved(target, base, "cpu")
+    if not _agree(_probe(model), _probe(again)):
+        shutil.rmtree(target)
+        raise ModelError(
+            f"device {device}: its model computes with a rank or scale of its own, which a saved adapter does not "
+            f"have; use it in Python: fibec_ray.load({str(folder)!r}, device={device})"
+        )
+
+
+@restored()
+def export_merged(run: Any, target: Path, device: int | None = None, *, base: str | None = None) -> Path:
+    """Write a plain transformers model in float32, with the adapter merged into the base; returns the folder.
+
+    `AutoModelForSequenceClassification.from_pretrained(target)` loads it (`head: model`; for other heads the README.md
+    in the folder says how). run, device, base: as in `load`. Raises ModelError for a PEFT kind that adds modules or
+    prompts, which a plain model has no place for.
+    """
+    quiet_libraries()
+    target = _free(target)
+    with TemporaryDirectory(prefix="fibec-ray-") as work, nearby(str(getattr(run, "folder", run)), device) as folder:
+        if device is not None:
+            _export_personal(folder, Path(work) / "adapter", device, base)
+            folder = Path(work) / "adapter"
+        model = open_saved(folder, base, "cpu", exact=True)
+        with _draft(target) as draft:
+            _write_merged(model, draft)
+    return target
+
+
+def _write_merged(model: TrainedModel, draft: Path) -> None:
+    engine, about = model.engine, model.about
+    if not isinstance(engine, TorchModel) or not isinstance(about.backbone, Backbone):
+        raise ModelError(
+            "--merged: this model is a network from scratch and has no adapter to merge; export it without"
+        )
+    before = _probe(model)
+    whole: Any = engine.peft_model
+    base = whole.merge_and_unload() if hasattr(whole, "merge_and_unload") else engine.base
+    if about.backbone.head == "model":
+        base.config.id2label = dict(enumerate(model.label_names))
+        base.config.label2id = {name: i for i, name in enumerate(model.label_names)}
+        if base.config.pad_token_id is None:
+            base.config.pad_token_id = model.tokenizer.pad_token_id
+    base.save_pretrained(draft)
+    model.tokenizer.save_pretrained(draft)
+    if model.head is not None:
+        save_file({name: value.cpu() for name, value in model.head.state_dict().items()}, draft / "head.safetensors")
+    write_text(draft / "README.md", merged_text(about))
+    after = _outputs(open_base_again(about.backbone, draft), *_inputs())
+    if not _agree(before, after):
+        raise ModelError(
+            f"--merged: {about.peft['kind']} adds modules or prompts to the model, which a plain transformers model "
+            "has no place for; export the adapter instead: fibec-ray export RUN DIR"
+        )
+
+
+def _probe(model: TrainedModel) -> Tensor:
+    """What the model makes of a few tokens."""
+    engine = model.engine
+    if not isinstance(engine, TorchModel):
+        return torch.cat([value.flatten() for value in engine.read().values()])
+    ids, mask = _inputs()
+    return _outputs(engine.attached, ids, mask)
+
+
+def _inputs() -> tuple[Tensor, Tensor]:
+    ids = torch.arange(5, 5 + PROBE_TOKENS).unsqueeze(0)  # one sample: classifiers of decoders may lack a pad token
+    return ids, torch.ones_like(ids)
+
+
+@torch.no_grad()
+def _outputs(module: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits, or the last hidden states of a model without a head."""
+    out = module(input_ids=ids, attention_mask=mask)
+    found: Tensor = out.logits if "logits" in out else out.last_hidden_state
+    return found.float()
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    scale = max(float(one.abs().max()), 1e-6)
+    return float((one - other).abs().max()) <= SLACK * scale
+
+
+def _free(target: Path) -> Path:
+    """Raises RunDirError for a folder that has something in it."""
+    target = absolute(target)
+    with refused(f"{target}: cannot be written"):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise RunDirError(f"{target}: is not empty; choose another folder, or remove it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[Path]:
+    """A folder that gets the name of the target when the block ends well, and is removed otherwise."""
+    draft = target.with_name(f".{target.name}.part")
+    with refused(f"{target}: cannot be written"):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            yield draft
+            flush_folder(draft)
+            replace_folder(draft, target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)

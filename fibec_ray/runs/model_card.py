@@ -1,0 +1,209 @@
+"""The README.md beside a saved adapter: what the model is, its scores, and how to load it.
+
+It has the front matter of Hugging Face model cards, so the folder can be pushed to the hub as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.files.run_dir import write_text
+from fibec_ray.learning.run_totals import Row
+from fibec_ray.models.spec import Backbone
+from fibec_ray.runs.saved_model import SavedModel
+
+NAME = "README.md"
+AUTO = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM", "mean_pool": "AutoModel"}
+
+
+@dataclass(frozen=True)
+class Card:
+    title: str
+    meta: Mapping[str, Any]
+    """YAML at the top of the page"""
+    rows: Mapping[str, str]
+    """table: what -> value"""
+    code: str
+    """Python that loads the model without fibec_ray; '' where there is none"""
+    limits: str
+
+    @staticmethod
+    def of(experiment: Experiment, about: SavedModel, row: Row, base: str | None) -> Card:
+        """row: of the last round; {} if it is not known. base: hub id or path of the base."""
+        whole = not about.is_text or experiment.method.peft.trains_base
+        tags = ["fibec-ray", "federated-learning", experiment.method.peft.kind]
+        meta = {
+            "library_name": "fibec_ray" if not about.is_text else "transformers" if whole else "peft",
+            "pipeline_tag": _pipeline(about),
+            "tags": tags,
+            **({"base_model": base} if base else {}),
+        }
+        who = "" if about.device is None else f", device {about.device}"
+        found = {name: value for name, value in meta.items() if value is not None}
+        rows = _rows(experiment, about, row, base)
+        return Card(f"{about.name}{who}", found, rows, _code(about, base, whole), _limits(about))
+
+
+def write_card(card: Card, folder: Path) -> None:
+    write_text(folder / NAME, text_of(card))
+
+
+def text_of(card: Card) -> str:
+    front = yaml.safe_dump(dict(card.meta), sort_keys=False, allow_unicode=True)
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in card.rows.items())
+    alone = f"\nWithout fibec_ray:\n\n```python\n{card.code}\n```\n" if card.code else ""
+    return f"""---
+{front}---
+
+# {card.title}
+
+A model trained by simulated federated learning with fibec_ray.
+
+| | |
+|---|---|
+{table}
+
+## Use it
+
+```python
+import fibec_ray
+
+model = fibec_ray.load("PATH/TO/THIS/FOLDER")
+print(model.predict(["..."]))
+```
+{alone}
+{card.limits}
+"""
+
+
+def _rows(experiment: Experiment, about: SavedModel, row: Row, base: str | None) -> dict[str, str]:
+    partition = experiment.partition.model_dump(mode="json")
+    kind = partition.pop("kind")
+    settings = ", ".join(f"{name} {value}" for name, value in partition.items() if value is not None)
+    dealt = f"{experiment.num_devices} devices, partition {kind}" + (f" ({settings})" if settings else "")
+    rows = {
+        "backbone": _backbone(about, base),
+        "method": f"{about.method}, {_peft(about.peft)}",
+        "data": f"{experiment.task.name}: {dealt}",
+        "rounds": f"{about.round} of {experiment.cohort_size} devices each",
+        "score": _score(about, row, experiment.task.metric),
+        "seed": str(about.seed),
+        "date": about.created[:10],
+        "versions": ", ".join(
+            f"{name} {about.versions[name]}"
+            for name in ("fibec_ray", "torch", "transformers", "peft")
+            if name in about.versions
+        ),
+    }
+    if about.label_names:
+        rows["classes"] = ", ".join(about.label_names[:20]) + (" ..." if len(about.label_names) > 20 else "")
+    return {name: value for name, value in rows.items() if value}
+
+
+def _backbone(about: SavedModel, base: str | None) -> str:
+    spec = about.backbone
+    if not isinstance(spec, Backbone):
+        settings = ", ".join(f"{name} {value}" for name, value in spec.model_dump(mode="json").items())
+        return f"network from scratch ({settings})"
+    source = base if spec.init == "pretrained" else f"random weights, seed {about.seed}"
+    return f"{source}, head {spec.head}, {spec.dtype}"
+
+
+def _peft(peft: Mapping[str, Any]) -> str:
+    shown = [
+        f"{name} {peft[name]}" for name in ("r", "alpha", "num_tokens", "bottleneck") if peft.get(name) is not None
+    ]
+    return f"{peft['kind']}" + (f" ({', '.join(shown)})" if shown else "")
+
+
+def _score(about: SavedModel, row: Row, metric: str) -> str:
+    """Of the global model on the test set, and the mean of devices' own models on their test rows."""
+    if about.device is not None:
+        return ""
+    found = []
+    for whose in ("global", "personal"):
+        names = {"accuracy": f"{whose}_accuracy", "loss": f"{whose}_loss"}
+        if metric != "accuracy":
+            names = {metric: f"{whose}_metric", **names}
+        values = [f"{what} {row[name]:.4f}" for what, name in names.items() if row.get(name) is not None]
+        if values:
+            found.append(f"{whose}: {', '.join(values)}")
+    return "; ".join(found)
+
+
+def _pipeline(about: SavedModel) -> str | None:
+    if not about.is_text:
+        return None
+    return "text-generation" if about.answers == "texts" else "text-classification"
+
+
+def _code(about: SavedModel, base: str | None, whole: bool) -> str:
+    spec = about.backbone
+    if not isinstance(spec, Backbone) or base is None or "." in str(about.peft["kind"]):
+        return ""
+    if whole:
+        auto = AUTO.get(spec.head, "AutoModelForSequenceClassification")
+        return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
+    if spec.head == "model":
+        return (
+            "from peft import AutoPeftModelForSequenceClassification\n\n"
+            "model = AutoPeftModelForSequenceClassification.from_pretrained(\n"
+            f'    "PATH/TO/THIS/FOLDER", num_labels={about.num_classes}, ignore_mismatched_sizes=True\n)'
+        )
+    auto = AUTO[spec.head]
+    return (
+        f"from peft import PeftModel\nfrom transformers import {auto}\n\n"
+        f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "PATH/TO/THIS/FOLDER")'
+    )
+
+
+def _limits(about: SavedModel) -> str:
+    length = f"Texts longer than {about.prompts.max_length} tokens are cut. " if about.is_text else ""
+    return (
+        f"{length}The score is that of a simulation on one test set; test the model on your own data before using it."
+    )
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")
+
+
+MEAN_POOL = """import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+folder = "PATH/TO/THIS/FOLDER"
+tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+head = load_file(f"{folder}/head.safetensors")
+batch = tokenizer(["..."], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+with torch.no_grad():
+    states, real = encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(2)
+logits = (states * real).sum(1) / real.sum(1) @ head["weight"].T + head["bias"]
+print([LABELS[i] for i in logits.argmax(1)])"""
+"""How to use an encoder with a mean-pool head, with transformers alone."""
+
+
+def merged_text(about: SavedModel) -> str:
+    """README.md of a merged model."""
+    spec = about.backbone
+    assert isinstance(spec, Backbone)
+    auto = AUTO.get(spec.head, "AutoModelForSequenceClassification")
+    code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
+    if spec.head == "mean_pool":
+        names = list(about.label_names)
+        code = MEAN_POOL.replace("MAX_LENGTH", str(about.prompts.max_length)).replace("LABELS", repr(names))
+    return f"""# {about.name}
+
+A plain transformers model in float32: the adapter ({about.peft["kind"]}) is merged into the base. Method
+{about.method}, task {about.prompts.task}, {about.round} rounds, {about.created[:10]}.
+
+```python
+{code}
+```
+"""

@@ -1,0 +1,75 @@
+"""Write RUN/adapter as a model that others can use: weights, tokenizer, class names, model card and fibec_ray.json."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.files.sealed import file_digest, write_sealed
+from fibec_ray.learning.adapter import save_adapter
+from fibec_ray.learning.run_totals import Row
+from fibec_ray.models.architecture import hub_id
+from fibec_ray.models.backbone import load_tokenizer
+from fibec_ray.models.nets import AnyNet
+from fibec_ray.models.spec import Backbone
+from fibec_ray.runs.model_card import Card, write_card
+from fibec_ray.runs.saved_model import NAME, SavedModel
+from fibec_ray.tensors import Tensors
+from fibec_ray.types import Layout
+
+TOKENIZER = "tokenizer_config.json"
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "head.safetensors")
+
+
+def save_model(
+    values: Tensors, layout: Layout, experiment: Experiment, about: SavedModel, row: Row | None, folder: Path
+) -> None:
+    """Write the folder with weights, tokenizer, class names, model card and fibec_ray.json, whole or not at all.
+
+    row: of the last round in the round log; None: not known.
+    """
+    names = about.label_names if about.is_text else ()
+    about = about.model_copy(update={"has_global": row is None or row.get("global_loss") is not None})
+    base = base_reference(about.backbone)
+    config = {**layout.adapter_config, **({"base_model_name_or_path": base} if base else {})}
+    layout = replace(layout, adapter_config=config)
+    card = Card.of(experiment, about, row or {}, base)
+
+    def finish(draft: Path) -> None:
+        write_card(card, draft)
+        complete(about, draft, folder)
+
+    save_adapter(values, layout, experiment.method.peft, folder, names, finish)
+
+
+def complete(about: SavedModel, draft: Path, folder: Path) -> None:
+    """Add the tokenizer and fibec_ray.json to a folder of weights. folder: what its name will be."""
+    if isinstance(about.backbone, Backbone) and not (draft / TOKENIZER).is_file():
+        load_tokenizer(about.backbone).save_pretrained(draft)
+    sealed = {name: file_digest(draft / name) for name in WEIGHTS if (draft / name).is_file()}
+    path = relative_base(about.backbone, folder)
+    write_sealed(draft / NAME, about.model_copy(update={"digests": sealed, "base_path": path or about.base_path}))
+
+
+def local_base(backbone: Backbone | AnyNet) -> Path | None:
+    """The folder of a backbone that is one on this machine; None for hub ids, random weights and networks of ours."""
+    if not isinstance(backbone, Backbone) or backbone.init != "pretrained" or backbone.name is None:
+        return None
+    path = Path(backbone.name).expanduser()
+    return path.resolve() if path.is_dir() else None
+
+
+def base_reference(backbone: Backbone | AnyNet) -> str | None:
+    """What adapter_config.json calls the base: a hub id, or the absolute path of a local folder."""
+    if not isinstance(backbone, Backbone) or backbone.init != "pretrained":
+        return None
+    here = local_base(backbone)
+    return str(here) if here else hub_id(backbone.name or "minilm")
+
+
+def relative_base(backbone: Backbone | AnyNet, folder: Path) -> str | None:
+    """The base's folder as seen from the adapter's, so that both can move together."""
+    here = local_base(backbone)
+    return None if here is None else Path(os.path.relpath(here, folder.resolve())).as_posix()

@@ -1,0 +1,124 @@
+"""fibec_ray.json in a saved model's folder: what `fibec_ray.load` needs beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from fibec_ray.checkpoints.identity import Identity
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.data.instructions import InstructionFormat
+from fibec_ray.data.source import effective_task
+from fibec_ray.errors import RunDirError
+from fibec_ray.files.sealed import file_digest, read_sealed
+from fibec_ray.models.nets import AnyNet
+from fibec_ray.models.spec import Backbone
+
+NAME = "fibec_ray.json"
+FORMAT = 1
+
+Answers = Literal["classes", "texts", "values"]
+"""What a model predicts: one of several classes, a text, or a number."""
+
+
+class Prompts(BaseModel, frozen=True, extra="forbid"):
+    """How a model's inputs become tokens (`data/encode.py`)."""
+
+    task: str
+    """name, for messages"""
+    text_columns: tuple[str, ...] = ()
+    """one or two; empty where inputs are not text"""
+    template: str = ""
+    causal_template: str = ""
+    instructions: InstructionFormat | None = None
+    max_length: int
+
+
+class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
+    """Everything that it takes to load a saved model and to predict as the run's evaluation does."""
+
+    name: str
+    method: str
+    round: int
+    """rounds that the model was trained for"""
+    device: int | None = None
+    """federated device of a personal model; None: the global model"""
+    created: str
+    """UTC, ISO 8601"""
+    versions: dict[str, str]
+    backbone: Backbone | AnyNet
+    base_path: str | None = None
+    """a local backbone's folder, relative to this file's"""
+    base_fingerprint: str = ""
+    """of the frozen weights in the run; '': unknown"""
+    peft: dict[str, Any]
+    seed: int
+    num_classes: int
+    label_names: tuple[str, ...] = ()
+    label_words: tuple[int, ...] | None = None
+    has_global: bool = True
+    """False if devices keep their heads, so that the global model has an untrained one"""
+    prompts: Prompts
+    batch_size: int
+    """`evaluation.batch_size`"""
+    digests: dict[str, str] = {}
+    """of the files with weights; empty where the model has not been written yet"""
+    format: int = FORMAT
+
+    @property
+    def answers(self) -> Answers:
+        if self.num_classes == 0:
+            return "texts"
+        return "values" if self.num_classes == 1 else "classes"
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.backbone, Backbone)
+
+
+def describe(experiment: Experiment, identity: Identity, label_names: Sequence[str], base: str = "") -> SavedModel:
+    """The global model of a run. base: fingerprint of its frozen weights."""
+    task, prepared = effective_task(experiment.task, experiment.data), identity.prepared
+    names = tuple(label_names) or (task.label_names if len(task.label_names) == prepared.num_classes else ())
+    prompts = Prompts(
+        task=task.name,
+        text_columns=task.text_columns if task.has_classes else (),
+        template=task.template,
+        causal_template=task.causal_template,
+        instructions=task.format if task.answers_in_text else None,
+        max_length=experiment.data.max_length,
+    )
+    return SavedModel(
+        name=experiment.name,
+        method=experiment.method.name,
+        round=experiment.rounds,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=identity.versions,
+        backbone=experiment.backbone,
+        base_fingerprint=base,
+        peft=experiment.method.peft.model_dump(mode="json"),
+        seed=experiment.seed,
+        num_classes=prepared.num_classes,
+        label_names=names,
+        label_words=prepared.label_words,
+        prompts=prompts,
+        batch_size=experiment.evaluation.batch_size,
+    )
+
+
+def read_saved_model(folder: Path) -> SavedModel:
+    """Raises RunDirError if the folder has no such model, or if its weights are not those that were saved."""
+    about = read_sealed(folder / NAME, SavedModel, "a model that fibec_ray saved")
+    for name, digest in about.digests.items():
+        if not (folder / name).is_file():
+            raise RunDirError(f"{folder / name}: is missing; copy the whole folder again")
+        if file_digest(folder / name) != digest:
+            raise RunDirError(
+                f"{folder / name}: has changed since the run saved it; copy the folder again, or load it with "
+                "transformers and PEFT if the change is yours"
+            )
+    return about
