@@ -1,6 +1,6 @@
 """Mean losses of saved adapters, with transformers and peft alone; test_clean_process.py runs it as a process.
 
-argv: a JSON file, a list of {adapter, base, head, samples, words}; prints a JSON list of losses.
+argv: a JSON file, a list of {adapter, head, samples, words}; prints a JSON list of losses.
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from peft import AutoPeftModelForSequenceClassification, PeftModel
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 
 torch.set_num_threads(1)
@@ -17,7 +17,7 @@ transformers.logging.set_verbosity_error()
 
 
 @torch.no_grad()
-def loss_of(adapter: str, base: str, head: str, samples: str, words: list[int]) -> tuple[float, list[str]]:
+def loss_of(adapter: str, head: str, samples: str, words: list[int]) -> tuple[float, list[str]]:
     data = load_file(samples)
     inputs = {name: data[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in data}
     rows, names = torch.arange(len(data["labels"])), []
@@ -30,13 +30,13 @@ def loss_of(adapter: str, base: str, head: str, samples: str, words: list[int]) 
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         logits, targets = model(**inputs).logits, data["labels"]
     elif head == "mean_pool":
-        model = PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(base), adapter).eval()
+        model = AutoPeftModel.from_pretrained(adapter).eval()
         own, real = load_file(Path(adapter) / "head.safetensors"), inputs["attention_mask"].unsqueeze(2)
         pooled = (model(**inputs).last_hidden_state * real).sum(1) / real.sum(1)
         logits, targets = pooled @ own["weight"].T + own["bias"], data["labels"]
     else:
-        auto = transformers.AutoModelForMaskedLM if head == "masked_lm" else transformers.AutoModelForCausalLM
-        model = PeftModel.from_pretrained(auto.from_pretrained(base), adapter).eval()
+        auto = AutoPeftModel if head == "masked_lm" else AutoPeftModelForCausalLM
+        model = auto.from_pretrained(adapter).eval()
         logits, targets = model(**inputs).logits[rows, data["answer_at"]], torch.tensor(words)[data["labels"]]
     return float(torch.nn.functional.cross_entropy(logits, targets)), names
 

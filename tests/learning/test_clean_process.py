@@ -120,7 +120,7 @@ def described(run: Run, head: str) -> dict[str, Any]:
         columns["token_type_ids"] = batch.token_types
     save_file({name: value.contiguous() for name, value in columns.items()}, folder / "samples.safetensors")
     words = list(run.prepared.label_words or ())
-    places = {"adapter": run.folder / "adapter", "base": folder / "base", "samples": folder / "samples.safetensors"}
+    places = {"adapter": run.folder / "adapter", "samples": folder / "samples.safetensors"}
     return {name: str(path) for name, path in places.items()} | {"head": head, "words": words}
 
 
