@@ -1,4 +1,4 @@
-"""Talks to a cluster's job server; errors say what to do."""
+"""Talk to a cluster's job server. Errors say what to do."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from urllib.parse import urlsplit
 from fibec_ray.errors import ClusterError, did_you_mean
 from fibec_ray.fleets.ray.token import HOW_TO_SET_A_TOKEN
 from fibec_ray.jobs.address import settle, without_secrets
+from fibec_ray.jobs.messages import in_our_words
 
 CHATTY = (
     "ray._private.runtime_env.packaging",
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
 )
-"""They report uploads and addresses; the person at the terminal asked for something else."""
+"""Loggers that report uploads and addresses, which our commands do not print."""
 WARMING_UP = "No available agent"
-"""What the job server of a cluster says that has just come up."""
+"""In the job server's answer while a cluster is coming up."""
 WARM_UP_S = 90
 HELPER = "fibec_helper"
-"""Key of a job that is our own doing, such as one that packs a run directory. (One that is deleted as soon as it has
-ended, Ray 2.60 puts back, as failed.)"""
+"""Metadata key of a job that a command starts for itself, such as one that packs a run directory. It is hidden from
+`jobs`, not deleted: Ray 2.60 lists a job that is deleted right after its end as failed."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -48,7 +49,7 @@ class Job:
 
     @property
     def out(self) -> str | None:
-        """The run directory, a URL or a path on the cluster; None for a job that is none of ours."""
+        """The run directory, a URL or a path on the cluster; None for a job that fibec-ray did not submit."""
         return self.metadata.get("fibec_out")
 
     @property
@@ -57,7 +58,7 @@ class Job:
 
 
 class Cluster:
-    """Raises ClusterError for whatever the job server refuses."""
+    """A cluster's job server. Every method raises ClusterError if the server refuses or does not answer."""
 
     def __init__(self, address: str | None, warn: Callable[[str], None] = lambda text: None):
         url = settle(address, warn=warn)
@@ -72,7 +73,7 @@ class Cluster:
             self._client = JobSubmissionClient(url)
 
     def submit(self, entrypoint: str, id_: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Waits for a cluster that has just come up."""
+        """Submit a job; waits up to WARM_UP_S seconds for a cluster that is coming up."""
         deadline = time.monotonic() + WARM_UP_S
         with self._errors():
             while True:
@@ -87,14 +88,14 @@ class Cluster:
                 time.sleep(1)
 
     def jobs(self) -> list[Job]:
-        """Those that were submitted, oldest first; not those that HELPER names."""
+        """The submitted jobs, oldest first, without those that HELPER marks."""
         with self._errors():
             listed = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         found = [job for job in listed if HELPER not in job.metadata]
         return sorted(found, key=lambda job: (job.start_s, job.id))
 
     def job(self, name: str) -> Job:
-        """By its id, or the newest of a name. Raises ClusterError if there is none."""
+        """A job by its id, or the newest of a name. Raises ClusterError if there is none."""
         jobs = self.jobs()
         for job in reversed(jobs):
             if job.id == name:
@@ -106,12 +107,12 @@ class Cluster:
         return named[-1]
 
     def info(self, id_: str) -> Job:
-        """By its id, whatever it is."""
+        """A job by its id, hidden ones too."""
         with self._errors():
             return _job(self._client.get_job_info(id_))
 
     def stop(self, id_: str) -> bool:
-        """False if it had ended before."""
+        """Stop a job; False if it had ended before."""
         with self._errors():
             return bool(self._client.stop_job(id_))
 
@@ -132,19 +133,18 @@ class Cluster:
         try:
             yield
         except AuthenticationError as error:
-            wrong = (
-                "asks for a token, and there is none here" if "required" in str(error) else "does not take our token"
-            )
+            wrong = "asks for a token, and there is none here" if "required" in str(error) else "rejects our token"
             raise ClusterError(f"--address: {self.url}: {wrong}; {HOW_TO_SET_A_TOKEN}") from error
         except (ConnectionError, requests.RequestException) as error:
             raise ClusterError(
-                f"--address: {self.url}: does not answer as a job server does ({self._said(str(error))})"
+                f"--address: {self.url}: does not answer as a job server does ({self._said(in_our_words(str(error)))})"
             ) from error
         except (RuntimeError, ValueError) as error:
-            raise ClusterError(f"{self.url}: the request was refused: {self._said(_last_line(error))}") from error
+            said = self._said(in_our_words(_last_line(error)))
+            raise ClusterError(f"{self.url}: the request was rejected: {said}") from error
 
     def _said(self, text: str) -> str:
-        """Libraries repeat the address, maybe with its password."""
+        """A library's message without the password that it may repeat."""
         return text.replace(f"{self._secret}@", "") if self._secret else text
 
 
@@ -160,6 +160,6 @@ def _job(details: Any) -> Job:
 
 
 def _last_line(error: Exception) -> str:
-    """Of a server's traceback the last line says what went wrong."""
+    """The last line of a server's traceback, which says what went wrong."""
     lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(" .\"'")]
     return lines[-1] if lines else type(error).__name__

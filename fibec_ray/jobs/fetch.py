@@ -1,7 +1,7 @@
-"""`fibec-ray fetch`: brings a job's run directory here, from object storage, the cluster's disk, or a shared folder.
+"""`fibec-ray fetch`: copy a job's run directory here, from object storage, the cluster's disk, or a shared folder.
 
-Whoever may submit jobs also writes their names and places. Nothing here trusts them: a place never names a file of this
-machine unless the user says that the folder is shared, and a name is a folder name or refused.
+Anyone who can submit jobs writes their names and places, so neither is trusted. A place never names a file of this
+machine unless the user passes --shared. A name must be one plain folder name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fibec_ray.jobs.submit import quoted
 from fibec_ray.jobs.unpack import unpack
 
 MOST_MB = 64
-"""Of a run directory, packed, that comes through a job's log."""
+"""The largest packed run directory that comes through a job's log."""
 LEFT_OUT = ("checkpoints", "data")
-"""Of what comes that way: they are needed to go on with a run, not to look at it, and may be large."""
+"""Folders that do not come that way: they may be large, and only `resume` and personal models need them."""
 MARK = "fibec-ray-packed:"
 OBJECT_STORAGE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "viewfs")
 """Kinds of URL that never name a file of this machine."""
@@ -38,9 +38,10 @@ def folder_name(job: Job) -> str:
 
 
 def fetch(cluster: Cluster, job: Job, target: Path, shared: bool = False) -> list[str]:
-    """Copies the run directory into a folder that is not there yet, or empty. Returns the parts that were left out.
+    """Copy the run directory to a new or empty folder; returns the parts that were left out.
 
-    shared: this machine sees the job's folder under the same path, so that it is copied from there.
+    shared: this machine sees the job's folder under the same path, so it is copied from there. Raises ClusterError,
+    RunDirError or StorageError.
     """
     if job.out is None:
         raise ClusterError(f"{job.id}: was not submitted by fibec-ray, and has no run directory")
@@ -79,7 +80,7 @@ def _download(url: str, draft: Path) -> None:
 
 
 def _copy(folder: Path, draft: Path) -> None:
-    """Links stay links, so that nothing outside the folder is copied."""
+    """Copy a folder. Links stay links, so nothing outside the folder is copied."""
     if not (folder / "config.yaml").is_file():
         raise RunDirError(f"--shared: {folder}: is not a run directory on this machine; leave --shared out")
     with refused(f"--shared: {folder}: cannot be copied"):  # shutil.Error, with all that failed, is an OSError
@@ -87,11 +88,11 @@ def _copy(folder: Path, draft: Path) -> None:
 
 
 def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
-    """A second job on the cluster packs the folder and prints it: that needs no storage that we share with it."""
+    """The packed folder in base64. A second job on the cluster packs and prints it, so no shared storage is needed."""
     id_ = f"fetch-{uuid.uuid4().hex}"
     names = " ".join(f"--exclude=./{name}" for name in (*LEFT_OUT, ".lock", ".driver.json"))
     folder = quoted(out)
-    # Ready-made tools of any node: our own package may be at another version there, or not installed at all.
+    # Shell tools that every node has: our own package may have another version there, or none.
     command = (
         f"cd -- {folder} || exit 3; size=$(tar -cz {names} . | wc -c); "
         f'if [ "$size" -gt {MOST_MB * 1_000_000} ]; then echo "fibec-ray: $size bytes are more than a log carries; '

@@ -1,4 +1,4 @@
-"""Unpacks what a cluster sent: files and folders only, inside the target, within limits."""
+"""Unpack what a cluster sent: files and folders only, inside the target, within limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.files.storage import leads_out
 
 MOST_BYTES = 640_000_000
-"""Of a run directory once it is unpacked: ten times what may travel packed."""
+"""The largest unpacked run directory: ten times what may travel packed."""
 MOST_FILES = 100_000
 
 

@@ -103,7 +103,7 @@ def test_a_job_that_fails_says_why(head: heads.Head, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"RAY_AUTH_TOKEN": "not-the-token-of-this-cluster-9876"}, "does not take our token; put the cluster's token"),
+        ({"RAY_AUTH_TOKEN": "not-the-token-of-this-cluster-9876"}, "rejects our token; put the cluster's token"),
         ({"RAY_AUTH_MODE": "disabled"}, "asks for a token, and there is none here; put the cluster's token into"),
     ],
 )

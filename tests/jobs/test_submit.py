@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import make_digits
+from conftest import make_digits, make_tiny
 from runs.interrupted import interrupted
 
 from fibec_ray.config.load import check, load_experiment
-from fibec_ray.errors import ClusterError, ConfigError, DataError, RunDirError, StorageError
+from fibec_ray.errors import ClusterError, ConfigError, DataError, JobFailed, ModelError, RunDirError, StorageError
 from fibec_ray.jobs.client import Job
-from fibec_ray.jobs.follow import last_words
+from fibec_ray.jobs.follow import last_words, refuse_failure
+from fibec_ray.jobs.messages import in_our_words
 from fibec_ray.jobs.parcel import MOST_DATA_BYTES, packed, take_along
 from fibec_ray.jobs.submit import RUNS, checked, free_name, next_attempt, place_of, quoted
 from fibec_ray.runs.begin import begin, workplace
@@ -47,7 +49,7 @@ def test_places() -> None:
     assert place_of("a", None) == f"{RUNS}/a" and quoted(place_of("a", None)) == f'"{RUNS}"/a'
     assert place_of("a", "/srv/my runs/") == "/srv/my runs/a" and quoted("/srv/my runs/a") == "'/srv/my runs/a'"
     assert place_of("a", "file:///srv") == "file:///srv/a"
-    with pytest.raises(ConfigError, match="--out: runs: a job has no folder of its own that lasts"):
+    with pytest.raises(ConfigError, match="--out: runs: is relative, and a job's own folder is removed"):
         place_of("a", "runs")
     with pytest.raises(StorageError, match="no such storage"):
         place_of("a", "what://is/this")
@@ -212,3 +214,96 @@ def test_data_that_are_no_data(work: Path) -> None:
     for name, says in (("empty", "holds no files"), ("dangling", "no such file or folder"), ("pipe", "cannot be read")):
         with pytest.raises(DataError, match=f"data.path: .*{name}: {says}"):
             travelled(work / name, work)
+
+
+# --- backbones that travel, and other files
+
+
+def a_backbone(folder: Path, **changes: Any) -> dict[str, Any]:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return make_tiny(backbone={"init": "pretrained", "config": None, "tokenizer": None, **changes})
+
+
+def sent_with(settings: dict[str, Any], wanted: str) -> dict[str, Any]:
+    """The experiment as the cluster gets it; `wanted` is a file that travels along."""
+    with packed(check(settings, "test"), installed=True) as env:
+        assert (Path(env["working_dir"]) / wanted).is_file()
+        found: dict[str, Any] = yaml.safe_load((Path(env["working_dir"]) / "experiment.yaml").read_text())
+        return found
+
+
+def test_a_relative_backbone_travels(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = a_backbone(tmp_path / "models" / "mine", name="models/mine")
+    sent = sent_with(settings, "inputs/name/mine/config.json")
+    assert sent["backbone"]["name"] == "inputs/name/mine"
+    settings["backbone"] |= {"name": "minilm", "tokenizer": "./models/mine"}
+    sent = sent_with(settings, "inputs/tokenizer/mine/config.json")
+    assert (sent["backbone"]["name"], sent["backbone"]["tokenizer"]) == ("minilm", "inputs/tokenizer/mine")
+
+
+def test_paths_from_home_are_expanded(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = a_backbone(tmp_path / "models" / "mine", name="~/models/mine")
+    assert sent_with(settings, "inputs/name/mine/config.json")["backbone"]["name"] == "inputs/name/mine"
+    a_set(tmp_path / "set")
+    sent = sent_with(make_digits(data={"path": "~/set"}), "inputs/set/train.csv")
+    assert sent["data"]["path"] == "inputs/set"
+    assert place_of("a", "~/runs") == "~/runs/a" and quoted("~/my runs/a") == "\"$HOME\"/'my runs/a'"
+
+
+def test_backbones_that_cannot_travel_are_refused_before_submission(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = a_backbone(tmp_path / "big", name="big")
+    with (tmp_path / "big" / "model.safetensors").open("wb") as file:
+        file.truncate(MOST_DATA_BYTES + 1)
+    with pytest.raises(ModelError, match=r"backbone.name: big has 100 MB, and 100 may travel .* absolute path"):
+        sent_with(settings, "")
+    settings["backbone"]["name"] = "./none"
+    with pytest.raises(ModelError, match=r"backbone: ./none: no such folder here; give a folder that exists"):
+        sent_with(settings, "")
+    settings["backbone"]["name"] = "someone/a-model"
+    assert sent_with(settings, "experiment.yaml")["backbone"]["name"] == "someone/a-model"
+
+
+def test_files_of_a_method_are_refused_before_submission(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "old.safetensors").touch()
+    method = {"name": "mine", "peft": {"kind": "attempt", "sources": "prompts/old.safetensors"}}
+    with pytest.raises(ConfigError, match="method.peft.sources: prompts/old.safetensors is a file of this machine"):
+        sent_with(make_tiny(method), "")
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ("Traceback\nModuleNotFoundError: No module named 'torch'", "the cluster's Python has no library `torch`"),
+        ("/usr/bin/python: No module named fibec_ray", "has no fibec_ray; submit without --installed"),
+        ("sh: 1: python: not found", "the cluster has no command `python`"),
+        ("No module named 'torch'\nfibec-ray: data.path: none", "failed: data.path: none"),
+    ],
+)
+def test_what_the_clusters_python_lacks_is_said(log: str, says: str) -> None:
+    with pytest.raises(JobFailed, match=says):
+        refuse_failure(job("a", "FAILED"), log)
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ("Package size (612.00MiB) exceeds the maximum size of 512.00MiB. You can exclude large files using the "
+         "'excludes' option to the runtime_env", "larger than Ray takes along"),
+        ("ValueError: Job with submission_id a already exists. Please use a different submission_id.",
+         "choose another --name"),
+        ("Job supervisor actor failed to start within 900 seconds. This timeout can be configured by setting the "
+         "environment variable RAY_JOB_START_TIMEOUT_SECONDS.", "did not start in time"),
+        ("runtime_env setup failed: disk full", r"check the free disk of its nodes \(disk full\)"),
+        ("Ray version 1.2.3 is running on the cluster. Please", "the cluster runs Ray 1.2.3, which has no jobs"),
+        ("something else", "^something else$"),
+    ],
+)  # fmt: skip
+def test_messages_of_ray_are_in_our_words(message: str, says: str) -> None:
+    found = in_our_words(message)
+    assert re.search(says, found) and not re.search("excludes|submission_id|RAY_JOB|runtime_env", found)
