@@ -196,7 +196,7 @@ def needs(method: str) -> dict[str, Any]:
 
 BACKBONES: dict[str, dict[str, Any]] = {"encoder": {}, "decoder": {"config": TINY_LLAMA, "head": "causal_lm"}}
 DOES_NOT_APPLY = {
-    ("bitfit", "decoder"): "method.peft: bitfit trains biases, and LlamaForCausalLM has none; choose lora, or adapter"
+    ("bitfit", "decoder"): "method.peft: bitfit trains biases, but LlamaForCausalLM has none; choose lora, or adapter"
 }
 """Method and backbone -> the one error that says why. All others run."""
 HEADED = ("fedbabu", "fedrep")

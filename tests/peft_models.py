@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """As a method's YAML has them."""
 NOT_APPLICABLE = {
-    ("bitfit", "llama"): "method.peft: bitfit trains biases, and Llama.* has none; choose lora, or adapter",
+    ("bitfit", "llama"): "method.peft: bitfit trains biases, but Llama.* has none; choose lora, or adapter",
     ("bitfit of queries and feed-forwards", "llama"): "Llama.* has none at query, q_proj, .*; set which: all",
 }
 """Kind and family -> the error."""

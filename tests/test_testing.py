@@ -147,9 +147,7 @@ def test_a_class_that_lacks_methods_fails_unless_others_are_built_on_it(
     file, base = tmp_path / "half.py", "from fibec_ray.parts.peft.base import Peft\nclass Half(Peft):\n    'Half.'\n"
     file.write_text(base)
     assert main([str(file), "--no-ray"]) == 1
-    assert (
-        "FAILED  fields     a small experiment (encoder): method.peft: half.py:Half: lacks" in capsys.readouterr().out
-    )
+    assert "FAILED  fields     a small experiment (encoder): method.peft: half.py:Half lacks" in capsys.readouterr().out
     file.write_text(f"{base}class Whole(Half):\n    'Whole.'\n    x: int\n    def attach(self, module, head): ...\n")
     assert main([str(file), "--no-ray"]) == 1
     printed = capsys.readouterr()
@@ -160,7 +158,7 @@ def test_a_class_that_lacks_methods_fails_unless_others_are_built_on_it(
 def test_a_part_that_fits_no_small_experiment_says_why(tmp_path: Path) -> None:
     part = part_of("class Mine(Objective):\n    needs = property(lambda self: ('lora',))\n", tmp_path)
     assert checks.Trial(part, {}, tmp_path).accepted().method.objective.kind == "rules.py:Mine"
-    with pytest.raises(checks.Broken, match="is for the matrices of LoRA.*; what it needs beside it can be given, as"):
+    with pytest.raises(checks.Broken, match="works on LoRA's matrices.*; what it needs beside it can be given, as"):
         checks.Trial(part, {"peft": "full"}, tmp_path).accepted()
 
 

@@ -1,4 +1,4 @@
-"""Checks a user's own part against the contract of its axis: how its hooks are written, and what they return."""
+"""Checks of a user's own part against its axis: the signatures of its hooks, and the types they return."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from fibec_ray.errors import ConfigError
 from fibec_ray.interrupts import signal_of
 
 NEAR = 0.85
-"""How like a hook's name a method's must be, to be taken for a typing error in it."""
+"""Similarity (difflib, 0 to 1) from which an unknown method counts as a misspelt hook."""
 
 
 def check_hooks(cls: type[Any], root: type[Any], file: str) -> None:
-    """Raises TypeError for a hook that the simulator cannot call, and has what the others return checked.
+    """Check the hooks of a new part class, and wrap them so that their return types are checked on each call.
 
-    cls: a part that has just been made. root: the base of all parts. file: where it is.
+    cls: the new class. root: the base class of all parts. file: the name of the class's file, for messages.
+    Raises TypeError for a hook that the simulator cannot call.
     """
     contract = next((base for base in cls.__mro__ if root in base.__bases__), root)
     known = {name: value for base in (root, contract) for name, value in vars(base).items() if name[0] != "_"}
     if "__init__" in vars(cls):
-        raise TypeError(f"{cls.__name__}: leave out __init__; write hyper-parameters as fields: rate: float = 1.0")
+        raise TypeError(f"{cls.__name__}: remove __init__; write hyper-parameters as fields, such as rate: float = 1.0")
     if wrong := [name for name in cls.__annotations__ if isinstance(known.get(name), FunctionType)]:
         raise TypeError(f"{cls.__name__}: {wrong[0]} is the name of a hook; give the field another name")
     for name, found in list(vars(cls).items()):
@@ -34,16 +35,19 @@ def check_hooks(cls: type[Any], root: type[Any], file: str) -> None:
             _check_signature(cls, hook, found)
             setattr(cls, name, _checked(hook, found, file))
         elif isinstance(found, FunctionType) and isinstance(hook, property | cached_property):
-            raise TypeError(f"{cls.__name__}: {name} is read, not called; write @property above it")
+            raise TypeError(f"{cls.__name__}: {name} is a property; write @property above it")
         elif isinstance(hook, FunctionType):
-            raise TypeError(f"{cls.__name__}: {name} is called; write it as def {name}{inspect.signature(hook)}")
+            raise TypeError(f"{cls.__name__}: {name} is a method; write it as def {name}{inspect.signature(hook)}")
         elif not isinstance(found, FunctionType) or name[0] == "_" or any(hasattr(one, name) for one in cls.__bases__):
             continue
         elif near := get_close_matches(name, known, 1, NEAR):  # the simulator would never call it
-            raise TypeError(f"{cls.__name__}: {name} is no hook; did you mean '{near[0]}'? If not, call it _{name}")
+            raise TypeError(
+                f"{cls.__name__}: no hook is called {name}; did you mean '{near[0]}'? If not, rename it to _{name}"
+            )
 
 
 def _check_signature(cls: type[Any], hook: FunctionType, found: FunctionType) -> None:
+    """Raise TypeError unless `found` takes the hook's parameters under the same names."""
     expected, written = list(inspect.signature(hook).parameters), list(inspect.signature(found).parameters)
     try:
         inspect.signature(found).bind(*expected)
@@ -58,7 +62,7 @@ def _check_signature(cls: type[Any], hook: FunctionType, found: FunctionType) ->
 
 
 def _checked(hook: FunctionType, found: FunctionType, file: str) -> Callable[..., Any]:
-    """Raises ConfigError if what it returns is of another type than the contract says."""
+    """Wrap a hook so that it raises ConfigError if it returns another type than its axis declares."""
     expected = get_type_hints(hook).get("return", Any)
     words = str(hook.__annotations__.get("return")).replace("Tensors", "dict[str, Tensor]")
 
@@ -80,7 +84,9 @@ def _checked(hook: FunctionType, found: FunctionType, file: str) -> Callable[...
 
 
 def _misfit(value: Any, expected: Any) -> str | None:
-    """What in a value is of another type; None if all is as expected, or cannot be told."""
+    """Describe the first value whose type does not match `expected`; None if all match or the type cannot be
+    checked.
+    """
     kind: Any = get_origin(expected) or expected
     inner = get_args(expected)
     if kind in (Union, UnionType):
@@ -88,7 +94,7 @@ def _misfit(value: Any, expected: Any) -> str | None:
     if kind is None or kind is NoneType:
         return None if value is None else _named(value)
     if kind is bool or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
-        return None  # what is asked for its truth may be a tensor
+        return None  # a truth value may also be a tensor
     fits: bool = isinstance(value, AbstractSet if kind is frozenset else kind)
     if not fits:
         return _named(value)
@@ -107,4 +113,5 @@ def _misfit(value: Any, expected: Any) -> str | None:
 
 
 def _named(value: Any) -> str:
+    """The type of a value, for messages."""
     return "None" if value is None else f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -1,4 +1,4 @@
-"""What every part is: a frozen pydantic model whose fields are its hyper-parameters."""
+"""The base class of all parts: a frozen pydantic model whose fields are the hyper-parameters."""
 
 from __future__ import annotations
 
@@ -14,99 +14,103 @@ from fibec_ray.parts import own
 from fibec_ray.parts.hooks import check_hooks
 
 Need = Literal["text", "classes", "transformer", "lora", "personal", "shared", "moving", "steps", "gradients", "whole"]
-"""What a part may need, and another part, the task or the backbone may lack:
+"""What a part may need, and another part, the task or the backbone may lack.
 
 text: samples are tokens. classes: labels can be counted. transformer: a pretrained base. lora: matrices A and B.
-personal, shared: some tensors stay on devices, or are sent. moving: personal tensors are trained. steps: what a device
-sends is the sum of its optimiser's steps. gradients: training has those of the plain loss. whole: all devices send all
-shared tensors, of one shape.
+personal, shared: some tensors stay on devices, or are sent. moving: personal tensors are trained. steps: a device sends
+the sum of its optimiser's steps. gradients: training computes the gradients of the plain loss. whole: all devices send
+all shared tensors, in one shape.
 """
 
 LACKING: dict[Need, str] = {
-    "text": "looks at tokens, and the samples of {other} are no text; choose another kind",
-    "classes": "takes the expectation over all labels, and texts have too many; set its label to sampled, or observed",
-    "transformer": "adapts a pretrained transformer, and {other} is trained from scratch; set method.peft=full",
-    "lora": "is for the matrices of LoRA, and {other} has none; choose another kind, or peft lora on a transformer",
-    "personal": "needs personal tensors, and {other} leaves none; set {axis}: {neutral}, or share less, such as "
+    "text": "works on tokens, but the samples of {other} are not text; choose another kind",
+    "classes": "takes the expectation over all labels, but texts have too many; set its label to sampled or observed",
+    "transformer": "adapts a pretrained transformer, but {other} is trained from scratch; set method.peft=full",
+    "lora": "works on LoRA's matrices, but {other} has none; choose another kind, or peft lora on a transformer",
+    "personal": "needs personal tensors, but {other} leaves none; set {axis}: {neutral}, or share less, such as "
     "sharing: body",
-    "shared": "needs shared tensors, and {other} shares nothing; set {axis}: {neutral}, or sharing: all",
-    "moving": "trains personal tensors, and {other} holds them; set {axis}: {neutral}, or mask: none",
-    "steps": "reads gradients off what a device's steps add up to, which is not what {other} sends; set {axis}: "
+    "shared": "needs shared tensors, but {other} shares nothing; set {axis}: {neutral}, or sharing: all",
+    "moving": "trains personal tensors, but {other} freezes them; set {axis}: {neutral}, or mask: none",
+    "steps": "computes gradients from the sum of a device's steps, but {other} sends something else; set {axis}: "
     "{neutral}, or solver: single",
-    "gradients": "takes Fisher information from training, whose gradients hold the term of {other}; set {axis}.source: "
-    "pass",
-    "whole": "cannot do with ranks that differ or tensors that take turns, which {other} has; set one of: {able}",
+    "gradients": "takes Fisher information from training, but {other} adds a term to those gradients; set "
+    "{axis}.source: pass",
+    "whole": "needs every device to send all tensors in one shape, but {other} has different ranks or trains tensors "
+    "in turn; set one of: {able}",
 }
-"""The message for a part whose need another one lacks. other: that one's name; neutral: the axis's part that changes
-nothing; able: the kinds of the axis without this need."""
+"""The message for a part whose need another part lacks.
+
+other: that part's name. neutral: the axis's part that changes nothing. able: the kinds of the axis without this need.
+"""
 
 
 class Setting(NamedTuple):
-    """What a part may look at in an experiment."""
+    """The settings of an experiment that a part may check."""
 
     cohort_size: int
     max_length: int
-    """tokens of a sample, at most"""
+    """most tokens of a sample"""
     optimizer: str
     momentum: float
     dtype: str
-    """of the base"""
+    """of the frozen base"""
     num_layers: int | None
     """of a network from scratch; None: a transformer"""
 
 
 def of_label(label: str) -> tuple[Need, ...]:
-    """What Fisher information over such labels needs."""
+    """What Fisher information with this choice of labels needs."""
     return ("classes",) if label == "expected" else ()
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes over a device's samples that a part makes itself, in a hook that is lent the model."""
+    """Extra passes over a device's samples that a part makes in one of its hooks. Run plans count them."""
 
     max_samples: int | None = None
-    """the most samples that it looks at; None: all of the device's"""
+    """most samples used; None: all of the device's"""
     group: int | None = None
     """samples in one pass; None: `local.batch_size`"""
     backwards: int = 0
     """backward passes after each forward pass"""
     single_gradients: bool = False
-    """True if it holds the gradients of single samples"""
+    """True if it computes the gradients of single samples"""
 
 
 class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """The base of all parts. `kind` is the tag that YAML names it by; unknown keys are refused.
+    """The base of all parts. `kind` is the name in YAML; unknown keys are rejected.
 
-    A class outside this package needs no kind: it is named by its file or module (parts/own.py).
+    A class outside this package needs no `kind`: its file or module names it (parts/own.py).
 
-    A part says in its own file what it fits: `needs`, `lacks`, `partners`, `agrees`, `silences` and `unfit_for` are
-    looked at before anything starts.
+    A part declares in its own file what it can be combined with. `needs`, `lacks`, `partners`, `agrees`, `silences` and
+    `unfit_for` are checked before a run starts.
     """
 
     costs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Hooks whose cost cannot be read off their code -> the methods that declare it. A class that overrides such a hook
-    must define these methods too."""
+    """Hook -> the methods that declare its cost, for hooks whose cost cannot be derived. A class that overrides the
+    hook must define these methods too.
+    """
 
     kind: str
     former_kinds: ClassVar[tuple[str, ...]] = ()
     """Names that `kind` had in earlier releases; YAML that uses them still works, with a note"""
     partners: ClassVar[Mapping[str, str]] = {}
-    """Axis -> the one kind of it that the part goes with"""
+    """Axis -> the only kind on that axis that this part works with"""
     agrees: ClassVar[tuple[str, ...]] = ()
-    """Fields that must be equal to the partners' fields of the same name"""
+    """Fields that must equal the partners' fields of the same name"""
     silences: ClassVar[Mapping[str, str]] = {}
-    """Axis -> why only the neutral part of it makes sense beside this one"""
+    """Axis -> why only its neutral part makes sense with this part"""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
-        """Raises TypeError for a class that overrides a costly hook and does not declare the cost."""
+        """Check a new part class. Raises TypeError for a costly hook without a declared cost, or for a wrong hook."""
         super().__pydantic_init_subclass__(**arguments)
         for hook, methods in cls.costs.items():
             missing = [name for name in methods if _defined(cls, name) > _defined(cls, hook)]
             if missing:
                 raise TypeError(
-                    f"{cls.__name__} overrides {hook}, so it must define {' and '.join(missing)} too: a run is planned "
-                    "by what a part declares there"
+                    f"{cls.__name__} overrides {hook}, so it must define {' and '.join(missing)} too: run plans "
+                    "count what they declare"
                 )
         if own.is_own(cls):
             check_hooks(cls, Part, own.source_of(cls).name)
@@ -115,26 +119,26 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             cls.model_rebuild(force=True, raise_errors=False)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Parts of a user's own travel with their source: the other process may never have seen the file."""
+        """Send a user's own part with its source, since the other process may never have seen the file."""
         if not own.is_own(type(self)):
             return super().__reduce_ex__(protocol)
         return own.arrived, (self.kind, own.source_of(type(self))), self.__getstate__()
 
     def as_planned(self) -> Self:
-        """A part like this one whose hooks work on made-up tensors, from which runs are planned.
+        """A copy of the part whose hooks work on made-up tensors, for planning a run.
 
-        What it leaves out is not counted: estimates of a Hessian's spectrum, for one.
+        It may leave out work that cannot be planned, such as estimates of a Hessian's spectrum.
         """
         return self
 
     @property
     def needs_setup(self) -> bool:
-        """True if the part has work to do in the initialisation phase."""
+        """True if the part has work to do in the setup phase."""
         return False
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What none of the other parts, nor the task or the backbone, may lack. A subclass adds to `super().needs`."""
+        """What the other parts, the task and the backbone must all provide. A subclass adds to `super().needs`."""
         return ()
 
     @property
@@ -143,22 +147,22 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return ()
 
     def unfit_for(self, setting: Setting) -> str | None:
-        """Why the part does not work in this setting, and what to change; None if it does."""
+        """Why the part does not work in this setting and what to change; None if it works."""
         return None
 
     @property
     def sends(self) -> str:
-        """What devices send in a round because of this part, in words; '' for nothing more than the others."""
+        """What devices send in a round because of this part, for tables; '' if nothing is added."""
         return ""
 
     @property
     def keeps(self) -> str:
-        """What outlasts a round because of this part, and where, in words."""
+        """What this part stores between rounds and where, for tables."""
         return ""
 
 
 def _defined(cls: type, name: str) -> int:
-    """How far up in the class's bases `name` is defined."""
+    """Position in the class's MRO where `name` is defined; 0 is the class itself."""
     return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 
@@ -166,19 +170,19 @@ P = TypeVar("P", bound=Part)
 
 
 def sources_of(*parts: Part) -> dict[str, own.Source]:
-    """The files and modules, by name, that classes of a user's own come from. ValueError for two files of one name."""
+    """The files and modules of users' own classes, by name. Raises ValueError if two files share a name."""
     found: dict[str, own.Source] = {}
     for cls in (cls for part in parts for one in with_inner(part) for cls in type(one).__mro__):
         if not issubclass(cls, Part) or not own.is_own(cls):
             continue
         source = own.source_of(cls)
         if found.setdefault(source.name, source) != source:
-            raise ValueError(f"two different files are called {source.name}, and a run keeps one of a name; rename one")
+            raise ValueError(f"two different files are called {source.name}; a run keeps files by name, so rename one")
     return found
 
 
 def with_inner(part: Part) -> Iterator[Part]:
-    """The part, and those that it holds, such as the aggregator below a server optimiser."""
+    """Yield the part and the parts it holds, such as the aggregator inside a server optimiser."""
     yield part
     for name in type(part).model_fields:
         if isinstance(below := getattr(part, name), Part):
@@ -186,10 +190,10 @@ def with_inner(part: Part) -> Iterator[Part]:
 
 
 def build(registry: Mapping[str, type[P]], value: Any) -> P:
-    """A part from YAML: a kind (`random`), or a mapping with `kind` and hyper-parameters. ValueError if unknown.
+    """Build a part from YAML: a kind such as `random`, or a mapping with `kind` and hyper-parameters.
 
-    A mapping without `kind` is of the first kind, the neutral one, if its keys are. A part that holds another of its
-    axis finds the registry as the context of its validation.
+    A mapping without `kind` gets the neutral kind if that kind has its keys. A part that holds another part of its axis
+    finds the registry in its validation context. Raises ValueError for an unknown kind.
     """
     if isinstance(value, Part):
         return value  # type: ignore[return-value]
@@ -201,7 +205,7 @@ def build(registry: Mapping[str, type[P]], value: Any) -> P:
 
 
 def class_of(spec: Any, registry: Mapping[str, type[P]]) -> type[P]:
-    """The class that a mapping's kind names, in the registry or of a user's own. ValueError if there is none."""
+    """The class that a mapping's kind names, from the registry or a user's own. Raises ValueError if there is none."""
     kind = _named(spec, registry)
     found: type[P] | None = registry.get(kind) or _formerly(kind, registry) or own.find(kind, contract_of(registry))
     if found is None:
@@ -219,22 +223,22 @@ def _formerly(kind: str, registry: Mapping[str, type[P]]) -> type[P] | None:
 
 
 def contract_of(registry: Mapping[str, type[P]]) -> type[P]:
-    """The base class of an axis, from the parts on it."""
+    """The base class of an axis, found from the parts on it."""
     some: type[P] = next(iter(registry.values()))
     return next(cls for cls in some.__mro__ if Part in cls.__bases__)
 
 
 def _kind_with(keys: Collection[Any], registry: Mapping[str, type[Part]]) -> str:
-    """The first kind, if it has these keys or no kind has them all; ValueError with the kinds that have."""
+    """The neutral kind if it has these keys; else ValueError with the kinds that have them."""
     (first, neutral), *_ = registry.items()
     able = [kind for kind, cls in registry.items() if all(key in cls.model_fields for key in keys)]
-    if first in able or not able and len(neutral.model_fields) > 1:  # it then says which key it does not have
+    if first in able or not able and len(neutral.model_fields) > 1:  # its validation then names the unknown key
         return first
     raise ValueError(f"kind is missing; set it to one of: {', '.join(able or registry)}")
 
 
 def kind_of(spec: Any, registry: Mapping[str, Any]) -> str:
-    """The kind that a mapping names. ValueError if it is no mapping, or names none of the registry."""
+    """The kind that a mapping names. Raises ValueError if it is not a mapping or the kind is unknown."""
     kind = _named(spec, registry)
     if kind not in registry:
         raise ValueError(f"no such kind {kind!r}; {did_you_mean(kind, registry)}")
@@ -242,6 +246,7 @@ def kind_of(spec: Any, registry: Mapping[str, Any]) -> str:
 
 
 def _named(spec: Any, registry: Mapping[str, Any]) -> str:
+    """The value of `kind` in a mapping. Raises ValueError if it is missing."""
     if not isinstance(spec, Mapping):
         raise ValueError(f"expected a kind or a mapping with a kind, found {type(spec).__name__}")
     if "kind" not in spec:

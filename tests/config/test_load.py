@@ -345,7 +345,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a matrix of LoRA without LoRA": (
         ["method=fedsa-lora", "method.peft=ia3"],
-        ["method: sharing 'matrices' is for the matrices of LoRA", "peft 'ia3' has none", "peft lora"],
+        ["method: sharing 'matrices' works on LoRA's matrices", "peft 'ia3' has none", "peft lora"],
     ),
     "SCAFFOLD with AdamW": (["method=scaffold"], ["method.objective: scaffold", "local.optimizer=sgd", "found adamw"]),
     "SCAFFOLD with momentum": (
@@ -367,7 +367,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a warm-up that starts at its end": (
         ["method=slw", "method.curriculum.start=48"],
-        ["method.curriculum: start 48 leaves nothing to warm up", "at most 48 tokens", "lower it"],
+        ["method.curriculum: start 48 leaves nothing to warm up", "at most 48 tokens", "lower start"],
     ),
     "half of FedDyn": (["method=feddyn", "method.aggregator=mean"], ["method:", "set both", "or neither"]),
     "other half of FedDyn": (["method=feddyn", "method.objective=plain"], ["method:", "set both", "or neither"]),
@@ -377,11 +377,11 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "cohort too small for Krum": (
         ["method=krum", "method.aggregator.num_byzantine=2"],
-        ["method.aggregator: krum needs a cohort_size of 7", "found 5; raise it"],
+        ["method.aggregator: krum with these settings needs a cohort_size of at least 7", "found 5; raise cohort_size"],
     ),
     "trimming nobody": (
         ["method=trimmed-mean", "cohort_size=4"],
-        ["method.aggregator: trimmed_mean needs a cohort_size of 5", "found 4"],
+        ["method.aggregator: trimmed_mean with these settings needs a cohort_size of at least 5", "found 4"],
     ),
     "misspelt key of a wrapped aggregator": (
         ["method=fedadam", "method.aggregator.of.weight=uniform"],

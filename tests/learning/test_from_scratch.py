@@ -112,9 +112,9 @@ def test_parts_say_what_they_lack() -> None:
         "fisher": {"curriculum": {"kind": "fisher", "length_power": 1}},
     }
     for kind, axes in said.items():
-        assert f"method.curriculum: {kind} looks at tokens" in refusal(make_digits({"name": "x", **axes}))
+        assert f"method.curriculum: {kind} works on tokens" in refusal(make_digits({"name": "x", **axes}))
     linear = make_regression("fibecfed", backbone={"kind": "mlp", "hidden": []})
-    assert "method.sharing: gal chooses among layers, and backbone.hidden has none" in refusal(linear)
+    assert "method.sharing: gal chooses among layers, but backbone.hidden has none" in refusal(linear)
 
 
 def test_keys_of_a_network_are_checked_like_all_others() -> None:

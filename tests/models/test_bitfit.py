@@ -56,7 +56,7 @@ def test_biases_are_private_and_the_file_stays_as_it_is(cache: Path) -> None:
 
 
 def test_query_biases_of_a_family_that_fuses_them(cache: Path) -> None:
-    with pytest.raises(ModelError, match="bitfit trains biases, and GPT2Model has none at query, .*; set which: all"):
+    with pytest.raises(ModelError, match="bitfit trains biases, but GPT2Model has none at query, .*; set which: all"):
         made(BitFit(which="query_and_ffn"), "gpt2", "mean_pool", cache)
     model = made(BitFit(), "gpt2", "mean_pool", cache)
     assert {model.layer_of(name) for name in model.trainable if model.is_adapter(name)} == {0, 1, 2, None}

@@ -73,5 +73,5 @@ def test_the_saved_adapter_has_what_the_weights_moved_by(cache: Path) -> None:
 
 
 def test_dora_is_refused() -> None:
-    with pytest.raises(ValueError, match="use_dora measures the columns of W, which moves here"):
+    with pytest.raises(ValueError, match="use_dora needs fixed columns of W, but W moves here"):
         DeltaLora(use_dora=True)

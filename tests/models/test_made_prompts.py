@@ -118,7 +118,7 @@ def test_sources_that_cannot_be_used(cache: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_loaded_says_why(cache: Path, tmp_path: Path) -> None:
     model = made(part_of("adapter"), "bert", "mean_pool", cache)
     folder = saved(model, part_of("adapter"), tmp_path)
-    with pytest.raises(ModelError, match=r"does not go with this LlamaModel \(.* is in one of them only\)"):
+    with pytest.raises(ModelError, match=r"does not fit this LlamaModel \(only one of them has .*\)"):
         other = made(part_of("lora"), "llama", "mean_pool", cache)
         load_adapter(open_base(other._spec, prepare(other._spec, 0, 3, cache)), folder)
     with pytest.raises(TypeError, match="missing required keys: {'peft_type'}"):

@@ -121,5 +121,7 @@ def test_too_few_positions_for_samples_and_virtual_tokens(name: str, tiny_settin
 
 
 def test_a_backbone_that_takes_no_prefix_says_so(cache: Path) -> None:
-    with pytest.raises(ModelError, match="method.peft: prefix gives keys .* DistilBertModel takes none; choose prompt"):
+    with pytest.raises(
+        ModelError, match="method.peft: prefix passes keys .* DistilBertModel takes none; choose prompt"
+    ):
         made(part_of("prefix"), "distilbert", "mean_pool", cache)

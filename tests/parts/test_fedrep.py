@@ -74,10 +74,10 @@ def test_scaffold_s_variates_are_of_the_body_s_steps(tiny_settings: Any, tmp_pat
 def test_a_method_without_a_head_is_refused(tiny_settings: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="method: solver 'fedrep' needs personal .* share less, such as .* body"):
         check(tiny_settings(fedrep(sharing="all")), "test")
-    with pytest.raises(ConfigError, match="method: solver 'fedrep' needs shared tensors, and sharing 'none'"):
+    with pytest.raises(ConfigError, match="method: solver 'fedrep' needs shared tensors, but sharing 'none'"):
         check(tiny_settings(fedrep(sharing="none")), "test")
     with pytest.raises(
-        ConfigError, match="method: solver 'fedrep' trains personal tensors, and mask 'random_neurons' holds"
+        ConfigError, match="method: solver 'fedrep' trains personal tensors, but mask 'random_neurons' freezes"
     ):
         check(tiny_settings(fedrep(mask={"kind": "random_neurons", "ratio": 0})), "test")
     with pytest.raises(ConfigError, match=r"method.solver: fedrep .*a verbaliser has no head.*last_blocks=1"):

@@ -82,10 +82,11 @@ TOWER = Tower().kind
             {"sharing": "gal", "mask": "random_neurons"},
             f"objective '{TOWER}' is seen from everywhere, so mask 'random_neurons' has no effect; leave it out",
         ),
-        ({"sharing": "none"}, f"objective '{TOWER}' needs shared tensors, and sharing 'none' shares nothing; set obj"),
+        ({"sharing": "none"}, f"objective '{TOWER}' needs shared tensors, but sharing 'none' shares nothing; set obj"),
         (
             {"peft": {"take_turns": True}},
-            f"objective '{TOWER}' cannot do with .*, which peft 'lora' has; set one of: plain, proximal, adalora, rank",
+            f"objective '{TOWER}' needs every device to send .*, but peft 'lora' has different ranks .*; set one of: "
+            "plain, proximal, adalora, rank",
         ),
     ],
 )

@@ -129,5 +129,5 @@ def test_what_does_not_fit_is_refused(tiny_settings: Any) -> None:
     with pytest.raises(ConfigError, match="method.peft: full trains the base itself, in float32; set backbone.dtype"):
         check(tiny_settings(FULL, backbone={"dtype": "bfloat16"}), "test")
     for axes in ({"sharing": "matrices"}, {"sharing": "gal", "mask": "frozen_matrix"}):
-        with pytest.raises(ConfigError, match="is for the matrices of LoRA, and peft 'full' has none"):
+        with pytest.raises(ConfigError, match="works on LoRA's matrices, but peft 'full' has none"):
             check(tiny_settings(FULL | axes), "test")

@@ -51,7 +51,7 @@ def test_all_samples_are_seen_in_every_round(kind: type[Curriculum]) -> None:
 
 
 def test_a_start_that_rounding_takes_away_is_refused() -> None:
-    with pytest.raises(ValidationError, match="start 4 would be rounded down to 0"):
+    with pytest.raises(ValidationError, match="start 4 would round down to 0"):
         LengthWarmup(start=4)
 
 

@@ -114,5 +114,5 @@ def test_fibecfed_s_masks_go_with_it_if_they_look_by_a_pass_of_their_own(tiny_se
 
 
 def test_with_nothing_shared_it_is_refused(tiny_settings: Any) -> None:
-    with pytest.raises(ConfigError, match="method: objective 'moon' needs shared tensors, and sharing 'none'"):
+    with pytest.raises(ConfigError, match="method: objective 'moon' needs shared tensors, but sharing 'none'"):
         check(tiny_settings(moon(1.0, sharing="none")), "test")

@@ -113,7 +113,7 @@ def test_another_text_is_another_class(rules: Path) -> None:
 )
 def test_what_names_no_class_is_refused_with_the_two_forms(kind: str) -> None:
     message = refusal(kind)
-    assert repr(kind) in message or "no name of a module" in message or "its name may have" in message
+    assert repr(kind) in message or "not a module name" in message or "a file name may have" in message
     assert "FILE.py:CLASS" in message or "rename" in message
 
 
@@ -126,7 +126,7 @@ def test_a_misspelt_file_or_class_is_refused_with_the_nearest(rules: Path) -> No
     assert refusal(f"{rules.parent}/my_rule.py:ClippedMean").endswith("no such file; did you mean 'my_rules.py'?")
     assert refusal(f"{rules}:ClippedMeen").endswith("has no class 'ClippedMeen'; did you mean 'ClippedMean'?")
     assert "did you mean 'Bent'?" in refusal(f"{rules}:Bend", "objective")
-    assert "paths are seen from the YAML" in refusal(f"{rules.parent}/none/my_rules.py:ClippedMean")
+    assert "paths are relative to the YAML" in refusal(f"{rules.parent}/none/my_rules.py:ClippedMean")
 
 
 def test_a_class_that_does_not_fit_the_axis_is_refused(rules: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_class_that_does_not_fit_the_axis_is_refused(rules: Path) -> None:
         ("import no_such_library\n", "line 1: ModuleNotFoundError: No module named 'no_such_library'; a file"),
         ("x = 1\n\nraise KeyError('a\\nb')\n", "line 3: KeyError"),
         ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
-        ("class Odd(BaseException): pass\nraise Odd\n", "line 2: Odd: without a message"),
+        ("class Odd(BaseException): pass\nraise Odd\n", "line 2: Odd: no message"),
         ("def f(): f()\nf()\n", "RecursionError"),
         ("(" * 300, "line 1: SyntaxError"),
         ("x = '\\0'\0", "null bytes"),
@@ -169,8 +169,8 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "circle.py").symlink_to(tmp_path / "circle.py")
     (tmp_path / ".hidden.py").write_text("")
     expected = {
-        "binary": "UTF-8", "huge": "larger than 1 MB", "folder": "no ordinary file", "nowhere": "no such file",
-        "circle": "cannot be read", ".hidden": "rename it",
+        "binary": "UTF-8", "huge": "larger than 1 MB", "folder": "not a regular file", "nowhere": "no such file",
+        "circle": "cannot be read", ".hidden": "rename the file",
     }  # fmt: skip
     for name, words in expected.items():
         assert words in refusal(f"{tmp_path}/{name}.py:A")
@@ -179,7 +179,9 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
 def test_a_class_of_a_program_or_of_a_function_is_refused_where_it_cannot_be_found_again(rules: Path) -> None:
     assert "put the class into a file and name it FILE.py:CLASS" in refusal("__main__:ClippedMean")
     rules.write_text(f"{RULES}\ndef make():\n    class Inner(Aggregator): pass\n    return Inner\nMade = make()\n")
-    assert "is make.<locals>.Inner, which a run cannot find again; move it to the top level" in refusal(f"{rules}:Made")
+    assert "is make.<locals>.Inner, which other processes cannot import; move it to the top level" in refusal(
+        f"{rules}:Made"
+    )
 
 
 def test_a_link_is_followed(tmp_path: Path, rules: Path) -> None:
@@ -257,7 +259,7 @@ def test_a_kind_of_this_package_is_never_replaced() -> None:
 
 @pytest.mark.usefixtures("offered")
 def test_an_offer_that_does_not_hold_is_one_line() -> None:
-    assert "'gone' of an installed package: no module 'no_such_package' is installed" in refusal("gone")
+    assert "'gone' from an installed package: no module 'no_such_package' is installed" in refusal("gone")
     assert "set method.aggregator" in refusal("here", "objective")
 
 
@@ -347,7 +349,9 @@ def test_a_module_that_differs_on_the_other_side_is_refused(monkeypatch: pytest.
     packed = pickle.dumps(Here())
     assert pickle.loads(packed) == Here()
     kind, source = Here().kind, sources_of(Here())[__name__]
-    with pytest.raises(FleetError, match="node .*another one than the run began with; install the same version"):
+    with pytest.raises(
+        FleetError, match="node .*differs from the version that the run started with; install the same version"
+    ):
         own.arrived(kind, own.Source(source.name, "0" * 32, None))
     with pytest.raises(FleetError, match="node .*no module 'no_such' is installed"):
         own.arrived("no_such:X", own.Source("no_such", "0", None))
@@ -360,5 +364,5 @@ def test_a_class_that_only_its_process_can_have_does_not_travel(monkeypatch: pyt
     packed = pickle.dumps(Local(weight=2))
     assert pickle.loads(packed) == Local(weight=2)
     monkeypatch.setattr(own, "_known", {})
-    with pytest.raises(FleetError, match="not at the top level of a file or module; put it there"):
+    with pytest.raises(FleetError, match="move it to the top level of a file or module"):
         pickle.loads(packed)

@@ -97,7 +97,7 @@ def test_ranks_belong_to_devices_and_all_classes_occur() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ranks": [4, 16]}, "ranks has 16, more than r 8"),
+        ({"ranks": [4, 16]}, "ranks has 16, above the global adapter's r 8"),
         ({"scale_by": "device"}, "only with ranks"),
         ({"ranks": [4], "use_dora": True}, "use_dora"),
     ],
@@ -110,11 +110,14 @@ def test_settings_without_meaning_are_refused(settings: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"peft": {"kind": "lora", "ranks": [4]}, "aggregator": "median"}, "'median' cannot do with ranks that differ"),
-        ({"peft": {"kind": "lora", "take_turns": True}, "objective": "scaffold"}, "tensors that take turns"),
+        (
+            {"peft": {"kind": "lora", "ranks": [4]}, "aggregator": "median"},
+            "'median' needs every device to send all tensors in one shape",
+        ),
+        ({"peft": {"kind": "lora", "take_turns": True}, "objective": "scaffold"}, "trains tensors in turn"),
         ({"aggregator": "flora"}, "needs peft 'moving_lora', found 'lora'"),
         ({"peft": "moving_lora"}, "needs aggregator 'flora', found 'mean'"),
-        ({"peft": {"kind": "moving_lora", "take_turns": True}, "aggregator": "flora"}, "take_turns would train A"),
+        ({"peft": {"kind": "moving_lora", "take_turns": True}, "aggregator": "flora"}, "take_turns has no effect on A"),
         ({"peft": {"kind": "lora", "ranks": [4]}, "pooled": True}, "peft.ranks of device classes mean nothing"),
     ],
 )

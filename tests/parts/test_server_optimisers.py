@@ -174,7 +174,7 @@ def test_what_cannot_stand_below_is_refused(below: object) -> None:
 
 
 def test_a_server_optimiser_given_as_a_part_is_refused_below_another_too() -> None:
-    with pytest.raises(ValidationError, match="'yogi' cannot stand below another"):
+    with pytest.raises(ValidationError, match="'yogi' cannot be used inside another"):
         Adam(of=Yogi())
 
 

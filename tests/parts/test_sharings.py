@@ -30,7 +30,7 @@ def test_the_head_can_be_sent_with_the_matrices() -> None:
 
 
 def test_matrices_need_lora() -> None:
-    with pytest.raises(ConfigError, match="method.sharing: matrices shares LoRA's A, and method.peft has none"):
+    with pytest.raises(ConfigError, match="method.sharing: matrices shares LoRA's A, but method.peft has none"):
         shared(Matrices(), {"layer.0.key.ia3_l": 0})
 
 
@@ -51,6 +51,6 @@ def test_local_training_sends_nothing() -> None:
 @pytest.mark.parametrize("sharing", [Body(), GlobalLayers()])
 def test_rules_that_tell_blocks_apart_need_tensors_in_them(sharing: Sharing) -> None:
     with pytest.raises(
-        ConfigError, match="method.sharing: .* no tensor of method.peft belongs to one; set sharing: all"
+        ConfigError, match="method.sharing: .* no tensor of method.peft is in a block; set sharing: all"
     ):
         shared(sharing, {"prompt_encoder.embedding.weight": None, "head.weight": None})

@@ -59,10 +59,13 @@ def test_with_everything_shared_doing_nothing_sends_zeros(tiny_settings: Any, tm
         ),
         ({"solver": "idle", "objective": "proximal"}, "solver 'idle' trains nothing, so objective 'proximal' has no"),
         ({"solver": "idle", "aggregator": "nova"}, "solver 'idle' trains nothing, so aggregator 'nova' has no effect"),
-        ({"solver": "pfedme", "objective": "scaffold"}, "'scaffold' reads gradients off .* what solver 'pfedme' sends"),
+        (
+            {"solver": "pfedme", "objective": "scaffold"},
+            "'scaffold' computes gradients .*, but solver 'pfedme' sends something else",
+        ),
         (
             {"solver": "pfedme", "objective": "feddyn", "aggregator": "feddyn"},
-            "objective 'feddyn' reads gradients off .* set objective: plain, or solver: single",
+            "objective 'feddyn' computes gradients .* set objective: plain, or solver: single",
         ),
         ({"solver": "pfedme", "sharing": "none"}, "solver 'pfedme' needs shared tensors"),
     ],

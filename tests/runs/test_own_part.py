@@ -185,7 +185,7 @@ def test_two_files_of_one_name_in_one_run_are_refused(tmp_path: Path, capsys: py
     bent = "from fibec_ray.parts.objective.base import Objective\nclass Bent(Objective): pass\n"
     (tmp_path / "other" / "my_rules.py").write_text(bent)
     found = refusal(capsys, "plan", str(path), f"method.objective={tmp_path}/other/my_rules.py:Bent")
-    assert "two different files are called my_rules.py, and a run keeps one of a name; rename one" in found
+    assert "two different files are called my_rules.py; a run keeps files by name, so rename one" in found
 
 
 def test_without_its_file_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

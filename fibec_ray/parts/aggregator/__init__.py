@@ -1,4 +1,4 @@
-"""The aggregator axis."""
+"""The aggregator axis: how the server combines the updates of a round."""
 
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.feddyn import FedDyn

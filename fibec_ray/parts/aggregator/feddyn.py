@@ -1,4 +1,4 @@
-"""FedDyn's server; its devices' half is the objective of the same name."""
+"""FedDyn's server half; the device half is the objective of the same name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fibec_ray.types import DeviceUpdate
 class FedDyn(Aggregator):
     """FedDyn (Acar et al., ICLR 2021): h <- h - a (1/K) sum_S delta_k from h = 0, then theta <- mean_S theta_k - h / a.
 
-    S: devices of the round, K: all devices; means are uniform. Needs objective feddyn with the same alpha, whose g_k
-    have the mean h.
+    S: devices of the round, K: all devices; means are uniform. Needs objective feddyn with the same alpha: h is the
+    mean of its g_k.
     """
 
     kind: Literal["feddyn"] = "feddyn"
     partners: ClassVar[Mapping[str, str]] = {"objective": "feddyn"}
     agrees: ClassVar[tuple[str, ...]] = ("alpha",)
-    can_be_wrapped: ClassVar[bool] = False  # theta must be where h says, for the g_k to fit it
+    can_be_wrapped: ClassVar[bool] = False  # h and the g_k are right only at this theta
     alpha: float = Field(0.01, gt=0, allow_inf_nan=False, description="a; the paper tries 0.001 to 0.1")
     keeps: ClassVar[str] = "h (server)"
 

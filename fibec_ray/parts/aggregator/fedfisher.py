@@ -20,41 +20,42 @@ from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 ROUNDING = 1e-12
-"""Of the largest curvature: below it there is none."""
+"""Curvature below this share of the largest counts as zero."""
 SLACK = 1e-3
-"""Of a matrix's largest entry: what rounding may take from an eigenvalue."""
+"""How far rounding may push an eigenvalue below zero, relative to the matrix's largest entry."""
 
 
 class FedFisher(Aggregator):
     """FedFisher (Jhunjhunwala et al., AISTATS 2024) with K-FAC: argmin_th sum_k w_k (th - th_k)^T F_k (th - th_k).
 
     w_k = n_k / sum_j n_j; F_k: Fisher information of device k's data at its trained th_k, for each Linear A_k (x) G_k:
-    second moments of its inputs and of its outputs' gradients (`kfac.py`). All th_k start from one th_0, so with
-    th_k = th_0 + D_k and th = th_0 + X the condition sum_k w_k F_k (th - th_k) = 0 has no th_0 in it:
+    second moments of its inputs and of its outputs' gradients (`kfac.py`). All th_k start from one th_0. With th_k =
+    th_0 + D_k and th = th_0 + X, th_0 drops out of the condition sum_k w_k F_k (th - th_k) = 0:
 
         sum_k w_k G_k X A_k = sum_k w_k G_k D_k A_k
 
-    which conjugate gradients solve for X, from FedAvg's step on: where no device has curvature X is that step. One
-    device: its delta. Equal factors: FedAvg. Its other variant, diagonal F_k, is the aggregator `fisher_merging`;
-    modules that are no Linear (embedding tables, (IA)^3, LayerNorm) have that rule here too. Kinds of adapter whose
-    gradients of single samples are not known (DoRA for one) are refused, as there.
+    Conjugate gradients solve it for X, starting from FedAvg's step; X stays there where no device has curvature. One
+    device: its delta. Equal factors: FedAvg. For the paper's other variant, diagonal F_k, use the aggregator
+    `fisher_merging`. Modules that are not Linear (embedding tables, (IA)^3, LayerNorm) use that rule here too. Adapter
+    kinds without known per-sample gradients (such as DoRA) are rejected, as there.
 
-    The paper merges once, here every round does. Ours: the solver, and the damping, whose weight goes to FedAvg's step.
-    With little of it a step on LoRA is many times FedAvg's, and training may collapse over the rounds.
+    The paper merges once; here every round does. Ours: the solver, and the damping, which weights FedAvg's step. With
+    little damping a step on LoRA is many times FedAvg's, and training may collapse over the rounds.
     Sends the upper triangles of A_k and G_k: for LoRA of rank r on a d x d matrix about d / 2r times the delta.
     """
 
     kind: Literal["fedfisher"] = "fedfisher"
     label: Label = Field(
-        "expected", description="whose gradient: of the data's label, all of the model's, or a drawn one"
+        "expected",
+        description="labels in the gradients: observed (the data's), expected (all), or sampled (the model's)",
     )
-    max_samples: int | None = Field(64, ge=1, description="samples of a device in F_k, drawn each round; null: all")
+    max_samples: int | None = Field(64, ge=1, description="samples per device for F_k, drawn each round; null: all")
     damping: float = Field(
         0.1, ge=0, allow_inf_nan=False, description="weight of FedAvg's step, in units of a module's average curvature"
     )
-    iterations: int = Field(100, ge=1, description="most steps of conjugate gradients for a module")
+    iterations: int = Field(100, ge=1, description="most conjugate-gradient steps per module")
     tolerance: float = Field(
-        1e-8, gt=0, lt=1, description="residual at which they end, relative to the right-hand side"
+        1e-8, gt=0, lt=1, description="residual at which the solver stops, relative to the right-hand side"
     )
 
     @property
@@ -66,7 +67,9 @@ class FedFisher(Aggregator):
     def extras_after(
         self, model: LocalModel, shard: Shard, names: Collection[str], batches: Sequence[Tensor], rng: torch.Generator
     ) -> Tensors:
-        """`inputs/PREFIX` and `outputs/PREFIX`, the triangles of A and G of each Linear; `fisher/NAME` of the rest."""
+        """Compute `inputs/PREFIX` and `outputs/PREFIX`, the triangles of A and G of each Linear, and `fisher/NAME`
+        of the rest.
+        """
         if not names:
             return {}
         rows = torch.cat(list(batches))
@@ -74,7 +77,7 @@ class FedFisher(Aggregator):
         found = kronecker_factors(model, shard, rows, names, self.label, max(map(len, batches)), rng)
         sent = with_prefix("inputs", found.inputs) | with_prefix("outputs", found.outputs)
         factors = {name: upper(value) for name, value in sent.items()}
-        # The loss may not see a module at all: then it has no curvature.
+        # A module that the loss does not depend on has no curvature.
         seen = found.inputs.keys() & found.outputs.keys()
         unseen = [n for n in names if _module(n) not in seen and n not in found.diagonal]
         zeros = {name: torch.zeros(model.trainable[name].shape) for name in unseen}
@@ -84,8 +87,9 @@ class FedFisher(Aggregator):
         return [Passes(self.max_samples, None, backwards_for(self.label, num_classes), single_gradients=True)]
 
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
-        """Factors of a module with a matrix, which is a Linear, unless the update has diagonals of it; diagonals of
-        all else."""
+        """Factors of each module with a matrix, which is a Linear, unless the update has its diagonals; diagonals
+        of all others.
+        """
         inputs, outputs, diagonals = dict[str, Extra](), dict[str, Extra](), dict[str, Extra]()
         for name, value in asked.shared.items():
             prefix = _module(name)
@@ -111,7 +115,7 @@ class FedFisher(Aggregator):
         total = sum(update.num_samples for update in held)
         weights = [update.num_samples / total for update in held]
         step: Tensors = {}
-        # Of the Linears that some device has factors of.
+        # Linears with factors from at least one device.
         for prefix in dict.fromkeys(x for update in held for x in under_prefix("inputs", update.extras)):
             step |= self._linear_step(held, weights, prefix)
         for name in held[0].delta:
@@ -120,7 +124,7 @@ class FedFisher(Aggregator):
         return {name: step[name].to(value.dtype) for name, value in held[0].delta.items()}, state
 
     def _linear_step(self, held: Sequence[DeviceUpdate], weights: Sequence[float], prefix: str) -> Tensors:
-        """Of a module's weight, and of its bias as one more column."""
+        """The step of a module's weight, with its bias as one more column."""
         names = [name for name in (f"{prefix}.weight", f"{prefix}.bias") if name in held[0].delta]
         deltas = [torch.cat([u.delta[n].double().view(len(u.delta[n]), -1) for n in names], 1) for u in held]
         a = [_factor(u.extras, f"inputs/{prefix}", deltas[0].shape[1]) for u in held]
@@ -130,7 +134,7 @@ class FedFisher(Aggregator):
         return {name: part.reshape(held[0].delta[name].shape) for name, part in zip(names, parts, strict=True)}
 
     def _diagonal_step(self, held: Sequence[DeviceUpdate], weights: Sequence[float], name: str) -> Tensor:
-        """Fisher merging; FedAvg for a tensor that nobody sent curvature of."""
+        """Fisher merging; FedAvg for a tensor without curvature from any device."""
         deltas = [update.delta[name].double() for update in held]
         zero = torch.zeros_like(deltas[0])
         fishers = [update.extras.get(f"fisher/{name}", zero).double() for update in held]
@@ -147,7 +151,7 @@ def best_fit(
     iterations: int,
     tolerance: float,
 ) -> Tensor:
-    """X with sum_k w_k G_k X A_k + d X = sum_k w_k G_k D_k A_k + d M, M = sum_k w_k D_k, float64.
+    """Solve sum_k w_k G_k X A_k + d X = sum_k w_k G_k D_k A_k + d M for X, with M = sum_k w_k D_k, in float64.
 
     d: `damping` times the mean of the operator's diagonal. Conjugate gradients for X - M, preconditioned by the inverse
     of (sum_k w_k G_k) Y (sum_k w_k A_k) + d Y, until the residual is `tolerance` times sum_k |w_k G_k D_k A_k|. Neither
@@ -170,13 +174,13 @@ def best_fit(
             break
         better = scaled(residual)
         now = float((residual * better).sum())
-        if now <= 0:  # rounding: what is left of the residual is outside the operator's range
+        if now <= 0:  # rounding: the remaining residual is outside the operator's range
             break
         direction = better + now / before * direction
         before = now
         image = _sum(curved([direction] * len(g))) + floor * direction
         curvature = float((direction * image).sum())
-        if curvature <= 0:  # rounding: no curvature is left along it
+        if curvature <= 0:  # rounding: no curvature along this direction
             break
         found += now / curvature * direction
         residual -= now / curvature * image
@@ -184,7 +188,7 @@ def best_fit(
 
 
 def _inverse(g: Tensor, a: Tensor, floor: float) -> Callable[[Tensor], Tensor]:
-    """R -> Y with G Y A + floor Y = R, up to what is rounding; exact for factors that all devices have in common."""
+    """Return R -> Y with G Y A + floor Y = R, up to rounding; exact when all devices have the same factors."""
     (g_values, u), (a_values, v) = torch.linalg.eigh(g), torch.linalg.eigh(a)
     curvature = torch.outer(g_values.clamp(min=0), a_values.clamp(min=0))
     scale = torch.where(curvature > ROUNDING * curvature.max(), 1 / (curvature + floor), 0.0)
@@ -192,12 +196,12 @@ def _inverse(g: Tensor, a: Tensor, floor: float) -> Callable[[Tensor], Tensor]:
 
 
 def upper(matrix: Tensor) -> Tensor:
-    """(n, n) -> (n (n + 1) / 2,): the upper triangle of a symmetric matrix, row by row."""
+    """Pack a symmetric matrix: (n, n) -> (n (n + 1) / 2,), the upper triangle row by row."""
     return matrix[tuple(torch.triu_indices(*matrix.shape))]
 
 
 def symmetric(triangle: Tensor) -> Tensor:
-    """The reverse."""
+    """Unpack a triangle: (n (n + 1) / 2,) -> (n, n)."""
     size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
     matrix = triangle.new_zeros(size, size)
     matrix[tuple(torch.triu_indices(size, size))] = triangle
@@ -205,23 +209,24 @@ def symmetric(triangle: Tensor) -> Tensor:
 
 
 def is_covariance(matrix: Tensor) -> bool:
-    """True for a symmetric matrix without negative eigenvalues, up to SLACK of its largest entry."""
+    """True for a symmetric matrix without negative eigenvalues, up to SLACK times its largest entry."""
     largest = float(matrix.abs().max())
     slack = SLACK * torch.eye(len(matrix), dtype=matrix.dtype)
     return not largest or not torch.linalg.cholesky_ex(matrix / largest + slack).info
 
 
 def _module(name: str) -> str:
-    """X of X.weight and X.bias."""
+    """The module's name X, from X.weight or X.bias."""
     return name.rpartition(".")[0]
 
 
 def _triangle(size: int) -> int:
+    """Number of entries in the upper triangle of a (size, size) matrix."""
     return size * (size + 1) // 2
 
 
 def _factor(extras: Tensors, name: str, size: int) -> Tensor:
-    """(size, size) float64; zeros for a device whose loss does not see the module."""
+    """(size, size) float64; zeros for a device whose loss does not depend on the module."""
     if name not in extras:
         return torch.zeros(size, size, dtype=torch.float64)
     return symmetric(extras[name].double())

@@ -23,56 +23,56 @@ from fibec_ray.types import Asked, DeviceUpdate, Extra
 DAMPING = 0.01
 RCOND = 1e-5
 SLACK = 1e-3
-"""What rounding may take from, or add to, an entry of U^T U, on average over a row."""
+"""Largest rounding error of an entry of U^T U, averaged over a row."""
 
 
 class Fipa(Aggregator):
     """FIPA (Chang, He, Hao, arXiv 2601.13608, 2026): delta = pinv(H) sum_m w_m H_m delta_m, H = sum_m w_m H_m.
 
     w_m = n_m / sum n, H_m = U_m diag(lam_m) U_m^T: the r largest eigenpairs of device m's Gauss-Newton matrix at the
-    broadcast point, for each block of tensors by itself. As matrices this is FedAvg with a matrix for each device's
-    weight; with local solves that are exact it is the step of Gauss and Newton on all data. Solved through the R x R
-    matrix P^T P, P = [sqrt(w_m) U_m lam_m^{1/2}]: exact, and it needs no p x p matrix.
+    broadcast parameters, separately for each block of tensors. This is FedAvg with a matrix as each device's weight;
+    with exact local solves it is the Gauss-Newton step on all data. It is solved through the R x R matrix P^T P, P =
+    [sqrt(w_m) U_m lam_m^{1/2}], which is exact and needs no p x p matrix.
 
-    The paper has no LoRA. Ours: the blocks, the warm-up (LoRA starts with B = 0, which leaves A without curvature, so
-    that the rule would drop A's part of every delta), null_space: fedavg, and the trust region: on LoRA the rule's step
-    can be many times FedAvg's, and training collapses; perhaps because devices of few samples share few directions, and
-    each one's delta counts in full along its own. trust: null is the paper's rule.
+    The paper has no LoRA. Ours: the blocks, the warm-up (LoRA starts with B = 0, so A has no curvature and the rule
+    would drop A's part of every delta), null_space: fedavg, and the trust region. Without it a step on LoRA can be many
+    times FedAvg's, and training collapses; a likely reason is that devices with few samples share few directions, so
+    that each delta counts in full along its own directions. trust: null is the paper's rule.
 
-    Where answers are texts, H_m is estimated from drawn tokens (`ggn.py`): for a vocabulary it has too many columns.
+    With text answers H_m is estimated from sampled tokens (`ggn.py`), since a vocabulary has too many columns.
 
-    Devices send p r floats more than FedAvg's p. The server holds all updates of a cohort, and p R float64 of a block.
-    One device, with H_1 of full rank: its own delta. All H_m equal: FedAvg, projected onto their range.
+    Each device sends p r floats more than FedAvg's p. The server holds all updates of a cohort and p R float64 per
+    block. One device with H_1 of full rank: its own delta. All H_m equal: FedAvg, projected onto their range.
     """
 
     kind: Literal["fipa"] = "fipa"
-    rank: int = Field(16, ge=1, description="r: eigenpairs that a device sends for each block")
+    rank: int = Field(16, ge=1, description="r: eigenpairs that a device sends per block")
     block: Literal["pair", "layer", "all"] = Field(
         "layer",
-        description="tensors that share an H: those of an adapted module, of a transformer block, or of the adapter "
-        "(and a head has one of its own); pair and layer give tensors outside blocks to FedAvg",
+        description="tensors that share an H: an adapted module's, a transformer block's, or the whole adapter's (a "
+        "head then has its own H); with pair and layer, tensors outside blocks use FedAvg",
     )
     solve: Literal["pinv", "damped"] = Field(
-        "pinv", description="pinv(H), the paper's; or (H + lam I)^-1, as its code has for large models"
+        "pinv", description="pinv(H), as in the paper; or (H + lam I)^-1, as in its code for large models"
     )
     damping: float = Field(
         DAMPING, gt=0, allow_inf_nan=False, description="lam, relative to the mean of the diagonal of P^T P"
     )
-    rcond: float = Field(RCOND, gt=0, lt=1, description="eigenvalues of H below this share of the largest count as 0")
+    rcond: float = Field(
+        RCOND, gt=0, lt=1, description="eigenvalues of H below this fraction of the largest count as 0"
+    )
     null_space: Literal["zero", "fedavg"] = Field(
-        "zero", description="the step in directions where no device has curvature: none (the paper's), or FedAvg's"
+        "zero", description="the step in directions without curvature on any device: zero (the paper's), or FedAvg's"
     )
     rate: float = Field(1.0, gt=0, allow_inf_nan=False, description="eta: the step is multiplied by this")
     trust: float | None = Field(
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="a block's step, eta included, is cut to this multiple of the norm of FedAvg's; null: not",
+        description="largest norm of a block's step, eta included, as a multiple of FedAvg's; null: no limit",
     )
-    warmup_rounds: int = Field(1, ge=0, description="first rounds, which are FedAvg's")
-    max_samples: int | None = Field(
-        64, ge=1, description="samples that a device takes H_m over, drawn anew each round; null: all"
-    )
+    warmup_rounds: int = Field(1, ge=0, description="number of first rounds that use FedAvg")
+    max_samples: int | None = Field(64, ge=1, description="samples per device for H_m, drawn each round; null: all")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Fipa:
@@ -87,7 +87,7 @@ class Fipa(Aggregator):
     def extras_before(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
     ) -> Tensors:
-        """By block: `BLOCK/values` (r,) and `BLOCK/vectors/NAME` (*shape, r). Nothing in the warm-up."""
+        """For each block `BLOCK/values` (r,) and `BLOCK/vectors/NAME` (*shape, r). Empty in the warm-up."""
         if round_ < self.warmup_rounds:
             return {}
         rows = torch.randperm(shard.num_samples, generator=rng)[: self.max_samples]
@@ -124,7 +124,7 @@ class Fipa(Aggregator):
         return None
 
     def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
-        """Tensors that no device sent eigenpairs of take FedAvg's step, all of them in the warm-up."""
+        """Apply the rule. Tensors without eigenpairs take FedAvg's step, as all do in the warm-up."""
         held = [update for update in updates if update.num_samples]
         step = weighted_mean((update.num_samples, update.delta) for update in held)
         for block, names in _sent_blocks(held).items():
@@ -134,7 +134,7 @@ class Fipa(Aggregator):
         return step, state
 
     def _blocks(self, model: LocalModel | Asked, names: Collection[str]) -> dict[str, list[str]]:
-        """The tensors of each block that has any."""
+        """The names of the tensors in each block; empty blocks are left out."""
         blocks: dict[str, list[str]] = {}
         for name in names:
             block = self._block_of(model, name)
@@ -143,6 +143,7 @@ class Fipa(Aggregator):
         return blocks
 
     def _block_of(self, model: LocalModel | Asked, name: str) -> str | None:
+        """The block that a tensor belongs to; None: it takes FedAvg's step."""
         if self.block == "all":
             return "adapter" if model.is_adapter(name) else "head"
         layer = model.layer_of(name)
@@ -152,7 +153,7 @@ class Fipa(Aggregator):
         return name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
 
     def _block_step(self, held: Sequence[DeviceUpdate], block: str, names: Sequence[str], mean: Tensor) -> Tensor:
-        """(p,) float64. mean: FedAvg's."""
+        """(p,) float64, the step of one block. mean: FedAvg's."""
         total = sum(update.num_samples for update in held)
         factors, targets = [], []
         for update in held:
@@ -172,7 +173,7 @@ class Fipa(Aggregator):
         orthonormal basis of what pinv takes for the range of H.
         """
         gram = p.T @ p
-        if not gram.any():  # no device has any curvature here
+        if not gram.any():  # no device has curvature here
             return mean if self.null_space == "fedavg" else torch.zeros_like(mean)
         values, vectors = torch.linalg.eigh(gram)
         kept = values > self.rcond * values[-1]
@@ -188,7 +189,7 @@ class Fipa(Aggregator):
 
 
 def _sent_blocks(held: Sequence[DeviceUpdate]) -> dict[str, list[str]]:
-    """Names by block, as the keys of the extras have them; the same for all devices of a round."""
+    """Names by block, from the keys of the first update; the same for all devices of a round."""
     blocks: dict[str, list[str]] = {}
     for key in held[0].extras if held else ():
         block, word, name = key.partition("/vectors/")
@@ -198,7 +199,7 @@ def _sent_blocks(held: Sequence[DeviceUpdate]) -> dict[str, list[str]]:
 
 
 def _rank(values: Tensor | None) -> int:
-    """Of eigenvalues as they were sent; more than there can be if they are none."""
+    """Number of eigenvalues sent; too large to be valid if they are malformed."""
     return len(values) if isinstance(values, Tensor) and values.dim() == 1 else sys.maxsize
 
 
@@ -208,5 +209,5 @@ def _vectors(extras: Tensors, block: str, names: Sequence[str]) -> Tensor:
 
 
 def _flat(tensors: Tensors, names: Sequence[str]) -> Tensor:
-    """(p,) float64."""
+    """The named tensors as one vector, (p,) float64."""
     return torch.cat([tensors[name].double().flatten() for name in names])

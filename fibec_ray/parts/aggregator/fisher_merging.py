@@ -1,4 +1,4 @@
-"""Fisher merging, repeated each round: entries count for as much as a device's data says about them."""
+"""Fisher merging in every round: entries are weighted by each device's diagonal Fisher information."""
 
 from __future__ import annotations
 
@@ -17,28 +17,33 @@ from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 SLACK = 1e-3
-"""What rounding may take from a trace of 1, or add to it."""
+"""Largest rounding error of a trace of 1."""
 
 
 class FisherMerging(Aggregator):
     """Matena & Raffel (NeurIPS 2022): theta <- sum_k w_k F_k theta_k / sum_k w_k F_k, entry by entry.
 
     w_k = n_k / sum_j n_j; F_k: diagonal Fisher information of device k's data at its trained theta_k. All theta_k start
-    from the same theta, so deltas may stand for them. Equal F_k give FedAvg; so does an entry that no F_k knows of.
-    Sends twice as much as FedAvg. The paper merges once, here every round does.
+    from the same theta, so averaging deltas is equivalent. Equal F_k give FedAvg, and so does an entry where all F_k
+    are 0. Sends twice as much as FedAvg. The paper merges once; here every round does.
     Ours: eps is relative, and its weight goes to the mean, not to zero as in the paper's denominator.
     """
 
     kind: Literal["fisher_merging"] = "fisher_merging"
     label: Label = Field(
-        "expected", description="whose gradient: of the data's label, all of the model's (the paper's), or a drawn one"
+        "expected",
+        description="labels in the gradients: observed (the data's), expected (all; the paper's), or sampled (the "
+        "model's)",
     )
-    max_samples: int | None = Field(64, ge=1, description="samples of a device in F_k, drawn each round; null: all")
+    max_samples: int | None = Field(64, ge=1, description="samples per device for F_k, drawn each round; null: all")
     normalise: bool = Field(
-        False, description="scale each F_k to trace 1, else devices with large gradients outweigh others"
+        False, description="scale each F_k to trace 1, so that devices with large gradients do not dominate"
     )
     eps: float = Field(
-        1e-8, ge=0, allow_inf_nan=False, description="weight of the mean, in units of a tensor's average sum_k w_k F_k"
+        1e-8,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of FedAvg's mean, in units of a tensor's mean sum_k w_k F_k",
     )
 
     @property
@@ -67,7 +72,7 @@ class FisherMerging(Aggregator):
     def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
         trace = _trace(under_prefix("fisher", update.extras))
         if self.normalise and trace and abs(trace - 1) > SLACK:
-            return f"the update's Fisher information has the trace {trace:g}, and normalise makes it 1"
+            return f"the update's Fisher information has trace {trace:g}; with normalise it must be 1"
         return None
 
     def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
@@ -93,14 +98,16 @@ class FisherMerging(Aggregator):
 
 
 def merged(pull: Tensor, fisher: Tensor, mean: Tensor, eps: float) -> Tensor:
-    """(sum w F delta + e mean) / (sum w F + e), e relative to the average of sum w F; the mean where both are 0."""
+    """(sum w F delta + e mean) / (sum w F + e), with e relative to the average of sum w F; the mean where both are
+    0.
+    """
     floor = eps * fisher.mean()
     total = fisher + floor
     return torch.where(total > 0, (pull + floor * mean) / total, mean)
 
 
 def _of_trace_one(fisher: Tensors) -> Tensors:
-    """As it is if all of it is 0."""
+    """Scale to trace 1; unchanged if all entries are 0."""
     trace = _trace(fisher)
     return {name: value / trace for name, value in fisher.items()} if trace > 0 else fisher
 

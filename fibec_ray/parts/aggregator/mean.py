@@ -16,12 +16,12 @@ from fibec_ray.types import DeviceUpdate
 class Mean(Aggregator):
     """FedAvg (McMahan et al., AISTATS 2017): delta = sum_k n_k delta_k / sum_k n_k over the round's updates.
 
-    One device: its own delta. What a device of a lower rank does not have counts as a delta of 0.
+    One device: its own delta. Ranks that a device of lower rank lacks count as a delta of 0.
     """
 
     kind: Literal["mean"] = "mean"
     weights: Literal["samples", "uniform"] = Field(
-        "samples", description="of the devices: samples, n_k; uniform, all alike, as SCAFFOLD has it"
+        "samples", description="weight of a device: samples, n_k; uniform, equal for all, as in SCAFFOLD"
     )
     needs: ClassVar[tuple[Need, ...]] = ()
 

@@ -1,4 +1,4 @@
-"""Aggregators of LoRA's factors, which need the factors themselves and not what devices changed of them."""
+"""Aggregators of LoRA's factors. They need the trained factors, not only the deltas."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fibec_ray.tensors import Tensors, add, clone, select, subtract, under_prefi
 from fibec_ray.types import DeviceUpdate
 
 FLOOR = 1e-7
-"""Singular values below this share of the largest are rounding."""
+"""Singular values below this share of the largest count as rounding errors."""
 
 
 class OverFactors(Aggregator):
-    """Keeps a copy of the shared tensors. Tensors other than LoRA's take FedAvg's step.
+    """Base of aggregators that keep a copy of the shared tensors. Tensors outside LoRA take FedAvg's step.
 
     Shapes: r the rank of the global adapter, r_k of device k's.
     """
@@ -29,7 +29,7 @@ class OverFactors(Aggregator):
 
     @abstractmethod
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
-        """The step of LoRA's tensors. trained: each device's values, zeros behind r_k. weights: w_k = n_k / sum n."""
+        """The step of LoRA's tensors. trained: each device's values, zero beyond r_k. weights: w_k = n_k / sum n."""
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         return with_prefix("shared", clone(shared))
@@ -47,19 +47,20 @@ class OverFactors(Aggregator):
 
 
 def _trained(shared: Tensors, update: DeviceUpdate) -> Tensors:
-    """The device's values after the round; those as received that the round did not train."""
+    """The device's values after the round; tensors that the round does not train stay as received."""
     received = shared if update.rank is None else blank(shared, update.rank)
     return received | add(update.delta, received)
 
 
 class FlexLora(OverFactors):
     """FlexLoRA (Bai et al., NeurIPS 2024): the mean of the products, sum_k w_k s_k B_k A_k with w_k = n_k / sum n, cut
-    to rank r by its singular values.
+    to rank r by SVD.
 
-    A device of rank r_k receives the r_k largest of them. Exact where r is at least the rank of the sum; else what is
-    lost is the singular values cut off. The square roots of the values go into both factors. The sum is never formed.
-    Ours: a rank of the sum that is missing (singular value 0) keeps its old row of A, with a column 0 of B: two zeros
-    would never learn. Tensors other than LoRA's (a head) are FedAvg's.
+    A device of rank r_k receives the r_k largest singular directions. The result is exact if r is at least the rank of
+    the sum; else the smaller singular values are lost. Their square roots go into both factors. The sum is never
+    formed.
+    Ours: where the sum has fewer than r nonzero singular values, the remaining ranks keep their old row of A with a
+    zero column of B, since two zeros would never learn. Tensors outside LoRA (a head) use FedAvg.
     """
 
     kind: Literal["flexlora"] = "flexlora"
@@ -80,12 +81,12 @@ class FlexLora(OverFactors):
 
 
 class Flora(OverFactors):
-    """FLoRA (Wang et al., NeurIPS 2024): the mean of the products goes into the base, D <- D + sum_k w_k B_k A_k, exact
-    for any ranks; LoRA starts afresh in each round. Needs peft moving_lora, whose D it is.
+    """FLoRA (Wang et al., NeurIPS 2024): the mean of the products is merged into the base, D <- D + sum_k w_k B_k A_k.
 
+    This is exact for any ranks. LoRA restarts in each round. Needs peft moving_lora, which holds D.
     The paper sends the stack of all A_k and B_k down, (r_1 + ... + r_M) (in + out) numbers for each weight, and devices
-    merge it. Here D travels, in x out: what a device needs that did not take part in the last round.
-    Ours: the fresh A is the same in each round, that of the start. Tensors other than LoRA's (a head) are FedAvg's.
+    merge it. Here D is sent, in x out numbers, so that devices that missed a round have it too.
+    Ours: the fresh A is the initial one in every round. Tensors outside LoRA (a head) use FedAvg.
     """
 
     kind: Literal["flora"] = "flora"
@@ -102,11 +103,11 @@ class Flora(OverFactors):
 
 
 class HetLora(OverFactors):
-    """HetLoRA (Cho et al., EMNLP 2024): factors of lower rank are padded with zeros, and the padded ones averaged with
-    weights |B_k A_k|_F / sum over devices, the norm over all adapted weights.
+    """HetLoRA (Cho et al., EMNLP 2024): averages factors, zero-padded to the full rank, with weights |B_k A_k|_F / sum
+    over devices.
 
-    So devices of a low rank, or that have learnt little, count for less. Its pruning is objective rank_pruning.
-    Equal ranks, norms and n_k: FedAvg. Tensors other than LoRA's (a head) are FedAvg's.
+    The norm is over all adapted weights, so devices with a low rank or small changes weigh less. The paper's pruning is
+    objective rank_pruning. Equal ranks, norms and n_k: FedAvg. Tensors outside LoRA (a head) use FedAvg.
     """
 
     kind: Literal["hetlora"] = "hetlora"

@@ -1,4 +1,4 @@
-"""FedPepTAO's server: momentum of differences, corrected for each device's drift."""
+"""FedPepTAO's server: momentum on differences of steps, corrected for each device's drift."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from fibec_ray.types import DeviceUpdate
 
 
 class PepTao(Aggregator):
-    """FedPepTAO (Che et al., EMNLP 2023), as its code has it: a step of adaptive momentum after the mean.
+    """FedPepTAO (Che et al., EMNLP 2023), following its code: the mean, then a step of adaptive momentum.
 
     theta_k <- mean - rate v_k with v_k = beta v + (1 - beta) G + c - c_k for each device of the round; theta and v
     become their means, weighted by n_k. G is the last round's step minus this one's (gradient: step: minus this one's),
-    so the first round is FedAvg; rate <- max(decay rate, least_rate) after each later one. c_k and c are SCAFFOLD's
-    control variates, c_k <- c_k - c - delta_k / (s_k lr), but kept at the server: devices send no more than in FedAvg.
-    c moves by the cohort's share of the devices times the mean change of c_k.
+    so the first round is FedAvg. After each later round rate <- max(decay rate, least_rate). c_k and c are SCAFFOLD's
+    control variates, c_k <- c_k - c - delta_k / (s_k lr), kept on the server: devices send as much as in FedAvg. c
+    moves by the cohort's share of the devices times the mean change of c_k.
 
-    The paper describes momentum reset on devices each round, which the code does not have; nor is it here. The delta of
-    an adaptive optimiser is no sum of gradients, so c_k are what the code makes of it and no more. Ours: theta starts
-    from the mean (the code's sign of G leaves open from where).
+    The paper resets momentum on devices each round; its code does not, and neither do we. With an adaptive optimiser a
+    delta is not a sum of gradients, so c_k is only an approximation, as in the code. Ours: theta starts from the mean
+    (the code leaves the starting point open).
     """
 
     kind: Literal["peptao"] = "peptao"
     can_be_wrapped: ClassVar[bool] = False
-    rate: float = Field(0.05, gt=0, allow_inf_nan=False, description="of the server's momentum, at first")
-    decay: float = Field(0.99, gt=0, le=1, description="of the rate, after each round")
-    least_rate: float = Field(1e-4, ge=0, allow_inf_nan=False, description="where the decay ends")
-    beta: float = Field(0.9, ge=0, lt=1, description="memory of v")
+    rate: float = Field(0.05, gt=0, allow_inf_nan=False, description="initial server learning rate of the momentum")
+    decay: float = Field(0.99, gt=0, le=1, description="factor on the rate after each round")
+    least_rate: float = Field(1e-4, ge=0, allow_inf_nan=False, description="lower limit of the rate")
+    beta: float = Field(0.9, ge=0, lt=1, description="decay of v; 0: no memory")
     gradient: Literal["difference", "step"] = Field(
-        "difference", description="G: of the last two rounds' steps (the code), or this round's, turned round"
+        "difference", description="G: difference of the last two rounds' steps (the code), or minus this round's step"
     )
     keeps: ClassVar[str] = "momentum, every device's control variate (server)"
 
@@ -58,7 +58,7 @@ class PepTao(Aggregator):
         return step, state | new | self._controls(state, held)
 
     def _momentum(self, state: Tensors, mean: Tensors, update: DeviceUpdate) -> Tensors:
-        """v_k."""
+        """v_k of one device."""
         v, c, last = (under_prefix(word, state) for word in ("v", "c", "last"))
         own = under_prefix(f"control/{update.device}", state)
         found = {}
@@ -69,7 +69,7 @@ class PepTao(Aggregator):
         return found
 
     def _controls(self, state: Tensors, held: list[DeviceUpdate]) -> Tensors:
-        """The new c_k of the round's devices, and the new c."""
+        """The new c_k of the round's devices and the new c."""
         c, new, changes = under_prefix("c", state), dict[str, torch.Tensor](), []
         for update in held:
             scale = max(update.num_steps, 1) * update.learning_rate or 1.0

@@ -1,4 +1,6 @@
-"""Aggregators that some faulty or hostile devices cannot carry away. All updates are in memory at once, unweighted."""
+"""Robust aggregators, which tolerate some faulty or hostile devices. They hold all updates in memory and ignore
+weights.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +20,24 @@ from fibec_ray.types import DeviceUpdate
 
 
 class Robust(Aggregator):
-    """Shapes: M updates of the round, d shared entries."""
+    """Base of the robust aggregators. Shapes: M updates of the round, d shared entries."""
 
     @property
     def least_cohort(self) -> int:
-        """The fewest updates that it can combine as its settings say."""
+        """The smallest number of updates that its settings allow."""
         return 1
 
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.cohort_size >= self.least_cohort:
             return None
         return (
-            f"{self.kind} needs a cohort_size of {self.least_cohort} as it is set, found {setting.cohort_size}; raise "
-            "it, or change the aggregator's settings"
+            f"{self.kind} with these settings needs a cohort_size of at least {self.least_cohort}, found "
+            f"{setting.cohort_size}; raise cohort_size, or change the aggregator's settings"
         )
 
     @abstractmethod
     def pick(self, deltas: Sequence[Tensors]) -> Tensors:
-        """The step, from at least one update; empty if there are too few for any."""
+        """The step, from at least one update; empty if there are too few updates."""
 
     def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         deltas = [update.delta for update in updates]
@@ -43,9 +45,11 @@ class Robust(Aggregator):
 
 
 class CoordinateWise(Robust):
+    """Base of aggregators that treat each entry separately."""
+
     @abstractmethod
     def middle(self, ordered: Tensor) -> Tensor:
-        """ordered: (M, *shape) float64, ascending along M. Returns (*shape)."""
+        """The step of one tensor, (*shape). ordered: (M, *shape) float64, ascending along M."""
 
     def pick(self, deltas: Sequence[Tensors]) -> Tensors:
         stacks = {name: torch.stack([delta[name] for delta in deltas]).double() for name in deltas[0]}
@@ -53,9 +57,9 @@ class CoordinateWise(Robust):
 
 
 class Median(CoordinateWise):
-    """Coordinate-wise median (Yin et al., ICML 2018); of an even number the mean of the middle two.
+    """Coordinate-wise median (Yin et al., ICML 2018); the mean of the middle two for an even number of updates.
 
-    Withstands fewer than half of the devices. Of one or two devices it is their mean.
+    Tolerates faults in fewer than half of the devices. For one or two devices it is their mean.
     """
 
     kind: Literal["median"] = "median"
@@ -66,14 +70,15 @@ class Median(CoordinateWise):
 
 
 class TrimmedMean(CoordinateWise):
-    """Coordinate-wise trimmed mean (Yin et al., ICML 2018): without the floor(trim M) smallest and largest entries.
+    """Coordinate-wise trimmed mean (Yin et al., ICML 2018): drops the floor(trim M) smallest and largest values of each
+    entry.
 
-    trim = 0 is the uniform mean. A cohort of which nothing would be trimmed is refused at the start. A round that lost
-    devices, or had updates quarantined, trims as many of the others as the formula says, maybe none.
+    trim = 0 is the uniform mean. A cohort too small to trim anything is rejected at the start. If a round loses devices
+    or has quarantined updates, the formula applies to the rest and may trim nothing.
     """
 
     kind: Literal["trimmed_mean"] = "trimmed_mean"
-    trim: float = Field(0.2, ge=0, lt=0.5, description="fraction of devices cut off at each end (beta in the paper)")
+    trim: float = Field(0.2, ge=0, lt=0.5, description="fraction of devices dropped at each end (beta in the paper)")
 
     @property
     def least_cohort(self) -> int:
@@ -85,19 +90,19 @@ class TrimmedMean(CoordinateWise):
 
 
 class Krum(Robust):
-    """Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the m updates that lie closest to their neighbours.
+    """Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the m updates that are closest to their neighbours.
 
-    The score of an update is the sum of its squared distances to its M - f - 2 nearest others; the m lowest scores are
-    taken, ties in cohort order. m = 1 is Krum. Needs M >= 2 f + 3, as in the paper, and m <= M - f, so that there may
-    be m honest devices. f = 0 and m = M is the uniform mean.
+    The score of an update is the sum of its squared distances to its M - f - 2 nearest others. The m lowest scores are
+    used, ties in cohort order. m = 1 is Krum. Needs M >= 2 f + 3, as in the paper, and m <= M - f, so that m honest
+    devices can exist. f = 0 and m = M is the uniform mean.
 
-    A cohort that is too small is refused at the start. A round that lost devices, or had updates quarantined, goes on
-    with the largest f that M allows, and with m <= M - f: if those that are missing are the faulty ones, what is left
-    of f is enough. With fewer than 3 updates no f is left, and the round moves nothing.
+    A cohort that is too small is rejected at the start. If a round loses devices or has quarantined updates, it uses
+    the largest f that M allows and m <= M - f. That f is enough if the missing devices are the faulty ones. With fewer
+    than 3 updates no f fits, and the round changes nothing.
     """
 
     kind: Literal["krum"] = "krum"
-    num_byzantine: int = Field(1, ge=0, description="f: devices of a round that may send anything")
+    num_byzantine: int = Field(1, ge=0, description="f: faulty devices to tolerate in a round")
     num_selected: int = Field(1, ge=1, description="m: updates that are averaged")
 
     @property
@@ -114,9 +119,9 @@ class Krum(Robust):
         return weighted_mean((1, deltas[k]) for k in sorted(chosen))
 
     def scores(self, flat: Tensor, faulty: int | None = None) -> Tensor:
-        """(M,) from (M, d). faulty: f of this round; None: as it is set."""
+        """Scores (M,) of updates (M, d). faulty: f of this round; None: the setting."""
         f = self.num_byzantine if faulty is None else faulty
-        # One row at a time: differences, not the expansion of the square, which cancels.
+        # One row at a time, by differences: expanding the square would lose precision.
         distances = torch.stack([(flat - row).square().sum(1) for row in flat])
         distances.fill_diagonal_(torch.inf)
         return distances.sort(1).values[:, : len(flat) - f - 2].sum(1)

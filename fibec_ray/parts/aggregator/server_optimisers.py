@@ -1,4 +1,4 @@
-"""Server optimisers: aggregators that take the step of another one for a gradient (Reddi et al., ICLR 2021)."""
+"""Server optimisers (Reddi et al., ICLR 2021): they use the step of another aggregator as a gradient."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 
 def _wrapped(value: Any, info: ValidationInfo) -> Aggregator:
-    """The aggregator below, from the registry that the outer one came from; without a kind it is the mean."""
+    """Build the inner aggregator from the registry of the outer one; the mean if no kind is given."""
     known: Mapping[str, type[Aggregator]] = info.context or {"mean": Mean}
     allowed = {kind: one for kind, one in known.items() if one.can_be_wrapped}
     inner = build(allowed, value)
     if not inner.can_be_wrapped:
-        raise ValueError(f"aggregator {inner.kind!r} cannot stand below another; allowed: {', '.join(sorted(allowed))}")
+        raise ValueError(
+            f"aggregator {inner.kind!r} cannot be used inside another; allowed: {', '.join(sorted(allowed))}"
+        )
     return inner
 
 
 class ServerOptimiser(Aggregator):
-    """theta <- theta + step(Delta), where Delta is what the aggregator `of` makes of the round's updates.
+    """theta <- theta + step(Delta), where Delta is the step of the inner aggregator `of`.
 
-    The server alone keeps state; devices send what `of` asks for. A round without updates changes nothing.
+    Only the server keeps state; devices send what `of` needs. A round without updates changes nothing.
     """
 
     can_be_wrapped: ClassVar[bool] = False
@@ -39,11 +41,11 @@ class ServerOptimiser(Aggregator):
 
     @abstractmethod
     def begin(self, shared: Tensors) -> Tensors:
-        """This optimiser's own state before round 0."""
+        """The optimiser's own state before round 0."""
 
     @abstractmethod
     def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
-        """The step from Delta, and the new own state."""
+        """Compute the step from Delta, and the optimiser's new state."""
 
     def extras_before(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
@@ -78,12 +80,13 @@ class ServerOptimiser(Aggregator):
 class Momentum(ServerOptimiser):
     """FedAvgM (Hsu et al., 2019, arXiv 1909.06335): m <- beta m + Delta from m = 0, theta <- theta + rate m.
 
-    beta = 0 and rate = 1 is the aggregator below. A steady Delta ends in steps of rate / (1 - beta) times Delta.
+    beta = 0 and rate = 1 is the inner aggregator alone. With a constant Delta, steps approach rate / (1 - beta) times
+    Delta.
     """
 
     kind: Literal["momentum"] = "momentum"
     beta: float = Field(0.9, ge=0, lt=1, description="momentum; the paper tries 0 to 0.997")
-    rate: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate; lower with high beta")
+    rate: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate; lower it for a high beta")
     nesterov: bool = Field(False, description="theta <- theta + rate (Delta + beta m), with the new m")
 
     @model_validator(mode="after")
@@ -104,14 +107,15 @@ class Momentum(ServerOptimiser):
 
 
 class Adaptive(ServerOptimiser):
-    """m <- b1 m + (1 - b1) Delta, v by rule, theta <- theta + rate m / (sqrt v + tau); m = 0 and v = tau^2 at first.
+    """Base of the adaptive optimisers: m <- b1 m + (1 - b1) Delta, theta <- theta + rate m / (sqrt v + tau).
 
-    No bias correction, as in the paper. tau far above |Delta|: the mean's step times rate / tau or less.
+    m = 0 and v = tau^2 at the start; the rule for v differs. No bias correction, as in the paper. For tau far above
+    |Delta| a step is at most rate / tau times Delta.
     """
 
-    b1: float = Field(0.9, ge=0, lt=1, description="memory of the step; 0: none")
-    tau: float = Field(1e-3, gt=0, allow_inf_nan=False, description="adaptivity: the smaller, the more; paper 1e-3")
-    rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="server learning rate; tuned in the paper")
+    b1: float = Field(0.9, ge=0, lt=1, description="decay of m; 0: no momentum")
+    tau: float = Field(1e-3, gt=0, allow_inf_nan=False, description="a smaller value adapts more; 1e-3 in the paper")
+    rate: float = Field(1e-2, gt=0, allow_inf_nan=False, description="server learning rate; the paper tunes it")
 
     @abstractmethod
     def second(self, v: Tensor, square: Tensor) -> Tensor:
@@ -128,9 +132,9 @@ class Adaptive(ServerOptimiser):
         old_m, old_v = under_prefix("m", state), under_prefix("v", state)
         m = {name: self.b1 * old_m[name] + (1 - self.b1) * value for name, value in delta.items()}
         v = {name: self.second(old_v[name], value.square()) for name, value in delta.items()}
-        rooms = {name: v[name].sqrt() + self.tau for name in m}
-        # Both may be too small for float32: such an entry stays where it is.
-        step = {name: torch.where(rooms[name] > 0, self.rate * value / rooms[name], 0.0) for name, value in m.items()}
+        scales = {name: v[name].sqrt() + self.tau for name in m}
+        # Both may underflow in float32; such an entry does not move.
+        step = {name: torch.where(scales[name] > 0, self.rate * value / scales[name], 0.0) for name, value in m.items()}
         return step, with_prefix("m", m) | with_prefix("v", v)
 
 
@@ -138,7 +142,7 @@ class Adam(Adaptive):
     """FedAdam (Reddi et al., ICLR 2021): v <- b2 v + (1 - b2) Delta^2."""
 
     kind: Literal["adam"] = "adam"
-    b2: float = Field(0.99, ge=0, lt=1, description="memory of v; 0: the last Delta^2 alone")
+    b2: float = Field(0.99, ge=0, lt=1, description="decay of v; 0: only the last Delta^2")
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         return self.b2 * v + (1 - self.b2) * square
@@ -148,14 +152,16 @@ class Yogi(Adaptive):
     """FedYogi (Reddi et al., ICLR 2021): v <- v - (1 - b2) Delta^2 sign(v - Delta^2); Adam where v = Delta^2."""
 
     kind: Literal["yogi"] = "yogi"
-    b2: float = Field(0.99, ge=0, lt=1, description="memory of v: it moves by (1 - b2) Delta^2")
+    b2: float = Field(0.99, ge=0, lt=1, description="decay of v: it moves by (1 - b2) Delta^2")
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         return v - (1 - self.b2) * square * torch.sign(v - square)
 
 
 class Adagrad(Adaptive):
-    """FedAdagrad (Reddi et al., ICLR 2021): v <- v + Delta^2, so that steps shrink; b1 = 0 is Adagrad's usual form."""
+    """FedAdagrad (Reddi et al., ICLR 2021): v <- v + Delta^2, so steps shrink over time; b1 = 0 is the usual
+    Adagrad.
+    """
 
     kind: Literal["adagrad"] = "adagrad"
 

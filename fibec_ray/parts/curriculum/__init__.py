@@ -1,4 +1,4 @@
-"""The curriculum axis."""
+"""The curriculum axis: which batches a device trains on in a round."""
 
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.controls import RandomOrder, StepMatched

@@ -1,4 +1,4 @@
-"""The neutral curriculum: all data, every round, in seeded order. The contract of all curricula."""
+"""The base class of all curricula; used as it is, it shows all data in seeded random order."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ from fibec_ray.tensors import Tensors
 
 
 class Curriculum(Part):
-    """Which batches a device trains on in a round, and in which order.
+    """Choose the batches a device trains on in a round, and their order.
 
-    A device's samples are split into fixed batches once, by a seed that does not depend on the method, so methods are
-    compared on the same batches. `prepare` runs in the setup phase if the part `needs_setup`, and at the start of
-    each participation for which it is `due`. `pick` runs once per local epoch.
-    A memory may hold `sample_difficulty` (n,) and `batch_difficulty` (batches,), which the round log then reports.
+    A device's samples are split once into fixed batches, by a seed that does not depend on the method, so methods are
+    compared on the same batches. `prepare` runs in the setup phase if the part `needs_setup`, and at the start of each
+    participation that is `due`. `pick` runs once per local epoch. A memory may hold `sample_difficulty` (n,) and
+    `batch_difficulty` (batches,) for the round log.
     """
 
     kind: str = "all"
 
     def due(self, memory: Tensors, round_: int) -> bool:
-        """True if a device that takes part in this round needs a new memory first."""
+        """True if a device needs a new memory before it trains in this round."""
         return False
 
     def prepare(self, scan: FisherScan, rng: torch.Generator, round_: int) -> Tensors:
-        """The memory that `visible` needs. scan: squared gradients over the fixed batches, lazy. round_: -1 at init."""
+        """Compute the memory that `visible` uses. scan: lazy squared gradients over the fixed batches. round_: -1
+        at init.
+        """
         return {}
 
     def visible(
         self, memory: Tensors, batches: Sequence[Tensor], round_: int, rounds: int, rng: torch.Generator
     ) -> list[Tensor]:
-        """The batches that the device may see in this round, each a (B,) int64 tensor of rows; never empty."""
+        """The batches that the device may use in this round, each (B,) int64 rows of the shard; never empty."""
         return list(batches)
 
     def max_length(self, round_: int, rounds: int, full: int) -> int | None:
-        """Tokens to which a device cuts its samples for the steps of this round; None: as they are.
+        """Most tokens per sample in this round's training steps; None: no limit.
 
-        full: the most that a sample of the run may have (`data.max_length`). Evaluation, and whatever other parts
-        measure before or after training, see whole samples.
+        full: the limit of the run (`data.max_length`). Evaluation, and what other parts measure before or after
+        training, use whole samples.
         """
         return None
 
     def pick(self, visible: Sequence[Tensor], rng: torch.Generator) -> list[Tensor]:
-        """The batches of one local epoch, in order. As it stands: all visible ones, shuffled."""
+        """The batches of one local epoch, in order. By default all visible ones, shuffled."""
         return [visible[i] for i in torch.randperm(len(visible), generator=rng).tolist()]

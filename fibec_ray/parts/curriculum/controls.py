@@ -1,4 +1,4 @@
-"""Control curricula: the same pacing as others, over a random order or over units drawn anew each round."""
+"""Control curricula: the usual pacing over a random order, or over units drawn anew each round."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fibec_ray.tensors import Tensors
 class RandomOrder(Paced):
     """Random curriculum (Wu et al., ICLR 2021): separates "less data early" from "easy data early".
 
-    The order is drawn once per device and kept, so that a device sees the same units again and again, as under any
+    Each device draws its order once and keeps it. It therefore sees the same units early in every round, as with any
     other order.
     """
 
@@ -31,9 +31,10 @@ class RandomOrder(Paced):
 
 
 class StepMatched(Paced):
-    """Round t shows b_k^t units as the pacing says, drawn anew from all of the device's units in every round.
+    """Shows as many units in round t as the pacing allows, drawn in each round from all units of the device.
 
-    Separates "fewer steps early" from "the same part of the data early" (ours, for want of a published control).
+    Separates "fewer steps early" from "the same part of the data early". This control is ours; we know of no published
+    one.
     """
 
     kind: Literal["step_matched"] = "step_matched"

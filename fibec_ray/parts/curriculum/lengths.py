@@ -1,4 +1,4 @@
-"""Curricula of length: samples are cut short at first."""
+"""Length curricula: samples are truncated in early rounds."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ from fibec_ray.parts.part import Need, Setting
 
 
 class LengthWarmup(Curriculum):
-    """SLW (Li, Zhang, He, NeurIPS 2022): round t trains on all samples, cut to l_t tokens.
+    """SLW (Li, Zhang, He, NeurIPS 2022): round t trains on all samples, truncated to l_t tokens.
 
     l_t = s0 + (s_end - s0) min(t / T_c, 1), rounded down to a multiple of 8. s_end is `data.max_length`.
-    Theirs pretrains on full sequences, step by step; ours goes by rounds, cuts texts and keeps what a classification
-    needs (template, mask, special tokens), and from T_c on cuts nothing, even if s_end is no such multiple.
-    What is sent does not change; the devices' work does.
+    The paper pretrains on full sequences and counts steps. Ours counts rounds and truncates texts, but keeps what a
+    classification needs (template, mask, special tokens). From T_c on nothing is truncated, even if s_end is not a
+    multiple of 8. Communication does not change; compute does.
     """
 
     kind: Literal["length_warmup"] = "length_warmup"
     start: int = Field(8, ge=1, description="s0: tokens in round 0, special tokens included")
-    full_at: float = Field(0.5, gt=0, le=1, description="T_c, as a fraction of the rounds; 1: no round is whole")
-    multiple_of: int = Field(8, ge=1, description="lengths are rounded down to a multiple of it")
+    full_at: float = Field(
+        0.5, gt=0, le=1, description="T_c, as a fraction of the rounds; 1: no round is at full length"
+    )
+    multiple_of: int = Field(8, ge=1, description="lengths are rounded down to a multiple of this")
     needs: ClassVar[tuple[Need, ...]] = ("text",)
 
     @model_validator(mode="after")
     def _start_survives_rounding(self) -> LengthWarmup:
         if self.start < self.multiple_of:
-            raise ValueError(f"start {self.start} would be rounded down to 0; raise it to multiple_of or lower that")
+            raise ValueError(
+                f"start {self.start} would round down to 0; set start to at least multiple_of ({self.multiple_of})"
+            )
         return self
 
     def unfit_for(self, setting: Setting) -> str | None:
         if self.start < setting.max_length:
             return None
         return (
-            f"start {self.start} leaves nothing to warm up, as samples have at most {setting.max_length} tokens; "
-            "lower it, or raise data.max_length"
+            f"start {self.start} leaves nothing to warm up: samples have at most {setting.max_length} tokens; "
+            "lower start, or raise data.max_length"
         )
 
     def max_length(self, round_: int, rounds: int, full: int) -> int | None:
@@ -52,13 +56,15 @@ class LengthWarmup(Curriculum):
 class ShortFirst(Curriculum):
     """Shortformer (Press, Smith, Lewis, ACL 2021), its staged training: first short samples, then whole ones.
 
-    All samples in every round; for the first rounds cut to a share of `data.max_length`, as `length_warmup` cuts them.
-    Theirs trains a language model from scratch and splits its text anew; its position-infused attention changes the
-    architecture and has no place in a frozen pretrained model. What is sent does not change.
+    Every round uses all samples. In the first stage they are truncated to a share of `data.max_length`, as in
+    `length_warmup`. The paper trains a language model from scratch and re-splits its text; its position-infused
+    attention changes the architecture and cannot be used with a frozen pretrained model. Communication does not change.
     """
 
     kind: Literal["short_first"] = "short_first"
-    share: float = Field(0.25, gt=0, lt=1, description="tokens of a sample in the first stage / data.max_length")
+    share: float = Field(
+        0.25, gt=0, lt=1, description="length of samples in the first stage, as a share of data.max_length"
+    )
     full_at: float = Field(0.5, gt=0, le=1, description="fraction of the rounds that the first stage takes; 1: all")
     needs: ClassVar[tuple[Need, ...]] = ("text",)
 

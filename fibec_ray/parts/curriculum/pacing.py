@@ -1,14 +1,14 @@
-"""Curricula that show a growing part of a device's data; the base of every curriculum but the neutral one.
+"""Pacing functions, and the base of all curricula that show a growing part of a device's data.
 
-Pacing functions say which fraction of the data a curriculum shows as training goes on.
+A pacing function gives the visible fraction of the data over the course of training.
 
-x in [0, 1] is the progress t / (alpha T), capped at 1; beta in [0, 1] the fraction visible at the start. Every function
-rises from beta (exp, competence, geometric too) to 1, so that all data are visible from round ceil(alpha T) on. Rounds
-count from 0: with alpha above (T - 1) / T that would be after the last round, T - 1. Ours: the last round shows all
-data whatever alpha is, and so does the one round of a run with T = 1.
+x in [0, 1] is the progress t / (alpha T), capped at 1; beta in [0, 1] is the fraction visible at the start. Every
+function rises from beta (exp, competence and geometric too) to 1, so all data are visible from round ceil(alpha T) on.
+Rounds count from 0, so with alpha above (T - 1) / T that would be after the last round, T - 1. Ours: the last round
+shows all data for any alpha, and so does the only round of a run with T = 1.
 
-Which of the functions FibecFed's paper defines is not known beyond linear being its best; the forms are the usual ones
-(Wu et al., ICLR 2021; Platanios et al., NAACL 2019).
+FibecFed's paper finds linear best; how it defines the others is not known. The forms here are the usual ones (Wu et
+al., ICLR 2021; Platanios et al., NAACL 2019).
 """
 
 from __future__ import annotations
@@ -43,29 +43,30 @@ PACINGS: dict[str, Callable[[float, float], float]] = {
 def progress(round_: int, rounds: int, full_at: float) -> float:
     """x = min(1, t / (alpha T)), with t the global round from 0 and alpha = `full_at`; 1 if alpha = 0.
 
-    Guarded against float noise in the product: .55 * 100 is above 55, and x is 1 in round 55 all the same.
+    Tolerates rounding in the product: .55 * 100 is above 55 in floating point, and x is still 1 in round 55.
     """
     span = full_at * rounds
     return 1.0 if round_ >= span * (1 - 1e-12) else round_ / span
 
 
 def fraction_visible(pacing: str, round_: int, rounds: int, initial_fraction: float, full_at: float) -> float:
-    """h in [0, 1] of round t; 1 in the last round."""
+    """The visible fraction h in [0, 1] in round t; 1 in the last round."""
     if round_ >= rounds - 1:
         return 1.0
     return min(1.0, PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction))
 
 
 def num_visible(pacing: str, num_units: int, round_: int, rounds: int, initial_fraction: float, full_at: float) -> int:
-    """b_k^t = max(1, ceil(h |B_k|)), guarded against float noise in the product; never more than |B_k|."""
+    """Number of visible units, b_k^t = max(1, ceil(h |B_k|)), at most |B_k|. Tolerates rounding in the product."""
     h = fraction_visible(pacing, round_, rounds, initial_fraction, full_at)
     return min(num_units, max(1, math.ceil(h * num_units - 1e-9)))
 
 
 def softly_visible(fraction: float, num_units: int, softness: float, rng: torch.Generator) -> Tensor:
-    """(units visible,) int64: position j of the order with probability sigmoid((h |B| - j) / (kappa |B|)), ours.
+    """Draw the visible units: position j with probability sigmoid((h |B| - j) / (kappa |B|)). This rule is ours.
 
-    Never none (then the easiest), and all once h = 1, where the formula would still leave some of the hardest out.
+    Returns (units visible,) int64. Never empty: at least the easiest unit. At h = 1 all units are visible, where the
+    formula would still leave out some of the hardest.
     """
     positions = torch.arange(num_units)
     if fraction >= 1:
@@ -80,18 +81,22 @@ SOFTNESS = 0.1
 
 
 class Paced(Curriculum):
-    """Units (fixed batches, or single samples) stand in an order; round t shows the first b_k^t of them.
+    """Base of curricula that order units (fixed batches, or single samples) and show the first b_k^t of them in round
+    t.
 
-    Pacing `soft` draws instead, the easier the likelier, until h = 1 shows all. A subclass's `prepare` returns a memory
-    with `order`, (units,) int64, easiest first; without one the units stand as the seeded split left them.
+    Pacing `soft` draws units instead, easier ones with a higher probability, until h = 1 shows all. A subclass's
+    `prepare` returns a memory with `order`, (units,) int64, easiest first; without it units keep the order of the
+    seeded split.
     """
 
     pacing: Pacing = "linear"
     initial_fraction: float = Field(0.2, ge=0, le=1, description="beta: fraction visible in round 0; at least one unit")
     full_at: float = Field(
-        0.8, ge=0, le=1, description="alpha: fraction of the rounds after which all is visible; 1: in the last"
+        0.8, ge=0, le=1, description="alpha: fraction of the rounds after which all is visible; 1: the last round"
     )
-    softness: float = Field(SOFTNESS, gt=0, description="kappa of pacing soft: width of the edge, in units of the data")
+    softness: float = Field(
+        SOFTNESS, gt=0, description="kappa of pacing soft: width of the edge, as a share of the data"
+    )
     unit: Literal["batch", "sample"] = "batch"
 
     @model_validator(mode="after")
@@ -106,12 +111,12 @@ class Paced(Curriculum):
         order = memory["order"] if "order" in memory else self.as_split(batches)
         chosen = order[self._chosen(len(order), round_, rounds, rng)]
         if self.unit == "batch":
-            # In their original order, which a shuffle follows: with all visible, this is the neutral curriculum.
+            # In their original order, before the shuffle: with all visible, this equals the neutral curriculum.
             return [batches[i] for i in sorted(chosen.tolist())]
         return list(chosen.split(max(len(rows) for rows in batches)))
 
     def as_split(self, batches: Sequence[Tensor]) -> Tensor:
-        """(units,) in the order of the seeded split: no order at all."""
+        """(units,) in the order of the seeded split."""
         return torch.arange(len(batches)) if self.unit == "batch" else torch.cat(list(batches))
 
     def _chosen(self, num_units: int, round_: int, rounds: int, rng: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Curricula whose order comes from a score of each sample: when it is made, and when anew."""
+"""Curricula ordered by a score of each sample, computed at the start or repeatedly."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from fibec_ray.tensors import Tensors
 
 
 class Scored(Paced):
-    """A subclass gives each sample a `difficulty`; units are ordered by it, easiest first.
+    """Base of curricula that order units by the `difficulty` of samples, easiest first.
 
-    Before its first scoring a device sees as many units, in no order.
+    Before its first scoring a device sees the same number of units in the order of the seeded split.
     """
 
     reduce: Literal["mean", "sum"] = Field(
-        "mean", description="over a batch's samples; by sum (as FibecFed is described) short batches rank as easy"
+        "mean", description="over a batch's samples; sum (as in FibecFed's description) ranks short batches as easy"
     )
     hardest_first: bool = Field(False, description="true is the anti-curriculum, a control (Wu et al., ICLR 2021)")
 
     score_at: Literal["init", "first_participation"] = Field(
         "init",
-        description="on which model the order is made: init, of all devices before round 0 (as described); "
-        "first_participation, on the model received then, which spreads the cost and skips devices never drawn",
+        description="when samples are scored: init, on all devices before round 0 (as described); first_participation, "
+        "with the model received then, which spreads the cost and skips devices that are never drawn",
     )
     score_from_round: int = Field(
-        0, ge=0, description="with first_participation: the earliest round for it, so that the model has been trained"
+        0, ge=0, description="with first_participation: the earliest round, so that the model has been trained"
     )
     rescore_every: int | None = Field(
-        None, ge=1, description="rounds after which a participation makes the order anew; null: never"
+        None, ge=1, description="rounds after which a participating device scores again; null: never"
     )
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class Scored(Paced):
 
     @abstractmethod
     def difficulty(self, scan: FisherScan) -> Tensor:
-        """(n,) float32 of the shard's samples, at the model's present parameters."""
+        """(n,) float32 for the shard's samples, at the model's current parameters."""
 
     def prepare(self, scan: FisherScan, rng: torch.Generator, round_: int) -> Tensors:
         difficulty = self.difficulty(scan)
@@ -81,18 +81,22 @@ class FisherOrder(Scored):
     """FibecFed (Liu et al., EMNLP 2024): difficulty of batch B_j is f_j = sum_{i in B_j} Tr(diag F_i), easiest first.
 
     Tr(diag F_i) = ||grad_P log p(y_i | s_i)||^2 over the LoRA parameters P with the observed label (empirical Fisher),
-    at the initial model (or see `score_at`). We take the mean over the batch where the paper takes the sum: batches of
-    one size rank alike under both, and a short last batch does not rank easy by its size.
+    at the initial model (or see `score_at`). We take the mean over a batch where the paper takes the sum. Batches of
+    equal size rank the same under both, and a short last batch does not rank as easy because of its size.
     """
 
     kind: Literal["fisher"] = "fisher"
-    label: Label = Field("observed", description="whose gradient: of the data's label, all of the model's, or a drawn")
-    scope: Scope = Field("adapter", description="tensors in the trace; all: the head too")
+    label: Label = Field(
+        "observed",
+        description="labels in the gradients: observed (the data's), expected (all), or sampled (the model's)",
+    )
+    scope: Scope = Field("adapter", description="tensors in the trace; all includes the head")
     length_power: float = Field(
         0.0,
         ge=-4,
         le=4,
-        description="the trace is multiplied by length^this; 1 undoes what mean pooling does to long texts, 0 as is",
+        description="the trace is multiplied by length^this; 1 undoes the effect of mean pooling on long texts, 0: "
+        "no change",
     )
 
     @property
@@ -104,15 +108,16 @@ class FisherOrder(Scored):
 
 
 class LossOrder(Scored):
-    """Self-paced learning (Kumar, Packer, Koller, NeurIPS 2010), on devices: low loss first, scored anew each time.
+    """Self-paced learning (Kumar, Packer, Koller, NeurIPS 2010) on devices: low loss first, scored again each time.
 
-    They keep samples whose loss is below a threshold that grows; we keep the lowest share that the pacing allows, so
-    that it compares with the other curricula. Costs one forward pass over the device's data per scoring.
+    The paper keeps samples with a loss below a growing threshold. We keep the share with the lowest loss that the
+    pacing allows, to be comparable with the other curricula. Each scoring costs one forward pass over the device's
+    data.
     """
 
     kind: Literal["loss"] = "loss"
     score_at: Literal["init", "first_participation"] = "first_participation"
-    rescore_every: int | None = Field(1, ge=1, description="rounds after which a participation scores anew")
+    rescore_every: int | None = Field(1, ge=1, description="rounds after which a participating device scores again")
 
     def difficulty(self, scan: FisherScan) -> Tensor:
         return scan.losses
@@ -121,15 +126,16 @@ class LossOrder(Scored):
 class RarityOrder(Scored):
     """Voc (Platanios et al., NAACL 2019): d(s) = -sum_{w in s} log p(w), p the unigram frequency of tokens.
 
-    p is counted on the device's own training texts, with one added to each count, so that nothing is sent. The model
-    is not run. Their pacing is the competence from 1 %; they count words of the corpus, we the tokens of the device.
+    p is counted on the device's own training texts, with one added to each count, so nothing is sent and the model does
+    not run. The paper counts words of the corpus; we count tokens of the device. As in the paper the pacing is
+    competence from 1 %.
     """
 
     kind: Literal["rarity"] = "rarity"
     score_at: Literal["init", "first_participation"] = "first_participation"
     pacing: Pacing = "competence"
     initial_fraction: float = Field(0.01, ge=0, le=1, description="beta: fraction visible in round 0")
-    per_token: bool = Field(False, description="divide by the length, which the sum otherwise follows")
+    per_token: bool = Field(False, description="divide by the length, so that long texts are not rare by length alone")
     needs: ClassVar[tuple[Need, ...]] = ("text",)
 
     def difficulty(self, scan: FisherScan) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mask axis."""
+"""The mask axis: which personal entries a device trains."""
 
 from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.mask.by_neuron import RandomNeurons

@@ -1,4 +1,4 @@
-"""The neutral mask: every trainable entry moves. The contract of all masks."""
+"""The base class of all masks; used as it is, it trains every entry."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ from fibec_ray.tensors import Tensors, select, under_prefix
 
 
 class Mask(Part):
-    """Which entries of a device's personal tensors its local update may change.
+    """Choose the entries of a device's personal tensors that local training may change.
 
-    `prepare` runs in the setup phase if the part `needs_setup`; `refresh` at the start of each participation, with
-    an empty memory at the first one if `prepare` did not run; `absorb` after the training of a participation that it
-    `watches`.
-    A memory may hold `kept/NAME`, bool, True where an entry of a personal tensor may move, for the tensors that are
-    masked at all, and `fisher/NAME`, the diagonal Fisher information that the mask is based on, for the round log.
+    `prepare` runs in the setup phase if the part `needs_setup`. `refresh` runs at the start of each participation; its
+    first memory is empty if `prepare` did not run. `absorb` runs after training if the mask `watches` it.
+    A memory may hold `kept/NAME` for masked tensors, bool, True where an entry of a personal tensor may move. For the
+    round log it may hold `fisher/NAME`, the diagonal Fisher information used.
     """
 
     kind: str = "none"
 
     def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
-        """The memory at the start, from squared gradients over all of the device's data (lazy)."""
+        """The initial memory. scan: lazy squared gradients over all of the device's data."""
         return {}
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
-        """The new memory. scan: over the batches visible this round (lazy). names: the personal tensors."""
+        """The new memory. scan: lazy squared gradients over the batches visible this round. names: the personal
+        tensors.
+        """
         return memory
 
     def watches(self, memory: Tensors) -> bool:
-        """True if `absorb` wants the squared gradients of this participation's training."""
+        """True if `absorb` needs the squared gradients of this round's training."""
         return False
 
     def absorb(self, memory: Tensors, diagonal: Tensors) -> Tensors:
-        """The new memory. diagonal: mean squared per-sample gradients of the personal tensors, as training met them."""
+        """The new memory. diagonal: mean squared per-sample gradients of the personal tensors, collected during
+        training.
+        """
         return memory
 
     def neurons(self, keep: Tensors) -> Tensors:
-        """Bool (neurons,) by tensor, for the round log: which neurons move. As it stands, neurons are rows."""
+        """Which neurons move, bool (neurons,) by tensor, for the round log. By default neurons are rows."""
         return {name: entries.reshape(len(entries), -1).any(1) for name, entries in keep.items()}
 
 
 def may_move(memory: Mapping[str, Tensor], names: Collection[str]) -> Tensors:
-    """Bool tensors, True where an entry may move, for those of the names that a mask with this memory masks."""
+    """Bool tensors, True where an entry may move, for the names that a mask with this memory masks."""
     return select(under_prefix("kept", memory), names)

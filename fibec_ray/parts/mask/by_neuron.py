@@ -1,7 +1,7 @@
-"""Masks that let whole neurons move: the base, and the control, which chooses as many by lot.
+"""Masks by neuron: the base class, and the control that chooses neurons at random.
 
-A neuron is a row of a matrix (of LoRA's B an output neuron, of A a rank unit), or a rank of a LoRA pair: row i of A
-(r x in) and column i of B (out x r) together. Anything that is no LoRA pair has rows only.
+A neuron is a row of a matrix (an output neuron of LoRA's B, a rank of A), or a rank of a LoRA pair: row i of A (r x in)
+and column i of B (out x r) together. Tensors outside LoRA pairs have only rows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ A, B = ".lora_A.", ".lora_B."
 
 
 def keep_top(values: Mapping[str, Tensor], ratio: float, neuron: Neuron) -> Tensors:
-    """Bool tensors, True over the top `ratio` of neurons by the sum of their values; neurons that score 0 stay False.
+    """True for the top `ratio` of neurons by the sum of their values; neurons with score 0 stay False.
 
-    values: non-negative, (rows, columns) or (rows,) each. Neurons compete within their kind, across tensors: kinds are
-    the last module of a name (lora_A, lora_B), as rows of different length do not compare; ranks are one kind. The
-    number kept is rounded up; ties go to the earlier neuron.
+    values: non-negative, (rows, columns) or (rows,) each. Returns bool tensors of the same shapes. Neurons compete
+    across tensors but within their kind, since rows of different length are not comparable. Kinds are the last module
+    of a name (lora_A, lora_B); ranks are one kind. The number kept is rounded up; ties go to the earlier neuron.
     """
     scores = neuron_scores(values, neuron)
     kinds: dict[str, list[str]] = defaultdict(list)
@@ -44,7 +44,7 @@ def keep_top(values: Mapping[str, Tensor], ratio: float, neuron: Neuron) -> Tens
 
 
 def neuron_scores(values: Mapping[str, Tensor], neuron: Neuron) -> Tensors:
-    """(neurons,) sums, by the tensor that counts them: a pair's ranks are counted by its A."""
+    """(neurons,) sums by tensor. A pair's ranks are listed under the name of its A."""
     sums = {name: value.reshape(len(value), -1).sum(1) for name, value in values.items()}
     if neuron == "row":
         return sums
@@ -60,32 +60,38 @@ def matrix_kind(name: str) -> str:
 
 
 def partner_a(name: str) -> str:
-    """The A of the pair whose B is `name`."""
+    """The name of the A of the pair whose B is `name`."""
     return name.replace(B, A)
 
 
 def is_pair_b(name: str, known: Mapping[str, Tensor]) -> bool:
+    """True for the B of a pair whose A is known too."""
     return B in name and partner_a(name) in known
 
 
 def _spread(name: str, like: Tensor, kept: Tensors) -> Tensor:
-    """From neurons to entries: rows, or columns of a B whose pair is kept by rank."""
+    """Expand neurons to entries: rows, or columns of a B whose pair is kept by rank."""
     if name in kept:
         return kept[name].view(-1, *[1] * (like.dim() - 1)).expand_as(like).clone()
     return kept[partner_a(name)].expand_as(like).clone()
 
 
 def _top(scores: Tensor, count: int) -> Tensor:
+    """True for the `count` highest scores above 0; ties go to the lower index."""
     kept = torch.zeros_like(scores, dtype=torch.bool)
     kept[torch.argsort(scores, descending=True, stable=True)[:count]] = True
     return kept & (scores > 0)
 
 
 class ByNeuron(Mask):
-    """A subclass's `refresh` returns a memory with `kept/NAME`, bool, for each personal tensor."""
+    """Base of masks by neuron. A subclass's `refresh` returns a memory with `kept/NAME`, bool, for each personal
+    tensor.
+    """
 
-    ratio: float = Field(0.3, ge=0, le=1, description="rho_loc: fraction of neurons that move; 0 freezes, 1 is no mask")
-    neuron: Neuron = Field("row", description="what is kept or not: a row of a matrix, or a rank of a LoRA pair")
+    ratio: float = Field(
+        0.3, ge=0, le=1, description="rho_loc: fraction of neurons that move; 0 freezes all, 1 masks nothing"
+    )
+    neuron: Neuron = Field("row", description="unit of the mask: a row of a matrix, or a rank of a LoRA pair")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -103,19 +109,19 @@ class ByNeuron(Mask):
 
 
 class RandomNeurons(ByNeuron):
-    """Separates "fewer entries move" from "the right entries move" (ours).
+    """Random neurons: separates "fewer entries move" from "the right entries move". This control is ours.
 
-    Unlike a Fisher mask at LoRA's start it keeps rows of A too, where B = 0 still holds their gradient at 0.
+    Unlike a Fisher mask at LoRA's start it also keeps rows of A, although B = 0 makes their gradient 0 at first.
     """
 
     kind: Literal["random_neurons"] = "random_neurons"
-    redraw_every: int | None = Field(None, ge=1, description="participations between two draws; null: one for good")
+    redraw_every: int | None = Field(None, ge=1, description="participations between two draws; null: drawn once")
     keeps: ClassVar[str] = "mask (device)"
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
         count = int(memory.get("participations", 0))
         keep = may_move(memory, names)
         if not keep or (self.redraw_every is not None and count % self.redraw_every == 0):
-            lots = {name: torch.rand(scan.model.trainable[name].shape, generator=rng) for name in names}
-            keep = keep_top(lots, self.ratio, self.neuron)
+            draws = {name: torch.rand(scan.model.trainable[name].shape, generator=rng) for name in names}
+            keep = keep_top(draws, self.ratio, self.neuron)
         return {"participations": torch.tensor(count + 1), **with_prefix("kept", keep)}

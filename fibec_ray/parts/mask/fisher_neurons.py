@@ -1,4 +1,4 @@
-"""FibecFed's sparse local update: only the neurons with most Fisher information are trained."""
+"""FibecFed's sparse local update: train only the neurons with the most Fisher information."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ RATIO = 0.3
 
 
 class FisherNeurons(ByNeuron):
-    """FibecFed (Liu et al., EMNLP 2024): of the personal tensors, train the neurons of highest importance.
+    """FibecFed (Liu et al., EMNLP 2024): train the most important neurons of the personal tensors.
 
-    F_k^t = gamma F_k^{t-1} + (1 - gamma) F~_k^t (diagonal; F_k^0 = F~_k^0 over all data at the initial model). The
-    importance of a neuron is the sum of its entries of F; neurons are ranked across all personal layers of the device.
-    gamma, the ratio and what a neuron of LoRA is are ours: the paper's could not be sourced.
-    A neuron without Fisher information is never chosen: at LoRA's start B = 0, so that all of A scores exactly 0.
+    F_k^t = gamma F_k^{t-1} + (1 - gamma) F~_k^t (diagonal; F_k^0 = F~_k^0 over all data at the initial model). A
+    neuron's importance is the sum of its entries of F; neurons are ranked across all personal layers of the device.
+    gamma, the ratio and the definition of a LoRA neuron are ours, since we found no source for the paper's.
+    Neurons with zero Fisher information are never chosen. At LoRA's start B = 0, so all of A scores exactly 0.
     """
 
     kind: Literal["fisher_neurons"] = "fisher_neurons"
     ratio_by: Literal["fixed"] | Rule = Field(
-        "fixed", description="fixed: `ratio`; else each device's own, from the Hessian of its loss at its first mask"
+        "fixed", description="fixed: `ratio`; else a ratio per device, from the Hessian of its loss at its first mask"
     )
     spectrum: SpectrumSettings = SpectrumSettings()
     gamma: float = Field(0.9, ge=0, le=1, description="momentum of the diagonal Fisher information")
-    label: Label = Field("observed", description="whose gradient: of the data's label, all of the model's, or a drawn")
+    label: Label = Field(
+        "observed",
+        description="labels in the gradients: observed (the data's), expected (all), or sampled (the model's)",
+    )
     source: Literal["training", "pass"] = Field(
         "training",
-        description="of F~_k^t: the backward passes of the device's latest training, which cost next to nothing, or a "
-        "pass of its own over the batches visible this round, which about doubles a participation",
+        description="of F~_k^t: training, the backward passes of the latest training, at almost no cost; pass, an "
+        "extra pass over the batches visible this round, which about doubles a participation",
     )
     refresh_every: int = Field(1, ge=1, description="participations between two updates of the Fisher information")
     start_at: Literal["init", "first_participation"] = Field(
         "init",
-        description="where F_k^0 comes from: init, all of a device's data at the initial model; first_participation, "
-        "the batches visible then, at the model received then",
+        description="source of F_k^0: init, all of a device's data at the initial model; first_participation, the "
+        "batches visible then, at the model received then",
     )
 
     @model_validator(mode="after")
@@ -73,7 +76,7 @@ class FisherNeurons(ByNeuron):
             memory = self._started(scan, {}, rng)
         fisher, count = select(under_prefix("fisher", memory), names), int(memory["participations"])
         due = not fisher or (self.source == "pass" and count % self.refresh_every == 0)
-        if names and due:  # a spectrum may have asked to share every layer
+        if names and due:  # no names if a spectrum made every layer shared
             fisher = momentum(fisher, select(scan.read(self.label, "all").diagonal, names), self.gamma)
         if (ratio := float(memory["ratio"])) == 1:
             kept = {name: torch.ones_like(value, dtype=torch.bool) for name, value in fisher.items()}
@@ -89,7 +92,7 @@ class FisherNeurons(ByNeuron):
         return memory | with_prefix("fisher", momentum(under_prefix("fisher", memory), diagonal, self.gamma))
 
     def _started(self, scan: FisherScan, fisher: Tensors, rng: torch.Generator) -> Tensors:
-        """The first memory, with the device's own ratio."""
+        """The first memory, with the device's ratio."""
         ratio = self.ratio
         if self.ratio_by != "fixed":
             adapter = [name for name in scan.model.trainable if scan.model.is_adapter(name)]

@@ -1,4 +1,4 @@
-"""One matrix of each LoRA pair stays as it was at the start."""
+"""A mask that freezes one matrix of each LoRA pair."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fibec_ray.tensors import Tensors, with_prefix
 
 
 class FrozenMatrix(Mask):
-    """FFA-LoRA (Sun et al., ICLR 2024): A keeps its random start, the same on all devices; B alone is trained and sent.
+    """FFA-LoRA (Sun et al., ICLR 2024): A keeps its random start, the same on all devices; only B is trained and sent.
 
-    Then the mean of the updates is the update of the mean: mean_k s B_k A = s (mean_k B_k) A, which LoRA's two averaged
-    matrices do not give. Goes with a sharing rule that leaves the frozen matrix out.
+    The mean of the updates is then the update of the mean: mean_k s B_k A = s (mean_k B_k) A, which does not hold when
+    both matrices are averaged. Combine it with a sharing rule that leaves out the frozen matrix.
     """
 
     kind: Literal["frozen_matrix"] = "frozen_matrix"

@@ -1,4 +1,4 @@
-"""The objective axis."""
+"""The objective axis: what a device minimises beside the task's loss."""
 
 from fibec_ray.parts.objective.adalora import AdaLoraImportance
 from fibec_ray.parts.objective.base import Objective

@@ -1,4 +1,4 @@
-"""What AdaLoRA asks of devices: factors near orthogonal, and a score for each rank."""
+"""AdaLoRA's device half: near-orthogonal factors, and a score for each rank."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Q, P, E = ".lora_A", ".lora_B", ".lora_E"
 
 
 class AdaLoraImportance(Objective):
-    """AdaLoRA (Zhang et al., ICLR 2023), device half: adds weight * mean |Q Q^T - I|_F, |P^T P - I|_F over the factors,
-    and scores the i-th rank of each adapted weight by S(e_i) + mean_j S(Q_ij) + mean_j S(P_ji).
+    """AdaLoRA (Zhang et al., ICLR 2023), device half: adds weight * mean |Q Q^T - I|_F, |P^T P - I|_F over the factors.
 
-    S(w) = I * U: I is the mean of |w grad w| over the steps, decaying by beta1; U that of |I - |w grad w||, by beta2.
-    I and U stay on the device. Ours: it sends the scores alone, and the server averages them, all devices alike. With
-    weight 0 and a budget that does not shrink this is FedAvg on W + s P diag(e) Q.
+    It scores rank i of each adapted weight by S(e_i) + mean_j S(Q_ij) + mean_j S(P_ji), with S(w) = I * U. I is the
+    mean of |w grad w| over the steps, decaying by beta1; U is the mean of |I - |w grad w||, decaying by beta2. I and U
+    stay on the device. Ours: devices send only the scores, and the server averages them with equal weights. With weight
+    0 and a budget that does not shrink this is FedAvg on W + s P diag(e) Q.
     """
 
     kind: Literal["adalora"] = "adalora"
     partners: ClassVar[Mapping[str, str]] = {"peft": "adalora"}
-    weight: float = Field(0.5, ge=0, description="of the pull to orthogonal factors; peft's default")
-    beta1: float = Field(0.85, ge=0, lt=1, description="decay of the mean sensitivity; peft's default")
-    beta2: float = Field(0.85, ge=0, lt=1, description="decay of its deviation; peft's default")
+    weight: float = Field(0.5, ge=0, description="weight of the orthogonality term; peft's default")
+    beta1: float = Field(0.85, ge=0, lt=1, description="decay of the mean sensitivity I; peft's default")
+    beta2: float = Field(0.85, ge=0, lt=1, description="decay of its deviation U; peft's default")
     sends: ClassVar[str] = "scores of its ranks"
     keeps: ClassVar[str] = "sensitivities (device), mean scores (server)"
 
@@ -42,7 +42,7 @@ class AdaLoraImportance(Objective):
 
     @torch.no_grad()
     def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, control: Tensors) -> None:
-        """Leaves the gradients as they are, and adds what they say to the memory."""
+        """Update the sensitivities in the memory; the gradients stay unchanged."""
         for name in (x + part for x in _weights(params) for part in (Q, P, E)):
             grad = params[name].grad
             if grad is None:
@@ -59,7 +59,7 @@ class AdaLoraImportance(Objective):
     ) -> tuple[Tensors, Tensors]:
         means, deviations = under_prefix("mean", memory), under_prefix("deviation", memory)
         entry = {name: mean * deviations[name] for name, mean in means.items()}
-        # A weight that the loss does not see has no score.
+        # A weight that the loss does not depend on scores 0.
         scores = {name: torch.zeros_like(value) for name, value in delta.items() if name.endswith(E)}
         scores |= {
             x + E: entry[x + E] + entry[x + Q].mean(1, True) + entry[x + P].mean(0)[:, None]

@@ -1,4 +1,4 @@
-"""The neutral objective: the plain loss. The contract of all objectives."""
+"""The base class of all objectives; used as it is, it is the plain loss."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 
 class Objective(Part):
-    """What a device minimises beside the task's loss, and the corrections that method needs.
+    """Terms added to the task's loss on a device, and corrections of its gradients.
 
     Device half: `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half:
-    `expected_extras`, `fault`, `absorb`. As it stands: nothing is added.
+    `expected_extras`, `fault`, `absorb`. By default nothing is added.
     """
 
     costs = {"feature_penalty": ("teachers",)}
@@ -24,43 +24,48 @@ class Objective(Part):
     kind: str = "plain"
 
     lowers_rank: ClassVar[bool] = False
-    """True if a device's training can end with a lower rank than the device has room for: `rank` in its memory"""
+    """True if training can lower the rank of a device's adapter below its limit: `rank` in its memory"""
 
     @property
     def lacks(self) -> tuple[Need, ...]:
-        """A `feature_penalty` changes the gradient of each sample."""
+        """ "gradients" if there is a `feature_penalty`, since it changes the gradient of each sample."""
         return () if type(self).feature_penalty is Objective.feature_penalty else ("gradients",)
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
-        """A scalar added to the loss of each step. anchor: the tensors that move, as they were when training began."""
+        """A scalar added to the loss of each step. anchor: the moving tensors as they were when training began."""
         return None
 
     def teachers(self, received: Tensors, memory: Tensors) -> Sequence[Tensors]:
-        """Values of the trainable tensors under which the visible samples' features are wanted, once for the round.
+        """Values of the trainable tensors for which the visible samples' features are computed, once a round.
 
-        received: all of them at the start of the round. None asked for: no `feature_penalty` in this round.
+        received: all trainable tensors at the start of the round. If this is empty, `feature_penalty` is not called in
+        the round.
         """
         return ()
 
     def feature_penalty(self, features: Tensor, references: Sequence[Tensor]) -> Tensor:
-        """A scalar added to the loss of each step. features: (B, H) of the batch; references: under each teacher."""
+        """A scalar added to the loss of each step. features: (B, H) of the batch. references: the same under each
+        teacher.
+        """
         raise NotImplementedError
 
     def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, control: Tensors) -> None:
-        """Changes the gradients in place, after backward and before clipping; may add to the memory what they say."""
+        """Change the gradients in place, after backward and before clipping. May also update the memory."""
 
     def remember(self, memory: Tensors, shared: Tensors) -> Tensors:
-        """After the last step, before `finish`: the memory, with what is kept of the shared tensors' trained values."""
+        """The memory after the last step, before `finish`. shared: the trained values of the shared tensors."""
         return memory
 
     def finish(
         self, memory: Tensors, control: Tensors, delta: Tensors, num_steps: int, lr: float
     ) -> tuple[Tensors, Tensors]:
-        """After the last step: the device's new memory, and the extras that it sends up."""
+        """After the last step: the device's new memory, and the extras to send."""
         return memory, {}
 
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
-        """What `finish` adds to an update, by name. One that lacks any of it, or has more, is quarantined."""
+        """The tensors that `finish` adds to an update, by name. An update with missing or additional ones is
+        quarantined.
+        """
         return {}
 
     def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
@@ -68,9 +73,9 @@ class Objective(Part):
         return None
 
     def absorb(self, shared: Tensors, control: Tensors, extras: Sequence[Tensors], num_devices: int) -> Tensors:
-        """The next control, from what `finish` added to the updates that were combined, in cohort order.
+        """The next control, from what `finish` added to the combined updates, in cohort order.
 
-        The first control, before round 0, is made from an empty one and no extras. shared: the tensors that devices
-        train and send.
+        Before round 0 it is called with an empty control and no extras. shared: the tensors that devices train and
+        send.
         """
         return control

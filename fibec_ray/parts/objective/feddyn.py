@@ -1,4 +1,4 @@
-"""FedDyn's dynamic regularisation. Its server half is the aggregator of the same name."""
+"""FedDyn's dynamic regularisation. The server half is the aggregator of the same name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fibec_ray.tensors import Tensors
 class DynamicRegulariser(Objective):
     """FedDyn (Acar et al., ICLR 2021): minimises l(x) - <g_k, x> + (a / 2) |x - theta|^2, theta the received values.
 
-    After training g_k <- g_k - a (x_k - theta), from g_k = 0; kept on the device. Solved exactly, g_k is the gradient
-    of l at x_k. Needs aggregator feddyn with the same alpha. g_k covers shared tensors; personal ones have the
-    quadratic term alone, around the device's own last values.
+    After training g_k <- g_k - a (x_k - theta), from g_k = 0; kept on the device. With an exact solution g_k is the
+    gradient of l at x_k. Needs aggregator feddyn with the same alpha. g_k covers shared tensors. Personal tensors have
+    only the quadratic term, around the device's own last values.
     """
 
     kind: Literal["feddyn"] = "feddyn"

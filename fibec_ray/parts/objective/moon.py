@@ -15,19 +15,20 @@ from fibec_ray.tensors import Tensors
 
 
 class Moon(Objective):
-    """MOON (Li et al., CVPR 2021): features z are to be like the received model's, and unlike the last own one's.
+    """MOON (Li et al., CVPR 2021): pulls features z towards the received model's, and away from the device's last
+    model's.
 
-    Adds mu * -log(e^{cos(z, z_g) / tau} / (e^{cos(z, z_g) / tau} + e^{cos(z, z_p) / tau})), mean over the batch; z_g
-    from the received model, z_p from the device's model at the end of its last participation. mu = 0 is FedAvg.
-    Ours: z is the mean over a sample's real tokens of what the last block gives out (after a final norm, where there is
-    one); the paper adds a projection head. z_g and z_p are found once a round for the visible samples, without dropout:
-    two forward passes. At a device's first participation z_p = z_g, a constant log 2: no passes and no term.
-    Masks that take Fisher information from training are refused: the gradients that they see would hold the term.
+    Adds mu * -log(e^{cos(z, z_g) / tau} / (e^{cos(z, z_g) / tau} + e^{cos(z, z_p) / tau})), averaged over the batch.
+    z_g is from the received model, z_p from the device's model at the end of its last participation. mu = 0 is FedAvg.
+    Ours: z is the mean of the last block's outputs over a sample's real tokens (after a final norm, if there is one);
+    the paper adds a projection head. z_g and z_p are computed once a round for the visible samples, without dropout, in
+    two forward passes. At a device's first participation z_p = z_g makes the term a constant log 2, so both are
+    skipped. Masks that take Fisher information from training are rejected, since the term changes those gradients.
     """
 
     kind: Literal["moon"] = "moon"
-    mu: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the term; Flower's MOON has 1, or 5")
-    tau: float = Field(0.5, gt=0, allow_inf_nan=False, description="temperature; Flower's MOON has 0.5")
+    mu: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the term; Flower's MOON uses 1 or 5")
+    tau: float = Field(0.5, gt=0, allow_inf_nan=False, description="temperature; Flower's MOON uses 0.5")
     keeps: ClassVar[str] = "last own model (device)"
     needs: ClassVar[tuple[Need, ...]] = ("shared",)
 
@@ -39,5 +40,5 @@ class Moon(Objective):
         return self.mu * F.softplus((far - near) / self.tau).mean()
 
     def remember(self, memory: Tensors, shared: Tensors) -> Tensors:
-        # Personal tensors of the last own model are those that the device starts from anyway.
+        # The device starts from its last personal tensors anyway.
         return shared

@@ -15,7 +15,7 @@ from fibec_ray.parts.objective.base import Objective
 class Proximal(Objective):
     """FedProx (Li et al., MLSys 2020): pulls local parameters w towards the received w0 by (mu / 2) |w - w0|^2.
 
-    mu = 0 is FedAvg. Covers all trainable tensors, personal ones too (their w0 is the device's own last value).
+    mu = 0 is FedAvg. Covers all trainable tensors, including personal ones (their w0 is the device's own last value).
     """
 
     kind: Literal["proximal"] = "proximal"

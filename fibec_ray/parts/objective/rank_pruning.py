@@ -1,4 +1,4 @@
-"""HetLoRA's regulariser, by which a device gives up ranks that it does not need."""
+"""HetLoRA's regulariser, which lets a device drop ranks that it does not need."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fibec_ray.tensors import Tensors, drop, under_prefix, with_prefix
 class RankPruning(Objective):
     """HetLoRA (Cho et al., EMNLP 2024): adds strength * sum |B[:, g r_k:]|_F |A[g r_k:, :]|_F over adapted weights.
 
-    If that sum fell in a round, r_k <- g r_k (rounded down, at least least_rank), from that round's update on, which
-    lacks the ranks given up. g: gamma. Goes with peft lora whose `ranks` differ; r_k is kept on the device. gamma 1 has
-    no tail, and is the plain loss.
+    If the sum falls in a round, r_k <- g r_k (rounded down, at least least_rank). That round's update already lacks the
+    dropped ranks. g: gamma; gamma 1 has no tail and is the plain loss. Use it with peft lora and different `ranks`; r_k
+    is kept on the device.
     """
 
     kind: Literal["rank_pruning"] = "rank_pruning"
     partners: ClassVar[Mapping[str, str]] = {"aggregator": "hetlora"}
-    gamma: float = Field(0.99, gt=0, le=1, description="share of the ranks that is no tail; the paper's is 0.99")
-    strength: float = Field(1e-3, ge=0, allow_inf_nan=False, description="weight of the tail")
-    least_rank: int = Field(1, ge=1, description="no device goes below; the paper's is 5 of 50")
+    gamma: float = Field(0.99, gt=0, le=1, description="share of the ranks outside the tail; 0.99 in the paper")
+    strength: float = Field(1e-3, ge=0, allow_inf_nan=False, description="weight of the tail's norm")
+    least_rank: int = Field(1, ge=1, description="lowest rank of a device; 5 of 50 in the paper")
     keeps: ClassVar[str] = "its rank (device)"
     lowers_rank: ClassVar[bool] = True
 
@@ -57,7 +57,7 @@ class RankPruning(Objective):
 
 
 def ranks_in_use(factors: Mapping[str, Tensor]) -> int:
-    """r_k: rows of A that are not all zero, the most of all weights. Rows start random, those beyond r_k at zero."""
+    """r_k: the largest number of nonzero rows of A over all weights. Rows start random, those beyond r_k at zero."""
     counts = [int(factors[x + A].detach().any(1).sum()) for x in pairs(factors)]
     return max(counts, default=0)
 

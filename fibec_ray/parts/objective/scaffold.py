@@ -14,19 +14,19 @@ from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 SLACK = 1e-3
-"""Relative: what devices of another kind may round differently in a change."""
+"""Relative rounding difference allowed between device types."""
 
 
 class Scaffold(Objective):
     """SCAFFOLD (Karimireddy et al., ICML 2020), option II: steps with g - c_k + c, g the gradient of the loss.
 
-    After s steps at rate eta: c_k <- c_k - c - delta / (s eta), so that c_k is the mean gradient of the steps. Server:
-    c <- c + (|S| / K) mean_S (new c_k - c_k), S the devices of the round, K all. All start at 0, and c stays the mean
-    of all c_k. With one device c = c_k: plain SGD. The paper's means are uniform: aggregator {kind: mean, weights:
-    uniform}. Shared tensors only; c travels down and the change of c_k up, each as large as a delta.
-    Option II reads gradients off the steps of plain SGD: another optimiser is refused. Ours: weight decay counts as
-    part of the gradient, and clipping acts on g - c_k + c, which the paper does not clip.
-    A device whose update is lost or quarantined keeps its c_k, so that c stays the mean of all c_k.
+    After s steps at rate eta: c_k <- c_k - c - delta / (s eta), so c_k is the mean gradient of the steps. Server: c <-
+    c + (|S| / K) mean_S (new c_k - c_k), S the devices of the round, K all devices. All start at 0, and c stays the
+    mean of all c_k. With one device c = c_k: plain SGD. The paper averages with equal weights: aggregator {kind: mean,
+    weights: uniform}. Only shared tensors; c travels down and the change of c_k up, each as large as a delta.
+    Option II computes gradients from the steps of plain SGD, so other optimisers are rejected. Ours: weight decay
+    counts as part of the gradient, and clipping acts on g - c_k + c; the paper does not clip. A device whose update is
+    lost or quarantined keeps its c_k, so c stays the mean of all c_k.
     """
 
     kind: Literal["scaffold"] = "scaffold"
@@ -37,12 +37,13 @@ class Scaffold(Objective):
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.optimizer != "sgd":
             return (
-                "scaffold reads gradients off the steps of plain SGD; set local.optimizer=sgd and a "
-                f"local.learning_rate that suits it, found {setting.optimizer}"
+                "scaffold computes gradients from the steps of plain SGD; set local.optimizer=sgd and a fitting "
+                f"local.learning_rate, found {setting.optimizer}"
             )
         if setting.momentum:
             return (
-                f"scaffold reads gradients off the steps of plain SGD; set local.momentum=0, found {setting.momentum}"
+                "scaffold computes gradients from the steps of plain SGD; set local.momentum=0, found "
+                f"{setting.momentum}"
             )
         return None
 
@@ -63,16 +64,16 @@ class Scaffold(Objective):
         return {f"control/{name}": Extra(tuple(value.shape), value.dtype) for name, value in asked.control.items()}
 
     def fault(self, asked: Asked, update: DeviceUpdate) -> str | None:
-        """The change follows from the delta: there is nothing else that a device could say."""
+        """The change must follow from the delta, so it is checked against it."""
         if not update.num_steps:
-            return "the update took no steps, and a control variate is their mean gradient"
+            return "the update took no steps, but a control variate is their mean gradient"
         expected = _change(asked.control, update.delta, update.num_steps * update.learning_rate)
         for name, value in expected.items():
             room = (
                 SLACK * max(float(value.abs().max()), float(asked.control[name].abs().max())) if value.numel() else 0.0
             )
             if float((update.extras[f"control/{name}"] - value).double().norm()) > room * value.numel() ** 0.5:
-                return f"the change of the control variate of '{name}' is not the one that follows from the update"
+                return f"the change of the control variate of '{name}' does not follow from the update"
         return None
 
     def absorb(self, shared: Tensors, control: Tensors, extras: Sequence[Tensors], num_devices: int) -> Tensors:
@@ -83,7 +84,7 @@ class Scaffold(Objective):
 
 
 def _change(control: Tensors, delta: Tensors, travelled: float) -> Tensors:
-    """-c - delta / (s eta); none where no step was taken. travelled: s eta."""
+    """-c - delta / (s eta); zeros if no step was taken. travelled: s eta."""
     if not travelled:
         return {name: torch.zeros_like(value) for name, value in control.items()}
     return {name: -(value + delta[name] / travelled) for name, value in control.items()}

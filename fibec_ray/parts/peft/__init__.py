@@ -1,4 +1,4 @@
-"""The PEFT axis."""
+"""The PEFT axis: which small tensors are trained in or around the frozen base."""
 
 from fibec_ray.parts.peft.adalora import AdaLora
 from fibec_ray.parts.peft.adapter import Adapter

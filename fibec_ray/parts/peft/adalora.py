@@ -1,4 +1,4 @@
-"""AdaLoRA: a budget of ranks, spent where they matter; its device half is the objective of the same name."""
+"""AdaLoRA: a budget of ranks, spent where they matter. The device half is the objective of the same name."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ E = ".lora_E"
 
 
 class AdaLora(InLinears):
-    """AdaLoRA (Zhang et al., ICLR 2023): h = W x + s P diag(e) Q x with e starting at 0; entries of e that matter least
-    are set to 0 as a budget shrinks from init_r to r per adapted weight.
+    """AdaLoRA (Zhang et al., ICLR 2023): h = W x + s P diag(e) Q x with e = 0 at the start, under a shrinking rank
+    budget.
 
-    Ours, for a federation: devices score the entries of e (objective `adalora`), the server averages the scores over a
-    round's devices and sets e to 0 outside the best b(t) of all weights together, so that all devices agree on ranks.
-    b(t) falls by the paper's cubic rule, in rounds: b = init_r in the first warmup_fraction of them, r in the last
-    final_fraction. An entry set to 0 can come back, as in the paper. s = alpha / init_r throughout; peft's follows the
-    ranks in use. Fisher information is not to be had of it.
+    The least important entries of e are set to 0 as the budget shrinks from init_r to r per adapted weight.
+    Ours, for a federation: devices score the entries of e (objective `adalora`). The server averages the scores over a
+    round's devices and sets e to 0 outside the best b(t) of all weights together, so all devices use the same ranks.
+    b(t) falls by the paper's cubic rule, in rounds: init_r in the first warmup_fraction of them, r in the last
+    final_fraction. As in the paper, a zeroed entry can come back. s = alpha / init_r throughout; peft's follows the
+    ranks in use. Fisher information is not available.
     """
 
     kind: Literal["adalora"] = "adalora"
     partners: ClassVar[Mapping[str, str]] = {"objective": "adalora"}
-    init_r: int = Field(12, ge=1, description="rank at the start; the paper's is 1.5 r")
+    init_r: int = Field(12, ge=1, description="rank at the start; 1.5 r in the paper")
     r: int = Field(8, ge=1, description="mean rank per adapted weight at the end")
     alpha: float = Field(32, gt=0, description="numerator of the scaling s")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the input of Q, in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of Q, in training")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the rounds before the budget shrinks")
     final_fraction: float = Field(0.3, ge=0, lt=1, description="share of the rounds at the end with the final budget")
     peft_chooses: ClassVar[bool] = True
@@ -41,18 +42,18 @@ class AdaLora(InLinears):
     @model_validator(mode="after")
     def _shrinks(self) -> AdaLora:
         if self.init_r < self.r:
-            raise ValueError(f"init_r {self.init_r} is less than r {self.r}; the budget shrinks, so raise it")
+            raise ValueError(f"init_r {self.init_r} is less than r {self.r}, but the budget must shrink; raise init_r")
         if self.warmup_fraction + self.final_fraction >= 1:
             raise ValueError(
                 f"warmup_fraction {self.warmup_fraction} and final_fraction {self.final_fraction} leave no rounds to "
-                "shrink in; lower one"
+                "shrink in; lower one of them"
             )
         return self
 
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         attached = super().attach(module, head)
         for name, parameter in attached.module.named_parameters():
-            if ".ranknum." in name:  # peft 0.21 makes it trainable where it casts adapters, as on a bfloat16 base
+            if ".ranknum." in name:  # peft 0.21 makes it trainable when it casts adapters, as on a bfloat16 base
                 parameter.requires_grad_(False)
         return attached
 

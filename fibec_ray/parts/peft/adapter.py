@@ -1,4 +1,4 @@
-"""Adapters: small bottlenecks behind the two sublayers of each block.
+"""Adapters: small bottleneck networks after the two sublayers of each block.
 
 Shapes: B samples, S tokens, H hidden size, b bottleneck.
 """
@@ -26,21 +26,22 @@ OUTPUTS = (
     ("attention.out_lin", "ffn.lin2"),
     ("attn.c_proj", "mlp.c_proj"),
 )
-"""The last Linears of attention and of the feed-forward, by their names in a block, one row for each family."""
+"""The last Linears of attention and feed-forward, by their names in a block; one row per model family."""
 
 
 class Adapter(Own):
-    """Adapters (Houlsby et al., ICML 2019; federated: FedAdapter, Cai et al. 2023): h + up(gelu(down(h))) on the output
-    h of attention and of the feed-forward, before the residual is added; in all blocks. down: H -> b, up: b -> H.
+    """Adapters (Houlsby et al., ICML 2019; federated: FedAdapter, Cai et al. 2023): h + up(gelu(down(h))) in all
+    blocks.
 
-    up starts at 0, which is the base model. The LayerNorms stay frozen, which the paper trains too.
+    h is the output of attention and of the feed-forward, before the residual is added. down: H -> b, up: b -> H. up
+    starts at 0, which is the base model. The LayerNorms stay frozen; the paper trains them too.
     """
 
     kind: Literal["adapter"] = "adapter"
     side_by_side: ClassVar[bool] = True
-    bottleneck: int = Field(64, ge=1, description="b")
+    bottleneck: int = Field(64, ge=1, description="b: hidden size of an adapter")
     target_modules: tuple[str, ...] | None = Field(
-        None, description="names of the Linears that an adapter follows; null: the last of attention and feed-forward"
+        None, description="names of the Linears that adapters follow; null: the last of attention and feed-forward"
     )
     marks: ClassVar[tuple[str, ...]] = (".adapter.",)
 
@@ -61,8 +62,8 @@ class Adapter(Own):
             found = [name for name in names if f".{name}".endswith(ends)]
         if not found:
             raise ModelError(
-                f"method.peft.target_modules: a {type(block).__name__} has none of these; name Linears whose output an "
-                f"adapter is to follow, such as {', '.join(linear_names(block)[:6])}"
+                f"method.peft.target_modules: a {type(block).__name__} has none of these; name the Linears that "
+                f"adapters should follow, such as {', '.join(linear_names(block)[:6])}"
             )
         return found
 
@@ -82,8 +83,10 @@ class Bottleneck(nn.Module):
 
 
 def follow(linear: Any, bottleneck: int) -> None:
-    """Adds to the outputs of a module what a new adapter in it makes of them."""
-    size = linear.out_features if isinstance(linear, nn.Linear) else linear.weight.shape[1]  # GPT-2's are transposed
+    """Attach a new adapter to a module and add its result to the module's outputs."""
+    size = (
+        linear.out_features if isinstance(linear, nn.Linear) else linear.weight.shape[1]
+    )  # GPT-2's weights are transposed
     linear.adapter = Bottleneck(size, bottleneck)
     linear.register_forward_hook(_add)
 

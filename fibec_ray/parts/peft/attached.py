@@ -1,4 +1,4 @@
-"""A base model with one PEFT kind in it, as a kind's `attach` returns it.
+"""A base model with a PEFT kind attached, as `attach` returns it.
 
 Shapes: B samples, S tokens of a sample, m virtual tokens, H hidden size.
 """
@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 Inputs = dict[str, Any]
-"""What a transformers model is called with: input_ids or inputs_embeds, attention_mask (B, S), token_type_ids (B, S)
-where a set has them, and what a kind adds."""
+"""Arguments of a transformers model: input_ids or inputs_embeds, attention_mask (B, S), token_type_ids (B, S) if
+the data has them, and what a PEFT kind adds.
+"""
 
 
 @dataclass(frozen=True)
 class Attached:
-    """module: holds the base and all that is trainable. base: the transformers model in it, called with what `extend`
-    makes of a batch. config: of the saved adapter, as plain values. name_of: a parameter's name in `module` -> the name
-    that its tensor travels under.
+    """A base model with one PEFT kind attached.
+
+    module: holds the base and all trainable tensors. base: the transformers model in it, called with the output of
+    `extend`. config: of the saved adapter, as plain values. name_of: a parameter's name in `module` -> the name of its
+    tensor in updates and files.
     """
 
     module: nn.Module
@@ -31,19 +34,19 @@ class Attached:
     name_of: Callable[[str], str]
     extend: Callable[[Inputs], Inputs] = lambda inputs: inputs
     num_prompts: int = 0
-    """virtual tokens that run through the blocks before the sample's own: the states that come out have them first"""
+    """virtual tokens that pass through the blocks; outputs start with their states"""
     num_prefixes: int = 0
-    """virtual tokens that are looked at only: the states that come out are the sample's own"""
+    """virtual tokens that are only attended to; outputs do not include them"""
     server_only: frozenset[str] = frozenset()
     """the names under which tensors travel that no device trains"""
 
     def __call__(self, **inputs: Any) -> Any:
-        """What the base makes of a batch, virtual tokens first."""
+        """Run the base on a batch, with virtual tokens first."""
         return self.base(**self.extend(inputs))
 
 
 def in_front(inputs: Inputs, embedding: nn.Module, make: Callable[[Tensor, Tensor], Tensor]) -> Inputs:
-    """The inputs with m prompts before each sample's tokens.
+    """Put m prompts before each sample's tokens.
 
     make: token embeddings (B, S, H) and mask (B, S) -> prompts (B, m, H).
     """
@@ -57,16 +60,16 @@ def in_front(inputs: Inputs, embedding: nn.Module, make: Callable[[Tensor, Tenso
 
 
 def wider(values: Tensor, num_virtual: int, value: int = 1) -> Tensor:
-    """(B, S) -> (B, m + S). Of a mask: everybody looks at virtual tokens."""
+    """(B, S) -> (B, m + S), with `value` in the new columns. With 1 in a mask, all tokens attend to virtual tokens."""
     return torch.cat([values.new_full((len(values), num_virtual), value), values], dim=1)
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of peft's as JSON has it."""
+    """Convert a peft configuration to values for JSON."""
     values: dict[str, Any] = json.loads(json.dumps({**config, "inference_mode": True}, default=_plain))
     return values
 
 
 def _plain(value: Any) -> Any:
-    """Sets and enums as JSON has them."""
+    """Convert sets and enums for JSON."""
     return sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))

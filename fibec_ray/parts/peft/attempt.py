@@ -1,4 +1,4 @@
-"""ATTEMPT: a new prompt and a mixture of old ones, weighted for each sample.
+"""ATTEMPT: a new prompt plus a mixture of existing ones, weighted for each sample.
 
 Shapes: B samples, S tokens, m prompts, H hidden size, N source prompts.
 """
@@ -29,21 +29,21 @@ SOURCES = "sources"
 class Attempt(Generated):
     """ATTEMPT (Asai et al., EMNLP 2022): prompts P + sum_j a_j P_j over N frozen source prompts P_1..P_N and P itself.
 
-    a = softmax_j(P^_j . g(x^) / T), T = e H; P^_j and x^ are the maxima over positions of a prompt and of the sample's
-    token embeddings, and g(x) = LayerNorm(U silu(D x)), D (b, H), U (H, b). P and g are trained and sent.
+    a = softmax_j(P^_j . g(x^) / T), T = e H. P^_j and x^ are maxima over the positions of a prompt and of the sample's
+    token embeddings. g(x) = LayerNorm(U silu(D x)), D (b, H), U (H, b). P and g are trained and sent.
 
-    The paper's sources are prompts trained on other tasks: give them in `sources`. Without it they are words drawn from
-    the vocabulary by source_seed (ours), which bring no knowledge. The paper shares and pretrains g too; ours starts
-    fresh.
+    The paper uses prompts trained on other tasks as sources: pass them in `sources`. Without it the sources are random
+    words of the vocabulary (ours), which carry no knowledge. The paper also shares and pretrains g; ours starts fresh.
     """
 
     kind: Literal["attempt"] = "attempt"
     sources: str | None = Field(
-        None, description="a safetensors file with a tensor `sources` (N, m, H), which every node can read; null: words"
+        None,
+        description="a safetensors file with a tensor `sources` (N, m, H), readable on every node; null: random words",
     )
-    num_sources: int | None = Field(None, ge=1, description="N without a file; null: 6")
-    source_seed: int = Field(0, ge=0, description="of the words, the same wherever the adapter is loaded")
-    bottleneck: int = Field(16, ge=1, description="b")
+    num_sources: int | None = Field(None, ge=1, description="N, without a file; null: 6")
+    source_seed: int = Field(0, ge=0, description="seed of the random words, also used when the adapter is loaded")
+    bottleneck: int = Field(16, ge=1, description="b: hidden size of g")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Attempt:
@@ -55,7 +55,7 @@ class Attempt(Generated):
         return Mixture(drawn(words, self.num_tokens), self._sources(words), self.bottleneck)
 
     def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-        """With the file's sources, so that the adapter is whole."""
+        """The adapter to save, together with the file's sources."""
         file = {} if self.sources is None else {SOURCES: _read(self.sources)}
         return {**values, **file}, dict(config)
 
@@ -67,7 +67,7 @@ class Attempt(Generated):
         return self if self.sources is None else self.model_copy(update={"sources": str(file)})
 
     def _sources(self, words: Tensor) -> Tensor:
-        """(N, m, H)"""
+        """The source prompts, (N, m, H)."""
         if self.sources is None:
             rng = seeds.generator(self.source_seed, "source_prompts")
             chosen = torch.randint(len(words), (self.num_sources or 6, self.num_tokens), generator=rng)
@@ -75,13 +75,15 @@ class Attempt(Generated):
         found = _read(self.sources)
         if found.dim() != 3 or found.shape[1:] != (self.num_tokens, words.shape[1]):
             raise ModelError(
-                f"method.peft.sources: 'sources' in {self.sources} is {tuple(found.shape)}; it must be (any number, "
-                f"{self.num_tokens} tokens as in num_tokens, {words.shape[1]} as the backbone has)"
+                f"method.peft.sources: 'sources' in {self.sources} has shape {tuple(found.shape)}; it must be (N, "
+                f"{self.num_tokens} from num_tokens, {words.shape[1]} of the backbone)"
             )
         return found.float()
 
 
 class Mixture(nn.Module):
+    """Makes a sample's prompts from its own prompt table and the source prompts."""
+
     def __init__(self, start: Tensor, sources: Tensor, bottleneck: int):
         super().__init__()
         size = start.shape[1]
@@ -91,9 +93,9 @@ class Mixture(nn.Module):
         self.register_buffer("sources", sources, persistent=False)
 
     def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, H), (B, S) -> (B, m, H)"""
+        """Embeddings (B, S, H) and mask (B, S) -> prompts (B, m, H)."""
         rows = torch.arange(self.table.num_embeddings, device=mask.device).expand(len(mask), -1)
-        own: Tensor = self.table(rows)  # for each sample, so that the gradient of each is exact
+        own: Tensor = self.table(rows)  # one row per sample keeps per-sample gradients exact
         sources = self.get_buffer("sources").to(own.dtype)
         padding = ~mask.bool().unsqueeze(2)
         query = embeds.to(own.dtype).masked_fill(padding, -math.inf).amax(1)
@@ -105,6 +107,7 @@ class Mixture(nn.Module):
 
 
 def _read(file: str) -> Tensor:
+    """Read the source prompts. Raises ModelError."""
     try:
         return load_file(file)[SOURCES]
     except (OSError, SafetensorError, KeyError) as error:

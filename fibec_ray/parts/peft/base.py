@@ -1,4 +1,4 @@
-"""What every PEFT kind is: small trainable tensors in or around a frozen base. The contract of all PEFT kinds."""
+"""The base class of all PEFT kinds: small trainable tensors in or around a frozen base."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
 class Peft(Part):
-    """A subclass says how it is attached, by what its tensors' names are known, and how they are saved."""
+    """Base of all PEFT kinds: how one is attached, how its tensors are named, and how they are saved."""
 
     marks: ClassVar[tuple[str, ...]]
-    """one of them is in the name of each tensor that the kind adds"""
+    """parts of names; each tensor that the kind adds has one of them in its name"""
     trains_base: ClassVar[bool] = False
     """True if nothing is frozen and nothing is added"""
     side_by_side: ClassVar[bool] = False
-    """True if all that it computes are products and sums with the weights and biases of Linears and LayerNorms, so that
-    several devices, each with its own of them, can go through the model in one pass"""
+    """True if several devices can go through the model in one pass, each with its own tensors.
+
+    Requires that the kind computes only products and sums with the weights and biases of Linears and LayerNorms.
+    """
 
     needs: ClassVar[tuple[Need, ...]] = ("transformer",)
 
@@ -38,19 +40,19 @@ class Peft(Part):
 
     @property
     def num_virtual(self) -> int:
-        """m: positions that virtual tokens take from the backbone's."""
+        """m: number of positions that virtual tokens use."""
         return 0
 
     @abstractmethod
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
-        """The kind in `module`, a frozen transformers model, which is changed in place.
+        """Attach the kind to `module`, a frozen transformers model, which is changed in place.
 
         head: paths of the modules of the architecture's classification head, which are trained too (`heads.py`); None:
-        it has none. Initial values are drawn from torch's global generator: seed it around this call.
+        no head. Initial values come from torch's global generator: seed it around this call.
         """
 
     def layer_of(self, name: str) -> int | None:
-        """The transformer block in a tensor's name; None outside blocks (head, prompts), which is always shared."""
+        """The transformer block of a tensor; None outside blocks (head, prompts), where tensors are always shared."""
         found = _BLOCK.search(name)
         return int(found.group(1)) if found else None
 
@@ -59,9 +61,9 @@ class Peft(Part):
         return any(mark in name for mark in self.marks)
 
     def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-        """What a saved adapter holds, and its configuration.
+        """The tensors and the configuration of a saved adapter.
 
-        values: all tensors by the names that they travel under. config: of `attach`.
+        values: all tensors, by the names used in updates. config: from `attach`.
         """
         return dict(values), dict(config)
 
@@ -74,34 +76,34 @@ class Peft(Part):
 
     @property
     def device_ranks(self) -> Ranks | None:
-        """How the adapter is cut for devices of a lower rank; None: all devices train the server's as it is."""
+        """How to cut the adapter for devices of lower rank; None: all devices train the whole adapter."""
         return None
 
     @property
     def differs_by_device(self) -> bool:
-        """True if devices have ranks of their own: then a device's own model is not the global one."""
+        """True if devices have different ranks; a device's own model then differs from the global one."""
         return self.device_ranks is not None and self.device_ranks.classes is not None
 
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
-        """Which of the shared tensors devices train and send in this round; the others stand still."""
+        """The shared tensors that devices train and send in this round; the others do not change."""
         return frozenset(names)
 
     def after_round(self, shared: Tensors, control: Tensors, round_: int, rounds: int) -> Tensors:
-        """What the server sets anew when a round has been absorbed: new values by name, of shared tensors."""
+        """New values of shared tensors that the server sets after a round, by name."""
         return {}
 
 
 def linear_names(module: nn.Module) -> list[str]:
-    """The last words of the names of the Linears in a model, for error messages."""
+    """The last parts of the names of a model's Linears, for error messages."""
     names = (name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, nn.Linear))
     return sorted(dict.fromkeys(names))
 
 
 def is_product(module: nn.Module) -> bool:
-    """True for what multiplies its input by a weight matrix, whichever way round that lies."""
+    """True for modules that multiply their input by a weight matrix, transposed or not."""
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """True for a product with a weight (in, out): GPT-2's, which transformers calls Conv1D."""
+    """True for a product with a weight (in, out): GPT-2's Conv1D in transformers."""
     return type(module).__name__ == "Conv1D"

@@ -1,4 +1,4 @@
-"""BitFit: the base's own biases."""
+"""BitFit: trains the base's own biases."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ QUERIES, FEEDFORWARDS = ("query", "q_proj", "q_lin"), ("intermediate.dense", "fc
 
 
 class BitFit(Own):
-    """BitFit (Ben Zaken, Goldberg, Ravfogel, ACL 2022): the base's biases are trained and sent, and nothing else.
+    """BitFit (Ben Zaken, Goldberg, Ravfogel, ACL 2022): only the base's biases are trained and sent.
 
-    all: all that take part, of embeddings and of a language-model head too. query_and_ffn: those of the queries and of
-    the first Linear of each feed-forward, the two that the paper finds to matter most. A decoder like Llama has none.
+    all: every bias in use, including those of embeddings and a language-model head. query_and_ffn: the biases of the
+    queries and of the first Linear of each feed-forward, which matter most in the paper. Decoders such as Llama have no
+    biases.
     """
 
     kind: Literal["bitfit"] = "bitfit"
@@ -33,7 +34,7 @@ class BitFit(Own):
         if not biases:
             which = f" at {', '.join((*QUERIES, *FEEDFORWARDS))}; set which: all" if self.which != "all" else ""
             raise ModelError(
-                f"method.peft: bitfit trains biases, and {type(module).__name__} has none{which}; "
+                f"method.peft: bitfit trains biases, but {type(module).__name__} has none{which}; "
                 "choose lora, or adapter"
             )
         if any(p.dtype != torch.float32 for p in biases.values()):
@@ -50,4 +51,4 @@ class BitFit(Own):
         owner = name.removesuffix(".bias")
         if self.which == "query_and_ffn":
             return self.is_adapter(name) and owner.endswith((*QUERIES, *FEEDFORWARDS))
-        return self.is_adapter(name) and not owner.startswith("pooler.")  # which is used by a classification head alone
+        return self.is_adapter(name) and not owner.startswith("pooler.")  # only a classification head uses it

@@ -1,4 +1,4 @@
-"""Delta-LoRA: the base follows the change of the LoRA pair beside it."""
+"""Delta-LoRA: the base weight follows the change of its LoRA pair."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from fibec_ray.tensors import Tensors
 
 
 class DeltaLora(Lora):
-    """Delta-LoRA (Zi et al. 2023): W moves by lambda times the change of s B A in each step, without a gradient of its
-    own: h = W_t x + s B_t A_t x, W_{t+1} = W_t + lambda s (B_{t+1} A_{t+1} - B_t A_t). lambda = 0 is LoRA.
+    """Delta-LoRA (Zi et al. 2023): each step moves W by lambda times the change of s B A, without a gradient of its
+    own.
 
+    h = W_t x + s B_t A_t x, W_{t+1} = W_t + lambda s (B_{t+1} A_{t+1} - B_t A_t). lambda = 0 is LoRA.
     The steps add up: W_t = W_0 + lambda s B_t A_t, since B_0 = 0. So h = W_0 x + (1 + lambda) s B A x, where A and B
-    get the gradient of s B A x alone, and x that of all. No weight is written, and the saved adapter is a LoRA with
+    get only the gradient of s B A x, and x gets all of it. No weight is written, and the saved adapter is a LoRA with
     (1 + lambda) alpha.
 
-    Differs: a device sends A and B alone, which the server averages; W follows from these averages. W moves from the
+    Ours: a device sends only A and B, which the server averages, and W follows from the averages. W moves from the
     first step on; the paper waits some steps. Dropout acts on s B A x; W sees all of x.
     """
 
@@ -37,7 +38,7 @@ class DeltaLora(Lora):
     @model_validator(mode="after")
     def _no_dora(self) -> DeltaLora:
         if self.use_dora:
-            raise ValueError("use_dora measures the columns of W, which moves here; leave it out")
+            raise ValueError("use_dora needs fixed columns of W, but W moves here; leave it out")
         return self
 
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
@@ -51,7 +52,7 @@ class DeltaLora(Lora):
         return self.as_lora(alpha=config["lora_alpha"]), values
 
     def _follow(self, layer: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        """Adds what W has moved by, lambda s B A x, in which A and B are constants."""
+        """Add the movement of W, lambda s B A x, with A and B as constants."""
         a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
         moved = F.linear(F.linear(args[0].to(a.dtype), a), b) * (self.ratio * layer.scaling["default"])
         return out + moved.to(out.dtype)

@@ -1,4 +1,4 @@
-"""No adapter: the whole model is trained."""
+"""Full training: no adapter, the whole model is trained."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fibec_ray.parts.peft.library import saved_name
 
 
 class Full(Peft):
-    """Full training: every weight moves and is sent; what PEFT kinds are measured against on a pretrained backbone.
+    """Full training: every weight is trained and sent. The reference for PEFT kinds on a pretrained backbone.
 
-    The one kind for networks that are trained from scratch, and theirs where `method.peft` is not set. A pretrained
-    base must be float32, and each process has a copy of its own. Fisher information is not to be had of the embeddings
-    of transformers.
+    It is the only kind for networks trained from scratch, and their default for `method.peft`. A pretrained base must
+    be float32, and each process holds its own copy. Fisher information is not available for the embeddings of
+    transformers.
     """
 
     kind: Literal["full"] = "full"
@@ -37,12 +37,12 @@ class Full(Peft):
         if module.dtype != torch.float32:
             raise ModelError("method.peft: full trains the base in its own dtype; set backbone.dtype: float32")
         for param in module.parameters():
-            param.data = param.data.clone()  # the stored weights are mapped into all processes of a node
+            param.data = param.data.clone()  # all processes of a node share the stored weights
         module.requires_grad_(True)
         if (pooler := getattr(module, "pooler", None)) is not None:
-            pooler.requires_grad_(False)  # of BERT's bare encoder; nothing looks at what it makes of the first token
+            pooler.requires_grad_(False)  # BERT's bare encoder has a pooler that nothing uses
         config = plain(module.config.to_dict())
-        del config["inference_mode"]  # a word of adapters
+        del config["inference_mode"]  # applies only to adapters
         return Attached(_Whole(module), module, config, saved_name)
 
     def is_adapter(self, name: str) -> bool:
@@ -50,7 +50,7 @@ class Full(Peft):
 
 
 class _Whole(nn.Module):
-    """Stands where a PeftModel does: the module lies under the same path, so that its tensors have the same prefix."""
+    """Stands in for a PeftModel: the module has the same path, so its tensors have the same prefix."""
 
     def __init__(self, module: nn.Module):
         super().__init__()

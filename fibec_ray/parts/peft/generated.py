@@ -1,4 +1,4 @@
-"""Prompts that are made for each sample by a network of ours: IDPG, and the base of ATTEMPT.
+"""Prompts that a network of ours makes for each sample: IDPG, and the base class of ATTEMPT.
 
 Shapes: B samples, S tokens, m prompts, H hidden size.
 """
@@ -21,12 +21,12 @@ BASE, PROMPTS = "base.", "prompts."
 
 
 class Generated(Own):
-    """m prompts before the tokens of each sample, made from the embeddings of these tokens.
+    """Base of kinds that put m prompts before each sample's tokens, made from the embeddings of these tokens.
 
-    With `head: model` an encoder's own classification head looks at the first position, which is a prompt's.
+    With `head: model` an encoder's own classification head reads the first position, which is a prompt.
     """
 
-    num_tokens: int = Field(10, ge=1, description="m, virtual tokens")
+    num_tokens: int = Field(10, ge=1, description="m: number of virtual tokens")
     marks: ClassVar[tuple[str, ...]] = (PROMPTS,)
 
     @property
@@ -35,7 +35,9 @@ class Generated(Own):
 
     @abstractmethod
     def maker(self, words: Tensor) -> nn.Module:
-        """Token embeddings (B, S, H), mask (B, S) -> prompts (B, m, H). words: embeddings of the vocabulary (V, H)."""
+        """The network from token embeddings (B, S, H) and mask (B, S) to prompts (B, m, H). words: the vocabulary's
+        embeddings (V, H).
+        """
 
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         embedding = module.get_input_embeddings()
@@ -50,7 +52,7 @@ class Generated(Own):
 
 
 class FromMean(nn.Module):
-    """W2 relu(W1 x + b1) + b2, m vectors from one; W2 is 0 at the start, so that b2 is all there is."""
+    """W2 relu(W1 x + b1) + b2: m prompt vectors from one mean vector. W2 starts at 0, so the output is b2 at first."""
 
     def __init__(self, start: Tensor, bottleneck: int):
         """start: b2, (m, H)."""
@@ -62,7 +64,7 @@ class FromMean(nn.Module):
         self.up.bias.data = start.detach().float().flatten().clone()
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, H), (B, S) -> (B, m, H)"""
+        """States (B, S, H) and mask (B, S) -> prompts (B, m, H)."""
         real = mask.unsqueeze(2).to(self.down.weight.dtype)
         mean = (states * real).sum(1) / real.sum(1)
         made: Tensor = self.up(F.relu(self.down(mean)))
@@ -70,30 +72,31 @@ class FromMean(nn.Module):
 
 
 def drawn(words: Tensor, *shape: int) -> Tensor:
-    """Embeddings (*shape, H) of words drawn by lot."""
+    """Embeddings of random words, (*shape, H)."""
     return words.detach()[torch.randint(len(words), shape).to(words.device)].float()
 
 
 def beside(base: nn.Module, maker: nn.Module) -> nn.Module:
-    """One module for both; `own_name` gives the names that tensors travel under."""
+    """Combine base and prompt network into one module; `own_name` gives the names of tensors in updates."""
     return nn.ModuleDict({BASE.rstrip("."): base, PROMPTS.rstrip("."): maker})
 
 
 def own_name(name: str) -> str:
+    """The name of a tensor in updates and files."""
     return name.removeprefix(BASE)
 
 
 class Idpg(Generated):
-    """IDPG (Wu et al., NAACL 2022): m prompts W2 relu(W1 M(x) + b1) + b2 before the tokens of each sample x; W1 (b, H),
-    W2 (m H, b) and the biases are trained and sent. W2 = 0 is prompt tuning with the table b2.
+    """IDPG (Wu et al., NAACL 2022): m prompts W2 relu(W1 M(x) + b1) + b2 before the tokens of each sample x.
 
-    M(x) in the paper is a sentence representation from a first pass through a frozen encoder; ours is the mean of the
-    embeddings of x's tokens, which costs nothing. W2 starts at 0 and b2 as words drawn at random. The paper's prompts
-    for each layer and its multiplications by Kronecker products are left out.
+    W1 (b, H), W2 (m H, b) and the biases are trained and sent. W2 = 0 is prompt tuning with the table b2.
+    In the paper M(x) is a sentence representation from a first pass through a frozen encoder. Ours is the mean of x's
+    token embeddings, which costs almost nothing. W2 starts at 0 and b2 as random words. The paper's prompts for each
+    layer and its Kronecker-product multiplications are left out.
     """
 
     kind: Literal["idpg"] = "idpg"
-    bottleneck: int = Field(16, ge=1, description="b")
+    bottleneck: int = Field(16, ge=1, description="b: hidden size of the network")
 
     def maker(self, words: Tensor) -> nn.Module:
         return FromMean(drawn(words, self.num_tokens), self.bottleneck)

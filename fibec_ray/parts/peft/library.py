@@ -1,5 +1,5 @@
-"""PEFT kinds that the peft library puts beside the base's Linears: their base, and those that are no more than a
-configuration of it.
+"""PEFT kinds of the peft library that adapt the base's Linears: the base class, and kinds that are only a
+configuration.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from fibec_ray.parts.peft.targets import Word, linears_of_blocks, query_and_valu
 
 
 class InLinears(Peft):
-    """Attached by the peft library, whose names and layout are kept: the saved adapter loads with
-    `PeftModel.from_pretrained`. A subclass says which configuration peft takes.
+    """Base of kinds that the peft library attaches. A subclass gives peft's configuration.
+
+    peft's names and layout are kept, so the saved adapter loads with `PeftModel.from_pretrained`.
     """
 
     target_modules: Word | tuple[str, ...] | None = Field(
         None,
-        description="the Linears to adapt: their names, attention (all of its projections) or all-linear (all of the "
-        "blocks'); null: query and value (targets.py), or peft's choice for the kind and the model type",
+        description="the Linears to adapt: a list of names, attention (all its projections) or all-linear (all in the "
+        "blocks); null: query and value (targets.py), or peft's choice for the kind and the model type",
     )
     peft_chooses: ClassVar[bool] = False
-    """True if peft's choice of Linears is the kind's own, not LoRA's"""
+    """True if peft has its own choice of Linears for the kind, other than LoRA's"""
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -38,7 +39,7 @@ class InLinears(Peft):
 
     @abstractmethod
     def config(self, targets: list[str] | None, task_type: str | None) -> Any:
-        """peft's configuration. targets: ends of modules' names, or None: peft's choice; task_type: peft's, or None."""
+        """peft's configuration. targets: endings of module names; None: peft's choice. task_type: peft's, or None."""
 
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         from peft import get_peft_model
@@ -47,7 +48,7 @@ class InLinears(Peft):
         try:
             config = self.config(targets, task_type(head))
             config.modules_to_save = unnamed(head)
-            if hasattr(config, "fan_in_fan_out"):  # peft would find out, and say so
+            if hasattr(config, "fan_in_fan_out"):  # else peft detects it and warns
                 config.fan_in_fan_out = any(is_transposed(child) for child in module.modules())
             whole: Any = get_peft_model(module, config)
         except (TypeError, ValueError) as error:
@@ -65,18 +66,18 @@ class InLinears(Peft):
 def saved_name(name: str) -> str:
     """peft's name in memory -> its name in a saved adapter (the adapter is called "default")."""
     short = name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
-    return short.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")  # DoRA's, saved as it once was
+    return short.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")  # DoRA's, in peft's file format
 
 
 class Ia3(InLinears):
     """(IA)^3 (Liu et al., NeurIPS 2022): y = l * (W x) on keys and values, y = W (l * x) in the feed-forward.
 
-    l starts at 1, which is the base model. It wants a higher learning rate than LoRA: 1e-2 and more.
+    l starts at 1, which is the base model. Use a higher learning rate than for LoRA: 1e-2 or more.
     """
 
     kind: Literal["ia3"] = "ia3"
     feedforward_modules: tuple[str, ...] | None = Field(
-        None, description="those of target_modules whose input is scaled; null: peft's choice for the model type"
+        None, description="the target_modules whose input is scaled; null: peft's choice for the model type"
     )
     peft_chooses: ClassVar[bool] = True
     marks: ClassVar[tuple[str, ...]] = (".ia3_l",)
@@ -91,7 +92,7 @@ class Ia3(InLinears):
 class Loha(InLinears):
     """LoHa (FedPara; Hyeon-Woo, Ye-Bin, Oh, ICLR 2022): W + (alpha / r) (B_1 A_1) * (B_2 A_2), rank up to r^2.
 
-    Proposed for federated learning: more rank for the bytes. Fisher information is not to be had of it.
+    Proposed for federated learning: more rank per byte sent. Fisher information is not available.
     """
 
     kind: Literal["loha"] = "loha"
@@ -108,7 +109,7 @@ class Loha(InLinears):
 class Lokr(InLinears):
     """LoKr (Yeh et al., ICLR 2024): W + (alpha / r) C (x) (B A), (x) the Kronecker product.
 
-    Fisher information is not to be had of it.
+    Fisher information is not available.
     """
 
     kind: Literal["lokr"] = "lokr"
@@ -125,13 +126,13 @@ class Lokr(InLinears):
 class Vera(InLinears):
     """VeRA (Kopiczko, Blankevoort, Asano, ICLR 2024): W + diag(b) B diag(d) A with random A, B that layers share.
 
-    Only b and d are trained and sent; A and B come from `seed` wherever the adapter is loaded. Fisher information is
-    not to be had of it.
+    Only b and d are trained and sent; A and B are redrawn from `seed` when the adapter is loaded. Fisher information is
+    not available.
     """
 
     kind: Literal["vera"] = "vera"
     r: int = Field(64, ge=1, description="rank of the random matrices")
-    seed: int = Field(0, ge=0, description="of the random matrices")
+    seed: int = Field(0, ge=0, description="seed of the random matrices")
     marks: ClassVar[tuple[str, ...]] = (".vera_lambda_",)
 
     def config(self, targets: list[str] | None, task_type: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""Loads a saved adapter of a kind that the peft library lacks, for users of a run's result."""
+"""Loads saved adapters of kinds that the peft library lacks, for users of a run's result."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fibec_ray.tensors import drop
 
 @torch.no_grad()
 def load_adapter(base: Any, folder: Path | str) -> Attached:
-    """`base`, a transformers model, with the adapter that a run left; it is changed in place.
+    """Load the adapter that a run left into `base`, a transformers model, which is changed in place.
 
         base = AutoModel.from_pretrained(...)
         model = load_adapter(base, "RUN/adapter")
         model(input_ids=..., attention_mask=...).last_hidden_state
 
-    Virtual tokens, if the kind has any, come first in what comes out. head.safetensors, if there is one, is a Linear
-    on the mean of a sample's own last states. Adapters of peft's kinds load with `PeftModel.from_pretrained`.
+    If the kind has virtual tokens, the outputs start with them. head.safetensors, if present, is a Linear on the mean
+    of a sample's own last states. Load adapters of peft's kinds with `PeftModel.from_pretrained`. Raises ModelError.
     """
     config, part = _read(Path(folder))
     file = Path(folder) / "adapter_model.safetensors"
@@ -39,7 +39,9 @@ def load_adapter(base: Any, folder: Path | str) -> Attached:
     values = drop(load_file(file), [SOURCES])
     if params.keys() != values.keys():
         odd = sorted(params.keys() ^ values.keys())[0]
-        raise ModelError(f"{folder}: does not go with this {type(base).__name__} ({odd} is in one of them only)")
+        raise ModelError(
+            f"{folder} does not fit this {type(base).__name__} (only one of them has {odd}); use the run's base model"
+        )
     for name, value in values.items():
         params[name].copy_(value)
     attached.module.eval()
@@ -47,12 +49,12 @@ def load_adapter(base: Any, folder: Path | str) -> Attached:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Own]:
-    """What adapter_config.json says. Raises ModelError if it is none of ours."""
+    """Read adapter_config.json. Raises ModelError if the adapter is not one of ours."""
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         part = build(PEFTS, config[KIND]) if KIND in config else None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder}: adapter_config.json cannot be read ({error}); give a run's adapter/") from error
     if not isinstance(part, Own):
-        raise ModelError(f"{folder}: an adapter of the peft library; load it with PeftModel.from_pretrained")
+        raise ModelError(f"{folder} is an adapter of the peft library; load it with PeftModel.from_pretrained")
     return config, part

@@ -1,4 +1,4 @@
-"""LoRA, the neutral PEFT kind, with ranks by device and with turns; DoRA."""
+"""LoRA, the neutral PEFT kind, with DoRA, ranks by device, and matrices trained in turn."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ class Lora(InLinears):
     """LoRA (Hu et al., ICLR 2022): h = W x + s B A x, s = alpha / r (rslora: alpha / sqrt(r)); B starts at 0.
 
     use_dora (Liu et al., ICML 2024) learns the length of each column of W + s B A apart from its direction; Fisher
-    information is not to be had of it.
+    information is not available with it.
 
-    ranks: devices differ in what they have room for. The global adapter has rank r; a device of rank r_k receives the
-    first r_k rows of A and columns of B, trains and sends those. scale_by: device gives it s_k = alpha / r_k; then both
-    factors are multiplied by sqrt(s / s_k) on the way down and divided on the way up, so that s_k B A means the same on
-    both sides. All entries of ranks equal to r are LoRA with one rank.
+    ranks: devices have different ranks. The global adapter has rank r. A device of rank r_k receives, trains and sends
+    the first r_k rows of A and columns of B. scale_by: device gives it s_k = alpha / r_k; both factors are then
+    multiplied by sqrt(s / s_k) on the way down and divided on the way up, so that s_k B A is the same on both sides. If
+    all ranks equal r, this is LoRA with one rank.
 
-    take_turns (RoLoRA, Chen et al. 2024): devices train and send B in even rounds and A in odd ones, so that the
-    mean of the updates is the update of the mean, as in FFA-LoRA, and A is learnt all the same.
+    take_turns (RoLoRA, Chen et al. 2024): devices train and send B in even rounds and A in odd ones. The mean of the
+    updates is then the update of the mean, as in FFA-LoRA, while A is trained too.
     """
 
     kind: Literal["lora"] = "lora"
     side_by_side: ClassVar[bool] = True
     r: int = Field(8, ge=1, description="rank of A (r x in) and B (out x r)")
     alpha: float = Field(16, gt=0, description="numerator of the scaling s")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the input of A, in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of A, in training")
     use_rslora: bool = False
     use_dora: bool = False
     ranks: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        None, min_length=1, description="of the device classes; each device's is drawn by the run's seed; null: all r"
+        None,
+        min_length=1,
+        description="ranks of the device classes; each device draws one by the run's seed; null: all r",
     )
     scale_by: Literal["global", "device"] = Field(
-        "global", description="s on a device of rank r_k: global, the adapter's, by r; device, by r_k"
+        "global", description="s on a device of rank r_k: global uses r, device uses r_k"
     )
-    take_turns: bool = Field(False, description="A and B are trained in turn, round by round")
+    take_turns: bool = Field(False, description="train A and B in alternate rounds")
     marks: ClassVar[tuple[str, ...]] = (".lora_",)
 
     @model_validator(mode="after")
@@ -50,9 +52,9 @@ class Lora(InLinears):
         if self.ranks is None and self.scale_by != "global":
             raise ValueError("scale_by has an effect only with ranks; leave it out, or set ranks")
         if self.ranks is not None and max(self.ranks) > self.r:
-            raise ValueError(f"ranks has {max(self.ranks)}, more than r {self.r} of the global adapter; raise r")
+            raise ValueError(f"ranks has {max(self.ranks)}, above the global adapter's r {self.r}; raise r")
         if self.ranks is not None and self.use_dora:
-            raise ValueError("use_dora has one length for all ranks, so devices cannot differ; drop one of the two")
+            raise ValueError("use_dora does not work with ranks that differ by device; leave out one of the two")
         return self
 
     @property
@@ -83,7 +85,7 @@ class Lora(InLinears):
         return Ranks(self.ranks, self.scaling)
 
     def scaling(self, rank: int | None) -> float:
-        """s on a device of this rank; None: of the global adapter."""
+        """The factor s on a device of this rank; None: the global adapter's."""
         base = self.r if rank is None or self.scale_by == "global" else rank
         return self.alpha / (math.sqrt(base) if self.use_rslora else base)
 

@@ -1,4 +1,4 @@
-"""Late prompt tuning: prompts that enter at a block in the middle.
+"""Late prompt tuning: prompts that enter at a middle block.
 
 Shapes: B samples, S tokens, m prompts, T = m + S positions, H hidden size, L blocks.
 """
@@ -20,24 +20,27 @@ from fibec_ray.parts.peft.generated import PROMPTS, FromMean, beside, own_name
 from fibec_ray.parts.peft.own import Own, train_head
 
 STD = 0.02
-"""Of the first values of prompts."""
+"""Standard deviation of the prompts' initial values."""
 
 
 class Lpt(Own):
-    """LPT, late prompt tuning (Liu et al., Findings of EMNLP 2022): m prompts join the tokens of each sample at block
-    `layer`; the blocks below see none. instance: the prompts are W2 relu(W1 h + b1) + b2, with h the mean of the
-    sample's states at that block; else one learnt table. They are trained and sent.
+    """LPT, late prompt tuning (Liu et al., Findings of EMNLP 2022): m prompts join each sample's tokens at block
+    `layer`.
 
-    Exact, but not cheaper: m placeholders, which no token sees, run through the blocks below and are replaced at
-    `layer`. A sample's tokens keep their positions; rotary ones go on below 0 for prompts. The paper pools states in
-    other ways too. With `head: model` an encoder's own classification head looks at the first prompt.
+    The blocks below see no prompts. instance: the prompts are W2 relu(W1 h + b1) + b2, with h the mean of the sample's
+    states at that block; otherwise they are one trained table. They are trained and sent.
+
+    Exact, but not cheaper than prompts at block 0: m placeholders, which no token attends to, run through the blocks
+    below and are replaced at `layer`. A sample's tokens keep their positions; prompts get rotary positions below 0. The
+    paper also pools states in other ways. With `head: model` an encoder's own classification head reads the first
+    prompt.
     """
 
     kind: Literal["lpt"] = "lpt"
-    num_tokens: int = Field(10, ge=1, description="m, virtual tokens")
-    layer: int | None = Field(None, ge=0, description="block that prompts enter before, counted from 0; null: L // 2")
+    num_tokens: int = Field(10, ge=1, description="m: number of virtual tokens")
+    layer: int | None = Field(None, ge=0, description="block before which prompts enter, from 0; null: L // 2")
     instance: bool = True
-    bottleneck: int | None = Field(None, ge=1, description="rows of W1; null: 16")
+    bottleneck: int | None = Field(None, ge=1, description="number of rows of W1; null: 16")
     marks: ClassVar[tuple[str, ...]] = (PROMPTS,)
 
     @model_validator(mode="after")
@@ -50,7 +53,9 @@ class Lpt(Own):
         blocks, body = blocks_of(module), getattr(module, module.base_model_prefix, module)
         layer = len(blocks) // 2 if self.layer is None else self.layer
         if layer >= len(blocks):
-            raise ModelError(f"method.peft.layer: {layer}, the backbone has blocks 0 to {len(blocks) - 1}; lower it")
+            raise ModelError(
+                f"method.peft.layer: {layer}, but the backbone has blocks 0 to {len(blocks) - 1}; lower it"
+            )
         _check(body, blocks[0])
         embedding, size = module.get_input_embeddings(), module.config.hidden_size
         maker = self._maker(size).to(embedding.weight.device)
@@ -76,6 +81,8 @@ class Lpt(Own):
 
 
 class _Table(nn.Module):
+    """One trained table of prompts, the same for every sample."""
+
     def __init__(self, start: Tensor):
         super().__init__()
         self.table = nn.Embedding.from_pretrained(start, freeze=False)
@@ -86,7 +93,7 @@ class _Table(nn.Module):
 
 
 class _Late:
-    """What the blocks do about prompts. mask: (B, S), of the batch that is under way."""
+    """Hooks of the blocks that handle the prompts. mask: (B, S), of the current batch."""
 
     mask: Tensor
 
@@ -94,20 +101,20 @@ class _Late:
         self._maker, self._m, self._causal = maker, num_tokens, causal
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Before block `layer`: prompts in place of the placeholders."""
+        """Before block `layer`: replace the placeholders by prompts."""
         given, states = _given(block, args, kwargs)
         own = given.arguments[states][:, self._m :]
         given.arguments[states] = torch.cat([self._maker(own, self.mask).to(own.dtype), own], dim=1)
         return given.args, given.kwargs
 
     def hide(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Before a block below: tokens see tokens, placeholders see placeholders."""
+        """Before a lower block: tokens attend to tokens, placeholders to placeholders."""
         given, states = _given(block, args, kwargs)
         given.arguments["attention_mask"] = self._apart(given.arguments[states].dtype)
         return given.args, given.kwargs
 
     def _apart(self, dtype: torch.dtype) -> Tensor:
-        """(B, 1, T, T): 0 where a position sees another, else the lowest number there is."""
+        """(B, 1, T, T): 0 where a position attends to another, else the dtype's minimum."""
         m, (batch, length) = self._m, self.mask.shape
         sees = torch.zeros(batch, m + length, m + length, dtype=torch.bool, device=self.mask.device)
         sees[:, :m, :m] = True
@@ -118,21 +125,22 @@ class _Late:
 
 
 def _given(block: nn.Module, args: Any, kwargs: Any) -> tuple[inspect.BoundArguments, str]:
-    """A call's arguments by name, and the name of the states."""
+    """Bind a call's arguments by name; also return the name of the states."""
     given = inspect.signature(block.forward).bind(*args, **kwargs)
     return given, next(iter(given.arguments))
 
 
 def _check(body: Any, block: nn.Module) -> None:
+    """Raise ModelError if the model takes no position_ids or a block takes no attention_mask."""
     for part, name in ((body, "position_ids"), (block, "attention_mask")):
         if name not in inspect.signature(part.forward).parameters:
             raise ModelError(
-                f"method.peft: lpt needs to set {name}, and {type(part).__name__} takes none; choose prompt"
+                f"method.peft: lpt needs to set {name}, but {type(part).__name__} does not take it; choose prompt"
             )
 
 
 def _first_position(body: Any) -> int | None:
-    """The position of a sample's first token in a table of positions; None where they are rotations."""
+    """The position of a sample's first token in a table of positions; None for rotary positions."""
     if any("rotary" in type(part).__name__.lower() for part in body.modules()):
         return None
     padding: int | None = getattr(getattr(body, "embeddings", None), "padding_idx", None)
@@ -140,6 +148,6 @@ def _first_position(body: Any) -> int | None:
 
 
 def _positions(mask: Tensor, m: int, first: int | None) -> Tensor:
-    """(B, T): those of a sample's tokens are what they would be without prompts."""
+    """(B, T) position ids. A sample's tokens get the same positions as without prompts."""
     positions = torch.arange(-m, mask.shape[1], device=mask.device)
     return (positions if first is None else positions.clamp(min=0) + first).expand(len(mask), -1)

@@ -1,4 +1,4 @@
-"""LoRA on a base that the server moves."""
+"""LoRA on a base that the server updates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from fibec_ray.tensors import Tensors, drop
 
 
 class MovingLora(Lora):
-    """LoRA on a base that the server moves: h = (W + s D) x + s B A x. D (out x in) starts at 0; no device trains it.
+    """LoRA on a base that the server updates: h = (W + s D) x + s B A x. D (out x in) starts at 0; devices do not train
+    it.
 
-    For methods that merge what devices learnt into the base and start LoRA afresh (FLoRA). D is of a size with W, and
-    travels down to devices in each round. W itself is not touched: processes share it. The saved adapter is LoRA of a
-    rank that holds D + B A: at most that of W.
+    For methods that merge the devices' updates into the base and restart LoRA (FLoRA). D is as large as W, and is sent
+    to devices in each round. W itself does not change, since processes share it. The saved adapter is a LoRA with the
+    rank of D + B A, at most that of W.
     """
 
     kind: Literal["moving_lora"] = "moving_lora"  # type: ignore[assignment]
@@ -36,9 +37,9 @@ class MovingLora(Lora):
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> MovingLora:
         if self.use_dora:
-            raise ValueError("use_dora measures the columns of the base, which moves here; leave it out")
+            raise ValueError("use_dora needs fixed columns of the base, but the base moves here; leave it out")
         if self.take_turns:
-            raise ValueError("take_turns would train A beside a B that is 0 again in each round; leave it out")
+            raise ValueError("take_turns has no effect on A here, since B restarts at 0 in each round; leave it out")
         return self
 
     keeps: ClassVar[str] = "the moved base (server)"
@@ -54,7 +55,7 @@ class MovingLora(Lora):
         return replace(attached, server_only=frozenset(name for name in names if name.endswith(MOVED)))
 
     def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-        """s B A of a common rank R for all weights, in place of s (D + B A)."""
+        """Factors s B A of one rank R for all weights, equal to s (D + B A)."""
         sums = {x: values[x + MOVED] + values[x + B] @ values[x + A] for x in pairs(values)}
         rank = max([self.r, *(int(torch.linalg.matrix_rank(value)) for value in sums.values())])
         scale = self.scaling(None) / self.model_copy(update={"r": rank}).scaling(None)

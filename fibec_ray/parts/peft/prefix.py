@@ -1,4 +1,4 @@
-"""P-tuning v2 and prefix tuning: keys and values that every block's attention finds before those of the tokens.
+"""P-tuning v2 and prefix tuning: trained keys and values before those of the tokens, in every block's attention.
 
 Shapes: B samples, S tokens, m virtual tokens, L blocks, D size of a block's keys (H unless heads share them).
 """
@@ -23,16 +23,17 @@ from fibec_ray.tensors import Tensors, drop
 
 
 class Prefix(Virtual):
-    """P-tuning v2 (Liu et al., ACL 2022): m learnt keys and values for each block, a table (m, 2 D) each, which belongs
-    to its block, so that blocks can be shared one by one. The table of all blocks is all that is sent.
+    """P-tuning v2 (Liu et al., ACL 2022): m trained keys and values for each block, in a table (m, 2 D) per block.
 
-    projection: prefix tuning (Li and Liang, ACL 2021): an MLP of one small table makes the keys and values of all
-    blocks. It is trained and sent too, belongs to no block, and is left out of the saved adapter.
+    Each table belongs to its block, so blocks can be shared one by one. Only the tables are sent.
+
+    projection: prefix tuning (Li and Liang, ACL 2021), where an MLP makes the keys and values of all blocks from one
+    small table. It is trained and sent too, belongs to no block, and is left out of the saved adapter.
     """
 
     kind: Literal["prefix"] = "prefix"
     projection: bool = False
-    hidden_size: int | None = Field(None, ge=1, description="of the projection's MLP; null: D")
+    hidden_size: int | None = Field(None, ge=1, description="hidden size of the projection's MLP; null: D")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Prefix:
@@ -54,7 +55,7 @@ class Prefix(Virtual):
         body = getattr(module, module.base_model_prefix, module)
         if "past_key_values" not in inspect.signature(body.forward).parameters:
             raise ModelError(
-                f"method.peft: prefix gives keys and values to the blocks, and {type(body).__name__} takes none; "
+                f"method.peft: prefix passes keys and values to the blocks, but {type(body).__name__} takes none; "
                 "choose prompt, or another backbone"
             )
         whole = self.wrap(module, head)
@@ -85,7 +86,7 @@ class Prefix(Virtual):
 
 
 class LayerTables(nn.Module):
-    """peft's table (m, L * 2 * D) as one table for each block, side by side: layers.0.table.weight and so on."""
+    """peft's table (m, L * 2 * D), split into one table per block: layers.0.table.weight and so on."""
 
     def __init__(self, table: nn.Embedding, num_layers: int):
         super().__init__()
@@ -95,6 +96,7 @@ class LayerTables(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """The tables as peft's single one, (m, L * 2 * D)."""
         return torch.cat(list(self.parameters()), dim=1)
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -102,7 +104,9 @@ class LayerTables(nn.Module):
 
 
 def _positions(body: Any, inputs: Inputs, num_virtual: int) -> Inputs:
-    """RoBERTa forgets the prefix when it counts the positions of embeddings; others count alike in both cases."""
+    """Position ids for RoBERTa, which ignores the prefix when it counts positions of embeddings; {} for other
+    models.
+    """
     first = getattr(getattr(body, "embeddings", None), "padding_idx", None)
     if first is None or "inputs_embeds" not in inputs:
         return {}

@@ -1,4 +1,4 @@
-"""Devices whose adapter has a lower rank than the server's; offered by the PEFT kinds that can be cut."""
+"""Devices with a lower adapter rank than the server's; for PEFT kinds whose adapter can be cut."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fibec_ray.tensors import Tensors
 
 @dataclass(frozen=True)
 class Ranks:
-    """Cuts the server's adapter to a device's rank, and sets the scale that the device computes with."""
+    """Cuts the server's adapter to a device's rank, and sets the device's scaling."""
 
     classes: tuple[int, ...] | None
-    """the ranks that devices may have; None: all devices have the server's"""
+    """the ranks of the device classes; None: all devices have the server's rank"""
     scaling: Callable[[int | None], float]
-    """s on a device of this rank; of None: of the server's adapter"""
+    """the factor s on a device of this rank; None: the server's"""
 
     def of(self, device: int, seed: int) -> int | None:
-        """The rank that a device has room for, drawn by the run's seed; None if devices do not differ."""
+        """The rank of a device, drawn by the run's seed; None if devices do not differ."""
         if self.classes is None:
             return None
         return self.classes[int(seeds.numpy_generator(seed, "rank", device).integers(len(self.classes)))]
 
     def fit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
-        """The server's tensors as a device of this rank has them: of the same shapes, zero where it has no entries."""
+        """Convert the server's tensors for a device of this rank: the same shapes, zero in the entries it lacks."""
         return scaled(blank(values, rank), self.scaling(None) / self.scaling(rank))
 
     def unfit(self, values: Mapping[str, Tensor], rank: int) -> Tensors:
-        """The other way, for values and for deltas: on the server's scale, and without the entries it does not have."""
+        """Convert a device's values or deltas to the server's scale, without the entries the device lacks."""
         return scaled(cut(values, rank), self.scaling(rank) / self.scaling(None))
 
     def set(self, module: nn.Module, rank: int | None) -> None:
-        """Makes the attached adapter compute as a device of this rank does; None: as the server's."""
+        """Set the attached adapter's scaling for a device of this rank; None: the server's."""
         for layer in adapted_layers(module):
             layer.scaling["default"] = self.scaling(rank)
 

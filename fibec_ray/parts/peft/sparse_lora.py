@@ -1,4 +1,4 @@
-"""SLoRA: a sparse change of the weights first, from which LoRA then starts."""
+"""SLoRA: trains a sparse change of the weights first, then starts LoRA from it."""
 
 from __future__ import annotations
 
@@ -24,27 +24,26 @@ SPARSE = ".sparse"
 
 
 class SparseLora(Lora):
-    """SLoRA (Babakniya et al. 2023): stage 1 trains and averages few entries D of the weights, the same on all devices;
-    then the best s B A ~ D of rank r starts LoRA in stage 2.
+    """SLoRA (Babakniya et al. 2023): stage 1 trains few entries D of the weights; LoRA of rank r starts from s B A ~ D.
 
-    Stage 1 takes sparse_fraction of the rounds, and its devices send D's entries alone; at its end B = U sqrt(S / s)
-    and A = sqrt(S / s) V^T from D = U S V^T, and D is 0 again: the base stays as it is, and what of D has no room in
-    rank r is lost. density: the paper's is about 1 %. Which entries is drawn from mask_seed, as nothing else needs to
-    be sent. Fisher information of D is not to be had.
+    The entries are the same on all devices. Stage 1 takes sparse_fraction of the rounds, and its devices send only D's
+    entries. At its end B = U sqrt(S / s) and A = sqrt(S / s) V^T from D = U S V^T, and D is reset to 0. The base does
+    not change, and the part of D beyond rank r is lost. density: about 1 % in the paper. mask_seed draws the entries,
+    so their positions are not sent. Fisher information of D is not available.
     """
 
     kind: Literal["sparse_lora"] = "sparse_lora"  # type: ignore[assignment]
     partners: ClassVar[Mapping[str, str]] = {"sharing": "all"}
     side_by_side: ClassVar[bool] = False
-    density: float = Field(0.01, gt=0, le=1, description="entries of each adapted weight that stage 1 trains")
-    sparse_fraction: float = Field(0.2, gt=0, lt=1, description="share of the rounds that are stage 1 (at least one)")
-    mask_seed: int = Field(0, ge=0, description="of the choice of entries")
+    density: float = Field(0.01, gt=0, le=1, description="share of each adapted weight's entries that stage 1 trains")
+    sparse_fraction: float = Field(0.2, gt=0, lt=1, description="share of the rounds in stage 1 (at least one round)")
+    mask_seed: int = Field(0, ge=0, description="seed of the choice of entries")
     marks: ClassVar[tuple[str, ...]] = (".lora_", SPARSE)
 
     @model_validator(mode="after")
     def _one_adapter_for_all(self) -> SparseLora:
         if self.use_dora or self.ranks is not None or self.take_turns:
-            raise ValueError("use_dora, ranks and take_turns do not go with two stages; leave them out")
+            raise ValueError("use_dora, ranks and take_turns do not work with two stages; leave them out")
         return self
 
     sends: ClassVar[str] = "first few entries of the weights, then LoRA"
@@ -58,6 +57,7 @@ class SparseLora(Lora):
         return attached
 
     def _add_sparse(self, name: str, layer: Any) -> None:
+        """Add the sparse change of one weight to a layer."""
         shape = layer.lora_B["default"].out_features, layer.lora_A["default"].in_features
         chosen = self._chosen(name, *shape)
         layer.sparse = nn.Parameter(torch.zeros(len(chosen)))
@@ -76,7 +76,7 @@ class SparseLora(Lora):
         return torch.randperm(out * inside, generator=rng)[:count].sort().values
 
     def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-        """LoRA; and in stage 1, which LoRA has no part in, the best that it could start from."""
+        """The LoRA to save; in stage 1, the LoRA that would start from the current D."""
         now = dict(values) | self._handed_over(values)
         return drop(now, [name for name in now if name.endswith(SPARSE)]), dict(config)
 
@@ -87,6 +87,7 @@ class SparseLora(Lora):
     lacks: ClassVar[tuple[Need, ...]] = ("whole",)
 
     def _stage_rounds(self, rounds: int) -> int:
+        """Number of rounds in stage 1."""
         return max(1, round(self.sparse_fraction * rounds))
 
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
@@ -101,7 +102,7 @@ class SparseLora(Lora):
         new: Tensors = {}
         for x in pairs(shared):
             a, b, values = shared[x + A], shared[x + B], shared[x + SPARSE]
-            if not values.any():  # nothing was learnt, and factors of 0 would never learn
+            if not values.any():  # nothing was learnt; factors of 0 would never learn
                 continue
             weight = _dense(values, self._chosen(x, len(b), a.shape[1]), (len(b), a.shape[1]))
             left, right, _ = best_factors([torch.eye(len(b))], [weight / self.scaling(None)], self.r)
@@ -110,5 +111,5 @@ class SparseLora(Lora):
 
 
 def _dense(values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(out, in), zero but at the positions."""
+    """(out, in), zero except at the positions."""
     return values.new_zeros(shape[0] * shape[1]).index_copy(0, positions, values).view(shape)

@@ -1,9 +1,9 @@
-"""Which products of a backbone an adapter is put beside, by the backbone's family.
+"""The modules that an adapter is attached to, by model family.
 
-LoRA adapts the query and the value projection of every block (Hu et al., ICLR 2022, section 7.1 and table 5: of a fixed
-number of parameters these two make the best use); `attention` is all four projections of the same section (W_q, W_k,
-W_v, W_o), and `all-linear` every product of the blocks, as in QLoRA (Dettmers et al., NeurIPS 2023). The names are
-those of transformers' modeling_<family>.py.
+The default for LoRA is the query and value projection of every block (Hu et al., ICLR 2022, section 7.1 and table 5:
+the best use of a fixed number of parameters). `attention` is all four projections of that section (W_q, W_k, W_v, W_o).
+`all-linear` is every product in the blocks, as in QLoRA (Dettmers et al., NeurIPS 2023). The names are those in
+transformers' modeling_<family>.py.
 
 GPT-2's c_attn is one product for query, key and value: adapting it adapts all three with one A. (The paper's own code
 for GPT-2 leaves out the key.)
@@ -21,14 +21,13 @@ from fibec_ray.parts.peft.base import is_product
 
 Word = Literal["attention", "all-linear"]
 READ_RAW = {kind: ("out_proj",) for kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")}
-"""Linears whose weights a family's kernels read past the module, so that the peft library adapts none of them; by
-transformers' `model_type`."""
+"""Linears that the peft library cannot adapt, by transformers' `model_type`: kernels read their weights directly."""
 NUMBER = re.compile(r"\.\d+\.")
-"""in the path of a module: of a block, or of one of several parts of a block"""
+"""a number in a module's path: of a block, or of one of a block's parts"""
 
 
 class Family(NamedTuple):
-    """Ends of names of modules: of the query and value projections, and of the whole attention's."""
+    """Endings of module names: the query and value projections, and all attention projections."""
 
     query_value: tuple[str, ...]
     attention: tuple[str, ...]
@@ -57,25 +56,25 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family(("attn.Wqkv",), ("attn.Wqkv", "attn.Wo")),
     "bloom": Family(("query_key_value",), ("query_key_value", "self_attention.dense")),
 }
-"""By transformers' `model_type`."""
+"""Module names by transformers' `model_type`."""
 
 
 def query_and_value(module: Any) -> list[str] | None:
-    """Of a transformers model; None for a family that is not in the table."""
+    """The query and value projections of a transformers model; None for an unknown family."""
     family = FAMILIES.get(module.config.model_type)
     return list(family.query_value) if family else None
 
 
 def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
-    """The ends of names that are meant, each of at least one module. Raises ModelError."""
+    """Resolve `wanted` to endings of module names, each found in the model. Raises ModelError."""
     if wanted == "all-linear":
         if found := linears_of_blocks(module):
             return found
-        raise refusal(f"{wanted} names nothing", module)
+        raise refusal(f"{wanted} finds no modules", module)
     if isinstance(wanted, str):
         family = FAMILIES.get(module.config.model_type)
         if family is None:
-            raise refusal(f"{wanted} is not known of {module.config.model_type}", module)
+            raise refusal(f"{wanted} is not known for {module.config.model_type}", module)
         return list(family.attention)
     names = [name for name, _ in module.named_modules()]
     for target in wanted:
@@ -85,14 +84,14 @@ def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
 
 
 def linears_of_blocks(module: Any) -> list[str]:
-    """Names of the products of a block within it, such as self_attn.q_proj: what follows the last number in a path."""
+    """Names of the products within a block, such as self_attn.q_proj: the part after the last number in a path."""
     numbered = [NUMBER.split(name)[1:] for name, child in module.named_modules() if is_product(child)]
     raw: tuple[str, ...] = READ_RAW.get(module.config.model_type, ())
     return sorted({parts[-1] for parts in numbered if parts and not parts[-1].endswith(raw)})
 
 
 def refusal(what: str, module: Any, target: str = "", there: list[str] | None = None) -> ModelError:
-    """The error, with all that could be named. there: these names, where the module is no longer as it was."""
+    """The ModelError, with the names that are allowed. there: these names, if the module has changed since."""
     there = linears_of_blocks(module) if there is None else there
     if not there:
         return ModelError(

@@ -1,4 +1,4 @@
-"""Virtual tokens as the peft library has them: prompt tuning and P-tuning, and the base of prefix tuning.
+"""Virtual tokens of the peft library: prompt tuning, P-tuning, and the base class of prefix tuning.
 
 Shapes: B samples, m virtual tokens, H hidden size.
 """
@@ -24,14 +24,14 @@ ENCODER = "prompt_encoder."
 
 
 class Virtual(Peft):
-    """m virtual tokens for each sample, made by a trained encoder of peft's; the saved adapter loads with
-    `PeftModel.from_pretrained`, which holds what the encoder makes.
+    """Base of kinds with m virtual tokens for each sample, made by one of peft's trained encoders.
 
-    The encoder is called with a row of indices for each sample, so that the gradient of each sample is exact. With
-    `head: model` an encoder's own classification head looks at the first position, which is a prompt's, as in peft.
+    The saved adapter holds the encoder's output and loads with `PeftModel.from_pretrained`. The encoder is called with
+    a row of indices for each sample, so per-sample gradients are exact. With `head: model` an encoder's own
+    classification head reads the first position, which is a prompt, as in peft.
     """
 
-    num_tokens: int = Field(20, ge=1, description="m, virtual tokens")
+    num_tokens: int = Field(20, ge=1, description="m: number of virtual tokens")
     marks: ClassVar[tuple[str, ...]] = (ENCODER,)
 
     @abstractmethod
@@ -56,7 +56,7 @@ class Virtual(Peft):
         return Attached(whole, module, config_of(whole), saved_name, extend, num_prompts=self.num_tokens)
 
     def wrap(self, module: Any, head: Sequence[str] | None) -> Any:
-        """The PeftModel."""
+        """Wrap `module` in a PeftModel."""
         from peft import get_peft_model
 
         generates = "CAUSAL_LM" if module.can_generate() else "FEATURE_EXTRACTION"
@@ -75,32 +75,33 @@ class Virtual(Peft):
         return Prompt(num_tokens=self.num_tokens, init="random"), {**drop(values, ["prompt_embeddings"]), **own}
 
     def table(self, values: Tensors, config: Mapping[str, Any]) -> Tensor:
-        """What the encoder makes, as peft saves it, from the encoder's own tensors."""
+        """The encoder's output from its own tensors, as peft saves it."""
         return values["embedding.weight"]
 
 
 def config_of(whole: Any) -> dict[str, Any]:
+    """The configuration of a PeftModel, as plain values."""
     return plain(whole.peft_config["default"].to_dict())
 
 
 @torch.no_grad()
 def made_by(encoder: Any, values: Tensors) -> Tensor:
-    """The table that an encoder of peft's makes with these tensors."""
+    """The table that one of peft's encoders makes with these tensors."""
     encoder.load_state_dict(values)
     table: Tensor = encoder(torch.arange(encoder.embedding.num_embeddings))
     return table
 
 
 class Prompt(Virtual):
-    """Prompt tuning (Lester, Al-Rfou, Constant, EMNLP 2021; federated: FedPrompt, Zhao et al., ICASSP 2023): m learnt
-    embeddings (m, H) before the tokens of every sample; the base is frozen. They are all that is sent.
+    """Prompt tuning (Lester, Al-Rfou, Constant, EMNLP 2021; federated: FedPrompt, Zhao et al., ICASSP 2023).
 
-    It wants a learning rate ten times that of LoRA and more.
+    m trained embeddings (m, H) come before every sample's tokens; the base is frozen. Only the embeddings are sent. Use
+    a learning rate at least ten times that of LoRA.
     """
 
     kind: Literal["prompt"] = "prompt"
     init: Literal["vocabulary", "random"] = Field(
-        "vocabulary", description="first values: embeddings of words drawn at random, or normal ones of variance 1"
+        "vocabulary", description="initial values: embeddings of random words, or normal with variance 1"
     )
 
     def config(self, task_type: str) -> Any:
@@ -114,17 +115,19 @@ class Prompt(Virtual):
 
 
 class PTuning(Virtual):
-    """P-tuning (Liu et al. 2021): m prompts before the tokens of every sample, which an MLP, or a bidirectional LSTM of
-    two layers and an MLP, makes of a learnt table (m, H). Table and network are trained and sent; what is saved is the
-    prompts that they make.
+    """P-tuning (Liu et al. 2021): m prompts before every sample's tokens, which a small network makes from a table (m,
+    H).
 
-    The paper puts its prompts around the words of a template; ours stand before the sample, as in peft. Fisher
-    information is not to be had of an LSTM.
+    The network is an MLP, or a two-layer bidirectional LSTM with an MLP. Table and network are trained and sent; the
+    saved adapter holds the resulting prompts.
+
+    The paper puts prompts around the words of a template; ours come before the sample, as in peft. Fisher information
+    is not available for an LSTM.
     """
 
     kind: Literal["p_tuning"] = "p_tuning"
     encoder: Literal["mlp", "lstm"] = "mlp"
-    hidden_size: int | None = Field(None, ge=1, description="of the encoder; null: H")
+    hidden_size: int | None = Field(None, ge=1, description="hidden size of the encoder; null: H")
 
     def config(self, task_type: str) -> Any:
         from peft import PromptEncoderConfig

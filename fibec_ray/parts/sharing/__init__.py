@@ -1,4 +1,4 @@
-"""The sharing axis."""
+"""The sharing axis: which trainable tensors devices communicate."""
 
 from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.parts.sharing.fixed import Body, Matrices, Nothing

@@ -1,4 +1,4 @@
-"""The neutral sharing rule: every trainable tensor is communicated. The contract of all sharing rules."""
+"""The base class of all sharing rules; used as it is, it shares every trainable tensor."""
 
 from __future__ import annotations
 
@@ -16,25 +16,30 @@ from fibec_ray.types import LayerReport, LayerScores, Layout
 
 @dataclass(frozen=True)
 class Selection:
-    """names: the shared tensors. scores: (L,) float32 averages that the choice was made by, if there were any."""
+    """The tensors that are shared.
+
+    names: the shared tensors. scores: (L,) float32 average scores used for the choice, if any.
+    """
 
     names: frozenset[str]
     scores: Tensor | None = None
 
 
 def refuse_without_blocks(kind: str, layout: Layout) -> None:
-    """Raises ConfigError where a rule that tells blocks apart finds no tensor in any (prompts before the first one)."""
+    """Raise ConfigError if a rule that chooses among blocks finds no tensor in any block (such as prompts before
+    block 0).
+    """
     if all(layer is None for layer in layout.layers.values()):
         raise ConfigError(
-            f"method.sharing: {kind} tells blocks apart, and no tensor of method.peft belongs to one; "
+            f"method.sharing: {kind} chooses among blocks, but no tensor of method.peft is in a block; "
             "set sharing: all, or choose a peft kind inside the blocks, such as lora or prefix"
         )
 
 
 class Sharing(Part):
-    """Which trainable tensors are shared; the others are personal and never leave their device.
+    """Choose which trainable tensors are shared; the others are personal and never leave their device.
 
-    Device half: `score`, in the initialisation phase, if the part `needs_setup`. Server half: `select`, once.
+    Device half: `score`, in the setup phase, if the part `needs_setup`. Server half: `select`, once.
     """
 
     costs = {"score": ("passes", "example_scores")}
@@ -43,7 +48,7 @@ class Sharing(Part):
 
     @property
     def lacks(self) -> tuple[Need, ...]:
-        """A rule that can leave tensors on the devices returns () instead."""
+        """ "personal": everything is shared. Return () in a rule that can leave tensors on the devices."""
         return ("personal",)
 
     @property
@@ -51,17 +56,17 @@ class Sharing(Part):
         return "all that is trainable"
 
     def score(self, model: LocalModel, shard: Shard, rng: torch.Generator) -> LayerScores:
-        """What this device has to say about the blocks."""
+        """This device's scores of the transformer blocks."""
         return LayerScores()
 
     def passes(self, num_classes: int) -> Sequence[Passes]:
-        """What `score` computes. num_classes: 1 in a regression, 0 where answers are texts."""
+        """The passes that `score` makes. num_classes: 1 for regression, 0 for text answers."""
         return ()
 
     def example_scores(self, num_layers: int) -> LayerScores:
-        """Scores such as `score` may return: a plan of a run takes them for those of every device."""
+        """Made-up scores in the form that `score` returns; a run plan uses them for every device."""
         return LayerScores()
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
-        """The choice, from all devices' reports."""
+        """Choose the shared tensors from all devices' reports."""
         return Selection(frozenset(layout.layers))

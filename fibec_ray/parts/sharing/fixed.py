@@ -1,4 +1,4 @@
-"""Sharing rules that need no scores: what is shared follows from the tensors' names."""
+"""Sharing rules without scores: the tensors' names decide."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fibec_ray.types import LayerReport, Layout
 
 
 class Body(Sharing):
-    """FedPer (Arivazhagan et al. 2019): the body is averaged, the head stays on the device and trains with it.
+    """FedPer (Arivazhagan et al. 2019): the body is averaged; the head stays on the device and trains there.
 
-    With a verbaliser there is no head; then `last_blocks` says how many of the topmost blocks stay instead, and 0 is
+    With a verbaliser there is no head. `last_blocks` is then the number of topmost blocks that stay on the device; 0 is
     FedAvg.
     """
 
     kind: Literal["body"] = "body"
-    last_blocks: int = Field(0, ge=0, description="blocks from the top whose adapters are personal too")
+    last_blocks: int = Field(0, ge=0, description="number of top blocks whose adapters are personal too")
     lacks: ClassVar[tuple[Need, ...]] = ()
     sends: ClassVar[str] = "all but the head"
     keeps: ClassVar[str] = "the head (device)"
@@ -36,13 +36,15 @@ class Body(Sharing):
 class Matrices(Sharing):
     """FedSA-LoRA (Guo et al., ICLR 2025): both matrices are trained, A is averaged, B and the head stay on the device.
 
-    Their finding: A learns what devices have in common, B what they do not. `share: B` is the control. A device that
-    was never drawn holds B = 0, the base model. Raises ConfigError if the PEFT kind has no such matrices.
+    The paper finds that A learns what devices have in common, and B what differs. `share: B` is the control. A device
+    that was never drawn has B = 0, the base model. Raises ConfigError if the PEFT kind has no such matrices.
     """
 
     kind: Literal["matrices"] = "matrices"
     share: Literal["A", "B"] = "A"
-    head: Literal["personal", "shared"] = Field("personal", description="theirs is personal; no effect without a head")
+    head: Literal["personal", "shared"] = Field(
+        "personal", description="personal in the paper; no effect without a head"
+    )
     needs: ClassVar[tuple[Need, ...]] = ("lora",)
     lacks: ClassVar[tuple[Need, ...]] = ()
 
@@ -56,14 +58,16 @@ class Matrices(Sharing):
         shared = frozenset(name for name in layout.layers if f".lora_{self.share}." in name)
         if not shared:
             raise ConfigError(
-                f"method.sharing: matrices shares LoRA's {self.share}, and method.peft has none; use lora"
+                f"method.sharing: matrices shares LoRA's {self.share}, but method.peft has none; use lora"
             )
         heads = frozenset(name for name, layer in layout.layers.items() if layer is None)
         return Selection(shared | heads if self.head == "shared" else shared - heads)
 
 
 class Nothing(Sharing):
-    """Local training: the anchor that says what communication is worth. A device trains in the rounds that draw it."""
+    """Local training without communication: the baseline for the value of federation. A device trains when it is
+    drawn.
+    """
 
     kind: Literal["none"] = "none"
     lacks: ClassVar[tuple[Need, ...]] = ("shared",)

@@ -1,4 +1,4 @@
-"""FibecFed's global aggregation layers."""
+"""FibecFed's global aggregation layers (GAL)."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from fibec_ray.types import LayerReport, LayerScores, Layout
 
 FRACTION = 0.5
 LIKELY_RATIO = 0.5
-"""Share of the blocks that a plan takes a spectrum to ask for."""
+"""Share of the blocks that a run plan assumes where a spectrum decides."""
 
 
 class GlobalLayers(Sharing):
-    """FibecFed (Liu et al., EMNLP 2024): the N* blocks most sensitive to adversarial input noise are shared (the GAL).
+    """FibecFed (Liu et al., EMNLP 2024): shares the N* blocks most sensitive to adversarial input noise (the GAL).
 
-    Device k scores each block on some of its samples (I_k^l, see `layer_scores.py`); the server averages with weights
+    Device k scores each block on some of its samples (I_k^l, see `layer_scores.py`). The server averages with weights
     n_k / n and takes the top N*, ties to the lower block. Trainable tensors outside blocks (a head) are always shared.
-    The paper's own N*, rho, p and sample count could not be sourced; these are our defaults.
+    N*, rho, p and the sample count are our defaults, since we found no source for the paper's.
 
-    norm_diff needs pretrained weights: a fresh LayerNorm gives every token the same norm, whatever comes in, so that on
-    an encoder with `init: random` it measures rounding only; take diff_norm there.
+    norm_diff needs pretrained weights. A fresh LayerNorm gives every token the same norm for any input, so on an
+    encoder with `init: random` it measures only rounding; use diff_norm there.
     """
 
     kind: Literal["gal"] = "gal"
     count_by: Literal["fraction"] | Rule = Field(
         "fraction",
-        description="N*: fraction of L; or by the spectrum of each device's Hessian: lossless_gap (FedAP's rule, mean "
-        "of ceil(r_k L) by n_k) or slq_plateau (FedPepTAO's code, plain mean of r_k)",
+        description="N*: a fraction of L; or from the spectrum of each device's Hessian: lossless_gap (FedAP's rule, "
+        "mean of ceil(r_k L) weighted by n_k) or slq_plateau (FedPepTAO's code, plain mean of r_k)",
     )
-    fraction: float = Field(FRACTION, ge=0, le=1, description="N* / L; 0 shares no block, 1 all")
+    fraction: float = Field(FRACTION, ge=0, le=1, description="N* / L; 0 shares no block, 1 shares all")
     spectrum: SpectrumSettings = SpectrumSettings()
     choose: Literal["top", "bottom", "random"] = Field(
         "top", description="by score; bottom and random are controls of the same size"
     )
     score_by: ScoreKind | Literal["similarity"] = Field(
         "norm_diff",
-        description="relative change under noise, of the norm or the output; or similarity: FedPepTAO's score, of how "
-        "alike the block makes a device's samples",
+        description="relative change under noise, of the output's norm (norm_diff) or of the output (diff_norm); or "
+        "similarity, FedPepTAO's score: how similar the block makes a device's samples",
     )
     budget: float = Field(0.05, gt=0, description="rho: norm of the noise, in units of the embeddings")
-    relative: bool = Field(False, description="rho is relative to each sample's ||E||_F; needed on a bfloat16 base")
+    relative: bool = Field(False, description="make rho relative to each sample's ||E||_F; needed on a bfloat16 base")
     norm: float = Field(2.0, ge=1, allow_inf_nan=True, description="p of the noise's norm, 1 to .inf")
-    max_samples: int = Field(64, ge=1, description="samples that a device scores on, drawn once")
+    max_samples: int = Field(64, ge=1, description="samples per device for the scores, drawn once")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> GlobalLayers:
@@ -62,7 +62,9 @@ class GlobalLayers(Sharing):
         fields = type(self).model_fields
         noise = [name for name in ("budget", "relative", "norm") if getattr(self, name) != fields[name].default]
         if self.score_by == "similarity" and noise:
-            raise ValueError(f"{', '.join(noise)}: of the noise, which score_by: similarity has none of; leave it out")
+            raise ValueError(
+                f"{', '.join(noise)}: no effect with score_by: similarity, which adds no noise; leave it out"
+            )
         refuse_unused(self.spectrum, None if self.count_by == "fraction" else self.count_by, "count_by")
         return self
 
@@ -70,10 +72,10 @@ class GlobalLayers(Sharing):
 
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.num_layers == 0:
-            return "gal chooses among layers, and backbone.hidden has none; give some"
+            return "gal chooses among layers, but backbone.hidden has none; add some"
         if setting.dtype == "bfloat16" and not self.relative:
             return (
-                "gal's budget is an absolute noise norm, too small to show in a bfloat16 base; set "
+                "gal's budget is an absolute noise norm, too small for the precision of a bfloat16 base; set "
                 "method.sharing.relative=true, or backbone.dtype=float32"
             )
         return None
@@ -114,13 +116,15 @@ class GlobalLayers(Sharing):
         return Selection(frozenset(names), scores)
 
     def _count(self, reports: Sequence[LayerReport], num_layers: int) -> int:
-        """N*."""
+        """N*, the number of blocks to share."""
         if self.count_by == "fraction":
             return _rounded(self.fraction * num_layers)
         known = [(report.num_samples, report.scores.keep_ratio) for report in reports]
         ratios = [(weight, ratio) for weight, ratio in known if ratio is not None]
         if not ratios:
-            raise RunError(f"method.sharing: no device has found out how many layers to share ({self.count_by})")
+            raise RunError(
+                f"method.sharing: no device reported how many layers to share ({self.count_by}); use count_by: fraction"
+            )
         if self.count_by == "slq_plateau":
             mean = math.fsum(ratio * num_layers for _, ratio in ratios) / len(ratios)
         else:
@@ -130,20 +134,22 @@ class GlobalLayers(Sharing):
 
 
 def average_scores(reports: Sequence[LayerReport]) -> Tensor:
-    """I^l = sum_k (n_k / n) I_k^l over the devices that have scores, n their samples; (L,) float32.
+    """I^l = sum_k (n_k / n) I_k^l over the devices with scores, n their samples; (L,) float32.
 
-    Summed in float64 in the order given. Raises RunError if no device has any.
+    Summed in float64 in the given order. Raises RunError if no device has scores.
     """
     known = [(report.num_samples, report.scores.sensitivity) for report in reports]
     scored = [(weight, scores) for weight, scores in known if scores is not None and bool(scores.isfinite().all())]
     if not scored:
-        raise RunError("method.sharing: no device has scores of its layers that are finite; choose another score_by")
+        raise RunError("method.sharing: no device has finite scores of its layers; choose another score_by")
     total = sum(weight for weight, _ in scored)
     return torch.stack([scores.double() * (weight / total) for weight, scores in scored]).sum(0).float()
 
 
 def choose_layers(scores: Tensor, count: int, how: str, rng: torch.Generator) -> frozenset[int]:
-    """`count` blocks: those with the highest or lowest of scores (L,), ties to the lower index, or drawn by lot."""
+    """Choose `count` blocks: those with the highest or lowest of scores (L,), ties to the lower index, or random
+    ones.
+    """
     if how == "random":
         order = torch.randperm(len(scores), generator=rng)
     else:
@@ -152,5 +158,5 @@ def choose_layers(scores: Tensor, count: int, how: str, rng: torch.Generator) ->
 
 
 def _rounded(value: float) -> int:
-    """Half up."""
+    """Round to the nearest integer, halves up."""
     return math.floor(value + 0.5)

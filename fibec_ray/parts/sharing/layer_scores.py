@@ -1,8 +1,7 @@
-"""Scores of blocks: FibecFed's, sensitivity to adversarial noise on the input embeddings, and FedPepTAO's, how
-differently a block sees a device's samples. Pure but for the model.
+"""Scores of blocks: FibecFed's sensitivity to adversarial noise, and FedPepTAO's similarity of a device's samples.
 
-Per sample i with token embeddings E_i (T x H): g_i = dl/dE_i, the worst small noise eps_i* in closed form, and the
-relative change of each block's output under it.
+FibecFed: for each sample i with token embeddings E_i (T x H), g_i = dl/dE_i gives the worst small noise eps_i* in
+closed form. The score is the relative change of each block's output under it.
 
 Shapes: n samples of a device, B of a chunk, S padded tokens, H hidden size, L blocks.
 """
@@ -28,11 +27,13 @@ CHUNK = 16
 def worst_noise(grads: Tensor, budget: Tensor, p: float) -> Tensor:
     """eps* = argmax_{||eps||_p <= rho} <eps, g> for each sample, by the dual norm 1/p + 1/q = 1 (Foret et al. 2021).
 
-    grads: (B, D), zeros at padding. budget: (B,) rho of each sample, > 0. p in [1, inf]. A zero gradient: zero noise.
-    eps* = rho sign(g) |g|^{q-1} / (||g||_q^q)^{1/p}; ||eps*||_p = rho and <eps*, g> = rho ||g||_q.
+    grads: (B, D), zeros at padding. budget: (B,) rho of each sample, > 0. p in [1, inf]. A zero gradient gives zero
+    noise. eps* = rho sign(g) |g|^{q-1} / (||g||_q^q)^{1/p}; ||eps*||_p = rho and <eps*, g> = rho ||g||_q.
     """
     largest = grads.abs().amax(dim=1, keepdim=True)
-    scaled = torch.where(largest > 0, grads / largest, torch.zeros_like(grads))  # eps* ignores the scale of g
+    scaled = torch.where(
+        largest > 0, grads / largest, torch.zeros_like(grads)
+    )  # eps* does not depend on the scale of g
     if p == 1:
         direction = torch.zeros_like(grads)
         at = scaled.abs().argmax(dim=1, keepdim=True)
@@ -48,10 +49,10 @@ def worst_noise(grads: Tensor, budget: Tensor, p: float) -> Tensor:
 
 
 def relative_change(clean: Tensor, noisy: Tensor, kind: ScoreKind) -> Tensor:
-    """(B,) relative difference of the Frobenius norm of one block's outputs (B, S, H), zeros at padding.
+    """(B,) relative difference of one block's outputs (B, S, H), zeros at padding, in the Frobenius norm.
 
-    norm_diff: | ||h'|| - ||h|| | / ||h||, the literal reading; diff_norm: ||h' - h|| / ||h||. A block that gives out
-    nothing but zeros has no relative change: 0.
+    norm_diff: | ||h'|| - ||h|| | / ||h||, the literal reading of the paper; diff_norm: ||h' - h|| / ||h||. A block
+    whose output is all zeros scores 0.
     """
     before = clean.flatten(1).norm(dim=1)
     if kind == "norm_diff":
@@ -70,7 +71,7 @@ def layer_sensitivity(
     relative: bool,
     kind: ScoreKind,
 ) -> Tensor:
-    """I_k^l, (L,) float32: mean over the samples at `rows` of each block's relative change. Evaluation mode."""
+    """I_k^l, (L,) float32: mean over the samples at `rows` of each block's relative change. In evaluation mode."""
     model.train(False)
     scores = []
     for batch in map(shard.batch, by_length(shard, rows, CHUNK)):
@@ -94,14 +95,14 @@ def layer_sensitivity(
 
 
 RIDGE = 1e-5
+"""Added to eigenvalues before the logarithm."""
 
 
 def spread(similarity: Tensor) -> Tensor:
-    """sum_i log e_i + 1 / e_i over e = eigenvalues + 1e-5 of a matrix of cosine similarities (n, n), as in the code of
-    FedPepTAO (Che et al., EMNLP 2023).
+    """sum_i log e_i + 1 / e_i, as in the code of FedPepTAO (Che et al., EMNLP 2023).
 
-    Least, n, where all samples differ (e_i = 1); the more alike they are, the more eigenvalues are near 0, and the
-    larger it is.
+    e = eigenvalues + 1e-5 of a matrix of cosine similarities (n, n). The minimum n is reached when all samples are
+    orthogonal (e_i = 1). The more similar the samples, the more eigenvalues are near 0, and the larger the value.
     """
     values = torch.linalg.eigvalsh(similarity.double()).clamp(min=0) + RIDGE
     return (values.log() + 1 / values).sum()
@@ -111,7 +112,7 @@ def spread(similarity: Tensor) -> Tensor:
 def layer_similarity(model: LocalModel, shard: Shard, rows: Tensor) -> Tensor:
     """(L,) float32 `spread` of the cosines between samples' states, flattened over tokens, zeros at padding.
 
-    Evaluation mode. Holds all states of the samples: n L S H floats.
+    In evaluation mode. Holds all states of the samples: n L S H floats.
     """
     model.train(False)
     states: list[list[Tensor]] = [[] for _ in range(model.num_layers)]
@@ -125,7 +126,7 @@ def layer_similarity(model: LocalModel, shard: Shard, rows: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """(n, S H) of parts (c, S_c, H), whose samples come with length."""
+    """(n, S H) from parts (c, S_c, H), which come in order of length."""
     joined = parts[0].new_zeros(sum(map(len, parts)), parts[-1].shape[1], parts[0].shape[2])
     for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
         rows[:, : part.shape[1]] = part

@@ -1,4 +1,4 @@
-"""The solver axis."""
+"""The solver axis: how a device trains, and which model it calls its own."""
 
 from fibec_ray.parts.solver.base import Solver
 from fibec_ray.parts.solver.fedrep import FedRep

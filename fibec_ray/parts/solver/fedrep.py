@@ -12,16 +12,16 @@ from fibec_ray.tensors import Tensors
 
 
 class FedRep(Solver):
-    """FedRep (Collins et al., ICML 2021): with the body as received, the head for its epochs; then, with it, the body.
+    """FedRep (Collins et al., ICML 2021): trains the head on the received body, then the body with the new head.
 
-    The head is what is personal, the body what is shared: sharing body. With a verbaliser there is no head, and the
-    sharing rule's last_blocks play its part; nothing personal is refused. Each of the two has an optimiser of its own,
-    and `local.max_steps` bounds each. The log counts the steps of the body; flops count both.
+    The head is the personal part and the body the shared part: use sharing body. With a verbaliser there is no head;
+    set the sharing rule's last_blocks instead. A method without personal tensors is rejected. Head and body have
+    separate optimisers, and `local.max_steps` limits each. The log counts the steps of the body; flops count both.
     """
 
     kind: Literal["fedrep"] = "fedrep"
     head_epochs: int = Field(
-        2, ge=1, description="passes for the head; those for the body are local.epochs. FederatedScope has 2 and 1"
+        2, ge=1, description="epochs of the head; local.epochs is for the body. FederatedScope uses 2 and 1"
     )
     needs: ClassVar[tuple[Need, ...]] = ("shared", "personal", "moving")
 

@@ -1,4 +1,4 @@
-"""No training: the anchor that says what the base model can do as it is."""
+"""No training: a baseline that scores the unchanged base model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fibec_ray.tensors import Tensors
 
 
 class Idle(Solver):
-    """Nothing is trained: with a verbaliser, the base model's zero-shot score. A head of ours stays random."""
+    """Trains nothing. With a verbaliser this is the base model's zero-shot score; a task head stays random."""
 
     kind: Literal["idle"] = "idle"
     silences: ClassVar[Mapping[str, str]] = dict.fromkeys(
