@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-all bench bench-fisher lint format install clean
+.PHONY: quickstart test test-all bench bench-fisher lint docs format install clean
 
 quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	rm -rf runs/quickstart
@@ -41,10 +41,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation site in build/site, with its generated pages
+	$(BIN)/python -m fibec_ray.cli.reference
+	$(BIN)/python docs/gather.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 format: $(READY)  ## formats the code, and writes the page of methods anew
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/python -m fibec_ray.cli.method_page > docs/methods.md
+	$(BIN)/python -m fibec_ray.cli.reference
 
 install: $(READY)
 

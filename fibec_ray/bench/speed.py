@@ -29,15 +29,18 @@ SIZES = (Size(100, 10, 2), Size(100, 10, 1), Size(1_000, 100, 2), Size(10_000, 1
 """of the second"""
 PAGE = config_folder().parent / "docs" / "performance.md"
 HOW = """\
-Two processes of one torch thread each. 100 devices with 32 samples of exactly 32 tokens, 10 devices a round; MiniLM
-(all-MiniLM-L6-v2, 22.7 M parameters) with LoRA r = 8 on query and value and a linear head on mean-pooled states; one
-local epoch of AdamW in batches of 8, gradients clipped; FedAvg. All contenders train the same devices on the same
-batches from the same adapter, and one whose global adapter is not the bare loop's at the end, but for rounding, gets no
-figure. All run torch's own kernels but fibec_ray, which computes frozen layers with oneDNN (`models/kernels.py`).
+**Task.** FedAvg with 100 devices, 10 per round. Each device has 32 samples of exactly 32 tokens and trains one epoch
+with AdamW, batches of 8, clipped gradients. The model is MiniLM (all-MiniLM-L6-v2, 22.7 M parameters) with LoRA r = 8
+on query and value and a linear head on mean-pooled states. Everything runs in two processes with one torch thread
+each.
 
-A run's first round, in which models are loaded, and its last, which is evaluated, are not measured. Contenders take
-turns; figures are the median of the repeats (least - most), ratios are taken within a repeat. Memory is that of all
-processes together, shared pages counted once (PSS). What was tuned for each rival stands in `fibec_ray/bench/rivals/`.
+**Fairness.** All contenders train the same devices on the same batches from the same adapter. One whose final adapter
+differs from the bare loop's by more than rounding gets no figure. All use torch's own kernels, except fibec_ray, which
+computes frozen layers with oneDNN (`models/kernels.py`). The tuning of each rival is in `fibec_ray/bench/rivals/`.
+
+**Measurement.** The first round (models are loaded) and the last (evaluation) are left out. Contenders take turns.
+Figures are the median of the repeats (least - most), and ratios are taken within a repeat. Memory is that of all
+processes, with shared pages counted once (PSS).
 """
 
 
@@ -95,7 +98,8 @@ def conditions() -> str:
 
 def page(parts: Sequence[str]) -> str:
     """docs/performance.md."""
-    return "\n\n".join(["# Performance", "`make bench` prints these tables.", HOW.strip(), *parts]) + "\n"
+    command = "`make bench` prints these tables. It takes about 20 minutes on 2 quiet cores."
+    return "\n\n".join(["# Performance", command, HOW.strip(), *parts]) + "\n"
 
 
 def arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Prints `docs/methods.md` from the registries and `configs/methods/`: `python -m fibec_ray.cli.method_page`."""
+"""The page of methods, docs/methods.md, made from the parts themselves and from `configs/methods/`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from fibec_ray.parts.part import Part
 
 _INTRODUCTION = """# Methods
 
-<!-- Generated: python -m fibec_ray.cli.method_page > docs/methods.md -->
+<!-- Generated: python -m fibec_ray.cli.reference -->
 
-Each method is one YAML in `configs/methods/`: the parts in which it differs from FedAvg on LoRA. `method=NAME` runs it,
-`method.AXIS.FIELD=VALUE` changes it, and any part goes with any other that it does not refuse. How to add one:
-[adding-a-method.md](adding-a-method.md)."""
+Each method is one YAML file in `configs/methods/`. It names the parts in which the method differs from FedAvg on LoRA.
+`method=NAME` selects a method, and `method.AXIS.FIELD=VALUE` changes it. Parts combine freely; a combination that
+cannot work is rejected with the reason. [Your own method](adding-a-method.md) takes about ten lines.
+
+*All that is trainable* in the third column means the adapter, and a head if there is one."""
 
 
 def page() -> str:
@@ -25,7 +27,7 @@ def page() -> str:
 
 
 def _method_table(methods: Sequence[tuple[str, Method]]) -> str:
-    rows = ["| method | parts | devices send | outlasts a round | reference |", "|---|---|---|---|---|"]
+    rows = ["| method | parts | devices send | kept between rounds | reference |", "|---|---|---|---|---|"]
     for name, method in methods:
         cells = (f"`{name}`", _differences(method), method.sends, method.keeps, method.reference)
         rows.append(f"| {' | '.join(cells)} |")
@@ -66,7 +68,3 @@ def _shown(value: Any) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    print(page(), end="")

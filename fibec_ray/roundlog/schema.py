@@ -1,6 +1,6 @@
 """The columns of the round log, their units and meanings. The writer checks its rows against them.
 
-`python -m fibec_ray.roundlog.schema` prints `docs/round-log.md`.
+`python -m fibec_ray.cli.reference` writes `docs/round-log.md` from it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from functools import partial
 import pyarrow as pa
 
 SCHEMA_VERSION = 7
-"""Raised when a column is renamed, removed or changes its meaning; a new nullable column raises it too."""
+"""Increases with every change of the columns, including a new nullable one."""
 
 SCHEMA_MAJOR = 7
-"""The version in which a column was last renamed, removed or given another meaning. Programs that read logs of this
-major read newer versions of it too: they ignore columns that they do not know, and take null for those they miss."""
+"""The version in which a column was last renamed, removed or given another meaning. A program that
+reads this major also reads its newer versions: it ignores unknown columns, and fills missing ones with nulls."""
 
 SCHEMA_OLDEST = 2
 """The oldest version that this program reads."""
@@ -38,10 +38,10 @@ ADDED_TABLES = {4: ("evaluations",)}
 """By version: tables that it added. Older logs are read as if they had them, without rows."""
 
 METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
-"""What the writer is given as strings and puts in every part file, beside `schema_version`."""
+"""Metadata that the writer puts into every part file, as strings, beside `schema_version`."""
 
 NONDETERMINISTIC = ("wall_time_s", "compute_s", "peak_memory_bytes", "actor", "attempt")
-"""Columns that two equal runs may disagree on: where and how fast the work was done, not what came out."""
+"""Columns that can differ between two equal runs: where and how fast the work was done."""
 
 
 I32, I64, F64, TEXT, FLAG = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
@@ -65,7 +65,7 @@ ROUNDS = pa.schema(
         _column("bytes_down", I64, "B", "sent to devices in this round"),
         _column("bytes_total", I64, "B", "sent both ways since the start of the run"),
         _column("num_devices", I32, "devices", "size of the cohort; all devices in round -1"),
-        _column("num_lost", I32, "devices", "devices of the cohort whose update never came"),
+        _column("num_lost", I32, "devices", "devices of the cohort that sent no update"),
         _column(
             "num_samples", I64, "samples", "training samples visited in this round, repeats by local epochs included"
         ),
@@ -78,17 +78,17 @@ ROUNDS = pa.schema(
             "train_loss",
             F64,
             "nats",
-            "mean over the steps of this round, on what devices trained on (never on evaluation data): under a "
-            "curriculum it rises as harder data joins; null where nothing was trained",
+            "mean over the steps of this round, on training data; rises as a curriculum adds harder data; null where "
+            "nothing was trained",
         ),
         _optional("data_fraction", F64, "1", "batches visible / all batches, mean over the cohort"),
-        _optional("kept_fraction", F64, "1", "personal entries that the mask lets move / all, mean over the cohort"),
+        _optional("kept_fraction", F64, "1", "personal entries that the mask lets change / all, mean over the cohort"),
         _optional("mask_overlap", F64, "1", "devices.mask_overlap, mean over the cohort's returning devices"),
         _optional(
             "global_accuracy",
             F64,
             "1",
-            "global model on the test set; null where not evaluated, where heads are personal, and in a regression",
+            "global model on the test set; null if not evaluated, if heads are personal, and in a regression",
         ),
         _optional("global_loss", F64, "nats", "global model on the test set, mean over samples"),
         _optional("global_metric", F64, "1", "global model on the test set, in the task's own metric"),
@@ -97,25 +97,24 @@ ROUNDS = pa.schema(
         _optional("personal_metric", F64, "1", "personal predictions, pooled, in the task's own metric"),
         _optional("personal_accuracy_trained", F64, "1", "personal_accuracy over devices that trained at least once"),
         _optional("num_devices_trained", I32, "devices", "devices that trained at least once so far"),
-        _optional("adapter_digest", TEXT, "hash", "of the shared tensors at the end of the round, bit by bit"),
+        _optional("adapter_digest", TEXT, "hash", "of the shared tensors at the end of the round"),
         _optional(
             "num_quarantined",
             I32,
             "devices",
-            "devices of the cohort whose update came and was not averaged; means over the cohort leave them out",
+            "devices of the cohort whose update was rejected and not averaged; means over the cohort leave them out",
         ),
         _optional(
             "global_perplexity",
             F64,
             "1",
-            "exp of the global model's mean loss over all tokens of the test set's responses; null where answers are "
-            "no texts",
+            "exp of the global model's mean loss over all tokens of the test set's responses; only for answers in text",
         ),
         _optional(
             "personal_perplexity",
             F64,
             "1",
-            "the same of every device's own model on its own test shard, over all tokens together",
+            "the same for every device's own model on its own test shard, over all tokens together",
         ),
     ]
 )
@@ -132,24 +131,24 @@ DEVICES = pa.schema(
         _optional("learning_rate", F64, "1", "local learning rate; null where nothing was trained"),
         _optional("train_loss", F64, "nats", "mean over the steps; null where nothing was trained"),
         _optional(
-            "difficulty_seen", F64, "method's own", "mean difficulty score, as the curriculum has it, of what was seen"
+            "difficulty_seen", F64, "method's own", "mean of the curriculum's difficulty score over the samples seen"
         ),
-        _optional("true_difficulty_seen", F64, "1", "mean true difficulty of what was seen, where the task knows it"),
+        _optional("true_difficulty_seen", F64, "1", "mean true difficulty of the samples seen, if the task knows it"),
         _optional("length_seen", F64, "tokens", "mean length of the samples seen"),
-        _optional("kept_fraction", F64, "1", "personal entries that the mask lets move / all"),
+        _optional("kept_fraction", F64, "1", "personal entries that the mask lets change / all"),
         _optional(
             "mask_overlap",
             F64,
             "1",
-            "entries that the mask lets move now and at the device's last participation / at either (Jaccard)",
+            "Jaccard index of the entries that the mask lets change now and those of the last participation",
         ),
         _optional(
             "layer_keep_ratio",
             F64,
             "1",
-            "share of the layers that the spectrum of the device's loss asks to share, where the method looks at it",
+            "share of the layers to communicate by the spectrum of the device's loss, if the method estimates it",
         ),
-        _optional("fisher_trace", F64, "1", "sum of the diagonal Fisher information that the mask is based on"),
+        _optional("fisher_trace", F64, "1", "sum of the diagonal Fisher information behind the mask"),
         _optional("difficulty_loss_rank_corr", F64, "1", "Spearman correlation of difficulty and loss over the shard"),
         _optional(
             "difficulty_length_rank_corr", F64, "1", "Spearman correlation of difficulty and length over the shard"
@@ -169,33 +168,38 @@ DEVICES = pa.schema(
         _column("compute_s", F64, "s", "real time that the device's work took"),
         _column("peak_memory_bytes", I64, "B", "highest memory of the process that did the work"),
         _column("actor", TEXT, "name", "who did the work"),
-        _column("attempt", I32, "count", "0, or how often the work had been lost with an actor before"),
+        _column("attempt", I32, "count", "how often this work was lost with an actor before; 0 is the first try"),
         _optional(
             "update_digest",
             TEXT,
             "hash",
-            "of what the device sent, followed by that of what it keeps (personal tensors, memories) if it keeps any",
+            "of what the device sent, then of what it keeps (personal tensors, memories), if it keeps anything",
         ),
         _optional(
             "quarantined",
             TEXT,
             "reason",
-            "why the update was not averaged (it is not finite, or does not fit the server's tensors); null if it was",
+            "why the update was rejected and not averaged; null if it was averaged",
         ),
     ]
 )
-"""One row per device-round that was finished: the scalar fields of `reports.DeviceReport`."""
+"""One row per finished device-round: the scalar fields of `reports.DeviceReport`."""
 
 LAYERS = pa.schema(
     [
         _ROUND,
         _column("layer", I32, "index", "transformer block, from 0 at the input"),
         _optional(
-            "sensitivity", F64, "method's own", "score by which shared layers are chosen, mean over devices by n_k"
+            "sensitivity",
+            F64,
+            "method's own",
+            "score that decides which layers are shared, mean over devices weighted by n_k",
         ),
         _column("shared", FLAG, "", "whether the layer's adapter is communicated (a global aggregation layer, GAL)"),
         _optional("fisher_mass", F64, "1", "sum of the layer's diagonal Fisher information, mean over the cohort"),
-        _optional("kept_neurons", F64, "neurons", "neurons of the layer that the mask lets move, mean over the cohort"),
+        _optional(
+            "kept_neurons", F64, "neurons", "neurons of the layer that the mask lets change, mean over the cohort"
+        ),
     ]
 )
 """One row per layer and round; none where a method does not look at layers."""
@@ -234,28 +238,34 @@ KEYS = ("round", "device", "layer", "batch")
 
 _INTRODUCTION = f"""# The round log
 
-<!-- Generated: python -m fibec_ray.roundlog.schema > docs/round-log.md -->
+<!-- Generated: python -m fibec_ray.cli.reference -->
 
 A run writes five Parquet tables into its run directory: `rounds/`, `devices/`, `layers/`, `batches/` and
-`evaluations/`. Each is a folder with one part file per round (`init.parquet` for the initialisation phase, then
-`part-000000.parquet` ...), renamed into place when complete, so a log can be read while the run goes on. The Parquet
-metadata of every part holds `schema_version` (now {SCHEMA_VERSION}), `schema_major` (now {SCHEMA_MAJOR}),
-{", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`: the resolved experiment.
+`evaluations/`. Each is a folder with one part file per round: `init.parquet` for the initialisation phase, then
+`part-000000.parquet` and so on. A part file is renamed into place when it is complete, so you can read the log while
+the run goes on.
 
-A newer version of the same major only adds nullable columns and tables. `fibec_ray.analysis.log` reads it: it leaves
-out what it does not know and fills what is missing with nulls. A newer major has changed what a column means, and is
-refused.
-
-`num_steps`, `num_samples`, `num_samples_seen` and `train_loss` are those of the model that devices share. What a
-method's solver trains beside it (a model of the device's own, a head by itself) shows in `flops` and the times alone;
-what it does before an evaluation is not logged.
-
-Read it with `fibec_ray.analysis.log` (lazy, [recipes.md](recipes.md) has examples) or with any Parquet reader:
+Read it with `fibec_ray.open_run` ([custom analysis](recipes.md) has examples) or with any Parquet reader:
 `SELECT * FROM 'RUN/rounds/*.parquet'`.
-Columns marked ~ may differ between two runs of the same experiment; all others are bitwise equal for the same seed.
-A regression (task metric `r2`) has no accuracies, and half squared errors for losses. Samples that are no text have no
-length. Where answers are texts (instructions), the loss of a sample is the mean over its response's tokens, losses are
-means over samples, and accuracy is the share of responses that greedy decoding gives to the letter, end included."""
+
+- **Columns marked ~** can differ between two runs of the same experiment. All others have the same bits for the same
+  seed.
+- **`num_steps`, `num_samples`, `num_samples_seen` and `train_loss`** are about the shared model. If a method trains
+  another model as well (a device's own model, or a head alone), that shows only in `flops` and in the times.
+  Fine-tuning before an evaluation is not logged.
+- **A regression** (metric `r2`) has no accuracies. Its losses are half squared errors.
+- **Samples without text** have no length.
+- **Answers in text**: the loss of a sample is the mean over the tokens of its response. `accuracy` is the share of
+  responses that greedy decoding gives exactly, end included.
+
+## Versions
+
+The Parquet metadata of every part holds `schema_version` (now {SCHEMA_VERSION}), `schema_major` (now {SCHEMA_MAJOR}),
+{", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`, the resolved experiment.
+
+A newer version of the same major only adds nullable columns and tables. `fibec_ray` reads it: it ignores what it does
+not know and fills what is missing with nulls. A newer major has changed the meaning of a column and is rejected.
+Older logs are read under today's names: {", ".join(f"`{old}` is now `{new}`" for old, new in RENAMED.items())}."""
 
 
 def tables_of(version: int) -> list[str]:
@@ -280,17 +290,13 @@ def markdown() -> str:
     """`docs/round-log.md`, from the schemas above."""
     titles = {
         "rounds": "one row per round",
-        "devices": "one row per device-round that was finished",
-        "layers": "one row per layer and round (none where a method does not look at layers)",
-        "batches": "one row per device and fixed batch, in each round in which its curriculum scored them",
-        "evaluations": "one row per device, in each round that was evaluated",
+        "devices": "one row per finished device-round",
+        "layers": "one row per layer and round (none if the method does not score layers)",
+        "batches": "one row per device and fixed batch, in each round in which its curriculum scored it",
+        "evaluations": "one row per device in each evaluated round",
     }
     parts = [_INTRODUCTION]
     for table, schema in TABLES.items():
         head = f"## `{table}`: {titles[table]}\n\n| column | type | unit | meaning |\n|---|---|---|---|"
         parts.append("\n".join([head, *map(_row, schema)]))
     return "\n\n".join(parts) + "\n"
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

@@ -41,4 +41,4 @@ def test_nondeterministic_columns_exist():
 
 
 def test_documentation_is_current():
-    assert DOCS.read_text() == markdown(), "run: python -m fibec_ray.roundlog.schema > docs/round-log.md"
+    assert DOCS.read_text() == markdown(), "run: python -m fibec_ray.cli.reference"
