@@ -11,12 +11,15 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fibec_ray.cli.parsing import Parser
+from fibec_ray.config.names import find_config
 from fibec_ray.errors import ConfigError
 
 RUNS_CODE = (
-    "A part may be your own: kind FILE.py:CLASS, beside the YAML that names it, or MODULE:CLASS. Reading a YAML that "
-    "names one runs that Python code. Look at a YAML and its Python files before you run somebody else's."
+    "A YAML file can name parts of your own: kind FILE.py:CLASS, relative to the YAML, or MODULE:CLASS. Reading such a "
+    "YAML runs that Python code, so look at files from other people before you use them."
 )
+RUNS_SAVED_CODE = "If the run uses parts of your own, this runs the Python files saved in RUN/parts."
 
 
 def path(text: str) -> Path:
@@ -60,7 +63,23 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=place, metavar="RUN", help=what)
 
 
-def add_config(parser: argparse.ArgumentParser, metavar: str = "CONFIG", what: str = "experiment, a YAML file") -> None:
+def add_config(
+    parser: Parser,
+    metavar: str = "CONFIG",
+    what: str = "experiment: a name (`fibec-ray configs`) or a YAML file; default: ./experiment.yaml",
+    groups: tuple[str, ...] = ("experiments",),
+) -> None:
+    """Adds the experiment and its overrides. main.py turns `config` into a Path by `settle_config`."""
     parser.epilog = RUNS_CODE
-    parser.add_argument("config", type=path, metavar=metavar, help=what)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20")
+    parser.add_argument("config", nargs="?", metavar=metavar, help=what)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20 lr=1e-3")
+    parser.set_defaults(config_groups=groups)
+
+
+def settle_config(arguments: argparse.Namespace) -> None:
+    """Finds the file of `config`. Without one, the first override stands in its place. Raises ConfigError."""
+    text = arguments.config
+    if text is not None and "=" in text and not path(text).exists():
+        arguments.overrides = [text, *arguments.overrides]
+        text = None
+    arguments.config = find_config(str(path(text)) if text else text, arguments.config_groups)

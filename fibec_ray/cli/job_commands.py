@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from fibec_ray.cli.argument_types import add_config, path
 from fibec_ray.cli.entry import advice, warn
+from fibec_ray.cli.parsing import Parsers
 
 if TYPE_CHECKING:
     from fibec_ray.jobs.client import Cluster
 
-Commands = Any
-"""what argparse's add_subparsers returns"""
+TITLE = "use a cluster"
 
 
-def add_commands(commands: Commands) -> None:
-    submit = commands.add_parser("submit", help="run an experiment as a job of a Ray cluster")
+def add(parsers: Parsers) -> None:
+    submit = parsers.add_parser("submit", help="run an experiment as a job of a Ray cluster")
     add_config(submit)
     submit.add_argument("--name", metavar="N", help="of the job; an earlier one's goes on in its run directory")
     submit.add_argument(
@@ -35,18 +35,18 @@ def add_commands(commands: Commands) -> None:
     submit.add_argument("--installed", action="store_true", help="the cluster has fibec_ray: send no code")
     _finish(submit, _submit)
 
-    _finish(commands.add_parser("jobs", help="list a cluster's jobs"), _jobs, prints=True)
+    _finish(parsers.add_parser("jobs", help="list a cluster's jobs"), _jobs, prints=True)
 
-    logs = commands.add_parser("logs", help="print a job's log")
+    logs = parsers.add_parser("logs", help="print a job's log")
     logs.add_argument("job", metavar="JOB", help="id, or name: its newest")
     logs.add_argument("--follow", action="store_true", help="until the job ends; exit 1 if it fails")
     _finish(logs, _logs, prints=True)
 
-    stop = commands.add_parser("stop", help="stop a job; `submit` with its name goes on with it")
+    stop = parsers.add_parser("stop", help="stop a job; `submit` with its name goes on with it")
     stop.add_argument("job", metavar="JOB", help="id, or name: its newest")
     _finish(stop, _stop)
 
-    fetch = commands.add_parser("fetch", help="bring a job's run directory here")
+    fetch = parsers.add_parser("fetch", help="bring a job's run directory here")
     fetch.add_argument("job", metavar="JOB", help="id, or name: its newest")
     fetch.add_argument("dest", type=path, nargs="?", metavar="DEST", help="default: runs/NAME, then runs/NAME-2 ...")
     fetch.add_argument("--shared", action="store_true", help="this machine sees the job's folder too: copy all of it")

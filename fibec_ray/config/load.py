@@ -16,15 +16,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-import fibec_ray
+from fibec_ray.config.aliases import expand
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
+from fibec_ray.config.names import GROUPS, find, near_file
+from fibec_ray.config.names import config_folder as config_folder
+from fibec_ray.config.names import method_files as method_files
 from fibec_ray.config.limits import refuse_flags, refuse_nonsense
-from fibec_ray.errors import ConfigError, did_you_mean
+from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES, Method
 
-GROUPS = {"method": "methods", "task": "tasks", "backbone": "backbones"}
-"""Keys whose value may be the name of a file, and the folder of such files."""
 KINDS = ("kind", "of")
 """Keys below an axis whose value may be a part's kind."""
 
@@ -102,33 +103,12 @@ def first_difference(found: Any, wanted: Any, at: str = "") -> str:
     return "its settings are of other kinds"
 
 
-def config_folder() -> Path:
-    """The packaged `configs` folder: inside the installed package, or beside it in a checkout."""
-    package = Path(fibec_ray.__file__).parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def method_files() -> list[Path]:
-    return sorted((config_folder() / "methods").glob("*.yaml"))
-
-
-def find(group: str, name: str, experiment: Path) -> Path:
-    """The file that a method or task is named by: a path, or a name in the experiment's or the packaged configs."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    folders = [config_folder() / GROUPS[group], experiment.resolve().parent.parent / GROUPS[group]]
-    known = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
-    if name not in known:
-        raise ConfigError(f"{group}: no {group} is called {name!r}; {did_you_mean(name, known)}")
-    return known[name]
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+        near = near_file(path) or "; give the path of a YAML file"
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}){near}") from error
     except ValueError as error:  # not UTF-8, or a path that no file can have
         raise ConfigError(f"{path}: not YAML ({error}); give the path of a YAML file") from error
     raw = _parse(text, f"{path}: not YAML")
@@ -139,14 +119,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """`local.batch_size=4` -> (["local", "batch_size"], 4); values are YAML."""
+    """`local.batch_size=4` -> (["local", "batch_size"], 4), and so is `batch_size=4`; values are YAML."""
     key, sign, value = text.partition("=")
     keys = key.strip().split(".")
     if not sign or not all(keys):
         raise ConfigError(f"'{text}': expected key=value, such as rounds=20 or local.batch_size=4")
     parsed = _parse(value, f"'{text}': the value is not YAML")
     refuse_nonsense(parsed, "", keys)
-    return keys, parsed
+    return expand(keys, parsed)
 
 
 def _parse(text: str, complaint: str) -> Any:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from conftest import make_regression
 
-from fibec_ray.cli.main import main
+from fibec_ray.cli.main import build_parser, main
 from fibec_ray.config.load import config_folder, load_experiment, method_files
 from fibec_ray.runs.simulation import resolved
 
@@ -152,12 +153,41 @@ def test_a_backbone_that_cannot_be_had_is_one_line(tiny_file: str, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"], ["run", QUICKSTART, "--ot", "x"], ["watch", "x", "y"]])
-def test_a_command_line_that_makes_no_sense(arguments: list[str], capsys: Any) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage: fibec-ray" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rnu"], "no such command 'rnu'; did you mean 'run'?"),
+        (["run", QUICKSTART, "--ot", "x"], "--ot: no such option; did you mean '--out'?"),
+        (["run", QUICKSTART, "--rouns", "3"], "--rouns: no such option; did you mean '--rounds'?"),
+        (["run", QUICKSTART, "--rounds"], "--rounds: expected a value, such as rounds=VALUE"),
+        (["run", QUICKSTART, "--rounds", "--resume"], "--rounds: expected a value"),
+        (["run", QUICKSTART, "-x"], "run: unrecognized arguments: -x; see fibec-ray run --help"),
+        (["watch", "x", "y"], "watch: unrecognized arguments: y; see fibec-ray watch --help"),
+        (["watch"], "watch: the following arguments are required: RUN; see fibec-ray watch --help"),
+        (["verify", "x", "--roundz", "3"], "--roundz: no such option; did you mean '--rounds'?"),
+        (["watch", "x", "--rounds", "3"], "--rounds: no such option; allowed: --help"),
+        (["--nonsense"], "unrecognized arguments: --nonsense; see --help"),
+        (["run", "quikstart"], "no config is called 'quikstart'; did you mean 'quickstart'?"),
+        (["sweep", "method", "--out", "x"], "no config is called 'method'; did you mean 'methods'?"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense(arguments: list[str], says: str, capsys: Any) -> None:
+    assert says in refused(capsys, *arguments)
+
+
+def test_bare_command_prints_help_with_every_command(capsys: Any) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: fibec-ray")
+    _, parsers = build_parser()
+    for name, parser in parsers.commands.items():
+        assert f"  {name} " in out and parser.description is not None
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_version(capsys: Any) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fibec-ray {version('fibec_ray')}\n"
 
 
 # --- show, methods

@@ -1,0 +1,49 @@
+"""The commands for sweeps: sweep, sweep-table."""
+
+from __future__ import annotations
+
+import argparse
+
+from fibec_ray.cli import entry
+from fibec_ray.cli.argument_types import add_config, at_least_one, path
+from fibec_ray.cli.parsing import Parsers
+
+TITLE = "sweep"
+
+
+def add(parsers: Parsers) -> None:
+    sweep = parsers.add_parser("sweep", help="run every variant and seed of a sweep, then print its table")
+    add_config(
+        sweep,
+        "SWEEP",
+        "sweep (YAML), or an experiment with several values for some keys (method=a,b)",
+        ("sweeps", "experiments"),
+    )
+    sweep.add_argument("--out", type=path, metavar="DIR", required=True, help="sweep directory; finished runs are kept")
+    sweep.add_argument("--jobs", type=at_least_one, metavar="N", default=1, help="runs at a time (default: 1)")
+    sweep.set_defaults(command=_sweep)
+
+    table = parsers.add_parser("sweep-table", help="compare a sweep's finished runs: DIR/table.md and DIR/table.csv")
+    table.add_argument("sweep", type=path, metavar="DIR", help="sweep directory")
+    table.add_argument("--last", type=at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)")
+    table.set_defaults(command=_sweep_table)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from fibec_ray.analysis.sweep_table import write_table
+    from fibec_ray.cli.terminal import screen_width
+    from fibec_ray.sweep.load import load_sweep
+    from fibec_ray.sweep.run import refuse_failures, run_sweep
+
+    sweep = load_sweep(arguments.config, arguments.overrides)
+    with entry.advice(lambda: "the same command goes on with this sweep"):
+        failures = run_sweep(sweep, arguments.out, arguments.jobs, lambda line: print(line, flush=True))
+    print(write_table(arguments.out, width=screen_width()), end="", flush=True)
+    refuse_failures(failures, len(sweep.runs))
+
+
+def _sweep_table(arguments: argparse.Namespace) -> None:
+    from fibec_ray.analysis.sweep_table import write_table
+    from fibec_ray.cli.terminal import screen_width
+
+    print(write_table(arguments.sweep, arguments.last, screen_width()), end="")
