@@ -1,13 +1,15 @@
-"""Tables of methods, and of parts that are not built in; printed by `fibec-ray methods`."""
+"""Wide tables of methods, of user-defined parts, and of tasks, backbones and configs."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
+from fibec_ray.cli.catalogue import Entry
 from fibec_ray.cli.terminal import make_console, print_table
 from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES, Method
@@ -19,7 +21,7 @@ Row = tuple[str, str, str, str]
 
 
 def method_table(methods: Sequence[tuple[str, Method]]) -> None:
-    """One row per method: what each axis holds (blank: neutral), what devices send, what outlasts a round."""
+    """One row per method: its part on each axis (blank: the neutral one), what devices send, what is kept."""
     table = Table()
     for column in ("method", *AXES, "sends", "keeps", "reference"):
         table.add_column(column, overflow="fold")
@@ -31,8 +33,25 @@ def method_table(methods: Sequence[tuple[str, Method]]) -> None:
     print_table(make_console(), table, fold_in_pipes=False)
 
 
+def as_json(entry: Entry, method: Method) -> dict[str, Any]:
+    """A method as plain values: where it comes from, and the kind on each axis."""
+    values = {**entry._asdict(), "file": str(entry.file), "reference": method.reference}
+    values["parts"] = {axis: part.kind for axis, part in method.parts.items()}
+    return values | {"pooled": method.pooled, "sends": method.sends, "keeps": method.keeps}
+
+
+def entry_table(entries: Sequence[Entry]) -> None:
+    """One row per task, backbone or config, with its file."""
+    table = Table()
+    for column in ("name", "family", "what", "file"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        table.add_row(entry.name, entry.family, entry.summary, str(entry.file))
+    print_table(make_console(), table, fold_in_pipes=False)
+
+
 def own_parts(files: Sequence[Path], methods: Sequence[Method]) -> list[Row]:
-    """Parts in Python files, of some methods, and of installed packages. Runs the files. Raises ConfigError."""
+    """User-defined parts: in Python files, in methods and in installed packages. Runs the files. Raises ConfigError."""
     found: list[type[Part]] = []
     try:
         for file in files:
@@ -52,7 +71,7 @@ def _offered() -> Iterator[Row]:
             continue
         assert cls is not None, "it is offered"
         kind, axis, what, where = _row(cls)
-        hidden = f"hidden by the built-in kind of this name; name it {kind}" if name in AXES[axis] else what
+        hidden = f"a built-in kind has this name; use {kind}" if name in AXES[axis] else what
         yield name, axis, hidden, where
 
 

@@ -15,7 +15,7 @@ import yaml
 from conftest import make_regression
 
 from fibec_ray.cli.main import build_parser, main
-from fibec_ray.config.load import config_folder, load_experiment, method_files
+from fibec_ray.config.load import config_folder, load_experiment
 from fibec_ray.runs.simulation import resolved
 
 QUICKSTART = str(config_folder() / "quickstart.yaml")
@@ -190,7 +190,7 @@ def test_version(capsys: Any) -> None:
     assert capsys.readouterr().out == f"fibec-ray {version('fibec_ray')}\n"
 
 
-# --- show, methods
+# --- show
 
 
 def test_show_prints_yaml_that_loads_to_the_same_experiment(tmp_path: Path, capsys: Any) -> None:
@@ -200,13 +200,6 @@ def test_show_prints_yaml_that_loads_to_the_same_experiment(tmp_path: Path, caps
     experiment = load_experiment(Path(QUICKSTART), ["method=fedprox", "local.clip=null"])
     assert load_experiment(path) == experiment
     assert yaml.safe_load(path.read_text()) == resolved(experiment)
-
-
-def test_methods_prints_every_method(capsys: Any) -> None:
-    assert main(["methods"]) == 0
-    out = capsys.readouterr().out
-    rows = [line.split()[1] for line in out.splitlines() if line.startswith("│")]
-    assert rows == [path.stem for path in method_files()]
 
 
 # --- run, report

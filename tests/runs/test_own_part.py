@@ -118,7 +118,7 @@ def test_the_methods_command_lists_it(
         printed = capsys.readouterr().out
         assert printed.count("The mean of updates that are scaled down") == 2 and "fibecfed" in printed
         assert printed.count(KIND) >= 2 and f"my_rules.py, digest {own.digest(RULES)}" in printed
-        assert "hidden by the built-in kind of this name" in printed and "no module 'no_such_package'" in printed
+        assert "a built-in kind has this name" in printed and "no module 'no_such_package'" in printed
     assert main(["methods", "none.py"]) == 2
 
 
