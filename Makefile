@@ -59,7 +59,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || \
 		{ echo "cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PIP) torch
-	$(PIP) --editable '.[minilm,deepspeed,dev]'
+	$(PIP) --editable '.[deepspeed,dev]'
 	touch $@
 
 clean:

@@ -38,6 +38,7 @@ LAYERS = (
         "types",
         "model_types",
         "reports",
+        "effects",
         "errors",
         "environment",
         "interrupts",

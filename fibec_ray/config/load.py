@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from fibec_ray.config.aliases import expand
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
+from fibec_ray.config.limits import refuse_flags, refuse_nonsense
 from fibec_ray.config.names import GROUPS, find, near_file
 from fibec_ray.config.names import config_folder as config_folder
 from fibec_ray.config.names import method_files as method_files
-from fibec_ray.config.limits import refuse_flags, refuse_nonsense
+from fibec_ray.config.overrides import in_order, set_key
 from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES, Method
 
@@ -33,7 +34,7 @@ KINDS = ("kind", "of")
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in a file, with overrides. Raises ConfigError."""
     raw = with_paths(read_yaml(path), path.parent)
-    pairs = sorted((parse_override(with_path(text, Path())) for text in overrides), key=lambda pair: len(pair[0]))
+    pairs = in_order([parse_override(with_path(text, Path())) for text in overrides])
     for keys, value in pairs:
         if len(keys) == 1:
             raw[keys[0]] = value
@@ -43,7 +44,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
             raw[group] = with_paths({group: read_yaml(found)}, found.parent)[group]
     for keys, value in pairs:
         if len(keys) > 1:
-            _set(raw, keys, value)
+            set_key(raw, keys, value)
     return check(raw, str(path))
 
 
@@ -134,18 +135,3 @@ def _parse(text: str, complaint: str) -> Any:
         return yaml.safe_load(text)
     except Exception as error:  # besides its own errors PyYAML lets those of int(), date() and the like through
         raise ConfigError(f"{complaint} ({' '.join(str(error).split())})") from error
-
-
-def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Sets a nested key. A part named by its kind alone becomes a mapping first."""
-    inner = raw
-    for depth, key in enumerate(keys[:-1], start=1):
-        below = inner.get(key)
-        if below is None:
-            below = {}
-        elif isinstance(below, str) and (keys[0] == "partition" or key in (*AXES, "of")):
-            below = {"kind": below}
-        elif not isinstance(below, dict):
-            raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[:depth])} is {below!r} and has no keys below it")
-        inner[key] = inner = dict(below)
-    inner[keys[-1]] = value

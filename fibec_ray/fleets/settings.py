@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.errors import DeviceError, FleetError
 from fibec_ray.types import RoundPlan
 
@@ -31,6 +32,9 @@ class ActorClass(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return {name: amount for name, amount in amounts.items() if amount}
 
 
+OnRay = OnlyWith("kind", "ray")
+
+
 class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """kind: ray (actors) or local (this process). The other settings are for the Ray fleet, except `threads`, `lanes`,
     `gpus_per_actor`, `on_bad_update` and `quorum`."""
@@ -42,36 +46,36 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         description="devices that compute side by side in one pass; like threads, part of the bits. auto: 1 for a "
         "float32 base on a CPU, else as a short trial at the start finds, which the run's summary.json keeps",
     )
-    placement: Literal["per_device", "pooled", "auto"] = Field(
+    placement: Annotated[Literal["per_device", "pooled", "auto"], OnRay] = Field(
         "auto",
         description="one actor for each device, or actors that host many. auto: per_device where its actors fit; on "
         "GPUs only if each device can have a GPU of its own, because lanes of one actor share a base",
     )
-    num_actors: int | None = Field(
+    num_actors: Annotated[int | None, OnRay] = Field(
         None, ge=1, description="of a pooled fleet; null: as many as the cluster's CPUs or GPUs"
     )
-    cpus_per_actor: float | None = Field(None, gt=0, description="null: 1 pooled, an equal share per_device")
+    cpus_per_actor: Annotated[float | None, OnRay] = Field(None, gt=0, description="null: 1 pooled, an equal share per_device")
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
         description="null: an equal share of the GPUs, if there are any, at most 1; 0: actors compute on CPUs; 2 and "
         "more, of one node: see backbone.backend spread. With kind: local, null is a GPU if torch sees one, 0 the CPU",
     )
-    classes: tuple[ActorClass, ...] = Field(
+    classes: Annotated[tuple[ActorClass, ...], OnRay] = Field(
         (),
         description="of a pooled fleet whose actors are not all alike, some on GPUs and some not, in place of "
         "num_actors and what each asks for; devices belong to them in order of their numbers",
     )
-    address: str | None = Field(None, description="of a running cluster, or 'auto'; null: a local one for this run")
-    object_store_mb: int = Field(500, ge=80, description="object store of a local cluster, 1e6 bytes")
-    startup_timeout_s: float = Field(300, gt=0, description="for actors to be created and answer")
-    device_timeout_s: float = Field(
+    address: Annotated[str | None, OnRay] = Field(None, description="of a running cluster, or 'auto'; null: a local one for this run")
+    object_store_mb: Annotated[int, OnRay] = Field(500, ge=80, description="object store of a local cluster, 1e6 bytes")
+    startup_timeout_s: Annotated[float, OnRay] = Field(300, gt=0, description="for actors to be created and answer")
+    device_timeout_s: Annotated[float, OnRay] = Field(
         1800, gt=0, description="for one device-round, times as many as a call has; a slower actor counts as hung"
     )
-    max_retries: int = Field(
+    max_retries: Annotated[int, OnRay] = Field(
         3, ge=0, description="re-runs of a device-round that was lost, restarts of an actor, recoveries of the server"
     )
-    on_lost: Literal["retry", "drop", "abort"] = Field(
+    on_lost: Annotated[Literal["retry", "drop", "abort"], OnRay] = Field(
         "retry",
         description="a device-round whose actor, node or update is lost. retry: runs again, max_retries times at most, "
         "then the run ends with an error; drop: then the round goes on without the device, if there is a quorum; "
@@ -86,12 +90,18 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     quorum: float = Field(
         0.5, gt=0, le=1, description="share of the cohort whose sound updates a round needs; with fewer the run ends"
     )
-    auto_startup_s: float = Field(
+    auto_startup_s: Annotated[float, OnRay] = Field(
         20, ge=0, description="auto takes per_device only if its actors can start in this time"
     )
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> FleetConfig:
+        refuse_idle(self)
+        if self.kind == "local" and 0 < (self.gpus_per_actor or 0) < 1:
+            raise ValueError(
+                f"gpus_per_actor {self.gpus_per_actor:g} has no effect with kind: local, which is one process; leave "
+                "it out for a whole GPU, or set it to 0 for the CPU"
+            )
         if self.placement == "per_device" and self.num_actors is not None:
             raise ValueError("num_actors has no effect with placement: per_device, which has one for each device")
         for gpus in self.gpu_shares:

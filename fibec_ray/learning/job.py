@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from fibec_ray import seeds
+from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.method import Method
 from fibec_ray.models.nets import AnyNet
 from fibec_ray.models.spec import Backbone
@@ -43,7 +44,7 @@ class LocalTraining(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         "linear", description="of the learning rate over rounds, from learning_rate to 0"
     )
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
-    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    momentum: Annotated[float, OnlyWith("optimizer", "sgd")] = Field(0.0, ge=0, lt=1, description="of sgd")
     batch_size: int = Field(8, ge=1, description="samples of a step")
     epochs: int = Field(1, ge=1, description="passes over the visible batches in a round")
     max_steps: int | None = Field(
@@ -55,8 +56,7 @@ class LocalTraining(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> LocalTraining:
-        if self.optimizer != "sgd" and self.momentum:
-            raise ValueError(f"momentum {self.momentum} has an effect only with optimizer: sgd; leave it out")
+        refuse_idle(self)
         return self
 
 

@@ -1,0 +1,97 @@
+"""Writes one override into the settings of an experiment, so that it means what it says.
+
+A key below a part goes to the part's kind, or to the default one where none is named. A new `kind` keeps the keys that
+both kinds share and drops the others.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from fibec_ray.config.experiment import Experiment
+from fibec_ray.data.partition import PARTITIONS
+from fibec_ray.effects import idle, selectors
+from fibec_ray.errors import ConfigError
+from fibec_ray.method import AXES
+from fibec_ray.models.nets import NETS
+from fibec_ray.models.spec import Backbone
+from fibec_ray.parts.part import class_of
+
+Registry = Mapping[str, type[BaseModel]]
+
+
+def in_order(pairs: Sequence[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
+    """From the shallowest key to the deepest; at one depth, keys that decide about others come first."""
+    return sorted(pairs, key=lambda pair: (len(pair[0]), pair[0][-1] not in {"kind", *selectors(_section(pair[0]))}))
+
+
+def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Sets a nested key of plain settings. Raises ConfigError for a key below something that has none."""
+    inner = raw
+    for depth, key in enumerate(keys[:-1], start=1):
+        at = keys[:depth]
+        below = inner.get(key)
+        if below is None:
+            below = _default_of(at)
+        elif isinstance(below, str) and registry_at(at) is not None:
+            below = {"kind": below}
+        elif not isinstance(below, dict):
+            raise ConfigError(f"{'.'.join(keys)}: {'.'.join(at)} is {below!r} and has no keys below it")
+        inner[key] = inner = dict(below)
+    for name in _dropped(inner, keys, value):
+        inner.pop(name, None)
+    inner[keys[-1]] = value
+
+
+def registry_at(keys: Sequence[str]) -> Registry | None:
+    """The kinds of what stands at a key: those of an axis, of a partition or of a network. None: it has no kinds."""
+    if list(keys) == ["partition"]:
+        return PARTITIONS
+    if list(keys) == ["backbone"]:
+        return NETS
+    if keys[0] == "method" and len(keys) > 1:
+        return AXES["aggregator"] if keys[-1] == "of" else AXES.get(keys[-1])
+    return None
+
+
+def _default_of(keys: Sequence[str]) -> dict[str, Any]:
+    """What a key stands below where the settings have nothing there yet."""
+    return {"kind": Experiment.model_fields["partition"].default.kind} if list(keys) == ["partition"] else {}
+
+
+def _dropped(inner: Mapping[str, Any], keys: Sequence[str], value: Any) -> set[str]:
+    """The keys beside the one that is set which its new value has no use for."""
+    registry = registry_at(keys[:-1]) if len(keys) > 1 else None
+    if registry is None or keys[-1] != "kind":
+        return idle(_section(keys), keys[-1], value)
+    before, after = (_class(spec, registry, keys) for spec in (inner, {"kind": value}))
+    if before is None or after is None or before is after:
+        return set()
+    return {name for name in inner if _origin(before, name) is not _origin(after, name)}
+
+
+def _class(spec: Mapping[str, Any], registry: Registry, keys: Sequence[str]) -> type[BaseModel] | None:
+    """The model of a mapping with this kind; None where there is none, which validation will say."""
+    if "kind" not in spec:
+        return Backbone if keys[0] == "backbone" else next(iter(registry.values()))
+    if keys[0] != "method":
+        return registry.get(str(spec["kind"]))
+    try:
+        return class_of(spec, registry)  # type: ignore[type-var]
+    except ValueError:
+        return None
+
+
+def _origin(model: type[BaseModel], name: str) -> type | None:
+    """The class that declares a field."""
+    return next((cls for cls in model.__mro__ if name in inspect.get_annotations(cls)), None)
+
+
+def _section(keys: Sequence[str]) -> type[BaseModel]:
+    """The model of the section that a key is in, `fleet` for example."""
+    field = Experiment.model_fields.get(keys[0]) if len(keys) == 2 else None
+    return type(field.default) if field is not None and isinstance(field.default, BaseModel) else BaseModel
