@@ -308,6 +308,8 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
         for name in (
             "cli.argument_types",
             "cli.parsing",
+            "cli.completion",
+            "cli.start_commands",
             "cli.run_commands",
             "cli.check_commands",
             "cli.result_commands",

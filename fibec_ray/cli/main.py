@@ -19,18 +19,21 @@ from fibec_ray.cli import (
     model_commands,
     result_commands,
     run_commands,
+    start_commands,
     sweep_commands,
 )
 from fibec_ray.cli.argument_types import settle_config
+from fibec_ray.cli.completion import complete
 from fibec_ray.cli.parsing import Parser, Parsers, known_command, with_settings
 
 MODULES = (
+    start_commands,
+    list_commands,
     run_commands,
     check_commands,
     result_commands,
     model_commands,
     sweep_commands,
-    list_commands,
     job_commands,
 )
 """In the order of the help. Each has a TITLE and a function `add(parsers)`."""
@@ -66,6 +69,7 @@ def build_parser() -> tuple[Parser, Parsers]:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Overrides may stand before and after options. Raises ConfigError."""
     root, parsers = build_parser()
+    complete(root, parsers)
     words = list(sys.argv[1:] if argv is None else argv)
     if (command := known_command(parsers, words)) is not None:
         words = [words[0], *with_settings(command, words[1:])]

@@ -21,15 +21,19 @@ class Parser(argparse.ArgumentParser):
         self.color = False  # newer Pythons write control sequences into the help
         self.takes_value: dict[str, bool] = {"-h": False, "--help": False}
         """by option string"""
-        self.takes_settings = False
-        """whether the command takes key=value"""
+        self.arguments: list[argparse.Action] = []
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         action = super().add_argument(*names, **options)
-        if hasattr(self, "takes_value"):  # argparse adds --help before that
+        if hasattr(self, "arguments"):  # argparse adds --help before that
+            self.arguments.append(action)
             self.takes_value |= {name: action.nargs != 0 for name in action.option_strings}
-            self.takes_settings |= action.dest == "overrides"
         return action
+
+    @property
+    def takes_settings(self) -> bool:
+        """Whether the command takes key=value."""
+        return any(action.dest == "overrides" for action in self.arguments)
 
     def error(self, message: str) -> NoReturn:
         command = self.prog.partition(" ")[2]

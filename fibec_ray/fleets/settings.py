@@ -54,7 +54,9 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     num_actors: Annotated[int | None, OnRay] = Field(
         None, ge=1, description="of a pooled fleet; null: as many as the cluster's CPUs or GPUs"
     )
-    cpus_per_actor: Annotated[float | None, OnRay] = Field(None, gt=0, description="null: 1 pooled, an equal share per_device")
+    cpus_per_actor: Annotated[float | None, OnRay] = Field(
+        None, gt=0, description="null: 1 pooled, an equal share per_device"
+    )
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
@@ -66,7 +68,9 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         description="of a pooled fleet whose actors are not all alike, some on GPUs and some not, in place of "
         "num_actors and what each asks for; devices belong to them in order of their numbers",
     )
-    address: Annotated[str | None, OnRay] = Field(None, description="of a running cluster, or 'auto'; null: a local one for this run")
+    address: Annotated[str | None, OnRay] = Field(
+        None, description="of a running cluster, or 'auto'; null: a local one for this run"
+    )
     object_store_mb: Annotated[int, OnRay] = Field(500, ge=80, description="object store of a local cluster, 1e6 bytes")
     startup_timeout_s: Annotated[float, OnRay] = Field(300, gt=0, description="for actors to be created and answer")
     device_timeout_s: Annotated[float, OnRay] = Field(

@@ -295,7 +295,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
         ["backbone.head=model", "backbone.dtype=bfloat16"],
         ["backbone: head: model keeps its classifier in the base's dtype", "dtype: float32"],
     ),
-    "momentum without sgd": (["local.momentum=0.9"], ["local:", "momentum 0.9", "optimizer: sgd"]),
+    "momentum without sgd": (["local.momentum=0.9"], ["local: momentum has no effect with optimizer: adamw", "sgd"]),
     "actors counted twice": (
         ["fleet.placement=per_device", "fleet.num_actors=2"],
         ["fleet:", "num_actors has no effect with placement: per_device"],
