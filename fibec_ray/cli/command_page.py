@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
-from fibec_ray.cli.main import _parser
+from fibec_ray.cli.main import build_parser
 
 _INTRODUCTION = """# Commands
 
@@ -20,18 +19,10 @@ allowed.
 
 
 def commands_page() -> str:
-    found = list(_commands(_parser()))
+    _, parsers = build_parser()
+    found = [(name, text, parsers.commands[name]) for group in parsers.groups.values() for name, text in group.items()]
     rows = [f"| [`{name}`](#{name}) | {_cell(text)} |" for name, text, _ in found]
     return "\n\n".join(["\n".join([_INTRODUCTION, *rows]), *(_section(*each) for each in found)]) + "\n"
-
-
-def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
-    """Name, one-line help and parser of each command, in the order of `--help`. Aliases are left out."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for choice in action._choices_actions:
-                if choice.help != argparse.SUPPRESS:
-                    yield choice.dest.split(" ")[0], choice.help or "", action.choices[choice.dest.split(" ")[0]]
 
 
 def _section(name: str, text: str, parser: argparse.ArgumentParser) -> str:

@@ -45,11 +45,12 @@ class Parsers:
 
     def __init__(self, root: Parser):
         self._subparsers = root.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
-        self._groups: dict[str, dict[str, str]] = {}
+        self.groups: dict[str, dict[str, str]] = {}
+        """title -> command -> its one line"""
         self.commands: dict[str, Parser] = {}
 
     def title(self, title: str) -> None:
-        self._groups.setdefault(title, {})
+        self.groups.setdefault(title, {})
 
     def add_parser(self, name: str, help: str, **options: Any) -> Parser:
         """help: one line without a full stop, for the list of commands and for the command's own help."""
@@ -57,7 +58,7 @@ class Parsers:
             name, prog=f"fibec-ray {name}", description=f"{help[:1].upper()}{help[1:]}.", **options
         )
         self.commands[name] = parser
-        self._groups[next(reversed(self._groups))][name] = help
+        self.groups[next(reversed(self.groups))][name] = help
         return parser
 
     @property
@@ -65,7 +66,7 @@ class Parsers:
         """All commands, by group, for the help of `fibec-ray`."""
         width = max(map(len, self.commands))
         lines = []
-        for title, group in self._groups.items():
+        for title, group in self.groups.items():
             lines += [f"{title}:", *(f"  {name:{width}}  {what}" for name, what in group.items()), ""]
         return "\n".join(lines)
 
