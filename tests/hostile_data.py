@@ -138,7 +138,7 @@ INSTRUCTIONS: dict[str, tuple[bytes, str]] = {
         "response is empty in row 20",
     ),
     "an empty instruction": (told(instruction=["x", ""] * 10), "the instruction is empty in row 1"),
-    "no category": (told(category=None), "set partition to one of: dirichlet_quantity, iid"),
+    "no category": (told(category=None), "or partition to one of: dirichlet_quantity, iid"),
     "an empty category": (told(category=["a", None] * 10), "the category is empty in row 1"),
     "numbers for responses": (told(response=list(range(20))), "of type int64, not text"),
     "mixed types": (told() + b'{"instruction": "x", "response": 3, "category": "a"}\n', "cannot be read as jsonl"),

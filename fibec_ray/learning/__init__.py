@@ -1,1 +1,1 @@
-"""What devices and the server do in a round, on any fleet; free of Ray."""
+"""The work of devices and of the server in a round, on any fleet; free of Ray."""

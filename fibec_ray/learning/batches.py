@@ -1,6 +1,6 @@
-"""A device's fixed batches: the same for every method, so that methods are compared on the same ones.
+"""A device's fixed batches, which are the same for every method, so methods are compared on the same batches.
 
-Also which of them a round trains on that has pooled data, the anchor of centralised training.
+Also the batches that a round uses with pooled data, the baseline of centralised training.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from fibec_ray import seeds
 
 
 def fixed_batches(seed: int, device: int, num_samples: int, batch_size: int) -> list[Tensor]:
-    """Rows of each batch, (B,) int64: a seeded split of the device's samples, the last one maybe short."""
+    """Rows of each batch, (B,) int64: a seeded split of the device's samples; the last batch may be short."""
     rng = seeds.generator(seed, "batches", device)
     return list(torch.randperm(num_samples, generator=rng).split(batch_size))
 
 
 def steps_of(round_: int, num_batches: int, epochs: int, cohort_size: int, num_devices: int) -> range:
-    """The round's steps, counted from the first of the run.
+    """The steps of a round, numbered from the start of the run.
 
-    A cohort sees cohort_size / num_devices of all samples in an epoch, on average; so many batches times `epochs` are a
-    round's, at least one, rounded so that the rounds so far add up to within half a batch.
+    A cohort sees cohort_size / num_devices of all samples per epoch, on average. A round takes that many batches times
+    `epochs`, at least one, rounded so that the total so far is exact to half a batch.
     """
     per_round = max(num_devices, cohort_size * epochs * num_batches)  # in units of 1 / num_devices
     start, stop = ((2 * t * per_round + num_devices) // (2 * num_devices) for t in (round_, round_ + 1))
@@ -31,7 +31,7 @@ def steps_of(round_: int, num_batches: int, epochs: int, cohort_size: int, num_d
 
 
 def walk(steps: range, num_batches: int, shuffled: Callable[[int], Sequence[int]]) -> list[int]:
-    """The batch of each step: pass after pass through all of them, going on where the last round ended.
+    """The batch of each step: pass after pass through all batches, continuing where the last round ended.
 
     shuffled: number of a pass -> its batches in order.
     """

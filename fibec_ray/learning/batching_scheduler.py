@@ -1,7 +1,7 @@
-"""Runs several devices' work side by side in one thread, and batches the passes that they ask for.
+"""Runs the work of several devices in one thread, and batches the model passes that they request.
 
-Each piece of work is plain code that runs in its own greenlet. Where it calls `BatchingScheduler.ask` it waits until
-every other piece has come as far as a question, or to its end. Questions are then answered together.
+Each piece of work is plain code in its own greenlet. When it calls `BatchingScheduler.ask` it waits until every other
+piece has asked a question or ended. All questions are then answered together.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from greenlet import GreenletExit, getcurrent, greenlet
 T = TypeVar("T")
 
 Answer = Callable[[dict[int, Any]], dict[int, Any]]
-"""{number of the piece: its question} of all that wait -> an answer, or an exception to raise there, for each"""
+"""{number of a piece: its question} of all waiting pieces -> for each an answer, or an exception to raise there"""
 
 
 class BatchingScheduler:
-    """answer: takes the questions of all pieces that are waiting, in the order of the pieces."""
+    """Runs pieces of work as greenlets. answer: answers the questions of all waiting pieces, in their order."""
 
     def __init__(self, answer: Answer):
         self._answer = answer
         self._hub: greenlet | None = None
 
     def ask(self, question: Any) -> Any:
-        """Called by a piece of work. Returns the answer, once every other piece of work waits or has ended."""
-        assert self._hub is not None, "nobody runs this piece"
-        # Whether gradients are recorded belongs to the thread, and others run in between.
+        """Ask from within a piece of work. Returns the answer once every other piece waits or has ended."""
+        assert self._hub is not None, "ask is called outside of run"
+        # Gradient recording is a setting of the thread, and other pieces run in between.
         recording = torch.is_grad_enabled()
         answer = self._hub.switch(question)
         torch.set_grad_enabled(recording)
         return answer
 
     def run(self, pieces: Sequence[Callable[[], T]]) -> list[T]:
-        """What the pieces return, in their order. The first error of one of them ends all."""
+        """Run the pieces; return their results in order. The first error in a piece ends all of them."""
         recording = torch.is_grad_enabled()
         self._hub, lets = getcurrent(), [greenlet(piece) for piece in pieces]
         found: dict[int, T] = {}

@@ -1,4 +1,4 @@
-"""Finds by a short trial how many devices should train in one pass on this machine."""
+"""Measures how many devices should train in one pass on this machine, by a short trial."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.model_types import LanedModel, Shard
 
 TIE = 1.05
-"""Rates that differ by no more than this factor count as equal: trials are short, and noise is of that size."""
+"""Rates within this factor count as equal; the noise of short trials is about as large."""
 PAST = 0.8
-"""A rate below this share of the best one is well past the peak, and ends the search."""
+"""A rate below this share of the best one is past the peak and ends the search."""
 STEPS = 3
-"""Optimiser steps of each lane in a trial."""
+"""Optimiser steps per lane in a trial."""
 REPEATS = 3
+"""Trials per number of lanes; the fastest counts."""
 
 
 def best_lanes(seconds: Callable[[int], float], most: int, prefer_more: bool = False) -> int:
-    """The number of lanes, a power of 2 or `most`, with the most device-steps a second.
+    """The number of lanes, a power of 2 or `most`, with the most device-steps per second.
 
-    seconds(n): time of one step of each of n devices. prefer_more: of numbers that do as well, the largest, as suits a
-    GPU, where a larger pass hides the engine's own costs; otherwise the smallest, which needs the least memory.
-    A number that a GPU has no memory for ends the search.
+    seconds(n): time of one step on each of n devices. prefer_more: among equal rates choose the most lanes, which suits
+    a GPU, where larger passes hide fixed costs; otherwise the fewest, which need the least memory. Running out of GPU
+    memory ends the search.
     """
     rates: dict[int, float] = {}
     for lanes in [*(2**i for i in range((most - 1).bit_length())), most]:
@@ -46,10 +47,10 @@ def best_lanes(seconds: Callable[[int], float], most: int, prefer_more: bool = F
 def step_seconds(
     model: LanedModel, shard: Shard, local: LocalTraining, lanes: int, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Time of one training step of each lane: passes, gradients, clipping and optimiser, as in a round.
+    """Seconds for one training step of each lane: passes, gradients, clipping and optimiser, as in a round.
 
-    The least of a few trials. One before them brings in what only a first pass takes time for; it has the longest
-    samples, so that a number of lanes that has no memory for them is not chosen.
+    The minimum over a few trials. A warm-up trial with the longest samples comes first; it fails if there is too little
+    memory for them.
     """
     together, size = Lanes(model, lanes), min(local.batch_size, shard.num_samples)
     longest = torch.argsort(shard.lengths, descending=True, stable=True)[:size]
@@ -63,7 +64,7 @@ def step_seconds(
 
 
 def _train(together: Lanes, shard: Shard, local: LocalTraining, batches: list[Tensor]) -> None:
-    """The same steps in each lane. It ends when the device is done, as each lane's mean loss is read from there."""
+    """Run the same steps in each lane. Ends when the device is done, since it reads each lane's mean loss."""
 
     endless = local.model_copy(update={"max_steps": None})
 

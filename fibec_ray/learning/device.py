@@ -1,7 +1,7 @@
-"""What a federated device does when it opens, trains and is evaluated; run by whatever hosts it, in any process.
+"""A federated device's setup, training and evaluation, in any process.
 
 Every method of the worker is a pure function of (job, data, plan, broadcast) and of the stored states that the plan
-names: where it runs, and how often, does not change its result.
+names. Results do not depend on where, or how often, it runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DeviceWorker(Host):
     """Hosts federated devices, one at a time, on one model."""
 
     def setup(self, device: int, attempt: int = 0) -> tuple[LayerReport, DeviceReport]:
-        """The initialisation phase: curriculum order, layer scores, first Fisher information; writes the state."""
+        """Run the setup phase: curriculum order, layer scores, first Fisher information. Stores the device's state."""
         with self._stage(device, SETUP_ROUND, "setup"):
             started, method = self._start(), self.job.method
             shard = self.data.train_shard(device)
@@ -66,7 +66,9 @@ class DeviceWorker(Host):
     def train(
         self, plan: RoundPlan, device: int, broadcast: Broadcast, attempt: int = 0
     ) -> tuple[DeviceUpdate, DeviceReport]:
-        """One device-round from the state that the plan names and the broadcast; stores the state that it proposes."""
+        """Train a device for one round, from the state that the plan names and the broadcast. Stores the proposed
+        state.
+        """
         with self._stage(device, plan.round, "train"):
             started = self._start()
             round_ = DeviceRound(self, plan, device, broadcast)
@@ -79,14 +81,16 @@ class DeviceWorker(Host):
             return update, replace(report, update_digest=sent + kept, state_digest=kept)
 
     def evaluate_shared(self, chunks: Sequence[Tensor], broadcast: Broadcast) -> list[Predictions]:
-        """The global model (shared tensors, the others as at the start) on chunks of rows of the test set."""
+        """Evaluate the global model on chunks of test-set rows. Tensors that are not shared have their initial
+        values.
+        """
         self.model.set_rank(None)
         self.model.load({**self.initial, **broadcast.shared})
         test = self.data.test_set()
         return [self._predict(test, rows) for rows in chunks]
 
     def evaluate_personal(self, device: int, broadcast: Broadcast, states: States) -> Predictions:
-        """The device's own model on its own test shard, in the shard's order. states: as `RoundPlan` has them."""
+        """Evaluate the device's own model on its own test shard, in the shard's order. states: as in `RoundPlan`."""
         with self._stage(device, broadcast.round, "evaluate"):
             shard = self.data.test_shard(device)
             if not shard.num_samples:
@@ -107,7 +111,7 @@ class DeviceWorker(Host):
         solver.tune(self.tuning(device, broadcast, received | own))
 
     def tuning(self, device: int, broadcast: Broadcast, received: Tensors) -> LocalSession:
-        """What a solver may train on before an evaluation: all of the device's batches, with the plain loss."""
+        """The session for a solver's tuning before an evaluation: all of the device's batches, with the plain loss."""
         curriculum, batches, place = self.job.method.curriculum, self.batches(device), (device, broadcast.round)
         return LocalSession(
             model=self.model,
@@ -146,7 +150,7 @@ class DeviceWorker(Host):
 
     @contextmanager
     def _stage(self, device: int, round_: int, stage: str) -> Iterator[None]:
-        """Device, round and stage travel with any error."""
+        """Add device, round and stage to any error."""
         try:
             yield
         except FibecError:

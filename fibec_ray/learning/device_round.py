@@ -1,4 +1,4 @@
-"""One device's work in one round: its starting point, its solver's session, its update and its new state."""
+"""One device's work in one round: starting point, solver session, update and new state."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from fibec_ray.types import Broadcast, DeviceState, DeviceUpdate, RoundPlan
 
 
 class DeviceRound:
-    """`session` and then `finish`, once each.
+    """Call `session`, then `finish`, once each.
 
-    When it is made, the host's model becomes the device's, and the parts say what to train.
+    The constructor loads the device's values into the host's model and asks the parts what to train.
     """
 
     scored: FisherScan | None = None
-    """what the curriculum made its order from, if it did so in this round"""
+    """the scan that the curriculum scored samples with in this round, if it did"""
 
     def __init__(self, host: Host, plan: RoundPlan, device: int, broadcast: Broadcast):
         method, state = host.job.method, host.store.load(device, plan.states.get(device))
         self.host, self.plan, self.device, self.broadcast = host, plan, device, broadcast
         self.memory = {axis: dict(state.memory.get(axis, {})) for axis in AXES}
-        """by axis"""
+        """memory by axis"""
         self.rank = rank_of(host.job, device, self.memory["objective"])
-        """of the device's adapter, where devices differ"""
+        """rank of the device's adapter; None: devices do not differ"""
         self.received = host.adopt(self.rank, state, broadcast.shared)
         """all trainable values, shared and personal"""
         self.personal = list(drop(self.received, broadcast.shared))
@@ -48,15 +48,15 @@ class DeviceRound:
         self.visible = self._order()
         max_length = method.curriculum.max_length(plan.round, plan.rounds, host.job.max_length)
         self.seen = self.shard if max_length is None else self.shard.shortened(max_length)
-        """the shard as the steps of local training see it: its samples may be cut"""
+        """the shard for local training steps; its samples may be truncated"""
         self.kept_before = may_move(self.memory["mask"], self.personal)
-        """`keep` of the device's last participation; empty at its first"""
+        """`keep` from the device's last participation; empty at the first"""
         self.keep = self._mask()
         down = on_wire(host.job, news(broadcast.shared, host.initial, self.moving), self.rank)
         self.bytes_down = num_bytes(down) + num_bytes(broadcast.control)
 
     def _order(self) -> list[Tensor]:
-        """The batches that the curriculum shows."""
+        """The batches that the curriculum shows in this round."""
         host, plan, curriculum = self.host, self.plan, self.host.job.method.curriculum
         if curriculum.due(self.memory["curriculum"], plan.round):
             names = drop(self.received, host.layout.server_only)
@@ -68,7 +68,7 @@ class DeviceRound:
         rng = host.rng("visible", self.device, plan.round)
         visible = curriculum.visible(self.memory["curriculum"], self.batches, plan.round, plan.rounds, rng)
         if not visible:
-            raise ConfigError(f"method.curriculum: {curriculum.kind}: visible shows no batch; show at least one")
+            raise ConfigError(f"method.curriculum: {curriculum.kind}: visible returned no batch; return at least one")
         return visible
 
     def _mask(self) -> Tensors:
@@ -87,7 +87,7 @@ class DeviceRound:
         return keep
 
     def session(self) -> LocalSession:
-        """What the solver is lent for the round's training."""
+        """The session in which the solver trains."""
         host, method, shared = self.host, self.host.job.method, self.broadcast.shared
         watches = method.mask.watches(self.memory["mask"])
         return LocalSession(
@@ -111,7 +111,7 @@ class DeviceRound:
         )
 
     def _epochs(self, epochs: Iterable[int]) -> Iterable[Tensor]:
-        """The batches of some local epochs, in order; of pooled data, all that the round trains on."""
+        """The batches of some local epochs, in order; with pooled data, all batches of the round."""
         if self.host.job.pooled_cohort is None:
             return self.host.epochs(self.visible, self.plan.round, self.device, epochs)
         return [self.batches[i] for i in self._walk()]
@@ -120,15 +120,15 @@ class DeviceRound:
         return self.host.walk(len(self.batches), self.plan.round, self.device)
 
     def _standing_still(self) -> Tensors:
-        """No entry of the shared tensors that are not this round's may move."""
+        """Masks that freeze the shared tensors outside this round's."""
         still = drop(drop(self.broadcast.shared, self.moving), self.host.layout.server_only)
         return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in still.items()}
 
     def finish(self, trained: Trained, own: Tensors) -> tuple[DeviceUpdate, str]:
-        """Splits the trained values into what is sent, and what stays, which is stored.
+        """Split the trained values into the update to send and the state to keep, which is stored.
 
-        own: the solver's memory. Returns the update, and the digest of the state that was stored; '' if there is none:
-        a device whose training has diverged sends nothing, and stays as it was.
+        own: the solver's memory. Returns the update and the digest of the stored state, '' if nothing was stored. A
+        device whose training diverged sends nothing and keeps its old state.
         """
         host, plan, memory = self.host, self.plan, self.memory | {"solver": own}
         method, values = host.job.method, host.model.read()

@@ -15,20 +15,22 @@ from fibec_ray.types import Predictions
 
 @dataclass(frozen=True)
 class Scores:
+    """One model's scores on one set of samples."""
+
     accuracy: float | None
-    """None in a regression"""
+    """None for a regression"""
     loss: float
     metric: float | None
-    """the task's own metric; None for an R2 of values that are all one"""
+    """the task's own metric; None for the R2 of constant values"""
     perplexity: float | None = None
-    """e^(mean loss over tokens), where answers are texts"""
+    """e^(mean loss over tokens), for text answers"""
 
 
 def score(metric: str, predictions: Predictions) -> Scores | None:
-    """One set of scores over pooled predictions (never a mean of devices' scores); None if there are none.
+    """Score pooled predictions together (never as a mean over devices); None if there are none.
 
     metric: accuracy | mcc (Matthews correlation, CoLA) | accuracy_f1 (mean of accuracy and F1 of class 1, MRPC) | r2
-    (a regression's). Where answers are texts the accuracy is the share that is given to the letter.
+    (regression). For text answers accuracy is the share of exact matches.
     """
     if not len(predictions.labels):
         return None
@@ -47,7 +49,9 @@ def score(metric: str, predictions: Predictions) -> Scores | None:
 
 
 def perplexity(predictions: Predictions) -> float | None:
-    """exp of the mean loss over all tokens; None where answers are no texts. Losses are means over each text's."""
+    """exp of the mean loss over all tokens; None unless answers are texts. Each text's loss is a mean over its
+    tokens.
+    """
     if predictions.num_tokens is None:
         return None
     mean = (predictions.losses.double() * predictions.num_tokens).sum() / predictions.num_tokens.sum()
@@ -55,22 +59,23 @@ def perplexity(predictions: Predictions) -> float | None:
 
 
 def pooled(personal: dict[int, Predictions], devices: Iterable[int]) -> Predictions:
-    """The predictions of some devices on their own shards, joined in device order."""
+    """Join the predictions of some devices on their own shards, in device order."""
     return Predictions.join([personal[device] for device in sorted(devices)])
 
 
 def evaluation_chunks(test: Shard, batch_size: int) -> list[Tensor]:
-    """Rows of the test set in batches of similar length; the same whatever the fleet, so that sums agree bit by bit."""
+    """Rows of the test set in batches of similar length. Independent of the fleet, so sums agree bit for bit."""
     return list(torch.argsort(test.lengths, stable=True).split(batch_size))
 
 
 def in_row_order(chunks: list[Tensor], parts: list[Predictions]) -> Predictions:
-    """Predictions by row of the test set, from those by chunk."""
+    """Join predictions of chunks, in the order of the test set's rows."""
     joined, rows = Predictions.join(parts), torch.cat(chunks)
     order = torch.argsort(rows)
     return at_rows(joined, order)
 
 
 def at_rows(predictions: Predictions, rows: Tensor) -> Predictions:
+    """The predictions at these rows."""
     num_tokens = None if predictions.num_tokens is None else predictions.num_tokens[rows]
     return Predictions(predictions.labels[rows], predictions.predicted[rows], predictions.losses[rows], num_tokens)

@@ -1,4 +1,4 @@
-"""Finds faults in an update that must not be combined with the others."""
+"""Finds updates that must not be combined with the others, and says why."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 NOT_FINITE = "the update is not finite; lower local.learning_rate"
 MOST = 1e4
-"""How many times the norm of the server's tensors an update may have: no training goes that far in a round."""
+"""Largest norm of an update, relative to the server's tensors. No real training moves that far in one round."""
 LARGEST = 1e18
-"""Largest norm of an update: its square, summed over many rounds, still fits into float32."""
+"""Largest norm of an update. Its square, summed over many rounds, still fits into float32."""
 MOST_COUNTED = 2**53
-"""Samples, or steps: float64 knows no larger whole numbers."""
+"""Most samples or steps: the largest range of whole numbers that float64 represents exactly."""
 
 
 def sent_by(device: int, update: DeviceUpdate) -> DeviceUpdate:
-    """An update as it came from a device; a bad one if it says that it comes from another."""
+    """The update, marked as faulty if it claims to come from another device."""
     if update.device == device and type(update.device) is int:
         return update
-    return replace(update, device=device, fault=f"the update says that it comes from device {update.device!r}")
+    return replace(update, device=device, fault=f"the update claims to come from device {update.device!r}")
 
 
 def fault_of(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
@@ -39,9 +39,9 @@ def fault_of(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
 
 
 def for_each_part(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[DeviceUpdate, DeviceUpdate]:
-    """A sound update as the method's aggregator sees it, and as its objective does: with the extras of that part alone.
+    """A valid update for the aggregator, and for the objective, each with only that part's extras.
 
-    Tensors come in the server's order, whatever the device's was: sums over them depend on it.
+    Tensors are put in the server's order, since sums over them depend on it.
     """
     update = replace(update, delta={name: update.delta[name] for name in asked.shared})
     aggregator, objective = (
@@ -52,7 +52,7 @@ def for_each_part(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[DeviceU
 
 
 def _expected(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[Mapping[str, Extra], Mapping[str, Extra]]:
-    """What the method's aggregator and its objective ask of the update beside its delta."""
+    """The extras that the aggregator and the objective require of the update."""
     aggregator = job.method.aggregator.expected_extras(asked, update)
     objective = job.method.objective.expected_extras(asked, update)
     assert not aggregator.keys() & objective.keys(), "two parts of a method must give their extras different names"
@@ -61,11 +61,11 @@ def _expected(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[Mapping[str
 
 def _wrong_number(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     if not (_counts(update.num_samples) and update.num_samples > 0):
-        return f"the update counts {update.num_samples!r} samples; a device has one or more"
+        return f"the update reports {update.num_samples!r} samples; a device has one or more"
     if not _counts(update.num_steps):
-        return f"the update counts {update.num_steps!r} steps"
+        return f"the update reports {update.num_steps!r} steps"
     if update.learning_rate != asked.learning_rate:
-        return f"the update is of learning rate {update.learning_rate!r}, and the round's is {asked.learning_rate!r}"
+        return f"the update reports learning rate {update.learning_rate!r}, but the round's is {asked.learning_rate!r}"
     return _wrong_rank(update, job)
 
 
@@ -77,8 +77,8 @@ def _wrong_rank(update: DeviceUpdate, job: Job) -> str | None:
         below = job.method.objective.lowers_rank and update.rank > 0 and (room is None or update.rank < room)
         if update.rank == room or below:
             return None
-    known = "no device has one of its own" if room is None else f"the device's is {room}"
-    return f"the update is of rank {update.rank!r}, and {known}"
+    known = "all devices have the server's rank" if room is None else f"the device's rank is {room}"
+    return f"the update reports rank {update.rank!r}, but {known}"
 
 
 def _wrong_delta(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
@@ -91,19 +91,21 @@ def _wrong_delta(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     for name, there in asked.shared.items():
         shape = _shape(name, there, update.rank)
         if not _is(update.delta[name], shape, there.dtype):
-            return f"the update has {_found(update.delta[name])} for '{name}', the server {_words(shape, there.dtype)}"
+            return (
+                f"the update has {_found(update.delta[name])} for '{name}', the server has {_words(shape, there.dtype)}"
+            )
     return None if all(bool(torch.isfinite(value).all()) for value in update.delta.values()) else NOT_FINITE
 
 
 def _wrong_size(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     norm = math.sqrt(math.fsum(float(value.double().square().sum()) for value in update.delta.values()))
     if norm and not update.num_steps:
-        return "the update took no steps, and its tensors have changed"
+        return "the update took no steps, but its tensors have changed"
     most, given = min(MOST * asked.scale, LARGEST), job.server.max_update_norm
     if given is not None and norm > given:
-        return f"the update's norm is {norm:.3g}, and server.max_update_norm is {given:g}"
+        return f"the update's norm is {norm:.3g}, above server.max_update_norm={given:g}"
     if norm > most:
-        return f"the update's norm is {norm:.3g}, and at most {most:.3g} is accepted; lower local.learning_rate"
+        return f"the update's norm is {norm:.3g}, above the limit of {most:.3g}; lower local.learning_rate"
     return None
 
 
@@ -115,11 +117,11 @@ def _wrong_extras(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     if missing := [name for name in expected if name not in update.extras]:
         return f"the update lacks '{missing[0]}', which the method needs"
     if extra := [name for name in update.extras if name not in expected]:
-        return f"the update has '{extra[0]}', which the method does not ask for"
+        return f"the update has '{extra[0]}', which the method does not use"
     for name, one in expected.items():
         value = update.extras[name]
         if not _is(value, one.shape, one.dtype):
-            return f"the update has {_found(value)} for '{name}', the method {_words(one.shape, one.dtype)}"
+            return f"the update has {_found(value)} for '{name}', the method needs {_words(one.shape, one.dtype)}"
         if not bool(torch.isfinite(value).all()):
             return f"the update's '{name}' is not finite; lower local.learning_rate"
         if bool((value < one.least).any()):
@@ -138,13 +140,13 @@ def _counts(number: object) -> bool:
 
 
 def _shape(name: str, there: Tensor, rank: int | None) -> tuple[int, ...]:
-    """A device of a lower rank than the server's has fewer rows of A and columns of B."""
+    """Shape of a tensor on a device of this rank: fewer rows of A and columns of B if it is lower than the server's."""
     axis = None if rank is None else rank_axis(name)
     return tuple(min(size, rank or size) if i == axis else size for i, size in enumerate(there.shape))
 
 
 def _is(value: object, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """True for a plain tensor in this process's memory."""
+    """True for a plain CPU tensor of this shape and type."""
     return (
         isinstance(value, Tensor)
         and (value.layout, value.device.type) == (torch.strided, "cpu")

@@ -1,4 +1,4 @@
-"""The federation's data as every actor of a node sees it: memory-mapped encoded sets and each device's row numbers."""
+"""The federation's data as the actors of a node see it: memory-mapped encoded sets, and each device's rows."""
 
 from __future__ import annotations
 
@@ -19,39 +19,48 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Federation:
+    """Training and test data of all devices."""
+
     train: EncodedSet | DenseSet
     test: EncodedSet | DenseSet
     train_rows: Sequence[Rows]
-    """rows of `train` that each device holds"""
+    """rows of `train` for each device"""
     test_rows: Sequence[Rows]
+    """rows of `test` for each device"""
 
     @property
     def num_devices(self) -> int:
+        """Number of devices."""
         return len(self.train_rows)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample that is no text."""
+        """Shape of one sample that is not text."""
         assert isinstance(self.train, DenseSet)
         return self.train.shape
 
     def num_train(self, devices: Iterable[int]) -> list[int]:
-        """Training samples of each of some devices."""
+        """Number of training samples of each of some devices."""
         return [len(self.train_rows[device]) for device in devices]
 
     def num_test(self, devices: Iterable[int]) -> list[int]:
+        """Number of test samples of each of some devices."""
         return [len(self.test_rows[device]) for device in devices]
 
     def train_shard(self, device: int) -> Shard:
+        """A device's training samples."""
         return self.train.shard(self.train_rows[device])
 
     def test_shard(self, device: int) -> Shard:
+        """A device's test samples."""
         return self.test.shard(self.test_rows[device])
 
     def test_set(self) -> Shard:
+        """The whole test set."""
         return self.test.shard(np.arange(len(self.test.labels)))
 
     def save(self, folder: Path) -> None:
+        """Write the data to a folder, for `load`."""
         self.train.save(folder / "train")
         self.test.save(folder / "test")
         _save_rows(folder / "train_rows", self.train_rows)
@@ -59,6 +68,7 @@ class Federation:
 
     @staticmethod
     def load(folder: Path) -> Federation:
+        """Open saved data, memory-mapped."""
         return Federation(
             open_set(folder / "train"),
             open_set(folder / "test"),
@@ -73,7 +83,7 @@ def _save_rows(stem: Path, rows: Sequence[Rows]) -> None:
 
 
 def _load_rows(stem: Path) -> list[Rows]:
-    # As a plain array: slices of a memory map are objects of its class, and ten times slower to make.
+    # As a plain array: slices of a memory map are ten times slower to make.
     rows = np.asarray(np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False))
     ends = np.cumsum(np.load(stem.with_suffix(".sizes.npy"), allow_pickle=False)).tolist()
     return [rows[start:end] for start, end in zip([0, *ends], ends, strict=False)]

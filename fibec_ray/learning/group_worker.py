@@ -1,4 +1,4 @@
-"""A worker that hosts lane groups: devices that train and are evaluated side by side."""
+"""A worker that trains and evaluates groups of devices side by side, in lanes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class GroupWorker(DeviceWorker):
-    """lanes: the most devices in a group. Raises ConfigError if the model cannot have as many as that."""
+    """Hosts lane groups. lanes: most devices in a group. Raises ConfigError if the model does not support lanes."""
 
     def __init__(self, place: Workplace, model: LocalModel, lanes: int = 1):
         super().__init__(place, model)
@@ -34,11 +34,11 @@ class GroupWorker(DeviceWorker):
 
     @property
     def backend_choice(self) -> tuple[str, str] | None:
-        """The backend that holds the base, and why; None without a base."""
+        """The backend that holds the base and the reason; None without a base."""
         return getattr(self.model, "backend_choice", None)
 
     def calibrate(self, most: int) -> int:
-        """The lanes that `fleet.lanes: auto` stands for on this machine, at most so many."""
+        """The best number of lanes on this machine for `fleet.lanes: auto`, at most `most`."""
         model, shard = cast(LanedModel, self.model), self._largest_shard()
         if most == 1 or obstacle_to_lanes(self.model) or not model.gains_from_lanes:
             return 1
@@ -46,7 +46,7 @@ class GroupWorker(DeviceWorker):
         return best_lanes(partial(step_seconds, model, shard, self.job.local), most, prefer_more=on_gpu)
 
     def setup_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
-        """`open` of a lane group (see `lane_groups`), in its order."""
+        """Run `setup` for a lane group (see `lane_groups`), in its order."""
         started = time.perf_counter()
         found = self._side_by_side(devices, lambda worker, device: worker.setup(device, attempt))
         return _with_shares_of(time.perf_counter() - started, found)
@@ -54,17 +54,17 @@ class GroupWorker(DeviceWorker):
     def train_group(
         self, plan: RoundPlan, devices: Sequence[int], broadcast: Broadcast, attempt: int = 0
     ) -> list[tuple[DeviceUpdate, DeviceReport]]:
-        """`train` of a lane group, in its order."""
+        """Run `train` for a lane group, in its order."""
         started = time.perf_counter()
         found = self._side_by_side(devices, lambda worker, device: worker.train(plan, device, broadcast, attempt))
         return _with_shares_of(time.perf_counter() - started, found)
 
     def evaluate_group(self, devices: Sequence[int], broadcast: Broadcast, states: States) -> list[Predictions]:
-        """`evaluate_personal` of a lane group, in its order."""
+        """Run `evaluate_personal` for a lane group, in its order."""
         return self._side_by_side(devices, lambda worker, device: worker.evaluate_personal(device, broadcast, states))
 
     def _side_by_side(self, devices: Sequence[int], work: Callable[[DeviceWorker, int], T]) -> list[T]:
-        """A group of one is computed as without lanes."""
+        """Run the work of a group; a group of one runs without lanes."""
         if len(devices) == 1:
             return [work(self, device) for device in devices]
         lanes = self._at_least(len(devices))
@@ -72,7 +72,7 @@ class GroupWorker(DeviceWorker):
         return lanes.run(pieces)
 
     def _at_least(self, size: int) -> Lanes:
-        """Lanes are made when they are first wanted."""
+        """Create the lanes when they are first needed."""
         if self._lanes is None or len(self._workers) < size:
             self._lanes = Lanes(cast(LanedModel, self.model), size)
             self._workers = [DeviceWorker(self.place, each, self.initial) for each in self._lanes.models]
@@ -84,12 +84,12 @@ class GroupWorker(DeviceWorker):
 
 
 def obstacle_to_lanes(model: LocalModel) -> str | None:
-    """Why the model computes for one device at a time only; None if it does not."""
+    """Why the model computes for only one device at a time; None if it supports lanes."""
     return model.obstacle_to_lanes() if hasattr(model, "obstacle_to_lanes") else "a network from scratch has no lanes"
 
 
 def _with_shares_of(seconds: float, found: list[tuple[T, DeviceReport]]) -> list[tuple[T, DeviceReport]]:
-    """Where devices computed side by side, each is logged with a share of the time, by its share of the operations."""
+    """Divide the time of a group among its devices, in proportion to their operations."""
     total = sum(report.flops for _, report in found)
     if len(found) == 1 or not total:
         return found

@@ -1,4 +1,4 @@
-"""A model that is lent to federated devices, one at a time, with the data and the stored states of all of them."""
+"""A model that federated devices use one at a time, with the data and stored states of all of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fibec_ray.types import DeviceState, Layout
 
 @dataclass(frozen=True)
 class Workplace:
-    """What all hosts of a process work with. name: of the process, for the log."""
+    """What all hosts of a process share. name: of the process, for the log."""
 
     job: Job
     federation: Federation
@@ -32,7 +32,7 @@ class Workplace:
 
 
 class Host:
-    """initial: P^0; None: what the model's trainable tensors hold."""
+    """A model and the data of all devices. initial: P^0; None: the current values of the model's trainable tensors."""
 
     def __init__(self, place: Workplace, model: LocalModel, initial: Tensors | None = None):
         self.place, self.model = place, model
@@ -43,20 +43,20 @@ class Host:
         self.layout = Layout(layers, model.num_layers, model.adapter_config, frozenset(model.server_only), heads)
 
     def adopt(self, rank: int | None, state: DeviceState, shared: Tensors) -> Tensors:
-        """Makes the model the device's own: its rank, its personal tensors, and what the server has. Returns them."""
+        """Load a device into the model: its rank, its personal tensors and the server's values. Returns the values."""
         values = {**fitted(self.job, {**self.initial, **shared}, rank), **state.personal}
         self.model.set_rank(rank)
         self.model.load(values)
         return values
 
     def batches(self, device: int) -> list[Tensor]:
-        """The device's fixed batches: a seeded split of its samples, the last one maybe short."""
+        """The device's fixed batches: a seeded split of its samples; the last batch may be short."""
         return fixed_batches(self.job.seed, device, len(self.data.train_rows[device]), self.job.local.batch_size)
 
     def epochs(
         self, visible: Sequence[Tensor], round_: int, device: int, epochs: Iterable[int] | None = None
     ) -> Iterator[Tensor]:
-        """The batches of some local epochs of a round (None: of all), in the order of training."""
+        """The batches of some local epochs of a round in training order. epochs: their numbers; None: all."""
         chosen = range(self.job.local.epochs) if epochs is None else epochs
         curriculum = self.job.method.curriculum
         return chain.from_iterable(
@@ -64,8 +64,10 @@ class Host:
         )
 
     def walk(self, num_batches: int, round_: int, device: int) -> list[int]:
-        """The batches that a round of pooled data trains on, in order, by number. Pass p is shuffled as epoch p of the
-        run would be."""
+        """The numbers of the batches that a round of pooled data trains on, in order.
+
+        Pass p is shuffled like epoch p of the run.
+        """
         epochs, curriculum = self.job.local.epochs, self.job.method.curriculum
         assert self.job.pooled_cohort is not None
 
@@ -78,8 +80,9 @@ class Host:
     def scan(
         self, shard: Shard, batches: Sequence[Tensor], names: Collection[str], round_: int, device: int
     ) -> FisherScan:
-        """Squared gradients of the named tensors over the batches, lazy."""
+        """Squared gradients of the named tensors over the batches, computed when they are first needed."""
         return FisherScan(self.model, shard, batches, names, self.rng("fisher", device, round_))
 
     def rng(self, purpose: str, *where: int) -> torch.Generator:
+        """The generator for a purpose and place (such as device, round), from the run's seed."""
         return seeds.generator(self.job.seed, purpose, *where)

@@ -1,4 +1,4 @@
-"""Everything about an experiment that a device or the server needs, as one value that travels to actors as JSON."""
+"""The settings of an experiment that devices and the server need; sent to actors as JSON."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from fibec_ray.models.spec import Backbone
 
 
 class System(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """The modelled devices, for simulated time: seconds of a device-round from its flops and the bytes it moved.
+    """Simulated devices: seconds of a device-round, from its flops and the bytes it moves.
 
-    Wall time depends on the machine that simulates; this does not, so logs of different fleets can be compared bit by
-    bit. Defaults: a phone-class processor on a home connection.
+    Simulated time does not depend on the machine that simulates, unlike wall time, so logs of different fleets can be
+    compared bit for bit. Defaults: a phone-class processor on a home connection.
 
     Device k runs at gflops * e^{spread z_k}, z_k ~ N(0, 1) drawn once from the run's seed; links scale alike.
     """
 
-    gflops: float = Field(100.0, gt=0, description="sustained 1e9 flop/s of a median device")
+    gflops: float = Field(100.0, gt=0, description="sustained speed of a median device, 1e9 flop/s")
     up_mbps: float = Field(10.0, gt=0, description="uplink, 1e6 bit/s")
     down_mbps: float = Field(50.0, gt=0, description="downlink, 1e6 bit/s")
-    spread: float = Field(0.0, ge=0, le=3, description="sigma of the log-normal speed over devices; 0: all equal")
+    spread: float = Field(0.0, ge=0, le=3, description="sigma of the devices' log-normal speed; 0: all equal")
 
     def device_seconds(self, seed: int, device: int, flops: float, bytes_down: int, bytes_up: int) -> float:
-        """Download, then compute, then upload, in seconds."""
+        """Seconds for download, then compute, then upload."""
         speed = math.exp(self.spread * seeds.numpy_generator(seed, "system", device).standard_normal())
         seconds = flops / (self.gflops * 1e9) + 8e-6 * (bytes_down / self.down_mbps + bytes_up / self.up_mbps)
         return float(seconds / speed)
 
 
 class LocalTraining(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """How a device trains in a round. The optimiser's state starts afresh each round."""
+    """How a device trains in a round. The optimiser's state starts fresh in each round."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="of the learning rate over rounds, from learning_rate to 0"
+        "linear", description="learning rate over rounds: linear and cosine fall from learning_rate to 0"
     )
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
-    momentum: Annotated[float, OnlyWith("optimizer", "sgd")] = Field(0.0, ge=0, lt=1, description="of sgd")
-    batch_size: int = Field(8, ge=1, description="samples of a step")
-    epochs: int = Field(1, ge=1, description="passes over the visible batches in a round")
+    momentum: Annotated[float, OnlyWith("optimizer", "sgd")] = Field(0.0, ge=0, lt=1, description="momentum of sgd")
+    batch_size: int = Field(8, ge=1, description="samples per step")
+    epochs: int = Field(1, ge=1, description="passes over the visible batches per round")
     max_steps: int | None = Field(
         None,
         ge=1,
-        description="most steps in a round, or in each part of it if the solver has several; null: no limit",
+        description="most steps per round, or per part of it if the solver has several; null: no limit",
     )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: no clipping")
 
@@ -61,14 +61,14 @@ class LocalTraining(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ServerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """What the server does with updates, whatever the method."""
+    """How the server treats updates, for any method."""
 
     max_update_norm: float | None = Field(
         None,
         gt=0,
-        description="largest L2 norm of an update, over all of its tensors. A larger update is a bad one (see "
-        "fleet.on_bad_update). null: 10,000 times the norm of the tensors that it changes, or 10,000 for each entry on "
-        "average, whichever is more; no update may be larger than that",
+        description="largest L2 norm of an update over all its tensors; a larger one counts as bad (see "
+        "fleet.on_bad_update). null: the built-in limit, 10,000 times the norm of the tensors that it changes or a "
+        "root mean square of 10,000 per entry, whichever is more. The built-in limit always applies",
     )
 
 
@@ -84,16 +84,17 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     local: LocalTraining
     system: System
     num_classes: int
-    """scores that a model gives; 1 in a regression, 0 where answers are texts"""
+    """outputs of a model; 1 for regression, 0 for text answers"""
     label_words: tuple[int, ...] | None
-    """token ids (C,) of the verbaliser; None with a classification head, and where answers are texts"""
+    """token ids (C,) of the verbaliser; None with a classification head or text answers"""
     eval_batch_size: int
     max_length: int
-    """tokens that a sample may have, `data.max_length`"""
+    """most tokens of a sample, `data.max_length`"""
     server: ServerConfig = ServerConfig()
     pooled_cohort: tuple[int, int] | None = None
-    """with pooled data, which are one device's: cohort_size and num_devices of the federation; None: not pooled"""
+    """with pooled data (one device has all): the federation's cohort_size and num_devices; None: not pooled"""
 
     @property
     def answers_in_text(self) -> bool:
+        """True if the model answers in text instead of scoring classes."""
         return self.num_classes == 0

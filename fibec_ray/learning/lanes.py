@@ -1,10 +1,10 @@
-"""Lanes: several devices on one model, whose passes are computed as one.
+"""Lanes: several devices on one model, whose passes are computed together.
 
-Each device runs the same code as it does alone, on a `LaneModel` that has its own values of the trainable tensors.
-Passes without gradients, and those that ask for them by `per_sample_grads` and `grad`, wait for the other lanes;
-what fits together is one forward or backward pass over all samples. Anything else a lane computes by itself.
+Each device runs the same code as alone, on a `LaneModel` with its own trainable values. Passes without gradients, and
+those through `per_sample_grads` and `grad`, wait for the other lanes; compatible ones become one forward or backward
+pass over all samples. A lane computes everything else by itself.
 
-A lane's results do not depend on the others, but for the rounding of sums over more or less padding.
+Results match training each device alone, up to rounding from different padding.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from fibec_ray.models.alone import Named
 T = TypeVar("T")
 
 LEAST_FILL = 0.75
-"""Batches share a pass only if the shortest has this share of the longest's length: padding is computed too."""
+"""Batches share a pass only if the shortest has at least this share of the longest's length, since padding costs
+compute.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """A question: a forward pass over the lane's batch."""
+    """A request for a forward pass over the lane's batch."""
 
     lane: LaneModel
     batch: Batch
@@ -41,17 +43,18 @@ class _Pass:
 
     @property
     def kind(self) -> Any:
-        """Passes of one kind can be one pass."""
+        """Passes of one kind can be computed together."""
         return self.graph, self.hidden, self.names, self.embeds is None, self.lane.training, self.lane.rank
 
     @property
     def length(self) -> int:
+        """Tokens per sample, padding included."""
         return self.batch.input_ids.shape[1]
 
 
 @dataclass(eq=False)
 class _Shared:
-    """A joint pass with a graph: who takes part, and what of the outputs of holders is whose."""
+    """A joint pass with a graph: its lanes, and their parts of the outputs of holders."""
 
     parts: dict[LaneModel, Part]
     tensors: set[int]
@@ -60,7 +63,7 @@ class _Shared:
 
 @dataclass(frozen=True, eq=False)
 class _Gradient:
-    """A question: gradients of a value that followed from a pass."""
+    """A request for gradients of a value computed from a pass."""
 
     lane: LaneModel
     shared: _Shared
@@ -71,7 +74,7 @@ class _Gradient:
 
 
 class Lanes:
-    """`size` devices' models on one model; `run` runs their work side by side."""
+    """Gives `size` devices one model; `run` runs their work side by side."""
 
     def __init__(self, model: LanedModel, size: int):
         self._model = model
@@ -79,7 +82,7 @@ class Lanes:
         self.models = [LaneModel(model, self._scheduler) for _ in range(size)]
 
     def run(self, pieces: Sequence[Callable[[], T]]) -> list[T]:
-        """pieces: work on the first of `models`, on the second, and so on."""
+        """Run the pieces of work, the first on the first of `models` and so on; return their results."""
         return self._scheduler.run(pieces)
 
     def _answer(self, questions: dict[int, Any]) -> dict[int, Any]:
@@ -89,14 +92,14 @@ class Lanes:
             try:
                 work = _pass if isinstance(asked[0], _Pass) else _gradients
                 found: Sequence[Any] = work(self._model, asked)
-            except Exception as error:  # belongs to the work that asked, which says where it happened
+            except Exception as error:  # raised in the work that asked, which adds where it happened
                 found = [error] * len(group)
             answers |= dict(zip(group, found, strict=True))
         return dict(sorted(answers.items()))
 
 
 class LaneModel(Named):
-    """One lane. Implements `LocalModel`, with values of its own; at first those of the model."""
+    """One lane: a `LocalModel` with its own trainable values, initially the model's."""
 
     def __init__(self, model: LanedModel, scheduler: BatchingScheduler):
         self._model, self._scheduler = model, scheduler
@@ -104,7 +107,7 @@ class LaneModel(Named):
         self.holders, self.adapter_config = model.holders, model.adapter_config
         self.layer_of, self.is_adapter, self.embed = model.layer_of, model.is_adapter, model.embed
         self.shared: _Shared | None = None
-        """the pass that `grad` will be asked about"""
+        """the pass that `grad` differentiates"""
         self.num_layers, self.work = model.num_layers, Work()
         self.training, self.rank = False, None  # type: bool, int | None
 
@@ -118,7 +121,7 @@ class LaneModel(Named):
         graph = torch.is_grad_enabled()
         self.work.add(self._model.cost(batch, graph))
         question = _Pass(self, batch, embeds, hidden, frozenset(), graph)
-        # A graph of its own: whoever wants gradients without `grad` would walk through those of all lanes.
+        # A separate graph: a backward pass outside `grad` would otherwise go through those of all lanes.
         out, _ = _pass(self._model, [question])[0] if graph else self._scheduler.ask(question)
         return out
 
@@ -135,7 +138,7 @@ class LaneModel(Named):
     def grad(
         self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        assert self.shared is not None, "gradients are those of what `per_sample_grads` gave"
+        assert self.shared is not None, "call `per_sample_grads` before `grad`"
         found: list[Tensor | None] = self._scheduler.ask(
             _Gradient(self, self.shared, value, tensors, cotangent, retain_graph)
         )
@@ -143,7 +146,7 @@ class LaneModel(Named):
 
 
 def _groups(questions: dict[int, Any]) -> list[list[int]]:
-    """Who asks what can be computed at once, in an order that depends on the questions alone."""
+    """Group the requests that can be computed together, in an order that depends only on the requests."""
     kinds: dict[Any, list[int]] = {}
     for i, question in questions.items():
         kinds.setdefault(question.kind if isinstance(question, _Pass) else question.shared, []).append(i)
@@ -155,7 +158,7 @@ def _groups(questions: dict[int, Any]) -> list[list[int]]:
 
 
 def _by_length(members: list[int], questions: dict[int, Any]) -> list[list[int]]:
-    """Longest first; a new group where a batch would be mostly padding."""
+    """Group passes by length, longest first; start a new group where a batch would be mostly padding."""
     groups: list[list[int]] = []
     for i in sorted(members, key=lambda i: -questions[i].length):
         if groups and questions[i].length >= LEAST_FILL * questions[groups[-1][0]].length:
@@ -166,7 +169,7 @@ def _by_length(members: list[int], questions: dict[int, Any]) -> list[list[int]]
 
 
 def _pass(model: LanedModel, asked: Sequence[_Pass]) -> list[tuple[Outputs, Caught]]:
-    """One forward pass for all who ask."""
+    """One forward pass for all requests."""
     first = asked[0]
     model.train(first.lane.training)
     model.set_rank(first.lane.rank)
@@ -189,11 +192,14 @@ def _parts(asked: Sequence[_Pass]) -> dict[LaneModel, Part]:
 
 
 def _gradients(model: LanedModel, asked: Sequence[_Gradient]) -> list[list[Tensor | None]]:
-    """One backward pass through a joint graph for all who ask; each gets its own tensors' gradients, and its own rows
-    of those of joint tensors. Sums over lanes mix nothing: no lane's value depends on another's tensors or rows."""
+    """One backward pass through a joint graph for all requests.
+
+    Each request gets the gradients of its own tensors, and its own rows of the gradients of joint tensors. Sums over
+    lanes mix nothing: no lane's value depends on another's tensors or rows.
+    """
     shared = asked[0].shared
     wanted = {id(tensor): tensor for each in asked for tensor in each.tensors}
-    # Who has not asked yet may still do so.
+    # Lanes that have not asked yet may still do so.
     retain = any(each.retain_graph for each in asked) or len(asked) < len(shared.parts)
     values, cotangents = [each.value for each in asked], [each.cotangent for each in asked]
     grads = model.derive(values, list(wanted.values()), cotangents, retain)

@@ -1,4 +1,4 @@
-"""A device's local training: the steps of one round, or of a part of it; and what an objective sees of samples.
+"""A device's local training: the optimiser steps of one round or part of it, and the features that an objective uses.
 
 Shapes: B samples of a batch, n of a shard, S tokens, H hidden size.
 """
@@ -24,20 +24,22 @@ from fibec_ray.tensors import Tensors, accumulate, clone, select
 
 @dataclass(frozen=True)
 class Trained:
+    """What training did, for the update and the log."""
+
     num_steps: int
     num_samples: int
-    """visited, repeats over epochs included"""
+    """samples used, counting repeats over epochs"""
     mean_loss: float | None
-    """of the task alone, over steps, before each step; None if there were none"""
+    """task loss only, averaged over steps, before each step; None without steps"""
     squares: Tensors
-    """mean squared per-sample gradients of the watched tensors, each at the parameters of its step"""
+    """mean squared per-sample gradients of the watched tensors, each at its step's parameters"""
     centre: Tensors = field(default_factory=dict)
-    """where the centre of the pull ended"""
+    """final centre of the pull"""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The optimiser steps to take: `repeats` of them on each batch, up to `settings.max_steps` batches."""
+    """The optimiser steps to take: `repeats` on each batch, for up to `settings.max_steps` batches."""
 
     batches: Iterable[Tensor]
     settings: LocalTraining
@@ -47,18 +49,18 @@ class Steps:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective adds to the task's loss and gradients. As it stands: nothing."""
+    """What an objective adds to the task's loss and gradients. By default nothing."""
 
     objective: Objective = Objective()
     memory: Tensors = field(default_factory=dict)
-    """of the objective, on the device; `Objective.correct` may add to it"""
+    """the objective's memory on the device; `Objective.correct` may add to it"""
     control: Tensors = field(default_factory=dict)
-    """of the objective, as the server sent it"""
+    """the objective's values from the server"""
     references: Sequence[Tensor] = ()
     """(n, H) each: features of the shard's samples under the objective's teachers"""
 
     def added_to(self, loss: Tensor, params: Mapping[str, Tensor], anchor: Tensors, seen: Seen) -> Tensor:
-        """anchor: what moves, as it was when training began."""
+        """The loss plus the objective's terms. anchor: the moving tensors when training began."""
         penalty = self.objective.penalty(params, anchor)
         if penalty is not None and penalty.numel() != 1:
             raise ConfigError(
@@ -73,20 +75,21 @@ class Terms:
 
 @dataclass(frozen=True)
 class Moves:
-    """Which tensors move, and what is measured of them. As it stands: all move freely."""
+    """Which tensors move, and what is measured of them. By default all move freely."""
 
     names: Collection[str] | None = None
     """the tensors that move; None: all"""
     keep: Mapping[str, Tensor] = field(default_factory=dict)
-    """bool, True where an entry may move. Entries that may not are bit-identical afterwards: weight decay and momentum
-    would move them even without a gradient, so they are put back after every step"""
+    """bool, True where an entry may move. Other entries stay bit-identical: they are restored after every step,
+    since weight decay and momentum would move them even without a gradient
+    """
     pull: Pull | None = None
     watch: Collection[str] = ()
-    """tensors whose squared gradients are wanted; they come from the steps' own backward passes"""
+    """tensors whose squared gradients are collected from the steps' own backward passes"""
 
 
 class Seen(NamedTuple):
-    """A batch, its rows in the shard, and what the model makes of it."""
+    """A batch, its rows in the shard, and the model's outputs."""
 
     rows: Tensor
     batch: Batch
@@ -97,7 +100,7 @@ PLAIN, FREE = Terms(), Moves()
 
 
 def local_update(model: LocalModel, shard: Shard, steps: Steps, terms: Terms = PLAIN, moves: Moves = FREE) -> Trained:
-    """Takes the steps, in place in the model."""
+    """Take the steps, changing the model in place."""
     trainer = _Trainer(model, shard, steps, terms, moves)
     num_samples = num_batches = 0
     model.train(True)
@@ -115,7 +118,7 @@ def local_update(model: LocalModel, shard: Shard, steps: Steps, terms: Terms = P
 
 
 class _Towards:
-    """The pull, if there is one, and its centre as it is now."""
+    """The pull, if any, and its current centre."""
 
     def __init__(self, pull: Pull | None, params: Mapping[str, nn.Parameter], rate: float):
         centre = select(pull.centre, params) if pull else {}
@@ -126,20 +129,20 @@ class _Towards:
 
     @torch.no_grad()
     def step(self) -> None:
-        """After an optimiser step: the pull's own one, solved exactly."""
+        """After an optimiser step: take the pull's step, solved exactly."""
         if self._share:
             for name, value in self.centre.items():
                 self._params[name].lerp_(value, self._share)
 
     @torch.no_grad()
     def follow(self) -> None:
-        """After the steps on a batch: the centre goes its share of the way."""
+        """After the steps on a batch: move the centre."""
         for name, value in self.centre.items():
             value.lerp_(self._params[name], self._follow)
 
 
 class _Trainer:
-    """Takes steps with one optimiser, and adds up what they met."""
+    """Takes steps with one optimiser, and sums losses and squared gradients."""
 
     def __init__(self, model: LocalModel, shard: Shard, steps: Steps, terms: Terms, moves: Moves):
         self._model, self._shard, self._terms, self._clip = model, shard, terms, steps.settings.clip
@@ -154,16 +157,16 @@ class _Trainer:
         self.squares: Tensors = {}
 
     def take(self, rows: Tensor) -> None:
-        """One optimiser step on the samples at `rows`."""
+        """Take one optimiser step on the samples at `rows`."""
         params, batch, terms = self._model.trainable, self._shard.batch(rows), self._terms
         out, caught = self._model.per_sample_grads(batch, self._watch, hidden=bool(terms.references))
         loss = out.losses.mean()
         total = terms.added_to(loss, params, self._anchor, Seen(rows, batch, out))
         grads = self._model.grad(total, [*params.values(), *caught.tensors])
         for param, grad in zip(params.values(), grads, strict=False):
-            # PyTorch's fused optimisers take a gradient's memory for that of a contiguous tensor.
+            # PyTorch's fused optimisers treat a gradient's memory as contiguous.
             param.grad = None if grad is None else grad.contiguous()
-        # The loss was the mean over the samples, so gradients are scaled back to those of a sum.
+        # The loss is a mean over samples; scale gradients back to those of a sum.
         squares = caught.squares(grads[len(params) :], scale=len(rows))
         accumulate(self.squares, {name: value.sum(0) for name, value in squares.items()})
         terms.objective.correct(params, terms.memory, terms.control)
@@ -193,7 +196,7 @@ def _optimizer(settings: LocalTraining, params: Mapping[str, nn.Parameter], rate
 
 
 def features(out: Outputs, batch: Batch) -> Tensor:
-    """The mean over each sample's real tokens of what a head sees: (B, H) float32, in the graph.
+    """The mean of a head's inputs over each sample's real tokens: (B, H) float32, in the graph.
 
     out: of the batch, with hidden states.
     """
@@ -204,9 +207,9 @@ def features(out: Outputs, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def features_under(values: Tensors, model: LocalModel, shard: Shard, batches: Sequence[Tensor]) -> Tensor:
-    """(n, H) of the batches' samples, in evaluation mode, with other trainable values; NaN elsewhere.
+    """(n, H) features of the batches' samples with other trainable values, in evaluation mode; NaN elsewhere.
 
-    The model has its own values again afterwards.
+    The model's own values are restored afterwards.
     """
     before = model.read()
     model.load(values)

@@ -1,4 +1,4 @@
-"""Decides a round before it runs: its cohort, its learning rate, and which devices train together."""
+"""Plans a round before it runs: its cohort, its learning rate, and which devices train together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fibec_ray.types import RoundPlan
 
 
 def plan_round(job: Job, round_: int) -> RoundPlan:
-    """The plan depends on (seed, round) alone: every method and fleet gets the same cohorts."""
+    """The plan depends only on (seed, round), so every method and fleet gets the same cohorts."""
     rng = seeds.numpy_generator(job.seed, "cohort", round_)
     cohort = rng.choice(job.num_devices, size=job.cohort_size, replace=False)
     return RoundPlan(round_, job.rounds, tuple(int(device) for device in cohort), learning_rate(job, round_))
@@ -23,7 +23,7 @@ def cohorts(job: Job) -> list[tuple[int, ...]]:
 
 
 def learning_rate(job: Job, round_: int) -> float:
-    """Of the local steps of a round."""
+    """The learning rate of local steps in a round."""
     return job.local.learning_rate * decay(job.local.schedule, round_ / job.rounds)
 
 
@@ -41,12 +41,11 @@ Group = tuple[int, ...]
 
 
 def lane_groups(devices: Sequence[int], num_samples: Sequence[int], lanes: int) -> list[Group]:
-    """As few groups of at most `lanes` devices as it takes, equal to within one device, the largest devices first.
+    """Split the devices into as few groups of at most `lanes` as possible, of nearly equal size, largest devices first.
 
-    num_samples: of each of `devices`. Devices of similar size stand side by side: a lane that has run out of batches
-    waits for the others of its group.
-    A group depends on its devices and their sample counts alone, never on times or actors: the bits that its lanes give
-    do depend on the width of the batch, and must be the same wherever the group runs, and however often.
+    num_samples: of each of `devices`. Devices of similar size are in one group, since a lane that runs out of batches
+    waits for the others. The groups depend only on the devices and their sample counts, never on time or actors: the
+    bits of a lane's results depend on the batch width, and must be the same wherever and however often the group runs.
     """
     size = dict(zip(devices, num_samples, strict=True))
     ordered = sorted(devices, key=lambda device: (-size[device], device))

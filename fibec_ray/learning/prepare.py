@@ -1,4 +1,4 @@
-"""From a task's rows to a federation on disk: load, deal to devices, encode, save."""
+"""Builds a federation on disk from a task's rows: load, assign to devices, encode, save."""
 
 from __future__ import annotations
 
@@ -38,22 +38,23 @@ from fibec_ray.models.spec import Backbone
 @dataclass(frozen=True)
 class Prepared:
     num_classes: int
-    """scores that a model gives; 1 in a regression, 0 where answers are texts"""
+    """outputs of a model; 1 for regression, 0 for text answers"""
     label_words: tuple[int, ...] | None
+    """token ids (C,) of the verbaliser; None without one"""
     anchors: dict[str, float]
-    """accuracy of trivial predictors on the test set: `majority` class, each device's `own_majority` class (where
-    answers are texts the commonest one); in a
-    regression R2 of the `mean` and of each device's `own_mean`"""
+    """Baselines on the test set: accuracy of the `majority` class and of each device's `own_majority` class (for
+    text answers, the most frequent answer); for a regression, R2 of the `mean` and of each device's `own_mean`
+    """
     heterogeneity: dict[str, float] = field(default_factory=dict)
     note: str = ""
-    """what a person should know of the data"""
+    """what the user should know about the data"""
     sources: tuple[Stamp, ...] = ()
-    """the files that the rows came from, as they were"""
+    """the files that the rows came from, with their sizes and times when they were read"""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which rows a federation has, how they are dealt to devices, and for which model they are encoded."""
+    """The rows of a federation, their split over devices, and the model they are encoded for."""
 
     task: Task
     data: DataConfig
@@ -62,18 +63,18 @@ class Recipe:
     num_devices: int
     seed: int
     num_virtual: int = 0
-    """tokens that the PEFT kind puts before those of a sample"""
+    """virtual tokens that the PEFT kind puts before a sample"""
     pooled: bool = False
-    """one device has all rows; the anchors and the heterogeneity are those of the federation all the same"""
+    """True if one device has all rows; baselines and heterogeneity are still those of the federation"""
 
     def split(self, train: Ints, test: Ints, num_labels: int) -> Split:
-        """By the labels of both sets."""
+        """Split by the labels of both sets."""
         return self.partition.split(train, test, num_labels, self.num_devices, self.seed)
 
 
 @dataclass(frozen=True)
 class _Made:
-    """Both sets as they are saved, how they are dealt, and the training labels that this went by."""
+    """Both encoded sets, their split over devices, and the training labels used for the split."""
 
     sets: Sequence[EncodedSet | DenseSet]
     split: Split
@@ -82,7 +83,9 @@ class _Made:
 
 
 def prepare_federation(recipe: Recipe, folder: Path) -> Prepared:
-    """Writes the federation's data to `folder`. Raises DataError, ConfigError or ModelError for what does not fit."""
+    """Write the federation's data to `folder`. Raises DataError, ConfigError or ModelError for settings that do not
+    fit.
+    """
     if isinstance(recipe.backbone, Net):
         made, prepared = _points(recipe, recipe.backbone)
     else:
@@ -95,7 +98,7 @@ def prepare_federation(recipe: Recipe, folder: Path) -> Prepared:
 
 
 def _classes(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
-    """Texts that belong to classes."""
+    """Prepare texts with classes."""
     data, max_length = recipe.data, recipe.data.max_length
     sources, task = stamps_of(recipe.task, data), effective_task(recipe.task, data)
     check_supported(backbone)
@@ -114,15 +117,15 @@ def _classes(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
 
 
 def _texts(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
-    """Texts that are answered in text: their labels are categories."""
+    """Prepare texts with text answers; their labels are categories."""
     task, data, partition, max_length = recipe.task, recipe.data, recipe.partition, recipe.data.max_length
     check_supported(backbone)
     sources = stamps_of(task, data)
     train, test = load_instructions(task, data, recipe.seed)
     if partition.deals_by_label and not train.has_categories:
         raise ConfigError(
-            f"partition: {partition.kind} deals by category, and the rows of task {task.name} have none; name their "
-            f"column with data.columns.category, or set partition to one of: {', '.join(sorted(WITHOUT_LABELS))}"
+            f"partition: {partition.kind} splits by category, but the rows of task {task.name} have none; set "
+            f"data.columns.category to their column, or partition to one of: {', '.join(sorted(WITHOUT_LABELS))}"
         )
     split = recipe.split(train.labels, test.labels, len(train.categories))
     tokenizer = load_tokenizer(backbone)
@@ -141,7 +144,7 @@ def _texts(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
 
 
 def _points(recipe: Recipe, net: Net) -> tuple[_Made, Prepared]:
-    """Samples that are no text."""
+    """Prepare samples that are not text."""
     task, data = recipe.task, recipe.data
     train, test = load_points(task, data, recipe.seed)
     net.check(train.features.shape[1:])
@@ -152,20 +155,20 @@ def _points(recipe: Recipe, net: Net) -> tuple[_Made, Prepared]:
 
 
 def _used(encoded: Sequence[EncodedSet], words: Sequence[int] = ()) -> dict[str, int | None]:
-    """The largest token ids that a run will use, by their role."""
+    """The largest token ids that a run will use, by role."""
     largest = max((int(part.tokens.max()) for part in encoded if part.tokens.size), default=None)
     return {"the token": largest, "the verbaliser's word": max(words, default=None)}
 
 
 def _said(*notes: str) -> str:
-    """One line of those that say something."""
+    """Join the non-empty notes into one line."""
     return "; ".join(note for note in notes if note)
 
 
 def with_types(sets: Sequence[EncodedSet], backbone: Backbone) -> list[EncodedSet]:
-    """The sets with token types if the backbone can tell them apart. Raises ModelError for types that it lacks.
+    """The sets with token types if the backbone uses them. Raises ModelError for types that it lacks.
 
-    A model with a table of types takes 0 where it is given none, so that zeros alone are left out.
+    A model with a table of types uses 0 by default, so all-zero types are left out.
     """
     highest = max((int(part.types.max(initial=0)) for part in sets if part.types is not None), default=None)
     if highest is not None and takes_types(backbone, highest):
@@ -179,7 +182,7 @@ def _about_cut_samples(train: EncodedSet, test: EncodedSet, max_length: int) -> 
         for name, part in (("training", train), ("test", test))
         if part.num_cut
     ]
-    return f"{' and '.join(cuts)} were cut to fit data.max_length={max_length}" if cuts else ""
+    return f"{' and '.join(cuts)} were truncated to data.max_length={max_length}" if cuts else ""
 
 
 def _percent(share: float) -> str:
@@ -191,7 +194,7 @@ def _about_cuts(cuts: Sequence[Cut], num_samples: int, max_length: int) -> str:
     if not prompts + responses:
         return ""
     return (
-        f"{prompts} prompts and {responses} responses of {num_samples} samples were cut to fit "
+        f"{prompts} prompts and {responses} responses of {num_samples} samples were truncated to "
         f"data.max_length={max_length}"
     )
 

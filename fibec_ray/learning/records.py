@@ -1,4 +1,4 @@
-"""Turns what a device did into the row that the round log keeps."""
+"""Builds the round log's row about a device's work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True)
 class Spent:
-    """What a device's work took, and where it was done."""
+    """The cost of a device's work, and where it ran."""
 
     flops: float
     compute_s: float
@@ -34,17 +34,17 @@ class Spent:
 
 @dataclass(frozen=True)
 class Opened:
-    """A device's part in the initialisation phase."""
+    """A device's results in the setup phase."""
 
     scan: FisherScan
     curriculum: Tensors
-    """its memory"""
+    """the curriculum's memory"""
     layer_report: LayerReport
     bytes_down: int
 
 
 def setup_report(job: Job, opened: Opened, spent: Spent) -> DeviceReport:
-    """Row of round -1. The device downloads P^0 and uploads its layer scores, if its method asks for them."""
+    """Row of round -1. The device downloads P^0 and uploads its layer scores, if its method uses them."""
     shard, device = opened.scan.shard, opened.layer_report.device
     curriculum, scores, down = opened.curriculum, opened.layer_report.scores, opened.bytes_down
     return DeviceReport(
@@ -66,6 +66,7 @@ def setup_report(job: Job, opened: Opened, spent: Spent) -> DeviceReport:
 
 
 def training_report(round_: DeviceRound, trained: Trained, update: DeviceUpdate, spent: Spent) -> DeviceReport:
+    """Row of a device's training in a round."""
     job, layout, shard = round_.host.job, round_.host.layout, round_.shard
     seen = list(round_.visible) if trained.num_steps else []
     rows = torch.cat([*seen, torch.empty(0, dtype=torch.int64)])
@@ -73,7 +74,7 @@ def training_report(round_: DeviceRound, trained: Trained, update: DeviceUpdate,
     fisher = under_prefix("fisher", round_.memory["mask"])
     down = round_.bytes_down
     up_delta, up_extras = num_bytes(update.delta), num_bytes(update.extras)
-    if job.pooled_cohort is not None:  # pooled data: the server is where the device is
+    if job.pooled_cohort is not None:  # pooled data: nothing is sent
         down = up_delta = up_extras = 0
     return DeviceReport(
         round=round_.plan.round,
@@ -104,7 +105,7 @@ def training_report(round_: DeviceRound, trained: Trained, update: DeviceUpdate,
 
 
 def batch_scores(curriculum: Tensors, scan: FisherScan | None) -> tuple[BatchScore, ...] | None:
-    """The fixed batches as the curriculum has just scored them. curriculum: its memory."""
+    """The fixed batches with the curriculum's new scores; None if it did not score. curriculum: its memory."""
     if scan is None or "batch_difficulty" not in curriculum:
         return None
     shard, losses = scan.shard, scan.known_losses
@@ -122,7 +123,7 @@ def batch_scores(curriculum: Tensors, scan: FisherScan | None) -> tuple[BatchSco
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far (shared pages included)."""
+    """Largest resident set of this process so far, including shared pages."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -132,7 +133,7 @@ def _kept_fraction(keep: Tensors) -> float | None:
 
 
 def _overlap(before: Tensors, now: Tensors) -> float | None:
-    """Entries that may move both times / entries that may move at either time (Jaccard)."""
+    """Jaccard index of the entries that may move: in both masks / in either mask."""
     either = sum(int((mask | before[name]).sum()) for name, mask in now.items() if name in before)
     both = sum(int((mask & before[name]).sum()) for name, mask in now.items() if name in before)
     return both / either if either else None
@@ -148,7 +149,7 @@ def _mean(values: Tensor) -> float:
 
 
 def _by_layer(values: Tensors, layout: Layout, number: Callable[[float], N]) -> tuple[N, ...] | None:
-    """(L,) sums over each block's tensors; None if there are no values."""
+    """(L,) sums over each block's tensors; None without values."""
     if not values:
         return None
     sums = [0.0] * layout.num_layers
@@ -160,7 +161,9 @@ def _by_layer(values: Tensors, layout: Layout, number: Callable[[float], N]) -> 
 
 
 def _rank_correlations(curriculum: Tensors, scan: FisherScan | None) -> dict[str, Any]:
-    """Of the samples' difficulty with loss, length and true grade, if the curriculum has just scored them."""
+    """Correlations of the samples' difficulty with loss, length and true difficulty, if they were scored in this
+    round.
+    """
     difficulty = curriculum.get("sample_difficulty")
     if scan is None or difficulty is None:
         return {}
@@ -169,12 +172,12 @@ def _rank_correlations(curriculum: Tensors, scan: FisherScan | None) -> dict[str
 
 
 def _rank_correlation(left: Tensor, right: Tensor | None) -> float | None:
-    """Spearman's rho; None where the right one is unknown or either is constant."""
+    """Spearman's rho; None if the right side is unknown or either side is constant."""
     if right is None or len(left) < 2:
         return None
     if bool((left == left[0]).all()) or bool((right == right[0]).all()):
         return None
-    # Half a second of import, for methods that measure difficulty only.
+    # Takes half a second to import; only methods with difficulties need it.
     from scipy.stats import spearmanr
 
     return float(spearmanr(left.double().numpy(), right.double().numpy()).statistic)

@@ -18,20 +18,20 @@ Row = dict[str, Any]
 
 
 class RunTotalsState(BaseModel, frozen=True, extra="forbid"):
-    """The sums at the end of a round, as a checkpoint has them; floats survive JSON bit for bit."""
+    """The totals at the end of a round, for a checkpoint; floats survive JSON bit for bit."""
 
     sim_time_s: float
     wall_time_s: float
     bytes_total: int
     num_samples_total: int
     trained: list[int]
-    """devices that trained at least once"""
+    """devices that have trained at least once"""
 
 
 class RunTotals:
-    """Turns what a fleet returns into rows, and keeps the sums that go on from round to round.
+    """Turns a fleet's results into log rows, and keeps running totals.
 
-    metric: the task's own. batch_size: of local training, to know how many batches a device has.
+    metric: the task's own. batch_size: of local training, to count a device's batches.
     """
 
     def __init__(self, metric: str, batch_size: int):
@@ -43,7 +43,7 @@ class RunTotals:
 
     @property
     def layout(self) -> Layout:
-        """Of the trainable tensors, known once the fleet is open."""
+        """The layout of the trainable tensors, known after the fleet's setup."""
         return self._layers.layout
 
     def setup(self, opened: SetupResult) -> tuple[Row, list[Row]]:
@@ -52,7 +52,7 @@ class RunTotals:
         return self._row(SETUP_ROUND, opened.reports, 0, None), self._layer_rows(SETUP_ROUND, [])
 
     def state(self) -> RunTotalsState:
-        """What the sums have come to."""
+        """The current totals."""
         return RunTotalsState(
             sim_time_s=self.sim_time_s,
             wall_time_s=time.monotonic() - self._started,
@@ -62,19 +62,20 @@ class RunTotals:
         )
 
     def restore(self, opened: SetupResult, state: RunTotalsState) -> None:
-        """Goes on from there, in place of `setup`. The time between the two runs does not count."""
+        """Continue from saved totals instead of calling `setup`. The time between the two runs does not count."""
         self._layers = opened
         self._started = time.monotonic() - state.wall_time_s
         self.sim_time_s, self.bytes_total = state.sim_time_s, state.bytes_total
         self.num_samples_total, self.trained = state.num_samples_total, set(state.trained)
 
     def round(self, round_: int, result: RoundResult, evaluation: EvaluationResult | None) -> tuple[Row, list[Row]]:
+        """The row of a round and its layer rows."""
         self.trained |= {report.device for report in _sound(result.reports) if report.num_steps}
         row = self._row(round_, result.reports, len(result.lost), evaluation)
         return row, self._layer_rows(round_, result.reports)
 
     def evaluations(self, round_: int, evaluation: EvaluationResult | None) -> list[Row]:
-        """What every device's own model scored, one row for each device; none in a round without evaluation."""
+        """One row per device with the scores of its own model; none in a round without evaluation."""
         personal = evaluation.personal if evaluation else {}
         return [self._evaluation_row(round_, device, personal[device]) for device in sorted(personal)]
 
@@ -95,7 +96,7 @@ class RunTotals:
     ) -> Row:
         up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
         num_samples, sound = sum(r.num_samples_seen for r in reports), _sound(reports)
-        # Devices work in parallel and the server waits for the slowest; its own time is not modelled.
+        # Devices work in parallel and the server waits for the slowest; the server's time is not modelled.
         self.sim_time_s += max((r.sim_time_s for r in reports), default=0.0)
         self.bytes_total += up + down
         self.num_samples_total += num_samples
@@ -158,7 +159,7 @@ class RunTotals:
 
 
 def _sound(reports: Sequence[DeviceReport]) -> list[DeviceReport]:
-    """Those whose update was averaged."""
+    """The reports of devices whose update was combined."""
     return [report for report in reports if report.quarantined is None]
 
 

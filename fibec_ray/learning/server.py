@@ -24,7 +24,7 @@ LOWER_RATES = "lower local.learning_rate, or the rate of a server optimiser"
 
 
 class Server:
-    """`open` once, then for each round `broadcast` and `absorb`.
+    """Call `setup` once, then `broadcast` and `absorb` in each round.
 
     initial: P^0, all trainable tensors.
     """
@@ -38,14 +38,14 @@ class Server:
 
     @blamed()
     def setup(self, reports: Sequence[LayerReport]) -> Selection:
-        """Chooses the shared tensors from the devices' reports (none for methods without an initialisation phase)."""
+        """Choose the shared tensors from the devices' reports, which are empty for methods without a setup phase."""
         method = self._job.method
         rng = seeds.generator(self._job.seed, "layers")
         selection = method.sharing.select(reports, self._layout, rng)
         if unknown := sorted(selection.names - self._layout.layers.keys()):
             raise ConfigError(
-                f"method.sharing: {method.sharing.kind}: select shares '{unknown[0]}', which is no trainable tensor; "
-                "choose from layout.layers"
+                f"method.sharing: {method.sharing.kind}: select shares '{unknown[0]}', which is not a trainable "
+                "tensor; choose from layout.layers"
             )
         selection = replace(selection, names=selection.names | self._layout.server_only)
         self._check_solver(selection)
@@ -56,30 +56,31 @@ class Server:
         return selection
 
     def _check_solver(self, selection: Selection) -> None:
-        """Raises ConfigError if the choice leaves the solver without the tensors that it is about."""
+        """Raise ConfigError if the choice leaves the solver without the tensors it needs."""
         method = self._job.method
         solver, sharing = method.solver, method.sharing
         if "personal" in solver.needs and selection.names >= self._layout.layers.keys():
             raise ConfigError(
-                f"method.solver: {solver.kind} trains personal tensors by themselves, and method.sharing "
-                f"{sharing.kind} leaves none here (a verbaliser has no head); let it leave some, such as "
+                f"method.solver: {solver.kind} trains personal tensors separately, but method.sharing "
+                f"{sharing.kind} leaves none here (a verbaliser has no head); leave some personal, such as with "
                 "method.sharing.last_blocks=1"
             )
         if "shared" in solver.needs and not selection.names:
             raise ConfigError(
-                f"method.solver: {solver.kind} starts from what is shared, and method.sharing {sharing.kind} shares "
-                "nothing here; let it share more, or set method.solver=single"
+                f"method.solver: {solver.kind} starts from shared tensors, but method.sharing {sharing.kind} shares "
+                "nothing here; share more, or set method.solver=single"
             )
 
     def broadcast(self, round_: int) -> Broadcast:
+        """What the server sends to every device of the round."""
         return Broadcast(round_, self._shared, self._control)
 
     @blamed()
     def absorb(self, round_: int, updates: Iterable[DeviceUpdate]) -> dict[int, str]:
-        """Takes the round's updates in cohort order, one at a time; without any, nothing is learnt.
+        """Combine the round's updates, one at a time in cohort order; without updates nothing changes.
 
-        Returns the devices whose update was left out because it cannot be combined, and why. Raises RunError, and stays
-        as it was, if sound updates lead to numbers that are not finite.
+        Returns device -> reason for each update that was left out as faulty. Raises RunError, leaving the server
+        unchanged, if valid updates give values that are not finite.
         """
         method, asked = self._job.method, self.asked(round_)
         extras: list[Tensors] = []
@@ -107,14 +108,14 @@ class Server:
         for what, tensors in {"tensors": shared, "state": state, "control variates or scores": control}.items():
             if not all_finite(tensors):
                 raise RunError(
-                    f"round {round_}: finite updates were combined to {what} of the server that are not finite; "
+                    f"round {round_}: combining finite updates gave {what} of the server that are not finite; "
                     f"{LOWER_RATES}"
                 )
         self._shared, self._state, self._control = shared, state, control
         return bad
 
     def asked(self, round_: int) -> Asked:
-        """What the round asks of every update."""
+        """What the server expects of every update of the round."""
         layout = self._layout
         moving = self._job.method.peft.moving(self.trained, round_, self._job.rounds)
         return Asked(
@@ -133,23 +134,23 @@ class Server:
         return drop(self._shared, self._layout.server_only)
 
     def adapter(self) -> Tensors:
-        """The global model: shared tensors as they are now, the others as they were at the start."""
+        """The global model: current shared tensors, and the initial values of all others."""
         return {**self._initial, **self._shared}
 
     def digest(self) -> str:
-        """Of the shared tensors as they are now."""
+        """Digest of the current shared tensors."""
         return digest(self._shared)
 
     def state(self) -> Tensors:
         """Copy the server's state: `shared/NAME`, `control/NAME`, `aggregator/NAME`, `selection/scores`.
 
-        What is left out, P^0 and the layout, follows from the job; `initial/digest` (16,) uint8 is what to know it by.
+        P^0 and the layout follow from the job and are left out; `initial/digest` (16,) uint8 identifies P^0.
         """
         return clone(self.learnt | {"initial/digest": self._initial_digest})
 
     @property
     def learnt(self) -> Tensors:
-        """The same, but for the digest, and not as copies."""
+        """The state without `initial/digest`, not copied."""
         scores = self._selection.scores
         return (
             with_prefix("shared", self._shared)
@@ -159,14 +160,14 @@ class Server:
         )
 
     def restore(self, state: Tensors) -> Selection:
-        """The reverse, in place of `open`. Names keep the order of `state`: sums over tensors depend on it.
+        """Restore a saved state instead of calling `setup`. Names keep the order of `state`, since sums depend on it.
 
-        Raises ModelError if the tensors that training starts from are not those of the run.
+        Raises ModelError if the initial tensors are not those of the run.
         """
         if not torch.equal(state["initial/digest"], self._initial_digest):
             raise ModelError(
-                "backbone: the trainable tensors start from other values than in the run so far; resume it with the "
-                "program versions that it began with (RUN/checkpoints/run.json has them)"
+                "backbone: the initial trainable tensors differ from those of the run so far; resume with the program "
+                "versions that it started with (see RUN/checkpoints/run.json)"
             )
         self._shared = under_prefix("shared", state)
         self._control = under_prefix("control", state) or under_prefix("hint", state)  # `hint` until version 0.1
@@ -180,12 +181,12 @@ class Server:
 
 
 def _refuse_misshapen(what: str, found: Tensors, like: Tensors) -> None:
-    """found: the step that the server's tensors would take. like: these."""
+    """Raise ConfigError unless the step `found` fits the server's tensors `like`."""
     for name, value in found.items():
         there = like.get(name)
         if there is None or (value.shape, value.dtype) != (there.shape, there.dtype):
             expected = "no such tensor" if there is None else f"{tuple(there.shape)} values of type {there.dtype}"
             raise ConfigError(
-                f"{what} gives {tuple(value.shape)} values of type {value.dtype} for '{name}', and the model has "
-                f"{expected}; return a step that has the names, shapes and types of updates' deltas"
+                f"{what} returned {tuple(value.shape)} values of type {value.dtype} for '{name}', but the model has "
+                f"{expected}; return a step with the names, shapes and types of the updates' deltas"
             )

@@ -1,4 +1,4 @@
-"""What a solver gets to work with: a device's model, and training on its data."""
+"""The session a solver works with: a device's model, and training on its data."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fibec_ray.tensors import Tensors, drop, weighted_mean
 
 @dataclass(frozen=True)
 class Schedule:
-    """The batches, settings and seeds that the trainings of a session have in common."""
+    """The batches, settings and seeds of all trainings in a session."""
 
     batches: Callable[[range], Iterable[Tensor]]
-    """of the given local epochs, in the order of training"""
+    """local epochs -> their batches, in training order"""
     settings: LocalTraining
     rate: float
     seed: int
     place: tuple[seeds.Where, ...]
-    """that dropout belongs to"""
+    """seed path of dropout"""
 
 
 @dataclass
@@ -41,11 +41,11 @@ class LocalSession:
     received: Tensors
     shared: frozenset[str]
     terms: Terms = PLAIN
-    """but for the references, which are found when they are first wanted"""
+    """without references, which are computed when first needed"""
     moves: Moves = FREE
     """what the mask leaves free, and what it watches"""
     visible: Sequence[Tensor] = ()
-    """the batches that the objective's teachers look at"""
+    """the batches whose features the objective's teachers need"""
     _done: list[Trained] = field(default_factory=list)
     _counted: list[Trained] = field(default_factory=list)
 
@@ -87,13 +87,15 @@ class LocalSession:
 
     @cached_property
     def _references(self) -> tuple[Tensor, ...]:
-        """Features of the visible samples under the objective's teachers, found once for the round."""
+        """Features of the visible samples under the objective's teachers, computed once a round."""
         teachers = self.terms.objective.teachers(self.received, self.terms.memory)
         return tuple(features_under(values, self.model, self.shard, self.visible) for values in teachers)
 
     @property
     def trained(self) -> Trained:
-        """All training of the shared model; of what moved personal tensors alone, the squared gradients only."""
+        """Totals of all training of the shared model. Training of only personal tensors adds only its squared
+        gradients.
+        """
         squares = weighted_mean((part.num_samples, part.squares) for part in self._done if part.squares)
         num_steps = sum(part.num_steps for part in self._counted)
         num_samples = sum(part.num_samples for part in self._counted)

@@ -25,6 +25,8 @@ from fibec_ray.types import DeviceState, StateRef, States
 
 
 class StateStore:
+    """Reads and writes device states in one folder."""
+
     def __init__(self, folder: Path):
         self._folder = folder
 
@@ -80,6 +82,7 @@ class StateStore:
         return sorted(int(name) for name in names if re.fullmatch("-?[0-9]+", name))
 
     def path(self, device: int, version: int) -> Path:
+        """The file of a device's state."""
         return self._home(device) / f"{version}.safetensors"
 
     def _home(self, device: int) -> Path:
@@ -105,7 +108,10 @@ class StateStore:
 
 
 class AcceptedStates:
-    """Starts empty; `accept` after each step that the server took, `reset` to go back to an earlier point."""
+    """The accepted state of each device, initially none.
+
+    Call `accept` after each step of the server, and `reset` to return to an earlier point.
+    """
 
     def __init__(self) -> None:
         self._now: dict[int, StateRef] = {}
@@ -121,13 +127,14 @@ class AcceptedStates:
                 self._now.pop(report.device, None)
 
     def reset(self, states: States) -> None:
+        """Return to these states."""
         self._now = dict(states)
 
     def of(self, devices: Iterable[int]) -> dict[int, StateRef]:
-        """The states of some devices; those that have none are left out."""
+        """The states of some devices; devices without a state are left out."""
         return {device: self._now[device] for device in devices if device in self._now}
 
     @property
     def all(self) -> Mapping[int, StateRef]:
-        """A copy that later rounds do not change."""
+        """A copy of all states, which later rounds do not change."""
         return dict(self._now)

@@ -48,7 +48,7 @@ HURT: dict[str, tuple[Hurt, str]] = {
     "minus inf": (lambda u, n: filled(u, n, float("-inf")), "not finite"),
     "extras that nobody asked for": (
         lambda u, n: replace(u, extras={"x": torch.ones(2)}),
-        "has 'x', which the method does not ask for",
+        "has 'x', which the method does not use",
     ),
     "transposed": (lambda u, n: reshaped(u, n, lambda t: t.T.contiguous()), r"has \(\d+, \d+\) values of type"),
     "flat": (lambda u, n: reshaped(u, n, torch.flatten), r"has \(\d+,\) values"),
@@ -62,7 +62,7 @@ HURT: dict[str, tuple[Hurt, str]] = {
     "no names": (lambda u, n: replace(u, delta={}), "lacks"),
     "a name more": (lambda u, n: replace(u, delta=u.delta | {"own": torch.zeros(2)}), "has 'own'"),
     "another name": (lambda u, n: replace(u, delta={("own" if k == n else k): v for k, v in u.delta.items()}), "lacks"),
-    "fewer than no samples": (lambda u, n: replace(u, num_samples=-5), "counts -5 samples"),
+    "fewer than no samples": (lambda u, n: replace(u, num_samples=-5), "reports -5 samples"),
     "its own word": (lambda u, n: replace(u, delta={}, fault="the battery is empty"), "the battery is empty"),
 }
 
@@ -111,7 +111,7 @@ def test_an_update_that_names_another_device_is_its_sender_s_bad_one(trained: An
     server.setup([])
     server.feed(*map(to_wire, (first, replace(second, device=third.device), third)))
     bad = server.absorb(plan)
-    assert bad == {second.device: f"the update says that it comes from device {third.device}"}
+    assert bad == {second.device: f"the update claims to come from device {third.device}"}
     assert other.absorb(0, [first, third]) == {} and server.digest() == other.digest()
 
 
@@ -198,7 +198,7 @@ def test_the_largest_norm_may_be_set(trained: Any) -> None:
     limited = make({}, server={"max_update_norm": 0.5})
     near, far = with_norm(updates[0], 0.499), with_norm(updates[1], 0.501)
     assert limited.absorb(0, [near, far]) == {
-        far.device: "the update's norm is 0.501, and server.max_update_norm is 0.5"
+        far.device: "the update's norm is 0.501, above server.max_update_norm=0.5"
     }
     assert make({}).absorb(0, [near, far]) == {}
 
@@ -217,7 +217,7 @@ def test_a_server_whose_numbers_are_no_longer_finite_ends_the_run_as_it_was(trai
     make, _, updates = trained
     server = make({"aggregator": {"kind": "momentum", "rate": 1e39}})
     before = digest(server.state())
-    with pytest.raises(RunError, match="round 0: finite updates were combined to tensors of the server that are not"):
+    with pytest.raises(RunError, match="round 0: combining finite updates gave tensors of the server that are not"):
         server.absorb(0, updates)
     assert digest(server.state()) == before
 

@@ -120,7 +120,7 @@ def test_samples_that_are_cut_are_noted(tiny_settings: Any, tmp_path: Path) -> N
         (tmp_path / f"{split}.csv").write_text("sentence,label\n" + "".join(rows))
     settings = tiny_settings(num_devices=2, cohort_size=1, partition={"kind": "iid"}) | {"task": named("tasks", "sst2")}
     for length, note in (
-        (6, "5 of 10 training samples (50%) and 1 of 10 test samples (10%) were cut to fit data.max_length=6"),
+        (6, "5 of 10 training samples (50%) and 1 of 10 test samples (10%) were truncated to data.max_length=6"),
         (9, ""),
     ):
         settings["data"] = {"path": str(tmp_path), "max_length": length}

@@ -103,13 +103,13 @@ def test_a_hook_may_return_anything_that_counts_as_the_type(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("base", "line", "expected"),
     [
-        ("Aggregator", COMBINE + "{'x' + n: v for n, v in d.items()}, state", "and the model has no such tensor"),
+        ("Aggregator", COMBINE + "{'x' + n: v for n, v in d.items()}, state", "but the model has no such tensor"),
         ("Aggregator", COMBINE + "{n: v.double() for n, v in d.items()}, state", "type torch.float32; return a step"),
         ("Aggregator", "def combine(self, state, updates): self.count = 1", "count on a part, and parts are frozen; "
         "keep"),
         ("Objective", "def penalty(self, params, anchor): return torch.ones(3)", "returned (3,) values; return one"),
-        ("Curriculum", "def visible(self, *_): return []", "visible shows no batch; show at least one"),
-        ("Sharing", "def select(self, *_): return Selection(frozenset({'w'}))", "'w', which is no trainable tensor"),
+        ("Curriculum", "def visible(self, *_): return []", "visible returned no batch; return at least one"),
+        ("Sharing", "def select(self, *_): return Selection(frozenset({'w'}))", "'w', which is not a trainable tensor"),
         ("Mask", "def refresh(self, memory, scan, names, rng): return {f'kept/{n}': torch.ones(3) for n in names}",
          "values of type torch.bool"),
     ],
