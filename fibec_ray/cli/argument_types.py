@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from fibec_ray.cli.parsing import Parser
-from fibec_ray.config.names import find_config
+from fibec_ray.config.names import OWN, config_folder, find_config
 from fibec_ray.errors import ConfigError
 
 RUNS_CODE = (
@@ -73,6 +74,13 @@ def add_config(
     parser.epilog = RUNS_CODE
     parser.add_argument("config", nargs="?", metavar=metavar, help=what)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20 lr=1e-3")
+    parser.add_argument(
+        "--data",
+        type=place,
+        metavar="PATH",
+        help="your own texts: a CSV, TSV, JSON or Parquet file, or a folder; short for data.path=PATH. CONFIG is then "
+        "./experiment.yaml, or else the packaged own-data.yaml",
+    )
     parser.set_defaults(config_groups=groups)
 
 
@@ -82,4 +90,9 @@ def settle_config(arguments: argparse.Namespace) -> None:
     if text is not None and "=" in text and not path(text).exists():
         arguments.overrides = [text, *arguments.overrides]
         text = None
+    if arguments.data is not None:
+        arguments.overrides = [f"data.path={json.dumps(arguments.data)}", *arguments.overrides]
+        if text is None and not Path(OWN).is_file():
+            arguments.config = config_folder() / "own-data.yaml"
+            return
     arguments.config = find_config(str(path(text)) if text else text, arguments.config_groups)

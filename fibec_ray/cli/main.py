@@ -93,9 +93,9 @@ def _refuse_secrets(arguments: argparse.Namespace) -> None:
     """Raises StorageError for a URL with credentials, before anything is opened, printed or written."""
     from fibec_ray.files.storage import refuse_secrets
 
-    for name in ("config", "folder", "sweep", "run", "out", "figures", "dest"):
+    for name in ("config", "data", "folder", "sweep", "run", "out", "figures", "dest"):
         refuse_secrets(
-            getattr(arguments, name, None), f"--{name}" if name in ("out", "figures", "dest") else name.upper()
+            getattr(arguments, name, None), f"--{name}" if name in ("data", "out", "figures", "dest") else name.upper()
         )
     for run in getattr(arguments, "runs", None) or ():
         refuse_secrets(run, "RUN")

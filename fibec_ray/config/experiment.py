@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_va
 
 from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
-from fibec_ray.data.source import DataConfig
+from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.tasks import Task
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.job import Job, LocalTraining, ServerConfig, System
@@ -24,6 +24,8 @@ def _partition(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value
     spec = {"kind": value} if isinstance(value, str) else value
+    if isinstance(spec, dict) and "column" in spec and "kind" not in spec:
+        spec = {"kind": "by_column", **spec}
     return PARTITIONS[kind_of(spec, PARTITIONS)].model_validate(spec)
 
 
@@ -143,7 +145,31 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 f"task {self.task.name} is answered in text, and backbone.head {self.backbone.head} writes none; set "
                 "backbone.head=causal_lm, with a decoder, or backbone=tiny-llama"
             )
+        column = self.partition.user_column
+        if column is not None and self.task.kind not in ("text", "instructions"):
+            raise ValueError(
+                f"partition.column: task {self.task.name} makes its own rows and has no column {column!r}; set "
+                "data.path to a file that has it, or choose another partition.kind"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _prompts_are_there(self) -> Experiment:
+        """Heads of language models need a prompt and one word for each class; classification heads need neither."""
+        if not isinstance(self.backbone, Backbone) or not self.task.has_classes or self.backbone.encode_mode == "plain":
+            return self
+        masked = self.backbone.encode_mode == "masked"
+        field = "template" if masked else "causal_template"
+        if getattr(self.task, field) and self.task.verbaliser:
+            return self
+        texts = " ".join(f"{{{name}}}" for name in ("a", "b")[: len(self.task.text_columns)])
+        prompt = f"{texts} It was <mask>." if masked else f"{texts} It was"
+        words = ",".join(f"word{i}" for i in range(1, min(self.task.num_classes, 4) + 1))
+        raise ValueError(
+            f"backbone.head: {self.backbone.head} needs a prompt and one word for each class of task {self.task.name}; "
+            f"set task.{field}='{prompt}' task.verbaliser=[{words}] with the words for "
+            f"{', '.join(self.task.label_names[:8])}, or backbone.head=mean_pool, which needs neither"
+        )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Experiment:

@@ -24,6 +24,8 @@ from fibec_ray.config.names import GROUPS, find, near_file
 from fibec_ray.config.names import config_folder as config_folder
 from fibec_ray.config.names import method_files as method_files
 from fibec_ray.config.overrides import in_order, set_key
+from fibec_ray.config.own_data import replace_embedded_task, with_own_data
+from fibec_ray.data.settings import DataConfig
 from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES, Method
 
@@ -45,11 +47,19 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     for keys, value in pairs:
         if len(keys) > 1:
             set_key(raw, keys, value)
-    return check(raw, str(path))
+    return check(replace_embedded_task(raw, {tuple(keys) for keys, _ in pairs}), str(path))
 
 
 def check(raw: dict[str, Any], where: str) -> Experiment:
     """An Experiment from plain values. Raises ConfigError that names the key and what is allowed."""
+    try:
+        raw = with_own_data(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: data.{explain(error, DataConfig, raw['data'])}") from error
+    if "task" not in raw:
+        raise ConfigError(
+            f"{where}: task: is missing; set it to a task's name, or set data.path=FILE for your own data"
+        )
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from fibec_ray.errors import DataError, did_you_mean
 
@@ -33,7 +35,7 @@ def require_columns(
     where: str,
     columns: tuple[str, ...],
     there: Sequence[str],
-    remedy: str = "set data.text_columns or data.label_column",
+    remedy: str = "set data.text or data.label",
 ) -> tuple[str, ...]:
     """The columns. Raises DataError for one that is not there."""
     for column in columns:
@@ -51,13 +53,43 @@ def texts_of(column: Any, where: str) -> list[str]:
     if len(column) == 0:
         raise DataError(f"{where}: no rows; give a split with at least one")
     if pa.types.is_null(column.type) or column.null_count:
-        raise DataError(f"{where}: no text in row {first_null(column)}; drop the row or name another column")
+        raise DataError(
+            f"{where}: no text in row {first_null(column)}; fill it in, set data.drop_missing=true to leave such rows "
+            "out, or name another column with data.text"
+        )
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"{where}: the values are of type {column.type}, not text; set data.text_columns")
+        raise DataError(f"{where}: the values are of type {column.type}, not text; name another column with data.text")
     texts = pylist(column, where)
     if not any(text.strip() for text in texts):
-        raise DataError(f"{where}: the text is empty in all of {len(texts)} rows; name another column")
+        raise DataError(f"{where}: the text is empty in all of {len(texts)} rows; name another column with data.text")
     return texts
+
+
+def complete_rows(table: Any, columns: Sequence[str], where: str) -> NDArray[np.int64]:
+    """Rows that have a value in each of these columns: no null, NaN or blank. Raises DataError if there are none."""
+    has_all = np.ones(table.num_rows, dtype=bool)
+    for name in columns:
+        column = plain(table[name])
+        has_all &= ~column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
+            has_all &= ~pc.fill_null(blank, True).to_numpy(zero_copy_only=False)
+    if not has_all.any():
+        raise DataError(f"{where}: no row has a value in each of the columns {', '.join(map(repr, columns))}")
+    return np.flatnonzero(has_all).astype(np.int64)
+
+
+def values_of(column: Any, where: str) -> list[str]:
+    """The column's values as N strings, for ids of users. Raises DataError for a row without one, and for lists."""
+    column = plain(column)
+    if column.null_count or pa.types.is_null(column.type):
+        raise DataError(f"{where}: no value in row {first_null(column)}; fill it in, or remove the row")
+    if pa.types.is_nested(column.type):
+        raise DataError(f"{where}: values of type {column.type}; a column of numbers or text is needed")
+    found = [str(value).strip() for value in pylist(column, where)]
+    if "" in found:
+        raise DataError(f"{where}: no value in row {found.index('')}; fill it in, or remove the row")
+    return found
 
 
 def pylist(column: Any, where: str) -> list[Any]:

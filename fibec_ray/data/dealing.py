@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,23 @@ def deal_evenly(num_rows: int, num_devices: int, rng: np.random.Generator) -> In
 def deal_by_size(sizes: Ints, rng: np.random.Generator) -> Ints:
     """Owners of shuffled rows, sizes[k] rows for device k."""
     return rng.permutation(np.repeat(np.arange(len(sizes), dtype=np.int64), sizes))
+
+
+def deal_groups(counts: Ints, num_devices: int, rng: np.random.Generator) -> Ints:
+    """(G,) the device of each group of rows, with counts (G,): the largest first, to the device with the fewest rows.
+
+    Groups of one size are dealt in random order. Every device has a group: G >= num_devices.
+    """
+    if len(counts) == num_devices:
+        return np.arange(num_devices, dtype=np.int64)
+    shuffled = rng.permutation(len(counts))
+    loads = [(0, device) for device in range(num_devices)]
+    owner = np.empty(len(counts), dtype=np.int64)
+    for group in shuffled[np.argsort(-counts[shuffled], kind="stable")].tolist():
+        load, device = heappop(loads)
+        owner[group] = device
+        heappush(loads, (load + int(counts[group]), device))
+    return owner
 
 
 def deal_by_prior(labels: Ints, sizes: Ints, priors: Draws, rng: np.random.Generator) -> Ints:

@@ -1,11 +1,13 @@
 """Reads CSV and TSV files as Arrow tables of strings.
 
-Rows of any length are read: pyarrow reads blocks, and a row must fit into one, so that long rows are tried again with
-larger blocks.
+Rows may have any length. pyarrow reads in blocks and a row must fit into one, so files with long rows are tried again
+with larger blocks.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fibec_ray.data.columns import Choice, chosen
+from fibec_ray.data.layout import Layout, delimiter_of, encoding_of, open_bytes, text_source
 
 BLOCKS = (1 << 20, 1 << 24, 1 << 28, (1 << 31) - 1)
 """bytes; the last is the largest that pyarrow takes"""
 _TOO_SMALL = ("straddling object", "Empty CSV file or block")
 
 
-def read_delimited(path: Path, choose: Choice, delimiter: str, quoted: bool) -> Any:
-    """The chosen columns, all as strings. quoted: a field in quotes may hold delimiters and line ends.
+def read_delimited(path: Path, choose: Choice, layout: Layout, natural: str) -> Any:
+    """The chosen columns, all as strings.
 
-    Raises ArrowException, DataError or ValueError for what cannot be read.
+    natural: the delimiter that the file's suffix stands for. Only tab-separated TSV files have no quoting.
+    Raises ArrowException, DataError or ValueError for files that cannot be read.
     """
     invalid: list[Any] = []
 
@@ -30,15 +34,19 @@ def read_delimited(path: Path, choose: Choice, delimiter: str, quoted: bool) -> 
         invalid.append(row)
         return "error"
 
+    codec = encoding_of(path, layout.encoding)
+    delimiter = delimiter_of(path, codec, layout.delimiter, natural)
+    quoted = not natural == delimiter == "\t"
     quotes: dict[str, Any] = {"newlines_in_values": True} if quoted else {"quote_char": False}
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=refuse, **quotes)
-    size = path.stat().st_size
+    source, size = text_source(path, codec)
     for block, larger in zip(BLOCKS, (*BLOCKS[1:], None), strict=True):
+        options = pyarrow.csv.ReadOptions(block_size=block, autogenerate_column_names=not layout.header)
         try:
-            return _read(path, choose, parse, pyarrow.csv.ReadOptions(block_size=block))
+            return _read(source, str(path), choose, parse, options)
         except pa.ArrowInvalid as error:
             if invalid:
-                raise ValueError(_misfit(path, invalid)) from error
+                raise ValueError(_misfit(path, codec, invalid)) from error
             if not any(sign in str(error) for sign in _TOO_SMALL):
                 raise
             if block > size:
@@ -48,20 +56,21 @@ def read_delimited(path: Path, choose: Choice, delimiter: str, quoted: bool) -> 
     raise AssertionError("the last block is too small, or not")
 
 
-def _read(path: Path, choose: Choice, parse: Any, read: Any) -> Any:
-    with pyarrow.csv.open_csv(path, parse_options=parse, read_options=read) as reader:
-        columns = chosen(choose, list(reader.schema.names), str(path))
+def _read(source: Callable[[], Any], where: str, choose: Choice, parse: Any, read: Any) -> Any:
+    with pyarrow.csv.open_csv(source(), parse_options=parse, read_options=read) as reader:
+        columns = chosen(choose, list(reader.schema.names), where)
     # All as strings: type inference would turn the text "2004" into a number and the label "True" into a flag.
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns), strings_can_be_null=False
     )
-    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert, read_options=read)
+    return pyarrow.csv.read_csv(source(), parse_options=parse, convert_options=convert, read_options=read)
 
 
-def _misfit(path: Path, rows: list[Any]) -> str:
-    """pyarrow's threads do not know line numbers: the first line of a row that does not fit is searched for."""
+def _misfit(path: Path, codec: str, rows: list[Any]) -> str:
+    """Which line does not fit. pyarrow's threads do not know line numbers, so the first line of the row is searched."""
     starts = {(row.text.splitlines() or [""])[0]: row for row in rows}
-    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+    with open_bytes(path) as file:
+        lines = io.TextIOWrapper(file, encoding="utf-8-sig" if codec == "utf-8" else codec, errors="replace")
         numbered = ((number, starts.get(line.rstrip("\n"))) for number, line in enumerate(lines, start=1))
         number, row = next(((number, row) for number, row in numbered if row is not None), (None, rows[0]))
     where = "a row" if number is None else f"line {number}"

@@ -50,14 +50,17 @@ class Origin:
     """(N,) positions in `files`"""
     row: NDArray[np.int64]
     """(N,) row of that file, counted from 0"""
+    dropped: int = 0
+    """rows of the files that were left out"""
 
     @staticmethod
-    def of(where: str, count: int) -> Origin:
-        """All rows of a file."""
-        return Origin((where,), np.zeros(count, np.int64), np.arange(count, dtype=np.int64))
+    def of(where: str, count: int, rows: NDArray[np.int64] | None = None) -> Origin:
+        """All `count` rows of a file, or these of them."""
+        numbers = np.arange(count, dtype=np.int64) if rows is None else rows
+        return Origin((where,), np.zeros(len(numbers), np.int64), numbers, count - len(numbers))
 
     def take(self, rows: NDArray[np.int64]) -> Origin:
-        return Origin(self.files, self.file[rows], self.row[rows])
+        return replace(self, file=self.file[rows], row=self.row[rows])
 
     def place(self, row: int) -> str:
         return f"{self.files[self.file[row]]}, row {self.row[row]}"
@@ -72,6 +75,7 @@ class Origin:
             tuple(name for part in known for name in part.files),
             np.concatenate([part.file + start for part, start in zip(known, starts, strict=False)]),
             np.concatenate([part.row for part in known]),
+            sum(part.dropped for part in known),
         )
 
 
@@ -83,8 +87,10 @@ class Examples(Rows):
     labels: NDArray[np.int64]
     true_difficulty: NDArray[np.float32] | None = None
     """(N,) true difficulty in [0, 1]; known for the embedded task only"""
+    users: list[str] | None = None
+    """N ids of users, if the partition deals by them"""
     origin: Origin | None = None
-    """None for what is embedded"""
+    """None for embedded sets"""
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,10 @@ class Instructions(Rows):
     """their names; ("",) where the set has none"""
     true_difficulty: NDArray[np.float32] | None = None
     """(N,) true difficulty in [0, 1]; known for the embedded exercises only"""
+    users: list[str] | None = None
+    """N ids of users, if the partition deals by them"""
     origin: Origin | None = None
-    """None for what is embedded"""
+    """None for embedded sets"""
 
     @property
     def has_categories(self) -> bool:

@@ -10,9 +10,11 @@ from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 
 
-def load_split(task: Task, split: str, revision: str | None) -> tuple[Any, list[str] | None]:
+def load_split(
+    task: Task, split: str, revision: str | None, user_column: str | None = None
+) -> tuple[Any, list[str] | None]:
     """The task's text and label columns as a pyarrow.Table, and the class names where the hub has a ClassLabel."""
-    columns = (*task.text_columns, task.label_column)
+    columns = tuple(dict.fromkeys((*task.text_columns, task.label_column, *([user_column] if user_column else []))))
     loaded = _load(task, split, revision)
     where, there = name_of(task, split, revision), list(loaded.column_names)
     chosen(partial(require_columns, where, columns), there, where)

@@ -31,6 +31,9 @@ Value = str | int | float | bool
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{0,18})?", re.ASCII)
 _LONGEST = 80
 """characters of a label that an error shows"""
+MOST_CLASSES = 1000
+"""of a data set without a task"""
+DROP = "fill it in, set data.drop_missing=true to leave such rows out, or name another column with data.label"
 
 
 @dataclass(frozen=True)
@@ -60,23 +63,86 @@ class LabelColumn:
     def has_own_ids(self) -> bool:
         return bool(self.names) and not self.is_text
 
+    @property
+    def is_unlabelled(self) -> bool:
+        """True if no row has a label: published test sets have -1 or blanks."""
+        return all(is_missing(value) or value in (-1, "-1", "?") for value in self.values)
+
     def place(self, at: int) -> str:
         """Where the value number `at` is first."""
         return f"in row {int(np.flatnonzero(self.codes == at)[0])}"
 
 
-def read_labels(column: Any, names: Sequence[str] | None, task: Task, where: str) -> LabelColumn:
-    """An Arrow column without its meaning. Raises DataError for rows without a label, and types that no label has."""
+def read_labels(
+    column: Any, names: Sequence[str] | None, task: Task | None, where: str, missing_is_none: bool = False
+) -> LabelColumn:
+    """An Arrow column, before it is known what its labels mean.
+
+    task: for messages; None if the classes are not known yet. missing_is_none: rows without a label have the value
+    None; otherwise they are an error. Raises DataError for them, and for types that no label has.
+    """
     column = plain(column)
     missing = column.is_null(nan_is_null=True)
-    if pa.types.is_null(column.type) or column.null_count or pc.any(missing).as_py():
-        raise DataError(f"{where}: no label in row {first_null(column)}; drop the row or name another column")
-    kinds = ("string", "large_string", "boolean", "integer", "floating", "decimal")
+    has_missing = pa.types.is_null(column.type) or column.null_count or pc.any(missing).as_py()
+    if has_missing and not missing_is_none:
+        raise DataError(f"{where}: no label in row {first_null(column)}; {DROP}")
+    kinds = (
+        "string",
+        "large_string",
+        "boolean",
+        "integer",
+        "floating",
+        "decimal",
+        *(("null",) if missing_is_none else ()),
+    )
     if not any(getattr(pa.types, f"is_{kind}")(column.type) for kind in kinds):
         raise DataError(_no_label(where, str(column.type), column[0].as_py(), task))
     seen: dict[Value, int] = {}
-    codes = np.array([seen.setdefault(value, len(seen)) for value in _values(column, where)], dtype=np.int64)
+    values = _values(column, where)
+    if has_missing:
+        values = [None if gone else value for value, gone in zip(values, missing.to_pylist(), strict=True)]  # type: ignore[misc]
+    codes = np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.int64)
     return LabelColumn(list(seen), codes, names, where, str(column.type))
+
+
+def names_of_classes(columns: Sequence[LabelColumn], drop_missing: bool) -> tuple[str, ...]:
+    """The classes of a data set without a task: its different labels, numbers in their order, text in the alphabet's.
+
+    columns: those of all files; a file's own class names are taken in their order. Raises DataError where the labels
+    are missing, all the same, fractions, or so many that they cannot be classes.
+    """
+    own = next((column for column in columns if column.has_own_ids), None)
+    if own is not None and own.names:
+        return tuple(own.names)
+    values: set[Value] = set()
+    for column in columns:
+        blank = [at for at, value in enumerate(column.values) if is_missing(value)]
+        rows = np.flatnonzero(np.isin(column.codes, blank))
+        if len(rows) and not drop_missing:
+            more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
+            raise DataError(f"{column.where}: no label in row {rows[0]}{more}; {DROP}")
+        values |= {value for value in column.values if not is_missing(value)}
+    where, num_rows = columns[0].where, sum(len(column.codes) for column in columns)
+    numbers = {whole(value) for value in values}
+    if None not in numbers and not any(isinstance(value, bool) for value in values):
+        names = [str(number) for number in sorted(number for number in numbers if number is not None)]
+    else:
+        fractions = [value for value in values if whole(value) is None and _is_fraction(value)]
+        if fractions and all(whole(value) is not None or _is_fraction(value) for value in values):
+            raise DataError(
+                f"{where}: the labels are fractions such as {_shown(fractions[0], quoted=False)}, scores and not "
+                "classes; put them into classes first, or name another column with data.label"
+            )
+        names = sorted({str(value).strip() for value in values}, key=lambda name: (name.casefold(), name))
+    if len(names) < 2:
+        label = f"every row has the label {_shown(names[0])}" if names else "no row has a label"
+        raise DataError(f"{where}: {label}; 2 or more classes are needed; name another column with data.label")
+    if len(names) > max(20, num_rows // 2) or len(names) > MOST_CLASSES:
+        raise DataError(
+            f"{where}: {len(names):,} different values in {num_rows:,} rows, at most {MOST_CLASSES:,} classes are "
+            f"allowed; the first are {', '.join(map(_shown, names[:3]))}; name another column with data.label"
+        )
+    return tuple(names)
 
 
 def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> list[NDArray[np.int64]]:
@@ -106,6 +172,17 @@ def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> l
             ids = [_named(column, at, names, task) for at in range(len(column.values))]
         found.append(np.array(ids, dtype=np.int64)[column.codes])
     return found
+
+
+def _is_fraction(value: Value) -> bool:
+    try:
+        return float(value) % 1 != 0
+    except ValueError:
+        return False
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def whole(value: Value) -> int | None:
@@ -200,10 +277,11 @@ def _id_of(name: Value, names: _Names, task: Task, where: str, place: str = "") 
     return found
 
 
-def _no_label(where: str, kind: str, value: Any, task: Task) -> str:
+def _no_label(where: str, kind: str, value: Any, task: Task | None) -> str:
+    names = f" ({_listed(task.label_names)})" if task else ""
     return (
-        f"{where}: labels of type {kind} such as {_shown(value)}; allowed: whole numbers or names "
-        f"({_listed(task.label_names)}); set data.label_column"
+        f"{where}: labels of type {kind} such as {_shown(value)}; allowed: whole numbers or names{names}; "
+        "name another column with data.label"
     )
 
 

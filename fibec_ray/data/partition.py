@@ -7,6 +7,7 @@ N rows, K devices, C classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -35,6 +36,9 @@ class Deal:
     test: np.random.Generator
     spare: np.random.Generator
     """for sizes and priors that `common` has no floats for"""
+    train_users: Sequence[str] = ()
+    """N user ids, for rules that deal by them"""
+    test_users: Sequence[str] = ()
 
 
 class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -55,15 +59,36 @@ class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
         """The device of each training row (N,) and of each test row."""
 
-    def split(self, train_labels: Ints, test_labels: Ints, num_classes: int, num_devices: int, seed: int) -> Split:
-        """The shards of all devices. Raises ConfigError where a device would get fewer than min_samples."""
+    @property
+    def user_column(self) -> str | None:
+        """The column of user ids that the rule needs; None for rules that need none."""
+        return None
+
+    def split(
+        self,
+        train_labels: Ints,
+        test_labels: Ints,
+        num_classes: int,
+        num_devices: int,
+        seed: int,
+        users: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    ) -> Split:
+        """The shards of all devices.
+
+        users: ids for the rows of both sets, if the rule needs them. Raises ConfigError if a device would get fewer
+        than min_samples.
+        """
         assert num_devices >= 1 and num_classes >= 1
         if num_devices > len(train_labels):
             raise ConfigError(
                 f"num_devices: {num_devices} devices, but only {len(train_labels)} training samples; lower num_devices"
             )
         streams = (numpy_generator(seed, "partition", self.kind, part) for part in ("common", "train", "test", "spare"))
-        train_owner, test_owner = self.owners(Deal(train_labels, test_labels, num_classes, num_devices, *streams))
+        train_owner, test_owner = self.owners(
+            Deal(
+                train_labels, test_labels, num_classes, num_devices, *streams, train_users=users[0], test_users=users[1]
+            )
+        )
         sizes = np.bincount(train_owner, minlength=num_devices)
         if sizes.min() < self.min_samples:
             device = int(sizes.argmin())
@@ -182,7 +207,43 @@ class Shards(Partition):
         return train, dealing.deal_by_class_counts(deal.test_labels, counts, deal.test)
 
 
+class ByColumn(Partition):
+    """The data set's own split into users: all rows of a user are on one device.
+
+    With as many devices as users each device is one user. With fewer devices, users are dealt to devices so that the
+    shards have about the same size. Test rows go to their user's device; those of users without training rows are dealt
+    evenly.
+    """
+
+    kind: Literal["by_column"] = "by_column"
+    column: str = Field(min_length=1, description="column of the data files with an id for each user")
+
+    size_setting: ClassVar[str] = "column"
+    remedy: ClassVar[str] = "lower min_samples or num_devices"
+    deals_by_label: ClassVar[bool] = False
+
+    @property
+    def user_column(self) -> str | None:
+        return self.column
+
+    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+        names, train, counts = np.unique(np.asarray(deal.train_users), return_inverse=True, return_counts=True)
+        if len(names) < deal.num_devices:
+            raise ConfigError(
+                f"num_devices: {deal.num_devices} devices, but column '{self.column}' has {len(names)} different "
+                f"values in the training rows; set num_devices={len(names)}, or less to put several on a device"
+            )
+        owner_of = dealing.deal_groups(counts, deal.num_devices, deal.common)
+        test = dealing.deal_evenly(len(deal.test_users), deal.num_devices, deal.test)
+        number = {str(name): i for i, name in enumerate(names)}
+        for row, user in enumerate(deal.test_users):
+            if user in number:
+                test[row] = owner_of[number[user]]
+        return owner_of[train], test
+
+
 PARTITIONS: dict[str, type[Partition]] = {
+    "by_column": ByColumn,
     "dirichlet_label": DirichletLabel,
     "dirichlet_quantity": DirichletQuantity,
     "iid": Iid,
@@ -190,7 +251,9 @@ PARTITIONS: dict[str, type[Partition]] = {
     "shards": Shards,
 }
 
-WITHOUT_LABELS = tuple(kind for kind, rule in PARTITIONS.items() if not rule.deals_by_label)
+WITHOUT_LABELS = tuple(kind for kind, rule in PARTITIONS.items() if not rule.deals_by_label and rule is not ByColumn)
 """Kinds for rows that have no labels."""
 
-AnyPartition = Annotated[DirichletLabel | DirichletQuantity | Iid | Pathological | Shards, Field(discriminator="kind")]
+AnyPartition = Annotated[
+    ByColumn | DirichletLabel | DirichletQuantity | Iid | Pathological | Shards, Field(discriminator="kind")
+]

@@ -1,82 +1,92 @@
-"""Reads local files as Arrow tables: Parquet, CSV, TSV, JSON. Every failure is one DataError line.
+"""Reads local files as Arrow tables: Parquet, CSV, TSV, JSON, and their .gz forms. Every failure is one DataError line.
 
-A TSV is read as GLUE writes it: no quoting, so a `"` is a character like any other. A CSV is quoted as usual. JSON has
-a line for each row; in a file called .json it may be one array of them.
+A CSV may quote its fields, as usual. A TSV has no quoting, as in GLUE: `"` is a character like any other. A .jsonl file
+has one object per line. A .json file may also be one array of objects, or one object whose keys are the columns.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from fibec_ray.data.columns import Choice, chosen, require_columns, twice
 from fibec_ray.data.delimited import read_delimited
+from fibec_ray.data.layout import Layout, decoded, encoding_of, is_compressed, open_bytes
 from fibec_ray.errors import DataError
 
-Format = Literal["auto", "parquet", "csv", "tsv", "jsonl"]
-
-SUFFIXES: dict[str, tuple[str, ...]] = {
+_PLAIN: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet",),
-    "csv": (".csv",),
-    "tsv": (".tsv",),
-    "jsonl": (".jsonl", ".json"),
+    "csv": (".csv", ".txt"),
+    "tsv": (".tsv", ".tab"),
+    "jsonl": (".jsonl", ".json", ".ndjson"),
 }
+SUFFIXES = {
+    name: (*suffixes, *(f"{suffix}.gz" for suffix in suffixes if name != "parquet"))
+    for name, suffixes in _PLAIN.items()
+}
+"""By format. Compressed forms come last: a folder with both has the plain one read."""
 
 
-def format_of(path: Path, format_: Format) -> str:
-    """The format as set, or as the suffix says."""
-    if format_ != "auto":
-        return format_
+def suffix_of(path: Path) -> str:
+    """'.csv', or '.csv.gz'"""
+    inner = Path(path.stem).suffix if is_compressed(path) else ""
+    return f"{inner}{path.suffix}".lower()
+
+
+def format_of(path: Path, layout: Layout) -> str:
+    """The format as set, or by the suffix. Raises DataError for an unknown suffix."""
+    if layout.format != "auto":
+        return layout.format
+    suffix = suffix_of(path)
     for name, suffixes in SUFFIXES.items():
-        if path.suffix.lower() in suffixes:
+        if suffix in suffixes:
             return name
-    known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-    raise DataError(f"{path}: the suffix {path.suffix!r} says no format; allowed: {known}; or set data.format")
+    if suffix in (".xlsx", ".xls", ".ods"):
+        raise DataError(f"{path}: spreadsheets are not read; save the table as a CSV file and give that")
+    known = ", ".join(suffix for suffixes in _PLAIN.values() for suffix in suffixes)
+    raise DataError(
+        f"{path}: unknown suffix {suffix!r}; allowed: {known}, or set data.format to one of {', '.join(_PLAIN)}"
+    )
 
 
-def read_table(path: Path, format_: Format, columns: tuple[str, ...] | Choice) -> Any:
+def read_table(path: Path, layout: Layout, columns: tuple[str, ...] | Choice) -> Any:
     """These columns as a pyarrow.Table. CSV and TSV give strings only; the caller knows what they mean."""
-    kind = format_of(path, format_)
+    kind = format_of(path, layout)
     if not path.is_file():
         raise DataError(
             f"{path}: {'is not a file' if path.exists() else 'no such file'}; set data.path, data.train or data.test"
         )
+    choose = columns if callable(columns) else partial(require_columns, str(path), columns)
     try:
-        if kind != "parquet":
-            _refuse_utf16(path)
-        return READERS[kind](path, columns if callable(columns) else partial(require_columns, str(path), columns))
-    except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
+        return READERS[kind](path, choose, layout)
+    except (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{path}: cannot be read as {kind} ({first_line}); replace the file or set data.format"
         ) from error
 
 
-def _refuse_utf16(path: Path) -> None:
-    """What Excel calls Unicode text."""
-    with path.open("rb") as file:
-        if file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE):
-            raise ValueError("it is UTF-16; save it as UTF-8")
-
-
-def _read_parquet(path: Path, choose: Choice) -> Any:
+def _read_parquet(path: Path, choose: Choice, layout: Layout) -> Any:
     file = pyarrow.parquet.ParquetFile(path)
     return file.read(columns=list(chosen(choose, list(file.schema_arrow.names), str(path))))
 
 
-def _read_jsonl(path: Path, choose: Choice) -> Any:
-    # The standard library and not pyarrow.json: that would read a column of dates as time stamps.
-    with path.open(encoding="utf-8-sig") as lines:
-        if _holds_an_array(path):
-            rows = _json_array(lines.read())
+def _read_jsonl(path: Path, choose: Choice, layout: Layout) -> Any:
+    # The standard library and not pyarrow.json, which reads a column of dates as time stamps.
+    codec = encoding_of(path, layout.encoding, guesses=False)
+    codec = "utf-8-sig" if codec == "utf-8" else codec
+    with open_bytes(path) as file:
+        if _is_one_value(path, file.peek(4096) if hasattr(file, "peek") else b"", codec):
+            rows = _json_rows(decoded(file.read(), codec))
         else:
+            lines = io.TextIOWrapper(file, encoding=codec)
             rows = [_json_object(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise ValueError("it has no rows")
@@ -103,34 +113,71 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeating
 
 
-def _holds_an_array(path: Path) -> bool:
-    """As alpaca_data.json does; a .jsonl is lines, whatever is in them."""
-    with path.open("rb") as file:
-        return path.suffix.lower() == ".json" and file.read(4096).removeprefix(BOM_UTF8).lstrip()[:1] == b"["
+def _is_one_value(path: Path, head: bytes, codec: str) -> bool:
+    """Whether a .json file is one JSON value and not a value per line. A .jsonl file is always lines."""
+    if Path(suffix_of(path)).stem != ".json":
+        return False
+    start = head.decode(codec, errors="replace").lstrip()
+    if start[:1] == "[":
+        return True
+    first, _, rest = start.partition("\n")
+    try:
+        found = json.loads(first)
+    except ValueError:
+        return True  # an object over several lines
+    return not rest.strip() and isinstance(found, dict) and bool(found) and all(map(_is_column, found.values()))
 
 
-def _json_array(text: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(text, object_pairs_hook=_object)
-    for number, row in enumerate(rows):
+def _json_rows(text: str) -> list[dict[str, Any]]:
+    """Rows of an array of objects; of {"column": values}, as pandas writes it; of {"data": array of objects}."""
+    try:
+        found = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: {error.msg}; {_EXPECTED}") from error
+    if isinstance(found, dict):
+        found = _rows_of_object(found)
+    for number, row in enumerate(found):
         if not isinstance(row, dict):
             raise ValueError(f"entry {number}: {type(row).__name__} where an object was expected")
+    rows: list[dict[str, Any]] = found
     return rows
+
+
+_EXPECTED = "expected an object on each line, or in a .json file one array of objects"
+
+
+def _rows_of_object(found: dict[str, Any]) -> list[Any]:
+    tables = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(tables) == 1:
+        return list(tables[0])
+    if not found or not all(map(_is_column, found.values())):
+        return [found]
+    columns = {name: list(value.values() if isinstance(value, dict) else value) for name, value in found.items()}
+    if len({len(values) for values in columns.values()}) > 1:
+        raise ValueError(f"its columns have different lengths; {_EXPECTED}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _is_column(value: Any) -> bool:
+    """A list of plain values, or pandas' {"0": value, "1": value}."""
+    if isinstance(value, dict):
+        return bool(value) and all(key.isdigit() for key in value)
+    return isinstance(value, list) and not any(isinstance(each, dict | list) for each in value)
 
 
 def _json_object(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        expected = "expected an object on each line, or in a .json file one array of objects"
-        raise ValueError(f"line {number}: {error.msg}; {expected}") from error
+        raise ValueError(f"line {number}: {error.msg}; {_EXPECTED}") from error
     if not isinstance(row, dict):
         raise ValueError(f"line {number}: {type(row).__name__} where an object was expected")
     return row
 
 
-READERS: dict[str, Callable[[Path, Choice], Any]] = {
+READERS: dict[str, Callable[[Path, Choice, Layout], Any]] = {
     "parquet": _read_parquet,
-    "csv": partial(read_delimited, delimiter=",", quoted=True),
-    "tsv": partial(read_delimited, delimiter="\t", quoted=False),
+    "csv": partial(read_delimited, natural=","),
+    "tsv": partial(read_delimited, natural="\t"),
     "jsonl": _read_jsonl,
 }

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fibec_ray.data.source import DataConfig, effective_task, files
+from fibec_ray.data.settings import DataConfig
+from fibec_ray.data.source import effective_task
+from fibec_ray.data.splits import files
 from fibec_ray.data.tasks import Task
 from fibec_ray.files.sealed import file_digest
 from fibec_ray.files.storage import is_url
@@ -44,7 +46,7 @@ def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
         return ()
     train, test = files(effective_task(task, config), config)
     try:
-        found = [(path, path.stat()) for path in (*train, *([test] if test else []))]
+        found = [(path, path.stat()) for path in (*train, *test)]
         return tuple(Stamp(str(path.absolute()), at.st_size, at.st_mtime_ns, file_digest(path)) for path, at in found)
     except OSError:
         return ()  # those who read the file say what is wrong with it

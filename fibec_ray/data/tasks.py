@@ -47,7 +47,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     metric: Literal["accuracy", "mcc", "accuracy_f1", "r2"] = "accuracy"
     train_splits: tuple[str, ...] = Field(("train",), min_length=1)
     eval_split: str | None = Field(
-        "validation", description="null, for instructions: data.test_fraction of the training rows are held out"
+        "validation", description="split of the test rows; null: data.test_fraction of the training rows are held out"
     )
     instructions: InstructionFormat | None = Field(
         None, description="columns and prompt, where answers are texts; null there: the defaults"
@@ -110,7 +110,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
             )
         if self.kind not in ("regression", "instructions", "exercises") and len(self.label_names) < 2:
             raise ValueError(f"label_names has {len(self.label_names)} names; give 2 or more")
-        if self.has_classes and len(self.verbaliser) != len(self.label_names):
+        if self.verbaliser and len(self.verbaliser) != len(self.label_names):
             raise ValueError(
                 f"verbaliser has {len(self.verbaliser)} words for {len(self.label_names)} label_names; "
                 "give one for each"
@@ -134,6 +134,8 @@ class Task(BaseModel, frozen=True, extra="forbid"):
         wanted = ["a", "b"][: len(self.text_columns)]
         for field, masks in (("template", 1), ("causal_template", 0)):
             text = getattr(self, field)
+            if not text:
+                continue  # only heads of language models need prompts
             found = sorted(PLACEHOLDER.findall(text))
             if found != wanted:
                 raise ValueError(
@@ -152,8 +154,6 @@ class Task(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"hub {self.hub!r} has no effect with kind synthetic; remove it")
         if self.hub is None and (self.hub_config is not None or self.hub_differs != HubDifferences()):
             raise ValueError("hub_config and hub_differs have no effect without hub; remove them")
-        if self.kind == "text" and self.eval_split is None:
-            raise ValueError("eval_split is null; name the split of the test rows")
         if self.kind in ("text", "instructions") and self.eval_split in self.train_splits:
             raise ValueError(
                 f"eval_split {self.eval_split!r} is among train_splits; evaluate on rows that are not trained on"

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from fibec_ray.data.about import about_rows
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.encode import encode, label_word_ids
 from fibec_ray.data.encode_instructions import Cut, encode_instructions
 from fibec_ray.data.encoded import EncodedSet
-from fibec_ray.data.examples import Points
+from fibec_ray.data.examples import Examples, Instructions, Points
 from fibec_ray.data.heterogeneity import (
     heterogeneity,
     majority_accuracy,
@@ -23,7 +25,8 @@ from fibec_ray.data.heterogeneity import (
 )
 from fibec_ray.data.instruction_source import load_instructions
 from fibec_ray.data.partition import WITHOUT_LABELS, Partition
-from fibec_ray.data.source import DataConfig, effective_task, load, load_points
+from fibec_ray.data.settings import DataConfig
+from fibec_ray.data.source import effective_task, load, load_points
 from fibec_ray.data.stamps import Stamp, stamps_of
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import ConfigError
@@ -67,9 +70,10 @@ class Recipe:
     pooled: bool = False
     """True if one device has all rows; baselines and heterogeneity are still those of the federation"""
 
-    def split(self, train: Ints, test: Ints, num_labels: int) -> Split:
-        """Split by the labels of both sets."""
-        return self.partition.split(train, test, num_labels, self.num_devices, self.seed)
+    def split(self, train: Examples | Instructions | Points, test: Any, num_labels: int) -> Split:
+        """Deal the rows of both sets to devices, by their labels or users."""
+        users = () if self.partition.user_column is None else ((train.users, test.users),)  # type: ignore[union-attr]
+        return self.partition.split(train.labels, test.labels, num_labels, self.num_devices, self.seed, *users)
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,16 @@ def _classes(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
     data, max_length = recipe.data, recipe.data.max_length
     sources, task = stamps_of(recipe.task, data), effective_task(recipe.task, data)
     check_supported(backbone)
-    train, test = load(task, data, recipe.seed)
-    split = recipe.split(train.labels, test.labels, task.num_classes)
+    train, test = load(task, data, recipe.seed, recipe.partition.user_column)
+    split = recipe.split(train, test, task.num_classes)
     tokenizer, mode = load_tokenizer(backbone), backbone.encode_mode
     num_rows = check_sizes(backbone, tokenizer, max_length, recipe.num_virtual)
     words = None if mode == "plain" else tuple(label_word_ids(task, tokenizer, mode))
     encoded = [encode(examples, task, tokenizer, mode, max_length) for examples in (train, test)]
     check_ids(num_rows, tokenizer, _used(encoded, words or ()))
     sets = with_types(encoded, backbone)
-    note = _said(*notes(backbone, task.num_classes), _about_cut_samples(sets[0], sets[1], max_length))
+    about = about_rows(task, data, train, test)
+    note = _said(*about, *notes(backbone, task.num_classes), _about_cut_samples(sets[0], sets[1], max_length))
     anchors = _accuracies(train.labels, test.labels, split)
     prepared = Prepared(task.num_classes, words, anchors, note=note, sources=sources)
     return _Made(sets, split, train.labels, task.num_classes), prepared
@@ -121,13 +126,13 @@ def _texts(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
     task, data, partition, max_length = recipe.task, recipe.data, recipe.partition, recipe.data.max_length
     check_supported(backbone)
     sources = stamps_of(task, data)
-    train, test = load_instructions(task, data, recipe.seed)
+    train, test = load_instructions(task, data, recipe.seed, partition.user_column)
     if partition.deals_by_label and not train.has_categories:
         raise ConfigError(
             f"partition: {partition.kind} splits by category, but the rows of task {task.name} have none; set "
             f"data.columns.category to their column, or partition to one of: {', '.join(sorted(WITHOUT_LABELS))}"
         )
-    split = recipe.split(train.labels, test.labels, len(train.categories))
+    split = recipe.split(train, test, len(train.categories))
     tokenizer = load_tokenizer(backbone)
     num_rows = check_sizes(backbone, tokenizer, max_length, recipe.num_virtual)
     check_causal(backbone)
@@ -149,7 +154,7 @@ def _points(recipe: Recipe, net: Net) -> tuple[_Made, Prepared]:
     train, test = load_points(task, data, recipe.seed)
     net.check(train.features.shape[1:])
     num_labels = data.regression.num_regions if task.kind == "regression" else task.num_classes
-    split = recipe.split(train.labels, test.labels, num_labels)
+    split = recipe.split(train, test, num_labels)
     prepared = Prepared(task.num_classes, None, _anchors(train, test, split))
     return _Made([DenseSet.of(train), DenseSet.of(test)], split, train.labels, num_labels), prepared
 

@@ -19,7 +19,8 @@ from fibec_ray.data.encode_instructions import encode_instructions
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Examples, Instructions, Origin
 from fibec_ray.data.instructions import InstructionFormat
-from fibec_ray.data.source import DataConfig, load
+from fibec_ray.data.settings import DataConfig
+from fibec_ray.data.source import load
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 

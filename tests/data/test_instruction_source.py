@@ -21,7 +21,7 @@ from fibec_ray.data.examples import Instructions
 from fibec_ray.data.exercises import KINDS, WORDS, ExerciseSettings, generate
 from fibec_ray.data.instruction_source import load_instructions
 from fibec_ray.data.instructions import Columns, InstructionFormat
-from fibec_ray.data.source import DataConfig
+from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 from fibec_ray.models.backbone import load_tokenizer

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from fibec_ray.data.source import DataConfig, load
+from fibec_ray.data.settings import DataConfig
+from fibec_ray.data.source import load
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 
@@ -159,7 +160,7 @@ def test_a_files_own_class_names_say_what_its_numbers_are(tmp_path: Path) -> Non
         ([1.5], "auto", "labels of type double such as 1.5"),
         ([0.0, 1.5], "auto", "labels of type double such as 1.5"),
         ([0.0, float("inf")], "auto", "labels of type double such as inf"),
-        ([1.0, float("nan")], "auto", "no label in row 1; drop the row"),
+        ([1.0, float("nan")], "auto", "no label in row 1; fill it in"),
     ],
 )
 def test_what_is_no_class_is_refused_with_its_row(tmp_path: Path, labels: list[Any], reading: str, says: str) -> None:

@@ -10,6 +10,7 @@ from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_m
 from fibec_ray.data.partition import (
     PARTITIONS,
     AnyPartition,
+    ByColumn,
     DirichletLabel,
     DirichletQuantity,
     Iid,
@@ -19,13 +20,14 @@ from fibec_ray.data.partition import (
 )
 from fibec_ray.errors import ConfigError
 
-RULES = [DirichletLabel(), DirichletQuantity(alpha=5.0), Iid(), Pathological(), Shards()]
+RULES = [DirichletLabel(), DirichletQuantity(alpha=5.0), Iid(), Pathological(), Shards(), ByColumn(column="user")]
 TRAIN, TEST = np.arange(1200) % 4, np.arange(400) % 4
+USERS = [[f"user {row % 170}" for row in range(count)] for count in (1200, 400)]
 by_kind = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
 
 
 def deal(rule: Partition, num_devices: int = 20, seed: int = 0) -> Split:
-    return rule.split(TRAIN, TEST, 4, num_devices, seed)
+    return rule.split(TRAIN, TEST, 4, num_devices, seed, (USERS[0], USERS[1]))
 
 
 def marginals(labels: np.ndarray, shards: list[np.ndarray]) -> np.ndarray:
@@ -58,7 +60,7 @@ def test_same_seed_same_shards_and_other_seed_other_shards(rule: Partition) -> N
 
 @by_kind
 def test_fewer_test_rows_move_no_training_row(rule: Partition) -> None:
-    one, two = deal(rule), rule.split(TRAIN, TEST[:100], 4, 20, 0)
+    one, two = deal(rule), rule.split(TRAIN, TEST[:100], 4, 20, 0, (USERS[0], USERS[1][:100]))
     assert all((a == b).all() for a, b in zip(one.train, two.train, strict=True))
 
 
@@ -71,7 +73,7 @@ def test_more_devices_than_samples_is_refused(rule: Partition) -> None:
 @by_kind
 def test_kind_selects_the_rule(rule: Partition) -> None:
     adapter: TypeAdapter[Partition] = TypeAdapter(AnyPartition)
-    assert adapter.validate_python({"kind": rule.kind}) == PARTITIONS[rule.kind]()
+    assert adapter.validate_python(rule.model_dump()) == rule
 
 
 def test_unknown_key_is_refused() -> None:
@@ -244,3 +246,34 @@ def test_random_labels_make_own_majority_no_better_than_chance_when_devices_are_
         assert abs(accuracy - 0.25) < 0.03
     else:
         assert accuracy > 0.35
+
+
+# --- users of the data set
+
+
+def test_each_user_is_a_device() -> None:
+    split = deal(ByColumn(column="user"), 170)
+    for rows, users in ((split.train, USERS[0]), (split.test, USERS[1])):
+        owners = [{users[row] for row in shard} for shard in rows]
+        assert all(len(names) == 1 for names in owners) and len(set.union(*owners)) == 170
+    assert all(
+        {USERS[0][row] for row in train} == {USERS[1][row] for row in test}
+        for train, test in zip(split.train, split.test, strict=True)
+    )
+
+
+def test_fewer_devices_than_users_get_whole_users_and_even_shards() -> None:
+    users = ["a"] * 60 + ["b"] * 30 + ["c"] * 20 + ["d"] * 10 + ["e"] * 10
+    split = ByColumn(column="user").split(TRAIN[:130], TEST[:0], 4, 2, 0, (users, []))
+    shards = [{users[row] for row in shard} for shard in split.train]
+    assert shards[0] & shards[1] == set() and sorted(map(len, split.train)) == [60, 70]
+
+
+def test_test_rows_of_unknown_users_are_dealt_evenly() -> None:
+    split = ByColumn(column="user").split(TRAIN[:4], TEST[:8], 4, 2, 0, (["a", "a", "b", "b"], ["a", "b"] + ["new"] * 6))
+    assert [len(shard) for shard in split.test] == [4, 4] and 0 in split.test[0] and 1 in split.test[1]
+
+
+def test_more_devices_than_users_are_refused() -> None:
+    with pytest.raises(ConfigError, match="171 devices, but column 'user' has 170 .* set num_devices=170"):
+        deal(ByColumn(column="user"), 171)

@@ -16,7 +16,8 @@ from fibec_ray.data.examples import Points
 from fibec_ray.data.heterogeneity import mean_r2, own_mean_r2, r2
 from fibec_ray.data.partition import DirichletLabel, Pathological
 from fibec_ray.data.points import FUNCTIONS, RegressionSettings, generate, region_of
-from fibec_ray.data.source import DataConfig, load_points
+from fibec_ray.data.settings import DataConfig
+from fibec_ray.data.source import load_points
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 
@@ -189,7 +190,7 @@ def test_settings_without_effect_are_refused(task: Task, config: dict[str, Any],
         ({"kind": "digits", "label_names": ("0", "1"), "metric": "r2"}, "metric r2 does not fit kind digits"),
         ({"kind": "regression", "metric": "accuracy"}, "metric accuracy does not fit kind regression"),
         ({"kind": "regression", "metric": "r2", "label_names": ("0", "1")}, "label_names has no effect"),
-        ({"kind": "text", "label_names": ("0", "1")}, "verbaliser has 0 words for 2 label_names"),
+        ({"kind": "text", "label_names": ("0", "1"), "verbaliser": ("a",)}, "verbaliser has 1 words for 2 label_names"),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(change: dict[str, Any], says: str) -> None:

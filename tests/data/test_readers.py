@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from fibec_ray.data import hub
+from fibec_ray.data.layout import Layout
 from fibec_ray.data.readers import read_table
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
@@ -19,7 +21,7 @@ COLUMNS = ("body", "y")
 
 def rows(path: Path, content: str | bytes) -> list[tuple[str, str]]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return [(row["body"], str(row["y"])) for row in read_table(path, "auto", COLUMNS).to_pylist()]
+    return [(row["body"], str(row["y"])) for row in read_table(path, Layout(), COLUMNS).to_pylist()]
 
 
 # --- columns that occur twice
@@ -45,7 +47,7 @@ def parquet_of(path: Path, *names: str) -> None:
 def test_a_used_column_that_occurs_three_times_in_parquet_is_refused(tmp_path: Path) -> None:
     parquet_of(tmp_path / "a.parquet", "y", "body", "y", "y")
     with pytest.raises(DataError, match=r"a.parquet: column 'y' occurs 3 times; rename"):
-        read_table(tmp_path / "a.parquet", "auto", COLUMNS)
+        read_table(tmp_path / "a.parquet", Layout(), COLUMNS)
 
 
 def test_columns_that_are_not_used_may_occur_twice(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_columns_that_are_not_used_may_occur_twice(tmp_path: Path) -> None:
     nested = '{"body": "one", "y": 0, "more": {"body": 1, "body": 2}}\n'
     assert rows(tmp_path / "c.jsonl", nested) == [("one", "0")]
     parquet_of(tmp_path / "d.parquet", "n", "body", "y", "n")
-    assert read_table(tmp_path / "d.parquet", "auto", COLUMNS).num_rows == 1
+    assert read_table(tmp_path / "d.parquet", Layout(), COLUMNS).num_rows == 1
 
 
 def test_a_column_of_the_hub_that_occurs_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +132,13 @@ def test_nul_characters_stay_in_their_texts(tmp_path: Path) -> None:
         ("a.csv", "", "Empty CSV file"),
         ("a.csv", "body,y", "it has no rows"),
         ("a.tsv", "\n\n", "it has no rows"),
-        ("a.csv", "body,y\none,0\n".encode("utf-16"), "it is UTF-16; save it as UTF-8"),
-        ("a.tsv", "body\ty\none\t0\n".encode("utf-16"), "it is UTF-16; save it as UTF-8"),
-        ("a.jsonl", '{"body": "one", "y": 0}\n'.encode("utf-16"), "it is UTF-16; save it as UTF-8"),
-        ("a.csv", "body,y\ncafé,0\n".encode("latin-1"), "invalid UTF8 data"),
-        ("a.json", '{\n "rows": [\n {"body": "one", "y": 0}]}', "line 1.*or in a .json file one array of objects"),
+        ("a.csv", b"body,y\n\x81\xff,0\n", "it is not UTF-8; set data.encoding"),
+        ("a.jsonl", '{"body": "café", "y": 0}\n'.encode("latin-1"), "it is not UTF-8; set data.encoding"),
+        ("a.csv", b"PK\x03\x04 and more", "it is an Excel workbook"),
+        ("a.csv.gz", gzip.compress(b"body,y\none,0\n")[:-9], "the compressed file is damaged"),
+        ("a.csv.gz", b"body,y\none,0\n", "Not a gzipped file"),
+        ("a.json", '{"body": ["one"], "y": [0, 1]}', "columns have different lengths"),
+        ("a.json", '{\n "body": "one",\n', "line 3.*or in a .json file one array of objects"),
     ],
 )
 def test_files_that_cannot_be_read_say_why(name: str, content: Any, says: str, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from fsspec.implementations.memory import MemoryFile
 
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
-from fibec_ray.data.source import DataConfig, nearby
+from fibec_ray.data.settings import DataConfig
+from fibec_ray.data.source import nearby
 from fibec_ray.errors import DataError, StorageError
 from fibec_ray.files.storage import Storage, is_url, refuse_secrets
 from fibec_ray.models.spec import Backbone

@@ -1,0 +1,209 @@
+"""Looks at a user's own files and works out the task: columns, classes, and which file has the test rows.
+
+Called when an experiment names files but no task. The answers go into the experiment, so that a run keeps them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fibec_ray.data import guess
+from fibec_ray.data.columns import class_names, values_of
+from fibec_ray.data.guess import Roles
+from fibec_ray.data.labels import LabelColumn, names_of_classes, read_labels
+from fibec_ray.data.readers import read_table
+from fibec_ray.data.settings import TEST_FRACTION, DataConfig
+from fibec_ray.data.source import nearby
+from fibec_ray.data.splits import TEST, TRAIN, data_files, listed, nearest, split_of, test_beside, with_shards
+from fibec_ray.errors import DataError, did_you_mean
+from fibec_ray.files.storage import is_url
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """What the files say. The paths are as the `data` section writes them."""
+
+    title: str
+    """the data set's name, from its path"""
+    path: str | None
+    train: str | None
+    test: str | None
+    """None: rows are held out"""
+    text_columns: tuple[str, ...]
+    label_column: str
+    label_names: tuple[str, ...]
+    num_train: int
+    """training rows, after the test rows are held out"""
+    num_users: int
+    """different values in the column of users; 0 without one"""
+
+
+@dataclass(frozen=True)
+class _Files:
+    path: str | None
+    train: str | None
+    tests: tuple[str, ...]
+    """candidates, the best first; the first with labels is taken. Empty: rows are held out"""
+
+
+def examine(config: DataConfig, user_column: str | None = None, label_names: Sequence[str] = ()) -> OwnData:
+    """The columns, classes and test rows of a user's own files.
+
+    user_column: the column of users that the partition deals by. label_names: set by the user; empty: from the data.
+    Raises DataError with a question where a column cannot be told, and for files that cannot be read.
+    """
+    with nearby(config.path) as local:
+        near = config.model_copy(update={"path": local})
+        found = _files(near)
+        roles = None
+        columns, users, num_rows = [], set[str](), 0
+        for path in _paths(found.path, found.train):
+            table, roles = _table(path, near, roles, user_column)
+            columns.append(_labels(table, roles, str(path)))
+            num_rows += table.num_rows
+            if user_column:
+                users |= set(values_of(table[user_column], f"{path}, column '{user_column}'"))
+        assert roles is not None and roles.label is not None
+        test, test_columns = _first_labelled(found, near, roles, named=config.test is not None)
+        names = tuple(label_names) or names_of_classes([*columns, *test_columns], config.drop_missing)
+    if test is None:
+        num_rows -= max(1, round((config.test_fraction or TEST_FRACTION) * num_rows))
+    remote = found.path if local == config.path or local is None else _back(found.path, local, config.path)
+    title = _title(remote, found.train)
+    return OwnData(title, remote, found.train, test, roles.texts, roles.label, names, max(num_rows, 0), len(users))
+
+
+def _back(path: str | None, local: str, remote: str | None) -> str:
+    """The URL of a path inside its local copy."""
+    return f"{remote}{str(path).removeprefix(local)}"
+
+
+def _files(config: DataConfig) -> _Files:
+    given = (config.test,) if config.test else None
+    if config.path is None:
+        return _Files(None, config.train, given or ())
+    base = Path(config.path)
+    if not base.exists():
+        raise DataError(f"data.path: {base}: no such file or folder; {nearest(base)}")
+    if config.train:
+        return _Files(config.path, config.train, given or ())
+    if base.is_file():
+        beside = () if given else tuple(str(path) for path in test_beside(base))
+        return _Files(config.path, None, given or beside)
+    folder = _with_data(base)
+    there = data_files(folder)
+    train = _train_file(folder, there)
+    tests = [path.name for word in TEST for path in there if split_of(path) == word]
+    return _Files(str(folder), train.name, given or tuple(tests) or tuple(path.name for path in test_beside(train)))
+
+
+def _with_data(folder: Path) -> Path:
+    """The folder itself, or the one folder in it with data files: the hub's repositories have `data/`."""
+    if data_files(folder):
+        return folder
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and data_files(path)]
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        raise DataError(
+            f"data.path: {folder}: has no data files, and several of its folders have ("
+            f"{', '.join(path.name for path in inside[:12])}); give one of them, such as data.path={inside[0]}"
+        )
+    raise DataError(
+        f"data.path: {folder}: has no .csv, .tsv, .txt, .json, .jsonl or .parquet file; it holds {listed(folder)}"
+    )
+
+
+def _train_file(folder: Path, there: Sequence[Path]) -> Path:
+    named = [path for word in TRAIN for path in there if split_of(path) == word]
+    if not named:
+        named = [path for path in there if test_beside(path)]
+    if not named and len(there) == 1:
+        return there[0]
+    if len(named) == 1 or (named and split_of(named[0]) == split_of(named[1])):
+        return named[0]
+    names = [path.name for path in there]
+    raise DataError(
+        f"data.path: {folder}: cannot tell which file has the training rows ({', '.join(names[:12])}); name it with "
+        f"data.train={names[0]}, and the test file if there is one with data.test=FILE"
+    )
+
+
+def _paths(path: str | None, name: str | None) -> list[Path]:
+    """Files of a path and of a name relative to it."""
+    base = Path(path) if path else Path()
+    return with_shards(base / name if name else base)
+
+
+def _first_labelled(
+    found: _Files, config: DataConfig, roles: Roles, named: bool
+) -> tuple[str | None, list[LabelColumn]]:
+    """The first test file with labels and their columns. Published test sets often have none: those are passed over.
+
+    named: by the user; then whatever is wrong with it is an error.
+    """
+    base = None if found.path is None or Path(found.path).is_file() else found.path
+    for name in found.tests:
+        try:
+            columns = []
+            for path in _paths(base, name):
+                table, _ = _table(path, config, roles, None)
+                columns.append(_labels(table, roles, str(path)))
+        except DataError:
+            if named:
+                raise
+            continue
+        if named or not all(column.is_unlabelled for column in columns):
+            return name, columns
+    return None, []
+
+
+def _table(path: Path, config: DataConfig, roles: Roles | None, user_column: str | None) -> tuple[Any, Roles]:
+    """The label column of a file, and that of users. roles: None for the first file, whose columns are found."""
+    others = [user_column] if user_column else []
+    there: list[str] = []
+    known = roles or Roles((), None)
+
+    def choose(columns: list[str]) -> tuple[str, ...]:
+        nonlocal known
+        there[:] = columns
+        for column in (*(config.text_columns or ()), *([config.label_column] if config.label_column else ())):
+            if column not in columns:
+                hint = did_you_mean(column, columns)
+                raise DataError(f"{path}: no column {column!r}; {hint} set data.text or data.label to a column's name")
+        for column in others:
+            if column not in columns:
+                raise DataError(f"partition.column: {path} has no column {column!r}; {did_you_mean(column, columns)}")
+        if roles is None:
+            known = guess.by_names(columns, config.text_columns, config.label_column, others)
+        if known.texts and known.label:
+            if known.label not in columns:
+                raise DataError(f"{path}: no column {known.label!r}; it has {', '.join(columns)}")
+            return (known.label, *others)
+        return tuple(column for column in columns if columns.count(column) == 1 and column.strip())
+
+    table = read_table(path, config.layout, choose)
+    if not (known.texts and known.label):
+        known = guess.by_content(table, known, others)
+        guess.refuse_unknown(known, there, str(path), config.header and path.suffix not in (".parquet", ".jsonl"))
+    return table, known
+
+
+def _labels(table: Any, roles: Roles, where: str) -> LabelColumn:
+    assert roles.label is not None
+    names = class_names(table.schema.metadata, roles.label)
+    return read_labels(table[roles.label], names, None, f"{where}, column '{roles.label}'", missing_is_none=True)
+
+
+def _title(path: str | None, train: str | None) -> str:
+    """reviews.csv -> 'reviews'; reviews/train-00000-of-00004.parquet, reviews/data/train.csv -> 'reviews'"""
+    place = Path(str(path or "").rstrip("/") if is_url(path or "") else Path(path or ".").absolute())
+    file = place if train is None else place / Path(train).name
+    words = re.sub(r"(^|[^a-z])(train|training)([^a-z]|$)", " ", split_of(file)).strip(" -_.")
+    folders = [parent.name for parent in file.parents if parent.name not in ("data", "")]
+    name = Path(file.name).name.split(".")[0] if words and words == split_of(file) else words or (folders or [""])[0]
+    return re.sub(r"[^\w .+-]", "-", name).strip(" .-")[:60] or "own-data"
