@@ -1,1 +1,1 @@
-"""Data sets: what a task is, where its rows come from, how they become tokens, and how devices share them out."""
+"""Data sets: tasks, where their rows come from, how rows become tokens, and how devices share them."""

@@ -1,4 +1,4 @@
-"""A folder of named arrays, written in one step and opened as memory maps."""
+"""Saves named arrays in a folder, atomically, and opens them as memory maps."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Array = NDArray[Any]
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, Array], **about: Any) -> None:
-    """Readers see the old set, none, or this one, never half of it; it is on the disk when this returns.
+    """Write the arrays in one step, flushed to disk: readers see the old set, none, or the new one, never a part.
 
-    about: plain values to keep with them. Raises RunDirError.
+    about: plain values to save with them. Raises RunDirError.
     """
     with refused(f"{folder}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -33,16 +33,16 @@ def save_arrays(folder: Path, arrays: Mapping[str, Array], **about: Any) -> None
                 _write(draft / f"{name}.npy", array)
             content = {"format": _FORMAT, **about, "arrays": list(arrays)}
             (draft / "set.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-            draft.chmod(0o755)  # mkdtemp's folders are closed to other users
+            draft.chmod(0o755)  # mkdtemp makes folders private
             flush_folder(draft)
             replace_folder(draft, folder)
             flush(folder.parent)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)  # nothing is left there when all went well
+            shutil.rmtree(draft, ignore_errors=True)  # it was renamed if all went well
 
 
 def save_array(path: Path, array: Array) -> None:
-    """One array, on the disk when this returns. Raises RunDirError."""
+    """Write one array, flushed to disk. Raises RunDirError."""
     with refused(f"{path}: cannot be written"):
         _write(path, array)
         flush(path)
@@ -50,12 +50,12 @@ def save_array(path: Path, array: Array) -> None:
 
 def _write(path: Path, array: Array) -> None:
     with path.open("wb") as file:
-        # Not np.save(path): numpy then writes past Python, and on a full disk its error has no reason.
+        # Not np.save(path): numpy then bypasses Python's file object, and its error on a full disk has no reason.
         np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def load_arrays(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The arrays as memory maps, shared by all processes of a node, and `about`. Raises DataError."""
+    """The arrays as memory maps, shared by all processes of a node, and the `about` values. Raises DataError."""
     try:
         about = json.loads((folder / "set.json").read_text(encoding="utf-8"))
         if about["format"] != _FORMAT:

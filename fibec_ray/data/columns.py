@@ -1,4 +1,4 @@
-"""Which columns of a file or of the hub are read, their texts, and the class names that a file brings."""
+"""Picks columns of a table, reads their texts, and finds class names in Parquet metadata."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from fibec_ray.errors import DataError, did_you_mean
 
 Choice = Callable[[list[str]], tuple[str, ...]]
-"""The columns that are there -> those that are wanted; it raises DataError where one is missing."""
+"""Chooses columns from the names in a file; raises DataError if one is missing."""
 
 
 def chosen(choose: Choice, there: list[str], where: str) -> tuple[str, ...]:
-    """The wanted columns. Raises DataError for one that is there twice; other columns may be."""
+    """The chosen columns. Raises DataError if one of them occurs twice; other columns may."""
     columns = choose(there)
     for column in columns:
         if there.count(column) > 1:
@@ -37,7 +37,7 @@ def require_columns(
     there: Sequence[str],
     remedy: str = "set data.text or data.label",
 ) -> tuple[str, ...]:
-    """The columns. Raises DataError for one that is not there."""
+    """The columns. Raises DataError for a missing one."""
     for column in columns:
         if column not in there:
             raise DataError(
@@ -108,12 +108,12 @@ def class_names(metadata: Mapping[bytes, bytes] | None, label_column: str) -> li
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         names = features.get(label_column, {}).get("names") or json.loads(metadata.get(b"label_names", b"null"))
     except (ValueError, AttributeError):
-        return None  # metadata of some other program under the same key
+        return None  # another program uses the same key
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def plain(column: Any) -> Any:
-    """Dictionary-encoded columns and string views as what they stand for."""
+    """Decode dictionary-encoded columns and string views."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column

@@ -1,11 +1,11 @@
-"""The arithmetic of dealing rows to devices: pure functions on arrays.
+"""Assigns rows to devices: pure functions on arrays.
 
-N rows, K devices, C classes. An "owner" array (N,) names the device of each row, so that shards are disjoint and cover
-everything whatever the rule.
+N rows, K devices, C classes. An "owner" array (N,) holds the device of each row, so shards are always disjoint and
+complete.
 
-Sizes and priors are draws from symmetric Dirichlet distributions, for any concentration, however small. Where alpha is
-small, most shares are below the smallest positive float: their logarithms are around -1 / alpha. numpy's draws are zero
-there, which loses the order of the small shares. We keep logarithms, in units of 1 / alpha.
+Sizes and priors are draws from symmetric Dirichlet distributions of any concentration. For small alpha most shares are
+below the smallest positive float (their logarithms are around -1 / alpha). numpy's draws are zero there and lose the
+order of the small shares, so we keep logarithms in units of 1 / alpha.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 MOST = 1e300
-"""A concentration above it changes nothing: all shares are equal, to the last bit."""
+"""Above this concentration all shares are equal bit for bit."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,23 @@ class Draws:
     shares: Floats
     """(K, C), each row sums to 1; the smallest may be 0"""
     logs: Floats
-    """(K, C): scale * log(share), but for a constant of each row"""
+    """(K, C): scale * log(share), up to a constant per row"""
     scale: float
 
     def among(self, row: int, left: NDArray[np.bool_]) -> Floats:
-        """(C,) the shares of one draw over the largest that is `left`; 0 for those that are not."""
+        """(C,) shares of one draw, relative to the largest among the classes in `left`; 0 for the others."""
         logs = np.where(left, self.logs[row], -np.inf)
         return _exp(logs - logs.max(), self.scale)
 
 
 def draw(rng: np.random.Generator, spare: np.random.Generator, alpha: float, size: int, count: int) -> Draws:
-    """K = count draws from Dirichlet(alpha, ...) of C = size shares.
+    """Draw K = count times from Dirichlet(alpha, ...) over C = size shares.
 
-    They are numpy's where those are all positive. Else they are G_c / sum_c G_c of Gamma(alpha) variables in log space:
+    Uses numpy's draws if all are positive. Otherwise computes G_c / sum_c G_c of Gamma(alpha) variables in log space:
     log G_c = log H_c + log(U_c) / alpha, with H_c ~ Gamma(alpha + 1) and U_c uniform (Marsaglia and Tsang 2000).
 
-    spare: for those in log space. Its U_c do not depend on alpha, so that shares are the more skewed the smaller alpha
-    is.
+    spare: generator for the draws in log space. Its U_c do not depend on alpha, so a smaller alpha always gives more
+    skewed shares.
     """
     alpha = min(alpha, MOST)
     shares = rng.dirichlet(np.full(size, alpha), size=count)
@@ -84,10 +84,10 @@ def shards_of(owner: Ints, num_devices: int) -> list[Ints]:
 
 
 def sizes_of(shares: Floats, num_rows: int) -> Ints:
-    """(K,) shard sizes that sum to N: shares * N rounded, the remainder to the last device.
+    """(K,) shard sizes that sum to N: shares * N rounded, the remainder to the last device (FedPepTAO's rule).
 
-    That is FedPepTAO's rule. Where the remainder is more than half of the last shard (many devices, few rows: it could
-    even make it negative), we deal it one row at a time instead, to the devices that rounding down cost most.
+    With many devices and few rows the remainder can exceed half of the last shard, or make it negative. Then sizes are
+    rounded down, and the rows left over go one each to the devices that lost most by it.
     """
     exact = shares * num_rows
     sizes = np.rint(exact).astype(np.int64)
@@ -102,7 +102,7 @@ def sizes_of(shares: Floats, num_rows: int) -> Ints:
 
 
 def deal_evenly(num_rows: int, num_devices: int, rng: np.random.Generator) -> Ints:
-    """Owners of shuffled rows, equal shards to within one row."""
+    """Owners of shuffled rows. Shard sizes differ by at most one row."""
     return rng.permutation(np.arange(num_rows, dtype=np.int64) % num_devices)
 
 
@@ -131,8 +131,8 @@ def deal_groups(counts: Ints, num_devices: int, rng: np.random.Generator) -> Int
 def deal_by_prior(labels: Ints, sizes: Ints, priors: Draws, rng: np.random.Generator) -> Ints:
     """Owners by repeated draws: a device that is not full, a class from its prior (K, C), that class's next row.
 
-    A class without rows left is drawn again, which is the same as drawing from the prior over the classes that are
-    left. Where the prior is 0 for all of them in floating point, its logarithms decide.
+    A class with no rows left is drawn again, which equals drawing from the prior restricted to the remaining classes.
+    If their prior is 0 in floating point, its logarithms decide.
     """
     num_classes = priors.shares.shape[1]
     rows = [np.flatnonzero(labels == c).tolist() for c in range(num_classes)]
@@ -159,9 +159,9 @@ def deal_by_prior(labels: Ints, sizes: Ints, priors: Draws, rng: np.random.Gener
 
 
 def deal_by_class_counts(labels: Ints, counts: Ints, rng: np.random.Generator) -> Ints:
-    """Owners such that each class is shared out in proportion to counts (K, C), to within one row per device.
+    """Owners that divide each class in proportion to counts (K, C), to within one row per device.
 
-    A class that no device has is shared out evenly.
+    A class that no device has is divided evenly.
     """
     owner = np.empty(len(labels), dtype=np.int64)
     for c in range(counts.shape[1]):

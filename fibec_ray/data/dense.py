@@ -1,4 +1,4 @@
-"""Samples that are not text, on disk and in memory: the counterpart of `encoded.py` for tokens.
+"""Samples that are not text, on disk and in memory. `encoded.py` has the same for tokens.
 
 N samples of one shape, n of a shard, B of a batch.
 """
@@ -58,7 +58,7 @@ class DenseSet:
 
 
 class DenseShard:
-    """Some rows of a dense set; implements `model_types.Shard`. Holds row numbers and labels, not features."""
+    """Rows of a dense set that one device has; implements `model_types.Shard`. Keeps row numbers and labels only."""
 
     true_difficulty = None
 

@@ -4,11 +4,10 @@
     masked   [CLS] template with a, b [SEP]      the mask token's output predicts the answer word
     causal   [BOS] causal_template with a, b     the last token's output predicts the answer word
 
-Too long a sample loses words at the end of its longest text; template, mask and special tokens always stay. (In plain
-mode the tokenizer cuts; of two texts alike it may cut the other.) Which tokens are text is kept: samples can be cut
-further. Texts lose the spaces at their ends, which SST-2 and MR have as an artefact of their sources.
-
-Token types are kept where the tokenizer gives them by itself.
+A sample that is too long loses tokens at the end of its longest text; template, mask and special tokens always stay.
+(In plain mode the tokenizer cuts, and breaks ties between texts of equal length its own way.) The set records which
+tokens are text, so samples can be cut further later. Spaces at the ends of texts, an artefact of SST-2's and MR's
+sources, are removed. Token types are kept if the tokenizer gives them by default.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Prompt(NamedTuple):
 
 
 def fill(template: str, values: Mapping[str, str]) -> Prompt:
-    """The template with its placeholders replaced. Piece by piece: a text that contains `{b}` stays as it is.
+    """Fill a template. A text that itself contains `{b}` is left as it is.
 
-    values: by placeholder; what stands for MASK is no text.
+    values: text for each placeholder; the value for MASK does not count as text.
     """
     text, fields, mask = "", [], None
     for piece in re.split(f"({'|'.join(map(re.escape, values))})", template):
@@ -51,7 +50,7 @@ def fill(template: str, values: Mapping[str, str]) -> Prompt:
 
 
 def text_numbers(prompt: Prompt, places: list[tuple[int, int]]) -> list[int]:
-    """The number of each token's text; 0 for a token that lies outside, or that has a piece of the template with it."""
+    """The number of each token's text; 0 for tokens outside the texts or that overlap the template."""
     fields = list(enumerate(prompt.fields, start=1))
     return [
         next((number for number, (first, last) in fields if first <= start < end <= last), 0) for start, end in places
@@ -63,7 +62,7 @@ CHUNK = 1024  # samples per call of the tokenizer: bounds the memory of its Pyth
 
 
 class Tokenizer(Protocol):
-    """What is used of a fast transformers tokenizer."""
+    """The part of a fast transformers tokenizer that we use."""
 
     is_fast: bool
     mask_token: str | None
@@ -87,9 +86,9 @@ class Sample(NamedTuple):
 
 
 def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_length: int) -> EncodedSet:
-    """All rows as token ids, each of at most `max_length` tokens.
+    """Encode all rows as token ids, at most `max_length` tokens each.
 
-    Raises DataError where the template does not fit, and for a row without a token.
+    Raises DataError if the template does not fit, or a row has no token.
     """
     _check(tokenizer, task, mode)
     starts = range(0, len(examples), CHUNK)
@@ -104,7 +103,10 @@ def pack(
     true_difficulty: NDArray[np.float32] | None,
     tokenizer: Tokenizer,
 ) -> EncodedSet:
-    """parts: the samples, a few at a time. labels, true_difficulty: (N,) of them all."""
+    """Join encoded samples into one set.
+
+    parts: the samples, a few at a time. labels, true_difficulty: (N,) for all of them.
+    """
     lengths, answer_at, num_cut = [0], [], 0
     tokens, texts, types = [np.empty(0, np.int32)], [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
     typed = True
@@ -134,8 +136,8 @@ def pack(
 def label_word_ids(task: Task, tokenizer: Tokenizer, mode: Mode) -> list[int]:
     """One token id for each verbaliser word, in the order of the class ids.
 
-    The words are tried with a leading space where the template has one before the answer (byte-level tokenizers have
-    two tokens for a word), then the other way; one spelling is used for all words, so that none is at a disadvantage.
+    Byte-level tokenizers have different tokens for a word with and without a leading space. The spelling that fits the
+    template is tried first, then the other; all words use the same one, so no class has an advantage.
     """
     assert mode != "plain", "a classification head has no label words"
     before = task.template[: task.template.index(MASK)] if mode == "masked" else task.causal_template
@@ -182,7 +184,7 @@ def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_l
         truncation=False,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        verbose=False,  # it would warn of samples that are too long for the model, which are cut below
+        verbose=False,  # no warning about samples that are too long: they are cut below
     )
     columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
     parts = zip(prompts, *columns, _types(encoded, len(rows)), strict=True)
@@ -199,7 +201,7 @@ def _sample(
     task: Task,
     max_length: int,
 ) -> Sample:
-    if prompt.mask is None:  # the answer comes next, so a closing token that the tokenizer appends must go
+    if prompt.mask is None:  # the answer comes next, so remove a closing token that the tokenizer appended
         while len(ids) > 1 and special[-1]:
             ids, places, special = ids[:-1], places[:-1], special[:-1]
     texts = text_numbers(prompt, places)
@@ -220,7 +222,7 @@ def _sample(
 
 
 def _plain_texts(encoded: Any, count: int, is_fast: bool) -> list[list[int]]:
-    """The same for the tokenizer's own single texts and pairs."""
+    """The text number of each token, for the tokenizer's own single texts and pairs."""
     if is_fast:
         return [[0 if at is None else at + 1 for at in encoded.sequence_ids(i)] for i in range(count)]
     return [_between_special(mask) for mask in encoded["special_tokens_mask"]]
@@ -229,7 +231,7 @@ def _plain_texts(encoded: Any, count: int, is_fast: bool) -> list[list[int]]:
 def _plain_cuts(
     encoded: Any, texts_a: list[str], texts_b: list[str] | None, tokenizer: Tokenizer, max_length: int
 ) -> list[bool]:
-    """Whether each of the tokenizer's own samples lost tokens."""
+    """Whether the tokenizer cut each sample."""
     if tokenizer.is_fast:
         return [bool(encoding.overflowing) for encoding in encoded.encodings]
     full = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) >= max_length]
@@ -240,13 +242,13 @@ def _plain_cuts(
 
 
 def _types(encoded: Any, count: int) -> list[list[int]] | list[None]:
-    """Of each sample's tokens; the tokenizer gives them where its models take them."""
+    """Token types of each sample; None if the tokenizer gives none."""
     found: list[list[int]] | None = encoded.get("token_type_ids")
     return [None] * count if found is None else found
 
 
 def _refuse_empty(samples: Iterator[Sample], rows: Examples, task: Task) -> Iterator[Sample]:
-    """A tokenizer that adds no tokens of its own makes nothing of a blank text; no model has an answer to nothing."""
+    """Raise DataError for a sample without tokens: a blank text with a tokenizer that adds no special tokens."""
     for i, sample in enumerate(samples):
         if not sample.tokens:
             where = f"task {task.name}" if rows.origin is None else rows.origin.place(i)
@@ -259,7 +261,7 @@ def _refuse_empty(samples: Iterator[Sample], rows: Examples, task: Task) -> Iter
 
 
 def _between_special(mask: list[int]) -> list[int]:
-    """[1, 0, 0, 1, 0, 1] -> [0, 1, 1, 0, 2, 0]: what stands between special tokens is a text."""
+    """[1, 0, 0, 1, 0, 1] -> [0, 1, 1, 0, 2, 0]: each run between special tokens is a text."""
     found, number, inside = [], 0, False
     for special in mask:
         number += not special and not inside
@@ -282,6 +284,6 @@ def _is_one_word(ids: list[int], tokenizer: Tokenizer) -> bool:
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:
-    """Any valid id serves, the attention mask is 0 there; Llama has no padding token."""
+    """The padding id. Any valid id works because the attention mask is 0 there; Llama has no padding token."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((id_ for id_ in known if id_ is not None), 0)

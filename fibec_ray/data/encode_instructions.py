@@ -2,11 +2,11 @@
 
     [BOS] prompt   response [EOS]       the last token of the prompt and each of the response predict the next
 
-Prompt and response are two texts to the tokenizer, so that generation meets the prompt's tokens as training does.
+Prompt and response are tokenized separately, so generation sees the same prompt tokens as training.
 
-Too long a sample loses tokens where they tell least: first the texts of the prompt lose their ends, the longest first,
-as long as they take more than half of what the template leaves; then the response loses its end. The template stays, a
-token of each text, and some of the response. A response that was cut has no token that ends it.
+A sample that is too long is cut: first the prompt's texts lose their ends (the longest first) while they take more than
+half of the room beside the template, then the response loses its end. The template, one token of each text and some of
+the response always stay. A response that was cut has no end token.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Cut:
 def encode_instructions(
     rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int
 ) -> tuple[EncodedSet, Cut]:
-    """All rows as token ids, each of at most `max_length` tokens, and how many lost some. `labels` are categories.
+    """Encode all rows as token ids, at most `max_length` tokens each, and count the rows that were cut.
 
-    Raises DataError where the prompt leaves no room, and for a response without a token.
+    The set's labels are categories. Raises DataError if the prompt leaves no room, or a response has no token.
     """
     if not tokenizer.is_fast:
         raise DataError("prompts need a fast tokenizer (tokenizer.json beside the model)")
@@ -49,7 +49,7 @@ def encode_instructions(
 
 
 def end_id(tokenizer: Tokenizer) -> int:
-    """The token that ends a response: the end-of-text token, or what BERT's tokenizers have in its place."""
+    """The token that ends a response: the end-of-text token, or BERT's separator."""
     for known in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if known is not None:
             return known

@@ -1,7 +1,7 @@
-"""Token arrays on disk and in memory: one ragged set for all devices, memory-mapped, and each device's rows of it.
+"""Token arrays on disk and in memory: one ragged, memory-mapped set for all devices, and each device's rows of it.
 
-`encode.py` makes the set, `learning/` opens it on every node. N samples, T tokens in all, n samples of a shard, B of a
-batch, S tokens of the longest in the batch.
+`encode.py` makes the set; `learning/` opens it on every node. Shapes: N samples, T tokens in all, n samples of a shard,
+B samples of a batch, S tokens of the longest sample in the batch.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class EncodedSet:
     texts: NDArray[np.uint8]
     """(T,) which text each token belongs to, 1 or 2 in order of appearance; 0: template, mask or special token"""
     types: NDArray[np.uint8] | None = None
-    """(T,) transformers' token_type_ids; None where the tokenizer or the model has none, and in sets of old runs"""
+    """(T,) transformers' token_type_ids; None if the tokenizer or the model has none, and in sets of old runs"""
     num_cut: int = 0
-    """samples that lost tokens to be no longer than allowed; known when the set is made, and not saved"""
+    """samples that were cut to the maximum length; known when the set is made, not saved"""
 
     @property
     def num_samples(self) -> int:
@@ -52,14 +52,14 @@ class EncodedSet:
         return ArrayShard(self, np.asarray(rows, dtype=np.int64))
 
     def save(self, folder: Path) -> None:
-        """Writes the folder in one step: readers see the old set, none, or this one, never half of it."""
+        """Write the folder in one step: readers see the old set, none, or the new one, never a part."""
         optional = [name for name in _OPTIONAL if getattr(self, name) is not None]
         arrays = {name: getattr(self, name) for name in (*_ARRAYS, *optional)}
         save_arrays(folder, arrays, pad_id=self.pad_id, num_samples=self.num_samples)
 
     @staticmethod
     def load(folder: Path) -> EncodedSet:
-        """Opens a saved set without reading it: the arrays are memory maps, shared by all processes of a node."""
+        """Open a saved set without reading it: the arrays are memory maps, shared by all processes of a node."""
         arrays, about = load_arrays(folder)
         named = {_FORMER.get(name, name): array for name, array in arrays.items()}
         held: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), **named}
@@ -75,9 +75,9 @@ class EncodedSet:
 
 
 class ArrayShard:
-    """Some rows of an encoded set; implements `model_types.Shard`. Holds row numbers, not tokens.
+    """Rows of an encoded set that one device has; implements `model_types.Shard`. Keeps row numbers, not tokens.
 
-    max_length: tokens to which samples are cut; None: as they are.
+    max_length: tokens that samples are cut to; None: no cut.
     """
 
     def __init__(self, source: EncodedSet, rows: NDArray[np.int64], max_length: int | None = None):
@@ -87,7 +87,7 @@ class ArrayShard:
         self._max_length = max_length
         lengths = self._ends - self._starts
         self._kept: dict[int, NDArray[np.int64]] = {}
-        """positions within the sample of the tokens that stay, for samples that are cut"""
+        """for each sample that is cut: the positions of the tokens that stay"""
         if max_length is not None:
             for row in np.flatnonzero(lengths > max_length).tolist():
                 self._kept[row] = kept_tokens(self._of(source.texts, row), max_length)
@@ -103,8 +103,10 @@ class ArrayShard:
         return len(self._rows)
 
     def shortened(self, max_length: int) -> ArrayShard:
-        """The same samples cut to `max_length` tokens, at the end of their texts, the longest first; never below the
-        tokens that are no text and one of each text."""
+        """The same samples cut to `max_length` tokens: the longest text loses its end first.
+
+        Tokens outside the texts and one token of each text always stay.
+        """
         return ArrayShard(self._source, self._rows, min(max_length, self._max_length or max_length))
 
     def batch(self, rows: Tensor) -> Batch:
@@ -118,7 +120,7 @@ class ArrayShard:
         for i, row in enumerate(rows.tolist()):
             tokens = self._left(self._source.tokens, row)
             if row in self._kept:
-                # As many tokens before it as stay; a prompt's last token may go, and then the new last one is it.
+                # Count the kept tokens before it; if a prompt's last token was cut, the new last one answers.
                 answer_at[i] = min(np.searchsorted(self._kept[row], answer_at[i]), len(tokens) - 1)
             input_ids[i, : len(tokens)] = tokens
             if types is not None and self._source.types is not None:
@@ -127,20 +129,20 @@ class ArrayShard:
         return Batch(*columns) if types is None else TypedBatch(*columns, torch.from_numpy(types))
 
     def _left(self, values: NDArray[Any], row: int) -> NDArray[Any]:
-        """The part of (T,) values that belongs to the tokens of a sample that stay."""
+        """The part of (T,) values for the kept tokens of a sample."""
         own = self._of(values, row)
         return own[self._kept[row]] if row in self._kept else own
 
     def _of(self, values: NDArray[Any], row: int) -> NDArray[Any]:
-        """The part of (T,) values that belongs to a sample."""
+        """The part of (T,) values for a sample."""
         return values[self._starts[row] : self._ends[row]]
 
 
 def kept_tokens(texts: NDArray[np.uint8], max_length: int) -> NDArray[np.int64]:
-    """Positions of the tokens that stay: the others go one by one from the end of the text that is longest by then.
+    """Positions of the tokens that stay. Tokens are removed one at a time from the end of the longest remaining text.
 
-    texts: (S,) the number of each token's text, 0 for one that always stays. Of texts alike the first is cut first. One
-    token of each text stays, so that the result may be longer than max_length.
+    texts: (S,) the number of each token's text, 0 for tokens that always stay. Between texts of equal length the first
+    is cut first. One token of each text stays, so the result may be longer than max_length.
     """
     left = np.bincount(texts)[1:].tolist()  # tokens of text 1, 2 ...
     for _ in range(len(texts) - max_length):

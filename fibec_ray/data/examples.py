@@ -1,4 +1,4 @@
-"""Samples in memory, as every source gives them: texts for encoders, numbers for `dense.py`. N rows."""
+"""Samples in memory, the same from every source: texts for encoders, numbers for `dense.py`. N rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from fibec_ray.seeds import Where, numpy_generator
 
-Told = TypeVar("Told", bound="Instructions")
+AnyInstructions = TypeVar("AnyInstructions", bound="Instructions")
 
 
 class Rows:
-    """A dataclass of columns of N rows: lists, arrays and an `Origin`. Other fields hold for all rows."""
+    """Base of dataclasses with columns of N rows (lists, arrays, an `Origin`). Other fields apply to all rows."""
 
     labels: NDArray[np.int64]
-    """(N,) what partitions deal by: class ids in the order of the task's label_names, or the regions of a domain"""
+    """(N,) what partitions go by: class ids in the order of the task's label_names, or regions of a domain"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -29,12 +29,12 @@ class Rows:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, in order. The parts come from one task: they have the same columns."""
+        """The rows of all parts, in order. The parts come from one task and have the same columns."""
         columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
         return cls(**{name: _joined(values) for name, values in columns.items()})
 
     def at_most(self, limit: int | None, seed: int, *where: Where) -> Self:
-        """A seeded subset of `limit` rows in their old order; all rows where the limit is None or not reached."""
+        """A seeded subset of `limit` rows in their old order; all rows if the limit is None or not reached."""
         if limit is None or limit >= len(self):
             return self
         rows = numpy_generator(seed, "subsample", *where).permutation(len(self))[:limit]
@@ -43,7 +43,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where each of N rows comes from, for errors."""
+    """The file and row that each of N rows comes from, for error messages."""
 
     files: tuple[str, ...]
     file: NDArray[np.int64]
@@ -95,16 +95,16 @@ class Examples(Rows):
 
 @dataclass(frozen=True)
 class Instructions(Rows):
-    """Instructions, what they are about, and the responses that are wanted."""
+    """Instructions, their inputs, and the expected responses."""
 
     instructions: list[str]
     inputs: list[str]
-    """"" where there is none"""
+    """"" for rows without one"""
     responses: list[str]
     labels: NDArray[np.int64]
     """(N,) categories, as positions in `categories`"""
     categories: tuple[str, ...]
-    """their names; ("",) where the set has none"""
+    """their names; ("",) if the set has none"""
     true_difficulty: NDArray[np.float32] | None = None
     """(N,) true difficulty in [0, 1]; known for the embedded exercises only"""
     users: list[str] | None = None
@@ -118,12 +118,12 @@ class Instructions(Rows):
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """With the same categories for all."""
+        """The rows of all parts, with one list of categories."""
         return super().join(cls.alike(parts))
 
     @staticmethod
-    def alike(parts: Sequence[Told]) -> list[Told]:
-        """The same sets with one list of categories, in the order of the alphabet; without any if a part has none."""
+    def alike(parts: Sequence[AnyInstructions]) -> list[AnyInstructions]:
+        """The same sets with one alphabetical list of categories; with none if a part has none."""
         if not all(part.has_categories for part in parts):
             return [replace(part, labels=np.zeros(len(part), np.int64), categories=("",)) for part in parts]
         names = tuple(sorted({name for part in parts for name in part.categories}))
@@ -136,13 +136,13 @@ class Instructions(Rows):
 
 @dataclass(frozen=True)
 class Points(Rows):
-    """Samples that are no text."""
+    """Samples that are not text."""
 
     features: NDArray[np.float32]
     """(N, *shape)"""
     labels: NDArray[np.int64]
     values: NDArray[np.float32] | None = None
-    """(N,) what is to be predicted in a regression; None: the labels are"""
+    """(N,) targets of a regression; None: the labels are the targets"""
 
 
 def _taken(column: Any, rows: NDArray[np.int64]) -> Any:

@@ -1,7 +1,7 @@
-"""The embedded instructions: seeded exercises with words and numbers, each with one right answer.
+"""Generates the embedded instructions: seeded exercises with words and numbers, each with one right answer.
 
-A category is a kind of exercise, so that partitions by label give devices different ones. All of it is in digits and
-small letters, which every tokenizer can write, those that know no capitals too. Each exercise has a grade in [0, 1],
+A category is a kind of exercise, so partitions by label give devices different exercises. The texts use digits and
+small letters only, which every tokenizer can write. Each exercise has a grade in [0, 1],
 its true difficulty, which no method sees: 0 for the fewest items of its kind, 1 for the most.
 """
 
@@ -27,11 +27,11 @@ WORDS = (
 LEAST_ITEMS = 2
 _MAX_REDRAWS = 1000
 _ONE_IN = 5
-"""Exercises of the test set, by a hash of what is asked: no training exercise asks the same in other words."""
+"""One exercise in five is for testing, by a hash of its content: no training exercise asks the same in other words."""
 
 
 class ExerciseSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """How many exercises there are, and how long."""
+    """Number and length of the exercises."""
 
     num_train: int = Field(1200, ge=2, le=20_000)
     num_test: int = Field(240, ge=1, le=5_000)
@@ -45,7 +45,7 @@ class Exercise(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """write: (items, wording) -> the exercise. Its items are words, or two numbers."""
+    """A kind of exercise. write: (items, wording) -> the exercise; items are words, or two numbers."""
 
     wordings: tuple[str, ...]
     write: Callable[[list[str], str], Exercise]
@@ -53,12 +53,12 @@ class Kind(NamedTuple):
 
 
 def _about(response: Callable[[list[str]], str]) -> Callable[[list[str], str], Exercise]:
-    """Exercises whose words are the input."""
+    """Exercises with their words in the input."""
     return lambda words, wording: Exercise(wording, " ".join(words), response(words))
 
 
 def _within(response: Callable[[list[str]], str]) -> Callable[[list[str], str], Exercise]:
-    """Exercises that name their items."""
+    """Exercises with their items in the instruction."""
     return lambda items, wording: Exercise(wording.format(*items), "", response(items))
 
 
@@ -88,9 +88,9 @@ KINDS: dict[str, Kind] = {
 
 
 def generate(num_samples: int, seed: int, split: str, settings: ExerciseSettings) -> Instructions:
-    """`num_samples` distinct exercises of one split ("train" or "test"), kinds balanced to within one.
+    """Generate `num_samples` distinct exercises of one split ("train" or "test"); kinds are balanced to within one.
 
-    Raises DataError where there are too few for the request.
+    Raises DataError if there are not enough different ones.
     """
     assert split in ("train", "test"), split
     rng, names = numpy_generator(seed, "exercises", split), tuple(KINDS)
@@ -113,7 +113,7 @@ def _new(
     name: str, rng: np.random.Generator, split: str, settings: ExerciseSettings, seen: dict[Exercise, float]
 ) -> tuple[Exercise, float]:
     kind = KINDS[name]
-    for _ in range(_MAX_REDRAWS):  # bounded: too large a request must end in an error, not in a loop
+    for _ in range(_MAX_REDRAWS):  # bounded: too large a request ends in an error
         items, grade = _numbers(rng) if kind.numbers else _words(rng, settings.most_items)
         if _split_of(name, items) != split:
             continue
@@ -133,7 +133,7 @@ def _words(rng: np.random.Generator, most: int) -> tuple[list[str], float]:
 
 
 def _numbers(rng: np.random.Generator) -> tuple[list[str], float]:
-    """Two different ones, of one or two digits alike."""
+    """Two different numbers, both of one digit or both of two."""
     two_digits = bool(rng.integers(2))
     first, second = rng.choice(np.arange(10, 100) if two_digits else np.arange(10), size=2, replace=False)
     return [str(first), str(second)], float(two_digits)

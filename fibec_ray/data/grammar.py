@@ -1,7 +1,7 @@
-"""The words of the embedded task: what people write to a city assistant.
+"""The words of the embedded task: messages to a city assistant.
 
-Slots: {place}, {name}, {time}, {thing} (a thing of the sentence's own class). Every ask has exactly one {time}: the
-times of training and test sentences differ, so that no sentence can be in both.
+Slots: {place}, {name}, {time}, {thing} (a thing of the sentence's own class). Every ask has exactly one {time}.
+Training and test sentences use different times, so no sentence is in both.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 class Topic(NamedTuple):
     asks: tuple[str, ...]
-    """what is wanted; these decide the class"""
+    """requests; they decide the class"""
     remarks: tuple[str, ...]
-    """statements about the topic by somebody who asks for something else"""
+    """statements about the topic that go before a request for something else"""
     things: tuple[str, ...]
     subjects: tuple[str, ...]
     """noun phrases that fit behind 'this is not about'"""

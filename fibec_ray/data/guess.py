@@ -13,21 +13,25 @@ import pyarrow.compute as pc
 from fibec_ray.data.columns import plain
 from fibec_ray.errors import DataError
 
-TEXTS: tuple[tuple[str, ...], ...] = (
-    ("text", "texts", "sentence", "full_text", "raw_text"),
-    ("review", "reviews", "content", "comment", "comment_text", "body", "message", "tweet", "utterance", "document",
-     "post", "email", "sms", "article", "review_text", "review_body", "feedback", "description", "abstract", "passage",
-     "paragraph", "question", "query", "input", "inputs", "note", "notes", "transcript", "complaint", "ticket",
-     "prompt"),
-    ("title", "headline", "subject", "summary", "name"),
-)  # fmt: skip
+TEXTS = tuple(
+    tuple(names.split())
+    for names in (
+        "text texts sentence full_text raw_text",
+        "review reviews content comment body message tweet utterance document post email sms article feedback"
+        " description abstract passage paragraph question query input inputs note notes transcript complaint ticket",
+        "title headline subject summary name",
+    )
+)
 """Normalised names of text columns, the surest first. In a tier there must be one, else the user is asked."""
-LABELS: tuple[tuple[str, ...], ...] = (
-    ("label", "labels", "gold_label", "class_label"),
-    ("class", "target", "y", "sentiment", "category", "intent", "classes", "gold", "label_id", "class_id"),
-    ("topic", "rating", "stars", "polarity", "emotion", "score", "spam", "is_spam", "toxic", "answer", "type", "tag",
-     "genre", "group", "department", "priority", "status", "outcome", "fine_label", "coarse_label", "overall"),
-)  # fmt: skip
+LABELS = tuple(
+    tuple(names.split())
+    for names in (
+        "label labels gold_label class_label",
+        "class target y sentiment category intent classes gold label_id class_id",
+        "topic rating stars polarity emotion score spam is_spam toxic answer type tag genre group department priority"
+        " status outcome fine_label coarse_label overall",
+    )
+)
 PAIRS: tuple[tuple[str, str], ...] = (
     ("premise", "hypothesis"),
     ("question", "sentence"),

@@ -1,8 +1,6 @@
-"""How different the devices' shards are, and the scores of baselines that know labels alone.
+"""Measures how much the devices' shards differ, and the scores of trivial baselines.
 
-A regression has regions of its domain for labels, and values (N,) to be predicted.
-
-K devices, C classes.
+In a regression the labels are regions of the domain, and the targets are values (N,). K devices, C classes.
 """
 
 from __future__ import annotations
@@ -35,14 +33,15 @@ def heterogeneity(labels: Ints, shards: list[Ints], num_classes: int) -> dict[st
 
 
 def majority_accuracy(train_labels: Ints, test_labels: Ints) -> float:
-    """Accuracy of always saying the most frequent training class (the lowest id among equals)."""
+    """Accuracy of always predicting the most frequent training class (ties: the lowest id)."""
     return float((test_labels == np.bincount(train_labels).argmax()).mean())
 
 
 def own_majority_accuracy(train_labels: Ints, test_labels: Ints, split: Split) -> float:
-    """Accuracy where each device says its own most frequent training class on its own test rows, all rows pooled.
+    """Accuracy when each device predicts its own most frequent training class for its test rows, over all rows.
 
-    The bar for personal models: under label skew it is far above `majority_accuracy`, without any learning.
+    Always compare personal accuracy with this baseline: under label skew it is far above `majority_accuracy` although
+    nothing is learned.
     """
     hits = sum(
         int((test_labels[test] == np.bincount(train_labels[train]).argmax()).sum())
@@ -52,19 +51,19 @@ def own_majority_accuracy(train_labels: Ints, test_labels: Ints, split: Split) -
 
 
 def r2(values: Values, predicted: Values) -> float | None:
-    """1 - sum (y - f)^2 / sum (y - mean y)^2: 1 is perfect, 0 the mean of y; None where all y are one value."""
+    """1 - sum (y - f)^2 / sum (y - mean y)^2: 1 is perfect, 0 as good as the mean of y; None if all y are equal."""
     spread = np.square(values - values.mean(dtype=np.float64)).sum(dtype=np.float64)
     missed = np.square(values.astype(np.float64) - predicted).sum()
     return float(1 - missed / spread) if spread > 0 else None
 
 
 def mean_r2(train_values: Values, test_values: Values) -> float | None:
-    """R2 of always saying the mean of the training values."""
+    """R2 of always predicting the mean of the training values."""
     return r2(test_values, np.full(len(test_values), train_values.mean(dtype=np.float64)))
 
 
 def own_mean_r2(train_values: Values, test_values: Values, split: Split) -> float | None:
-    """R2 where each device says the mean of its own training values on its own test rows, all rows pooled."""
+    """R2 when each device predicts the mean of its own training values for its test rows, over all rows."""
     said = np.zeros(len(test_values))
     for train, test in zip(split.train, split.test, strict=True):
         said[test] = train_values[train].mean(dtype=np.float64)

@@ -34,7 +34,7 @@ def name_of(task: Task, split: str, revision: str | None) -> str:
 
 
 def _load(task: Task, split: str, revision: str | None) -> Any:
-    """Code of a data set's author is never run (`trust_remote_code` stays off)."""
+    """Never runs code that comes with a data set (`trust_remote_code` stays off)."""
     import datasets  # half a second; only needed here
 
     options = {} if revision is None else {"revision": revision}

@@ -53,7 +53,7 @@ def load_instructions(
 def _with_test(
     train: Instructions, test: Instructions | None, config: DataConfig, seed: int
 ) -> tuple[Instructions, Instructions]:
-    """Holds rows out where no test rows are named."""
+    """Hold rows out if no test rows are named."""
     if test is not None:
         return train, test
     fraction = TEST_FRACTION_INSTRUCTIONS if config.test_fraction is None else config.test_fraction

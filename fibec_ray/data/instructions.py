@@ -1,4 +1,4 @@
-"""Instructions and the responses to them: how a set is laid out, and how a prompt is built."""
+"""Reads sets of instructions and responses: finds their columns and builds prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMON = {
     "response": ("response", "output", "answer", "completion", "target"),
     "category": ("category", "task", "type"),
 }
-"""What columns are called in the sets that are about: Dolly's, Alpaca's and others' names. The first that is there."""
+"""Common column names (Dolly, Alpaca and others), by field. The first one that a set has is used."""
 OPTIONAL = ("input", "category")
 MOST_CATEGORIES = 1000
 
@@ -36,25 +36,27 @@ PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 class Columns(BaseModel, frozen=True, extra="forbid"):
-    """Names of columns. None: whichever of the common names is there; '': there is no such column."""
+    """Column names. None: the first of the common names that the set has; '': no such column."""
 
-    instruction: str | None = Field(None, min_length=1, description="what is asked")
-    input: str | None = Field(None, description="what it is asked about; may be empty in some rows")
-    response: str | None = Field(None, min_length=1, description="what is to be said")
-    category: str | None = Field(None, description="the kind of instruction, which partitions by label deal by")
+    instruction: str | None = Field(None, min_length=1, description="column of the instruction")
+    input: str | None = Field(None, description="column of the input, which may be empty in some rows")
+    response: str | None = Field(None, min_length=1, description="column of the expected response")
+    category: str | None = Field(None, description="column of the kind of instruction; partitions by label use it")
 
 
 class InstructionFormat(BaseModel, frozen=True, extra="forbid"):
-    """Columns, and the prompt of each row, in the shape that Alpaca (Taori et al. 2023) made common, in other words.
+    """Columns and prompts of a set. The default prompts follow the layout of Alpaca (Taori et al. 2023).
 
-    A response follows the prompt, and after it the tokenizer's end-of-text token.
+    The response follows the prompt and ends with the tokenizer's end-of-text token.
     """
 
     columns: Columns = Columns()
-    prompt: str = Field(PROMPT + RESPONSE, description="of rows without an input: {instruction}")
-    prompt_with_input: str = Field(PROMPT_WITH_INPUT + RESPONSE, description="of the others: {instruction} and {input}")
+    prompt: str = Field(PROMPT + RESPONSE, description="for rows without an input; has {instruction}")
+    prompt_with_input: str = Field(
+        PROMPT_WITH_INPUT + RESPONSE, description="for rows with an input; has {instruction} and {input}"
+    )
     drop_empty: bool = Field(
-        False, description="rows without an instruction or a response are left out; false: they are refused"
+        False, description="leave out rows without an instruction or a response; false: they are an error"
     )
 
     @model_validator(mode="after")
@@ -67,7 +69,7 @@ class InstructionFormat(BaseModel, frozen=True, extra="forbid"):
 
 
 def chosen_columns(columns: Columns, there: Sequence[str], where: str) -> dict[str, str]:
-    """The column of each field that there is one for. Raises DataError for one that is missing, or used twice."""
+    """The column of each field that the set has. Raises DataError if one is missing or used twice."""
     found: dict[str, str] = {}
     for field, common in COMMON.items():
         name = getattr(columns, field)
@@ -81,13 +83,13 @@ def chosen_columns(columns: Columns, there: Sequence[str], where: str) -> dict[s
                 f"set data.columns.{field}"
             )
         if name is not None and name in found.values():
-            raise DataError(f"{where}: column '{name}' cannot be two things; set data.columns.{field} to another")
+            raise DataError(f"{where}: column '{name}' is used for two fields; set data.columns.{field} to another")
         found |= {} if name is None else {field: name}
     return found
 
 
 def instructions_of(table: Any, columns: Mapping[str, str], where: str, drop_empty: bool) -> Instructions:
-    """The rows of a table, categories as they come. Raises DataError for columns without text, and for empty rows."""
+    """The rows of a table. Raises DataError for columns that are not text, and for empty rows."""
     texts = {field: _texts(table[name], field, f"{where}, column '{name}'") for field, name in columns.items()}
     if not table.num_rows:
         raise DataError(f"{where}: no rows; give a file with at least one")
@@ -115,7 +117,7 @@ def instructions_of(table: Any, columns: Mapping[str, str], where: str, drop_emp
         if len(names) > MOST_CATEGORIES:
             raise DataError(
                 f"{where}, column '{columns['category']}': {len(names)} different categories, at most "
-                f"{MOST_CATEGORIES} can be dealt by; set data.columns.category to another column, or to '' for none"
+                f"{MOST_CATEGORIES} are allowed; set data.columns.category to another column, or to '' for none"
             )
         number = {name: i for i, name in enumerate(names)}
         found = replace(found, labels=np.array([number[each] for each in categories], np.int64), categories=names)
@@ -126,7 +128,7 @@ def instructions_of(table: Any, columns: Mapping[str, str], where: str, drop_emp
 
 
 def _texts(column: Any, field: str, where: str) -> list[str]:
-    """As many strings as there are rows; '' for nulls."""
+    """The column as N strings; '' for nulls."""
     column = plain(column)
     if pa.types.is_null(column.type):
         return [""] * len(column)

@@ -1,12 +1,11 @@
 """Converts label columns to class ids, for files and for the hub alike.
 
-A label is the name of a class (as `label_names` or `label_aliases` spell it) or an id, a position in `label_names`.
-Names go first, whatever type a file keeps them in: the text "1", the numbers 1 and 1.0, true for a class "True". Whole
-numbers that are not names are ids. A file may have class names of its own in the order of its ids. Then its numbers are
-its ids, because copies of one set order their classes differently: TREC on the hub is ABBR first, in the original files
-DESC first.
+A label is the name of a class (as in `label_names` or `label_aliases`) or an id, a position in `label_names`. Names are
+tried first, whatever their type in the file: the text "1", the numbers 1 and 1.0, true for a class "True". Other whole
+numbers are ids. A Parquet file may have its own class names; then its numbers are positions among those, because copies
+of one set order their classes differently: TREC starts with ABBR on the hub and with DESC in the original files.
 
-All files of a run are read in the same way, so that a split that lacks some classes is not read in another way.
+All files of a run are read the same way, even if a split lacks some classes.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ DROP = "fill it in, set data.drop_missing=true to leave such rows out, or name a
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """A column as it is in the file, N rows."""
+    """A label column as it is in the file, N rows."""
 
     values: list[Value]
     """the different ones"""
     codes: NDArray[np.int64]
     """(N,) positions in `values`"""
     names: Sequence[str] | None
-    """the file's own class names in the order of its ids, where it has them"""
+    """the file's own class names in the order of its ids, if it has any"""
     where: str
     kind: str
     """Arrow's name for its type"""
@@ -56,7 +55,7 @@ class LabelColumn:
 
     @property
     def is_whole(self) -> bool:
-        """True if each of its labels is a whole number or a flag, as such or in digits."""
+        """True if every label is a whole number or a boolean, also as text."""
         return all(whole(value) is not None for value in self.values)
 
     @property
@@ -69,7 +68,7 @@ class LabelColumn:
         return all(is_missing(value) or value in (-1, "-1", "?") for value in self.values)
 
     def place(self, at: int) -> str:
-        """Where the value number `at` is first."""
+        """The first row with value number `at`."""
         return f"in row {int(np.flatnonzero(self.codes == at)[0])}"
 
 
@@ -146,7 +145,7 @@ def names_of_classes(columns: Sequence[LabelColumn], drop_missing: bool) -> tupl
 
 
 def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> list[NDArray[np.int64]]:
-    """The ids of each column's rows. columns: all those of a run.
+    """(N,) class ids for each column. columns: those of all files of a run.
 
     Raises DataError for a label that is not a class of the task.
     """
@@ -168,7 +167,7 @@ def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> l
             )
         else:
             for at in (at for at, value in enumerate(column.values) if whole(value) is None):
-                _named(column, at, names, task)  # these first: without them the column would be ids
+                _named(column, at, names, task)  # report these first: without them the column would be ids
             ids = [_named(column, at, names, task) for at in range(len(column.values))]
         found.append(np.array(ids, dtype=np.int64)[column.codes])
     return found
@@ -186,13 +185,13 @@ def is_missing(value: Any) -> bool:
 
 
 def whole(value: Value) -> int | None:
-    """1 of 1, 1.0, "1", " 1 ", "1.0" and true; None for anything but a whole number."""
+    """1 for 1, 1.0, "1", " 1 ", "1.0" and true; None if the value is not a whole number."""
     number = _number(value)
     return int(number) if number is not None and number == number // 1 else None
 
 
 class _Names:
-    """What a value means as the name of a class."""
+    """Finds the class that a value names."""
 
     def __init__(self, task: Task):
         ids = {name: i for i, name in enumerate(task.label_names)}
@@ -219,14 +218,14 @@ class _Names:
         return self._exact.get(text, next(iter(same)) if len(same) == 1 else None)
 
     def certain(self, value: Value) -> int | None:
-        """The same for a value that cannot be an id: an alias exactly as the user wrote it, or a flag by its name."""
+        """The class of a value that cannot be an id: an alias exactly as the user wrote it, or a boolean by name."""
         if isinstance(value, bool):
             return self._flags.get(str(value).lower())
         return self._exact.get(value) if isinstance(value, str) else self._aliases.get(str(value))
 
 
 def _refuse_doubt(columns: Sequence[LabelColumn], names: _Names, task: Task) -> None:
-    """Raises DataError for numbers that are names, and may be ids of other classes. Text that is a name is a name."""
+    """Raise DataError for numbers that could be names of classes or ids of other classes. Text is never in doubt."""
     if not all(whole(value) in range(task.num_classes) for column in columns for value in column.values):
         return
     for column in (column for column in columns if not column.is_text):

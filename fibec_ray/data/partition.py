@@ -1,6 +1,6 @@
-"""How rows are dealt to devices: one class for each rule of the YAML section `partition`.
+"""Deals rows to devices: one class for each kind of the YAML section `partition`.
 
-flwr-datasets has such rules, but pins datasets<5 and rich<15, so it does not fit beside this package's dependencies.
+flwr-datasets has similar rules but pins datasets<5 and rich<15, which conflicts with this package's dependencies.
 N rows, K devices, C classes.
 """
 
@@ -24,25 +24,25 @@ Concentration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Deal:
-    """What a rule is given. Train and test have generators of their own: fewer test rows move no training row."""
+    """Input of a rule. Train and test have separate generators, so the number of test rows moves no training row."""
 
     train_labels: Ints
     test_labels: Ints
     num_classes: int
     num_devices: int
     common: np.random.Generator
-    """for what train and test share: sizes and priors"""
+    """for sizes and priors, which train and test share"""
     train: np.random.Generator
     test: np.random.Generator
     spare: np.random.Generator
-    """for sizes and priors that `common` has no floats for"""
+    """for sizes and priors too small for floats"""
     train_users: Sequence[str] = ()
     """N user ids, for rules that deal by them"""
     test_users: Sequence[str] = ()
 
 
 class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
-    """A rule that deals every training row and every test row to exactly one device."""
+    """Base of the rules: each training row and each test row goes to exactly one device."""
 
     kind: str
     min_samples: int = Field(
@@ -50,10 +50,10 @@ class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
     size_setting: ClassVar[str] = "min_samples"
-    """the setting that decides how small the smallest shard is"""
+    """the setting that decides the size of the smallest shard"""
     remedy: ClassVar[str] = "lower min_samples or num_devices"
     deals_by_label: ClassVar[bool] = True
-    """False for rules that look at nothing but how many rows there are"""
+    """False for rules that ignore labels"""
 
     @abstractmethod
     def owners(self, deal: Deal) -> tuple[Ints, Ints]:
@@ -83,12 +83,11 @@ class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False
             raise ConfigError(
                 f"num_devices: {num_devices} devices, but only {len(train_labels)} training samples; lower num_devices"
             )
-        streams = (numpy_generator(seed, "partition", self.kind, part) for part in ("common", "train", "test", "spare"))
-        train_owner, test_owner = self.owners(
-            Deal(
-                train_labels, test_labels, num_classes, num_devices, *streams, train_users=users[0], test_users=users[1]
-            )
+        common, train, test, spare = (
+            numpy_generator(seed, "partition", self.kind, part) for part in ("common", "train", "test", "spare")
         )
+        deal = Deal(train_labels, test_labels, num_classes, num_devices, common, train, test, spare, *users)
+        train_owner, test_owner = self.owners(deal)
         sizes = np.bincount(train_owner, minlength=num_devices)
         if sizes.min() < self.min_samples:
             device = int(sizes.argmin())
@@ -100,7 +99,7 @@ class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False
 
 
 class Iid(Partition):
-    """Every device draws from the same distribution; shards are equal to within one row."""
+    """All devices draw from the same distribution; shard sizes differ by at most one row."""
 
     kind: Literal["iid"] = "iid"
 
@@ -112,20 +111,20 @@ class Iid(Partition):
 
 
 class DirichletLabel(Partition):
-    """Label skew and size skew as in FedPepTAO's code (Che et al. 2023), the protocol of the group behind FibecFed.
+    """Label skew and size skew as in FedPepTAO's code (Che et al. 2023, from the authors of FibecFed).
 
     Sizes ~ Dirichlet(size_alpha, ...) * N; one class prior per device ~ Dirichlet(alpha, ...). Then row by row: a
-    device at random among those that are not full, a class from its prior, the next row of that class; a class without
-    rows left is drawn again. The same sizes and priors deal the test rows.
+    random device that is not full, a class from its prior, the next row of that class; a class with no rows left is
+    drawn again. Test rows use the same sizes and priors.
 
-    alpha -> 0 gives each device one class, then the next likeliest where that has no rows left, and so on. alpha -> inf
-    gives equal label marginals where the classes are balanced. With unbalanced classes the priors are
-    still uniform over classes, so the large devices, which fill last, end with more of the large classes.
+    alpha -> 0 gives each device one class, then the next likeliest once that has run out. alpha -> inf gives equal
+    label marginals if the classes are balanced. With unbalanced classes the priors are still uniform over classes, so
+    large devices, which fill last, get more of the large classes.
     """
 
     kind: Literal["dirichlet_label"] = "dirichlet_label"
-    alpha: Concentration = Field(1.0, description="label skew: small is skewed. Their value: 1.0")
-    size_alpha: Concentration = Field(5.0, description="size skew: small is skewed. Their value: 5.0")
+    alpha: Concentration = Field(1.0, description="label skew: small is skewed. FedPepTAO uses 1.0")
+    size_alpha: Concentration = Field(5.0, description="size skew: small is skewed. FedPepTAO uses 5.0")
 
     size_setting: ClassVar[str] = "size_alpha"
     remedy: ClassVar[str] = "raise size_alpha, or lower min_samples or num_devices"
@@ -157,7 +156,7 @@ class DirichletQuantity(Partition):
 
 
 class Pathological(Partition):
-    """Every device has rows of a few classes only; each class is shared out evenly among the devices that have it."""
+    """Each device has rows of a few classes only; each class is divided evenly among the devices that have it."""
 
     kind: Literal["pathological"] = "pathological"
     classes_per_device: int = Field(2, ge=1)
@@ -171,10 +170,10 @@ class Pathological(Partition):
             raise ConfigError(f"partition.classes_per_device: {wanted}, but the task has {classes} classes; lower it")
         if wanted * devices < classes:
             raise ConfigError(
-                f"partition.classes_per_device: {wanted} for each of {devices} devices leaves some of {classes} "
-                "classes to nobody; raise it or num_devices"
+                f"partition.classes_per_device: {wanted} for each of {devices} devices leaves some of the {classes} "
+                "classes without a device; raise it or num_devices"
             )
-        # Each device takes the next few classes of a ring, so that classes have equally many devices to within one.
+        # Devices take consecutive classes of a ring, so the classes' numbers of devices differ by at most one.
         ring, seats = deal.common.permutation(classes), deal.common.permutation(devices)
         takes = ring[(seats[:, None] * wanted + np.arange(wanted)) % classes]
         has = np.zeros((devices, classes), dtype=np.int64)
@@ -186,8 +185,8 @@ class Pathological(Partition):
 class Shards(Partition):
     """Sort and deal (McMahan et al. 2017): rows sorted by label, cut into equal pieces, a few pieces to each device.
 
-    Their value is 2 pieces per device, on MNIST. Test rows follow the training rows: each class is shared out in
-    proportion to how much of it each device trains on (the paper has no test shards).
+    The paper uses 2 pieces per device on MNIST and has no test shards. Here each class's test rows are divided in
+    proportion to the training rows of that class on each device.
     """
 
     kind: Literal["shards"] = "shards"
@@ -252,7 +251,7 @@ PARTITIONS: dict[str, type[Partition]] = {
 }
 
 WITHOUT_LABELS = tuple(kind for kind, rule in PARTITIONS.items() if not rule.deals_by_label and rule is not ByColumn)
-"""Kinds for rows that have no labels."""
+"""Kinds that work for rows without labels."""
 
 AnyPartition = Annotated[
     ByColumn | DirichletLabel | DirichletQuantity | Iid | Pathological | Shards, Field(discriminator="kind")

@@ -1,12 +1,10 @@
-"""The embedded samples that are no text: images of digits, and a regression. Neither needs a network.
+"""Embedded samples that are not text: images of digits, and a regression. Neither needs a network.
 
-Digits: Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, 1998): the test
-part that ships with scikit-learn, 1,797 images of 8 x 8.
+Digits: Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, 1998), the test part that ships with
+scikit-learn: 1,797 images of 8 x 8 pixels.
 
-Regression: a function on [-1, 1]^d whose domain is cut into regions, which partitions deal to devices.
-
-A sample's label is its region, so that every partition by labels is one of the domain:
-`pathological` with one class per device gives each device a region of its own. N samples.
+Regression: a function on [-1, 1]^d. The domain is cut into regions, and a sample's label is its region. So partitions
+by label divide the domain: `pathological` with one class per device gives each device its own region. N samples.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from fibec_ray.data.examples import Points
 from fibec_ray.seeds import numpy_generator
 
 NUM_TEST = 360
-"""A fifth: the set comes without a split, so ours depends on the seed."""
+"""A fifth of the images. The set has no split, so ours depends on the seed."""
 
 
 def load_digits(seed: int) -> tuple[Points, Points]:
     """(train, test), disjoint: images (1, 8, 8) with pixels in [0, 1]."""
-    from sklearn import datasets  # heavy, and device actors never load
+    from sklearn import datasets  # heavy, and device actors never need it
 
     found = datasets.load_digits()
     images = (found.images[:, None] / 16).astype(np.float32)
@@ -40,7 +38,7 @@ Floats = NDArray[np.float64]
 
 
 class RegressionSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Which function, and how its domain is cut. d: the number of axes."""
+    """The function and the regions of its domain. d: the number of axes."""
 
     function: Literal["wave", "linear"] = Field(
         "wave",
@@ -49,7 +47,9 @@ class RegressionSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     regions: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
         (2, 3), min_length=1, max_length=16, description="equal cells along each axis: [4] is four intervals, d = 1"
     )
-    noise: float = Field(0.1, ge=0, allow_inf_nan=False, description="deviation of what is added to training values")
+    noise: float = Field(
+        0.1, ge=0, allow_inf_nan=False, description="standard deviation of the noise on training values"
+    )
     num_train: int = Field(600, ge=2, le=1_000_000)
     num_test: int = Field(600, ge=2, le=1_000_000)
 
@@ -59,7 +59,7 @@ class RegressionSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
 
 
 def generate(num_samples: int, seed: int, split: str, settings: RegressionSettings) -> Points:
-    """Points drawn evenly from the domain; those of `train` with noise, those of `test` without."""
+    """Draw points uniformly from the domain; `train` values have noise, `test` values none."""
     assert split in ("train", "test"), split
     rng = numpy_generator(seed, "regression", split)
     x = rng.uniform(-1, 1, size=(num_samples, len(settings.regions)))
@@ -70,7 +70,7 @@ def generate(num_samples: int, seed: int, split: str, settings: RegressionSettin
 
 
 def region_of(x: Floats, regions: tuple[int, ...]) -> NDArray[np.int64]:
-    """(N,) number of the cell that each point (N, d) lies in, the last axis counting fastest."""
+    """(N,) the region of each point (N, d); the last axis counts fastest."""
     cuts = np.array(regions)
     cells = np.minimum(((x + 1) / 2 * cuts).astype(np.int64), cuts - 1)
     return np.ravel_multi_index(tuple(cells.T), regions).astype(np.int64)

@@ -125,7 +125,7 @@ def _is_one_value(path: Path, head: bytes, codec: str) -> bool:
         found = json.loads(first)
     except ValueError:
         return True  # an object over several lines
-    return not rest.strip() and isinstance(found, dict) and bool(found) and all(map(_is_column, found.values()))
+    return not rest.strip() and isinstance(found, dict) and _rows_of_object(found) != [found]
 
 
 def _json_rows(text: str) -> list[dict[str, Any]]:

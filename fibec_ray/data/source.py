@@ -56,7 +56,7 @@ def nearby(path: str | None) -> Iterator[str | None]:
 
 
 def load_points(task: Task, config: DataConfig, seed: int) -> tuple[Points, Points]:
-    """The (train, test) rows of a task without text. Raises DataError for settings without effect."""
+    """The (train, test) rows of a task without text. Raises DataError for settings that have no effect."""
     effective_task(task, config)
     if task.kind == "digits":
         train, test = points.load_digits(seed)
@@ -91,7 +91,7 @@ def load(task: Task, config: DataConfig, seed: int, user_column: str | None = No
 
 
 def effective_task(task: Task, config: DataConfig) -> Task:
-    """The task as this run sees it: the source's columns and splits, and the classes that the generator makes."""
+    """The task with the columns and splits of the source, and the classes that the generator makes."""
     _refuse_without_effect(task, config)
     if task.kind == "synthetic":
         if config.synthetic.num_classes > task.num_classes:

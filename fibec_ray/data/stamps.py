@@ -1,6 +1,6 @@
-"""Whether the files that a run's rows came from have changed since its data were prepared.
+"""Notices when the data files of a run have changed since the run started.
 
-A run keeps its own copy of its data, so that a change does no harm. It is worth a note.
+A run keeps its own copy of the data, so a change does no harm, but the user is told.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Stamp:
     digest: str
 
     def change(self) -> str:
-        """'' if the file has the same content. A file is read again only if it was written since."""
+        """What changed, '' if the content is the same. The file is read again only if its size or time differs."""
         path = Path(self.path)
         try:
             status = path.stat()
@@ -41,7 +41,7 @@ class Stamp:
 
 
 def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
-    """Of all files that the rows are read from; none for rows from the hub, from behind a URL, or embedded."""
+    """Stamps of all local data files; none for the hub, URLs and embedded sets."""
     if task.kind not in ("text", "instructions") or not config.reads_files or is_url(config.path or ""):
         return ()
     train, test = files(effective_task(task, config), config)
@@ -49,7 +49,7 @@ def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
         found = [(path, path.stat()) for path in (*train, *test)]
         return tuple(Stamp(str(path.absolute()), at.st_size, at.st_mtime_ns, file_digest(path)) for path, at in found)
     except OSError:
-        return ()  # those who read the file say what is wrong with it
+        return ()  # reading the file gives the better error
 
 
 def changes(stamps: Sequence[Stamp]) -> str:

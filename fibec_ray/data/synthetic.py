@@ -1,11 +1,11 @@
-"""The embedded task: seeded English messages to a city assistant, with a known true difficulty.
+"""Generates the embedded task: seeded English messages to a city assistant, with a known true difficulty.
 
-The class is what the user asks for. Each message has a grade in [0, 1], which no method sees; the round log uses it to
-say whether a curriculum's order is the true one:
+The class is the topic that the user asks about. Each message has a true difficulty in [0, 1]. No method sees it; the
+round log uses it to show how well a curriculum orders the samples:
 
-    grade = 0.3 * (padding sentences) / 2  +  0.3 * (negates another topic)  +  0.3 * (talks of another topic first)
+    0.3 * (padding sentences) / 2  +  0.3 * (negates another topic)  +  0.3 * (mentions another topic first)
 
-and 1.0 where the label is wrong (label noise).
+A message with a wrong label (label noise) has difficulty 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TIMES = {  # every fourth time belongs to the test messages
 
 
 class SyntheticSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """How many messages the embedded task makes, and how hard they are."""
+    """Number and difficulty of the messages."""
 
     num_train: int = Field(1600, ge=2, le=50_000)
     num_test: int = Field(400, ge=1, le=10_000)
@@ -40,16 +40,16 @@ class SyntheticSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     label_noise: float = Field(0.05, ge=0, lt=1, description="fraction of training messages with a wrong label")
     test_label_noise: float = Field(0.0, ge=0, lt=1, description="fraction of test messages with a wrong label")
     hard_fraction: float = Field(
-        0.6, ge=0, le=1, description="fraction of messages that negate or first talk of another topic, or do both"
+        0.6, ge=0, le=1, description="fraction of messages that negate another topic, mention one first, or both"
     )
 
 
 @dataclass(frozen=True)
 class Features:
-    """What makes one message hard."""
+    """The features that make a message hard."""
 
     padding: int
-    """sentences that say nothing about any topic, 0 to MAX_PADDING"""
+    """number of sentences about no topic, 0 to MAX_PADDING"""
     negation: bool
     contrast: bool
 
@@ -59,10 +59,10 @@ class Features:
 
 
 def generate(num_samples: int, seed: int, split: str, settings: SyntheticSettings) -> Examples:
-    """`num_samples` distinct messages of one split ("train" or "test"), classes balanced to within one.
+    """Generate `num_samples` distinct messages of one split ("train" or "test"); classes are balanced to within one.
 
-    No training message is a test message: the two use different times (see `grammar.py`). Raises DataError where the
-    grammar has too few messages for the request.
+    Training and test messages use different times (see `grammar.py`), so none is in both. Raises DataError if the
+    grammar has too few messages.
     """
     assert split in ("train", "test"), split
     rng = numpy_generator(seed, "synthetic", split)
@@ -88,7 +88,7 @@ def draw_features(rng: np.random.Generator, hard_fraction: float) -> Features:
 
 
 def write(class_: int, features: Features, rng: np.random.Generator, times: tuple[str, ...], num_classes: int) -> str:
-    """One message that asks for the topic `class_` in a way that has the features."""
+    """Write one message that asks about the topic `class_` and has the features."""
     topics = list(TOPICS.values())[:num_classes]
     others = [topic for k, topic in enumerate(topics) if k != class_]
     sentences = [_fill(_one(topics[class_].asks, rng), topics[class_], rng, times)]
@@ -114,7 +114,7 @@ def _new_message(
     settings: SyntheticSettings,
     seen: Container[str],
 ) -> str:
-    for _ in range(_MAX_REDRAWS):  # bounded: an exhausted grammar must end in an error, not in a loop
+    for _ in range(_MAX_REDRAWS):  # bounded: an exhausted grammar ends in an error
         text = write(class_, features, rng, _TIMES[split], settings.num_classes)
         if text not in seen:
             return text
@@ -133,7 +133,7 @@ def _fill(pattern: str, topic: Topic, rng: np.random.Generator, times: tuple[str
 def _flip(
     classes: NDArray[np.int64], noise: float, num_classes: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The labels with a fraction `noise` moved to another class, and the rows that were moved."""
+    """The labels with a fraction `noise` changed to another class, and the changed rows."""
     wrong = rng.permutation(len(classes))[: round(noise * len(classes))]
     labels = classes.astype(np.int64)
     labels[wrong] = (labels[wrong] + rng.integers(1, num_classes, size=len(wrong))) % num_classes

@@ -1,6 +1,7 @@
-"""What a data set is: columns, classes, prompt and metric. One YAML file per set in `configs/tasks/`.
+"""Describes a data set: columns, classes, prompts and metric. One YAML file per set in `configs/tasks/`.
 
-A task says nothing about where its rows lie (`source.py`) or how they are dealt to devices (`partition.py`).
+`settings.py` says where the rows are, `partition.py` how devices share them. A task for your own files is made from the
+files (`own.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ MASK = "<mask>"
 
 
 class HubDifferences(BaseModel, frozen=True, extra="forbid"):
-    """Where the hub's copy of a set is laid out differently; None means as in the task."""
+    """Columns and splits of the hub's copy, if they differ from the task's; None: the same."""
 
     text_columns: tuple[str, ...] | None = None
     label_column: str | None = None
@@ -28,8 +29,8 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     """One data set. The order of `label_names` decides the class ids, whatever order a file uses.
 
     kind: text (files or the hub), synthetic (texts of the embedded grammar), digits (scikit-learn's images), regression
-    (an embedded function). The last two have no text: neither columns nor prompts, and a regression no classes.
-    instructions (files or the hub) and exercises (embedded) are answered in text: they have no classes either.
+    (an embedded function), instructions (files or the hub) and exercises (embedded), which are answered in text.
+    digits and regression have no text, so no columns and no prompts. Only text, synthetic and digits have classes.
     """
 
     name: str = Field(min_length=1)
@@ -41,16 +42,20 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     label_column: str = "label"
     label_names: tuple[str, ...] = Field((), description="class names in the order of their ids")
     label_aliases: dict[str, str] = Field({}, description="other spellings of class names, as some copies have them")
-    template: str = Field("", description="for masked language models: {a}, {b} and one <mask>")
-    causal_template: str = Field("", description="for causal language models: a prompt whose next token is the answer")
-    verbaliser: tuple[str, ...] = Field((), description="one word for each class, in the order of label_names")
+    template: str = Field(
+        "", description="prompt for head masked_lm, with {a}, {b} and one <mask>; other heads need none"
+    )
+    causal_template: str = Field("", description="prompt for head causal_lm; its next token is the answer")
+    verbaliser: tuple[str, ...] = Field(
+        (), description="one word for each class, in the order of label_names; for heads of language models"
+    )
     metric: Literal["accuracy", "mcc", "accuracy_f1", "r2"] = "accuracy"
     train_splits: tuple[str, ...] = Field(("train",), min_length=1)
     eval_split: str | None = Field(
         "validation", description="split of the test rows; null: data.test_fraction of the training rows are held out"
     )
     instructions: InstructionFormat | None = Field(
-        None, description="columns and prompt, where answers are texts; null there: the defaults"
+        None, description="columns and prompt, if answers are texts; null: the defaults"
     )
 
     @property
@@ -63,12 +68,12 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def has_classes(self) -> bool:
-        """Texts with one of a few labels each."""
+        """Whether the task is to classify texts."""
         return self.kind in ("text", "synthetic")
 
     @property
     def num_classes(self) -> int:
-        """Scores that a model gives; 1 in a regression, 0 where answers are texts."""
+        """Number of scores a model outputs; 1 in a regression, 0 if answers are texts."""
         return 1 if self.kind == "regression" else len(self.label_names)
 
     @property
@@ -76,7 +81,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
         return self.instructions or InstructionFormat()
 
     def first_classes(self, num_classes: int) -> Task:
-        """The same task with its first classes only (the embedded task can be made smaller)."""
+        """The same task with its first classes only, for a smaller embedded task."""
         names = self.label_names[:num_classes]
         aliases = {other: name for other, name in self.label_aliases.items() if name in names}
         cut = {"label_names": names, "verbaliser": self.verbaliser[:num_classes], "label_aliases": aliases}
@@ -145,7 +150,9 @@ class Task(BaseModel, frozen=True, extra="forbid"):
             if text.count(MASK) != masks:
                 raise ValueError(f"{field} has {text.count(MASK)} {MASK}, it must have {masks}")
         if self.causal_template != self.causal_template.rstrip():
-            raise ValueError("causal_template ends in white space; the answer word brings its own leading space")
+            raise ValueError(
+                "causal_template ends in white space; remove it, because the answer word has its own leading space"
+            )
         return self
 
     @model_validator(mode="after")

@@ -174,7 +174,7 @@ def test_too_many_categories_are_no_categories(tmp_path: Path) -> None:
     ("settings", "says"),
     [
         ({"columns": {"instruction": "x"}}, "no column 'x'; it has .* set data.columns.instruction"),
-        ({"columns": {"input": "response"}}, "column 'response' cannot be two things"),
+        ({"columns": {"input": "response"}}, "column 'response' is used for two fields"),
         ({"label_column": "category"}, "data.label_column: has no effect, because task dolly has instructions"),
         ({"eval_split": "test", "test_fraction": 0.2}, "data.test_fraction: has no effect"),
         ({"exercises": {"num_train": 3}}, "data.exercises: has no effect, .* or set task=instructions"),
