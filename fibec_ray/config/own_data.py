@@ -28,14 +28,14 @@ def replace_embedded_task(raw: dict[str, Any], changed: Collection[tuple[str, ..
     if not (isinstance(task, dict) and task.get("kind") == "synthetic" and isinstance(data, dict)):
         return raw
     names_files = any(keys in (("data",), ("data", "path"), ("data", "train")) for keys in changed)
-    if not names_files or not (data.get("path") or data.get("train")) or ("task",) in changed:
+    wants_embedded = ("task",) in changed or any(keys[:2] == ("data", "synthetic") for keys in changed)
+    if not names_files or wants_embedded or not (data.get("path") or data.get("train")):
         return raw
     of_task = {keys[1] for keys in changed if keys[0] == "task"}
-    of_data = ("data",) in changed or any(keys[:2] == ("data", "synthetic") for keys in changed)
     return {
         **raw,
         "task": {key: value for key, value in task.items() if key in of_task},
-        "data": {key: value for key, value in data.items() if key != "synthetic" or of_data},
+        "data": {key: value for key, value in data.items() if key != "synthetic"},
     }
 
 

@@ -113,14 +113,14 @@ def names_of_classes(columns: Sequence[LabelColumn], drop_missing: bool) -> tupl
     own = next((column for column in columns if column.has_own_ids), None)
     if own is not None and own.names:
         return tuple(own.names)
-    values: set[Value] = set()
+    values: dict[Value, None] = {}  # a set that keeps its order, for messages
     for column in columns:
         blank = [at for at, value in enumerate(column.values) if is_missing(value)]
         rows = np.flatnonzero(np.isin(column.codes, blank))
         if len(rows) and not drop_missing:
             more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
             raise DataError(f"{column.where}: no label in row {rows[0]}{more}; {DROP}")
-        values |= {value for value in column.values if not is_missing(value)}
+        values |= dict.fromkeys(value for value in column.values if not is_missing(value))
     where, num_rows = columns[0].where, sum(len(column.codes) for column in columns)
     numbers = {whole(value) for value in values}
     if None not in numbers and not any(isinstance(value, bool) for value in values):
