@@ -23,7 +23,7 @@ from fibec_ray.config.limits import refuse_flags, refuse_nonsense
 from fibec_ray.config.names import GROUPS, find, near_file
 from fibec_ray.config.names import config_folder as config_folder
 from fibec_ray.config.names import method_files as method_files
-from fibec_ray.config.overrides import in_order, set_key
+from fibec_ray.config.overrides import in_order, set_key, with_implied
 from fibec_ray.config.own_data import replace_embedded_task, with_own_data
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.errors import ConfigError
@@ -36,7 +36,7 @@ KINDS = ("kind", "of")
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in a file, with overrides. Raises ConfigError."""
     raw = with_paths(read_yaml(path), path.parent)
-    pairs = in_order([parse_override(with_path(text, Path())) for text in overrides])
+    pairs = in_order(with_implied([parse_override(with_path(text, Path())) for text in overrides]))
     for keys, value in pairs:
         if len(keys) == 1:
             raw[keys[0]] = value

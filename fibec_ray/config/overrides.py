@@ -24,6 +24,15 @@ from fibec_ray.parts.part import class_of
 Registry = Mapping[str, type[BaseModel]]
 
 
+def with_implied(pairs: Sequence[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
+    """Adds `partition.kind=by_column` to `partition.column=user_id` unless the kind is set too."""
+    changed = [keys for keys, _ in pairs]
+    implied = ["partition", "column"] in changed and not any(
+        keys in (["partition"], ["partition", "kind"]) for keys in changed
+    )
+    return [*pairs, *([(["partition", "kind"], "by_column")] if implied else [])]
+
+
 def in_order(pairs: Sequence[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
     """From the shallowest key to the deepest; at one depth, keys that decide about others come first."""
     return sorted(pairs, key=lambda pair: (len(pair[0]), pair[0][-1] not in {"kind", *selectors(_section(pair[0]))}))

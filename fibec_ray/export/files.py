@@ -11,7 +11,8 @@ from typing import Any
 
 from fibec_ray.data.columns import texts_of
 from fibec_ray.data.instructions import COMMON
-from fibec_ray.data.readers import SUFFIXES, read_table
+from fibec_ray.data.layout import Layout
+from fibec_ray.data.readers import SUFFIXES, read_table, suffix_of
 from fibec_ray.errors import DataError
 from fibec_ray.export.predict import Prediction
 from fibec_ray.files.run_dir import write_text
@@ -28,7 +29,7 @@ def read_inputs(path: Path, about: SavedModel, columns: Sequence[str] = ()) -> t
     if not about.is_text:
         raise DataError("--file: this model predicts from numbers; use fibec_ray.load(RUN).predict(ARRAY) in Python")
     known = [suffix for suffixes in SUFFIXES.values() for suffix in suffixes]
-    if path.suffix.lower() not in known:
+    if suffix_of(path) not in known:
         raise DataError(f"--file {path}: its name must end in one of {', '.join(known)}")
     if not path.is_file():
         raise DataError(f"--file {path}: no such file")
@@ -38,7 +39,7 @@ def read_inputs(path: Path, about: SavedModel, columns: Sequence[str] = ()) -> t
         names.extend(_chosen(list(there), about, columns, path))
         return tuple(names)
 
-    table = read_table(path, "auto", choose)
+    table = read_table(path, Layout(), choose)
     found = [texts_of(table[name], f"{path}, column '{name}'") for name in names]
     return names, found[0] if len(found) == 1 else list(zip(*found, strict=True))
 

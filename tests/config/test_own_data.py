@@ -220,6 +220,11 @@ def test_a_device_for_each_user() -> None:
     experiment = own("reviews.csv", "partition.column=user")
     assert experiment.partition.kind == "by_column" and (experiment.num_devices, experiment.cohort_size) == (12, 5)
     assert own("reviews.csv", "partition.column=user", "num_devices=3").num_devices == 3
+    quickstart = load_experiment(
+        config_folder() / "quickstart.yaml", ["data.path=reviews.csv", "partition.column=user", "num_devices=12"]
+    )
+    assert quickstart.partition == experiment.partition
+    assert "column: no such key" in refused("reviews.csv", "partition.column=user", "partition.kind=iid")
     assert "no column 'usr'; did you mean 'user'" in refused("reviews.csv", "partition.column=usr")
 
 
