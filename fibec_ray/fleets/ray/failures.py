@@ -1,4 +1,4 @@
-"""Recognises lost actors, nodes and objects, and waits with an end."""
+"""Recognise lost actors, nodes and objects; wait with a timeout."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ LOST = (
     rex.ObjectLostError,
     rex.GetTimeoutError,
 )
-"""As against an error that the call itself raised. (The memory monitor's OutOfMemoryError is no RayActorError.)"""
+"""Errors that mean a loss, not an error that the call itself raised. (OutOfMemoryError, which Ray's memory monitor
+raises, is not a RayActorError.)"""
 GET_TIMEOUT_S = 60
-"""For small values that are known to be ready."""
+"""Timeout for small values that are known to be ready."""
 
 
 def input_lost(error: Any) -> bool:
-    """True if what a call was given is gone: Ray says so from inside of the call, and its own loss from outside."""
+    """True if an argument of the call is lost: then Ray raises from inside the call. A lost call raises from outside."""
     return isinstance(error, rex.RayTaskError) and isinstance(error, LOST)
 
 
@@ -40,7 +41,7 @@ def get(refs: ray.ObjectRef | list[ray.ObjectRef], timeout_s: float) -> Any:
 
 
 def ready(refs: list[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:
-    """All that are ready once one of them is; none after timeout_s."""
+    """Wait until one is ready, then return all that are; [] after timeout_s seconds."""
     done, _ = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
     if done:
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
@@ -48,7 +49,7 @@ def ready(refs: list[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:
 
 
 def outcome(ref: ray.ObjectRef) -> Any:
-    """Value of a ready ref, the error itself if it is lost; raises an error of the call's own."""
+    """The value of a ready ref, or the error if it is lost. Raises the call's own error."""
     try:
         return get(ref, GET_TIMEOUT_S)
     except LOST as error:
@@ -57,7 +58,7 @@ def outcome(ref: ray.ObjectRef) -> Any:
 
 @contextmanager
 def server_errors() -> Iterator[None]:
-    """Raises ServerLostError where an answer of the server's is lost."""
+    """Turn the loss of a server's answer into ServerLostError."""
     try:
         yield
     except LOST as error:

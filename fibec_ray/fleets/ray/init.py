@@ -1,4 +1,4 @@
-"""Calls ray.init so that nothing of Ray reaches the terminal."""
+"""Call ray.init without letting Ray write to the terminal."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import ray
 from ray.job_config import JobConfig
 
 LONGEST = 300
-"""Characters of a reason that Ray gives; some are pages of advice on other things."""
+"""Most characters of a reason that Ray gives; some are pages of unrelated advice."""
 
 Note = Callable[[str], None]
-"""Takes a line about what was done differently than asked."""
+"""Takes a line about what was done differently from the settings."""
 
 
 def init(**settings: Any) -> None:
-    # No runtime_env of our own: its workers could not be those that Ray keeps ready, and would start seconds later.
+    # Without a runtime_env: Ray could not use the workers that it keeps ready, and ours would start seconds later.
     ray.init(log_to_driver=False, logging_level="ERROR", job_config=_job_config(), **settings)
 
 
 def _job_config() -> JobConfig:
-    """Keeps the working directory off the workers' sys.path, unless the driver has it there too.
+    """Keep the working directory off the workers' sys.path, unless the driver has it there too.
 
-    Ray puts it in front, where a user's queue.py or random.py takes the place of Python's. It leaves the path of a job
-    of a Ray client alone.
+    Ray puts it first, where a user's queue.py or random.py would shadow Python's. It does not change the path of a Ray
+    client's job, so we declare ours as one.
     """
     here = {os.path.abspath(folder) for folder in sys.path if isinstance(folder, str)}
     return JobConfig(_client_job=os.getcwd() not in here)
@@ -37,7 +37,7 @@ def _job_config() -> JobConfig:
 
 @contextmanager
 def captured_stderr() -> Iterator[Callable[[], str]]:
-    """Catches what is written to file descriptor 2, which Ray's C++ parts write to, and gives what has come so far."""
+    """Capture file descriptor 2, which Ray's C++ code writes to; yields a function that returns the text so far."""
     if sys.stderr is None:  # closed by whoever started us
         yield str
         return
@@ -58,6 +58,6 @@ def _content(file: IO[bytes]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Its sentence, or its name where it has none."""
+    """The first line of an error's text, or its type's name if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return shorten(lines[0], LONGEST).rstrip(".;:") if lines else type(error).__name__

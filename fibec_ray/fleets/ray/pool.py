@@ -1,8 +1,8 @@
-"""Schedules calls on a pool of actors and retries the ones that fail.
+"""Schedule calls on a pool of actors and retry the ones that fail.
 
-A call that is lost with its actor goes to another one. That is safe because a device-round is a pure function of stored
-state: the second run gives the same bits as the first would have. An actor that is lost is restarted by Ray wherever
-the cluster has room, on a node that joined later too; until it answers, the others do its work.
+A call that is lost with its actor goes to another actor. That is safe because a device-round is a pure function of
+stored state: the second try gives the same bits. Ray restarts a lost actor wherever the cluster has room, also on a node
+that joined later. Until it answers, the other actors do its work.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fibec_ray.fleets.ray.schedule import Backlog, Call
 
 POLL_S = 1.0
 NODES_S = 5.0
-"""How often it is asked which nodes are alive: a call to an actor on a dead one may otherwise wait for long."""
+"""Seconds between checks of which nodes are alive: without them, a call to an actor on a dead node may wait for long."""
 
 
 @dataclass
 class Ended:
-    """A call that succeeded: the refs of its results but the last, and the value of that one.
+    """A call that has ended: refs of all its results except the last, and the value of the last.
 
-    attempt: the one that succeeded. lost: why it was given up instead, if it was; there are no results then.
+    attempt: number of the attempt that succeeded. lost: why the call was given up, if it was; it then has no results.
     """
 
     key: int
@@ -48,22 +48,22 @@ class _Flight:
 
 @dataclass
 class _Seat:
-    """A place in the pool, whatever actor has it."""
+    """A place in the pool, which one actor after another may fill."""
 
     actor: Any = None
-    """None: its turn to start has not come"""
+    """None: not started yet"""
     flights: deque[_Flight] = field(default_factory=deque)
-    """its calls, which it does in this order"""
+    """its calls, in the order of work"""
     deadline: float = math.inf
-    """of its first call"""
+    """time limit of its first call"""
     answer: ray.ObjectRef | None = None
-    """of `ready`, while it is not known to be well"""
+    """reply to `ready`, until the actor is known to be healthy"""
     answer_by: float = math.inf
     late: bool = False
-    """it was lost, or did not start in time: others may do what belongs to it"""
+    """lost, or too slow to start: other actors may take its calls"""
     gone: bool = False
     remade: int = 0
-    """since it last did a call"""
+    """restarts since its last completed call"""
     node: str = ""
 
     @property
@@ -91,7 +91,7 @@ class ActorPool:
     kind_of: Callable[[int], int] = lambda i: 0
     ask: Callable[[Any], ray.ObjectRef] = lambda actor: actor.ready.remote()
     lost: bool = False
-    """an actor was lost, so that Ray's logs are worth a look"""
+    """an actor was lost, so Ray's logs may explain why"""
     _seats: list[_Seat] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=lambda: Backlog([], []))
     _limit: int = 0
@@ -104,13 +104,13 @@ class ActorPool:
         self.grow(size)
 
     def grow(self, count: int) -> None:
-        """More actors; they take part once they answer."""
+        """Start more actors; they get calls once they answer."""
         self._seats.extend(_Seat() for _ in range(count))
         self.size += count
         self._start_some()
 
     def run(self, calls: Sequence[Call], max_retries: int | None = None, spares: bool = False) -> Iterator[Ended]:
-        """Yields calls as they end, in any order. An error that a call raised itself is raised here.
+        """Yield calls as they end, in any order. Raises the error that a call raised.
 
         max_retries: None: the pool's. spares: yields calls that were lost more often than that, with `lost` set.
         Raises FleetError for them otherwise, and if no actor can be had; ServerLostError if what calls were given is
@@ -119,7 +119,7 @@ class ActorPool:
         self._limit = self.max_retries if max_retries is None else max_retries
         self._backlog = Backlog(calls, [self.kind_of(i) for i in range(self.size)])
         self._spares, self._given_up = spares, []
-        for seat in self._seats:  # what a run that ended in an error has left
+        for seat in self._seats:  # left over from a run that ended in an error
             seat.flights, seat.deadline = deque(), math.inf
         while self._backlog or any(seat.flights for seat in self._seats):
             self._fill()
@@ -135,7 +135,7 @@ class ActorPool:
                 ray.kill(seat.actor)
 
     def _start_some(self) -> None:
-        """As many as may start at the same time, in order. One that is overdue keeps no other waiting."""
+        """Start as many actors as may start at once, in order. An overdue one does not hold up the others."""
         free = self.at_once - sum(seat.answer_by < math.inf for seat in self._seats)
         waiting = [i for i, seat in enumerate(self._seats) if seat.actor is None]
         for i in waiting[: max(0, free)]:
@@ -143,12 +143,12 @@ class ActorPool:
             self._expect(self._seats[i])
 
     def _like(self, i: int) -> list[_Seat]:
-        """The others of its kind, which can do what it does."""
+        """The other actors of its kind, which can take its calls."""
         kind = self.kind_of(i)
         return [seat for j, seat in enumerate(self._seats) if j != i and self.kind_of(j) == kind]
 
     def _fill(self) -> None:
-        """Everyone who is well gets a call before anyone gets a second one."""
+        """Give every healthy actor one call before any gets a second."""
         for i, seat in enumerate(self._seats):
             if seat.late or seat.gone:
                 self._backlog.release(i)
@@ -161,12 +161,12 @@ class ActorPool:
                         self._watch(seat)
 
     def _watch(self, seat: _Seat) -> None:
-        """Starts the clock of its first call, if it is not running."""
+        """Start the time limit of its first call, unless it is running."""
         if seat.flights and seat.deadline == math.inf:
             seat.deadline = time.monotonic() + self.call_timeout_s * seat.flights[0].call.num_devices
 
     def _landed(self) -> Iterator[Ended]:
-        """Waits until someone says something."""
+        """Wait for the next result, or the next sign of life or loss."""
         heads = {seat.flights[0].refs[-1]: i for i, seat in enumerate(self._seats) if seat.flights}
         answers = {seat.answer: i for i, seat in enumerate(self._seats) if seat.answer is not None}
         for ref in ready([*heads, *answers], POLL_S):
@@ -181,14 +181,14 @@ class ActorPool:
                 yield self._land(self._seats[heads[ref]], value)
 
     def _land(self, seat: _Seat, value: Any) -> Ended:
-        """Its first call has succeeded."""
+        """Take the result of its first call, which succeeded."""
         flight = seat.flights.popleft()
         seat.deadline, seat.remade = math.inf, 0
         self._watch(seat)
         return Ended(flight.call.key, flight.refs[:-1], value, flight.call.attempt)
 
     def _lose(self, i: int, error: Exception) -> None:
-        """An actor is lost with all of its calls; only the first of them had begun. It is suspect until it answers."""
+        """Handle a lost actor: all its calls go back, only the first had begun. It gets no calls until it answers."""
         self.lost, seat = True, self._seats[i]
         flights, seat.flights, seat.deadline = seat.flights, deque(), math.inf
         seat.late = True
@@ -212,12 +212,12 @@ class ActorPool:
             ) from error
 
     def _expect(self, seat: _Seat) -> None:
-        """Asks whether it is well. Its time runs from the first time that it is asked."""
+        """Ask the actor whether it is healthy. Its time limit runs from the first such question."""
         seat.answer = self.ask(seat.actor)
         seat.answer_by = min(seat.answer_by, time.monotonic() + self.startup_timeout_s)
 
     def _arrive(self, i: int, value: Any) -> None:
-        """An actor answered: it is healthy again, or being restarted by Ray, or given up and made anew."""
+        """Handle an actor's answer: it is healthy, or Ray is restarting it, or it was given up and is made again."""
         seat = self._seats[i]
         seat.answer = None
         if isinstance(value, rex.ActorUnavailableError):
@@ -231,7 +231,7 @@ class ActorPool:
         self._start_some()
 
     def _remake(self, i: int, complaint: str) -> None:
-        """Makes the actor anew; gives it up if that has been tried often, and the fleet if it was the last one."""
+        """Make the actor again. After several tries give it up, and the fleet too if it was the last one."""
         self.lost, seat = True, self._seats[i]
         seat.late = True
         if seat.remade < self.max_retries:
@@ -254,7 +254,7 @@ class ActorPool:
                 ray.kill(seat.actor, no_restart=False)
 
     def _overdue(self, i: int) -> None:
-        """An actor did not start in time. While others are well it may come later, when the cluster has room."""
+        """Handle an actor that did not start in time. While others are healthy it may start later, when there is room."""
         seat = self._seats[i]
         complaint = (
             f"actor {i} did not start within {self.startup_timeout_s:g} s; the cluster may lack the CPUs, GPUs "
@@ -264,7 +264,7 @@ class ActorPool:
             raise FleetError(complaint)
         self.note(f"{complaint}; going on without it until it does")
         seat.late, seat.answer_by = True, math.inf
-        if seat.node:  # it was well once, and may be one that nothing can wake
+        if seat.node:  # it was healthy once, and may never answer again
             ray.kill(seat.actor)
             seat.node = ""
             seat.actor = self.make(i)

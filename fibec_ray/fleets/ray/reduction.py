@@ -1,10 +1,9 @@
-"""Sends a round's updates from device actors to the server, in cohort order, as they arrive.
+"""Send a round's updates from device actors to the server, in cohort order, as they arrive.
 
-Payloads stay in the object store; the driver holds the refs of those that the server has not taken yet, and no others.
-(Ray itself sends a result under 100 kB along with the reply: that copy lives as long as the ref.) Refs go to the server
-as arguments of their own, which Ray fetches for the call; what a call keeps of refs inside of a list, Ray 2.60 never
-frees in the driver. One call of `feed` is under way at a time: if one of its updates is lost with a node, none of them
-was taken, and none behind it was sent.
+Payloads stay in the object store. The driver holds refs only of updates that the server has not taken yet. (Ray sends a
+result under 100 kB along with the reply; that copy lives as long as the ref.) Refs are passed to the server as separate
+arguments, which Ray fetches for the call: Ray 2.60 never frees refs that travel inside a list. One call of `feed` is
+under way at a time, so if one of its updates is lost with a node, none of them was taken and no later one was sent.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ from fibec_ray.types import RoundPlan
 
 
 class Reduction:
-    """The driver's half; the server's is `ServerActor.absorb`, which sums while `feed` brings it more."""
+    """The driver's half. The server's half is `ServerActor.absorb`, which sums while `feed` brings more updates."""
 
     def __init__(self, server: Any, plan: RoundPlan):
         self._server, self._plan = server, plan
         self.awaited = deque(plan.cohort)
-        """devices that the server has not been told about yet"""
+        """devices whose update has not reached the server yet"""
         self._have: dict[int, ray.ObjectRef | None] = {}
-        """their updates, as far as there are some; None: there will be none"""
+        """their updates so far; None: this device sends none"""
         self._absorbing: ray.ObjectRef | None = None
         self._feeding: tuple[ray.ObjectRef, int] | None = None
-        """a call of `feed`, and how many devices it tells about"""
+        """the running call of `feed`, and its number of devices"""
         self._stuck = False
-        """an update was lost; which ones else are, `finish` finds out"""
+        """an update was lost; `finish` finds out which others were"""
         self.bad: dict[int, str] = {}
-        """why, of devices whose update was not averaged; known after `finish`"""
+        """device -> why its update was not averaged; known after `finish`"""
 
     def add(self, updates: dict[int, ray.ObjectRef | None]) -> None:
-        """Updates by device, in any order; None for a device that is left out. Raises what the server raised."""
+        """Add updates by device, in any order; None for a device that is left out. Raises what the server raised."""
         self._have |= {device: ref for device, ref in updates.items() if device in self.awaited}
         self._advance(0)
 
     def finish(self, timeout_s: float) -> frozenset[int]:
-        """Waits until the server has taken the whole round; raises the error of the step that failed.
+        """Wait until the server has taken the whole round; raises the error of the step that failed.
 
-        Devices whose update is lost are given back: they are to be run again and added, and this be called again.
-        timeout_s: from one step to the next; more is a ServerLostError.
+        Returns the devices whose update was lost: run them again, `add` their updates, and call this again.
+        timeout_s: limit from one step to the next. Raises ServerLostError beyond it.
         """
         while self.awaited and not self._stuck:
             assert self._feeding is not None or self.awaited[0] in self._have, "every device was added"
@@ -59,18 +58,18 @@ class Reduction:
         return frozenset()
 
     def _advance(self, timeout_s: float) -> None:
-        """Sees whether the last step has ended, waiting for so long; then takes the next."""
+        """Wait for the last step, at most timeout_s seconds; then start the next."""
         if self._feeding is not None and not self._fed(timeout_s):
             return
         batch = list(islice(takewhile(self._have.__contains__, self.awaited), AT_ONCE))
         if not batch or self._stuck:
             return
-        if self._absorbing is None:  # not before: it occupies the server until the round is over
+        if self._absorbing is None:  # as late as possible: it occupies the server until the round is over
             self._absorbing = self._server.absorb.remote(self._plan)
         self._feeding = self._server.feed.remote(*(self._have[device] for device in batch)), len(batch)
 
     def _fed(self, timeout_s: float) -> bool:
-        """Whether the call under way has ended. `absorb` cannot have, unless it failed."""
+        """True if the running `feed` has ended. `absorb` ends early only if it failed."""
         assert self._feeding is not None and self._absorbing is not None
         (step, count), pending = self._feeding, [self._feeding[0], self._absorbing]
         done = ready(pending, timeout_s)
@@ -89,7 +88,7 @@ class Reduction:
         return True
 
     def _missing(self, timeout_s: float) -> frozenset[int]:
-        """Has the server fetch all that is there, to see what is not."""
+        """Find lost updates: the server tries to fetch every one."""
         probes = {d: self._server.fetch.remote(ref) for d, ref in self._have.items() if ref is not None}
         lost = frozenset(device for device, probe in probes.items() if not self._ask(probe, timeout_s))
         if not lost:
@@ -100,7 +99,7 @@ class Reduction:
         return lost
 
     def _ask(self, ref: ray.ObjectRef, timeout_s: float = GET_TIMEOUT_S) -> bool:
-        """False if what the server was given is lost. Raises ServerLostError if the server is, and its own errors."""
+        """False if an update given to the server is lost. Raises ServerLostError if the server is lost, and its own errors."""
         with server_errors():
             try:
                 get(ref, timeout_s)

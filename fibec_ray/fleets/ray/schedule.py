@@ -1,9 +1,9 @@
-"""Chooses an actor's next call: the longest first, by the costs that the run has shown so far.
+"""Choose an actor's next call: the longest first, by the costs measured so far.
 
-A device costs about a + b * num_samples seconds, and a curriculum moves a and b as the run goes on. An actor holds a
-second call while many wait, so that it never idles until the driver answers; the last calls go one at a time to whoever
-is free. Lists that are dealt out when a round starts would spare the driver those answers (about a millisecond each),
-but leave a slow actor with all of its share.
+A device takes about a + b * num_samples seconds, and a curriculum changes a and b during the run. While many calls wait,
+an actor holds a second one, so it never idles until the driver answers. The last calls go one at a time to free actors.
+Handing out the whole round at its start would save the driver about a millisecond per call, but would leave a slow actor
+with all of its share.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 from fibec_ray.reports import DeviceReport
 
 FORGET = 0.5
-"""What a round weighs in the cost model, of what the round after it does."""
+"""Weight of a round in the cost model, relative to the round after it."""
 
 
 @dataclass
 class Call:
-    """submit(actor, attempt) -> the refs of its results; the last one is small and waited for.
+    """Work for an actor. submit(actor, attempt) returns refs of the results; the last is small, and the driver waits for it.
 
-    key: what the caller knows it by. seconds: predicted, in any unit. num_devices: that it works for, which scales its
-    time limit. home: the actor that it belongs to (per_device), or None for any of its kind.
+    key: the caller's name for it. seconds: predicted time, in any unit. num_devices: how many devices it works for,
+    which scales its time limit. home: the actor that must do it (per_device); None: any actor of its kind.
     """
 
     key: int
@@ -35,7 +35,7 @@ class Call:
     kind: int = 0
     attempt: int = 0
     what: str = ""
-    """in words, for errors and notes"""
+    """description for errors and notes"""
 
 
 class CostModel:
@@ -48,7 +48,7 @@ class CostModel:
         self._count = self._x = self._y = self._xx = self._xy = 0.0
 
     def learn(self, reports: Iterable[DeviceReport]) -> None:
-        """One round's reports."""
+        """Update the model with one round's reports."""
         self._count, self._x, self._y, self._xx, self._xy = (
             FORGET * value for value in (self._count, self._x, self._y, self._xx, self._xy)
         )
@@ -59,7 +59,7 @@ class CostModel:
             self._xx, self._xy = self._xx + x * x, self._xy + x * y
 
     def seconds(self, num_samples: Iterable[int]) -> float:
-        """Of some devices, one after the other."""
+        """Predicted seconds for some devices, one after the other."""
         a, b = self._line()
         return sum(a + b * count for count in num_samples)
 
@@ -76,10 +76,10 @@ class CostModel:
 
 
 class Backlog:
-    """The calls that no actor has yet."""
+    """The calls that are not with an actor yet."""
 
     def __init__(self, calls: Sequence[Call], kinds: Sequence[int]):
-        """kinds: of the actors, each of which does calls of its own kind alone."""
+        """kinds: kind of each actor; an actor takes only calls of its own kind."""
         self._kinds, self._size = kinds, Counter(kinds)
         self._anywhere: dict[int, deque[Call]] = {kind: deque() for kind in {*kinds, *(call.kind for call in calls)}}
         self._at_home: dict[int, deque[Call]] = {}
@@ -91,7 +91,7 @@ class Backlog:
         return any(self._anywhere.values()) or bool(self._at_home)
 
     def take(self, actor: int, num_held: int) -> Call | None:
-        """The next call of an actor that has num_held calls; None if it should have no more for now."""
+        """The next call for an actor that holds num_held calls; None if it should get no more for now."""
         kind = self._kinds[actor]
         anywhere = self._anywhere[kind]
         if num_held > 1 or (num_held == 1 and len(anywhere) <= self._size[kind]):
@@ -103,11 +103,11 @@ class Backlog:
         return call
 
     def release(self, actor: int) -> None:
-        """What belongs to an actor that is lost goes to anyone."""
+        """Let any actor take the calls that belonged to a lost one."""
         for call in reversed(self._at_home.pop(actor, deque())):
             self.put_back(call)
 
     def put_back(self, call: Call) -> None:
-        """A call that was lost with its actor: first in line, for any of its kind."""
+        """Put a call that was lost with its actor first in line, for any actor of its kind."""
         call.home = None
         self._anywhere[call.kind].appendleft(call)

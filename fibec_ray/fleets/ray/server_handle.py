@@ -1,4 +1,4 @@
-"""The Ray fleet's server actor: made, asked, and replaced by one with the same state if it is lost."""
+"""The Ray fleet's server actor. A lost one is replaced by another with the same state."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ T = TypeVar("T")
 
 
 class ServerHandle:
-    """`start`, then `open` or `restore`, then anything else.
+    """Call `start`, then `setup` or `restore`, then anything else.
 
-    describe: P^0 (as arrays) and its layout, from a device actor. rerun: does a round once more, as it went. note:
-    takes a line about what was lost. accepted: the fleet's device states, which go back with a server that is replaced.
+    describe: returns P^0 (as arrays) and its layout, from a device actor. rerun: runs a round again with the same
+    result. note: takes a line about what was lost. accepted: the fleet's device states, which are set back together with
+    a replaced server.
     """
 
     def __init__(
@@ -46,15 +47,15 @@ class ServerHandle:
         self._accepted, self._opened_states = accepted, accepted.all
         self.actor: Any = None
         self._layer_reports: list[LayerReport] | None = None
-        """what devices said in the initialisation phase, if this fleet ran it"""
+        """reports of the initialisation phase, if this fleet ran it"""
         self._digest = (SETUP_ROUND, "")
-        """the newest that is known, and the round that it is before"""
+        """the newest known digest, and the round that it precedes"""
 
     def start(self) -> Layout:
-        """Gives the server P^0."""
-        # No CPU of its own: device actors may hold all of them, and the server works while they wait. On the driver's
-        # node, without which the run ends anyway: then no other node's death takes it away. (A soft affinity is no
-        # help: Ray 2.60 puts actors that ask for no resources anywhere in spite of it.)
+        """Start the server and give it P^0."""
+        # It asks for no CPU: device actors may hold all of them, and the server works while they wait. It runs on the
+        # driver's node, so that only the loss of the driver itself loses it. (A soft affinity does not work: Ray 2.60
+        # places actors that ask for no resources anywhere.)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         kind = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"feed": 1})(ServerActor)
         self.actor = kind.options(scheduling_strategy=here).remote(self._worker_spec.job, self._config.threads)
@@ -63,7 +64,7 @@ class ServerHandle:
         return layout
 
     def setup(self, layer_reports: list[LayerReport]) -> tuple[frozenset[str], Any]:
-        """Names of shared tensors, and the scores that chose them."""
+        """Run the server's half of the initialisation; returns names of shared tensors and the scores that chose them."""
         self._layer_reports, self._opened_states = layer_reports, self._accepted.all
         found: tuple[frozenset[str], Any] = self.healing(SETUP_ROUND, partial(self._ask, "setup", layer_reports))
         return found
@@ -73,7 +74,7 @@ class ServerHandle:
         return found
 
     def save(self, path: Path) -> Callable[[], str]:
-        """The actor takes calls in order: what it writes is its state before the next round's updates."""
+        """Start writing the state before the next round's updates (the actor takes calls in order)."""
         return partial(self._await, self.actor.save.remote(path))
 
     def adapter(self, round_: int) -> Any:
@@ -85,7 +86,7 @@ class ServerHandle:
         return found
 
     def healing(self, round_: int, work: Callable[[], T]) -> T:
-        """Does something that needs the server as it is before a round; if it is lost, again with another one."""
+        """Do something that needs the server's state before a round; if the server is lost, again with a new one."""
         for attempt in range(self._config.max_retries + 1):
             try:
                 if attempt:
@@ -94,7 +95,7 @@ class ServerHandle:
             except ServerLostError as error:
                 if attempt == self._config.max_retries or self._config.on_lost == "abort":
                     raise
-                self._note(f"{error}; another one takes its place, with the state before round {max(round_, 0)}")
+                self._note(f"{error}; starting another one with the state before round {max(round_, 0)}")
         raise AssertionError("not reached")
 
     def stop(self) -> None:
@@ -102,7 +103,7 @@ class ServerHandle:
             ray.kill(self.actor)
 
     def _revive(self, round_: int) -> None:
-        """Makes a server with the state before a round: a checkpoint's, and rounds since then are run once more."""
+        """Start a server with the state before a round: from the newest checkpoint, running later rounds again."""
         ray.kill(self.actor)
         self.start()
         if round_ == SETUP_ROUND:
@@ -111,12 +112,14 @@ class ServerHandle:
             self._rerun(t)
         before, digest = self._digest
         if before == round_ and digest != self._ask("digest"):
-            raise FleetError(f"round {round_}: the server that was lost cannot be had back: other bits come out")
+            raise FleetError(
+                f"round {round_}: the lost server cannot be rebuilt: running its rounds again gives other bits"
+            )
 
     def _restore_newest(self, round_: int) -> int:
-        """Gives the new server the newest state that is known and not later than before the round; the round it is of.
+        """Give the new server the newest known state from before the round; returns the round of that state.
 
-        Without a checkpoint there is what devices said at the start.
+        Without a checkpoint it starts from the devices' reports of the initialisation phase.
         """
         for kept in reversed([kept for kept in checkpoint.rounds_kept(self._worker_spec.run_dir) if kept <= round_]):
             try:
@@ -127,7 +130,7 @@ class ServerHandle:
             self._accepted.reset(found.manifest.states)
             return kept
         if self._layer_reports is None:
-            raise FleetError("the server was lost, and no checkpoint can be used to go on from")
+            raise FleetError("the server was lost, and no checkpoint can be used to continue")
         self._ask("setup", self._layer_reports)
         self._accepted.reset(self._opened_states)
         return 0
