@@ -26,7 +26,7 @@ GET_TIMEOUT_S = 60
 
 
 def input_lost(error: Any) -> bool:
-    """True if an argument of the call is lost: then Ray raises from inside the call. A lost call raises from outside."""
+    """True if an argument of the call is lost: Ray then raises inside the call, and for a lost call outside it."""
     return isinstance(error, rex.RayTaskError) and isinstance(error, LOST)
 
 

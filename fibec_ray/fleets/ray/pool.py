@@ -1,8 +1,8 @@
 """Schedule calls on a pool of actors and retry the ones that fail.
 
 A call that is lost with its actor goes to another actor. That is safe because a device-round is a pure function of
-stored state: the second try gives the same bits. Ray restarts a lost actor wherever the cluster has room, also on a node
-that joined later. Until it answers, the other actors do its work.
+stored state: the second try gives the same bits. Ray restarts a lost actor wherever the cluster has room, also on a
+node that joined later. Until it answers, the other actors do its work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fibec_ray.fleets.ray.schedule import Backlog, Call
 
 POLL_S = 1.0
 NODES_S = 5.0
-"""Seconds between checks of which nodes are alive: without them, a call to an actor on a dead node may wait for long."""
+"""Seconds between checks of which nodes are alive. Without them a call to an actor on a dead node may wait for long."""
 
 
 @dataclass
@@ -254,7 +254,7 @@ class ActorPool:
                 ray.kill(seat.actor, no_restart=False)
 
     def _overdue(self, i: int) -> None:
-        """Handle an actor that did not start in time. While others are healthy it may start later, when there is room."""
+        """Handle an actor that did not start in time. While others are healthy, it may start later."""
         seat = self._seats[i]
         complaint = (
             f"actor {i} did not start within {self.startup_timeout_s:g} s; the cluster may lack the CPUs, GPUs "

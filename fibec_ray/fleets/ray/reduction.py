@@ -99,7 +99,7 @@ class Reduction:
         return lost
 
     def _ask(self, ref: ray.ObjectRef, timeout_s: float = GET_TIMEOUT_S) -> bool:
-        """False if an update given to the server is lost. Raises ServerLostError if the server is lost, and its own errors."""
+        """False if an update given to the server is lost. Raises ServerLostError, and the server's own errors."""
         with server_errors():
             try:
                 get(ref, timeout_s)

@@ -1,9 +1,9 @@
 """Choose an actor's next call: the longest first, by the costs measured so far.
 
-A device takes about a + b * num_samples seconds, and a curriculum changes a and b during the run. While many calls wait,
-an actor holds a second one, so it never idles until the driver answers. The last calls go one at a time to free actors.
-Handing out the whole round at its start would save the driver about a millisecond per call, but would leave a slow actor
-with all of its share.
+A device takes about a + b * num_samples seconds, and a curriculum changes a and b during the run. While many calls
+wait, an actor holds a second one, so it never idles until the driver answers. The last calls go one at a time to free
+actors. Handing out the whole round at its start would save the driver about a millisecond per call, but would leave a
+slow actor with all of its share.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FORGET = 0.5
 
 @dataclass
 class Call:
-    """Work for an actor. submit(actor, attempt) returns refs of the results; the last is small, and the driver waits for it.
+    """Work for an actor. submit(actor, attempt) returns refs of its results; the last, a small one, is awaited.
 
     key: the caller's name for it. seconds: predicted time, in any unit. num_devices: how many devices it works for,
     which scales its time limit. home: the actor that must do it (per_device); None: any actor of its kind.

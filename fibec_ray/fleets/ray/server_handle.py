@@ -25,8 +25,8 @@ class ServerHandle:
     """Call `start`, then `setup` or `restore`, then anything else.
 
     describe: returns P^0 (as arrays) and its layout, from a device actor. rerun: runs a round again with the same
-    result. note: takes a line about what was lost. accepted: the fleet's device states, which are set back together with
-    a replaced server.
+    result. note: takes a line about what was lost. accepted: the fleet's device states, which go back together with a
+    replaced server.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ServerHandle:
         return layout
 
     def setup(self, layer_reports: list[LayerReport]) -> tuple[frozenset[str], Any]:
-        """Run the server's half of the initialisation; returns names of shared tensors and the scores that chose them."""
+        """Run the server's half of the initialisation; returns the shared tensors' names and their scores."""
         self._layer_reports, self._opened_states = layer_reports, self._accepted.all
         found: tuple[frozenset[str], Any] = self.healing(SETUP_ROUND, partial(self._ask, "setup", layer_reports))
         return found
