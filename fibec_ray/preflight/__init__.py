@@ -1,1 +1,1 @@
-"""What a run will take, said before anything of it starts: memory, disk, traffic, operations and time."""
+"""Estimates what a run will need before it starts: memory, disk, traffic, operations and time."""

@@ -1,7 +1,7 @@
-"""What a model is made of and what its passes take, by its architecture alone.
+"""Sizes of a model, and the memory and operations of its passes, from its architecture alone.
 
-Bytes and operations are those of the classes that a run uses, run on fake tensors: no formula of an architecture can be
-out of date. Shapes: B samples, S tokens of the longest.
+They are measured on the classes that a run uses, with fake tensors, so no formula can be out of date. Shapes: B
+samples, S tokens of the longest.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ from fibec_ray.tensors import Tensors, num_bytes
 from fibec_ray.types import Layout
 
 MANY = 8
-"""Blocks from which on it pays to follow a pass through a few of them only."""
+"""Number of blocks from which a pass is measured on a few blocks and extrapolated."""
 FEW = 3
-"""Blocks that a pass must go through until each further one is like the one before it."""
+"""Blocks to measure, after which every further block adds the same amount."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """initial: all trainable and server-only tensors, on the meta device. base_bytes: of what stands still."""
+    """Sizes of a model and costs of its passes.
+
+    initial: all trainable and server-only tensors, on the meta device. base_bytes: of the frozen base.
+    """
 
     model: Any
     initial: Tensors
@@ -47,31 +50,32 @@ class Anatomy:
     frozen_entries: int
     base_bytes: int
     backward_share: float
-    """a backward pass in units of a forward one"""
+    """cost of a backward pass, relative to a forward pass"""
     batch: Callable[[int, int], Batch]
     within: Callable[[Callable[[], int]], int]
     forward_flops: Callable[[int, int], float]
-    """(B, S) -> of one pass without gradients"""
+    """(B, S) -> flops of one pass without gradients"""
     answer_flops: float = 0.0
-    """of a pass without gradients, for each token of a response; 0 where answers are classes"""
+    """additional flops per token of a response, in a pass without gradients; 0 unless answers are texts"""
     smaller: tuple[Anatomy, Anatomy] | None = None
-    """the same with FEW and FEW + 1 blocks, for which a pass is faster to follow"""
+    """the same model with FEW and FEW + 1 blocks, which are faster to measure"""
     _found: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     @cached_property
     def all_base_bytes(self) -> int:
-        """Of the base as it is stored, what is trained of it too."""
+        """Bytes of the stored base, including the parts that are trained."""
         own = self.initial if self.trains_base else {}
         return self.base_bytes + num_bytes(own)
 
     @cached_property
     def trainable_bytes(self) -> int:
+        """Bytes of the tensors that devices train."""
         return num_bytes({name: value for name, value in self.initial.items() if name not in self.layout.server_only})
 
     def step_bytes(self, num_samples: int, length: int, single: Collection[str] = ()) -> int:
-        """The most that a training step holds: activations, and per-sample gradients of the tensors that need them.
+        """Peak bytes of a training step: activations, and per-sample gradients of the tensors in `single`.
 
-        Raises ModelError where such gradients are not to be had.
+        Raises ModelError if per-sample gradients are not available.
         """
 
         if self.smaller:
@@ -87,7 +91,7 @@ class Anatomy:
         return self._peak(("step", num_samples, length, frozenset(single)), step)
 
     def forward_bytes(self, num_samples: int, length: int) -> int:
-        """The most that a pass without gradients holds."""
+        """Peak bytes of a pass without gradients."""
         if self.smaller:
             return self._by_blocks(lambda few: few.forward_bytes(num_samples, length))
 
@@ -99,9 +103,10 @@ class Anatomy:
         return self._peak(("forward", num_samples, length), forward)
 
     def score_bytes(self, sharing: Sharing, num_samples: int, length: int) -> int:
-        """The most that a device holds while it scores the blocks.
+        """Peak bytes while a device scores the blocks.
 
-        Raises ModelError where that depends on values."""
+        Raises ModelError if that depends on values.
+        """
         if self.smaller:
             return self._by_blocks(lambda few: few.score_bytes(sharing, num_samples, length))
 
@@ -117,7 +122,7 @@ class Anatomy:
         return [name for name in self.model.trainable if name in names]
 
     def _by_blocks(self, bytes_of: Callable[[Anatomy], int]) -> int:
-        """Each block beyond a few takes as much as the one before it."""
+        """Extrapolate: every block after the first few adds the same amount."""
         assert self.smaller is not None
         few, one_more = map(bytes_of, self.smaller)
         return few + (self.layout.num_layers - FEW) * (one_more - few)
@@ -133,12 +138,14 @@ class Anatomy:
 
 
 def anatomy(job: Job, shape: tuple[int, ...] = (), longest_answer: int = 0) -> Anatomy:
-    """shape: of a sample that is no text. longest_answer: tokens, where answers are texts.
+    """Measure the model of a job.
 
-    Raises ModelError where the backbone cannot be built."""
+    shape: of a sample that is not text. longest_answer: tokens, for text answers. Raises ModelError if the backbone
+    cannot be built.
+    """
     if isinstance(job.backbone, Net):
         return _of_network(job.backbone, shape, job.num_classes)
-    # Text, because a mapping in the backbone's settings has no hash.
+    # As JSON, because a mapping in the backbone's settings is not hashable.
     spec, peft = job.backbone.model_dump_json(), job.method.peft.model_dump_json()
     longest = longest_answer if job.answers_in_text else 0
     return _of_transformer(spec, peft, job.num_classes, job.label_words is not None, longest)
@@ -173,7 +180,7 @@ def _of_transformer(
 
 
 def _of_network(net: Net, shape: tuple[int, ...], num_scores: int) -> Anatomy:
-    """A network from scratch is small enough to be made."""
+    """Measure a network from scratch; it is small enough to be built."""
     model = NetModel(net, shape, num_scores, 0)
     initial = {name: value.detach().to("meta") for name, value in model.trainable.items()}
 

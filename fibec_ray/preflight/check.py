@@ -30,7 +30,7 @@ from fibec_ray.preflight.totals import Traffic, Work, traffic, work
 
 @dataclass(frozen=True)
 class Outlook:
-    """All that is known of a run before it starts. rate: flop/s of a process's products on this machine."""
+    """The full estimate for a run. rate: flop/s of a process's matrix products on this machine."""
 
     plan: Plan
     traffic: Traffic
@@ -39,11 +39,13 @@ class Outlook:
 
 
 def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Path) -> Need:
-    """What the fleet may count on. folder: the run directory, with its data in place. Raises CapacityError where the
-    run would not fit."""
+    """Return the memory that the fleet can count on. folder: the run directory, with its data in place.
+
+    Raises CapacityError if the run would not fit.
+    """
     samples = Samples.of(Federation.load(folder / "data"))
     plan = _plan(experiment, _rehearsal(job, samples), samples, folder, cache_dir, folder / "data")
-    there = folder_bytes(folder)  # a part of what the plan counts
+    there = folder_bytes(folder)  # the plan counts these bytes too
     refuse(replace(plan, room=replace(plan.room, run_disk=plan.room.run_disk + there)))
     return plan.memory.need
 
@@ -51,10 +53,10 @@ def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Pat
 def foresee(
     experiment: Experiment, prepare: Callable[[Experiment, Path], Prepared], folder: Path, cache_dir: Path
 ) -> Outlook:
-    """The data are prepared as they would be, in a folder that is gone afterwards: no size of theirs is guessed.
+    """Estimate a run. The data are prepared in a temporary folder, so no size is guessed.
 
-    prepare: writes what a run directory starts with. Raises CapacityError where no placement can be had, and what
-    `prepare` raises.
+    prepare: writes the initial content of a run directory. Raises CapacityError if no placement is possible, and the
+    errors of `prepare`.
     """
     with tempfile.TemporaryDirectory() as draft:
         prepared = prepare(experiment, Path(draft))
@@ -85,7 +87,7 @@ def _plan(
 
 
 def _rate(experiment: Experiment, job: Job, made: Anatomy) -> float:
-    """By the model's largest products, with a batch of samples of middling length."""
+    """Measure the model's largest products, with a batch of samples of medium length."""
     if isinstance(job.backbone, Net):
         return product_rate("float32", job.local.batch_size, 64, 64, experiment.fleet.threads)
     config = made.model.config

@@ -1,4 +1,4 @@
-"""Bytes that a run leaves on disk, in its directory and in the cache of prepared weights."""
+"""Bytes that a run leaves on disk: in its directory, and in the cache of prepared weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fibec_ray.preflight.samples import Samples
 from fibec_ray.types import SETUP_ROUND
 
 PART_BYTES = {"rounds": 12_000, "devices": 12_500, "layers": 2_800, "batches": 2_800, "evaluations": 2_800}
-"""Of a part file of the round log with hardly any rows, without the experiment, which is in each of them."""
+"""Size of a part file of the round log with few rows, without the experiment, which is in each of them."""
 CONFIG_TIMES = 7 / 3
-"""The experiment stands there as text, and once more in base 64."""
+"""Copies of the experiment in a part file: once as text, and once in base 64."""
 ROW_BYTES = {"devices": 150, "layers": 25, "batches": 30}
 
 MANIFEST_BYTES = 1_000
 MANIFEST_ROW_BYTES = 75
-"""Of a checkpoint's manifest, and of each device in it."""
+"""A checkpoint's manifest, and each device in it."""
 RECORD_TIMES = 1.3
-"""What says which run it is: the experiment as JSON, and more."""
+"""Size of the file that identifies the run, relative to the experiment's text."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """base: in the cache folder of each node, 0 if it is there already. The others are in the run directory."""
+    """base: in each node's cache, 0 if it is already there. All others are in the run directory."""
 
     base: int
     data: int
@@ -40,13 +40,14 @@ class Disk:
 
     @property
     def run(self) -> int:
+        """Total in the run directory."""
         return self.data + self.states + self.checkpoints + self.log + self.adapter
 
 
 def state_files(
     job: Job, keep: CheckpointConfig, exchange: Exchange, samples: Samples, cohorts: Sequence[Sequence[int]]
 ) -> int:
-    """Of what devices keep at the end of the run: the states that the kept checkpoints count on."""
+    """Bytes of device states at the end of the run: those that the kept checkpoints refer to."""
     starts = keep.kept(checkpoint_rounds(job.rounds, keep))
     total = 0
     for device, lengths in enumerate(samples.train):
@@ -60,19 +61,19 @@ def state_files(
 
 
 def checkpoint_rounds(rounds: int, keep: CheckpointConfig) -> list[int]:
-    """The rounds before which there is one, ascending."""
+    """The rounds before which a checkpoint is written, ascending."""
     return [t for t in range(rounds + 1) if t == rounds or t % keep.every == 0]
 
 
 def checkpoint_files(job: Job, keep: CheckpointConfig, exchange: Exchange, config_bytes: int) -> int:
-    """Of the server and the sums of the run, and what the run is. config_bytes: of the experiment as text."""
+    """Bytes of the server's checkpoints and of the run's identity. config_bytes: of the experiment as text."""
     count = len(keep.kept(checkpoint_rounds(job.rounds, keep)))
     manifest = MANIFEST_BYTES + MANIFEST_ROW_BYTES * job.num_devices
     return count * (exchange.checkpoint_bytes + manifest) + int(RECORD_TIMES * config_bytes)
 
 
 def log_bytes(job: Job, samples: Samples, num_layers: int, config_bytes: int) -> int:
-    """config_bytes: of the experiment as text."""
+    """Bytes of the round log. config_bytes: of the experiment as text."""
     rounds, opened = job.rounds, job.num_devices if job.method.needs_setup else 0
     parts = (rounds + 1) * int(sum(PART_BYTES.values()) + CONFIG_TIMES * config_bytes * len(PART_BYTES))
     devices = rounds * job.cohort_size + opened
@@ -82,4 +83,5 @@ def log_bytes(job: Job, samples: Samples, num_layers: int, config_bytes: int) ->
 
 
 def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

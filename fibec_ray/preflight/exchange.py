@@ -1,6 +1,6 @@
-"""What goes over the wire and what stays on a device, in bytes, from the method's own parts.
+"""Bytes that are sent and bytes that stay on devices, from the method's own parts.
 
-A server is opened on made-up tensors, and devices' updates are cut, taken in turns and accompanied as they would be.
+A server is set up on made-up tensors. Updates go through the same cuts, turns and extras as in a run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fibec_ray.types import SETUP_ROUND, DeviceUpdate
 
 @dataclass(frozen=True)
 class Message:
-    """Bytes between a device and the server in one round, or in the initialisation phase."""
+    """Bytes between a device and the server in one round, or in the setup phase."""
 
     down: int
     up_delta: int
@@ -28,11 +28,12 @@ class Message:
 
     @property
     def up(self) -> int:
+        """All bytes that the device sends."""
         return self.up_delta + self.up_extras
 
 
 class Exchange:
-    """Messages of a run, and what its devices and its server keep."""
+    """The messages of a run, and what its devices and its server store."""
 
     def __init__(self, rehearsal: Rehearsal):
         self.rehearsal, self._job, self._anatomy = rehearsal, rehearsal.job, rehearsal.anatomy
@@ -44,7 +45,7 @@ class Exchange:
         self._states: dict[tuple[int, bool], int] = {}
 
     def _server_file_bytes(self) -> int:
-        """Once all devices have taken part."""
+        """After all devices have taken part."""
         known = self.rehearsal.server.learnt | with_prefix("control", self.rehearsal.found.control)
         known["initial/digest"] = torch.empty(16, dtype=torch.uint8)
         states = [known | with_prefix("aggregator", state) for state in self.rehearsal.aggregator_states()]
@@ -52,7 +53,7 @@ class Exchange:
         return few + (more - few) * (self._job.num_devices - 2) // 2
 
     def setup(self, device: int) -> Message:
-        """The initialisation phase: all of P^0 down, and the scores of layers up."""
+        """The setup phase of one device: P^0 down, layer scores up."""
         job = self._job
         if not job.method.needs_setup:
             return Message(0, 0, 0)
@@ -61,7 +62,7 @@ class Exchange:
         return Message(num_bytes(down), 0, scores.num_bytes)
 
     def message(self, device: int, round_: int, num_samples: int) -> Message:
-        """A device-round's. num_samples: the device's."""
+        """One device-round. num_samples: the device's."""
         if self._job.pooled_cohort is not None:
             return Message(0, 0, 0)
         key = room_of(self._job, device), round_, num_samples
@@ -74,7 +75,7 @@ class Exchange:
         peft, control = job.method.peft, self.rehearsal.found.control if round_ else self.control
         asked = replace(self.rehearsal.server.asked(round_), control=control)
         moved = set(asked.shared).union(*(peft.moving(own, t, job.rounds) for t in range(min(round_, 2))))
-        if round_:  # what the server makes of the first updates travels too
+        if round_:  # server-only tensors have changed, so they are sent too
             moved |= self._anatomy.layout.server_only
         delta = self._on_wire(asked.shared, rank)
         update = DeviceUpdate(0, num_samples, 1, delta, rank=rank, learning_rate=asked.learning_rate)
@@ -82,14 +83,14 @@ class Exchange:
         return Message(down, num_bytes(delta), self.rehearsal.extras_bytes(asked, update))
 
     def _on_wire(self, names: Collection[str], rank: int | None) -> Tensors:
-        """Some tensors, as they travel."""
+        """Some tensors, in the form that is sent."""
         key = rank, frozenset(names)
         if key not in self._wires:
             self._wires[key] = on_wire(self._job, select(self._anatomy.initial, key[1]), rank)
         return self._wires[key]
 
     def state_bytes(self, num_samples: int, opened: bool) -> int:
-        """Of the file that a device with so many samples leaves behind, after the initialisation phase or a round."""
+        """Size of a device's state file after the setup phase (`opened`) or a round."""
         key = num_samples, opened
         if key not in self._states:
             tensors = self._curriculum_memory(num_samples, opened)
@@ -110,11 +111,11 @@ class Exchange:
 
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
-"""Of safetensors; the words for other types have three or four letters too."""
+"""Type names of safetensors; names of other types have three or four letters too."""
 
 
 def file_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> int:
-    """Of a safetensors file with them: a header in JSON, padded to 8 bytes, and the values."""
+    """Size of a safetensors file with these tensors: a JSON header padded to 8 bytes, and the values."""
     header: dict[str, object] = {"__metadata__": metadata}
     at = 0
     for name, value in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):

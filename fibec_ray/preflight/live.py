@@ -1,4 +1,4 @@
-"""The most bytes that tensors hold at one time during some work, fake or real."""
+"""Measures peak tensor memory of some work, with fake or real tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_map_
 
 
 def peak_bytes(work: Callable[[], object], known: Iterable[Tensor] = ()) -> int:
-    """Of the tensors that the work makes. known: those that were there before, which views do not count again."""
+    """Peak bytes of the tensors that the work creates. known: existing tensors, whose views do not count."""
     with _Live(known) as live:
         work()
     return live.peak
 
 
 class _Live(TorchDispatchMode):
-    """Sees the result of each operation, backward ones too; a storage counts from its first tensor to its last."""
+    """Records the result of each operation, including backward ones. A storage counts as long as a tensor uses it."""
 
     def __init__(self, known: Iterable[Tensor]):
         super().__init__()

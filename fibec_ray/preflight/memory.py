@@ -1,7 +1,7 @@
-"""Memory that a run takes: of each actor, of a node, of a GPU. Pure functions of sizes.
+"""Memory that a run needs: per actor, per node, per GPU. Pure functions of sizes.
 
-The constants are measured (tests/preflight/test_memory.py holds the predictions against real processes); those of GPUs
-are not: they come from reports of others.
+The constants for hosts are measured (tests/preflight/test_memory.py checks predictions against real processes). Those
+for GPUs are not; they come from published reports.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
 
 PROCESS_BYTES = 315_000_000
-"""Private memory of a process with torch, transformers and peft imported, that has built a model."""
+"""Private memory of a process that has imported torch, transformers and peft and built a model."""
 ACTOR_EXTRA_BYTES = 20_000_000
-"""What Ray adds to it."""
+"""Additional memory of a Ray actor."""
 SERVER_BYTES = 200_000_000
-"""The server actor without its tensors: torch alone."""
+"""The server actor without its tensors: only torch."""
 RAY_BYTES = 450_000_000
 """Ray's own processes on the head of a local cluster."""
 FIRST_PASS_BYTES = 50_000_000
-"""Libraries that the first pass brings in, and their workspace."""
+"""Libraries loaded by the first pass, and their workspace."""
 HEAP = 1.65
-"""Memory of the process for each byte that its tensors hold at most: what is freed comes back in other sizes."""
+"""Process memory per byte of peak tensor memory: freed blocks are reused imperfectly."""
 COPIES = 2
-"""Of the trainable tensors, for the process: in the model and as P^0."""
+"""Copies of the trainable tensors per process: in the model and as P^0."""
 COPIES_PER_LANE = 6
-"""Received, trained, read, subtracted, where training began, and gradients."""
+"""Copies per lane: received, trained, read, subtracted, starting values, and gradients."""
 GPU_HEAP = 1.15
-"""As HEAP, of torch's allocator on a GPU."""
+"""Like HEAP, for torch's allocator on a GPU."""
 BASE_SHARES: dict[Backend, tuple[float, float]] = {
     "plain": (1.0, 0.0),
     "auto": (0.0, 0.0),
@@ -46,29 +46,31 @@ BASE_SHARES: dict[Backend, tuple[float, float]] = {
     "deepspeed": (0.0, HOST_FACTOR),
     "qlora": (0.3, 0.0),
 }
-"""By backend: of the base weights, what lies on an actor's GPU for good, and in private on its host. `auto`, while that
-is not known, and `spread` leave the GPU where they do not fit there, so they are no reason to refuse."""
+"""By backend: the share of the base weights that stays on an actor's GPU, and the share in private host memory.
+
+`auto`, while undecided, and `spread` move weights off the GPU where they do not fit, so they never cause a rejection.
+"""
 
 
 @dataclass(frozen=True)
 class ActorMemory:
-    """Of one process that hosts devices, in bytes. private: of its own, on the host; gpu: on its GPU, 0 without one."""
+    """Bytes of one process that hosts devices. private: on the host; gpu: on its GPU, 0 without one."""
 
     private: int
     gpu: int
     tensors: int
-    """the most that its tensors hold during a pass, a part of one of the two"""
+    """peak of its tensors during a pass; included in one of the two"""
     beside: int = 0
-    """what activations and adapters take of its GPU: all but CUDA's context and the base"""
+    """GPU memory of activations and adapters: all except CUDA's context and the base"""
 
 
 def actor_memory(
     rehearsal: Rehearsal, samples: Samples, lanes: int, on_ray: bool, on_gpu: bool, backend: Backend = "plain"
 ) -> ActorMemory:
-    """lanes: devices that compute in one pass. backend: that holds the base."""
+    """Memory of one actor. lanes: devices in one pass. backend: of the base."""
     job, anatomy = rehearsal.job, rehearsal.anatomy
-    # A heap in which passes of one kind have left their holes has to grow for those of another, unless all are of one
-    # length: then the holes fit.
+    # The heap is fragmented by one kind of pass and grows for another, unless all samples have one length: then freed
+    # blocks fit.
     tensors, second = sorted([*live_bytes(rehearsal, samples, lanes), 0], reverse=True)[:2]
     second = 0 if samples.are_alike else second
     own = anatomy.trainable_bytes * (COPIES + lanes * (COPIES_PER_LANE + optimiser_copies(job)))
@@ -83,13 +85,14 @@ def actor_memory(
 
 
 def live_bytes(rehearsal: Rehearsal, samples: Samples, lanes: int) -> list[int]:
-    """The most that tensors hold in each kind of pass of a device: training and passes that parts make in a round,
-    evaluation, and scores of blocks."""
+    """Peak tensor bytes of each kind of pass: training and the parts' passes in a round, evaluation, and block
+    scores.
+    """
     job, anatomy = rehearsal.job, rehearsal.anatomy
     adapter = [name for name in anatomy.model.trainable if anatomy.model.is_adapter(name)]
     names = adapter if rehearsal.holds_single_gradients else []
     count, length = largest_batch(job, samples)
-    if names:  # they are taken in groups of like length, the longest together
+    if names:  # grouped by length, the longest together
         length = samples.longest
     steps = [_step_bytes(anatomy, count * lanes, length, names)]
     for passes in rehearsal.round_passes(job.rounds - 1):
@@ -104,7 +107,7 @@ def live_bytes(rehearsal: Rehearsal, samples: Samples, lanes: int) -> list[int]:
 
 
 def _group(job: Job, passes: Passes, samples: Samples) -> int:
-    """The most samples of one pass."""
+    """Most samples in one pass."""
     drawn = [passes.max_samples] if passes.max_samples else []
     return max(1, min([passes.group or job.local.batch_size, max(map(len, samples.train)), *drawn]))
 
@@ -112,24 +115,24 @@ def _group(job: Job, passes: Passes, samples: Samples) -> int:
 def _score_bytes(anatomy: Anatomy, sharing: Sharing, count: int, length: int) -> int:
     try:
         return anatomy.score_bytes(sharing, count, length)
-    except ModelError:  # the rule looks at values
+    except ModelError:  # the rule depends on values
         return anatomy.step_bytes(count, length)
 
 
 def _step_bytes(anatomy: Anatomy, count: int, length: int, names: Collection[str]) -> int:
     try:
         return anatomy.step_bytes(count, length, names)
-    except ModelError:  # some kinds of adapter have no gradients of single samples, which the run itself will say
+    except ModelError:  # the adapter kind has no per-sample gradients; the run itself will reject it
         return anatomy.step_bytes(count, length)
 
 
 def optimiser_copies(job: Job) -> int:
-    """Tensors that the optimiser keeps for each trained one."""
+    """Number of tensors that the optimiser keeps per trained tensor."""
     return 2 if job.local.optimizer == "adamw" else int(job.local.momentum > 0)
 
 
 def largest_batch(job: Job, samples: Samples) -> tuple[int, int]:
-    """Samples and padded length of the batch with most tokens that a device trains on."""
+    """Number of samples and padded length of the training batch with the most tokens."""
     sizes = [(1, 1)]
     for device, lengths in enumerate(samples.train):
         for rows in fixed_batches(job.seed, device, len(lengths), job.local.batch_size):

@@ -1,6 +1,6 @@
-"""The plan of a run: what it will take, where, and whether that is there.
+"""The plan of a run: what it needs, where, and whether that is available.
 
-All bytes are bytes, times seconds, and work floating point operations as the round log counts them.
+Memory and disk are in bytes, times in seconds, work in floating point operations as in the round log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fibec_ray.tensors import num_bytes
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Numbers of entries, and bytes. frozen_bytes: of the base, which all processes of a node share on a CPU."""
+    """Numbers of entries. frozen_bytes: of the base, which all processes of a node share on a CPU."""
 
     parameters: int
     trainable: int
@@ -39,12 +39,12 @@ class ModelSizes:
     personal: int
     frozen_bytes: int
     dtype: str
-    """of the base"""
+    """of the frozen base"""
 
 
 @dataclass(frozen=True)
 class Seats:
-    """Where devices run. per_actor: devices of a round's cohort that an actor trains, at most."""
+    """Where devices run. cohort_per_actor: most devices of a cohort that one actor trains."""
 
     placement: Placement
     cpus: float
@@ -56,28 +56,28 @@ class Seats:
 
 @dataclass(frozen=True)
 class Memory:
-    """node: what a node with all of its processes takes, base weights and all. prepare: what making the base takes."""
+    """total: all processes of the run, including base weights. prepare: for preparing the base."""
 
     need: Need
-    """what the fleet is told"""
+    """passed to the fleet"""
     actor: ActorMemory
     base_per_node: int
     others: int
-    """the server, Ray's own processes, and messages under way"""
+    """the server, Ray's own processes, and messages in transit"""
     total: int
     prepare: int
     available: int
     sharing: int
-    """actors on one GPU, at most; 0 without GPUs"""
+    """most actors on one GPU; 0 without GPUs"""
     gpu_needed: int
-    """on one GPU, by all actors that share it"""
+    """on one GPU, for all actors that share it"""
     gpu_available: int | None
-    """None: not known, or there is none"""
+    """None: unknown, or no GPU"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """backend_choice: backend of the base weights, and why; None where there are none."""
+    """backend_choice: backend of the base weights and the reason; None without base weights."""
 
     experiment: str
     method: str
@@ -92,8 +92,10 @@ class Plan:
 def make_plan(
     experiment: Experiment, rehearsal: Rehearsal, samples: Samples, room: Room, data_bytes: int, config_bytes: int
 ) -> Plan:
-    """data_bytes: of the encoded data on disk; config_bytes: of the experiment as text. Raises CapacityError where no
-    placement can be had; `refuse` does for all else."""
+    """Plan a run. data_bytes: of the encoded data on disk. config_bytes: of the experiment as text.
+
+    Raises CapacityError if no placement is possible. Call `refuse` for all other limits.
+    """
     job, anatomy, exchange = rehearsal.job, rehearsal.anatomy, Exchange(rehearsal)
     needed, seats, backend_choice = _memory_and_seats(experiment, exchange, samples, room)
     sizes = _sizes(job, anatomy, exchange)
@@ -109,17 +111,18 @@ def make_plan(
 
 
 def _backend_choice(job: Job, anatomy: Anatomy, room: Room, gpus: float, beside: int) -> BackendChoice | None:
-    """As an actor with so many GPUs will find it. beside: of its GPU, what it needs for all but the base.
+    """The backend that an actor with this share of GPUs will choose. beside: its GPU memory without the base.
 
-    Raises ModelError for a backend that cannot be had."""
+    Raises ModelError if the backend is not available.
+    """
     if isinstance(job.backbone, Net):
         return None
     backend, free, gpu = job.backbone.backend, room.resources.memory_bytes, room.resources.gpu_memory
     if gpus and gpu is None:
-        unknown = "each actor goes by its GPU, whose memory is not known from here"
+        unknown = "each actor decides by its GPU, whose memory is not known here"
         return BackendChoice(backend, unknown if backend == "auto" else bases.CONFIGURED)
     own = max(0, int(gpu * min(1.0, gpus)) - bases.CONTEXT_BYTES) if gpus and gpu is not None else None
-    # A node's share is all that can be said of a cluster's memory; what is asked for by name may find a larger one.
+    # Assume that a cluster's memory is divided equally; a backend set by name may find a larger node.
     host = free // room.num_nodes if backend == "auto" else free
     others = (gpu or 0,) * (int(gpus) - 1)
     return bases.choose(backend, anatomy.all_base_bytes, bases.Room(own, host, others, beside))
@@ -136,7 +139,7 @@ def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
 def _memory_and_seats(
     experiment: Experiment, exchange: Exchange, samples: Samples, room: Room
 ) -> tuple[Memory, Seats, BackendChoice | None]:
-    """Where actors go depends on what one needs, and what one needs on its part of a GPU and on its lanes."""
+    """Placement and memory, which depend on each other: an actor's need depends on its GPU share and lanes."""
     job, anatomy = exchange.rehearsal.job, exchange.rehearsal.anatomy
     on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
     share = _seats(experiment, job, room, UNFORESEEN).placement.gpus_per_actor
@@ -154,7 +157,7 @@ def _memory_and_seats(
     }
 
     def actor_of(lanes: int) -> ActorMemory:
-        """The largest, where they are not all alike."""
+        """The largest actor, if they differ."""
         found = [of_kind(lanes, gpu, backend) for gpu, backend in backends.items()]
         return replace(found[0], private=max(one.private for one in found))
 
@@ -185,7 +188,7 @@ def _memory_and_seats(
 def _lanes_with_room(
     fleet: FleetConfig, lanes: int, actor_of: Callable[[int], ActorMemory], room: Room, sharing: int
 ) -> int:
-    """As many lanes as a trial at the start can find to fit a GPU, where they are not set."""
+    """If lanes are not set: as many as fit on a GPU, as the trial at the start will find."""
     gpu = room.resources.gpu_memory
     if fleet.known_lanes is None and sharing and gpu is not None:
         while lanes > 1 and sharing * actor_of(lanes).gpu > gpu:
@@ -198,7 +201,7 @@ def _seats(experiment: Experiment, job: Job, room: Room, need: Need) -> Seats:
     if fleet.kind == "local":
         gpus = fleet.gpus_per_actor if fleet.gpus_per_actor is not None else 1.0
         own = gpus if room.resources.gpus else 0.0
-        placement = Placement(False, 1, 0.0, own, "fleet.kind local: all in this process")
+        placement = Placement(False, 1, 0.0, own, "fleet.kind local: everything in this process")
     else:
         try:
             placement = decide(fleet, job.num_devices, room.resources, need)
@@ -210,7 +213,7 @@ def _seats(experiment: Experiment, job: Job, room: Room, need: Need) -> Seats:
 
 
 def _lanes(experiment: Experiment, placement: Placement, cohort_per_actor: int) -> int:
-    """The most that there can be; `auto` may find fewer."""
+    """The upper limit of lanes; `auto` may choose fewer."""
     if placement.per_device:
         return 1
     if experiment.fleet.known_lanes is not None:

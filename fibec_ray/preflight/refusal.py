@@ -1,4 +1,4 @@
-"""What a run needs and the machine lacks, in one sentence for the person who can change it."""
+"""One-sentence messages about what a run needs and the machine lacks, with what to change."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fibec_ray.models.backends import CONFIGURED
 from fibec_ray.preflight.plan import Plan
 
 LEAST_STORE = 80_000_000
-"""The smallest object store that Ray makes."""
+"""The smallest object store that Ray creates, in bytes."""
 
 
 def refuse(plan: Plan) -> None:
-    """Raises CapacityError for the first thing that cannot fit: what, how much there is, and what to change."""
+    """Raise CapacityError for the first thing that does not fit: what, how much is available, and what to change."""
     for misfit in (*_memory_misfits(plan), *_disk_misfits(plan)):
         raise CapacityError(misfit)
 
@@ -22,20 +22,20 @@ def _memory_misfits(plan: Plan) -> Sequence[str]:
     needed, found = plan.memory, []
     if needed.prepare * plan.room.num_nodes > needed.available:
         found.append(
-            f"memory: preparing the base weights takes {_gb(needed.prepare)}, {_gb(needed.available)} are available; "
-            f"{_store_advice(plan) or 'choose a smaller backbone, or use a larger machine'}"
+            f"memory: preparing the base weights needs {_gb(needed.prepare)}, but {_gb(needed.available)} are "
+            f"available; {_store_advice(plan) or 'choose a smaller backbone, or use a larger machine'}"
         )
     if needed.total > needed.available:
         found.append(
             f"memory: {_actors(plan)} of {_gb(needed.actor.private)} each, base weights of "
-            f"{_gb(needed.base_per_node)} and {_gb(needed.others)} for all else need {_gb(needed.total)}, "
+            f"{_gb(needed.base_per_node)} and {_gb(needed.others)} for the rest need {_gb(needed.total)}, but "
             f"{_gb(needed.available)} are available; {_store_advice(plan) or _advice(plan)}"
         )
     if needed.gpu_available is not None and needed.gpu_needed > needed.gpu_available:
         each = f"{needed.sharing} actors on a GPU need {_gb(needed.actor.gpu)} each, {_gb(needed.gpu_needed)} in all"
         one = f"a process needs {_gb(needed.gpu_needed)} of its GPU"
         found.append(
-            f"GPU memory: {each if needed.sharing > 1 else one} (CUDA's context, base weights, activations); "
+            f"GPU memory: {each if needed.sharing > 1 else one} (CUDA context, base weights, activations), but "
             f"{_gb(needed.gpu_available)} are free; {_gpu_advice(plan)}"
         )
     return found
@@ -47,19 +47,19 @@ def _disk_misfits(plan: Plan) -> Sequence[str]:
     found = []
     if both > room.run_disk:
         found.append(
-            f"disk: the run needs {_gb(both)}, {_gb(room.run_disk)} are free there; choose another --out, or lower "
+            f"disk: the run needs {_gb(both)}, but {_gb(room.run_disk)} are free there; choose another --out, or lower "
             "num_devices"
         )
     if not room.same_disk and taken.base > room.cache_disk:
         found.append(
-            f"disk: the prepared base weights need {_gb(taken.base)}, {_gb(room.cache_disk)} are free in the cache; "
-            "point FIBEC_RAY_CACHE at another disk"
+            f"disk: the prepared base weights need {_gb(taken.base)}, but {_gb(room.cache_disk)} are free in the "
+            "cache; point FIBEC_RAY_CACHE at another disk"
         )
     return found
 
 
 def _advice(plan: Plan) -> str:
-    """What makes it smaller, the first thing that would do."""
+    """The first change that would make the run fit."""
     actors, needed = plan.seats.placement.num_actors, plan.memory
     fixed = needed.base_per_node + needed.others
     one_fits = fixed + needed.actor.private <= needed.available
@@ -76,18 +76,18 @@ def _advice(plan: Plan) -> str:
 
 
 def _store_advice(plan: Plan) -> str:
-    """'' where it would fit no better without an object store."""
+    """Advice to shrink the object store; '' if that would not be enough."""
     needed, store = plan.memory, plan.room.object_store
     if max(needed.total, needed.prepare * plan.room.num_nodes) > needed.available + store - LEAST_STORE:
         return ""
-    return f"lower fleet.object_store_mb, which sets {_gb(store)} aside for Ray's object store"
+    return f"lower fleet.object_store_mb, which reserves {_gb(store)} for Ray's object store"
 
 
 def _gpu_advice(plan: Plan) -> str:
-    """What makes an actor's GPU memory smaller, or the actors of a GPU fewer."""
+    """What lowers an actor's GPU memory, or the number of actors on a GPU."""
     placement, needed = plan.seats.placement, plan.memory
     if placement.per_device and needed.sharing > 1:
-        return "set fleet.placement=pooled, where one actor for each GPU hosts all of its devices"
+        return "set fleet.placement=pooled, so that one actor per GPU hosts many devices"
     if needed.sharing > 1:
         return "raise gpus_per_actor of its class" if placement.classes else "lower fleet.num_actors"
     if plan.seats.lanes > 1:

@@ -1,7 +1,7 @@
-"""What a method's parts ask of a device, and what they leave behind, read off their own code on made-up tensors.
+"""Follows a method's parts on made-up tensors, to find the passes they make and the state they keep.
 
-Parts see zeros of the right shapes in place of trained values, and stand-ins in place of a model's passes
-(`trial.py`). What they compute by the model itself they declare (`passes`).
+Parts get zeros of the right shapes instead of trained values, and stand-ins instead of a model's passes (`trial.py`).
+Passes that parts make on the model themselves are declared by them (`passes`).
 """
 
 from __future__ import annotations
@@ -33,42 +33,44 @@ from fibec_ray.types import Asked, DeviceUpdate, LayerReport
 T = TypeVar("T")
 
 FIRST = 8
-"""Participations of a device that are followed. Later ones are taken for those of the second half, in turn."""
+"""Participations of a device that are followed. Later ones repeat those of the second half, in turn."""
 SMALL = 2**25
-"""Bytes of trainable tensors up to which made-up ones are real. Larger ones are fake, with no memory."""
+"""Up to this size in bytes made-up trainable tensors are real. Larger ones are fake and use no memory."""
 
 
 @dataclass(frozen=True)
 class Participation:
-    """What a device's n-th round in a cohort is made of, the same for all devices."""
+    """What a device does in its n-th round in a cohort; the same for all devices."""
 
     trainings: Sequence[Training]
     num_teachers: int
     scans: Sequence[Ask]
-    """the mask's, over the visible samples"""
+    """scans of the mask over the visible samples"""
     squares: bool
     """True if training keeps squared gradients of single samples"""
     memory: Tensors
-    """what parts keep on the device, as it is stored; not the curriculum's"""
+    """state that parts keep on the device, except the curriculum's"""
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What a device goes through, from the initialisation phase on."""
+    """What a device does, from the setup phase on."""
 
     setup_scans: Sequence[Ask]
-    """the mask's"""
+    """scans of the mask"""
     setup_memory: Tensors
-    """as a participation leaves it"""
+    """stored after the setup phase"""
     participations: Sequence[Participation]
     tuning: Sequence[Training]
-    """before the device's own model is scored"""
+    """trainings before the device's own model is scored"""
     control: Tensors
     """what the server sends from round 1 on"""
 
 
 class Rehearsal:
-    """server: opened, with P^0 and scores that are made up. Raises ConfigError if a part cannot be followed."""
+    """A method on made-up tensors. server: set up with P^0 and made-up scores. Raises ConfigError if a part fails
+    on them.
+    """
 
     def __init__(self, job: Job, anatomy: Anatomy):
         self.job, self.anatomy = job, anatomy
@@ -78,7 +80,7 @@ class Rehearsal:
             self.server = self._opened_server(anatomy.initial)
         except ConfigError:
             raise
-        except Exception:  # some part looks at values
+        except Exception:  # some part depends on values
             self.server = self._opened_server(blank(anatomy.initial))
         broadcast = self.server.broadcast(0)
         self.shared: Tensors = dict(broadcast.shared)
@@ -86,13 +88,14 @@ class Rehearsal:
         self.personal = drop(anatomy.initial, self.shared)
 
     def participation(self, number: int) -> Participation:
-        """number: from 0."""
+        """A device's participation. number: from 0."""
         known = self.found.participations
         half = len(known) // 2
         return known[number if number < len(known) else half + (number - half) % (len(known) - half)]
 
     @cached_property
     def found(self) -> Rehearsed:
+        """The result of following a device, computed once."""
         return self._tried(self._rehearse)
 
     @cached_property
@@ -107,21 +110,21 @@ class Rehearsal:
 
     @property
     def score_passes(self) -> Sequence[Passes]:
-        """Those of the sharing rule, in the initialisation phase."""
+        """Passes of the sharing rule in the setup phase."""
         sharing = self.method.sharing
         with named(sharing, "passes"):
             return list(sharing.passes(self.job.num_classes))
 
     def round_passes(self, round_: int) -> Sequence[Passes]:
-        """Those of the aggregator, on a device."""
+        """Passes of the aggregator on a device in this round."""
         aggregator = self.method.aggregator
         with named(aggregator, "passes"):
             return list(aggregator.passes(round_, self.job.num_classes))
 
     def aggregator_states(self) -> tuple[Tensors, Tensors]:
-        """What the server's aggregator keeps once two devices have taken part, and once two others have, too.
+        """The aggregator's state after two devices have taken part, and after two more.
 
-        As at the start, where that depends on values.
+        The initial state twice, if the aggregator depends on values.
         """
         aggregator, start = self.method.aggregator, under_prefix("aggregator", self.server.learnt)
         try:
@@ -131,7 +134,7 @@ class Rehearsal:
                     found.append(aggregator.combine(found[-1], map(self._update, devices))[1])
                 return found[-2], found[-1]
         except ConfigError:
-            raise  # what a hook returned is of another type
+            raise  # a hook returned a wrong type
         except Exception:
             return start, start
 
@@ -142,7 +145,7 @@ class Rehearsal:
         return replace(update, extras={name: torch.zeros(one.shape, dtype=one.dtype) for name, one in extras})
 
     def extras_bytes(self, asked: Asked, update: DeviceUpdate) -> int:
-        """What an update has beside its delta."""
+        """Bytes of an update's extras."""
         total = 0
         for part in (self.method.aggregator, self.method.objective):
             with named(part, "expected_extras"):
@@ -153,7 +156,7 @@ class Rehearsal:
     def order(
         self, lengths: Tensor, batches: Sequence[Tensor], round_: int, device: int = 0
     ) -> tuple[Tensors, Sequence[Ask]]:
-        """A curriculum's memory of samples of these lengths, and the passes that it takes."""
+        """The curriculum's memory for samples of these lengths, and the passes it makes."""
         curriculum = self.method.curriculum
         zero, rng = torch.zeros(()), seeds.generator(self.job.seed, "curriculum", device)
         scan = self._scan(lengths, batches, {name: zero.expand(value.shape) for name, value in self._trained.items()})
@@ -161,7 +164,7 @@ class Rehearsal:
             return curriculum.prepare(scan, rng, round_), scan.asked
 
     def _tried(self, work: Callable[[], T]) -> T:
-        """Large tensors are fake ones, unless a part looks at their values."""
+        """Run the work with fake tensors if they are large, unless a part depends on their values."""
         if num_bytes(self.anatomy.initial) > SMALL:
             with suppress(Exception), without_torch_s_log(), FakeTensorMode(allow_non_fake_inputs=True):
                 return work()
@@ -174,7 +177,7 @@ class Rehearsal:
         return server
 
     def _rehearse(self) -> Rehearsed:
-        """A device's initialisation phase and its first participations, in the order in which `DeviceWorker` has it."""
+        """A device's setup and first participations, in the order of `DeviceWorker`."""
         method, mask = self.method, self.method.mask
         scan, kept = self._small_scan(self._trained), dict[str, Tensors]()
         if mask.needs_setup:
@@ -194,7 +197,7 @@ class Rehearsal:
         return Rehearsed(scan.asked, setup, found, tuned.trainings, control)
 
     def _take_part(self, kept: dict[str, Tensors], control: Tensors) -> tuple[Participation, Tensors]:
-        """kept: memories by axis, which become the new ones. Returns what the objective sends, too."""
+        """One participation. kept: memories by axis, updated in place. Also returns what the objective sends."""
         anatomy, mask, objective, solver = self.anatomy, self.method.mask, self.method.objective, self.method.solver
         memory, values, scan = dict(kept.get("objective", {})), blank(anatomy.initial), self._small_scan(self.personal)
         with named(mask, "refresh"):
@@ -246,7 +249,7 @@ class Rehearsal:
 
 
 def _flat(kept: Mapping[str, Tensors]) -> Tensors:
-    """As a device's state has them, without values."""
+    """Memories with the names of a device's stored state, without values."""
     named = {name: value for axis, memory in kept.items() for name, value in with_prefix(axis, memory).items()}
     return {f"memory/{n}": torch.empty(v.shape, dtype=v.dtype, device="meta") for n, v in named.items()}
 
@@ -254,14 +257,14 @@ def _flat(kept: Mapping[str, Tensors]) -> Tensors:
 def _refuse_other_extras(objective: Part, sent: Tensors, declared: Mapping[str, object]) -> None:
     if wrong := sent.keys() ^ declared.keys():
         raise ConfigError(
-            f"method.objective: {objective.kind}: finish sends {sorted(sent) or 'nothing'}, and expected_extras names "
+            f"method.objective: {objective.kind}: finish sends {sorted(sent) or 'nothing'}, but expected_extras names "
             f"{sorted(declared) or 'nothing'}; name the same tensors in both (such as '{min(wrong)}')"
         )
 
 
 @contextmanager
 def named(part: Part, hook: str) -> Iterator[None]:
-    """An error of a part's own code says whose it is: raises ConfigError."""
+    """Add the part and hook to any error in the part's own code, as ConfigError."""
     try:
         yield
     except UserError:

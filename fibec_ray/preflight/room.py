@@ -1,4 +1,4 @@
-"""What there is: processors, memory and disk, as a run will find them."""
+"""The processors, memory and disk available to a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fibec_ray.fleets.settings import FleetConfig
 
 @dataclass(frozen=True)
 class Room:
-    """resources: of all nodes. run_disk, cache_disk: free bytes where the run directory and the prepared weights go."""
+    """resources: of all nodes. run_disk, cache_disk: free bytes for the run directory and the prepared weights."""
 
     resources: Resources
     num_nodes: int
@@ -26,11 +26,11 @@ class Room:
     same_disk: bool
     base_is_there: bool
     object_store: int = 0
-    """bytes of a local cluster's object store, which are not in `resources`"""
+    """bytes of a local cluster's object store, not included in `resources`"""
 
 
 def look(config: FleetConfig, folder: Path, cache_dir: Path, base_is_there: bool) -> Room:
-    """Raises ConfigError or FleetError where a cluster is to be joined and is not there."""
+    """Find the available resources. Raises ConfigError or FleetError if the cluster to join is not there."""
     run, cache = _existing(folder), _existing(cache_dir)
     same = run.stat().st_dev == cache.stat().st_dev
     disks = shutil.disk_usage(run).free, shutil.disk_usage(cache).free
@@ -52,7 +52,7 @@ def _this_process(config: FleetConfig) -> Resources:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder on the way to it that is there."""
+    """The nearest existing parent folder."""
     path = path.expanduser().resolve()
     while not path.exists():
         path = path.parent

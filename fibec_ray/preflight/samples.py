@@ -1,4 +1,4 @@
-"""How many samples each device has and how long they are: all that a plan needs of the data."""
+"""Number and lengths of each device's samples: all that a plan needs to know about the data."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ Lengths = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Samples:
-    """Tokens of the samples of each device, and of the whole test set; 1 each where they are no text."""
+    """Tokens of each device's samples and of the whole test set; 1 for each sample that is not text."""
 
     train: Sequence[Lengths]
     own_test: Sequence[Lengths]
     test: Lengths
     shape: tuple[int, ...] = ()
-    """of a sample that is no text"""
+    """of a sample that is not text"""
     answer_share: float = 0.0
-    """of all tokens, those behind the prompts: responses, where answers are texts"""
+    """share of all tokens that come after the prompts, for text answers"""
     longest_answer: int = 0
-    """tokens behind the prompt, at most"""
+    """most tokens after a prompt"""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sample of all."""
+        """Tokens of the longest sample."""
         return int(max(self.test.max(initial=1), max(part.max(initial=1) for part in self.train)))
 
     @property
     def are_alike(self) -> bool:
-        """True for text whose samples all have the same number of tokens."""
+        """True for text samples that all have the same number of tokens."""
         lengths = {int(end) for part in (*self.train, self.test) if len(part) for end in (part.min(), part.max())}
         return lengths == {self.longest} and self.longest > 1
 
     @staticmethod
     def of(federation: Federation) -> Samples:
+        """The samples of a federation."""
         train, test = _lengths(federation.train), _lengths(federation.test)
         return Samples(
             [train[rows] for rows in federation.train_rows],

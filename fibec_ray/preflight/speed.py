@@ -14,7 +14,7 @@ TRIAL_S = 0.25
 
 @torch.no_grad()
 def product_rate(dtype: Literal["float32", "bfloat16"], rows: int, inside: int, out: int, threads: int) -> float:
-    """flop/s of a frozen layer's product x (rows, inside) W^T (inside, out), by the kernels that training uses."""
+    """flop/s of a frozen layer's product x (rows, inside) W^T (inside, out), with the kernels that training uses."""
     layer = torch.nn.Linear(inside, out, dtype=getattr(torch, dtype)).requires_grad_(False)
     speed_up(layer, torch.device("cpu"))
     x = torch.ones(rows, inside, dtype=getattr(torch, dtype))

@@ -1,7 +1,7 @@
-"""What a run sends, computes and takes in time, over all of its rounds.
+"""What a run sends, computes and takes in time, over all rounds.
 
-Time is the weakest of all predictions: it takes the machine for as idle, and as fast, as a trial of a quarter of a
-second found it. Bytes and operations depend on nothing but the experiment.
+Time is the least certain prediction: it assumes an idle machine, as fast as a trial of a quarter of a second. Bytes and
+operations depend only on the experiment.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Amount, Devices
 
 EFFICIENCY = 0.6
-"""Share of the rate of its products that a whole pass reaches on a CPU (attention, norms and sums are slower)."""
+"""Speed of a whole pass on a CPU, relative to its products (attention, norms and sums are slower)."""
 BLOCK_S = 0.0012
-"""Time of a transformer block's pass on next to nothing, in seconds: operations have a fixed cost."""
+"""Seconds of overhead per transformer block and pass, since operations have a fixed cost."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that devices send (up) and receive (down). A device-round's are those of the last round, in the mean."""
+    """Bytes that devices send (up) and receive (down). Per device-round: the mean of the last round."""
 
     setup_down: int
     setup_up: int
@@ -38,26 +38,27 @@ class Traffic:
 
     @property
     def total(self) -> int:
-        """As `bytes_total` of the round log ends."""
+        """All bytes, as `bytes_total` in the last row of the round log."""
         return self.setup_down + self.setup_up + sum(self.rounds_down) + sum(self.rounds_up)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating point operations as the round log counts them, and real seconds."""
+    """Floating point operations as in the round log, and real seconds."""
 
     setup_flops: float
     rounds_flops: tuple[float, ...]
     evaluation_flops: float
-    """of all evaluations, which the log does not count"""
+    """of all evaluations; the log does not count them"""
     start_s: float
     setup_s: float
     round_s: float
-    """of a round on average, evaluations not included"""
+    """mean per round, without evaluations"""
     run_s: float
 
 
 def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
+    """Bytes sent over all rounds."""
     job, exchange, planned = rehearsal.job, Exchange(rehearsal), cohorts(rehearsal.job)
     opened = _both_ways(exchange.setup(device) for device in range(job.num_devices))
     rounds = [
@@ -69,7 +70,7 @@ def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
 
 
 def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: Seats, rate: float) -> Work:
-    """rate: flop/s of a process's products, with the threads of the fleet."""
+    """Operations and time over all rounds. rate: flop/s of a process's products, with the fleet's threads."""
     job, devices, count = rehearsal.job, Devices(rehearsal, samples), seats.placement.num_actors
     opened = sum((devices.setup(device) for device in range(job.num_devices)), Amount())
     rounds = [

@@ -1,4 +1,4 @@
-"""Stand-ins for what a device lends to a method's parts: they record what is asked for, and return made-up numbers."""
+"""Stand-ins for what a device passes to a method's parts. They record calls and return made-up numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors, clone, drop, select
 
 Ask = tuple[Label, Scope] | None
-"""A pass of squared gradients; None: of losses alone."""
+"""A pass for squared gradients; None: for losses only."""
 
 
 def blank(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -23,7 +23,9 @@ def blank(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 class TrialShard:
-    """A shard of made-up samples with known lengths. make: (B, S) -> a batch. padded: S of every batch, if not None."""
+    """A shard of made-up samples with known lengths. make: (B, S) -> a batch. padded: fixed S of every batch, if
+    given.
+    """
 
     def __init__(self, make: Callable[[int, int], Batch], lengths: Tensor, padded: int | None = None):
         self._make, self._padded, self.num_samples = make, padded, len(lengths)
@@ -37,14 +39,14 @@ class TrialShard:
 
 
 class TrialScan(FisherScan):
-    """diagonal: made up, of all tensors that may be asked for. rng: of made-up traces and losses."""
+    """A scan that records passes. diagonal: made-up, for all tensors. rng: for made-up traces and losses."""
 
     def __init__(
         self, model: LocalModel, shard: Shard, batches: Sequence[Tensor], diagonal: Tensors, rng: torch.Generator
     ):
         super().__init__(model, shard, batches, diagonal, rng)
         self.asked: list[Ask] = []
-        """the passes that it would have run, in order"""
+        """the passes that it would run, in order"""
         self._diagonal = diagonal
 
     def _forward(self) -> Tensor:
@@ -86,7 +88,7 @@ class TrialSession:
         return clone(self.received)
 
     def load(self, values: Tensors) -> None:
-        """All values are made up."""
+        """Does nothing: all values are made up."""
 
     def train(
         self,

@@ -1,7 +1,7 @@
 """Floating point operations of device-rounds and evaluations, as the round log will count them.
 
-Batches are the real ones; which of them a curriculum shows first is not known before the run, so that a round of a
-curriculum by difficulty is right in number of samples, and on average in their length. Not counted: looks at spectra.
+Batches are the real ones. Which of them a difficulty curriculum shows first is not known before the run, so its rounds
+are right in number of samples, but their lengths only on average. Hessian-spectrum estimates are not included.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from fibec_ray.types import SETUP_ROUND
 
 @dataclass
 class Amount:
-    """Work of some passes. steps: forward passes with what follows them, each of which has a fixed cost in time. again:
-    operations that are done once more because blocks keep nothing, which takes time and is not in the log."""
+    """Work of some passes. steps: forward and backward passes, each with a fixed cost in time.
+
+    again: operations repeated by activation checkpointing; they take time but are not in the log.
+    """
 
     flops: float = 0.0
     steps: int = 0
@@ -40,12 +42,13 @@ class Amount:
         return Amount(self.flops + other.flops, self.steps + other.steps, self.again + other.again)
 
     def times(self, factor: float) -> Amount:
+        """The amount, multiplied by a factor."""
         return Amount(self.flops * factor, round(self.steps * factor), self.again * factor)
 
 
 @dataclass
 class Devices:
-    """The work of a run's devices. Rounds must be asked for in order: some work is done at first participations."""
+    """The work of a run's devices. Query rounds in order, since some work happens at first participations."""
 
     rehearsal: Rehearsal
     samples: Samples
@@ -58,7 +61,7 @@ class Devices:
         return self.rehearsal.job
 
     def setup(self, device: int) -> Amount:
-        """The initialisation phase of one device."""
+        """The setup phase of one device."""
         method, lengths = self.rehearsal.method, self.samples.train[device]
         if not method.needs_setup:
             return Amount()
@@ -69,6 +72,7 @@ class Devices:
         return total
 
     def device_round(self, device: int, round_: int) -> Amount:
+        """One device-round."""
         job, curriculum = self.job, self.rehearsal.method.curriculum
         lengths, batches = self.samples.train[device], self._batches(device)
         taken, total = self.rehearsal.participation(self._took_part[device]), Amount()
@@ -87,7 +91,7 @@ class Devices:
         return total
 
     def evaluation(self, keeps_personal: bool) -> Amount:
-        """The global model on the test set, and each device's own on its own test shard if there is one."""
+        """The global model on the test set, and each device's own model on its test shard if there are own models."""
         total = self._grouped(self.samples.test, self.job.eval_batch_size)
         for device in range(self.job.num_devices if keeps_personal else 0):
             total += self._grouped(self.samples.own_test[device], self.job.eval_batch_size)
@@ -114,7 +118,7 @@ class Devices:
         return sum(passes, Amount()).times(times)
 
     def _order(self, device: int, round_: int) -> Sequence[Ask]:
-        """The curriculum makes a new memory of the device's data. Returns the passes that it takes."""
+        """Let the curriculum make a new memory of the device's data. Returns the passes it makes."""
         lengths = torch.from_numpy(self.samples.train[device])
         self._memory[device], asked = self.rehearsal.order(lengths, self._batches(device), round_, device)
         return asked
@@ -123,7 +127,7 @@ class Devices:
         """The passes of one scan over samples."""
         total, size = Amount(), min(len(lengths), self.job.local.batch_size)
         for ask in dict.fromkeys(asked):
-            # Losses cost a pass of their own only where they are asked for first.
+            # Losses need their own pass only if they are requested first.
             if ask or ask == asked[0]:
                 total += self._grouped(lengths, size, backwards_for(ask[0], self.job.num_classes) if ask else 0)
         return total
@@ -137,7 +141,7 @@ class Devices:
         return fixed_batches(self.job.seed, device, count, size)
 
     def _grouped(self, lengths: Lengths, size: int, backwards: int = 0) -> Amount:
-        """Passes over samples that stand in the order of their lengths."""
+        """Passes over samples sorted by length."""
         ordered = np.sort(lengths)
         return sum((self._pass(ordered[i : i + size], backwards) for i in range(0, len(ordered), size)), Amount())
 
@@ -149,7 +153,7 @@ class Devices:
         return Amount(flops * (1 + backwards * self.rehearsal.anatomy.backward_share), 1 + backwards, again)
 
     def _drawn(self, lengths: Lengths, most: int | None) -> Lengths:
-        """As many samples as that, of all lengths."""
+        """At most `most` samples, spread evenly over the sorted lengths."""
         if most is None or len(lengths) <= most:
             return lengths
         return np.sort(lengths)[np.linspace(0, len(lengths) - 1, most).astype(int)]

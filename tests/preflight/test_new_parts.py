@@ -146,7 +146,7 @@ def test_large_adapters_are_planned_alike_without_their_memory(method: str, monk
 def test_extras_that_an_objective_does_not_name_are_refused_before_the_run() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^method\.objective: .*:Chatty: finish sends \['number'\], and expected_extras names nothing; name",
+        match=r"^method\.objective: .*:Chatty: finish sends \['number'\], but expected_extras names nothing; name",
     ):
         rehearsed(with_parts(objective="chatty"))
 

@@ -63,7 +63,7 @@ def test_llama_7b_is_planned_at_full_size_without_its_weights(llama_7b: Plan) ->
 
 def test_llama_7b_fits_into_64_gb_and_not_into_8(llama_7b: Plan) -> None:
     refuse(llama_7b)
-    with pytest.raises(CapacityError, match=r"^memory: preparing the base weights takes 13\.\d GB, 8\.0 GB are avail"):
+    with pytest.raises(CapacityError, match=r"^memory: preparing the base weights needs 13\.\d GB, but 8\.0 GB are avail"):
         refuse(offered(llama_7b, 8 * GB))
 
 
@@ -90,7 +90,7 @@ def test_the_backend_is_foreseen_and_why() -> None:
     assert held(12 * GB)[0] == "deepspeed" and held(12 * GB, memory=16 * GB)[0] == "stream"
     assert held(24 * GB, gpus=0.5)[0] == "deepspeed", "another actor has the other half"
     assert held(12 * GB, gpus=2)[0] == "spread"
-    assert held(None)[1] == "each actor goes by its GPU, whose memory is not known from here"
+    assert held(None)[1] == "each actor decides by its GPU, whose memory is not known here"
     assert held(24 * GB, backend="stream") == ("stream", "as configured")
     with pytest.raises(ModelError, match="deepspeed copies the base"):
         held(24 * GB, memory=16 * GB, backend="deepspeed")
@@ -227,7 +227,7 @@ def test_this_process_computes_on_a_gpu_too() -> None:
 def test_an_object_store_that_takes_the_memory_is_what_to_make_smaller() -> None:
     crowd = plan(room(0.4 * GB, object_store=4 * GB), fleet={"num_actors": 1})
     with pytest.raises(
-        CapacityError, match=r"; lower fleet\.object_store_mb, which sets 4\.0 GB aside for Ray's object"
+        CapacityError, match=r"; lower fleet\.object_store_mb, which reserves 4\.0 GB for Ray's object"
     ):
         refuse(crowd)
     with pytest.raises(CapacityError, match=r"^memory: preparing .*; lower fleet\.object_store_mb, which sets 4"):
