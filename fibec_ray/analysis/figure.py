@@ -1,4 +1,4 @@
-"""What a figure shows, apart from how it is drawn: browser/*.js draws it on pages, figures.py for papers."""
+"""What a figure shows. How it is drawn is separate: browser/*.js draws it on report pages, figures.py for papers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Point = tuple[float, float]
+
+MAX_ERROR_BARS = 8
+"""Of one series."""
 
 Anchors = Mapping[str, float]
 """Accuracies that need no training: 'majority' (always the commonest class), 'own_majority' (each device its own).
@@ -20,7 +23,7 @@ class Series:
     label: str
     points: tuple[Point, ...]
     band: tuple[tuple[float, float], ...] = ()
-    """(lowest, highest) at each point, drawn as a shade; empty: none"""
+    """(lowest, highest) at each point; empty: none"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,22 @@ class Curve(_Titled):
     """y lies between 0 and 1, and the figure shows all of that"""
     choice: str = ""
     """what the button says that shows this one of a card"""
+
+    def error_bars(self) -> list[tuple[int, ...]]:
+        """For each series, the points at which to draw its band as an error bar; empty: draw it as a shade.
+
+        Shades of several series would blend into each other, so these get at most MAX_ERROR_BARS bars each. Where there
+        are more points than that, different series have their bars at different points.
+        """
+        banded = [at for at, series in enumerate(self.series) if series.band]
+        if len(banded) < 2:
+            return [()] * len(self.series)
+        return [_every_few(len(series.points), at) if series.band else () for at, series in enumerate(self.series)]
+
+
+def _every_few(count: int, series: int) -> tuple[int, ...]:
+    step = -(-count // MAX_ERROR_BARS)
+    return tuple(range(series % step, count, step)) if count else ()
 
 
 @dataclass(frozen=True)

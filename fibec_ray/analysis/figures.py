@@ -1,91 +1,132 @@
-"""Draws a Figure for a paper, as PNG and SVG, with matplotlib's object interface."""
+"""Draws a Figure for a paper with matplotlib: PDF, SVG and PNG in the size and font of a Style."""
 
 from __future__ import annotations
 
 import io
+import math
 from itertools import pairwise
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from fibec_ray.analysis.figure import Curve, Figure, Heat, Timeline
+from fibec_ray.analysis.palette import VIRIDIS, Entry, entry
+from fibec_ray.analysis.paper_style import Style
 
-DPI = 150
-_SIZE = (6.4, 4.0)  # inches
-_PAD = 0.1  # inches
-_PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)  # Okabe and Ito: safe for colour-blind eyes
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_HATCHES = ("", "///")
+_PAD = 0.03  # inches
+_HATCHES = ("", "////", "....", "xxxx")
 _LEVEL_STYLES = ("--", ":")
-_INK, _QUIET, _GRID = "#222222", "#666666", "#E3E3E3"
-_MAX_MARKERS = 60
+_INK, _QUIET, _GRID = "#222222", "#444444", "#E3E3E3"
+_MAX_MARKERS = 24
 _MAX_ROW_LABELS = 12
+_DODGE = 2.0
+"""points between the error bars of neighbouring series"""
+_VIRIDIS = LinearSegmentedColormap.from_list("viridis-stops", VIRIDIS)
 
 
-def draw(shown: Figure) -> dict[str, bytes]:
-    """The figure as bytes, by ending of the file name."""
-    figure = MplFigure(
-        figsize=_SIZE, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=_PAD, h_pad=_PAD), facecolor="white"
-    )
+def draw(shown: Figure, style: Style | None = None) -> dict[str, bytes]:
+    """The figure as bytes, by ending of the file name. The same figure gives the same bytes each time."""
+    style = style or Style()
+    with matplotlib.rc_context(style.rc() | {"svg.hashsalt": shown.title}):
+        figure, axes = _empty(shown, style)
+        if isinstance(shown, Heat):
+            _heat(figure, axes, shown)
+        elif isinstance(shown, Timeline):
+            _timeline(axes, shown)
+        else:
+            _curve(figure, axes, shown, style)
+        if style.titles:
+            axes.set_title(shown.title, loc="left", fontsize=1.1 * style.font_size, fontweight="bold", color=_INK)
+        axes.set_xlabel(shown.x_label, color=_INK)
+        axes.set_ylabel(shown.y_label, color=_INK)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is the same for every format, and takes longest
+        return {ending: _saved(figure, shown.title, ending, style.dpi) for ending in style.formats}
+
+
+def _empty(shown: Figure, style: Style) -> tuple[MplFigure, Axes]:
+    extra = 0.0 if style.fixed_size or not isinstance(shown, Curve) else _legend_inches(shown, style)
+    layout = ConstrainedLayoutEngine(w_pad=_PAD, h_pad=_PAD)
+    figure = MplFigure(figsize=(style.width, style.height + extra), dpi=style.dpi, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    if isinstance(shown, Heat):
-        _heat(figure, axes, shown)
-    elif isinstance(shown, Timeline):
-        _timeline(axes, shown)
-    else:
-        _curve(figure, axes, shown)
-    axes.set_title(shown.title, loc="left", fontsize=12, fontweight="bold", color=_INK)
-    axes.set_xlabel(shown.x_label, color=_INK)
-    axes.set_ylabel(shown.y_label, color=_INK)
-    return {ending: _saved(figure, shown.title, ending) for ending in ("png", "svg")}
+    return figure, figure.add_subplot()
 
 
-def _saved(figure: MplFigure, title: str, ending: str) -> bytes:
-    """The same bytes each time: no date, and ids from the content alone."""
+def _saved(figure: MplFigure, title: str, ending: str, dpi: int) -> bytes:
+    """No date and no version: figures of the same numbers are the same files."""
+    unsaid: dict[str, dict[str, Any]] = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    }
     out = io.BytesIO()
-    unsaid = {"Software": None} if ending == "png" else {"Date": None, "Creator": None}
-    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
-        figure.savefig(out, format=ending, metadata={"Title": title, **unsaid})
+    figure.savefig(out, format=ending, dpi=dpi, metadata={"Title": title, **unsaid[ending]})
     return out.getvalue()
 
 
-def _curve(figure: MplFigure, axes: Axes, curve: Curve) -> None:
+def _curve(figure: MplFigure, axes: Axes, curve: Curve, style: Style) -> None:
     {"bars": _bars, "dots": _dots, "lines": _lines}[curve.kind](axes, curve)
-    _levels(axes, curve)
+    for index, (label, y) in enumerate(curve.levels):
+        line = _LEVEL_STYLES[index % len(_LEVEL_STYLES)]
+        axes.axhline(y, color=_QUIET, linestyle=line, linewidth=0.9, label=label, zorder=1)
     _dress(axes, curve)
-    if len(curve.series) + len(curve.levels) > 1:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=_INK)
+    if _num_keys(curve) > 1:
+        figure.legend(
+            loc="outside lower center", ncols=_legend_columns(curve, style), frameon=False, labelcolor=_INK,
+            handlelength=2.6, columnspacing=1.2, labelspacing=0.3, borderpad=0.1,
+        )  # fmt: skip
+
+
+def _num_keys(curve: Curve) -> int:
+    return len(curve.series) + len(curve.levels)
+
+
+def _legend_columns(curve: Curve, style: Style) -> int:
+    """As many as fit side by side, at about half an em a letter and four ems for the line before it."""
+    longest = max(
+        len(label) for label in [*(series.label for series in curve.series), *(key for key, _ in curve.levels)]
+    )
+    column = (0.52 * longest + 4.2) * 0.9 * style.font_size / 72
+    return max(1, min(_num_keys(curve), int((style.width - 2 * _PAD) / column)))
+
+
+def _legend_inches(curve: Curve, style: Style) -> float:
+    if _num_keys(curve) < 2:
+        return 0.0
+    return math.ceil(_num_keys(curve) / _legend_columns(curve, style)) * 1.25 * 0.9 * style.font_size / 72
 
 
 def _heat(figure: MplFigure, axes: Axes, heat: Heat) -> None:
     values = np.array([[np.nan if value is None else value for value in line] for line in heat.values], dtype=float)
-    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", extent=_extent(heat))
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap=_VIRIDIS, extent=_extent(heat))
     shown = range(0, len(heat.rows), -(-len(heat.rows) // _MAX_ROW_LABELS))
     axes.set_yticks([at + 0.5 for at in shown], [heat.rows[at] for at in shown])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     bar = figure.colorbar(image, ax=axes, label=heat.value_label)
+    bar.outline.set_visible(False)  # type: ignore[operator]
     if heat.names and len(heat.names) <= _MAX_ROW_LABELS:
         bar.set_ticks(list(range(len(heat.names))), labels=list(heat.names))
 
 
 def _timeline(axes: Axes, timeline: Timeline) -> None:
-    for span in timeline.spans:
-        colour = _PALETTE[span.name % len(_PALETTE)]
-        edge = _INK if span.again else "none"
-        axes.barh(span.row, span.end - span.start, left=span.start, height=0.8, color=colour, edgecolor=edge)
+    for name in sorted({span.name for span in timeline.spans}):
+        spans = [span for span in timeline.spans if span.name == name]
+        axes.barh(
+            [span.row for span in spans],
+            [span.end - span.start for span in spans],
+            left=[span.start for span in spans],
+            height=0.8,
+            color=entry(name).light,
+            edgecolor=[_INK if span.again else "none" for span in spans],
+        )
     shown = range(0, len(timeline.rows), -(-len(timeline.rows) // _MAX_ROW_LABELS))
     axes.set_yticks(list(shown), [timeline.rows[at] for at in shown])
     axes.invert_yaxis()
@@ -99,25 +140,37 @@ def _extent(heat: Heat) -> tuple[float, float, float, float]:
 
 def _dots(axes: Axes, curve: Curve) -> None:
     for index, series in enumerate(curve.series):
+        look = entry(index)
         xs, ys = [x for x, _ in series.points], [y for _, y in series.points]
-        axes.scatter(xs, ys, s=14, color=_PALETTE[index % len(_PALETTE)], label=series.label)
+        axes.scatter(xs, ys, s=9, color=look.light, marker=look.marker, linewidths=0, label=series.label)
 
 
 def _lines(axes: Axes, curve: Curve) -> None:
-    for index, series in enumerate(curve.series):
-        few = len(series.points) <= _MAX_MARKERS
+    for index, (series, bars) in enumerate(zip(curve.series, curve.error_bars(), strict=True)):
+        look = entry(index)
+        xs, ys = [x for x, _ in series.points], [y for _, y in series.points]
+        every = -(-len(xs) // _MAX_MARKERS) if xs else 1
         axes.plot(
-            [x for x, _ in series.points],
-            [y for _, y in series.points],
-            color=_PALETTE[index % len(_PALETTE)],
-            marker=_MARKERS[index % len(_MARKERS)] if few else None,
-            markersize=4,
-            linewidth=1.8,
-            label=series.label,
-        )
-        if series.band:
-            xs, low, high = [x for x, _ in series.points], *zip(*series.band, strict=True)
-            axes.fill_between(xs, low, high, color=_PALETTE[index % len(_PALETTE)], alpha=0.18, linewidth=0)
+            xs, ys, color=look.light, linewidth=1.2, linestyle=(0, look.dash) if look.dash else "-",
+            marker=look.marker, markersize=3.6, markeredgewidth=0, markevery=every, label=series.label,
+        )  # fmt: skip
+        if bars:
+            _error_bars(axes, series.points, series.band, bars, look, _DODGE * (index - (len(curve.series) - 1) / 2))
+        elif series.band:
+            low, high = zip(*series.band, strict=True)
+            axes.fill_between(xs, low, high, color=look.light, alpha=0.18, linewidth=0)
+            for edge in (low, high):
+                axes.plot(xs, edge, color=look.light, linewidth=0.5, alpha=0.7)
+
+
+def _error_bars(axes: Axes, points: Any, band: Any, bars: tuple[int, ...], look: Entry, dodge: float) -> None:
+    """Beside the points, so that bars of several series at one x stay apart."""
+    moved = axes.transData + ScaledTranslation(dodge / 72, 0, axes.figure.dpi_scale_trans)
+    for at in bars:
+        axes.plot(
+            [points[at][0]] * 2, band[at], color=look.light, linewidth=0.8, marker="_", markersize=2.6,
+            markeredgewidth=0.8, transform=moved,
+        )  # fmt: skip
 
 
 def _bars(axes: Axes, curve: Curve) -> None:
@@ -126,8 +179,9 @@ def _bars(axes: Axes, curve: Curve) -> None:
             [x for x, _ in series.points],
             [y for _, y in series.points],
             width=0.75 * _gap(curve),
-            color=_PALETTE[index % len(_PALETTE)],
+            color=entry(index).light,
             edgecolor="white",
+            linewidth=0,
             hatch=_HATCHES[index % len(_HATCHES)],
             label=series.label,
         )
@@ -139,21 +193,16 @@ def _gap(curve: Curve) -> float:
     return min((right - left for left, right in pairwise(xs)), default=1.0)
 
 
-def _levels(axes: Axes, curve: Curve) -> None:
-    for index, (label, y) in enumerate(curve.levels):
-        style = _LEVEL_STYLES[index % len(_LEVEL_STYLES)]
-        axes.axhline(y, color=_QUIET, linestyle=style, linewidth=1.4, label=label, zorder=1)
-
-
 def _dress(axes: Axes, curve: Curve) -> None:
-    axes.grid(visible=True, axis="y" if curve.kind == "bars" else "both", color=_GRID, linewidth=0.8)
+    axes.grid(visible=True, axis="y" if curve.kind == "bars" else "both", color=_GRID, linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_QUIET, length=0)
+    axes.tick_params(colors=_QUIET, length=2, width=0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color("#BBBBBB")
+        axes.spines[side].set_color("#999999")
+        axes.spines[side].set_linewidth(0.6)
     if curve.whole_x:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     if curve.fraction:
         axes.set_ylim(-0.02, 1.04)

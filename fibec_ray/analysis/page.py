@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fibec_ray.analysis import palette
 from fibec_ray.analysis.figure import Card, Curve, Figure, Heat, Series, Timeline
 from fibec_ray.analysis.run_page import RunPage, Section
 
@@ -19,7 +20,7 @@ SCRIPTS = ("base.js", "curves.js", "matrices.js", "timeline.js", "cards.js")
 """in the order in which they build on each other"""
 
 DIGITS = 5
-"""of numbers in figures; tables have their own"""
+"""significant digits of numbers in figures"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """HTML that needs nothing from outside, also not from the network."""
+    """One HTML file with everything in it; it loads nothing from the network."""
     figures: list[dict[str, Any]] = []
     environment = Environment(
         loader=PackageLoader(__package__, "browser"),
@@ -45,9 +46,10 @@ def render(page: Page) -> str:
         notices=page.notices,
         overview=[_numbered(section, figures) for section in page.overview],
         runs=[vars(run) | {"sections": [_numbered(section, figures) for section in run.sections]} for run in page.runs],
-        css=_file("page.css"),
+        css=Markup(palette.css()) + _file("page.css"),
         script=Markup("\n").join(_file(name) for name in SCRIPTS),
         figures=_json(figures),
+        looks=_json({"palette": palette.browser_data(), "viridis": palette.VIRIDIS}),
     )
 
 
@@ -77,8 +79,9 @@ def _numbers(card: Card, figures: list[dict[str, Any]]) -> list[int]:
 
 
 def _curve_data(curve: Curve) -> dict[str, Any]:
+    pairs = zip(curve.series, curve.error_bars(), strict=True)
     return vars(curve) | {
-        "series": [_series_data(series) for series in curve.series],
+        "series": [_series_data(series) | ({"bars": bars} if bars else {}) for series, bars in pairs],
         "levels": [[label, _short(y)] for label, y in curve.levels],
         "whole_y": curve.kind == "bars" and curve.y_label in ("devices", "samples"),
     }
@@ -117,9 +120,9 @@ def _short(value: float | None) -> float | None:
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 
-def _json(figures: Sequence[dict[str, Any]]) -> Markup:
+def _json(data: Any) -> Markup:
     """Text that cannot end the element that it stands in."""
-    text = json.dumps(figures, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 

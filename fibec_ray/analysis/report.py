@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fibec_ray.analysis.cards import figures_of
 from fibec_ray.analysis.comparable import differences
 from fibec_ray.analysis.compare import Choices, compare_collection
 from fibec_ray.analysis.files import replace_file
 from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.overlay import overlay_cards
 from fibec_ray.analysis.page import Page, render, size_of
+from fibec_ray.analysis.paper import refuse_file, write_figures
+from fibec_ray.analysis.paper_style import Style
 from fibec_ray.analysis.run_page import RunPage, Section, run_page
 from fibec_ray.analysis.tables import RunTables
 from fibec_ray.analysis.variants import Collection, collect
@@ -24,10 +25,19 @@ Read = Mapping[str, Mapping[int, tuple[RunLog, RunTables]]]
 """By variant and seed."""
 
 
-def write_report(places: Sequence[str | Path], out: Path | None = None, figures: Path | None = None) -> Path:
-    """Writes the page, also while a run goes on, and returns its path; figures: a folder for PNGs and SVGs.
+def write_report(
+    places: Sequence[str | Path],
+    out: Path | None = None,
+    figures: Path | None = None,
+    style: Style | None = None,
+    only: Sequence[str] = (),
+    each_run: bool = False,
+) -> Path:
+    """Write the page and return its path. Works while a run is still going.
 
-    out: by default RUN/report.html of a single run or sweep on this machine, else report.html. Raises RunDirError.
+    out: by default RUN/report.html of a single run or sweep on this machine, else report.html.
+    figures: a folder for paper figures (none by default), drawn in the style; only and each_run choose among them, see
+    `paper.write_figures`. Raises RunDirError, and UserError for a figure that is not there.
     """
     collection = collect(places)
     read = {
@@ -35,23 +45,12 @@ def write_report(places: Sequence[str | Path], out: Path | None = None, figures:
         for variant in collection.variants
     }
     page = _page(collection, read)
+    if figures:
+        refuse_file(figures)
+        write_figures(page, figures, style or Style(), only, each_run)
     path = out or _default_path(places)
     replace_file(path, render(page).encode())
-    if figures:
-        write_figures(page, figures)
     return path
-
-
-def write_figures(page: Page, folder: Path) -> None:
-    """Every figure of the page as PNG and SVG: those of all runs together, then each run's in a folder of its own."""
-    from fibec_ray.analysis.figures import draw  # matplotlib takes a second to load
-
-    named = [(folder, page.overview)]
-    named += [(folder / _slug(run.title) if len(page.runs) > 1 else folder, run.sections) for run in page.runs]
-    for where, sections in named:
-        for figure in figures_of([card for section in sections for card in section.cards]):
-            for ending, content in draw(figure).items():
-                replace_file(where / f"{figure.stem}.{ending}", content)
 
 
 def _page(collection: Collection, read: Read) -> Page:
@@ -95,7 +94,3 @@ def _that_fit(pages: Sequence[RunPage]) -> tuple[RunPage, ...]:
 def _default_path(places: Sequence[str | Path]) -> Path:
     folder = Path(places[0])
     return folder / "report.html" if len(places) == 1 and folder.is_dir() else Path("report.html")
-
-
-def _slug(title: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")

@@ -2,15 +2,9 @@
 
 const FIGURES = JSON.parse(document.getElementById("figures").textContent);
 const NS = "http://www.w3.org/2000/svg";
-const VIRIDIS = [
-  [68, 1, 84],
-  [65, 68, 135],
-  [42, 120, 142],
-  [34, 168, 132],
-  [122, 209, 81],
-  [253, 231, 37],
-];
-const KINDS = 8; // series colours in page.css
+const LOOKS = JSON.parse(document.getElementById("looks").textContent); // analysis/palette.py
+const VIRIDIS = LOOKS.viridis.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+const KINDS = LOOKS.palette.length;
 const tip = document.body.appendChild(element("div", { class: "tip", hidden: "" }));
 
 function element(name, attributes = {}, ...children) {
@@ -25,6 +19,26 @@ function shape(parent, name, attributes, text) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   if (text !== undefined) made.textContent = text;
   return parent.appendChild(made);
+}
+
+// The outline of a series' marker around a point.
+function marker(index, x, y, radius) {
+  const corners = LOOKS.palette[index % KINDS].marker;
+  return `M${corners.map(([dx, dy]) => `${(x + radius * dx).toFixed(1)},${(y - radius * dy).toFixed(1)}`).join("L")}Z`;
+}
+
+function dashes(index, width) {
+  return LOOKS.palette[index % KINDS].dash.map((length) => length * width).join(" ");
+}
+
+// What a legend shows of a line: its colour, dashes and marker.
+function lineKey(index) {
+  const svg = document.createElementNS(NS, "svg");
+  svg.setAttribute("class", `line-key s${index % KINDS}`);
+  svg.setAttribute("viewBox", "0 0 30 12");
+  shape(svg, "path", { class: "line", d: "M0,6L30,6", "stroke-dasharray": dashes(index, 2) });
+  shape(svg, "path", { class: "dot", d: marker(index, 15, 6, 4.2) });
+  return svg;
 }
 
 function number(value) {

@@ -54,7 +54,7 @@ function axes(svg, figure, frame) {
   );
 }
 
-// 'M' begins again after a gap: a value that is not there is not drawn over.
+// A missing value leaves a gap: the path starts again with 'M' after it.
 function path(one, frame) {
   let text = "",
     open = false;
@@ -76,7 +76,7 @@ function band(one, frame) {
   return there.length ? `M${[...upper, ...lower].join("L")}Z` : "";
 }
 
-function marks(svg, figure, one, frame, width) {
+function marks(svg, figure, one, frame, width, count) {
   const colour = `s${one.index % KINDS}`;
   if (figure.kind === "bars") {
     one.x.forEach((value, at) => {
@@ -92,19 +92,31 @@ function marks(svg, figure, one, frame, width) {
     });
     return;
   }
-  if (one.low) shape(svg, "path", { class: `band ${colour}`, d: band(one, frame) });
+  if (one.low && !one.bars) {
+    shape(svg, "path", { class: `band ${colour}`, d: band(one, frame) });
+    for (const edge of [one.low, one.high])
+      shape(svg, "path", { class: `edge ${colour}`, d: path({ x: one.x, y: edge }, frame) });
+  }
+  if (one.bars) errorBars(svg, one, frame, colour, count);
   if (figure.kind === "lines")
-    shape(svg, "path", { class: `line ${colour}${one.index >= KINDS ? " dashed" : ""}`, d: path(one, frame) });
-  if (figure.kind === "dots" || one.x.length <= 40) {
-    one.x.forEach((value, at) => {
-      if (one.y[at] !== null)
-        shape(svg, "circle", {
-          class: `dot ${colour}`,
-          cx: frame.x(value),
-          cy: frame.y(one.y[at]),
-          r: figure.kind === "dots" ? 3.5 : 2.2,
-        });
-    });
+    shape(svg, "path", { class: `line ${colour}`, d: path(one, frame), "stroke-dasharray": dashes(one.index, 2) });
+  const every = figure.kind === "dots" ? 1 : Math.ceil(one.x.length / 24);
+  one.x.forEach((value, at) => {
+    if (one.y[at] !== null && at % every === 0)
+      shape(svg, "path", { class: `dot ${colour}`, d: marker(one.index, frame.x(value), frame.y(one.y[at]), 3.6) });
+  });
+}
+
+// Beside the points, so that the bars of several series at one x stay apart.
+function errorBars(svg, one, frame, colour, count) {
+  const aside = (one.index - (count - 1) / 2) * Math.min(4, 24 / count);
+  for (const at of one.bars) {
+    if (one.low[at] === null || one.high[at] === null) continue;
+    const x = frame.x(one.x[at]) + aside,
+      low = frame.y(one.low[at]),
+      high = frame.y(one.high[at]);
+    const d = `M${x - 2.5},${low}h5M${x - 2.5},${high}h5M${x},${low}V${high}`;
+    shape(svg, "path", { class: `whisker ${colour}`, d });
   }
 }
 
@@ -131,7 +143,7 @@ function plot(holder, figure, hidden) {
     1,
     Math.min(40, (gap(shown) / (frame.xs[1] - frame.xs[0])) * (width - frame.pad.left - frame.pad.right) * 0.8),
   );
-  shown.forEach((one) => marks(svg, figure, one, frame, bar));
+  shown.forEach((one) => marks(svg, figure, one, frame, bar, figure.series.length));
   const cross = shape(svg, "line", {
     class: "cross",
     y1: frame.pad.top,
@@ -168,7 +180,7 @@ function point(event, svg, figure, shown, frame, cross) {
       element(
         "div",
         {},
-        element("i", { class: `key s${one.index % KINDS}` }),
+        figure.kind === "bars" ? element("i", { class: `key s${one.index % KINDS}` }) : lineKey(one.index),
         `${one.label}: ${number(one.y[best])}${range}`,
       ),
     ];
@@ -181,7 +193,7 @@ function legend(figure, hidden, redraw) {
     const key = element(
       "button",
       { type: "button", class: "key-button", "aria-pressed": String(!hidden.has(one.label)) },
-      element("i", { class: `key s${index % KINDS}${index >= KINDS ? " dashed" : ""}` }),
+      figure.kind === "bars" ? element("i", { class: `key s${index % KINDS}` }) : lineKey(index),
       one.label,
     );
     key.addEventListener("click", () => {
