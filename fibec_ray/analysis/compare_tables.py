@@ -16,47 +16,48 @@ _SEEDS = Column("seeds", lambda row: str(row["seeds"]))
 
 
 def scores(comparison: Comparison, model: Model) -> Table:
-    """Final and best scores of both kinds of model, and the paired difference of final scores to the reference."""
+    """Final and best scores of personal and global models, and their paired difference to the reference."""
     judged = _adjusted([_score_row(comparison, line, model) for line in comparison.lines])
     difference = f"{model} − {comparison.reference}"
     columns = [_VARIANT, _SEEDS]
     for kind in ("personal", "global"):
-        columns += [_score(f"{kind}, final", f"{kind}_final"), _score(f"{kind}, best", f"{kind}_best")]
+        columns += [_score(f"{kind}, final", f"{kind}_final", True), _score(f"{kind}, best", f"{kind}_best", True)]
     columns += [Column(difference, _difference), Column("p", _p("p")), Column("p, Holm", _p("p_holm"))]
     return Table("scores", f"Scores ({comparison.score})", tuple(columns), tuple(judged), tuple(_notes(comparison)))
 
 
 def targets(comparison: Comparison, model: Model, target: float, reached: Sequence[Reached]) -> Table:
-    """Costs until the first evaluation with at least the target, and the reference's over them."""
-    title = f"Costs to {model} {comparison.score} ≥ {target:g}"
+    """Costs up to the first evaluation that reaches the target, and how they compare with the reference's."""
+    title, reference = f"Costs to {model} {comparison.score} ≥ {target:g}", comparison.reference
     columns = (
         _VARIANT,
         Column("reached", lambda row: f"{row['reached']}/{row['seeds']}"),
-        _cost("rounds", "rounds"),
-        _cost("simulated s", "sim_time_s"),
-        _cost("MB", "num_bytes", 1e6),
-        _cost("samples", "num_samples"),
-        _ratio("time ×", "sim_time_s"),
-        _ratio("bytes ×", "num_bytes"),
-        _ratio("samples ×", "num_samples"),
+        _cost("rounds", "rounds", best=True),
+        _cost("simulated s", "sim_time_s", best=True),
+        _cost("MB", "num_bytes", 1e6, best=True),
+        _cost("samples", "num_samples", best=True),
+        _ratio("time", "sim_time_s", reference, "faster", "slower"),
+        _ratio("bytes", "num_bytes", reference, "fewer", "more"),
+        _ratio("samples, ratio", "num_samples", reference, "fewer", "more"),
     )
     notes = (
-        "Until the first evaluation with at least the target; means over the seeds that got there.",
-        f"×: {comparison.reference}'s cost / own cost, geometric mean over the seeds in which both got there; above 1 "
-        "is cheaper than the reference.",
+        "Costs up to the first evaluation that reaches the target; means over the seeds that reach it.",
+        f"1.4x faster: {reference} needs 1.4 times as long (geometric mean over the seeds in which both reach the "
+        "target). Fewer and more are meant in the same way.",
     )
     stem = f"target-{target:g}".replace(".", "_")
     return Table(stem, title, columns, tuple(_target_row(entry) for entry in reached), notes)
 
 
 def devices(comparison: Comparison) -> Table:
-    """How personal accuracy spreads over devices; no rows where no log has it."""
+    """How personal accuracy spreads over devices; without rows where no log has it."""
     names = ("worst_decile", "median", "best_decile", "mean", "deviation")
     rows = [_device_row(line, names) for line in comparison.lines if any(run.spread for run in line.runs.values())]
-    columns = (_VARIANT, _SEEDS, *(_score(name.replace("_", " "), name) for name in names))
+    columns = (_VARIANT, _SEEDS, *(_score(name.replace("_", " "), name, True, name != "deviation") for name in names))
     notes = (
         "Accuracy of each device's own model on its own test shard at the last evaluation; each device counts once.",
-        "Worst decile: mean of the tenth of the devices that score lowest. Deviation: over devices. Means over seeds.",
+        "Worst decile: mean of the tenth of the devices that score lowest. Deviation: standard deviation over devices. "
+        "All are means over seeds.",
     )
     return Table("devices", "Accuracy over devices", columns, tuple(rows), notes)
 
@@ -76,7 +77,7 @@ def costs(comparison: Comparison) -> Table:
         _cost("simulated s", "sim_time_s"),
         _cost("real s", "wall_time_s"),
     )
-    notes = ("Totals of a run, the initialisation phase included; means over seeds.",)
+    notes = ("Totals of a run, setup before training included; means over seeds.",)
     return Table("costs", "Costs of whole runs", columns, tuple(rows), notes)
 
 
@@ -121,11 +122,11 @@ def _spelt(name: str, mean: Mean | None) -> dict[str, float | None]:
     return {name: mean.value if mean else None, f"{name}_half_width": mean.half_width if mean else None}
 
 
-def _score(title: str, name: str) -> Column:
+def _score(title: str, name: str, best: bool = False, bigger_is_better: bool = True) -> Column:
     def text(row: Row) -> str:
         return NONE if row[name] is None else f"{row[name]:.4f}{_within(row[f'{name}_half_width'])}"
 
-    return Column(title, text)
+    return Column(title, text, name if best else None, bigger_is_better)
 
 
 def _difference(row: Row) -> str:
@@ -144,12 +145,27 @@ def _p(name: str) -> Any:
     return lambda row: NONE if row[name] is None else "< 0.001" if row[name] < 0.001 else f"{row[name]:.3f}"
 
 
-def _cost(title: str, name: str, unit: float = 1.0) -> Column:
-    return Column(title, lambda row: cost_text(row[name], unit))
+def _cost(title: str, name: str, unit: float = 1.0, best: bool = False) -> Column:
+    return Column(title, lambda row: cost_text(row[name], unit), name if best else None, bigger_is_better=False)
 
 
-def _ratio(title: str, name: str) -> Column:
-    return Column(title, lambda row: NONE if (value := row[f"{name}_speed_up"]) is None else f"{value:.2f}")
+def _ratio(title: str, name: str, reference: str, better: str, worse: str) -> Column:
+    def text(row: Row) -> str:
+        value = row[f"{name}_speed_up"]
+        if row["variant"] == reference and value is not None:
+            return "reference"
+        return NONE if value is None else ratio_text(value, better, worse)
+
+    return Column(title, text)
+
+
+def ratio_text(ratio: float, better: str, worse: str) -> str:
+    """The reference's cost over one's own in words: 1.4 -> '1.4x faster', 0.5 -> '2x slower', 1.002 -> 'the same'."""
+    factor = max(ratio, 1 / ratio)
+    shown = f"{factor:.1f}" if factor >= 1.95 else f"{factor:.2f}"
+    if float(shown) == 1.0:
+        return "the same"
+    return f"{shown.rstrip('0').rstrip('.')}x {better if ratio > 1 else worse}"
 
 
 def cost_text(value: float | None, unit: float = 1.0) -> str:
@@ -163,10 +179,10 @@ def _notes(comparison: Comparison) -> list[str]:
     anchors = {name: value for name, value in comparison.anchors.items() if value is not None}
     without = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in anchors.items())
     return [
-        f"Final: mean of the last {comparison.recent} evaluations. Best: the highest of all evaluations, which favours "
-        "runs that were evaluated often. Means over seeds; ± is half of the interval that holds the mean with "
-        f"{CONFIDENCE:.0%} confidence (Student's t over seeds).",
-        "The difference is that of final scores, paired: runs of one seed share partition, cohorts and initial "
+        f"Final: mean of the last {comparison.recent} evaluations. Best: the highest evaluation, which favours runs "
+        f"that were evaluated often. Means over seeds; ± is half the width of the {CONFIDENCE:.0%} confidence interval "
+        "of the mean (Student's t over seeds).",
+        "The difference compares final scores seed by seed: runs of one seed share partition, cohorts and initial "
         "weights. p: two-sided paired t test; Holm: adjusted for the number of variants in this table.",
         *([f"Without learning, on {comparison.reference}'s data: {without}."] if without else []),
     ]

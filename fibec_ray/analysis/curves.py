@@ -9,7 +9,7 @@ from fibec_ray.analysis.figure import Anchors, Curve, Series
 from fibec_ray.analysis.tables import RunTables, any_finite, cohort_means
 from fibec_ray.analysis.units import BYTES, COUNT, SECONDS, Unit, unit_for
 
-ROUNDS = "rounds completed"
+ROUNDS = "round"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ AXES = (
     Axis("bytes_total", "bytes", "bytes", "sent both ways", BYTES),
     Axis("num_samples_total", "samples", "samples", "training samples visited, repeats included", COUNT),
 )
-_TRAINED = ("personal_accuracy_trained", "personalised, devices trained so far")
+_TRAINED = ("personal_accuracy_trained", "personal models, trained devices")
 ANCHORS = {"majority": "majority class", "own_majority": "own majority class", "mean": "mean", "own_mean": "own mean"}
 
 
@@ -126,7 +126,9 @@ def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> 
 
 def _by_axes(tables: RunTables, curve: Curve, name: str, *more: tuple[str, str]) -> list[Curve]:
     """A number of global and personal models over each of AXES. more: further columns and their labels."""
-    columns = [(f"global_{name}", "global model, test set"), (f"personal_{name}", "personalised, all devices"), *more]
+    columns = [(f"global_{name}", "global model")]
+    if not tables.personal_equals_global():
+        columns += [(f"personal_{name}", "personal models"), *more]
     return [axis.over(replace(curve, series=series_of(tables, axis.column, columns))) for axis in AXES]
 
 

@@ -50,7 +50,7 @@ def last_spread(tables: RunTables) -> Spread | None:
 
 
 def fan(tables: RunTables) -> list[tuple[int, ...] | tuple[float, ...]]:
-    """(rounds completed, mean of the worst decile, quantiles at LEVELS) for each evaluated round."""
+    """(round from 1, mean of the worst decile, quantiles at LEVELS) for each evaluated round."""
     ranked = _known(tables).sort("round", "accuracy")
     tenth = (pl.len() / 10).ceil().cast(pl.Int64)
     worst = pl.col("accuracy").head(tenth).mean().alias("worst")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,9 @@ class Column:
 
     title: str
     text: Callable[[Row], str]
+    value: str | None = None
+    """the raw value by which the best row is found; None: no row is the best"""
+    bigger_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,33 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def cells(self) -> list[list[str]]:
-        """Titles first."""
+        """The titles, then one list per row."""
         head = [column.title for column in self.columns]
         return [head, *([column.text(row) for column in self.columns] for row in self.rows)]
+
+    def best(self) -> set[tuple[int, int]]:
+        """(row, column) of the best cells; equal cells are all the best. None in a column whose cells are all equal."""
+        return {(row, at) for at, column in enumerate(self.columns) for row in self._best_rows(column)}
+
+    def _best_rows(self, column: Column) -> list[int]:
+        if column.value is None:
+            return []
+        known = [at for at, row in enumerate(self.rows) if _is_finite(row[column.value])]
+        texts = {at: column.text(self.rows[at]).split(" ±")[0] for at in known}
+        if len(set(texts.values())) < 2:
+            return []
+        choose = max if column.bigger_is_better else min
+        best = texts[choose(known, key=lambda at: self.rows[at][column.value])]
+        return [at for at in known if texts[at] == best]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def markdown(table: Table, width: int | None = None) -> str:
     """width: characters in a line of the terminal that shows it; None: as wide as it is."""
-    rows = [[escaped(cell) for cell in row] for row in table.cells()]
+    rows = _marked(table, escaped, lambda cell: f"**{cell}**")
     return f"## {escaped(table.title)}\n\n{fitted(rows, width)}\n" + listed_notes(table.notes, width)
 
 
@@ -73,16 +96,28 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
+def _marked(table: Table, written: Callable[[str], str], bold: Callable[[str], str]) -> list[list[str]]:
+    """Titles, then rows, with the best cells in bold."""
+    head, *rows = [[written(cell) for cell in row] for row in table.cells()]
+    best = table.best()
+    return [head] + [
+        [bold(cell) if (row, at) in best else cell for at, cell in enumerate(cells)] for row, cells in enumerate(rows)
+    ]
+
+
 def latex(table: Table) -> str:
-    """A table for a paper; needs the package booktabs."""
-    head, *rows = [[_tex(cell) for cell in row] for row in table.cells()]
+    """A table for a paper, with the packages that it needs and its notes in comments above it."""
+    head, *rows = _marked(table, _tex, lambda cell: rf"\textbf{{{cell}}}")
     lines = [" & ".join(row) + r" \\" for row in rows]
-    notes = " ".join(_tex(note) for note in table.notes)
+    best = " Best in bold." if table.best() else ""
     return "\n".join(
         [
+            r"% Needs \usepackage{booktabs} in the preamble. A wide table fits two columns as table*.",
+            *(f"% {escaped_line(note)}" for note in table.notes),
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_tex(table.title)}. {notes}}}",
+            r"\small",
+            rf"\caption{{{_tex(table.title)}.{best}}}",
             rf"\label{{tab:{table.stem}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
             r"\toprule",

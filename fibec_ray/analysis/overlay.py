@@ -16,7 +16,7 @@ Runs = Mapping[str, Sequence[RunTables]]
 Rows = dict[int, tuple[float, float]]
 """(x, y) by round."""
 
-_CAPTION = "Means over seeds at each evaluated round; the shade goes from the lowest seed to the highest."
+_CAPTION = "Means over seeds at each evaluated round; bars go from the lowest seed to the highest."
 
 
 def overlay_cards(runs: Runs, metric: str | None) -> list[Card]:
@@ -24,9 +24,9 @@ def overlay_cards(runs: Runs, metric: str | None) -> list[Card]:
     column, name = score_column(metric), "accuracy" if score_column(metric) == "accuracy" else str(metric)
     scores = [
         [_over(axis, runs, f"{model}_{column}", f"{title} {name}") for axis in AXES]
-        for model, title in (("personal", "Personalised"), ("global", "Global"))
+        for model, title in (("personal", "Personal"), ("global", "Global"))
     ]
-    losses = [_over(axis, runs, "personal_loss", "Personalised loss") for axis in AXES]
+    losses = [_over(axis, runs, "personal_loss", "Personal loss") for axis in AXES]
     others = [
         _by_round(runs, _worst_decile, "worst_decile", "Worst decile of devices", "accuracy (fraction correct)"),
         _by_round(runs, _logged("data_fraction"), "data_fraction", "Data in use", "visible batches / all"),

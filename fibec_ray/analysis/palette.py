@@ -76,7 +76,7 @@ def entry(index: int) -> Entry:
 
 
 def css() -> str:
-    """A colour variable per entry, for light and dark pages, and a class that selects it: `.s3 { --key: var(--s3); }`."""
+    """A colour variable per entry for light and dark pages, and a class for each: `.s3 { --key: var(--s3); }`."""
     light = " ".join(f"--s{at}: {found.light};" for at, found in enumerate(PALETTE))
     dark = " ".join(f"--s{at}: {found.dark};" for at, found in enumerate(PALETTE))
     classes = "\n".join(f".s{at} {{ --key: var(--s{at}); }}" for at in range(len(PALETTE)))

@@ -74,8 +74,8 @@ def _overview(collection: Collection, read: Read) -> list[Section]:
     metric = next((log.fact("metric") for seeds in read.values() for log, _ in seeds.values()), None)
     compared = compare_collection(collection, Choices(anyway=True))
     return [
-        Section("Comparison", tuple(compared), ()),
         Section("Curves", (), tuple(overlay_cards(tables, metric))),
+        Section("Comparison", tuple(compared), ()),
     ]
 
 

@@ -11,7 +11,9 @@ from fibec_ray.analysis.figure import Card
 from fibec_ray.analysis.files import FINISHED
 from fibec_ray.analysis.formats import Table
 from fibec_ray.analysis.log import RunLog
+from fibec_ray.analysis.run_facts import Headline, facts_of, headline_of
 from fibec_ray.analysis.run_tables import tables_of
+from fibec_ray.analysis.scores import scores_of
 from fibec_ray.analysis.tables import RunTables
 
 SECTIONS = ("Scores", "Cost", "Curriculum", "Layers and masks", "Devices")
@@ -28,6 +30,7 @@ class Section:
 class RunPage:
     title: str
     notices: tuple[str, ...]
+    headline: Headline | None
     facts: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     config: str
@@ -40,7 +43,8 @@ def run_page(log: RunLog, tables: RunTables, title: str | None = None) -> RunPag
     return RunPage(
         title=title or str(log.fact("name") or log.fact("run_id") or log.place.name),
         notices=tuple(_notices(log, tables)),
-        facts=tuple(_facts(log, tables)),
+        headline=headline_of(scores_of(tables, log.anchors(), log.fact("metric"))),
+        facts=tuple(facts_of(log, tables)),
         sections=tuple(_sections(log, tables)),
         config=yaml.safe_dump(log.config, sort_keys=False, allow_unicode=True) if log.config else "",
         footer=_footer(log),
@@ -57,31 +61,16 @@ def _sections(log: RunLog, tables: RunTables) -> list[Section]:
 
 
 def _notices(log: RunLog, tables: RunTables) -> list[str]:
-    """What to know before reading on: a run that has not come to its end, or was never evaluated."""
+    """Warnings above the page: the run is unfinished, or was never evaluated."""
     status, planned, done = log.summary.get("status"), log.fact("rounds"), tables.rounds_done()
     notices = []
     if status != FINISHED and (status is not None or planned != done):
-        progress = f"{done} of {planned} rounds completed" if planned else f"{done} rounds completed"
+        progress = f"{done} of {planned} rounds done" if planned else f"rounds done: {done}"
         state = "is still going or was stopped" if status in (None, "running") else f"has the status '{status}'"
         notices.append(f"This run {state}: {progress}.")
     if not any(tables.points("round", column) for column in ("global_loss", "personal_loss", "global_accuracy")):
         notices.append("No round of this run has been evaluated yet.")
     return notices
-
-
-def _facts(log: RunLog, tables: RunTables) -> list[tuple[str, str]]:
-    done, planned = tables.rounds_done(), log.fact("rounds")
-    devices = log.summary.get("num_devices") or log.fact("num_devices") or max(tables.column("num_devices"))
-    found = [
-        ("method", log.fact("method")),
-        ("task", log.fact("task")),
-        ("task metric", log.fact("metric")),
-        ("seed", log.fact("seed")),
-        ("rounds", f"{done} of {planned}" if planned and planned != done else done),
-        ("devices", devices),
-        ("devices per round", log.fact("cohort_size")),
-    ]
-    return [(label, str(value)) for label, value in found if value is not None]
 
 
 def _footer(log: RunLog) -> str:

@@ -32,7 +32,7 @@ def _some(*found: Table) -> list[Table]:
 
 def _results(scores: list[Score]) -> Table:
     def after(name: str) -> Column:
-        return Column(f"{name} (after rounds)", lambda row: f"{row[name]:.4f} ({row[f'{name}_after']})")
+        return Column(f"{name} (round)", lambda row: f"{row[name]:.4f} ({row[f'{name}_after']})")
 
     columns = (
         Column("bigger is better", lambda row: str(row["label"])),

@@ -1,4 +1,4 @@
-"""The numbers of a run's summary table: last, best and recent mean of every evaluation column."""
+"""The numbers of a run's score table: final, best and recent mean of every evaluation column."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ RECENT = 3
 class Score:
     """One row of the summary table. A bigger value is better."""
 
+    column: str
+    """of the `rounds` table"""
     label: str
     final: float
     final_after: int
-    """rounds completed at the last evaluation"""
+    """round of the last evaluation: 0 is before training, then 1, 2 ..."""
     best: float
     best_after: int
     recent: float
@@ -34,16 +36,21 @@ class Score:
 
 _ROWS = (
     ("global_accuracy", "Global accuracy", "majority"),
-    ("personal_accuracy", "Personalised accuracy", "own_majority"),
-    ("personal_accuracy_trained", "Personalised accuracy, devices trained so far", "own_majority"),
+    ("personal_accuracy", "Personal accuracy", "own_majority"),
+    ("personal_accuracy_trained", "Personal accuracy, devices trained so far", "own_majority"),
     ("global_metric", "Global {metric}", "mean"),
-    ("personal_metric", "Personalised {metric}", "own_mean"),
+    ("personal_metric", "Personal {metric}", "own_mean"),
 )
 
 
 def scores_of(tables: RunTables, anchors: Mapping[str, float], metric: str | None) -> list[Score]:
-    """A row for each evaluation column that has numbers; the task's metric only where it is another than accuracy."""
+    """One row per evaluation column that has numbers.
+
+    The task's own metric is left out where it is accuracy, and personal scores where they equal the global ones.
+    """
     rows = [row for row in _ROWS if metric != "accuracy" or not row[0].endswith("_metric")]
+    if tables.personal_equals_global():
+        rows = [row for row in rows if not row[0].startswith("personal_")]
     found = [
         _score(tables, column, label.format(metric=metric or "task metric"), anchors.get(anchor), ANCHORS[anchor])
         for column, label, anchor in rows
@@ -59,6 +66,7 @@ def _score(tables: RunTables, column: str, label: str, anchor: float | None, anc
     best_after, best = max(points, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
     final_after, final = points[-1]
     return Score(
+        column=column,
         label=label,
         final=final,
         final_after=int(final_after),

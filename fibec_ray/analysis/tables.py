@@ -15,6 +15,12 @@ from fibec_ray.analysis.whole import KEYS, refuse_damage
 
 Point = tuple[float, float]
 
+FIRST_ROUND = 1
+"""What figures, tables and the console call the round that the log numbers 0. Their round 0 is before training: -1 in
+the log."""
+SAME = 5e-5
+"""Scores that differ by less look equal in tables."""
+
 
 @dataclass(frozen=True)
 class RunTables:
@@ -38,12 +44,22 @@ class RunTables:
         return self.rounds.get_column(name).to_list()
 
     def rounds_done(self) -> int:
-        """How many rounds are in the log, the initialisation phase not counted."""
-        return int(max(self.column("round"))) + 1
+        """How many training rounds the log has."""
+        return int(max(self.column("round"))) + FIRST_ROUND
+
+    def personal_equals_global(self) -> bool:
+        """Whether devices have no models of their own: every personal score equals the global one of its round."""
+        pairs = [
+            pair
+            for name in ("accuracy", "metric", "loss")
+            for pair in zip(self.column(f"personal_{name}"), self.column(f"global_{name}"), strict=True)
+            if pair[0] is not None
+        ]
+        return bool(pairs) and all(shared is not None and abs(own - shared) < SAME for own, shared in pairs)
 
     def points(self, x: str, y: str) -> list[Point]:
-        """(x, y) for each round where both are known. x = 'round' counts rounds completed: 0 after initialisation."""
-        shift = 1 if x == "round" else 0
+        """(x, y) for each round where both are known. x = 'round' counts as figures do: 0 is before training."""
+        shift = FIRST_ROUND if x == "round" else 0
         pairs = zip(self.column(x), self.column(y), strict=True)
         return [(left + shift, right) for left, right in pairs if left is not None and right is not None]
 
@@ -68,12 +84,12 @@ def latest_layers(tables: RunTables) -> list[Layer]:
 
 
 def cohort_means(tables: RunTables, column: str) -> list[Point]:
-    """(rounds completed, mean of a devices column weighted by samples seen), for each round that has it."""
+    """(round, mean of a devices column weighted by samples seen), for each round that has it; rounds from 1."""
     weight = pl.col("num_samples_seen")
     known = tables.devices.filter(pl.col(column).is_not_null() & (weight > 0))
     mean = (pl.col(column) * weight).sum() / weight.sum()
     rows = known.group_by("round").agg(mean.alias("mean")).sort("round")
-    return [(round_ + 1, value) for round_, value in rows.iter_rows()]
+    return [(round_ + FIRST_ROUND, value) for round_, value in rows.iter_rows()]
 
 
 def any_finite(points: Sequence[Point]) -> bool:

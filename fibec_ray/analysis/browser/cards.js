@@ -64,3 +64,16 @@ if (chooser) {
   pick();
 }
 document.querySelectorAll("figure[data-figures]").forEach(mount);
+
+// A table that is wider than its card says so, and has a shadow at its edge until it is scrolled to the end.
+function scrollable(box) {
+  const wide = box.scrollWidth > box.clientWidth + 1;
+  box.classList.toggle("wide", wide);
+  box.classList.toggle("rest", wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  box.previousElementSibling.hidden = !wide;
+}
+document.querySelectorAll(".scroll").forEach((box) => {
+  box.addEventListener("scroll", () => scrollable(box));
+  new ResizeObserver(() => scrollable(box)).observe(box);
+  scrollable(box);
+});
