@@ -17,6 +17,7 @@ from fibec_ray.method import AXES, Method
 from fibec_ray.models.nets import NETS, Net, is_net
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.part import LACKING, Setting, kind_of
+from fibec_ray.types import SETUP_ROUND
 
 
 def _partition(value: Any) -> Any:
@@ -55,9 +56,10 @@ def _backbone(value: Any) -> Any:
 
 
 class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """When and how models are scored on test data. Round T - 1 is always scored."""
+    """When and how models are scored on test data. They are always scored after the last round."""
 
     every: int = Field(5, ge=1, description="rounds between evaluations")
+    before_training: bool = Field(False, description="also score the models before round 1")
     batch_size: int = Field(64, ge=1)
 
 
@@ -87,6 +89,9 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return name
 
     def evaluates(self, round_: int) -> bool:
+        """Whether models are scored after this round of the log: -1 is setup, before training."""
+        if round_ == SETUP_ROUND:
+            return self.evaluation.before_training
         return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1
 
     def job(self, num_classes: int, label_words: tuple[int, ...] | None) -> Job:

@@ -46,10 +46,10 @@ class RunTotals:
         """The layout of the trainable tensors, known after the fleet's setup."""
         return self._layers.layout
 
-    def setup(self, opened: SetupResult) -> tuple[Row, list[Row]]:
+    def setup(self, opened: SetupResult, evaluation: EvaluationResult | None = None) -> tuple[Row, list[Row]]:
         """The row of round -1 and its layer rows."""
         self._layers = opened
-        return self._row(SETUP_ROUND, opened.reports, 0, None), self._layer_rows(SETUP_ROUND, [])
+        return self._row(SETUP_ROUND, opened.reports, 0, evaluation), self._layer_rows(SETUP_ROUND, [])
 
     def state(self) -> RunTotalsState:
         """The current totals."""

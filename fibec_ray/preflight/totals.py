@@ -17,6 +17,7 @@ from fibec_ray.preflight.plan import Seats
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Amount, Devices
+from fibec_ray.types import SETUP_ROUND
 
 EFFICIENCY = 0.6
 """Speed of a whole pass on a CPU, relative to its products (attention, norms and sums are slower)."""
@@ -77,7 +78,7 @@ def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: 
         sum((devices.device_round(device, t) for device in cohort), Amount()) for t, cohort in enumerate(cohorts(job))
     ]
     own = "personal" not in job.method.sharing.lacks or job.method.has_own_models
-    times = sum(experiment.evaluates(t) for t in range(job.rounds))
+    times = sum(experiment.evaluates(t) for t in range(SETUP_ROUND, job.rounds))
     evaluated = devices.evaluation(own).times(times)
     layers = max(1, rehearsal.anatomy.layout.num_layers)
 

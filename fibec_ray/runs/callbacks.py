@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
 class Summary(Callback):
     """Writes RUN/summary.json, also as soon as it is known where devices compute, and how the base is held."""
 
-    def __init__(self, folder: Path, experiment: Experiment, prepared: Prepared, note: Callable[[str], None]):
+    def __init__(
+        self, folder: Path, experiment: Experiment, prepared: Prepared, note: Callable[[str], None], version: str = ""
+    ):
+        """note: tells the user something. version: of fibec_ray, when the run began."""
         self._path, self._note = folder / NAME, note
         self._known = {
             "name": experiment.name,
@@ -75,8 +79,13 @@ class Summary(Callback):
             "anchors": prepared.anchors,
             "heterogeneity": prepared.heterogeneity,
         }
-        if (earlier := read_summary(folder).get("device")) is not None:
-            self._known["device"] = str(earlier)
+        earlier = read_summary(folder)
+        if earlier.get("device") is not None:
+            self._known["device"] = str(earlier["device"])
+        self._known |= {
+            "started": str(earlier.get("started") or datetime.now(UTC).isoformat(timespec="seconds")),
+            "version": version,
+        }
 
     def write(self, status: str, fleet: Fleet | None = None, **more: Any) -> None:
         """fleet: None before there is one."""

@@ -39,7 +39,7 @@ from fibec_ray.runs.callbacks import Callback, CallbackList, Summary
 from fibec_ray.runs.save import save_model
 from fibec_ray.runs.saved_model import describe
 from fibec_ray.tensors import digest
-from fibec_ray.types import Fleet, Progress
+from fibec_ray.types import SETUP_ROUND, Fleet, Progress
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def carry_on(
     need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
-    summary = Summary(folder, experiment, identity.prepared, callback.note)
+    summary = Summary(folder, experiment, identity.prepared, callback.note, identity.versions.get("fibec_ray", ""))
     summary.write("running")
     callback = CallbackList(callback, summary)
     fleet = make_fleet(experiment, worker_spec, callback.progress, callback.note, need)
@@ -128,10 +128,11 @@ def run_rounds(
     if start is None:
         opened = fleet.setup()
         callback.placed(fleet)
-        row, layers = totals.setup(opened)
-        yield Logged(
-            row | {"adapter_digest": fleet.digest()}, opened.reports, layers, [], range(worker_spec.job.num_devices)
-        )
+        evaluation = fleet.evaluate(SETUP_ROUND) if experiment.evaluates(SETUP_ROUND) else None
+        row, layers = totals.setup(opened, evaluation)
+        evaluations = totals.evaluations(SETUP_ROUND, evaluation)
+        row |= {"adapter_digest": fleet.digest()}
+        yield Logged(row, opened.reports, layers, evaluations, range(worker_spec.job.num_devices))
     else:
         totals.restore(fleet.restore(start.server, start.manifest.states), start.manifest.totals)
         start.refuse_other_base(fleet.base)

@@ -106,7 +106,10 @@ def test_titles_are_off_and_text_stays_text() -> None:
         r"<metadata>.*?</metadata>|<title>.*?</title>", "", svg, flags=re.S
     )
     assert "A title</text>" in draw(LINES, Style(formats=("svg",), titles=True))["svg"].decode()
-    assert "font-size: 12px; font-family: 'DejaVu Serif'" in draw(LINES, style_of(font="DejaVu Serif", font_size=12))["svg"].decode()
+    assert (
+        "font-size: 12px; font-family: 'DejaVu Serif'"
+        in draw(LINES, style_of(font="DejaVu Serif", font_size=12))["svg"].decode()
+    )
 
 
 def test_a_pdf_embeds_its_fonts_as_truetype() -> None:

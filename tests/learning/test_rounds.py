@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -375,3 +378,31 @@ def test_with_a_frozen_the_mean_of_the_products_is_the_product_of_the_means(tiny
         product_of_means = sum(w * b for w, b, _ in pairs) @ sum(w * a for w, _, a in pairs)
         gaps[method] = float((mean_of_products - product_of_means).norm() / mean_of_products.norm())
     assert gaps["ffa-lora"] < 1e-6 < 1e-4 < gaps["fedavg"]
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fibecfed"])
+def test_a_run_can_be_scored_before_training_without_changing_it(
+    method: str, tiny_settings: Any, tmp_path: Path
+) -> None:
+    runs = {
+        early: simulate(
+            check(tiny_settings(method, rounds=1, evaluation={"before_training": early}), "test"), tmp_path / str(early)
+        )
+        for early in (False, True)
+    }
+    assert runs[True].adapter_digest == runs[False].adapter_digest
+    first = runs[True].rows[0]
+    assert (first["round"], first["num_devices_trained"], first["personal_accuracy_trained"]) == (-1, 0, None)
+    assert first["global_accuracy"] == pytest.approx(first["personal_accuracy"])  # every device has the initial model
+    assert runs[False].rows[0]["global_accuracy"] is None
+    evaluations = read_table(tmp_path / "True", "evaluations").to_pylist()
+    assert {row["round"] for row in evaluations} == {-1, 0} and not any(
+        row["trained"] for row in evaluations if row["round"] == -1
+    )
+
+
+def test_the_summary_keeps_the_version_and_the_start(tiny_settings: Any, tmp_path: Path) -> None:
+    simulate(check(tiny_settings(rounds=1), "test"), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    started = datetime.fromisoformat(summary["started"])
+    assert abs((datetime.now(UTC) - started).total_seconds()) < 600 and summary["version"] == version("fibec_ray")
