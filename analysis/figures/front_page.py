@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log = open_run(args.run)
         tables = RunTables.read(log)
         if not tables.points("round", "global_accuracy"):
-            raise RunDirError(f"{args.run}: has no global accuracy; run configs/quickstart.yaml and give its run directory")
+            raise RunDirError(
+                f"{args.run}: has no global accuracy; run configs/quickstart.yaml and give its run directory"
+            )
     except UserError as error:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,9 @@ def drawn(log: RunLog, tables: RunTables, theme: Theme) -> Figure:
 
 
 def _accuracy(axes: Axes, tables: RunTables, anchors: dict[str, float], theme: Theme) -> None:
-    for at, (column, label) in enumerate((("personal_accuracy", "personal models"), ("global_accuracy", "global model"))):
+    for at, (column, label) in enumerate(
+        (("personal_accuracy", "personal models"), ("global_accuracy", "global model"))
+    ):
         points = tables.points("round", column)
         axes.plot(
             [x for x, _ in points], [y for _, y in points], color=theme.series[at], label=label, linewidth=2,
@@ -92,7 +96,9 @@ def _layers(axes: Axes, tables: RunTables, theme: Theme) -> None:
     for at, (shared, label) in enumerate(((True, "shared with the server"), (False, "stays on the device"))):
         chosen = [layer for layer in found if layer.shared == shared]
         colour = theme.series[(0, 4)[at]]
-        axes.bar([layer.layer for layer in chosen], [layer.sensitivity or 0.0 for layer in chosen], color=colour, label=label)
+        axes.bar(
+            [layer.layer for layer in chosen], [layer.sensitivity or 0.0 for layer in chosen], color=colour, label=label
+        )
     axes.set(xlabel="layer", yticks=[])
     axes.set_title("Sensitivity of each layer", loc="left", color=theme.ink, fontweight="bold")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
