@@ -166,6 +166,8 @@ def _lines(axes: Axes, curve: Curve) -> None:
 def _error_bars(axes: Axes, points: Any, band: Any, bars: tuple[int, ...], look: Entry, dodge: float) -> None:
     """Beside the points, so that bars of several series at one x stay apart."""
     moved = axes.transData + ScaledTranslation(dodge / 72, 0, axes.figure.dpi_scale_trans)
+    axes.update_datalim([(points[at][0], y) for at in bars for y in band[at]])  # moved lines do not widen the axes
+    axes.autoscale_view()
     for at in bars:
         axes.plot(
             [points[at][0]] * 2, band[at], color=look.light, linewidth=0.8, marker="_", markersize=2.6,

@@ -48,11 +48,11 @@ function number(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-// Round steps of 1, 2 or 5: at most `count` of them.
+// Round steps of 1, 2, 2.5 or 5: at most `count` of them.
 function ticks(low, high, count, whole) {
   const raw = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(raw || 1));
-  let step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= raw) || power;
+  let step = (whole ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10]).map((factor) => factor * power).find((size) => size >= raw) || power;
   if (whole) step = Math.max(1, Math.round(step));
   const found = [];
   for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-9; at += step)

@@ -15,7 +15,9 @@ function frameOf(figure, shown, width, height) {
     ys[1] += room;
   }
   const pad = { left: 52, right: 20, top: 10, bottom: 38 };
-  const x = (value) => pad.left + ((value - xs[0]) / (xs[1] - xs[0])) * (width - pad.left - pad.right);
+  const inset = figure.kind === "bars" ? 0 : 8; // room for markers and error bars at both ends
+  const x = (value) =>
+    pad.left + inset + ((value - xs[0]) / (xs[1] - xs[0])) * (width - pad.left - pad.right - 2 * inset);
   const y = (value) => height - pad.bottom - ((value - ys[0]) / (ys[1] - ys[0])) * (height - pad.top - pad.bottom);
   return { xs, ys, x, y, pad, width, height };
 }
