@@ -74,7 +74,7 @@ class DeviceError(RunError):
         self.device, self.round, self.stage, self.what = device, round_, stage, what
 
     def __str__(self) -> str:
-        return f"device {self.device}, round {self.round}, {self.stage}: {self.what}"
+        return f"device {self.device}, {round_name(self.round)}, {self.stage}: {self.what}"
 
 
 class FleetError(RunError):
@@ -87,6 +87,19 @@ class ServerLostError(FleetError):
 
 class JobFailed(RunError):
     pass
+
+
+def round_number(index: int) -> int:
+    """The round as people count it: 0 is before training, then 1, 2 ... The log's `round` counts from -1, so one less.
+
+    Messages, the console, figures and tables all use it.
+    """
+    return index + 1
+
+
+def round_name(index: int) -> str:
+    """'round 4' for the log's round 3."""
+    return f"round {round_number(index)}"
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

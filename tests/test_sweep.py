@@ -402,7 +402,7 @@ def test_an_unfinished_run_goes_on(write: Any, tmp_path: Path) -> None:
     assert run_sweep(sweep, out, 1, said.append) == [] and "1 finished before" in said[0]
     assert read_identity(folder_of(half, out)).run_id == begun
     assert log_digest(folder_of(half, out)) == log_digest(tmp_path / "calm")
-    assert "resuming at round 1 of 3 rounds" in folder_of(half, out).with_suffix(".log").read_text()
+    assert "resuming at round 2 of 3 rounds" in folder_of(half, out).with_suffix(".log").read_text()
 
 
 def test_a_real_sweep_ends_with_its_table_and_a_second_time_runs_nothing(

@@ -111,7 +111,7 @@ class Mine(Objective):
 """
     verdict = found(text, tmp_path)
     assert verdict["network"].startswith("FAILED: device ")
-    assert verdict["network"].endswith("round 0, train: rules.py, line 13: KeyError: 'nothing'")
+    assert verdict["network"].endswith("round 1, train: rules.py, line 13: KeyError: 'nothing'")
     assert verdict["plan"] == verdict["resume"] == "skipped: no small experiment with the part came to its end"
 
 

@@ -34,7 +34,7 @@ def add(parsers: Parsers) -> None:
     replay = parsers.add_parser("replay", help="run one device's round again and compare it with the log")
     replay.epilog = RUNS_SAVED_CODE
     replay.add_argument("run", type=path, metavar="RUN", help="run directory; it is not changed")
-    replay.add_argument("--round", type=int, metavar="R", required=True, help="-1: the initialisation phase")
+    replay.add_argument("--round", type=int, metavar="R", required=True, help="0 is before training, then 1, 2 ...")
     replay.add_argument("--device", type=int, metavar="D", required=True, help="number of the device, from 0")
     replay.set_defaults(command=_replay)
 
@@ -86,7 +86,7 @@ def _replay(arguments: argparse.Namespace) -> None:
     from fibec_ray.cli.console import print_comparison
     from fibec_ray.runs.replay import replay
 
-    found = replay(arguments.run, arguments.round, arguments.device)
+    found = replay(arguments.run, arguments.round - 1, arguments.device)  # the log counts from -1
     for name, value in found.row.items():
         print(f"{name:28} {'-' if value is None else value}")
     print_comparison(f"device {arguments.device}, round {arguments.round} run again", found.differences)

@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from fibec_ray.cli.terminal import make_console, print_table
 from fibec_ray.cli.units import duration, size
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.errors import RunError
+from fibec_ray.errors import RunError, round_name, round_number
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.run_totals import Row
 from fibec_ray.roundlog.schema import score_column
@@ -103,7 +103,7 @@ class RunView(Callback):
                 f"loss {_number(loss)}{_perplexity(row)}"
             )
             if not self._console.is_terminal:
-                self._say(f"round {row['round']}: {self._last_scores}  sent {size(row['bytes_total'])}")
+                self._say(f"{round_name(row['round'])}: {self._last_scores}  sent {size(row['bytes_total'])}")
         if self._rounds is not None and row["round"] >= 0:
             loss = _number(row["train_loss"])  # none where nothing was trained
             note = f"{self._last_scores}  train loss {loss}  sent {size(row['bytes_total'])}"
@@ -162,9 +162,9 @@ def print_comparison(what: str, differences: Sequence[str]) -> None:
 
 
 def rounds_in_words(first: int, last: int) -> str:
-    """(-1, 0) -> 'initialisation phase and round 0'; (3, 5) -> 'rounds 3 to 5'"""
-    setup, first = ("initialisation phase and ", 0) if first < 0 else ("", first)
-    return f"{setup}round {last}" if first == last else f"{setup}rounds {first} to {last}"
+    """Of the log's numbers: (-1, 0) -> 'rounds 0 to 1'; (3, 3) -> 'round 4'"""
+    first, last = round_number(first), round_number(last)
+    return f"round {last}" if first == last else f"rounds {first} to {last}"
 
 
 def _perplexity(row: Row) -> str:

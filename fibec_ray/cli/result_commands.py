@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fibec_ray.cli.argument_types import add_runs, at_least_one, path
 from fibec_ray.cli.parsing import Parser, Parsers
+from fibec_ray.cli.report_options import add_report
 
 TITLE = "look at results"
 
@@ -14,9 +15,7 @@ TITLE = "look at results"
 def add(parsers: Parsers) -> None:
     report = parsers.add_parser("report", help="draw runs as one HTML page, and as figures for a paper")
     add_runs(report)
-    report.add_argument("--out", type=path, metavar="FILE", help="page (default: RUN/report.html, or report.html)")
-    report.add_argument("--figures", type=path, metavar="DIR", help="also write every figure there, as PNG and SVG")
-    report.set_defaults(command=_report)
+    add_report(report)
 
     _add_compare(parsers.add_parser("compare", help="print tables: scores, cost to reach a target, differences"))
 
@@ -41,12 +40,6 @@ def _add_compare(parser: Parser) -> None:
     parser.add_argument("--out", type=path, metavar="DIR", help="also write compare.md, compare.tex and CSVs there")
     parser.add_argument("--anyway", action="store_true", help="compare runs of different data, partition or model")
     parser.set_defaults(command=_compare, prints=True)
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from fibec_ray.analysis.report import write_report
-
-    print(write_report(arguments.runs, arguments.out, arguments.figures))
 
 
 def _compare(arguments: argparse.Namespace) -> None:

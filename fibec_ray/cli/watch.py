@@ -17,7 +17,7 @@ from rich.text import Text
 from fibec_ray.cli.streams import harmless
 from fibec_ray.cli.terminal import least_width, make_console
 from fibec_ray.cli.units import duration, size
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import RunDirError, round_number
 from fibec_ray.roundlog.parts import parts
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
@@ -43,7 +43,7 @@ def watch(run_dir: Path, every_s: float = EVERY_S) -> None:
 
 
 def lines(run_dir: Path, every_s: float) -> Iterator[str]:
-    """'round 3: global 0.412  ...' for each round once, and how it ended."""
+    """'round 3: global 0.412  ...' once for each round, and how the run ended. Round 0 is before training."""
     shown, status = 0, ""
     for summary, rows in looks(run_dir, every_s):
         score = score_column(summary["metric"])
@@ -102,7 +102,7 @@ def _cells(row: dict[str, Any], score: str) -> list[str]:
     loss = row["personal_loss"] if row["global_loss"] is None else row["global_loss"]
     numbers = (row[f"global_{score}"], row[f"personal_{score}"], loss, row["train_loss"])
     return [
-        "start" if row["round"] < 0 else str(row["round"]),
+        str(round_number(row["round"])),
         *("-" if number is None else f"{number:.3f}" for number in numbers),
         size(row["bytes_total"]),
         str(row["num_lost"]),

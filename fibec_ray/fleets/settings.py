@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from fibec_ray.effects import OnlyWith, refuse_idle
-from fibec_ray.errors import DeviceError, FleetError
+from fibec_ray.errors import DeviceError, FleetError, round_name
 from fibec_ray.types import RoundPlan
 
 
@@ -157,4 +157,4 @@ def check_quorum(config: FleetConfig, plan: RoundPlan, lost: Collection[int], ba
         device = min(bad, key=plan.cohort.index)
         more = f" ({count})" if sound < needed else " (fleet.on_bad_update=quarantine goes on without it)"
         raise DeviceError(device, plan.round, "train", f"{bad[device]}{more}")
-    raise FleetError(f"round {plan.round}: {count}; see the Ray logs for why actors die, or lower fleet.quorum")
+    raise FleetError(f"{round_name(plan.round)}: {count}; see the Ray logs for why actors die, or lower fleet.quorum")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
-from fibec_ray.errors import ConfigError, ModelError, RunError
+from fibec_ray.errors import ConfigError, ModelError, RunError, round_name
 from fibec_ray.learning.faults import fault_of, for_each_part
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import learning_rate
@@ -99,7 +99,7 @@ class Server:
             delta, state = method.aggregator.combine(self._state, passing())
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise RunError(
-                f"round {round_}: aggregator {method.aggregator.kind} found no solution ({error})"
+                f"{round_name(round_)}: aggregator {method.aggregator.kind} found no solution ({error})"
             ) from error
         _refuse_misshapen(f"method.aggregator: {method.aggregator.kind}: combine", delta, self._shared)
         shared = self._shared | add(delta, self._shared)
@@ -108,7 +108,7 @@ class Server:
         for what, tensors in {"tensors": shared, "state": state, "control variates or scores": control}.items():
             if not all_finite(tensors):
                 raise RunError(
-                    f"round {round_}: combining finite updates gave {what} of the server that are not finite; "
+                    f"{round_name(round_)}: combining finite updates gave {what} of the server that are not finite; "
                     f"{LOWER_RATES}"
                 )
         self._shared, self._state, self._control = shared, state, control

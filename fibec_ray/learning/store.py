@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, digest
 from fibec_ray.types import DeviceState, StateRef, States
@@ -102,7 +102,7 @@ class StateStore:
         if digest(tensors) != (ref.digest or recorded):
             what = "is damaged: its digest is not the one it was written with"
             if ref.digest and digest(tensors) == recorded:
-                what = f"is another state than the one that the run accepted in round {ref.version}"
+                what = f"is another state than the one that the run accepted in {round_name(ref.version)}"
             raise RunDirError(f"{path}: the device's state {what}")
         return tensors
 

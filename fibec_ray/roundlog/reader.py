@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import RunDirError, round_number
 from fibec_ray.roundlog.parts import metadata_of, parts
 from fibec_ray.roundlog.schema import (
     ADDED,
@@ -109,8 +109,9 @@ def differences(logged: Path, again: Path, first: int, last: int) -> list[str]:
 
 
 def row_differences(table: str, logged: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """'devices, round 3, device 7: train_loss 0.25 logged, 0.5 now'"""
-    keys = [f"{key} {logged[key]}" for key in KEYS if key in logged]
+    """'devices, round 3, device 7: train_loss 0.25 logged, 0.5 now', for the log's round 2."""
+    shown = {**logged, "round": round_number(logged["round"])}
+    keys = [f"{key} {shown[key]}" for key in KEYS if key in logged]
     return [
         f"{', '.join([table, *keys])}: {column} {value!r} logged, {now[column]!r} now"
         for column, value in logged.items()

@@ -12,7 +12,7 @@ from typing import Any
 
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
-from fibec_ray.errors import ConfigError, RunDirError
+from fibec_ray.errors import ConfigError, RunDirError, round_name, round_number
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import Group, lane_groups, plan_round
 from fibec_ray.learning.server import Server
@@ -50,7 +50,7 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
         row = device_row(_again(worker_spec, plan, group, start)[group.index(device)])
     logged = [r for r in read_devices(record.folder).to_pylist() if (r["round"], r["device"]) == (round_, device)]
     if len(logged) != 1:
-        raise RunDirError(f"{record.folder}: the log has {len(logged)} rows of device {device} in round {round_}")
+        raise RunDirError(f"{record.folder}: the log has {len(logged)} rows of device {device} in {round_name(round_)}")
     return Replayed(row, row_differences("devices", logged[0], row))
 
 
@@ -76,7 +76,7 @@ def _plan(record: Record, round_: int, device: int) -> RoundPlan:
     """Raises ConfigError for a device-round that there was not."""
     last = last_logged(record.folder)
     if not SETUP_ROUND <= round_ <= last:
-        raise ConfigError(f"--round {round_}: the log of {record.folder} has rounds {SETUP_ROUND} to {last}")
+        raise ConfigError(f"--{round_name(round_)}: the log of {record.folder} has rounds 0 to {round_number(last)}")
     job = worker_spec_of(record.experiment, record.folder, record.identity).job
     if round_ == SETUP_ROUND:
         plan = RoundPlan(round_, job.rounds, tuple(range(job.num_devices if job.method.needs_setup else 0)), 0.0)
@@ -84,7 +84,7 @@ def _plan(record: Record, round_: int, device: int) -> RoundPlan:
         plan = plan_round(job, round_)
     if device not in plan.cohort:
         allowed = ", ".join(map(str, sorted(plan.cohort))) or "none, as this method has no initialisation phase"
-        raise ConfigError(f"--device {device}: had no part in round {round_}; devices that had: {allowed}")
+        raise ConfigError(f"--device {device}: had no part in {round_name(round_)}; devices that had: {allowed}")
     return plan
 
 
@@ -92,9 +92,9 @@ def _start(record: Record, round_: int) -> Checkpoint:
     kept = checkpoint.rounds_kept(record.folder)
     if round_ not in kept:
         last = last_logged(record.folder)
-        able = ", ".join(str(kept_round) for kept_round in kept if kept_round <= last) or "none"
+        able = ", ".join(str(round_number(kept_round)) for kept_round in kept if kept_round <= last) or "none"
         raise RunDirError(
-            f"{record.folder}: the checkpoint before round {round_} is not kept; rounds that can be replayed: {able} "
-            "(a run with checkpoint.keep=all keeps what any round needs)"
+            f"{record.folder}: the checkpoint before {round_name(round_)} is not kept; rounds that can be replayed: "
+            f"{able} (a run with checkpoint.keep=all keeps what any round needs)"
         )
     return checkpoint.load(record.folder, round_)

@@ -9,7 +9,7 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint
 from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.data.stamps import changes
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.files.run_dir import absolute, failing_plainly, locked, next_free
 from fibec_ray.learning.store import StateStore
 from fibec_ray.models.process_state import quiet_libraries, restored
@@ -64,7 +64,7 @@ def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
         note(f"other program versions than at the start may give other bits: {changed}")
     if changed := changes(record.identity.prepared.sources):
         note(f"{changed}; the run goes on with its own copy of the data, {record.folder / 'data'}")
-    where = f"round {first}" if start else "the initialisation phase"
+    where = f"{round_name(first)}" if start else "the initialisation phase"
     note(f"resuming at {where} of {record.experiment.rounds} rounds")
     return start
 
@@ -83,7 +83,7 @@ def _set_aside(folder: Path, note: Callable[[str], None]) -> None:
             if (folder / name).exists():
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).rename(aside / name)
-    note(f"all checkpoints are gone, so the run begins again; the log of rounds 0 to {last} is kept in {aside}")
+    note(f"all checkpoints are gone, so the run begins again; the log up to {round_name(last)} is kept in {aside}")
 
 
 def newest_whole(record: Record, store: StateStore, note: Callable[[str], None]) -> Checkpoint | None:
@@ -95,7 +95,7 @@ def newest_whole(record: Record, store: StateStore, note: Callable[[str], None])
             _refuse_gaps(record, found, store)
             return found
         except RunDirError as error:
-            note(f"the checkpoint before round {next_round} cannot be used: {error}")
+            note(f"the checkpoint before {round_name(next_round)} cannot be used: {error}")
             reason = str(error)
     if rounds:
         raise RunDirError(f"{record.folder}: no checkpoint can be used, the oldest because {reason}; start a new run")

@@ -18,7 +18,7 @@ from fibec_ray.checkpoints.checkpointer import Checkpointer
 from fibec_ray.checkpoints.identity import Identity, identify
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.source import effective_task
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.files import run_dir as run_dirs
 from fibec_ray.files.run_dir import Claim
 from fibec_ray.fleets.gpus import torch_device
@@ -142,7 +142,7 @@ def run_rounds(
         result = fleet.run_round(plan)
         for report in result.reports:
             if report.quarantined is not None:
-                callback.note(f"round {t}: device {report.device} is quarantined: {report.quarantined}")
+                callback.note(f"{round_name(t)}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = totals.round(t, result, evaluation)
         evaluations = totals.evaluations(t, evaluation)

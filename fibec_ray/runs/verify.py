@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import SERVER, Checkpoint
-from fibec_ray.errors import RunDirError
+from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.run_totals import RunTotals
@@ -95,7 +95,7 @@ def _compare_state(
     if until + 1 in checkpoint.rounds_kept(record.folder):
         compared["checkpoints"] = 1
         if fleet.save(worker_spec.run_dir / SERVER)() != checkpoint.load(record.folder, until + 1).manifest.server:
-            found.append(f"the server's state before round {until + 1} is not that of the checkpoint")
+            found.append(f"the server's state before {round_name(until + 1)} is not that of the checkpoint")
     final = finished_digest(record.folder)
     if final is not None and until == record.experiment.rounds - 1:
         compared["final adapters"] = 1

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check
-from fibec_ray.errors import ConfigError, FibecError, ModelError
+from fibec_ray.errors import ConfigError, FibecError, ModelError, round_name
 from fibec_ray.method import AXES, Method
 from fibec_ray.parts.blame import what_failed
 from fibec_ray.parts.part import Part, contract_of
@@ -157,7 +157,7 @@ def planned(trial: Trial) -> str:
     for row, up, down, flops in zip(
         run.rows, bytes_up, bytes_down, (work.setup_flops, *work.rounds_flops), strict=True
     ):
-        where = f"round {row['round']}"
+        where = round_name(row["round"])
         expect(up == row["bytes_up"], f"{where}: {up:,} B up were planned, {row['bytes_up']:,} B were sent")
         expect(down == row["bytes_down"], f"{where}: {down:,} B down were planned, {row['bytes_down']:,} B were sent")
         off = abs(flops - row["flops"]) / (row["flops"] or 1)

@@ -264,7 +264,7 @@ def test_a_regression_ends_with_its_own_score_and_anchors(tmp_path: Path, capsys
     assert main(["run", str(path), "--out", str(out)]) == 0
     printed = capsys.readouterr()
     anchors = json.loads((out / "summary.json").read_text())["anchors"]
-    for words in ("r2", "anchor: mean", "anchor: device's own mean", f"{anchors['own_mean']:.3f}", "round 1: global "):
+    for words in ("r2", "anchor: mean", "anchor: device's own mean", f"{anchors['own_mean']:.3f}", "round 2: global "):
         assert words in printed.out
     assert printed.err == "" and "accuracy" not in printed.out and "majority" not in printed.out
     assert main(["report", str(out), "--figures", str(tmp_path / "figures")]) == 0

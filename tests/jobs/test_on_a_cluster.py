@@ -46,7 +46,7 @@ def test_submit_follow_fetch_report(head: heads.Head, tmp_path: Path) -> None:
     path, settings = write_own_part(tmp_path / "configs", name="digits", fleet=fleet)
     done = head.command("submit", str(path), "--follow")
     assert done.returncode == 0, done.stderr
-    assert "job digits on http://127.0.0.1" in done.stdout and "round 1: global" in done.stdout
+    assert "job digits on http://127.0.0.1" in done.stdout and "round 2: global" in done.stdout
     assert "placement pooled: 1 device actors" in done.stdout and done.stderr == ""
 
     fetched = tmp_path / "fetched"

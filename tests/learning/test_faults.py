@@ -98,7 +98,7 @@ def test_a_bad_update_is_left_out_as_if_it_had_not_come(name: str, trained: Any)
     assert other.absorb(0, [first, third]) == {}
     assert bad.keys() == {second.device} and one.digest() == other.digest()
     pytest.raises(DeviceError, check_quorum, FleetConfig(on_bad_update="error"), trained[1], (), bad).match(
-        f"device {second.device}, round 0, train: .*{why}.*fleet.on_bad_update=quarantine"
+        f"device {second.device}, round 1, train: .*{why}.*fleet.on_bad_update=quarantine"
     )
 
 
@@ -119,9 +119,9 @@ def test_a_round_needs_a_quorum(trained: Any) -> None:
     plan = replace(trained[1], cohort=(7, 3, 9, 1))
     check_quorum(FleetConfig(quorum=0.5), plan, (3,), {9: "x"})
     check_quorum(FleetConfig(quorum=0.25), plan, (3, 1), {9: "x"})
-    with pytest.raises(FleetError, match="round 0: 1 of 4 devices sent a sound update, fleet.quorum asks for 2"):
+    with pytest.raises(FleetError, match="round 1: 1 of 4 devices sent a sound update, fleet.quorum asks for 2"):
         check_quorum(FleetConfig(quorum=0.5), plan, (3, 1, 9), {})
-    with pytest.raises(DeviceError, match="device 7, round 0, train: bad .1 of 4 devices"):
+    with pytest.raises(DeviceError, match="device 7, round 1, train: bad .1 of 4 devices"):
         check_quorum(FleetConfig(quorum=0.5), plan, (), dict.fromkeys((9, 3, 7), "bad"))
 
 
@@ -154,7 +154,7 @@ def test_devices_that_go_too_far_are_quarantined(tiny_settings: Any, tmp_path: P
 
 def test_if_too_many_diverge_the_run_ends_with_the_reason(tiny_settings: Any, tmp_path: Path) -> None:
     for fleet in ({"quorum": 1.0}, {"on_bad_update": "error"}):
-        with pytest.raises(DeviceError, match="round 0, train: the update's norm is .*; lower local.learning_rate"):
+        with pytest.raises(DeviceError, match="round 1, train: the update's norm is .*; lower local.learning_rate"):
             simulate(diverging(tiny_settings, fleet=fleet), tmp_path / str(len(fleet) + len(str(fleet))))
 
 
@@ -217,7 +217,7 @@ def test_a_server_whose_numbers_are_no_longer_finite_ends_the_run_as_it_was(trai
     make, _, updates = trained
     server = make({"aggregator": {"kind": "momentum", "rate": 1e39}})
     before = digest(server.state())
-    with pytest.raises(RunError, match="round 0: combining finite updates gave tensors of the server that are not"):
+    with pytest.raises(RunError, match="round 1: combining finite updates gave tensors of the server that are not"):
         server.absorb(0, updates)
     assert digest(server.state()) == before
 

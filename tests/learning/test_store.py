@@ -125,7 +125,7 @@ def test_another_state_under_the_right_name_is_refused(tmp_path: Path) -> None:
     ref = StateRef(1, store.save(0, 1, state(1)))
     store.save(1, 1, state(2))
     store.path(1, 1).replace(store.path(0, 1))
-    with pytest.raises(RunDirError, match="is another state than the one that the run accepted in round 1"):
+    with pytest.raises(RunDirError, match="is another state than the one that the run accepted in round 2"):
         store.read(0, ref)
 
 

@@ -82,7 +82,7 @@ def test_it_goes_on_as_if_nothing_had_happened(half: Path, calm: tuple[str, str,
     run_ids = {pq.read_schema(half / "rounds" / "init.parquet").metadata[b"run_id"]}
     plug = Plug()
     assert result(resume(half, (), plug), half) == calm
-    assert plug.notes == ["resuming at round 3 of 5 rounds"]
+    assert plug.notes == ["resuming at round 4 of 5 rounds"]
     assert status(half) == "finished"
     walls = read_rounds(half).column("wall_time_s").to_pylist()
     assert walls[:4] == wall and walls == sorted(walls)
@@ -118,7 +118,7 @@ def test_rare_checkpoints_cost_rounds_and_nothing_else(
     folder = interrupted({**settings, "checkpoint": kept}, tmp_path / "run", 4 * COHORT + 1)
     plug = Plug()
     assert result(resume(folder, (), plug), folder) == calm
-    assert plug.notes == [f"resuming at round {first} of 5 rounds"]
+    assert plug.notes == [f"resuming at round {first + 1} of 5 rounds"]
 
 
 def test_without_a_checkpoint_it_starts_from_the_setup(half: Path, calm: tuple[str, str, int]) -> None:
@@ -204,8 +204,8 @@ def test_a_damaged_checkpoint_costs_a_round(what: str, half: Path, calm: tuple[s
     DAMAGE[what](half)
     plug = Plug()
     assert result(resume(half, (), plug), half) == calm
-    assert plug.notes[0].startswith(f"the checkpoint before round 3 cannot be used: {half}")
-    assert plug.notes[1] == "resuming at round 2 of 5 rounds"
+    assert plug.notes[0].startswith(f"the checkpoint before round 4 cannot be used: {half}")
+    assert plug.notes[1] == "resuming at round 3 of 5 rounds"
 
 
 def test_a_state_of_another_seed_is_not_used(
@@ -216,7 +216,7 @@ def test_a_state_of_another_seed_is_not_used(
     shutil.copyfile(theirs, ours)
     plug = Plug()
     assert result(resume(half, (), plug), half) == calm
-    assert "is another state than the one that the run accepted in round 2" in plug.notes[0]
+    assert "is another state than the one that the run accepted in round 3" in plug.notes[0]
 
 
 def test_an_older_part_of_the_log_that_changed_is_named_and_nothing_is_touched(half: Path) -> None:
@@ -263,7 +263,7 @@ def test_without_any_checkpoint_the_run_begins_again_and_its_log_is_kept(
     plug = Plug()
     assert result(resume(half, (), plug), half) == calm
     aside = half / "set-aside"
-    assert plug.notes[0].endswith(f"the log of rounds 0 to 2 is kept in {aside}")
+    assert plug.notes[0].endswith(f"the log up to round 3 is kept in {aside}")
     assert read_rounds(aside).column("round").to_pylist() == [-1, 0, 1, 2]
     for name in ("config.yaml", "data", "checkpoints/run.json"):
         (aside / name).symlink_to(half / name)
@@ -350,7 +350,7 @@ def test_other_base_weights_are_refused(half: Path, capsys: Any, monkeypatch: py
         resume(half)
     assert read_rounds(half).to_pylist() == before and status(half) == "failed"
     device = next(row["device"] for row in read_devices(half).to_pylist() if row["round"] == 2)
-    says = said(capsys, "replay", str(half), "--round", "2", "--device", str(device))
+    says = said(capsys, "replay", str(half), "--round", "3", "--device", str(device))
     assert "the base weights are not those that the run began with" in says
 
 

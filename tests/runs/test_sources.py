@@ -56,7 +56,7 @@ def test_a_source_that_changed_is_noted_once_and_the_run_ends(half: Path, broken
             f"{films / 'train.csv'} has changed since the run began; the run goes on with its own copy of the data, "
             f"{half / 'data'}"
         )
-        assert last.startswith("resuming at round 1 of 2 rounds")
+        assert last.startswith("resuming at round 2 of 2 rounds")
     finally:
         (films / "train.csv").write_text(kept)
 
@@ -87,4 +87,4 @@ def test_a_run_from_before_sources_were_recorded_is_resumed(half: Path) -> None:
     identity = Identity.model_validate(old)
     write_sealed(path, identity)
     assert read_sealed(path, Identity, "the identity of a run").prepared.sources == ()
-    assert notes_of(half) == ["resuming at round 1 of 2 rounds"]
+    assert notes_of(half) == ["resuming at round 2 of 2 rounds"]

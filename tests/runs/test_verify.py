@@ -83,8 +83,8 @@ def test_a_value_that_was_changed_is_found(
     rewrite(folder / table / "part-000003.parquet", column, change)
     assert main(["verify", str(folder)]) == 1
     out, err = capsys.readouterr()
-    assert "round 3 run again" in out and "1 differences" in out
-    assert f"{table}, round 3" in err and column in err and "logged" in err
+    assert "round 4 run again" in out and "1 differences" in out
+    assert f"{table}, round 4" in err and column in err and "logged" in err
 
 
 @pytest.mark.parametrize("table", ["rounds", "layers"])
@@ -143,13 +143,13 @@ def test_a_device_round_that_was_changed_is_found(kept_all: Path, tmp_path: Path
     part = folder / "devices" / "part-000002.parquet"
     device = pq.ParquetFile(part).read().column("device").to_pylist()[0]
     rewrite(part, "train_loss", lambda value: value * 2)
-    assert main(["replay", str(folder), "--round", "2", "--device", str(device)]) == 1
-    assert f"devices, round 2, device {device}: train_loss" in capsys.readouterr().err
+    assert main(["replay", str(folder), "--round", "3", "--device", str(device)]) == 1
+    assert f"devices, round 3, device {device}: train_loss" in capsys.readouterr().err
 
 
 def test_the_error_says_which_rounds_can_be_replayed(kept_two: Path) -> None:
     device = read_devices(kept_two).filter(pa.compute.field("round") == 1).column("device").to_pylist()[0]
-    with pytest.raises(RunDirError, match=r"before round 1 is not kept; rounds that can be replayed: 2 \(.*keep=all"):
+    with pytest.raises(RunDirError, match=r"before round 2 is not kept; rounds that can be replayed: 3 \(.*keep=all"):
         replay(kept_two, 1, device)
 
 
@@ -157,10 +157,10 @@ def test_a_device_round_that_there_was_not(kept_all: Path) -> None:
     here = set(read_devices(kept_all).filter(pa.compute.field("round") == 1).column("device").to_pylist())
     absent = next(device for device in range(6) if device not in here)
     allowed = ", ".join(map(str, sorted(here)))
-    with pytest.raises(ConfigError, match=f"--device {absent}: had no part in round 1; devices that had: {allowed}"):
+    with pytest.raises(ConfigError, match=f"--device {absent}: had no part in round 2; devices that had: {allowed}"):
         replay(kept_all, 1, absent)
     for round_ in (-2, ROUNDS, 99):
-        with pytest.raises(ConfigError, match=f"--round {round_}: the log of .* has rounds -1 to 3"):
+        with pytest.raises(ConfigError, match=f"--round {round_ + 1}: the log of .* has rounds 0 to 4"):
             replay(kept_all, round_, 0)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from fibec_ray.errors import ServerLostError
+from fibec_ray.errors import ServerLostError, round_name
 from fibec_ray.fleets.ray.actors import AT_ONCE
 from fibec_ray.fleets.ray.failures import GET_TIMEOUT_S, LOST, get, input_lost, ready, server_errors
 from fibec_ray.types import RoundPlan
@@ -74,7 +74,7 @@ class Reduction:
         (step, count), pending = self._feeding, [self._feeding[0], self._absorbing]
         done = ready(pending, timeout_s)
         if not done and timeout_s:
-            raise ServerLostError(f"round {self._plan.round}: the server did nothing for {timeout_s:g} s")
+            raise ServerLostError(f"{round_name(self._plan.round)}: the server did nothing for {timeout_s:g} s")
         if step not in done:
             if done:
                 self._ask(self._absorbing)
@@ -92,7 +92,7 @@ class Reduction:
         probes = {d: self._server.fetch.remote(ref) for d, ref in self._have.items() if ref is not None}
         lost = frozenset(device for device, probe in probes.items() if not self._ask(probe, timeout_s))
         if not lost:
-            raise ServerLostError(f"round {self._plan.round}: updates do not reach the server")
+            raise ServerLostError(f"{round_name(self._plan.round)}: updates do not reach the server")
         for device in lost:
             del self._have[device]
         self._stuck = False

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from fibec_ray.errors import FleetError
+from fibec_ray.errors import FleetError, round_name
 from fibec_ray.fleets.ray.pool import Ended
 from fibec_ray.fleets.ray.reduction import Reduction
 from fibec_ray.fleets.settings import FleetConfig, check_quorum
@@ -74,8 +74,9 @@ class RayRound:
             return True
         if self._config.on_lost != "drop":
             raise FleetError(
-                f"round {self._plan.round}: updates of {names} were lost {self._attempts[group]} times with the nodes "
-                "that they were on; see the Ray logs for why, raise fleet.max_retries, or set fleet.on_lost=drop"
+                f"{round_name(self._plan.round)}: updates of {names} were lost {self._attempts[group]} times "
+                "with the nodes that they were on; see the Ray logs for why, raise fleet.max_retries, or set "
+                "fleet.on_lost=drop"
             )
         self._leave_out(group, "ObjectLostError")
         return False
@@ -84,7 +85,7 @@ class RayRound:
         """Those that the server has not taken yet."""
         devices = [device for device in devices if device in self._reduction.awaited]
         if reason:
-            self._note(f"round {self._plan.round}: goes on without {', '.join(map(str, devices))} ({reason})")
+            self._note(f"{round_name(self._plan.round)}: goes on without {', '.join(map(str, devices))} ({reason})")
         self._lost |= set(devices)
         self._reduction.add(dict.fromkeys(devices))
 

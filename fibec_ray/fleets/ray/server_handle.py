@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fibec_ray.checkpoints import checkpoint
-from fibec_ray.errors import FleetError, RunDirError, ServerLostError
+from fibec_ray.errors import FleetError, RunDirError, ServerLostError, round_name
 from fibec_ray.fleets.ray.actors import ServerActor
 from fibec_ray.fleets.ray.failures import get, server_errors
 from fibec_ray.fleets.worker_spec import WorkerSpec
@@ -95,7 +95,7 @@ class ServerHandle:
             except ServerLostError as error:
                 if attempt == self._config.max_retries or self._config.on_lost == "abort":
                     raise
-                self._note(f"{error}; starting another one with the state before round {max(round_, 0)}")
+                self._note(f"{error}; starting another one with the state before {round_name(max(round_, 0))}")
         raise AssertionError("not reached")
 
     def stop(self) -> None:
@@ -113,7 +113,7 @@ class ServerHandle:
         before, digest = self._digest
         if before == round_ and digest != self._ask("digest"):
             raise FleetError(
-                f"round {round_}: the lost server cannot be rebuilt: running its rounds again gives other bits"
+                f"{round_name(round_)}: the lost server cannot be rebuilt: running its rounds again gives other bits"
             )
 
     def _restore_newest(self, round_: int) -> int:
