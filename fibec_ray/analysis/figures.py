@@ -111,7 +111,7 @@ def _heat(figure: MplFigure, axes: Axes, heat: Heat) -> None:
     axes.set_yticks([at + 0.5 for at in shown], [heat.rows[at] for at in shown])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     bar = figure.colorbar(image, ax=axes, label=heat.value_label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     if heat.names and len(heat.names) <= _MAX_ROW_LABELS:
         bar.set_ticks(list(range(len(heat.names))), labels=list(heat.names))
 

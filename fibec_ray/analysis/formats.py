@@ -46,14 +46,14 @@ class Table:
         return {(row, at) for at, column in enumerate(self.columns) for row in self._best_rows(column)}
 
     def _best_rows(self, column: Column) -> list[int]:
-        if column.value is None:
+        if (name := column.value) is None:
             return []
-        known = [at for at, row in enumerate(self.rows) if _is_finite(row[column.value])]
+        known = [at for at, row in enumerate(self.rows) if _is_finite(row[name])]
         texts = {at: column.text(self.rows[at]).split(" ±")[0] for at in known}
         if len(set(texts.values())) < 2:
             return []
         choose = max if column.bigger_is_better else min
-        best = texts[choose(known, key=lambda at: self.rows[at][column.value])]
+        best = texts[choose(known, key=lambda at: float(self.rows[at][name]))]
         return [at for at in known if texts[at] == best]
 
 
