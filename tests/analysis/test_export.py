@@ -27,7 +27,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logged(run_dir: Path, column: str) -> dict[int, float]:
     rows: list[dict[str, Any]] = read_rounds(run_dir).to_pylist()
-    return {row["round"]: pytest.approx(row[column], rel=1e-6) for row in rows if row[column] is not None}
+    return {row["round"] + 1: pytest.approx(row[column], rel=1e-6) for row in rows if row[column] is not None}
 
 
 def test_tensorboard_reads_what_was_logged(run_dir: Path) -> None:

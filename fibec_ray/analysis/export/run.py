@@ -10,11 +10,11 @@ from fibec_ray.analysis.places import local_path
 from fibec_ray.errors import UserError
 
 WRITERS = {"tensorboard": to_tensorboard.write, "wandb": to_wandb.write, "mlflow": to_mlflow.write}
-"""(curves, place) -> where to look; they import their tool when called"""
+"""(curves, destination) -> where the result is. Each imports its tool when called."""
 
 
 def export(run_dir: Path, tool: str, dest: str | None) -> str:
-    """What to do next, in a line. Raises RunDirError, or UserError if the tool is not installed or fails."""
+    """Write the run for the tool and return what to do next. Raises RunDirError, or UserError where the tool fails."""
     local_path(run_dir)  # raises unless it is a usable path
     curves = curves_of(run_dir)
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fibec_ray.analysis.log import open_run
+from fibec_ray.errors import round_number
 
 GROUPS = {
     "accuracy": ("global_accuracy", "personal_accuracy", "personal_accuracy_trained"),
@@ -22,12 +23,12 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One round. -1, the initialisation phase, comes first."""
+    """One round: 0 is before training, then 1, 2 ..."""
 
     round: int
     wall_time_s: float
     values: dict[str, float]
-    """by name, such as 'accuracy/global_accuracy'; what a round has no value of is left out"""
+    """by name, such as 'accuracy/global_accuracy'; without values that the round does not have"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def curves_of(run_dir: Path) -> Curves:
     """Raises RunDirError for a folder that is not a run directory."""
     log = open_run(run_dir)
     rows = log.frame("rounds").iter_rows(named=True)
-    steps = [Step(row["round"], row["wall_time_s"], dict(_values(row))) for row in rows]
+    steps = [Step(round_number(row["round"]), row["wall_time_s"], dict(_values(row))) for row in rows]
     return Curves(str(log.config.get("name", run_dir.name)), run_dir.resolve(), dict(_flat(log.config)), steps)
 
 

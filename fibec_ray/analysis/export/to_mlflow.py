@@ -7,7 +7,7 @@ import logging
 from fibec_ray.analysis.export.scalars import Curves
 
 LONGEST = 500
-"""Of a parameter's value that every MLflow server takes."""
+"""Characters of a parameter's value that every MLflow server accepts."""
 
 
 def write(curves: Curves, dest: str | None) -> str:

@@ -8,7 +8,7 @@ from fibec_ray.analysis.export.scalars import Curves
 
 
 def write(curves: Curves, dest: str | None) -> str:
-    """Anew each time: TensorBoard would show two exports of one run as one curve that goes back."""
+    """Replace earlier exports: TensorBoard would join two exports of one run into one zigzag curve."""
     from torch.utils.tensorboard import SummaryWriter
 
     folder = Path(dest) if dest else curves.run_dir / "tensorboard"

@@ -9,7 +9,7 @@ from fibec_ray.environment import read
 
 
 def write(curves: Curves, dest: str | None) -> str:
-    """Offline unless WANDB_MODE says otherwise: nothing leaves this machine that nobody asked for."""
+    """Write offline files unless WANDB_MODE=online; nothing leaves this machine by default."""
     import wandb
 
     folder = Path(dest) if dest else curves.run_dir
@@ -20,7 +20,7 @@ def write(curves: Curves, dest: str | None) -> str:
         project="fibec_ray", name=curves.name, config=curves.settings, dir=str(folder), mode=mode, settings=settings
     )
     run.define_metric("round")
-    run.define_metric("*", step_metric="round")  # its own steps start at 0, ours at -1
+    run.define_metric("*", step_metric="round")  # not the number of calls
     for step in curves.steps:
         run.log({"round": step.round, **step.values})
     where = Path(run.dir).parent
