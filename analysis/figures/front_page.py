@@ -3,7 +3,7 @@
     make quickstart
     python analysis/figures/front_page.py runs/quickstart
 
-Writes quickstart-light.svg, quickstart-dark.svg and quickstart.png into docs/images (--out names another folder).
+Writes quickstart.svg, quickstart-dark.svg and quickstart.png into docs/images (--out names another folder).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
-    files = {"quickstart-light.svg": LIGHT, "quickstart-dark.svg": DARK, "quickstart.png": LIGHT}
+    files = {"quickstart.svg": LIGHT, "quickstart-dark.svg": DARK, "quickstart.png": LIGHT}
     with matplotlib.rc_context(SETTINGS):
         for name, theme in files.items():
             png = name.endswith(".png")

@@ -27,7 +27,7 @@ def add(parsers: Parsers) -> None:
     verify.add_argument("run", type=path, metavar="RUN", help="run directory; it is not changed")
     verify.add_argument("--rounds", type=at_least_one, metavar="N", default=1, help="how many (default: 1)")
     verify.add_argument(
-        "--from-start", action="store_true", help="start at round 0 instead of at the oldest checkpoint"
+        "--from-start", action="store_true", help="start at setup, before round 1, instead of at the oldest checkpoint"
     )
     verify.set_defaults(command=_verify)
 
