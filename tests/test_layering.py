@@ -313,6 +313,8 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
             "cli.run_commands",
             "cli.check_commands",
             "cli.result_commands",
+            "cli.report_options",
+            "analysis.paper_style",
             "cli.model_commands",
             "cli.sweep_commands",
             "cli.list_commands",

@@ -12,20 +12,19 @@ from fibec_ray.errors import UserError
 def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=path, metavar="FILE", help="page (default: RUN/report.html, or report.html)")
     parser.add_argument("--figures", type=path, metavar="DIR", help="also write figures for a paper into this folder")
-    paper = parser.add_argument_group("paper figures", "These need --figures.")
-    paper.add_argument("--only", type=_names, metavar="NAMES", help="some figures, such as 'accuracy*,timeline'")
-    paper.add_argument(
+    parser.add_argument("--only", type=_names, metavar="NAMES", help="some figures, such as 'accuracy*,timeline'")
+    parser.add_argument(
         "--format", type=_names, metavar="FORMATS", help=f"some of {','.join(FORMATS)} (default: all three)"
     )
     sizes = ", ".join(f"{name} ({width:g} x {height:g} in)" for name, (width, height) in STYLES.items())
-    paper.add_argument("--style", metavar="NAME", help=f"{sizes}; default: {next(iter(STYLES))}")
-    paper.add_argument("--size", metavar="WxH", help="size of the whole figure in inches, such as 3.4x2.3")
-    paper.add_argument(
+    parser.add_argument("--style", metavar="NAME", help=f"{sizes}; default: {next(iter(STYLES))}")
+    parser.add_argument("--size", metavar="WxH", help="size of the whole figure in inches, such as 3.4x2.3")
+    parser.add_argument(
         "--font", metavar="NAME", help="serif, sans-serif or an installed font, such as 'Times New Roman'"
     )
-    paper.add_argument("--font-size", type=float, metavar="PT", help="default: 8 points")
-    paper.add_argument("--titles", action="store_true", help="write each figure's title above it")
-    paper.add_argument("--each-run", action="store_true", help="with several runs: each run's own figures too")
+    parser.add_argument("--font-size", type=float, metavar="PT", help="default: 8 points")
+    parser.add_argument("--titles", action="store_true", help="write each figure's title above it")
+    parser.add_argument("--each-run", action="store_true", help="with several runs: each run's own figures too")
     parser.set_defaults(command=_report)
 
 

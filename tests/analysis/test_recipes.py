@@ -25,7 +25,7 @@ from fibec_ray.roundlog.writer import RoundLog
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "analysis"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-FIGURES = sorted(FOLDER.glob("figures/*.py"))
+FIGURES = sorted(set(FOLDER.glob("figures/*.py")) - {FOLDER / "figures" / "front_page.py"})
 RECIPES = runpy.run_path(str(FOLDER / "recipes.py"))
 
 
@@ -141,6 +141,19 @@ def test_figures_are_drawn(script: Path, full_sweep: Path, tmp_path: Path, run_s
     places = [full_sweep / "fibecfed" / "seed-0"] if script.stem == "fibecfed" else [full_sweep]
     run_script(script, *places, "--out", tmp_path / "figure.svg")
     assert (tmp_path / "figure.svg").read_text().count("<path") > 20
+
+
+def test_the_figure_of_the_front_page_is_drawn_for_light_and_dark_pages(
+    full_sweep: Path, tmp_path: Path, run_script: Callable[..., None]
+) -> None:
+    run_script(FOLDER / "figures" / "front_page.py", full_sweep / "fibecfed" / "seed-0", "--out", tmp_path / "images")
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {
+        "quickstart.svg",
+        "quickstart-dark.svg",
+        "quickstart.png",
+    }
+    light, dark = ((tmp_path / "images" / name).read_text() for name in ("quickstart.svg", "quickstart-dark.svg"))
+    assert "#0072b2" in light.lower() and "#4aa8e8" in dark.lower() and "#0072b2" not in dark.lower()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
