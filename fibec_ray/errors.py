@@ -102,11 +102,31 @@ def round_name(index: int) -> str:
     return f"round {round_number(index)}"
 
 
+def nearest(word: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that a misspelt word most likely means; None if none is near.
+
+    Letter case, `-` and `_` do not count. A word that one name alone begins with, or ends with, is near it.
+    """
+    names = {_plain(name): name for name in sorted(allowed, reverse=True)}
+    plain = _plain(word)
+    if plain in names:
+        return names[plain]
+    if found := get_close_matches(plain, names, n=1):
+        return names[found[0]]
+    parts = [name for known, name in names.items() if len(plain) > 2 and known.startswith(plain)]
+    parts = parts or [name for known, name in names.items() if len(plain) > 2 and known.endswith(plain)]
+    return parts[0] if len(parts) == 1 else None
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """The end of an error sentence about an unknown name: the nearest allowed one, or all of them."""
     names = sorted(allowed)
-    near = get_close_matches(word, names, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(names) or 'none'}"
+    near = nearest(word, names)
+    return f"did you mean '{near}'?" if near else f"allowed: {', '.join(names) or 'none'}"
 
 
 @cache

