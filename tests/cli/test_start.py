@@ -15,7 +15,13 @@ from fibec_ray.cli.main import main
 from fibec_ray.cli.template import FILES
 from fibec_ray.config.experiment import Experiment
 
-SMALL = ["backbone=tiny-llama", "rounds=1", "num_devices=2", "cohort_size=1", "data.synthetic={num_train: 16, num_test: 8}"]
+SMALL = [
+    "backbone=tiny-llama",
+    "rounds=1",
+    "num_devices=2",
+    "cohort_size=1",
+    "data.synthetic={num_train: 16, num_test: 8}",
+]
 
 
 @pytest.fixture

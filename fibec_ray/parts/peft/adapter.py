@@ -61,9 +61,14 @@ class Adapter(Own):
             ends = tuple(f".{target}" for target in self.target_modules)
             found = [name for name in names if f".{name}".endswith(ends)]
         if not found:
+            known = ", ".join(linear_names(block)[:6])
+            if not known:
+                raise ModelError(
+                    f"method.peft: adapters follow Linears, and a {type(block).__name__} has none; choose lora"
+                )
             raise ModelError(
                 f"method.peft.target_modules: a {type(block).__name__} has none of these; name the Linears that "
-                f"adapters should follow, such as {', '.join(linear_names(block)[:6])}"
+                f"adapters should follow, such as {known}"
             )
         return found
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
+from fibec_ray.errors import ModelError
 from fibec_ray.heads import task_type, unnamed
 from fibec_ray.parts.peft.attached import Attached, plain
 from fibec_ray.parts.peft.base import Peft, is_transposed
@@ -29,6 +30,8 @@ class InLinears(Peft):
     )
     peft_chooses: ClassVar[bool] = False
     """True if peft has its own choice of Linears for the kind, other than LoRA's"""
+    takes_transposed: ClassVar[bool] = True
+    """False if peft cannot adapt GPT-2's Conv1D, a Linear whose weight is transposed"""
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -44,6 +47,11 @@ class InLinears(Peft):
     def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
         from peft import get_peft_model
 
+        if not self.takes_transposed and any(is_transposed(child) for child in module.modules()):
+            raise ModelError(
+                f"method.peft: {self.kind} adapts Linears, but a {module.config.model_type} has Conv1D instead; choose "
+                "lora, or another backbone"
+            )
         targets, there = self._targets(module), linears_of_blocks(module)
         try:
             config = self.config(targets, task_type(head))
@@ -77,10 +85,19 @@ class Ia3(InLinears):
 
     kind: Literal["ia3"] = "ia3"
     feedforward_modules: tuple[str, ...] | None = Field(
-        None, description="the target_modules whose input is scaled; null: peft's choice for the model type"
+        None,
+        description="the target_modules whose input is scaled; null: peft's choice for the model type, or none of them "
+        "if peft has no choice",
     )
     peft_chooses: ClassVar[bool] = True
     marks: ClassVar[tuple[str, ...]] = (".ia3_l",)
+
+    def attach(self, module: Any, head: Sequence[str] | None) -> Attached:
+        from peft.utils import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as known
+
+        if self.target_modules is None or self.feedforward_modules is not None or module.config.model_type in known:
+            return super().attach(module, head)
+        return self.model_copy(update={"feedforward_modules": ()}).attach(module, head)
 
     def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import IA3Config
@@ -99,6 +116,7 @@ class Loha(InLinears):
     r: int = Field(4, ge=1, description="rank of each of the two products")
     alpha: float = Field(8, gt=0, description="numerator of the scaling")
     marks: ClassVar[tuple[str, ...]] = (".hada_",)
+    takes_transposed: ClassVar[bool] = False
 
     def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import LoHaConfig
@@ -116,6 +134,7 @@ class Lokr(InLinears):
     r: int = Field(8, ge=1, description="rank of the second factor")
     alpha: float = Field(16, gt=0, description="numerator of the scaling")
     marks: ClassVar[tuple[str, ...]] = (".lokr_",)
+    takes_transposed: ClassVar[bool] = False
 
     def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import LoKrConfig
