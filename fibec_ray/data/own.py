@@ -135,8 +135,8 @@ def _train_file(folder: Path, there: Sequence[Path]) -> Path:
 
 def _paths(path: str | None, name: str | None) -> list[Path]:
     """Files of a path and of a name relative to it."""
-    base = Path(path) if path else Path()
-    return with_shards(base / name if name else base)
+    base = Path(path or "").expanduser()
+    return with_shards(base / Path(name).expanduser() if name else base)
 
 
 def _first_labelled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def nearby(path: str | None) -> Iterator[str | None]:
     Raises StorageError, or DataError if the URL holds nothing.
     """
     if path is None or not is_url(path):
-        yield path
+        yield path if path is None else os.path.expanduser(path)
         return
     storage = Storage(path)
     if not storage.exists():

@@ -25,7 +25,7 @@ def files(task: Task, config: DataConfig) -> tuple[list[Path], list[Path]]:
     Raises DataError for files that do not exist, and for a test file that is also trained on.
     """
     held_out = task.eval_split is None and config.test is None
-    base = Path(config.path) if config.path else Path()
+    base = Path(config.path or "").expanduser()
     if not base.exists():
         raise DataError(
             f"data.path: {base}: no such file or folder; {nearest(base)} "
@@ -41,14 +41,18 @@ def files(task: Task, config: DataConfig) -> tuple[list[Path], list[Path]]:
                 f"data.path: {base} is one file; name the test rows with data.test=FILE, or set task.eval_split=null "
                 "to hold some of its rows out"
             )
-        return _apart(with_shards(base), with_shards(Path(config.test)) if config.test else [])
+        return _apart(with_shards(base), with_shards(Path(config.test).expanduser()) if config.test else [])
     if config.path is None and not (config.train and (config.test or held_out)):
         missing = "test" if config.train else "train"
         raise DataError(f"data.{missing}: not set; name both data.train and data.test, or set data.path=FOLDER")
     splits = [split_files(base, split, config) for split in (() if config.train else task.train_splits)]
-    train = with_shards(base / config.train) if config.train else [path for split in splits for path in split]
+    train = (
+        with_shards(base / Path(config.train).expanduser())
+        if config.train
+        else [path for split in splits for path in split]
+    )
     if config.test:
-        return _apart(train, with_shards(base / config.test))
+        return _apart(train, with_shards(base / Path(config.test).expanduser()))
     return _apart(train, [] if task.eval_split is None else split_files(base, task.eval_split, config))
 
 

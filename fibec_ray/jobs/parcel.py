@@ -16,6 +16,7 @@ from typing import Any
 import fibec_ray
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import config_folder
+from fibec_ray.data.splits import with_shards
 from fibec_ray.errors import ConfigError, DataError, ModelError
 from fibec_ray.files.run_dir import write_yaml
 from fibec_ray.files.storage import is_url
@@ -60,15 +61,20 @@ def settings_for(experiment: Experiment, work: Path) -> dict[str, Any]:
         value = settings[section].get(name)
         if value is None or is_url(value) or Path(value).is_absolute():
             continue
-        if key in ("data.train", "data.test") and settings["data"]["path"] is not None:
+        if key in ("data.train", "data.test") and _is_folder(experiment.data.path):
             continue  # within data.path
         local = Path(value).expanduser()
         if section == "backbone" and not _is_local(local, value):
             continue
-        folder = work / INPUTS / (name if section == "backbone" else "")
+        folder = work / INPUTS / ("" if key == "data.path" else name)
         settings[section][name] = take_along(local, folder, work, key)
     _refuse_files_of_parts(settings["method"], "method")
     return settings
+
+
+def _is_folder(data_path: str | None) -> bool:
+    """True if the training and test files are named relative to data.path; a URL counts as a folder."""
+    return data_path is not None and (is_url(data_path) or not Path(data_path).expanduser().is_file())
 
 
 def _is_local(path: Path, value: str) -> bool:
@@ -116,12 +122,17 @@ def take_along(source: Path, inputs: Path, work: Path | None = None, key: str = 
     failure = ModelError if key.startswith("backbone") else DataError
     try:
         root = source.resolve(strict=True)
-        files = {Path(): root} if root.is_file() else dict(islice(_files_in(root, Path(), (root,)), MOST_FILES + 1))
+        if root.is_file():  # beside the other shards of its split
+            files = {Path(shard.name): shard for shard in with_shards(source)}
+            top = inputs
+        else:
+            files = dict(islice(_files_in(root, Path(), (root,)), MOST_FILES + 1))
+            top = inputs / (root.name or "data")
         refuse_too_much(source, files.values())
-        target = inputs / (root.name or "data")
         for name, file in files.items():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target / name)
+            (top / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, top / name)
+        target = top / source.name if root.is_file() else top
     except _CannotTravel as error:
         raise failure(f"{key}: {error}") from error
     except FileNotFoundError as error:
