@@ -172,7 +172,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         words = ",".join(f"word{i}" for i in range(1, min(self.task.num_classes, 4) + 1))
         raise ValueError(
             f"backbone.head: {self.backbone.head} needs a prompt and one word for each class of task {self.task.name}; "
-            f"set task.{field}='{prompt}' task.verbaliser=[{words}] with the words for "
+            f"set 'task.{field}=\"{prompt}\"' task.verbaliser=[{words}] with the words for "
             f"{', '.join(self.task.label_names[:8])}, or backbone.head=mean_pool, which needs neither"
         )
 

@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -253,13 +255,13 @@ def test_a_named_task_takes_own_files() -> None:
 
 
 def test_heads_of_language_models_ask_for_words() -> None:
+    """The remedy works as it is written, once the words are filled in."""
     reviews()
-    says = refused("reviews.csv", "backbone.head=masked_lm")
-    assert "needs a prompt and one word for each class of task reviews; set task.template=" in says
-    words = ["task.template='{a} It was <mask>.'", "task.verbaliser=[bad,good]"]
-    assert own("reviews.csv", "backbone.head=masked_lm", *words).task.verbaliser == ("bad", "good")
-    says = refused("reviews.csv", "backbone=tiny-llama")
-    assert "set task.causal_template='{a} It was'" in says
+    for head in ("backbone.head=masked_lm", "backbone=tiny-llama"):
+        says = refused("reviews.csv", head)
+        assert "needs a prompt and one word for each class of task reviews" in says
+        remedy = shlex.split(re.findall(r"set ('task.*\])", says)[0].replace("word1,word2", "bad,good"))
+        assert own("reviews.csv", head, *remedy).task.verbaliser == ("bad", "good")
 
 
 def test_an_experiment_without_task_and_data_says_both_ways() -> None:
