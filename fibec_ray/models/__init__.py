@@ -1,1 +1,1 @@
-"""Backbones and the models that devices train; the home of transformers."""
+"""Backbones and the models that devices train; the only package, with parts/peft, that uses transformers."""

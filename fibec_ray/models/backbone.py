@@ -1,7 +1,7 @@
 """Base weights, prepared once per node and memory-mapped by every actor.
 
-`prepare` casts to the target dtype, writes safetensors and renames; `open_base` loads that folder in its stored dtype,
-which transformers keeps mmap-backed: all processes of a node share one copy in the page cache.
+`prepare` casts to the target dtype, writes safetensors and renames. `open_base` loads that folder in its stored dtype,
+which transformers keeps memory-mapped: all processes of a node share one copy in the page cache.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ from fibec_ray.models.spec import Backbone
 __all__ = ["from_config", "load_tokenizer", "locate", "open_base", "prepare", "prepared_folder"]
 
 FORMAT = 2
-"""of prepared folders; folders of another one are not read"""
+"""version of prepared folders; other versions are not read"""
 
 
 def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Path:
-    """The folder with this backbone's weights in its dtype; made if it is not there, or has changed since it was made.
-    Safe to call concurrently.
+    """Return the folder with this backbone's weights in its dtype, and make it if it is missing or has changed.
 
-    seed: of random weights (`init: random`, or a classification head that the checkpoint lacks).
-    Raises ModelError if the weights cannot be had, and where others could change them.
+    seed: of random weights (`init: random`, or a classification head that the checkpoint lacks). Safe to call
+    concurrently. Raises ModelError if the weights are not available, or if other users could change them.
     """
     folder = prepared_folder(spec, seed, num_classes, cache_dir)
     base_cache.private(cache_dir)
@@ -60,14 +59,14 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
 
 
 def prepared_folder(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Path:
-    """Where `prepare` puts them; it may not be there yet."""
+    """The folder that `prepare` uses; it may not exist yet."""
     return cache_dir / f"base-{_identity(spec, seed, num_classes)}"
 
 
 def open_base(spec: Backbone, folder: Path, device: str = "cpu", four_bits: bool = False) -> Any:
-    """The frozen base model from a prepared folder; its weights stay mmap-backed. device: where it will compute.
+    """Open the frozen base from a prepared folder; weights stay memory-mapped. device: where it will compute.
 
-    four_bits: quantised as it is read (bitsandbytes' NF4, CUDA only).
+    four_bits: quantise while reading (bitsandbytes' NF4, CUDA only).
     """
     from transformers import AutoConfig
 
@@ -86,14 +85,17 @@ def open_base(spec: Backbone, folder: Path, device: str = "cpu", four_bits: bool
 
 
 def from_config(spec: Backbone, num_classes: int, num_blocks: int | None = None) -> Any:
-    """The frozen base as its config describes it, in its dtype, with new weights wherever torch puts them (its meta
-    device, for none at all); it computes as on a CPU. num_blocks: None: as the config has it. Raises ModelError."""
+    """Build the frozen base from its config, in its dtype, with new weights on torch's current device.
+
+    The meta device needs no memory for weights. It computes as on a CPU. num_blocks: None: as in the config. Raises
+    ModelError.
+    """
     config = config_of(spec, **_classes(spec, num_classes))
     if num_blocks is not None:
         config.num_hidden_layers = num_blocks
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:num_blocks]
-    # In its own type from the start: LLaMA-7B would take 27 GB in float32.
+    # Created in its own dtype: LLaMA-7B would need 27 GB in float32.
     options = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec, config, "cpu")}
     try:
         model = auto_class(spec).from_config(config, trust_remote_code=False, **options)
@@ -103,7 +105,7 @@ def from_config(spec: Backbone, num_classes: int, num_blocks: int | None = None)
 
 
 def load_tokenizer(spec: Backbone) -> Any:
-    """The tokenizer that goes with the backbone; right padding, with a pad token. Raises ModelError."""
+    """Load the backbone's tokenizer, with right padding and a pad token. Raises ModelError."""
     from transformers import AutoTokenizer
 
     source = locate(spec.tokenizer or spec.name or "minilm")
@@ -138,7 +140,7 @@ def _attention(spec: Backbone, config: Any, device: str) -> str:
 
 
 def _identity(spec: Backbone, seed: int, num_classes: int) -> str:
-    """Tells apart what may have different weights. Seed and classes count only where weights depend on them."""
+    """Hash of everything that weights depend on. Seed and classes count only if weights depend on them."""
     drawn = spec.init == "random" or spec.head == "model"
     source = Path(locate(spec.name)) if spec.name is not None else Path()
     files = sorted(source.glob("*.*")) if spec.init == "pretrained" and source.is_dir() else []
@@ -153,7 +155,7 @@ def _classes(spec: Backbone, num_classes: int) -> dict[str, Any]:
 
 
 def _from_pretrained(spec: Backbone, num_classes: int) -> tuple[Any, list[str]]:
-    """The model, and the names of the tensors that the checkpoint lacks, or has for another number of classes."""
+    """The model, and the names of tensors that the checkpoint lacks or has for another number of classes."""
     config_of(spec)  # before anything is downloaded
     source = locate(spec.name or "minilm")
     try:
@@ -176,18 +178,18 @@ def _from_pretrained(spec: Backbone, num_classes: int) -> tuple[Any, list[str]]:
     lacking = sorted(info["missing_keys"])
     if body := [name for name in lacking if _is_body(name, model, spec)]:
         raise ModelError(
-            f"backbone.name: the checkpoint {source} lacks weights of its config ({body[0]}); "
-            "give one whose config.json and model.safetensors belong together"
+            f"backbone.name: the checkpoint {source} lacks weights for its config ({body[0]}); "
+            "give one whose config.json and model.safetensors match"
         )
     if lacking and spec.head in ("masked_lm", "causal_lm"):
         raise ModelError(
-            f"backbone.head: {spec.head} needs a language-model head, and the checkpoint {source} has none "
+            f"backbone.head: {spec.head} needs a language-model head, but the checkpoint {source} has none "
             f"({lacking[0]} is missing); use head: mean_pool, or a backbone with such a head"
         )
     return model, lacking + refitted
 
 
 def _is_body(name: str, model: Any, spec: Backbone) -> bool:
-    """True for what a checkpoint must bring: all but heads and poolers, which may start at random."""
+    """True for weights that a checkpoint must have: all except heads and poolers, which may start at random."""
     inner = spec.head == "mean_pool" or name.startswith(f"{model.base_model_prefix}.")
     return inner and not name.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")

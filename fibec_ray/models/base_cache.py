@@ -1,7 +1,7 @@
-"""Folders of prepared base weights that later starts may trust: private, whole and unchanged.
+"""Folders of prepared base weights that later starts can trust: private, complete and unchanged.
 
-A note in each folder records size, times and digest of every file. A start compares sizes and times, which costs
-nothing, and reads a file again only where they differ. A folder that is not what was prepared is made again.
+A note in each folder records size, times and digest of every file. A start compares sizes and times, and reads a file
+again only if they differ. A changed folder is made again.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ OWN = "set FIBEC_RAY_CACHE to a folder of your own"
 
 
 def kept(folder: Path, make: Callable[[Path], Sequence[str]]) -> Path:
-    """The folder as it was prepared; it is made if it is missing or has changed. Safe to call concurrently.
+    """Return the prepared folder; make it if it is missing or has changed. Safe to call concurrently.
 
-    make: writes the files into the folder it is given and returns the paths of the head's modules. Raises ModelError
-    for what cannot be written, and for a folder of another user.
+    make: writes the files into a given folder and returns the paths of the head's modules. Raises ModelError if the
+    folder cannot be written or belongs to another user.
     """
     try:
         with FileLock(f"{folder}.lock", mode=0o600):
@@ -53,27 +53,27 @@ def fingerprint(folder: Path) -> str:
 
 
 def head_of(folder: Path) -> list[str]:
-    """Paths of the modules of the classification head, as `kept` was told."""
+    """Paths of the classification head's modules, as `make` returned them to `kept`."""
     return [str(path) for path in _read(folder)["head"]]
 
 
 def seal(folder: Path, head: Sequence[str]) -> None:
-    """Records the files as they are now. Raises OSError or RunDirError."""
+    """Record the files as they are now. Raises OSError or RunDirError."""
     files = {path.name: {**_stamp(path), "digest": _digest(path)} for path in _files(folder)}
     write_json(folder / NOTE, {"head": list(head), "files": files})
 
 
 def private(folder: Path) -> Path:
-    """The cache folder, made for this user alone if it is not there. Raises ModelError where others could change it.
+    """Return the cache folder, made for this user alone if it is missing. Raises ModelError if others could change it.
 
-    Users do not share a cache, because anyone who can write weights decides what a run computes. A cache folder that
-    belongs to root, such as a mounted volume, is accepted: each prepared folder in it must belong to this user.
+    Users do not share a cache, because anyone who can write weights decides what a run computes. A cache folder of
+    root, such as a mounted volume, is accepted: each prepared folder in it must belong to this user.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
         if found.st_uid not in (_user(), 0):
-            raise ModelError(f"{folder}: belongs to another user, who could change base weights in it; {OWN}")
+            raise ModelError(f"{folder} belongs to another user, who could change base weights in it; {OWN}")
         if found.st_uid == _user() and found.st_mode & OTHERS_WRITE and not found.st_mode & stat.S_ISVTX:
             folder.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS_WRITE)
     except OSError as error:
@@ -82,7 +82,7 @@ def private(folder: Path) -> Path:
 
 
 def _make(folder: Path, make: Callable[[Path], Sequence[str]]) -> None:
-    for left in folder.parent.glob(f"{folder.name}.*.part"):  # of processes that died; living ones wait for the lock
+    for left in folder.parent.glob(f"{folder.name}.*.part"):  # from dead processes; living ones wait for the lock
         shutil.rmtree(left, ignore_errors=True)
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
@@ -94,14 +94,14 @@ def _make(folder: Path, make: Callable[[Path], Sequence[str]]) -> None:
         flush(folder.parent)
     except (OSError, SafetensorError, RunDirError) as error:
         raise ModelError(
-            f"{folder.parent}: base weights cannot be written ({reason(error)}); make room there, or {OWN}"
+            f"{folder.parent}: base weights cannot be written ({reason(error)}); free some space there, or {OWN}"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:
-    """Whatever has the name of a prepared folder; what a link leads to stays."""
+    """Remove whatever has the name of a prepared folder; a link's target stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -109,20 +109,20 @@ def _remove(path: Path) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raises ModelError for files of another user. Closes those that others may write to, which are then read again."""
+    """Raise ModelError for files of another user. Remove others' write access, which makes the files be read again."""
     there = [path for path in (folder, *_files(folder)) if path.exists()]
     foreign = [path for path in there if path.lstat().st_uid != _user()]
     if foreign:
-        raise ModelError(f"{foreign[0]}: belongs to another user, so its weights are not trusted; remove it, or {OWN}")
+        raise ModelError(f"{foreign[0]} belongs to another user, so its weights are not trusted; remove it, or {OWN}")
     for path in there:
         if path.stat().st_mode & OTHERS_WRITE and path.stat().st_uid == _user():
             path.chmod(stat.S_IMODE(path.stat().st_mode) & ~OTHERS_WRITE)
 
 
 def _is_sound(folder: Path) -> bool:
-    """True if all files are as they were when the folder was prepared, and libraries find no others there.
+    """True if all files are as prepared and the folder has no others.
 
-    Notes new times of files that have only been touched.
+    Records new times of files that were only touched.
     """
     try:
         note = _read(folder)
@@ -144,14 +144,14 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """What the note is about. Hidden files, which some systems put everywhere, are ignored."""
+    """The files that the note covers. Hidden files, which some systems create everywhere, are ignored."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.name != NOTE and not path.name.startswith("."))
 
 
 def _stamp(path: Path) -> dict[str, int]:
-    """Changes with every change of the file; its ctime does so even if its mtime was set back."""
+    """Size and times of a file. Its ctime changes with every write, even if its mtime is set back."""
     found = path.stat()
     return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
 

@@ -9,13 +9,13 @@ from torch import nn
 
 
 class BaseWeights:
-    """finish: called with the whole module once the adapter is in it."""
+    """A frozen base. finish: called with the whole module after the adapter is attached."""
 
     def __init__(self, base: Any, finish: Callable[[nn.Module], object]):
         self.base, self.finish = base, finish
 
     def passed(self) -> None:
-        """After a forward pass with a graph."""
+        """Called after a forward pass with a graph."""
 
     def again(self) -> None:
-        """Before a backward pass, maybe not the first one through its graph."""
+        """Called before each backward pass."""

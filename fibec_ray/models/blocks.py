@@ -1,7 +1,7 @@
-"""The transformer blocks of a base: their outputs, and gradient checkpointing, which computes them again.
+"""The transformer blocks of a base: their outputs, and gradient checkpointing.
 
-transformers' `hidden_states` are what the next block takes in, and the last of them has gone through the final norm of
-a decoder. Ours are the blocks' own outputs.
+transformers' `hidden_states` are the inputs of the next block, and the last one includes a decoder's final norm. Ours
+are the blocks' own outputs.
 
 Shapes: B samples, S tokens of the sample's own, m virtual tokens before them, H hidden size.
 """
@@ -27,11 +27,11 @@ class Hidden(NamedTuple):
     blocks: tuple[Tensor, ...] = ()
     """output of each block"""
     last: Tensor | None = None
-    """what a head sees: the last block's, after the final norm if there is one"""
+    """input of a head: the last block's output, after the final norm if there is one"""
 
 
 class BlockOutputs:
-    """base: a transformers model. num_virtual: m that come out of its blocks."""
+    """Runs a base and collects its blocks' outputs. base: a transformers model. num_virtual: m in the outputs."""
 
     def __init__(self, base: Any, num_virtual: int):
         self._count, self._num_virtual = base.config.num_hidden_layers, num_virtual
@@ -39,7 +39,7 @@ class BlockOutputs:
         self._time_first = base.config.model_type in TIME_FIRST
 
     def run(self, module: nn.Module, inputs: Mapping[str, Any], length: int, wanted: bool) -> tuple[Any, Hidden]:
-        """What the base, or its body, makes of the inputs, and what its blocks gave out, if that is wanted.
+        """Run the base or its body; return its output, and the blocks' outputs if `wanted`.
 
         length: S. The blocks of some families see more tokens, padded.
         """
@@ -54,7 +54,9 @@ class BlockOutputs:
 
     @contextmanager
     def _caught(self, wanted: bool) -> Iterator[list[Tensor]]:
-        """A list that grows by a block's states when it has run. Gone when blocks are computed again for gradients."""
+        """A list to which each block adds its states when it runs. Removed before blocks are recomputed for
+        gradients.
+        """
         found: list[Tensor] = []
 
         def keep(block: nn.Module, args: Any, out: Any) -> None:
@@ -70,10 +72,10 @@ class BlockOutputs:
 
 
 def recompute_blocks(base: Any) -> None:
-    """Gradient checkpointing: blocks keep their inputs alone and are computed again in the backward pass.
+    """Turn on gradient checkpointing: blocks keep only their inputs and are recomputed in the backward pass.
 
-    transformers does so only for blocks in training mode, which says whether dropout is on, too; here it does so
-    always (`keep_recomputing`). Raises ModelError for an architecture that cannot.
+    transformers does this only for blocks in training mode, which also turns on dropout; here it is always on
+    (`keep_recomputing`). Raises ModelError for an architecture that does not support it.
     """
     try:
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -84,7 +86,7 @@ def recompute_blocks(base: Any) -> None:
 
 
 def keep_recomputing(module: nn.Module) -> None:
-    """After a change of mode: the blocks' own flag, not that of the dropout inside them."""
+    """Keep recomputing after a change of mode: sets the blocks' own flag, not that of their dropout."""
     for block in module.modules():
         if getattr(block, "gradient_checkpointing", False):
             block.training = True

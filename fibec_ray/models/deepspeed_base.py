@@ -1,7 +1,7 @@
-"""The frozen base under DeepSpeed's ZeRO-3, offloaded to the host's memory. The only importer of DeepSpeed.
+"""The frozen base under DeepSpeed's ZeRO-3, offloaded to host memory. The only module that imports DeepSpeed.
 
-DeepSpeed partitions and fetches the base alone. Adapters are put in afterwards, are no parameters of its engine, and
-are trained by the same code as everywhere.
+DeepSpeed partitions and fetches only the base. Adapters are attached afterwards, are not parameters of its engine, and
+are trained by the usual code.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.base_weights import BaseWeights
 
 PREFETCH = 2 * 10**8
-"""Parameters fetched ahead, and kept at most 2.5 times as many."""
+"""Number of parameters to fetch ahead; up to 2.5 times as many are kept."""
 
 
 class Partitioned(BaseWeights):
-    """load: opens the base; called inside, so that no process ever holds a second copy of it."""
+    """A base under ZeRO-3. load: opens the base; called here, so that no process ever holds a second copy."""
 
     def __init__(self, load: Callable[[], Any], dtype: str, device: torch.device):
         deepspeed = _library(device)
         config = _config(dtype)
         from transformers.integrations import HfDeepSpeedConfig
 
-        meanwhile = HfDeepSpeedConfig(config)  # while it lives, from_pretrained partitions what it reads
+        meanwhile = HfDeepSpeedConfig(config)  # while this object exists, from_pretrained partitions what it reads
         base = load()
         del meanwhile
         self._engine, *_ = deepspeed.initialize(model=base, config=config)
@@ -37,7 +37,7 @@ class Partitioned(BaseWeights):
         super().__init__(self._engine.module, lambda module: None)
 
     def passed(self) -> None:
-        """Notes how often each module expects to be needed again: its hooks count, and count for one backward pass."""
+        """Record how often each module is needed again: DeepSpeed's hooks count for only one backward pass."""
         self._counts = [
             (module, module.applied_pre_backward_ref_cnt, module.__dict__.get("ds_grads_remaining", 0))
             for module in self.base.modules()
@@ -51,13 +51,13 @@ class Partitioned(BaseWeights):
 
 def _config(dtype: str) -> dict[str, Any]:
     return {
-        "train_micro_batch_size_per_gpu": 1,  # asked for, and of no meaning here
+        "train_micro_batch_size_per_gpu": 1,  # required, but not used here
         "steps_per_print": 10**9,
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_optimization": {
             "stage": 3,
-            "memory_efficient_linear": False,  # it would replace torch's own product for everybody
-            # Pinned memory cannot be swapped out, and a base is most of a small node's.
+            "memory_efficient_linear": False,  # it would replace torch's own product globally
+            # Pinned memory cannot be swapped out, and a base fills most of a small node's memory.
             "offload_param": {"device": "cpu", "pin_memory": False},
             "stage3_param_persistence_threshold": 10**5,
             "stage3_prefetch_bucket_size": PREFETCH,
@@ -68,10 +68,10 @@ def _config(dtype: str) -> dict[str, Any]:
 
 
 def _library(device: torch.device) -> Any:
-    """DeepSpeed, in a process group of one. Raises ModelError if it is not installed."""
+    """Import DeepSpeed and start a process group of one. Raises ModelError if it is not installed."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # Read by DeepSpeed, which would look for MPI; with a store of its own the group opens no port.
+    # Without these DeepSpeed looks for MPI. With its own store the group opens no port.
     one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(one, MASTER_PORT=str(os.getpid()))
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -79,7 +79,8 @@ def _library(device: torch.device) -> Any:
         import deepspeed
     except ImportError as error:
         raise ModelError(
-            "backbone.backend: deepspeed is not installed; run `pip install 'fibec_ray[deepspeed]'`, or take stream"
+            "backbone.backend: deepspeed is not installed; run `pip install 'fibec_ray[deepspeed]'`, or set it to "
+            "stream"
         ) from error
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it leaks a file in shared memory per process
     if not distributed.is_initialized():

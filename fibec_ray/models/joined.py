@@ -1,4 +1,4 @@
-"""Joins batches of several devices, and splits what comes out of them.
+"""Joins the batches of several devices, and splits the outputs.
 
 Shapes: B samples of a lane, S tokens of its longest, H hidden size, C classes.
 """
@@ -15,7 +15,7 @@ from fibec_ray.model_types import Batch, Outputs, TypedBatch
 
 
 def join(batches: Sequence[Batch], pad_id: int) -> Batch:
-    """The samples of all batches, one after the other, right-padded to the longest of all."""
+    """Concatenate the samples of all batches, right-padded to the longest."""
     length = max(batch.input_ids.shape[1] for batch in batches)
 
     def padded(tensors: list[Tensor], value: int) -> Tensor:
@@ -28,19 +28,19 @@ def join(batches: Sequence[Batch], pad_id: int) -> Batch:
         torch.cat([batch.answer_at for batch in batches]),
     )
     types = [batch.token_types for batch in batches if isinstance(batch, TypedBatch)]
-    assert len(types) in (0, len(batches)), "all lanes have token types, or none does"
+    assert len(types) in (0, len(batches)), "either all lanes have token types or none"
     return TypedBatch(*columns, padded(types, 0)) if types else Batch(*columns)
 
 
 def join_embeds(embeds: Sequence[Tensor | None], length: int) -> Tensor | None:
-    """(B, S, H) each, in the graph; None if there are none."""
+    """Concatenate embeddings (B, S, H), in the graph; None if there are none."""
     given = [F.pad(each, (0, 0, 0, length - each.shape[1])) for each in embeds if each is not None]
-    assert len(given) in (0, len(embeds)), "all lanes bring embeddings, or none does"
+    assert len(given) in (0, len(embeds)), "either all lanes have embeddings or none"
     return torch.cat(given) if given else None
 
 
 def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
-    """Each lane's own, with hidden states as long as its own batch."""
+    """Each lane's own outputs, with hidden states as long as its own batch."""
     sizes = [len(batch.labels) for batch in batches]
     responses = [None] * len(sizes) if out.response is None else out.response.split(sizes)
     rows = sizes if out.response is None else [len(part.targets) for part in responses if part is not None]

@@ -1,8 +1,7 @@
 """Faster arithmetic for frozen layers on a CPU, and memory that is kept between steps.
 
-PyTorch computes float32 products with MKL, whose fast kernels are for Intel's processors alone: on others it runs at
-less than half of what oneDNN reaches, which PyTorch brings too (`python -m fibec_ray.bench.kernels`). Its products are
-of the same precision.
+PyTorch computes float32 products with MKL, whose fast kernels are for Intel processors only. On others it reaches less
+than half the speed of oneDNN, which PyTorch includes too (`python -m fibec_ray.bench.kernels`). Precision is the same.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 MMAP_THRESHOLD = (-3, 32 * 2**20)
-"""glibc's number of the option (malloc.h), and bytes: the largest that it takes."""
+"""glibc's option number (malloc.h) and its largest value in bytes."""
 TRIM_THRESHOLD = (-1, 2**30)
-"""The same: bytes of free memory at the top of the heap that are kept."""
+"""Option number, and bytes of free memory at the top of the heap to keep."""
 TOP_PAD = (-2, 64 * 2**20)
-"""The same: bytes by which the heap grows."""
+"""Option number, and bytes by which the heap grows."""
 
 
 def speed_up(module: nn.Module, device: torch.device) -> None:
-    """Gives the frozen Linears of a model oneDNN's product, with gradients of their inputs alone, on a CPU.
+    """On a CPU, use oneDNN's product in a model's frozen Linears, with gradients only for their inputs.
 
     device: where the model will compute; its weights may still be elsewhere.
     """
@@ -36,7 +35,7 @@ def speed_up(module: nn.Module, device: torch.device) -> None:
 
 
 def keep_heap() -> None:
-    """Makes glibc keep what is freed. By default each tensor over 128 kB is mapped anew, and zeroed page by page."""
+    """Make glibc keep freed memory. By default each tensor over 128 kB is mapped anew and zeroed page by page."""
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         for option, value in (MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD):
@@ -44,16 +43,15 @@ def keep_heap() -> None:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    # In bfloat16 PyTorch takes oneDNN's product itself.
+    # In bfloat16 PyTorch uses oneDNN itself.
     if x.dtype != torch.float32 or layer.weight.dtype != torch.float32:
         return nn.functional.linear(x, layer.weight, layer.bias)
-    # Flat, because oneDNN gives back a view of anything else, which autograd lets nobody change in place.
+    # Flat, because oneDNN returns a view otherwise, which autograd forbids to change in place.
     return _product(x.flatten(0, -2), layer.weight, layer.bias).view(*x.shape[:-1], -1)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """_FrozenProduct, with its shapes. Function.apply inspects the signature of `forward` at each call, which is of use
-    to torch.func alone, and takes as long as a small product."""
+    """Call _FrozenProduct. Skips Function.apply's inspection of `forward`, which takes as long as a small product."""
     if torch._C._are_functorch_transforms_active():
         under_transform: Tensor = _FrozenProduct.apply(x, weight, bias)
         return under_transform
@@ -62,7 +60,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W^T + b, x (n, in), of constants W (out, in) and b (out,) or None. Differentiable as often as one likes."""
+    """x W^T + b, x (n, in), with constant W (out, in) and b (out,) or None. Differentiable any number of times."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -70,7 +68,7 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        # An attribute, as no gradient of it is ever wanted: it is no saved variable of the graph.
+        # An attribute instead of a saved tensor, since it never needs a gradient.
         ctx.weight = inputs[1]
 
     @staticmethod

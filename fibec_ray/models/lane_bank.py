@@ -1,7 +1,7 @@
-"""The layers that hold trainable tensors, each with the values of several devices at once.
+"""Layers that compute with the trainable values of several devices at once.
 
-A lane is a device's own values of the trainable tensors. Samples of all lanes stand side by side in one batch: what is
-frozen sees them as one, and a layer that is trained multiplies each lane's samples by that lane's values.
+A lane is one device's trainable values. The samples of all lanes form one batch. Frozen layers process it as one; a
+trained layer multiplies each lane's samples by that lane's values.
 
 Shapes: N samples of all lanes together, D lanes, T tokens, `in`/`out` features.
 """
@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Values = Mapping[str, Tensor]
-"""By the names that tensors travel under."""
+"""By the tensors' names in updates."""
 
 
 class LaneBank:
-    """holders: as `LocalModel` has them. Installed in the layers once; without lanes they compute as they always do."""
+    """Installs lane-wise forward functions in layers, once. Without lanes they compute as usual.
+
+    holders: as in `LocalModel`.
+    """
 
     def __init__(self, holders: Mapping[str, nn.Module], names: Collection[str]):
         self._lanes: Sequence[Values] = ()
@@ -33,7 +36,7 @@ class LaneBank:
 
     @contextmanager
     def using(self, lanes: Sequence[Values], rows: Sequence[int]) -> Iterator[None]:
-        """rows: samples of each lane, in the order of the batch."""
+        """Compute with these lanes. rows: number of samples of each lane, in batch order."""
         self._lanes, self._rows = lanes, rows
         try:
             yield
@@ -57,7 +60,7 @@ class LaneBank:
         return y.view(*x.shape[:-1], -1)
 
     def layer_norm(self, prefix: str, module: Any, x: Tensor) -> Tensor:
-        """x (N, ..., in) -> the same"""
+        """x (N, ..., in) -> the same shape"""
         y = F.layer_norm(x, module.normalized_shape, eps=module.eps)
         weights, biases = self._of(f"{prefix}.weight"), self._of(f"{prefix}.bias")
         y = y * (module.weight if weights is None else self._by_sample(weights, y))
@@ -65,11 +68,11 @@ class LaneBank:
         return y if bias is None else y + bias
 
     def _of(self, name: str) -> list[Tensor] | None:
-        """Each lane's values; None if the tensor is not trained, or nobody has lanes now."""
+        """Each lane's values; None if the tensor is not trained or no lanes are in use."""
         return [lane[name] for lane in self._lanes] if self._lanes and name in self._lanes[0] else None
 
     def _sizes(self, x: Tensor) -> list[int]:
-        """Entries of axis 0 that are each lane's; OPT's feed-forward has all tokens of all samples there."""
+        """Entries of axis 0 per lane; OPT's feed-forward has all tokens of all samples there."""
         each = len(x) // sum(self._rows)
         return [each * count for count in self._rows]
 
@@ -84,10 +87,10 @@ _FORWARDS: Mapping[type[nn.Module], Any] = {nn.Linear: LaneBank.linear, nn.Layer
 
 
 def obstacle(holders: Mapping[str, nn.Module], names: Collection[str]) -> str | None:
-    """Why these tensors cannot have lanes; None if they can."""
+    """Why these tensors do not support lanes; None if they do."""
     for name in names:
         prefix, _, leaf = name.rpartition(".")
         module = holders.get(prefix)
         if type(module) not in _FORWARDS or leaf not in ("weight", "bias"):
-            return f"'{name}' is no weight or bias of a Linear or a LayerNorm"
+            return f"'{name}' is not a weight or bias of a Linear or LayerNorm"
     return None

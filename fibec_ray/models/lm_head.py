@@ -1,4 +1,4 @@
-"""Finds the module of a language model that gives its logits."""
+"""Finds the module of a language model that computes its logits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from torch import nn
 from fibec_ray.errors import ModelError
 
 AFTER_THE_HEAD = {"final_logit_softcapping": 0, "lm_head_multiplier": 1, "logit_scale": 1, "logits_scaling": 1}
-"""Settings of what some families do to logits, and the value with which they do nothing."""
+"""Settings with which some families change logits after the head, and their neutral values."""
 
 
 def lm_head(base: Any) -> nn.Module | None:
-    """The module from hidden states to vocabulary logits (`lm_head` in most, `cls` in the BERT family); None: it is not
-    one module, has another name, or the model changes what it gives."""
+    """The module from hidden states to vocabulary logits (`lm_head` in most models, `cls` in the BERT family).
+
+    None if it is not one module, has another name, or the model changes its output.
+    """
     if changed_by(base.config) is not None:
         return None
     found: nn.Module | None = getattr(base, "lm_head", getattr(base, "cls", None))
@@ -23,14 +25,14 @@ def lm_head(base: Any) -> nn.Module | None:
 
 
 def changed_by(config: Any) -> str | None:
-    """The setting with which a family changes the logits that its head gives; None: it does not."""
+    """The setting with which a family changes its head's logits; None if it does not."""
     return next(
         (name for name, plain in AFTER_THE_HEAD.items() if getattr(config, name, None) not in (None, plain)), None
     )
 
 
 def known_lm_head(base: Any) -> nn.Module:
-    """Raises ModelError if the model has none."""
+    """The language-model head. Raises ModelError if it is not found."""
     head = lm_head(base)
     if head is None:
         raise ModelError(

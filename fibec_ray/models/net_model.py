@@ -1,4 +1,4 @@
-"""The model that devices train from scratch: a small network, no backbone and no adapter.
+"""The model that devices train from scratch: a small network without backbone or adapter.
 
 Shapes: B samples, C scores, p numbers of a sample.
 """
@@ -18,13 +18,13 @@ from fibec_ray.models.nets import Net, Network, Shape
 
 
 class NetModel(Alone):
-    """One network, lent to one device at a time. Implements `LocalModel`.
+    """One network, used by one device at a time. Implements `LocalModel`.
 
-    Its blocks are the weight layers before the output layer, which belongs to none: it is the head, always shared but
-    under sharing rules that keep heads personal, as on a pretrained backbone. Unlike there, the head counts as adapter:
-    nothing else is less random than it is, and one matrix of curvature may span all weights.
+    Its blocks are the weight layers before the output layer. The output layer is the head, outside blocks: always
+    shared, except under sharing rules with personal heads, as on a pretrained backbone. Unlike there, the head counts
+    as adapter, since all layers start at random and one curvature matrix may cover all weights.
 
-    spec: which network. shape: of a sample. num_scores: C; 1 is a regression. seed: of the initial values.
+    spec: the network. shape: of a sample. num_scores: C; 1 for regression. seed: of the initial values.
     """
 
     def __init__(self, spec: Net, shape: Shape, num_scores: int, seed: int, device: str = "cpu"):
@@ -50,13 +50,13 @@ class NetModel(Alone):
         return True
 
     def set_rank(self, rank: int | None) -> None:
-        """All devices train the same network."""
+        """Does nothing: all devices train the same network."""
 
     def train(self, mode: bool) -> None:
         self.net.train(mode)
 
     def embed(self, batch: Batch) -> Tensor:
-        """(B, 1, p): the one token of a sample is the sample."""
+        """(B, 1, p): the sample is its only token."""
         assert isinstance(batch, DenseBatch)
         return batch.features.to(self.device).flatten(1).unsqueeze(1)
 
@@ -76,7 +76,7 @@ class NetModel(Alone):
 
 @torch.no_grad()
 def _forward_flops(net: Network, shape: Shape) -> float:
-    """Multiply-adds of one sample, as 2 flops each: every weight once for each place that its layer gives."""
+    """Flops of one sample, 2 per multiply-add: every weight once for each output position of its layer."""
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, *shape))
     return float(counter.get_total_flops())

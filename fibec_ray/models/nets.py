@@ -1,4 +1,4 @@
-"""Small networks that devices train from scratch: what an experiment says of them, and how they are built.
+"""Small networks that devices train from scratch: their settings, and how they are built.
 
 Shapes: B samples, C scores.
 """
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 class Network(nn.Module):
-    """Weight layers, each with what follows it, and an output layer; all of them are trained."""
+    """Weight layers with the modules after them, and an output layer; all are trained."""
 
     def __init__(self, layers: Sequence[nn.Module], after: nn.Module, output: nn.Linear):
         super().__init__()
@@ -36,22 +36,22 @@ class Network(nn.Module):
 
 
 class Net(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
-    """A network from scratch, in place of a pretrained backbone; `method.peft` is `full`."""
+    """A network from scratch instead of a pretrained backbone; `method.peft` is `full`."""
 
     kind: str
 
     @property
     @abstractmethod
     def num_layers(self) -> int:
-        """Weight layers before the output layer."""
+        """Number of weight layers before the output layer."""
 
     @abstractmethod
     def check(self, shape: Shape) -> None:
-        """Raises ModelError where samples of this shape do not fit."""
+        """Raise ModelError if samples of this shape do not fit."""
 
     @abstractmethod
     def build(self, shape: Shape, num_scores: int) -> Network:
-        """Initial values come from torch's global generator, as torch's own layers draw them."""
+        """Build the network. Initial values come from torch's global generator."""
 
 
 class Mlp(Net):
@@ -72,7 +72,7 @@ class Mlp(Net):
         return len(self.hidden)
 
     def check(self, shape: Shape) -> None:
-        """Any will do."""
+        """Accepts any shape."""
 
     def build(self, shape: Shape, num_scores: int) -> Network:
         sizes = [math.prod(shape), *self.hidden]
@@ -81,7 +81,7 @@ class Mlp(Net):
 
 
 class Cnn(Net):
-    """Convolutions of 3 x 3, each followed by the activation and the maximum over squares of 2 x 2."""
+    """3 x 3 convolutions, each followed by the activation and 2 x 2 max pooling."""
 
     kind: Literal["cnn"] = "cnn"
     channels: tuple[PositiveInt, ...] = Field((8, 16), min_length=1, description="filters of each convolution")
@@ -93,11 +93,11 @@ class Cnn(Net):
 
     def check(self, shape: Shape) -> None:
         if len(shape) != 3:
-            raise ModelError("backbone: cnn takes images, and this task has none; set backbone: {kind: mlp}")
+            raise ModelError("backbone: cnn needs images, but this task has none; set backbone: {kind: mlp}")
         if min(shape[1:]) < 2 ** len(self.channels):
             raise ModelError(
-                f"backbone.channels: {len(self.channels)} convolutions halve the images of {shape[1]} x {shape[2]} "
-                "to nothing; give fewer"
+                f"backbone.channels: {len(self.channels)} convolutions halve images of {shape[1]} x {shape[2]} "
+                "to nothing; use fewer"
             )
 
     def build(self, shape: Shape, num_scores: int) -> Network:
@@ -109,7 +109,7 @@ class Cnn(Net):
 
 
 class Flat(Network):
-    """Takes samples of any shape for vectors."""
+    """A network that flattens samples of any shape to vectors."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         return super().forward(x.flatten(1))
@@ -125,5 +125,5 @@ AnyNet = Annotated[Mlp | Cnn, Field(discriminator="kind")]
 
 
 def is_net(backbone: Any) -> bool:
-    """True for a network, or for the mapping that a YAML describes one by."""
+    """True for a network, or for the YAML mapping of one."""
     return isinstance(backbone, Net) or (isinstance(backbone, dict) and "kind" in backbone)

@@ -1,7 +1,7 @@
-"""A backbone with its adapter, without any of its numbers, so that a run of any size is planned in a second.
+"""A backbone with its adapter but without values, so that a run of any size is planned in seconds.
 
-The architecture is built from its config on torch's meta device, and then dressed in fake tensors, which have shape,
-type and device, take the ways through PyTorch that real ones take there, and no memory.
+The architecture is built from its config on torch's meta device. Its tensors are then replaced by fake ones, which have
+shape, type and device, take the same code paths as real ones, and need no memory.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 class Outline(TorchModel):
-    """A TorchModel of fake tensors on a CPU. Everything that looks at values raises; `within` is where it can run.
+    """A TorchModel of fake tensors on a CPU. Code that depends on values raises; run it with `within`.
 
-    longest_answer: tokens of every response, where answers are texts. num_blocks: None: as many as the backbone has.
-    Raises ModelError as a TorchModel does.
+    longest_answer: tokens of every response, for text answers. num_blocks: None: as in the backbone. Raises ModelError
+    like a TorchModel.
     """
 
     def __init__(self, spec: ModelSpec, longest_answer: int = 0, num_blocks: int | None = None):
@@ -44,7 +44,7 @@ class Outline(TorchModel):
             base = from_config(spec.backbone, spec.num_classes, num_blocks)
             super().__init__(spec, base, "meta")
         self.device = torch.device("cpu")
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds keep token numbers outside their buffers
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds store token numbers outside their buffers
         with self._fake:
             for module in (self.peft_model, *([self._head] if self._head is not None else [])):
                 _dress(module)
@@ -54,23 +54,24 @@ class Outline(TorchModel):
 
     @property
     def config(self) -> Any:
-        """transformers' own, of the base."""
+        """transformers' config of the base."""
         return self._base.config
 
     def within(self, work: Callable[[], T]) -> T:
-        """Does the work where tensors that it makes are fake, too. Raises ModelError for an architecture that looks at
-        their values."""
+        """Run the work so that the tensors it creates are fake too. Raises ModelError if the architecture depends
+        on values.
+        """
         try:
             with self._fake, without_torch_s_log():
                 return work()
         except LOOKS_AT_VALUES as error:
             raise ModelError(
-                f"backbone: what {self.config.model_type} computes depends on values in a way that cannot be planned; "
-                f"{SUPPORTED}"
+                f"backbone: computations of {self.config.model_type} depend on values in a way that cannot be "
+                f"planned; {SUPPORTED}"
             ) from error
 
     def batch(self, num_samples: int, length: int) -> Batch:
-        """Samples of so many tokens; to be called `within`."""
+        """A batch of samples with `length` tokens each; call it `within`."""
         tokens, one_each = torch.zeros(num_samples, length, dtype=torch.int64), torch.zeros(num_samples).long()
         return Batch(tokens, torch.ones_like(tokens), one_each, one_each)
 
@@ -86,13 +87,15 @@ class Outline(TorchModel):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Raises ModelError for a model that cannot compute a batch, or its gradients: what is found out here has cost
-        no round yet. An architecture may need inputs that are not text, and a config may have sizes that do not fit."""
+        """Raise ModelError for a model that cannot compute a batch or its gradients, before the run starts.
+
+        An architecture may need inputs other than text, and a config may have sizes that do not fit.
+        """
         try:
             yield
         except (*LOOKS_AT_VALUES, FibecError):
             raise
-        except Exception as error:  # whatever an architecture raises
+        except Exception as error:  # architectures raise all kinds of errors
             raise ModelError(
                 f"backbone: {self.config.model_type} cannot compute a batch of text ({reason_of(error)}); check the "
                 f"sizes in its config; {SUPPORTED}"
@@ -112,28 +115,28 @@ class Outline(TorchModel):
         return max(1, min(self._longest_answer, batch.input_ids.shape[1] - 1))
 
     def frozen(self) -> dict[str, Tensor]:
-        """The base's parameters that stand still, tied ones once."""
+        """The frozen parameters of the base; tied ones appear once."""
         return {name: p for name, p in self.peft_model.named_parameters() if not p.requires_grad}
 
     def forward_flops(self, num_samples: int, length: int) -> float:
-        """Of one pass without gradients; length: tokens of the longest sample."""
+        """Flops of one pass without gradients. length: tokens of the longest sample."""
         run = length + self._attached.num_prompts
         return num_samples * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
 
     @property
     def answer_flops(self) -> float:
-        """Of a pass, for each token of a response; 0 where answers are classes."""
+        """Additional flops of a pass per token of a response; 0 unless answers are texts."""
         return self._cost.head if self._responds else 0.0
 
     @property
     def backward_share(self) -> float:
-        """A backward pass in units of a forward one, as `cost` has it."""
+        """Cost of a backward pass relative to a forward pass, as in `cost`."""
         return 2.0 if self._peft.trains_base else 1.0
 
 
 @contextmanager
 def without_torch_s_log() -> Iterator[None]:
-    """torch logs a traceback for each operation that fails on fake tensors; the error says the same."""
+    """Silence torch's log of operations that fail on fake tensors; the error has the same information."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -143,7 +146,7 @@ def without_torch_s_log() -> Iterator[None]:
 
 
 def _dress(module: nn.Module) -> None:
-    """Puts fake tensors in place of the meta ones; what was one tensor stays one."""
+    """Replace meta tensors by fake ones; shared tensors stay shared."""
     made: dict[int, Any] = {}
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):

@@ -1,7 +1,7 @@
-"""Copies weights ahead while others are in use.
+"""Copies weights ahead of their use.
 
-On a GPU two weights are there at a time: the one that computes, and the one that a stream of its own is copying. That
-half has not run on a GPU yet; what is fetched ahead, and when, does not depend on the device.
+On a GPU two weights are present at a time: the one in use, and the one being copied on a separate stream. That half is
+untested on a GPU; what is fetched ahead, and when, does not depend on the device.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 CONTEXT = 12
-"""More than a block has products, so that one that is computed again differs from one that is computed first."""
+"""Number of recent weights that predict the next. More than a block has products, so recomputed blocks differ from
+first passes.
+"""
 
 
 class Copier(Protocol):
-    """start: begins the copy of a weight; finish: the copy, in order with what the caller computes next."""
+    """Copies weights. start: begins a copy; finish: returns it, ordered before the caller's next computation."""
 
     def start(self, weight: Tensor) -> Any: ...
 
@@ -25,11 +27,11 @@ class Copier(Protocol):
 
 
 class Prefetcher:
-    """`fetch` a weight, queue the work that needs it, then look `ahead`.
+    """Call `fetch` for a weight, queue the work that needs it, then call `ahead`.
 
-    What comes next is what came next when the newest `context` weights last followed each other: that tells forward and
-    backward passes, and blocks that are computed again, from each other without being told which it is. A wrong guess
-    costs a copy. Weights are those of a model: the same tensors in every pass.
+    The prediction is the weight that came next when the latest `context` weights last followed each other. This
+    distinguishes forward passes, backward passes and recomputed blocks without further information. A wrong guess costs
+    a copy. Weights belong to one model: the same tensors in every pass.
     """
 
     def __init__(self, copier: Copier, context: int = CONTEXT):
@@ -40,7 +42,7 @@ class Prefetcher:
         self._ahead: tuple[Tensor, Any] | None = None
 
     def fetch(self, weight: Tensor) -> Tensor:
-        """The weight where it is needed."""
+        """Return the weight on the device that computes."""
         foreseen = self._ahead is not None and self._ahead[0] is weight
         started = self._ahead[1] if self._ahead is not None and foreseen else self._copier.start(weight)
         self.num_fetched, self.num_foreseen, self._ahead = self.num_fetched + 1, self.num_foreseen + foreseen, None
@@ -49,7 +51,7 @@ class Prefetcher:
         return self._copier.finish(started)
 
     def ahead(self) -> None:
-        """Begins to copy what will be fetched next, if that is known."""
+        """Start copying the weight that will be fetched next, if known."""
         following = self._followers.get(tuple(self._newest))
         if following is not None:
             self._ahead = following, self._copier.start(following)
@@ -66,8 +68,11 @@ class InPlace:
 
 
 class SideStream:
-    """Copies to a CUDA device on a stream of its own; from the host by way of two page-locked buffers in turn, as only
-    those are copied while the host goes on. Each has the size of the largest weight that it has held."""
+    """Copies to a CUDA device on a separate stream.
+
+    Host weights go through two page-locked buffers in turn, since only those are copied asynchronously. Each buffer has
+    the size of the largest weight it has held.
+    """
 
     def __init__(self, device: torch.device):
         self._device, self._stream = device, torch.cuda.Stream(device)
@@ -87,7 +92,7 @@ class SideStream:
         copy, event = started
         computing = torch.cuda.current_stream(self._device)
         computing.wait_event(event)
-        copy.record_stream(computing)  # or its memory would be given to the next copy while it is in use
+        copy.record_stream(computing)  # else its memory could be reused while it is in use
         return copy
 
     def _next_buffer(self) -> _Buffer:
@@ -96,14 +101,14 @@ class SideStream:
 
 
 class _Buffer:
-    """Page-locked memory of the host. in_use: the end of the copy out of it."""
+    """Page-locked host memory. in_use: an event at the end of the copy from it."""
 
     def __init__(self) -> None:
         self.in_use: Any = None
         self._bytes: Tensor | None = None
 
     def filled(self, weight: Tensor) -> Tensor:
-        """The weight's values in it; waits until the copy before has left it."""
+        """Fill it with the weight's values, after the previous copy has finished."""
         if self.in_use is not None:
             self.in_use.synchronize()
         if self._bytes is None or self._bytes.numel() < weight.nbytes:
@@ -112,4 +117,5 @@ class _Buffer:
 
 
 def prefetcher(device: torch.device) -> Prefetcher:
+    """The prefetcher for a device."""
     return Prefetcher(SideStream(device) if device.type == "cuda" else InPlace())

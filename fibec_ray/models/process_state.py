@@ -1,4 +1,4 @@
-"""Keeps libraries quiet, and gives the calling process back its state after a run: generators, threads, environment."""
+"""Silences libraries, and restores a process's state after a run: generators, threads, environment."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import torch
 from fibec_ray.environment import set_default
 
 OFFLINE_ENV = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-"""Environment of every process that loads models; read by the libraries when they are imported."""
+"""Environment of every process that loads models; libraries read it when they are imported."""
 
 
 def quiet_libraries() -> None:
-    """No progress bars and no advice from libraries in a simulator's output; set before they are imported."""
+    """Turn off progress bars and advice of libraries; call it before they are imported."""
     for name, value in OFFLINE_ENV.items():
         set_default(name, value)
-    # transformers and peft import deepspeed where it is installed, which then reports on its search for accelerators.
+    # transformers and peft import an installed deepspeed, which logs its search for accelerators.
     logging.getLogger("DeepSpeed").addFilter(_is_error)
     from transformers.utils import logging as transformers_logging
 
@@ -38,7 +38,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Gives back the states of random generators, torch's threads, the environment, and what libraries print."""
+    """Restore random generators, torch's threads, the environment, and the libraries' logging afterwards."""
     states = random.getstate(), np.random.get_state()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     threads, environment = torch.get_num_threads(), dict(os.environ)

@@ -1,4 +1,4 @@
-"""Checks before a run that a backbone has a row for each token, position and token type that it will get."""
+"""Checks before a run that a backbone has an embedding for each token, position and token type."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from fibec_ray.models.backbone import from_config
 from fibec_ray.models.spec import Backbone
 
 TABLES = ("position_embeddings", "embed_positions", "wpe")
-"""Last words of the names of tables of positions."""
+"""Last parts of the names of position tables."""
 LIMITS = ("max_position_embeddings", "max_seq_len")
-"""Settings that limit positions in families without a table of positions."""
+"""Settings that limit positions in families without a position table."""
 
 
 def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: int = 0) -> int:
-    """The number of token embeddings. Raises ModelError where there are too few of them, or of positions.
+    """Return the number of token embeddings. Raises ModelError if tokens or positions are too few.
 
-    num_virtual: tokens that the PEFT kind puts before those of a sample.
+    num_virtual: tokens that the PEFT kind puts before a sample's.
     """
     with torch.device("meta"):
         base = from_config(spec, num_classes=2)
     rows = _rows(base)
     if spec.tokenizer is not None and len(tokenizer) > rows:
         raise ModelError(
-            f"backbone.tokenizer: {spec.tokenizer} has {len(tokenizer)} tokens, the backbone {rows} embeddings; "
-            "choose the backbone's own, or set backbone.config.vocab_size"
+            f"backbone.tokenizer: {spec.tokenizer} has {len(tokenizer)} tokens, but the backbone has {rows} "
+            "embeddings; use the backbone's own tokenizer, or set backbone.config.vocab_size"
         )
     check_ids(rows, tokenizer, {"the padding token": tokenizer.pad_token_id})
     positions = positions_of(base)
     if positions is None or max_length + num_virtual <= positions:
         return rows
     if num_virtual == 0:
-        raise ModelError(f"data.max_length: {max_length} tokens, the backbone has {positions} positions; lower it")
+        raise ModelError(f"data.max_length: {max_length} tokens, but the backbone has {positions} positions; lower it")
     raise ModelError(
-        f"data.max_length: {max_length} tokens and {num_virtual} virtual ones (method.peft), the backbone has "
+        f"data.max_length: {max_length} tokens and {num_virtual} virtual ones (method.peft), but the backbone has "
         f"{positions} positions; lower one of the two"
     )
 
 
 def check_ids(rows: int, tokenizer: Any, ids: Mapping[str, int | None]) -> None:
-    """Raises ModelError for a token without an embedding. rows: embeddings of the backbone. ids: by their role."""
+    """Raise ModelError for a token without an embedding. rows: the backbone's embeddings. ids: role -> token id."""
     for what, token in ids.items():
         if token is not None and token >= rows:
             raise ModelError(
-                f"backbone.tokenizer: {what} '{tokenizer.convert_ids_to_tokens(token)}' has the id {token}, and the "
+                f"backbone.tokenizer: {what} '{tokenizer.convert_ids_to_tokens(token)}' has the id {token}, but the "
                 f"backbone has {rows} embeddings; set backbone.tokenizer to one that fits, or save the checkpoint "
                 "again after `model.resize_token_embeddings(len(tokenizer))`"
             )
 
 
 def takes_types(spec: Backbone, highest: int) -> bool:
-    """True if the model's scores depend on token types up to `highest`. Raises ModelError if it has too few of them.
+    """True if the model's scores depend on token types up to `highest`. Raises ModelError if it has too few types.
 
-    Some families have no table of types and add the embedding of the token with that number (GPT-2): to them a type of
-    0 is more than none.
+    Some families have no table of types and add the token embedding with that number (GPT-2), so type 0 is not neutral
+    for them.
     """
     names, config = inputs_of(spec)
     if "token_type_ids" not in names:
@@ -71,20 +71,20 @@ def takes_types(spec: Backbone, highest: int) -> bool:
         return False
     if highest >= size:
         raise ModelError(
-            f"backbone.tokenizer: gives tokens of {highest + 1} types, and the backbone knows {size} "
-            "(type_vocab_size); choose the backbone's own tokenizer"
+            f"backbone.tokenizer: it gives {highest + 1} token types, but the backbone has {size} "
+            "(type_vocab_size); use the backbone's own tokenizer"
         )
     return True
 
 
 def positions_of(base: nn.Module) -> int | None:
-    """How many tokens a model has positions for; None: as many as there are."""
+    """Number of positions of a model; None: no limit."""
     found = [limit for limit in (_table(base), _setting(base.config)) if limit is not None]
     return min(found, default=None)
 
 
 def _table(base: nn.Module) -> int | None:
-    """Rows of the table of positions that the first token can use; some families leave out rows at its beginning."""
+    """Usable rows of the position table; some families skip rows at its beginning."""
     for name, child in base.named_modules():
         if name.rpartition(".")[2] in TABLES and isinstance(getattr(child, "weight", None), Tensor):
             padding = getattr(child, "padding_idx", None)
@@ -94,7 +94,9 @@ def _table(base: nn.Module) -> int | None:
 
 
 def _setting(config: Any) -> int | None:
-    """Not of families that compare positions with each other, such as DeBERTa without a table. XLNet says -1."""
+    """The configured limit of positions; None for families with relative positions, such as DeBERTa without a table
+    (XLNet: -1).
+    """
     if not getattr(config, "position_biased_input", True):
         return None
     given = [getattr(config, name, None) for name in LIMITS]

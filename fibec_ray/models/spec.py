@@ -1,4 +1,4 @@
-"""Which backbone an experiment uses, and how its outputs become class scores."""
+"""The settings of a backbone, and how its outputs become class scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENCODE_MODES: dict[Head, EncodeMode] = {
 
 
 class BackendChoice(NamedTuple):
-    """How a process holds its base, and why so."""
+    """How a process keeps its base, and why."""
 
     backend: Backend
     reason: str
@@ -39,25 +39,27 @@ class Backbone(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
     revision: str | None = Field(None, description="hub revision")
     init: Literal["pretrained", "random"] = "pretrained"
     config: dict[str, JsonValue] | None = Field(
-        None, description="architecture for init: random, with its model_type, in place of the named one's"
+        None, description="architecture for init: random, with its model_type, instead of that of `name`"
     )
-    tokenizer: str | None = Field(None, description="as `name`; null: the backbone's own")
+    tokenizer: str | None = Field(None, description="a name like `name`'s; null: the backbone's own")
     head: Head = "mean_pool"
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base; adapters are float32")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of the frozen base; adapters are float32"
+    )
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="auto: sdpa where transformers has it for the architecture, else eager"
     )
     backend: Backend = Field(
         "auto",
-        description="how a node holds the base: plain, spread (over an actor's GPUs), stream (Linears visit the GPU "
-        "one by one), deepspeed (ZeRO-3, offloaded to the host's memory), qlora (4 bits a weight); auto: plain where "
+        description="where a node keeps the base: plain, spread (over an actor's GPUs), stream (Linears are copied to "
+        "the GPU one by one), deepspeed (ZeRO-3, offloaded to host memory), qlora (4 bits per weight); auto: plain if "
         "it fits, else as memory allows",
     )
     checkpointing: bool = Field(
-        False, description="blocks are computed again in the backward pass: less memory, a third more time"
+        False, description="recompute blocks in the backward pass: less memory, a third more time"
     )
     dropout: bool = Field(
-        False, description="the frozen base's own dropout in training; the adapter's is peft's setting"
+        False, description="use the base's own dropout in training; the adapter's is a setting of method.peft"
     )
 
     @field_validator("name", "tokenizer")
@@ -86,4 +88,5 @@ class Backbone(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
 
     @property
     def encode_mode(self) -> EncodeMode:
+        """How texts are encoded for the head."""
         return ENCODE_MODES[self.head]

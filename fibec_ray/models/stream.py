@@ -1,7 +1,7 @@
-"""Frozen weights that stay where they are, memory-mapped or on another GPU, and visit the device that computes.
+"""Frozen weights that stay memory-mapped or on another GPU, and are copied to the device that computes when used.
 
-Nothing of a weight is kept between the forward pass and the backward pass, which fetches it again: the device holds two
-weights at a time (prefetch.py), beside embeddings, norms, adapters and activations.
+No copy is kept between the forward and the backward pass, which fetches the weight again. The device holds two weights
+at a time (prefetch.py), beside embeddings, norms, adapters and activations.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fibec_ray.parts.peft.base import is_transposed
 def stream(
     module: nn.Module, device: torch.device, place: Callable[[Tensor], Tensor | None] = lambda weight: weight
 ) -> Prefetcher:
-    """Takes the weights of the frozen products out of the module, so that `module.to(device)` leaves them behind.
+    """Take the weights of frozen products out of the module, so that `module.to(device)` leaves them behind.
 
-    place: the weight where it stays; None: it is left in the module.
+    place: the weight where it is kept; None: it stays in the module.
     """
     visits = prefetcher(device)
     for layer in _products(module):
@@ -35,7 +35,7 @@ def stream(
 
 
 def bytes_that_stay(module: nn.Module) -> int:
-    """Of the parameters that are no weights of products: they are with what computes, however the base is held."""
+    """Bytes of the parameters other than weights of products, which always stay on the device that computes."""
     products = {id(layer) for layer in _products(module)}
     stay = {
         id(p): p.nbytes
@@ -47,35 +47,34 @@ def bytes_that_stay(module: nn.Module) -> int:
 
 
 class MultiGpu:
-    """Which weights of a base lie on which GPU of an actor that has several (`backend: spread`).
+    """Decides which weights of a base are kept on which GPU of an actor with several (`backend: spread`).
 
     The first GPU does all the computing. The others store the layers that do not fit there. The adapter and its
     gradients stay on the first one, so every method gives the same bits as on a single GPU.
 
-    first: bytes that the GPU which computes has for the base; others: the same of the others, in their order.
-
-    What is not asked for here, such as embeddings and norms, is on the first one: they come off it beforehand.
+    first: bytes for the base on the first GPU, without embeddings and norms, which are always there; others: on each of
+    the others.
     """
 
     def __init__(self, first: int, others: Sequence[int]):
         self._free = [first, *others]
 
     def index(self, num_bytes: int) -> int:
-        """The first GPU that has room, which it then has no more."""
+        """The first GPU with enough room, whose free bytes are then reduced."""
         for i, free in enumerate(self._free):
             if num_bytes <= free:
                 self._free[i] -= num_bytes
                 return i
-        return 0  # to the last bytes of memory: torch says so if there is no room
+        return 0  # torch reports an error if there is no room
 
     def place(self, weight: Tensor) -> Tensor | None:
-        """The weight on the GPU where it stays; None: on the one that computes."""
+        """The weight on the GPU that keeps it; None: on the one that computes."""
         index = self.index(weight.nbytes)
         return weight.to(torch.device("cuda", index)) if index else None
 
 
 def _products(module: nn.Module) -> Iterator[Any]:
-    """Linears, and GPT-2's, which transformers calls Conv1D."""
+    """Frozen Linears, and GPT-2's Conv1D."""
     for layer in module.modules():
         if (type(layer) is nn.Linear or is_transposed(layer)) and not any(p.requires_grad for p in layer.parameters()):
             yield layer
@@ -87,8 +86,9 @@ def _product(layer: Any, weight: Tensor, visits: Prefetcher, x: Tensor) -> Tenso
 
 
 class StreamedProduct(torch.autograd.Function):
-    """x W^T, x (..., in) on the device, W (out, in) anywhere; flipped: x W, W (in, out). The gradient is
-    differentiable again."""
+    """x W^T, x (..., in) on the device, W (out, in) anywhere; flipped: x W, W (in, out). Its gradient is
+    differentiable again.
+    """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, visits: Prefetcher, flipped: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model that devices train on one node: frozen base, PEFT adapter, and a way to scores.
+"""The model that devices train: frozen base, PEFT adapter, and a head for scores.
 
 Shapes: B samples, S tokens, R tokens of all responses, H hidden size, V vocabulary, C classes.
 """
@@ -35,25 +35,26 @@ from fibec_ray.responses import ResponseTokens, locate
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A backbone, and what is trained of it or beside it."""
+    """A backbone and its trainable part."""
 
     backbone: Backbone
     peft: Peft
     num_classes: int
     label_words: Sequence[int] | None = None
-    """token ids (C,) of the verbaliser; None with a classification head, and where a causal language model answers in
-    text: its loss is then that of each response's tokens (`responses.py`)"""
+    """token ids (C,) of the verbaliser; None with a classification head or text answers (then the loss is over
+    response tokens, `responses.py`)
+    """
     seed: int = 0
-    """of the adapter's and head's initial values; the same seed gives the same values in every process"""
+    """of the adapter's and head's initial values, which are the same in every process"""
 
 
 class TorchModel(Alone):
-    """One frozen base with one adapter, lent to one device at a time. Implements `LocalModel`.
+    """One frozen base with one adapter, used by one device at a time. Implements `LocalModel`.
 
-    source: the folder from `backbone.prepare`, or the base itself. device: torch's, e.g. "cpu" or "cuda:0". beside: GPU
-    memory that a run was planned to take beside the base, in bytes; None: it was not planned.
+    source: the folder from `backbone.prepare`, or the base itself. device: torch's, such as "cpu" or "cuda:0". beside:
+    planned GPU memory beside the base, in bytes; None: not planned.
 
-    Virtual tokens that a PEFT kind puts before a sample's own are cut off what comes out: states are (B, S, H).
+    Virtual tokens of a PEFT kind are removed from outputs: states are (B, S, H).
     """
 
     def __init__(self, what: ModelSpec, source: Any, device: str = "cpu", beside: int | None = None):
@@ -111,7 +112,7 @@ class TorchModel(Alone):
 
     @property
     def adapter_config(self) -> dict[str, Any]:
-        """What adapter_config.json of the saved adapter says; the base's own config.json where it is trained."""
+        """The content of the saved adapter_config.json; the base's own config.json if the base is trained."""
         if self._peft.trains_base:
             return dict(self._attached.config)
         base = self._spec.name if self._spec.init == "pretrained" else None
@@ -133,7 +134,7 @@ class TorchModel(Alone):
         return self._peft.is_adapter(name) and not in_head(name, self._head_modules)
 
     def set_rank(self, rank: int | None) -> None:
-        if rank != self._rank and (ranks := self._peft.device_ranks) is not None:  # a walk through all modules
+        if rank != self._rank and (ranks := self._peft.device_ranks) is not None:  # walks through all modules
             ranks.set(self.peft_model, rank)
         self._rank = rank
 
@@ -174,7 +175,9 @@ class TorchModel(Alone):
         return Outputs(F.cross_entropy(logits, targets, reduction="none"), scores, states.blocks, last=states.last)
 
     def _respond(self, inputs: dict[str, Any], batch: Batch, hidden: bool) -> Outputs:
-        """The language-model head runs on the positions alone that predict a response's token: (R, H) -> (R, V)."""
+        """Score text answers. The language-model head runs only where a response token is predicted: (R, H) -> (R,
+        V).
+        """
         response, length = self._response(batch).to(self.device), batch.input_ids.shape[1]
         inner = getattr(self._base, self._base.base_model_prefix)
         out, caught = self._blocks.run(inner, inputs | _no_cache(self._base), length, hidden)
@@ -202,17 +205,19 @@ class TorchModel(Alone):
 
     @property
     def gains_from_lanes(self) -> bool:
-        """Not for a float32 base on a CPU (`fibec_ray.bench.speed --only ours-fp32-1,ours-fp32-5` compares), so that
-        the same settings give the same bits there."""
+        """False for a float32 base on a CPU, where lanes are not faster; the same settings then give the same bits.
+
+        `fibec_ray.bench.speed --only ours-fp32-1,ours-fp32-5` compares both.
+        """
         return self.device.type != "cpu" or self._spec.dtype != "float32"
 
     def obstacle_to_lanes(self) -> str | None:
         if not self._peft.side_by_side:
             return f"method.peft {self._peft.kind} is computed for one device at a time"
         if self._spec.dropout or any(self._drops_out(name, module) for name, module in self.peft_model.named_modules()):
-            return "dropout draws for each device by itself"
+            return "dropout must be drawn for each device separately"
         if self._spec.checkpointing:
-            return "backbone.checkpointing computes blocks again when a lane's values are no longer in them"
+            return "backbone.checkpointing recomputes blocks after a lane's values have been replaced"
         return obstacle(self.holders, self.trainable)
 
     def together(
@@ -228,8 +233,10 @@ class TorchModel(Alone):
         return split(out, [lane.batch for lane in lanes]), caught
 
     def cost(self, batch: Batch, graph: bool) -> Work:
-        """A backward costs as much again (frozen weights: no weight gradients, and the adapter's are negligible), and
-        twice as much where the base is trained."""
+        """Work of one pass. A backward pass costs as much as the forward pass, or twice as much if the base is trained.
+
+        Frozen weights need no weight gradients, and the adapter's are negligible.
+        """
         run = batch.input_ids.shape[1] + self._attached.num_prompts
         num_tokens = len(batch.input_ids) * run
         flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
@@ -238,13 +245,13 @@ class TorchModel(Alone):
         return Work(flops + backward, num_tokens, backward)
 
     def _num_answers(self, batch: Batch) -> int:
-        """Tokens of responses. Where answers are classes, their scores cost next to nothing."""
+        """Number of response tokens. Class scores cost next to nothing."""
         return int(batch.attention_mask.sum() - (batch.answer_at + 1).sum()) if self._responds else 0
 
     def _run(
         self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool
     ) -> tuple[Hidden, Tensor, Tensor | None]:
-        """Hidden states, class scores (B, C), and logits over the vocabulary (B, V) where a verbaliser is used."""
+        """Hidden states, class scores (B, C), and vocabulary logits (B, V) with a verbaliser."""
         length = mask.shape[1]
         if self._spec.head == "model" and not hasattr(self._base, "score"):
             out, caught = self._blocks.run(self._base, inputs, length, hidden)
@@ -260,10 +267,10 @@ class TorchModel(Alone):
             pooled = (states.float() * real).sum(1) / real.sum(1)
             return caught, self._head(pooled), None
         if self._spec.head == "model":
-            # A decoder classifies by its last real token, which transformers finds by a pad id that may not be ours.
+            # A decoder classifies by its last real token; transformers would find it by a pad id that may not be ours.
             last = states[torch.arange(len(states), device=self.device), mask.sum(1) - 1]
             return caught, self._base.score(last).float(), None
-        # The language-model head runs on the answer position alone: (B, H) -> (B, V).
+        # The language-model head runs only on the answer position: (B, H) -> (B, V).
         answers = self._at_answers(states, batch, length).unsqueeze(1)
         return caught, *self._of_words(known_lm_head(self._base)(answers).squeeze(1))
 
@@ -293,7 +300,7 @@ class TorchModel(Alone):
 
 
 def _head_modules(spec: Backbone, source: Any, base: Any) -> list[str] | None:
-    """Paths of the modules of the architecture's own head; None: there is none, or it is not trained."""
+    """Paths of the modules of the architecture's own head; None: no head, or not trained."""
     if spec.head != "model":
         return None
     return head_of(source) if isinstance(source, Path) else head_modules(base, beside_the_body(base))

@@ -171,9 +171,9 @@ def test_every_architecture_with_the_head_that_it_brings(tmp_path: Path, tiny_se
     assert trained["bert from a language model"] == {"bert.pooler.dense", "classifier"}
     notes = {name: run.prepared.note for name, (run, _) in cases.items()}
     for name in ("roberta of 2", "deberta of 2"):
-        assert "the checkpoint tells 2 classes apart and the task has 6: its classification head is" in notes[name]
-    assert "transformers has no sdpa for bloom: backbone.attention=auto takes eager" in notes["bloom"]
-    assert not any(word in notes["llama"] for word in ("sdpa", "apart"))
+        assert "the checkpoint has 2 classes, but the task has 6: its classification head" in notes[name]
+    assert "transformers has no sdpa for bloom: backbone.attention=auto uses eager" in notes["bloom"]
+    assert not any(word in notes["llama"] for word in ("sdpa", "starts at random"))
 
 
 def test_language_models_that_change_their_logits(tmp_path: Path, tiny_settings: Any) -> None:

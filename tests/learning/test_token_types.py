@@ -149,7 +149,7 @@ def test_which_models_take_types() -> None:
     assert not takes_types(tiny(model_type="llama"), 1) and not takes_types(tiny(model_type="mpnet"), 1)
     assert not takes_types(tiny(model_type="deberta-v2", type_vocab_size=0), 1), "it has no table"
     assert takes_types(tiny(model_type="gpt2"), 0), "it adds the embedding of token 0"
-    with pytest.raises(ModelError, match="gives tokens of 2 types, and the backbone knows 1 .*own tokenizer"):
+    with pytest.raises(ModelError, match="gives 2 token types, but the backbone has 1 .*own tokenizer"):
         takes_types(tiny(model_type="roberta", type_vocab_size=1), 1)
 
 

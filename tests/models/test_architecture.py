@@ -23,13 +23,13 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "mbart": (SEQ2SEQ, "is an encoder-decoder"),
     "pegasus": (SEQ2SEQ, "is an encoder-decoder"),
     "whisper": (SEQ2SEQ, "is an encoder-decoder"),
-    "vit": ({"hidden_size": 16}, "takes pixel_values, not text"),
-    "deit": ({"hidden_size": 16}, "takes pixel_values, not text"),
-    "wav2vec2": ({"hidden_size": 16}, "takes input_values, not text"),
+    "vit": ({"hidden_size": 16}, "expects pixel_values, not text"),
+    "deit": ({"hidden_size": 16}, "expects pixel_values, not text"),
+    "wav2vec2": ({"hidden_size": 16}, "expects input_values, not text"),
     "clip": ({}, r"consists of several models \(text_config, vision_config\)"),
     "llava": ({}, "consists of several models"),
-    "perceiver": ({}, "takes inputs, not text"),
-    "fnet": ({"vocab_size": 50, "hidden_size": 16}, "takes no attention_mask"),
+    "perceiver": ({}, "expects inputs, not text"),
+    "fnet": ({"vocab_size": 50, "hidden_size": 16}, "does not take attention_mask"),
     "canine": ({"hidden_size": 16}, "has no vocab_size in its config"),
     "mixtral": ({"vocab_size": 50, "hidden_size": 16, "num_local_experts": 2}, "is a mixture of experts"),
     "olmoe": ({"vocab_size": 50, "hidden_size": 16, "num_experts": 4}, "is a mixture of experts"),
@@ -100,7 +100,7 @@ WITHOUT_SDPA: dict[str, dict[str, Any]] = {
 def test_auto_takes_eager_where_there_is_no_sdpa_and_says_so(kind: str, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         spec = random(WITHOUT_SDPA[kind], dtype=dtype)
-        assert notes(spec, 2) == [f"transformers has no sdpa for {kind}: backbone.attention=auto takes eager"]
+        assert notes(spec, 2) == [f"transformers has no sdpa for {kind}: backbone.attention=auto uses eager"]
         assert open_base(spec, prepare(spec, 0, 2, tmp_path)).config._attn_implementation == "eager"
     eager = spec.model_copy(update={"attention": "eager"})
     assert notes(eager, 2) == [] and from_config(eager, 2) is not None

@@ -239,7 +239,7 @@ def test_masked_lm_on_a_model_without_such_a_head(tmp_path: Path) -> None:
 
 def test_a_head_that_the_architecture_does_not_have(tmp_path: Path) -> None:
     message = refusal(random_init(TINY_LLAMA, head="masked_lm"), tmp_path)
-    assert message.startswith("backbone.config: gives no model for head: masked_lm")
+    assert message.startswith("backbone.config gives no model for head: masked_lm")
     assert len(message) < 500  # transformers lists all architectures
 
 
@@ -300,7 +300,7 @@ def test_weights_that_lack_a_block(head: Any, checkpoint: Path, tmp_path: Path) 
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     message = refusal(Backbone(name=str(checkpoint), head=head), tmp_path / "cache")
-    assert "lacks weights of its config" in message and "encoder.layer.3." in message
+    assert "lacks weights for its config" in message and "encoder.layer.3." in message
 
 
 @pytest.mark.parametrize("head", ["mean_pool", "model"])

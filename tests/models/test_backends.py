@@ -164,9 +164,9 @@ def test_auto_goes_by_what_has_room(size: float, gpu: float | None, host: float,
 @pytest.mark.parametrize(
     ("size", "gpus", "expected", "why"),
     [
-        (13.5, [24, 24], "plain", "the others have nothing to do, fleet.gpus_per_actor=1 is enough"),
+        (13.5, [24, 24], "plain", "the other GPUs are idle, fleet.gpus_per_actor=1 is enough"),
         (13.5, [12, 12], "spread", "the GPU 12.0 GB free, all 2 of them 24.0"),
-        (13.5, [8, 8], "stream", "neither the GPU nor a copy in the host's memory"),
+        (13.5, [8, 8], "stream", "it fits neither the GPU nor, as a copy, the host's memory"),
         (13.5, [8, 8, 8], "spread", "all 3 of them 24.0"),
     ],
 )
@@ -179,13 +179,16 @@ def test_auto_spreads_what_one_gpu_has_no_room_for(size: float, gpus: list[int],
 
 def test_spread_is_refused_where_all_gpus_together_have_no_room() -> None:
     with pytest.raises(
-        ModelError, match=r"spread has 12.0 GB for a base of 13.5 on this process's GPUs \(2\); raise fl"
+        ModelError,
+        match=r"spread needs 13.5 GB for the base, but this process's GPUs \(2\) have 12.0 GB for it; raise fl",
     ):
         choose("spread", int(13.5 * GB), Room(8 * GB, 64 * GB, (8 * GB,)))
 
 
 def test_what_cannot_be_had_is_refused_with_what_can() -> None:
-    with pytest.raises(ModelError, match=r"the base, 13.5 GB, and this node has 8.0 GB free of the 17.6"):
+    with pytest.raises(
+        ModelError, match=r"needs 17.6 GB of host memory for a base of 13.5 GB, but this node has 8.0 GB free"
+    ):
         choose("deepspeed", int(13.5 * GB), Room(None, 8 * GB))
     with pytest.raises(ModelError, match="qlora needs a CUDA device"):
         choose("qlora", GB, Room(None, 8 * GB))

@@ -117,7 +117,9 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_made(error: BaseException
         (part / WEIGHTS).write_bytes(b"half")
         raise error
 
-    says = "base weights cannot be written (No space left on device); make room there, or set FIBEC_RAY_CACHE to a"
+    says = (
+        "base weights cannot be written (No space left on device); free some space there, or set FIBEC_RAY_CACHE to a"
+    )
     with pytest.raises(ModelError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
         kept(tmp_path / "base-1", make)
     assert isinstance(error, KeyboardInterrupt) or says in str(caught.value)
@@ -147,7 +149,7 @@ def test_a_cache_or_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None
     folder = prepared(tmp_path / "cache")
     for path in (folder / WEIGHTS, folder):
         os.chown(path, 1234, 1234)
-        with pytest.raises(ModelError, match=f"{path}: belongs to another user, so its weights are not trusted; re"):
+        with pytest.raises(ModelError, match=f"{path} belongs to another user, so its weights are not trusted; re"):
             prepared(tmp_path / "cache")
         os.chown(path, 0, 0)
     os.chown(tmp_path / "cache", 1234, 1234)

@@ -150,9 +150,9 @@ def test_flops_by_hand() -> None:
 
 
 def test_a_cnn_needs_images_that_it_can_halve() -> None:
-    with pytest.raises(ModelError, match="backbone: cnn takes images, and this task has none"):
+    with pytest.raises(ModelError, match="backbone: cnn needs images, but this task has none"):
         Cnn().check((2,))
-    with pytest.raises(ModelError, match="backbone.channels: 4 convolutions halve the images of 8 x 8 to nothing"):
+    with pytest.raises(ModelError, match="backbone.channels: 4 convolutions halve images of 8 x 8 to nothing"):
         Cnn(channels=(2, 2, 2, 2)).check(IMAGE)
     Cnn(channels=(2, 2, 2)).check(IMAGE)
     Mlp().check((2,))

@@ -236,7 +236,7 @@ def test_an_encoder_is_no_causal_language_model() -> None:
     with pytest.raises(ModelError, match="bert is not a causal language model"):
         check_causal(spec)
     gemma = spec.model_copy(update={"config": {"model_type": "gemma2", "final_logit_softcapping": 30.0}})
-    with pytest.raises(ModelError, match="gemma2 changes its logits behind the head .final_logit_softcapping"):
+    with pytest.raises(ModelError, match="gemma2 changes its logits after the head .final_logit_softcapping"):
         check_causal(gemma)
     for family in FAMILIES:
         check_causal(spec.model_copy(update={"config": {"model_type": family, **FAMILIES[family]}}))

@@ -27,16 +27,18 @@ def random(config: dict[str, Any], **more: Any) -> Backbone:
 
 def test_a_vocabulary_smaller_than_the_tokenizer_s_is_refused() -> None:
     spec = random({**SMALL, "vocab_size": 100})
-    with pytest.raises(ModelError, match="backbone.tokenizer: minilm has 30522 tokens, the backbone 100 embeddings"):
+    with pytest.raises(
+        ModelError, match="backbone.tokenizer: minilm has 30522 tokens, but the backbone has 100 embeddings"
+    ):
         check_sizes(spec, load_tokenizer(spec), 16)
 
 
 def test_texts_longer_than_the_positions_are_refused() -> None:
     spec = random(SMALL)
     assert check_sizes(spec, load_tokenizer(spec), 40) == 30522
-    with pytest.raises(ModelError, match="data.max_length: 41 tokens, the backbone has 40 positions"):
+    with pytest.raises(ModelError, match="data.max_length: 41 tokens, but the backbone has 40 positions"):
         check_sizes(spec, load_tokenizer(spec), 41)
-    with pytest.raises(ModelError, match=r"30 tokens and 11 virtual ones \(method.peft\), the backbone has 40"):
+    with pytest.raises(ModelError, match=r"30 tokens and 11 virtual ones \(method.peft\), but the backbone has 40"):
         check_sizes(spec, load_tokenizer(spec), 30, num_virtual=11)
 
 
@@ -108,7 +110,7 @@ def experiment(folder: Path) -> Any:
 )
 def test_a_token_without_an_embedding_is_found_before_the_run(added: Any, what: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "there", added)
-    with pytest.raises(ModelError, match=f"^backbone.tokenizer: {what} has the id 30522, and the backbone has 30522 "):
+    with pytest.raises(ModelError, match=f"^backbone.tokenizer: {what} has the id 30522, but the backbone has 30522 "):
         simulate(experiment(folder), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     model = transformers.AutoModel.from_pretrained(folder)

@@ -115,7 +115,7 @@ def test_flops_have_virtual_tokens_in_them(cache: Path) -> None:
 def test_too_few_positions_for_samples_and_virtual_tokens(name: str, tiny_settings: Any, tmp_path: Path) -> None:
     backbone = {"config": {**tiny_settings()["backbone"]["config"], "max_position_embeddings": 19}}
     settings = tiny_settings({"name": "x", "peft": part_of(name).model_dump()}, backbone=backbone)
-    match = r"16 tokens and 4 virtual ones \(method.peft\), the backbone has 19 positions; lower one of the two"
+    match = r"16 tokens and 4 virtual ones \(method.peft\), but the backbone has 19 positions; lower one of the two"
     with pytest.raises(ModelError, match=match):
         prepare_run(check(settings, "test"), tmp_path)
 
