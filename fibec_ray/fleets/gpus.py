@@ -23,16 +23,16 @@ class Gpu:
     index: str
     uuid: str
     free: int | None
-    """bytes; None if the driver does not say, as on unified memory, in a MIG partition or without permission"""
+    """bytes; None if unknown (unified memory, a MIG partition, no permission)"""
 
 
 def visible(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """GPUs that processes started here may use, in the order in which CUDA numbers them."""
+    """GPUs that processes started here may use, in CUDA's order."""
     return select(parse(_ask()), environment.get("CUDA_VISIBLE_DEVICES"))
 
 
 def parse(listing: str) -> list[Gpu]:
-    """What nvidia-smi printed. Lines that do not describe a GPU, such as messages, are skipped."""
+    """Parse the output of nvidia-smi. Lines that do not describe a GPU are skipped."""
     rows = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines()]
     return [Gpu(row[0], row[1], _bytes(row[-1])) for row in rows if len(row) > 1 and row[0].isdecimal()]
 
@@ -57,9 +57,9 @@ def select(gpus: Sequence[Gpu], devices: str | None) -> list[Gpu]:
 
 
 def torch_device(gpus: float | None, has_cuda: bool) -> str:
-    """Where a process computes. gpus: fleet.gpus_per_actor; None: on a GPU where torch sees one.
+    """torch's device for a process. gpus: fleet.gpus_per_actor; None: a GPU if torch sees one.
 
-    Raises ConfigError if a GPU is asked for and torch sees none."""
+    Raises ConfigError if a GPU is configured and torch sees none."""
     if gpus == 0 or (gpus is None and not has_cuda):
         return "cpu"
     if not has_cuda:
@@ -71,9 +71,9 @@ def torch_device(gpus: float | None, has_cuda: bool) -> str:
 
 
 def memory_fraction(share: float, total: int) -> float:
-    """The part of a GPU's memory that torch may allocate in an actor with this share of the GPU.
+    """The fraction of a GPU's memory that torch may allocate in an actor with this share of the GPU.
 
-    CUDA's context of each process comes on top. Raises ConfigError if the share has no room for anything else."""
+    Each process also needs a CUDA context. Raises ConfigError if the share has no room for more than that."""
     left = share - CONTEXT_BYTES / total
     if left <= 0:
         raise ConfigError(
@@ -85,7 +85,7 @@ def memory_fraction(share: float, total: int) -> float:
 
 
 def smallest(gpus: Sequence[Gpu]) -> int | None:
-    """Free bytes of the smallest GPU; None if one does not say, or there is none."""
+    """Free bytes of the smallest GPU; None if unknown, or without a GPU."""
     known = [gpu.free for gpu in gpus if gpu.free is not None]
     return min(known) if known and len(known) == len(gpus) else None
 

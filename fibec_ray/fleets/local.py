@@ -87,7 +87,7 @@ class LocalFleet:
         return self._server.adapter()
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """There is nothing to stop."""
 
     def restore(self, path: Path, states: States) -> SetupResult:
         self._start()
@@ -124,7 +124,7 @@ class LocalFleet:
     def _by_group(
         self, stage: str, devices: Sequence[int], num_samples: Sequence[int], work: Callable[[Group], list[T]]
     ) -> list[T]:
-        """What work(group) gives for each device, in the order of `devices`."""
+        """The results of work(group) for each device, in the order of `devices`."""
         found: dict[int, T] = {}
         for group in lane_groups(devices, num_samples, self.lanes):
             found |= zip(group, work(group), strict=True)

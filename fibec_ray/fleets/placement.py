@@ -1,4 +1,4 @@
-"""Maps devices to actors, once, from what the cluster has."""
+"""Decide once how many actors there are, what each gets, and which devices it hosts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fibec_ray.errors import FleetError
 from fibec_ray.fleets.settings import ActorClass, FleetConfig
 
 ACTOR_BYTES = 450_000_000
-"""Private memory of one actor with torch, transformers and peft imported and a small adapter in training: what is
-counted on where preflight has not looked."""
+"""Private memory of an actor with torch, transformers and peft imported and a small adapter in training. It is assumed
+where no plan was made."""
 ACTOR_CPU_S = 2.7
 """CPU seconds of those imports."""
 MEMORY_SHARE = 0.7
-"""Of the available memory that actors may plan to fill."""
+"""Share of the available memory that actors may plan to use."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Resources:
     memory_bytes: int
     """available to actors, over all nodes"""
     gpu_memory: int | None = None
-    """free bytes of the smallest GPU; None if there is none, or its memory is not known"""
+    """free bytes of the smallest GPU; None without a GPU, or if unknown"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ UNFORESEEN = Need()
 
 @dataclass(frozen=True)
 class Placement:
-    """per_device: actor i hosts device i alone. Otherwise any actor may host any device."""
+    """Where devices run. per_device: actor i hosts device i only. Otherwise any actor may host any device."""
 
     per_device: bool
     num_actors: int
@@ -59,9 +59,9 @@ class Placement:
     gpus_per_actor: float
     reason: str
     memory_per_actor: int = 0
-    """bytes that Ray sets aside on the actor's node"""
+    """bytes that Ray reserves on the actor's node"""
     classes: tuple[ActorClass, ...] = ()
-    """of the actors, in their order, if they are not all alike; cpus_per_actor and gpus_per_actor are the most then"""
+    """of actors that differ, in their order; cpus_per_actor and gpus_per_actor are then the largest of them"""
 
     @property
     def device(self) -> str:
@@ -70,17 +70,17 @@ class Placement:
         return " and ".join(sorted({"cuda" if share else "cpu" for share in shares}))
 
     def class_of_actor(self, actor: int) -> int:
-        """0 where they are all alike."""
+        """The class of an actor; 0 if all are alike."""
         first_of_next = accumulate(each.num_actors for each in self.classes)
         return next((number for number, first in enumerate(first_of_next) if actor < first), 0)
 
     def class_of_device(self, device: int, num_devices: int) -> int:
-        """Devices belong to classes in order of their numbers, by the classes' shares."""
+        """The class of a device: devices are split by number, according to the classes' shares."""
         shares = accumulate(each.share for each in self.classes)
         return next((number for number, end in enumerate(shares) if device < round(end * num_devices)), 0)
 
     def options(self, actor: int) -> dict[str, Any]:
-        """Of Ray, for one of the actors."""
+        """Ray's options for one of the actors."""
         if not self.classes:
             own: dict[str, Any] = {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
         else:
@@ -92,7 +92,7 @@ class Placement:
 
 
 def decide(config: FleetConfig, num_devices: int, have: Resources, need: Need = UNFORESEEN) -> Placement:
-    """The placement that the config asks for, or for `auto` the one that fits. Raises FleetError if none does."""
+    """The configured placement; for `auto`, the one that fits. Raises FleetError if none does."""
     obstacle, reason = None, "as configured"
     if config.placement == "auto":
         obstacle = _obstacle(config, num_devices, have, need)
@@ -104,7 +104,7 @@ def decide(config: FleetConfig, num_devices: int, have: Resources, need: Need = 
 
 
 def room(placement: Placement, num_devices: int, have: Resources) -> int:
-    """Actors like those of a pooled placement that the cluster has room for now."""
+    """How many actors of a pooled placement the cluster has room for now."""
     slots = _gpu_slots(have.gpus, placement.gpus_per_actor) or math.floor(have.cpus / placement.cpus_per_actor + 1e-9)
     if placement.memory_per_actor:
         slots = min(slots, have.memory_bytes // placement.memory_per_actor)
@@ -112,22 +112,22 @@ def room(placement: Placement, num_devices: int, have: Resources) -> int:
 
 
 def _gpu_slots(gpus: float, per_actor: float | None) -> int:
-    """Actors that can have a GPU, or several, to themselves; 0 where they compute on CPUs."""
+    """How many actors can have whole GPUs; 0 if they compute on CPUs."""
     return max(1, int(gpus / max(1.0, per_actor or 0.0))) if gpus >= 1 and per_actor != 0 else 0
 
 
 def actors_on_a_gpu(num_actors: int, share: float) -> int:
-    """The most that Ray puts on one GPU: it fills a GPU before it takes the next one. 0 if they compute on CPUs."""
+    """The most actors on one GPU (Ray fills a GPU before it uses the next); 0 if they compute on CPUs."""
     return min(num_actors, math.floor(1 / min(1.0, share) + 1e-9)) if share else 0
 
 
 def _with_memory(placement: Placement, wanted: int, have: Resources) -> Placement:
-    """Keeps actors off nodes that are full. Never more than an equal share: to refuse a run is preflight's part."""
+    """Memory to reserve per actor, so that Ray avoids full nodes; at most an equal share."""
     return replace(placement, memory_per_actor=min(wanted, have.memory_bytes // placement.num_actors))
 
 
 def _obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need) -> str | None:
-    """Why one actor for each device would not do; None if it would."""
+    """Why one actor per device does not fit; None if it does."""
     if config.known_lanes is not None and config.known_lanes > 1:
         return f"{config.known_lanes} lanes need actors that host several devices"
     needed, allowed = num_devices * need.alone + need.fixed, MEMORY_SHARE * have.memory_bytes
@@ -146,7 +146,7 @@ def _obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need
 
 
 def _gpu_obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need) -> str | None:
-    """Lanes of one actor share a base and a CUDA context; actors on one GPU have one each, and take turns."""
+    """Why GPUs do not fit; None if they do. Lanes of an actor share a base and a CUDA context, actors do not."""
     if not have.gpus or config.gpus_per_actor == 0:
         return None
     gpus = "1 GPU" if have.gpus == 1 else f"{have.gpus:g} GPUs"
@@ -196,7 +196,7 @@ def _of_classes(config: FleetConfig, have: Resources) -> Placement:
 
 
 def _share(total: float, parts: int) -> float:
-    """An equal part of a resource, rounded down to what Ray can count (1e-4)."""
+    """An equal part of a resource, rounded down to Ray's precision (1e-4)."""
     return math.floor(1e4 * total / parts) / 1e4
 
 

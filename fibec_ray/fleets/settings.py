@@ -1,4 +1,4 @@
-"""How a fleet is laid out, and what it bears: the experiment's `fleet` section."""
+"""The experiment's `fleet` section: where devices run, and what happens when something is lost."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fibec_ray.types import RoundPlan
 
 
 class ActorClass(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Actors of a pooled fleet that ask for the same, and the part of the devices that they host."""
+    """Actors of a pooled fleet with the same resources, and the share of devices that they host."""
 
-    share: float = Field(gt=0, le=1, description="of the devices; those of all classes add up to 1")
+    share: float = Field(gt=0, le=1, description="share of the devices; all shares add up to 1")
     num_actors: int = Field(ge=1)
     cpus_per_actor: float = Field(1.0, gt=0)
     gpus_per_actor: float = Field(0.0, ge=0, description="a fraction of a GPU, several, or none")
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="of nodes' own kinds, as `ray start --resources` names them"
+        {}, description="custom resources, as in `ray start --resources`"
     )
-    labels: dict[str, str] = Field({}, description="that a node must have, as `ray start --labels` gives them")
+    labels: dict[str, str] = Field({}, description="labels that the node must have, as in `ray start --labels`")
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What one of its actors takes of a node."""
+        """The resources of one of its actors."""
         amounts = {"CPU": self.cpus_per_actor, "GPU": self.gpus_per_actor, **self.resources}
         return {name: amount for name, amount in amounts.items() if amount}
 
@@ -69,12 +69,12 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         "num_actors and what each asks for; devices belong to them in order of their numbers",
     )
     address: Annotated[str | None, OnRay] = Field(
-        None, description="of a running cluster, or 'auto'; null: a local one for this run"
+        None, description="HOST:PORT of a running cluster, or 'auto'; null: start a local one for this run"
     )
     object_store_mb: Annotated[int, OnRay] = Field(500, ge=80, description="object store of a local cluster, 1e6 bytes")
-    startup_timeout_s: Annotated[float, OnRay] = Field(300, gt=0, description="for actors to be created and answer")
+    startup_timeout_s: Annotated[float, OnRay] = Field(300, gt=0, description="limit for actors to start and answer")
     device_timeout_s: Annotated[float, OnRay] = Field(
-        1800, gt=0, description="for one device-round, times as many as a call has; a slower actor counts as hung"
+        1800, gt=0, description="limit for one device-round, times the devices of a call; a slower actor counts as hung"
     )
     max_retries: Annotated[int, OnRay] = Field(
         3, ge=0, description="re-runs of a device-round that was lost, restarts of an actor, recoveries of the server"
@@ -95,7 +95,7 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         0.5, gt=0, le=1, description="share of the cohort whose sound updates a round needs; with fewer the run ends"
     )
     auto_startup_s: Annotated[float, OnRay] = Field(
-        20, ge=0, description="auto takes per_device only if its actors can start in this time"
+        20, ge=0, description="auto uses per_device only if its actors can start within this time"
     )
 
     @model_validator(mode="after")
@@ -110,7 +110,7 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError("num_actors has no effect with placement: per_device, which has one for each device")
         for gpus in self.gpu_shares:
             if (gpus or 0) > 1 and gpus != int(gpus or 0):
-                raise ValueError(f"gpus_per_actor {gpus:g}: above 1 no part of a GPU can be had; give a whole number")
+                raise ValueError(f"gpus_per_actor {gpus:g}: above 1 it must be a whole number of GPUs")
         if self.classes:
             self._check_classes()
         if self.placement == "per_device" and self.lanes not in (1, "auto"):
@@ -132,19 +132,21 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @property
     def gpu_shares(self) -> set[float | None]:
-        """GPUs of an actor, of each class of them; None: as many as follow from what there is, at most one."""
+        """GPUs of an actor, for each class; None: an equal share of what the cluster has, at most one."""
         return {each.gpus_per_actor for each in self.classes} if self.classes else {self.gpus_per_actor}
 
     @property
     def known_lanes(self) -> int | None:
-        """None if they are to be found."""
+        """The number of lanes; None if a trial at the start decides."""
         if self.placement == "per_device":
             return 1
         return None if self.lanes == "auto" else self.lanes
 
 
 def check_quorum(config: FleetConfig, plan: RoundPlan, lost: Collection[int], bad: Mapping[int, str]) -> None:
-    """lost: devices whose update never came. bad: why, of those whose update was refused.
+    """Check that enough devices sent a sound update.
+
+    lost: devices whose update never came. bad: device -> why its update was rejected.
 
     Raises DeviceError if the bad ones are the reason why the round cannot count, FleetError if the lost ones are.
     """

@@ -1,4 +1,4 @@
-"""What every process of a fleet needs to host devices, as one value."""
+"""Everything that a process needs to host devices, as one value that travels to actors."""
 
 from __future__ import annotations
 
@@ -34,22 +34,25 @@ ONE_BY_ONE = FleetConfig(kind="local", lanes=1)
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """run_dir: seen by every process (shared storage on several nodes). cache_dir: local to each node."""
+    """What a worker is built from.
+
+    run_dir: visible to every process (shared storage on several nodes). cache_dir: local to each node.
+    """
 
     job: Job
     run_dir: Path
     cache_dir: Path
     fleet: FleetConfig = ONE_BY_ONE
     device: str = "cpu"
-    """torch's, of work in the driver's process"""
+    """torch device of work in the driver's process"""
     beside: int | None = None
-    """GPU memory that the run was planned to take beside the base, in bytes; None: it was not planned"""
+    """planned GPU memory in addition to the base, bytes; None: not planned"""
     most_lanes: int | None = None
-    """that a GPU was planned to have room for; None: it was not planned"""
+    """the most lanes that fit on a GPU; None: not planned"""
 
     def __getstate__(self) -> dict[str, Any]:
-        """The job travels as plain values. An actor builds it in its first call. What goes wrong then, such as a part
-        that its node does not have, reaches the driver; what goes wrong while Ray makes an actor does not."""
+        """The job travels as plain values, and an actor builds it in its first call. An error there, such as a part
+        that the node lacks, reaches the driver; an error while Ray creates an actor does not."""
         state = dict(self.__dict__)
         if job := state.pop("job", None):
             state["packed"] = job.model_dump(mode="json"), tuple(job.method.sources.values())
@@ -65,13 +68,13 @@ class WorkerSpec:
                 own.arrive(source)
             try:
                 object.__setattr__(self, "job", Job.model_validate(values))
-            except ValidationError as error:  # it was valid where it came from
+            except ValidationError as error:  # it was valid in the driver
                 raise FleetError(f"{error.errors()[0]['msg']}; {own.NOT_AT_THE_TOP}") from error
             del self.__dict__["packed"]
             return self.job
 
     def lanes_to_try(self, devices: int) -> int:
-        """The most that a trial tries, where lanes are not set and an actor trains so many devices of a cohort."""
+        """The most lanes that a trial tries. devices: of a cohort that one actor trains."""
         return min(devices, self.most_lanes or devices)
 
     @property
@@ -91,12 +94,12 @@ class WorkerSpec:
 
         assert isinstance(self.job.backbone, Backbone), "nothing is prepared of a network from scratch"
         quiet_libraries()
-        # A node may keep them elsewhere than the driver's machine does, which says so for all.
+        # A node may keep its cache in another folder than the driver does.
         cache_dir = Path(read("FIBEC_RAY_NODE_CACHE") or self.cache_dir)
         return prepare(self.job.backbone, self.job.seed, self.job.num_classes, cache_dir)
 
     def base_fingerprint(self) -> str:
-        """Of the base weights on this node; '' for a network from scratch, which has none."""
+        """Digest of the base weights on this node; '' for a network from scratch."""
         if not isinstance(self.job.backbone, Backbone):
             return ""
         from fibec_ray.models.base_cache import fingerprint
@@ -112,14 +115,14 @@ class WorkerSpec:
         return Federation.load(self.data_dir)
 
     def opened(self, reports: list[DeviceReport], selection: Selection, layout: Layout) -> SetupResult:
-        """What the initialisation phase came to."""
+        """The result of the initialisation phase."""
         own, frozen = self.job.method.has_own_models, "moving" in self.job.method.mask.lacks
         return SetupResult(reports, selection.names, layout, selection.scores, own, frozen)
 
     def worker(self, name: str = "driver", device: str | None = None) -> GroupWorker:
-        """A worker with a model of its own; the base weights are shared by all processes of the node.
+        """A worker with its own model; all processes of a node share the base weights.
 
-        device: None: the driver's."""
+        device: torch's; None: the driver's."""
         torch.set_num_threads(self.fleet.threads)
         federation = self.federation()
         model = self._model(federation, device or self.device)
@@ -139,7 +142,9 @@ class WorkerSpec:
 def assemble_evaluation(
     federation: Federation, batch_size: int, parts: list[Predictions], personal: dict[int, Predictions] | None
 ) -> EvaluationResult:
-    """parts: of `evaluation_chunks`, in their order. personal: None if every device's model is the global one."""
+    """Join predictions by chunk into one result.
+
+    parts: in the order of `evaluation_chunks`. personal: None if every device's model is the global one."""
     test = federation.test_set()
     shared = in_row_order(evaluation_chunks(test, batch_size), parts)
     if personal is None:
@@ -148,7 +153,7 @@ def assemble_evaluation(
 
 
 def _shared_out(shared: Predictions, federation: Federation) -> dict[int, Predictions]:
-    """Each device's part of the global model's predictions, as views of one array in device order."""
+    """The global model's predictions on each device's test rows, as views of one array in device order."""
     ordered = at_rows(shared, torch.from_numpy(np.concatenate(federation.test_rows)))
     sizes = [len(rows) for rows in federation.test_rows]
     all_columns = (ordered.labels, ordered.predicted, ordered.losses, ordered.num_tokens)

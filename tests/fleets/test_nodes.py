@@ -86,7 +86,7 @@ def test_nodes_with_different_base_weights_are_refused() -> None:
 
 def test_nodes_that_do_not_come_are_not_waited_for_without_end(ray_cluster: None) -> None:
     config = FleetConfig(address="auto", num_actors=3, cpus_per_actor=2, startup_timeout_s=1)
-    with pytest.raises(FleetError, match=r"fleet.num_actors: 3 actors need 6 CPU of which the cluster has 2 after 1 s"):
+    with pytest.raises(FleetError, match=r"fleet.num_actors: 3 actors need 6 CPU \(the cluster has 2\) after 1 s"):
         await_nodes(config)
 
 

@@ -1,7 +1,7 @@
 """The two kinds of actor: DeviceActor hosts federated devices, ServerActor holds the shared layers.
 
-Constructors are cheap and never fail: what can go wrong happens in `ready`, whose error reaches the driver as it is.
-After a restart Ray calls the constructor again, and the next call builds the worker anew from the run directory.
+Constructors are cheap and never fail. Everything that can fail happens in `ready`, whose error reaches the driver.
+After a restart Ray calls the constructor again, and the next call builds the worker from the run directory.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ from fibec_ray.reports import DeviceReport
 from fibec_ray.types import Broadcast, DeviceUpdate, LayerReport, Layout, Predictions, RoundPlan, States
 
 AT_ONCE = 8
-"""Updates of one call of `feed`, and of the server's queue: it holds no more of a round than twice that."""
+"""Updates in one call of `feed`, and in the server's queue: the server holds at most twice as many at a time."""
 
 
 class DeviceActor:
-    """Hosts one device (per_device) or any (pooled); state between rounds is on disk, so any actor can take over."""
+    """Hosts one device (per_device) or any (pooled). State is on disk between rounds, so any actor can take over."""
 
     def __init__(self, worker_spec: WorkerSpec, name: str, gpu_share: float):
         self._worker_spec, self._name, self._gpu_share = worker_spec, name, gpu_share
         self._built: GroupWorker | None = None
 
     def ready(self, base: str) -> str:
-        """Builds the model if need be; the id of the node that it is on. base: digest that the base weights must have,
-        if it is known by now. Raises FleetError for others: the node may have come when the run was on its way."""
+        """Build the model if there is none; returns the id of the node.
+
+        base: digest that the base weights must have; '': not known yet. Raises FleetError for other weights, which a
+        node that joined later may have."""
         if base and base != self.fingerprint():
             raise FleetError(
                 f"backbone: node {platform.node()} has other base weights than the run began with; {SAME_BASE}, or "
@@ -52,7 +54,7 @@ class DeviceActor:
         return node if self._worker else ""
 
     def describe(self) -> tuple[Any, Layout]:
-        """P^0 (as arrays) and what its tensors are."""
+        """P^0 (as arrays) and its layout."""
         return to_wire(self._worker.initial), self._worker.layout
 
     def backend_choice(self) -> tuple[str, str] | None:
@@ -65,12 +67,12 @@ class DeviceActor:
         return self._worker.calibrate(most)
 
     def setup(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
-        """Each device's layer report and row of the log."""
+        """Layer report and log row of each device."""
         opened = self._worker.setup_group(devices, attempt)
         return [(to_wire(layer_report), report) for layer_report, report in opened]
 
     def train(self, plan: RoundPlan, devices: Group, broadcast: Any, attempt: int) -> tuple[Any, ...]:
-        """Each device's update, an object of its own, and after them the list of their reports."""
+        """The update of each device, as separate objects, followed by the list of their reports."""
         trained = self._worker.train_group(plan, devices, from_wire(broadcast), attempt)
         return (*(to_wire(update) for update, _ in trained), [report for _, report in trained])
 
@@ -79,7 +81,7 @@ class DeviceActor:
         return to_wire(parts)
 
     def evaluate_personal(self, groups: list[Group], broadcast: Any, states: States) -> Any:
-        """Predictions of the devices of some groups, one after the other."""
+        """Predictions of the devices of some groups, in order."""
         received: Broadcast = from_wire(broadcast)
         return to_wire([own for group in groups for own in self._worker.evaluate_group(group, received, states)])
 
@@ -90,7 +92,7 @@ class DeviceActor:
         return self._built
 
     def _torch_device(self) -> str:
-        """The GPU that Ray assigned, never one that merely is there: num_gpus=0 does not hide GPUs from an actor."""
+        """The GPU that Ray assigned, or the CPU: with num_gpus=0 an actor still sees all GPUs."""
         if not ray.get_gpu_ids():
             return "cpu"
         import torch
@@ -103,7 +105,7 @@ class DeviceActor:
 
 
 class ServerActor:
-    """The federation's server. Updates go from device actors to it through the object store; the driver holds refs."""
+    """The federation's server. Device actors' updates reach it through the object store; the driver holds refs only."""
 
     def __init__(self, job: Job, threads: int):
         import torch
@@ -125,19 +127,19 @@ class ServerActor:
         return to_wire(self._held.broadcast(round_))
 
     def absorb(self, plan: RoundPlan) -> dict[int, str]:
-        """Takes a round's updates as `feed` brings them, one at a time; says which were bad, and why."""
+        """Aggregate a round's updates one at a time, as `feed` brings them; returns device -> why its update is bad."""
         return self._held.absorb(plan.round, self._arriving(plan.cohort))
 
     @ray.method(concurrency_group="feed")
     def feed(self, *updates: Any) -> None:
-        """The next updates in cohort order, None where a device is left out. Runs beside `absorb`, and waits for it
-        where it is ahead."""
+        """Queue the next updates in cohort order; None for a device that is left out. Runs beside `absorb`, and waits
+        while the queue is full."""
         for update in updates:
             self._fed.put(update)
 
     @ray.method(concurrency_group="feed")
     def fetch(self, update: Any) -> None:
-        """Nothing, once Ray has brought the update to this node; it fails if it cannot."""
+        """Do nothing: the call fails if Ray cannot bring the update to this node."""
 
     def adapter(self) -> Any:
         return to_wire(self._held.adapter())
@@ -158,7 +160,7 @@ class ServerActor:
         return self._server
 
     def _arriving(self, cohort: Sequence[int]) -> Iterator[DeviceUpdate]:
-        """Waits without limit: the driver watches over devices that are slow, and ends this actor if it gives up."""
+        """The round's updates, without a time limit: the driver times devices, and ends this actor if it gives up."""
         for device in cohort:
             update: DeviceUpdate | None = from_wire(self._fed.get())
             if update is not None:

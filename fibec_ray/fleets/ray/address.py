@@ -1,4 +1,4 @@
-"""fleet.address: finds a cluster to join, and checks whether a Ray head answers there."""
+"""fleet.address: find a cluster to join, and check that a Ray head answers there."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from fibec_ray.fleets.ray.scratch import is_scratch
 CONNECT_TIMEOUT_S = 5
 HELP = "give the HOST:PORT that `ray start --head` printed, or auto on a machine of the cluster, or leave it out"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
-"""How an HTTP/2 client begins: its preface and empty settings. Ray's head is an HTTP/2 server."""
+"""The first bytes of an HTTP/2 client: preface and empty settings. Ray's head is an HTTP/2 server."""
 SETTINGS, SETTINGS_AT, LONGEST_HEADER = 4, 3, 9
-"""Type of the frame that a server answers with, where that type is, and bytes of a frame's header."""
+"""Type of the frame that a server answers with, offset of the type, and bytes of a frame's header."""
 
 
 def resolve(address: str) -> str:
     """HOST:PORT of the cluster. `auto` is RAY_ADDRESS, or the cluster that runs on this machine.
 
-    Raises ConfigError if there is none, or the address is no such pair.
+    Raises ConfigError without a cluster, or for an address that is not HOST:PORT.
     """
     where = read("RAY_ADDRESS") or address if address == "auto" else address
     found = _running() if where == "auto" else where
     if found is None:
         raise ConfigError(
             "fleet.address: auto: no Ray cluster runs on this machine, and RAY_ADDRESS is not set; start one with "
-            "`ray start --head`, or leave fleet.address out for a local cluster of this run's own"
+            "`ray start --head`, or leave fleet.address out to start a local cluster for this run"
         )
     host, colon, port = found.rpartition(":")
     if not colon or not re.fullmatch(r"\[[^\]/]+\]|[^\[\]/:@\s]+", host) or not port.isdecimal() or int(port) > 65535:
@@ -55,7 +55,7 @@ def refuse_silence(address: str) -> None:
 
 
 def _running() -> str | None:
-    """The address of the cluster that this machine is part of. Local clusters of other runs do not count."""
+    """The address of the cluster that this machine belongs to, ignoring local clusters of other runs."""
     from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
 
     try:
@@ -67,10 +67,10 @@ def _running() -> str | None:
 
 
 def private_addresses() -> set[str]:
-    """Of the local clusters that runs on this machine started for themselves, and that end with these runs."""
+    """Addresses of local clusters that runs on this machine started for themselves."""
     found = set()
     for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or ()).split()  # a process that names itself has one word
+        words = " ".join(process.info["cmdline"] or ()).split()  # a process with a title of its own has one word
         flags = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
         if "gcs-address" in flags and "temp-dir" in flags and is_scratch(Path(flags["temp-dir"])):
             found.add(flags["gcs-address"])

@@ -1,4 +1,4 @@
-"""Joins a Ray cluster or starts a local one, and reports its resources."""
+"""Join a Ray cluster or start a local one, and report its resources."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from fibec_ray.interrupts import handlers_kept
 
 @dataclass(frozen=True)
 class Session:
-    """A connection to a cluster. scratch: of a local cluster that `connect` started. ours: `close` ends it."""
+    """A connection to a cluster. scratch: folder of a local cluster that `connect` started. ours: `close` ends it."""
 
     scratch: Scratch | None = None
     ours: bool = True
 
     def close(self, logs_to: Path | None = None) -> None:
-        """Disconnect; a local cluster stops, and its folder goes. logs_to: where its logs are kept."""
+        """Disconnect; stop a local cluster and remove its folder. logs_to: where to keep its logs."""
         if not self.ours:
             return
         if self.scratch is None:
@@ -44,10 +44,10 @@ class Session:
 
 @handlers_kept()
 def connect(config: FleetConfig, note: Note = lambda text: None) -> Session:
-    """Join the cluster of fleet.address, or start a local one. A session that is already open is used as it is.
+    """Join the cluster of fleet.address, or start a local one. An open session is used as it is.
 
-    note: takes a line about what was done differently than asked. Raises ConfigError, CapacityError or ClusterError if
-    there is no cluster; nothing is left behind then.
+    note: takes a line about what was done differently from the settings. Raises ConfigError, CapacityError or
+    ClusterError. A failed start cleans up after itself.
     """
     if ray.is_initialized():
         return Session(ours=False)
@@ -59,7 +59,7 @@ def connect(config: FleetConfig, note: Note = lambda text: None) -> Session:
 
 
 def resources(config: FleetConfig) -> Resources:
-    """What actors may use. On a local cluster, at most the memory that is free now."""
+    """The resources that actors may use. On a local cluster, at most the memory that is free now."""
     have = ray.cluster_resources()
     memory = have.get("memory", 0.0)
     if config.address is None:
@@ -70,9 +70,9 @@ def resources(config: FleetConfig) -> Resources:
 
 
 def foreseen(config: FleetConfig) -> Resources:
-    """What a fleet will find when it opens. No local cluster is started to find out.
+    """The resources that a fleet will find, without starting a local cluster.
 
-    Raises what `connect` raises if a cluster is to be joined, and CapacityError for an object store that does not fit.
+    Raises what `connect` raises when joining a cluster, and CapacityError for an object store that does not fit.
     """
     if ray.is_initialized() or config.address is not None:
         with closing(connect(config)):
@@ -84,7 +84,7 @@ def foreseen(config: FleetConfig) -> Resources:
 
 
 def num_nodes(config: FleetConfig) -> int:
-    """Nodes of the cluster that this process is on; 1 for a local cluster."""
+    """Number of live nodes of the cluster that this process joined; 1 for a local cluster."""
     return sum(node["Alive"] for node in ray.nodes()) if config.address is not None and ray.is_initialized() else 1
 
 

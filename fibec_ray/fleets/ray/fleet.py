@@ -1,4 +1,4 @@
-"""The Ray fleet: a ServerActor and DeviceActors on a cluster; bit-equal to the in-process fleet."""
+"""The Ray fleet: a ServerActor and DeviceActors on a cluster. Its results equal the in-process fleet's bit by bit."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ from fibec_ray.types import (
 )
 
 CALLS_PER_ACTOR = 4
-"""Evaluation work is cut into about this many calls for each actor, so that the slowest one does not lag."""
+"""Calls per actor that evaluation is cut into, so that no slow actor holds up the rest."""
 
 WAVE_PER_CPU, MIN_WAVE = 2, 8
-"""Actors that start at the same time: each imports for seconds, and hundreds at once would all come late."""
+"""Actors that start at the same time: each imports for seconds, and hundreds at once would all be late."""
 
 Submit = Callable[[Group, Any, int], list[ray.ObjectRef]]
 """(devices, actor, attempt) -> refs as in `Call`"""
 
 
 class RayFleet:
-    """open: connect, place actors, run the initialisation phase. Then rounds; then `close`. An error ends the fleet.
+    """Call `setup` (connect, place actors, initialisation phase) or `restore`, then rounds, then `close`.
 
-    Lost actors, nodes and updates cost time only, and so does the server: another one goes on from the last checkpoint.
-    need: memory, as preflight foresees it. note: takes a line about what was lost.
+    Losing actors, nodes, updates or the server costs time only: a new server continues from the last checkpoint. Any
+    other error ends the fleet. need: memory that preflight estimated. note: takes a line about what was lost.
     """
 
     placement: Placement
     lanes: int
     device = ""
     backend_choice: tuple[str, str] | None = None
-    """of the actor that answered first; with `backend: auto`, nodes that have other GPUs may hold it otherwise"""
+    """of the actor that answered first; with `backend: auto`, nodes with other GPUs may use another backend"""
     base = ""
     num_prepared = 0
-    """nodes whose base weights were prepared before there were actors"""
+    """nodes whose base weights were prepared before actors started"""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class RayFleet:
         self._opened: SetupResult
         self._next_round = 0
         self._left_out: dict[int, tuple[int, ...]] = {}
-        """devices that rounds went on without"""
+        """devices that were left out, by round"""
 
     def setup(self) -> SetupResult:
         layout = self._start()
@@ -139,7 +139,7 @@ class RayFleet:
         return self._server.digest(self._next_round)
 
     def _start(self) -> Layout:
-        """Connects, places actors, and gives the server P^0."""
+        """Connect, place actors, and give the server P^0."""
         self._federation = self._worker_spec.federation()
         self._session = connect(self._config, self._note)
         await_nodes(self._config)
@@ -154,7 +154,7 @@ class RayFleet:
         return layout
 
     def _rerun(self, round_: int) -> None:
-        """A round that had been done, for a new server, and without the devices that it went on without."""
+        """Repeat a finished round for a new server, leaving out the same devices."""
         self._round(plan_round(self._worker_spec.job, round_), self._left_out.get(round_, ()))
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
@@ -165,8 +165,8 @@ class RayFleet:
         return result
 
     def _grow(self) -> None:
-        """Nodes that have joined get actors, in a pooled fleet whose size is not set."""
-        assert self._pool is not None, "open comes first"
+        """Start actors on nodes that joined, in a pooled fleet without a set size."""
+        assert self._pool is not None, "call setup first"
         if self.placement.per_device or self.placement.classes or self._config.num_actors is not None:
             return
         more = room(self.placement, self._worker_spec.job.num_devices, resources(self._config)) - self._pool.size
@@ -188,7 +188,7 @@ class RayFleet:
 
     def _make_pool(self) -> ActorPool:
         place, config = self.placement, self._config
-        # Ray restarts an actor a few times; tasks are never retried by Ray, because it may restart them nowhere.
+        # Ray restarts an actor a few times. It never retries tasks, because it might find no actor for them.
         remote, limits = ray.remote(DeviceActor), {"max_restarts": config.max_retries, "max_task_retries": 0}
         kind = "device" if place.per_device else "pool"
 
@@ -211,7 +211,7 @@ class RayFleet:
         return pool
 
     def _find_lanes(self) -> int:
-        """As the settings have it, or as one actor finds on its machine; the same for all, for they make the bits."""
+        """The configured lanes, or those of a trial on one actor. All actors use the same, as results depend on it."""
         if self.placement.per_device:
             return 1
         if self._config.known_lanes is not None:
@@ -221,7 +221,7 @@ class RayFleet:
         return found
 
     def _setup_devices(self) -> list[tuple[Any, DeviceReport]]:
-        """What each device says, in device order; small, so that the driver may hold it."""
+        """Each device's layer report and log row, in device order. They are small, so the driver holds them."""
         devices, opened = range(self._worker_spec.job.num_devices), dict[int, tuple[Any, DeviceReport]]()
         for group, ended in self._on_groups("setup", self._groups(devices), _setup, devices):
             opened |= zip(group, ended.value, strict=True)
@@ -258,11 +258,11 @@ class RayFleet:
         return {device: found[device] for device in devices}
 
     def _class_of(self, group: Group) -> int:
-        """Of the first of its devices: groups are the same whatever the classes, and so are the bits."""
+        """The class of a group's first device. Groups do not depend on classes, and so neither do results."""
         return self.placement.class_of_device(group[0], self._worker_spec.job.num_devices)
 
     def _by_class(self, groups: Sequence[Group]) -> list[list[Group]]:
-        """Of those classes that have some."""
+        """The groups of each class that has any."""
         found: dict[int, list[Group]] = {}
         for group in groups:
             found.setdefault(self._class_of(group), []).append(group)
@@ -280,9 +280,9 @@ class RayFleet:
         attempts: Mapping[Group, int] | None = None,
         **policy: Any,
     ) -> Iterator[tuple[Group, Ended]]:
-        """Calls submit for some of the devices' lane groups; gives them as they end.
+        """Submit some of the devices' lane groups; yields them as they end.
 
-        attempts: that were lost before, by group. policy: as `ActorPool.run` has it.
+        attempts: lost attempts so far, by group. policy: of `ActorPool.run`.
         """
         done = len(devices) - sum(map(len, groups))
         calls = [
@@ -308,7 +308,7 @@ class RayFleet:
         return self._pool.run(calls, **policy)
 
     def _ask_any(self, method: str, *arguments: Any) -> Any:
-        """What all of the actors would answer, from one of them."""
+        """Ask one actor for something that all would answer alike."""
         (ended,) = self._run([Call(0, _asking(method, *arguments))])
         return ended.value
 
@@ -321,5 +321,5 @@ def _setup(devices: Group, actor: Any, attempt: int) -> list[ray.ObjectRef]:
 
 
 def _asking(method: str, *arguments: Any) -> Callable[[Any, int], list[ray.ObjectRef]]:
-    """What a `Call` submits that asks an actor for the same at each attempt."""
+    """`submit` of a `Call` that asks an actor for the same at each attempt."""
     return lambda actor, attempt: [getattr(actor, method).remote(*arguments)]

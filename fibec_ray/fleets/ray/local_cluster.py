@@ -1,4 +1,4 @@
-"""A Ray cluster for one run on this machine: starts it, stops it, and explains why it did not start."""
+"""Start and stop a Ray cluster for one run on this machine, and explain a failed start."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fibec_ray.fleets.ray.token import ensure_token
 from fibec_ray.fleets.settings import FleetConfig
 
 STOP_S = 5
-"""Seconds to wait for a local cluster's processes to end by themselves, and again after SIGTERM."""
+"""Seconds that a local cluster's processes have to end by themselves, and again after SIGTERM."""
 SMALLER_STORE = "lower it (80 MB is the least), or set fleet.kind=local to run without Ray"
 TRY_AGAIN = "try again when the machine has more to spare, or set fleet.kind=local to run without Ray"
 SAYS_ERROR = re.compile(r"\d [EFC] \d+ \d+\] (?:\([^)]*\) )?")
-"""The beginning of a line of error in the logs of Ray's C++ parts: ... 123456 E 4711 4711] (raylet) main.cc:1: ..."""
+"""Start of an error line in the logs of Ray's C++ code: ... 123456 E 4711 4711] (raylet) main.cc:1: ..."""
 
 
 def start(config: FleetConfig, note: Note) -> Scratch:
@@ -56,7 +56,7 @@ def start(config: FleetConfig, note: Note) -> Scratch:
 
 
 def refuse_large_store(config: FleetConfig) -> None:
-    """Raises CapacityError for an object store that this machine has no room for."""
+    """Raises CapacityError for an object store that does not fit on this machine."""
     asked, free = config.object_store_mb * 1_000_000, psutil.virtual_memory().available
     if asked > free:
         raise CapacityError(f"{_store(config)}, and {_mb(free)} of memory are free; {SMALLER_STORE}")
@@ -68,7 +68,7 @@ def refuse_large_store(config: FleetConfig) -> None:
 
 
 def _slow_store(config: FleetConfig) -> str | None:
-    """A line about an object store that Ray puts on the disk, because shared memory is too small."""
+    """A line about an object store that Ray puts on the disk because shared memory is too small; None if it fits."""
     shared = _shared_memory()
     if config.object_store_mb * 1_000_000 <= shared:
         return None
@@ -96,8 +96,8 @@ def _shared_memory() -> float:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Has a new cluster listen on 127.0.0.1 alone, as Ray does on macOS and Windows. It takes no address from us:
-    init(_node_ip_address="127.0.0.1") is replaced by that of the network."""
+    """Make a new cluster listen on 127.0.0.1 only, as Ray does on macOS and Windows. Passing the address does not work:
+    Ray replaces init(_node_ip_address="127.0.0.1") by the network's address."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -107,7 +107,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def stop(folder: Path) -> None:
-    """Ends a local cluster, whole or half started, and waits until none of its processes can write to its folder."""
+    """Stop a local cluster, even if half started, and wait until none of its processes can write to its folder."""
     found = _processes(folder)
     with suppress(Exception):
         ray.shutdown()
@@ -119,7 +119,7 @@ def stop(folder: Path) -> None:
 
 
 def _processes(folder: Path) -> list[psutil.Process]:
-    """Our child processes that were started for this folder, with their own children."""
+    """Child processes that were started for this folder, with their children."""
     roots = [child for child in psutil.Process().children() if _names(child, folder)]
     found = list(roots)
     for root in roots:
@@ -129,7 +129,7 @@ def _processes(folder: Path) -> list[psutil.Process]:
 
 
 def _still_alive(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that do not end in this time. A zombie has ended; our own are collected."""
+    """The processes that do not end in time. A zombie counts as ended; our own children are collected."""
     deadline = time.monotonic() + seconds
     while (left := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -154,7 +154,7 @@ def _names(process: psutil.Process, folder: Path) -> bool:
 
 
 def _last_words(folder: Path, stderr: str) -> str:
-    """The first error that one of Ray's processes wrote, in brackets; '' if none did."""
+    """The first error that one of Ray's processes logged, in brackets; '' if none did."""
     logs = [
         _read(path) for name in ("gcs_server", "raylet") for path in sorted(folder.glob(f"session_2*/logs/{name}*"))
     ]

@@ -1,4 +1,4 @@
-"""Checks that a cluster has enough nodes for a fleet, and puts base weights on each."""
+"""Wait until a cluster has enough nodes for a fleet, and prepare base weights on each."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SAME_BASE = (
 
 
 def await_nodes(config: FleetConfig) -> None:
-    """Asks a cluster that scales itself, from no nodes if need be, for what the settings say that actors need.
+    """Ask an autoscaling cluster, which may have no nodes yet, for the resources that the configured actors need.
 
-    Nothing to ask where they leave the number of actors to what the cluster has, if it has anything. Raises FleetError
-    if it has not, or what is asked for does not come within startup_timeout_s.
+    If the number of actors follows from the cluster, the cluster must have a node. Raises FleetError if it has none, or
+    if the requested resources do not arrive within startup_timeout_s.
     """
     if config.address is None:
         return
@@ -41,11 +41,11 @@ def await_nodes(config: FleetConfig) -> None:
         try:
             _wait(wanted, config)
         finally:
-            request_resources(bundles=[])  # from now on actors keep the nodes; idle ones may go
+            request_resources(bundles=[])  # from now on actors keep the nodes busy; idle ones may be removed
 
 
 def _bundles(config: FleetConfig) -> list[dict[str, float]]:
-    """What each of the actors takes of a node; none where their number is left to what there is."""
+    """The resources of each actor; [] if the number of actors follows from the cluster."""
     if config.classes:
         return [each.bundle for each in config.classes for _ in range(each.num_actors)]
     if config.num_actors is None:
@@ -59,8 +59,8 @@ def _refuse_emptiness() -> None:
     have = ray.cluster_resources()
     if not have.get("CPU") and not have.get("GPU"):
         raise FleetError(
-            "fleet.num_actors: the cluster has no node for devices now, so the number of actors cannot follow from it; "
-            "set fleet.placement=pooled fleet.num_actors=N (and fleet.gpus_per_actor), and nodes will come for them"
+            "fleet.num_actors: the cluster has no node for devices yet, so the number of actors is unknown; set "
+            "fleet.placement=pooled fleet.num_actors=N (and fleet.gpus_per_actor), and the cluster will add nodes"
         )
 
 
@@ -77,10 +77,10 @@ def _wait(wanted: dict[str, float], config: FleetConfig) -> None:
 
 
 def _missing(wanted: dict[str, float]) -> str:
-    """'6 CPU of which the cluster has 4', or ''."""
+    """'6 CPU (the cluster has 4)', or ''."""
     have: dict[str, float] = ray.cluster_resources()
     lacking = [
-        f"{amount:g} {name} of which the cluster has {have.get(name, 0):g}"
+        f"{amount:g} {name} (the cluster has {have.get(name, 0):g})"
         for name, amount in wanted.items()
         if amount > have.get(name, 0) + 1e-6
     ]
@@ -88,12 +88,12 @@ def _missing(wanted: dict[str, float]) -> str:
 
 
 def prepare_nodes(worker_spec: WorkerSpec, timeout_s: float) -> int:
-    """Prepares base weights on every node that can have actors, at the same time; returns how many nodes that were.
+    """Prepare base weights on every node that can have actors, in parallel; returns the number of nodes.
 
-    A single node's actors do that themselves, the first for all. Here a node that cannot have the weights is known
-    before any actor starts, and actors' start-up timeouts need not cover a download.
+    On a single node the first actor prepares them for all. With several nodes, a node without the weights is found
+    before any actor starts, and the actors' startup timeout need not cover a download.
     """
-    # A head kept for server and log has no CPU and no GPU.
+    # A head that is reserved for server and log has no CPU and no GPU.
     alive = [node for node in ray.nodes() if node["Alive"]]
     hosts = [node for node in alive if any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))]
     if not isinstance(worker_spec.job.backbone, Backbone) or len(hosts) < 2:
@@ -122,7 +122,7 @@ def _await(refs: list[ray.ObjectRef], timeout_s: float) -> list[str]:
 
 
 def refuse_different(fingerprints: Mapping[str, str]) -> None:
-    """Of the base weights, by node. Raises FleetError if they are not all the same: devices would not be either."""
+    """Raises FleetError unless all nodes have the same base weights. fingerprints: by node."""
     first, *others = fingerprints
     for other in others:
         if fingerprints[other] != fingerprints[first]:

@@ -1,4 +1,4 @@
-"""A round of the Ray fleet: devices train, the server gets their updates, lost work is done again."""
+"""One round of the Ray fleet: devices train, the server gets their updates, lost work is repeated."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fibec_ray.reports import DeviceReport
 from fibec_ray.types import RoundPlan, RoundResult
 
 OnGroups = Callable[..., Iterator[tuple[Group, Ended]]]
-"""`RayFleet._on_groups`, told the stage and the devices"""
+"""`RayFleet._on_groups` for one stage and its devices"""
 
 
 class RayRound:
-    """`run` once. Everything starts from stored states and the broadcast, so a part that is done again gives the same.
+    """Call `run` once. All work starts from stored states and the broadcast, so repeating it gives the same bits.
 
-    A whole lane group is done again, or left out, for its devices computed side by side.
+    Devices of a lane group compute side by side, so the whole group is repeated or left out.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class RayRound:
         self._reduction = Reduction(server, plan)
         self._reports: dict[int, DeviceReport] = {}
         self._attempts: dict[Group, int] = {}
-        """the next one of each group"""
+        """number of the next attempt, by group"""
         self._lost: set[int] = set()
         self._retries = 0 if config.on_lost == "abort" else config.max_retries
 
     def run(self, on_groups: OnGroups, absent: Collection[int]) -> RoundResult:
-        """absent: devices that the round is known to have gone on without."""
+        """Run the round. absent: devices to leave out from the start."""
         self._leave_out(absent)
         todo = [group for group in self._groups if not self._lost.issuperset(group)]
         self._train_groups(on_groups, todo)
@@ -67,22 +67,22 @@ class RayRound:
                 self._reduction.add({device: ref for device, ref in updates if device not in self._lost})
 
     def _may_go_again(self, group: Group) -> bool:
-        """Of a group whose updates were computed, and then lost with their node."""
+        """True if a group may be repeated. Its updates were computed, and then lost with their node."""
         names = ", ".join(map(str, group))
         if self._attempts[group] <= self._retries:
-            self._note(f"updates were lost with their node: train of {names} again")
+            self._note(f"updates were lost with their node: training {names} again")
             return True
         if self._config.on_lost != "drop":
             raise FleetError(
                 f"{round_name(self._plan.round)}: updates of {names} were lost {self._attempts[group]} times "
-                "with the nodes that they were on; see the Ray logs for why, raise fleet.max_retries, or set "
+                "with their nodes; see the Ray logs for why, raise fleet.max_retries, or set "
                 "fleet.on_lost=drop"
             )
         self._leave_out(group, "ObjectLostError")
         return False
 
     def _leave_out(self, devices: Collection[int], reason: str = "") -> None:
-        """Those that the server has not taken yet."""
+        """Leave out those of the devices whose update the server has not taken yet."""
         devices = [device for device in devices if device in self._reduction.awaited]
         if reason:
             self._note(f"{round_name(self._plan.round)}: goes on without {', '.join(map(str, devices))} ({reason})")

@@ -1,7 +1,7 @@
 """The folder of a local Ray cluster: its sockets, logs and spilled objects.
 
-Ray's own choice, a folder that all users share, lets every user reach the sockets and leaves one session behind for
-each run. This folder belongs to one run and one user (mode 0700), and goes with the cluster.
+Ray's default is a folder that all users share: every user can reach the sockets, and each run leaves a session behind.
+This folder belongs to one run and one user (mode 0700), and is removed with the cluster.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ PREFIX, LOCK = "fibec-", ".cluster-of-a-run"
 YOUNG_S = 60
 SHORT = "/tmp"
 SOCKET = Path("session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-"""A path as long as the longest that Ray adds to the folder. The system takes about 100 bytes in all."""
+"""As long as the longest path that Ray adds to the folder. A socket's path may have about 100 bytes."""
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """note: why it is elsewhere than asked for, if it is."""
+    """The folder. note: why it is not where the environment says; None if it is."""
 
     path: Path
     note: str | None
     _lock: FileLock
-    """held while the driver lives: a folder without a holder is what a killed driver left"""
+    """held while the driver lives; a folder with a free lock was left by a killed driver"""
 
     def remove(self, logs_to: Path | None = None) -> None:
-        """Delete the folder. logs_to: where Ray's logs go instead, if there are some."""
+        """Delete the folder. logs_to: where to copy Ray's logs first."""
         if logs_to is not None:
             with suppress(OSError, shutil.Error):
                 for logs in self.path.glob("session_2*/logs"):  # not session_latest, which is a link
@@ -54,7 +54,7 @@ def is_scratch(folder: Path) -> bool:
 def make(environment: Mapping[str, str]) -> Scratch:
     """A new folder in RAY_TMPDIR, TMPDIR or /tmp. Folders that killed drivers left there are removed.
 
-    Raises ConfigError if no folder can be had.
+    Raises ConfigError if no folder can be made.
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if environment.get(name)), None)
     if name is None:
@@ -85,7 +85,7 @@ def _make_in(parent: Path, what: str) -> Scratch:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes what drivers left that were killed; not what is so new that its driver may not hold the lock yet."""
+    """Remove folders of killed drivers. Very new ones stay: their driver may not hold the lock yet."""
     for path in parent.glob(f"{PREFIX}*"):
         with suppress(OSError, Timeout):
             if time.time() - path.stat().st_mtime > YOUNG_S and (path / LOCK).is_file():
@@ -94,7 +94,7 @@ def _sweep(parent: Path) -> None:
 
 
 def _takes_sockets(folder: Path) -> bool:
-    """Tries it with a path as long as Ray's."""
+    """True if the folder can hold a socket whose path is as long as Ray's."""
     path = folder / SOCKET
     try:
         path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Messages between actors, with numpy arrays in place of tensors: Ray moves them without copies."""
+"""Messages between actors, with numpy arrays instead of tensors: Ray moves arrays without copies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(value: Any) -> Any:
-    """The reverse. Tensors may share read-only memory of the object store: they are never written to."""
+    """The inverse of `to_wire`. Tensors may share read-only memory of the object store; they are never written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return _map(value, np.ndarray, torch.from_numpy)
