@@ -69,7 +69,7 @@ def test_an_empty_address_and_an_empty_home() -> None:
     from fibec_ray.jobs.address import settle
 
     environment = {"HOME": "", **dict.fromkeys(ENVIRONMENT, "")}
-    with pytest.raises(ClusterError, match="http://127.0.0.1:1: nobody answers"):
+    with pytest.raises(ClusterError, match="http://127.0.0.1:1: nothing answers"):
         settle("127.0.0.1:1", environment)
     assert not has_token({"HOME": "/none", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""})
 

@@ -1,8 +1,8 @@
-"""Checkpoints on disk: everything needed to go on after a round as if nothing had happened.
+"""Checkpoints on disk: everything needed to continue a run after a round, with the same results.
 
 RUN/checkpoints/rounds/000005/   before round 5: server.safetensors and manifest.json, renamed into place together
 RUN/checkpoints/devices/         states of devices (learning/store.py); the manifest names version and digest of each
-Safetensors and JSON alone are read, and both only if they are, bit for bit, what was written.
+Only safetensors and JSON are read, and only if their digests match.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ SERVER, MANIFEST = "server.safetensors", "manifest.json"
 
 
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
-    """What a run keeps to be resumed, verified and replayed from."""
+    """Which checkpoints a run keeps. `resume`, `verify` and `replay` start from them."""
 
-    every: int = Field(1, ge=1, description="rounds between checkpoints; a resumed run does as many again, at most")
+    every: int = Field(1, ge=1, description="rounds between checkpoints; a resumed run repeats at most this many")
     keep: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         2,
-        description="newest checkpoints that stay; all: every one, with the device states that go with it, so that any "
-        "round can be verified and replayed",
+        description="newest checkpoints to keep; all: every one with its device states, so that any round can be "
+        "verified and replayed",
     )
 
     def kept(self, rounds: list[int]) -> list[int]:
-        """Which of the checkpoints stay. rounds: ascending."""
+        """The checkpoints to keep. rounds: ascending."""
         return rounds if self.keep == "all" else rounds[-self.keep :]
 
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
-    """All of a checkpoint but the server's tensors."""
+    """A checkpoint without the server's tensors."""
 
     next_round: int = Field(ge=0)
-    """the round that the run goes on with; those before it are in the round log"""
+    """the round that the run continues with; earlier ones are in the round log"""
     run_id: str
-    """of the run, whose settings and data are in run.json"""
+    """of the run; run.json has its settings and data"""
     server: str
-    """digest of the server's file"""
+    """digest of server.safetensors"""
     lanes: int = Field(ge=1)
-    """devices that computed side by side, as the settings had it or as was found at the start"""
+    """devices that compute side by side: set, or found by a trial at the start"""
     base: str = ""
-    """fingerprint of the base weights; '' if there are none, or it was not kept yet"""
+    """fingerprint of the base weights; '' if there are none, or in old checkpoints"""
     totals: RunTotalsState
     devices: dict[int, int]
-    """version of each device's accepted state, which names its file; a device without a state is left out"""
+    """version of each device's accepted state, which is in its file's name; devices without a state are left out"""
     digests: dict[int, str] = {}
-    """of these states; empty in old checkpoints"""
+    """digests of these states; empty in old checkpoints"""
     log: dict[str, str] = {}
-    """by table of the round log: digest of its newest part, which names the one before it; empty in old checkpoints"""
+    """table of the round log -> digest of its newest part, which links to the one before; empty in old checkpoints"""
     format: int = FORMAT
 
     @property
     def states(self) -> dict[int, StateRef]:
-        """The accepted state of each device that has one."""
+        """The accepted states, by device."""
         return {device: StateRef(version, self.digests.get(device, "")) for device, version in self.devices.items()}
 
 
@@ -80,11 +80,11 @@ class Checkpoint:
 
     @property
     def server(self) -> Path:
-        """The server's tensors, as `read_state` has them."""
+        """Path of the server's tensors, for `read_state`."""
         return self.folder / SERVER
 
     def refuse_other_base(self, fingerprint: str) -> None:
-        """Raises RunDirError if the run's frozen weights are not the ones that there are now."""
+        """Raises RunDirError if the base weights have changed since the run began."""
         if self.manifest.base and fingerprint != self.manifest.base:
             raise RunDirError(
                 f"{self.folder}: the base weights are not those that the run began with (fingerprint {fingerprint}, "
@@ -98,13 +98,13 @@ def folder_of(run_dir: Path, next_round: int) -> Path:
 
 
 def rounds_kept(run_dir: Path) -> list[int]:
-    """`next_round` of every checkpoint that is there, damaged or not; ascending. Without a manifest it is none."""
+    """`next_round` of every checkpoint with a manifest, damaged or not; ascending."""
     manifests = _home(run_dir).glob(f"[0-9]*/{MANIFEST}")
     return sorted(int(path.parent.name) for path in manifests if re.fullmatch("[0-9]+", path.parent.name))
 
 
 def new_draft(run_dir: Path, next_round: int) -> Path:
-    """An empty folder for a checkpoint that is being written."""
+    """Make an empty folder for a checkpoint that is being written."""
     draft = _home(run_dir) / f".{next_round:06d}.part"
     with refused(f"{draft}: cannot be made"):
         shutil.rmtree(draft, ignore_errors=True)
@@ -113,7 +113,7 @@ def new_draft(run_dir: Path, next_round: int) -> Path:
 
 
 def commit(run_dir: Path, draft: Path, manifest: Manifest) -> None:
-    """Makes the draft, which holds the server's file, the checkpoint: at once, or not at all."""
+    """Turn the draft, which holds the server's file, into the checkpoint, in one step."""
     write_sealed(draft / MANIFEST, manifest)
     with refused(f"{draft}: the checkpoint cannot be written"):
         replace_folder(draft, folder_of(run_dir, manifest.next_round))
@@ -121,28 +121,28 @@ def commit(run_dir: Path, draft: Path, manifest: Manifest) -> None:
 
 
 def load(run_dir: Path, next_round: int) -> Checkpoint:
-    """The checkpoint before a round, if all of it is what was written. Raises RunDirError."""
+    """Load the checkpoint before a round. Raises RunDirError if any of it has changed."""
     folder = folder_of(run_dir, next_round)
     manifest = read_sealed(folder / MANIFEST, Manifest, "a checkpoint's manifest")
     if manifest.next_round != next_round:
-        raise RunDirError(f"{folder}: is of round {manifest.next_round}; it has been renamed")
+        raise RunDirError(f"{folder}: belongs to round {manifest.next_round}; it has been renamed")
     with refused(f"{folder / SERVER}: cannot be read"):
         if file_digest(folder / SERVER) != manifest.server:
-            raise RunDirError(f"{folder / SERVER}: is damaged: its digest is not the one it was written with")
+            raise RunDirError(f"{folder / SERVER}: is damaged: its digest has changed since it was written")
     return Checkpoint(folder, manifest)
 
 
 def remove(run_dir: Path, next_round: int) -> None:
-    """The manifest goes first, so that what is left of an interrupted removal is no checkpoint."""
+    """Remove a checkpoint. The manifest goes first, so an interrupted removal leaves no checkpoint."""
     folder = folder_of(run_dir, next_round)
     for name in (MANIFEST, SERVER):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
-        folder.rmdir()  # if nothing else is in it: other files there are not ours
+        folder.rmdir()  # only if it is empty: other files there are not ours
 
 
 def rewind(run_dir: Path, first: int) -> None:
-    """Forgets the checkpoints before rounds later than `first`, and what was half written."""
+    """Remove checkpoints of rounds later than `first`, and unfinished ones."""
     for later in rounds_kept(run_dir):
         if later > first:
             remove(run_dir, later)
@@ -151,7 +151,7 @@ def rewind(run_dir: Path, first: int) -> None:
 
 
 def write_state(path: Path, state: Tensors) -> str:
-    """Writes the server's tensors, and their order, which safetensors would forget; returns the file's digest."""
+    """Write the server's tensors with their order, which safetensors does not keep; returns the file's digest."""
     try:
         save_file(state, path, metadata={"order": json.dumps(list(state))})
         flush(path)

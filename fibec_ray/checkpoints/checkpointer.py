@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints beside training, after each round that is in the round log."""
+"""Write checkpoints while training continues, after rounds that are in the round log."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fibec_ray.types import Fleet, States
 
 
 class Checkpointer:
-    """`after` each round; `settle` before anything relies on the last checkpoint; `close` however the run ends.
+    """Call `after` each round, `settle` before using the last checkpoint, and `close` however the run ends.
 
-    One thread writes, one checkpoint at a time, while the next round trains. The server's state goes to disk from
-    where the server is: the driver never holds it. start: what the run goes on from.
+    One thread writes one checkpoint at a time while the next round trains. The server writes its own state, so the
+    driver never holds it. start: the checkpoint that a resumed run continues from.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class Checkpointer:
     ):
         self._run_dir, self._run_id, self._config, self._store, self._fleet = run_dir, run_id, config, store, fleet
         self._changed: set[int] = set()
-        """devices that were at work since the last checkpoint"""
+        """devices that have worked since the last checkpoint"""
         self._states = _states_of_kept(run_dir) if start else {}
-        """what each kept checkpoint counts on, by its next round"""
+        """device states that each kept checkpoint needs, by its next round"""
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._written: list[int] = []
-        """devices that the checkpoint under way is the first one to count on"""
+        """devices whose newest state the checkpoint under way is the first to need"""
 
     def after(
         self,
@@ -50,7 +50,7 @@ class Checkpointer:
         log: Mapping[str, str],
         last: bool = False,
     ) -> None:
-        """The round is in the log, and these devices have been at work. Raises what an earlier checkpoint failed with.
+        """Start a checkpoint if one is due. Raises the error of an earlier one.
 
         log: digests of the newest parts of the round log. last: of the run; its checkpoint is always kept.
         """
@@ -78,13 +78,13 @@ class Checkpointer:
         self._pending = self._thread.submit(self._commit, draft, write, manifest, changed)
 
     def finish(self, last_round: int, totals: RunTotals, log: Mapping[str, str]) -> None:
-        """Waits for the last checkpoint; it is written again if the server was lost meanwhile."""
+        """Wait for the last checkpoint; write it again if the server was lost meanwhile."""
         if not self._settle_or_skip():
             self.after(last_round, (), totals, log, last=True)
             self.settle()
 
     def _settle_or_skip(self) -> bool:
-        """False if there is no checkpoint because the server that was to write it was lost: the next one makes good."""
+        """False if the checkpoint was lost with the server; the next one then covers its devices too."""
         try:
             self.settle()
         except ServerLostError:
@@ -93,19 +93,19 @@ class Checkpointer:
         return True
 
     def settle(self) -> None:
-        """Waits for the last checkpoint, and raises what went wrong with it."""
+        """Wait for the last checkpoint; raises its error."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """After a failed run too: what was being written is finished, and its own failure is not news any more."""
+        """Finish the checkpoint under way, ignoring its errors, and stop the thread. Call it after failed runs too."""
         with suppress(FibecError):
             self.settle()
         self._thread.shutdown()
 
     def _commit(self, draft: Path, write: Callable[[], str], manifest: Manifest, changed: list[int]) -> None:
-        for device in changed:  # a checkpoint must survive a power cut, and so must the states that it counts on
+        for device in changed:  # a checkpoint must survive a power cut, and so must the states that it needs
             version = manifest.devices.get(device)
             with refused(f"device {device}: its state cannot be kept"):
                 if version is not None:
@@ -121,7 +121,7 @@ class Checkpointer:
         self._prune(stale, manifest.states, manifest.next_round)
 
     def _prune(self, devices: Collection[int], now: States, before: int) -> None:
-        """Delete older states of these devices, except those that they have now and that kept checkpoints count on."""
+        """Delete older states of these devices, except current ones and those that kept checkpoints need."""
         if self._config.keep != "all":
             counted = (now, *self._states.values())
             needed = {(d, states[d].version) for states in counted for d in devices if d in states}
@@ -129,7 +129,7 @@ class Checkpointer:
 
 
 def _states_of_kept(run_dir: Path) -> dict[int, States]:
-    """Of the checkpoints that an earlier part of the run left; a damaged one counts on nothing."""
+    """Device states that kept checkpoints of an earlier part of the run need. Damaged checkpoints are ignored."""
     found: dict[int, States] = {}
     for next_round in checkpoint.rounds_kept(run_dir):
         with suppress(RunDirError):

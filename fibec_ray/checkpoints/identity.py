@@ -1,7 +1,4 @@
-"""The identity of a run: id, settings, data and program versions; written once, checked when the run goes on.
-
-It is the file RUN/checkpoints/run.json.
-"""
+"""RUN/checkpoints/run.json: a run's id, settings, data and program versions. Written once, checked on resume."""
 
 from __future__ import annotations
 
@@ -22,19 +19,19 @@ from fibec_ray.parts.own import Source, digest
 
 FORMAT = 1
 PACKAGES = ("fibec_ray", "torch", "transformers", "peft", "numpy", "safetensors")
-"""Another version of one of these may give other bits."""
+"""Packages whose version may change results."""
 
 
 class Identity(BaseModel, frozen=True, extra="forbid"):
     run_id: str
     git_commit: str
-    """of the code, if it was a checkout"""
+    """of the code; '' unless it is a checkout"""
     config: dict[str, Any]
     """the resolved experiment, as plain values"""
     data: str
     """digest of RUN/data"""
     parts: dict[str, str] = {}
-    """digests of the files and modules that the user's own parts are in, by name; RUN/parts has the files"""
+    """file or module of the user's own parts -> digest; RUN/parts has copies of the files"""
     prepared: Prepared
     versions: dict[str, str]
     format: int = FORMAT
@@ -45,14 +42,14 @@ class Identity(BaseModel, frozen=True, extra="forbid"):
         write_sealed(_path(run_dir), self)
 
     def refuse_other_data(self, run_dir: Path) -> None:
-        """Raises RunDirError if RUN/data is not what the run began with."""
+        """Raises RunDirError if RUN/data has changed since the run began."""
         if data_digest(run_dir) != self.data:
             raise RunDirError(
                 f"{run_dir / 'data'}: is not the data set that the run began with; put it back, or start a new run"
             )
 
     def refuse_other_files(self, run_dir: Path) -> None:
-        """Raises RunDirError if a file in RUN/parts is not what the run began with. None of them is run for that."""
+        """Raises RunDirError if a file in RUN/parts has changed since the run began. Does not run the files."""
         for path in (run_dir / "parts" / name for name in self.parts if name.endswith(".py")):
             try:
                 same = digest(path.read_bytes().decode(errors="replace")) == self.parts[path.name]
@@ -62,11 +59,11 @@ class Identity(BaseModel, frozen=True, extra="forbid"):
                 raise RunDirError(f"{path}: is not what the run began with; put it back, or start a new run")
 
     def changed_parts(self, sources: Mapping[str, Source]) -> list[str]:
-        """sources: of an experiment with the same settings."""
+        """Names of parts whose code has changed. sources: of an experiment with the same settings."""
         return [name for name, source in sources.items() if source.digest != self.parts.get(name)]
 
     def refuse_other_parts(self, sources: Mapping[str, Source], run_dir: Path) -> None:
-        """Raises RunDirError if one is not what the run began with."""
+        """Raises RunDirError if a part's code has changed since the run began."""
         for name in self.changed_parts(sources):
             kept = f" ({run_dir / 'parts' / name} is a copy)" if name.endswith(".py") else ""
             raise RunDirError(
@@ -75,7 +72,7 @@ class Identity(BaseModel, frozen=True, extra="forbid"):
             )
 
     def other_versions(self) -> str:
-        """'torch 2.9 then, 2.10 now', or '' if all are the same."""
+        """'torch 2.9 then, 2.10 now'; '' if no version has changed."""
         now = program_versions()
         names = [name for name in now if now[name] != self.versions.get(name)]
         return ", ".join(f"{name} {self.versions.get(name, 'none')} then, {now[name]} now" for name in names)
@@ -84,7 +81,7 @@ class Identity(BaseModel, frozen=True, extra="forbid"):
 def identify(
     run_dir: Path, config: dict[str, Any], prepared: Prepared, git_commit: str, sources: Mapping[str, Source]
 ) -> Identity:
-    """Of a new run whose data have been written."""
+    """The identity of a new run whose data have been written."""
     return Identity(
         run_id=uuid.uuid4().hex,
         git_commit=git_commit,
@@ -97,7 +94,7 @@ def identify(
 
 
 def read_identity(run_dir: Path) -> Identity:
-    """Raises RunDirError for a folder that is not a run directory, or not one that can be resumed."""
+    """Read the identity of a run. Raises RunDirError for a folder that is not a run directory, or cannot be resumed."""
     path, config = _path(run_dir), run_dir / "config.yaml"
     with failing_plainly(run_dir):
         if not run_dir.is_dir():
@@ -117,7 +114,7 @@ def read_identity(run_dir: Path) -> Identity:
 
 
 def data_digest(run_dir: Path) -> str:
-    """Of names and contents of all files of RUN/data, which is what devices read. Hidden files are ignored."""
+    """Digest of names and contents of all files in RUN/data, except hidden ones."""
     state, folder = hashlib.blake2b(digest_size=16), run_dir / "data"
     with refused(f"{folder}: cannot be read"):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -21,13 +21,13 @@ def file_digest(path: Path) -> str:
 
 
 def write_sealed(path: Path, value: BaseModel) -> None:
-    """The value's fields and their digest; on the disk when this returns. Raises RunDirError."""
+    """Write a value's fields with their digest; the file is on the disk when this returns. Raises RunDirError."""
     content = value.model_dump(mode="json")
     write_json(path, {**content, "digest": _digest(content)})
 
 
 def read_sealed(path: Path, kind: type[M], what: str) -> M:
-    """Raises RunDirError if the file is not there, damaged, or no value of this kind. what: the file is to be."""
+    """Read a sealed file. Raises RunDirError if it is missing, damaged or of another kind. what: for errors."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content.pop("digest")

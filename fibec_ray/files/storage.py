@@ -1,9 +1,9 @@
 """Files on shared or object storage, named by URL (s3://, gs://, file://).
 
-pyarrow.fs does the talking, and fsspec where pyarrow does not know a kind of URL: credentials are those of the machine
-(environment, profile or instance role). A URL that has some is refused, because URLs are printed and kept.
+pyarrow.fs opens them, and fsspec for kinds of URL that pyarrow does not know. Credentials are those of the machine
+(environment, profile or instance role). A URL with credentials is rejected, because URLs are printed and kept.
 
-Whoever writes to a bucket names its files. Names that lead out of the folder that they are copied to are refused.
+Anyone who can write to a bucket names its files, so names that lead out of the target folder are rejected.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from fibec_ray.errors import StorageError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*:/+.*", re.DOTALL)
 _USERS = ("abfs", "abfss", "adl", "az", "ftp", "hdfs", "sftp", "smb", "ssh", "wasb", "wasbs", "webhdfs")
-"""Schemes that put a container or a user before the @. A password there is refused too."""
+"""Schemes with a container or a user before the @. A password there is rejected too."""
 _BUCKETS = ("s3", "s3a", "gs", "gcs")
 _SECRET_KEYS = (
     "secret", "password", "passwd", "passphrase", "token", "signature", "credential", "accesskey", "accountkey",
     "apikey", "privatekey", "authorization", "googleaccessid", "subscriptionkey", "sessionid",
 )  # fmt: skip
-"""In the names of a query's parameters, in lower case and without '-' and '_'."""
+"""Parts of names of query parameters with secrets, in lower case and without '-' and '_'."""
 _SECRET_NAMES = ("sig", "key", "pwd", "pw", "pass", "auth", "jwt")
-"""The same as whole names."""
+"""Whole names of such parameters."""
 _VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "s3a": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -39,20 +39,20 @@ _VARIABLES = {
 _ANY_VARIABLES = f"{_VARIABLES['s3']} (s3), {_VARIABLES['gs']} (gs), HF_TOKEN (hub)"
 
 DEEPEST = 200
-"""Parts of a path; libraries handle deeper ones by recursion."""
+"""Most parts of a path; libraries handle deeper ones by recursion."""
 _NEVER_IN_NAMES = r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"
-"""Backslashes, control characters, and halves of characters that UTF-8 has no bytes for."""
+"""Backslashes, control characters, and surrogates, which UTF-8 cannot encode."""
 
 
 def is_url(text: str | Path) -> bool:
-    """A path that went through pathlib has lost a slash ('s3:/bucket'), and is none."""
+    """True for a URL. A URL that went through pathlib has lost a slash ('s3:/bucket') and does not count."""
     return "://" in str(text)
 
 
 def refuse_secrets(text: str | Path | None, where: str) -> None:
-    """Raises StorageError for a URL with credentials, and does not repeat them. where: the setting that has the URL.
+    """Raises StorageError for a URL with credentials, without repeating them. where: the setting that has the URL.
 
-    Paths and other texts pass. A URL that lost a slash in pathlib is still one.
+    Paths and other texts pass. A URL that lost a slash in pathlib is checked too.
     """
     if text is None or not _URL.fullmatch(str(text).strip()):
         return
@@ -66,7 +66,7 @@ def refuse_secrets(text: str | Path | None, where: str) -> None:
 
 
 def _secret_in(url: str) -> str:
-    """What kind of credentials a URL has; '' for none."""
+    """The kind of credentials in a URL; '' without any."""
     url = re.sub(r":/+", "://", url, count=1)
     try:
         parts = urlsplit(url)
@@ -90,7 +90,7 @@ def _secret_in(url: str) -> str:
 
 
 class Storage:
-    """A folder (or a file) behind a URL. Every method raises StorageError where the storage does not do as asked."""
+    """A folder or file behind a URL. Every method raises StorageError when the storage fails."""
 
     def __init__(self, url: str):
         import pyarrow as pa
@@ -110,24 +110,24 @@ class Storage:
 
     @property
     def shown(self) -> str:
-        """The URL as errors show it: without its query, which may hold secrets."""
+        """The URL for error messages, without its query, which may hold secrets."""
         return re.split(r"[?#]", self.url, maxsplit=1)[0]
 
     @property
     def name(self) -> str:
-        """The last word of its path; 'data' where there is none."""
+        """The last part of its path; 'data' if there is none."""
         name = self._root.rstrip("/").rpartition("/")[2]
         return "data" if leads_out(name) else name
 
     def is_folder(self) -> bool:
-        """Object stores have no empty folders: what holds nothing is none."""
+        """True for a folder with something in it: object stores have no empty folders."""
         return bool(self._info(self._root).type == self._kinds.Directory)
 
     def exists(self) -> bool:
         return bool(self._info(self._root).type != self._kinds.NotFound)
 
     def files(self) -> dict[str, int]:
-        """{path below the root: size in bytes}; empty where there is nothing. Raises for names that lead elsewhere."""
+        """{path below the root: size in bytes}; {} if there is nothing. Raises for names that lead out of the root."""
         from pyarrow import fs
 
         try:
@@ -141,10 +141,10 @@ class Storage:
         return files
 
     def upload(self, local: Path, name: str) -> None:
-        """Writes one file below the root. Readers see the old one or the new one: it is renamed, or put, in one go."""
+        """Write one file below the root in one step: readers see the old file or the new one."""
         self._refuse_names([name])
         target = f"{self._root}/{name}"
-        renames = self._fs.type_name in ("local", "hdfs")  # object stores put whole objects
+        renames = self._fs.type_name in ("local", "hdfs")  # object stores write whole objects
         draft = f"{target}.part" if renames else target
         try:
             if renames:
@@ -157,7 +157,7 @@ class Storage:
             raise self._failed(f"{name} cannot be written", error) from error
 
     def download(self, local: Path, names: Iterable[str] | None = None) -> int:
-        """Copies the files (None: all that are there) into a local folder; returns their total size in bytes."""
+        """Copy files (None: all) into a local folder; returns their total size in bytes."""
         names = list(self.files() if names is None else names)
         self._refuse_names(names)
         for name in names:
@@ -166,7 +166,7 @@ class Storage:
         return sum(self._bring(f"{self._root}/{name}", local / name) for name in names)
 
     def download_file(self, local: Path) -> None:
-        """The URL names one file, which becomes `local`."""
+        """Copy the one file that the URL names to `local`."""
         self._bring(self._root, local)
 
     def remove(self, name: str) -> None:
@@ -196,7 +196,7 @@ class Storage:
             raise self._failed("does not answer", error) from error
 
     def _refuse_names(self, names: Iterable[str]) -> None:
-        """Raises StorageError for names that are not plain paths below a folder, or that cannot be there together."""
+        """Raises StorageError for names that are not plain paths below a folder, or that clash with each other."""
         names = set(names)
         folders = {"/".join(parts[:i]) for name in names if (parts := name.split("/")) for i in range(1, len(parts))}
         for name in sorted(names):
@@ -235,7 +235,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def leads_out(name: str) -> bool:
-    """True for what is not a plain relative path on every system: 'a/../b', '/a', 'a\\b', 'c:a', 'a//b', '', 'a\\n'."""
+    """False for a plain relative path; True for 'a/../b', '/a', 'a\\\\b', 'c:a', 'a//b', '', 'a\\\\n' and the like."""
     parts = name.split("/")
     odd = any(part in ("", ".", "..") for part in parts) or len(parts) > DEEPEST
     return odd or re.match(r"[A-Za-z]:", name) is not None or re.search(_NEVER_IN_NAMES, name) is not None

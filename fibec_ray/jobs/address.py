@@ -1,4 +1,4 @@
-"""Finds a cluster's job server, and checks that it is safe to talk to, before Ray is imported."""
+"""Find a cluster's job server and check that it is safe to talk to, before Ray is imported."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def settle(
     environment: MutableMapping[str, str] = os.environ,
     warn: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """The job server's URL, checked: it answers, and a token goes along where there is one.
+    """The job server's URL, after checking that it answers and setting up the token.
 
-    address: None takes that of the environment, or this machine's. Ray would let the environment win over an address
-    that was asked for, so the variables are taken out. warn: gets a line when secrets travel in clear text. Raises
+    address: None takes that of the environment, or this machine's. Ray prefers the environment to a
+    given address, so the variables are removed. warn: gets a line when secrets travel in clear text. Raises
     ClusterError.
     """
     found = [environment.pop(name, None) for name in ENVIRONMENT]
@@ -43,13 +43,13 @@ def settle(
 
 
 def without_secrets(url: str) -> str:
-    """For messages: without user, password, query and fragment. Also for text that is not a valid URL."""
+    """The URL for messages, without user, password, query and fragment. Also for text that is not a valid URL."""
     scheme, mark, rest = url.rpartition("://")
     return scheme + mark + re.split(r"[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
 
 
 def as_url(address: str) -> str:
-    """`head:8265` -> `http://head:8265`. Raises ClusterError for what no job server can have."""
+    """`head:8265` -> `http://head:8265`. Raises ClusterError for text that cannot be a job server's URL."""
     url = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
     try:
         parts = urlsplit(url)
@@ -66,7 +66,7 @@ def as_url(address: str) -> str:
 
 
 def use_token(url: str, environment: MutableMapping[str, str]) -> None:
-    """Turns Ray's token mode on where there is a token. Raises ClusterError where one is missing."""
+    """Turn on Ray's token mode if there is a token. Raises ClusterError if one is needed and missing."""
     if (read("RAY_AUTH_MODE", environment) or "token") == "token" and has_token(environment):
         environment["RAY_AUTH_MODE"] = "token"
         return
@@ -90,13 +90,13 @@ def is_loopback(url: str) -> bool:
 
 
 def refuse_silence(url: str) -> None:
-    """Raises ClusterError at once if nobody listens; an HTTP client would try for minutes."""
+    """Raises ClusterError at once if nothing listens; an HTTP client would try for minutes."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError, UnicodeError) as error:
         raise ClusterError(
-            f"--address: {without_secrets(url)}: nobody answers ({error}); is the cluster up, its dashboard on, and "
+            f"--address: {without_secrets(url)}: nothing answers ({error}); is the cluster up, its dashboard on, and "
             "the tunnel to it open (`ray dashboard CLUSTER.yaml`, `ssh -L`, `kubectl port-forward`)?"
         ) from error

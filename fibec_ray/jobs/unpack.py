@@ -37,7 +37,7 @@ class _Bounded(io.RawIOBase):
 
 
 def unpack(text: str, target: Path, most_bytes: int = MOST_BYTES, most_files: int = MOST_FILES) -> None:
-    """text: a tar.gz in base64. Raises RunDirError for anything that is not a run directory of a sane size."""
+    """Unpack a tar.gz in base64. Raises RunDirError for anything that is not a run directory within the limits."""
     try:
         packed = base64.b64decode("".join(text.split()), validate=True)
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as plain:
@@ -48,7 +48,7 @@ def unpack(text: str, target: Path, most_bytes: int = MOST_BYTES, most_files: in
             "--out URL, or copy the folder"
         ) from error
     except OSError as error:
-        if error.errno is not None:  # of the disk here
+        if error.errno is not None:  # an error of this disk
             raise RunDirError(f"{target}: cannot be written ({error.strerror})") from error
         raise _refusal(target, error) from error
     except (ValueError, tarfile.TarError, EOFError, zlib.error) as error:

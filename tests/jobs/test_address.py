@@ -95,7 +95,7 @@ def test_the_command_refuses_in_one_line(
     """Nothing listens there; a machine that is not ours, without a token."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    for address, says in (("127.0.0.1:1", "nobody answers"), ("http://192.0.2.1:8265", "without a token")):
+    for address, says in (("127.0.0.1:1", "nothing answers"), ("http://192.0.2.1:8265", "without a token")):
         assert main(["jobs", "--address", address]) == 2
         out, err = capsys.readouterr()
         assert out == "" and says in err and len(err.splitlines()) == 1
@@ -151,10 +151,10 @@ def test_a_token_in_clear_text_to_another_machine_is_warned_of(listening: str, t
     """Not on this machine, and not by https."""
     said: list[str] = []
     environment = home_with_token(tmp_path)
-    with pytest.raises(ClusterError, match="nobody answers"):
+    with pytest.raises(ClusterError, match="nothing answers"):
         settle("http://192.0.2.1:1", environment, said.append)
     assert len(said) == 1 and said[0].startswith("--address: http://192.0.2.1:1: the token goes there in clear text")
     settle(listening, environment, said.append)
-    with pytest.raises(ClusterError, match="nobody answers"):
+    with pytest.raises(ClusterError, match="nothing answers"):
         settle("https://192.0.2.1:1", environment, said.append)
     assert len(said) == 1

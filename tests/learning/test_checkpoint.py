@@ -127,7 +127,7 @@ def test_a_manifest_that_is_none_is_refused(content: str, tmp_path: Path) -> Non
 
 def test_a_renamed_checkpoint_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 5).rename(checkpoint.folder_of(tmp_path, 6))
-    with pytest.raises(RunDirError, match="000006: is of round 5"):
+    with pytest.raises(RunDirError, match="000006: belongs to round 5"):
         checkpoint.load(tmp_path, 6)
 
 

@@ -1,4 +1,4 @@
-"""Claims a run directory for one driver at a time, before it writes anything.
+"""Claim a run directory for one driver at a time, before it writes anything.
 
 The operating system releases a lock when its holder ends, so a dead driver never blocks the folder.
 """
@@ -26,14 +26,14 @@ ATTEMPTS = 10
 class Claim:
     """A run directory that only this process writes to.
 
-    begun: a round is logged, or is about to be; from then on nothing is removed, whatever fails.
+    begun: a round is logged, or about to be. From then on nothing is removed, whatever fails.
     """
 
     def __init__(self, folder: Path, begun: bool):
         self.folder, self.begun = folder, begun
 
     def begin(self) -> None:
-        """Called before a round is logged. Raises RunDirError."""
+        """Call this before a round is logged. Raises RunDirError."""
         self.begun = True
         with failing_plainly(self.folder), suppress(FileNotFoundError):
             (self.folder / STARTING).unlink()
@@ -41,9 +41,9 @@ class Claim:
 
 
 def create(path: Path, made: list[Path] | None = None) -> Path:
-    """A folder that a new run may begin in. made: takes the folders that this call makes, from the outside in.
+    """Make a folder that a new run may begin in. made: collects the folders that this call makes, outermost first.
 
-    Raises RunDirError if something else is in it, or it cannot be made.
+    Raises RunDirError if the folder is not empty or cannot be made.
     """
     try:
         path = absolute(path)
@@ -55,22 +55,22 @@ def create(path: Path, made: list[Path] | None = None) -> Path:
         raise RunDirError(f"{path}: cannot be written ({reason(error)}); choose another --out") from error
     if has_run:
         raise RunDirError(
-            f"{path}: is not empty; choose another --out, or go on with the run that is there: fibec-ray resume {path}"
+            f"{path}: is not empty; choose another --out, or continue the run in it: fibec-ray resume {path}"
         )
     raise RunDirError(f"{path}: is not empty; choose another --out, or remove it")
 
 
 @contextmanager
 def claimed(path: Path) -> Iterator[Claim]:
-    """A folder for a new run, made if need be, and cleared of what a start that was stopped left in it.
+    """A folder for a new run, made if missing, and cleared of what a stopped start left.
 
-    If the block fails before `Claim.begin`, whatever the exception, all that it wrote is removed, so that the same
-    command can be given again. Raises RunDirError if something else is in the folder, or a driver is at work in it.
+    If the block fails before `Claim.begin`, everything that it wrote is removed, so the same command can be given
+    again. Raises RunDirError if the folder is not empty, or another driver is at work in it.
     """
     made = list[Path]()
     try:
         with _entered(path, made) as folder:
-            create(folder)  # a run may have begun and ended between the first look and the lock
+            create(folder)  # check again under the lock: a run may have begun and ended meanwhile
             claim = Claim(folder, begun=False)
             try:
                 with failing_plainly(folder):
@@ -88,7 +88,7 @@ def claimed(path: Path) -> Iterator[Claim]:
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[Claim]:
-    """Keeps other drivers out of a run directory. Nothing in it is removed. Raises RunDirError if there is one."""
+    """Keep other drivers out of a run directory, without removing anything. Raises RunDirError if one is at work."""
     with _lock(run_dir):
         try:
             with failing_plainly(run_dir):
@@ -101,7 +101,7 @@ def locked(run_dir: Path) -> Iterator[Claim]:
 
 @contextmanager
 def alone(folder: Path, lock: Path, busy: str, advice: str) -> Iterator[None]:
-    """Holds a lock beside or in a folder while the block runs. Raises RunDirError: `busy` if another process has it."""
+    """Hold a lock file while the block runs. Raises RunDirError, with the text `busy` if another process holds it."""
     with refused(f"{folder}: cannot be written", advice):
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def refuse_driver(run_dir: Path) -> None:
 
 @contextmanager
 def taken(folder: Path, name: str) -> Iterator[Path]:
-    """A new folder/name, or folder/name-2 and so on, which no other process gets. It is removed if it stays empty."""
+    """A new folder/name (or folder/name-2, ...) that no other process gets. It is removed if it stays empty."""
     made = list[Path]()
     try:
         _make_all(absolute(folder), made)
@@ -140,7 +140,7 @@ def taken(folder: Path, name: str) -> Iterator[Path]:
 
 
 def next_free(folder: Path, name: str) -> Path:
-    """folder/name, or folder/name-2 and so on: the first that is not there. Another process may get the same."""
+    """The first of folder/name, folder/name-2, ... that does not exist. Another process may get the same."""
     return next(path for path in _names(folder, name) if not path.exists())
 
 
@@ -160,12 +160,12 @@ def _make(path: Path) -> bool:
 
 def _remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
-        with suppress(OSError):  # what is in use is not empty
+        with suppress(OSError):  # folders in use are not empty
             folder.rmdir()
 
 
 def _make_all(path: Path, made: list[Path]) -> None:
-    """The folder and those above it, and which of them this call made: another process may be making them, too."""
+    """Make the folder and its parents, and record those that this call made. Another process may be making them too."""
     for each in reversed([path, *path.parents]):
         if not each.is_dir():
             try:
@@ -179,7 +179,7 @@ def _make_all(path: Path, made: list[Path]) -> None:
 
 @contextmanager
 def _entered(path: Path, made: list[Path]) -> Iterator[Path]:
-    """The folder, made and locked."""
+    """Make and lock the folder."""
     for attempt in range(ATTEMPTS):
         folder = create(path, made)
         try:
@@ -205,7 +205,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
 
 
 def _acquired(run_dir: Path) -> BaseFileLock:
-    """Raises RunDirError if a driver has it, FileNotFoundError if the folder is gone."""
+    """Lock a run directory. Raises RunDirError if a driver holds it, FileNotFoundError if the folder is gone."""
     lock = FileLock(run_dir / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -219,7 +219,7 @@ def _acquired(run_dir: Path) -> BaseFileLock:
 
 
 def _start(folder: Path) -> None:
-    """The mark comes first: whatever is in the folder after it can go, should this process be killed."""
+    """Mark the folder first: if this process is killed, everything written after the mark can be removed."""
     with whole(folder / STARTING):
         pass
     clear(folder)
@@ -227,7 +227,7 @@ def _start(folder: Path) -> None:
 
 
 def _undo(folder: Path) -> None:
-    """The lock's file goes last, while the lock is held: a waiting process sees that it is gone and makes a new one."""
+    """Remove what a failed start wrote. The lock file goes last, so a waiting process sees that and makes a new one."""
     with suppress(OSError):
         clear(folder)
         if not holds_run(folder):
@@ -246,7 +246,7 @@ def _forget_driver(folder: Path) -> None:
 
 
 def _holder(run_dir: Path) -> str:
-    """' (pid 17 on somehost)', if it has said so."""
+    """' (pid 17 on somehost)'; '' if unknown."""
     try:
         found = json.loads((run_dir / DRIVER).read_text(encoding="utf-8"))
         return f" (pid {found['pid']} on {found['host']})"

@@ -1,8 +1,8 @@
-"""Recognises what a stopped start left in a run directory, and removes it before the next start.
+"""Recognise what a stopped start left in a run directory, and remove it before the next start.
 
-A start marks the folder before it writes anything else, and takes the mark away before the first round is logged. So a
-marked folder holds no round, and everything in it that a run writes can go. Folders without the mark, such as those of
-earlier versions, are looked through: only what a start wrote in exactly this form can go.
+A start marks the folder before it writes anything else, and removes the mark before the first round is logged. So a
+marked folder has no rounds, and everything that a run writes there can be removed. Folders without the mark, such as
+those of earlier versions, are checked file by file: only files that a start writes are removed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ RUN_FILES = frozenset(
         "rounds", "devices", "layers", "batches", "evaluations",
     }
 )  # fmt: skip
-"""What a run writes into its folder."""
+"""Names that a run writes into its folder."""
 _DRAFTS = re.compile(r"\.(config\.yaml|summary\.json|\.?driver\.json|\.starting|run\.json)\.\d+\.part|\.probe")
-"""Files that were being written. (`.probe`: earlier versions found out with it whether a folder can be written.)"""
+"""Unfinished files. (Earlier versions wrote `.probe` to test whether a folder is writable.)"""
 _FOREIGN = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
-"""Files that operating systems put everywhere: they do no harm, and stay."""
+"""Files that operating systems put everywhere; they stay."""
 _ROWS = frozenset(f"{which}_rows{kind}.npy" for which in ("train", "test") for kind in ("", ".sizes"))
 
 
 def half_made(folder: Path) -> bool:
-    """Whether a new run may begin here: it is empty, or holds only what a stopped start left. Raises OSError."""
+    """True if a new run may begin here: the folder is empty, or holds only leftovers of a start. Raises OSError."""
     names = {path.name for path in folder.iterdir() if not _FOREIGN.fullmatch(path.name)}
     written = {name for name in names if name not in (LOCK, DRIVER, STARTING) and not _DRAFTS.fullmatch(name)}
     if STARTING in names:
@@ -37,7 +37,7 @@ def half_made(folder: Path) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Removes what a start wrote, as far as that can be done; its mark, the lock and the driver's name stay."""
+    """Remove what a start wrote, as far as possible, except its mark, the lock and the driver's name."""
     drop_drafts(folder)
     for path in folder.iterdir():
         if path.name in RUN_FILES:
@@ -45,14 +45,14 @@ def clear(folder: Path) -> None:
 
 
 def drop_drafts(folder: Path) -> None:
-    """Removes the files that a driver was writing when it was killed. They never got their names."""
+    """Remove unfinished files of a killed driver."""
     for path in folder.iterdir():
         if _DRAFTS.fullmatch(path.name):
             _remove(path)
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether anything is left that a run writes."""
+    """True if anything that a run writes is left."""
     return any(path.name in RUN_FILES for path in folder.iterdir())
 
 
@@ -65,9 +65,9 @@ def _remove(path: Path) -> None:
 
 
 def _only_a_start(folder: Path, names: set[str]) -> bool:
-    """Whether data, files of a user's own parts, settings and the folder of the identity are as a start leaves them.
+    """True if data, files of a user's parts, settings and the identity's folder are as a start leaves them.
 
-    It writes in this order: what is beside no complete data is somebody else's.
+    A start writes in this order, so files without complete data are not from a start.
     """
     data = folder / "data"
     whole = "data" in names and _are_our_data(data)
@@ -88,7 +88,7 @@ def _are_kept_files(parts: Path) -> bool:
 
 
 def _are_our_data(data: Path) -> bool:
-    """Encoded sets, whole or in the making, and the rows of each device; nothing else."""
+    """True if the folder has encoded sets (maybe unfinished), rows of devices, and nothing else."""
     if data.is_symlink() or not data.is_dir():
         return False
     return all(path.name in _ROWS or _is_our_set(path) for path in data.iterdir())

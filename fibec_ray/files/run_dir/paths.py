@@ -16,14 +16,14 @@ STORAGE_ERRORS = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
-"""What a disk, its quota or its permissions fail with, wherever it happens: never a bug of ours."""
+"""Errors of a disk, its quota or its permissions. They are never bugs of this package."""
 
 
 def absolute(path: Path) -> Path:
-    """The path with `~` and links resolved. Raises RunDirError for one that no file can have."""
+    """The path with `~` and links resolved. Raises RunDirError for an impossible path."""
     try:
         found = path.expanduser().resolve()
-        str(found).encode()  # safetensors and Arrow take no other names
+        str(found).encode()  # safetensors and Arrow accept only such names
         with suppress(FileNotFoundError, NotADirectoryError):
             found.lstat()  # refuses a name that is too long
     except (OSError, ValueError, RuntimeError) as error:
@@ -38,7 +38,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def refused(what: str, advice: str = "") -> Iterator[None]:
-    """Turns the system's error about a file into RunDirError: '{what} (No space left on device){advice}'."""
+    """Turn the system's error about a file into RunDirError: '{what} (No space left on device){advice}'."""
     try:
         yield
     except OSError as error:
@@ -47,7 +47,7 @@ def refused(what: str, advice: str = "") -> Iterator[None]:
 
 @contextmanager
 def failing_plainly(folder: Path) -> Iterator[None]:
-    """Turns the system's errors about files into RunDirError: those of a disk, and any about a file in the folder."""
+    """Turn the system's errors into RunDirError: those of a disk, and any about a file in the folder."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Writes files and folders whole or not at all, and returns when they are on the disk."""
+"""Write files and folders completely or not at all; return when they are on the disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fibec_ray.files.run_dir.paths import reason
 
 @contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """An open file that gets its name once all of it is on the disk. Raises RunDirError, and leaves nothing then."""
+    """An open file that gets its name once all of it is on the disk. Raises RunDirError; nothing half-written stays."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -50,7 +50,7 @@ def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def replace_folder(draft: Path, target: Path) -> None:
-    """Puts a finished folder in place of an older one, which moves aside first: a rename cannot replace a full one."""
+    """Replace a folder by a finished draft. The old one moves aside first: a rename cannot replace a full folder."""
     aside = target.with_name(f".{target.name}.old.part")
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -60,19 +60,19 @@ def replace_folder(draft: Path, target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Has the system write a file, or the names in a folder, to the disk. Raises OSError."""
+    """Make the system write a file, or a folder's names, to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems flush no folders
+        if error.errno != errno.EINVAL:  # some network file systems cannot flush folders
             raise
     finally:
         os.close(handle)
 
 
 def flush_folder(folder: Path) -> None:
-    """The same for a folder and each file in it."""
+    """`flush` a folder and each file in it."""
     for path in folder.iterdir():
         flush(path)
     flush(folder)
