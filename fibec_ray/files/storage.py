@@ -235,7 +235,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def leads_out(name: str) -> bool:
-    """False for a plain relative path; True for 'a/../b', '/a', 'a\\\\b', 'c:a', 'a//b', '', 'a\\\\n' and the like."""
+    """False for a plain relative path; True for 'a/../b', '/a', 'a\\b', 'c:a', 'a//b', '', 'a\\n' and the like."""
     parts = name.split("/")
     odd = any(part in ("", ".", "..") for part in parts) or len(parts) > DEEPEST
     return odd or re.match(r"[A-Za-z]:", name) is not None or re.search(_NEVER_IN_NAMES, name) is not None

@@ -250,7 +250,7 @@ def test_a_new_run_names_what_to_do_about_the_run_that_is_there(
     folder = tmp_path / "run"
     with pytest.raises(MemoryError):
         simulate(experiment, folder, At(0, raising(MemoryError())))
-    with pytest.raises(RunDirError, match=f"choose another --out, or go on with .*: fibec-ray resume {folder}$"):
+    with pytest.raises(RunDirError, match=f"choose another --out, or continue .*: fibec-ray resume {folder}$"):
         simulate(experiment, folder)
     assert main(["resume", str(folder)]) == 0
 
