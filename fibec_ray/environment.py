@@ -40,3 +40,10 @@ def drop_empty(environment: MutableMapping[str, str] = os.environ) -> None:
     for name in [name for name, value in environment.items() if not value.strip()]:
         if name.startswith(LIBRARIES) or name == "HOME":
             del environment[name]
+
+
+def prepare_libraries() -> None:
+    """Set what libraries read when they are imported: no usage statistics, no announcements, no empty variables."""
+    drop_empty()
+    set_default("RAY_USAGE_STATS_ENABLED", "0")
+    set_default("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -31,39 +31,41 @@ class FibecError(Exception):
 
 
 class UserError(FibecError):
+    """Input that the user can fix. Nothing has been written. Exit code 2."""
+
     exit_code = 2
 
 
 class ConfigError(UserError):
-    pass
+    """A key, a value or a combination of settings is wrong."""
 
 
 class DataError(UserError):
-    pass
+    """A data set, split, column or label is missing or wrong."""
 
 
 class ModelError(UserError):
-    pass
+    """A backbone, tokenizer, head or checkpoint cannot be used."""
 
 
 class CapacityError(UserError):
-    pass
+    """The machine has too little memory, disk or accelerators for the experiment."""
 
 
 class RunDirError(UserError):
-    pass
+    """A run directory is missing, damaged, busy, or holds something else."""
 
 
 class StorageError(UserError):
-    pass
+    """A URL of shared or object storage cannot be read or written."""
 
 
 class ClusterError(UserError):
-    pass
+    """A cluster's address, token, job name or request is wrong."""
 
 
 class RunError(FibecError):
-    pass
+    """A run failed under way. It can be resumed. Exit code 1."""
 
 
 class DeviceError(RunError):
@@ -78,15 +80,15 @@ class DeviceError(RunError):
 
 
 class FleetError(RunError):
-    pass
+    """Actors or nodes could not be started, or do not answer."""
 
 
 class ServerLostError(FleetError):
-    pass
+    """The server's actor is gone; the fleet starts another."""
 
 
 class JobFailed(RunError):
-    pass
+    """A job on a cluster ended without success."""
 
 
 def round_number(index: int) -> int:

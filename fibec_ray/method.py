@@ -1,4 +1,7 @@
-"""A method is seven parts; the engine knows nothing else about it. FedAvg on LoRA is the empty composition."""
+"""A method is seven parts, one per axis.
+
+The engine needs nothing else. Parts that are left out are those of FedAvg on LoRA.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ AXES: dict[str, dict[str, type[Any]]] = {
     "solver": SOLVERS,
     "aggregator": AGGREGATORS,
 }
-"""The first kind of each axis is its neutral one, which a method has if it names none."""
+"""The kinds of parts by axis. The first kind of an axis is its default."""
 
 
 def _of(axis: str) -> BeforeValidator:
@@ -41,12 +44,18 @@ def _of(axis: str) -> BeforeValidator:
 
 
 def neutral(axis: str) -> Any:
-    """The part that a method has on an axis if it does not say."""
+    """The default part of an axis."""
     return next(iter(AXES[axis].values()))()
 
 
 class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """`Method(name="fedavg")` is FedAvg: LoRA, all data, all shared, no mask, plain loss, one training, a mean."""
+    """A federated method: one part per axis. `Method()` is FedAvg: LoRA, all data, all layers shared, a weighted mean.
+
+        Method(name="mine", aggregator={"kind": "median"}, peft={"kind": "lora", "r": 16})
+
+    docs/methods.md lists every kind of each axis with its fields. Raises pydantic's ValidationError for parts that do
+    not go together.
+    """
 
     name: str = "fedavg"
     reference: str = Field("", description="paper, for the method table")
@@ -69,18 +78,19 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         if self.pooled and federated:
             kind = self.parts[federated[0]].kind
             raise ValueError(
-                f"pooled data are in one place, where {federated[0]} '{kind}' as it is set means nothing; leave it "
-                "out, or set pooled: false"
+                f"pooled: true puts all data in one place, so {federated[0]} '{kind}' has no effect; leave it out, or "
+                "set pooled: false"
             )
         if self.pooled and self.peft.differs_by_device:
             raise ValueError(
-                "pooled data are in one place, where peft.ranks of device classes mean nothing; leave them out"
+                "pooled: true puts all data in one place, so peft.ranks of device classes have no effect; "
+                "leave them out"
             )
         return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Method:
-        """What the parts say of each other, in their own files."""
+        """Check that the parts go together, by the rules in their own files."""
         for axis, part in self.all_parts:
             _check_words(axis, part)
             for other, kind in part.partners.items():
@@ -101,7 +111,7 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self
 
     def _go_together(self, axis: str, part: Part, other: str, kind: str) -> None:
-        """Raises ValueError unless the other axis has this kind, or a user's own version of it, and they agree."""
+        """Raise ValueError unless the other axis has this kind, or a user's version of it, with the same values."""
         partner, registry = self.parts[other], AXES[other]
         ready_made = registry.get(kind) if kind != neutral(other).kind else None
         own = ready_made and partner.kind not in registry and isinstance(partner, ready_made)
@@ -118,28 +128,29 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The files and modules of a user's own parts, by name."""
+        """Files and modules of the user's own parts, by name."""
         return sources_of(*self.parts.values())
 
     @property
     def parts(self) -> dict[str, Part]:
+        """The method's part on each axis."""
         return {axis: getattr(self, axis) for axis in AXES}
 
     @property
     def all_parts(self) -> list[tuple[str, Part]]:
-        """With their axes; parts within others too."""
+        """All parts with their axes, parts inside other parts included."""
         return [(axis, one) for axis, part in self.parts.items() for one in with_inner(part)]
 
     @property
     def sends(self) -> str:
-        """What devices send in a round, in words."""
+        """Describe what devices send in a round."""
         if self.pooled:
             return "nothing"
         return "; ".join(part.sends for _, part in self.all_parts if part.sends)
 
     @property
     def keeps(self) -> str:
-        """What outlasts a round beside the global model, and where, in words."""
+        """Describe what is kept from round to round besides the global model, and where."""
         return "; ".join(part.keeps for _, part in self.all_parts if part.keeps)
 
     @property
@@ -154,7 +165,7 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 def _check_words(axis: str, part: Part) -> None:
-    """Raises ValueError for a word in what a part fits that nothing would ever look at."""
+    """Raise ValueError for a name in a part's rules that does not exist."""
     needs, axes, fields = (*part.needs, *part.lacks), (*part.partners, *part.silences), part.agrees
     for words, known in ((needs, LACKING), (axes, AXES), (fields, type(part).model_fields)):
         for word in words:

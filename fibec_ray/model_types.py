@@ -1,4 +1,4 @@
-"""What a model is to the code that trains it: batches, shards, outputs, and the protocols of models.
+"""What training code sees of a model: batches, shards, outputs, and the protocols of models.
 
 Shapes: B samples of a batch, S tokens, H hidden size, L transformer blocks, C classes, n samples of a shard; R tokens
 of all responses of a batch, V vocabulary.
@@ -45,7 +45,7 @@ class TypedBatch(Batch):
 
 @dataclass(frozen=True)
 class DenseBatch(Batch):
-    """B samples that are no text. To what knows tokens alone, each of them is one token, whose id says nothing."""
+    """B samples that are not text. Code that handles tokens sees each of them as one token with a dummy id."""
 
     features: Tensor
     """(B, *shape) float32"""
@@ -55,19 +55,20 @@ class Shard(Protocol):
     """One device's data (or any other rows of an encoded set)."""
 
     @property
-    def num_samples(self) -> int: ...
+    def num_samples(self) -> int:
+        """Number of rows."""
 
     @property
     def labels(self) -> Tensor:
-        """(n,) as in `Batch`"""
+        """(n,) labels, as in `Batch`."""
 
     @property
     def lengths(self) -> Tensor:
-        """(n,) int64, tokens per sample; 0 where samples are no text"""
+        """(n,) int64 tokens per sample; 0 where samples are not text."""
 
     @property
     def true_difficulty(self) -> Tensor | None:
-        """(n,) float32 true difficulty, known for the embedded task only"""
+        """(n,) float32 true difficulty; None where the task does not know it."""
 
     def batch(self, rows: Tensor) -> Batch:
         """The samples at `rows` ((B,) int64, positions within the shard), padded to the longest of them."""
@@ -78,13 +79,17 @@ class Shard(Protocol):
 
 
 Likelihood = Literal["categorical", "normal", "tokens"]
-"""What scores are parameters of, whose negative log likelihood is the loss: classes with probabilities softmax(scores)
-(cross-entropy), or a real value, normal around its one score with variance 1 (half the squared error, but for a
-constant), or the tokens of a text, each with probabilities of its own (the mean of their cross-entropies)."""
+"""The distribution that scores are parameters of; the loss is its negative log likelihood.
+
+categorical: classes with probabilities softmax(scores), cross-entropy. normal: a real value with the score as its mean
+and variance 1, half the squared error up to a constant. tokens: the tokens of a text, mean of their cross-entropies.
+"""
 
 
 @dataclass(frozen=True)
 class Outputs:
+    """Result of a forward pass: losses, scores and, on request, the states of each block."""
+
     losses: Tensor
     """(B,) float32, one loss per sample"""
     scores: Tensor
@@ -99,7 +104,10 @@ class Outputs:
 
     @property
     def predicted(self) -> Tensor:
-        """(B,) the likeliest class, or value; of a text 1 where greedy decoding gives it to the letter, else 0."""
+        """(B,) the likeliest class, or the value.
+
+        For texts: 1 where greedy decoding gives exactly the response, else 0.
+        """
         if self.response is not None:
             return self.response.exact(self.scores)
         return self.scores[:, 0] if self.likelihood == "normal" else self.scores.argmax(1)
@@ -116,6 +124,7 @@ class Work:
     """those of `flops` that were backward passes"""
 
     def add(self, other: Work) -> None:
+        """Add the counts of other work."""
         self.flops += other.flops
         self.num_tokens += other.num_tokens
         self.backward_flops += other.backward_flops
@@ -132,7 +141,8 @@ class LocalModel(Protocol):
     work: Work
 
     @property
-    def trainable(self) -> Mapping[str, nn.Parameter]: ...
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """The trainable parameters by name."""
 
     @property
     def holders(self) -> Mapping[str, nn.Module]:
@@ -140,17 +150,17 @@ class LocalModel(Protocol):
 
     @property
     def server_only(self) -> Collection[str]:
-        """Names of tensors that `load` and `read` know too, but that no device trains: the server alone moves them."""
+        """Names of tensors that `load` and `read` handle too, but that only the server changes."""
 
     @property
     def adapter_config(self) -> dict[str, Any]:
-        """What adapter_config.json of the saved adapter says, as plain values; config.json of what is trained whole."""
+        """Contents of the saved adapter's adapter_config.json; of config.json where the whole model is trained."""
 
     def layer_of(self, name: str) -> int | None:
         """The block that a trainable tensor belongs to; None for the head and for prompts (always shared)."""
 
     def is_adapter(self, name: str) -> bool:
-        """True for the tensors that PEFT added (of what is trained whole, for all), False for our own head."""
+        """False for the tensors of our own head; True for PEFT's, and for all of a model that is trained whole."""
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Copies values into the tensors that are named, trainable or server-only."""
@@ -159,7 +169,7 @@ class LocalModel(Protocol):
         """Detached CPU copies of the trainable and server-only tensors (all, or those named)."""
 
     def set_rank(self, rank: int | None) -> None:
-        """Computes as a device whose adapter has this rank does; None: as the server's."""
+        """Compute with an adapter of this rank, as a device with less room does; None: with the server's rank."""
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         """Losses and class scores. embeds: (B, S, H) in place of the token embeddings. hidden: return block outputs."""
@@ -167,15 +177,15 @@ class LocalModel(Protocol):
     def per_sample_grads(
         self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
     ) -> tuple[Outputs, Caught]:
-        """As `forward`, with a graph, for `grad`; and what the holders of the named tensors saw.
+        """`forward` with a graph for `grad`; and inputs and outputs of the modules that hold the named tensors.
 
-        Work that asks for its gradients in this way can be done for several devices at once.
+        Code that gets its gradients in this way can run for several devices at once.
         """
 
     def grad(
         self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        """Gradients of a scalar, or of <value, cotangent>, after `per_sample_grads`. None: no influence.
+        """Gradients of a scalar, or of <value, cotangent>, after `per_sample_grads`. None: the tensor has no influence.
 
         tensors: trainable ones, embeddings that were given, or `Caught.tensors`.
         """
@@ -189,7 +199,7 @@ class LocalModel(Protocol):
 
 @dataclass(frozen=True)
 class LaneBatch:
-    """What one lane of a joint pass brings: its values of all trainable tensors, and its samples."""
+    """One device's share of a joint pass: its values of all trainable tensors, and its samples."""
 
     values: Mapping[str, Tensor]
     batch: Batch
@@ -202,21 +212,23 @@ class LanedModel(LocalModel, Protocol):
 
     @property
     def gains_from_lanes(self) -> bool:
-        """False where it is known that one device at a time is as fast."""
+        """False where one device at a time is known to be as fast."""
 
     def obstacle_to_lanes(self) -> str | None:
-        """Why it cannot; None if it can."""
+        """Why the model cannot use lanes; None if it can."""
 
     def cost(self, batch: Batch, graph: bool) -> Work:
-        """What a pass over the batch computes, padding included. graph: and the backward pass that goes with it."""
+        """Count the work of a pass over the batch, padding included. graph: with its backward pass."""
 
     def derive(
         self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
     ) -> Sequence[Tensor | None]:
-        """Gradients of the sum of the values, each times its cotangent (None: 1), in the tensors (None: in no way)."""
+        """Gradients of the sum of value times cotangent (None: 1) with respect to the tensors. None: no influence."""
 
     def together(
         self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
     ) -> tuple[list[Outputs], Caught]:
-        """One pass over the batches of all lanes: each lane's outputs, and what the holders of the named tensors saw of
-        all samples, lane by lane."""
+        """One pass over the batches of all lanes.
+
+        Returns each lane's outputs, and what `per_sample_grads` records for all samples, lane by lane.
+        """

@@ -1,11 +1,11 @@
 """Answers that are texts: a batch's response tokens, and tokens drawn in their place.
 
-The loss of a sample is the mean over its response's tokens, the one that ends it included, each given those before it:
+A sample's loss is the mean over its response's tokens, end token included, each predicted from the ones before it:
 
     l_i = (1 / T_i) sum_t -log p(y_it | prompt_i, y_i1 ... y_i,t-1)
 
-Prompt and padding do not count, and samples count alike however long their responses are, as they do wherever else
-losses, gradients and Fisher information are averaged. (Perplexity, which weighs tokens alike, is the one exception.)
+Prompt and padding are left out. Samples have equal weight whatever the length of their responses, here and wherever
+losses, gradients and Fisher information are averaged. Perplexity is the exception: it gives tokens equal weight.
 
 Shapes: B samples, T_i tokens of a response, R of all together, V vocabulary.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 SEEDS = 2**24
-"""Numbers that torch.rand can give in float32, and so generators of drawn tokens."""
+"""Number of different values that torch.rand gives in float32: the seeds of generators of drawn tokens."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,10 @@ class ResponseTokens:
         return grid.index_put((self.sample, at), values).sum(1)
 
     def exact(self, scores: Tensor) -> Tensor:
-        """(B,) int64: 1 where greedy decoding, from the prompt on, gives just this response. scores: (R, V).
+        """(B,) int64: 1 where greedy decoding from the prompt gives exactly this response. scores: (R, V).
 
-        Greedy decoding takes the likeliest token after the prompt, then the likeliest after that one, and so on. While
-        each is the response's own, the next is predicted from the same tokens as here; at the first that is another,
-        both have missed. So decoding gives the response if and only if each token is the likeliest after those before.
+        Decoding gives the response if and only if each of its tokens is the likeliest one after the tokens before it,
+        so one forward pass over the response is enough.
         """
         right = (scores.argmax(1) == self.targets).long()
         return (self.sums(right) == self.counts).long()
@@ -60,8 +59,8 @@ class ResponseTokens:
     def draw(self, scores: Tensor, draws: Tensor) -> Tensor:
         """(R,) token ids, each drawn from its own softmax of scores (R, V), given the response's own tokens before it.
 
-        draws: (B,) uniform in [0, 1); each seeds a generator for its sample, so that what is drawn depends neither on
-        the other samples of the batch nor on their order.
+        draws: (B,) uniform in [0, 1). Each seeds the generator of its sample, so that a sample's tokens depend neither
+        on the other samples of the batch nor on their order.
         """
         uniform = torch.cat([_uniform(count, draw) for count, draw in zip(self.counts.tolist(), draws, strict=True)])
         ends = scores.float().softmax(1).cumsum(1)
@@ -79,6 +78,7 @@ class ResponseTokens:
         return found
 
     def to(self, device: torch.device) -> ResponseTokens:
+        """A copy on another torch device."""
         targets, sample, column, counts = (
             value.to(device) for value in (self.targets, self.sample, self.column, self.counts)
         )

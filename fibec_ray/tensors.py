@@ -1,4 +1,4 @@
-"""Arithmetic on named tensors (`dict[str, Tensor]`): how adapters, deltas and memories live and travel."""
+"""Arithmetic on named tensors (`dict[str, Tensor]`): how adapters, deltas and memories are kept and sent."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Tensors = dict[str, Tensor]
 
 
 def clone(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Detached copies of all tensors."""
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
@@ -47,6 +48,7 @@ def num_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """True if no tensor has a nan or an infinity."""
     return all(bool(torch.isfinite(value).all()) for value in tensors.values())
 
 
@@ -61,6 +63,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The same tensors under the names `prefix/NAME`."""
     return {f"{prefix}/{name}": value for name, value in tensors.items()}
 
 

@@ -53,7 +53,7 @@ class Broadcast:
     round: int
     shared: Tensors
     control: Tensors = field(default_factory=dict)
-    """what the objective wants devices to know (a control variate ...)"""
+    """what the objective sends to devices, such as a control variate"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class DeviceState:
 
     @staticmethod
     def from_flat(tensors: Mapping[str, Tensor]) -> DeviceState:
+        """Rebuild a state from what `flat` returned."""
         memory = under_prefix("memory", tensors)
         axes = dict.fromkeys(name.split("/", 1)[0] for name in memory)
         return DeviceState(under_prefix("personal", tensors), {axis: under_prefix(axis, memory) for axis in axes})
@@ -79,7 +80,7 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class DeviceUpdate:
-    """What a device sends up: delta = new - received over the shared names, and what its method's parts add."""
+    """What a device sends to the server: delta = new - received over the shared names, plus the parts' extras."""
 
     device: int
     num_samples: int
@@ -93,12 +94,12 @@ class DeviceUpdate:
     learning_rate: float = 0.0
     """of its steps"""
     fault: str | None = None
-    """why the device sends nothing, if its training came to nothing that could be averaged"""
+    """why the device sends nothing, if its training gave no usable update"""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the server asks of every update of a round."""
+    """What the server expects of every update of a round."""
 
     round: int
     learning_rate: float
@@ -115,9 +116,11 @@ class Asked:
     """scores that a model gives; 1 in a regression, 0 where answers are texts"""
 
     def layer_of(self, name: str) -> int | None:
+        """The transformer block that a shared tensor belongs to; None outside of blocks."""
         return self.layers.get(name)
 
     def is_adapter(self, name: str) -> bool:
+        """False for the tensors of a task's head."""
         return name not in self.heads
 
     @cached_property
@@ -139,12 +142,12 @@ class Extra:
 
 @dataclass(frozen=True)
 class LayerScores:
-    """What a device has to say about the transformer blocks, if it was asked."""
+    """A device's scores of the transformer blocks; None where the method uses none."""
 
     sensitivity: Tensor | None = None
     """(L,) float32"""
     keep_ratio: float | None = None
-    """share of the blocks that the spectrum of its loss asks to share"""
+    """share of the blocks to communicate, from the Hessian spectrum of the device's loss"""
 
     @property
     def num_bytes(self) -> int:
@@ -164,7 +167,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the trainable tensors are, as every process of a fleet has them."""
+    """Description of the trainable tensors, the same in every process of a fleet."""
 
     layers: Mapping[str, int | None]
     """the block of each trainable or server-only tensor; None: head or prompts"""
@@ -179,7 +182,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class SetupResult:
-    """The initialisation phase: who reported what, and what the server decided to share."""
+    """Result of the initialisation phase: the devices' reports, and the tensors that the server chose to share."""
 
     reports: list[DeviceReport]
     shared_names: frozenset[str]
@@ -198,15 +201,21 @@ class SetupResult:
 
     @property
     def has_global_model(self) -> bool:
-        """False if devices train heads of their own: the server's then fits no body, and its score means nothing."""
+        """False if devices train heads of their own.
+
+        The server's head was then never trained with this body, so its score is meaningless.
+        """
         heads = {name for name, layer in self.layout.layers.items() if layer is None}
         return self.frozen_personal or heads <= self.shared_names
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """reports: one for each device that finished, in cohort order; quarantined ones say so. lost: devices whose update
-    never came."""
+    """Result of a round.
+
+    reports: one for each device that finished, in cohort order, quarantined ones included. lost: devices whose update
+    never arrived.
+    """
 
     reports: list[DeviceReport]
     lost: tuple[int, ...] = ()
@@ -227,6 +236,7 @@ class Predictions:
 
     @staticmethod
     def join(parts: list[Predictions]) -> Predictions:
+        """Concatenate predictions in order; empty tensors if there are none."""
         if not parts:
             empty = torch.empty(0, dtype=torch.int64)
             return Predictions(empty, empty, torch.empty(0))
@@ -277,7 +287,8 @@ class Fleet(Protocol):
     def run_round(self, plan: RoundPlan) -> RoundResult:
         """Train the cohort. The fleet fills in `plan.states`."""
 
-    def evaluate(self, round_: int) -> EvaluationResult: ...
+    def evaluate(self, round_: int) -> EvaluationResult:
+        """Score the global model, and each device's own model, on test data."""
 
     def adapter(self) -> Tensors:
         """The global model: shared tensors as they are now, personal ones as they were at the start."""
@@ -296,4 +307,5 @@ class Fleet(Protocol):
     def digest(self) -> str:
         """Of the shared tensors as they are now."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop what `setup` or `restore` started. May be called twice."""

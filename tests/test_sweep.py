@@ -27,9 +27,9 @@ from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.simulation import resolved, simulate
-from fibec_ray.sweep.folder import folder_of, is_finished, set_aside, write_record
-from fibec_ray.sweep.load import Sweep, load_sweep
-from fibec_ray.sweep.run import refuse_failures, run_sweep
+from fibec_ray.sweeps.folder import folder_of, is_finished, set_aside, write_record
+from fibec_ray.sweeps.load import SweepPlan, load_sweep
+from fibec_ray.sweeps.run import refuse_failures, run_sweep
 
 TWO = {"fibecfed": ["method=fibecfed"], "fedavg": ["method=fedavg"]}
 SWEEPS = sorted((config_folder() / "sweeps").glob("*.yaml"))
@@ -207,7 +207,7 @@ def test_a_run_that_fails_stops_no_other(write: Any, program: list[str], tmp_pat
     assert [(failure.run.label, failure.reason) for failure in failures] == [("bad, seed 0", "exit code 1: it broke")]
     assert said[1].startswith("1/3 bad, seed 0: FAILED, exit code 1: it broke (") and "seed-0.log)" in said[1]
     assert order(tmp_path / "out") == ["bad seed-0", "fibecfed seed-0", "fedavg seed-0"]
-    with pytest.raises(RunError, match="1 of 3 runs failed; bad, seed 0: exit code 1: it broke; the same command"):
+    with pytest.raises(RunError, match="1 of 3 runs failed; bad, seed 0: exit code 1: it broke; run the sweep again"):
         refuse_failures(failures, 3)
     refuse_failures([], 3)
 
@@ -250,7 +250,7 @@ def test_an_unfinished_run_that_cannot_be_resumed_moves_aside(write: Any, progra
         (out / "fedavg" / "seed-0" / "summary.json").write_text('{"status": "running"}')
         assert run_sweep(sweep, out, 1, said.append, program) == []
         aside = out / "fedavg" / f"seed-0-set-aside{number}"
-        assert f"fedavg, seed 0 cannot be resumed and begins again; it is now in {aside} (" in said[0]
+        assert f"fedavg, seed 0 cannot be resumed and starts again; the old run is now in {aside} (" in said[0]
         assert list((aside / "rounds").iterdir())
 
 
@@ -283,7 +283,7 @@ def test_what_is_no_sweep_or_no_run_is_left_alone(inside: str, write: Any, progr
     (out / inside).parent.mkdir(parents=True)
     (out / inside).write_text("mine")
     before = files(out)
-    with pytest.raises(RunDirError, match="holds no sweep|holds something that is not a run"):
+    with pytest.raises(RunDirError, match="does not hold a sweep|is not a run directory"):
         run_sweep(load_sweep(write()), out, 1, str, program)
     assert files(out) == before
 
@@ -291,7 +291,7 @@ def test_what_is_no_sweep_or_no_run_is_left_alone(inside: str, write: Any, progr
 def test_the_record_never_replaces_a_sweep_file(write: Any, program: list[str], tmp_path: Path) -> None:
     own = write().rename(tmp_path / "sweep.yaml")
     before = own.read_text()
-    with pytest.raises(RunDirError, match="the sweep file itself stands where its record goes"):
+    with pytest.raises(RunDirError, match="the sweep file is where the sweep.s record would go"):
         run_sweep(load_sweep(own), tmp_path, 1, str, program)
     with pytest.raises(RunDirError, match="is not the record of a sweep"):
         run_sweep(load_sweep(write()), tmp_path, 1, str, program)
@@ -306,7 +306,7 @@ def test_two_sweeps_do_not_share_a_folder_at_a_time(write: Any, program: list[st
     assert run_sweep(load_sweep(write()), out, 2, str, program) == []
 
 
-def stopped_children(sweep: Sweep, out: Path, program: list[str], say: Callable[[str], None]) -> None:
+def stopped_children(sweep: SweepPlan, out: Path, program: list[str], say: Callable[[str], None]) -> None:
     """Runs a sweep that is interrupted; its children are gone at once, and no new one comes."""
     last_line = [0.0]
 

@@ -8,8 +8,8 @@ import pytest
 
 from fibec_ray.config.load import config_folder
 from fibec_ray.errors import ConfigError
-from fibec_ray.sweep.grid import parse_grid, values
-from fibec_ray.sweep.load import load_sweep
+from fibec_ray.sweeps.grid import parse_grid, values
+from fibec_ray.sweeps.load import load_sweep
 
 QUICKSTART = config_folder() / "quickstart.yaml"
 

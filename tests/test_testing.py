@@ -112,7 +112,7 @@ class Mine(Objective):
     verdict = found(text, tmp_path)
     assert verdict["network"].startswith("FAILED: device ")
     assert verdict["network"].endswith("round 1, train: rules.py, line 13: KeyError: 'nothing'")
-    assert verdict["plan"] == verdict["resume"] == "skipped: no small experiment with the part came to its end"
+    assert verdict["plan"] == verdict["resume"] == "skipped: no small experiment with the part finished"
 
 
 def test_a_hook_that_ends_the_process_does_not_end_the_checks(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ class Mine(Lora):
 """
     verdict = found(text, tmp_path)
     assert verdict["fields"].startswith("ok") and verdict["encoder"] == verdict["decoder"] == "skipped: not this one"
-    assert verdict["plan"] == "FAILED: no small experiment with the part came to its end"
+    assert verdict["plan"] == "FAILED: no small experiment with the part finished"
 
 
 def test_a_class_that_lacks_methods_fails_unless_others_are_built_on_it(

@@ -1,8 +1,8 @@
-"""What a checkpoint after each round costs: `python -m fibec_ray.bench.checkpoint`.
+"""Measures the cost of a checkpoint after each round: `python -m fibec_ray.bench.checkpoint`.
 
-On the embedded task with the packaged encoder, 100 devices of 32 samples, 10 a round, in this process: seconds of a
-round (training alone, which evaluation would lengthen), how long the round loop stands still for a checkpoint, how long
-the thread beside it works, and what the digests of the round log take.
+Runs the embedded task with the packaged encoder in this process: 100 devices of 32 samples, 10 per round. Prints the
+seconds of a round (training only), the time that the round loop waits for a checkpoint, the time that the writing
+thread works, and the time of the round log's digests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Costs:
 
 
 def measure(experiment: Experiment, folder: Path) -> list[Costs]:
-    """One entry for each round. The checkpoint of a round is waited for, so that its own time can be told."""
+    """Measure each round. Waits for the round's checkpoint, so that its time is not mixed with the next round's."""
     prepared = prepare(experiment, folder)
     worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
     totals, fleet, found = RunTotals(experiment.task.metric, experiment.local.batch_size), LocalFleet(worker_spec), []
@@ -68,7 +68,7 @@ def _sizes(worker_spec: WorkerSpec, next_round: int) -> tuple[int, int]:
 
 
 def table(name: str, rounds: list[Costs]) -> str:
-    """Medians over rounds."""
+    """A Markdown table of medians over rounds."""
     cost = {field: median(getattr(one, field) for one in rounds) for field in Costs.__dataclass_fields__}
     lines = [f"| {name} | seconds | % of a round |", "|---|---|---|"]
     for field, what in (
@@ -83,6 +83,7 @@ def table(name: str, rounds: list[Costs]) -> str:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.checkpoint", description=__doc__)
     parser.add_argument("--methods", nargs="+", default=["fedavg", "fibecfed"])
     parser.add_argument("--devices", type=int, default=100)

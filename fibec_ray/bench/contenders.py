@@ -1,6 +1,6 @@
-"""The benchmark's contenders: how each is started on a workload, and what is read from it afterwards.
+"""The benchmark's contenders: how to start each on a workload, and how to read its results.
 
-Whoever takes part leaves behind when each of its rounds ended, and its global adapter after the last one.
+Each contender reports when its rounds ended, and its global adapter after the last one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Adapter = dict[str, NDArray[Any]]
 PACKAGE = Path(fibec_ray.__file__).resolve().parent
 
 LANES = {"float32": ("1", "5"), "bfloat16": ("1", "5", "auto")}
-"""What `fleet.lanes` is measured at; 5 is a worker's half of the cohort. In float32 on a CPU auto is 1."""
+"""Values of `fleet.lanes` to measure; 5 is a worker's half of the cohort. In float32 on a CPU, auto is 1."""
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 LAUNCHERS = {"pfl": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
 MODULES = {"bare": "bare", "flower": "flower", "pfl": "pfl_loop"}
@@ -33,6 +33,8 @@ MODULES = {"bare": "bare", "flower": "flower", "pfl": "pfl_loop"}
 
 @dataclass(frozen=True)
 class Finding:
+    """What a contender leaves behind: times, adapter, version."""
+
     ends: list[float]
     """when each round ended, seconds since the epoch"""
     adapter: Adapter
@@ -52,19 +54,22 @@ class Ours:
     settings: Sequence[str] = ()
 
     def command(self, workload: Path, out: Path) -> list[str]:
+        """The command that runs it on a workload."""
         run = [sys.executable, "-m", "fibec_ray", "run", str(workload / "experiment.yaml")]
         return [*run, "--out", str(out / "run"), f"backbone.dtype={self.dtype}", *self.settings]
 
     def env(self, out: Path) -> Mapping[str, str]:
+        """Environment variables of the command."""
         return {"PYTHONPATH": str(PACKAGE.parent)}
 
     def found(self, out: Path) -> Finding:
+        """Read the results from the run directory."""
         return Finding(round_ends(out / "run"), saved_adapter(out / "run" / "adapter"), version("fibec_ray"))
 
 
 @dataclass(frozen=True)
 class Rival:
-    """One of `rivals/`, run by an interpreter that may know nothing of ours."""
+    """One of `rivals/`, run by the interpreter of its own environment."""
 
     name: str
     label: str
@@ -73,14 +78,17 @@ class Rival:
     dtype: str = "float32"
 
     def command(self, workload: Path, out: Path) -> list[str]:
+        """The command that runs it on a workload."""
         module = f"fibec_ray.bench.rivals.{MODULES[self.kind]}"
         launcher = LAUNCHERS.get(self.kind, [])
         return [str(self.python), *launcher, "-m", module, str(workload / "arrays"), str(out), self.dtype]
 
     def env(self, out: Path) -> Mapping[str, str]:
+        """Environment variables of the command."""
         return {"PYTHONPATH": str(_alone(out))}
 
     def found(self, out: Path) -> Finding:
+        """Read the results that it wrote."""
         report = json.loads((out / "report.json").read_text())
         return Finding(report["ends"], load_file(out / "adapter.safetensors"), report["version"])
 
@@ -89,13 +97,13 @@ Contender = Ours | Rival
 
 
 def bare(dtype: str) -> Rival:
-    """Also the reference of all with this base."""
+    """The bare loop; also the reference for all contenders with this base dtype."""
     short = SHORT[dtype]
     return Rival(f"bare-{short}", f"bare PyTorch loop, {short} base", Path(sys.executable), "bare", dtype)
 
 
 def ours(dtype: str) -> list[Ours]:
-    """One for each number of lanes."""
+    """fibec_ray, once for each number of lanes."""
     short = SHORT[dtype]
     return [
         Ours(f"ours-{short}-{lanes}", f"fibec_ray, {short} base, lanes {lanes}", dtype, (f"fleet.lanes={lanes}",))
@@ -104,14 +112,14 @@ def ours(dtype: str) -> list[Ours]:
 
 
 def round_ends(run: Path) -> list[float]:
-    """Of a run directory. The log has seconds since the run began; its parts, when they were written."""
+    """When each round of a run ended: the log has seconds since the start, its files have the time of day."""
     rows = [row for row in read_rounds(run).to_pylist() if row["round"] >= 0]
     began = (run / "rounds" / "part-000000.parquet").stat().st_mtime - rows[0]["wall_time_s"]
     return [began + row["wall_time_s"] for row in rows]
 
 
 def saved_adapter(folder: Path) -> Adapter:
-    """By the names that tensors travel under."""
+    """The saved adapter, with the names that tensors have in a run."""
     head = load_file(folder / "head.safetensors")
     return load_file(folder / "adapter_model.safetensors") | {f"{HEAD}.{name}": head[name] for name in head}
 
@@ -130,7 +138,7 @@ def _norm(values: Adapter) -> float:
 
 
 def _alone(out: Path) -> Path:
-    """A folder from which this package can be imported, and nothing that is installed beside it."""
+    """A folder from which only this package can be imported, and nothing that is installed next to it."""
     link = out / "path" / "fibec_ray"
     link.parent.mkdir(exist_ok=True)
     if not link.exists():

@@ -11,9 +11,9 @@ from pathlib import Path
 from fibec_ray.runs.simulation import cache_dir
 
 RIVALS = {"flower": "flwr[simulation]>=1.41,<1.43", "pfl": "pfl[pytorch]==0.6.0"}
-"""What is installed besides what all have: the newest Flower up to 1.42 whose own requirements can be had."""
+"""Each rival's own package: the newest Flower below 1.43 whose requirements can be installed."""
 SHARED = ("torch", "transformers", "peft", "numpy")
-"""The same versions for everybody: the arithmetic is theirs."""
+"""Installed in the same versions for all contenders: these libraries do the arithmetic."""
 
 
 class InstallError(Exception):
@@ -21,7 +21,7 @@ class InstallError(Exception):
 
 
 def python_of(rival: str) -> Path:
-    """The interpreter of a rival's environment, which is made if it is not there or is of other versions."""
+    """The interpreter of a rival's environment. Makes the environment if it is missing or has other versions."""
     folder = cache_dir() / "bench" / rival
     wanted = "\n".join(requirements(rival))
     ready = folder / ".ready"
@@ -35,6 +35,7 @@ def python_of(rival: str) -> Path:
 
 
 def requirements(rival: str) -> list[str]:
+    """The packages that a rival's environment needs, with versions."""
     return [*(f"{name}=={version(name).split('+')[0]}" for name in SHARED), RIVALS[rival]]
 
 

@@ -12,7 +12,7 @@ UNMEASURED = 2
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one run."""
+    """The numbers of one run."""
 
     speed: float
     """device-rounds per second over the measured rounds"""
@@ -24,7 +24,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A run that gives no figures, and why, in a few words fit for a table."""
+    """A run without numbers, and why, in a few words for a table."""
 
     reason: str
 
@@ -54,7 +54,7 @@ def speed_table(outcomes: Mapping[str, Sequence[Outcome]], base: str) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """Of one run of ours against ourselves."""
+    """The size of one run of the second table."""
 
     num_devices: int
     cohort_size: int
@@ -62,6 +62,7 @@ class Size:
 
 
 def scale_table(outcomes: Mapping[Size, Sequence[Outcome]]) -> str:
+    """The second table: fibec_ray with more devices, larger rounds and fewer actors."""
     head = ["devices", "per round", "actors", "device-rounds / s", "first round after, s", "peak memory, GB"]
     lines = [_line([*head, "driver (RSS), GB"]), _line(["---"] * (len(head) + 1))]
     for size, found in outcomes.items():
@@ -75,14 +76,14 @@ def scale_table(outcomes: Mapping[Size, Sequence[Outcome]]) -> str:
 
 
 def measured(found: Sequence[Outcome]) -> Sequence[Figures] | Refusal:
-    """All figures; or the first refusal, if one run of several was refused."""
+    """The numbers of all runs, or the first refusal if a run has none."""
     refusals = [outcome for outcome in found if isinstance(outcome, Refusal)]
     known = [outcome for outcome in found if isinstance(outcome, Figures)]
     return refusals[0] if refusals else known or Refusal("it was not run")
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """`median (least - most)`, or the value alone if there is one."""
+    """`median (least - most)`, or the value itself if there is only one."""
     middle = f"{median(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} - {max(values):.{digits}f})"
 

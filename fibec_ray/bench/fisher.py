@@ -1,8 +1,8 @@
-"""What FibecFed's initialisation phase costs: `python -m fibec_ray.bench.fisher`, or `make bench-fisher`.
+"""Measures the cost of FibecFed's initialisation phase: `python -m fibec_ray.bench.fisher`, or `make bench-fisher`.
 
-On one device's shard of the embedded task, with the packaged encoder: seconds of scoring (difficulty and first diagonal
-Fisher information) and of layer sensitivity, each against one plain training epoch over the same batches, and against
-what a loop over single samples would take. Then the memory of scoring a short and a long shard.
+Uses one device's shard of the embedded task and the packaged encoder. Times scoring (difficulty and diagonal Fisher
+information) and layer sensitivity, relative to one plain training epoch and to a loop over single samples. Then
+measures the memory of scoring a short and a long shard.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Bench:
 
     @property
     def rows(self) -> Tensor:
+        """All samples, in the order of the batches."""
         return torch.cat(list(self.batches))
 
     def train(self) -> None:
@@ -56,18 +57,20 @@ class Bench:
         local_update(self.model, self.shard, Steps(self.batches, local, local.learning_rate))
 
     def score(self, label: Label = "observed") -> None:
+        """Compute difficulty and diagonal Fisher information of every batch."""
         self.model.load(self.initial)
         scan = FisherScan(self.model, self.shard, self.batches, list(self.initial), torch.Generator())
         scan.read(label)
 
     def sense(self) -> None:
+        """Compute the layers' sensitivity."""
         self.model.load(self.initial)
         sharing = load_method(config_folder() / "methods" / "fibecfed.yaml").sharing
         whole = sharing.model_copy(update={"max_samples": len(self.rows)})
         whole.score(self.model, self.shard, torch.Generator())
 
     def score_one_by_one(self) -> None:
-        """Difficulty and diagonal as one would write them first: autograd on single samples."""
+        """Compute difficulty and diagonal in the simplest way: autograd on single samples."""
         self.model.load(self.initial)
         adapter = [p for name, p in self.model.trainable.items() if self.model.is_adapter(name)]
         sums = [torch.zeros_like(p) for p in adapter]
@@ -80,6 +83,7 @@ class Bench:
 
 
 def open_bench(num_samples: int, folder: Path, threads: int, max_length: int = 48) -> Bench:
+    """One device with this many samples, prepared as in a run."""
     settings = ["num_devices=1", "cohort_size=1", "method=fedavg"]
     settings += [f"data.synthetic.num_train={num_samples}", f"data.max_length={max_length}"]
     experiment = load_experiment(config_folder() / "quickstart.yaml", settings)
@@ -91,7 +95,10 @@ def open_bench(num_samples: int, folder: Path, threads: int, max_length: int = 4
 
 
 def time_table(bench: Bench, repeats: int) -> str:
-    """Rounds of all works in turn, so that a change of the machine's speed meets all alike; medians of the rounds."""
+    """Time all tasks in turn, several times, so that changes of the machine's speed affect all alike.
+
+    Prints medians.
+    """
     works: dict[str, Callable[[], None]] = {
         "plain training epoch": bench.train,
         "scoring: difficulty and diagonal Fisher": bench.score,
@@ -114,7 +121,7 @@ def time_table(bench: Bench, repeats: int) -> str:
 
 
 def peak_of(num_samples: int, threads: int) -> tuple[int, int]:
-    """Bytes that a fresh process holds before it scores a shard of so many samples, and at its peak while it does."""
+    """Memory of a new process before it scores a shard of this size, and at its peak, in bytes."""
     command = [sys.executable, "-m", "fibec_ray.bench.fisher", "--peak", str(num_samples), "--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     before, peak = done.stdout.split()[-2:]
@@ -122,7 +129,7 @@ def peak_of(num_samples: int, threads: int) -> tuple[int, int]:
 
 
 def measure_peak(bench: Bench) -> tuple[int, int]:
-    """As `peak_of`, in this process. Linux only: the kernel is told to forget the peak of what came before."""
+    """Like `peak_of`, in this process. Linux only: resets the kernel's record of peak memory first."""
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     bench.score()
@@ -130,12 +137,13 @@ def measure_peak(bench: Bench) -> tuple[int, int]:
 
 
 def _status(field: str) -> int:
-    """A size of this process in bytes, as the kernel has it in kB."""
+    """A field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.fisher", description=__doc__)
     parser.add_argument("--samples", type=int, default=256, help="of the shard that is timed")
     parser.add_argument("--repeats", type=int, default=3)

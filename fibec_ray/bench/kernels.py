@@ -1,4 +1,4 @@
-"""What models/kernels.py and models/attention.py gain on this machine: `python -m fibec_ray.bench.kernels`.
+"""Measures the gain of models/kernels.py and models/attention.py on this machine: `python -m fibec_ray.bench.kernels`.
 
 One thread; products and attention of MiniLM's sizes, least time of several runs. No model is loaded.
 """
@@ -22,6 +22,7 @@ WIDTHS = ((384, 384), (384, 1536), (1536, 384))
 
 
 def seconds(work: Callable[[], object], calls: int = 40, repeats: int = 5) -> float:
+    """Least time of one call over several repeats."""
     work()
     return min(timeit.repeat(work, number=calls, repeat=repeats)) / calls
 
@@ -37,7 +38,7 @@ def frozen(inputs: int, outputs: int) -> tuple[float, float]:
 
 
 def attention(dtype: torch.dtype, inside: torch.dtype) -> float:
-    """Microseconds of 8 samples' attention of 12 heads, forward and backward. inside: the type that it computes in."""
+    """Microseconds of attention with 12 heads over 8 samples, forward and backward. inside: the dtype to compute in."""
     q, k, v = (torch.randn(8, 12, 32, 32, dtype=dtype, requires_grad=True) for _ in range(3))
 
     def work() -> Tensor:
@@ -48,6 +49,7 @@ def attention(dtype: torch.dtype, inside: torch.dtype) -> float:
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     torch.set_num_threads(1)
     print(f"{machine()}; one thread, {ROWS} rows\n\n| forward and backward | PyTorch | fibec_ray |\n|---|---|---|")
     for inputs, outputs in WIDTHS:

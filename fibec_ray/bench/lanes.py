@@ -5,7 +5,7 @@
 
 The model's weights are random, in bfloat16; LoRA r = 8 on query and value, float32, and a linear head over the mean of
 the last states. A step is what the engine does for each lane: loss, gradients, clipping and AdamW, through the same
-layers (models/lane_bank.py). It needs torch, transformers and peft, and nothing else of what fibec_ray depends on.
+layers (models/lane_bank.py). Of fibec_ray's dependencies it needs torch, transformers and peft only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fibec_ray.curvature.per_sample import collect_holders
 from fibec_ray.models.lane_bank import LaneBank
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165}
-"""Dense bfloat16 products, as their makers give them; by a part of the device's name."""
+"""Dense bfloat16 TFLOP/s from the data sheets, by a part of the device's name."""
 CLASSES = 6
 STEPS_PER_ROUND = 4
 """A device-round of 32 samples in batches of 8."""
@@ -34,7 +34,7 @@ STEPS_PER_ROUND = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """hidden, layers, vocabulary: of the encoder. batch: samples of a lane's step, of so many tokens each."""
+    """Sizes of a trial: the encoder's width, depth and vocabulary; samples and tokens of a lane's step."""
 
     hidden: int
     layers: int
@@ -44,13 +44,13 @@ class Shape:
 
     @property
     def flops(self) -> float:
-        """Of one lane's step: products with frozen weights, forward and to the inputs, and attention both ways."""
+        """Operations of one lane's step: products with frozen weights and attention, forward and backward."""
         dense = 2.0 * 12 * self.hidden**2 * self.layers
         return 2 * self.batch * self.tokens * (dense + 4.0 * self.layers * self.hidden * self.tokens)
 
 
 class Trial:
-    """An encoder with LoRA, and `lanes` devices' own values and optimisers."""
+    """An encoder with LoRA, with separate values and optimisers for each lane."""
 
     def __init__(self, shape: Shape, device: str, lanes: int):
         from peft import LoraConfig, get_peft_model
@@ -93,6 +93,7 @@ class Trial:
         return F.cross_entropy(scores, self.labels, reduction="none").view(len(rows), -1).mean(1)
 
     def step(self) -> Tensor:
+        """One training step of all lanes. Returns the lanes' losses."""
         losses = self.losses()
         wanted = [param for lane in self.values for param in lane.values()]
         for param, grad in zip(wanted, torch.autograd.grad(losses.sum(), wanted), strict=True):
@@ -103,7 +104,7 @@ class Trial:
         return losses.detach()
 
     def seconds(self, steps: int) -> float:
-        """Median of some steps, after two that warm up."""
+        """Median seconds of a step, after two warm-up steps."""
 
         def step() -> None:
             self.step()
@@ -114,14 +115,14 @@ class Trial:
 
 
 def peak_memory(device: str) -> float:
-    """GB: of the GPU's allocator, or of this process so far."""
+    """Peak memory in GB: of the GPU's allocator, or of this process."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def peak_tflops(device: str, given: float | None) -> float | None:
-    """Of the hardware; None if it is not known."""
+    """The hardware's peak TFLOP/s in bfloat16; None if unknown."""
     if given or not device.startswith("cuda"):
         return given
     name = torch.cuda.get_device_name()
@@ -129,7 +130,7 @@ def peak_tflops(device: str, given: float | None) -> float | None:
 
 
 def row(shape: Shape, device: str, lanes: int, steps: int, peak: float | None) -> tuple[str, float]:
-    """A line of the table, and device-rounds per second."""
+    """One line of the table, and its device-rounds per second."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -144,6 +145,7 @@ def row(shape: Shape, device: str, lanes: int, steps: int, peak: float | None) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.lanes", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 8, 32])
@@ -151,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
-    parser.add_argument("--peak-tflops", type=float, help="of the hardware in bfloat16, where its name says nothing")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="peak of the hardware in bfloat16, if the device is not in the table"
+    )
     a = parser.parse_args(argv)
     torch.set_num_threads(a.threads)
     shape, peak = Shape(a.hidden, a.layers, a.vocabulary, a.batch, a.tokens), peak_tflops(a.device, a.peak_tflops)

@@ -1,4 +1,4 @@
-"""What a figure was measured on, in one line."""
+"""Describes the machine of a measurement in one line."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def _cpu_model() -> str:
 
 
 def busy_with_others() -> float:
-    """Share of all cores in use right now, over one second, before anything of ours runs."""
+    """Share of all cores in use over one second; call it before the benchmark starts."""
     return psutil.cpu_percent(interval=1.0) / 100

@@ -1,6 +1,6 @@
-"""Tokens that are padding, by how batches are made: `python -m fibec_ray.bench.padding CONFIG [key=value ...]`.
+"""Measures the share of padding tokens by the way batches are made: `python -m fibec_ray.bench.padding CONFIG`.
 
-Data are prepared as for a run, and nothing is computed with them.
+Prepares data as for a run, and computes nothing with them. Takes key=value after CONFIG.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import prepare
 
 Batches = Iterable[tuple[Shard, Tensor]]
-"""Shards, and rows of one batch of them, (B,)."""
+"""Pairs of a shard and the rows (B,) of one batch."""
 
 
 def waste(batches: Batches, length: int | None = None) -> float:
-    """Share of padding. length: to which all samples are padded; None: to the longest of the batch."""
+    """Share of padding tokens. length: tokens that all samples are padded to; None: the longest of the batch."""
     lengths = [shard.lengths[rows] for shard, rows in batches if len(rows)]
     padded = sum(len(part) * (length or int(part.max())) for part in lengths)
     return 1 - sum(int(part.sum()) for part in lengths) / padded
 
 
 def in_order(shards: Sequence[Shard], size: int) -> Iterator[tuple[Shard, Tensor]]:
+    """Batches of all shards, samples in their own order."""
     return ((shard, rows) for shard in shards for rows in torch.arange(shard.num_samples).split(size))
 
 
 def sorted_(shards: Sequence[Shard], size: int) -> Iterator[tuple[Shard, Tensor]]:
+    """Batches of all shards, samples sorted by length."""
     return ((shard, rows) for shard in shards for rows in evaluation_chunks(shard, size))
 
 
 def main(config: str, overrides: list[str]) -> None:
+    """Prepare the data of an experiment and print the table."""
     quiet_libraries()
     experiment = load_experiment(Path(config), overrides)
     with tempfile.TemporaryDirectory() as folder:

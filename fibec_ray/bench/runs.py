@@ -1,4 +1,4 @@
-"""Runs contenders on workloads, and rejects those that computed something else."""
+"""Runs contenders on workloads, and rejects those with a different result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fibec_ray.bench.workload import Sizes, write_arrays, write_texts
 LIMIT_S = 900
 """of one run; a slower one is stopped"""
 TOLERANCE = {"float32": 5e-3, "bfloat16": 0.2}
-"""How far a contender's adapter may be from the bare loop's, as a share of how far that has moved.
+"""Largest accepted distance of a contender's adapter from the bare loop's, as a share of the bare loop's update.
 
-An Adam step has the sign of the gradient at first, whatever its size, so where a gradient is all but zero another order
-of summation turns an entry around. In float32 those are few: 1e-4 to 8e-4 of the whole was seen. bfloat16 rounds all
-of the backward pass to 8 bits, and two loops that are equal on paper differ by 4 to 9 %. Of what would be another task,
-other batches differ by more than 100 %, a rate 10 % higher by 10 %, no clipping by 1 %.
+The first step of Adam has the sign of the gradient, whatever its size. Where a gradient is almost zero, another order
+of summation flips that sign. In float32 this changed 1e-4 to 8e-4 of the update. bfloat16 rounds the backward pass to 8
+bits, and two equivalent loops differ by 4 to 9 %. For comparison: other batches change the update by more than 100 %, a
+learning rate 10 % higher by 10 %, no clipping by 1 %.
 """
 
 
@@ -33,20 +33,20 @@ def say(text: str) -> None:
 
 @dataclass
 class Stand:
-    """Where contenders run. folder: scratch space."""
+    """Runs contenders in a scratch folder."""
 
     folder: Path
     versions: dict[str, str] = field(default_factory=dict)
-    """of each contender, as it says itself"""
+    """version of each contender, as it reports"""
     _runs: int = 0
 
     def workload(self, sizes: Sizes) -> Path:
-        """The folder of texts and experiment, made if need be."""
+        """The folder with texts and experiment; made if missing."""
         folder = self.folder / f"{sizes.num_devices}-{sizes.cohort_size}-{sizes.rounds}"
         return folder if folder.exists() else write_texts(sizes, folder).parent
 
     def run(self, contender: Contender, workload: Path) -> tuple[Watched, Finding]:
-        """Raises CommandError."""
+        """Run one contender. Raises CommandError if it fails."""
         self._runs += 1
         out = self.folder / f"run-{self._runs:03d}"
         out.mkdir()
@@ -59,7 +59,7 @@ class Stand:
         return measured, found
 
     def outcome(self, contender: Contender, workload: Path, cohort_size: int, wanted: Adapter | None) -> Outcome:
-        """wanted: what its adapter must be like; None: whatever it is."""
+        """Run one contender and check its adapter. wanted: the reference adapter; None: no check."""
         try:
             measured, found = self.run(contender, workload)
         except CommandError as error:
@@ -80,7 +80,7 @@ class Stand:
 
 
 def compare(stand: Stand, contenders: Sequence[Contender], sizes: Sizes, repeats: int) -> dict[str, list[Outcome]]:
-    """The outcomes of each contender, by name. The bare loop runs once before for each dtype: it is the reference."""
+    """Outcomes of each contender, by name. The bare loop runs first for each dtype, as the reference."""
     workload = stand.workload(sizes)
     write_arrays(workload / "experiment.yaml")
     dtypes = dict.fromkeys(contender.dtype for contender in contenders)
@@ -95,7 +95,7 @@ def compare(stand: Stand, contenders: Sequence[Contender], sizes: Sizes, repeats
 
 
 def grow(stand: Stand, sizes: Sequence[Size]) -> dict[Size, list[Outcome]]:
-    """One run of ours for each size; two measured rounds, or one where rounds are large."""
+    """Run fibec_ray once per size, with two measured rounds, or one where rounds are large."""
     found: dict[Size, list[Outcome]] = {}
     for size in sizes:
         rounds = UNMEASURED + (1 if size.cohort_size >= 100 else 2)

@@ -1,4 +1,4 @@
-"""Runs one command to its end and watches it from outside: when it started, and the most memory it held."""
+"""Runs one command to its end, and measures its start time and peak memory from outside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 INTERVAL_S = 0.5
-"""between looks at memory; one look costs milliseconds of one core"""
+"""between two readings of memory; one costs milliseconds of one core"""
 ALONE = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -28,6 +28,8 @@ ALONE = {
 
 @dataclass(frozen=True)
 class Watched:
+    """Start time and memory of a command that has ended."""
+
     started: float
     """seconds since the epoch, when the process was made"""
     peak_bytes: int
@@ -37,11 +39,11 @@ class Watched:
 
 
 class CommandError(Exception):
-    """A command failed or took too long; the message is the end of what it wrote."""
+    """A command failed or took too long; the message is the end of its output."""
 
 
 def watch(command: Sequence[str], folder: Path, env: Mapping[str, str], limit_s: float) -> Watched:
-    """Runs in `folder`, where `output.txt` takes what the command writes."""
+    """Run the command in `folder`, with its output in `output.txt`. Raises CommandError."""
     started, peak, driver = time.time(), 0, 0
     with (folder / "output.txt").open("wb") as output:
         child = subprocess.Popen(

@@ -3,11 +3,10 @@
 A workload is a folder:
 
     experiment.yaml, train.csv, test.csv      what `fibec-ray run` is given
-    arrays/                                   the same samples as token ids, and who trains on which of them when
+    arrays/                                   the same samples as token ids, and the rows of every device-round
 
-Samples are random words that are one token each, 30 of them between [CLS] and [SEP]: as text they go through the
-engine's own door, and the arrays are what comes out behind it. So every contender trains the same devices on the same
-batches from the same initial adapter.
+Samples are 30 random words of one token each, between [CLS] and [SEP]. fibec_ray reads them as text; the arrays hold
+its encoded result. So every contender trains the same devices on the same batches from the same initial adapter.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Sizes:
-    """rounds: all that are run, those included that are not measured."""
+    """Sizes of a workload. rounds: all rounds, unmeasured ones included."""
 
     num_devices: int
     cohort_size: int
@@ -59,11 +58,12 @@ class Sizes:
 
     @property
     def num_samples(self) -> int:
+        """Number of training samples."""
         return PER_DEVICE * self.num_devices
 
 
 def write_texts(sizes: Sizes, folder: Path) -> Path:
-    """The data and the experiment. Returns the experiment's file."""
+    """Write the data and the experiment. Returns the experiment's file."""
     folder.mkdir(parents=True)
     words = _words()
     for name, count in (("train", sizes.num_samples), ("test", NUM_TEST)):
@@ -82,7 +82,7 @@ def write_texts(sizes: Sizes, folder: Path) -> Path:
 
 
 def experiment(sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Plain values: FedAvg on LoRA with everything at its neutral setting. The last round alone is evaluated."""
+    """Settings as plain values: FedAvg on LoRA with default parts. Only the last round is evaluated."""
     return {
         "name": "bench",
         "seed": SEED,
@@ -113,7 +113,7 @@ def experiment(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
 
 def write_arrays(config: Path) -> Path:
-    """`arrays/` beside the experiment, made by its own data, plans and seeds. Returns the folder."""
+    """Write `arrays/` next to the experiment, from its data, plans and seeds. Returns the folder."""
     quiet_libraries()
     chosen = load_experiment(config)
     run = config.parent / "run"
@@ -134,7 +134,7 @@ def write_arrays(config: Path) -> Path:
 
 
 def _rows(federation: Federation, worker: DeviceWorker, device: int, round_: int) -> list[list[int]]:
-    """(steps, batch): rows of the training set, in the order in which a device meets them in a round."""
+    """(steps, batch) rows of the training set, in the order in which a device trains on them in a round."""
     own = federation.train_rows[device]
     return [own[batch.numpy()].tolist() for batch in worker.epochs(worker.batches(device), round_, device)]
 
@@ -146,7 +146,7 @@ def _square(encoded: EncodedSet) -> NDArray[np.int64]:
 
 
 def _settings() -> dict[str, Any]:
-    """What a contender has to know besides arrays; `base` is the folder of the frozen weights, by dtype."""
+    """Settings that a contender needs besides the arrays. `base` is the folder of the frozen weights, by dtype."""
     specs = {dtype: Backbone.model_validate({"dtype": dtype}) for dtype in DTYPES}
     base = {dtype: str(prepare(spec, SEED, len(CLASSES), cache_dir())) for dtype, spec in specs.items()}
     values = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "lora": LORA, "base": base}

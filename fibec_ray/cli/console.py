@@ -25,7 +25,7 @@ from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.run_totals import Row
 from fibec_ray.roundlog.schema import score_column
 from fibec_ray.runs.callbacks import Callback
-from fibec_ray.runs.simulation import Run
+from fibec_ray.runs.simulation import Finished
 from fibec_ray.types import Fleet
 
 ANCHORS = {
@@ -60,7 +60,7 @@ class RunView(Callback):
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def prepared(self, prepared: Prepared) -> None:
+    def on_data(self, prepared: Prepared) -> None:
         e, shards = self._experiment, prepared.heterogeneity
         pooled = ", their data pooled" if e.method.pooled else ""
         sizes = f"{shards['smallest_shard']:.0f} to {shards['largest_shard']:.0f} samples"
@@ -71,11 +71,11 @@ class RunView(Callback):
         if prepared.note:
             self._say(prepared.note)
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """What a person should know of a run that is taken up again."""
         self._say(text)
 
-    def placed(self, fleet: Fleet) -> None:
+    def on_start(self, fleet: Fleet) -> None:
         lanes = f", {fleet.lanes} side by side" if fleet.lanes > 1 else ""
         placement = getattr(fleet, "placement", None)
         if placement is not None:
@@ -88,13 +88,13 @@ class RunView(Callback):
             self._say(f"backbone {backend} ({why})")
         self._rounds = self._progress.add_task("round", total=self._experiment.rounds, note="")
 
-    def progress(self, stage: str, done: int, total: int) -> None:
+    def on_progress(self, stage: str, done: int, total: int) -> None:
         if stage == "setup":
             if self._setup is None:
                 self._setup = self._progress.add_task("initialisation", total=total, note="devices")
             self._progress.update(self._setup, completed=done)
 
-    def row(self, row: Row) -> None:
+    def on_round_end(self, row: Row) -> None:
         score = score_column(self._experiment.task.metric)
         if row[f"personal_{score}"] is not None or row[f"global_{score}"] is not None:
             loss = row["personal_loss"] if row["global_loss"] is None else row["global_loss"]
@@ -109,7 +109,7 @@ class RunView(Callback):
             note = f"{self._last_scores}  train loss {loss}  sent {size(row['bytes_total'])}"
             self._progress.update(self._rounds, completed=row["round"] + 1, note=note)
 
-    def summary(self, run: Run) -> None:
+    def summary(self, run: Finished) -> None:
         """Accuracy (or what a regression has instead) beside its anchors, and what it took."""
         last, metric = run.rows[-1], self._experiment.task.metric
         table = Table(title=f"{self._experiment.name}: after {self._experiment.rounds} rounds", title_justify="left")

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fibec_ray.cli.streams import ReaderGone, lasting
-from fibec_ray.environment import drop_empty, read, set_default
+from fibec_ray.environment import prepare_libraries, read
 from fibec_ray.errors import FibecError
 from fibec_ray.interrupts import signal_of, signals_interrupt
 
@@ -108,8 +108,6 @@ def readable(text: str) -> str:
 
 def _quiet() -> None:
     """Silence what libraries announce on import: deprecations, accelerators."""
-    drop_empty()
-    set_default("RAY_USAGE_STATS_ENABLED", "0")
-    set_default("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    prepare_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")

@@ -42,7 +42,7 @@ class RunMetrics(Callback):
         self._counters: dict[str, Any] = {}
         self._wall_time_s = 0.0
 
-    def placed(self, fleet: Fleet) -> None:
+    def on_start(self, fleet: Fleet) -> None:
         from ray.util.metrics import Counter, Gauge
 
         tags, given = ("run",), {"run": self._name}
@@ -54,7 +54,7 @@ class RunMetrics(Callback):
         placement = getattr(fleet, "placement", None)
         self._set("actors", placement.num_actors if placement is not None else None)
 
-    def row(self, row: Row) -> None:
+    def on_round_end(self, row: Row) -> None:
         seconds = row["wall_time_s"] - self._wall_time_s
         self._wall_time_s = row["wall_time_s"]
         arrived = row["num_devices"] - row["num_lost"]

@@ -32,8 +32,8 @@ def add(parsers: Parsers) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from fibec_ray.analysis.sweep_table import write_table
     from fibec_ray.cli.terminal import screen_width
-    from fibec_ray.sweep.load import load_sweep
-    from fibec_ray.sweep.run import refuse_failures, run_sweep
+    from fibec_ray.sweeps.load import load_sweep
+    from fibec_ray.sweeps.run import refuse_failures, run_sweep
 
     sweep = load_sweep(arguments.config, arguments.overrides)
     with entry.advice(lambda: "the same command goes on with this sweep"):

@@ -1,4 +1,4 @@
-"""The log's files: one part for each table and round, which names the digest of the part before it.
+"""The log's files: one part per table and round. Each stores the digest of the part before it.
 
 Other files in those folders are ignored.
 """
@@ -45,7 +45,7 @@ def parts(table: Path) -> list[Path]:
 
 
 def metadata_of(part: str | Path, shown: str, filesystem: Any = None) -> dict[str, str]:
-    """What a part says of its run. shown: its path, for messages. filesystem: pyarrow's; None: of this machine."""
+    """Read a part's metadata. shown: its path, for messages. filesystem: pyarrow's; None: of this machine."""
     try:
         found = pq.read_schema(part, filesystem=filesystem).metadata or {}
         return {key.decode(): value.decode() for key, value in found.items()}
@@ -59,7 +59,7 @@ def round_of(part: Path) -> int:
 
 
 def check_parts(run_dir: Path, run_id: str, last: int, newest: Mapping[str, str]) -> None:
-    """Raise RunDirError unless every part of the rounds -1 to `last` is what this run wrote.
+    """Raise RunDirError unless this run wrote every part of the rounds -1 to `last`.
 
     newest: digests of the parts of round `last`, which a checkpoint keeps. Checkpoints of older programs have none;
     then each part must be readable and of this run.
@@ -76,6 +76,7 @@ def check_parts(run_dir: Path, run_id: str, last: int, newest: Mapping[str, str]
 
 
 def digest_of(content: bytes) -> str:
+    """Hash of a file's contents."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -88,5 +89,5 @@ def _check_part(path: Path, run_id: str, expected: list[str]) -> dict[str, str]:
         raise RunDirError(f"{path}: is damaged, or not the part that this run wrote: its digest differs")
     expected[:] = [found[PREVIOUS]] if PREVIOUS in found else []
     if found.get("run_id") != run_id:
-        raise RunDirError(f"{path}: is of another run ({found.get('run_id')}) than this one ({run_id})")
+        raise RunDirError(f"{path}: belongs to another run ({found.get('run_id')}, not {run_id})")
     return found

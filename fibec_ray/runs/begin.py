@@ -1,4 +1,4 @@
-"""What `fibec-ray run` does on any machine: a new run, or one that goes on (--resume), in a folder or behind a URL."""
+"""Starts or continues a run in a folder or at a URL: what `fibec-ray run` and `fibec_ray.run` share."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.mirror import Mirror, make_ready, mirrored
 from fibec_ray.runs.records import binding, finished_digest, read_record
 from fibec_ray.runs.resume import resume_record
-from fibec_ray.runs.simulation import Run, cache_dir, simulate
+from fibec_ray.runs.simulation import Finished, cache_dir, simulate
 
 
 @contextmanager
 def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[Path]:
-    """The folder to work in. For a URL it is one of this machine, which is copied there while the block runs."""
+    """The folder to work in. For a URL, a local folder that is copied there while the block runs."""
     if not is_url(out):
         with signals_interrupt():
             yield Path(out)
         return
     storage = Storage(out)
     if not resume and storage.exists():
-        raise RunDirError(f"{out}: is not empty; choose another --out, or go on with what is there: --resume")
+        raise RunDirError(f"{out}: is not empty; choose another --out, or continue the run in it with --resume")
     folder = _near(out)
-    busy = f"{out}: a driver on this machine is at work there; wait for it, or stop it"
+    busy = f"{out}: another process on this machine runs it; wait for it, or stop it"
     with alone(folder, Path(f"{folder}.lock"), busy, "; set FIBEC_RAY_RUNS to another"):
         mirror = Mirror(storage, folder, alike=make_ready(folder, storage, warn))
         with mirrored(mirror, warn):
             yield folder
 
 
-def begin(experiment: Experiment, folder: Path, resume: bool, callback: Callback) -> Run | None:
-    """The run to its end; None if it has ended already.
+def begin(experiment: Experiment, folder: Path, resume: bool, callback: Callback) -> Finished | None:
+    """Run the experiment to its end. Returns None if it had finished before.
 
-    resume: a run of the same experiment that is in the folder goes on; if there is none, it begins. `fleet` and
-    `checkpoint` may differ, as in `fibec-ray resume`. Raises RunDirError for a run of another experiment.
+    resume: continue the run of this experiment in the folder, or start one if there is none. `fleet` and `checkpoint`
+    may differ from its start. Raises RunDirError if the folder holds a run of another experiment.
     """
     folder = absolute(folder)
     if not resume or not _has_begun(folder):
@@ -61,13 +61,13 @@ def begin(experiment: Experiment, folder: Path, resume: bool, callback: Callback
 
 
 def _has_begun(folder: Path) -> bool:
-    """Otherwise `simulate` begins there, or says what is in its way."""
+    """Otherwise `simulate` starts a run there, or raises the error that says why it cannot."""
     with failing_plainly(folder):
         known = [folder / "config.yaml", folder / "checkpoints" / "run.json"]
         return folder.is_dir() and not half_made(folder) and any(path.is_file() for path in known)
 
 
 def _near(out: str) -> Path:
-    """Where all nodes see it, if there is such a place: devices work in the run directory too."""
+    """The local folder for a URL, in FIBEC_RAY_RUNS if set: devices on other nodes need to see it."""
     shared = read("FIBEC_RAY_RUNS")
     return Path(shared or cache_dir() / "runs") / ".urls" / hashlib.blake2b(out.encode(), digest_size=8).hexdigest()

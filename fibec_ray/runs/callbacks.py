@@ -1,4 +1,4 @@
-"""Watchers of a run, such as the progress bar and Ray's metrics, and the writer of RUN/summary.json."""
+"""Callbacks of a run, such as the progress bar and Ray's metrics, and the writer of RUN/summary.json."""
 
 from __future__ import annotations
 
@@ -19,26 +19,44 @@ NAME = "summary.json"
 
 
 class Callback:
-    """Is told what happens in a run. As it stands it does nothing with it."""
+    """Base class for code that follows a run: override the methods that you need, the others do nothing.
 
-    def prepared(self, prepared: Prepared) -> None:
-        """The data are there."""
+        class Stop(fibec_ray.Callback):
+            def on_round_end(self, row):
+                if (row["global_accuracy"] or 0) > 0.9:
+                    raise KeyboardInterrupt
 
-    def placed(self, fleet: Fleet) -> None:
-        """It is known where devices compute."""
+    An exception stops the run, which can be resumed.
+    """
 
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """As `types.Progress`."""
+    def on_data(self, prepared: Prepared) -> None:
+        """Called when the data have been loaded and dealt to devices.
 
-    def row(self, row: Row) -> None:
-        """A round has ended, and is in the log."""
+        prepared: scores of trivial predictors (`anchors`), facts about the shards (`heterogeneity`).
+        """
 
-    def note(self, text: str) -> None:
-        """Something that a person should know."""
+    def on_start(self, fleet: Fleet) -> None:
+        """Called when the fleet is ready and the setup phase is over, before the first round.
+
+        fleet: its attributes `device`, `lanes` and `backend_choice` say where and how devices compute.
+        """
+
+    def on_progress(self, stage: str, done: int, total: int) -> None:
+        """Called as devices complete a stage of a round: start, setup, train or evaluate."""
+
+    def on_round_end(self, row: Row) -> None:
+        """Called when a round has ended and is in the round log.
+
+        row: the round's row of the `rounds` table; scores are None in rounds without evaluation. The setup phase is
+        round -1.
+        """
+
+    def on_message(self, text: str) -> None:
+        """Called with a line that the user should know, such as a lost device."""
 
 
 class CallbackList(Callback):
-    """Several callbacks as one."""
+    """Several callbacks as one: each call goes to all of them, in order."""
 
     def __init__(self, *callbacks: Callback):
         for name in (name for name in vars(Callback) if not name.startswith("_")):
@@ -51,7 +69,7 @@ def _tell(calls: Sequence[Callable[..., None]], *what: Any) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """RUN/summary.json: what a run is, where its devices compute, and how it has ended. {} if it cannot be read."""
+    """Read RUN/summary.json: a run's settings in short, where its devices compute, and its status. {} if unreadable."""
     try:
         found = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -60,7 +78,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 class Summary(Callback):
-    """Writes RUN/summary.json, also as soon as it is known where devices compute, and how the base is held."""
+    """Writes RUN/summary.json: at the start, when the fleet is ready, and at the end."""
 
     def __init__(
         self, folder: Path, experiment: Experiment, prepared: Prepared, note: Callable[[str], None], version: str = ""
@@ -88,14 +106,14 @@ class Summary(Callback):
         }
 
     def write(self, status: str, fleet: Fleet | None = None, **more: Any) -> None:
-        """fleet: None before there is one."""
+        """Replace the file. status: running, finished or failed. fleet: None before there is one."""
         device = {"device": fleet.device} if fleet and fleet.device else {}
         backend_choice = dict(
             zip(("backend", "backend_reason"), fleet.backend_choice or () if fleet else (), strict=False)
         )
         write_json(self._path, {**self._known, "status": status, **device, **backend_choice, **more})
 
-    def placed(self, fleet: Fleet) -> None:
+    def on_start(self, fleet: Fleet) -> None:
         self.write("running", fleet)
         earlier = self._known.get("device", fleet.device)
         if earlier != fleet.device:

@@ -1,6 +1,6 @@
-"""A run directory whose home is a URL: worked on in a folder of this machine, copied there as it grows.
+"""Copies a local run directory to its URL as it grows.
 
-Parquet parts and checkpoints are renamed into place when they are whole, so that whatever is copied is whole too.
+Parquet parts and checkpoints are renamed into place when they are complete, so every copied file is complete too.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from fibec_ray.interrupts import signals_interrupt
 
 RUN_JSON = "checkpoints/run.json"
 EVERY_S = 10.0
-"""Between two copies; what is newer than that may be lost with the machine, and is run again by a resumed run."""
+"""Seconds between two copies. A resumed run repeats what was lost with the machine since the last copy."""
 TURNS = (
     re.compile(r"data/.*set\.json"), re.compile(r"(data|parts)/"), re.compile(r"config\.yaml$"), re.compile(RUN_JSON),
     re.compile(r"(?!.*manifest\.json$|summary\.json$)"), re.compile(r".*manifest\.json$"), re.compile(""),
 )  # fmt: skip
-"""The order of copying: files that promise others come after them, so that a reader there never trusts what has not
-come yet. Until run.json is there, what has come is seen to be a stopped start; from then on it can be resumed."""
+"""The order of copying. Files that refer to others come after them, so that a reader never finds a reference to a file
+that is not there yet. Without run.json the copy counts as a stopped start; with it, the run can be resumed."""
 Stamp = tuple[int, int]
 """size in bytes, time of change in ns"""
 
 
 class Mirror:
-    """`sync` as often as one likes: only what has changed travels.
+    """Copies a folder to storage; each `sync` copies only what has changed.
 
-    alike: the folder is what the home has. Otherwise all of it is copied first.
+    alike: the storage has the folder's contents already. Otherwise the first `sync` copies everything.
     """
 
     def __init__(self, storage: Storage, folder: Path, alike: bool):
@@ -46,7 +46,7 @@ class Mirror:
         self._sent = self._stamps() if alike else dict.fromkeys(storage.files(), (-1, -1))
 
     def sync(self) -> None:
-        """Makes the home as the folder is now. Raises StorageError."""
+        """Bring the storage up to date. Raises StorageError."""
         now = self._stamps()
         for name in sorted(now, key=turn):
             if self._sent.get(name) != now[name]:
@@ -56,9 +56,9 @@ class Mirror:
             del self._sent[name]
 
     def _superfluous(self, now: Collection[str]) -> set[str]:
-        """Files that the home need not have any more: old checkpoints, and all of a start that was undone.
+        """Stored files to remove: old checkpoints, and everything of a start that was undone.
 
-        If the folder was moved or emptied during the run, nothing is removed: the home keeps a logged run.
+        Nothing is removed if the folder was moved or emptied during the run: the storage keeps a logged run.
         """
         gone = self._sent.keys() - set(now)
         if not any(name.startswith("rounds/") for name in self._sent):
@@ -90,15 +90,15 @@ class Mirror:
 
 
 def turn(name: str) -> tuple[int, str]:
-    """When a file is copied, among others."""
+    """Sort key: the order in which files are copied."""
     return next(number for number, pattern in enumerate(TURNS) if pattern.match(name)), name
 
 
 @contextmanager
 def mirrored(mirror: Mirror, warn: Callable[[str], None]) -> Iterator[None]:
-    """Copies every EVERY_S seconds while the block runs, and once more when it ends, however it ends.
+    """Copy every EVERY_S seconds while the block runs, and once more when it ends, for whatever reason.
 
-    A copy in between that fails is a warning, for the next one may do better; the last one's failure is an error.
+    A failed copy in between is a warning, because the next one may succeed; a failed last copy is an error.
     """
     done = threading.Event()
     thread = threading.Thread(target=_keep_copying, args=(mirror, done, warn), daemon=True)
@@ -121,9 +121,9 @@ def _keep_copying(mirror: Mirror, done: threading.Event, warn: Callable[[str], N
 
 
 def make_ready(folder: Path, storage: Storage, warn: Callable[[str], None]) -> bool:
-    """Has the folder hold what the URL has. False: it holds a newer state of the same run, which was never copied.
+    """Bring the local folder up to date with the URL. Returns False if it holds a newer state of the same run.
 
-    A run of an earlier driver that the URL does not have is never removed: it moves aside, and `warn` gets a line.
+    A local run that the URL does not have is moved aside, never removed, and `warn` gets a message.
     """
     names = storage.files()
     if folder.is_dir():
@@ -134,7 +134,7 @@ def make_ready(folder: Path, storage: Storage, warn: Callable[[str], None]) -> b
         if not half_made(folder) and (own is None or own != there):
             aside = next_free(folder.parent, f"{folder.name}-set-aside")
             folder.rename(aside)
-            warn(f"{storage.url} does not have the run that was worked on in {folder}; it is now in {aside}")
+            warn(f"{storage.url} does not have the run in {folder}; that run is now in {aside}")
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -159,6 +159,6 @@ def _run_id_there(storage: Storage, names: dict[str, int]) -> str | None:
 
 
 def _newest_there(names: dict[str, int]) -> int:
-    """Of the checkpoints behind the URL that are whole: the manifest comes last."""
+    """The newest complete checkpoint at the URL. Its manifest is copied last."""
     parts = [name.split("/") for name in names if name.startswith("checkpoints/rounds/")]
     return max((int(p[2]) for p in parts if p[-1] == "manifest.json" and p[2].isdecimal()), default=-1)

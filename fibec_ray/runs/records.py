@@ -1,4 +1,4 @@
-"""What a run directory says of its run, checked: settings, data, rounds logged; and a place to run it again."""
+"""Reads and checks a run directory: settings, data, rounds logged. Sets up a place to run parts of it again."""
 
 from __future__ import annotations
 
@@ -24,31 +24,38 @@ from fibec_ray.types import States
 
 @dataclass(frozen=True)
 class Record:
+    """A run directory's contents, checked: its identity and its experiment."""
+
     folder: Path
     identity: Identity
     experiment: Experiment
 
     def side_by_side(self, lanes: int) -> Record:
-        """With fleet.lanes, maybe auto, as the run has them. Raises ConfigError if the fleet cannot have them."""
+        """The record with fleet.lanes set to the number that the run used.
+
+        Raises ConfigError if the fleet cannot have it.
+        """
         settings = resolved(self.experiment) | {"method": self.experiment.method}
         settings["fleet"]["lanes"] = lanes
         return replace(self, experiment=check(settings, str(self.folder / "config.yaml")))
 
 
 def lanes_of(record: Record) -> int:
-    """Devices that computed side by side in the run, which its checkpoints remember. Raises RunDirError."""
+    """Number of devices that computed side by side in the run, from its checkpoints. Raises RunDirError if unknown."""
     rounds, known = checkpoint.rounds_kept(record.folder), record.experiment.fleet.known_lanes
     if rounds:
         return checkpoint.load(record.folder, rounds[-1]).manifest.lanes
     if known is None:
-        raise RunDirError(f"{record.folder}: has no checkpoint that says how many lanes it computed with")
+        raise RunDirError(
+            f"{record.folder}: has no checkpoint, so the number of lanes it computed with is unknown; start a new run"
+        )
     return known
 
 
 def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
-    """Raises RunDirError for a folder that is not a run directory, and for settings or data other than at its start.
+    """Read a run directory. Raises RunDirError if it is none, or if settings or data have changed since the start.
 
-    overrides: of `fleet` and `checkpoint`, which no result depends on; but for fleet.threads and fleet.lanes.
+    overrides: of `fleet` and `checkpoint`, except fleet.threads and fleet.lanes, which results depend on.
     """
     folder = absolute(folder)
     identity = read_identity(folder)
@@ -57,9 +64,10 @@ def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
     experiment = load_experiment(config, overrides)
     began = check(with_paths(identity.config, folder), str(config))
     if binding(experiment) != binding(began):
+        difference = first_difference(binding(began), binding(experiment))
         raise RunDirError(
-            f"{config}: is not what the run began with ({first_difference(binding(began), binding(experiment))}); only "
-            "checkpoint and fleet may change, but for fleet.threads and fleet.lanes; set it back, or start a new run"
+            f"{config}: differs from the settings that the run began with ({difference}); only "
+            "checkpoint and fleet may change, except fleet.threads and fleet.lanes; set it back, or start a new run"
         )
     identity.refuse_other_parts(experiment.method.sources, folder)
     identity.refuse_other_data(folder)
@@ -67,14 +75,14 @@ def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
 
 
 def binding(experiment: Experiment) -> dict[str, Any]:
-    """The settings that results depend on, bit by bit."""
+    """The settings that results depend on."""
     settings = resolved(experiment)
     del settings["checkpoint"]
     return {**settings, "fleet": {"threads": experiment.fleet.threads, "lanes": experiment.fleet.lanes}}
 
 
 def finished_digest(folder: Path) -> str | None:
-    """The final adapter's digest; None if the run has not come to its end."""
+    """The final adapter's digest; None if the run has not finished."""
     summary = read_summary(folder)
     finished = summary.get("status") == "finished" and "adapter_digest" in summary
     return str(summary["adapter_digest"]) if finished else None
@@ -87,9 +95,9 @@ def last_logged(folder: Path) -> int:
 
 @contextmanager
 def staged(record: Record, lanes: int, states: States) -> Iterator[WorkerSpec]:
-    """Where devices find the run's data and the given states, and leave new ones.
+    """A temporary folder with the run's data and the given device states, to compute in.
 
-    Raises RunDirError if a state is not there any more.
+    Raises RunDirError if a state is missing.
     """
     with TemporaryDirectory(prefix="fibec-ray-") as name:
         worker_spec = worker_spec_of(record.experiment, Path(name), record.identity)

@@ -1,6 +1,6 @@
 """`fibec-ray replay`: runs one device-round again, in this process, and compares it with what was logged.
 
-Alone, or where devices computed side by side (fleet.lanes) with those of its lane group, on which its bits depend.
+Where devices computed side by side (fleet.lanes), the whole lane group runs again: results depend on it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ from fibec_ray.types import SETUP_ROUND, RoundPlan
 
 @dataclass(frozen=True)
 class Replayed:
+    """A device-round that was run again."""
+
     row: Mapping[str, Any]
-    """of `devices`, as it came out now"""
+    """the row of `devices` that it gives now"""
     differences: list[str]
 
 
 @restored()
 def replay(folder: Path, round_: int, device: int) -> Replayed:
-    """The run directory is read only. Raises RunDirError if what the device-round started from is not kept.
+    """Run one device-round again. The run directory is only read.
 
-    round_: -1 is the initialisation phase.
+    Raises RunDirError if the checkpoint that it started from is gone.
+
+    round_: -1 is the setup phase.
     """
     record = read_record(folder)
     quiet_libraries()
@@ -73,7 +77,7 @@ def _group(record: Record, plan: RoundPlan, device: int, lanes: int) -> Group:
 
 
 def _plan(record: Record, round_: int, device: int) -> RoundPlan:
-    """Raises ConfigError for a device-round that there was not."""
+    """Raises ConfigError for a device-round that is not in the log."""
     last = last_logged(record.folder)
     if not SETUP_ROUND <= round_ <= last:
         raise ConfigError(f"--{round_name(round_)}: the log of {record.folder} has rounds 0 to {round_number(last)}")

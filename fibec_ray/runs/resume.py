@@ -1,4 +1,4 @@
-"""`fibec-ray resume`: goes on with a run that was killed or failed, from its newest whole checkpoint."""
+"""`fibec-ray resume`: continues a run that was stopped or failed, from its newest complete checkpoint."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.records import Record, finished_digest, last_logged, read_record
-from fibec_ray.runs.simulation import Run, carry_on, log_metadata, worker_spec_of
+from fibec_ray.runs.simulation import Finished, carry_on, log_metadata, worker_spec_of
 from fibec_ray.types import SETUP_ROUND
 
 
-def resume(folder: Path, overrides: Sequence[str] = (), callback: Callback | None = None) -> Run | None:
-    """The run to its end, as if nothing had happened; None if it has ended already, and nothing is changed then.
+def resume(folder: Path, overrides: Sequence[str] = (), callback: Callback | None = None) -> Finished | None:
+    """Continue a run to its end, with the same result as without the interruption. None if it had finished before.
 
-    overrides: of `fleet` and `checkpoint`. Raises RunDirError if the folder is not a run directory, a driver is at work
-    in it, settings or data have changed, or no checkpoint can be used.
+    overrides: of `fleet` and `checkpoint`. Raises RunDirError if the folder is not a run directory, another process
+    runs it, settings or data have changed, or no checkpoint can be used.
     """
     folder = absolute(folder)
     if finished_digest(folder) is not None:
@@ -35,22 +35,25 @@ def resume(folder: Path, overrides: Sequence[str] = (), callback: Callback | Non
 
 
 @restored()
-def resume_record(record: Record, callback: Callback) -> Run:
-    """The same for a run that is known not to have ended."""
+def resume_record(record: Record, callback: Callback) -> Finished:
+    """Continue a run that has not finished."""
     quiet_libraries()
     with locked(record.folder) as claim:
-        if read_identity(record.folder) != record.identity:  # another driver was faster
+        if read_identity(record.folder) != record.identity:  # another process was faster
             raise RunDirError(
                 f"{record.folder}: another run has begun here in the meantime; resume again to continue that one"
             )
-        start = rewind(record, callback.note)
+        start = rewind(record, callback.on_message)
         if start is not None:
             record = record.side_by_side(start.manifest.lanes)
         return carry_on(record.experiment, claim, record.identity, start, callback)
 
 
 def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
-    """Takes away what the run did after its newest whole checkpoint (None: all that it did). note: takes a line."""
+    """Undo what the run did after its newest complete checkpoint, or all of it if there is none.
+
+    note: gets messages.
+    """
     worker_spec = worker_spec_of(record.experiment, record.folder, record.identity)
     log = RoundLog(record.folder, log_metadata(record.experiment, record.identity))
     start = newest_whole(record, worker_spec.store, note)
@@ -70,9 +73,9 @@ def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
 
 
 def _set_aside(folder: Path, note: Callable[[str], None]) -> None:
-    """Moves the log and the devices' states away if there must have been checkpoints, which may be back tomorrow.
+    """Move the log and the devices' states away if checkpoints existed once: they may be restored later.
 
-    The first one is written while round 0 trains: a run that was killed before it was whole has logged no round 1.
+    The first checkpoint is complete before round 1 is logged.
     """
     last = last_logged(folder)
     if last < 1:
@@ -87,7 +90,7 @@ def _set_aside(folder: Path, note: Callable[[str], None]) -> None:
 
 
 def newest_whole(record: Record, store: StateStore, note: Callable[[str], None]) -> Checkpoint | None:
-    """None if no checkpoint was ever made. Raises RunDirError if there are some, and none can be used."""
+    """The newest complete checkpoint; None if none was ever made. Raises RunDirError if all are damaged."""
     rounds = checkpoint.rounds_kept(record.folder)
     for next_round in reversed(rounds):
         try:
@@ -103,10 +106,10 @@ def newest_whole(record: Record, store: StateStore, note: Callable[[str], None])
 
 
 def _refuse_gaps(record: Record, found: Checkpoint, store: StateStore) -> None:
-    """Raises RunDirError if something that the checkpoint counts on is missing or is not what was written."""
+    """Raise RunDirError if a file that the checkpoint needs is missing or changed."""
     manifest = found.manifest
     if manifest.run_id != record.identity.run_id:
-        raise RunDirError(f"{found.folder}: is of another run ({manifest.run_id}) than {record.identity.run_id}")
+        raise RunDirError(f"{found.folder}: belongs to another run ({manifest.run_id}, not {record.identity.run_id})")
     check_parts(record.folder, manifest.run_id, manifest.next_round - 1, manifest.log)
     for device, ref in manifest.states.items():
         store.read(device, ref)

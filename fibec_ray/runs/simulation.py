@@ -1,4 +1,4 @@
-"""A run from beginning to end: prepare the federation, open the fleet, go round by round, leave the adapter behind."""
+"""A run from beginning to end: prepare the data, start the fleet, run the rounds, save the adapter."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class Logged:
 
 
 @dataclass(frozen=True)
-class Run:
+class Finished:
+    """A run that has finished."""
+
     folder: Path
     prepared: Prepared
     rows: list[Row]
@@ -64,9 +66,12 @@ class Run:
 
 
 @restored()
-def simulate(experiment: Experiment, folder: Path, callback: Callback | None = None) -> Run:
-    """Runs the experiment. What is wrong with its settings, data or backbone, and what the machine has no room for, is
-    found before any actor starts."""
+def simulate(experiment: Experiment, folder: Path, callback: Callback | None = None) -> Finished:
+    """Run an experiment in a new folder.
+
+    Settings, data, backbone and memory are checked before any actor starts. Raises UserError if one does not fit, and
+    then leaves nothing behind.
+    """
     with run_dirs.claimed(folder) as claim:
         quiet_libraries()
         prepared = prepare(experiment, claim.folder)
@@ -78,19 +83,19 @@ def simulate(experiment: Experiment, folder: Path, callback: Callback | None = N
 
 def carry_on(
     experiment: Experiment, claim: Claim, identity: Identity, start: Checkpoint | None, callback: Callback
-) -> Run:
+) -> Finished:
     """Run from a checkpoint (None: from the setup phase) to the end. The folder must hold nothing later."""
     folder = claim.folder
-    callback.prepared(identity.prepared)
+    callback.on_data(identity.prepared)
     totals = RunTotals(experiment.task.metric, experiment.local.batch_size)
     worker_spec = worker_spec_of(experiment, folder, identity)
     need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
-    summary = Summary(folder, experiment, identity.prepared, callback.note, identity.versions.get("fibec_ray", ""))
+    summary = Summary(folder, experiment, identity.prepared, callback.on_message, identity.versions.get("fibec_ray", ""))
     summary.write("running")
     callback = CallbackList(callback, summary)
-    fleet = make_fleet(experiment, worker_spec, callback.progress, callback.note, need)
+    fleet = make_fleet(experiment, worker_spec, callback.on_progress, callback.on_message, need)
     checkpointer = Checkpointer(folder, identity.run_id, experiment.checkpoint, worker_spec.store, fleet, start)
     try:
         for logged in run_rounds(experiment, worker_spec, fleet, totals, callback, start):
@@ -98,7 +103,7 @@ def carry_on(
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             round_ = logged.row["round"]
             checkpointer.after(round_, logged.devices, totals, log.newest, last=round_ == experiment.rounds - 1)
-            callback.row(logged.row)
+            callback.on_round_end(logged.row)
             rows.append(logged.row)
         checkpointer.finish(experiment.rounds - 1, totals, log.newest)
         adapter = fleet.adapter()
@@ -111,7 +116,7 @@ def carry_on(
     finally:
         checkpointer.close()
         fleet.close()
-    run = Run(folder, identity.prepared, rows, digest(adapter))
+    run = Finished(folder, identity.prepared, rows, digest(adapter))
     summary.write("finished", fleet, lanes=fleet.lanes, adapter_digest=run.adapter_digest)
     return run
 
@@ -124,10 +129,10 @@ def run_rounds(
     callback: Callback,
     start: Checkpoint | None = None,
 ) -> Iterator[Logged]:
-    """The round loop. It knows neither the method nor where devices run. Yields what the round log keeps."""
+    """The round loop, the same for every method and fleet. Yields what the round log keeps."""
     if start is None:
         opened = fleet.setup()
-        callback.placed(fleet)
+        callback.on_start(fleet)
         evaluation = fleet.evaluate(SETUP_ROUND) if experiment.evaluates(SETUP_ROUND) else None
         row, layers = totals.setup(opened, evaluation)
         evaluations = totals.evaluations(SETUP_ROUND, evaluation)
@@ -136,13 +141,13 @@ def run_rounds(
     else:
         totals.restore(fleet.restore(start.server, start.manifest.states), start.manifest.totals)
         start.refuse_other_base(fleet.base)
-        callback.placed(fleet)
+        callback.on_start(fleet)
     for t in range(start.manifest.next_round if start else 0, experiment.rounds):
         plan = plan_round(worker_spec.job, t)
         result = fleet.run_round(plan)
         for report in result.reports:
             if report.quarantined is not None:
-                callback.note(f"{round_name(t)}: device {report.device} is quarantined: {report.quarantined}")
+                callback.on_message(f"{round_name(t)}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = totals.round(t, result, evaluation)
         evaluations = totals.evaluations(t, evaluation)
@@ -150,7 +155,10 @@ def run_rounds(
 
 
 def prepare(experiment: Experiment, folder: Path) -> Prepared:
-    """Writes RUN/data and RUN/config.yaml; nothing if the input is refused, so that the folder can be used again."""
+    """Write RUN/data and RUN/config.yaml.
+
+    Writes nothing if the input is refused, so that the folder can be used again.
+    """
     recipe = Recipe(
         task=experiment.task,
         data=experiment.data,
@@ -175,6 +183,7 @@ def write_settings(experiment: Experiment, path: Path) -> None:
 def make_fleet(
     experiment: Experiment, worker_spec: WorkerSpec, progress: Progress, note: Callable[[str], None], need: Need
 ) -> Fleet:
+    """The fleet that the experiment asks for: in this process, or actors on Ray."""
     worker_spec = replace(worker_spec, beside=need.beside, most_lanes=need.lanes)
     if experiment.fleet.kind == "local":
         return LocalFleet(worker_spec, progress)
@@ -195,7 +204,7 @@ def cache_dir() -> Path:
 
 
 def worker_spec_of(experiment: Experiment, folder: Path, identity: Identity) -> WorkerSpec:
-    """What processes need to host the run's devices in a folder, which must have its data."""
+    """What worker processes need to host the run's devices. The folder must have the run's data."""
     job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
     fleet = experiment.fleet
     # Actors of a Ray fleet go by the GPUs that Ray assigns; this is where the driver runs a part of it again.
@@ -205,6 +214,7 @@ def worker_spec_of(experiment: Experiment, folder: Path, identity: Identity) -> 
 
 
 def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
+    """What every file of the round log says about its run."""
     config = yaml.safe_dump(resolved(experiment), sort_keys=False, allow_unicode=True)
     return {
         "run_id": identity.run_id,
@@ -215,7 +225,7 @@ def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    """Of the code that runs, if it is a checkout."""
+    """The commit of the running code; '' if it is not a git checkout."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10

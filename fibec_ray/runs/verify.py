@@ -26,18 +26,20 @@ from fibec_ray.types import SETUP_ROUND, Fleet
 
 @dataclass(frozen=True)
 class Verified:
+    """The rounds that were run again, and where they differ from the log."""
+
     first: int
     """the first of the rounds that were run again; -1 is the initialisation phase"""
     last: int
     compared: Mapping[str, int]
-    """what was compared, and how many of it"""
+    """number of values compared, by kind"""
     differences: list[str]
 
 
 def verify(folder: Path, num_rounds: int = 1, from_start: bool = False) -> Verified:
-    """Runs num_rounds again from a kept checkpoint, as near to the end as that allows; or the first ones.
+    """Run some rounds again, from the kept checkpoint that leaves num_rounds to the end, or from the start.
 
-    The run directory is read only. Raises RunDirError if there is nothing to compare with.
+    The run directory is only read. Raises RunDirError if no round has been logged.
     """
     record = read_record(folder)
     quiet_libraries()
@@ -57,11 +59,11 @@ def verify(folder: Path, num_rounds: int = 1, from_start: bool = False) -> Verif
 
 
 def _start(record: Record, last: int, num_rounds: int) -> Checkpoint:
-    """The kept checkpoint that lies num_rounds before the end of the log, or the nearest one."""
+    """The kept checkpoint num_rounds before the end of the log, or the nearest one."""
     kept = [round_ for round_ in checkpoint.rounds_kept(record.folder) if round_ <= last]
     if not kept:
         raise RunDirError(
-            f"{record.folder}: no kept checkpoint lies before a round that is logged; verify the first rounds instead "
+            f"{record.folder}: no checkpoint is kept from before a logged round; verify the first rounds instead "
             "(--from-start), and have the next run keep more (checkpoint.keep)"
         )
     wanted = last + 1 - num_rounds
@@ -69,7 +71,7 @@ def _start(record: Record, last: int, num_rounds: int) -> Checkpoint:
 
 
 def _damage(record: Record, start: Checkpoint | None) -> list[str]:
-    """What is wrong with the log of the rounds before the checkpoint, which are not run again."""
+    """Damage in the log of the rounds before the checkpoint, which are not run again."""
     if start is None:
         return []
     try:

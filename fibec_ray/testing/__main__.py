@@ -1,4 +1,4 @@
-"""python -m fibec_ray.testing my_rules.py: runs every check over each part in a file, and prints a line for each."""
+"""`python -m fibec_ray.testing my_rules.py`: runs every check on each part in a file, and prints one line per check."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fibec_ray.errors import ConfigError, RunError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 no check failed, 1 one did, 2 bad input."""
+    """Run the command. Exit codes: 0 no check failed, 1 a check failed, 2 bad input."""
     return entry.run(partial(_parse, argv))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m fibec_ray.testing",
-        description="Check the parts in a Python file, by small runs with each: that they repeat, keep to their plan, "
-        "can be resumed, and give the same bits on Ray. This runs the file.",
+        description="Check the parts in a Python file with small runs: same bits when repeated, resumed and run on "
+        "Ray, and the traffic and work that `fibec-ray plan` foresees. This runs the code in the file.",
     )
     parser.add_argument("file", metavar="FILE", help="a Python file with parts, or the name of a module")
     example = "other parts that these need, such as sharing=body or objective=my_rules.py:Half"
@@ -51,7 +51,7 @@ def _check(arguments: argparse.Namespace) -> None:
         set_default("FIBEC_RAY_CACHE", str(Path(folder) / "cache"))
         for part in parts.values():
             if inspect.isabstract(part) and part.__subclasses__():
-                continue  # what others are built on
+                continue  # a base class of others
             print(part.model_fields["kind"].default, flush=True)
             for name, verdict, text in verdicts(part, beside, Path(folder), not arguments.no_ray):
                 failed += verdict == "FAILED"

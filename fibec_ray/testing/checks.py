@@ -25,7 +25,7 @@ from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import log_digest, read_devices
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.resume import resume
-from fibec_ray.runs.simulation import Run, cache_dir, prepare, resolved, simulate
+from fibec_ray.runs.simulation import Finished, cache_dir, prepare, resolved, simulate
 from fibec_ray.testing import tiny
 
 OPERATIONS = 0.05
@@ -33,7 +33,7 @@ OPERATIONS = 0.05
 
 
 class Broken(Exception):
-    """What a part does not keep to, in words."""
+    """A check failed; the message says what the part does wrong."""
 
 
 class Skipped(Exception):
@@ -41,17 +41,18 @@ class Skipped(Exception):
 
 
 def expect(kept: bool, otherwise: str) -> None:
+    """Raise Broken with a message unless the condition holds."""
     if not kept:
         raise Broken(otherwise)
 
 
 class Plug(Callback):
-    """Fails a run once so many device-rounds are done, of all its rounds; None: never."""
+    """Makes a run fail after some device-rounds, counted over all rounds; None: never."""
 
     def __init__(self, after: int | None = None):
         self.after, self.done = after, 0
 
-    def progress(self, stage: str, done: int, total: int) -> None:
+    def on_progress(self, stage: str, done: int, total: int) -> None:
         if stage != "train":
             return
         if self.after is not None and self.done + done >= self.after:
@@ -60,7 +61,7 @@ class Plug(Callback):
 
 
 def stopped(experiment: Experiment, folder: Path, after: int) -> Path:
-    """The folder of a run that failed after so many device-rounds."""
+    """Start a run that fails after some device-rounds, and return its folder."""
     with suppress(ConnectionError):
         simulate(experiment, folder, Plug(after))
         raise AssertionError("the run came to its end")
@@ -74,14 +75,15 @@ def axis_of(part: type[Part]) -> str:
 
 @dataclass
 class Trial:
-    """A part, and the others that it is checked with. folder: of the runs."""
+    """The part to check, other parts to combine it with, and the folder for runs."""
 
     part: type[Part]
     beside: Mapping[str, Any]
     folder: Path
-    _runs: dict[str, Run] = field(default_factory=dict)
+    _runs: dict[str, Finished] = field(default_factory=dict)
 
     def experiment(self, where: str) -> Experiment:
+        """A small experiment with the part. Raises Skipped if the part does not fit it."""
         kind = self.part.model_fields["kind"].default
         try:
             return tiny.experiment(where, {**self.part.partners, **self.beside, axis_of(self.part): kind})
@@ -89,23 +91,24 @@ class Trial:
             raise Skipped(str(error)) from error
 
     def accepted(self) -> Experiment:
-        """The first small experiment that the part goes with."""
+        """The first small experiment that the part fits. Raises Broken if there is none."""
         reasons = []
         for where in tiny.PLACES:
             try:
                 return self.experiment(where)
             except Skipped as reason:
                 reasons.append(str(reason))
-        raise Broken(f"{reasons[0]}; what it needs beside it can be given, as in sharing=body")
+        raise Broken(f"{reasons[0]}; add the other parts that it needs, such as sharing=body")
 
     @property
     def place(self) -> str:
-        """The first small experiment that came to its end."""
+        """Name of the first small experiment that finished. Raises Skipped if none has."""
         if not self._runs:
-            raise Skipped("no small experiment with the part came to its end")
+            raise Skipped("no small experiment with the part finished")
         return next(iter(self._runs))
 
-    def run(self, where: str) -> Run:
+    def run(self, where: str) -> Finished:
+        """The finished run of a small experiment. Raises Skipped if the part does not fit it."""
         if where not in self._runs:
             try:
                 self._runs[where] = simulate(self.experiment(where), self.folder / where)
@@ -115,7 +118,7 @@ class Trial:
 
 
 def fields(trial: Trial) -> str:
-    """The kind alone makes the part, and it is the same after a journey as JSON."""
+    """Check that the part has defaults, a docstring, frozen fields, and survives a round trip through JSON."""
     part = trial.part
     missing = [name for name, field in part.model_fields.items() if field.is_required()]
     expect(not missing, f"{', '.join(missing)}: give it a default, so that the kind alone names the part")
@@ -128,7 +131,7 @@ def fields(trial: Trial) -> str:
 
 
 def works(trial: Trial, where: str) -> str:
-    """Nothing is quarantined, all numbers are finite, and a second run gives the same bits."""
+    """Check that no update is quarantined, all numbers are finite, and a second run gives the same bits."""
     run = trial.run(where)
     reasons = [reason for reason in read_devices(run.folder).column("quarantined").to_pylist() if reason]
     expect(not reasons, f"the server quarantined a device's update: {next(iter(reasons), '')}")
@@ -149,7 +152,7 @@ def works(trial: Trial, where: str) -> str:
 
 
 def planned(trial: Trial) -> str:
-    """Bytes exactly and operations within 5 %, in each round and in the initialization phase."""
+    """Check that planned bytes are exact, and planned operations within 5 %, in the setup phase and every round."""
     run, experiment = trial.run(trial.place), trial.experiment(trial.place)
     outlook = foresee(experiment, prepare, trial.folder / "plan", cache_dir())
     sent, work, worst = outlook.traffic, outlook.work, 0.0
@@ -171,7 +174,7 @@ def planned(trial: Trial) -> str:
 
 
 def resumed(trial: Trial) -> str:
-    """Stopped in the third round, and in the middle of it."""
+    """Stop a run in the middle of the third round, resume it, and compare with the run that was not stopped."""
     where = trial.place
     experiment = trial.experiment(where)
     folder = stopped(experiment, trial.folder / f"{where}-stopped", 2 * experiment.cohort_size + 1)
@@ -182,6 +185,7 @@ def resumed(trial: Trial) -> str:
 
 
 def on_ray(trial: Trial) -> str:
+    """Run on two Ray actors and compare with the run in one process."""
     where = trial.place
     fleet = {"kind": "ray", "placement": "pooled", "num_actors": 2}
     experiment = check({**resolved(trial.experiment(where)), "fleet": fleet}, where)
@@ -190,14 +194,14 @@ def on_ray(trial: Trial) -> str:
     return "two actors, the same bits as one process"
 
 
-def result(run: Run | None) -> tuple[str, str, int]:
-    """What equal runs agree on."""
+def result(run: Finished | None) -> tuple[str, str, int]:
+    """Values that are equal for equal runs."""
     assert run is not None
     return run.adapter_digest, log_digest(run.folder), len(run.rows)
 
 
 def verdicts(part: type[Part], beside: Mapping[str, Any], folder: Path, ray: bool) -> Iterator[tuple[str, str, str]]:
-    """Of each check: its name, `ok`, `FAILED` or `skipped`, and what was found."""
+    """Run all checks. Yields each check's name, `ok`, `FAILED` or `skipped`, and a message."""
     trial = Trial(part, beside, folder / part.__name__)
     checks = {"fields": partial(fields, trial)}
     checks |= {where: partial(works, trial, where) for where in tiny.PLACES}

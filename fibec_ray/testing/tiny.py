@@ -1,4 +1,4 @@
-"""Experiments that run in a second: a random encoder, a random decoder, a network from scratch, on embedded data."""
+"""Experiments that run in a second on embedded data: a random encoder, a random decoder, a network from scratch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ SGD = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0}
 
 
 def experiment(where: str, parts: Mapping[str, Any]) -> Experiment:
-    """Three rounds with these parts. What they need beside them is tried: each way of sharing, plain SGD.
+    """An experiment of three rounds with these parts.
 
-    Raises ConfigError if no try is accepted, with what is wrong with the first.
+    Tries each kind of sharing, with AdamW and SGD, until one is accepted. Raises the ConfigError of the first attempt
+    if none is.
     """
     first: ConfigError | None = None
     for settings in _tries(where, parts):

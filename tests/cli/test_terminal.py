@@ -78,8 +78,8 @@ def test_a_summary_keeps_its_numbers_and_names(width: str, run: Any, monkeypatch
     wide = capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", width)
     with RunView(experiment) as view:
-        view.prepared(done.prepared)
-        view.note("device [/17] is lost")
+        view.on_data(done.prepared)
+        view.on_message("device [/17] is lost")
         view.summary(done)
     out = capsys.readouterr().out
     assert numbers_in(out) == numbers_in(wide) and len(numbers_in(wide)) > 3

@@ -355,7 +355,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "pooled data that are shared": (
         ["method=fibecfed-no-curriculum", "method.mask=none", "method.pooled=true"],
-        ["method: pooled data are in one place", "sharing 'gal'", "leave it out, or set pooled: false"],
+        ["method: pooled: true puts all data in one place", "sharing 'gal'", "leave it out, or set pooled: false"],
     ),
     "pooled data with a curriculum": (["method=slw", "method.pooled=true"], ["method:", "curriculum 'length_warmup'"]),
     "weights of a mean over one": (

@@ -8,7 +8,7 @@ import pytest
 
 from fibec_ray.config.load import load_experiment
 from fibec_ray.errors import UserError
-from fibec_ray.sweep.load import load_sweep
+from fibec_ray.sweeps.load import load_sweep
 
 URL = "https://me:hunter2@example.org/x"
 SETTINGS = ["fleet: {kind: ray, address: 'URL'}", "name: 'URL'", "data: {labels: 'URL'}", "method: 'URL'", "'URL': 1"]

@@ -39,15 +39,15 @@ class Reaper(Callback):
         self._round, self.struck = -1, set[int]()
         self.notes: list[str] = []
 
-    def row(self, row: Row) -> None:
+    def on_round_end(self, row: Row) -> None:
         self._round = row["round"] + 1
 
-    def progress(self, stage: str, done: int, total: int) -> None:
+    def on_progress(self, stage: str, done: int, total: int) -> None:
         if stage == "train" and done >= self._at(self._round) and self._round not in self.struck:
             self.struck.add(self._round)
             self._strike(self._round)
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
 

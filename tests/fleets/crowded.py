@@ -36,8 +36,8 @@ class Crowd(Reaper):
         self.pieces: list[bytes] = []
         self.filled, self._gone = 0, threading.Event()
 
-    def note(self, text: str) -> None:
-        super().note(text)
+    def on_message(self, text: str) -> None:
+        super().on_message(text)
         if "was lost" in text:
             self._gone.set()
 

@@ -33,10 +33,10 @@ class Host(Callback):
         self._fleet: Any = None
         self.notes: list[str] = []
 
-    def placed(self, fleet: Any) -> None:
+    def on_start(self, fleet: Any) -> None:
         self._fleet = fleet
 
-    def row(self, row: Row) -> None:
+    def on_round_end(self, row: Row) -> None:
         if row["round"] == 0:
             self._cluster.add_node(num_cpus=1, **STORE)
             self._cluster.wait_for_nodes(timeout=60)
@@ -44,7 +44,7 @@ class Host(Callback):
             starting = [seat.answer for seat in self._fleet._pool._seats if seat.answer is not None]
             ray.wait(starting, num_returns=len(starting), timeout=120)
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
 

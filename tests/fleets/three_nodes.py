@@ -31,10 +31,10 @@ class Placed(Callback):
     places: list[str]
     """of the actors, in order: the numbers of their nodes"""
 
-    def placed(self, fleet: Any) -> None:
+    def on_start(self, fleet: Any) -> None:
         self.fleet, self.num_prepared = fleet, fleet.num_prepared
 
-    def row(self, row: Row) -> None:
+    def on_round_end(self, row: Row) -> None:
         place = {one["NodeID"]: one["Labels"]["place"] for one in ray.nodes()} | {"": "not there yet"}
         self.places = [place[seat.node] for seat in self.fleet._pool._seats] if self.fleet else []
 

@@ -24,7 +24,7 @@ class Scale(Callback):
     def __init__(self) -> None:
         self.uss_bytes: list[int] = []
 
-    def row(self, row: Row) -> None:
+    def on_round_end(self, row: Row) -> None:
         if row["round"] >= 0:
             self.uss_bytes.append(psutil.Process().memory_full_info().uss)
 

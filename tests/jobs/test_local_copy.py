@@ -20,7 +20,7 @@ from fibec_ray.runs.begin import begin, workplace
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.mirror import turn
 from fibec_ray.runs.resume import resume
-from fibec_ray.runs.simulation import Run, simulate
+from fibec_ray.runs.simulation import Finished, simulate
 
 
 class Interrupt(Callback):
@@ -29,7 +29,7 @@ class Interrupt(Callback):
     def __init__(self, round_: int, act: Callable[[], object] = lambda: None):
         self._round, self._act = round_, act
 
-    def row(self, row: dict[str, Any]) -> None:
+    def on_round_end(self, row: dict[str, Any]) -> None:
         if row["round"] == self._round:
             self._act()
             raise KeyboardInterrupt
@@ -42,7 +42,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bucket"
 
 
-def go_on(bucket: Path, experiment: Experiment, callback: Callback, notes: list[str] | None = None) -> Run | None:
+def go_on(bucket: Path, experiment: Experiment, callback: Callback, notes: list[str] | None = None) -> Finished | None:
     with workplace(f"file://{bucket}", True, ([] if notes is None else notes).append) as folder:
         return begin(experiment, folder, True, callback)
 
@@ -61,7 +61,7 @@ def test_what_was_never_copied_is_resumed_here(bucket: Path, tmp_path: Path) -> 
     seen, notes = list[int](), list[str]()
 
     class Sees(Callback):
-        def row(self, row: dict[str, Any]) -> None:
+        def on_round_end(self, row: dict[str, Any]) -> None:
             seen.append(row["round"])
 
     run = go_on(bucket, experiment, Sees(), notes)
@@ -97,7 +97,7 @@ def test_a_home_keeps_a_logged_run_though_the_folder_here_is_lost(bucket: Path, 
     seen = list[int]()
 
     class Sees(Callback):
-        def row(self, row: dict[str, Any]) -> None:
+        def on_round_end(self, row: dict[str, Any]) -> None:
             seen.append(row["round"])
 
     assert go_on(bucket, experiment, Sees()) is not None
@@ -125,7 +125,7 @@ def test_a_start_that_fails_leaves_nothing_at_home(bucket: Path) -> None:
     experiment = check(make_digits(rounds=1), "test")
 
     class Stops(Callback):
-        def prepared(self, prepared: Any) -> None:
+        def on_data(self, prepared: Any) -> None:
             raise MemoryError
 
     with pytest.raises(MemoryError):

@@ -123,7 +123,7 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
     out = f"file://{tmp_path}/bucket/run"
 
     class Stop(Callback):
-        def row(self, row: dict[str, Any]) -> None:
+        def on_round_end(self, row: dict[str, Any]) -> None:
             if row["round"] == 1:
                 raise KeyboardInterrupt
 
@@ -137,7 +137,7 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
     monkeypatch.setattr(callback, "note", notes.append, raising=False)
     with workplace(out, True, print) as folder:
         run = begin(experiment, folder, True, callback)
-        with pytest.raises(RunDirError, match="a driver on this machine is at work there"), workplace(out, True, print):
+        with pytest.raises(RunDirError, match="another process on this machine runs it"), workplace(out, True, print):
             pass
     with pytest.raises(RunDirError, match=r"bucket/run: is not empty; .*--resume"), workplace(out, False, print):
         pass

@@ -23,7 +23,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.learning.federation import Federation
 from fibec_ray.model_types import TypedBatch
 from fibec_ray.models.process_state import quiet_libraries
-from fibec_ray.runs.simulation import Run, simulate
+from fibec_ray.runs.simulation import Finished, simulate
 
 quiet_libraries()
 
@@ -94,7 +94,7 @@ def checkpoint(family: str, auto: str, folder: Path) -> Path:
     return folder
 
 
-def finished(family: str, head: str, folder: Path, make: Any, auto: str | None = None) -> Run:
+def finished(family: str, head: str, folder: Path, make: Any, auto: str | None = None) -> Finished:
     """A run of one round from such a checkpoint, whose head has learnt something."""
     base = checkpoint(family, auto or AUTO[head], folder / "base")
     settings = make(
@@ -110,7 +110,7 @@ def finished(family: str, head: str, folder: Path, make: Any, auto: str | None =
     return simulate(check(settings, "test"), folder / "run")
 
 
-def described(run: Run, head: str) -> dict[str, Any]:
+def described(run: Finished, head: str) -> dict[str, Any]:
     """What clean.py needs to know about a run."""
     folder = run.folder.parent
     test = Federation.load(run.folder / "data").test_set()
@@ -137,7 +137,7 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
 
 
-def agree(cases: Mapping[str, tuple[Run, str]], folder: Path) -> None:
+def agree(cases: Mapping[str, tuple[Finished, str]], folder: Path) -> None:
     """The losses are those of the log, and a classifier says the task's class names."""
     found = in_a_clean_process([described(run, head) for run, head in cases.values()], folder)
     logged = {name: run.rows[-1]["global_loss"] for name, (run, _) in cases.items()}
@@ -146,7 +146,7 @@ def agree(cases: Mapping[str, tuple[Run, str]], folder: Path) -> None:
     assert names <= {("weather", "travel", "food", "music", "money", "health")}
 
 
-def drawn(run: Run) -> set[str]:
+def drawn(run: Finished) -> set[str]:
     """Modules of the saved adapter that are trained whole."""
     saved = load_file(run.folder / "adapter" / "adapter_model.safetensors")
     return {name.removeprefix("base_model.model.").rpartition(".")[0] for name in saved if ".lora_" not in name}

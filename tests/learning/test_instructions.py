@@ -97,7 +97,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
         pass
 
     class Stops(Callback):
-        def row(self, row: Any) -> None:
+        def on_round_end(self, row: Any) -> None:
             if row["round"] == 0:
                 raise Stop
 

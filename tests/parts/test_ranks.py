@@ -118,7 +118,7 @@ def test_settings_without_meaning_are_refused(settings: dict[str, Any], message:
         ({"aggregator": "flora"}, "needs peft 'moving_lora', found 'lora'"),
         ({"peft": "moving_lora"}, "needs aggregator 'flora', found 'mean'"),
         ({"peft": {"kind": "moving_lora", "take_turns": True}, "aggregator": "flora"}, "take_turns has no effect on A"),
-        ({"peft": {"kind": "lora", "ranks": [4]}, "pooled": True}, "peft.ranks of device classes mean nothing"),
+        ({"peft": {"kind": "lora", "ranks": [4]}, "pooled": True}, "peft.ranks of device classes have no effect"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(parts: dict[str, Any], message: str) -> None:

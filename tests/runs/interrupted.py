@@ -7,7 +7,7 @@ from typing import Any
 
 from fibec_ray.config.load import check
 from fibec_ray.roundlog.reader import log_digest
-from fibec_ray.runs.simulation import Run
+from fibec_ray.runs.simulation import Finished
 from fibec_ray.testing import checks
 
 
@@ -18,7 +18,7 @@ class Plug(checks.Plug):
         super().__init__(after)
         self.notes = list[str]()
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
 
@@ -27,7 +27,7 @@ def interrupted(settings: dict[str, Any], folder: Path, after: int) -> Path:
     return checks.stopped(check(settings, "test"), folder, after)
 
 
-def result(run: Run | None, folder: Path) -> tuple[str, str, int]:
+def result(run: Finished | None, folder: Path) -> tuple[str, str, int]:
     """What equal runs agree on."""
     assert run is not None
     return run.adapter_digest, log_digest(folder), len(run.rows)

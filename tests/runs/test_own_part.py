@@ -25,7 +25,7 @@ from fibec_ray.roundlog.reader import read_devices
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import simulate
 from fibec_ray.runs.verify import verify
-from fibec_ray.sweep.load import load_sweep
+from fibec_ray.sweeps.load import load_sweep
 
 CHANGED = RULES.replace("min(1.0,", "min(0.9,")
 
@@ -231,7 +231,7 @@ def test_a_sweep_runs_it_and_refuses_its_runs_once_it_has_changed(
     (tmp_path / "my_rules.py").write_text(CHANGED)
     own._known.clear()
     found = refusal(capsys, "sweep", str(sweep), "--out", str(out))
-    assert "holds a finished run of another experiment (my_rules.py has changed since it began)" in found
+    assert "holds a finished run of another experiment (my_rules.py has changed since the run began)" in found
     assert "remove this folder to have it run again" in found
 
 

@@ -236,7 +236,7 @@ def test_a_checkpoint_of_another_run_is_not_used(
     shutil.copytree(other / "checkpoints/rounds/000003", half / "checkpoints/rounds/000003")
     plug = Plug()
     assert result(resume(half, (), plug), half) == calm
-    assert "is of another run" in plug.notes[0]
+    assert "belongs to another run" in plug.notes[0]
 
 
 def test_if_no_checkpoint_is_whole_the_run_stays_as_it_is(half: Path) -> None:

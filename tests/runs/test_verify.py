@@ -108,7 +108,7 @@ def test_nothing_to_compare_with_is_an_error(kept_all: Path, tmp_path: Path) -> 
     folder = Path(shutil.copytree(kept_all, tmp_path / "run"))
     for path in folder.glob("checkpoints/rounds/00000[0-3]"):
         shutil.rmtree(path)
-    with pytest.raises(RunDirError, match="no kept checkpoint lies before a round that is logged.*--from-start"):
+    with pytest.raises(RunDirError, match="no checkpoint is kept from before a logged round.*--from-start"):
         verify(folder)
     shutil.rmtree(folder / "rounds")
     with pytest.raises(RunDirError, match="no round has been logged yet"):

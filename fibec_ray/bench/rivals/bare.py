@@ -1,8 +1,7 @@
 """The bare loop: no framework, two processes of one thread; `python -m fibec_ray.bench.rivals.bare ARRAYS OUT DTYPE`.
 
-What any framework adds, it adds to this. The parent sends the global adapter to both processes, each trains its half of
-the cohort and sends back the sum of its adapters; the model stays in its process, and everything travels as one flat
-array through a pipe.
+The reference for the overhead of frameworks. The parent sends the global adapter to both processes. Each trains half of
+the cohort and returns the sum of its adapters. Models stay in their processes; adapters are sent as one flat array.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PROCESSES = 2
 
 
 def work(pipe: Any, folder: str, dtype: str, part: int) -> None:
-    """Trains every other device of each cohort, round by round."""
+    """Train every other device of each cohort, round by round."""
     workload, model = training.load_workload(folder), training.load_model(folder, dtype)
     pipe.send(None)
     for t in range(workload.rounds):
@@ -36,6 +35,7 @@ def work(pipe: Any, folder: str, dtype: str, part: int) -> None:
 
 
 def run(arguments: Arguments) -> None:
+    """Run the workload."""
     workload = training.load_workload(arguments.arrays)
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []

@@ -1,10 +1,10 @@
 """Flower's simulation on Ray, two client actors; `python -m fibec_ray.bench.rivals.flower ARRAYS OUT DTYPE`.
 
-What is tuned: each actor keeps its model from call to call (Flower itself calls the client anew every time), the
-adapter travels as one array, evaluation is off, and Ray is given two CPUs and no dashboard.
+Tuning: each actor keeps its model between calls (Flower itself makes the client anew each time), the adapter is sent as
+one array, evaluation is off, and Ray has two CPUs and no dashboard.
 
-A node is asked for by what it is to train on, not by its number: node ids are drawn afresh in each run, and the
-cohorts are to be those of all contenders. Clients keep nothing, so that changes nothing of the work.
+Messages name the device to train, and any node may do it: Flower draws node ids anew in each run, while all contenders
+train the same cohorts. Clients keep no state, so the work is the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ACTORS = 2
 
 
 class SameCohorts(FedAvg):
-    """FedAvg with the workload's cohorts; notes when each round ended."""
+    """FedAvg with the workload's cohorts; records when each round ended."""
 
     def __init__(self, arguments: Arguments):
         super().__init__(fraction_evaluate=0.0)
@@ -40,12 +40,14 @@ class SameCohorts(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        """Send the workload's cohort to some nodes."""
         nodes, _ = sample_nodes(grid, NUM_NODES, self._size)
         return [self._message(node, server_round - 1, place, arrays) for place, node in enumerate(nodes)]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        """Average, and note the time. Raises RuntimeError if a client failed."""
         replies = list(replies)
-        # Flower goes on without clients that failed; a speed without them would be no speed.
+        # Flower continues without clients that failed, which would make it look faster.
         num_trained = sum(not reply.has_error() for reply in replies)
         if num_trained != self._size:
             raise RuntimeError(f"round {server_round}: {num_trained} of {self._size} clients were trained")
@@ -60,6 +62,7 @@ class SameCohorts(FedAvg):
 
 
 def client() -> ClientApp:
+    """The client app: trains one device of the cohort."""
     app = ClientApp()
 
     @app.train()
@@ -77,6 +80,7 @@ def client() -> ClientApp:
 
 
 def server(arguments: Arguments) -> ServerApp:
+    """The server app: runs all rounds and writes the report."""
     app = ServerApp()
 
     @app.main()
@@ -91,6 +95,7 @@ def server(arguments: Arguments) -> ServerApp:
 
 
 def run(arguments: Arguments) -> None:
+    """Run the workload."""
     ray = {"num_cpus": ACTORS, "include_dashboard": False, "object_store_memory": 500_000_000, "log_to_driver": False}
     settings = {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": 0}}
     run_simulation(server(arguments), client(), NUM_NODES, backend_config=settings)

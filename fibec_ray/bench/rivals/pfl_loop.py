@@ -1,11 +1,11 @@
 """Apple's pfl on two processes; `torchrun --nproc-per-node 2 -m fibec_ray.bench.rivals.pfl_loop ARRAYS OUT DTYPE`.
 
-What is tuned: pfl's own design does most of it (one model per process, users in a loop, one all-reduce for each
-round); besides, the local optimiser is the fused one over trainable parameters alone, users' batches are slices of one
-array, and evaluation is off but for pfl's own in round 0, which is not measured.
+Tuning: pfl's own design does most of it (one model per process, users in a loop, one all-reduce per round). Besides,
+the local optimiser is fused and has trainable parameters only, users' batches are slices of one array, and evaluation
+is off, except pfl's own in round 0, which is not measured.
 
-A user is known by round and place in the cohort, so that pfl's processes, which take users in turn, train the cohorts
-of all contenders.
+Users are named by round and place in the cohort. pfl's processes take users in turn, so they train the same cohorts as
+all contenders.
 """
 
 from __future__ import annotations
@@ -39,38 +39,43 @@ NEVER = 1_000_000
 
 
 class PflClassifier(Classifier):
-    """With the two methods that pfl asks of a model."""
+    """The classifier with the two methods that pfl needs."""
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of a batch."""
         return F.cross_entropy(self(tokens), labels)
 
     @torch.no_grad()
     def metrics(self, tokens: Tensor, labels: Tensor) -> dict[str, Any]:
+        """The loss as pfl's weighted metric."""
         return {"loss": Weighted(float(self.loss(tokens, labels)) * len(labels), len(labels))}
 
 
 class Ends(TrainingProcessCallback):
-    """Notes when each round ended."""
+    """Records when each round ended."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
     def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> Any:
+        """Note the time."""
         self.seconds.append(time.time())
         return False, Metrics()
 
 
 def users(workload: Workload) -> FederatedDataset:
-    """Asked for users one by one, gives those of the first cohort, then those of the second, and so on."""
+    """A data set that gives the users of the first cohort, then those of the second, and so on."""
     order = itertools.product(range(workload.rounds), range(workload.cohort_size))
     return FederatedDataset(lambda user: Dataset(list(workload.data(*user))), lambda: next(order))
 
 
 def optimizer(weight_decay: float, parameters: Any, lr: float) -> torch.optim.Optimizer:
+    """Fused AdamW over trainable parameters."""
     return training.adamw([parameter for parameter in parameters if parameter.requires_grad], lr, weight_decay)
 
 
 def run(arguments: Arguments) -> None:
+    """Run the workload."""
     torch.set_num_threads(1)
     workload = training.load_workload(arguments.arrays)
     settings, module = workload.settings, PflClassifier(workload, arguments.dtype)

@@ -1,4 +1,4 @@
-"""What all rivals share: the workload's arrays, the model, and one device's local training.
+"""Shared by all rivals: the workload's arrays, the model, and one device's local training.
 
 Written for speed, as a careful user would: batches are slices of one array in memory, the base is loaded once per
 process, samples of one length need no attention mask, and the optimiser is torch's fused one.
@@ -25,25 +25,30 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Workload:
+    """The workload's arrays and settings."""
+
     tokens: Tensor
     """(N, S) int64"""
     labels: Tensor
     """(N,) int64"""
     rows: Any
-    """(rounds, cohort, steps, batch) rows of both: what a device trains on in a round, in order"""
+    """(rounds, cohort, steps, batch) rows of tokens and labels that a device trains on in a round, in order"""
     initial: Values
     settings: dict[str, Any]
 
     @property
     def rounds(self) -> int:
+        """Number of rounds."""
         return len(self.rows)
 
     @property
     def cohort_size(self) -> int:
+        """Devices per round."""
         return int(self.rows.shape[1])
 
     @property
     def samples_per_device(self) -> int:
+        """Samples of a device-round."""
         return int(self.rows.shape[2] * self.rows.shape[3])
 
     def data(self, round_: int, place: int) -> tuple[Tensor, Tensor]:
@@ -53,6 +58,7 @@ class Workload:
 
     @property
     def batch_size(self) -> int:
+        """Samples of a batch."""
         return int(self.rows.shape[3])
 
 
@@ -72,16 +78,19 @@ class Classifier(nn.Module):
         self.eval()  # no dropout
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, S) token ids -> (B, C) scores."""
         states = self.body.base_model(input_ids=tokens).last_hidden_state
         return self.head(states.float().mean(1))
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
         names = ((name.replace(".default.", ".").removeprefix("body."), p) for name, p in self.named_parameters())
         return {name: p for name, p in names if p.requires_grad}
 
 
 @cache
 def load_workload(folder: str) -> Workload:
+    """Read the arrays; once per process."""
     path = Path(folder)
     return Workload(
         torch.from_numpy(np.load(path / "tokens.npy", allow_pickle=False)),
@@ -94,7 +103,7 @@ def load_workload(folder: str) -> Workload:
 
 @cache
 def load_model(folder: str, dtype: str = "float32") -> Classifier:
-    """One per process: whoever asks again gets the same."""
+    """The model; one per process."""
     torch.set_num_threads(1)
     workload = load_workload(folder)
     model = Classifier(workload, dtype)
@@ -104,20 +113,23 @@ def load_model(folder: str, dtype: str = "float32") -> Classifier:
 
 @torch.no_grad()
 def load(model: Classifier, values: Values) -> None:
+    """Copy values into the model's trainable parameters."""
     for name, parameter in model.trainable().items():
         parameter.copy_(values[name])
 
 
 def read(model: Classifier) -> Values:
+    """Detached copies of the trainable parameters."""
     return {name: p.detach().clone() for name, p in model.trainable().items()}
 
 
 def flat(values: Values) -> Any:
-    """All values as one array: what travels between processes costs by its pieces."""
+    """All values as one array, which is faster to send than many."""
     return np.concatenate([values[name].numpy().ravel() for name in sorted(values)])
 
 
 def unflat(array: Any, like: Values) -> Values:
+    """The named tensors of an array that `flat` made."""
     names = sorted(like)
     pieces = torch.from_numpy(array.copy()).split([like[name].numel() for name in names])
     return {name: piece.view(like[name].shape) for name, piece in zip(names, pieces, strict=True)}
@@ -139,12 +151,13 @@ def train(model: Classifier, workload: Workload, round_: int, place: int) -> flo
 
 
 def adamw(parameters: Any, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """torch's fused AdamW."""
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Of every rival's command. arrays: of the workload. out: folder for what the harness reads."""
+    """Arguments of a rival's command. arrays: folder of the workload. out: folder for the results."""
 
     arrays: str
     out: Path
@@ -152,10 +165,11 @@ class Arguments:
 
     @staticmethod
     def of(argv: list[str]) -> Arguments:
+        """Read the arguments of a command line."""
         return Arguments(argv[1], Path(argv[2]), argv[3])
 
 
 def report(arguments: Arguments, ends: list[float], adapter: Values, version: str) -> None:
-    """ends: when each round ended, seconds since the epoch. adapter: the global one after the last round."""
+    """Write the results. ends: when each round ended, seconds since the epoch. adapter: the final global adapter."""
     save_file({name: value.contiguous() for name, value in adapter.items()}, arguments.out / "adapter.safetensors")
     (arguments.out / "report.json").write_text(json.dumps({"ends": ends, "version": version}))

@@ -43,11 +43,11 @@ class At(Callback):
     def __init__(self, moment: str | int, act: Callable[[], object]):
         self._moment, self._act = moment, act
 
-    def prepared(self, prepared: Any) -> None:
+    def on_data(self, prepared: Any) -> None:
         if self._moment == "prepared":
             self._act()
 
-    def row(self, row: Any) -> None:
+    def on_round_end(self, row: Any) -> None:
         if self._moment == row["round"]:
             self._act()
 
@@ -260,10 +260,10 @@ def test_the_mark_of_a_start_is_gone_when_rounds_are_logged(experiment: Experime
     folder = tmp_path / "run"
 
     class Looks(Callback):
-        def prepared(self, prepared: Any) -> None:
+        def on_data(self, prepared: Any) -> None:
             seen.append((folder / ".starting").exists())
 
-        def row(self, row: Any) -> None:
+        def on_round_end(self, row: Any) -> None:
             seen.append((folder / ".starting").exists())
 
     simulate(experiment, folder, Looks())

@@ -30,7 +30,7 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
 from fibec_ray.config.load import load_experiment, parse_override, read_yaml, with_path
 from fibec_ray.errors import ConfigError, UserError, did_you_mean
-from fibec_ray.sweep.grid import parse_grid
+from fibec_ray.sweeps.grid import parse_grid
 
 MAX_NAME = 100
 """characters in a variant's name, which names a folder too"""
@@ -38,40 +38,47 @@ MAX_NAME = 100
 
 @dataclass(frozen=True)
 class Variant:
+    """One variant of a sweep: its name and what it changes."""
+
     name: str
     group: str
-    """title of its group; '' for a variant that stands alone"""
+    """title of its group; '' without one"""
     overrides: tuple[str, ...]
 
     @property
     def folder(self) -> str:
-        """'pacing: sqrt' -> 'pacing-sqrt'"""
+        """Name of the variant's folder: 'pacing: sqrt' -> 'pacing-sqrt'."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 @dataclass(frozen=True)
 class SweepRun:
+    """One run of a sweep: a variant with a seed."""
+
     variant: Variant
     seed: int
     experiment: Experiment
 
     @property
     def label(self) -> str:
+        """Variant and seed, for messages."""
         return f"{self.variant.name}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepPlan:
+    """A sweep whose runs have all been checked."""
+
     path: Path
     seeds: tuple[int, ...]
     reference: str
     variants: tuple[Variant, ...]
     runs: tuple[SweepRun, ...]
-    """seed by seed: a sweep that was stopped is a complete comparison over the seeds that it got to"""
+    """seed by seed, so that a stopped sweep is a complete comparison over the seeds it reached"""
 
 
 class _SweepFile(BaseModel, extra="forbid"):
-    """The keys of a sweep file; `variants` is looked at by _variants."""
+    """The keys of a sweep file; _variants checks `variants`."""
 
     config: StrictStr = Field(min_length=1)
     overrides: list[StrictStr] = []
@@ -80,8 +87,8 @@ class _SweepFile(BaseModel, extra="forbid"):
     variants: dict[Any, Any] = Field(min_length=1)
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep in a file, or over an experiment, with every run's experiment loaded. Raises ConfigError."""
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepPlan:
+    """Load a sweep from its file, or from an experiment and overrides with several values. Raises ConfigError."""
     raw = read_yaml(path)
     _refuse_twice(path)
     if "variants" not in raw and "task" in raw:
@@ -103,7 +110,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     return _sweep(path, path.parent / file.config, common, variants, file.seeds, file.reference)
 
 
-def _grid_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
+def _grid_sweep(path: Path, overrides: Sequence[str]) -> SweepPlan:
     grid = parse_grid(overrides)
     variants = tuple(_variant(name, "", list(changes), path) for name, changes in grid.variants)
     return _sweep(path, path, grid.common, variants, grid.seeds, variants[0].name)
@@ -111,15 +118,23 @@ def _grid_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
 
 def _sweep(
     path: Path, config: Path, common: Sequence[str], variants: tuple[Variant, ...], seeds: Sequence[int], reference: str
-) -> Sweep:
-    _check_names(variants, path)
+) -> SweepPlan:
     runs = _runs(config, common, variants, seeds, path, Path() if config == path else path.parent)
+    refuse_clashes(variants, runs, path)
+    return SweepPlan(path, tuple(seeds), reference, variants, tuple(runs))
+
+
+def refuse_clashes(variants: Sequence[Variant], runs: Sequence[SweepRun], path: Path) -> None:
+    """Raise ConfigError for variants that would share a folder, and for two that are the same experiment.
+
+    path: of the sweep, for messages.
+    """
+    _check_names(variants, path)
     _refuse_equal(runs, path)
-    return Sweep(path, tuple(seeds), reference, variants, tuple(runs))
 
 
 def _variants(raw: dict[Any, Any], path: Path) -> Iterator[Variant]:
-    """A list is a variant, a mapping a group of them."""
+    """Read variants: a list is one, a mapping is a group of them."""
     for name, value in raw.items():
         if isinstance(value, dict):
             if not value:
@@ -140,7 +155,7 @@ def _variant(name: Any, group: str, changes: Any, path: Path) -> Variant:
 
 
 def _check_names(variants: Sequence[Variant], path: Path) -> None:
-    """Names and their folders are unique and can be written in a table."""
+    """Refuse names that share a folder or do not fit in a table."""
     owners: dict[str, str] = {}
     for variant in variants:
         for text in (variant.name, variant.group):
@@ -159,7 +174,7 @@ def _check_names(variants: Sequence[Variant], path: Path) -> None:
 def _runs(
     config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path, folder: Path
 ) -> list[SweepRun]:
-    """folder: that files in the variants' overrides are seen from."""
+    """folder: paths in the variants' overrides are relative to it."""
     runs = []
     for seed in seeds:
         for variant in variants:
@@ -173,19 +188,19 @@ def _runs(
 
 
 def _refuse_equal(runs: Sequence[SweepRun], path: Path) -> None:
-    """Two variants that mean the same would be run for nothing: one of them has no effect."""
+    """Refuse two variants with equal settings: one of them has no effect."""
     first = [run for run in runs if run.seed == runs[0].seed]
     for at, run in enumerate(first):
         for other in first[:at]:
             if run.experiment == other.experiment:
                 raise ConfigError(
                     f"{path}: variants {other.variant.name!r} and {run.variant.name!r} are the same experiment; "
-                    "remove one, or mend its overrides"
+                    "remove one, or change its overrides"
                 )
 
 
 def _check_override(text: str, where: str) -> None:
-    """It is key=value, and the key is not `seed`."""
+    """Refuse text that is not key=value, and the key `seed`."""
     try:
         keys, _ = parse_override(text)
     except ConfigError as error:
@@ -195,7 +210,7 @@ def _check_override(text: str, where: str) -> None:
 
 
 def _refuse_twice(path: Path) -> None:
-    """A key that stands twice in one mapping: YAML would take the last and drop the other."""
+    """Refuse a key that is in a mapping twice: YAML would drop the first."""
     stack: list[yaml.Node | None] = [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
     while stack:
         node = stack.pop()

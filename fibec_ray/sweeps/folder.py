@@ -1,8 +1,8 @@
-"""The sweep's folder: what is in it already, and what may not be touched.
+"""The sweep's folder: finds what is in it already, and refuses folders that hold something else.
 
 OUT/sweep.yaml              the record that the analysis reads
 OUT/VARIANT/seed-N/         a run directory
-OUT/VARIANT/seed-N.yaml     its configuration, as it was asked for
+OUT/VARIANT/seed-N.yaml     its configuration
 OUT/VARIANT/seed-N.log      what it printed
 """
 
@@ -20,15 +20,16 @@ from fibec_ray.files.run_dir.leftovers import holds_run
 from fibec_ray.runs.callbacks import read_summary
 from fibec_ray.runs.records import binding, read_record
 from fibec_ray.runs.simulation import resolved
-from fibec_ray.sweep.load import Sweep, SweepRun
+from fibec_ray.sweeps.load import SweepPlan, SweepRun
 
 RECORD = "sweep.yaml"
 LOCK = ".lock"
 _PASSING = re.compile(r"\.lock|\.sweep\.yaml\.\d+\.part")
-"""What a sweep that was stopped before its record was written may have left."""
+"""Files that a sweep may leave if it is stopped before its record is written."""
 
 
 def folder_of(run: SweepRun, out: Path) -> Path:
+    """The run directory of one run of a sweep."""
     return out / run.variant.folder / f"seed-{run.seed}"
 
 
@@ -38,19 +39,19 @@ def locked(out: Path) -> AbstractContextManager[None]:
     return alone(out, out / LOCK, busy, "; choose another --out")
 
 
-def refuse_other_contents(out: Path, sweep: Sweep) -> None:
-    """Only an empty folder or that of a sweep will do."""
+def refuse_other_contents(out: Path, sweep: SweepPlan) -> None:
+    """Raise RunDirError unless the folder is empty or holds a sweep."""
     record = out / RECORD
     if record == sweep.path.resolve():
-        raise RunDirError(f"{record}: the sweep file itself stands where its record goes; choose another --out")
+        raise RunDirError(f"{record}: the sweep file is where the sweep's record would go; choose another --out")
     if not record.exists() and any(not _PASSING.fullmatch(path.name) for path in out.iterdir()):
-        raise RunDirError(f"{out}: is not empty and holds no sweep; choose another --out, or remove it")
+        raise RunDirError(f"{out}: is not empty and does not hold a sweep; choose another --out, or remove it")
     if record.exists() and not isinstance(read_yaml(record).get("variants"), list):
         raise RunDirError(f"{record}: is not the record of a sweep; choose another --out, or move it away")
 
 
-def write_record(sweep: Sweep, out: Path) -> None:
-    """What the analysis reads: names, groups and folders of variants in the order of the table, and the reference."""
+def write_record(sweep: SweepPlan, out: Path) -> None:
+    """Write DIR/sweep.yaml for the analysis: the reference, and names, groups and folders in table order."""
     variants = [
         {"name": v.name, "group": v.group, "folder": v.folder, "overrides": list(v.overrides)} for v in sweep.variants
     ]
@@ -59,14 +60,14 @@ def write_record(sweep: Sweep, out: Path) -> None:
 
 
 def is_finished(run: SweepRun, folder: Path) -> bool:
-    """False: there is no run, or one of this experiment that did not come to its end.
+    """True if the folder holds a finished run of this experiment; False for an unfinished one, or none.
 
-    Raises RunDirError for a run of another experiment, finished or not, and for a folder that holds something else.
+    Raises RunDirError if it holds a run of another experiment, or something else.
     """
     if not folder.exists():
         return False
     if not folder.is_dir() or not (half_made(folder) or holds_run(folder)):
-        raise RunDirError(f"{folder}: holds something that is not a run; move it away, or choose another --out")
+        raise RunDirError(f"{folder}: is not a run directory; move it away, or choose another --out")
     if half_made(folder):
         return False
     finished = read_summary(folder).get("status") == "finished"
@@ -79,7 +80,7 @@ def is_finished(run: SweepRun, folder: Path) -> bool:
 
 
 def set_aside(run: SweepRun, folder: Path) -> str:
-    """Moves an unfinished run away that cannot be resumed, so that it is run again. What was done and why, or ''."""
+    """Move away an unfinished run that cannot be resumed, so that it starts again. Returns a message, or ''."""
     if not folder.exists() or half_made(folder):
         return ""
     try:
@@ -90,14 +91,13 @@ def set_aside(run: SweepRun, folder: Path) -> str:
     refuse_driver(folder)
     aside = next_free(folder.parent, f"{folder.name}-set-aside")
     folder.rename(aside)
-    return f"{run.label} cannot be resumed and begins again; it is now in {aside} ({why})"
+    return f"{run.label} cannot be resumed and starts again; the old run is now in {aside} ({why})"
 
 
 def _difference(run: SweepRun, folder: Path, finished: bool) -> str:
-    """The first setting in which the run in a folder differs from the one wanted; '' if there is none.
+    """The first setting in which the run in a folder differs from the sweep's; '' if there is none.
 
-    Of an unfinished run only what results depend on: the rest may change when it is resumed. One that cannot be
-    resumed is of no experiment; it moves aside.
+    For an unfinished run, only settings that results depend on count: the others may change when it is resumed.
     """
     try:
         found = load_experiment(folder / "config.yaml")
@@ -106,7 +106,7 @@ def _difference(run: SweepRun, folder: Path, finished: bool) -> str:
     except UserError as error:
         return str(error) if finished else ""
     if changed:
-        return f"{changed[0]} has changed since it began"
+        return f"{changed[0]} has changed since the run began"
     if finished:
         return "" if found == run.experiment else first_difference(resolved(found), resolved(run.experiment))
     if not (folder / "checkpoints" / "run.json").exists():

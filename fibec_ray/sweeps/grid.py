@@ -13,6 +13,8 @@ OPENING, CLOSING = "[{(", "]})"
 
 @dataclass(frozen=True)
 class Grid:
+    """The variants and seeds that a list of overrides with several values stands for."""
+
     common: tuple[str, ...]
     """overrides with one value"""
     seeds: tuple[int, ...]
@@ -22,7 +24,7 @@ class Grid:
 
 
 def parse_grid(overrides: Sequence[str]) -> Grid:
-    """Values are separated by commas outside brackets. Raises ConfigError if there is nothing to compare."""
+    """Read overrides such as method=a,b. Raises ConfigError if no key has several values."""
     split = [(key, list(values(text))) for key, _, text in (override.partition("=") for override in overrides)]
     seeds = [text for key, texts in split if key == "seed" for text in texts]
     if not all(text.isdecimal() for text in seeds) or len(set(seeds)) < len(seeds):
@@ -39,7 +41,7 @@ def parse_grid(overrides: Sequence[str]) -> Grid:
 
 
 def values(text: str) -> Iterator[str]:
-    """'a,[1,2],b' -> 'a', '[1,2]', 'b'"""
+    """Split at commas outside brackets: 'a,[1,2],b' -> 'a', '[1,2]', 'b'."""
     depth, start = 0, 0
     for at, letter in enumerate(text):
         depth += (letter in OPENING) - (letter in CLOSING)
@@ -50,7 +52,7 @@ def values(text: str) -> Iterator[str]:
 
 
 def _variant(keys: Sequence[str], texts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """A method is known by its name, any other value with its key: 'fibecfed cohort_size=10'."""
+    """Name a method by itself, any other value with its key: 'fibecfed cohort_size=10'."""
     pairs = list(zip(keys, texts, strict=True))
     name = " ".join(text if key == "method" else f"{key}={text}" for key, text in pairs)
     return name, tuple(f"{key}={text}" for key, text in pairs)

@@ -1,4 +1,4 @@
-"""Child processes, a few at a time, that never outlive the process that started them."""
+"""Runs child processes, a few at a time. None outlives the process that started them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from fibec_ray.interrupts import signals_interrupt
 
 POLL_S = 0.1
 GRACE_S = 20.0
-"""how long a child may take to close its fleet once it is told to stop"""
+"""seconds that a child may take to close its fleet after the signal to stop"""
 
 
 @dataclass(frozen=True)
 class Task:
+    """A child process to start, and what to do before and after it."""
+
     prepare: Callable[[], None]
     """called right before the start"""
     command: Sequence[str]
     log: Path
     """gets what the child prints, both streams"""
     ended: Callable[[int, float], None]
-    """called with the exit code (minus the signal's number if one ended it) and the seconds it took"""
+    """called with the exit code (negative: the number of the signal that ended it) and the seconds it took"""
 
 
 def run_all(tasks: Sequence[Task], jobs: int) -> None:
-    """Starts tasks in order, `jobs` at a time. However this ends, Ctrl-C and SIGTERM included, no child goes on."""
+    """Start tasks in order, `jobs` at a time. All children are stopped when this ends, by Ctrl-C and SIGTERM too."""
     waiting, active = deque(tasks), list[tuple[Task, subprocess.Popen[bytes], float]]()
     with signals_interrupt():
         try:
@@ -48,7 +50,7 @@ def run_all(tasks: Sequence[Task], jobs: int) -> None:
 
 
 def _start(task: Task) -> subprocess.Popen[bytes]:
-    """In a session of its own, so that Ctrl-C reaches the parent alone, which then stops its children in order."""
+    """Start in a new session, so that Ctrl-C reaches the parent only, which then stops its children in order."""
     with task.log.open("wb") as log:
         return subprocess.Popen(
             task.command,

@@ -1,0 +1,143 @@
+"""Runs a sweep, each run in its own run directory: in child processes or in this one. Finished runs are skipped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fibec_ray.errors import FibecError, RunError
+from fibec_ray.files.run_dir import absolute
+from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.roundlog.schema import score_column
+from fibec_ray.runs.begin import begin
+from fibec_ray.runs.callbacks import Callback
+from fibec_ray.runs.simulation import write_settings
+from fibec_ray.sweeps.children import Task, run_all
+from fibec_ray.sweeps.folder import folder_of, is_finished, locked, refuse_other_contents, set_aside, write_record
+from fibec_ray.sweeps.load import SweepPlan, SweepRun
+
+PROGRAM = (sys.executable, "-m", "fibec_ray")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run of a sweep that did not finish, and the error that ended it."""
+
+    run: SweepRun
+    reason: str
+
+
+Ended = Callable[[SweepRun, str, float], None]
+"""Called after each run with the reason why it failed ('' if it finished) and the seconds that it took."""
+Execute = Callable[[Sequence[SweepRun], Path, Ended], None]
+"""Runs some runs of a sweep in its folder."""
+
+
+def run_sweep(
+    sweep: SweepPlan, out: Path, jobs: int, say: Callable[[str], None], program: Sequence[str] = PROGRAM
+) -> list[Failure]:
+    """Run what has not finished yet, `jobs` child processes at a time. A run that fails stops no other.
+
+    say: gets one line at the start and one for each run that ends. program: the command that children are started
+    with, before `run CONFIG --out DIR --resume`. Raises RunDirError if `out` holds anything else.
+    """
+
+    def execute(waiting: Sequence[SweepRun], out: Path, ended: Ended) -> None:
+        run_all([_task(run, folder_of(run, out), program, ended) for run in waiting], jobs)
+
+    return _run(sweep, out, say, execute)
+
+
+def run_here(
+    sweep: SweepPlan,
+    out: Path,
+    say: Callable[[str], None],
+    watch: Callable[[SweepRun, Path], AbstractContextManager[Callback]],
+) -> list[Failure]:
+    """Run what has not finished yet in this process, one run after the other. A run that fails stops no other.
+
+    watch: opens the callback of a run, given its folder. Raises RunDirError if `out` holds anything else.
+    """
+
+    def execute(waiting: Sequence[SweepRun], out: Path, ended: Ended) -> None:
+        for run in waiting:
+            folder, started, reason = folder_of(run, out), time.monotonic(), ""
+            _write_config(run, folder)
+            try:
+                with watch(run, folder) as callback:
+                    begin(run.experiment, folder, resume=True, callback=callback)
+            except FibecError as error:
+                reason = str(error)
+            ended(run, reason, time.monotonic() - started)
+
+    return _run(sweep, out, say, execute)
+
+
+def _run(sweep: SweepPlan, out: Path, say: Callable[[str], None], execute: Execute) -> list[Failure]:
+    out = absolute(out)
+    failures: list[Failure] = []
+    with locked(out):
+        refuse_other_contents(out, sweep)
+        waiting = [run for run in sweep.runs if not is_finished(run, folder_of(run, out))]
+        moved = [note for run in waiting if (note := set_aside(run, folder_of(run, out)))]
+        write_record(sweep, out)
+        total, done = len(sweep.runs), len(sweep.runs) - len(waiting)
+        counts = f"{total} runs ({len(sweep.variants)} variants, {len(sweep.seeds)} seeds), {done} finished before"
+        say("; ".join([f"{counts}; in {out}", *moved]))
+
+        def ended(run: SweepRun, reason: str, seconds: float) -> None:
+            nonlocal done
+            done += 1
+            if reason:
+                failures.append(Failure(run, reason))
+            log = folder_of(run, out).with_suffix(".log")  # of a child process
+            failed = f"FAILED, {reason} ({log})" if log.exists() else f"FAILED, {reason}"
+            result = failed if reason else _scores(folder_of(run, out), run)
+            say(f"{done}/{total} {run.label}: {result}, {seconds:.0f} s")
+
+        execute(waiting, out, ended)
+    return failures
+
+
+def refuse_failures(failures: Sequence[Failure], total: int) -> None:
+    """Raise RunError if any run failed, with the first reason and what to do."""
+    if failures:
+        first = failures[0]
+        raise RunError(
+            f"{len(failures)} of {total} runs failed; {first.run.label}: {first.reason}; "
+            "run the sweep again to retry them; finished runs are kept"
+        )
+
+
+def _task(run: SweepRun, folder: Path, program: Sequence[str], ended: Ended) -> Task:
+    log = folder.with_suffix(".log")
+    command = [*program, "run", str(folder.with_suffix(".yaml")), "--out", str(folder), "--resume"]
+
+    def exited(code: int, seconds: float) -> None:
+        ended(run, _reason(code, log) if code else "", seconds)
+
+    return Task(partial(_write_config, run, folder), command, log, exited)
+
+
+def _write_config(run: SweepRun, folder: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    write_settings(run.experiment, folder.with_suffix(".yaml"))
+
+
+def _reason(code: int, log: Path) -> str:
+    """The exit code and the last line that the run printed."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    ending = f"stopped by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{ending}: {lines[-1].removeprefix('fibec-ray: ')}" if lines else ending
+
+
+def _scores(folder: Path, run: SweepRun) -> str:
+    """The scores after the last round: 'personal 0.812, global 0.654'."""
+    last, score = read_rounds(folder).to_pylist()[-1], score_column(run.experiment.task.metric)
+    scores = [(model, last[f"{model}_{score}"]) for model in ("personal", "global")]
+    return ", ".join(f"{model} {value:.3f}" for model, value in scores if value is not None)
