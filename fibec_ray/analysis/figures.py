@@ -29,33 +29,55 @@ _MAX_MARKERS = 24
 _MAX_ROW_LABELS = 12
 _DODGE = 2.0
 """points between the error bars of neighbouring series"""
+SCREEN = Style(width=6.4, height=3.4, font_size=10.0, titles=True, dpi=110)
+"""For notebooks."""
 _VIRIDIS = LinearSegmentedColormap.from_list("viridis-stops", VIRIDIS)
+
+
+class NotebookFigure(MplFigure):
+    """A figure that notebooks show by itself, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png", dpi=self.dpi)
+        return out.getvalue()
 
 
 def draw(shown: Figure, style: Style | None = None) -> dict[str, bytes]:
     """The figure as bytes, by ending of the file name. The same figure gives the same bytes each time."""
     style = style or Style()
     with matplotlib.rc_context(style.rc() | {"svg.hashsalt": shown.title}):
-        figure, axes = _empty(shown, style)
-        if isinstance(shown, Heat):
-            _heat(figure, axes, shown)
-        elif isinstance(shown, Timeline):
-            _timeline(axes, shown)
-        else:
-            _curve(figure, axes, shown, style)
-        if style.titles:
-            axes.set_title(shown.title, loc="left", fontsize=1.1 * style.font_size, fontweight="bold", color=_INK)
-        axes.set_xlabel(shown.x_label, color=_INK)
-        axes.set_ylabel(shown.y_label, color=_INK)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is the same for every format, and takes longest
+        figure = _drawn(shown, style)
         return {ending: _saved(figure, shown.title, ending, style.dpi) for ending in style.formats}
+
+
+def figure_of(shown: Figure, style: Style = SCREEN) -> MplFigure:
+    """The figure as a matplotlib object, to show in a notebook or to change."""
+    with matplotlib.rc_context(style.rc()):
+        return _drawn(shown, style)
+
+
+def _drawn(shown: Figure, style: Style) -> MplFigure:
+    figure, axes = _empty(shown, style)
+    if isinstance(shown, Heat):
+        _heat(figure, axes, shown)
+    elif isinstance(shown, Timeline):
+        _timeline(axes, shown)
+    else:
+        _curve(figure, axes, shown, style)
+    if style.titles:
+        axes.set_title(shown.title, loc="left", fontsize=1.1 * style.font_size, fontweight="bold", color=_INK)
+    axes.set_xlabel(shown.x_label, color=_INK)
+    axes.set_ylabel(shown.y_label, color=_INK)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is the same for every format, and takes longest
+    return figure
 
 
 def _empty(shown: Figure, style: Style) -> tuple[MplFigure, Axes]:
     extra = 0.0 if style.fixed_size or not isinstance(shown, Curve) else _legend_inches(shown, style)
     layout = ConstrainedLayoutEngine(w_pad=_PAD, h_pad=_PAD)
-    figure = MplFigure(figsize=(style.width, style.height + extra), dpi=style.dpi, layout=layout, facecolor="white")
+    figure = NotebookFigure(figsize=(style.width, style.height + extra), dpi=style.dpi, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 

@@ -35,7 +35,15 @@ KINDS = ("kind", "of")
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in a file, with overrides. Raises ConfigError."""
-    raw = with_paths(read_yaml(path), path.parent)
+    return build_experiment(read_yaml(path), overrides, path)
+
+
+def build_experiment(raw: dict[str, Any], overrides: Sequence[str], path: Path) -> Experiment:
+    """The experiment of plain values, with overrides. Raises ConfigError.
+
+    path: the file of the values, or where it would be: names of methods and own parts are looked up beside it.
+    """
+    raw = with_paths(raw, path.parent)
     pairs = in_order(with_implied([parse_override(with_path(text, Path())) for text in overrides]))
     for keys, value in pairs:
         if len(keys) == 1:

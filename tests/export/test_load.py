@@ -17,7 +17,7 @@ from fibec_ray.data.source import load as load_rows
 from fibec_ray.errors import ConfigError, DataError, ModelError, RunDirError
 from fibec_ray.export.load import load
 from fibec_ray.learning.federation import Federation
-from fibec_ray.runs.simulation import Run, simulate
+from fibec_ray.runs.simulation import Finished, simulate
 
 HEADS: dict[str, dict[str, Any]] = {
     "mean_pool": {},
@@ -34,7 +34,7 @@ def settings(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[st
     return make_tiny(method, **{**SETTINGS, "data": {"max_length": 24}, **changes})
 
 
-def run_of(raw: dict[str, Any], folder: Path) -> Run:
+def run_of(raw: dict[str, Any], folder: Path) -> Finished:
     return simulate(check(raw, "test"), folder / "run")
 
 
@@ -48,7 +48,7 @@ def test_rows(raw: dict[str, Any]) -> tuple[list[Any], np.ndarray]:
 test_rows.__test__ = False  # type: ignore[attr-defined]
 
 
-def agrees(run: Run, raw: dict[str, Any], **options: Any) -> None:
+def agrees(run: Finished, raw: dict[str, Any], **options: Any) -> None:
     """Accuracy and loss over the test set are those of the round log."""
     model, (texts, labels) = load(run.folder, **options), test_rows(raw)
     scores = model.scores(texts)

@@ -1,0 +1,1 @@
+"""The Python interface: what `import fibec_ray` offers."""
