@@ -158,7 +158,7 @@ def test_a_class_that_lacks_methods_fails_unless_others_are_built_on_it(
 def test_a_part_that_fits_no_small_experiment_says_why(tmp_path: Path) -> None:
     part = part_of("class Mine(Objective):\n    needs = property(lambda self: ('lora',))\n", tmp_path)
     assert checks.Trial(part, {}, tmp_path).accepted().method.objective.kind == "rules.py:Mine"
-    with pytest.raises(checks.Broken, match="works on LoRA's matrices.*; what it needs beside it can be given, as"):
+    with pytest.raises(checks.Broken, match="works on LoRA's matrices.*; add the other parts that it needs, such as"):
         checks.Trial(part, {"peft": "full"}, tmp_path).accepted()
 
 

@@ -66,6 +66,7 @@ def write_predictions(path: Path, names: Sequence[str], inputs: Sequence[Any], f
 
 
 def refuse_other_suffix(path: Path) -> None:
+    """Raise DataError for an output file whose ending is not one that can be written."""
     if path.suffix.lower() not in WRITTEN:
         raise DataError(f"--out {path}: its name must end in {' or '.join(WRITTEN)}")
 

@@ -24,6 +24,8 @@ AUTO = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"
 
 @dataclass(frozen=True)
 class Card:
+    """Contents of a model card."""
+
     title: str
     meta: Mapping[str, Any]
     """YAML at the top of the page"""
@@ -51,10 +53,12 @@ class Card:
 
 
 def write_card(card: Card, folder: Path) -> None:
+    """Write the card as README.md of the model's folder."""
     write_text(folder / NAME, text_of(card))
 
 
 def text_of(card: Card) -> str:
+    """The card as Markdown."""
     front = yaml.safe_dump(dict(card.meta), sort_keys=False, allow_unicode=True)
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in card.rows.items())
     alone = f"\nWithout fibec_ray:\n\n```python\n{card.code}\n```\n" if card.code else ""

@@ -71,12 +71,14 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
 
     @property
     def answers(self) -> Answers:
+        """What the model predicts: classes, texts or values."""
         if self.num_classes == 0:
             return "texts"
         return "values" if self.num_classes == 1 else "classes"
 
     @property
     def is_text(self) -> bool:
+        """True if the model is a language model, so that inputs are texts."""
         return isinstance(self.backbone, Backbone)
 
 
