@@ -78,8 +78,8 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         if self.pooled and federated:
             kind = self.parts[federated[0]].kind
             raise ValueError(
-                f"pooled: true puts all data in one place, so {federated[0]} '{kind}' has no effect; leave it out, or "
-                "set pooled: false"
+                f"pooled: true puts all data in one place, so {federated[0]} '{kind}' as it is set has no "
+                "effect; leave it out, or set pooled: false"
             )
         if self.pooled and self.peft.differs_by_device:
             raise ValueError(

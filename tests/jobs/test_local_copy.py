@@ -78,7 +78,7 @@ def test_a_run_that_its_home_does_not_have_moves_aside(bucket: Path, tmp_path: P
     shutil.rmtree(bucket)
     assert go_on(bucket, experiment, Callback(), notes) is not None
     (aside,) = (tmp_path / "runs" / ".urls").glob("*-set-aside")
-    assert len(notes) == 1 and notes[0].endswith(f"it is now in {aside}")
+    assert len(notes) == 1 and notes[0].endswith(f"that run is now in {aside}")
     assert resume(aside) is not None
 
 
