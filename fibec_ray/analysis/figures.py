@@ -77,7 +77,9 @@ def _drawn(shown: Figure, style: Style) -> MplFigure:
 def _empty(shown: Figure, style: Style) -> tuple[MplFigure, Axes]:
     extra = 0.0 if style.fixed_size or not isinstance(shown, Curve) else _legend_inches(shown, style)
     layout = ConstrainedLayoutEngine(w_pad=_PAD, h_pad=_PAD)
-    figure = NotebookFigure(figsize=(style.width, style.height + extra), dpi=style.dpi, layout=layout, facecolor="white")
+    figure = NotebookFigure(
+        figsize=(style.width, style.height + extra), dpi=style.dpi, layout=layout, facecolor="white"
+    )
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 

@@ -109,7 +109,7 @@ def differences(logged: Path, again: Path, first: int, last: int) -> list[str]:
 
 
 def row_differences(table: str, logged: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line per column that differs: 'devices, round 3, device 7: train_loss 0.25 logged, 0.5 now' for the log's round 2."""
+    """One line per column that differs, such as 'devices, round 3, device 7: train_loss 0.25 logged, 0.5 now'."""
     shown = {**logged, "round": round_number(logged["round"])}
     keys = [f"{key} {shown[key]}" for key in KEYS if key in logged]
     return [

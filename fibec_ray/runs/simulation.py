@@ -92,7 +92,9 @@ def carry_on(
     need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
-    summary = Summary(folder, experiment, identity.prepared, callback.on_message, identity.versions.get("fibec_ray", ""))
+    summary = Summary(
+        folder, experiment, identity.prepared, callback.on_message, identity.versions.get("fibec_ray", "")
+    )
     summary.write("running")
     callback = CallbackList(callback, summary)
     fleet = make_fleet(experiment, worker_spec, callback.on_progress, callback.on_message, need)
