@@ -1,14 +1,14 @@
 """The diagonal Fisher information of a device's data, from batched backward passes.
 
 The Fisher information of sample i is E_y[g_iy g_iy^T] with g_iy the gradient of -log p(y | s_i); only its diagonal,
-E_y[g_iy^2], is used. Three readings of the expectation over labels y:
-- observed: y is the sample's label (the empirical Fisher information, as FibecFed describes it);
+E_y[g_iy^2], is used. There are three choices of labels y:
+- observed: y is the sample's label (the empirical Fisher information, as in FibecFed's description);
 - expected: y ~ p(. | s_i) of the model, exact: C backward passes on one forward pass;
 - sampled: one y drawn from p(. | s_i).
-The last two take p over the task's C classes: with a verbaliser, over its label words alone. In a regression y is a
-value, and p normal around the model's with variance 1. Where answers are texts y is a token at each place of the
-response, drawn given the tokens that the data have before it, and the gradient is that of their mean, as the loss is;
-there are too many of them to expect.
+The last two use p over the task's C classes; with a verbaliser, over its label words only. In a regression y is a
+value, and p is normal around the model's output with variance 1. For text answers y is a token at each position of the
+response, drawn given the data's tokens before it, and the gradient is that of their mean, as in the loss; "expected" is
+not available because there are too many tokens.
 
 Shapes: B samples of a group, n samples of a shard, C classes.
 """
@@ -30,20 +30,20 @@ from fibec_ray.tensors import Tensors, accumulate
 
 Label = Literal["observed", "expected", "sampled"]
 Scope = Literal["adapter", "all"]
-"""adapter: the tensors that PEFT added; all: a head too, which drowns the adapter while it is random"""
+"""adapter: the tensors that PEFT added; all: a head too, whose gradients dominate while it is random"""
 
 SMALLEST_DRAW = 2.0**-25
-"""Half of the smallest step of torch.rand in float32, in place of a drawn 0, whose normal value would be infinite."""
+"""Replaces a drawn 0, whose normal quantile is infinite: half of torch.rand's smallest float32 step."""
 
 
 def backwards_for(label: Label, num_classes: int) -> int:
-    """Backward passes after a forward pass. num_classes: as the job has it."""
+    """Number of backward passes after a forward pass. num_classes: the job's."""
     return num_classes if label == "expected" else 1
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """What one pass over some batches found."""
+    """Results of one pass over some batches."""
 
     traces: Tensor
     """(n,) float32: trace of the Fisher information of each sample of the shard; NaN for rows in no batch"""
@@ -54,12 +54,12 @@ class Fisher:
 
 
 class FisherScan:
-    """Passes of squared gradients over batches at the model's present parameters, each run when first asked for.
+    """Squared gradients over batches at the model's current parameters. Each pass runs when it is first needed.
 
-    A curriculum and a mask that ask for the same share one pass. Its results belong to samples, not to batches, so it
-    may walk the samples in groups of like length, which saves padding. Memory is bounded by one group.
+    A curriculum and a mask with the same request share one pass. Results belong to samples, not to batches, so samples
+    are processed in groups of similar length to save padding. Memory is bounded by one group.
 
-    names: the tensors that may be asked for. rng: of sampled labels.
+    names: the tensors that may be requested. rng: for sampled labels.
     """
 
     def __init__(
@@ -74,12 +74,14 @@ class FisherScan:
 
     @property
     def found(self) -> Fisher | None:
-        """The first pass that somebody asked for, if any."""
+        """The first pass that has run, if any."""
         return next(iter(self._found.values()), None)
 
     @property
     def losses(self) -> Tensor:
-        """(n,) float32, evaluation mode; NaN for rows in no batch. One forward pass, unless a backward pass has run."""
+        """(n,) float32, in evaluation mode; NaN for rows in no batch. Needs a forward pass unless another pass has
+        run.
+        """
         if self.known_losses is None:
             self._losses = self._forward()
         assert self.known_losses is not None
@@ -87,11 +89,14 @@ class FisherScan:
 
     @property
     def known_losses(self) -> Tensor | None:
-        """`losses`, if somebody's pass has found them: for the round log."""
+        """`losses` if a pass has computed them, for the round log; else None."""
         return self.found.losses if self.found else self._losses
 
     def read(self, label: Label = "observed", scope: Scope = "adapter") -> Fisher:
-        """Evaluation mode, no dropout. Raises ModelError if the scope holds a tensor of an unknown kind of module."""
+        """Run a pass, or return its result. In evaluation mode, without dropout.
+
+        Raises ModelError if the scope has a tensor in an unknown kind of module.
+        """
         if (label, scope) not in self._found:
             self._found[label, scope] = self._pass(label, scope)
         return self._found[label, scope]
@@ -110,7 +115,7 @@ class FisherScan:
     def _pass(self, label: Label, scope: Scope) -> Fisher:
         model, shard = self.model, self.shard
         names = [n for n in model.trainable if n in self._names and (scope == "all" or model.is_adapter(n))]
-        # One number per sample, so that a drawn label does not depend on how samples are grouped.
+        # One number per sample, so that drawn labels do not depend on the grouping of samples.
         draws = torch.rand(shard.num_samples, generator=self._rng) if label == "sampled" else None
         traces = torch.full((shard.num_samples,), float("nan"))
         losses = traces.clone()
@@ -134,9 +139,9 @@ def batch_squares(
     label: Label = "observed",
     draws: Tensor | None = None,
 ) -> tuple[Tensors, Tensor]:
-    """E_y[g_iy^2], (B, *shape) each, of the named tensors for the samples at `rows`, and their losses (B,) float32.
+    """Squared gradients E_y[g_iy^2], (B, *shape) each, of the named tensors, and losses (B,) float32.
 
-    draws: (B,) uniform in [0, 1), for sampled labels. Evaluation mode is the caller's duty.
+    rows: the samples. draws: (B,) uniform in [0, 1), for sampled labels. Call it in evaluation mode.
     """
     totals: Tensors = {}
     losses = torch.empty(0)
@@ -147,7 +152,7 @@ def batch_squares(
 
 
 def weighted(values: Tensors, weights: Tensor | None) -> Tensors:
-    """Values of samples, (B, *shape) each, times the samples' weights (B,), in place; None: 1."""
+    """Multiply values of samples, (B, *shape) each, by the samples' weights (B,), in place; None: 1."""
     if weights is not None:
         for value in values.values():
             value.mul_(weights.view(-1, *[1] * (value.dim() - 1)))
@@ -155,12 +160,12 @@ def weighted(values: Tensors, weights: Tensor | None) -> Tensors:
 
 
 class LabelPass(NamedTuple):
-    """One backward pass over some samples: for their labels, or for one label of all those that are expected."""
+    """One backward pass over some samples, for their labels or for one of all expected labels."""
 
     out: Outputs
     caught: Caught
     grads: Sequence[Tensor | None]
-    """of the sum of -log p, or of log p, for `caught.tensors`"""
+    """gradients of the sum of -log p, or of log p, for `caught.tensors`"""
     weights: Tensor | None
     """(B,) probability of the label; None: 1"""
 
@@ -173,7 +178,7 @@ def label_passes(
     label: Label = "observed",
     draws: Tensor | None = None,
 ) -> Iterator[LabelPass]:
-    """One forward pass over the samples at `rows`, and a backward pass for each label that the expectation needs."""
+    """One forward pass over the samples at `rows`, then one backward pass per label of the expectation."""
     before = model.work.backward_flops
     out, caught = model.per_sample_grads(shard.batch(rows), names)
     backward_flops = model.work.backward_flops - before  # the model counts one backward pass
@@ -181,24 +186,24 @@ def label_passes(
         targets = list(_targets(out, label, draws))
     for i, (values, weights) in enumerate(targets):
         model.work.flops += backward_flops if i else 0.0
-        # Gradients of the outputs, not of the weights: the sum over samples is never formed.
+        # Gradients of the outputs, not of the weights, so the sum over samples is never formed.
         grads = model.grad(values.sum(), caught.tensors, retain_graph=i + 1 < len(targets))
         yield LabelPass(out, caught, grads, weights)
 
 
 def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(B,) values to differentiate, and the weights (B,) of their squared gradients (None: 1)."""
+    """(B,) values to differentiate, and weights (B,) of their squared gradients (None: 1)."""
     if label == "observed":
         yield out.losses, None
         return
     if out.likelihood == "normal":
-        # -log p = (y - f)^2 / 2 has the gradient -(y - f) f': squared f'^2 in expectation, or that of a drawn y - f.
+        # -log p = (y - f)^2 / 2 has the gradient -(y - f) f'. Its square is f'^2 in expectation.
         noise = 1.0 if draws is None else torch.special.ndtri(draws.clamp(min=SMALLEST_DRAW)).to(out.scores)
         yield noise * out.scores[:, 0], None
         return
     if out.response is not None:
         if label == "expected" or draws is None:
-            raise ModelError("a response of tokens has too many labels to expect; set label to sampled, or observed")
+            raise ModelError("a text answer has too many labels for label: expected; set label to sampled or observed")
         drawn = out.response.draw(out.scores.detach(), draws)
         yield out.response.means(F.cross_entropy(out.scores, drawn, reduction="none")), None
         return
@@ -213,10 +218,10 @@ def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple
 
 
 def by_length(shard: Shard, rows: Tensor, size: int) -> list[Tensor]:
-    """`rows` in groups of `size`, shortest samples first (ties in the order given)."""
+    """Split `rows` into groups of `size`, shortest samples first (ties in the given order)."""
     return list(rows[torch.argsort(shard.lengths[rows], stable=True)].split(size))
 
 
 def momentum(previous: Tensors, new: Tensors, gamma: float) -> Tensors:
-    """F^t = gamma F^{t-1} + (1 - gamma) F~^t (FibecFed's momentum FIM); a tensor without a previous value takes F~."""
+    """FibecFed's momentum FIM: F^t = gamma F^{t-1} + (1 - gamma) F~^t. A tensor without a previous value gets F~."""
     return {n: gamma * previous[n] + (1 - gamma) * value if n in previous else value for n, value in new.items()}

@@ -2,18 +2,17 @@
 
     H = (1/N) sum_i J_i^T S_i J_i,   J_i = d scores_i / d theta,   S_i = diag(p_i) - p_i p_i^T, or I in a regression
 
-over samples i and the C classes (with a verbaliser: its label words alone), at the model's present parameters: the
-Fisher information whose labels the model draws itself, full and not diagonal. With S_i = L_i L_i^T it is H = G G^T for
-columns g_ic = J_i^T L_i[:, c] / sqrt(N), which are gradients of single samples. Its rank is N (C - 1) at most (N in a
-regression), so:
+over samples i and the C classes (with a verbaliser: only its label words), at the model's current parameters. This is
+the full Fisher information with labels drawn from the model. With S_i = L_i L_i^T it is H = G G^T for columns g_ic =
+J_i^T L_i[:, c] / sqrt(N), which are gradients of single samples. Its rank is at most N (C - 1) (N in a regression), so:
 - gram: all columns at once; from (G^T G) V = V Lam, U = G V Lam^{-1/2}. Exact;
-- subspace: randomised subspace iteration (Halko, Martinsson, Tropp 2011) on H V = sum_ic g_ic (g_ic^T V), which
-  forgets the columns of a group of samples before it looks at the next.
+- subspace: randomised subspace iteration (Halko, Martinsson, Tropp 2011) on H V = sum_ic g_ic (g_ic^T V), which keeps
+the columns of only one group of samples at a time.
 
-Where answers are texts, H = (1/N) sum_i (1/T_i) sum_t J_it^T S_it J_it over the T_i tokens of each response, and S_it
-is as wide as the vocabulary. It is estimated: for tokens y_it that the model draws, e_it = p_it - onehot(y_it) has mean
-0 and the second moment S_it, so that columns sum_t J_it^T e_it / sqrt(N T_i m), of m drawn responses, have G G^T = H in
-expectation (Martens 2020, "New insights and perspectives on the natural gradient method"); its rank is N m at most.
+For text answers, H = (1/N) sum_i (1/T_i) sum_t J_it^T S_it J_it over the T_i tokens of each response, and S_it is as
+wide as the vocabulary. It is therefore estimated. For tokens y_it drawn from the model, e_it = p_it - onehot(y_it) has
+mean 0 and second moment S_it, so columns sum_t J_it^T e_it / sqrt(N T_i m) of m drawn responses have G G^T = H in
+expectation (Martens 2020, "New insights and perspectives on the natural gradient method"). The rank is at most N m.
 
 Shapes: N samples, B of a group, C classes, p entries in a block's tensors, m columns, r eigenpairs; R tokens of all
 responses of a group, V vocabulary.
@@ -34,35 +33,35 @@ from fibec_ray.model_types import LocalModel, Outputs, Shard
 from fibec_ray.tensors import Tensors
 
 Way = Literal["auto", "gram", "subspace"]
-"""auto: gram, unless its columns would take more than GRAM_BYTES"""
+"""auto: gram, unless its columns would need more than GRAM_BYTES"""
 
 CHUNK = 16
-"""Samples whose gradients are in memory at once."""
+"""Samples with gradients in memory at once."""
 GRAM_BYTES = 2**28
-"""Of the float32 columns of all blocks together; a Gram matrix needs them all at once."""
+"""Limit for the float32 columns of all blocks, which a Gram matrix needs at once."""
 FLOOR = 1e-8
-"""Relative to a block's largest eigenvalue: what is smaller is rounding."""
+"""Smaller eigenvalues, relative to a block's largest, are rounding errors."""
 OVERSAMPLE = 10
-"""Vectors beyond r that a subspace iteration carries along, as in the published code of FIPA."""
+"""Extra vectors of a subspace iteration beyond r, as in FIPA's published code."""
 TOKEN_DRAWS = 4
-"""Drawn responses of a sample, where answers are texts; each costs a backward pass."""
+"""Drawn responses per sample, for text answers; each costs a backward pass."""
 POWERS = 2
-"""Multiplications of the random start by H, before the one that the eigenvalues are read from."""
+"""Multiplications of the random start by H before eigenvalues are computed."""
 
 
 def num_columns(num_classes: int) -> int:
-    """Of G, for each sample. num_classes: as the job has it."""
+    """Columns of G per sample. num_classes: the job's."""
     return max(1, num_classes - 1) if num_classes else TOKEN_DRAWS
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """The largest eigenpairs of one block: H is about U diag(values) U^T, U^T U = I."""
+    """The largest eigenpairs of one block: H is approximately U diag(values) U^T, U^T U = I."""
 
     vectors: Tensors
-    """the rows of U (p, r) that belong to each tensor, {name: (*shape, r)} float32 on the CPU"""
+    """rows of U (p, r) for each tensor, {name: (*shape, r)} float32 on the CPU"""
     values: Tensor
-    """(r,) float32 on the CPU, descending and above 0; fewer than asked for if H has a lower rank, maybe none"""
+    """(r,) float32 on the CPU, descending and above 0; fewer than requested, possibly none, if H has a lower rank"""
 
 
 def top_eigenpairs(
@@ -74,12 +73,11 @@ def top_eigenpairs(
     rng: torch.Generator,
     way: Way = "auto",
 ) -> dict[str, Eigenpairs]:
-    """The `rank` largest eigenpairs of each block's own H, without the curvature between blocks. Evaluation mode.
+    """The `rank` largest eigenpairs of each block's own H, ignoring curvature between blocks. In evaluation mode.
 
-    rows: (N,) positions within the shard. blocks: names of trainable tensors, by block. rng: of subspace iteration, and
-    of drawn tokens. Costs a forward and C - 1 backward passes over the samples (TOKEN_DRAWS, where answers are texts),
-    for all blocks together; subspace POWERS + 1 times that.
-    Raises ModelError for a tensor of an unknown kind of module.
+    rows: (N,) positions within the shard. blocks: names of trainable tensors, by block. rng: for subspace iteration and
+    drawn tokens. Costs a forward and C - 1 backward passes over the samples (TOKEN_DRAWS for text answers), for all
+    blocks together; subspace costs POWERS + 1 times that. Raises ModelError for a tensor in an unknown kind of module.
     """
     if not blocks:
         return {}
@@ -92,7 +90,7 @@ def top_eigenpairs(
 
 
 def output_factor(out: Outputs) -> Tensor:
-    """(B, C, m): L with L L^T = S, the curvature of each sample's loss in its scores. m = C - 1 classes, or 1 value."""
+    """(B, C, m): L with L L^T = S, the curvature of each sample's loss in its scores; m = C - 1 classes, or 1 value."""
     if out.likelihood == "normal":
         num_values = out.scores.shape[1]
         return torch.eye(num_values, device=out.scores.device).expand(len(out.scores), -1, -1)
@@ -100,11 +98,11 @@ def output_factor(out: Outputs) -> Tensor:
 
 
 def softmax_factor(scores: Tensor) -> Tensor:
-    """(B, C) scores -> (B, C, C - 1): L with L L^T = S = diag(p) - p p^T for each sample.
+    """Factor the softmax curvature: scores (B, C) -> L (B, C, C - 1) with L L^T = S = diag(p) - p p^T for each sample.
 
-    S = M M^T with M = diag(s) - p s^T, s = sqrt(p), has C columns, and M s = 0: M W is as good for any orthonormal
-    basis W of the complement of s. That of the Householder reflection which takes s to -e_C gives
-    L[:, c] = M[:, c] - M[:, C] s_c / (1 + s_C).
+    S = M M^T with M = diag(s) - p s^T, s = sqrt(p), has C columns, and M s = 0. So M W is also a factor, for any
+    orthonormal basis W of the complement of s. The Householder reflection that maps s to -e_C gives L[:, c] = M[:, c] -
+    M[:, C] s_c / (1 + s_C).
     """
     p = scores.float().softmax(1)
     s = p.sqrt()
@@ -113,7 +111,7 @@ def softmax_factor(scores: Tensor) -> Tensor:
 
 
 class _Columns:
-    """G of each block, a few columns at a time and as often as asked for."""
+    """The columns of G for each block, in groups; can be iterated repeatedly."""
 
     def __init__(
         self,
@@ -149,9 +147,9 @@ class _Columns:
 def sample_gradients(
     model: LocalModel, shard: Shard, rows: Tensor, names: Collection[str], draws: Tensor | None = None
 ) -> Iterator[Tensors]:
-    """{name: (B, *shape)} float32 for each column c of L_i: J_i^T L_i[:, c] of the samples at `rows`.
+    """J_i^T L_i[:, c] of the samples at `rows` for each column c of L_i: {name: (B, *shape)} float32.
 
-    draws: (B, m) uniform in [0, 1), of the m drawn responses that stand for L_i where answers are texts.
+    draws: (B, m) uniform in [0, 1), for the m drawn responses that replace L_i with text answers.
     """
     before = model.work.backward_flops
     out, caught = model.per_sample_grads(shard.batch(rows), names)
@@ -168,7 +166,7 @@ def sample_gradients(
 
 
 Cotangents = tuple[int, Callable[[int], Tensor]]
-"""How many there are, and what the c-th is, in the shape of the scores."""
+"""Their number, and a function that returns the c-th one, in the shape of the scores."""
 
 
 def _columns_of(out: Outputs) -> Cotangents:
@@ -178,7 +176,7 @@ def _columns_of(out: Outputs) -> Cotangents:
 
 @torch.no_grad()
 def _drawn_columns(out: Outputs, draws: Tensor) -> Cotangents:
-    """draws: (B, m), as `ResponseTokens.draw` has them."""
+    """draws: (B, m), as in `ResponseTokens.draw`."""
     response, num = out.response, draws.shape[1]
     assert response is not None
     p = out.scores.detach().float().softmax(1)
@@ -222,7 +220,7 @@ def subspace_eigenpairs(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Q = orth(start), `powers` times Q <- orth(H Q), then Rayleigh-Ritz: the eigenpairs of Q^T H Q.
 
-    columns: walked powers + 1 times, each time giving some rows of G^T, (B, p) by block. start: (p, rank + more).
+    columns: iterated powers + 1 times; each item has some rows of G^T, (B, p) by block. start: (p, rank + more).
     """
     basis = {block: torch.linalg.qr(value).Q for block, value in start.items()}
     for _ in range(powers):
@@ -236,7 +234,7 @@ def subspace_eigenpairs(
 
 
 def _products(columns: Iterable[Mapping[str, Tensor]], basis: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """H Q by block, without keeping G."""
+    """H Q by block, without storing G."""
     sums = {block: torch.zeros_like(q) for block, q in basis.items()}
     for part in columns:
         for block, rows in part.items():
@@ -246,9 +244,9 @@ def _products(columns: Iterable[Mapping[str, Tensor]], basis: Mapping[str, Tenso
 
 
 def _largest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (r,), descending, and their vectors; none that is 0 up to rounding.
+    """The largest eigenvalues (r,), descending, and their vectors; without those that are 0 up to rounding.
 
-    A matrix that is not finite, as that of a model that has diverged may be, has one that is NaN.
+    A matrix that is not finite, as after divergence, gives one NaN eigenvalue.
     """
     if not matrix.isfinite().all():
         return matrix.new_full((1,), torch.nan), torch.zeros_like(matrix[:, :1])

@@ -1,16 +1,17 @@
 """Kronecker factors of the Fisher information of a device's data, from batched backward passes.
 
-A Linear y = W a + b sees input a_it at token t of sample i, and e_it = -d log p(y | s_i) / dy_it comes back to it. Its
-Fisher information is taken for a Kronecker product (K-FAC: Martens and Grosse, ICML 2015), for all layers apart:
+A Linear y = W a + b has input a_it at token t of sample i, and e_it = -d log p(y | s_i) / dy_it is its output's
+gradient. Its Fisher information is approximated by a Kronecker product (K-FAC: Martens and Grosse, ICML 2015),
+separately for each layer:
 
     F  =  (1/N) sum_i E_y[g_i g_i^T],  g_i = vec(sum_t e_it a_it^T)     is about     A (x) G,
     A  =  mean_it a_it a_it^T  (in, in)          G  =  (1/N) sum_it E_y[e_it e_it^T]  (out, out)
 
-with a 1 at the end of a where there is a bias. vec stacks columns, so F vec(X) is about vec(G X A). Tokens count as
-independent samples, as they do in K-FAC for weights that are applied to each ("expand" in Eschenhagen et al., NeurIPS
-2023); padding does not count. Exact for one token and one sample; or where all inputs, or all E_y[e e^T], are alike.
+with a 1 at the end of a if there is a bias. vec stacks columns, so F vec(X) is about vec(G X A). Tokens count as
+independent samples ("expand" in Eschenhagen et al., NeurIPS 2023); padding does not count. It is exact for one token
+and one sample, or if all inputs, or all E_y[e e^T], are equal.
 
-Other kinds of module (embedding tables, (IA)^3, LayerNorm ...) have the diagonal of F instead.
+Other kinds of module (embedding tables, (IA)^3, LayerNorm ...) get the diagonal of F instead.
 
 Shapes: B samples of a group, N in all, T tokens, `in`/`out` features.
 """
@@ -32,14 +33,14 @@ from fibec_ray.tensors import Tensors, accumulate
 
 @dataclass(frozen=True)
 class Factors:
-    """float32 on the CPU."""
+    """Kronecker factors and diagonals, float32 on the CPU."""
 
     inputs: Tensors
-    """A by prefix of a Linear's tensors"""
+    """A, by the name prefix of a Linear's tensors"""
     outputs: Tensors
-    """G by the same"""
+    """G, by the same prefix"""
     diagonal: Tensors
-    """of the tensors of all other modules, by name"""
+    """diagonals of the tensors of all other modules, by name"""
 
 
 def kronecker_factors(
@@ -51,10 +52,10 @@ def kronecker_factors(
     group_size: int,
     rng: torch.Generator,
 ) -> Factors:
-    """Of the named tensors over the samples at `rows` (N,), at the model's present parameters. Evaluation mode.
+    """Factors of the named tensors over the samples at `rows` (N,), at the current parameters. In evaluation mode.
 
-    rng: of sampled labels. Raises ModelError for a tensor of an unknown kind of module. Factors of a model that has
-    diverged may not be finite.
+    rng: for sampled labels. Raises ModelError for a tensor in an unknown kind of module. Factors of a diverged model
+    may not be finite.
     """
     model.train(False)
     draws = torch.rand(shard.num_samples, generator=rng) if label == "sampled" else None
@@ -67,7 +68,7 @@ def kronecker_factors(
 
 
 class _Sums:
-    """Adds up what passes over groups of samples found."""
+    """Sums of the results of passes over groups of samples."""
 
     def __init__(self) -> None:
         self._a: Tensors = {}
@@ -76,7 +77,7 @@ class _Sums:
         self._num_tokens = Counter[str]()
 
     def add(self, one: LabelPass, lengths: Tensor, first: bool) -> None:
-        """first: of the passes over these samples, which all have the same inputs."""
+        """Add one pass. first: the first pass over these samples; all passes over them have the same inputs."""
         grads = one.caught.by_prefix(one.grads)
         with torch.no_grad():
             for prefix, seen in one.caught.modules.items():
@@ -110,7 +111,7 @@ class _Sums:
 
 
 def _real(a: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T, in) -> (tokens, in) without padding, which is where the module saw all S tokens of the batch."""
+    """(B, T, in) -> (tokens, in), without padding if the module saw all S tokens of the batch."""
     if a.shape[1] != int(lengths.max()):
         return a.flatten(0, 1)
     return a[torch.arange(a.shape[1], device=a.device) < lengths.unsqueeze(1)]

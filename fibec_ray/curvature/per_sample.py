@@ -13,10 +13,11 @@ products of e_it with what the module saw:
     (IA)^3      y = W (l * a) + b   ia3_l: sum_t a_it * dL/d(l * a)_it  (feed-forward)
     any other   y = ... + b                                           bias: sum_t e_it
 
-PEFT multiplies by its scaling after lora_B, so treating lora_A and lora_B as plain Linears already contains the
-scaling. Hooks catch both factors in one pass over the batch: no per-sample loop. The caller's duties: weights take part
-by a call of their module alone (unlike those of merged adapters, compiled or checkpointed modules); and an encoder of
-prompts is called with a row of indices for each sample, as PEFT does for prefixes. (Prompts it computes once, for all.)
+PEFT multiplies by its scaling after lora_B, so treating lora_A and lora_B as plain Linears already includes the
+scaling. Hooks record both factors in one pass over the batch, without a loop over samples. Two conditions must hold.
+Weights are used only by calls of their module (not so in merged adapters, compiled or checkpointed modules). An encoder
+of prompts is called with a row of indices per sample, as PEFT does for prefixes (it computes prompts only once for
+all).
 
 Shapes: B samples, T tokens (all axes between the first and the last), `in`/`out` features.
 """
@@ -38,11 +39,11 @@ from fibec_ray.errors import ModelError
 from fibec_ray.tensors import Tensors
 
 Formula = Callable[[Any, Tensor, Tensor], Tensor]
-"""(module, a (B, T, in), e (B, T, out)) -> the gradient of each sample (B, *shape). float32; indices a: (B, T) int64"""
+"""(module, a (B, T, in), e (B, T, out)) -> gradient of each sample (B, *shape), float32; indices a: (B, T) int64"""
 
 
 def _table(module: Any, a: Tensor, e: Tensor) -> Tensor:
-    # A product, because scatter_add_ on a GPU adds in an order of its own; tables of prompts are small.
+    # A product, because scatter_add_ on a GPU is not deterministic; prompt tables are small.
     chosen = F.one_hot(a, module.num_embeddings).to(e.dtype)  # (B, T, rows)
     return torch.bmm(chosen.mT, e)
 
@@ -60,16 +61,16 @@ FORMULAS: dict[str, dict[str, Formula]] = {
     "(IA)^3": {"ia3_l": lambda m, a, e: (e * a).sum(1).view(-1, *_tensor(m, "ia3_l").shape)},
     "other": {"bias": _bias},
 }
-"""By the kind of module and the last word of the tensor's name."""
+"""By the kind of module and the last part of the tensor's name."""
 
 
 def _kind(module: Any) -> str:
-    """A key of FORMULAS. A subclass counts if it inherits `forward`: one of its own may compute something else."""
+    """The module's key in FORMULAS. A subclass counts as its parent only if it inherits `forward`."""
     forward = getattr(type(module), "forward", None)
     if forward is nn.Linear.forward:
         return "Linear"
     if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros":
-        return "other" if isinstance(module.padding, str) else "Conv2d"  # a word such as "same" in place of sizes
+        return "other" if isinstance(module.padding, str) else "Conv2d"  # padding may be a word such as "same"
     if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
         return "LayerNorm"
     if forward is nn.Embedding.forward and module.padding_idx is None and not module.scale_grad_by_freq:
@@ -82,10 +83,10 @@ def _kind(module: Any) -> str:
 
 
 def collect_holders(module: nn.Module, saved_name: Callable[[str], str]) -> dict[str, nn.Module]:
-    """The modules at or below `module` that hold trainable tensors, by the common prefix of their saved names.
+    """The modules at or below `module` with trainable tensors, by the common prefix of their saved names.
 
     saved_name: a parameter's name in `module` -> its name in a saved adapter, without the adapter's own name
-    ("q.ia3_l.default" -> "q.ia3_l"). Modules of every kind are there; `catch` refuses those it cannot do.
+    ("q.ia3_l.default" -> "q.ia3_l"). All kinds of modules are included; `catch` rejects unknown ones.
     """
     known = [part for part in module.modules() if _kind(part) != "other"]
     owners = {(leaf, id(p)): part for part in known for leaf, p in part.named_parameters(recurse=False)}
@@ -97,7 +98,7 @@ def collect_holders(module: nn.Module, saved_name: Callable[[str], str]) -> dict
         if isinstance(part, nn.ParameterDict) and name.endswith(".ia3_l"):
             part = module.get_submodule(name.rpartition(".")[0])
         elif len(trainable) == 1 and _kind(part) == "other":
-            # BERT's language-model head keeps a second name for the bias of the Linear inside it.
+            # BERT's language-model head has a second name for the bias of its Linear.
             part = owners.get((trainable[0][0], id(trainable[0][1])), part)
         holders[saved_name(f"{name}.{trainable[0][0]}").rpartition(".")[0]] = part
     return holders
@@ -105,26 +106,26 @@ def collect_holders(module: nn.Module, saved_name: Callable[[str], str]) -> dict
 
 @dataclass(frozen=True)
 class Part:
-    """Samples that stand side by side in a batch, which may have more tokens than they need."""
+    """Consecutive samples of a batch, which may be padded beyond their own length."""
 
     rows: slice
     length: int
-    """tokens of the longest of them"""
+    """tokens of the longest of these samples"""
     padded: int
-    """tokens of the longest of the batch"""
+    """tokens of the longest in the batch"""
 
     def of(self, value: Tensor) -> Tensor:
-        """What belongs to them of a value (N, ...) or, token by token, (N, padded, features)."""
+        """These samples' part of a value (N, ...) or, per token, (N, padded, features)."""
         own = value[self.rows]
         return own[:, : self.length] if value.dim() == 3 and value.shape[1] == self.padded else own
 
 
 @contextmanager
 def catch(holders: Mapping[str, nn.Module], names: Collection[str], num_samples: int) -> Iterator[Caught]:
-    """Records what the holders of the named tensors see during one forward pass over a batch of `num_samples`.
+    """Record what the holders of the named tensors see during one forward pass over `num_samples` samples.
 
     holders: modules by the common prefix of their tensors' names: "x" holds "x.weight" and "x.bias"; an (IA)^3 layer
-    "x" holds "x.ia3_l". Raises ModelError for a tensor whose gradient of each sample is not known here.
+    "x" holds "x.ia3_l". Raises ModelError for a tensor without a known per-sample gradient.
     """
     found = _formulas(holders, names) if names else {}
     caught = Caught({prefix: Seen(prefix, holders[prefix], found[prefix], num_samples) for prefix in found})
@@ -137,10 +138,10 @@ def catch(holders: Mapping[str, nn.Module], names: Collection[str], num_samples:
 
 @dataclass(frozen=True)
 class Caught:
-    """What the holders saw of one batch, and the gradients of each sample that follow once those of outputs are known.
+    """What the holders saw of one batch; gives each sample's gradients once the outputs' gradients are known.
 
-    After the forward pass `torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)`, as often as the
-    graph is kept.
+    After the forward pass call `torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)`, any number of
+    times while the graph is kept.
     """
 
     modules: Mapping[str, Seen]
@@ -148,59 +149,63 @@ class Caught:
 
     @property
     def inputs(self) -> Tensors:
-        """a by prefix, (B, T, in), (B, in) or indices (B, T); none of modules not called or wanted for a bias alone"""
+        """a by prefix, (B, T, in), (B, in) or indices (B, T); without modules not called or needed only for a bias"""
         return {prefix: seen.inputs for prefix, seen in self.modules.items() if seen.inputs is not None}
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors whose gradients are needed, in the order of the holders; none for a module not called."""
+        """The tensors whose gradients are needed, in the order of the holders; none for a module that was not
+        called.
+        """
         for seen in self.modules.values():
             seen.refuse_changes()
         return [seen.output for seen in self.modules.values() if seen.output is not None]
 
     def squares(self, grads: Sequence[Tensor | None], scale: float = 1.0) -> Tensors:
-        """The entries of `gradients`, squared."""
+        """The squared entries of `gradients`."""
         return {name: value.square_() for name, value in self.gradients(grads, scale).items()}
 
     @torch.no_grad()
     def gradients(self, grads: Sequence[Tensor | None], scale: float = 1.0) -> Tensors:
-        """{name: (B, *shape)} float32: gradients of each sample; zeros for a tensor the loss does not see.
+        """Gradients of each sample, {name: (B, *shape)} float32; zeros for a tensor that the loss does not depend on.
 
-        grads: of the summed loss for `tensors` (None: the loss does not depend on it). scale: what they are multiplied
-        by first: B where the loss was a mean over samples.
+        grads: of the summed loss for `tensors` (None: the loss does not depend on it). scale: factor on them, B if the
+        loss was a mean over samples.
         """
         given = self.by_prefix(grads)
         parts = (seen.gradients(given[prefix], scale) for prefix, seen in self.modules.items())
         return {name: value for part in parts for name, value in part.items()}
 
     def part(self, part: Part) -> Caught:
-        """What was seen of some of the samples. `tensors` stay the whole batch's: cut their gradients likewise."""
+        """The same for some of the samples. `tensors` stay the whole batch's: cut their gradients in the same way."""
         return Caught({prefix: seen.part(part) for prefix, seen in self.modules.items()})
 
     def by_prefix(self, grads: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
-        """The gradients of `tensors` by their holders; None for a holder that was not called, too."""
+        """The gradients of `tensors` by holder; None also for a holder that was not called."""
         called = [prefix for prefix, seen in self.modules.items() if seen.output is not None]
         return dict.fromkeys(self.modules) | dict(zip(called, grads, strict=True))
 
 
 class Seen:
-    """What one holder saw of the batch. formulas: by tensor name, of the wanted tensors of this holder."""
+    """What one holder saw of the batch. formulas: by name, for the requested tensors of this holder."""
 
     def __init__(self, prefix: str, module: nn.Module, formulas: Mapping[str, Formula], num_samples: int):
         self.inputs: Tensor | None = None
-        """a, or W a + b of an (IA)^3 that scales outputs; detached; None if not called, or if no formula needs it"""
+        """a, or W a + b of an (IA)^3 on outputs; detached; None if not called or not needed"""
         self.output: Tensor | None = None
         """y, or l * a of a feed-forward (IA)^3; in the graph; None if not called"""
         self._prefix, self._module, self._formulas, self._num_samples = prefix, module, formulas, num_samples
         self._versions: list[tuple[Tensor, int]] = []
 
     def part(self, part: Part) -> Seen:
+        """The same for some of the samples."""
         seen = Seen(self._prefix, self._module, self._formulas, part.rows.stop - part.rows.start)
         seen.inputs = None if self.inputs is None else part.of(self.inputs)
         seen.output, seen._versions = self.output, self._versions
         return seen
 
     def watch(self) -> list[RemovableHandle]:
+        """Install the hooks; return their handles."""
         module: Any = self._module
         if _kind(module) == "(IA)^3" and module.is_feedforward:
             into = module.register_forward_pre_hook(lambda _, args: self._see_inputs(args[0]))
@@ -209,7 +214,7 @@ class Seen:
         if _kind(module) == "(IA)^3":
             return [out, module.base_layer.register_forward_hook(lambda _, args, y: self._see_inputs(y))]
         if set(self._formulas.values()) == {_bias}:
-            return [out]  # autograd keeps no inputs for biases, so neither do we
+            return [out]  # biases need no inputs
         return [out, module.register_forward_pre_hook(lambda _, args: self._see_inputs(args[0]))]
 
     def _see_inputs(self, value: Tensor) -> None:
@@ -221,33 +226,42 @@ class Seen:
             _refuse(next(iter(self._formulas)), f"a {type(self._module).__name__} does not add it to its output")
         self._see(value, self.output)
         if not value.requires_grad:
-            raise ModelError(f"{self._prefix}: its output has no graph (torch.no_grad, or gradient checkpointing?)")
+            raise ModelError(
+                f"{self._prefix}: its output has no gradient graph; is it under torch.no_grad or gradient "
+                "checkpointing?"
+            )
         self.output = value
 
     def _see(self, value: Tensor, before: Tensor | None) -> None:
         if before is not None:
-            raise ModelError(f"{self._prefix}: called twice in one forward pass, so its gradient is not one product")
+            raise ModelError(
+                f"{self._prefix}: called twice in one forward pass, so per-sample gradients are not known; choose a "
+                "method without Fisher information"
+            )
         if value.dim() < (4 if _kind(self._module) == "Conv2d" else 2) or len(value) != self._num_samples:
             raise ModelError(
-                f"{self._prefix}: axis 0 of {tuple(value.shape)} is not the {self._num_samples} samples, so the "
-                "gradient of each is not known; leave it out of method.peft.target_modules, or choose a method "
+                f"{self._prefix}: axis 0 of shape {tuple(value.shape)} is not the {self._num_samples} samples, so "
+                "per-sample gradients are not known; leave it out of method.peft.target_modules, or choose a method "
                 "without Fisher information"
             )
         self._versions.append((value.detach(), value._version))  # a detached tensor shares the counter
 
     def refuse_changes(self) -> None:
+        """Raise ModelError if a recorded tensor was changed in place."""
         if any(value._version != version for value, version in self._versions):
-            raise ModelError(f"{self._prefix}: what it saw or returned was changed in place, so its gradient is lost")
+            raise ModelError(
+                f"{self._prefix}: its input or output was changed in place, so per-sample gradients are not known"
+            )
 
     @property
     def is_linear(self) -> bool:
-        """True for a Linear whose weight is wanted: the gradient of a sample is sum_t e_t a_t^T."""
+        """True for a Linear whose weight is requested: the gradient of a sample is sum_t e_t a_t^T."""
         return _kind(self._module) == "Linear" and FORMULAS["Linear"]["weight"] in self._formulas.values()
 
     def tokens(self, grad: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Of such a Linear a (B, T, in) and e (B, T, out), float32; None if the loss does not see it.
+        """For such a Linear, a (B, T, in) and e (B, T, out), float32; None if the loss does not depend on it.
 
-        Where its bias is wanted too, a has a 1 at its end: the gradient then has the bias as its last column.
+        If its bias is requested too, a ends with a 1, and the gradient's last column is the bias's.
         """
         if grad is None or self.inputs is None:
             return None
@@ -255,18 +269,18 @@ class Seen:
         return F.pad(a, (0, 1), value=1.0) if len(self._formulas) > 1 else a, _by_token(grad)
 
     def gradients(self, grad: Tensor | None, scale: float) -> Tensors:
-        """grad: of `output`, in its shape."""
+        """Gradients of each sample. grad: of `output`, in its shape."""
         if grad is None:
             tensors = {name: _tensor(self._module, name) for name in self._formulas}
             return {name: torch.zeros(self._num_samples, *t.shape, device=t.device) for name, t in tensors.items()}
         e = _outputs_by_token(self._module, grad) * scale
-        # Without inputs no formula looks at them.
+        # Without inputs no formula uses them.
         a = e if self.inputs is None else _inputs_by_token(self._module, self.inputs)
         return {name: formula(self._module, a, e) for name, formula in self._formulas.items()}
 
 
 def _inputs_by_token(module: Any, value: Tensor) -> Tensor:
-    """What stands for a in the formulas; of a convolution the patches, (B, places, in * height * width)."""
+    """a in the formulas; for a convolution the patches, (B, places, in * height * width)."""
     if _kind(module) != "Conv2d":
         return _by_token(value)
     patches: Tensor = F.unfold(value.float(), module.kernel_size, module.dilation, module.padding, module.stride)
@@ -274,7 +288,7 @@ def _inputs_by_token(module: Any, value: Tensor) -> Tensor:
 
 
 def _outputs_by_token(module: Any, value: Tensor) -> Tensor:
-    """What stands for e; of a convolution (B, places, out)."""
+    """e in the formulas; for a convolution (B, places, out)."""
     return value.flatten(2).mT.float() if _kind(module) == "Conv2d" else _by_token(value)
 
 
@@ -284,7 +298,7 @@ def _by_token(value: Tensor) -> Tensor:
 
 
 def _tensor(module: Any, name: str) -> Any:
-    """The parameter that is saved under this name, if any. PEFT keeps (IA)^3's below the name of its one adapter."""
+    """The parameter saved under this name, if any. PEFT stores (IA)^3's under its one adapter's name."""
     tensor = getattr(module, name.rpartition(".")[2], None)
     return next(iter(tensor.values())) if isinstance(tensor, nn.ParameterDict) else tensor
 
@@ -306,7 +320,7 @@ def _formulas(holders: Mapping[str, nn.Module], names: Collection[str]) -> dict[
 
 
 def _ends_in_adding(output: Any, bias: Tensor) -> bool:
-    """True if the graph says that the last operation of `output` was `something + bias`, on the last axis."""
+    """True if the graph's last operation of `output` is `something + bias`, on the last axis."""
     node: Any = getattr(output, "grad_fn", None)
     if type(node).__name__ != "AddBackward0" or bias.shape != output.shape[-1:]:
         return False
@@ -315,6 +329,6 @@ def _ends_in_adding(output: Any, bias: Tensor) -> bool:
 
 def _refuse(name: str, why: str) -> NoReturn:
     raise ModelError(
-        f"'{name}': its gradient for each single sample is not known, because {why}. "
+        f"'{name}': its per-sample gradients are not known, because {why}. "
         "Leave it out of the scope, or choose a method without Fisher information"
     )

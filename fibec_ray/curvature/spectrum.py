@@ -1,7 +1,7 @@
 """The share of parameter directions that a device must keep, from the spectrum of its loss's Hessian.
 
-For where a number of shared layers or of trained neurons is derived from the data. H is the Hessian of the mean loss
-of some samples, restricted to named trainable tensors; it is only ever multiplied by vectors.
+Used to derive a number of shared layers or trained neurons from the data. H is the Hessian of the mean loss over some
+samples, restricted to the named trainable tensors. Only products of H with vectors are computed.
 
 Shapes: d entries in the named tensors, k Ritz values, B samples. Flat vectors and spectra are float64 on the CPU.
 """
@@ -25,24 +25,24 @@ MatVec = Callable[[Tensor], Tensor]
 CHUNK = 16
 """Samples in memory at once."""
 LIPSCHITZ_ITERATIONS = 10
-"""Of Lanczos: the largest eigenvalue alone settles early."""
+"""Lanczos iterations for the largest eigenvalue, which converges early."""
 ROUNDING = 1e-6
-"""Relative to the largest number in sight: what is smaller is noise, since models compute in float32."""
+"""Values below this share of the largest are noise, since models compute in float32."""
 
 
 class SpectrumSettings(BaseModel, frozen=True, extra="forbid"):
-    """How well the spectrum is looked at. 50 iterations from 1 probe are FedPepTAO's code; the others our choice."""
+    """Accuracy of the spectrum. 50 iterations from 1 probe are FedPepTAO's code; the other values are ours."""
 
-    max_samples: int = Field(16, ge=1, description="samples that the Hessian is taken over, drawn once")
-    num_iterations: int = Field(50, ge=2, description="of Lanczos; as many as there are parameters is exact")
-    num_probes: int = Field(1, ge=1, description="random starting vectors of Lanczos, whose spectra are averaged")
+    max_samples: int = Field(16, ge=1, description="samples for the Hessian, drawn once")
+    num_iterations: int = Field(50, ge=2, description="Lanczos iterations; as many as parameters is exact")
+    num_probes: int = Field(1, ge=1, description="random start vectors of Lanczos; their spectra are averaged")
     step: float = Field(3e-3, gt=0, description="lossless_gap: size of a random step for the Lipschitz constant")
-    num_steps: int = Field(3, ge=1, description="lossless_gap: steps in one displacement")
-    num_displacements: int = Field(2, ge=1, description="lossless_gap: displacements, of which the worst counts")
+    num_steps: int = Field(3, ge=1, description="lossless_gap: random steps per displacement")
+    num_displacements: int = Field(2, ge=1, description="lossless_gap: number of displacements; the worst counts")
 
 
 def refuse_unused(settings: SpectrumSettings, rule: Rule | None, switch: str) -> None:
-    """ValueError for a setting that is changed and has no effect. rule: None if no spectrum is looked at."""
+    """Raise ValueError for a changed setting without effect. rule: None if no spectrum is used."""
     changed = [name for name, value in settings if value != getattr(SpectrumSettings(), name)]
     if changed and rule is None:
         raise ValueError(f"spectrum has no effect unless {switch} is lossless_gap or slq_plateau; leave it out")
@@ -59,9 +59,9 @@ def keep_ratio(
     settings: SpectrumSettings,
     rng: torch.Generator,
 ) -> float:
-    """The share of directions to keep, in [0, 1], for the named tensors at their present values.
+    """The share of directions to keep, in [0, 1], for the named tensors at their current values.
 
-    Draws from `rng` alone. Leaves parameters as they were, bit by bit, and the model in evaluation mode.
+    Uses only `rng` for randomness. Leaves parameters bit-identical, and the model in evaluation mode.
     """
     model.train(False)
     rows = torch.randperm(shard.num_samples, generator=rng)[: settings.max_samples]
@@ -79,15 +79,15 @@ def keep_ratio(
 
 
 def lossless_gap(values: Tensor, weights: Tensor, lipschitz: float) -> float:
-    """1 - m/d with the smallest m such that l_{m+1} - l_m > 4 L_k; 1 (keep all) where there is none. In (0, 1].
+    """1 - m/d with the smallest m such that l_{m+1} - l_m > 4 L_k; 1 (keep all) if there is none. In (0, 1].
 
-    The rule of the lossless pruning that FibecFed's authors use elsewhere (FedAP, FedPepTAO); that FibecFed takes the
-    same is our reading. values: (k,) ascending; weights: (k,) the share of directions at each, so that m/d is a sum
-    of them. lipschitz: L_k. Gaps within rounding are none.
+    The rule of the lossless pruning in other work of FibecFed's authors (FedAP, FedPepTAO); that FibecFed uses it is
+    our reading. values: (k,) ascending. weights: (k,) the share of directions at each, so that m/d is a sum of weights.
+    lipschitz: L_k. Gaps within rounding do not count.
 
-    With few Ritz values for many directions, the gaps between them overestimate those of the true spectrum: one is
-    found too early, and too much is kept. Where only the top eigenvalue stands out by 4 L_k (seen on LoRA after some
-    training), nearly nothing is kept.
+    With few Ritz values for many directions, their gaps overestimate those of the true spectrum: a gap is found too
+    early, and too much is kept. If only the top eigenvalue stands out by 4 L_k (observed on LoRA after some training),
+    almost nothing is kept.
     """
     least = max(4 * lipschitz, ROUNDING * float(values.abs().max()))
     wide = (values.diff() > least).nonzero()
@@ -95,16 +95,16 @@ def lossless_gap(values: Tensor, weights: Tensor, lipschitz: float) -> float:
 
 
 def slq_plateau(values: Tensor, weights: Tensor) -> float:
-    """The share above t where it stops falling as t grows: what the published code of FedPepTAO computes.
+    """The share above t at the point where it stops falling as t grows, as in the published code of FedPepTAO.
 
-    Goes through t = 0, .1, .2, ... until three changes in a row are below .005. If the share falls below half of
-    that at t = 0 before, starts again with half the increment. This ends: three steps lose .005 or are the last, and
-    the smoothed share is continuous, so small enough increments lose less.
+    Goes through t = 0, .1, .2, ... until three changes in a row are below .005. If the share falls below half of its
+    value at t = 0 first, it starts again with half the increment. This terminates: the smoothed share is continuous, so
+    small enough increments change it by less than .005.
 
-    Where nearly all eigenvalues are within .003 of 0 (seen on LoRA), the smoothing alone puts about half of them
-    above 0, and the answer is between 1/4 and 1/2, whatever the data.
+    If nearly all eigenvalues are within .003 of 0 (observed on LoRA), the smoothing alone puts about half of them above
+    0, and the result is between 1/4 and 1/2 for any data.
     """
-    assert values.isfinite().all()  # else this would not end
+    assert values.isfinite().all()  # else the loop would not end
     increment = 0.1
     while True:
         t, num_small = 0.0, 0
@@ -119,10 +119,11 @@ def slq_plateau(values: Tensor, weights: Tensor) -> float:
 
 
 def share_above(values: Tensor, weights: Tensor, t: float) -> float:
-    """Share of the spectrum above t, each value a Gaussian, within .01 of the outermost values (as PyHessian has it).
+    """Share of the spectrum above t, with each value as a Gaussian, within .01 of the outermost values (as in
+    PyHessian).
 
-    sigma^2 = 1e-5 max(1, range). Uses the Gaussian's distribution function, where PyHessian sums 10000 bins: the same
-    but for a bin's width, and no value falls between bins when the range is large.
+    sigma^2 = 1e-5 max(1, range). Uses the Gaussian's distribution function, where PyHessian sums 10000 bins. Results
+    agree up to a bin's width, and no value falls between bins when the range is large.
     """
     margin = max(0.01, 1e-12 * float(values.abs().max()))  # floats near 1e15 have no neighbour .01 away
     low, high = float(values.min()) - margin, float(values.max()) + margin
@@ -136,10 +137,10 @@ def share_above(values: Tensor, weights: Tensor, t: float) -> float:
 
 
 def ritz(matvec: MatVec, dim: int, num_iterations: int, num_probes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ritz values (k,) ascending, and the share of eigenvalues that each stands for: (k,), summing to 1.
+    """Ritz values (k,) ascending, and the share of eigenvalues that each represents: (k,), summing to 1.
 
-    Lanczos from random signs, its weights by Gauss quadrature (Ubaru, Chen, Saad 2017); stops by itself after as many
-    iterations as there are distinct eigenvalues. All eigenvalues, with weights 1/d, where num_iterations >= dim.
+    Lanczos from random signs, with weights by Gauss quadrature (Ubaru, Chen, Saad 2017). It stops after as many
+    iterations as there are distinct eigenvalues. If num_iterations >= dim: all eigenvalues, with weights 1/d.
     """
     if num_iterations >= dim:
         dense = torch.stack([matvec(unit) for unit in torch.eye(dim, dtype=torch.float64)])
@@ -151,12 +152,12 @@ def ritz(matvec: MatVec, dim: int, num_iterations: int, num_probes: int, rng: to
 
 
 def _lanczos(matvec: MatVec, start: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
-    """Ritz values and weights, (k,) each, seen from `start`, (d,) of length 1."""
+    """Ritz values and weights, (k,) each, from `start`, (d,) of length 1."""
     from linear_operator.utils.lanczos import lanczos_tridiag
 
     product = matvec(start)
     mean, scale = start @ product, float(product.norm())
-    # The library divides by 0 if the first step has nowhere to go, and takes what is below 1e-6 for 0: hence `scale`.
+    # The library divides by 0 if the first residual is 0, and treats values below 1e-6 as 0: hence `scale`.
     if float((product - mean * start).norm()) <= ROUNDING * scale:
         return mean.view(1), torch.ones(1, dtype=torch.float64)
     _, tridiagonal = lanczos_tridiag(
@@ -180,10 +181,10 @@ def _signs(dim: int, rng: torch.Generator) -> Tensor:
 
 
 def hessian_product(model: LocalModel, batches: Sequence[Batch], names: Collection[str]) -> MatVec:
-    """v -> H v, at the parameters' present values: load others, and make another one.
+    """Return v -> H v at the parameters' current values. Create a new one after loading other values.
 
-    Two backward passes (Pearlmutter 1994). Holds the graph of one batch; a single batch keeps its graph from product
-    to product, which saves half of the time. Evaluation mode is the caller's duty.
+    Two backward passes (Pearlmutter 1994). Holds the graph of one batch; a single batch keeps its graph between
+    products, which halves the time. Call it in evaluation mode.
     """
     params = [param for name, param in model.trainable.items() if name in names]
     sizes = [param.numel() for param in params]
@@ -196,20 +197,20 @@ def hessian_product(model: LocalModel, batches: Sequence[Batch], names: Collecti
         for grads, flops in kept or (_gradient(model, batch, params) for batch in batches):
             found = torch.autograd.grad(grads, params, parts, retain_graph=True, materialize_grads=True)
             total += torch.cat([value.flatten().double().cpu() for value in found])
-            model.work.flops += flops  # a pass backward through both passes costs about what both cost
+            model.work.flops += flops  # a backward pass through both costs about as much as both
         if not total.isfinite().all():
-            raise FloatingPointError("the curvature of the loss is not finite")  # devices add their name to it
+            raise FloatingPointError("the curvature of the loss is not finite")  # the device's number is added later
         return total / num_samples
 
     return product
 
 
 def _gradient(model: LocalModel, batch: Batch, params: Sequence[nn.Parameter]) -> tuple[tuple[Tensor, ...], float]:
-    """Of the summed losses, with its graph; and the flops of the two passes."""
+    """Gradient of the summed losses, with its graph; and the flops of the two passes."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     before = model.work.flops
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kinds have no second derivative
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         losses = model.forward(batch).losses
         return torch.autograd.grad(losses.sum(), params, create_graph=True), model.work.flops - before
 
@@ -221,10 +222,10 @@ def lipschitz(
     settings: SpectrumSettings,
     rng: torch.Generator,
 ) -> float:
-    """L_k of B_k(D) = H_k D - grad F_k(P0 + D): its derivative is H(P0) - H(P0 + D), so the largest norm of that.
+    """L_k of B_k(D) = H_k D - grad F_k(P0 + D): the largest norm of its derivative, H(P0) - H(P0 + D).
 
-    The maximum over a few D, each some steps of one size and random signs, as AdamW's are (our choice); of each norm
-    Lanczos gives a lower bound. Leaves the parameters as they were.
+    The maximum over a few D, each a sum of some steps of one size with random signs, like AdamW's (our choice). Lanczos
+    gives a lower bound of each norm. Leaves the parameters unchanged.
     """
     start, norms = model.read(names), []
     dim = sum(value.numel() for value in start.values())
@@ -240,7 +241,7 @@ def lipschitz(
 
 
 def _change(model: LocalModel, batches: Sequence[Batch], start: Tensors, moved: Tensors) -> MatVec:
-    """v -> (H(moved) - H(start)) v; `start` is loaded after each product, and after an error."""
+    """v -> (H(moved) - H(start)) v; `start` is loaded again after each product and after an error."""
 
     def change(vector: Tensor) -> Tensor:
         model.load(moved)

@@ -497,7 +497,7 @@ def test_another_first_axis_than_samples_is_refused(shape: tuple[int, int]) -> N
 @pytest.mark.parametrize("place", ["input", "output"])
 def test_a_factor_that_is_changed_in_place_is_refused(place: str) -> None:
     linear, x = nn.Linear(2, 2), torch.ones(3, 2)
-    with pytest.raises(ModelError, match="x: what it saw or returned was changed in place"):
+    with pytest.raises(ModelError, match="x: its input or output was changed in place"):
         with catch({"x": linear}, ["x.weight"], 3) as caught:
             y = linear(x)
             (x if place == "input" else y).mul_(2)
@@ -506,6 +506,6 @@ def test_a_factor_that_is_changed_in_place_is_refused(place: str) -> None:
 
 def test_a_pass_without_a_graph_is_refused() -> None:
     linear = nn.Linear(2, 2)
-    with pytest.raises(ModelError, match="x: its output has no graph"), catch({"x": linear}, ["x.bias"], 3):
+    with pytest.raises(ModelError, match="x: its output has no gradient graph"), catch({"x": linear}, ["x.bias"], 3):
         linear.requires_grad_(False)(torch.ones(3, 2))
     assert num_hooks(linear) == 0

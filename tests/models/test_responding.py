@@ -185,7 +185,7 @@ def test_eigenpairs_are_those_of_the_drawn_columns() -> None:
 
 
 def test_all_labels_cannot_be_expected() -> None:
-    with pytest.raises(ModelError, match="too many labels to expect; set label to sampled, or observed"):
+    with pytest.raises(ModelError, match="too many labels for label: expected; set label to sampled or observed"):
         scanned(made(), "expected")
 
 

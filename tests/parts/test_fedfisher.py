@@ -351,7 +351,7 @@ def test_modules_that_are_no_linear_send_their_diagonal(tiny_settings: Any, tmp_
 
 
 def test_adapters_of_unknown_gradients_are_refused(tiny_settings: Any, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="lora_magnitude_vector.*its gradient for each single sample is not known"):
+    with pytest.raises(ModelError, match="lora_magnitude_vector.*its per-sample gradients are not known"):
         sent(spec_of(tiny_settings, tmp_path / "run", {"kind": "lora", "use_dora": True}))
 
 
