@@ -240,7 +240,7 @@ class Seen:
             )
         if value.dim() < (4 if _kind(self._module) == "Conv2d" else 2) or len(value) != self._num_samples:
             raise ModelError(
-                f"{self._prefix}: axis 0 of shape {tuple(value.shape)} is not the {self._num_samples} samples, so "
+                f"{self._prefix}: axis 0 of {tuple(value.shape)} is not the {self._num_samples} samples, so "
                 "per-sample gradients are not known; leave it out of method.peft.target_modules, or choose a method "
                 "without Fisher information"
             )
