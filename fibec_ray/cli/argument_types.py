@@ -1,6 +1,6 @@
-"""Types of command-line arguments, and the arguments of every command that takes an experiment.
+"""Types of command-line arguments, and the arguments that commands on experiments share.
 
-Text that no file system or URL can have is refused here, so that no command meets it.
+Text that cannot be a path or a URL is rejected here, before a command runs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ RUNS_SAVED_CODE = "If the run uses parts of your own, this runs the Python files
 
 
 def path(text: str) -> Path:
-    """A path on this machine, whether or not anything is there; `~` is the user's home. Raises ConfigError."""
+    """Parse a path, which need not exist; `~` is the user's home. Raises ConfigError."""
     if "\0" in text:
-        raise ConfigError(f"{text!r}: no path holds a null byte")
+        raise ConfigError(f"{text!r}: a path cannot contain a null byte; remove it")
     try:
         found = Path(text).expanduser()
     except RuntimeError as error:
@@ -40,7 +40,7 @@ def path(text: str) -> Path:
 
 
 def place(text: str) -> str:
-    """A path or a URL. Raises ConfigError."""
+    """Parse a path or a URL. Raises ConfigError."""
     if "://" not in text:
         return str(path(text))
     try:
@@ -48,7 +48,7 @@ def place(text: str) -> str:
     except ValueError as error:
         raise ConfigError(f"{text}: not a URL ({error})") from error
     if "\0" in text:
-        raise ConfigError(f"{text!r}: no URL holds a null byte")
+        raise ConfigError(f"{text!r}: a URL cannot contain a null byte; remove it")
     return text
 
 
@@ -70,7 +70,7 @@ def add_config(
     what: str = "experiment: a name (`fibec-ray configs`) or a YAML file; default: ./experiment.yaml",
     groups: tuple[str, ...] = ("experiments",),
 ) -> None:
-    """Adds the experiment and its overrides. main.py turns `config` into a Path by `settle_config`."""
+    """Add the experiment and its overrides. After parsing, main.py calls `settle_config`."""
     parser.epilog = RUNS_CODE
     parser.add_argument("config", nargs="?", metavar=metavar, help=what)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example method=fedavg rounds=20 lr=1e-3")
@@ -85,7 +85,7 @@ def add_config(
 
 
 def settle_config(arguments: argparse.Namespace) -> None:
-    """Finds the file of `config`. Without one, the first override stands in its place. Raises ConfigError."""
+    """Turn `config` into the Path of a file. If it looks like an override, it becomes one. Raises ConfigError."""
     text = arguments.config
     if text is not None and "=" in text and not path(text).exists():
         arguments.overrides = [text, *arguments.overrides]

@@ -25,9 +25,9 @@ class Entry(NamedTuple):
 
 
 def entries(group: str, folder: Path = Path()) -> list[Entry]:
-    """What there is of a group: methods, tasks, backbones or configs (experiments and sweeps), the user's own last.
+    """List methods, tasks, backbones or configs (experiments and sweeps), the user's own last.
 
-    folder: where the user's own are looked for, in a folder of the group's name.
+    folder: holds the user's own, in a folder with the group's name.
     """
     families: dict[str, dict[str, str]] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))[group]
     files = packaged("experiments") | packaged("sweeps") if group == "configs" else packaged(group)
@@ -43,7 +43,7 @@ def entries(group: str, folder: Path = Path()) -> list[Entry]:
 
 
 def print_list(found: list[Entry], more: str) -> None:
-    """Families with one line for each entry, as wide as the terminal. more: the line below the list."""
+    """Print each family with one line per entry, as wide as the terminal. more: the line below the list."""
     width = shutil.get_terminal_size().columns
     family = ""
     for entry in found:
@@ -59,7 +59,7 @@ def print_list(found: list[Entry], more: str) -> None:
 
 
 def plain(entry: Entry) -> dict[str, Any]:
-    """An entry as plain values, with the settings in its file."""
+    """Return an entry as plain values, with the settings in its file."""
     from fibec_ray.config.load import read_yaml
 
     values = {**entry._asdict(), "file": str(entry.file)}

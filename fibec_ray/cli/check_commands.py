@@ -1,4 +1,4 @@
-"""The commands that look before a run, and check after it: plan, show, verify, replay."""
+"""The commands that plan a run and check it afterwards: plan, show, verify, replay."""
 
 from __future__ import annotations
 

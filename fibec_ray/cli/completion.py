@@ -14,7 +14,7 @@ from fibec_ray.config.names import GROUPS, own, packaged
 
 
 def complete(root: Parser, parsers: Parsers) -> None:
-    """Prints completions and exits, if it is the shell that asks; returns at once if not."""
+    """Print completions and exit if the shell asked for them; else return at once."""
     if environment.read("_ARGCOMPLETE") is None:
         return
     import argcomplete
@@ -37,7 +37,7 @@ def _configs(parser: Parser) -> Any:
 
 
 def _settings(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
-    """`method=fi` -> method=fibecfed, method=fipa ...; without `=` the names of settings."""
+    """Complete `method=fi` to method=fibecfed, method=fipa ...; without `=`, complete names of settings."""
     key, sign, _value = prefix.partition("=")
     if sign and key in GROUPS:
         config = getattr(parsed_args, "config", None)

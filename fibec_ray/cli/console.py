@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: a progress bar, a summary table, the table of methods."""
+"""What a run prints to the terminal: a progress bar and a summary table."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ ANCHORS = {
 
 MOST_DIFFERENCES = 20
 WIDE = 100
-"""Characters in a line from which on there is room for a bar beside the numbers."""
+"""Characters; a line at least this wide has room for a bar beside the numbers."""
 
 
 class RunView(Callback):
-    """Watches a run. One bar: the initialisation phase first, then rounds with accuracy, loss, bytes and time left."""
+    """Show a run as one progress bar: first the initialisation phase, then rounds with scores, bytes and time left."""
 
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
@@ -72,7 +72,7 @@ class RunView(Callback):
             self._say(prepared.note)
 
     def on_message(self, text: str) -> None:
-        """What a person should know of a run that is taken up again."""
+        """Print a message, for example that a run is being resumed."""
         self._say(text)
 
     def on_start(self, fleet: Fleet) -> None:
@@ -105,12 +105,12 @@ class RunView(Callback):
             if not self._console.is_terminal:
                 self._say(f"{round_name(row['round'])}: {self._last_scores}  sent {size(row['bytes_total'])}")
         if self._rounds is not None and row["round"] >= 0:
-            loss = _number(row["train_loss"])  # none where nothing was trained
+            loss = _number(row["train_loss"])  # None if nothing was trained
             note = f"{self._last_scores}  train loss {loss}  sent {size(row['bytes_total'])}"
             self._progress.update(self._rounds, completed=row["round"] + 1, note=note)
 
     def summary(self, run: Finished) -> None:
-        """Accuracy (or what a regression has instead) beside its anchors, and what it took."""
+        """Print the final scores beside their anchors, then bytes, samples and time."""
         last, metric = run.rows[-1], self._experiment.task.metric
         table = Table(title=f"{self._experiment.name}: after {self._experiment.rounds} rounds", title_justify="left")
         score = score_column(metric)
@@ -133,10 +133,10 @@ class RunView(Callback):
             f"sent {size(last['bytes_total'])}, {last['num_samples_total']} training samples visited, simulated "
             f"{duration(last['sim_time_s'])}, real {duration(last['wall_time_s'])}"
         )
-        self._console.print(f"run directory: {run.folder}", soft_wrap=True)  # in one piece, to be copied
+        self._console.print(f"run directory: {run.folder}", soft_wrap=True)  # not wrapped, so that it can be copied
 
     def _say(self, text: str) -> None:
-        """A terminal gets lines broken between words, so that no number is cut; a pipe gets one line."""
+        """Print one line. On a terminal it wraps between words, so that no number is cut."""
         if self._console.is_terminal:
             self._console.print(text, overflow="fold")
         else:
@@ -144,7 +144,7 @@ class RunView(Callback):
 
 
 def _columns(console: Console) -> list[ProgressColumn]:
-    """Of the progress bar. A narrow terminal has room for the numbers alone."""
+    """Columns of the progress bar. A narrow terminal shows numbers only."""
     notes = TextColumn("{task.fields[note]}", markup=False, table_column=Column(overflow="fold"))
     stage, count = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.completed}/{task.total}"))
     if console.width < WIDE:
@@ -153,7 +153,7 @@ def _columns(console: Console) -> list[ProgressColumn]:
 
 
 def print_comparison(what: str, differences: Sequence[str]) -> None:
-    """What was run again, and whether it is the same. Raises RunError if it is not."""
+    """Print what was run again and how it differs from the log. Raises RunError if it differs."""
     if not differences:
         print(f"{what}: all equal, bit by bit")
         return
@@ -162,13 +162,13 @@ def print_comparison(what: str, differences: Sequence[str]) -> None:
 
 
 def rounds_in_words(first: int, last: int) -> str:
-    """Of the log's numbers: (-1, 0) -> 'rounds 0 to 1'; (3, 3) -> 'round 4'"""
+    """Name rounds by the numbers in the log: (-1, 0) -> 'rounds 0 to 1'; (3, 3) -> 'round 4'."""
     first, last = round_number(first), round_number(last)
     return f"round {last}" if first == last else f"rounds {first} to {last}"
 
 
 def _perplexity(row: Row) -> str:
-    """Of the global model, or where it has none of the personal ones; '' where answers are no texts."""
+    """Perplexity of the global model, or of the personal models if it has none; '' if answers are not texts."""
     found = row["personal_perplexity"] if row["global_perplexity"] is None else row["global_perplexity"]
     return "" if found is None else f"  perplexity {found:.4g}"
 

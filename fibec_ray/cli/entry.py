@@ -1,4 +1,4 @@
-"""Runs one command of `fibec-ray`: streams, signals, errors in one line, exit code."""
+"""Run one command of `fibec-ray`: streams, signals, one-line errors, exit code."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LONGEST_WORD = 1000
 
 
 def speak_utf8() -> None:
-    """Starts the program again in Python's UTF-8 mode if the locale has another encoding. What it prints keeps that.
+    """Restart the program in Python's UTF-8 mode if the locale has another encoding. Output keeps the locale's encoding.
 
-    Arrow and safetensors take every name of a file for UTF-8, whatever the locale.
+    Arrow and safetensors read every file name as UTF-8, whatever the locale.
     """
     if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
         return
@@ -35,10 +35,10 @@ def speak_utf8() -> None:
 
 
 def run(parse: Callable[[], argparse.Namespace]) -> int:
-    """Exit codes: 0 done, 1 the run failed, 2 something that the user can fix (said in one line), 128 + number of the
-    signal that ended it (130: Ctrl-C).
+    """Run a command and return its exit code: 0 success, 1 the run failed, 2 an error that the user can fix, 128 +
+    the number of the signal that ended it (130: Ctrl-C). Errors are printed in one line.
 
-    parse: gives the command as `command`, and as `prints` whether what it prints is all that it does.
+    parse: returns the `command` to call, and `prints`: whether printing is all that it does.
     """
     with lasting() as (out, _), signals_interrupt():
         out.quits = True
@@ -54,7 +54,7 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
         except FibecError as error:
             _say(str(error))
             return error.exit_code
-        except OSError as error:  # an unforeseen file error; the line names the file
+        except OSError as error:  # an unexpected file error; the message names the file
             where = f"{error.filename}: " if error.filename is not None else ""
             _say(f"{where}{error.strerror or error}")
             return 2
@@ -64,7 +64,7 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
             number = signal_of(stop)
             if number is None:
                 raise
-            with suppress(KeyboardInterrupt):  # an impatient second Ctrl-C
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C while this prints
                 _say("; ".join(["interrupted", *getattr(stop, "__notes__", ())]))
             return 128 + number
         return CANNOT_PRINT if arguments.prints and out.failed else 0
@@ -80,7 +80,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def advice(find: Callable[[], str]) -> Iterator[None]:
-    """Adds to an interruption of the block what the user can do next."""
+    """Tell the user what to do next if the block is interrupted."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -92,11 +92,11 @@ def advice(find: Callable[[], str]) -> Iterator[None]:
 def how_to_resume(folder: Path) -> str:
     if (folder / "checkpoints" / "run.json").is_file():
         return f"resume with: fibec-ray resume {shlex.quote(str(folder))}"
-    return "the run had not begun; start it again"
+    return "the run had not started; run the command again"
 
 
 def one_line(text: str) -> str:
-    """What is found in files may hold line ends, and characters that command a terminal or cannot be written."""
+    """Put a message on one line and escape control characters, which text from files may contain."""
     words = " ".join(text.splitlines())
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
 
@@ -107,7 +107,7 @@ def readable(text: str) -> str:
 
 
 def _quiet() -> None:
-    """Silence what libraries announce on import: deprecations, accelerators."""
+    """Silence warnings that libraries print on import."""
     prepare_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")

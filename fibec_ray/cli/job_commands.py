@@ -24,32 +24,38 @@ TITLE = "use a cluster"
 def add(parsers: Parsers) -> None:
     submit = parsers.add_parser("submit", help="run an experiment as a job of a Ray cluster")
     add_config(submit)
-    submit.add_argument("--name", metavar="N", help="of the job; an earlier one's goes on in its run directory")
+    submit.add_argument("--name", metavar="N", help="name of the job; an earlier job with this name is continued")
     submit.add_argument(
         "--out",
         metavar="PLACE",
-        help="where run directories go: a URL, or an absolute path that every node sees (default: $FIBEC_RAY_RUNS of "
-        "the cluster's head, else ~/fibec_ray_runs there)",
+        help="folder for run directories: a URL, or an absolute path that every node sees (default: $FIBEC_RAY_RUNS "
+        "on the cluster's head node, else ~/fibec_ray_runs there)",
     )
     submit.add_argument("--follow", action="store_true", help="print the log until the job ends; exit 1 if it fails")
-    submit.add_argument("--installed", action="store_true", help="the cluster has fibec_ray: send no code")
+    submit.add_argument(
+        "--installed", action="store_true", help="use the fibec_ray installed on the cluster; send no code"
+    )
     _finish(submit, _submit)
 
     _finish(parsers.add_parser("jobs", help="list a cluster's jobs"), _jobs, prints=True)
 
     logs = parsers.add_parser("logs", help="print a job's log")
-    logs.add_argument("job", metavar="JOB", help="id, or name: its newest")
-    logs.add_argument("--follow", action="store_true", help="until the job ends; exit 1 if it fails")
+    logs.add_argument("job", metavar="JOB", help="id, or a name for its newest job")
+    logs.add_argument("--follow", action="store_true", help="keep printing until the job ends; exit 1 if it fails")
     _finish(logs, _logs, prints=True)
 
-    stop = parsers.add_parser("stop", help="stop a job; `submit` with its name goes on with it")
-    stop.add_argument("job", metavar="JOB", help="id, or name: its newest")
+    stop = parsers.add_parser("stop", help="stop a job; `submit` with its name continues it")
+    stop.add_argument("job", metavar="JOB", help="id, or a name for its newest job")
     _finish(stop, _stop)
 
-    fetch = parsers.add_parser("fetch", help="bring a job's run directory here")
-    fetch.add_argument("job", metavar="JOB", help="id, or name: its newest")
+    fetch = parsers.add_parser("fetch", help="copy a job's run directory to this machine")
+    fetch.add_argument("job", metavar="JOB", help="id, or a name for its newest job")
     fetch.add_argument("dest", type=path, nargs="?", metavar="DEST", help="default: runs/NAME, then runs/NAME-2 ...")
-    fetch.add_argument("--shared", action="store_true", help="this machine sees the job's folder too: copy all of it")
+    fetch.add_argument(
+        "--shared",
+        action="store_true",
+        help="copy all of the job's folder directly, which this machine can read",
+    )
     _finish(fetch, _fetch)
 
 
@@ -57,7 +63,7 @@ def _finish(parser: argparse.ArgumentParser, command: Any, prints: bool = False)
     parser.add_argument(
         "--address",
         metavar="URL",
-        help="of the job server, the cluster's dashboard (default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, else "
+        help="the cluster's dashboard, which takes jobs (default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, else "
         "http://127.0.0.1:8265)",
     )
     parser.set_defaults(command=command, prints=prints)
@@ -104,7 +110,7 @@ def _stop(arguments: argparse.Namespace) -> None:
     cluster = _cluster(arguments)
     job = cluster.job(arguments.job)
     if not cluster.stop(job.id):
-        print(f"{job.id}: had ended before ({job.status.lower()})")
+        print(f"{job.id}: had already ended ({job.status.lower()})")
         return
     print(f"{job.id}: {settled(cluster, job.id).status.lower()}")
 
@@ -124,7 +130,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 def _follow(cluster: Cluster, id_: str) -> None:
     from fibec_ray.jobs.follow import follow
 
-    with advice(lambda: f"job {id_} goes on; end it with: fibec-ray stop {id_}"):
+    with advice(lambda: f"job {id_} keeps running; end it with: fibec-ray stop {id_}"):
         job = follow(cluster, id_, partial(print, end="", flush=True))
     if job.status == "STOPPED":
         print(f"{job.id}: stopped", file=sys.stderr)

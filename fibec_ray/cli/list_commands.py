@@ -16,7 +16,7 @@ MORE = {
     "tasks": "Use one: task=NAME, with data.path=FOLDER for local files.",
     "backbones": "Use one: backbone=NAME, or backbone.name= a hub id or a local folder.",
 }
-"""Below each list."""
+"""The line below each list."""
 
 
 def add(parsers: Parsers) -> None:
@@ -67,7 +67,7 @@ def _methods(arguments: argparse.Namespace) -> None:
 
 
 def _loaded_methods(arguments: argparse.Namespace, found: list[Any], python: list[Any]) -> None:
-    """Loads the methods, which runs the Python code of a user's own parts."""
+    """Load the methods and print them. This runs the Python code of user-defined parts."""
     from fibec_ray.cli.method_table import as_json, method_table, own_parts, part_table
     from fibec_ray.config.load import load_method
 

@@ -1,4 +1,4 @@
-"""The `fibec-ray` command: builds the parser from the modules of commands and runs the one that is called.
+"""The `fibec-ray` command: builds the parser from the command modules and runs one command.
 
 Heavy imports come after parsing, so that `fibec-ray --help` answers at once.
 """
@@ -40,7 +40,7 @@ MODULES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes are those of entry.run."""
+    """Run the command line; exit codes as in `entry.run`."""
     if argv is None:
         entry.speak_utf8()
     return entry.run(partial(_parse, argv))
@@ -67,7 +67,7 @@ def build_parser() -> tuple[Parser, Parsers]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may stand before and after options. Raises ConfigError."""
+    """Parse the command line. Overrides may come before and after options. Raises ConfigError."""
     root, parsers = build_parser()
     complete(root, parsers)
     words = list(sys.argv[1:] if argv is None else argv)
@@ -90,7 +90,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _refuse_secrets(arguments: argparse.Namespace) -> None:
-    """Raises StorageError for a URL with credentials, before anything is opened, printed or written."""
+    """Reject URLs with credentials before anything is opened, printed or written. Raises StorageError."""
     from fibec_ray.files.storage import refuse_secrets
 
     for name in ("config", "data", "folder", "sweep", "run", "out", "figures", "dest"):

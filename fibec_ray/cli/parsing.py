@@ -14,7 +14,7 @@ from fibec_ray.errors import ConfigError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ConfigError for bad arguments, and knows which options it has."""
+    """An ArgumentParser that raises ConfigError for bad arguments and keeps a list of its options."""
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Parsers:
-    """The commands. `add_parser` makes one; `title` starts a group of them in the help."""
+    """The commands. `add_parser` adds one; `title` starts a group in the help."""
 
     def __init__(self, root: Parser):
         self._subparsers = root.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
@@ -63,7 +63,7 @@ class Parsers:
 
     @property
     def listing(self) -> str:
-        """All commands, by group, for the help of `fibec-ray`."""
+        """List all commands by group, for the help of `fibec-ray`."""
         width = max(map(len, self.commands))
         lines = []
         for title, group in self.groups.items():
@@ -72,7 +72,7 @@ class Parsers:
 
 
 def known_command(parsers: Parsers, arguments: Sequence[str]) -> Parser | None:
-    """The parser of the command in the arguments; None without one. Raises ConfigError for an unknown command."""
+    """Return the parser of the command in the arguments, or None. Raises ConfigError for an unknown command."""
     first = arguments[0] if arguments else "-"
     if first.startswith("-"):
         return None
@@ -82,7 +82,7 @@ def known_command(parsers: Parsers, arguments: Sequence[str]) -> Parser | None:
 
 
 def with_settings(parser: Parser, arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments of one command, with `--rounds 3` and `--rounds=3` as `rounds=3`.
+    """Rewrite `--rounds 3` and `--rounds=3` as `rounds=3` in the arguments of one command.
 
     Raises ConfigError for an option that is neither the command's own nor a setting.
     """

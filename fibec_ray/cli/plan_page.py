@@ -14,7 +14,7 @@ from fibec_ray.preflight.check import Outlook
 
 
 def as_json(outlook: Outlook) -> dict[str, Any]:
-    """Plain values; bytes, seconds and floating point operations."""
+    """Return the plan as plain values: bytes, seconds and floating point operations."""
     totals = {
         "traffic_total": outlook.traffic.total,
         "flops_total": outlook.work.setup_flops + sum(outlook.work.rounds_flops),
@@ -31,7 +31,7 @@ def show(outlook: Outlook, console: Console) -> None:
     table = Table(title=f"{plan.experiment}, {plan.method}: what the run will take", title_justify="left")
     table.add_column("", overflow="fold")
     table.add_column("takes", justify="right", no_wrap=True)
-    table.add_column("of which, or why", overflow="fold")
+    table.add_column("details", overflow="fold")
     for section in (_model, _places, _memory, _disk, _traffic, _work):
         for row in section(outlook):
             table.add_row(*row)
@@ -58,7 +58,7 @@ def _places(outlook: Outlook) -> Rows:
     hosted = f"{seats.devices_per_actor} devices each, {seats.cohort_per_actor} in a round{side}"
     return [
         ("placement", kind, seats.placement.reason),
-        ("processes with devices", str(seats.placement.num_actors), hosted),
+        ("device processes", str(seats.placement.num_actors), hosted),
     ]
 
 
@@ -67,9 +67,9 @@ def _memory(outlook: Outlook) -> Rows:
     held = [("backbone.backend", *outlook.plan.backend_choice)] if outlook.plan.backend_choice else []
     rows = [
         *held,
-        ("memory of such a process", size(needed.actor.private), f"{size(needed.actor.tensors)} tensors at most"),
-        ("base weights, once a node", size(needed.base_per_node), "in the page cache, for all of its processes"),
-        ("memory in all", size(needed.total), f"{size(needed.available)} available"),
+        ("memory of a process", size(needed.actor.private), f"{size(needed.actor.tensors)} of of tensors at most"),
+        ("base weights, once per node", size(needed.base_per_node), "in the page cache, shared by all processes"),
+        ("memory in total", size(needed.total), f"{size(needed.available)} available"),
     ]
     if needed.actor.gpu:
         free = "free memory unknown" if needed.gpu_available is None else f"{size(needed.gpu_available)} free"
@@ -83,7 +83,7 @@ def _disk(outlook: Outlook) -> Rows:
     parts = f"data {size(taken.data)}, device states {size(taken.states)}, checkpoints {size(taken.checkpoints)}"
     rest = f"log {size(taken.log)}, adapter {size(taken.adapter)}"
     rows = [("disk, run directory", size(taken.run), f"{parts}, {rest}")]
-    there = "there already" if room.base_is_there else f"{size(room.cache_disk)} free"
+    there = "already prepared" if room.base_is_there else f"{size(room.cache_disk)} free"
     return [*rows, ("disk, prepared base", size(taken.base), there)]
 
 
@@ -92,22 +92,22 @@ def _traffic(outlook: Outlook) -> Rows:
     each = f"down {size(sent.device_round_down)}, up {size(sent.device_round_up)}"
     setup = f"initialisation down {size(sent.setup_down)}, up {size(sent.setup_up)}"
     return [
-        ("sent in a device-round", size(sent.device_round_down + sent.device_round_up), each),
-        ("sent in a round", size((sum(sent.rounds_down) + sum(sent.rounds_up)) / rounds), ""),
-        ("sent in all", size(sent.total), setup if sent.setup_down else ""),
+        ("sent per device-round", size(sent.device_round_down + sent.device_round_up), each),
+        ("sent per round", size((sum(sent.rounds_down) + sum(sent.rounds_up)) / rounds), ""),
+        ("sent in total", size(sent.total), setup if sent.setup_down else ""),
     ]
 
 
 def _work(outlook: Outlook) -> Rows:
     done, rounds = outlook.work, len(outlook.work.rounds_flops)
     total = done.setup_flops + sum(done.rounds_flops)
-    rate = f"products of a process: {outlook.rate / 1e9:.0f} Gflop/s, by a short trial now"
+    rate = f"matrix matrix products of a process: {outlook.rate / 1e9:.0f} Gflop/s, measured just now"
     parts = f"start {duration(done.start_s)}, initialisation {duration(done.setup_s)}"
     return [
-        ("operations of a round", f"{sum(done.rounds_flops) / rounds:.2e}", ""),
-        ("operations in all", f"{total:.2e}", f"and {done.evaluation_flops:.2e} for evaluations"),
-        ("time of a round", f"about {duration(done.round_s)}", rate),
-        ("time in all", f"about {duration(done.run_s)}", parts),
+        ("operations per round", f"{sum(done.rounds_flops) / rounds:.2e}", ""),
+        ("operations in total", f"{total:.2e}", f"plus {done.evaluation_flops:.2e} for evaluations"),
+        ("time per round", f"about {duration(done.round_s)}", rate),
+        ("time in total", f"about {duration(done.run_s)}", parts),
     ]
 
 

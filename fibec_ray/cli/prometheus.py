@@ -1,7 +1,7 @@
-"""Reports a run to Prometheus through Ray, round by round.
+"""Report a run to Prometheus through Ray, round by round.
 
-The round log has all of it exactly and for good; this is for looking on. Tags are the run's name alone: one for each
-device would be too many series. `cluster/grafana` draws them, as ray_fibec_<name>.
+Use it to follow a run live; the round log keeps the exact values. The only tag is the run's name, because one series
+per device would be too many. `cluster/grafana` draws them as ray_fibec_<name>.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from fibec_ray.types import Fleet
 
 GAUGES = {
     "round": "the last round that ended; -1 is the initialisation phase",
-    "device_rounds_per_s": "device-rounds of the last round per second of real time",
-    "lanes": "devices that compute side by side in an actor",
-    "actors": "device actors that the placement has",
-    "driver_memory_bytes": "resident memory of the driver's process",
+    "device_rounds_per_s": "device-rounds per second of real time in the last round",
+    "lanes": "devices that one actor trains in one pass",
+    "actors": "number of device actors",
+    "driver_memory_bytes": "resident memory of the driver process",
     "train_loss": "mean over the last round's steps",
-    "global_accuracy": "of the global model at the last evaluation",
-    "personal_accuracy": "of the personal models at the last evaluation",
+    "global_accuracy": "accuracy accuracy of the global model at the last evaluation",
+    "personal_accuracy": "accuracy accuracy of the personal models at the last evaluation",
 }
 COUNTERS = {
-    "rounds": "rounds that have ended",
-    "device_rounds": "updates that came",
-    "lost_devices": "devices of cohorts whose update never came",
-    "bytes_up": "sent by devices",
-    "bytes_down": "sent to devices",
+    "rounds": "finished rounds",
+    "device_rounds": "updates received",
+    "lost_devices": "devices in cohorts whose update was lost",
+    "bytes_up": "bytes sent by devices",
+    "bytes_down": "bytes sent to devices",
 }
 
 
 class RunMetrics(Callback):
-    """Ray's metrics exist while Ray runs: they are made when the fleet is there."""
+    """Creates the metrics once the fleet has started, because Ray's metrics need a running Ray."""
 
     def __init__(self, name: str):
         self._name = name

@@ -67,11 +67,11 @@ def _how_to_go_on(arguments: argparse.Namespace, out: str) -> str:
         return entry.how_to_resume(Path(out))
     changes = "".join(f" {shlex.quote(text)}" for text in arguments.overrides)
     config, place = shlex.quote(str(arguments.config)), shlex.quote(out)
-    return f"go on with: fibec-ray run {config}{changes} --out {place} --resume"
+    return f"continue with: fibec-ray run {config}{changes} --out {place} --resume"
 
 
 def _callbacks(experiment: Experiment, view: RunView) -> Callback:
-    """On Ray, the cluster's metrics look on beside the person."""
+    """The view, and on Ray the metrics of the cluster too."""
     from fibec_ray.cli.prometheus import RunMetrics
     from fibec_ray.runs.callbacks import CallbackList
 

@@ -1,7 +1,7 @@
 """Standard streams that never fail a command, even when their reader is gone.
 
-A closed pipe, a full disk, a terminal that is gone, or one that knows ASCII only costs output and never the run. Text
-that is printed cannot command the terminal: control characters of names and files are shown as escapes.
+A closed pipe, a full disk, a closed terminal or an ASCII-only terminal loses output but never stops the run. Control
+characters in names and files are printed as escapes, so they cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any, TextIO, cast
 
 NAMES = ("stdin", "stdout", "stderr")
 IN_ASCII = {"–": "-", "−": "-", "—": "-", "±": "+/-", "×": "x", "≥": ">=", "≤": "<=", "…": "...", "·": "-", "│": "|"}
-"""What stands for a character that the terminal's encoding lacks; others become backslash escapes."""
+"""Replacements for characters that the terminal's encoding lacks; others become backslash escapes."""
 _COMMANDS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and line feed, line separators, and marks that change the direction of text."""
+"""Control characters except tab and line feed, line separators, and marks that change the text direction."""
 
 
 class ReaderGone(BaseException):
-    """The reader of a command's output has gone. As with Ctrl-C, no handler of errors may stop it."""
+    """The reader of a command's output has gone. Like KeyboardInterrupt, it passes `except Exception`."""
 
 
 def harmless(text: str) -> str:
-    """The text with control characters as escapes: an ESC becomes the four characters \\x1b."""
+    """Show control characters as escapes: ESC becomes the four characters \\x1b."""
     return _COMMANDS.sub(lambda found: "\n" if found[0] == "\r\n" else ascii(found[0])[1:-1], text)
 
 
 def encodable(text: str, encoding: str) -> str:
-    """The text in characters that an encoding has."""
+    """Replace the characters that an encoding lacks."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -50,15 +50,15 @@ def _encodable(char: str, encoding: str) -> str:
 
 
 class Sink:
-    """A stream of the process. Once a write fails, all later output to it is dropped."""
+    """A standard stream. Once a write fails, all later output is dropped."""
 
     def __init__(self, stream: TextIO, number: int):
         self.stream, self.name = stream, NAMES[number]
         self.lost: Exception | None = None
         self.other: Sink | None = None
-        """the stream that a loss is reported on"""
+        """the stream on which lost output is reported"""
         self.quits = False
-        """whether ReaderGone is raised when the reader goes away"""
+        """whether to raise ReaderGone when the reader goes away"""
 
     def write(self, text: str) -> None:
         if self.lost is None:
@@ -76,7 +76,7 @@ class Sink:
 
     @property
     def failed(self) -> bool:
-        """Whether output was lost that somebody wanted."""
+        """Whether output was lost although a reader was there."""
         return self.lost is not None and not isinstance(self.lost, BrokenPipeError)
 
     def _lose(self, error: Exception) -> None:
@@ -112,7 +112,7 @@ class Output:
 
     @property
     def styled(self) -> Output:
-        """The same stream for one who writes control sequences on purpose: terminal.py."""
+        """The same stream without escaping, for control sequences written on purpose (terminal.py)."""
         return Output(self._sink, raw=True)
 
     def __getattr__(self, name: str) -> Any:
@@ -121,7 +121,7 @@ class Output:
 
 @contextmanager
 def lasting() -> Iterator[tuple[Sink, Sink]]:
-    """Replaces sys.stdout and sys.stderr while the block runs."""
+    """Replace sys.stdout and sys.stderr while the block runs."""
     _reserve()
     before = sys.stdout, sys.stderr
     out, err = (Sink(stream or _opened(number), number) for number, stream in enumerate(before, start=1))
@@ -137,7 +137,7 @@ def lasting() -> Iterator[tuple[Sink, Sink]]:
 
 
 def _reserve() -> None:
-    """A closed descriptor 0, 1 or 2 would be given to the next file that is opened, and prints would go there."""
+    """Open closed descriptors 0 to 2, or the next opened file would get one of them and receive prints."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -147,5 +147,5 @@ def _reserve() -> None:
 
 
 def _opened(number: int) -> TextIO:
-    """For a stream that was closed when the program started."""
+    """Open a stream that was closed when the program started."""
     return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8")

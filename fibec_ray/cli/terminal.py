@@ -1,6 +1,6 @@
-"""Makes every rich console of the package: user text is shown as it is, and tables fit.
+"""Create rich consoles that print user text literally and fit tables to the terminal.
 
-Names, paths and notes may hold `[brackets]`, `:smile:` or control characters. They are never read as markup.
+Names, paths and notes may contain `[brackets]`, `:smile:` or control characters. They are never read as markup.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fibec_ray.cli.streams import harmless
 from fibec_ray.environment import read
 
 LEAST_TEXT = 9
-"""Narrowest column of text, in characters; below that a table becomes a list."""
+"""Narrowest text column, in characters; a table that needs narrower ones is printed as a list."""
 PIPE_WIDTH = 10_000
-"""A pipe has no width of its own, and folded rows are of no use to grep."""
+"""Width of a pipe, in characters: rows are not folded, so that grep works."""
 
 
 class _Plain(Console):
@@ -30,20 +30,20 @@ class _Plain(Console):
 
 
 def make_console() -> Console:
-    """Writes to stdout. Text is never markup; styles are given explicitly."""
+    """Return a console on stdout. Text is never markup; styles are given explicitly."""
     out = getattr(sys.stdout, "styled", sys.stdout)
     return _Plain(file=cast("IO[str]", out), markup=False, emoji=False, highlight=False)
 
 
 def screen_width() -> int | None:
-    """Characters in a line of the terminal; None if stdout is not a terminal."""
+    """Characters per line of the terminal; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_table(console: Console, table: Table, fold_in_pipes: bool = True) -> None:
-    """Columns with no_wrap hold numbers and are never cut: where they do not fit, each row becomes a list.
+    """Print a table. Columns with no_wrap hold numbers and are never cut; if they do not fit, each row becomes a list.
 
-    fold_in_pipes: whether COLUMNS counts where stdout is no terminal.
+    fold_in_pipes: whether to use COLUMNS as the width if stdout is not a terminal.
     """
     if not console.is_terminal and not (fold_in_pipes and read("COLUMNS")):
         console.width = PIPE_WIDTH
@@ -63,7 +63,7 @@ def print_table(console: Console, table: Table, fold_in_pipes: bool = True) -> N
 
 
 def least_width(table: Table) -> int:
-    """Characters that a table needs so that no number is cut and no text is narrower than LEAST_TEXT."""
+    """Characters that a table needs to cut no number and keep text columns at least LEAST_TEXT wide."""
     borders = 0 if table.box is None else len(table.columns) + 1
     return borders + sum(_least(column) + 2 for column in table.columns)
 

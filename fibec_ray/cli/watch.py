@@ -24,14 +24,14 @@ from fibec_ray.roundlog.schema import score_column
 
 EVERY_S = 1.0
 NEWEST = 12
-"""Rounds that the view shows."""
+"""Number of rounds that the view shows."""
 COLUMNS = ("round", "global", "personal", "loss", "train loss", "sent", "lost", "simulated", "real")
 SPARED = ("simulated", "lost", "real", "train loss", "sent", "loss")
-"""Columns that a narrow terminal does without, in this order."""
+"""Columns left out on a narrow terminal, in this order."""
 
 
 def watch(run_dir: Path, every_s: float = EVERY_S) -> None:
-    """Follow a run until it ends, well or not. Raises RunDirError for a folder that is not a run directory."""
+    """Follow a run until it ends. Raises RunDirError for a folder that is not a run directory."""
     console = make_console()
     if not console.is_terminal:
         for line in lines(run_dir, every_s):
@@ -56,9 +56,9 @@ def lines(run_dir: Path, every_s: float) -> Iterator[str]:
 
 
 def looks(run_dir: Path, every_s: float) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """(summary, rows of `rounds`) again and again; the last look is after the run has ended."""
+    """Yield (summary, rows of `rounds`) every few seconds; the last ones after the run has ended."""
     while True:
-        summary = _summary(run_dir)  # first: rows are not older than what it says
+        summary = _summary(run_dir)  # read first, so that the rows are not older
         yield summary, _rows(run_dir)
         if summary["status"] != "running":
             return
@@ -66,7 +66,7 @@ def looks(run_dir: Path, every_s: float) -> Iterator[tuple[dict[str, Any], list[
 
 
 def view(summary: dict[str, Any], rows: list[dict[str, Any]], width: int) -> Group:
-    """A title, a bar with the time left, and the newest rounds, in as many columns as fit."""
+    """Show a title, a bar with the time left, and the newest rounds in as many columns as fit."""
     done, total = len([row for row in rows if row["round"] >= 0]), summary["rounds"]
     shown = [dict(zip(COLUMNS, _cells(row, score_column(summary["metric"])), strict=True)) for row in rows[-NEWEST:]]
     columns = list(COLUMNS)
@@ -90,7 +90,7 @@ def _table(columns: list[str], rows: list[dict[str, str]]) -> Table:
 
 
 def _left(rows: list[dict[str, Any]], total: int) -> str:
-    """By the pace of the rounds that the view shows."""
+    """Estimate the time left from the pace of the rounds shown."""
     newest = [row for row in rows if row["round"] >= 0][-NEWEST:]
     if len(newest) < 2:
         return ""
@@ -118,12 +118,14 @@ def _summary(run_dir: Path) -> dict[str, Any]:
         found["status"], found["metric"]
         found["rounds"] = int(found["rounds"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise RunDirError(f"{run_dir}: no run here yet; give the run directory of a run that has begun") from error
+        raise RunDirError(
+            f"{run_dir}: not a run directory, or its run has not started; give the directory of a started run"
+        ) from error
     return found
 
 
 def _rows(run_dir: Path) -> list[dict[str, Any]]:
-    """None before the initialisation phase has ended."""
+    """Return the rows of the log; empty until the initialisation phase has ended."""
     if not parts(run_dir / "rounds"):
         return []
     rows: list[dict[str, Any]] = read_rounds(run_dir).to_pylist()

@@ -1,1 +1,1 @@
-"""Experiments as YAML: what may be written, and how files and command-line overrides become one checked value."""
+"""Experiments as YAML: the settings, and how files and command-line overrides become one validated value."""

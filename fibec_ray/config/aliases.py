@@ -1,6 +1,6 @@
-"""Short and foreign names of settings that the command line accepts: `lr=1e-3`, `--clients-per-round 5`, `bf16=true`.
+"""Short names of settings on the command line, and names from other libraries: `lr=1e-3`, `clients_per_round=5`.
 
-Imports nothing heavy: the command line asks which options are settings before it loads anything else.
+Imports nothing heavy, because the command line needs it before it loads anything else.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ ALIASES = {
     "eval_every": "evaluation.every",
     "num_actors": "fleet.num_actors",
 }
-"""Name -> the setting that it stands for."""
+"""Name -> setting."""
 
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32"}
-"""Name of a flag -> the `backbone.dtype` that it stands for: `bf16=true`."""
+"""Flag -> `backbone.dtype`, as in `bf16=true`."""
 
 
 def is_setting(key: str) -> bool:
-    """Whether an override may begin with this key."""
+    """Whether an override may start with this key."""
     return key.partition(".")[0] in SECTIONS or key in ALIASES or key in DTYPES
 
 
 def expand(keys: list[str], value: Any) -> tuple[list[str], Any]:
-    """The setting that an override stands for: (["lr"], 0.1) -> (["local", "learning_rate"], 0.1).
+    """Replace a short name by its setting: (["lr"], 0.1) -> (["local", "learning_rate"], 0.1).
 
     Raises ConfigError for a dtype flag with a value that is not true or false.
     """

@@ -1,4 +1,4 @@
-"""The experiment: one checked value that says everything about a run."""
+"""The experiment: one validated value with all settings of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fibec_ray.types import SETUP_ROUND
 
 
 def _partition(value: Any) -> Any:
-    """`iid`, or a mapping with `kind`."""
+    """Parse Parse `iid`, or a mapping with `kind`."""
     if isinstance(value, BaseModel):
         return value
     spec = {"kind": value} if isinstance(value, str) else value
@@ -31,14 +31,14 @@ def _partition(value: Any) -> Any:
 
 
 ONE_BACKBONE = (
-    "a federation has one, and several were found: the server averages adapters entry by entry, and those of different "
-    "backbones have no common entries; give one, and for devices that have less room set method.peft.ranks, or "
+    "a federation has one backbone, found several: the server averages adapters entry by entry, so all devices need "
+    "the same backbone; give one, and for devices with less memory set method.peft.ranks, or "
     "backbone.backend and backbone.checkpointing (docs/llama7b.md)"
 )
 
 
 def _is_mixture(value: Any) -> bool:
-    """A list, or a mapping from groups of devices to backbones."""
+    """Whether a value is a list, or a mapping from device groups to backbones."""
     if not isinstance(value, dict):
         return isinstance(value, list | tuple)
     keys = {"kind", *Backbone.model_fields}
@@ -47,7 +47,7 @@ def _is_mixture(value: Any) -> bool:
 
 
 def _backbone(value: Any) -> Any:
-    """A mapping with `kind` is a network from scratch."""
+    """Parse a backbone; a mapping with `kind` is a network trained from scratch."""
     if isinstance(value, BaseModel):
         return value
     if _is_mixture(value):
@@ -85,7 +85,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @classmethod
     def _one_folder(cls, name: str) -> str:
         if name in (".", "..") or any(char in "/\\" or not char.isprintable() for char in name):
-            raise ValueError(f"{name!r} names no folder; leave out slashes and line ends")
+            raise ValueError(f"{name!r} cannot be a folder name; remove slashes and line ends")
         return name
 
     def evaluates(self, round_: int) -> bool:
@@ -95,7 +95,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1
 
     def job(self, num_classes: int, label_words: tuple[int, ...] | None) -> Job:
-        """The part of it that learning depends on. Pooled data are one device's."""
+        """Return the settings that learning depends on. Pooled data belong to one device."""
         federation = (self.cohort_size, self.num_devices)
         cohort_size, num_devices = (1, 1) if self.method.pooled else federation
         return Job(
@@ -115,7 +115,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError(f"cohort_size {self.cohort_size} is more than num_devices {self.num_devices}; lower it")
         if self.method.pooled and self.local.max_steps is not None:
             raise ValueError(
-                f"local.max_steps {self.local.max_steps} limits a device's steps, and method.pooled takes as many as a "
+                f"local.max_steps {self.local.max_steps} limits a device's steps, but method.pooled takes as many as a "
                 "whole cohort; leave out one of them"
             )
         return self
@@ -123,7 +123,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="before")
     @classmethod
     def _networks_are_trained_whole(cls, raw: Any) -> Any:
-        """method.peft trains the base of a network from scratch, unless it is set: there is nothing frozen to adapt."""
+        """Set method.peft to full training for a network from scratch, which has no frozen base to adapt."""
         if not isinstance(raw, dict) or not is_net(raw.get("backbone")):
             return raw
         method = raw.get("method", {})
@@ -138,16 +138,16 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def _task_fits(self) -> Experiment:
         if isinstance(self.backbone, Net) and self.task.is_text:
             raise ValueError(
-                f"backbone {self.backbone.kind} takes numbers, and task {self.task.name} is text; set backbone=minilm"
+                f"backbone {self.backbone.kind} takes numbers, but task {self.task.name} is text; set backbone=minilm"
             )
         if isinstance(self.backbone, Backbone) and not self.task.is_text:
             raise ValueError(
-                f"task {self.task.name} has no text, and a pretrained backbone reads nothing else; set backbone to "
+                f"task {self.task.name} has no text, but a pretrained backbone reads only text; set backbone to "
                 "{kind: mlp} or, for images, {kind: cnn}"
             )
         if isinstance(self.backbone, Backbone) and self.task.answers_in_text and self.backbone.head != "causal_lm":
             raise ValueError(
-                f"task {self.task.name} is answered in text, and backbone.head {self.backbone.head} writes none; set "
+                f"task {self.task.name} needs answers in text; backbone.head {self.backbone.head} cannot do that; set "
                 "backbone.head=causal_lm, with a decoder, or backbone=tiny-llama"
             )
         column = self.partition.user_column
@@ -178,7 +178,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Experiment:
-        """What the parts say of the task, the backbone and the other settings, in their own files."""
+        """Check that each part fits the task, the backbone and the other settings; parts declare this themselves."""
         net = self.backbone if isinstance(self.backbone, Net) else None
         task = f"task {self.task.name}"
         lacking = {} if self.task.is_text else {"text": task}
@@ -202,7 +202,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _gpus_fit(self) -> Experiment:
-        """Several GPUs of an actor are for one thing: a base that has no room on the first of them."""
+        """Allow several GPUs per actor only for a base that does not fit on one of them."""
         shares = [share or 0 for share in self.fleet.gpu_shares]
         gpus, least = max(shares), min(shares)
         backend = self.backbone.backend if isinstance(self.backbone, Backbone) else "plain"
@@ -221,4 +221,4 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 SHARED = (Job.model_fields.keys() & Experiment.model_fields.keys()) - {"cohort_size", "num_devices"}
-"""Fields that an experiment and its job have in common."""
+"""Fields that Experiment and Job share."""

@@ -1,4 +1,4 @@
-"""Turns pydantic's findings into one sentence for the person who wrote the YAML."""
+"""Turn pydantic's errors into one sentence for the person who wrote the YAML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fibec_ray.models.nets import NETS
 from fibec_ray.parts.part import class_of
 
 LONGEST = 200
-"""Characters of a value that is shown."""
+"""Longest value to show, in characters."""
 
 Loc = tuple[int | str, ...]
 
@@ -27,11 +27,11 @@ REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
     "partition": PARTITIONS,
     "backbone": NETS,
 }
-"""Keys whose value is one of several models, told apart by its `kind`."""
+"""Keys whose value is one of several models, chosen by `kind`."""
 
 
 def explain(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> str:
-    """The most telling mistake: key, what was found, what is allowed. root: the model that `raw` was validated as."""
+    """Describe the most informative error: key, value found, what is allowed. root: the model of `raw`."""
     # An unknown key explains a missing one: a misspelt `rounds` is both.
     item = min(error.errors(), key=lambda item: (item["type"] != "extra_forbidden", len(item["loc"])))
     loc = item["loc"]
@@ -50,7 +50,7 @@ def explain(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any
 
 
 def _instead(root: type[BaseModel], raw: Mapping[str, Any], loc: Loc) -> str:
-    """What to write in place of an unknown key: one beside it, another kind, a key elsewhere, or any allowed one."""
+    """Advise what to write instead of an unknown key: a key beside it, another kind, or a key elsewhere."""
     model, key = _model_at(root, raw, loc[:-1]), str(loc[-1])
     known = model.model_fields if model else {}
     if near := nearest(key, known):
@@ -67,7 +67,7 @@ def _instead(root: type[BaseModel], raw: Mapping[str, Any], loc: Loc) -> str:
 
 
 def _only_place(root: type[BaseModel], key: str) -> str | None:
-    """The one section of an experiment that has a key of this name: `batch_size` -> None, as two have it."""
+    """Find the only section with a key of this name. None if several have it, such as `batch_size`."""
     sections = {name: type(field.default) for name, field in root.model_fields.items()}
     found = [
         f"{name}.{key}"
@@ -83,7 +83,7 @@ def _shown(value: Any) -> str:
 
 
 def _model_at(root: type[BaseModel], raw: Any, loc: Loc) -> type[BaseModel] | None:
-    """The model that the value at `loc` was validated as; None where it is none of ours."""
+    """Return the model of the value at `loc`; None if it is not one of ours."""
     model: Any = root
     for part in loc:
         field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
@@ -96,7 +96,7 @@ def _model_at(root: type[BaseModel], raw: Any, loc: Loc) -> type[BaseModel] | No
 
 
 def _own(key: str, raw: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The class of a user's own part, if that is what is named there."""
+    """Return the class of a user-defined part, if one is named there."""
     if key not in AXES and key != "of":
         return None
     with suppress(ValueError):

@@ -1,7 +1,4 @@
-"""Rejects YAML that no experiment can mean, whatever its keys, before anything is built from it.
-
-A few lines of YAML can name each other until they stand for more values than fit in memory, or for themselves.
-"""
+"""Reject YAML that is oversized (alias bombs), recursive or unprintable, before anything is built from it."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ LARGEST = 2**63 - 1
 
 
 def refuse_nonsense(raw: Any, where: str, keys: Sequence[str] = ()) -> None:
-    """Raises ConfigError for values without end, numbers without size, and text that cannot be written.
+    """Reject oversized or recursive values, huge integers, nan and unprintable text. Raises ConfigError.
 
-    Raises StorageError for a URL with credentials, under whatever key: errors, logs and runs repeat any value.
+    Raises StorageError for a URL with credentials under any key, because errors, logs and runs repeat values.
 
-    where: the file, or ''. keys: that the value stands under.
+    where: the file, or ''. keys: the path of the value.
     """
     for count, (path, value) in enumerate(_walk(raw, tuple(keys))):
         for text in value if isinstance(value, dict) else (value,):
@@ -30,7 +27,7 @@ def refuse_nonsense(raw: Any, where: str, keys: Sequence[str] = ()) -> None:
                 refuse_secrets(text, ": ".join(part for part in (where, ".".join(path)) if part) or "the configuration")
         complaint = _complaint(value)
         if count >= MOST_VALUES:
-            path, complaint = path[:1], f"has more than {MOST_VALUES} values, aliases included; write fewer"
+            path, complaint = path[:1], f"has more than {MOST_VALUES} values, aliases included; shorten it"
         if len(path) > DEEPEST:
             path, complaint = path[:3], f"is nested more than {DEEPEST} deep; write it flatter"
         if complaint is not None:
@@ -38,16 +35,16 @@ def refuse_nonsense(raw: Any, where: str, keys: Sequence[str] = ()) -> None:
 
 
 def refuse_flags(raw: Any, meant: Any, where: str) -> None:
-    """meant: what the raw values were taken for. Raises ConfigError where `true` was taken for the number 1."""
+    """Reject `true` where a number is expected. Raises ConfigError. meant: the validated values."""
     if isinstance(raw, bool) and isinstance(meant, int | float) and not isinstance(meant, bool):
-        raise ConfigError(f"{where}: found {str(raw).lower()} where a number is wanted; give one")
+        raise ConfigError(f"{where}: expected a number, found {str(raw).lower()}")
     if isinstance(raw, dict) and isinstance(meant, dict):
         for key, below in raw.items():
             refuse_flags(below, meant.get(key), f"{where}.{key}" if where else str(key))
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value and its path, depth first. Ends one level below the deepest that is allowed."""
+    """Yield every value and its path, depth first, down to one level below the limit."""
     yield path, value
     if len(path) > DEEPEST:
         return
@@ -62,14 +59,14 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
 
 
 class _OddKey(str):
-    """A key that is no text."""
+    """A key that is not a string."""
 
 
 def _complaint(value: Any) -> str | None:
     if isinstance(value, _OddKey):
-        return f"the key {value} is no string; put it in quotes, or remove it"
+        return f"the key {value} is not a string; put it in quotes or remove it"
     if isinstance(value, float) and math.isnan(value):
-        return "found nan, which is no number; give one"
+        return "found nan; give a number"
     if isinstance(value, int) and abs(value) > LARGEST:
         return f"found an integer of {value.bit_length()} bits; at most 63 are allowed"
     if isinstance(value, str) and (value != _printable(value)):
@@ -83,5 +80,5 @@ def _printable(text: str) -> str:
 
 
 def _unprintable(char: str) -> bool:
-    """Control characters, and halves of characters that UTF-8 has no bytes for; line ends and tabs are text."""
+    """Whether a character is a control character or a lone surrogate; line ends and tabs are allowed."""
     return (ord(char) < 32 and char not in "\n\r\t") or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000

@@ -1,4 +1,4 @@
-"""YAML files and `key=value` overrides -> one checked Experiment; every mistake becomes one ConfigError.
+"""Load YAML files and `key=value` overrides as one validated Experiment. Every mistake raises one ConfigError.
 
 `method`, `task` and `backbone` may be given by name: `method: fibecfed` is `methods/fibecfed.yaml` in the `configs`
 folder of the experiment or in the packaged one. Overrides are applied from the shallowest key to the deepest, so that
@@ -34,7 +34,7 @@ KINDS = ("kind", "of")
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment in a file, with overrides. Raises ConfigError."""
+    """Load an experiment from a file, with overrides. Raises ConfigError."""
     return build_experiment(read_yaml(path), overrides, path)
 
 
@@ -59,7 +59,7 @@ def build_experiment(raw: dict[str, Any], overrides: Sequence[str], path: Path) 
 
 
 def check(raw: dict[str, Any], where: str) -> Experiment:
-    """An Experiment from plain values. Raises ConfigError that names the key and what is allowed."""
+    """Validate plain values as an Experiment. Raises ConfigError, which names the key and what is allowed."""
     try:
         raw = with_own_data(raw)
     except ValidationError as error:
@@ -85,9 +85,9 @@ def load_method(path: Path) -> Method:
 
 
 def with_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """raw: settings of an experiment. Files with parts get absolute paths: they are beside the YAML that names them.
+    """Make the paths of Python files with parts absolute; in YAML they are relative to the YAML file.
 
-    folder: of that YAML. Copies that a run or a job keeps are in a folder `parts` beside it.
+    raw: settings of an experiment. folder: of the YAML. Runs and jobs keep copies in a folder `parts` beside it.
     """
     return {**raw, "method": _located(raw["method"], folder)} if isinstance(raw.get("method"), dict) else raw
 
@@ -104,7 +104,7 @@ def _located(value: Any, folder: Path, key: str = "") -> Any:
 
 
 def with_path(text: str, folder: Path) -> str:
-    """The same for one override, `key=value`, that is written in a file of this folder."""
+    """Do the same for one override, `key=value`, from a file in this folder."""
     keys, value = parse_override(text)
     if keys[0] != "method":
         return text
@@ -113,7 +113,7 @@ def with_path(text: str, folder: Path) -> str:
 
 
 def first_difference(found: Any, wanted: Any, at: str = "") -> str:
-    """'local.learning_rate is 0.01 there, 0.003 here'"""
+    """Describe the first difference: 'local.learning_rate is 0.01 there, 0.003 here'."""
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return f"{at} is {found!r} there, {wanted!r} here"
     for key in {**wanted, **found}:
@@ -128,7 +128,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         near = near_file(path) or "; give the path of a YAML file"
         raise ConfigError(f"{path}: cannot be read ({error.strerror}){near}") from error
-    except ValueError as error:  # not UTF-8, or a path that no file can have
+    except ValueError as error:  # not UTF-8, or not a valid path
         raise ConfigError(f"{path}: not YAML ({error}); give the path of a YAML file") from error
     raw = _parse(text, f"{path}: not YAML")
     if not isinstance(raw, dict):
@@ -138,7 +138,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """`local.batch_size=4` -> (["local", "batch_size"], 4), and so is `batch_size=4`; values are YAML."""
+    """Parse `local.batch_size=4` or `batch_size=4` -> (["local", "batch_size"], 4). Values are YAML."""
     key, sign, value = text.partition("=")
     keys = key.strip().split(".")
     if not sign or not all(keys):
@@ -151,5 +151,5 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 def _parse(text: str, complaint: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except Exception as error:  # besides its own errors PyYAML lets those of int(), date() and the like through
+    except Exception as error:  # PyYAML also raises the errors of int(), date() and others
         raise ConfigError(f"{complaint} ({' '.join(str(error).split())})") from error

@@ -1,6 +1,6 @@
-"""Finds configs by name: experiments, sweeps, methods, tasks and backbones, the user's own before the packaged ones.
+"""Find experiments, sweeps, methods, tasks and backbones by name. The user's own come before packaged ones.
 
-Imports nothing heavy: shell completion lists names too.
+Imports nothing heavy, because shell completion uses it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pathlib import Path
 from fibec_ray.errors import ConfigError, did_you_mean
 
 GROUPS = {"method": "methods", "task": "tasks", "backbone": "backbones"}
-"""Keys of an experiment whose value may be the name of a file, and the folder of such files."""
+"""Keys whose value may be the name of a file, and the folder of these files."""
 OWN = "experiment.yaml"
-"""The experiment that commands take when none is named; `fibec-ray init` writes it."""
+"""The experiment that commands use if none is named; `fibec-ray init` writes it."""
 SUFFIXES = (".yaml", ".yml")
 
 
 def config_folder() -> Path:
-    """The packaged `configs` folder: inside the installed package, or beside it in a checkout."""
+    """Return the packaged `configs` folder: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
@@ -29,7 +29,7 @@ def method_files() -> list[Path]:
 
 
 def packaged(group: str) -> dict[str, Path]:
-    """Name -> file. group: methods, tasks, backbones, experiments or sweeps; the quickstart is an experiment."""
+    """Return the packaged files by name. group: methods, tasks, backbones, experiments or sweeps."""
     files = list((config_folder() / group).glob("*.yaml"))
     if group == "experiments":
         files.append(config_folder() / "quickstart.yaml")
@@ -37,18 +37,18 @@ def packaged(group: str) -> dict[str, Path]:
 
 
 def own(group: str, folder: Path) -> dict[str, Path]:
-    """The user's own methods, tasks or backbones for an experiment in a folder, by name.
+    """Return the user's own methods, tasks or backbones by name, for an experiment in a folder.
 
-    They are in `./methods/` (and so on) beside the experiment, one folder further up, or in the working directory.
+    They are in `methods/` (and so on) beside the experiment, beside its folder, or in the working directory.
     """
     places = [Path(), folder.resolve().parent, folder]
     return {path.stem: path for place in places for path in _yaml_files(place / group)}
 
 
 def find(key: str, name: str, experiment: Path) -> Path:
-    """The file behind `method: NAME`, `task: NAME` or `backbone: NAME`. Raises ConfigError.
+    """Find the file of `method: NAME`, `task: NAME` or `backbone: NAME`. Raises ConfigError.
 
-    name: a name or the path of a YAML file. experiment: the file that names it, or that overrides were given for.
+    name: a name, or the path of a YAML file. experiment: the file whose settings name it.
     """
     if name.endswith(SUFFIXES):
         return Path(name)
@@ -60,9 +60,9 @@ def find(key: str, name: str, experiment: Path) -> Path:
 
 
 def find_config(text: str | None, groups: Sequence[str] = ("experiments",)) -> Path:
-    """The file of an experiment or a sweep. Raises ConfigError for a name that is not known.
+    """Find the file of an experiment or a sweep. Raises ConfigError for an unknown name.
 
-    text: a path, a packaged name, or a folder with an experiment.yaml; None: the working directory's.
+    text: a path, a packaged name, or a folder with an experiment.yaml; None: the working directory.
     """
     if text is None:
         return _in_folder(Path(), "no CONFIG given, and this folder has no experiment.yaml")
@@ -79,14 +79,14 @@ def find_config(text: str | None, groups: Sequence[str] = ("experiments",)) -> P
 
 
 def near_file(path: Path) -> str:
-    """'; did you mean X?' for a file that is not there, or ''. Looks in its folder, and at the packaged configs."""
+    """Suggest another name for a missing file: '; did you mean X?', or ''."""
     beside = [str(file) for file in _yaml_files(path.parent)]
     near = did_you_mean(str(path), beside)
     if near.startswith("did you mean"):
         return f"; {near}"
     for group in ("experiments", "sweeps"):
         if path.stem in packaged(group):
-            return f"; the packaged one is called by its name: {path.stem}"
+            return f"; for the packaged config, write {path.stem}"
     return ""
 
 

@@ -1,7 +1,7 @@
-"""Writes one override into the settings of an experiment, so that it means what it says.
+"""Apply `key=value` overrides to the settings of an experiment.
 
-A key below a part goes to the part's kind, or to the default one where none is named. A new `kind` keeps the keys that
-both kinds share and drops the others.
+A key below a part belongs to the part's kind, or to the default kind if none is named. A new `kind` keeps the settings
+that both kinds share and drops the others.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def with_implied(pairs: Sequence[tuple[list[str], Any]]) -> list[tuple[list[str]
 
 
 def in_order(pairs: Sequence[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
-    """From the shallowest key to the deepest; at one depth, keys that decide about others come first."""
+    """Sort overrides from the shallowest key to the deepest. At equal depth, `kind` and the like come first."""
     return sorted(pairs, key=lambda pair: (len(pair[0]), pair[0][-1] not in {"kind", *selectors(_section(pair[0]))}))
 
 
 def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Sets a nested key of plain settings. Raises ConfigError for a key below something that has none."""
+    """Set a nested key of plain settings. Raises ConfigError for a key below a plain value."""
     inner = raw
     for depth, key in enumerate(keys[:-1], start=1):
         at = keys[:depth]
@@ -57,7 +57,7 @@ def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def registry_at(keys: Sequence[str]) -> Registry | None:
-    """The kinds of what stands at a key: those of an axis, of a partition or of a network. None: it has no kinds."""
+    """Return the kinds to choose from at a key: of an axis, the partition or a network. None: there is no choice."""
     if list(keys) == ["partition"]:
         return PARTITIONS
     if list(keys) == ["backbone"]:
@@ -68,12 +68,12 @@ def registry_at(keys: Sequence[str]) -> Registry | None:
 
 
 def _default_of(keys: Sequence[str]) -> dict[str, Any]:
-    """What a key stands below where the settings have nothing there yet."""
+    """Return the settings to start from if a section is missing."""
     return {"kind": Experiment.model_fields["partition"].default.kind} if list(keys) == ["partition"] else {}
 
 
 def _dropped(inner: Mapping[str, Any], keys: Sequence[str], value: Any) -> set[str]:
-    """The keys beside the one that is set which its new value has no use for."""
+    """Return the keys that have no effect once a key has its new value."""
     registry = registry_at(keys[:-1]) if len(keys) > 1 else None
     if registry is None or keys[-1] != "kind":
         return idle(_section(keys), keys[-1], value)
@@ -84,7 +84,7 @@ def _dropped(inner: Mapping[str, Any], keys: Sequence[str], value: Any) -> set[s
 
 
 def _class(spec: Mapping[str, Any], registry: Registry, keys: Sequence[str]) -> type[BaseModel] | None:
-    """The model of a mapping with this kind; None where there is none, which validation will say."""
+    """Return the model of a mapping with this kind; None if there is none, which validation reports."""
     if "kind" not in spec:
         return Backbone if keys[0] == "backbone" else next(iter(registry.values()))
     if keys[0] != "method":
@@ -96,11 +96,11 @@ def _class(spec: Mapping[str, Any], registry: Registry, keys: Sequence[str]) -> 
 
 
 def _origin(model: type[BaseModel], name: str) -> type | None:
-    """The class that declares a field."""
+    """Return the class that declares a field."""
     return next((cls for cls in model.__mro__ if name in inspect.get_annotations(cls)), None)
 
 
 def _section(keys: Sequence[str]) -> type[BaseModel]:
-    """The model of the section that a key is in, `fleet` for example."""
+    """Return the model of a key's section, such as `fleet`."""
     field = Experiment.model_fields.get(keys[0]) if len(keys) == 2 else None
     return type(field.default) if field is not None and isinstance(field.default, BaseModel) else BaseModel

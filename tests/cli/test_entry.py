@@ -45,7 +45,10 @@ def ended_by(number: int, folder: Path, program: str = WAITS, before: str = "") 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_one_line_that_says_how_to_go_on(number: int, code: int, tmp_path: Path) -> None:
-    assert ended_by(number, tmp_path) == (code, "fibec-ray: interrupted; the run had not begun; start it again\n")
+    assert ended_by(number, tmp_path) == (
+        code,
+        "fibec-ray: interrupted; the run had not started; run the command again\n",
+    )
     (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "my run" / "checkpoints" / "run.json").touch()
     assert ended_by(number, tmp_path) == (code, "fibec-ray: interrupted; resume with: fibec-ray resume 'my run'\n")

@@ -51,8 +51,8 @@ def test_the_view_has_a_bar_and_the_newest_rounds(run_dir: Path) -> None:
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RunDirError, match="no run here yet"):
+    with pytest.raises(RunDirError, match="not a run directory, or its run has not started"):
         list(lines(tmp_path, every_s=0))
     (tmp_path / "summary.json").write_text(json.dumps({"status": "running"}))
-    with pytest.raises(RunDirError, match="no run here yet"):
+    with pytest.raises(RunDirError, match="not a run directory, or its run has not started"):
         list(lines(tmp_path, every_s=0))

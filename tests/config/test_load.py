@@ -20,6 +20,7 @@ from fibec_ray.config.load import (
     parse_override,
     read_yaml,
 )
+from fibec_ray.config.names import find_config
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import Job
@@ -96,9 +97,9 @@ def test_every_backbone_loads(path: Path) -> None:
 def test_every_file_opens_with_the_command_that_runs_it(path: Path) -> None:
     """The command is not only there: its configuration and its overrides load, and they use this very file."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first.startswith("# ") and "fibec-ray run configs/" in first
+    assert first.startswith("# ") and "fibec-ray run " in first
     words = shlex.split(first[first.index("fibec-ray") :], comments=True)
-    experiment = load_experiment(CONFIGS.parent / words[2], words[3:])
+    experiment = load_experiment(find_config(words[2]), words[3:])
     group = path.parent.name
     if group in ("methods", "tasks"):
         assert {"methods": experiment.method, "tasks": experiment.task}[group].name == path.stem

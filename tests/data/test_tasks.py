@@ -35,7 +35,7 @@ def test_the_ten_sets_of_the_paper_and_the_embedded_ones_are_there() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_task_file_loads_and_opens_with_the_command_that_runs_it(path: Path) -> None:
     assert read(path.stem).name == path.stem
-    assert path.read_text().startswith("# fibec-ray run configs/") and f"task={path.stem}" in path.read_text()
+    assert path.read_text().startswith("# fibec-ray run ") and f"task={path.stem}" in path.read_text()
 
 
 def test_metrics_are_those_of_the_protocol() -> None:

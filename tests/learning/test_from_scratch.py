@@ -102,7 +102,7 @@ def test_a_network_is_trained_whole_unless_the_method_says_otherwise() -> None:
 
 def test_text_and_numbers_do_not_mix() -> None:
     text = make_tiny(backbone=None) | {"backbone": {"kind": "mlp"}}
-    assert "backbone mlp takes numbers, and task synthetic is text" in refusal(text)
+    assert "backbone mlp takes numbers, but task synthetic is text" in refusal(text)
     assert "task digits has no text" in refusal({**make_digits(), "backbone": make_tiny()["backbone"]})
 
 

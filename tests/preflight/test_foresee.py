@@ -62,7 +62,7 @@ def test_plan_prints_what_a_run_will_take(tiny_file: str, capsys: pytest.Capture
     for words in (
         "backbone.backend",
         "auto: no GPU; the base has",
-        "memory in all",
+        "memory in total",
         "disk, run directory",
         "sent in a round",
         "operations in all",
@@ -86,7 +86,7 @@ def test_plan_prints_plain_values_for_scripts(tiny_file: str, capsys: pytest.Cap
 def test_plan_ends_with_what_does_not_fit(tiny_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", tiny_file]) == 2
     out, err = capsys.readouterr()
-    assert "memory in all" in out
+    assert "memory in total" in out
     assert err.startswith("fibec-ray: memory: ") and "0.1 GB are available; " in err and len(err.splitlines()) == 1
 
 
