@@ -76,7 +76,7 @@ def test_a_missing_file_names_the_nearest(capsys: Any, tmp_path: Path, monkeypat
     assert main(["run", "mine.yaml"]) == 2
     assert "did you mean 'my.yaml'?" in capsys.readouterr().err
     assert main(["run", "configs/trec.yaml"]) == 2
-    assert "the packaged one is called by its name: trec" in capsys.readouterr().err
+    assert "for the packaged config, write trec" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["lr=0.25", "--lr=0.25", "learning_rate=0.25", "--learning-rate=0.25"])

@@ -64,9 +64,9 @@ def test_plan_prints_what_a_run_will_take(tiny_file: str, capsys: pytest.Capture
         "auto: no GPU; the base has",
         "memory in total",
         "disk, run directory",
-        "sent in a round",
-        "operations in all",
-        "time in all",
+        "sent per round",
+        "operations in total",
+        "time in total",
     ):
         assert words in out
     assert err == ""
