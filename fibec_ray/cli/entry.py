@@ -23,7 +23,7 @@ LONGEST_WORD = 1000
 
 
 def speak_utf8() -> None:
-    """Restart the program in Python's UTF-8 mode if the locale has another encoding. Output keeps the locale's encoding.
+    """Restart the program in Python's UTF-8 mode if the locale has another encoding. Output keeps its encoding.
 
     Arrow and safetensors read every file name as UTF-8, whatever the locale.
     """

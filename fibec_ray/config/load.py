@@ -39,9 +39,9 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def build_experiment(raw: dict[str, Any], overrides: Sequence[str], path: Path) -> Experiment:
-    """The experiment of plain values, with overrides. Raises ConfigError.
+    """Build an experiment from plain values and overrides. Raises ConfigError.
 
-    path: the file of the values, or where it would be: names of methods and own parts are looked up beside it.
+    path: the file of the values, real or not; methods and user-defined parts are looked up beside it.
     """
     raw = with_paths(raw, path.parent)
     pairs = in_order(with_implied([parse_override(with_path(text, Path())) for text in overrides]))
