@@ -14,20 +14,28 @@ _INTRODUCTION = """# Commands
 check failed, and 2 if the input is wrong. A wrong input gets one line that says where, what was found and what is
 allowed.
 
+Where a command takes `key=value`, `--key value` works too: `rounds=3`, `--rounds 3`. [Settings](settings.md) lists the
+keys. `fibec-ray completion bash` prints a script that completes commands and names in your shell.
+
 | command | what it does |
 |---|---|"""
 
 
 def commands_page() -> str:
     _, parsers = build_parser()
-    found = [(name, text, parsers.commands[name]) for group in parsers.groups.values() for name, text in group.items()]
-    rows = [f"| [`{name}`](#{name}) | {_cell(text)} |" for name, text, _ in found]
-    return "\n\n".join(["\n".join([_INTRODUCTION, *rows]), *(_section(*each) for each in found)]) + "\n"
+    rows = [
+        f"| [`{name}`](#{name}) | {_cell(text)} |" for group in parsers.groups.values() for name, text in group.items()
+    ]
+    parts = ["\n".join([_INTRODUCTION, *rows])]
+    for title, group in parsers.groups.items():
+        parts.append(f"## {title[:1].upper()}{title[1:]}")
+        parts += [_section(name, text, parsers.commands[name]) for name, text in group.items()]
+    return "\n\n".join(parts) + "\n"
 
 
 def _section(name: str, text: str, parser: argparse.ArgumentParser) -> str:
     arguments = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
-    parts = [f"## `{name}`", _sentence(text)]
+    parts = [f"### `{name}`", _sentence(text)]
     parts.append(f"```text\nfibec-ray {' '.join([name, *map(_usage, arguments)])}\n```")
     if arguments:
         rows = [f"| {_name(action)} | {_cell(_help(action))} |" for action in arguments]

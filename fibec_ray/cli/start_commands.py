@@ -17,12 +17,12 @@ COMPLETION = (
 
 def add(parsers: Parsers) -> None:
     init = parsers.add_parser("init", help="make a folder with an experiment, a method and a part of your own")
-    init.add_argument("folder", nargs="?", type=path, metavar="DIR", default=Path(), help="default: this folder")
+    init.add_argument("folder", nargs="?", type=path, metavar="DIR", default=Path(), help="default: the current folder")
     init.set_defaults(command=_init)
 
     completion = parsers.add_parser("completion", help="print a script that completes commands and names in your shell")
     completion.epilog = COMPLETION
-    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.add_argument("shell", choices=("bash", "zsh"), help="your shell")
     completion.set_defaults(command=_completion, prints=True)
 
 
