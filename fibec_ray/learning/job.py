@@ -38,12 +38,12 @@ class System(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 class LocalTraining(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How a device trains in a round. The optimiser's state starts fresh in each round."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False)
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="starts afresh in each round")
+    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="step size of the first round")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="learning rate over rounds: linear and cosine fall from learning_rate to 0"
     )
-    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="of the optimiser, decoupled in adamw")
     momentum: Annotated[float, OnlyWith("optimizer", "sgd")] = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     batch_size: int = Field(8, ge=1, description="samples per step")
     epochs: int = Field(1, ge=1, description="passes over the visible batches per round")

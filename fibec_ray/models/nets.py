@@ -59,7 +59,7 @@ class Mlp(Net):
 
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[PositiveInt, ...] = Field((20, 20), description="sizes of the hidden layers")
-    activation: Activation = "tanh"
+    activation: Activation = Field("tanh", description="nonlinearity after each layer")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Mlp:
@@ -85,7 +85,7 @@ class Cnn(Net):
 
     kind: Literal["cnn"] = "cnn"
     channels: tuple[PositiveInt, ...] = Field((8, 16), min_length=1, description="filters of each convolution")
-    activation: Activation = "relu"
+    activation: Activation = Field("relu", description="nonlinearity after each layer")
 
     @property
     def num_layers(self) -> int:
