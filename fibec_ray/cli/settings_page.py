@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.data.tasks import Task
+from fibec_ray.effects import OnlyWith
 from fibec_ray.fleets.settings import ActorClass
 from fibec_ray.models.nets import NETS
 from fibec_ray.models.spec import Backbone
@@ -79,7 +80,11 @@ def _rows(prefix: str, model: type[BaseModel], *but: str) -> Iterator[str]:
 
 
 def _row(key: str, field: FieldInfo, kind: str = "", text: str = "") -> str:
-    cells = (f"`{key}`", kind or _type(field.annotation, field), _default(field), text or field.description or "")
+    needs = [
+        f"only with {mark.field}: {' or '.join(mark.values)}" for mark in field.metadata if isinstance(mark, OnlyWith)
+    ]
+    meaning = "; ".join([text or field.description or "", *needs])
+    cells = (f"`{key}`", kind or _type(field.annotation, field), _default(field), meaning)
     return f"| {' | '.join(_cell(cell) for cell in cells)} |"
 
 

@@ -60,14 +60,14 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     every: int = Field(5, ge=1, description="rounds between evaluations")
     before_training: bool = Field(False, description="also score the models before round 1")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="samples of a forward pass")
 
 
 class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     name: str = Field(min_length=1, max_length=100, description="names the run directory")
-    seed: int = Field(0, ge=0)
-    rounds: int = Field(ge=1, le=10_000_000)
-    num_devices: int = Field(ge=1, le=10_000_000)
+    seed: int = Field(0, ge=0, description="decides every random number of the run")
+    rounds: int = Field(ge=1, le=10_000_000, description="communication rounds")
+    num_devices: int = Field(ge=1, le=10_000_000, description="devices (clients) of the federation")
     cohort_size: int = Field(ge=1, description="devices drawn for each round")
     task: Task
     method: Method = Method()

@@ -33,8 +33,8 @@ _ONE_IN = 5
 class ExerciseSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Number and length of the exercises."""
 
-    num_train: int = Field(1200, ge=2, le=20_000)
-    num_test: int = Field(240, ge=1, le=5_000)
+    num_train: int = Field(1200, ge=2, le=20_000, description="training rows to generate")
+    num_test: int = Field(240, ge=1, le=5_000, description="test rows to generate")
     most_items: int = Field(4, ge=3, le=8, description="words of the longest exercise; the shortest have 2")
 
 

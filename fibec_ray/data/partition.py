@@ -159,7 +159,7 @@ class Pathological(Partition):
     """Each device has rows of a few classes only; each class is divided evenly among the devices that have it."""
 
     kind: Literal["pathological"] = "pathological"
-    classes_per_device: int = Field(2, ge=1)
+    classes_per_device: int = Field(2, ge=1, description="classes that a device has rows of")
 
     size_setting: ClassVar[str] = "classes_per_device"
     remedy: ClassVar[str] = "raise classes_per_device, or lower min_samples or num_devices"
@@ -190,7 +190,7 @@ class Shards(Partition):
     """
 
     kind: Literal["shards"] = "shards"
-    shards_per_device: int = Field(2, ge=1)
+    shards_per_device: int = Field(2, ge=1, description="pieces that a device gets")
 
     size_setting: ClassVar[str] = "shards_per_device"
     remedy: ClassVar[str] = "lower shards_per_device, min_samples or num_devices"

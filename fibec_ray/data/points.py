@@ -50,8 +50,8 @@ class RegressionSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     noise: float = Field(
         0.1, ge=0, allow_inf_nan=False, description="standard deviation of the noise on training values"
     )
-    num_train: int = Field(600, ge=2, le=1_000_000)
-    num_test: int = Field(600, ge=2, le=1_000_000)
+    num_train: int = Field(600, ge=2, le=1_000_000, description="training rows to generate")
+    num_test: int = Field(600, ge=2, le=1_000_000, description="test rows to generate")
 
     @property
     def num_regions(self) -> int:

@@ -34,9 +34,9 @@ _TIMES = {  # every fourth time belongs to the test messages
 class SyntheticSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Number and difficulty of the messages."""
 
-    num_train: int = Field(1600, ge=2, le=50_000)
-    num_test: int = Field(400, ge=1, le=10_000)
-    num_classes: int = Field(len(TOPICS), ge=2, le=len(TOPICS))
+    num_train: int = Field(1600, ge=2, le=50_000, description="training rows to generate")
+    num_test: int = Field(400, ge=1, le=10_000, description="test rows to generate")
+    num_classes: int = Field(len(TOPICS), ge=2, le=len(TOPICS), description="topics that messages are about")
     label_noise: float = Field(0.05, ge=0, lt=1, description="fraction of training messages with a wrong label")
     test_label_noise: float = Field(0.0, ge=0, lt=1, description="fraction of test messages with a wrong label")
     hard_fraction: float = Field(

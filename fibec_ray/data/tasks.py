@@ -19,10 +19,10 @@ MASK = "<mask>"
 class HubDifferences(BaseModel, frozen=True, extra="forbid"):
     """Columns and splits of the hub's copy, if they differ from the task's; None: the same."""
 
-    text_columns: tuple[str, ...] | None = None
-    label_column: str | None = None
-    train_splits: tuple[str, ...] | None = None
-    eval_split: str | None = None
+    text_columns: tuple[str, ...] | None = Field(None, description="the hub's names of the text columns")
+    label_column: str | None = Field(None, description="the hub's name of the label column")
+    train_splits: tuple[str, ...] | None = Field(None, description="the hub's splits of training rows")
+    eval_split: str | None = Field(None, description="the hub's split of test rows")
 
 
 class Task(BaseModel, frozen=True, extra="forbid"):
@@ -33,13 +33,17 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     digits and regression have no text, so no columns and no prompts. Only text, synthetic and digits have classes.
     """
 
-    name: str = Field(min_length=1)
-    kind: Literal["text", "synthetic", "digits", "regression", "instructions", "exercises"] = "text"
+    name: str = Field(min_length=1, description="shown in logs and reports")
+    kind: Literal["text", "synthetic", "digits", "regression", "instructions", "exercises"] = Field(
+        "text", description="where rows come from and how they are answered, see above"
+    )
     hub: str | None = Field(None, description="data set on the Hugging Face hub; None: local files only")
-    hub_config: str | None = None
+    hub_config: str | None = Field(None, description="configuration of the set on the hub, such as sst2 of glue")
     hub_differs: HubDifferences = HubDifferences()
-    text_columns: tuple[str, ...] = Field(("sentence",), min_length=1, max_length=2)
-    label_column: str = "label"
+    text_columns: tuple[str, ...] = Field(
+        ("sentence",), min_length=1, max_length=2, description="column of the text, or two columns for pairs of texts"
+    )
+    label_column: str = Field("label", description="column of the class labels")
     label_names: tuple[str, ...] = Field((), description="class names in the order of their ids")
     label_aliases: dict[str, str] = Field({}, description="other spellings of class names, as some copies have them")
     template: str = Field(
@@ -49,8 +53,10 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     verbaliser: tuple[str, ...] = Field(
         (), description="one word for each class, in the order of label_names; for heads of language models"
     )
-    metric: Literal["accuracy", "mcc", "accuracy_f1", "r2"] = "accuracy"
-    train_splits: tuple[str, ...] = Field(("train",), min_length=1)
+    metric: Literal["accuracy", "mcc", "accuracy_f1", "r2"] = Field(
+        "accuracy", description="the task's own metric; mcc: Matthews correlation; accuracy_f1: mean of both"
+    )
+    train_splits: tuple[str, ...] = Field(("train",), min_length=1, description="splits of the training rows")
     eval_split: str | None = Field(
         "validation", description="split of the test rows; null: data.test_fraction of the training rows are held out"
     )
