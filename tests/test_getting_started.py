@@ -31,7 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL = "rounds=1 num_devices=4 cohort_size=2 evaluation.every=1 data.max_length=16 data.max_train=40 data.max_test=20"
+SMALL = "rounds=1 method=fedavg num_devices=4 cohort_size=2 data.max_length=16 data.max_train=40 data.max_test=20"
 """settings that make a run of the page short"""
 
 
