@@ -51,7 +51,8 @@ def lines(text: str) -> Iterator[str]:
 def commands(text: str) -> list[list[str]]:
     """The arguments of every `fibec-ray` command of the page, in blocks and inline, without those that have `...`."""
     inline = re.findall(r"`(fibec-ray [^`]+)`", prose_with_code(text))
-    found = [shlex.split(line, comments=True) for line in [*lines(text), *inline] if "..." not in line]
+    alone = [re.split(r" [|>] ", line)[0] for line in [*lines(text), *inline] if "..." not in line]
+    found = [shlex.split(line, comments=True) for line in alone]
     return [words[1:] for words in found if words[:1] == ["fibec-ray"] and len(words) > 2]
 
 
