@@ -17,7 +17,7 @@ from fibec_ray.cli.reference import pages
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import config_folder, method_files, read_yaml
 from fibec_ray.method import AXES
-from fibec_ray.sweep.load import load_sweep
+from fibec_ray.sweeps.load import load_sweep
 
 RIDDLES = [
     *("of which", "is said", "one's own", "come to what", "what is no", "of theirs", "for it is", "shall", "but for"),

@@ -116,6 +116,7 @@ def test_the_command_line_beats_the_file_and_a_variant_beats_both(write: Any) ->
         ({"sedes": [1], "seeds": None}, "sedes: no such key; did you mean 'seeds'?"),
         ({"config": None}, "config: is missing; set it"),
         ({"config": "none.yaml"}, "none.yaml: cannot be read"),
+        ({"config": "quickstrat"}, "config: no config is called 'quickstrat'; did you mean 'quickstart'?"),
         ({"seeds": []}, "seeds: list should have at least 1 item"),
         ({"seeds": [0, 0]}, "seeds: [0, 0] has a seed twice; give each once"),
         ({"seeds": ["a"]}, "seeds.0: input should be a valid integer, found 'a'"),
@@ -144,6 +145,11 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(changes: dict[str, Any]
     with pytest.raises(ConfigError) as caught:
         load_sweep(write(**changes))
     assert says in str(caught.value) and "tiny-sweep.yaml: " in str(caught.value)
+
+
+def test_a_sweep_file_names_a_packaged_experiment(write: Any) -> None:
+    sweep = load_sweep(write(config="digits"))
+    assert sweep.runs[0].experiment.task.name == "digits"
 
 
 def test_a_key_that_stands_twice_is_not_dropped_in_silence(write: Any) -> None:

@@ -17,8 +17,8 @@ class ActorClass(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Actors of a pooled fleet with the same resources, and the share of devices that they host."""
 
     share: float = Field(gt=0, le=1, description="share of the devices; all shares add up to 1")
-    num_actors: int = Field(ge=1)
-    cpus_per_actor: float = Field(1.0, gt=0)
+    num_actors: int = Field(ge=1, description="actors of this class")
+    cpus_per_actor: float = Field(1.0, gt=0, description="CPUs that an actor asks Ray for")
     gpus_per_actor: float = Field(0.0, ge=0, description="a fraction of a GPU, several, or none")
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="custom resources, as in `ray start --resources`"
@@ -39,7 +39,7 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """kind: ray (actors) or local (this process). The other settings are for the Ray fleet, except `threads`, `lanes`,
     `gpus_per_actor`, `on_bad_update` and `quorum`."""
 
-    kind: Literal["ray", "local"] = "ray"
+    kind: Literal["ray", "local"] = Field("ray", description="Ray actors, or this process alone")
     threads: int = Field(1, ge=1, description="torch threads of each process; part of what makes results bit-equal")
     lanes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",

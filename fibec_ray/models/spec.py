@@ -37,12 +37,14 @@ class Backbone(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
 
     name: str | None = Field("minilm", description="'minilm' (packaged), a hub id, or a local folder")
     revision: str | None = Field(None, description="hub revision")
-    init: Literal["pretrained", "random"] = "pretrained"
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: weights drawn from the seed, for any architecture and size"
+    )
     config: dict[str, JsonValue] | None = Field(
         None, description="architecture for init: random, with its model_type, instead of that of `name`"
     )
     tokenizer: str | None = Field(None, description="a name like `name`'s; null: the backbone's own")
-    head: Head = "mean_pool"
+    head: Head = Field("mean_pool", description="how hidden states become class scores, see above")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the frozen base; adapters are float32"
     )

@@ -29,6 +29,7 @@ from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
 from fibec_ray.config.load import load_experiment, parse_override, read_yaml, with_path
+from fibec_ray.config.names import SUFFIXES, find_config
 from fibec_ray.errors import ConfigError, UserError, did_you_mean
 from fibec_ray.sweeps.grid import parse_grid
 
@@ -107,7 +108,18 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepPlan:
     for text in (*file.overrides, *overrides):
         _check_override(text, f"{path}: overrides")
     common = (*(with_path(text, path.parent) for text in file.overrides), *overrides)
-    return _sweep(path, path.parent / file.config, common, variants, file.seeds, file.reference)
+    return _sweep(path, _config(file.config, path), common, variants, file.seeds, file.reference)
+
+
+def _config(text: str, path: Path) -> Path:
+    """The experiment that the sweep file `path` names: a file beside it, or the name of a packaged one."""
+    beside = path.parent / text
+    if beside.exists() or text.endswith(SUFFIXES):
+        return beside
+    try:
+        return find_config(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: config: {error}") from error
 
 
 def _grid_sweep(path: Path, overrides: Sequence[str]) -> SweepPlan:
