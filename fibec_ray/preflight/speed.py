@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch.utils.benchmark import Timer
 
 from fibec_ray.models.kernels import speed_up
 
@@ -15,6 +14,8 @@ TRIAL_S = 0.25
 @torch.no_grad()
 def product_rate(dtype: Literal["float32", "bfloat16"], rows: int, inside: int, out: int, threads: int) -> float:
     """flop/s of a frozen layer's product x (rows, inside) W^T (inside, out), with the kernels that training uses."""
+    from torch.utils.benchmark import Timer  # here, because it imports for a sixth of a second
+
     layer = torch.nn.Linear(inside, out, dtype=getattr(torch, dtype)).requires_grad_(False)
     speed_up(layer, torch.device("cpu"))
     x = torch.ones(rows, inside, dtype=getattr(torch, dtype))

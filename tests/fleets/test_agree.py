@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BACKBONES, DOES_NOT_APPLY, make_instructions, settings_on
+from conftest import BACKBONES, DOES_NOT_APPLY, make_instructions, make_regression, settings_on
 from rotation import in_turn
 
 from fibec_ray.config.load import check, method_files
@@ -18,6 +18,7 @@ POOLED_1 = {"kind": "ray", "placement": "pooled", "num_actors": 1}
 POOLED_2 = {"kind": "ray", "placement": "pooled", "num_actors": 2}
 BOTH = LOCAL, POOLED_2
 PER_DEVICE = {"kind": "ray", "placement": "per_device"}
+SLOW = pytest.mark.slow
 
 
 def digests(settings: dict[str, Any], folder: Path) -> tuple[str, str]:
@@ -33,7 +34,7 @@ def reference(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> t
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "fleet",
-    [pytest.param(POOLED_1, marks=pytest.mark.slow), POOLED_2, PER_DEVICE],
+    [pytest.param(POOLED_1, marks=SLOW), POOLED_2, pytest.param(PER_DEVICE, marks=SLOW)],
     ids=["pooled-1", "pooled-2", "per_device"],
 )
 def test_local_and_ray_agree_bit_for_bit(
@@ -43,14 +44,12 @@ def test_local_and_ray_agree_bit_for_bit(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("fleet", [pytest.param(POOLED_1, marks=pytest.mark.slow), POOLED_2], ids=["1", "2"])
-def test_lane_groups_are_the_same_wherever_they_run(
-    fleet: dict[str, Any], tiny_settings: Any, tmp_path: Path, ray_cluster: None
-) -> None:
-    """Five devices on lanes of two: groups of one, two and two."""
+def test_an_actor_for_each_device_gives_the_same_bits(tmp_path: Path, ray_cluster: None) -> None:
+    """A small network, because its actors start in half the time."""
+    partition = {"kind": "pathological", "classes_per_device": 2}
     found = [
-        digests(tiny_settings("fibecfed", cohort_size=5, fleet={**each, "lanes": 2}), tmp_path / each["kind"])
-        for each in (LOCAL, fleet)
+        digests(make_regression("fibecfed", num_devices=3, partition=partition, fleet=fleet), tmp_path / fleet["kind"])
+        for fleet in (LOCAL, PER_DEVICE)
     ]
     assert found[0] == found[1]
 
@@ -79,14 +78,16 @@ EVERY_DRAW = {
 
 
 @pytest.mark.ray
-def test_what_is_drawn_depends_on_the_place_and_not_on_the_process(
-    tiny_settings: Any, tmp_path: Path, ray_cluster: None
+@pytest.mark.parametrize("fleet", [pytest.param(POOLED_1, marks=SLOW), POOLED_2], ids=["1", "2"])
+def test_random_draws_and_lane_groups_do_not_depend_on_the_process(
+    fleet: dict[str, Any], tiny_settings: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
-    found = {
-        name: digests(tiny_settings(EVERY_DRAW, num_devices=4, fleet=fleet), tmp_path / name)
-        for name, fleet in (("local", LOCAL), ("ray", POOLED_2))
-    }
-    assert found["local"] == found["ray"]
+    """Five devices on lanes of two: groups of one, two and two."""
+    found = [
+        digests(tiny_settings(EVERY_DRAW, cohort_size=5, fleet={**each, "lanes": 2}), tmp_path / each["kind"])
+        for each in (LOCAL, fleet)
+    ]
+    assert found[0] == found[1]
 
 
 ALL = [(p.stem, where) for p in method_files() for where in BACKBONES if (p.stem, where) not in DOES_NOT_APPLY]

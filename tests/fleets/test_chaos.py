@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SGD, make_regression
 from fleets.casualties import Reaper, kill
 from fleets.children import in_a_process_of_its_own
 
@@ -30,6 +31,12 @@ def settings_of(tiny_settings: Any, num_rounds: int, fleet: dict[str, Any]) -> d
     return {**made, "fleet": fleet, "evaluation": {"every": num_rounds}}
 
 
+def network_of(num_rounds: int, fleet: dict[str, Any]) -> dict[str, Any]:
+    """A small network, because its actors start in half the time; a device trains for about a quarter of a second."""
+    made = make_regression("fibecfed", rounds=num_rounds, cohort_size=4, local={**SGD, "epochs": 60})
+    return {**made, "fleet": fleet, "evaluation": {"every": num_rounds}}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_device_actors_that_are_killed_in_every_round(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
@@ -48,11 +55,11 @@ def test_device_actors_that_are_killed_in_every_round(tiny_settings: Any, tmp_pa
     ("num_rounds", "every"), [(2, 2), pytest.param(8, 1, marks=SLOW), pytest.param(8, 5, marks=SLOW)]
 )
 def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
-    num_rounds: int, every: int, tiny_settings: Any, tmp_path: Path, ray_cluster: None
+    num_rounds: int, every: int, tmp_path: Path, ray_cluster: None
 ) -> None:
     """Rounds since the checkpoint are run once more, and logged once."""
     reaper = Reaper(lambda round_: kill("ServerActor", random.Random(0)) if round_ % 2 else None, lambda round_: 2)
-    settings = settings_of(tiny_settings, num_rounds, POOLED) | {"checkpoint": {"every": every}}
+    settings = network_of(num_rounds, {**POOLED, "num_actors": 1}) | {"checkpoint": {"every": every}}
     disturbed = digests(settings, tmp_path / "killed", reaper)
     assert disturbed == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
     assert any("the server actor was lost" in note for note in reaper.notes)
@@ -88,10 +95,10 @@ def test_a_node_that_joins_gets_an_actor(tiny_settings: Any, tmp_path: Path) -> 
     assert tuple(found["digests"]) == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
 
 
-def test_a_round_can_go_on_without_the_lost(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+def test_a_round_can_go_on_without_the_lost(tmp_path: Path, ray_cluster: None) -> None:
     fleet = {**POOLED, "max_retries": 0, "on_lost": "drop", "quorum": 0.25}
     reaper = Reaper(lambda round_: kill("DeviceActor", random.Random(1)) if round_ == 0 else None)
-    digests(settings_of(tiny_settings, 2, fleet), tmp_path / "run", reaper)
+    digests(network_of(2, fleet), tmp_path / "run", reaper)
     first, second = read_rounds(tmp_path / "run").to_pylist()[1:]
     rows = [row for row in read_devices(tmp_path / "run").to_pylist() if row["round"] == 0]
     assert first["num_lost"] == 1 and first["num_devices"] == 4 and len(rows) == 3

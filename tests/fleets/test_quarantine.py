@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
+from conftest import make_regression
 from poisoned import poisoned_worker_spec
 
 from fibec_ray.fleets.local import LocalFleet
@@ -17,14 +17,14 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.tensors import digest
 
 pytestmark = pytest.mark.ray
-TWO_ACTORS = FleetConfig(placement="pooled", num_actors=2, lanes=1)
+ONE_ACTOR = FleetConfig(placement="pooled", num_actors=1, lanes=1)
 METHOD = {"name": "x", "sharing": {"kind": "body"}, "curriculum": "fisher"}
 
 
-def test_ray_and_local_accept_the_same_states(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
-    settings = tiny_settings(METHOD, cohort_size=6, data={"synthetic": {"num_train": 75}})
+def test_ray_and_local_accept_the_same_states(tmp_path: Path, ray_cluster: None) -> None:
+    settings = make_regression(METHOD, cohort_size=6)
     (here, victim), (there, _) = (poisoned_worker_spec(settings, tmp_path / name) for name in ("local", "ray"))
-    local, fleet = LocalFleet(here), RayFleet(replace(there, fleet=TWO_ACTORS))
+    local, fleet = LocalFleet(here), RayFleet(replace(there, fleet=ONE_ACTOR))
     try:
         local.setup()
         fleet.setup()

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from conftest import SGD, make_regression
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError, ModelError, ServerLostError
@@ -54,10 +55,8 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_round_whose_actors_are_killed_gives_the_same_bits(
-    tiny_settings: Any, tmp_path: Path, ray_cluster: None
-) -> None:
-    settings = tiny_settings("fibecfed", cohort_size=6)
+def test_a_round_whose_actors_are_killed_gives_the_same_bits(tmp_path: Path, ray_cluster: None) -> None:
+    settings = make_regression("fibecfed", cohort_size=6, local={**SGD, "epochs": 60})
     calm = LocalFleet(spec_of(settings, tmp_path / "calm"))
     calm.setup()
     worker_spec = spec_of(settings, tmp_path / "killed")
@@ -86,10 +85,8 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(
     assert not {process.pid for process in device_actor_processes()} & set(killed)
 
 
-def test_a_server_that_does_not_start_in_time_is_not_waited_for_as_long_as_a_device(
-    tiny_settings: Any, tmp_path: Path, ray_cluster: None
-) -> None:
-    worker_spec = spec_of(tiny_settings("fedavg"), tmp_path / "run")
+def test_a_server_that_does_not_start_in_time_is_not_waited_for_as_long_as_a_device(tmp_path: Path, ray_cluster: None) -> None:
+    worker_spec = spec_of(make_regression("fedavg"), tmp_path / "run")
     worker, config = worker_spec.worker(), FleetConfig(startup_timeout_s=0.01, device_timeout_s=1800)
     server = ServerHandle(
         replace(worker_spec, fleet=config),
@@ -114,9 +111,9 @@ def test_base_weights_that_come_too_late_are_named(ray_cluster: None) -> None:
     ray.cancel(late, force=True)
 
 
-def test_the_server_sums_while_devices_still_train(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
+def test_the_server_sums_while_devices_still_train(tmp_path: Path, ray_cluster: None) -> None:
     """Updates come in any order; the server has taken those whose turn it was before the last one is there."""
-    worker_spec = spec_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
+    worker_spec = spec_of(make_regression("fedavg", cohort_size=4), tmp_path / "run")
     worker, plan = worker_spec.worker(), plan_round(worker_spec.job, 0)
     server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(worker_spec.job, 1)
     ray.get(server.start.remote(to_wire(worker.initial), worker.layout), timeout=60)
@@ -141,10 +138,8 @@ def test_the_server_sums_while_devices_still_train(tiny_settings: Any, tmp_path:
     ray.kill(server)
 
 
-def test_an_error_on_the_server_is_raised_and_not_waited_for(
-    tiny_settings: Any, tmp_path: Path, ray_cluster: None
-) -> None:
-    worker_spec = spec_of(tiny_settings("fedavg", num_devices=6, cohort_size=4), tmp_path / "run")
+def test_an_error_on_the_server_is_raised_and_not_waited_for(tmp_path: Path, ray_cluster: None) -> None:
+    worker_spec = spec_of(make_regression("fedavg", cohort_size=4), tmp_path / "run")
     server = ray.remote(num_cpus=0, concurrency_groups={"feed": 1})(ServerActor).remote(worker_spec.job, 1)
     reduction = Reduction(server, plan_round(worker_spec.job, 0))
     reduction.add({device: ray.put(None) for device in plan_round(worker_spec.job, 0).cohort})
