@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["FIBEC_RAY_CACHE"]
     else:
         os.environ["FIBEC_RAY_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Files stay in the page cache, which outlives every killed process; only a power cut would tell the difference.
+
+    The tests write some hundred thousand files, and waiting for the disk would take a fifth of their time.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,6 +185,12 @@ def shard_of(tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = Non
 
 
 def named(group: str, name: str) -> dict[str, Any]:
+    """A packaged task or method as its file has it. Each call gives a copy of its own."""
+    return deepcopy(_packaged(group, name))
+
+
+@cache
+def _packaged(group: str, name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8"))
     return content
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def program_versions() -> dict[str, str]:
     return {name: _version(name) for name in PACKAGES}
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return version(name)

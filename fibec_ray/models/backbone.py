@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def from_config(spec: Backbone, num_classes: int, num_blocks: int | None = None)
 
 def load_tokenizer(spec: Backbone) -> Any:
     """Load the backbone's tokenizer, with right padding and a pad token. Raises ModelError."""
+    packaged = (spec.tokenizer or spec.name or "minilm") == "minilm"
+    return _packaged_tokenizer() if packaged else _read_tokenizer(spec)
+
+
+@cache
+def _packaged_tokenizer() -> Any:
+    """Read once per process. Other tokenizers are read each time, because their files may have changed."""
+    return _read_tokenizer(Backbone(tokenizer="minilm"))
+
+
+def _read_tokenizer(spec: Backbone) -> Any:
     from transformers import AutoTokenizer
 
     source = locate(spec.tokenizer or spec.name or "minilm")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,23 @@ class TorchModel(Alone):
     def train(self, mode: bool) -> None:
         if mode == self._mode:
             return
-        self._mode = mode
-        self.peft_model.train(mode and self._spec.dropout)
-        for name, module in self.peft_model.named_modules():
-            if self.is_adapter(name) and not self._peft.trains_base:
-                module.train(mode)
+        first, self._mode = self._mode is None, mode
+        if first or self._spec.dropout or self._spec.checkpointing:  # otherwise the base stays in evaluation mode
+            self.peft_model.train(mode and self._spec.dropout)
+        for module in self._adapter_modules:
+            module.train(mode)
         if self._spec.checkpointing:
             keep_recomputing(self.peft_model)
+
+    @cached_property
+    def _adapter_modules(self) -> list[nn.Module]:
+        """The adapter's outermost modules. None where the base itself is trained."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.peft_model.named_modules():
+            inside = any(name.startswith(f"{outer}.") for outer in found)
+            if self.is_adapter(name) and not self._peft.trains_base and not inside:
+                found[name] = module
+        return list(found.values())
 
     def embed(self, batch: Batch) -> Tensor:
         embeddings: Tensor = self._base.get_input_embeddings()(batch.input_ids.to(self.device))

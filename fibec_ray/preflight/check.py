@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.files.yaml_text import to_yaml
 from fibec_ray.fleets.placement import Need
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
@@ -82,7 +81,7 @@ def _plan(
         and prepared_folder(job.backbone, job.seed, job.num_classes, cache_dir).is_dir()
     )
     room = look(experiment.fleet, folder, cache_dir, there)
-    config = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+    config = to_yaml(experiment.model_dump(mode="json"))
     return make_plan(experiment, rehearsal, samples, room, folder_bytes(data), len(config))
 
 

@@ -7,11 +7,11 @@ Passes that parts make on the model themselves are declared by them (`passes`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ FIRST = 8
 """Participations of a device that are followed. Later ones repeat those of the second half, in turn."""
 SMALL = 2**25
 """Up to this size in bytes made-up trainable tensors are real. Larger ones are fake and use no memory."""
+TINY = 2**20
+"""The same for the server's aggregation, which can be slow on real tensors. On fake ones every operation takes about
+half a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Rehearsal:
         """
         aggregator, start = self.method.aggregator, under_prefix("aggregator", self.server.learnt)
         try:
-            with without_torch_s_log(), FakeTensorMode(allow_non_fake_inputs=True):
+            with without_torch_s_log(), self._fake_above(TINY):
                 found = [aggregator.start(blank(self.shared), self.job.num_devices)]
                 for devices in ((0, 1), (0, 1), (2, 3)):
                     found.append(aggregator.combine(found[-1], map(self._update, devices))[1])
@@ -162,6 +165,12 @@ class Rehearsal:
         scan = self._scan(lengths, batches, {name: zero.expand(value.shape) for name, value in self._trained.items()})
         with named(curriculum, "prepare"):
             return curriculum.prepare(scan, rng, round_), scan.asked
+
+    def _fake_above(self, num_bytes_: int) -> AbstractContextManager[Any]:
+        """Makes new tensors fake, unless the run's are so small that real ones cost less."""
+        if num_bytes(self.anatomy.initial) > num_bytes_:
+            return FakeTensorMode(allow_non_fake_inputs=True)
+        return nullcontext()
 
     def _tried(self, work: Callable[[], T]) -> T:
         """Run the work with fake tensors if they are large, unless a part depends on their values."""

@@ -6,11 +6,11 @@ import subprocess
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from fibec_ray import environment
 from fibec_ray.checkpoints.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ from fibec_ray.data.source import effective_task
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.files import run_dir as run_dirs
 from fibec_ray.files.run_dir import Claim
+from fibec_ray.files.yaml_text import to_yaml
 from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.placement import Need
@@ -217,7 +218,7 @@ def worker_spec_of(experiment: Experiment, folder: Path, identity: Identity) -> 
 
 def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
     """What every file of the round log says about its run."""
-    config = yaml.safe_dump(resolved(experiment), sort_keys=False, allow_unicode=True)
+    config = to_yaml(resolved(experiment))
     return {
         "run_id": identity.run_id,
         "seed": str(experiment.seed),
@@ -226,6 +227,7 @@ def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
     }
 
 
+@cache
 def _git_commit() -> str:
     """The commit of the running code; '' if it is not a git checkout."""
     try:

@@ -85,7 +85,9 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(tmp_path: Path, ray
     assert not {process.pid for process in device_actor_processes()} & set(killed)
 
 
-def test_a_server_that_does_not_start_in_time_is_not_waited_for_as_long_as_a_device(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_server_that_does_not_start_in_time_is_not_waited_for_as_long_as_a_device(
+    tmp_path: Path, ray_cluster: None
+) -> None:
     worker_spec = spec_of(make_regression("fedavg"), tmp_path / "run")
     worker, config = worker_spec.worker(), FleetConfig(startup_timeout_s=0.01, device_timeout_s=1800)
     server = ServerHandle(

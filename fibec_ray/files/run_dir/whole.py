@@ -11,10 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir.paths import reason
+from fibec_ray.files.yaml_text import to_yaml
 
 
 @contextmanager
@@ -46,7 +45,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    write_text(path, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
+    write_text(path, to_yaml(value))
 
 
 def replace_folder(draft: Path, target: Path) -> None:
