@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import BACKBONES, DOES_NOT_APPLY, settings_on
 from device_states import stored
+from rotation import in_turn
 
 from fibec_ray.cli.method_page import page
 from fibec_ray.config.load import check, method_files
@@ -33,7 +34,12 @@ def test_a_method_that_does_not_apply_says_so_before_anything_runs(method: str, 
         simulate(check(settings, "test"), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("method", "where"), [case for case in ALL if case not in DOES_NOT_APPLY])
+ENCODERS = [(method, where) for method, where in ALL if where == "encoder"]
+DECODERS = [case for case in ALL if case not in DOES_NOT_APPLY and case not in ENCODERS]
+RUNS = [*ENCODERS, *in_turn(DECODERS, 20, "every method on a decoder")]
+
+
+@pytest.mark.parametrize(("method", "where"), RUNS)
 def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_path: Path) -> None:
     experiment = check(settings_on(where, method, rounds=2), "test")
     prepared = prepare(experiment, tmp_path)

@@ -312,10 +312,12 @@ def test_the_program_runs(tiny_file: str, tmp_path: Path) -> None:
     assert "anchor: majority class" in done.stdout and "anchor: device's own majority class" in done.stdout
 
 
-def test_a_run_in_ascii_whose_reader_has_gone_comes_to_its_end(tiny_file: str, tmp_path: Path) -> None:
+def test_a_run_in_ascii_whose_reader_has_gone_comes_to_its_end(tmp_path: Path) -> None:
     """And what names it is not read as markup."""
+    file = tmp_path / "network.yaml"
+    file.write_text(yaml.safe_dump(make_regression("fibecfed", rounds=2)))
     command = (
-        f"'{sys.executable}' -m fibec_ray run '{tiny_file}' 'name=tré :smile:[lora]' evaluation.every=1 "
+        f"'{sys.executable}' -m fibec_ray run '{file}' 'name=tré :smile:[lora]' evaluation.every=1 "
         "--out 'rün [/]' | head -n 2; exit ${PIPESTATUS[0]}"
     )
     env = os.environ | {"PYTHONIOENCODING": "ascii"}

@@ -56,7 +56,7 @@ def command_of(process: psutil.Process) -> str:
 
 
 def test_a_round_whose_actors_are_killed_gives_the_same_bits(tmp_path: Path, ray_cluster: None) -> None:
-    settings = make_regression("fibecfed", cohort_size=6, local={**SGD, "epochs": 60})
+    settings = make_regression("fibecfed", cohort_size=4, local={**SGD, "epochs": 400})
     calm = LocalFleet(spec_of(settings, tmp_path / "calm"))
     calm.setup()
     worker_spec = spec_of(settings, tmp_path / "killed")

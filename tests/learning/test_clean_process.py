@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from rotation import chosen
 from safetensors.torch import load_file, save_file
 
 from fibec_ray.config.load import check
@@ -152,17 +153,36 @@ def drawn(run: Finished) -> set[str]:
     return {name.removeprefix("base_model.model.").rpartition(".")[0] for name in saved if ".lora_" not in name}
 
 
-def test_every_architecture_with_the_head_that_it_brings(tmp_path: Path, tiny_settings: Any) -> None:
+NAMED = ["bert", "llama", "deberta", "deberta-v2", "modernbert", "bloom"]
+"""Architectures of which the test below expects something special."""
+FEW = [*NAMED, *chosen([name for name in ENCODERS | DECODERS if name not in NAMED], 2, "own head")]
+
+
+@pytest.mark.parametrize(
+    ("families", "changed"),
+    [
+        pytest.param(FEW, chosen(list(CHANGED), 2, "changed logits"), id="few"),
+        pytest.param([*ENCODERS, *DECODERS], list(CHANGED), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_every_architecture_with_the_head_that_it_brings(
+    families: list[str], changed: list[str], tmp_path: Path, tiny_settings: Any
+) -> None:
     """From checkpoints of the body alone; of BERT with its language-model head, which has no pooler; and of classifiers
-    of other classes, with an adapter of another kind."""
+    of other classes, with an adapter of another kind. Also, with that head, language models that change their logits.
+    """
     other = {"bert from a language model": ("bert", MASKED), "roberta of 2": ("roberta", CLASSIFIER)}
     other |= {"deberta of 2": ("deberta-v2", CLASSIFIER), "modernbert from a language model": ("modernbert", MASKED)}
-    sources = {family: (family, "AutoModel") for family in ENCODERS | DECODERS} | other
+    sources = {family: (family, "AutoModel") for family in families} | other
     cases = {
         name: (finished(family, "model", tmp_path / name, tiny_settings, auto), "model")
         for name, (family, auto) in sources.items()
     }
-    agree(cases, tmp_path)
+    logits = {
+        f"{name} in words": (finished(name, "causal_lm", tmp_path / f"{name} in words", tiny_settings), "causal_lm")
+        for name in changed
+    }
+    agree(cases | logits, tmp_path)
     trained = {name: drawn(run) for name, (run, _) in cases.items()}
     assert trained["bert"] == {"classifier"} and trained["llama"] == {"score"}
     assert trained["deberta"] == trained["deberta-v2"] == {"pooler.dense", "classifier"}
@@ -174,12 +194,6 @@ def test_every_architecture_with_the_head_that_it_brings(tmp_path: Path, tiny_se
         assert "the checkpoint has 2 classes, but the task has 6: its classification head" in notes[name]
     assert "transformers has no sdpa for bloom: backbone.attention=auto uses eager" in notes["bloom"]
     assert not any(word in notes["llama"] for word in ("sdpa", "starts at random"))
-
-
-def test_language_models_that_change_their_logits(tmp_path: Path, tiny_settings: Any) -> None:
-    agree(
-        {name: (finished(name, "causal_lm", tmp_path / name, tiny_settings), "causal_lm") for name in CHANGED}, tmp_path
-    )
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_digits, make_regression, make_tiny, named, needs
 from numpy.typing import NDArray
+from rotation import in_turn
 from safetensors.torch import load_file
 
 from fibec_ray.config.load import check, method_files
@@ -59,8 +60,9 @@ def test_what_needs_a_transformer_or_text_is_refused_and_nothing_else() -> None:
     assert {"fibecfed", "fedper", "local", "self-paced"} <= set(APPLIES)
 
 
-@pytest.mark.parametrize("task", MAKERS)
-@pytest.mark.parametrize("method", APPLIES)
+@pytest.mark.parametrize(
+    ("method", "task"), in_turn([(method, task) for method in APPLIES for task in MAKERS], 20, "methods from scratch")
+)
 def test_every_method_that_applies_runs(method: str, task: str, tmp_path: Path) -> None:
     run = simulate(check(of(task, method), "test"), tmp_path / "run")
     last = run.rows[-1]

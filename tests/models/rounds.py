@@ -1,17 +1,14 @@
-"""A process that runs whole experiments: prints the digests of their adapters. Started by test_backends_end_to_end.py.
+"""Whole experiments in this process or in a fork of it, for test_backends_end_to_end.py.
 
-DeepSpeed's process group and variables are the process's, and nothing is left of them when it ends. Arguments: a
-folder, and files of settings; each run is in a folder of its file's name.
+DeepSpeed's process group and variables belong to its process, and end with it.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from fibec_ray.config.load import check
 from fibec_ray.runs.simulation import simulate
@@ -27,11 +24,8 @@ def ran(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str
     return found
 
 
-def main(folder: Path, files: list[Path]) -> None:
-    found = ran(folder, {file.stem: yaml.safe_load(file.read_text()) for file in files})
+def report(folder: Path, settings: dict[str, dict[str, Any]], out: Connection) -> None:
+    """Sends what `ran` gives, and the lines of this process's memory map that are in shared memory."""
+    runs = ran(folder, settings)
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line]
-    print(json.dumps({"runs": found, "shared_memory": mapped}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(file) for file in sys.argv[2:]])
+    out.send({"runs": runs, "shared_memory": mapped})

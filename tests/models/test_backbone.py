@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -103,35 +104,23 @@ def test_threads_at_once_make_one_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-PREPARE = """
-import sys
-from pathlib import Path
-from fibec_ray.models.backbone import open_base, prepare
-from fibec_ray.models.process_state import quiet_libraries
-from fibec_ray.models.spec import Backbone
-quiet_libraries()
-spec = Backbone.model_validate_json(sys.argv[1])
-Path(sys.argv[3]).touch()
-while len(list(Path(sys.argv[3]).parent.glob("ready-*"))) < 2:  # until both are here
-    pass
-print(prepare(spec, 0, 3, Path(sys.argv[2])))
-"""
-
-
 def test_processes_at_once_make_one_folder(tmp_path: Path) -> None:
-    spec, cache = random_init().model_dump_json(), tmp_path / "cache"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PREPARE, spec, str(cache), str(tmp_path / f"ready-{i}")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    printed = [process.communicate(timeout=120)[0].split()[-1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert len(set(printed)) == 1
-    assert [str(path) for path in cache.iterdir() if path.is_dir()] == [printed[0]]
+    """Forks of this process, because the libraries take seconds to import."""
+    fork = multiprocessing.get_context("fork")
+    both_ready, found = fork.Barrier(2), fork.SimpleQueue()
+
+    def work() -> None:
+        both_ready.wait(timeout=60)
+        found.put(str(prepare(random_init(), 0, 3, tmp_path)))
+
+    processes = [fork.Process(target=work) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    first, second = found.get(), found.get()
+    assert [str(path) for path in tmp_path.iterdir() if path.is_dir()] == [first] == [second]
 
 
 # --- shared by all processes

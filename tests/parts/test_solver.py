@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import TINY_LLAMA, after_rounds
+from rotation import in_turn
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import note_renamed
@@ -76,8 +77,10 @@ def test_what_cannot_go_together_is_refused(parts: dict[str, str], found: str) -
         Method.model_validate(parts)
 
 
-@pytest.mark.parametrize("solver", ["ditto", "fedrep", "fine_tune"])
-@pytest.mark.parametrize("objective", ["scaffold", "feddyn", "proximal", "moon"])
+PAIRS = [(s, o) for s in ("ditto", "fedrep", "fine_tune") for o in ("scaffold", "feddyn", "proximal", "moon")]
+
+
+@pytest.mark.parametrize(("solver", "objective"), in_turn(PAIRS, 4, "solver and objective"))
 def test_what_can_go_together_runs(solver: str, objective: str, tiny_settings: Any, tmp_path: Path) -> None:
     """Control variates and linear terms belong to the shared model's steps, whatever a solver does beside them."""
     method = {
