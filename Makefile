@@ -13,19 +13,19 @@ quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	$(BIN)/fibec-ray run configs/quickstart.yaml --out runs/quickstart
 	$(BIN)/fibec-ray report runs/quickstart
 
-# Side by side: two processes with the tests that need Ray, which mostly wait and go first where there is work, and two
-# with all others, which do not. The process with the fewest Ray tests takes some of the others afterwards.
-FAST   := $(BIN)/python -m pytest -q -p no:cacheprovider -m
-RAY    := "not slow and not gpu and ray"
-REST   := "not slow and not gpu and not ray"
+# Side by side: lint, and four processes of tests that take about as long. Ray's workers have the right of way, because
+# tests in tests/fleets and tests/jobs wait for them. Each process starts Ray at most once.
+FAST   := $(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow and not gpu"
+FLEETS := tests/fleets
+JOBS   := tests/jobs tests/runs tests/preflight tests/analysis
 MODELS := tests/models tests/parts tests/learning
-RUNS   := tests/runs tests/preflight tests/analysis
-test: lint  ## what CI runs
-	@nice $(FAST) $(REST) $(MODELS) & models=$$!; \
-		nice $(FAST) $(REST) $(MODELS:%=--ignore=%) $(RUNS:%=--ignore=%) & rest=$$!; \
-		{ $(FAST) $(RAY) tests/jobs && nice $(FAST) $(REST) $(RUNS); } & jobs=$$!; \
-		$(FAST) $(RAY) tests/fleets; failed=$$?; \
-		for one in $$models $$rest $$jobs; do wait $$one || failed=1; done; exit $$failed
+test: $(READY)  ## what CI runs
+	@nice $(MAKE) --no-print-directory lint & lint=$$!; \
+		nice $(FAST) $(MODELS) & models=$$!; \
+		nice $(FAST) $(patsubst %,--ignore=%,$(FLEETS) $(JOBS) $(MODELS)) & rest=$$!; \
+		$(FAST) $(JOBS) & jobs=$$!; \
+		$(FAST) $(FLEETS); failed=$$?; \
+		for one in $$lint $$models $$rest $$jobs; do wait $$one || failed=1; done; exit $$failed
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"

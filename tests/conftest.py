@@ -37,14 +37,16 @@ TINY_LLAMA = {"model_type": "llama", "vocab_size": 30522, "num_key_value_heads":
 
 
 ON_RAY = (Path(__file__).parent / "fleets", Path(__file__).parent / "jobs")
-"""Where `make test` looks for tests that need Ray."""
+"""Folders whose processes in `make test` may start Ray."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fast_on_ray = item.get_closest_marker("ray") and not item.get_closest_marker("slow")
         if fast_on_ray and not any(item.path.is_relative_to(folder) for folder in ON_RAY):
-            raise pytest.UsageError(f"{item.nodeid}: put it into tests/fleets or tests/jobs, or `make test` misses it")
+            raise pytest.UsageError(
+                f"{item.nodeid}: move it to tests/fleets or tests/jobs, or `make test` starts Ray in more processes"
+            )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

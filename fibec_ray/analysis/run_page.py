@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import yaml
+
 from fibec_ray.analysis.cards import cards_of
 from fibec_ray.analysis.figure import Card
 from fibec_ray.analysis.files import FINISHED
@@ -13,7 +15,6 @@ from fibec_ray.analysis.run_facts import Headline, facts_of, headline_of
 from fibec_ray.analysis.run_tables import tables_of
 from fibec_ray.analysis.scores import scores_of
 from fibec_ray.analysis.tables import RunTables
-from fibec_ray.files.yaml_text import to_yaml
 
 SECTIONS = ("Scores", "Cost", "Curriculum", "Layers and masks", "Devices")
 
@@ -45,7 +46,7 @@ def run_page(log: RunLog, tables: RunTables, title: str | None = None) -> RunPag
         headline=headline_of(scores_of(tables, log.anchors(), log.fact("metric"))),
         facts=tuple(facts_of(log, tables)),
         sections=tuple(_sections(log, tables)),
-        config=to_yaml(log.config) if log.config else "",
+        config=yaml.safe_dump(log.config, sort_keys=False, allow_unicode=True) if log.config else "",
         footer=_footer(log),
     )
 

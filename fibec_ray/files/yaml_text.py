@@ -1,4 +1,4 @@
-"""Write plain values as YAML; runs write their settings three times, and the display commands print them."""
+"""Write plain values as YAML. A run writes its settings three times."""
 
 from __future__ import annotations
 
