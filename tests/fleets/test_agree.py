@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,19 @@ PER_DEVICE = {"kind": "ray", "placement": "per_device"}
 SLOW = pytest.mark.slow
 
 
-def digests(settings: dict[str, Any], folder: Path) -> tuple[str, str]:
+Digests = tuple[str, str, str | None]
+
+
+def digests(settings: dict[str, Any], folder: Path) -> Digests:
+    """Of the adapter and of the log; and how processes held the base."""
     run = simulate(check(settings, "test"), folder)
-    return run.adapter_digest, log_digest(folder)
+    backend = json.loads((folder / "summary.json").read_text()).get("backend")
+    assert (backend is None) == ("kind" in settings["backbone"]), "a network has none"
+    return run.adapter_digest, log_digest(folder), backend
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def reference(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Digests:
     return digests(tiny_settings("fibecfed", num_devices=4, fleet=LOCAL), tmp_path_factory.mktemp("local") / "run")
 
 
@@ -38,7 +45,7 @@ def reference(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> t
     ids=["pooled-1", "pooled-2", "per_device"],
 )
 def test_local_and_ray_agree_bit_for_bit(
-    fleet: dict[str, Any], reference: tuple[str, str], tiny_settings: Any, tmp_path: Path, ray_cluster: None
+    fleet: dict[str, Any], reference: Digests, tiny_settings: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
     assert digests(tiny_settings("fibecfed", num_devices=4, fleet=fleet), tmp_path / "run") == reference
 
@@ -46,9 +53,12 @@ def test_local_and_ray_agree_bit_for_bit(
 @pytest.mark.ray
 def test_an_actor_for_each_device_gives_the_same_bits(tmp_path: Path, ray_cluster: None) -> None:
     """A small network, because its actors start in half the time."""
-    partition = {"kind": "pathological", "classes_per_device": 2}
+    partition = {"kind": "pathological", "classes_per_device": 3}
     found = [
-        digests(make_regression("fibecfed", num_devices=3, partition=partition, fleet=fleet), tmp_path / fleet["kind"])
+        digests(
+            make_regression("fibecfed", num_devices=2, cohort_size=2, partition=partition, fleet=fleet),
+            tmp_path / fleet["kind"],
+        )
         for fleet in (LOCAL, PER_DEVICE)
     ]
     assert found[0] == found[1]
@@ -103,8 +113,8 @@ def test_every_method_agrees_bit_for_bit(method: str, where: str, tmp_path: Path
     assert found[0] == found[1]
 
 
-def test_another_seed_gives_other_bits(reference: tuple[str, str], tiny_settings: Any, tmp_path: Path) -> None:
-    adapter, log = digests(tiny_settings("fibecfed", num_devices=4, seed=4, fleet=LOCAL), tmp_path / "run")
+def test_another_seed_gives_other_bits(reference: Digests, tiny_settings: Any, tmp_path: Path) -> None:
+    adapter, log, _ = digests(tiny_settings("fibecfed", num_devices=4, seed=4, fleet=LOCAL), tmp_path / "run")
     assert adapter != reference[0] and log != reference[1]
 
 

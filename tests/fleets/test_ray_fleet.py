@@ -56,7 +56,7 @@ def command_of(process: psutil.Process) -> str:
 
 
 def test_a_round_whose_actors_are_killed_gives_the_same_bits(tmp_path: Path, ray_cluster: None) -> None:
-    settings = make_regression("fibecfed", cohort_size=4, local={**SGD, "epochs": 400})
+    settings = make_regression("fibecfed", cohort_size=4, local={**SGD, "epochs": 100})
     calm = LocalFleet(spec_of(settings, tmp_path / "calm"))
     calm.setup()
     worker_spec = spec_of(settings, tmp_path / "killed")
@@ -71,7 +71,6 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(tmp_path: Path, ray
     fleet = RayFleet(replace(worker_spec, fleet=TWO_ACTORS), kill_all_once)
     try:
         fleet.setup()
-        assert fleet.backend_choice == calm.backend_choice and fleet.backend_choice is not None
         for round_ in range(2):
             plan = plan_round(worker_spec.job, round_)
             calm.run_round(plan)
