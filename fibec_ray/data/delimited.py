@@ -46,7 +46,7 @@ def read_delimited(path: Path, choose: Choice, layout: Layout, natural: str) -> 
             return _read(source, str(path), choose, parse, options)
         except pa.ArrowInvalid as error:
             if invalid:
-                raise ValueError(_misfit(path, codec, invalid)) from error
+                raise ValueError(_misfit(path, codec, delimiter, invalid)) from error
             if not any(sign in str(error) for sign in _TOO_SMALL):
                 raise
             if block > size:
@@ -66,7 +66,7 @@ def _read(source: Callable[[], Any], where: str, choose: Choice, parse: Any, rea
     return pyarrow.csv.read_csv(source(), parse_options=parse, convert_options=convert, read_options=read)
 
 
-def _misfit(path: Path, codec: str, rows: list[Any]) -> str:
+def _misfit(path: Path, codec: str, delimiter: str, rows: list[Any]) -> str:
     """Which line does not fit. pyarrow's threads do not know line numbers, so the first line of the row is searched."""
     starts = {(row.text.splitlines() or [""])[0]: row for row in rows}
     with open_bytes(path) as file:
@@ -75,5 +75,9 @@ def _misfit(path: Path, codec: str, rows: list[Any]) -> str:
         number, row = next(((number, row) for number, row in numbered if row is not None), (None, rows[0]))
     where = "a row" if number is None else f"line {number}"
     fields = "1 field" if row.actual_columns == 1 else f"{row.actual_columns} fields"
-    open_quote = "; is a quote not closed?" if row.text.count('"') % 2 else ""
-    return f"{where} has {fields} where {row.expected_columns} are expected{open_quote}"
+    advice = ""
+    if row.text.count('"') % 2:
+        advice = "; is a quote not closed?"
+    elif row.actual_columns > row.expected_columns:
+        advice = f"; put texts with {delimiter!r} in them in quotes"
+    return f"{where} has {fields} where {row.expected_columns} are expected{advice}"

@@ -273,7 +273,7 @@ def _between_special(mask: list[int]) -> list[int]:
 def _check(tokenizer: Tokenizer, task: Task, mode: Mode) -> None:
     if mode == "masked" and (tokenizer.mask_token is None or tokenizer.mask_token_id is None):
         raise DataError(
-            f"task {task.name}: the tokenizer has no mask token; use a masked language model, or mode causal"
+            f"task {task.name}: the tokenizer has no mask token; use a masked language model, or set backbone.head"
         )
     if mode != "plain" and not tokenizer.is_fast:
         raise DataError(f"task {task.name}: prompts need a fast tokenizer (tokenizer.json beside the model)")

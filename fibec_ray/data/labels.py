@@ -122,6 +122,8 @@ def names_of_classes(columns: Sequence[LabelColumn], drop_missing: bool) -> tupl
             raise DataError(f"{column.where}: no label in row {rows[0]}{more}; {DROP}")
         values |= dict.fromkeys(value for value in column.values if not is_missing(value))
     where, num_rows = columns[0].where, sum(len(column.codes) for column in columns)
+    if not num_rows:
+        raise DataError(f"{where}: no rows; give a file with at least one")
     numbers = {whole(value) for value in values}
     if None not in numbers and not any(isinstance(value, bool) for value in values):
         names = [str(number) for number in sorted(number for number in numbers if number is not None)]

@@ -94,11 +94,25 @@ def _files(config: DataConfig) -> _Files:
     if base.is_file():
         beside = () if given else tuple(str(path) for path in test_beside(base))
         return _Files(config.path, None, given or beside)
+    if (split_folders := _split_folders(base)) is not None:
+        train_name, test_names = split_folders
+        return _Files(config.path, train_name, given or test_names)
     folder = _with_data(base)
     there = data_files(folder)
     train = _train_file(folder, there)
     tests = [path.name for word in TEST for path in there if split_of(path) == word]
     return _Files(str(folder), train.name, given or tuple(tests) or tuple(path.name for path in test_beside(train)))
+
+
+def _split_folders(folder: Path) -> tuple[str, tuple[str, ...]] | None:
+    """The training file and the test files of `train/` and `test/` with one file each; None without such folders."""
+    folders = {path.name.casefold(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    only = {name: found[0] for name, path in folders.items() if len(found := data_files(path)) == 1}
+    train = next((only[word] for word in TRAIN if word in only), None)
+    if train is None or data_files(folder):
+        return None
+    tests = tuple(str(only[word].relative_to(folder)) for word in TEST if word in only)
+    return str(train.relative_to(folder)), tests
 
 
 def _with_data(folder: Path) -> Path:

@@ -50,6 +50,8 @@ def format_of(path: Path, layout: Layout) -> str:
             return name
     if suffix in (".xlsx", ".xls", ".ods"):
         raise DataError(f"{path}: spreadsheets are not read; save the table as a CSV file and give that")
+    if not suffix:
+        raise DataError(f"{path}: its name has no suffix; set data.format to one of {', '.join(_PLAIN)}")
     known = ", ".join(suffix for suffixes in _PLAIN.values() for suffix in suffixes)
     raise DataError(
         f"{path}: unknown suffix {suffix!r}; allowed: {known}, or set data.format to one of {', '.join(_PLAIN)}"
@@ -69,7 +71,8 @@ def read_table(path: Path, layout: Layout, columns: tuple[str, ...] | Choice) ->
     except (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path}: cannot be read as {kind} ({first_line}); replace the file or set data.format"
+            f"{path}: cannot be read as {kind} ({first_line}); repair the file, or set data.format"
+            f"{'' if kind == 'parquet' else ' or data.encoding'}"
         ) from error
 
 
@@ -147,15 +150,25 @@ _EXPECTED = "expected an object on each line, or in a .json file one array of ob
 
 
 def _rows_of_object(found: dict[str, Any]) -> list[Any]:
-    tables = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(tables) == 1:
-        return list(tables[0])
+    """Rows of pandas' and other tables in one object; the object itself as one row if it is not a table."""
+    tables = {key: value for key, value in found.items() if _is_table(value)}
+    if len(tables) > 1:
+        names = " and ".join(tables)
+        raise ValueError(f"it has several tables: {names}; save each as a file of its own, such as train.jsonl")
+    if tables:
+        return list(next(iter(tables.values())))
+    if {"columns", "data"} <= found.keys():  # pandas' orient="split"
+        return [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
     if not found or not all(map(_is_column, found.values())):
         return [found]
     columns = {name: list(value.values() if isinstance(value, dict) else value) for name, value in found.items()}
     if len({len(values) for values in columns.values()}) > 1:
         raise ValueError(f"its columns have different lengths; {_EXPECTED}")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _is_column(value: Any) -> bool:

@@ -46,7 +46,9 @@ def nearby(path: str | None) -> Iterator[str | None]:
         return
     storage = Storage(path)
     if not storage.exists():
-        raise DataError(f"data.path: {path}: no such file or folder; give the URL of a folder with train.parquet")
+        raise DataError(
+            f"data.path: {path}: no such file or folder; give the URL of a file of rows or a folder with train.parquet"
+        )
     with TemporaryDirectory(prefix="fibec-data-") as folder:
         copy = Path(folder) / "data" / storage.name
         if storage.is_folder():

@@ -92,7 +92,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepPlan:
     """Load a sweep from its file, or from an experiment and overrides with several values. Raises ConfigError."""
     raw = read_yaml(path)
     _refuse_twice(path)
-    if "variants" not in raw and "task" in raw:
+    if not raw.keys() & {"variants", "config"} and raw.keys() & Experiment.model_fields.keys():
         return _grid_sweep(path, overrides)
     try:
         file = _SweepFile.model_validate(raw)

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from conftest import TINY_BERT
 
-from fibec_ray.cli.main import main
+from fibec_ray.cli.main import _parse, main
 from fibec_ray.roundlog.reader import read_devices, read_rounds
+from fibec_ray.sweep.load import load_sweep
 
 TINY = [
     f"backbone={json.dumps({'init': 'random', 'config': TINY_BERT, 'tokenizer': 'minilm'})}",
@@ -61,6 +62,13 @@ def test_data_go_with_every_command_that_takes_an_experiment(reviews: str, capsy
     assert yaml.safe_load(capsys.readouterr().out)["num_devices"] == 3
     assert main(["show", "quickstart", "--data", reviews]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["task"]["label_names"] == ["1", "5"]
+
+
+def test_a_sweep_compares_methods_on_own_data(reviews: str) -> None:
+    sweep = _parse(["sweep", "--data", reviews, "method=fedavg,fibecfed", "seed=0,1", "--out", "x"])
+    runs = load_sweep(sweep.config, sweep.overrides).runs
+    assert [run.label for run in runs] == [f"{name}, seed {s}" for s in (0, 1) for name in ("fedavg", "fibecfed")]
+    assert {run.experiment.task.label_names for run in runs} == {("1", "5")}
 
 
 def test_rows_without_a_label_are_left_out_and_counted(reviews: str, capsys: Any) -> None:

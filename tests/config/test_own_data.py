@@ -191,6 +191,13 @@ def test_test_files_without_labels_are_passed_over() -> None:
     assert own("glue", "data.test=train.csv", "data.train=dev.csv").data.test == "train.csv"
 
 
+def test_folders_of_splits_are_found() -> None:
+    write("set/train/part.csv", {"text": TEXTS, "label": LABELS})
+    write("set/test/part.csv", {"text": TEXTS[:10], "label": LABELS[:10]})
+    data = own("set").data
+    assert (data.path, data.train, data.test) == ("set", "train/part.csv", "test/part.csv")
+
+
 def test_other_folders_are_a_question() -> None:
     reviews("two/one.csv")
     assert own("two").data.train == "one.csv" and own("two").name == "one"

@@ -68,8 +68,9 @@ def test_a_file_without_a_header_has_numbered_columns(tmp_path: Path) -> None:
         {"body": ["one", "two"], "y": [0, 1]},
         {"body": {"0": "one", "1": "two"}, "y": {"0": 0, "1": 1}},
         {"version": 2, "data": [{"body": "one", "y": 0}, {"body": "two", "y": 1}]},
+        {"columns": ["y", "body"], "index": [0, 1], "data": [[0, "one"], [1, "two"]]},
     ],
-    ids=["records", "columns", "pandas", "nested"],
+    ids=["records", "columns", "pandas", "nested", "split"],
 )
 @pytest.mark.parametrize("indent", [None, 2])
 def test_json_of_every_orientation_is_read(value: object, indent: int | None, tmp_path: Path) -> None:
@@ -91,3 +92,11 @@ def test_a_spreadsheet_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04")
     with pytest.raises(DataError, match="spreadsheets are not read; save the table as a CSV file"):
         rows(tmp_path / "a.xlsx")
+
+
+def test_several_tables_in_one_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(
+        json.dumps({"train": [{"body": "one", "y": 0}], "test": [{"body": "two", "y": 1}]})
+    )
+    with pytest.raises(DataError, match="it has several tables: train and test; save each as a file of its own"):
+        rows(tmp_path / "a.json")
