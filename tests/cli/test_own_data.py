@@ -12,7 +12,7 @@ from conftest import TINY_BERT
 
 from fibec_ray.cli.main import _parse, main
 from fibec_ray.roundlog.reader import read_devices, read_rounds
-from fibec_ray.sweep.load import load_sweep
+from fibec_ray.sweeps.load import load_sweep
 
 TINY = [
     f"backbone={json.dumps({'init': 'random', 'config': TINY_BERT, 'tokenizer': 'minilm'})}",
