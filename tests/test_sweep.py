@@ -432,3 +432,9 @@ def test_a_real_sweep_ends_with_its_table_and_a_second_time_runs_nothing(
     assert capsys.readouterr().out == table == (out / "table.md").read_text(encoding="utf-8")
     assert main(["sweep-table", str(tmp_path)]) == 2
     assert "no sweep here" in capsys.readouterr().err
+
+
+def test_a_packaged_config_is_named_without_a_path(write: Any) -> None:
+    variants = {"fedavg": ["method=fedavg"], "fipa": ["method=fipa"]}
+    runs = load_sweep(write(config="trec", variants=variants, reference="fedavg", seeds=[0])).runs
+    assert [run.experiment.name for run in runs] == ["trec", "trec"]

@@ -71,7 +71,7 @@ class Sink:
         if self.lost is None:
             try:
                 self.stream.flush()
-            except (OSError, ValueError) as error:  # ValueError: somebody closed it
+            except (OSError, ValueError) as error:  # ValueError: the stream is closed
                 self._lose(error)
 
     @property

@@ -209,12 +209,12 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         if gpus > 1 and backend not in ("auto", "spread"):
             what = f"backbone.backend {backend}" if isinstance(self.backbone, Backbone) else "a network from scratch"
             raise ValueError(
-                f"fleet.gpus_per_actor is {gpus:g}, and {what} uses one GPU of an actor; set it to 1, for more actors "
-                "that train at the same time, or, for a base that one GPU has no room for, backbone.backend=spread"
+                f"fleet.gpus_per_actor is {gpus:g}, and {what} uses one GPU of an actor; set it to 1 to run more "
+                "actors at a time or, if the base does not fit on one GPU, set backbone.backend=spread"
             )
         if backend == "spread" and least <= 1:
             raise ValueError(
-                "backbone.backend: spread lays the base over several GPUs of an actor, and fleet.gpus_per_actor is "
+                "backbone.backend: spread splits the base over several GPUs of an actor, but fleet.gpus_per_actor is "
                 f"{'not set' if None in self.fleet.gpu_shares else f'{least:g}'}; set it to 2 or more"
             )
         return self

@@ -1,8 +1,8 @@
 """Load YAML files and `key=value` overrides as one validated Experiment. Every mistake raises one ConfigError.
 
-`method`, `task` and `backbone` may be given by name: `method: fibecfed` is `methods/fibecfed.yaml` in the `configs`
-folder of the experiment or in the packaged one. Overrides are applied from the shallowest key to the deepest, so that
-`method=fibecfed method.sharing.fraction=0.25` means what it says in any order.
+`method`, `task` and `backbone` can be names: `method: fibecfed` is the file `methods/fibecfed.yaml`, of the user or
+packaged (names.py). Overrides are applied from the shallowest key to the deepest, so their order does not matter:
+`method.sharing.fraction=0.25 method=fibecfed` sets the fraction of fibecfed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A sweep file and `key=value` overrides -> one checked Sweep; every mistake becomes one ConfigError.
 
-    config: ../experiments/trec.yaml            # relative to the sweep file
+    config: trec                                # a packaged config, or a path from this file
     overrides: [rounds=15]                      # for all runs (optional)
     seeds: [0, 1, 2]
     reference: fibecfed                         # the variant that the others are compared with
