@@ -28,8 +28,8 @@ def add(parsers: Parsers) -> None:
     submit.add_argument(
         "--out",
         metavar="PLACE",
-        help="folder for run directories: a URL, or an absolute path that every node sees (default: $FIBEC_RAY_RUNS "
-        "on the cluster's head node, else ~/fibec_ray_runs there)",
+        help="folder for run directories: a URL, or a path (absolute or ~/...) that every node sees (default: "
+        "$FIBEC_RAY_RUNS on the cluster's head node, else ~/fibec_ray_runs there)",
     )
     submit.add_argument("--follow", action="store_true", help="print the log until the job ends; exit 1 if it fails")
     submit.add_argument(
@@ -96,12 +96,17 @@ def _jobs(arguments: argparse.Namespace) -> None:
 
 
 def _logs(arguments: argparse.Namespace) -> None:
+    from fibec_ray.jobs.follow import lacking
+
     cluster = _cluster(arguments)
     job = cluster.job(arguments.job)
     if arguments.follow:
         _follow(cluster, job.id)
     else:
-        print(cluster.log(job.id), end="")
+        log = cluster.log(job.id)
+        print(log, end="")
+        if job.status == "FAILED" and (cause := lacking(log)):
+            warn(cause)
 
 
 def _stop(arguments: argparse.Namespace) -> None:

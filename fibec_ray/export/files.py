@@ -19,6 +19,8 @@ from fibec_ray.files.run_dir import write_text
 from fibec_ray.runs.saved_model import SavedModel
 
 WRITTEN = (".csv", ".jsonl")
+DIGITS = 6
+"""of probabilities"""
 
 
 def read_inputs(path: Path, about: SavedModel, columns: Sequence[str] = ()) -> tuple[list[str], list[Any]]:
@@ -74,6 +76,8 @@ def refuse_other_suffix(path: Path) -> None:
 def plain(prediction: Prediction) -> dict[str, Any]:
     """What a prediction holds, as plain values."""
     values = {name: getattr(prediction, name) for name in ("label", "score", "scores", "text", "value")}
+    values["score"] = None if prediction.score is None else round(prediction.score, DIGITS)
+    values["scores"] = {name: round(score, DIGITS) for name, score in prediction.scores.items()}
     return {name: value for name, value in values.items() if value not in (None, {})}
 
 

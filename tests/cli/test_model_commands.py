@@ -37,7 +37,9 @@ def test_texts_on_the_command_line(run: Path, capsys: Any) -> None:
     assert code == 0
     assert shown.splitlines() == [f"{p.label}  {p.score:.3f}  {t}" for p, t in zip(expected, TEXTS, strict=True)]
     code, shown = said(capsys, "predict", run, "--text", TEXTS[0], "--json")
-    assert code == 0 and json.loads(shown)[0]["scores"] == pytest.approx(dict(load(run).predict(TEXTS[:1])[0].scores))
+    assert code == 0 and json.loads(shown)[0]["scores"] == pytest.approx(
+        dict(load(run).predict(TEXTS[:1])[0].scores), abs=1e-6
+    )
 
 
 def test_a_table_in_and_a_table_out(run: Path, tmp_path: Path, capsys: Any) -> None:

@@ -60,6 +60,7 @@ def test_submit_follow_fetch_report(head: heads.Head, tmp_path: Path) -> None:
     assert main(["report", str(fetched)]) == 0 and (fetched / "report.html").is_file()
     listed = [line for line in head.command("jobs").stdout.splitlines() if "│" in line]
     assert len(listed) == 1 and "digits" in listed[0] and "succeeded" in listed[0], "what fetched is not listed"
+    assert f"{head.environment['FIBEC_RAY_RUNS']}/digits" in listed[0], "an absolute path"
 
 
 @pytest.mark.slow
