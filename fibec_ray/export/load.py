@@ -44,7 +44,9 @@ def load(run: Any, device: int | None = None, *, base: str | None = None, on: st
     global model. base: folder or hub id of the backbone, if it is not where the run had it. on: torch's device, such as
     "cpu" or "cuda:0"; None: a GPU if there is one.
 
-    Raises RunDirError for a folder without a model, ModelError for a base that is missing or is another one.
+    If the run used parts of somebody's own, this runs the Python files saved in RUN/parts. Raises RunDirError for a
+    folder without a model, ModelError for a base that is missing or is another one, ConfigError for a device that the
+    run or this machine does not have.
     """
     quiet_libraries()
     with nearby(str(getattr(run, "folder", run)), device) as folder:
@@ -55,8 +57,17 @@ def load(run: Any, device: int | None = None, *, base: str | None = None, on: st
 
 
 def device_here(on: str | None) -> str:
-    """torch's device; None: a GPU if there is one."""
-    return on or torch_device(None, torch.cuda.is_available())
+    """torch's device; None: a GPU if there is one. Raises ConfigError for a device that is not here."""
+    if on is None:
+        return torch_device(None, torch.cuda.is_available())
+    try:
+        torch.zeros(1, device=on)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        why = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--on {on}: torch cannot use this device ({why}); give cpu, or a GPU such as cuda:0"
+        ) from error
+    return on
 
 
 @contextmanager

@@ -74,6 +74,8 @@ def test_a_devices_model(run: Path, capsys: Any) -> None:
         (("--file", "none.csv"), "--file none.csv: no such file"),
         (("--file", "none.pdf"), "--file none.pdf: its name must end in one of .parquet"),
         (("--text", "a", "--out", "a.xlsx"), "--out a.xlsx: its name must end in .csv or .jsonl"),
+        (("--text", "a", "--on", "gpu"), "--on gpu: torch cannot use this device"),
+        (("--text", "a", "--on", "cuda:99"), "--on cuda:99: torch cannot use this device"),
         (("--text", "a", "--base", "b"), "--base b: has no effect, because the backbone has random weights"),
     ],
 )

@@ -59,7 +59,10 @@ def agrees(run: Finished, raw: dict[str, Any], **options: Any) -> None:
         assert float(losses.double().mean()) == logged["global_loss"]
 
 
-@pytest.mark.parametrize("head", HEADS)
+SLOW = ("bfloat16", "decoder with its own head")
+
+
+@pytest.mark.parametrize("head", [pytest.param(head, marks=[pytest.mark.slow] * (head in SLOW)) for head in HEADS])
 def test_predictions_are_those_of_the_evaluation(head: str, tmp_path: Path) -> None:
     raw = settings(backbone=HEADS[head])
     run = run_of(raw, tmp_path)

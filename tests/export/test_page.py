@@ -22,7 +22,7 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("where", ["page", "README.md of the merged model"])
+@pytest.mark.parametrize("where", ["page", pytest.param("README.md of the model", marks=pytest.mark.slow)])
 def test_a_mean_pool_head_in_ten_lines(where: str, tmp_path: Path, monkeypatch: Any) -> None:
     run = simulate(check(make_tiny(rounds=1, num_devices=2, cohort_size=2), "test"), tmp_path / "run")
     merged = export_merged(run, tmp_path / "my-model")
