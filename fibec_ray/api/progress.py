@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,13 +29,18 @@ class _Bar(Callback):
 
     def on_message(self, text: str) -> None:
         """Show a line above the bar."""
-        tqdm.write(text, file=_stream())
+        if _in_notebook():
+            print(text)  # stderr would look like a failure
+        else:
+            tqdm.write(text, file=sys.stderr)
 
     def _show(self, done: int, total: int, label: str, unit: str) -> None:
         if self._bar is None or self._label != label:
             self._close()
             self._label = label
-            self._bar = tqdm(total=total, desc=label, unit=unit, file=_stream(), mininterval=0.3, ncols=_columns())
+            notebook = _in_notebook()
+            file, columns = (_Cell(), 100) if notebook else (sys.stderr, None)
+            self._bar = tqdm(total=total, desc=label, unit=unit, file=file, ncols=columns, ascii=False, mininterval=0.3)
         self._bar.update(done - self._bar.n)
 
     def _close(self) -> None:
@@ -119,11 +124,23 @@ def _in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-def _stream() -> TextIO:
-    """Notebooks show stderr as if something had failed."""
-    return sys.stdout if _in_notebook() else sys.stderr
+class _Cell:
+    """A stream for tqdm that shows the newest line in the output of a notebook's cell, in place of the one before.
 
+    The saved notebook has the last line only, which every viewer can show.
+    """
 
-def _columns() -> int | None:
-    """Characters in a line; None: as wide as the terminal."""
-    return 100 if _in_notebook() else None
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def write(self, text: str) -> None:
+        """Show a line, unless it is there to erase another one."""
+        if line := text.strip():
+            display = sys.modules["IPython"].display.display
+            if self._handle is None:
+                self._handle = display({"text/plain": line}, raw=True, display_id=True)
+            else:
+                self._handle.update({"text/plain": line}, raw=True)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""

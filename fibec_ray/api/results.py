@@ -197,9 +197,12 @@ class Run:
 
         device: load this device's personal model; by default the global one.
         """
-        from fibec_ray.export.load import load
+        from fibec_ray.api.session import prepared
 
-        return load(self.folder, device, base=base, on=on)
+        with prepared():
+            from fibec_ray.export.load import load
+
+            return load(self.folder, device, base=base, on=on)
 
     def resume(
         self, callbacks: Callback | Sequence[Callback] = (), progress: bool | None = None, **changes: Any

@@ -39,6 +39,7 @@ def prepared() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        warnings.filterwarnings("ignore", message="IProgress not found")  # of a widget that nothing here uses
         with blamed():
             yield
 

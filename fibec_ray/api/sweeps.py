@@ -130,7 +130,7 @@ class Sweep:
         return list(self._drawings)
 
     def figure(self, name: str | None = None) -> Figure:
-        """Draw means over seeds, one line per variant, shaded from the lowest to the highest seed.
+        """Draw means over seeds, one line per variant, with the range from the lowest to the highest seed.
 
         name: one of `figures()`; by default the score by round. Raises ConfigError for another name.
         """

@@ -79,7 +79,7 @@ def run_here(
 
 
 def _run(sweep: SweepPlan, out: Path, say: Callable[[str], None], execute: Execute) -> list[Failure]:
-    out = absolute(out)
+    shown, out = out, absolute(out)
     failures: list[Failure] = []
     with locked(out):
         refuse_other_contents(out, sweep)
@@ -88,7 +88,7 @@ def _run(sweep: SweepPlan, out: Path, say: Callable[[str], None], execute: Execu
         write_record(sweep, out)
         total, done = len(sweep.runs), len(sweep.runs) - len(waiting)
         counts = f"{total} runs ({len(sweep.variants)} variants, {len(sweep.seeds)} seeds), {done} finished before"
-        say("; ".join([f"{counts}; in {out}", *moved]))
+        say("; ".join([f"{counts}; in {shown}", *moved]))
 
         def ended(run: SweepRun, reason: str, seconds: float) -> None:
             nonlocal done
