@@ -34,6 +34,7 @@ def cards_of(tables: RunTables, anchors: Anchors, metric: str | None = None) -> 
 
 
 def figures_of(cards: Sequence[Card]) -> list[Figure]:
+    """All figures of the cards, in order."""
     return [figure for card in cards for figure in card.figures]
 
 

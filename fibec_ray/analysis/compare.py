@@ -46,6 +46,7 @@ def compare_runs(places: Sequence[str | Path], choices: Choices) -> list[Table]:
 
 
 def compare_collection(collection: Collection, choices: Choices) -> list[Table]:
+    """Every table that grouped runs have numbers for. Raises UserError for runs that are not comparable."""
     if not choices.anyway:
         refuse_incomparable(collection)
     comparison = comparison_of(collection, choices.recent, choices.reference)

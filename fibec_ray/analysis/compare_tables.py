@@ -63,6 +63,7 @@ def devices(comparison: Comparison) -> Table:
 
 
 def costs(comparison: Comparison) -> Table:
+    """Total costs of whole runs, means over seeds."""
     names = ("num_bytes", "num_samples", "flops", "sim_time_s", "wall_time_s")
     rows = [
         {"variant": line.variant, "seeds": line.num_seeds} | {name: line.number(name) for name in names}
@@ -160,7 +161,7 @@ def _ratio(title: str, name: str, reference: str, better: str, worse: str) -> Co
 
 
 def ratio_text(ratio: float, better: str, worse: str) -> str:
-    """The reference's cost over one's own in words: 1.4 -> '1.4x faster', 0.5 -> '2x slower', 1.002 -> 'the same'."""
+    """Reference's cost / variant's cost in words: 1.4 -> '1.4x faster', 0.5 -> '2x slower', 1.002 -> 'the same'."""
     factor = max(ratio, 1 / ratio)
     shown = f"{factor:.1f}" if factor >= 1.95 else f"{factor:.2f}"
     if float(shown) == 1.0:

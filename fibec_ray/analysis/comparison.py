@@ -27,6 +27,7 @@ class Line:
 
     @property
     def num_seeds(self) -> int:
+        """Number of seeds with a finished run."""
         return len(self.runs)
 
     def number(self, name: str) -> float | None:
@@ -38,12 +39,15 @@ class Line:
         return Mean.of([number for run in self.runs.values() if (number := value(run)) is not None])
 
     def mean(self, value: Callable[[RunNumbers], float | None]) -> float | None:
+        """Mean over seeds; None if no run has the value."""
         found = self.over_seeds(value)
         return found.value if found else None
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """Variants to compare, with the numbers of their runs."""
+
     name: str
     reference: str
     recent: int
@@ -57,6 +61,7 @@ class Comparison:
     lines: tuple[Line, ...]
 
     def line(self, variant: str) -> Line:
+        """The line of a variant."""
         return next(line for line in self.lines if line.variant == variant)
 
     def paired(self, line: Line, value: Callable[[RunNumbers], float | None]) -> Paired | None:

@@ -106,7 +106,7 @@ def curriculum_curves(tables: RunTables) -> list[Curve]:
 
 
 def mask_curves(tables: RunTables) -> list[Curve]:
-    """How many personal entries the mask lets move, how many of them it let move before, and what it is based on."""
+    """Share of personal entries that the mask lets move, overlap with the mask before, Fisher information."""
     kept = "Share of the personal (never sent) entries that the mask lets move, mean over the cohort."
     overlap = (
         "Of the entries that a device's mask lets move now or let move at its last participation, the share that it "
@@ -120,6 +120,7 @@ def mask_curves(tables: RunTables) -> list[Curve]:
 
 
 def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> tuple[Series, ...]:
+    """One series per column that has numbers. columns: pairs of column and label."""
     found = [(label, tables.points(x, column)) for column, label in columns]
     return tuple(Series(label, tuple(points)) for label, points in found if any_finite(points))
 

@@ -20,6 +20,7 @@ def spread_curves(tables: RunTables) -> list[Curve]:
 
 
 def shard_sizes(tables: RunTables) -> Curve:
+    """Number of training samples of each device, largest first."""
     sizes = sorted(_shards(tables).values(), reverse=True)
     series = (Series("devices, largest first", tuple(enumerate(sizes, start=1))),) if sizes else ()
     caption = "Training samples of each device, in order of size."

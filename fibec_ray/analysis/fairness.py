@@ -30,6 +30,7 @@ class Spread:
 
     @staticmethod
     def of(scores: Sequence[float]) -> Spread | None:
+        """The spread of some scores; None without scores."""
         if not scores:
             return None
         ranked, tenth = sorted(scores), math.ceil(len(scores) / 10)

@@ -20,6 +20,8 @@ Of a regression R2: 'mean' (of the training values), 'own_mean' (each device's o
 
 @dataclass(frozen=True)
 class Series:
+    """One line of a figure, with an optional band."""
+
     label: str
     points: tuple[Point, ...]
     band: tuple[tuple[float, float], ...] = ()

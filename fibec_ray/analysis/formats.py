@@ -29,6 +29,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
+    """A table, apart from the format that it is written in."""
+
     stem: str
     """names files and labels"""
     title: str
@@ -138,6 +140,7 @@ def escaped(text: str) -> str:
 
 
 def escaped_line(text: str) -> str:
+    """The text as one line."""
     return " ".join(text.splitlines())
 
 

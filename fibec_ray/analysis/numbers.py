@@ -29,6 +29,7 @@ class Evaluated:
     shared: float | None
 
     def score(self, model: Model) -> float | None:
+        """The score of the personal or the global model."""
         return self.personal if model == "personal" else self.shared
 
 
@@ -55,9 +56,11 @@ class RunNumbers:
     """of the devices' own scores at the last evaluation"""
 
     def final(self, model: Model) -> float | None:
+        """The final score of the personal or the global model."""
         return self.personal if model == "personal" else self.shared
 
     def best(self, model: Model) -> float | None:
+        """The highest score of the personal or the global model; None without an evaluation."""
         known = [score for each in self.evaluated if (score := each.score(model)) is not None]
         return max((score for score in known if math.isfinite(score)), default=None)
 

@@ -25,6 +25,8 @@ DIGITS = 5
 
 @dataclass(frozen=True)
 class Page:
+    """Contents of an HTML report: what all runs have in common, then each run."""
+
     title: str
     notices: tuple[str, ...]
     overview: tuple[Section, ...]

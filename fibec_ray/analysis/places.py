@@ -26,14 +26,17 @@ class Place:
 
     @property
     def is_local(self) -> bool:
+        """True for a folder of this machine."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     @property
     def name(self) -> str:
+        """The folder's own name."""
         return PurePosixPath(self.path).name
 
     @property
     def parent(self) -> Place:
+        """The folder above."""
         parent = str(PurePosixPath(self.path).parent)
         return Place(self.filesystem, parent, parent)
 

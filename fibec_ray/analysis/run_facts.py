@@ -18,6 +18,8 @@ QUIET_KEYS = ("kind", "name", "min_samples")
 
 @dataclass(frozen=True)
 class Headline:
+    """The number at the top of a run's page."""
+
     value: str
     label: str
     note: str

@@ -21,6 +21,8 @@ SECTIONS = ("Scores", "Cost", "Curriculum", "Layers and masks", "Devices")
 
 @dataclass(frozen=True)
 class Section:
+    """A part of a page: tables, then cards with figures."""
+
     title: str
     tables: tuple[Table, ...]
     cards: tuple[Card, ...]
@@ -28,6 +30,8 @@ class Section:
 
 @dataclass(frozen=True)
 class RunPage:
+    """Contents of one run's page."""
+
     title: str
     notices: tuple[str, ...]
     headline: Headline | None

@@ -23,6 +23,7 @@ class Mean:
 
     @staticmethod
     def of(values: Sequence[float]) -> Mean | None:
+        """The mean of some values with its interval; None without values."""
         return Mean(fmean(values), half_width(values), len(values)) if values else None
 
 
@@ -39,6 +40,7 @@ class Paired:
 
     @staticmethod
     def of(differences: Sequence[float]) -> Paired | None:
+        """The mean of paired differences with interval and p value; None without differences."""
         if not differences:
             return None
         return Paired(fmean(differences), half_width(differences), len(differences), p_value(differences))

@@ -37,6 +37,7 @@ def write_table(sweep_dir: Path, recent: int = RECENT, width: int | None = None)
 
 
 def markdown(comparison: Comparison, width: int | None = None) -> str:
+    """The table as Markdown. width: characters of the terminal; None: as wide as the table is."""
     unit = unit_for(max((line.number("flops") or 0.0 for line in comparison.lines), default=0.0), FLOP)
     head = [
         "variant", "seeds", "personal", "global", f"personal − {escaped(comparison.reference)}", "matters?", "MB sent",

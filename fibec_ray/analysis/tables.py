@@ -66,7 +66,7 @@ class RunTables:
 
 @dataclass(frozen=True)
 class Layer:
-    """What the log last said about one layer; None where it says nothing."""
+    """The newest values in the log about one layer; None where there are none."""
 
     layer: int
     shared: bool
@@ -93,4 +93,5 @@ def cohort_means(tables: RunTables, column: str) -> list[Point]:
 
 
 def any_finite(points: Sequence[Point]) -> bool:
+    """True if any y is a finite number."""
     return any(math.isfinite(y) for _, y in points)

@@ -43,6 +43,7 @@ def default_target(comparison: Comparison, model: Model) -> tuple[float, ...]:
 
 
 def target_rows(comparison: Comparison, model: Model, target: float) -> list[Reached]:
+    """What each variant spent until it reached the target score."""
     reference = _arrivals(comparison.line(comparison.reference), model, target)
     return [_reached(line, _arrivals(line, model, target), reference) for line in comparison.lines]
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unit:
+    """A unit for display."""
+
     name: str
     size: float
     """how many of the log's unit make one of this"""
@@ -18,7 +20,7 @@ COUNT = (Unit("", 1), Unit("thousand", 1e3), Unit("million", 1e6), Unit("billion
 
 
 def unit_for(largest: float, units: tuple[Unit, ...]) -> Unit:
-    """The largest unit of which there are at least two."""
+    """The largest unit that gives a number of at least 2."""
     return next((unit for unit in reversed(units) if largest >= 2 * unit.size), units[0])
 
 

@@ -17,6 +17,8 @@ from fibec_ray.errors import RunDirError
 
 @dataclass(frozen=True)
 class Variant:
+    """Runs that differ in their seed only."""
+
     name: str
     group: str
     """title of its group in the sweep file; '' without one"""
@@ -26,6 +28,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Collection:
+    """Runs grouped into variants."""
+
     name: str
     variants: tuple[Variant, ...]
     reference: str | None

@@ -83,6 +83,7 @@ def labelled(
 
 
 def first_table(stand: Stand, only: Sequence[str], rounds: int, repeats: int) -> str:
+    """The table of all contenders on one workload."""
     contenders, missing = entrants(only)
     found: dict[str, Sequence[Outcome]] = {name: [refusal] for name, refusal in missing.items()}
     found = {**compare(stand, contenders, Sizes(NUM_DEVICES, COHORT_SIZE, rounds + UNMEASURED), repeats), **found}
@@ -103,6 +104,7 @@ def page(parts: Sequence[str]) -> str:
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.speed", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="turns of all contenders")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each run")
@@ -121,6 +123,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     given = arguments()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to those who write libraries
     parts = [conditions()]

@@ -75,6 +75,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A checkpoint on disk: its folder and its manifest."""
+
     folder: Path
     manifest: Manifest
 
@@ -94,6 +96,7 @@ class Checkpoint:
 
 
 def folder_of(run_dir: Path, next_round: int) -> Path:
+    """The folder of the checkpoint that a round starts from."""
     return _home(run_dir) / f"{next_round:06d}"
 
 
@@ -161,6 +164,7 @@ def write_state(path: Path, state: Tensors) -> str:
 
 
 def read_state(path: Path) -> Tensors:
+    """Read the server's state. Raises RunDirError if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in json.loads(file.metadata()["order"])}

@@ -24,6 +24,8 @@ PACKAGES = ("fibec_ray", "torch", "transformers", "peft", "numpy", "safetensors"
 
 
 class Identity(BaseModel, frozen=True, extra="forbid"):
+    """What a run is: id, code, settings, data and versions. Stored when the run starts."""
+
     run_id: str
     git_commit: str
     """of the code; '' unless it is a checkout"""
@@ -129,6 +131,7 @@ def data_digest(run_dir: Path) -> str:
 
 
 def program_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
     return {name: _version(name) for name in PACKAGES}
 
 

@@ -53,6 +53,7 @@ def place(text: str) -> str:
 
 
 def at_least_one(text: str) -> int:
+    """Read a whole number of 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
@@ -60,6 +61,7 @@ def at_least_one(text: str) -> int:
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the argument RUN ... of commands that take several runs."""
     what = "run directories or URLs, or sweep directories"
     parser.add_argument("runs", nargs="+", type=place, metavar="RUN", help=what)
 

@@ -18,6 +18,8 @@ NAME_WIDTH = 25
 
 
 class Entry(NamedTuple):
+    """One line of a list: a config, method, task or backbone."""
+
     name: str
     family: str
     summary: str

@@ -12,6 +12,7 @@ TITLE = "plan and check"
 
 
 def add(parsers: Parsers) -> None:
+    """Add these commands to the parser."""
     plan = parsers.add_parser("plan", help="estimate memory, disk, traffic and time before a run")
     add_config(plan)
     plan.add_argument("--out", type=path, metavar="DIR", default=Path("runs"), help="where it would run")

@@ -22,6 +22,7 @@ keys. `fibec-ray completion bash` prints a script that completes commands and na
 
 
 def commands_page() -> str:
+    """The page docs/cli.md."""
     _, parsers = build_parser()
     rows = [
         f"| [`{name}`](#{name}) | {_cell(text)} |" for group in parsers.groups.values() for name, text in group.items()

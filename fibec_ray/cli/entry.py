@@ -75,6 +75,7 @@ def _say(text: str) -> None:
 
 
 def warn(text: str) -> None:
+    """Print a warning to stderr."""
     print(f"fibec-ray: {text}", file=sys.stderr, flush=True)
 
 
@@ -90,6 +91,7 @@ def advice(find: Callable[[], str]) -> Iterator[None]:
 
 
 def how_to_resume(folder: Path) -> str:
+    """The command that continues the run in a folder."""
     if (folder / "checkpoints" / "run.json").is_file():
         return f"resume with: fibec-ray resume {shlex.quote(str(folder))}"
     return "the run had not started; run the command again"

@@ -22,6 +22,7 @@ TITLE = "use a cluster"
 
 
 def add(parsers: Parsers) -> None:
+    """Add these commands to the parser."""
     submit = parsers.add_parser("submit", help="run an experiment as a job of a Ray cluster")
     add_config(submit)
     submit.add_argument("--name", metavar="N", help="name of the job; an earlier job with this name is continued")

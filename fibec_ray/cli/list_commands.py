@@ -20,6 +20,7 @@ MORE = {
 
 
 def add(parsers: Parsers) -> None:
+    """Add these commands to the parser."""
     for group, what in (
         ("configs", "list the experiments and sweeps to start from"),
         ("methods", "list the methods, by family"),

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> tuple[Parser, Parsers]:
+    """Build the parser of the command and all its subcommands."""
     root = Parser(
         prog="fibec-ray",
         usage="fibec-ray [-h] [--version] COMMAND ...",

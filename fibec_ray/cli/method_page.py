@@ -22,6 +22,7 @@ cannot work is rejected with the reason. [Your own method](adding-a-method.md) t
 
 
 def page() -> str:
+    """The page docs/methods.md."""
     methods = [(path.stem, load_method(path)) for path in method_files()]
     return "\n\n".join([_INTRODUCTION, _method_table(methods), *map(_axis, AXES)]) + "\n"
 

@@ -83,6 +83,7 @@ def _row(cls: type[Part]) -> Row:
 
 
 def part_table(rows: Sequence[Row]) -> None:
+    """Print a table of parts; nothing without rows."""
     if rows:
         table = Table("part", "axis", "summary", "source")
         for row in rows:

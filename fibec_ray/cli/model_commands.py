@@ -17,6 +17,7 @@ TITLE = "use the model"
 
 
 def add(parsers: Parsers) -> None:
+    """Add these commands to the parser."""
     predict = parsers.add_parser("predict", help="predict with a run's model")
     predict.epilog = RUNS_SAVED_CODE
     _add_model(predict)

@@ -50,6 +50,7 @@ class Parsers:
         self.commands: dict[str, Parser] = {}
 
     def title(self, title: str) -> None:
+        """Start a group of commands in the help."""
         self.groups.setdefault(title, {})
 
     def add_parser(self, name: str, help: str, **options: Any) -> Parser:

@@ -27,6 +27,7 @@ def as_json(outlook: Outlook) -> dict[str, Any]:
 
 
 def show(outlook: Outlook, console: Console) -> None:
+    """Print a plan as a table."""
     plan = outlook.plan
     table = Table(title=f"{plan.experiment}, {plan.method}: what the run will take", title_justify="left")
     table.add_column("", overflow="fold")

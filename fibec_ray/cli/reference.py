@@ -1,4 +1,4 @@
-"""Writes the generated pages of docs/: commands, settings, methods, round log. `python -m fibec_ray.cli.reference`"""
+"""Writes the generated pages of docs/: commands, settings, methods, round log: `python -m fibec_ray.cli.reference`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def pages() -> dict[str, str]:
 
 
 def main(docs: Path) -> None:
+    """Write all generated pages into a folder."""
     for name, text in pages().items():
         (docs / name).write_text(text, encoding="utf-8")
 

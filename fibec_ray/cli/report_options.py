@@ -10,6 +10,7 @@ from fibec_ray.errors import UserError
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fibec-ray report`."""
     parser.add_argument("--out", type=path, metavar="FILE", help="page (default: RUN/report.html, or report.html)")
     parser.add_argument("--figures", type=path, metavar="DIR", help="also write figures for a paper into this folder")
     parser.add_argument("--only", type=_names, metavar="NAMES", help="some figures, such as 'accuracy*,timeline'")

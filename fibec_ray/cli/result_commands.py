@@ -13,6 +13,7 @@ TITLE = "look at results"
 
 
 def add(parsers: Parsers) -> None:
+    """Add these commands to the parser."""
     report = parsers.add_parser("report", help="draw runs as one HTML page, and as figures for a paper")
     add_runs(report)
     add_report(report)

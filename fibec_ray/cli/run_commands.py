@@ -22,6 +22,7 @@ TITLE = "run experiments"
 
 
 def add(parsers: Parsers) -> None:
+    """Add these commands to the parser."""
     run = parsers.add_parser("run", help="run an experiment")
     add_config(run)
     run.add_argument(

@@ -41,6 +41,7 @@ _SECTIONS: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
 
 
 def settings_page() -> str:
+    """The page docs/settings.md."""
     plain, sections = [], []
     for name, field in Experiment.model_fields.items():
         model = _model(field.annotation)

@@ -16,6 +16,7 @@ COMPLETION = (
 
 
 def add(parsers: Parsers) -> None:
+    """Add these commands to the parser."""
     init = parsers.add_parser("init", help="make a folder with an experiment, a method and a part of your own")
     init.add_argument("folder", nargs="?", type=path, metavar="DIR", default=Path(), help="default: the current folder")
     init.set_defaults(command=_init)

@@ -12,6 +12,7 @@ TITLE = "sweep"
 
 
 def add(parsers: Parsers) -> None:
+    """Add these commands to the parser."""
     sweep = parsers.add_parser("sweep", help="run every variant and seed of a sweep, then print its table")
     add_config(
         sweep,

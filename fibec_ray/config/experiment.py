@@ -64,6 +64,11 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """All settings of a run, checked. docs/settings.md describes each.
+
+    Load one with `fibec_ray.config.load.load_experiment`, or pass names, dicts or paths to `fibec_ray.run`.
+    """
+
     name: str = Field(min_length=1, max_length=100, description="names the run directory")
     seed: int = Field(0, ge=0, description="decides every random number of the run")
     rounds: int = Field(ge=1, le=10_000_000, description="communication rounds")

@@ -77,6 +77,7 @@ def check(raw: dict[str, Any], where: str) -> Experiment:
 
 
 def load_method(path: Path) -> Method:
+    """The method in a YAML file. Raises ConfigError."""
     raw = with_paths({"method": read_yaml(path)}, path.parent)["method"]
     try:
         return Method.model_validate(raw)
@@ -123,6 +124,7 @@ def first_difference(found: Any, wanted: Any, at: str = "") -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises ConfigError if it cannot be read or holds anything else."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

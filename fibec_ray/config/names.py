@@ -25,6 +25,7 @@ def config_folder() -> Path:
 
 
 def method_files() -> list[Path]:
+    """The YAML files of all packaged methods."""
     return sorted((config_folder() / "methods").glob("*.yaml"))
 
 

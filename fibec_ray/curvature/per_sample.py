@@ -149,7 +149,7 @@ class Caught:
 
     @property
     def inputs(self) -> Tensors:
-        """a by prefix, (B, T, in), (B, in) or indices (B, T); without modules not called or needed only for a bias"""
+        """a by prefix, (B, T, in), (B, in) or indices (B, T); without modules not called or needed only for a bias."""
         return {prefix: seen.inputs for prefix, seen in self.modules.items() if seen.inputs is not None}
 
     @property

@@ -67,9 +67,11 @@ def load_arrays(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def no_set(folder: Path, error: Exception) -> DataError:
+    """The error for a folder that is not an encoded data set."""
     return DataError(f"{folder}: is not an encoded data set ({error}); encode the data again")
 
 
 def refuse_misfit(folder: Path, fits: bool) -> None:
+    """Raise DataError if a folder's arrays do not fit together."""
     if not fits:
         raise DataError(f"{folder}: the arrays do not fit together; encode the data again")

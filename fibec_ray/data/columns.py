@@ -27,6 +27,7 @@ def chosen(choose: Choice, there: list[str], where: str) -> tuple[str, ...]:
 
 
 def twice(where: str, column: str, count: int = 2, place: str = "") -> str:
+    """The message for a column name that occurs more than once."""
     times = "twice" if count == 2 else f"{count} times"
     return f"{where}: column '{column}' occurs {times}{place}; rename or remove all but one"
 

@@ -22,6 +22,8 @@ from fibec_ray.model_types import DenseBatch
 
 @dataclass(frozen=True)
 class DenseSet:
+    """Samples that are arrays of numbers, with labels."""
+
     features: NDArray[np.float32]
     """(N, *shape)"""
     labels: NDArray[Any]
@@ -29,10 +31,12 @@ class DenseSet:
 
     @staticmethod
     def of(points: Points) -> DenseSet:
+        """The set of some points."""
         return DenseSet(points.features, points.labels if points.values is None else points.values)
 
     @property
     def num_samples(self) -> int:
+        """Number of samples."""
         return len(self.labels)
 
     @property
@@ -41,13 +45,16 @@ class DenseSet:
         return self.features.shape[1:]
 
     def shard(self, rows: NDArray[np.int64]) -> DenseShard:
+        """The samples at these rows."""
         return DenseShard(self, np.asarray(rows, dtype=np.int64))
 
     def save(self, folder: Path) -> None:
+        """Write the arrays into a folder."""
         save_arrays(folder, {"features": self.features, "labels": self.labels})
 
     @staticmethod
     def load(folder: Path) -> DenseSet:
+        """Read the arrays from a folder. Raises DataError if it is not such a set."""
         arrays, _ = load_arrays(folder)
         try:
             found = DenseSet(**arrays)
@@ -69,6 +76,7 @@ class DenseShard:
 
     @property
     def num_samples(self) -> int:
+        """Number of samples."""
         return len(self._rows)
 
     def shortened(self, max_length: int) -> DenseShard:

@@ -76,6 +76,8 @@ class Tokenizer(Protocol):
 
 
 class Sample(NamedTuple):
+    """One encoded sample."""
+
     tokens: list[int]
     texts: list[int]
     """the number of each token's text, as `EncodedSet` has it"""

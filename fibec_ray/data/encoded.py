@@ -26,6 +26,8 @@ _FORMER = {"grades": "true_difficulty"}
 
 @dataclass(frozen=True)
 class EncodedSet:
+    """Encoded texts with labels, as flat arrays."""
+
     tokens: NDArray[np.int32]
     """(T,) token ids of all samples, one after the other"""
     offsets: NDArray[np.int64]
@@ -46,9 +48,11 @@ class EncodedSet:
 
     @property
     def num_samples(self) -> int:
+        """Number of samples."""
         return len(self.labels)
 
     def shard(self, rows: NDArray[np.int64]) -> ArrayShard:
+        """The samples at these rows."""
         return ArrayShard(self, np.asarray(rows, dtype=np.int64))
 
     def save(self, folder: Path) -> None:

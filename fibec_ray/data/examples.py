@@ -60,13 +60,16 @@ class Origin:
         return Origin((where,), np.zeros(len(numbers), np.int64), numbers, count - len(numbers))
 
     def take(self, rows: NDArray[np.int64]) -> Origin:
+        """The origin of these rows."""
         return replace(self, file=self.file[rows], row=self.row[rows])
 
     def place(self, row: int) -> str:
+        """File and row of a sample, for messages."""
         return f"{self.files[self.file[row]]}, row {self.row[row]}"
 
     @staticmethod
     def join(parts: Sequence[Origin | None]) -> Origin | None:
+        """Concatenate origins; None if any is unknown."""
         known = [part for part in parts if part is not None]
         if len(known) < len(parts) or not parts:
             return None
@@ -81,6 +84,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Examples(Rows):
+    """Texts, or pairs of texts, with class labels."""
+
     texts_a: list[str]
     texts_b: list[str] | None
     """the second text of a pair; None for single-text tasks"""
@@ -114,6 +119,7 @@ class Instructions(Rows):
 
     @property
     def has_categories(self) -> bool:
+        """True if the rows have categories."""
         return self.categories != ("",)
 
     @classmethod

@@ -39,6 +39,8 @@ class ExerciseSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fal
 
 
 class Exercise(NamedTuple):
+    """An instruction with its input and response."""
+
     instruction: str
     input: str
     response: str

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 
 class Topic(NamedTuple):
+    """Sentences about one topic."""
+
     asks: tuple[str, ...]
     """requests; they decide the class"""
     remarks: tuple[str, ...]

@@ -52,7 +52,7 @@ MOST_CLASSES = 1000
 
 
 def normalised(name: str) -> str:
-    """'Review Text' -> 'review_text'"""
+    """A column name in a common form: 'Review Text' -> 'review_text'."""
     return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).casefold()).strip("_")
 
 

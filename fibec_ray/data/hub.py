@@ -30,6 +30,7 @@ def load_columns(task: Task, split: str, revision: str | None, choose: Choice) -
 
 
 def name_of(task: Task, split: str, revision: str | None) -> str:
+    """Data set, revision and split, for messages."""
     return f"hub {task.hub}{f' at {revision}' if revision else ''}, split '{split}'"
 
 

@@ -51,6 +51,7 @@ class LabelColumn:
 
     @property
     def is_text(self) -> bool:
+        """True if any value is a string."""
         return any(isinstance(value, str) for value in self.values)
 
     @property
@@ -60,6 +61,7 @@ class LabelColumn:
 
     @property
     def has_own_ids(self) -> bool:
+        """True for whole numbers with class names in the file."""
         return bool(self.names) and not self.is_text
 
     @property
@@ -183,6 +185,7 @@ def _is_fraction(value: Value) -> bool:
 
 
 def is_missing(value: Any) -> bool:
+    """True for null and for empty text."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 

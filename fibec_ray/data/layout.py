@@ -43,6 +43,7 @@ class Layout:
 
 
 def is_compressed(path: Path) -> bool:
+    """True for a gzip file."""
     return path.suffix.lower() == ".gz"
 
 
@@ -92,6 +93,7 @@ def text_source(path: Path, codec: str) -> tuple[Callable[[], Any], int]:
 
 
 def decoded(content: bytes, codec: str) -> str:
+    """Decode bytes. Raises ValueError that names the first byte that does not fit."""
     try:
         return content.decode(codec)
     except UnicodeDecodeError as error:

@@ -55,6 +55,7 @@ class RegressionSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
 
     @property
     def num_regions(self) -> int:
+        """Number of regions of the plane."""
         return int(np.prod(self.regions))
 
 

@@ -35,7 +35,7 @@ SUFFIXES = {
 
 
 def suffix_of(path: Path) -> str:
-    """'.csv', or '.csv.gz'"""
+    """The file's ending, such as '.csv' or '.csv.gz'."""
     inner = Path(path.stem).suffix if is_compressed(path) else ""
     return f"{inner}{path.suffix}".lower()
 

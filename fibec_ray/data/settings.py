@@ -104,6 +104,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def reads_files(self) -> bool:
+        """True if rows come from the user's files."""
         return any(getattr(self, name) is not None for name in FILE_SETTINGS)
 
     @property

@@ -87,7 +87,7 @@ def split_files(folder: Path, split: str, config: DataConfig) -> list[Path]:
 
 
 def split_of(path: Path) -> str:
-    """'train' of Train.csv, of train-00000-of-00004.parquet, and of train.jsonl.gz"""
+    """The split that a file name gives: 'train' for Train.csv, train-00000-of-00004.parquet and train.jsonl.gz."""
     match = _SHARD.fullmatch(path.name)
     stem = match["stem"] if match else path.name.removesuffix(suffix_of(path))
     return stem.casefold()
@@ -131,6 +131,7 @@ def nearest(path: Path) -> str:
 
 
 def listed(folder: Path) -> str:
+    """Names of a folder's first files, for messages."""
     return ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
 
 

@@ -1,6 +1,6 @@
 """Notices when the data files of a run have changed since the run started.
 
-A run keeps its own copy of the data, so a change does no harm, but the user is told.
+A run keeps its own copy of the data, so a change does no harm; the user gets a note.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from fibec_ray.files.storage import is_url
 
 @dataclass(frozen=True)
 class Stamp:
+    """Size and time of a file, to notice changes."""
+
     path: str
     size: int
     """bytes"""

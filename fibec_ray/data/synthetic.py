@@ -55,6 +55,7 @@ class Features:
 
     @property
     def grade(self) -> float:
+        """True difficulty of the message, in [0, 1]."""
         return 0.3 * self.padding / MAX_PADDING + 0.3 * self.negation + 0.3 * self.contrast
 
 

@@ -66,10 +66,12 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def is_text(self) -> bool:
+        """True if samples are texts."""
         return self.kind not in ("digits", "regression")
 
     @property
     def answers_in_text(self) -> bool:
+        """True if models answer in text (instructions)."""
         return self.kind in ("instructions", "exercises")
 
     @property
@@ -84,6 +86,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def format(self) -> InstructionFormat:
+        """How instructions become prompts."""
         return self.instructions or InstructionFormat()
 
     def first_classes(self, num_classes: int) -> Task:

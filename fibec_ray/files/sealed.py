@@ -16,6 +16,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def file_digest(path: Path) -> str:
+    """Hash of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -124,6 +124,7 @@ class Storage:
         return bool(self._info(self._root).type == self._kinds.Directory)
 
     def exists(self) -> bool:
+        """True if there is a file or folder at the URL."""
         return bool(self._info(self._root).type != self._kinds.NotFound)
 
     def files(self) -> dict[str, int]:
@@ -170,6 +171,7 @@ class Storage:
         self._bring(self._root, local)
 
     def remove(self, name: str) -> None:
+        """Remove a file; nothing happens if it is missing. Raises StorageError."""
         self._refuse_names([name])
         try:
             self._fs.delete_file(f"{self._root}/{name}")

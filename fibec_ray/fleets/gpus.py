@@ -20,6 +20,8 @@ TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class Gpu:
+    """A GPU of this node."""
+
     index: str
     uuid: str
     free: int | None

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 
 class LocalFleet:
+    """A fleet in this process."""
+
     lanes: int
     device = ""
     backend_choice: tuple[str, str] | None = None

@@ -21,6 +21,8 @@ MEMORY_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Resources:
+    """Resources of a cluster."""
+
     cpus: float
     gpus: float
     memory_bytes: int

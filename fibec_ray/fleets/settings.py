@@ -125,7 +125,7 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError("classes are of a pooled fleet; set placement: pooled")
         for name in ("num_actors", "cpus_per_actor", "gpus_per_actor"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} has no effect beside classes, each of which has its own; leave it out")
+                raise ValueError(f"{name} has no effect together with classes, which set it themselves; leave it out")
         total = sum(each.share for each in self.classes)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"classes: their shares of the devices add up to {total:g}; make it 1")

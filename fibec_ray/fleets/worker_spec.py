@@ -79,17 +79,21 @@ class WorkerSpec:
 
     @property
     def data_dir(self) -> Path:
+        """Folder of the run's encoded data."""
         return self.run_dir / "data"
 
     @property
     def state_dir(self) -> Path:
+        """Folder of the devices' states."""
         return self.run_dir / "checkpoints" / "devices"
 
     @property
     def store(self) -> StateStore:
+        """The store of the devices' states."""
         return StateStore(self.state_dir)
 
     def prepare_base(self) -> Path:
+        """Prepare the base weights on this node. Returns their folder."""
         from fibec_ray.models.backbone import prepare
 
         assert isinstance(self.job.backbone, Backbone), "nothing is prepared of a network from scratch"
@@ -107,6 +111,7 @@ class WorkerSpec:
         return fingerprint(self.prepare_base())
 
     def federation(self) -> Federation:
+        """Open the run's data. Raises RunDirError if this node does not see the run directory."""
         if not self.data_dir.is_dir():
             raise RunDirError(
                 f"{self.run_dir}: not visible from node {platform.node()}; every node must see the run directory, "

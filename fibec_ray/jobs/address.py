@@ -80,6 +80,7 @@ def use_token(url: str, environment: MutableMapping[str, str]) -> None:
 
 
 def is_loopback(url: str) -> bool:
+    """True for an address of this machine."""
     host = urlsplit(url).hostname or ""
     if host == "localhost":
         return True

@@ -45,6 +45,7 @@ class Job:
 
     @property
     def name(self) -> str:
+        """The name given with --name, or else the id."""
         return self.metadata.get("fibec_name", self.id)
 
     @property
@@ -54,6 +55,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
+        """True if the job runs no more."""
         return self.status in ENDED
 
 
@@ -117,6 +119,7 @@ class Cluster:
             return bool(self._client.stop_job(id_))
 
     def log(self, id_: str) -> str:
+        """The job's log so far. Raises ClusterError."""
         with self._errors():
             return str(self._client.get_job_logs(id_))
 

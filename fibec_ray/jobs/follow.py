@@ -45,7 +45,7 @@ def refuse_failure(job: Job, log: str) -> Job:
 
 
 def lacking(log: str) -> str:
-    """What the cluster's Python lacks, and how to add it; '' if the log says nothing of that kind."""
+    """What the cluster's Python lacks, and how to add it; '' if the log reports nothing missing."""
     if NO_PYTHON.search(log):
         return "the cluster has no command `python`; use an image with Python and the libraries of constraints.txt"
     found = MISSING.search(log)
@@ -68,6 +68,7 @@ def last_words(log: str) -> str:
 
 
 def first_line(message: str) -> str:
+    """The first line of a message."""
     return (message.splitlines() or ["it gave no reason"])[0]
 
 

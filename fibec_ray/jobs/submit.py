@@ -58,6 +58,7 @@ def expanded(cluster: Cluster, run_dir: str) -> str:
 
 
 def checked(name: str) -> str:
+    """The name, if it is a valid name of a job. Raises ConfigError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ConfigError(f"--name: {name!r}: expected letters, digits, '_' and '-'")
     return name
@@ -74,6 +75,7 @@ def free_name(wanted: str, jobs: Sequence[Job]) -> str:
 
 
 def next_attempt(name: str, jobs: Sequence[Job]) -> str:
+    """Id of the next attempt at a job. Raises ClusterError while one is running."""
     attempts = [job for job in jobs if job.name == name]
     for job in attempts:
         if not job.ended:

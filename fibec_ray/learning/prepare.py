@@ -40,6 +40,8 @@ from fibec_ray.models.spec import Backbone
 
 @dataclass(frozen=True)
 class Prepared:
+    """Facts about a run's prepared data."""
+
     num_classes: int
     """outputs of a model; 1 for regression, 0 for text answers"""
     label_words: tuple[int, ...] | None

@@ -51,12 +51,15 @@ class LocalSession:
 
     @property
     def personal(self) -> frozenset[str]:
+        """See `Session.personal`."""
         return frozenset(drop(self.received, self.shared))
 
     def read(self) -> Tensors:
+        """See `Session.read`."""
         return self.model.read()
 
     def load(self, values: Tensors) -> None:
+        """See `Session.load`."""
         self.model.load(values)
 
     def train(
@@ -70,6 +73,7 @@ class LocalSession:
         pull: Pull | None = None,
         own_model: bool = False,
     ) -> Tensors:
+        """See `Session.train`."""
         plan = self.schedule
         count = plan.settings.epochs if epochs is None else epochs
         place = (*plan.place, first_epoch) if first_epoch else plan.place

@@ -21,15 +21,18 @@ class Named:
 
     @property
     def server_only(self) -> Collection[str]:
+        """See `LocalModel.server_only`."""
         return self.server_only_values.keys()
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
+        """See `LocalModel.load`."""
         tensors = {**self.trainable, **self.server_only_values}
         for name, value in values.items():
             tensors[name].copy_(value)
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
+        """See `LocalModel.read`."""
         tensors = {**self.trainable, **self.server_only_values}
         return {n: p.detach().cpu().clone() for n, p in tensors.items() if names is None or n in names}
 
@@ -43,12 +46,14 @@ class Alone(Named):
     def per_sample_grads(
         self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
     ) -> tuple[Outputs, Caught]:
+        """See `LocalModel.per_sample_grads`."""
         with torch.enable_grad(), catch(self.holders, names, len(batch.labels)) as caught:
             return self.forward(batch, embeds=embeds, hidden=hidden), caught
 
     def grad(
         self, value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None = None, retain_graph: bool = False
     ) -> list[Tensor | None]:
+        """See `LocalModel.grad`."""
         return list(self.derive([value], tensors, [cotangent], retain_graph))
 
     def derive(

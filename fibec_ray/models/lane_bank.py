@@ -44,7 +44,7 @@ class LaneBank:
             self._lanes = ()
 
     def linear(self, prefix: str, module: Any, x: Tensor) -> Tensor:
-        """x (N, ..., in) -> (N, ..., out)"""
+        """Apply each lane's linear layer: x (N, ..., in) -> (N, ..., out)."""
         weights, biases = self._of(f"{prefix}.weight"), self._of(f"{prefix}.bias")
         if weights is None:
             y = F.linear(x, module.weight, None if biases is not None else module.bias)
@@ -60,7 +60,7 @@ class LaneBank:
         return y.view(*x.shape[:-1], -1)
 
     def layer_norm(self, prefix: str, module: Any, x: Tensor) -> Tensor:
-        """x (N, ..., in) -> the same shape"""
+        """Apply each lane's normalisation: x (N, ..., in) -> the same shape."""
         y = F.layer_norm(x, module.normalized_shape, eps=module.eps)
         weights, biases = self._of(f"{prefix}.weight"), self._of(f"{prefix}.bias")
         y = y * (module.weight if weights is None else self._by_sample(weights, y))

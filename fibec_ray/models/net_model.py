@@ -42,7 +42,7 @@ class NetModel(Alone):
         self.holders = collect_holders(self.net, lambda name: name)
 
     def layer_of(self, name: str) -> int | None:
-        """`layers.1.weight` -> 1, `output.weight` -> None"""
+        """The layer of a tensor: `layers.1.weight` -> 1, `output.weight` -> None."""
         first, _, rest = name.partition(".")
         return int(rest.partition(".")[0]) if first == "layers" else None
 

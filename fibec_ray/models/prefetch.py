@@ -21,9 +21,11 @@ first passes.
 class Copier(Protocol):
     """Copies weights. start: begins a copy; finish: returns it, ordered before the caller's next computation."""
 
-    def start(self, weight: Tensor) -> Any: ...
+    def start(self, weight: Tensor) -> Any:
+        """Start to copy a weight to the device."""
 
-    def finish(self, started: Any) -> Tensor: ...
+    def finish(self, started: Any) -> Tensor:
+        """Wait for the copy and return it."""
 
 
 class Prefetcher:

@@ -82,9 +82,11 @@ class TrialSession:
 
     @property
     def personal(self) -> frozenset[str]:
+        """See `Session.personal`."""
         return frozenset(drop(self.received, self.shared))
 
     def read(self) -> Tensors:
+        """See `Session.read`."""
         return clone(self.received)
 
     def load(self, values: Tensors) -> None:
@@ -101,6 +103,7 @@ class TrialSession:
         pull: Pull | None = None,
         own_model: bool = False,
     ) -> Tensors:
+        """See `Session.train`."""
         self.trainings.append(Training(self.epochs if epochs is None else epochs, repeats, own_model))
         centre = drop(pull.centre, self.server_only) if pull else {}
         return clone({name: value for name, value in centre.items() if moves is None or name in moves})

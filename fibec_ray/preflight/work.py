@@ -58,6 +58,7 @@ class Devices:
 
     @property
     def job(self) -> Job:
+        """The job that is planned."""
         return self.rehearsal.job
 
     def setup(self, device: int) -> Amount:

@@ -133,7 +133,7 @@ def test_classes_of_actors_host_their_shares_of_the_devices() -> None:
     ("changes", "says"),
     [
         ({"placement": "auto"}, "set placement: pooled"),
-        ({"num_actors": 3}, "num_actors has no effect beside classes"),
+        ({"num_actors": 3}, "num_actors has no effect together with classes"),
         ({"classes": CLASSES[:1]}, "their shares of the devices add up to 0.25; make it 1"),
     ],
 )

@@ -33,6 +33,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Curves:
+    """A run's scalars by step, and its settings, for other tools."""
+
     name: str
     run_dir: Path
     settings: dict[str, Any]

@@ -32,7 +32,7 @@ def absolute(path: Path) -> Path:
 
 
 def reason(error: Exception) -> str:
-    """'No space left on device'"""
+    """The reason in words: 'No space left on device'."""
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 

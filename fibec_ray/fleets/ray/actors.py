@@ -58,12 +58,15 @@ class DeviceActor:
         return to_wire(self._worker.initial), self._worker.layout
 
     def backend_choice(self) -> tuple[str, str] | None:
+        """The backend that holds base weights, and why; None without a base."""
         return self._worker.backend_choice
 
     def fingerprint(self) -> str:
+        """Fingerprint of the base weights."""
         return self._worker_spec.base_fingerprint()
 
     def calibrate(self, most: int) -> int:
+        """Find the number of lanes by a short trial."""
         return self._worker.calibrate(most)
 
     def setup(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
@@ -77,6 +80,7 @@ class DeviceActor:
         return (*(to_wire(update) for update, _ in trained), [report for _, report in trained])
 
     def evaluate_shared(self, chunks: Any, broadcast: Any) -> Any:
+        """Score chunks of the test set with the global model."""
         parts: list[Predictions] = self._worker.evaluate_shared(from_wire(chunks), from_wire(broadcast))
         return to_wire(parts)
 
@@ -116,14 +120,17 @@ class ServerActor:
         self._fed: Queue[Any] = Queue(AT_ONCE)
 
     def start(self, initial: Any, layout: Layout) -> None:
+        """Make the server from initial values."""
         self._server = Server(self._job, from_wire(initial), layout)
 
     def setup(self, reports: Any) -> tuple[frozenset[str], Any]:
+        """End the setup phase: select shared tensors. Returns their names and the layer scores."""
         received: list[LayerReport] = from_wire(reports)
         selection: Selection = self._held.setup(received)
         return selection.names, to_wire(selection.scores)
 
     def broadcast(self, round_: int) -> Any:
+        """What devices of a round get."""
         return to_wire(self._held.broadcast(round_))
 
     def absorb(self, plan: RoundPlan) -> dict[int, str]:
@@ -142,16 +149,20 @@ class ServerActor:
         """Do nothing: the call fails if Ray cannot bring the update to this node."""
 
     def adapter(self) -> Any:
+        """The global model's tensors."""
         return to_wire(self._held.adapter())
 
     def save(self, path: Path) -> str:
+        """Write the server's state. Returns the file's digest."""
         return write_state(path, self._held.state())
 
     def restore(self, path: Path) -> tuple[frozenset[str], Any]:
+        """Read the server's state. Returns shared names and layer scores."""
         selection = self._held.restore(read_state(path))
         return selection.names, to_wire(selection.scores)
 
     def digest(self) -> str:
+        """Hash of the shared tensors."""
         return self._held.digest()
 
     @property

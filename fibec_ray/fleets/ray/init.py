@@ -21,6 +21,7 @@ Note = Callable[[str], None]
 
 
 def init(**settings: Any) -> None:
+    """Call ray.init with quiet logging."""
     # Without a runtime_env: Ray could not use the workers that it keeps ready, and ours would start seconds later.
     ray.init(log_to_driver=False, logging_level="ERROR", job_config=_job_config(), **settings)
 

@@ -31,6 +31,7 @@ SAYS_ERROR = re.compile(r"\d [EFC] \d+ \d+\] (?:\([^)]*\) )?")
 
 
 def start(config: FleetConfig, note: Note) -> Scratch:
+    """Start a Ray cluster on this machine. Returns its scratch folder."""
     refuse_large_store(config)
     told = ensure_token(os.environ)
     scratch = make_scratch(os.environ)

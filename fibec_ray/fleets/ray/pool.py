@@ -23,7 +23,7 @@ from fibec_ray.fleets.ray.schedule import Backlog, Call
 
 POLL_S = 1.0
 NODES_S = 5.0
-"""Seconds between checks of which nodes are alive. Without them a call to an actor on a dead node may wait for long."""
+"""Seconds between checks that nodes are alive. Without them a call to an actor on a dead node may wait for long."""
 
 
 @dataclass
@@ -100,6 +100,7 @@ class ActorPool:
     _nodes_at: float = 0.0
 
     def start(self) -> None:
+        """Create the actors."""
         self.size, size = 0, self.size
         self.grow(size)
 
@@ -130,6 +131,7 @@ class ActorPool:
             self._given_up = []
 
     def stop(self) -> None:
+        """Kill all actors."""
         for seat in self._seats:
             if seat.actor is not None:
                 ray.kill(seat.actor)

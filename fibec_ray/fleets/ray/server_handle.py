@@ -70,6 +70,7 @@ class ServerHandle:
         return found
 
     def restore(self, path: Path) -> tuple[frozenset[str], Any]:
+        """Restore the server from a file. Returns shared names and layer scores."""
         found: tuple[frozenset[str], Any] = self._ask("restore", path)
         return found
 
@@ -78,9 +79,11 @@ class ServerHandle:
         return partial(self._await, self.actor.save.remote(path))
 
     def adapter(self, round_: int) -> Any:
+        """The global model's tensors."""
         return self.healing(round_, partial(self._ask, "adapter"))
 
     def digest(self, round_: int) -> str:
+        """Hash of the shared tensors."""
         found: str = self.healing(round_, partial(self._ask, "digest"))
         self._digest = round_, found
         return found
@@ -99,6 +102,7 @@ class ServerHandle:
         raise AssertionError("not reached")
 
     def stop(self) -> None:
+        """Kill the actor."""
         if self.actor is not None:
             ray.kill(self.actor)
 

@@ -39,6 +39,7 @@ def has_token(environment: MutableMapping[str, str]) -> bool:
 
 
 def token_path(environment: MutableMapping[str, str]) -> Path:
+    """The file in which Ray keeps its token."""
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     return Path(named) if named else Path(environment.get("HOME") or "~").expanduser() / ".ray" / "auth_token"
 
