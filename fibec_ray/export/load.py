@@ -44,7 +44,7 @@ def load(run: Any, device: int | None = None, *, base: str | None = None, on: st
     global model. base: folder or hub id of the backbone, if it is not where the run had it. on: torch's device, such as
     "cpu" or "cuda:0"; None: a GPU if there is one.
 
-    If the run used parts of somebody's own, this runs the Python files saved in RUN/parts. Raises RunDirError for a
+    If the run used parts from files, this runs the Python files saved in RUN/parts. Raises RunDirError for a
     folder without a model, ModelError for a base that is missing or is another one, ConfigError for a device that the
     run or this machine does not have.
     """

@@ -36,15 +36,18 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file completely or not at all."""
     with whole(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file completely or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a YAML file completely or not at all."""
     write_text(path, to_yaml(value))
 
 
