@@ -20,8 +20,8 @@ TIMEOUT_S = 600
 def executed(path: Path, folder: Path) -> Any:
     """The notebook with the outputs of all its cells. folder: where it runs and leaves its runs."""
     notebook = nbformat.read(path, as_version=4)
-    options = {"timeout": TIMEOUT_S, "record_timing": False, "resources": {"metadata": {"path": str(folder)}}}
-    NotebookClient(notebook, **options).execute()
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=TIMEOUT_S, record_timing=False, resources=where).execute()
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}  # not the version, which differs by machine
     return notebook
