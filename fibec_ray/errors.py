@@ -107,7 +107,7 @@ def round_name(index: int) -> str:
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """The allowed name that a misspelt word most likely means; None if none is near.
 
-    Letter case, `-` and `_` do not count. A word that one name alone begins with, or ends with, is near it.
+    Letter case, `-` and `_` do not count. A word is also near the only name that it begins or ends, or that begins it.
     """
     names = {_plain(name): name for name in sorted(allowed, reverse=True)}
     plain = _plain(word)
@@ -117,6 +117,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
         return names[found[0]]
     parts = [name for known, name in names.items() if len(plain) > 2 and known.startswith(plain)]
     parts = parts or [name for known, name in names.items() if len(plain) > 2 and known.endswith(plain)]
+    parts = parts or [name for known, name in names.items() if len(known) > 2 and plain.startswith(known)]
     return parts[0] if len(parts) == 1 else None
 
 

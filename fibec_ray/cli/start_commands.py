@@ -21,7 +21,7 @@ def add(parsers: Parsers) -> None:
     init.add_argument("folder", nargs="?", type=path, metavar="DIR", default=Path(), help="default: the current folder")
     init.set_defaults(command=_init)
 
-    completion = parsers.add_parser("completion", help="print a script that completes commands and names in your shell")
+    completion = parsers.add_parser("completion", help="print a script for TAB completion in your shell")
     completion.epilog = COMPLETION
     completion.add_argument("shell", choices=("bash", "zsh"), help="your shell")
     completion.set_defaults(command=_completion, prints=True)

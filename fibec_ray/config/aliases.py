@@ -67,6 +67,24 @@ ALIASES = {
 }
 """Name -> setting."""
 
+HINTS = {
+    "fraction_fit": "cohort_size",
+    "client_fraction": "cohort_size",
+    "participation": "cohort_size",
+    "fp16": "backbone.dtype",
+    "num_gpus": "fleet.gpus_per_actor",
+    "gpus": "fleet.gpus_per_actor",
+    "num_cpus": "fleet.cpus_per_actor",
+    "num_workers": "fleet.num_actors",
+    "scheduler": "local.schedule",
+    "lr_scheduler": "local.schedule",
+    "data_path": "data.path",
+    "resume": "--resume",
+    "output_dir": "--out",
+    "out": "--out",
+}
+"""Names from other libraries with another meaning or unit -> what to write instead. They are advised, not accepted."""
+
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32"}
 """Flag -> `backbone.dtype`, as in `bf16=true`."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fibec_ray.config.aliases import ALIASES
+from fibec_ray.config.aliases import ALIASES, HINTS
 from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.errors import did_you_mean, nearest
 from fibec_ray.method import AXES
@@ -61,7 +61,8 @@ def _instead(root: type[BaseModel], raw: Mapping[str, Any], loc: Loc) -> str:
         if able:
             place = ".".join(map(str, loc[:-1]))
             return f"kind {known['kind'].default} does not have it; set {place}.kind to {' or '.join(able)}"
-    if len(loc) <= 2 and (elsewhere := ALIASES.get(nearest(key, ALIASES) or "") or _only_place(root, key)):
+    short = HINTS | ALIASES
+    if len(loc) <= 2 and (elsewhere := short.get(nearest(key, short) or "") or _only_place(root, key)):
         return f"did you mean '{elsewhere}'?"
     return did_you_mean(key, known)
 

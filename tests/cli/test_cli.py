@@ -161,6 +161,7 @@ def test_a_backbone_that_cannot_be_had_is_one_line(tiny_file: str, tmp_path: Pat
         (["run", QUICKSTART, "--rouns", "3"], "--rouns: no such option; did you mean '--rounds'?"),
         (["run", QUICKSTART, "--rounds"], "--rounds: expected a value, such as rounds=VALUE"),
         (["run", QUICKSTART, "--rounds", "--resume"], "--rounds: expected a value"),
+        (["run", QUICKSTART, "--output_dir", "x"], "--output_dir: no such option; did you mean '--out'?"),
         (["run", QUICKSTART, "-x"], "run: unrecognized arguments: -x; see fibec-ray run --help"),
         (["watch", "x", "y"], "watch: unrecognized arguments: y; see fibec-ray watch --help"),
         (["watch"], "watch: the following arguments are required: RUN; see fibec-ray watch --help"),

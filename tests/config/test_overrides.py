@@ -140,6 +140,8 @@ ADVICE = {
     "alias below a section": ("local.lr=0.1", "did you mean 'local.learning_rate'", ["local.learning_rate=0.1"]),
     "misspelt alias": ("batch_siz=4", "did you mean 'local.batch_size'", ["local.batch_size=4"]),
     "key of a section": ("gpus_per_actor=1", "did you mean 'fleet.gpus_per_actor'", ["fleet.gpus_per_actor=1"]),
+    "a count and not a fraction": ("fraction_fit=0.5", "did you mean 'cohort_size'", ["cohort_size=10"]),
+    "another dtype": ("fp16=true", "did you mean 'backbone.dtype'", ["backbone.dtype=float32"]),
     "letter case": ("method=FedAvg", "did you mean 'fedavg'", ["method=fedavg"]),
     "a hyphen": ("backbone=tiny_llama", "did you mean 'tiny-llama'", ["backbone=tiny-llama"]),
     "a choice": ("local.optimizer=adam", "did you mean 'adamw'", ["local.optimizer=adamw"]),
