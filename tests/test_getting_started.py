@@ -31,7 +31,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL = "rounds=1 method=fedavg num_devices=4 cohort_size=2 data.max_length=16 data.max_train=40 data.max_test=20"
+FEW = "data.max_length=16 data.max_train=40 data.max_test=20"
+SMALL = f"fleet.kind=local rounds=1 method=fedavg num_devices=4 cohort_size=2 {FEW}"
 """settings that make a run of the page short"""
 
 
@@ -55,7 +56,7 @@ def test_the_page_runs_from_an_empty_folder(changes: str, installed: Path, tmp_p
     for run in ("first", "fedavg", "mine"):
         assert list((place / "runs" / run / "adapter").iterdir())
     for run in ("first", "mine"):
-        assert (place / "runs" / run / "report.html").stat().st_size > 100_000
+        assert (place / "runs" / run / "report.html").stat().st_size > 20_000
     label = printed[STEPS[-1][1]].strip()
     assert label in {"delivery", "payment", "account"}
     assert any("predict" in code and label in out for code, out in printed.items() if "fibec-ray" in code)

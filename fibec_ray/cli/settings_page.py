@@ -35,7 +35,7 @@ _SECTIONS: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
         "The frozen base model. With `kind` it is a small network that devices train from scratch.",
         {"": Backbone, **NETS},
     ),
-    "task": ("What the data set is. `task: trec` names a file of `configs/tasks/`.", {"": Task}),
+    "task": ("The data set. `task: trec` names a file of `configs/tasks/`.", {"": Task}),
 }
 """Sections that offer a choice of types, by kind; '' needs no kind."""
 
@@ -46,7 +46,7 @@ def settings_page() -> str:
     for name, field in Experiment.model_fields.items():
         model = _model(field.annotation)
         if name == "method":
-            plain.append(_row(name, field, "", "a name from [methods](methods.md), or its parts"))
+            plain.append(_row(name, field, "name, mapping", "a [method](methods.md), or its parts"))
         elif name in _SECTIONS:
             sections.append(_choices(name, *_SECTIONS[name]))
         elif model is not None:
@@ -64,7 +64,8 @@ def _section(name: str, model: type[BaseModel], text: str = "") -> str:
 def _choices(name: str, text: str, kinds: Mapping[str, type[BaseModel]]) -> str:
     parts = [f"## `{name}`", text]
     for kind, model in kinds.items():
-        parts += [f"### `{name}.kind={kind}`" if kind else "", _doc(model), _table(list(_rows(name, model, "kind")))]
+        but = ("kind",) if kind else ()
+        parts += [f"### `{name}.kind={kind}`" if kind else "", _doc(model), _table(list(_rows(name, model, *but)))]
     return "\n\n".join(filter(None, parts))
 
 
@@ -125,9 +126,16 @@ def _range(metadata: Any) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     items = [each for one in metadata for each in (one, *getattr(one, "metadata", ()))]
     bounds = [
-        f" {sign} {getattr(item, name):g}" for item in items for name, sign in signs.items() if hasattr(item, name)
+        f" {sign} {_number(getattr(item, name))}"
+        for item in items
+        for name, sign in signs.items()
+        if hasattr(item, name)
     ]
     return "".join(bounds)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _default(field: FieldInfo) -> str:
@@ -135,7 +143,7 @@ def _default(field: FieldInfo) -> str:
     if value is PydanticUndefined:
         return ""
     if isinstance(value, BaseModel):
-        return f"`{getattr(value, 'kind', 'as below')}`"
+        return f"`{getattr(value, 'kind', getattr(value, 'name', ''))}`"
     shown = {None: "null", True: "true", False: "false", (): "[]"}.get(value) if not isinstance(value, dict) else None
     if isinstance(value, int | float) and not isinstance(value, bool):
         shown = f"{value:g}" if isinstance(value, float) else str(value)
