@@ -1,4 +1,4 @@
-"""Chooses the figures of a run's page and their order; a card shows one of its figures at a time."""
+"""The figures of a run's page, in order, grouped into cards. A card shows one of its figures at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fibec_ray.analysis.timeline import timeline
 
 
 def cards_of(tables: RunTables, anchors: Anchors, metric: str | None = None) -> list[Card]:
-    """Every figure that the log has numbers for. metric: the name of the task's own metric."""
+    """Make a card for every figure that the log has numbers for. metric: name of the task's own metric."""
     found = [
         _card("Scores", curves.accuracy_curves(tables, anchors)),
         _card("Scores", curves.metric_curves(tables, metric, anchors)),
@@ -43,7 +43,7 @@ def _card(section: str, figures: Sequence[Figure]) -> Card:
 
 
 def _sensitivity(tables: RunTables) -> Curve:
-    """Layer sensitivity, with the shared layers marked."""
+    """Bars of layer sensitivity, with the shared layers in another colour."""
     layers = [layer for layer in latest_layers(tables) if layer.sensitivity is not None]
     groups = (("shared (sent to the server)", True), ("personal (stays on the device)", False))
     series = [
@@ -53,7 +53,7 @@ def _sensitivity(tables: RunTables) -> Curve:
     return Curve(
         "layer_sensitivity",
         "Layer sensitivity",
-        "Sensitivity of each layer, by which the layers to share are chosen; mean over devices.",
+        "Sensitivity of each layer, mean over devices. The method uses it to choose the layers to share.",
         "layer (0 is nearest the input)",
         "sensitivity (method's own unit)",
         tuple(entry for entry in series if entry.points),

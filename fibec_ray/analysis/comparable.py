@@ -15,17 +15,17 @@ SAME = ("task", "data", "partition", "num_devices", "backbone")
 
 
 def refuse_incomparable(collection: Collection) -> None:
-    """Raises UserError that names the settings that differ, with both values, and runs that have not finished."""
+    """Raise UserError if settings differ or runs are unfinished; it names each setting with both values."""
     found = [*differences(collection), *unfinished(collection)]
     if found:
         raise UserError(
-            f"these runs are not comparable: {'; '.join(found)}. Name finished runs of one setting, or compare them "
+            f"these runs are not comparable: {'; '.join(found)}. Give finished runs with the same settings, or add "
             "--anyway"
         )
 
 
 def unfinished(collection: Collection) -> list[str]:
-    """One line for each run that says so of itself."""
+    """One line for each run whose summary has another status than finished."""
     return [
         f"{name} has the status '{run.summary['status']}'"
         for name, run in _named(collection)
@@ -34,7 +34,7 @@ def unfinished(collection: Collection) -> list[str]:
 
 
 def differences(collection: Collection) -> list[str]:
-    """One line for each setting in which some run differs from the first one; at most one line a setting."""
+    """One line for each setting that is not the same in all runs: its value in the first run and in another."""
     runs = _named(collection)
     found: dict[str, str] = {}
     for name, run in runs[1:]:
@@ -58,7 +58,7 @@ def _different(first: RunLog, second: RunLog) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    """{'data.path': ...} from nested mappings."""
+    """Flatten nested mappings: {'data.path': ...}."""
     if not isinstance(value, Mapping):
         return {prefix: value}
     return {name: leaf for key, entry in value.items() for name, leaf in _flat(f"{prefix}.{key}", entry).items()}

@@ -26,22 +26,22 @@ FORMATS: dict[str, Callable[[Table, int | None], str]] = {
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user of `compare` may choose."""
+    """Options of `fibec-ray compare`."""
 
     reference: str | None = None
-    """name of a variant; None: the sweep's, or the first"""
+    """name of the variant to compare with; None: the sweep's reference, or the first variant"""
     targets: tuple[float, ...] = ()
-    """scores to get to; none: 95 % of what the reference gets to at best"""
+    """scores to reach; empty: 95 % of the reference's best score"""
     model: Model | None = None
-    """whose score is compared; None: personal models where they have one"""
+    """which score to compare; None: the personal one if there is one"""
     recent: int = RECENT
-    """evaluations in a final score"""
+    """number of last evaluations that a final score averages"""
     anyway: bool = False
-    """compare what is not comparable"""
+    """compare runs of different data, partition or model"""
 
 
 def compare_runs(places: Sequence[str | Path], choices: Choices) -> list[Table]:
-    """Every table that the runs have numbers for. Raises UserError for runs that are not comparable."""
+    """Make every table that the runs have numbers for. Raises UserError for runs that are not comparable."""
     return compare_collection(collect(places), choices)
 
 
@@ -62,12 +62,12 @@ def compare_collection(collection: Collection, choices: Choices) -> list[Table]:
 
 
 def written(found: Sequence[Table], style: str, width: int | None = None) -> str:
-    """The tables in one of FORMATS, one after the other. width: of the terminal that shows them."""
+    """Format the tables one after the other. style: a key of FORMATS. width: characters in a terminal line."""
     return "\n".join(FORMATS[style](table, width) for table in found)
 
 
 def write_all(found: Sequence[Table], folder: Path) -> list[Path]:
-    """compare.md, compare.tex and one CSV a table."""
+    """Write compare.md, compare.tex and one CSV per table; returns their paths."""
     files = {folder / "compare.md": written(found, "markdown"), folder / "compare.tex": written(found, "latex")}
     files |= {folder / f"{table.stem}.csv": formats.as_csv(table) for table in found}
     for path, text in files.items():

@@ -161,7 +161,7 @@ def _ratio(title: str, name: str, reference: str, better: str, worse: str) -> Co
 
 
 def ratio_text(ratio: float, better: str, worse: str) -> str:
-    """Reference's cost / variant's cost in words: 1.4 -> '1.4x faster', 0.5 -> '2x slower', 1.002 -> 'the same'."""
+    """Put a ratio of costs (reference / variant) into words: 1.4 -> '1.4x faster', 0.5 -> '2x slower'."""
     factor = max(ratio, 1 / ratio)
     shown = f"{factor:.1f}" if factor >= 1.95 else f"{factor:.2f}"
     if float(shown) == 1.0:

@@ -18,7 +18,7 @@ from fibec_ray.errors import RunDirError, UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Line:
-    """One variant; means over its finished seeds, None where it has none."""
+    """One variant, as means over its finished seeds; None where it has none."""
 
     group: str
     variant: str
@@ -31,7 +31,7 @@ class Line:
         return len(self.runs)
 
     def number(self, name: str) -> float | None:
-        """Mean of a field of `RunNumbers`: a score, or a total cost."""
+        """Mean of a field of `RunNumbers` over seeds: a score or a total cost."""
         return self.mean(attrgetter(name))
 
     def over_seeds(self, value: Callable[[RunNumbers], float | None]) -> Mean | None:
@@ -51,11 +51,11 @@ class Comparison:
     name: str
     reference: str
     recent: int
-    """evaluations at the end of a run whose mean is its final score"""
+    """number of last evaluations that a final score averages"""
     num_seeds: int
-    """of the sweep; a line has fewer while the sweep goes on"""
+    """seeds of the sweep; a line has fewer while the sweep is running"""
     score: str
-    """what the runs are judged by: accuracy, or r2"""
+    """name of the compared score: accuracy or the task's own metric"""
     anchors: Mapping[str, float]
     """of the reference's runs, means over seeds"""
     lines: tuple[Line, ...]
@@ -65,7 +65,7 @@ class Comparison:
         return next(line for line in self.lines if line.variant == variant)
 
     def paired(self, line: Line, value: Callable[[RunNumbers], float | None]) -> Paired | None:
-        """Own minus the reference's, by seed, where both are known; None for the reference, and without such seeds."""
+        """Difference to the reference, seed by seed where both have the value; None for the reference itself."""
         if line.variant == self.reference:
             return None
         others = self.line(self.reference).runs
@@ -74,12 +74,12 @@ class Comparison:
 
 
 def compare(sweep_dir: Path, recent: int = RECENT) -> Comparison:
-    """The finished runs of a sweep's folder; others are left out. Raises RunDirError."""
+    """Compare the finished runs of a sweep's folder. Raises RunDirError."""
     return comparison_of(sweep(place(sweep_dir)), recent)
 
 
 def comparison_of(collection: Collection, recent: int = RECENT, reference: str | None = None) -> Comparison:
-    """reference: name of a variant; by default the sweep's, or else the first. Raises UserError for another name."""
+    """Read all runs. reference: a variant's name; default: the sweep's, or the first. Raises UserError if unknown."""
     chosen = _reference(collection, reference)
     runs = {
         variant.name: {seed: numbers_of(log, recent) for seed, log in variant.runs.items()}
@@ -99,7 +99,7 @@ def comparison_of(collection: Collection, recent: int = RECENT, reference: str |
 
 
 def judged_by(comparison: Comparison) -> Model:
-    """Personal models where any run has scores of them, else the global one."""
+    """The score to compare: personal if any run has one, else global."""
     runs = [run for line in comparison.lines for run in line.runs.values()]
     return "personal" if any(run.personal is not None for run in runs) else "global"
 

@@ -45,12 +45,17 @@ AXES = (
     Axis("num_samples_total", "samples", "samples", "training samples visited, repeats included", COUNT),
 )
 _TRAINED = ("personal_accuracy_trained", "personal models, trained devices")
-ANCHORS = {"majority": "majority class", "own_majority": "own majority class", "mean": "mean", "own_mean": "own mean"}
+ANCHORS = {
+    "majority": "majority class",
+    "own_majority": "each device's majority class",
+    "mean": "mean of the training values",
+    "own_mean": "each device's mean",
+}
 
 
 def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
     """Accuracy against rounds, simulated time, bytes and samples."""
-    caption = "Accuracy after each evaluated round, against what it had cost by then."
+    caption = "Accuracy after each evaluated round. The buttons show it over time, bytes and samples."
     curve = Curve("accuracy", "Accuracy", caption, "", "accuracy (fraction correct)", (), _levels(anchors))
     return _by_axes(tables, curve, "accuracy", _TRAINED)
 
@@ -63,13 +68,13 @@ def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
 
 
 def perplexity_curves(tables: RunTables) -> list[Curve]:
-    """Of responses, where answers are texts."""
-    caption = "Exp of the mean loss over all tokens of the test data's responses, after each evaluated round."
+    """Perplexity of the responses, for tasks that answer in text."""
+    caption = "exp(mean loss over all response tokens of the test data), after each evaluated round."
     return _by_axes(tables, Curve("perplexity", "Perplexity", caption, "", "perplexity", ()), "perplexity")
 
 
 def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> list[Curve]:
-    """The task's own metric, where it is another than accuracy."""
+    """The task's own metric, for tasks that are not scored by accuracy."""
     if metric == "accuracy":
         return []
     name = metric or "task metric"
@@ -79,41 +84,47 @@ def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> li
 
 
 def training_loss(tables: RunTables, metric: str | None = None) -> Curve:
-    """Training loss, apart from that of evaluations."""
+    """Training loss, in a figure of its own."""
     caption = (
-        "Mean loss over the steps of each round, on the data that devices trained on: "
-        "under a curriculum it rises as harder data joins, so it does not rank methods."
+        "Mean loss over the steps of each round, on training data. Under a curriculum it rises when harder data joins, "
+        "so do not rank methods by it."
     )
     series = series_of(tables, "round", (("train_loss", "training, mean over the round's steps"),))
     return Curve("training_loss", "Training loss", caption, ROUNDS, _loss_unit(metric), series, whole_x=True)
 
 
 def curriculum_curves(tables: RunTables) -> list[Curve]:
-    """How much of their data devices saw, and how hard it was."""
+    """How much of their data devices trained on, and how difficult it was."""
     fraction = _fraction(
         tables,
         "data_fraction",
         "Data in use",
-        "Share of a device's batches that its curriculum lets it train on, mean over the cohort.",
+        "Share of a device's batches that its curriculum trains on, mean over the cohort.",
         "visible batches / all",
     )
     return [
         fraction,
         _seen(tables, "difficulty_seen", "Difficulty seen", "difficulty score (method's own unit)", "difficulty score"),
-        _seen(tables, "true_difficulty_seen", "True difficulty seen", "1", "true difficulty"),
+        _seen(
+            tables,
+            "true_difficulty_seen",
+            "True difficulty seen",
+            "true difficulty (task's own unit)",
+            "true difficulty",
+        ),
         _seen(tables, "length_seen", "Length seen", "tokens per sample", "length"),
     ]
 
 
 def mask_curves(tables: RunTables) -> list[Curve]:
-    """Share of personal entries that the mask lets move, overlap with the mask before, Fisher information."""
-    kept = "Share of the personal (never sent) entries that the mask lets move, mean over the cohort."
+    """How many personal entries the mask trains, how stable the mask is, and the Fisher information behind it."""
+    kept = "Share of the personal (never sent) entries that the mask trains, mean over the cohort."
     overlap = (
-        "Of the entries that a device's mask lets move now or let move at its last participation, the share that it "
-        "did both times; mean over returning devices."
+        "Of the entries that a device's mask trains now or trained at its last participation, the share trained both "
+        "times; mean over returning devices."
     )
     return [
-        _fraction(tables, "kept_fraction", "Personal entries in use", kept, "entries that move / all"),
+        _fraction(tables, "kept_fraction", "Personal entries in use", kept, "trained entries / all"),
         _fraction(tables, "mask_overlap", "Overlap of masks", overlap, "in both / in either"),
         _seen(tables, "fisher_trace", "Fisher information", "sum of the diagonal", "trace of the Fisher information"),
     ]
@@ -126,7 +137,7 @@ def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> 
 
 
 def _by_axes(tables: RunTables, curve: Curve, name: str, *more: tuple[str, str]) -> list[Curve]:
-    """A number of global and personal models over each of AXES. more: further columns and their labels."""
+    """Draw a score of the global and personal models over each of AXES. more: further columns and their labels."""
     columns = [(f"global_{name}", "global model")]
     if not tables.personal_equals_global():
         columns += [(f"personal_{name}", "personal models"), *more]

@@ -1,4 +1,4 @@
-"""Figures that tell devices apart: personal accuracy, shard sizes, durations."""
+"""Figures about single devices: personal accuracy, shard sizes, durations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shard_sizes(tables: RunTables) -> Curve:
 
 
 def durations(tables: RunTables) -> Curve:
-    """Simulated seconds of device-rounds: what a round waits for."""
+    """Simulated seconds per device and round. A round waits for its slowest device."""
     value = pl.col("sim_time_s")
     rows = tables.devices.filter(pl.col("round") >= 0).group_by("round", maintain_order=True)
     found = rows.agg(value.median().alias("median"), value.min().alias("min"), value.max().alias("max"))
@@ -38,9 +38,7 @@ def durations(tables: RunTables) -> Curve:
         tuple((x, median) for x, median, _, _ in points),
         tuple((low, high) for _, _, low, high in points),
     )
-    caption = (
-        "Simulated time of the round's device-rounds, compute and transfer: the round takes as long as the slowest."
-    )
+    caption = "Simulated compute and transfer time of each device. A round takes as long as its slowest device."
     return Curve(
         "durations", "Device-round times", caption, ROUNDS, "simulated s", (series,) if points else (), whole_x=True
     )
@@ -67,7 +65,7 @@ def _histogram(tables: RunTables) -> Curve:
     counts = Counter(min(int(score * _BINS), _BINS - 1) for score in scores)
     points = tuple(((at + 0.5) / _BINS, counts[at]) for at in range(_BINS)) if scores else ()
     series = (Series("devices", points),) if points else ()
-    caption = "How many devices have which accuracy, at the last evaluation."
+    caption = "Number of devices by accuracy, at the last evaluation."
     return Curve(
         "personal_histogram", "Devices by accuracy", caption, "accuracy (fraction correct)", "devices", series,
         kind="bars", choice="at the end",
@@ -86,5 +84,5 @@ def _by_shard(tables: RunTables) -> Curve:
 
 
 def _shards(tables: RunTables) -> dict[int, int]:
-    """Training samples by device, of those that the log has seen."""
+    """Training samples of each device in the log."""
     return dict(tables.devices.group_by("device").agg(pl.col("num_samples").max()).sort("device").iter_rows())

@@ -17,7 +17,7 @@ LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the accuracy of devices that have test samples, each device counting once."""
+    """Statistics of accuracy over the devices that have test samples; each device counts once."""
 
     num_devices: int
     mean: float
@@ -46,7 +46,7 @@ def last_scores(tables: RunTables) -> list[tuple[int, float, int]]:
 
 
 def last_spread(tables: RunTables) -> Spread | None:
-    """At the last evaluation; None where the log has no accuracy of single devices."""
+    """The spread at the last evaluation; None where the log has no accuracy of single devices."""
     return Spread.of([accuracy for _, accuracy, _ in last_scores(tables)])
 
 

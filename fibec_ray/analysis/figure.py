@@ -49,9 +49,9 @@ class Curve(_Titled):
     whole_x: bool = False
     """x counts something: ticks at integers only"""
     fraction: bool = False
-    """y lies between 0 and 1, and the figure shows all of that"""
+    """y is between 0 and 1, and the axis shows that whole range"""
     choice: str = ""
-    """what the button says that shows this one of a card"""
+    """label of the button that shows this figure of its card"""
 
     def error_bars(self) -> list[tuple[int, ...]]:
         """For each series, the points at which to draw its band as an error bar; empty: draw it as a shade.
@@ -82,7 +82,7 @@ class Heat(_Titled):
     values: tuple[tuple[float | None, ...], ...]
     """by row; None is left blank"""
     names: tuple[str, ...] = ()
-    """of the values 0, 1, 2 ..., where they are kinds and not amounts"""
+    """names of the values 0, 1, 2 ... where they are categories"""
     choice: str = ""
 
 
@@ -96,9 +96,9 @@ class Span:
     name: int
     """which of the Timeline's names"""
     rounds: int
-    """completed at its end"""
+    """the round"""
     again: int
-    """how often the work had been lost before"""
+    """how often the work was lost before"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Timeline(_Titled):
     rows: tuple[str, ...]
     spans: tuple[Span, ...]
     names: tuple[str, ...]
-    """of who did the work"""
+    """names of the actors"""
     choice: str = ""
 
 

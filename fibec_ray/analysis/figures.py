@@ -11,14 +11,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from fibec_ray.analysis.figure import Curve, Figure, Heat, Timeline
-from fibec_ray.analysis.palette import VIRIDIS, Entry, entry
+from fibec_ray.analysis.palette import PALETTE, VIRIDIS, Entry, entry
 from fibec_ray.analysis.paper_style import Style
 
 _PAD = 0.03  # inches
@@ -62,7 +62,7 @@ def _drawn(shown: Figure, style: Style) -> MplFigure:
     if isinstance(shown, Heat):
         _heat(figure, axes, shown)
     elif isinstance(shown, Timeline):
-        _timeline(axes, shown)
+        _timeline(figure, axes, shown)
     else:
         _curve(figure, axes, shown, style)
     if style.titles:
@@ -130,17 +130,30 @@ def _legend_inches(curve: Curve, style: Style) -> float:
 
 def _heat(figure: MplFigure, axes: Axes, heat: Heat) -> None:
     values = np.array([[np.nan if value is None else value for value in line] for line in heat.values], dtype=float)
-    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap=_VIRIDIS, extent=_extent(heat))
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap=_colours(heat), extent=_extent(heat))
     shown = range(0, len(heat.rows), -(-len(heat.rows) // _MAX_ROW_LABELS))
     axes.set_yticks([at + 0.5 for at in shown], [heat.rows[at] for at in shown])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    bar = figure.colorbar(image, ax=axes, label=heat.value_label)
-    bar.outline.set_visible(False)
-    if heat.names and len(heat.names) <= _MAX_ROW_LABELS:
+    axes.set_frame_on(False)
+    if heat.names and len(heat.names) <= len(PALETTE):
+        image.set_clim(-0.5, len(heat.names) - 0.5)
+        bar = figure.colorbar(image, ax=axes)
         bar.set_ticks(list(range(len(heat.names))), labels=list(heat.names))
+    elif len({value for line in heat.values for value in line} - {None}) > 1:  # else a scale would show one colour
+        bar = figure.colorbar(image, ax=axes, label=heat.value_label)
+    else:
+        return
+    bar.outline.set_visible(False)
 
 
-def _timeline(axes: Axes, timeline: Timeline) -> None:
+def _colours(heat: Heat) -> Colormap:
+    """Colours of the palette for a few categories, else a scale."""
+    if heat.names and len(heat.names) <= len(PALETTE):
+        return ListedColormap([look.light for look in PALETTE[: len(heat.names)]])
+    return _VIRIDIS
+
+
+def _timeline(figure: MplFigure, axes: Axes, timeline: Timeline) -> None:
     for name in sorted({span.name for span in timeline.spans}):
         spans = [span for span in timeline.spans if span.name == name]
         axes.barh(
@@ -148,12 +161,16 @@ def _timeline(axes: Axes, timeline: Timeline) -> None:
             [span.end - span.start for span in spans],
             left=[span.start for span in spans],
             height=0.8,
+            label=timeline.names[name],
             color=entry(name).light,
             edgecolor=[_INK if span.again else "none" for span in spans],
         )
     shown = range(0, len(timeline.rows), -(-len(timeline.rows) // _MAX_ROW_LABELS))
     axes.set_yticks(list(shown), [timeline.rows[at] for at in shown])
     axes.invert_yaxis()
+    _light_frame(axes)
+    if 1 < len(timeline.names) <= len(PALETTE):
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, labelcolor=_INK, borderpad=0.1)
 
 
 def _extent(heat: Heat) -> tuple[float, float, float, float]:
@@ -176,7 +193,7 @@ def _lines(axes: Axes, curve: Curve) -> None:
         every = -(-len(xs) // _MAX_MARKERS) if xs else 1
         axes.plot(
             xs, ys, color=look.light, linewidth=1.2, linestyle=(0, look.dash) if look.dash else "-",
-            marker=look.marker, markersize=3.6, markeredgewidth=0, markevery=every, label=series.label,
+            marker=look.marker, markersize=4.2, markeredgewidth=0, markevery=every, label=series.label,
         )  # fmt: skip
         if bars:
             _error_bars(axes, series.points, series.band, bars, look, _DODGE * (index - (len(curve.series) - 1) / 2))
@@ -188,7 +205,7 @@ def _lines(axes: Axes, curve: Curve) -> None:
 
 
 def _error_bars(axes: Axes, points: Any, band: Any, bars: tuple[int, ...], look: Entry, dodge: float) -> None:
-    """Beside the points, so that bars of several series at one x stay apart."""
+    """Draw error bars a little aside of their points, so that bars at one x do not overlap."""
     moved = axes.transData + ScaledTranslation(dodge / 72, 0, axes.figure.dpi_scale_trans)
     axes.update_datalim([(points[at][0], y) for at in bars for y in band[at]])  # moved lines do not widen the axes
     axes.autoscale_view()
@@ -222,13 +239,18 @@ def _gap(curve: Curve) -> float:
 def _dress(axes: Axes, curve: Curve) -> None:
     axes.grid(visible=True, axis="y" if curve.kind == "bars" else "both", color=_GRID, linewidth=0.5)
     axes.set_axisbelow(True)
+    _light_frame(axes)
+    if curve.whole_x:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
+    if curve.fraction:
+        axes.set_ylim(-0.02, 1.04)
+
+
+def _light_frame(axes: Axes) -> None:
+    """Thin lines at the left and at the bottom only."""
     axes.tick_params(colors=_QUIET, length=2, width=0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#999999")
         axes.spines[side].set_linewidth(0.6)
-    if curve.whole_x:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    if curve.fraction:
-        axes.set_ylim(-0.02, 1.04)

@@ -1,4 +1,4 @@
-"""Reads and writes files of a run or sweep directory: keys and values, written whole."""
+"""Read YAML and JSON files of a run or sweep directory, and write files atomically."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import yaml
 from fibec_ray.errors import RunDirError
 
 FINISHED = "finished"
-"""The `status` in summary.json of a run that came to its end."""
+"""`status` in the summary.json of a finished run."""
 
 
 def parsed(name: str, text: str) -> dict[str, Any]:
-    """The mapping that a JSON file (by its name) or a YAML file holds; empty for an empty one. Raises RunDirError."""
+    """Parse a mapping from JSON (a name that ends in .json) or YAML; {} for an empty file. Raises RunDirError."""
     if not text:
         return {}
     try:
         found = json.loads(text) if name.endswith(".json") else _yaml(text)
-    except Exception as error:  # besides its own errors PyYAML lets those of int(), date() and the like through
+    except Exception as error:  # PyYAML also raises errors of int(), date() and others
         raise RunDirError(f"{name}: cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise RunDirError(f"{name}: should hold keys and values, holds {type(found).__name__}")
@@ -30,7 +30,7 @@ def parsed(name: str, text: str) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
-    """As yaml.safe_load, but ten times as fast where libyaml is there."""
+    """yaml.safe_load, ten times as fast where libyaml is installed."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
         return loader.get_single_data()
@@ -39,7 +39,7 @@ def _yaml(text: str) -> Any:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Whoever looks at the path sees the old file or the new one, never a half."""
+    """Write a file atomically: readers see the old content or the new one, never a part."""
     if not path.name or (path.exists() and not path.is_file()):  # a device must not be replaced
         raise RunDirError(f"{path}: is not a file; give the path of a file")
     unfinished = path.with_name(f".{path.name}.tmp")

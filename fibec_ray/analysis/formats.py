@@ -23,7 +23,7 @@ class Column:
     title: str
     text: Callable[[Row], str]
     value: str | None = None
-    """the raw value by which the best row is found; None: no row is the best"""
+    """name of the raw value that ranks the rows; None: no cell is marked as best"""
     bigger_is_better: bool = True
 
 
@@ -44,7 +44,7 @@ class Table:
         return [head, *([column.text(row) for column in self.columns] for row in self.rows)]
 
     def best(self) -> set[tuple[int, int]]:
-        """(row, column) of the best cells; equal cells are all the best. None in a column whose cells are all equal."""
+        """(row, column) of the best cells. Ties are all best; a column of equal cells has no best."""
         return {(row, at) for at, column in enumerate(self.columns) for row in self._best_rows(column)}
 
     def _best_rows(self, column: Column) -> list[int]:
@@ -64,7 +64,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def markdown(table: Table, width: int | None = None) -> str:
-    """width: characters in a line of the terminal that shows it; None: as wide as it is."""
+    """Format as Markdown. width: characters in a terminal line; None: no limit."""
     rows = _marked(table, escaped, lambda cell: f"**{cell}**")
     return f"## {escaped(table.title)}\n\n{fitted(rows, width)}\n" + listed_notes(table.notes, width)
 
@@ -78,7 +78,7 @@ def listed_notes(notes: Sequence[str], width: int | None = None) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Plain units and all digits; empty where unknown."""
+    """Format as CSV with plain units and all digits; an unknown value is empty."""
     out = io.StringIO()
     names = list(table.rows[0]) if table.rows else []
     writer = csv.writer(out, lineterminator="\n")
@@ -88,7 +88,7 @@ def as_csv(table: Table) -> str:
 
 
 def spreadsheet_cell(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay numbers."""
+    """Put an apostrophe before text that a spreadsheet would run as a formula; numbers stay numbers."""
     if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value
@@ -135,7 +135,7 @@ def latex(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """A bar would end the cell of a Markdown table, and a line end its row."""
+    """Escape text for a cell of a Markdown table."""
     return escaped_line(text).replace("|", "\\|")
 
 
@@ -145,7 +145,7 @@ def escaped_line(text: str) -> str:
 
 
 def fitted(rows: Sequence[Sequence[str]], width: int | None, num_left: int = 1) -> str:
-    """A Markdown table. Where it is wider than the terminal, a list instead: each row's name, then a line per value."""
+    """Format a Markdown table, or a list of values per row where the table is wider than the terminal."""
     text = aligned(rows, num_left)
     if width is None or text.index("\n") <= width:
         return text
@@ -159,7 +159,7 @@ def _values(head: Sequence[str], row: Sequence[str]) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
-    """A Markdown table that is also one in a terminal: the first num_left columns to the left, numbers to the right."""
+    """Format a Markdown table with aligned columns: the first num_left to the left, others to the right."""
     widths = [max(3, *(len(row[at]) for row in rows)) for at in range(len(rows[0]))]
     ruler = ["-" * width if at < num_left else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
     return "\n".join("| " + " | ".join(_padded(row, widths, num_left)) + " |" for row in (rows[0], ruler, *rows[1:]))

@@ -1,4 +1,4 @@
-"""`fibec-ray runs`: the runs below a folder, their progress, and their scores."""
+"""`fibec-ray runs`: list the runs below a folder with their progress and best score."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_RUNS_IN = {*TABLES, "checkpoints", "data", "adapter", "report", ".git", ".ve
 
 
 def listing(folder: Path, width: int | None = None) -> str:
-    """A table with one line for each run below the folder, in order of path. Raises RunDirError without any.
+    """Make a table with one line per run below the folder, sorted by path. Raises RunDirError if there is none.
 
     width: characters in a line of the terminal that shows it.
     """
@@ -35,7 +35,7 @@ def listing(folder: Path, width: int | None = None) -> str:
 
 
 def run_dirs(folder: Path) -> Iterator[Path]:
-    """Folders that have a round log, in order of path."""
+    """Find folders that have a round log, sorted by path."""
     for root, folders, _ in os.walk(folder):
         if "rounds" in folders:
             yield Path(root)
@@ -47,7 +47,7 @@ def _line(run_dir: Path, folder: Path) -> list[str]:
     try:
         log = open_run(run_dir)
         return [name, *_cells(log, run_dir)]
-    except FibecError as error:  # one broken run is no reason not to list the others
+    except FibecError as error:  # one broken run must not hide the others
         return [name, "no rounds yet" if "no round log" in str(error) else "unreadable", *[NONE] * (len(HEAD) - 2)]
 
 
@@ -68,13 +68,13 @@ def _cells(log: RunLog, run_dir: Path) -> list[str]:
 
 
 def _status(log: RunLog, done: int) -> str:
-    """A run that was killed had no time to say so: what calls itself running may have been stopped."""
+    """Status for the list. A killed run still has the status running, so that is shown as `running or stopped`."""
     status = log.summary.get("status", FINISHED if done == log.fact("rounds") else "running")
     return "running or stopped" if status == "running" else str(status)
 
 
 def _best(log: RunLog) -> tuple[str, str]:
-    """The best score, of personal models where they have one, and whose it is."""
+    """The best score and its model: personal where the log has it, else global."""
     column = score_column(log.fact("metric"))
     names = [f"personal_{column}", f"global_{column}"]
     best = log.frame("rounds", *names).select(pl.all().fill_nan(None).max()).row(0)

@@ -24,60 +24,70 @@ class _Drawn:
     value_label: str
     caption: str
     how: str = "mean"
-    """over what falls into one cell: mean, max, len"""
+    """how to combine the values of one cell: mean, max or len"""
 
 
 _LAYERS = (
-    _Drawn("sensitivity", "sensitivity", "sensitivity (method's own unit)", "By which the layers to share are chosen."),
+    _Drawn(
+        "sensitivity",
+        "sensitivity",
+        "sensitivity (method's own unit)",
+        "The method uses it to choose the layers to share.",
+    ),
     _Drawn(
         "fisher_mass",
         "Fisher mass",
         "sum of the diagonal",
-        "Fisher information that masks are based on, mean over the cohort; 0 in shared layers.",
+        "Fisher information behind the masks, mean over the cohort; 0 in shared layers.",
     ),
-    _Drawn("kept_neurons", "kept neurons", "neurons", "Neurons that the mask lets move, mean over the cohort."),
+    _Drawn("kept_neurons", "kept neurons", "neurons", "Neurons that the mask trains, mean over the cohort."),
     _Drawn("shared", "shared", "share of the rounds", "Layers whose adapter is sent (global aggregation layers)."),
 )
 _DEVICES = (
-    _Drawn("device", "who took part", "device-rounds", "Device-rounds that were finished.", "len"),
+    _Drawn("device", "who took part", "device-rounds", "Finished device-rounds.", "len"),
     _Drawn("sim_time_s", "simulated s", "simulated s", "Simulated time of a device-round, compute and transfer."),
     _Drawn("compute_s", "real s", "real s", "Real time that the device's work took."),
-    _Drawn("attempt", "retries", "retries", "How often the work had been lost with an actor before.", "max"),
+    _Drawn("attempt", "retries", "retries", "How often the work was lost with an actor and done again.", "max"),
     _Drawn("train_loss", "training loss", "loss", "Mean loss over the steps of the device-round."),
-    _Drawn("difficulty_seen", "difficulty", "difficulty score", "Mean difficulty of what the device saw."),
-    _Drawn("fisher_trace", "Fisher", "sum of the diagonal", "Fisher information that the device's mask is based on."),
+    _Drawn(
+        "difficulty_seen",
+        "difficulty",
+        "difficulty score",
+        "Mean difficulty of the samples that the device trained on.",
+    ),
+    _Drawn("fisher_trace", "Fisher", "sum of the diagonal", "Fisher information behind the device's mask."),
 )
 
 
 def layer_heats(tables: RunTables) -> list[Heat]:
-    """Scores, Fisher mass, kept neurons and sharing of each layer; none for what the log does not have."""
+    """Heat maps of layer scores, Fisher mass, kept neurons and sharing, as far as the log has them."""
     frame = tables.layers.with_columns(pl.col("shared").cast(pl.Float64))
     if not frame.get_column("sensitivity").is_not_null().any() and frame.get_column("shared").min() == 1:
-        return []  # nothing looks at layers
+        return []  # the method treats all layers alike
     return [heat for drawn in _LAYERS if (heat := _heat(frame, "layer", drawn)) is not None]
 
 
 def device_heats(tables: RunTables) -> list[Heat]:
-    """Who ran when, how long, where and how often again."""
+    """Heat maps of devices by round: participation, times, retries, losses, actors."""
     frame = tables.devices.filter(pl.col("round") >= 0)
     found = [heat for drawn in _DEVICES if (heat := _heat(frame, "device", drawn)) is not None]
     return [*found, *_actors(frame)]
 
 
 def _actors(frame: pl.DataFrame) -> list[Heat]:
-    """Which actor did the work: the last one, where a cell has several device-rounds."""
+    """The actor that did the work; the last one where a cell has several device-rounds."""
     names = sorted(set(frame.get_column("actor").to_list()), key=lambda name: (len(name), name))
     if not names:
         return []
     numbers = {name: float(at) for at, name in enumerate(names)}
     where = frame.with_columns(pl.col("actor").replace_strict(numbers, return_dtype=pl.Float64))
-    drawn = _Drawn("actor", "actor", "actor", f"Who did the work: {len(names)} in all.", "last")
+    drawn = _Drawn("actor", "actor", "actor", f"The actor that did the work; {len(names)} in all.", "last")
     found = _heat(where, "device", drawn, tuple(names))
     return [found] if found else []
 
 
 def _heat(frame: pl.DataFrame, row: str, drawn: _Drawn, names: tuple[str, ...] = ()) -> Heat | None:
-    """row: layer or device. None where the log has no such values, or only zeros."""
+    """A heat map with one row per layer or device; None where the log has no values, or only zeros."""
     known = frame.filter(pl.col(drawn.column).is_not_null())
     if not len(known) or (drawn.how == "max" and not known.get_column(drawn.column).max()):
         return None

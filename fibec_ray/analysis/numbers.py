@@ -11,6 +11,7 @@ from typing import Literal
 from fibec_ray.analysis.fairness import Spread, last_spread
 from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.tables import RunTables
+from fibec_ray.errors import round_number
 from fibec_ray.roundlog.schema import score_column
 
 Model = Literal["personal", "global"]
@@ -18,10 +19,10 @@ Model = Literal["personal", "global"]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A round after which the run was evaluated: scores, and costs since the start of the run."""
+    """An evaluation: its scores, and the costs since the start of the run."""
 
     rounds: int
-    """completed"""
+    """the round after which it was made; 0 is before training"""
     sim_time_s: float
     num_bytes: float
     num_samples: float
@@ -35,7 +36,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """One run. Scores are None where the log has none."""
+    """Scores and costs of one run. Scores are None where the log has none."""
 
     personal: float | None
     """score of the personal models, mean of the last evaluations: accuracy, or what the task has instead"""
@@ -44,7 +45,7 @@ class RunNumbers:
     num_bytes: float
     num_samples: float
     flops: float
-    """of all devices, the initialisation phase included"""
+    """of all devices, setup included"""
     sim_time_s: float
     wall_time_s: float
     score: str
@@ -65,13 +66,13 @@ class RunNumbers:
         return max((score for score in known if math.isfinite(score)), default=None)
 
     def reached(self, model: Model, target: float) -> Evaluated | None:
-        """The first evaluation with at least this score; None if there is none."""
+        """The first evaluation that reaches this score; None if none does."""
         known = ((each, each.score(model)) for each in self.evaluated)
         return next((each for each, score in known if score is not None and score >= target), None)
 
 
 def numbers_of(log: RunLog, recent: int) -> RunNumbers:
-    """recent: how many evaluations at the end make the final score."""
+    """Read one run. recent: number of last evaluations that the final score averages."""
     tables, metric = RunTables.read(log), log.summary.get("metric")
     column = score_column(metric)
 
@@ -101,7 +102,7 @@ def _evaluated(tables: RunTables, column: str) -> tuple[Evaluated, ...]:
     costs = ("round", "sim_time_s", "bytes_total", "num_samples_total")
     rows = tables.rounds.select(*costs, f"personal_{column}", f"global_{column}").iter_rows()
     return tuple(
-        Evaluated(round_ + 1, time, num_bytes, samples, personal, shared)
+        Evaluated(round_number(round_), time, num_bytes, samples, personal, shared)
         for round_, time, num_bytes, samples, personal, shared in rows
         if personal is not None or shared is not None
     )

@@ -20,7 +20,7 @@ _CAPTION = "Means over seeds at each evaluated round; bars go from the lowest se
 
 
 def overlay_cards(runs: Runs, metric: str | None) -> list[Card]:
-    """Scores against each cost, fairness and curricula, one line a variant."""
+    """Scores over each cost, the worst devices, and curricula; one line per variant."""
     column, name = score_column(metric), "accuracy" if score_column(metric) == "accuracy" else str(metric)
     scores = [
         [_over(axis, runs, f"{model}_{column}", f"{title} {name}") for axis in AXES]
@@ -57,7 +57,7 @@ def _series(found: Mapping[str, Sequence[Rows]]) -> tuple[Series, ...]:
 
 
 def _over_seeds(seeds: Sequence[Rows]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Means of x and y, and the range of y, at each round that all seeds have."""
+    """Means of x and y over seeds, and the range of y, at each round that all seeds have."""
     known = [rows for rows in seeds if rows]
     common = sorted(set[int].intersection(*(set(rows) for rows in known))) if known else []
     xs = [[rows[round_][0] for rows in known] for round_ in common]

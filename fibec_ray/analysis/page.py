@@ -17,7 +17,7 @@ from fibec_ray.analysis.figure import Card, Curve, Figure, Heat, Series, Timelin
 from fibec_ray.analysis.run_page import RunPage, Section
 
 SCRIPTS = ("base.js", "curves.js", "matrices.js", "timeline.js", "cards.js")
-"""in the order in which they build on each other"""
+"""in the order in which they use each other"""
 
 DIGITS = 5
 """significant digits of numbers in figures"""
@@ -56,20 +56,20 @@ def render(page: Page) -> str:
 
 
 def size_of(run: RunPage) -> int:
-    """About how many bytes the run's figures take on a page."""
+    """Estimate the bytes that the run's figures take on a page."""
     cards = [card for section in run.sections for card in section.cards]
     return sum(len(_json([figure_data(figure)])) for card in cards for figure in card.figures)
 
 
 def figure_data(figure: Figure) -> dict[str, Any]:
-    """What browser/*.js draw from; null where a number is none, or not finite."""
+    """The figure as plain values for browser/*.js; null where a number is missing or not finite."""
     if isinstance(figure, Timeline):
         return _timeline_data(figure)
     return _heat_data(figure) if isinstance(figure, Heat) else _curve_data(figure)
 
 
 def _numbered(section: Section, figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """The section with numbers of figures in place of its cards; the figures go to the end of the list."""
+    """Replace the section's cards by the positions of their figures, which are appended to the list."""
     cards = [_numbers(card, figures) for card in section.cards]
     return {"title": section.title, "tables": section.tables, "cards": cards}
 
@@ -123,7 +123,7 @@ def _short(value: float | None) -> float | None:
 
 
 def _json(data: Any) -> Markup:
-    """Text that cannot end the element that it stands in."""
+    """JSON for a script element; `<` is escaped so that no text can close the element."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 

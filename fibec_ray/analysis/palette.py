@@ -71,7 +71,7 @@ VIRIDIS = ("#440154", "#414487", "#2A788E", "#22A884", "#7AD151", "#FDE725")
 
 
 def entry(index: int) -> Entry:
-    """Of the series with this number, from 0; from the 13th series on the entries come again."""
+    """The look of the series with this number, from 0. The 13th series looks like the first."""
     return PALETTE[index % len(PALETTE)]
 
 

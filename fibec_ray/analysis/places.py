@@ -63,19 +63,19 @@ class Place:
 
 
 def local_path(path: Path) -> Path:
-    """The path with `~` and links resolved. Raises RunDirError for one that no file can have."""
+    """Resolve `~` and links. Raises RunDirError for a path that no file can have."""
     try:
         found = path.expanduser().resolve()
-        str(found).encode()  # Arrow takes no other names
+        str(found).encode()  # Arrow needs UTF-8
         with suppress(FileNotFoundError, NotADirectoryError):
-            found.lstat()  # refuses a name that is too long
+            found.lstat()  # fails for a name that is too long
     except (OSError, ValueError, RuntimeError) as error:
         raise RunDirError(f"{path}: is not a usable path ({error}); choose another") from error
     return found
 
 
 def place(where: str | Path) -> Place:
-    """A path, or a URL: s3:// gs:// abfs:// hdfs:// by pyarrow, all others that fsspec knows by fsspec.
+    """Open a path or a URL. pyarrow handles s3://, gs://, abfs:// and hdfs://, fsspec all others.
 
     Raises RunDirError for a URL that neither knows.
     """

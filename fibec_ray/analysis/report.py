@@ -19,7 +19,7 @@ from fibec_ray.analysis.variants import Collection, collect
 from fibec_ray.errors import RunDirError
 
 MAX_DETAILS = 2_200_000
-"""bytes of figures of single runs on a page of several"""
+"""most bytes of single runs' figures on a page of several runs"""
 
 Read = Mapping[str, Mapping[int, tuple[RunLog, RunTables]]]
 """By variant and seed."""
@@ -80,7 +80,7 @@ def _overview(collection: Collection, read: Read) -> list[Section]:
 
 
 def _that_fit(pages: Sequence[RunPage]) -> tuple[RunPage, ...]:
-    """As many, from the first on, as a page may hold; one at least."""
+    """The first runs, as many as MAX_DETAILS allows; at least one."""
     shown: list[RunPage] = []
     total = 0
     for page in pages:

@@ -1,4 +1,4 @@
-"""The top of a run's page: its main score, and what was run, with which settings, when and by which version."""
+"""The top of a run's page: main score, settings, date and version."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def _date(log: RunLog) -> str | None:
     """When the run started (UTC), or for runs of older versions when its first round was logged."""
     started = log.fact("started")
     if isinstance(started, str):
-        return started[:16].replace("T", " ")
+        return f"{started[:16].replace('T', ' ')} UTC"
     if not log.place.is_local:
         return None
     written = (Path(log.place.path) / "rounds" / log.parts[0]).stat().st_mtime
-    return f"{datetime.fromtimestamp(written, UTC):%Y-%m-%d %H:%M}"
+    return f"{datetime.fromtimestamp(written, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _words(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a report page shows of one run, made from its log and run directory."""
+"""The content of one run's report page, made from its log and run directory."""
 
 from __future__ import annotations
 

@@ -14,12 +14,15 @@ from fibec_ray.analysis.tables import RunTables, latest_layers
 from fibec_ray.analysis.units import BYTES, SECONDS, readable
 
 MAX_ACTORS = 16
+NO_PERSONAL = (
+    "Devices have no models of their own in this method, so personal scores equal the global ones and are left out."
+)
 
 
 def tables_of(log: RunLog, tables: RunTables) -> dict[str, list[Table]]:
-    """By section of the page; sections that the log has nothing for are empty."""
+    """Tables by section of the page; a section without data is empty."""
     return {
-        "Scores": _some(_results(scores_of(tables, log.anchors(), log.fact("metric"))), _fairness(tables)),
+        "Scores": _some(_results(scores_of(tables, log.anchors(), log.fact("metric")), tables), _fairness(tables)),
         "Cost": _some(_costs(tables)),
         "Layers and masks": _some(_layers(tables)),
         "Devices": _some(_partition(log, tables), _actors(tables)),
@@ -30,7 +33,7 @@ def _some(*found: Table) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def _results(scores: list[Score]) -> Table:
+def _results(scores: list[Score], tables: RunTables) -> Table:
     def after(name: str) -> Column:
         return Column(f"{name} (round)", lambda row: f"{row[name]:.4f} ({row[f'{name}_after']})")
 
@@ -41,7 +44,8 @@ def _results(scores: list[Score]) -> Table:
         Column(f"mean of last {RECENT}", lambda row: f"{row['recent']:.4f}{_few(row['num_recent'])}"),
         Column("without learning", _anchor),
     )
-    return Table("results", "", columns, tuple(vars(score) for score in scores))
+    notes = (NO_PERSONAL,) if tables.personal_equals_global() else ()
+    return Table("results", "", columns, tuple(vars(score) for score in scores), notes)
 
 
 def _few(num_recent: int) -> str:
@@ -57,16 +61,16 @@ def _fairness(tables: RunTables) -> Table:
     names = ("worst_decile", "median", "best_decile", "mean", "deviation")
     columns = [Column("devices", lambda row: str(row["num_devices"]))]
     columns += [_number(name.replace("_", " "), name, ".4f") for name in names]
-    note = "Accuracy of devices' own models at the last evaluation; a decile is a tenth of the devices, rounded up."
+    note = "Accuracy of each device's model on its own test shard, last evaluation. A decile is a tenth of the devices."
     return Table("fairness", "Over devices", tuple(columns), (vars(spread),) if spread else (), (note,))
 
 
 def _costs(tables: RunTables) -> Table:
-    """Initialisation, rounds and both."""
+    """Costs of setup, of the rounds, and of both."""
     setup, rounds = pl.col("round") < 0, pl.col("round") >= 0
     rows = [
         {"phase": phase} | _sums(tables, when)
-        for phase, when in (("initialisation", setup), ("rounds", rounds), ("total", pl.lit(True)))
+        for phase, when in (("setup", setup), ("rounds", rounds), ("total", pl.lit(True)))
         if len(tables.rounds.filter(when))
     ]
     seconds = [("simulated time", "sim_time_s"), ("real time", "wall_time_s")]
@@ -81,7 +85,7 @@ def _costs(tables: RunTables) -> Table:
         Column("TFLOP", lambda row: f"{row['flops'] / 1e12:.4g}"),
         _count("lost", "num_lost"),
     )
-    note = "Evidence: what the method's parts send beside the change of the adapter (layer scores, Fisher factors ...)."
+    note = "Extras: what the method sends in addition to the adapter's change, such as layer scores or Fisher factors."
     return Table("cost", "", columns, tuple(rows), (note,))
 
 
@@ -108,12 +112,12 @@ def _layers(tables: RunTables) -> Table:
         _number("Fisher mass", "fisher_mass", ".4g"),
         _number("kept neurons", "kept_neurons", ".4g"),
     )
-    note = "What the log last said of each layer. Shared: a global aggregation layer, whose adapter is sent."
+    note = "Newest values of each layer. Shared: a global aggregation layer; its adapter is sent to the server."
     return Table("layers", "", columns, tuple(vars(layer) for layer in latest_layers(tables)), (note,))
 
 
 def _partition(log: RunLog, tables: RunTables) -> Table:
-    """How unlike the devices' data are: what the summary says, and the sizes of the shards."""
+    """Heterogeneity of the devices' data from the summary, and shard sizes from the log."""
     found = log.numbers("heterogeneity")
     rows: list[dict[str, Any]] = [{"what": name.replace("_", " "), "value": value} for name, value in found.items()]
     sizes = tables.devices.group_by("device").agg(pl.col("num_samples").max()).get_column("num_samples")
@@ -142,7 +146,7 @@ def _actors(tables: RunTables) -> Table:
         _readable("peak memory", "peak_memory_bytes", BYTES),
     )
     left_out = len(found) - MAX_ACTORS
-    notes = (f"The {MAX_ACTORS} that worked longest; {left_out} more did less.",) if left_out > 0 else ()
+    notes = (f"The {MAX_ACTORS} actors that worked longest, of {len(found)}.",) if left_out > 0 else ()
     return Table("actors", "", columns, tuple(found.head(MAX_ACTORS).iter_rows(named=True)), notes)
 
 

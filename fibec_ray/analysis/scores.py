@@ -30,7 +30,7 @@ class Score:
     num_recent: int
     """RECENT, or fewer where there were fewer evaluations"""
     anchor: float | None
-    """the same number for a predictor that learns nothing"""
+    """the score of a predictor that learns nothing"""
     anchor_label: str
 
 

@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Mean:
-    """Of one number over seeds."""
+    """Mean of one number over seeds, with its confidence interval."""
 
     value: float
     half_width: float | None
@@ -36,7 +36,7 @@ class Paired:
     """of the CONFIDENCE interval of the mean by Student's t with num_pairs - 1 degrees; None for a single pair"""
     num_pairs: int
     p: float | None = None
-    """of the paired t test, two-sided: how often equal methods would differ by this much; None for a single pair"""
+    """two-sided paired t test: how often equal methods would differ at least this much; None for a single pair"""
 
     @staticmethod
     def of(differences: Sequence[float]) -> Paired | None:
@@ -52,7 +52,7 @@ class Paired:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Of the CONFIDENCE interval of the mean; None for fewer than two values."""
+    """Half the width of the mean's CONFIDENCE interval; None for fewer than two values."""
     if len(values) < 2:
         return None
     return float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * _standard_error(values)
@@ -69,8 +69,10 @@ def p_value(differences: Sequence[float]) -> float | None:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p values that may be read one by one although there are several (Holm 1979): the k-th smallest of m times
-    m - k + 1, never below a smaller one's, at most 1."""
+    """Adjust p values for multiple tests (Holm 1979).
+
+    The k-th smallest of m is multiplied by m - k + 1, is never below a smaller one's, and is at most 1.
+    """
     adjusted: dict[str, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
@@ -80,7 +82,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def geometric_mean(ratios: Sequence[float]) -> float | None:
-    """Of positive numbers; None if there are none."""
+    """Geometric mean of positive numbers; None without any."""
     return math.exp(fmean(math.log(ratio) for ratio in ratios)) if ratios else None
 
 

@@ -28,7 +28,7 @@ COSTS = {
 
 
 def write_table(sweep_dir: Path, recent: int = RECENT, width: int | None = None) -> str:
-    """Writes both files from the runs that have finished so far. Returns the table, for a terminal of this width."""
+    """Write both files from the finished runs. Returns the table for a terminal of this width (characters)."""
     comparison = compare(sweep_dir, recent)
     rows = tuple(_row(comparison, line) for line in comparison.lines)
     replace_file(sweep_dir / "table.csv", as_csv(Table("table", "", (), rows)).encode())
@@ -73,9 +73,9 @@ def _notes(comparison: Comparison) -> list[str]:
         f"{comparison.recent} evaluations of a run.",
         f"The difference is paired: runs of one seed share partition, cohorts and initial weights. ± is half of the "
         f"{CONFIDENCE:.0%} confidence interval of its mean (Student's t over seeds).",
-        "matters? yes: that interval excludes 0; no: it does not; ?: fewer than two seeds in common. Of changes that "
-        "make no difference one in twenty says yes all the same.",
-        "Costs are totals of a run, the initialisation phase included.",
+        "matters? yes: that interval excludes 0; no: it does not; ?: fewer than two seeds in common. One in twenty "
+        "changes without any effect still gets a yes.",
+        "Costs are totals of a run, setup included.",
     ]
     if comparison.anchors:
         found = [f"{value:.4f} {ANCHORS.get(name, name)}" for name, value in comparison.anchors.items()]

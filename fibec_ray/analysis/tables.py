@@ -12,14 +12,13 @@ import polars as pl
 
 from fibec_ray.analysis.log import RunLog, open_run
 from fibec_ray.analysis.whole import KEYS, refuse_damage
+from fibec_ray.roundlog.schema import personal_equals_global
 
 Point = tuple[float, float]
 
 FIRST_ROUND = 1
 """What figures, tables and the console call the round that the log numbers 0. Their round 0 is before training: -1 in
 the log."""
-SAME = 5e-5
-"""Scores that differ by less look equal in tables."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class RunTables:
 
     @staticmethod
     def read(run: Path | RunLog) -> RunTables:
-        """Raises RunDirError for a log that cannot be read, or is mixed up."""
+        """Read a log into memory. Raises RunDirError for a damaged log."""
         log = run if isinstance(run, RunLog) else open_run(run)
         tables = {name: log.frame(name).sort(keys) for name, keys in KEYS.items()}
         refuse_damage(log, tables)
@@ -49,13 +48,7 @@ class RunTables:
 
     def personal_equals_global(self) -> bool:
         """Whether devices have no models of their own: every personal score equals the global one of its round."""
-        pairs = [
-            pair
-            for name in ("accuracy", "metric", "loss")
-            for pair in zip(self.column(f"personal_{name}"), self.column(f"global_{name}"), strict=True)
-            if pair[0] is not None
-        ]
-        return bool(pairs) and all(shared is not None and abs(own - shared) < SAME for own, shared in pairs)
+        return personal_equals_global(self.rounds.iter_rows(named=True))
 
     def points(self, x: str, y: str) -> list[Point]:
         """(x, y) for each round where both are known. x = 'round' counts as figures do: 0 is before training."""
@@ -66,7 +59,7 @@ class RunTables:
 
 @dataclass(frozen=True)
 class Layer:
-    """The newest values in the log about one layer; None where there are none."""
+    """Newest known values of one layer; None where the log has none."""
 
     layer: int
     shared: bool
@@ -76,7 +69,7 @@ class Layer:
 
 
 def latest_layers(tables: RunTables) -> list[Layer]:
-    """One entry per layer, each value from the last round that knows it."""
+    """One entry per layer, each value from the last round that has it."""
     names = [name for name in Layer.__dataclass_fields__ if name != "layer"]
     last = [pl.col(name).drop_nulls().last().alias(name) for name in names]
     rows = tables.layers.group_by("layer").agg(last).sort("layer").select("layer", *names)

@@ -1,7 +1,7 @@
-"""What each variant pays to reach a target score, and how much less than the reference.
+"""What each variant pays to reach a target score, compared with the reference.
 
-A run gets to a target at its first evaluation with at least that score, and has spent by then what the log says at the
-end of that round. A run that never does has no cost: it is counted, and not averaged over.
+A run reaches a target at its first evaluation with at least that score. Its cost is what the log has at the end of that
+round. A run that never reaches the target is counted, and left out of the means.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fibec_ray.analysis.numbers import Evaluated, Model
 from fibec_ray.analysis.statistics import Mean, geometric_mean
 
 SHARE = 0.95
-"""of the reference's best score, in the default target"""
+"""the default target, as a share of the reference's best score"""
 COSTS = ("rounds", "sim_time_s", "num_bytes", "num_samples")
 """Fields of Evaluated."""
 
@@ -27,13 +27,13 @@ class Reached:
     variant: str
     num_seeds: int
     num_reached: int
-    """seeds that got to the target"""
+    """seeds that reached the target"""
     costs: Mapping[str, Mean | None]
-    """by field of Evaluated, over the seeds that got there"""
+    """by field of Evaluated, over the seeds that reached the target"""
     speed_up: Mapping[str, float | None]
-    """the reference's cost over this one's: geometric mean over the seeds in which both got there"""
+    """the reference's cost divided by this variant's: geometric mean over the seeds in which both reached it"""
     num_pairs: int
-    """of such seeds"""
+    """number of those seeds"""
 
 
 def default_target(comparison: Comparison, model: Model) -> tuple[float, ...]:
@@ -49,7 +49,7 @@ def target_rows(comparison: Comparison, model: Model, target: float) -> list[Rea
 
 
 def _arrivals(line: Line, model: Model, target: float) -> dict[int, Evaluated]:
-    """By seed, for the seeds that got there."""
+    """By seed, for the seeds that reached the target."""
     found = {seed: run.reached(model, target) for seed, run in line.runs.items()}
     return {seed: arrival for seed, arrival in found.items() if arrival is not None}
 
@@ -67,6 +67,6 @@ def _reached(line: Line, own: Mapping[int, Evaluated], reference: Mapping[int, E
 
 
 def _ratio(pairs: list[tuple[Evaluated, Evaluated]], cost: str) -> float | None:
-    """None where a cost is 0: nothing is infinitely fast."""
+    """None where a cost is 0, because the ratio would be infinite."""
     costs = [(float(getattr(theirs, cost)), float(getattr(own, cost))) for theirs, own in pairs]
     return geometric_mean([theirs / own for theirs, own in costs]) if all(min(pair) > 0 for pair in costs) else None

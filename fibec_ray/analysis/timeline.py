@@ -1,4 +1,4 @@
-"""Device-rounds as bars over simulated time: who ran when, on which actor, after how many retries."""
+"""Device-rounds as bars over simulated time, by actor, with their retries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fibec_ray.analysis.tables import RunTables
 from fibec_ray.analysis.units import SECONDS, unit_for
 
 MAX_SPANS = 1500
-"""Of a longer run the last rounds are drawn."""
+"""A longer run shows its last rounds only."""
 
 
 def timeline(tables: RunTables) -> Timeline | None:
-    """A round starts when the one before it has ended; its devices start together. None without device-rounds."""
+    """Make the timeline. A round starts when the previous one has ended; its devices start together."""
     starts = tables.rounds.select("round", start=pl.col("sim_time_s").shift(1, fill_value=0.0))
     rows = tables.devices.filter(pl.col("round") >= 0).join(starts, on="round").sort("round", "device")
     drawn = rows.filter(pl.col("round") >= _first_drawn(rows))
@@ -32,7 +32,7 @@ def timeline(tables: RunTables) -> Timeline | None:
     return Timeline(
         stem="timeline",
         title="Timeline of devices",
-        caption=f"Device-rounds over simulated time, by actor; a frame marks work that was done again.{which}",
+        caption=f"Work of each device over simulated time, coloured by actor; a frame marks repeated work.{which}",
         x_label=f"simulated time ({unit.name})",
         y_label="device",
         rows=tuple(map(str, devices)),

@@ -11,7 +11,7 @@ class Unit:
 
     name: str
     size: float
-    """how many of the log's unit make one of this"""
+    """size in the log's unit"""
 
 
 SECONDS = (Unit("s", 1), Unit("min", 60), Unit("h", 3600), Unit("days", 86400))
@@ -20,11 +20,11 @@ COUNT = (Unit("", 1), Unit("thousand", 1e3), Unit("million", 1e6), Unit("billion
 
 
 def unit_for(largest: float, units: tuple[Unit, ...]) -> Unit:
-    """The largest unit that gives a number of at least 2."""
+    """The largest unit in which the value is at least 2."""
     return next((unit for unit in reversed(units) if largest >= 2 * unit.size), units[0])
 
 
 def readable(value: float, units: tuple[Unit, ...]) -> str:
-    """Three or four digits and a unit: `readable(7_200, SECONDS)` is '2 h'."""
+    """Format with four digits and a unit: `readable(7_200, SECONDS)` is '2 h'."""
     unit = unit_for(value, units)
     return f"{value / unit.size:.4g} {unit.name}".strip()

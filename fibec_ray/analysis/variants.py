@@ -33,11 +33,11 @@ class Collection:
     name: str
     variants: tuple[Variant, ...]
     reference: str | None
-    """as the sweep says; None for runs that come from no sweep"""
+    """the sweep's reference; None for runs outside a sweep"""
     num_seeds: int
 
     def table(self, name: str) -> pl.LazyFrame:
-        """A table of all runs in one, with two columns more: `variant` and `seed`."""
+        """Join one table of all runs, with two more columns: `variant` and `seed`."""
         return pl.concat(
             run.table(name).with_columns(variant=pl.lit(variant.name), seed=pl.lit(seed))
             for variant in self.variants
@@ -46,7 +46,7 @@ class Collection:
 
 
 def collect(places: Sequence[str | Path]) -> Collection:
-    """Sweep folders stand for their finished runs, all else is a run. Raises RunDirError."""
+    """Collect runs from run directories and sweep folders (finished runs only). Raises RunDirError."""
     roots = [place(where) for where in places]
     if len(roots) == 1 and _is_sweep(roots[0]):
         return sweep(roots[0])
@@ -61,7 +61,7 @@ def collect(places: Sequence[str | Path]) -> Collection:
 
 
 def sweep(root: Place) -> Collection:
-    """The finished runs that DIR/sweep.yaml names; others are left out."""
+    """Read the finished runs that DIR/sweep.yaml names."""
     record = _record(root)
     variants = [
         Variant(entry["name"], entry["group"], _finished(root / entry["folder"], record["seeds"]))
@@ -75,7 +75,7 @@ def _is_sweep(root: Place) -> bool:
 
 
 def _record(root: Place) -> dict[str, Any]:
-    """What `fibec-ray sweep` wrote before it started."""
+    """Read sweep.yaml, which `fibec-ray sweep` wrote when it started."""
     record = parsed(f"{root.shown}/sweep.yaml", root.read_text("sweep.yaml") or "")
     if not record:
         raise RunDirError(f"{root.shown}: no sweep here; is it the --out folder of `fibec-ray sweep`?")
@@ -88,7 +88,7 @@ def _record(root: Place) -> dict[str, Any]:
 
 
 def _is_record(record: Mapping[str, Any]) -> bool:
-    """Whether every value has its type, and no folder leads out of the sweep's."""
+    """Whether every value has the right type and no folder is outside the sweep's."""
     variants, seeds = record["variants"], record["seeds"]
     return (
         isinstance(variants, list)
@@ -117,7 +117,7 @@ def _finished(folder: Place, seeds: Sequence[int]) -> dict[int, RunLog]:
 
 
 def _grouped(runs: Sequence[RunLog]) -> tuple[Variant, ...]:
-    """Named by method, or if two runs of one method have the same seed by experiment, or else by folder."""
+    """Group by method; where that gives two runs of one seed, by experiment name, then by folder."""
     if not runs:
         raise RunDirError("none of these sweeps has a finished run yet")
     seeded = [(run, run.seed) for run in runs]

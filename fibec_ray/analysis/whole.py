@@ -1,4 +1,4 @@
-"""Finds logs whose files were lost or mixed up, so that no figure shows a round twice or in part.
+"""Detect logs with lost or mixed-up files, so that no figure shows a round twice or in part.
 
 `fibec-ray verify` looks closer: it compares digests.
 """
@@ -11,15 +11,15 @@ from pathlib import Path
 import polars as pl
 
 from fibec_ray.analysis.log import RunLog
-from fibec_ray.errors import RunDirError
-from fibec_ray.roundlog.parts import is_part, round_of
+from fibec_ray.errors import RunDirError, round_name
+from fibec_ray.roundlog.parts import is_part, part_name, round_of
 
 KEYS = {"rounds": ["round"], "devices": ["round", "device"], "layers": ["round", "layer"]}
 KEYS["evaluations"] = KEYS["devices"]
 
 
 def refuse_damage(log: RunLog, frames: Mapping[str, pl.DataFrame]) -> None:
-    """Raise RunDirError for rows that are there twice, and for a table that lacks a round which others have.
+    """Raise RunDirError for duplicate rows, and for a table without a round that other tables have.
 
     frames: tables by name, as the log has them. Rounds that no table has are only left out of figures.
     """
@@ -28,21 +28,22 @@ def refuse_damage(log: RunLog, frames: Mapping[str, pl.DataFrame]) -> None:
         double = frame.filter(frame.select(KEYS[name]).is_duplicated())
         if len(double):
             raise RunDirError(
-                f"{(log.place / name).shown}: has rows of round {double['round'][0]} twice, so its files are mixed up; "
-                "put the right ones back"
+                f"{(log.place / name).shown}: has rows of {round_name(double['round'][0])} twice, "
+                "so its files are mixed up; put the right ones back"
             )
     found = set(frames["rounds"]["round"])
     if wrong := found ^ {round_of(Path(part)) for part in log.parts}:
         raise RunDirError(
-            f"{(log.place / 'rounds').shown}: the file of round {min(wrong)} holds another; put the right one back"
+            f"{(log.place / 'rounds').shown}/{part_name(min(wrong))}: is missing or holds another round; "
+            "put the right file back"
         )
 
 
 def _refuse_missing_parts(log: RunLog, name: str) -> None:
-    """Older programs wrote fewer tables, so a table may begin late. From then on each round in `rounds` has a part."""
+    """A table may begin late, because older programs wrote fewer tables. From there on every round needs a file."""
     folder = log.place / name
     there = {round_of(Path(part)) for part in folder.files() if is_part(part)}
     wanted = {round_of(Path(part)) for part in log.parts}
     missing = [round_ for round_ in wanted - there if there and round_ > min(there)]
     if missing:
-        raise RunDirError(f"{folder.shown}: the part of round {min(missing)} is missing; put the file back")
+        raise RunDirError(f"{folder.shown}/{part_name(min(missing))}: is missing; put the file back")

@@ -23,7 +23,7 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunError, round_name, round_number
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.run_totals import Row
-from fibec_ray.roundlog.schema import score_column
+from fibec_ray.roundlog.schema import personal_equals_global, score_column
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import Finished
 from fibec_ray.types import Fleet
@@ -119,11 +119,14 @@ class RunView(Callback):
         more = {"loss": "loss"} | ({"perplexity": "perplexity"} if self._experiment.task.answers_in_text else {})
         for column in ("", *columns, "best", *more):
             table.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
-        for model, note in (("global", "test set"), ("personal", "own test shards")):
+        models = {"global": "test set", "personal": "own test shards"}
+        if same := personal_equals_global(run.rows):
+            models = {"global": "test set; personal models are the same"}
+        for model, note in models.items():
             best = max((r[f"{model}_{score}"] for r in run.rows if r[f"{model}_{score}"] is not None), default=None)
             values, others = ([last[f"{model}_{name}"] for name in names.values()] for names in (columns, more))
             table.add_row(f"{model} model, {note}", *map(_number, [*values, best, *others]))
-        if score == "accuracy":
+        if score == "accuracy" and not same:
             trained = f"  {last['num_devices_trained']} devices that trained"
             table.add_row(trained, _number(last["personal_accuracy_trained"]))
         for name, value in run.prepared.anchors.items():

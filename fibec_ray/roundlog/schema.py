@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -272,6 +274,21 @@ def tables_of(version: int) -> list[str]:
     """The tables that a log of this version has."""
     later = {name for added, names in ADDED_TABLES.items() if added > version for name in names}
     return [name for name in TABLES if name not in later]
+
+
+SAME = 5e-5
+"""Scores that differ by less look equal in tables."""
+
+
+def personal_equals_global(rounds: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether devices have no models of their own: every personal score equals the global one of its round.
+
+    rounds: rows of `rounds`. False where no personal score is logged.
+    """
+    names = ("accuracy", "metric", "loss")
+    pairs = [(row[f"personal_{name}"], row[f"global_{name}"]) for row in rounds for name in names]
+    known = [(own, shared) for own, shared in pairs if own is not None]
+    return bool(known) and all(shared is not None and abs(own - shared) < SAME for own, shared in known)
 
 
 def score_column(metric: str | None) -> str:

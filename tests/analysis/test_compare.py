@@ -14,6 +14,7 @@ import yaml
 from round_logs import small_run
 
 from fibec_ray.analysis.compare import Choices, compare_runs, write_all, written
+from fibec_ray.analysis.compare_tables import ratio_text
 from fibec_ray.analysis.formats import Column, Table, as_csv, latex, markdown
 from fibec_ray.analysis.statistics import Mean, Paired, geometric_mean, holm
 from fibec_ray.errors import UserError
@@ -216,6 +217,42 @@ def test_every_format_says_the_same(tmp_path: Path) -> None:
     assert (scores[1]["variant"], float(scores[1]["difference"]), scores[1]["p"]) == ("b|2", -0.25, "")
     files = {path.name for path in write_all(tables, tmp_path / "out")}
     assert files == {"compare.md", "compare.tex", "scores.csv", "target-0_47.csv", "costs.csv"}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (1.4, "1.4x faster"),
+        (0.5, "2x slower"),
+        (1 / 1.25, "1.25x slower"),
+        (1.002, "the same"),
+        (12.34, "12.3x faster"),
+    ],
+)
+def test_ratios_are_words(ratio: float, words: str) -> None:
+    assert ratio_text(ratio, "faster", "slower") == words
+
+
+def test_the_best_cells_are_bold_and_ties_too() -> None:
+    columns = (
+        Column("name", lambda row: row["name"]),
+        Column("score", lambda row: f"{row['score']:.2f}", "score"),
+        Column("cost", lambda row: f"{row['cost']}", "cost", bigger_is_better=False),
+        Column("same", lambda row: "1", "same"),
+    )
+    values = (("a", 0.501, 3), ("b", 0.502, 2), ("c", math.nan, 9))
+    rows = tuple({"name": name, "score": score, "cost": cost, "same": 1} for name, score, cost in values)
+    text = markdown(Table("t", "t", columns, rows))
+    assert "**0.50**" not in text, "equal as shown, so neither is the best"
+    assert text.count("**2**") == 1 and "**3**" not in text and "**1**" not in text
+    assert r"\textbf{2}" in latex(Table("t", "t", columns, rows))
+
+
+def test_latex_names_its_package_and_has_a_short_caption(tmp_path: Path) -> None:
+    text = latex(tables_of(small_run(tmp_path / "a", {1: 0.5}), targets=(0.4,))["target-0_4"])
+    head, caption = text.split(r"\begin{table}")[0], next(line for line in text.splitlines() if "caption" in line)
+    assert r"\usepackage{booktabs}" in head and "needs 1.4 times as long" in head
+    assert caption == r"\caption{Costs to personal accuracy $\geq$ 0.4.}"
 
 
 def test_latex_is_balanced_and_escaped() -> None:

@@ -160,10 +160,14 @@ def test_folders_named_like_partitions_are_not_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "source", "message"),
     [
-        ("rounds/part-000002.parquet", "rounds/part-000001.parquet", "rounds: has rows of round 1 twice"),
-        ("devices/part-000002.parquet", "devices/part-000000.parquet", "devices: has rows of round 0 twice"),
-        ("layers/part-000001.parquet", None, "layers: the part of round 1 is missing; put the file back"),
-        ("rounds/part-000002.parquet", "rounds/part-000003.parquet", "rounds: the file of round 2 holds another;"),
+        ("rounds/part-000002.parquet", "rounds/part-000001.parquet", "rounds: has rows of round 2 twice"),
+        ("devices/part-000002.parquet", "devices/part-000000.parquet", "devices: has rows of round 1 twice"),
+        ("layers/part-000001.parquet", None, r"layers/part-000001\.parquet: is missing; put the file back"),
+        (
+            "rounds/part-000002.parquet",
+            "rounds/part-000003.parquet",
+            r"rounds/part-000002\.parquet: is missing or holds another round;",
+        ),
     ],
 )
 def test_a_log_whose_files_are_mixed_up_is_refused(

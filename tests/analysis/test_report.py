@@ -12,8 +12,11 @@ from fibec_ray.analysis.cards import cards_of, figures_of
 from fibec_ray.analysis.fairness import Spread, last_spread
 from fibec_ray.analysis.figure import Curve, Heat, Span
 from fibec_ray.analysis.figures import draw
+from fibec_ray.analysis.log import open_run
 from fibec_ray.analysis.page import figure_data
 from fibec_ray.analysis.report import write_report
+from fibec_ray.analysis.run_page import run_page
+from fibec_ray.analysis.run_tables import NO_PERSONAL
 from fibec_ray.analysis.scores import scores_of
 from fibec_ray.analysis.tables import RunTables, latest_layers
 from fibec_ray.errors import RunDirError
@@ -206,6 +209,35 @@ def test_the_page_shows_the_numbers_of_the_log(tmp_path):
     for fact in ("small", "fibecfed", "embedded", "abc123", "d1"):
         assert fact in page, fact
     assert "still going" not in page and 'class="notice"' not in page
+
+
+def test_the_top_says_what_was_run_and_what_came_out(tmp_path):
+    run = with_summary(full_run(tmp_path), started="2026-11-26T16:12:31+00:00", version="0.1.0")
+    config = {
+        "backbone": {"name": "minilm"},
+        "method": {"name": "fibecfed", "peft": {"kind": "lora", "r": 8, "ranks": None}},
+        "local": {"learning_rate": 0.005},
+        "partition": {"kind": "dirichlet_label", "min_samples": 1, "alpha": 1.0},
+    }
+    (run / "config.yaml").write_text(json.dumps(config))
+    found = run_page(open_run(run), RunTables.read(run))
+    assert (found.headline.value, found.headline.label) == ("0.8500", "Personal accuracy")
+    assert found.headline.note == "after round 4 · global accuracy 0.7000 · each device's majority class 0.6250"
+    facts = {"backbone": "minilm", "rank": "8", "learning rate": "0.005", "partition": "dirichlet label (alpha 1)"}
+    assert facts | {"date": "2026-11-26 16:12 UTC", "fibec_ray": "0.1.0"} == {
+        label: value for label, value in found.facts if label in {*facts, "date", "fibec_ray"}
+    }
+
+
+def test_personal_scores_that_equal_the_global_ones_are_left_out(tmp_path):
+    log = RoundLog(tmp_path, METADATA)
+    for round_, score in enumerate(GLOBAL):
+        scores = {f"{model}_accuracy": score for model in ("global", "personal")}
+        log.append(rounds_row(round_, **scores, personal_accuracy_trained=score), [], [])
+    page = page_of(with_summary(tmp_path, method="fedavg"))
+    assert "Global accuracy" in page and "Personal accuracy" not in page and NO_PERSONAL in page
+    figure = next(figure for figure in figures_in(page) if figure["stem"] == "accuracy_by_rounds")
+    assert [series["label"] for series in figure["series"]] == ["global model"]
 
 
 def test_layers_show_the_last_known_values(tmp_path):

@@ -264,6 +264,9 @@ def test_a_regression_ends_with_its_own_score_and_anchors(tmp_path: Path, capsys
     path.write_text(yaml.safe_dump(make_regression(rounds=2)))
     assert main(["run", str(path), "--out", str(out)]) == 0
     printed = capsys.readouterr()
+    assert (
+        "global model, test set; personal models are the same" in printed.out and "own test shards" not in printed.out
+    )
     anchors = json.loads((out / "summary.json").read_text())["anchors"]
     for words in ("r2", "anchor: mean", "anchor: device's own mean", f"{anchors['own_mean']:.3f}", "round 2: global "):
         assert words in printed.out
@@ -271,7 +274,7 @@ def test_a_regression_ends_with_its_own_score_and_anchors(tmp_path: Path, capsys
     assert main(["report", str(out), "--figures", str(tmp_path / "figures")]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "figures" / "metric_by_rounds.svg").is_file()
-    assert "Global r2" in page and "own mean" in page and "half squared error" in page
+    assert "Global r2" in page and "each device&#39;s mean" in page and "half squared error" in page
     assert "Global accuracy" not in page and "Accuracy by" not in page and "Length seen" not in page
 
 

@@ -7,6 +7,12 @@ function colour(share) {
   return `rgb(${from.map((value, i) => Math.round(value + (to[i] - value) * (at % 1))).join(",")})`;
 }
 
+// Of a category: a colour of the palette, or of the scale where there are more categories than that.
+function kindColour(at, count) {
+  if (count > KINDS) return colour(at / (count - 1));
+  return getComputedStyle(document.documentElement).getPropertyValue(`--s${at}`);
+}
+
 function heat(holder, figure) {
   const width = holder.clientWidth,
     left = 52,
@@ -34,7 +40,7 @@ function heat(holder, figure) {
   figure.values.forEach((line, row) =>
     line.forEach((value, column) => {
       if (value === null) return;
-      draw.fillStyle = colour((value - low) / (high - low));
+      draw.fillStyle = kinds ? kindColour(value, kinds) : colour((value - low) / (high - low));
       const x = snap(left + column * wide),
         y = snap(8 + row * high_);
       draw.fillRect(x, y, snap(left + (column + 1) * wide) - x, snap(8 + (row + 1) * high_) - y);
@@ -85,7 +91,7 @@ function scaleOf(figure) {
   if (figure.names.length && figure.names.length <= 12) {
     return figure.names.map((name, at) => {
       const key = element("i", { class: "key" });
-      key.style.background = colour(at / Math.max(1, figure.names.length - 1));
+      key.style.background = kindColour(at, figure.names.length);
       return element("span", { class: "key-button" }, key, name);
     });
   }
