@@ -1,4 +1,4 @@
-"""Draws what FibecFed does in one run: the data that its curriculum shows, and the layers that it shares.
+"""Draws what FibecFed does in one run: the share of data that its curriculum uses, and the layers that it shares.
 
 python analysis/figures/fibecfed.py runs/quickstart --out fibecfed.svg
 """
@@ -12,6 +12,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from fibec_ray.analysis.log import open_run
+from fibec_ray.analysis.palette import PALETTE
 from fibec_ray.errors import UserError
 
 
@@ -28,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data, layers = figure.subplots(1, 2)
 
     rounds = run.rounds.filter(pl.col("round") >= 0).collect()
-    data.plot(rounds["round"] + 1, rounds["data_fraction"])
-    data.set(xlabel="rounds completed", ylabel="share of a device's data in use", ylim=(0, 1.05))
+    blue, _, _, _, orange = (entry.light for entry in PALETTE[:5])
+    data.plot(rounds["round"] + 1, rounds["data_fraction"], color=blue)  # the log counts rounds from 0, figures from 1
+    data.set(xlabel="round", ylabel="share of a device's data in use", ylim=(0, 1.05))
 
     scores = run.layers.filter(pl.col("sensitivity").is_not_null()).group_by("layer").last().sort("layer").collect()
-    colours = ["#0072B2" if shared else "#E69F00" for shared in scores["shared"]]
+    colours = [blue if shared else orange for shared in scores["shared"]]
     layers.bar(scores["layer"], scores["sensitivity"], color=colours)
     layers.set(xlabel="layer (blue: shared, orange: personal)", ylabel="sensitivity")
 

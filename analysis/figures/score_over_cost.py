@@ -1,4 +1,4 @@
-"""Draws scores against what they cost: one line per method, the mean over seeds, shaded from lowest to highest seed.
+"""Draws a score over what it cost: one line per method, the mean over seeds; bars go from the lowest seed to the highest.
 
     python analysis/figures/score_over_cost.py runs/trec                       # personal accuracy over simulated time
     python analysis/figures/score_over_cost.py runs/fipa-regression --x round --y global_metric --bottom -0.2
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import polars as pl
 from matplotlib.figure import Figure
 
+from fibec_ray.analysis.palette import entry
 from fibec_ray.analysis.variants import collect
 from fibec_ray.errors import UserError
 from fibec_ray.roundlog.schema import TABLES
@@ -41,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         .agg(x=pl.col(args.x).mean(), mean=y.mean(), low=y.min(), high=y.max())
         .collect()
     )
-    for (variant,), line in lines.group_by("variant", maintain_order=True):
-        axes.plot(line["x"], line["mean"], marker="o", markersize=3, label=variant)
-        axes.fill_between(line["x"], line["low"], line["high"], alpha=0.2, linewidth=0)
+    for at, ((variant,), line) in enumerate(lines.group_by("variant", maintain_order=True)):
+        look, mean = entry(at), line["mean"]
+        xs = line["x"] + 1 if args.x == "round" else line["x"]  # the log counts rounds from 0, figures from 1
+        dash = (0, look.dash) if look.dash else "-"
+        axes.plot(xs, mean, color=look.light, linestyle=dash, marker=look.marker, markersize=5, label=variant)
+        axes.errorbar(xs, mean, [mean - line["low"], line["high"] - mean], color=look.light, fmt="none", capsize=2)
     axes.set(xlabel=args.x, ylabel=args.y)
     axes.set_ylim(bottom=args.bottom)
     axes.legend(frameon=False)

@@ -18,7 +18,7 @@ from fibec_ray.errors import RunDirError, UserError, did_you_mean
 
 RECORD = "figures.json"
 """In each folder: the digest that every figure's files were made from."""
-VERSION = 2
+VERSION = 1
 """Raised when figures.py draws the same figure differently, so that old files are written again."""
 
 
