@@ -1,4 +1,4 @@
-"""Draws a score over what it cost: one line per method, the mean over seeds; bars go from the lowest seed to the highest.
+"""Draws a score over what it cost: a line per method, means over seeds; bars go from the lowest seed to the highest.
 
     python analysis/figures/score_over_cost.py runs/trec                       # personal accuracy over simulated time
     python analysis/figures/score_over_cost.py runs/fipa-regression --x round --y global_metric --bottom -0.2
