@@ -274,7 +274,7 @@ def test_a_regression_ends_with_its_own_score_and_anchors(tmp_path: Path, capsys
     assert main(["report", str(out), "--figures", str(tmp_path / "figures")]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "figures" / "metric_by_rounds.svg").is_file()
-    assert "Global r2" in page and "each device&#39;s mean" in page and "half squared error" in page
+    assert "Global r2" in page and "each device's mean" in page and "half squared error" in page
     assert "Global accuracy" not in page and "Accuracy by" not in page and "Length seen" not in page
 
 
