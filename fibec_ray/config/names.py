@@ -33,7 +33,7 @@ def packaged(group: str) -> dict[str, Path]:
     """Return the packaged files by name. group: methods, tasks, backbones, experiments or sweeps."""
     files = list((config_folder() / group).glob("*.yaml"))
     if group == "experiments":
-        files.append(config_folder() / "quickstart.yaml")
+        files += config_folder().glob("*.yaml")
     return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
