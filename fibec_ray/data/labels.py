@@ -30,8 +30,6 @@ Value = str | int | float | bool
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{0,18})?", re.ASCII)
 _LONGEST = 80
 """characters of a label that an error shows"""
-MOST_CLASSES = 1000
-"""of a data set without a task"""
 DROP = "fill it in, set data.drop_missing=true to leave such rows out, or name another column with data.label"
 
 
@@ -106,48 +104,6 @@ def read_labels(
     return LabelColumn(list(seen), codes, names, where, str(column.type))
 
 
-def names_of_classes(columns: Sequence[LabelColumn], drop_missing: bool) -> tuple[str, ...]:
-    """The classes of a data set without a task: its different labels, numbers in their order, text in the alphabet's.
-
-    columns: those of all files; a file's own class names are taken in their order. Raises DataError where the labels
-    are missing, all the same, fractions, or so many that they cannot be classes.
-    """
-    own = next((column for column in columns if column.has_own_ids), None)
-    if own is not None and own.names:
-        return tuple(own.names)
-    values: dict[Value, None] = {}  # a set that keeps its order, for messages
-    for column in columns:
-        blank = [at for at, value in enumerate(column.values) if is_missing(value)]
-        rows = np.flatnonzero(np.isin(column.codes, blank))
-        if len(rows) and not drop_missing:
-            more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
-            raise DataError(f"{column.where}: no label in row {rows[0]}{more}; {DROP}")
-        values |= dict.fromkeys(value for value in column.values if not is_missing(value))
-    where, num_rows = columns[0].where, sum(len(column.codes) for column in columns)
-    if not num_rows:
-        raise DataError(f"{where}: no rows; give a file with at least one")
-    numbers = {whole(value) for value in values}
-    if None not in numbers and not any(isinstance(value, bool) for value in values):
-        names = [str(number) for number in sorted(number for number in numbers if number is not None)]
-    else:
-        fractions = [value for value in values if whole(value) is None and _is_fraction(value)]
-        if fractions and all(whole(value) is not None or _is_fraction(value) for value in values):
-            raise DataError(
-                f"{where}: the labels are fractions such as {_shown(fractions[0], quoted=False)}, scores and not "
-                "classes; put them into classes first, or name another column with data.label"
-            )
-        names = sorted({str(value).strip() for value in values}, key=lambda name: (name.casefold(), name))
-    if len(names) < 2:
-        label = f"every row has the label {_shown(names[0])}" if names else "no row has a label"
-        raise DataError(f"{where}: {label}; 2 or more classes are needed; name another column with data.label")
-    if len(names) > max(20, num_rows // 2) or len(names) > MOST_CLASSES:
-        raise DataError(
-            f"{where}: {len(names):,} different values in {num_rows:,} rows, at most {MOST_CLASSES:,} classes are "
-            f"allowed; the first are {', '.join(map(_shown, names[:3]))}; name another column with data.label"
-        )
-    return tuple(names)
-
-
 def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> list[NDArray[np.int64]]:
     """(N,) class ids for each column. columns: those of all files of a run.
 
@@ -166,7 +122,7 @@ def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> l
         elif reading == "ids":
             at = next(at for at, value in enumerate(column.values) if whole(value) is None)
             raise DataError(
-                f"{column.where}: label {_shown(column.values[at])} {column.place(at)} is not a whole number; set "
+                f"{column.where}: label {shown(column.values[at])} {column.place(at)} is not a whole number; set "
                 "data.labels to names or auto, or set data.label_column"
             )
         else:
@@ -175,13 +131,6 @@ def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> l
             ids = [_named(column, at, names, task) for at in range(len(column.values))]
         found.append(np.array(ids, dtype=np.int64)[column.codes])
     return found
-
-
-def _is_fraction(value: Value) -> bool:
-    try:
-        return float(value) % 1 != 0
-    except ValueError:
-        return False
 
 
 def is_missing(value: Any) -> bool:
@@ -254,7 +203,7 @@ def _from_ids(column: LabelColumn, names: _Names, task: Task) -> list[int]:
         if id_ is None or not 0 <= id_ <= highest:
             neither = "" if column.names or not names.has_numbers else " is neither a name nor an id"
             raise DataError(
-                f"{column.where}: label {_shown(column.values[at], quoted=False)} {column.place(at)}{neither}; "
+                f"{column.where}: label {shown(column.values[at], quoted=False)} {column.place(at)}{neither}; "
                 f"allowed: 0 to {highest} ({_listed(column.names or task.label_names)}); drop the row or set "
                 "data.label_column"
             )
@@ -273,9 +222,9 @@ def _named(column: LabelColumn, at: int, names: _Names, task: Task) -> int:
 def _id_of(name: Value, names: _Names, task: Task, where: str, place: str = "") -> int:
     found = names.find(name)
     if found is None:
-        shown = _shown(name, quoted=False)
+        text = shown(name, quoted=False)
         raise DataError(
-            f"{where}: class '{shown}' is unknown to task {task.name}; {did_you_mean(shown, task.label_names)} "
+            f"{where}: class '{text}' is unknown to task {task.name}; {did_you_mean(text, task.label_names)} "
             f"set data.label_column, or name it in the task's label_aliases{place}"
         )
     return found
@@ -284,7 +233,7 @@ def _id_of(name: Value, names: _Names, task: Task, where: str, place: str = "") 
 def _no_label(where: str, kind: str, value: Any, task: Task | None) -> str:
     names = f" ({_listed(task.label_names)})" if task else ""
     return (
-        f"{where}: labels of type {kind} such as {_shown(value)}; allowed: whole numbers or names{names}; "
+        f"{where}: labels of type {kind} such as {shown(value)}; allowed: whole numbers or names{names}; "
         "name another column with data.label"
     )
 
@@ -306,7 +255,7 @@ def _number(value: Value) -> float | None:
     return float(text) if "." in text else int(text)
 
 
-def _shown(value: Any, quoted: bool = True) -> str:
+def shown(value: Any, quoted: bool = True) -> str:
     text = repr(value) if quoted else str(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

@@ -14,7 +14,8 @@ from typing import Any
 from fibec_ray.data import guess
 from fibec_ray.data.columns import class_names, values_of
 from fibec_ray.data.guess import Roles
-from fibec_ray.data.labels import LabelColumn, names_of_classes, read_labels
+from fibec_ray.data.infer_classes import names_of_classes
+from fibec_ray.data.labels import LabelColumn, read_labels
 from fibec_ray.data.readers import read_table
 from fibec_ray.data.settings import TEST_FRACTION, DataConfig
 from fibec_ray.data.source import nearby
@@ -56,6 +57,14 @@ def examine(config: DataConfig, user_column: str | None = None, label_names: Seq
     user_column: the column of users that the partition deals by. label_names: set by the user; empty: from the data.
     Raises DataError with a question where a column cannot be told, and for files that cannot be read.
     """
+    try:
+        return _examined(config, user_column, label_names)
+    except OSError as error:  # no permission, a path that is too long, a pipe
+        where = config.path or config.train
+        raise DataError(f"data.path: {where}: cannot be read ({error.strerror or error}); give another path") from error
+
+
+def _examined(config: DataConfig, user_column: str | None, label_names: Sequence[str]) -> OwnData:
     with nearby(config.path) as local:
         near = config.model_copy(update={"path": local})
         found = _files(near)

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import hostile_data
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -20,6 +22,7 @@ import yaml
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check, config_folder, load_experiment
+from fibec_ray.data.source import load
 from fibec_ray.errors import ConfigError, DataError, UserError
 from fibec_ray.runs.simulation import resolved
 
@@ -237,6 +240,12 @@ def test_a_device_for_each_user() -> None:
     assert "no column 'usr'; did you mean 'user'" in refused("reviews.csv", "partition.column=usr")
 
 
+def test_paths_that_cannot_be_read_are_refused() -> None:
+    assert "File name too long" in refused("a" * 300 + ".csv")
+    os.mkfifo("pipe.csv")
+    assert "pipe.csv: cannot be read (Not a directory)" in refused("pipe.csv")
+
+
 def test_what_was_found_is_kept_and_not_looked_for_again() -> None:
     experiment = own(reviews())
     Path("reviews.csv").unlink()
@@ -287,3 +296,15 @@ def test_an_experiment_without_task_and_data_says_both_ways() -> None:
 )
 def test_bad_settings_are_one_line(override: str, says: str) -> None:
     assert says in refused(reviews(), override)
+
+
+@pytest.mark.parametrize("name", hostile_data.ALL)
+@pytest.mark.parametrize("overrides", [[], ["data.drop_missing=true"], ["data.text=sentence", "data.label=label"]])
+def test_malformed_files_are_read_or_refused_in_one_line(name: str, overrides: list[str]) -> None:
+    suffix, content = hostile_data.ALL[name]
+    Path(f"mine.{suffix}").write_bytes(content)
+    try:
+        experiment = own(f"mine.{suffix}", *overrides)
+        load(experiment.task, experiment.data, 0)
+    except UserError as error:
+        assert "\n" not in str(error) and f"mine.{suffix}" in str(error) or "data.test_fraction" in str(error)

@@ -122,7 +122,10 @@ def test_perplexity_weighs_tokens_alike_and_loss_samples() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"backbone": {"head": "mean_pool"}}, "task instructions is answered in text, and backbone.head mean_pool"),
+        (
+            {"backbone": {"head": "mean_pool"}},
+            "task instructions needs answers in text; backbone.head mean_pool cannot do that",
+        ),
         ({"method": "fedfisher"}, "method.aggregator: fedfisher takes the expectation over all labels"),
         (
             {"method": {"name": "x", "curriculum": {"kind": "fisher", "label": "expected"}}},
