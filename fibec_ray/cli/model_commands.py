@@ -36,7 +36,7 @@ def add(parsers: Parsers) -> None:
     )
     predict.set_defaults(command=_predict, prints=True)
 
-    export = parsers.add_parser("export", help="write a run's model to a folder, or its round log for another tool")
+    export = parsers.add_parser("export", help="write a run's model, or its round log, for other tools")
     export.epilog = RUNS_SAVED_CODE
     _add_model(export)
     export.add_argument("dir", nargs="?", type=path, metavar="DIR", help="folder for the adapter (PEFT's layout)")
