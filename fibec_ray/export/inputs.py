@@ -57,7 +57,7 @@ def prompt_ids(inputs: Inputs, prompts: Prompts, tokenizer: Any) -> list[list[in
 
 
 def points(inputs: Any, shape: Shape) -> Shard:
-    """Samples that are no text, (N, *shape). Raises DataError for numbers of another shape."""
+    """Samples that are not text, (N, *shape), as a shard. Raises DataError for numbers of another shape."""
     try:
         features = np.asarray(inputs, dtype=np.float32)
     except (TypeError, ValueError) as error:

@@ -40,8 +40,8 @@ def open_saved(folder: Path, base: str | None, place: str, exact: bool = False) 
     about = read_about(home)
     if not about.has_global:
         raise ModelError(
-            f"{folder}: method {about.method} keeps each device's head on the device, so the global model has an "
-            "untrained head; load a device's own model: --device N (in Python load(RUN, device=N))"
+            f"{folder}: method {about.method} has no global model: trained tensors such as the head stay on the "
+            "devices; load a device's own model: --device N (in Python load(RUN, device=N))"
         )
     if not isinstance(about.backbone, Backbone):
         shape = tuple(_config(home)["input_shape"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.errors import ModelError
 from fibec_ray.files.sealed import file_digest, write_sealed
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.learning.run_totals import Row
@@ -47,7 +49,8 @@ def save_model(
 def complete(about: SavedModel, draft: Path, folder: Path) -> None:
     """Add the tokenizer and fibec_ray.json to a folder of weights. folder: what its name will be."""
     if isinstance(about.backbone, Backbone) and not (draft / TOKENIZER).is_file():
-        load_tokenizer(about.backbone).save_pretrained(draft)
+        with suppress(ModelError):  # a hub that does not answer must not cost the weights; `load` gets it from there
+            load_tokenizer(about.backbone).save_pretrained(draft)
     sealed = {name: file_digest(draft / name) for name in WEIGHTS if (draft / name).is_file()}
     path = relative_base(about.backbone, folder)
     write_sealed(draft / NAME, about.model_copy(update={"digests": sealed, "base_path": path or about.base_path}))

@@ -61,7 +61,7 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
     label_names: tuple[str, ...] = ()
     label_words: tuple[int, ...] | None = None
     has_global: bool = True
-    """False if devices keep their heads, so that the global model has an untrained one"""
+    """False if the head, or all of the model, is trained on devices only"""
     prompts: Prompts
     batch_size: int
     """`evaluation.batch_size`"""
