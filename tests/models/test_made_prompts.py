@@ -109,7 +109,7 @@ def test_sources_that_cannot_be_used(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="method.peft.sources: .*other.safetensors cannot be read"):
         made(Attempt(sources=str(file)), "bert", "mean_pool", cache)
     save_file({"sources": torch.zeros(3, M + 1, 32)}, file)
-    with pytest.raises(ModelError, match=r"'sources' in .* is \(3, 5, 32\); it must be \(any number, 4 tokens"):
+    with pytest.raises(ModelError, match=r"'sources' in .* has shape \(3, 5, 32\); it must be \(N, 4 from num_tokens"):
         made(Attempt(num_tokens=M, sources=str(file)), "bert", "mean_pool", cache)
     with pytest.raises(ValueError, match="num_sources and source_seed have an effect only without sources"):
         Attempt(sources=str(file), num_sources=2)
