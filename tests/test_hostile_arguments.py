@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import make_digits
+from rotation import in_turn
 from round_logs import small_run
 
 from fibec_ray.cli.main import main
@@ -205,7 +206,7 @@ def command(arguments: list[str], value: str, capsys: pytest.CaptureFixture[str]
     assert all(text.isprintable() for text in (*out.splitlines(), *err.splitlines())), (out, err)
 
 
-@pytest.mark.parametrize("name", READS | WRITES)
+@pytest.mark.parametrize("name", in_turn(list(READS | WRITES), 8, "odd places"))
 def test_a_place_that_holds_something_else(name: str, here: Path, capsys: Any) -> None:
     for kind, make in PATHS.items():
         if kind == "pipe" and (READS | WRITES)[name][0] in ("run", "show", "plan", "sweep"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_BERT, make_tiny
+from rotation import in_turn
 from torch import Tensor
 
 from fibec_ray.config.load import check
@@ -240,7 +241,10 @@ def lies_about(update: DeviceUpdate, rng: np.random.Generator, count: int) -> It
     yield from [(name, lie) for name, lie in found if lie is not None][:count]
 
 
-@pytest.mark.parametrize("name", METHODS)
+each = pytest.mark.parametrize("name", in_turn(list(METHODS), 12, "liars"))
+
+
+@each
 def test_the_round_goes_on_as_if_the_liar_had_not_sent_anything(name: str, data: Any) -> None:
     """No traceback, the others' result, a finite state, a reason in words, and a next round that works."""
     honest: Round = data(name)
@@ -258,7 +262,7 @@ def test_the_round_goes_on_as_if_the_liar_had_not_sent_anything(name: str, data:
     assert honest.goes_on(server, 1)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@each
 def test_a_round_of_liars_alone_teaches_nothing(name: str, data: Any) -> None:
     honest: Round = data(name)
     lies = [replace(update, num_samples=0) for update in honest.updates]

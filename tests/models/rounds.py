@@ -25,7 +25,11 @@ def ran(folder: Path, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str
 
 
 def report(folder: Path, settings: dict[str, dict[str, Any]], out: Connection) -> None:
-    """Sends what `ran` gives, and the lines of this process's memory map that are in shared memory."""
+    """Sends what `ran` gives, and the lines of this process's memory map that came into shared memory meanwhile."""
+    before = _shared_memory()
     runs = ran(folder, settings)
-    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line]
-    out.send({"runs": runs, "shared_memory": mapped})
+    out.send({"runs": runs, "shared_memory": sorted(_shared_memory() - before)})
+
+
+def _shared_memory() -> set[str]:
+    return {line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY_LLAMA, make_instructions, make_tiny, named
 from models.rounds import ran, report
 
@@ -34,16 +35,16 @@ def settings(method: str, backend: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of each backend's runs. DeepSpeed, which changes its process, has one of its own: a fork, because the
-    libraries take seconds to import."""
+    """The results of each backend's runs. DeepSpeed, which changes its process, has one of its own: a fork where that
+    works, because the libraries take seconds to import."""
     folder = tmp_path_factory.mktemp("backends")
     runs = {
         backend: {f"{backend}-{method}": settings(method, backend) for method in METHODS}
         for backend in ("plain", "stream", "deepspeed")
     }
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=report, args=(folder, runs.pop("deepspeed"), sender))
+    own = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")  # a fork cannot use CUDA
+    receiver, sender = own.Pipe(duplex=False)
+    process = own.Process(target=report, args=(folder, runs.pop("deepspeed"), sender))
     process.start()
     sender.close()  # so that a fork that fails is noticed at once
     said: dict[str, Any] = {backend: {"runs": ran(folder, of_backend)} for backend, of_backend in runs.items()}
