@@ -56,7 +56,13 @@ def _column(name: str, kind: pa.DataType, unit: str, doc: str, nullable: bool = 
 _optional = partial(_column, nullable=True)
 
 
-_ROUND = _column("round", I32, "index", "communication round, from 0; -1 is the initialisation phase")
+_ROUND = _column(
+    "round",
+    I32,
+    "index",
+    "communication round, from 0; -1 is setup, before training. Messages and figures count one higher: 0 is before "
+    "training, then 1, 2 ...",
+)
 
 ROUNDS = pa.schema(
     [
