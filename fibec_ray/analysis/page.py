@@ -32,6 +32,8 @@ class Page:
     overview: tuple[Section, ...]
     """of all runs together; empty on the page of a single run"""
     runs: tuple[RunPage, ...]
+    facts: tuple[tuple[str, str], ...] = ()
+    """(label, value) of the settings that all runs share; empty on the page of a single run, which has its own"""
 
 
 def render(page: Page) -> str:
@@ -46,6 +48,7 @@ def render(page: Page) -> str:
     return environment.get_template("page.html.j2").render(
         title=page.title,
         notices=page.notices,
+        facts=page.facts,
         overview=[_numbered(section, figures) for section in page.overview],
         runs=[vars(run) | {"sections": [_numbered(section, figures) for section in run.sections]} for run in page.runs],
         css=Markup(palette.css()) + _file("page.css"),

@@ -66,7 +66,18 @@ def _page(collection: Collection, read: Read) -> Page:
     notices = [f"These runs differ in more than their method: {line}." for line in differences(collection)]
     if left_out:
         notices.append(f"{left_out} runs are in the comparison only; `fibec-ray report RUN` shows one by itself.")
-    return Page(f"{collection.name}: {len(runs)} runs", tuple(notices), tuple(_overview(collection, read)), shown)
+    return Page(
+        f"{collection.name}: {len(runs)} runs",
+        tuple(notices),
+        tuple(_overview(collection, read)),
+        shown,
+        _common(pages),
+    )
+
+
+def _common(pages: Sequence[RunPage]) -> tuple[tuple[str, str], ...]:
+    """The facts that all runs share."""
+    return tuple(fact for fact in pages[0].facts if all(fact in page.facts for page in pages))
 
 
 def _overview(collection: Collection, read: Read) -> list[Section]:

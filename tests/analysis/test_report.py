@@ -361,6 +361,13 @@ def test_several_runs_are_drawn_over_each_other(tmp_path):
     assert page.count('<section class="run"') == 3 and "fibecfed, seed 1" in page and "p, Holm" in page
 
 
+def test_the_top_of_several_runs_has_what_they_share(tmp_path):
+    runs = [small_run(tmp_path / name, {0: 0.5}, method=name) for name in ("a", "b")]
+    top = write_report(runs, tmp_path / "page.html").read_text().split("<h2>Curves</h2>")[0]
+    assert "<dt>backbone</dt><dd>minilm</dd>" in top and "<dt>partition</dt><dd>dirichlet label (alpha 1)</dd>" in top
+    assert "<dt>method</dt>" not in top
+
+
 def test_runs_that_are_not_comparable_are_shown_with_a_word_of_warning(tmp_path):
     runs = [small_run(tmp_path / "a", {0: 0.5}), small_run(tmp_path / "b", {0: 0.5}, method="x", num_devices=20)]
     page = write_report(runs, tmp_path / "page.html").read_text()
