@@ -256,6 +256,7 @@ def _number(value: Value) -> float | None:
 
 
 def shown(value: Any, quoted: bool = True) -> str:
+    """A value of a column, for messages."""
     text = repr(value) if quoted else str(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
