@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,12 +49,19 @@ def load(run: Any, device: int | None = None, *, base: str | None = None, on: st
     folder without a model, ModelError for a base that is missing or is another one, ConfigError for a device that the
     run or this machine does not have.
     """
-    quiet_libraries()
+    quiet()
     with nearby(str(getattr(run, "folder", run)), device) as folder:
         if device is not None:
             model, _ = open_personal(folder, device, base, device_here(on))
             return model
         return open_saved(folder, base, device_here(on))
+
+
+def quiet() -> None:
+    """Silence what libraries announce while a model is built. `restored` brings their warnings back."""
+    quiet_libraries()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
 
 
 def device_here(on: str | None) -> str:

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fibec_ray.errors import ModelError, RunDirError
-from fibec_ray.export.load import nearby, open_personal
+from fibec_ray.export.load import nearby, open_personal, quiet
 from fibec_ray.export.predict import TrainedModel
 from fibec_ray.export.saved import open_base_again, open_saved, read_about, saved_folder
 from fibec_ray.files.run_dir import absolute, flush_folder, refused, replace_folder, write_text
-from fibec_ray.models.process_state import quiet_libraries, restored
+from fibec_ray.models.process_state import restored
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.runs.model_card import merged_text
@@ -37,7 +37,7 @@ def export_adapter(run: Any, target: Path, device: int | None = None, *, base: s
     run, device, base: as in `load`. A personal model becomes an adapter of its own. Raises RunDirError if the target is
     not empty, ModelError for a personal model that an adapter cannot hold (a rank or scale of its own).
     """
-    quiet_libraries()
+    quiet()
     target = _free(target)
     with nearby(str(getattr(run, "folder", run)), device) as folder:
         if device is None:
@@ -71,7 +71,7 @@ def export_merged(run: Any, target: Path, device: int | None = None, *, base: st
     in the folder says how). run, device, base: as in `load`. Raises ModelError for a PEFT kind that adds modules or
     prompts, which a plain model has no place for.
     """
-    quiet_libraries()
+    quiet()
     target = _free(target)
     with TemporaryDirectory(prefix="fibec-ray-") as work, nearby(str(getattr(run, "folder", run)), device) as folder:
         if device is not None:
