@@ -134,7 +134,7 @@ def test_a_run_behind_a_url_goes_on_on_another_machine(tmp_path: Path, monkeypat
     monkeypatch.delenv("FIBEC_RAY_RUNS")
     notes: list[str] = []
     callback = Callback()
-    monkeypatch.setattr(callback, "note", notes.append, raising=False)
+    monkeypatch.setattr(callback, "on_message", notes.append)
     with workplace(out, True, print) as folder:
         run = begin(experiment, folder, True, callback)
         with pytest.raises(RunDirError, match="another process on this machine runs it"), workplace(out, True, print):
