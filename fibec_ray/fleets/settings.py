@@ -19,7 +19,7 @@ class ActorClass(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     share: float = Field(gt=0, le=1, description="share of the devices; all shares add up to 1")
     num_actors: int = Field(ge=1, description="actors of this class")
     cpus_per_actor: float = Field(1.0, gt=0, description="CPUs that an actor asks Ray for")
-    gpus_per_actor: float = Field(0.0, ge=0, description="a fraction of a GPU, several, or none")
+    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs that an actor asks for; fractions are possible")
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="custom resources, as in `ray start --resources`"
     )
@@ -36,37 +36,36 @@ OnRay = OnlyWith("kind", "ray")
 
 
 class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """kind: ray (actors) or local (this process). The other settings are for the Ray fleet, except `threads`, `lanes`,
-    `gpus_per_actor`, `on_bad_update` and `quorum`."""
+    """Where devices run, on how many actors, and what happens when something is lost."""
 
     kind: Literal["ray", "local"] = Field("ray", description="Ray actors, or this process alone")
-    threads: int = Field(1, ge=1, description="torch threads of each process; part of what makes results bit-equal")
+    threads: int = Field(1, ge=1, description="torch threads of each process; changes the last bits of results")
     lanes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="devices that compute side by side in one pass; like threads, part of the bits. auto: 1 for a "
-        "float32 base on a CPU, else as a short trial at the start finds, which the run's summary.json keeps",
+        description="devices that share one forward pass; changes the last bits of results. auto: 1 for a float32 "
+        "base on a CPU, otherwise found by a short trial at the start (kept in summary.json)",
     )
     placement: Annotated[Literal["per_device", "pooled", "auto"], OnRay] = Field(
         "auto",
-        description="one actor for each device, or actors that host many. auto: per_device where its actors fit; on "
-        "GPUs only if each device can have a GPU of its own, because lanes of one actor share a base",
+        description="per_device: one actor for each device; pooled: actors host many devices. auto: per_device if all "
+        "actors fit, with GPUs only if each device can have one",
     )
     num_actors: Annotated[int | None, OnRay] = Field(
-        None, ge=1, description="of a pooled fleet; null: as many as the cluster's CPUs or GPUs"
+        None, ge=1, description="actors of a pooled fleet; null: one for each CPU or GPU"
     )
     cpus_per_actor: Annotated[float | None, OnRay] = Field(
-        None, gt=0, description="null: 1 pooled, an equal share per_device"
+        None, gt=0, description="CPUs that an actor asks for; null: 1 if pooled, an equal share if per_device"
     )
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
-        description="null: an equal share of the GPUs, if there are any, at most 1; 0: actors compute on CPUs; 2 and "
-        "more, of one node: see backbone.backend spread. With kind: local, null is a GPU if torch sees one, 0 the CPU",
+        description="GPUs that an actor asks for; null: an equal share, at most 1; 0: CPUs only; 2 or more: for "
+        "backbone.backend spread. With kind: local, null uses a GPU if there is one",
     )
     classes: Annotated[tuple[ActorClass, ...], OnRay] = Field(
         (),
-        description="of a pooled fleet whose actors are not all alike, some on GPUs and some not, in place of "
-        "num_actors and what each asks for; devices belong to them in order of their numbers",
+        description="groups of actors with different resources, instead of num_actors, cpus_per_actor and "
+        "gpus_per_actor; devices belong to them in order of their numbers",
     )
     address: Annotated[str | None, OnRay] = Field(
         None, description="HOST:PORT of a running cluster, or 'auto'; null: start a local one for this run"
@@ -77,22 +76,23 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         1800, gt=0, description="limit for one device-round, times the devices of a call; a slower actor counts as hung"
     )
     max_retries: Annotated[int, OnRay] = Field(
-        3, ge=0, description="re-runs of a device-round that was lost, restarts of an actor, recoveries of the server"
+        3,
+        ge=0,
+        description="most re-runs of a lost device-round, restarts of an actor, and recoveries of the server",
     )
     on_lost: Annotated[Literal["retry", "drop", "abort"], OnRay] = Field(
         "retry",
-        description="a device-round whose actor, node or update is lost. retry: runs again, max_retries times at most, "
-        "then the run ends with an error; drop: then the round goes on without the device, if there is a quorum; "
-        "abort: the run ends at once",
+        description="if a device-round is lost with its actor, node or update. retry: run it again up to max_retries "
+        "times, then end the run with an error; drop: then continue without the device, if there is a quorum; "
+        "abort: end the run at once",
     )
     on_bad_update: Literal["quarantine", "error"] = Field(
         "quarantine",
-        description="an update that is not finite, too large (see server.max_update_norm), or not what the method asks "
-        "for. It is never averaged. quarantine: the round goes on without it, if there is a quorum, and the log says "
-        "why; error: the run ends",
+        description="if an update is not finite, too large (server.max_update_norm) or not what the method sends. It "
+        "is never averaged. quarantine: log the reason and continue, if there is a quorum; error: end the run",
     )
     quorum: float = Field(
-        0.5, gt=0, le=1, description="share of the cohort whose sound updates a round needs; with fewer the run ends"
+        0.5, gt=0, le=1, description="share of the cohort that must send a sound update; with fewer the run ends"
     )
     auto_startup_s: Annotated[float, OnRay] = Field(
         20, ge=0, description="auto uses per_device only if its actors can start within this time"
