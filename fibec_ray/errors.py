@@ -13,7 +13,7 @@ FibecError
     ├── DeviceError         a device's own work (names device, round and stage)
     ├── FleetError          actors or nodes that cannot be had or do not answer
     │   └── ServerLostError the server's actor is gone; the fleet makes another
-    └── JobFailed           a job on a cluster that did not come to its end
+    └── JobFailed           a job on a cluster that did not finish
 """
 
 from __future__ import annotations

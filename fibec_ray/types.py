@@ -278,11 +278,11 @@ class Fleet(Protocol):
     """fingerprint of the base weights; known once it is open, '' where nothing is frozen"""
 
     def setup(self) -> SetupResult:
-        """Starts what is needed and runs the initialisation phase (a no-op for methods without one)."""
+        """Start what is needed and run the setup phase, which does nothing for methods without one."""
 
     @property
     def states(self) -> States:
-        """The state that each device has now: the newest one whose update the server accepted."""
+        """Each device's current state: the newest one whose update the server accepted."""
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         """Train the cohort. The fleet fills in `plan.states`."""
@@ -291,21 +291,23 @@ class Fleet(Protocol):
         """Score the global model, and each device's own model, on test data."""
 
     def adapter(self) -> Tensors:
-        """The global model: shared tensors as they are now, personal ones as they were at the start."""
+        """The global model: current shared tensors, and the initial values of personal ones."""
 
     def restore(self, path: Path, states: States) -> SetupResult:
-        """Start from a checkpoint, in place of `open`.
+        """Start from a checkpoint instead of calling `setup`.
 
-        path: the server's state, a file that `save` wrote. states: what each device goes on from.
+        path: the server's state, a file that `save` wrote. states: the state each device continues from.
         """
 
     def save(self, path: Path) -> Callable[[], str]:
-        """Takes the server's state as it is now. The call that comes back writes it, and may be made from any thread
-        while rounds go on; it gives the digest of the file.
+        """Capture the server's current state. The returned function writes it to the file and returns the file's
+        digest.
+
+        It may be called from any thread while rounds go on.
         """
 
     def digest(self) -> str:
-        """Of the shared tensors as they are now."""
+        """Digest of the current shared tensors."""
 
     def close(self) -> None:
         """Stop what `setup` or `restore` started. May be called twice."""

@@ -65,7 +65,7 @@ class WorkerSpec:
                 raise AttributeError(name)
             values, sources = self.__dict__["packed"]
             for source in sources:
-                own.arrive(source)
+                own.load_source(source)
             try:
                 object.__setattr__(self, "job", Job.model_validate(values))
             except ValidationError as error:  # it was valid in the driver

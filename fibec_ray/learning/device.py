@@ -18,9 +18,9 @@ from torch import Tensor
 from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.learning.device_round import DeviceRound
 from fibec_ray.learning.evaluation import evaluation_chunks, in_row_order
-from fibec_ray.learning.fitting import on_wire, rank_of, room_of
+from fibec_ray.learning.fitting import full_rank_of, on_wire, rank_of
 from fibec_ray.learning.host import Host
-from fibec_ray.learning.records import Opened, Spent, peak_memory_bytes, setup_report, training_report
+from fibec_ray.learning.records import DeviceSetup, Spent, peak_memory_bytes, setup_report, training_report
 from fibec_ray.learning.session import LocalSession, Schedule
 from fibec_ray.model_types import Shard, Work
 from fibec_ray.parts.blame import what_failed
@@ -46,7 +46,7 @@ class DeviceWorker(Host):
         with self._stage(device, SETUP_ROUND, "setup"):
             started, method = self._start(), self.job.method
             shard = self.data.train_shard(device)
-            rank = room_of(self.job, device)
+            rank = full_rank_of(self.job, device)
             initial = self.adopt(rank, DeviceState(), self.initial)
             scan = self.scan(shard, self.batches(device), drop(initial, self.layout.server_only), SETUP_ROUND, device)
             memory: dict[str, Tensors] = {}
@@ -59,7 +59,7 @@ class DeviceWorker(Host):
             kept = self.store.save(device, SETUP_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
             down = num_bytes(on_wire(self.job, initial, rank))
-            opened = Opened(scan, memory.get("curriculum", {}), layer_report, down)
+            opened = DeviceSetup(scan, memory.get("curriculum", {}), layer_report, down)
             report = setup_report(self.job, opened, self._spent(started, attempt))
             return layer_report, replace(report, update_digest=kept, state_digest=kept)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.faults import NOT_FINITE
-from fibec_ray.learning.fitting import fitted, news, on_wire, rank_of
+from fibec_ray.learning.fitting import fitted, on_wire, rank_of, to_send
 from fibec_ray.learning.host import Host
 from fibec_ray.learning.local_update import Moves, Terms, Trained
 from fibec_ray.learning.session import LocalSession, Schedule
@@ -52,7 +52,7 @@ class DeviceRound:
         self.kept_before = may_move(self.memory["mask"], self.personal)
         """`keep` from the device's last participation; empty at the first"""
         self.keep = self._mask()
-        down = on_wire(host.job, news(broadcast.shared, host.initial, self.moving), self.rank)
+        down = on_wire(host.job, to_send(broadcast.shared, host.initial, self.moving), self.rank)
         self.bytes_down = num_bytes(down) + num_bytes(broadcast.control)
 
     def _order(self) -> list[Tensor]:
@@ -105,7 +105,7 @@ class DeviceRound:
             shared=frozenset(shared),
             terms=Terms(method.objective, self.memory["objective"], self.broadcast.control),
             moves=Moves(
-                keep={**self.keep, **self._standing_still()}, watch=list(drop(host.initial, shared)) if watches else ()
+                keep={**self.keep, **self._frozen_masks()}, watch=list(drop(host.initial, shared)) if watches else ()
             ),
             visible=self.visible,
         )
@@ -119,7 +119,7 @@ class DeviceRound:
     def _walk(self) -> list[int]:
         return self.host.walk(len(self.batches), self.plan.round, self.device)
 
-    def _standing_still(self) -> Tensors:
+    def _frozen_masks(self) -> Tensors:
         """Masks that freeze the shared tensors outside this round's."""
         still = drop(drop(self.broadcast.shared, self.moving), self.host.layout.server_only)
         return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in still.items()}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fibec_ray.learning.fitting import room_of
+from fibec_ray.learning.fitting import full_rank_of
 from fibec_ray.learning.job import Job
 from fibec_ray.low_rank import rank_axis
 from fibec_ray.types import Asked, DeviceUpdate, Extra
@@ -70,7 +70,7 @@ def _wrong_number(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
 
 
 def _wrong_rank(update: DeviceUpdate, job: Job) -> str | None:
-    room = room_of(job, update.device)
+    room = full_rank_of(job, update.device)
     if update.rank is None and room is None:
         return None
     if type(update.rank) is int:

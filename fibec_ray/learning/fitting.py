@@ -14,16 +14,16 @@ from fibec_ray.learning.job import Job
 from fibec_ray.tensors import Tensors
 
 
-def room_of(job: Job, device: int) -> int | None:
+def full_rank_of(job: Job, device: int) -> int | None:
     """The device's full rank; None: all devices have the server's rank."""
     ranks = job.method.peft.device_ranks
     return None if ranks is None else ranks.of(device, job.seed)
 
 
 def rank_of(job: Job, device: int, memory: Mapping[str, Tensor]) -> int | None:
-    """The device's current rank: `room_of`, or lower if training has reduced it. memory: the objective's."""
+    """The device's current rank: `full_rank_of`, or lower if training has reduced it. memory: the objective's."""
     lowered = int(memory["rank"]) if job.method.objective.lowers_rank and "rank" in memory else 0
-    return lowered or room_of(job, device)
+    return lowered or full_rank_of(job, device)
 
 
 def fitted(job: Job, values: Tensors, rank: int | None) -> Tensors:
@@ -38,7 +38,7 @@ def on_wire(job: Job, values: Tensors, rank: int | None) -> Tensors:
     return values if rank is None or ranks is None else ranks.unfit(values, rank)
 
 
-def news(shared: Tensors, initial: Tensors, moving: Collection[str]) -> Tensors:
+def to_send(shared: Tensors, initial: Tensors, moving: Collection[str]) -> Tensors:
     """The shared tensors that must be sent to a device: those that this round trains or that differ from P^0.
 
     moving: names of those that this round trains. initial: P^0.

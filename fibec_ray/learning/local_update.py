@@ -107,17 +107,17 @@ def local_update(model: LocalModel, shard: Shard, steps: Steps, terms: Terms = P
     for rows in islice(steps.batches, steps.settings.max_steps):
         for _ in range(steps.repeats):
             trainer.take(rows)
-        trainer.towards.follow()
+        trainer.pull.follow()
         num_batches += 1
         num_samples += len(rows)
     model.train(False)
     squares = {name: value.cpu() / (num_samples * steps.repeats) for name, value in trainer.squares.items()}
     mean_loss = float(torch.stack(trainer.losses).double().mean()) if trainer.losses else None
-    centre = {name: value.cpu() for name, value in trainer.towards.centre.items()}
+    centre = {name: value.cpu() for name, value in trainer.pull.centre.items()}
     return Trained(num_batches, num_samples, mean_loss, squares, centre)
 
 
-class _Towards:
+class _PullStep:
     """The pull, if any, and its current centre."""
 
     def __init__(self, pull: Pull | None, params: Mapping[str, nn.Parameter], rate: float):
@@ -152,7 +152,7 @@ class _Trainer:
         self._frozen = {n: ~mask.to(self._moving[n].device) for n, mask in moves.keep.items() if n in self._moving}
         self._watch = [name for name in moves.watch if name in self._moving]
         self._optimizer = _optimizer(steps.settings, self._moving, steps.rate)
-        self.towards = _Towards(moves.pull, self._moving, steps.rate)
+        self.pull = _PullStep(moves.pull, self._moving, steps.rate)
         self.losses: list[Tensor] = []
         self.squares: Tensors = {}
 
@@ -181,7 +181,7 @@ class _Trainer:
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self._moving.values(), self._clip)
         self._optimizer.step()
-        self.towards.step()
+        self.pull.step()
         for name, mask in self._frozen.items():
             self._moving[name].copy_(torch.where(mask, self._anchor[name], self._moving[name]))
 

@@ -40,7 +40,7 @@ from fibec_ray.models.spec import Backbone
 
 @dataclass(frozen=True)
 class Prepared:
-    """Facts about a run's prepared data."""
+    """What a run needs to know about its prepared data."""
 
     num_classes: int
     """outputs of a model; 1 for regression, 0 for text answers"""

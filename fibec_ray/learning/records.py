@@ -33,7 +33,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Opened:
+class DeviceSetup:
     """A device's results in the setup phase."""
 
     scan: FisherScan
@@ -43,7 +43,7 @@ class Opened:
     bytes_down: int
 
 
-def setup_report(job: Job, opened: Opened, spent: Spent) -> DeviceReport:
+def setup_report(job: Job, opened: DeviceSetup, spent: Spent) -> DeviceReport:
     """Row of round -1. The device downloads P^0 and uploads its layer scores, if its method uses them."""
     shard, device = opened.scan.shard, opened.layer_report.device
     curriculum, scores, down = opened.curriculum, opened.layer_report.scores, opened.bytes_down

@@ -101,7 +101,7 @@ class Server:
             raise RunError(
                 f"{round_name(round_)}: aggregator {method.aggregator.kind} found no solution ({error})"
             ) from error
-        _refuse_misshapen(f"method.aggregator: {method.aggregator.kind}: combine", delta, self._shared)
+        _check_shapes(f"method.aggregator: {method.aggregator.kind}: combine", delta, self._shared)
         shared = self._shared | add(delta, self._shared)
         control = method.objective.absorb(self.trained, self._control, extras, self._job.num_devices)
         shared = shared | method.peft.after_round(shared, control, round_, self._job.rounds)
@@ -180,7 +180,7 @@ class Server:
         return torch.tensor(list(bytes.fromhex(digest(self._initial))), dtype=torch.uint8)
 
 
-def _refuse_misshapen(what: str, found: Tensors, like: Tensors) -> None:
+def _check_shapes(what: str, found: Tensors, like: Tensors) -> None:
     """Raise ConfigError unless the step `found` fits the server's tensors `like`."""
     for name, value in found.items():
         there = like.get(name)

@@ -32,7 +32,7 @@ GPU_MARGIN = 3 * 10**9
 """Bytes of GPU memory to leave free for activations and adapters if no plan gives their size; at most half of the
 free memory.
 """
-SHELF_MARGIN = 10**9
+OTHER_GPU_MARGIN = 10**9
 """Bytes to leave free on an actor's other GPUs, which only hold weights."""
 CONFIGURED = "as configured"
 HOST_FACTOR = 1.3
@@ -61,7 +61,7 @@ class Room:
     @property
     def more_gpus(self) -> tuple[int, ...]:
         """Bytes that the base may use on each further GPU."""
-        return tuple(max(0, free - SHELF_MARGIN) for free in self.others)
+        return tuple(max(0, free - OTHER_GPU_MARGIN) for free in self.others)
 
 
 def choose(backend: Backend, base_bytes: int, room: Room) -> BackendChoice:

@@ -14,8 +14,8 @@ class BaseWeights:
     def __init__(self, base: Any, finish: Callable[[nn.Module], object]):
         self.base, self.finish = base, finish
 
-    def passed(self) -> None:
+    def after_forward(self) -> None:
         """Called after a forward pass with a graph."""
 
-    def again(self) -> None:
+    def before_backward(self) -> None:
         """Called before each backward pass."""

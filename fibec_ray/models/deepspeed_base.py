@@ -36,7 +36,7 @@ class Partitioned(BaseWeights):
         self._counts: list[tuple[Any, int, int]] = []
         super().__init__(self._engine.module, lambda module: None)
 
-    def passed(self) -> None:
+    def after_forward(self) -> None:
         """Record how often each module is needed again: DeepSpeed's hooks count for only one backward pass."""
         self._counts = [
             (module, module.applied_pre_backward_ref_cnt, module.__dict__.get("ds_grads_remaining", 0))
@@ -44,7 +44,7 @@ class Partitioned(BaseWeights):
             if "applied_pre_backward_ref_cnt" in module.__dict__
         ]
 
-    def again(self) -> None:
+    def before_backward(self) -> None:
         for module, needed, grads in self._counts:
             module.applied_pre_backward_ref_cnt, module.ds_grads_remaining = needed, grads
 

@@ -28,7 +28,7 @@ from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.responses import ResponseTokens
 
 T = TypeVar("T")
-LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+DEPENDS_ON_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 class Outline(TorchModel):
@@ -47,7 +47,7 @@ class Outline(TorchModel):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds store token numbers outside their buffers
         with self._fake:
             for module in (self.peft_model, *([self._head] if self._head is not None else [])):
-                _dress(module)
+                _make_fake(module)
             self._words = None if spec.label_words is None else torch.zeros(spec.num_classes, dtype=torch.int64)
         speed_up(self.peft_model, self.device)
         self.trainable, self.server_only_values = self._collect(), self._collect_server_only()
@@ -62,9 +62,9 @@ class Outline(TorchModel):
         on values.
         """
         try:
-            with self._fake, without_torch_s_log():
+            with self._fake, without_torch_log():
                 return work()
-        except LOOKS_AT_VALUES as error:
+        except DEPENDS_ON_VALUES as error:
             raise ModelError(
                 f"backbone: computations of {self.config.model_type} depend on values in a way that cannot be "
                 f"planned; {SUPPORTED}"
@@ -93,7 +93,7 @@ class Outline(TorchModel):
         """
         try:
             yield
-        except (*LOOKS_AT_VALUES, FibecError):
+        except (*DEPENDS_ON_VALUES, FibecError):
             raise
         except Exception as error:  # architectures raise all kinds of errors
             raise ModelError(
@@ -135,7 +135,7 @@ class Outline(TorchModel):
 
 
 @contextmanager
-def without_torch_s_log() -> Iterator[None]:
+def without_torch_log() -> Iterator[None]:
     """Silence torch's log of operations that fail on fake tensors; the error has the same information."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
@@ -145,7 +145,7 @@ def without_torch_s_log() -> Iterator[None]:
         log.disabled = before
 
 
-def _dress(module: nn.Module) -> None:
+def _make_fake(module: nn.Module) -> None:
     """Replace meta tensors by fake ones; shared tensors stay shared."""
     made: dict[int, Any] = {}
     for child in module.modules():

@@ -64,11 +64,11 @@ class TorchModel(Alone):
         self.device = torch.device(device)
         if isinstance(source, Path):
             self.backend_choice = choose(spec.backend, weights_bytes(source), room_on(self.device, beside))
-            self._held = hold(self.backend_choice.backend, spec, source, self.device, beside)
+            self._base_weights = hold(self.backend_choice.backend, spec, source, self.device, beside)
         else:
             self.backend_choice = BackendChoice("plain", "as given")
-            self._held = BaseWeights(source, lambda module: None)
-        base = self._held.base
+            self._base_weights = BaseWeights(source, lambda module: None)
+        base = self._base_weights.base
         if spec.checkpointing:
             recompute_blocks(base)
         self.num_layers = int(base.config.num_hidden_layers)
@@ -79,7 +79,7 @@ class TorchModel(Alone):
         with seeds.seeded_third_party(what.seed, "adapter"):
             self._attached = peft.attach(base, self._head_modules)
             head = nn.Linear(base.config.hidden_size, what.num_classes) if spec.head == "mean_pool" else None
-        self._held.finish(self._attached.module)
+        self._base_weights.finish(self._attached.module)
         self.peft_model = self._attached.module.to(self.device)
         self._base = self._attached.base
         self._blocks = BlockOutputs(self._base, self._attached.num_prompts)
@@ -175,7 +175,7 @@ class TorchModel(Alone):
         inputs = self._attached.extend(source | {"attention_mask": mask} | types)
         out = self._respond(inputs, batch, hidden) if self._responds else self._classify(inputs, batch, mask, hidden)
         if torch.is_grad_enabled():
-            self._held.passed()
+            self._base_weights.after_forward()
         return out
 
     def _classify(self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool) -> Outputs:
@@ -211,7 +211,7 @@ class TorchModel(Alone):
     def derive(
         self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
     ) -> Sequence[Tensor | None]:
-        self._held.again()
+        self._base_weights.before_backward()
         return super().derive(values, tensors, cotangents, retain_graph)
 
     @property

@@ -136,18 +136,18 @@ def load_file(path: Path) -> ModuleType:
     return _run(Source(path.name, digest(text), text, os.path.abspath(path)), str(path))
 
 
-def arrived(kind: str, source: Source) -> Any:
+def unpickled(kind: str, source: Source) -> Any:
     """Rebuild a part that another process sent, without its fields. Raises FleetError if its class is missing here."""
     cls = _known.get(kind)
     if cls is not None and source_of(cls) == source:
         return object.__new__(cls)
-    found = vars(arrive(source)).get(kind.rpartition(":")[2])
+    found = vars(load_source(source)).get(kind.rpartition(":")[2])
     if found is None:
         raise FleetError(f"{kind}: {NOT_AT_THE_TOP}")
     return object.__new__(found)
 
 
-def arrive(source: Source) -> ModuleType:
+def load_source(source: Source) -> ModuleType:
     """Load the source that another process sent. Raises FleetError if that is impossible here."""
     try:
         module = _run(source, source.name) if source.text is not None else _imported(source.name)

@@ -122,7 +122,7 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """Send a user's own part with its source, since the other process may never have seen the file."""
         if not own.is_own(type(self)):
             return super().__reduce_ex__(protocol)
-        return own.arrived, (self.kind, own.source_of(type(self))), self.__getstate__()
+        return own.unpickled, (self.kind, own.source_of(type(self))), self.__getstate__()
 
     def as_planned(self) -> Self:
         """A copy of the part whose hooks work on made-up tensors, for planning a run.

@@ -12,7 +12,7 @@ from math import ceil
 
 import torch
 
-from fibec_ray.learning.fitting import on_wire, room_of
+from fibec_ray.learning.fitting import full_rank_of, on_wire
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.tensors import Tensors, drop, num_bytes, select, with_prefix
 from fibec_ray.types import SETUP_ROUND, DeviceUpdate
@@ -57,7 +57,7 @@ class Exchange:
         job = self._job
         if not job.method.needs_setup:
             return Message(0, 0, 0)
-        down = self._on_wire(self._anatomy.initial, room_of(job, device))
+        down = self._on_wire(self._anatomy.initial, full_rank_of(job, device))
         scores = job.method.sharing.example_scores(self._anatomy.layout.num_layers)
         return Message(num_bytes(down), 0, scores.num_bytes)
 
@@ -65,7 +65,7 @@ class Exchange:
         """One device-round. num_samples: the device's."""
         if self._job.pooled_cohort is not None:
             return Message(0, 0, 0)
-        key = room_of(self._job, device), round_, num_samples
+        key = full_rank_of(self._job, device), round_, num_samples
         if key not in self._messages:
             self._messages[key] = self._message_of(*key)
         return self._messages[key]

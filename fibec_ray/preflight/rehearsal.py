@@ -22,7 +22,7 @@ from fibec_ray.errors import ConfigError, UserError
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import learning_rate
 from fibec_ray.learning.server import Server
-from fibec_ray.models.outline import without_torch_s_log
+from fibec_ray.models.outline import without_torch_log
 from fibec_ray.parts.blame import what_failed
 from fibec_ray.parts.part import Part, Passes
 from fibec_ray.preflight.anatomy import Anatomy
@@ -131,7 +131,7 @@ class Rehearsal:
         """
         aggregator, start = self.method.aggregator, under_prefix("aggregator", self.server.learnt)
         try:
-            with without_torch_s_log(), self._fake_above(TINY):
+            with without_torch_log(), self._fake_above(TINY):
                 found = [aggregator.start(blank(self.shared), self.job.num_devices)]
                 for devices in ((0, 1), (0, 1), (2, 3)):
                     found.append(aggregator.combine(found[-1], map(self._update, devices))[1])
@@ -175,7 +175,7 @@ class Rehearsal:
     def _tried(self, work: Callable[[], T]) -> T:
         """Run the work with fake tensors if they are large, unless a part depends on their values."""
         if num_bytes(self.anatomy.initial) > SMALL:
-            with suppress(Exception), without_torch_s_log(), FakeTensorMode(allow_non_fake_inputs=True):
+            with suppress(Exception), without_torch_log(), FakeTensorMode(allow_non_fake_inputs=True):
                 return work()
         return work()
 

@@ -83,7 +83,8 @@ def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: 
     layers = max(1, rehearsal.anatomy.layout.num_layers)
 
     def seconds(amount: Amount, at_once: int) -> float:
-        return ((amount.flops + amount.again) / (rate * EFFICIENCY) + amount.steps * layers * BLOCK_S) / max(1, at_once)
+        computing = (amount.flops + amount.recomputed) / (rate * EFFICIENCY)
+        return (computing + amount.steps * layers * BLOCK_S) / max(1, at_once)
 
     setup_s, rounds_s = seconds(opened, count), seconds(sum(rounds, Amount()), min(count, job.cohort_size))
     start_s = ACTOR_CPU_S * (1 + count / max(1.0, seats.cpus)) if experiment.fleet.kind == "ray" else 0.0

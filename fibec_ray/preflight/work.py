@@ -31,19 +31,19 @@ from fibec_ray.types import SETUP_ROUND
 class Amount:
     """Work of some passes. steps: forward and backward passes, each with a fixed cost in time.
 
-    again: operations repeated by activation checkpointing; they take time but are not in the log.
+    recomputed: operations repeated by activation checkpointing; they take time but are not in the log.
     """
 
     flops: float = 0.0
     steps: int = 0
-    again: float = 0.0
+    recomputed: float = 0.0
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(self.flops + other.flops, self.steps + other.steps, self.again + other.again)
+        return Amount(self.flops + other.flops, self.steps + other.steps, self.recomputed + other.recomputed)
 
     def times(self, factor: float) -> Amount:
         """The amount, multiplied by a factor."""
-        return Amount(self.flops * factor, round(self.steps * factor), self.again * factor)
+        return Amount(self.flops * factor, round(self.steps * factor), self.recomputed * factor)
 
 
 @dataclass
@@ -150,8 +150,8 @@ class Devices:
         flops = self.rehearsal.anatomy.forward_flops(len(lengths), int(lengths.max()))
         flops += self.rehearsal.anatomy.answer_flops * self.samples.answer_share * float(lengths.sum())
         backbone = self.job.backbone
-        again = flops * backwards if isinstance(backbone, Backbone) and backbone.checkpointing else 0.0
-        return Amount(flops * (1 + backwards * self.rehearsal.anatomy.backward_share), 1 + backwards, again)
+        recomputed = flops * backwards if isinstance(backbone, Backbone) and backbone.checkpointing else 0.0
+        return Amount(flops * (1 + backwards * self.rehearsal.anatomy.backward_share), 1 + backwards, recomputed)
 
     def _drawn(self, lengths: Lengths, most: int | None) -> Lengths:
         """At most `most` samples, spread evenly over the sorted lengths."""

@@ -243,7 +243,7 @@ def test_a_head_that_the_architecture_does_not_have(tmp_path: Path) -> None:
 )
 def test_a_config_that_gives_no_model(change: dict[str, Any], says: str, tmp_path: Path) -> None:
     message = refusal(random_init({**SMALL, **change}), tmp_path)
-    assert message.startswith("backbone.config: ") and says in message
+    assert message.startswith("backbone.config ") and says in message
 
 
 def test_only_a_pickle(checkpoint: Path, tmp_path: Path) -> None:

@@ -352,9 +352,9 @@ def test_a_module_that_differs_on_the_other_side_is_refused(monkeypatch: pytest.
     with pytest.raises(
         FleetError, match="node .*differs from the version that the run started with; install the same version"
     ):
-        own.arrived(kind, own.Source(source.name, "0" * 32, None))
+        own.unpickled(kind, own.Source(source.name, "0" * 32, None))
     with pytest.raises(FleetError, match="node .*no module 'no_such' is installed"):
-        own.arrived("no_such:X", own.Source("no_such", "0", None))
+        own.unpickled("no_such:X", own.Source("no_such", "0", None))
 
 
 def test_a_class_that_only_its_process_can_have_does_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:

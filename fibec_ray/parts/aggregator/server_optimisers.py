@@ -37,7 +37,9 @@ class ServerOptimiser(Aggregator):
     """
 
     can_be_wrapped: ClassVar[bool] = False
-    of: Annotated[SerializeAsAny[Aggregator], BeforeValidator(_wrapped)] = Mean()
+    of: Annotated[SerializeAsAny[Aggregator], BeforeValidator(_wrapped)] = Field(
+        Mean(), description="the aggregator whose step is used"
+    )
 
     @abstractmethod
     def begin(self, shared: Tensors) -> Tensors:

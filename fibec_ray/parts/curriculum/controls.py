@@ -1,4 +1,4 @@
-"""Control curricula: the usual pacing over a random order, or over units drawn anew each round."""
+"""Control curricula: the usual pacing over a random order, or over units drawn again in each round."""
 
 from __future__ import annotations
 

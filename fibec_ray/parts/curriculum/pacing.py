@@ -89,7 +89,7 @@ class Paced(Curriculum):
     seeded split.
     """
 
-    pacing: Pacing = "linear"
+    pacing: Pacing = Field("linear", description="how the visible fraction grows over the rounds")
     initial_fraction: float = Field(0.2, ge=0, le=1, description="beta: fraction visible in round 0; at least one unit")
     full_at: float = Field(
         0.8, ge=0, le=1, description="alpha: fraction of the rounds after which all is visible; 1: the last round"
@@ -97,7 +97,7 @@ class Paced(Curriculum):
     softness: float = Field(
         SOFTNESS, gt=0, description="kappa of pacing soft: width of the edge, as a share of the data"
     )
-    unit: Literal["batch", "sample"] = "batch"
+    unit: Literal["batch", "sample"] = Field("batch", description="what is ordered and shown")
 
     @model_validator(mode="after")
     def _softness_needs_soft(self) -> Paced:

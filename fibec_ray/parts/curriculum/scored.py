@@ -116,7 +116,9 @@ class LossOrder(Scored):
     """
 
     kind: Literal["loss"] = "loss"
-    score_at: Literal["init", "first_participation"] = "first_participation"
+    score_at: Literal["init", "first_participation"] = Field(
+        "first_participation", description="when samples are scored: init, before round 0; or at first participation"
+    )
     rescore_every: int | None = Field(1, ge=1, description="rounds after which a participating device scores again")
 
     def difficulty(self, scan: FisherScan) -> Tensor:
@@ -132,8 +134,10 @@ class RarityOrder(Scored):
     """
 
     kind: Literal["rarity"] = "rarity"
-    score_at: Literal["init", "first_participation"] = "first_participation"
-    pacing: Pacing = "competence"
+    score_at: Literal["init", "first_participation"] = Field(
+        "first_participation", description="when samples are scored: init, before round 0; or at first participation"
+    )
+    pacing: Pacing = Field("competence", description="how the visible fraction grows over the rounds")
     initial_fraction: float = Field(0.01, ge=0, le=1, description="beta: fraction visible in round 0")
     per_token: bool = Field(False, description="divide by the length, so that long texts are not rare by length alone")
     needs: ClassVar[tuple[Need, ...]] = ("text",)

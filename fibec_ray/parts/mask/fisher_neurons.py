@@ -30,7 +30,7 @@ class FisherNeurons(ByNeuron):
     ratio_by: Literal["fixed"] | Rule = Field(
         "fixed", description="fixed: `ratio`; else a ratio per device, from the Hessian of its loss at its first mask"
     )
-    spectrum: SpectrumSettings = SpectrumSettings()
+    spectrum: SpectrumSettings = Field(SpectrumSettings(), description="accuracy of the spectrum, for ratio_by")
     gamma: float = Field(0.9, ge=0, le=1, description="momentum of the diagonal Fisher information")
     label: Label = Field(
         "observed",

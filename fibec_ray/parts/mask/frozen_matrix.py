@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.parts.mask.base import Mask
@@ -21,7 +22,7 @@ class FrozenMatrix(Mask):
     """
 
     kind: Literal["frozen_matrix"] = "frozen_matrix"
-    freeze: Literal["A", "B"] = "A"
+    freeze: Literal["A", "B"] = Field("A", description="the matrix to freeze")
     needs: ClassVar[tuple[Need, ...]] = ("lora", "personal")
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:

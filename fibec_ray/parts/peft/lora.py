@@ -34,8 +34,8 @@ class Lora(InLinears):
     r: int = Field(8, ge=1, description="rank of A (r x in) and B (out x r)")
     alpha: float = Field(16, gt=0, description="numerator of the scaling s")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of A, in training")
-    use_rslora: bool = False
-    use_dora: bool = False
+    use_rslora: bool = Field(False, description="s = alpha / sqrt(r) instead of alpha / r")
+    use_dora: bool = Field(False, description="DoRA: train column lengths apart from directions")
     ranks: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         None,
         min_length=1,

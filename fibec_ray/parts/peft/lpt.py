@@ -39,7 +39,7 @@ class Lpt(Own):
     kind: Literal["lpt"] = "lpt"
     num_tokens: int = Field(10, ge=1, description="m: number of virtual tokens")
     layer: int | None = Field(None, ge=0, description="block before which prompts enter, from 0; null: L // 2")
-    instance: bool = True
+    instance: bool = Field(True, description="make prompts for each sample; false: one table for all samples")
     bottleneck: int | None = Field(None, ge=1, description="number of rows of W1; null: 16")
     marks: ClassVar[tuple[str, ...]] = (PROMPTS,)
 

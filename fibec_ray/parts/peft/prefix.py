@@ -32,7 +32,7 @@ class Prefix(Virtual):
     """
 
     kind: Literal["prefix"] = "prefix"
-    projection: bool = False
+    projection: bool = Field(False, description="prefix tuning: an MLP makes the keys and values")
     hidden_size: int | None = Field(None, ge=1, description="hidden size of the projection's MLP; null: D")
 
     @model_validator(mode="after")

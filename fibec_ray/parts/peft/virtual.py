@@ -126,7 +126,7 @@ class PTuning(Virtual):
     """
 
     kind: Literal["p_tuning"] = "p_tuning"
-    encoder: Literal["mlp", "lstm"] = "mlp"
+    encoder: Literal["mlp", "lstm"] = Field("mlp", description="network that makes the prompts")
     hidden_size: int | None = Field(None, ge=1, description="hidden size of the encoder; null: H")
 
     def config(self, task_type: str) -> Any:

@@ -41,7 +41,7 @@ class Matrices(Sharing):
     """
 
     kind: Literal["matrices"] = "matrices"
-    share: Literal["A", "B"] = "A"
+    share: Literal["A", "B"] = Field("A", description="the matrix to share")
     head: Literal["personal", "shared"] = Field(
         "personal", description="personal in the paper; no effect without a head"
     )

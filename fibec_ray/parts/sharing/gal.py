@@ -41,7 +41,7 @@ class GlobalLayers(Sharing):
         "mean of ceil(r_k L) weighted by n_k) or slq_plateau (FedPepTAO's code, plain mean of r_k)",
     )
     fraction: float = Field(FRACTION, ge=0, le=1, description="N* / L; 0 shares no block, 1 shares all")
-    spectrum: SpectrumSettings = SpectrumSettings()
+    spectrum: SpectrumSettings = Field(SpectrumSettings(), description="accuracy of the spectrum, for count_by")
     choose: Literal["top", "bottom", "random"] = Field(
         "top", description="by score; bottom and random are controls of the same size"
     )
