@@ -319,6 +319,7 @@ def tokenizer_folder(folder: Path, **special: str) -> Path:
 
 def test_the_packaged_tokenizer() -> None:
     tokenizer = load_tokenizer(Backbone())
+    assert tokenizer is load_tokenizer(Backbone(name="elsewhere", tokenizer="minilm")), "read once in a process"
     assert tokenizer(["hello world"])["input_ids"] == [[101, 7592, 2088, 102]]
     assert (tokenizer.pad_token, tokenizer.padding_side) == ("[PAD]", "right")
 
