@@ -21,6 +21,8 @@ ROW_BYTES = {"devices": 150, "layers": 25, "batches": 30}
 MANIFEST_BYTES = 1_000
 MANIFEST_ROW_BYTES = 75
 """A checkpoint's manifest, and each device in it."""
+TOKENIZER_BYTES = 24
+"""Size of the tokenizer's files in RUN/adapter, for each token of the vocabulary."""
 RECORD_TIMES = 1.3
 """Size of the file that identifies the run, relative to the experiment's text."""
 
@@ -37,6 +39,7 @@ class Disk:
     """of the server"""
     log: int
     adapter: int
+    """with its tokenizer"""
 
     @property
     def run(self) -> int:

@@ -20,7 +20,7 @@ from fibec_ray.models.nets import Net
 from fibec_ray.models.spec import Backend, BackendChoice
 from fibec_ray.preflight import disk, memory
 from fibec_ray.preflight.anatomy import Anatomy
-from fibec_ray.preflight.disk import Disk
+from fibec_ray.preflight.disk import TOKENIZER_BYTES, Disk
 from fibec_ray.preflight.exchange import Exchange
 from fibec_ray.preflight.memory import ActorMemory
 from fibec_ray.preflight.rehearsal import Rehearsal
@@ -105,7 +105,8 @@ def make_plan(
         disk.state_files(job, experiment.checkpoint, exchange, samples, cohorts(job)),
         disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
-        num_bytes(anatomy.initial),
+        num_bytes(anatomy.initial)
+        + (0 if isinstance(job.backbone, Net) else TOKENIZER_BYTES * anatomy.model.config.vocab_size),
     )
     return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room, backend_choice)
 
