@@ -30,7 +30,11 @@ OUTSIDE = {
 """Path in the repository -> path on the site, of pages that are not in docs/."""
 
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
-_ATTRIBUTE = re.compile(r'(?P<name>\b(?:src|srcset))="(?P<target>[^"]+)"')
+_PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="(?P<dark>[^"]+)">\s*'
+    r'<img src="(?P<light>[^"]+)" alt="(?P<text>[^"]+)">\s*</picture>'
+)
+"""The repository follows the system's colours; the site has a switch of its own."""
 
 
 def gather(site: Path = SITE) -> None:
@@ -53,10 +57,11 @@ def relinked(markdown: str, source: str) -> str:
         found = _on_site(match["target"], source)
         return match["text"] if found is None else f"[{match['text']}]({found})"
 
-    def attribute(match: re.Match[str]) -> str:
-        return f'{match["name"]}="{_on_site(match["target"], source) or match["target"]}"'
+    def picture(match: re.Match[str]) -> str:
+        light, dark = f"{match['light']}#only-light", f"{match['dark']}#only-dark"
+        return f"![{match['text']}]({light})\n![{match['text']}]({dark})"
 
-    return _ATTRIBUTE.sub(attribute, _LINK.sub(link, markdown))
+    return _LINK.sub(link, _PICTURE.sub(picture, markdown))
 
 
 def _on_site(target: str, source: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -155,4 +156,23 @@ def test_the_site_builds_without_a_warning_and_has_every_page(tmp_path: Path, mo
     build(load_config(str(ROOT / "mkdocs.yml"), **folders))  # strict: raises Abort at a warning
     site = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("index.html")}
     written = {path.stem for path in (ROOT / "docs").glob("*.md")}
-    assert {f"{stem}/index.html" for stem in written} <= site and "index.html" in site
+    assert {f"{stem}/index.html" for stem in written} <= site
+    front = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    for picture in ("architecture", "quickstart"):
+        assert f'images/{picture}.svg#only-light"' in front and f'images/{picture}-dark.svg#only-dark"' in front
+
+
+@pytest.mark.parametrize(
+    ("source", "link", "found"),
+    [
+        ("README.md", "[a](docs/faq.md#x)", "[a](faq.md#x)"),
+        ("README.md", "[a](LICENSE)", "a"),  # not a page of the site
+        ("README.md", "[a](docs/none.md)", "[a](none.md)"),  # the build names it
+        ("docs/faq.md", "[a](../SECURITY.md)", "[a](security.md)"),
+        ("cluster/aws/README.md", "[a](../README.md)", "[a](../index.md)"),
+        ("docs/faq.md", "[a](https://ray.io)", "[a](https://ray.io)"),
+    ],
+)
+def test_links_of_the_repository_become_links_of_the_site(source: str, link: str, found: str) -> None:
+    gather = runpy.run_path(str(ROOT / "docs" / "gather.py"))
+    assert gather["relinked"](link, source) == found
