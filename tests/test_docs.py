@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
 import subprocess
@@ -124,6 +125,16 @@ def test_the_front_page_is_short_and_has_its_pictures() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 160
     assert len(re.findall(r"<picture>", text)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_python_of_the_front_page_runs(place: Path) -> None:
+    code = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "global_accuracy" in done.stdout and "Prediction(label=" in done.stdout
 
 
 def test_the_front_page_counts_what_there_is() -> None:
