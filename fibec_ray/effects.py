@@ -7,6 +7,7 @@ Sections call `refuse_idle` once they are validated. An override that changes `k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -37,6 +38,13 @@ def selectors(section: type[BaseModel]) -> set[str]:
 def idle(section: type[BaseModel], field: str, value: Any) -> set[str]:
     """The fields that have no effect where `field` is set to `value`."""
     return {name for name, rule in rules(section).items() if rule.field == field and value not in rule.values}
+
+
+def without_idle(section: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section without those that have no effect, which earlier releases accepted."""
+    chosen = {field: values.get(field, section.model_fields[field].get_default()) for field in selectors(section)}
+    dropped = {name for field, value in chosen.items() for name in idle(section, field, value)}
+    return {name: value for name, value in values.items() if name not in dropped}
 
 
 def refuse_idle(section: BaseModel) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fibec_ray.config.aliases import expand
 from fibec_ray.config.experiment import Experiment
@@ -26,7 +26,10 @@ from fibec_ray.config.names import method_files as method_files
 from fibec_ray.config.overrides import in_order, set_key, with_implied
 from fibec_ray.config.own_data import replace_embedded_task, with_own_data
 from fibec_ray.data.settings import DataConfig
+from fibec_ray.effects import without_idle
 from fibec_ray.errors import ConfigError
+from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.learning.job import LocalTraining
 from fibec_ray.method import AXES, Method
 
 KINDS = ("kind", "of")
@@ -36,6 +39,21 @@ KINDS = ("kind", "of")
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Load an experiment from a file, with overrides. Raises ConfigError."""
     return build_experiment(read_yaml(path), overrides, path)
+
+
+def load_saved(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Load the config.yaml of a run, with overrides; runs of earlier releases may hold settings without effect."""
+    return build_experiment(without_old_settings(read_yaml(path)), overrides, path)
+
+
+def without_old_settings(raw: dict[str, Any]) -> dict[str, Any]:
+    """raw: settings of a run, without those that have no effect; they did not change its results."""
+    sections: dict[str, type[BaseModel]] = {"fleet": FleetConfig, "local": LocalTraining}
+    new = {key: without_idle(sections[key], raw[key]) for key in sections if isinstance(raw.get(key), dict)}
+    fleet = new.get("fleet", {})
+    if fleet.get("kind") == "local" and 0 < (fleet.get("gpus_per_actor") or 0) < 1:
+        del fleet["gpus_per_actor"]  # one process has a whole GPU anyway
+    return raw | new
 
 
 def build_experiment(raw: dict[str, Any], overrides: Sequence[str], path: Path) -> Experiment:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fibec_ray.checkpoints.identity import program_versions, read_identity
-from fibec_ray.config.load import load_experiment, with_paths
+from fibec_ray.config.load import load_saved, with_paths
 from fibec_ray.errors import ModelError, RunDirError
 from fibec_ray.export.predict import TrainedModel
 from fibec_ray.learning.adapter import PEFT_PREFIX
@@ -107,7 +107,7 @@ def read_about(home: Path) -> SavedModel:
     if (home / NAME).is_file():
         return read_saved_model(home)
     run = home.parent
-    identity, experiment = read_identity(run), load_experiment(run / "config.yaml")
+    identity, experiment = read_identity(run), load_saved(run / "config.yaml")
     return describe(experiment, identity, label_names(experiment, identity.prepared))
 
 

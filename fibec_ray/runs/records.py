@@ -12,7 +12,7 @@ from typing import Any
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.identity import Identity, read_identity
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import check, first_difference, load_experiment, with_paths
+from fibec_ray.config.load import check, first_difference, load_saved, with_paths, without_old_settings
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute
 from fibec_ray.fleets.worker_spec import WorkerSpec
@@ -61,8 +61,8 @@ def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
     identity = read_identity(folder)
     identity.refuse_other_files(folder)
     config = folder / "config.yaml"
-    experiment = load_experiment(config, overrides)
-    began = check(with_paths(identity.config, folder), str(config))
+    experiment = load_saved(config, overrides)
+    began = check(without_old_settings(with_paths(identity.config, folder)), str(config))
     if binding(experiment) != binding(began):
         difference = first_difference(binding(began), binding(experiment))
         raise RunDirError(

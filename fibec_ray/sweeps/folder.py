@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fibec_ray.checkpoints.identity import read_identity
-from fibec_ray.config.load import first_difference, load_experiment, read_yaml
+from fibec_ray.config.load import first_difference, load_saved, read_yaml
 from fibec_ray.errors import RunDirError, UserError
 from fibec_ray.files.run_dir import alone, half_made, next_free, refuse_driver, write_yaml
 from fibec_ray.files.run_dir.leftovers import holds_run
@@ -100,7 +100,7 @@ def _difference(run: SweepRun, folder: Path, finished: bool) -> str:
     For an unfinished run, only settings that results depend on count: the others may change when it is resumed.
     """
     try:
-        found = load_experiment(folder / "config.yaml")
+        found = load_saved(folder / "config.yaml")
         sources = run.experiment.method.sources
         changed = read_identity(folder).changed_parts(sources) if sources else []
     except UserError as error:

@@ -419,3 +419,17 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_when_there_is_roo
     assert status(half) == "failed"
     full.unlink(missing_ok=True)
     assert result(resume(half), half) == calm
+
+
+def test_a_run_of_a_release_that_accepted_settings_without_effect_goes_on(
+    settings: dict[str, Any], calm: tuple[str, str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = {"kind": "local", "num_actors": 2, "gpus_per_actor": None}
+    older = settings | {"fleet": fleet, "local": settings["local"] | {"momentum": 0.5}}
+    with monkeypatch.context() as before:
+        before.setattr("fibec_ray.fleets.settings.refuse_idle", lambda section: None)
+        before.setattr("fibec_ray.learning.job.refuse_idle", lambda section: None)
+        folder = interrupted(older, tmp_path / "run", IN_ROUND_3)
+    run = resume(folder)
+    assert run is not None and result(run, folder)[0] == calm[0]
+    assert not verify(folder).differences
