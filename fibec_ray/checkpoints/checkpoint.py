@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -58,7 +58,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """devices that compute side by side: set, or found by a trial at the start"""
     base: str = ""
     """fingerprint of the base weights; '' if there are none, or in old checkpoints"""
-    totals: RunTotalsState
+    totals: RunTotalsState = Field(validation_alias=AliasChoices("totals", "tally"))  # `tally` until version 0.1
     devices: dict[int, int]
     """version of each device's accepted state, which is in its file's name; devices without a state are left out"""
     digests: dict[int, str] = {}
@@ -167,9 +167,14 @@ def read_state(path: Path) -> Tensors:
     """Read the server's state. Raises RunDirError if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in json.loads(file.metadata()["order"])}
+            return {_name_now(name): file.get_tensor(name) for name in json.loads(file.metadata()["order"])}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunDirError(f"{path}: the server's state cannot be read ({error})") from error
+
+
+def _name_now(name: str) -> str:
+    """Until version 0.1 the `control` tensors were called `hint`."""
+    return f"control/{name.removeprefix('hint/')}" if name.startswith("hint/") else name
 
 
 def _home(run_dir: Path) -> Path:

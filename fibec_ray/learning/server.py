@@ -170,7 +170,7 @@ class Server:
                 "versions that it started with (see RUN/checkpoints/run.json)"
             )
         self._shared = under_prefix("shared", state)
-        self._control = under_prefix("control", state) or under_prefix("hint", state)  # `hint` until version 0.1
+        self._control = under_prefix("control", state)
         self._state = under_prefix("aggregator", state)
         self._selection = Selection(frozenset(self._shared), state.get("selection/scores"))
         return self._selection
