@@ -153,4 +153,4 @@ INSTRUCTIONS: dict[str, tuple[bytes, str]] = {
     "fewer rows than devices": (b"".join(told().splitlines(True)[:3]), "only 2 training samples"),
     "responses without a token": (told(response=["\u200b"] * 20), "has no token for this tokenizer"),
 }
-"""Content of mine.jsonl, and what is said of it."""
+"""Content of mine.jsonl, and the message about it."""

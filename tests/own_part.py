@@ -1,4 +1,4 @@
-"""A part in a folder of one's own, and a YAML beside it that names it; for tests."""
+"""A user-defined part in its own folder, and a YAML file that uses it; for tests."""
 
 from __future__ import annotations
 

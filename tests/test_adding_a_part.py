@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-PART = '''"""A mean of updates none of which is long."""
+PART = '''"""A mean of updates with a bound on their length."""
 
 from __future__ import annotations
 

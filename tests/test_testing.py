@@ -194,7 +194,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 BUILT_IN = [(axis, kind) for axis, registry in AXES.items() for kind in registry]
 PLANNED_AT_MOST = {
     ("peft", "sparse_lora"): "entries that are set back to their start are not sent down again",
-    ("objective", "rank_pruning"): "devices send fewer ranks as they prune them, by what they have learnt",
+    ("objective", "rank_pruning"): "devices prune ranks by their values, so later messages are smaller",
 }
 """Parts whose messages depend on trained values, so that their plan is an upper bound."""
 

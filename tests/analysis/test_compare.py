@@ -49,7 +49,7 @@ def test_the_first_evaluation_that_is_as_good_counts_also_of_ties(tmp_path: Path
 
 
 def test_a_target_that_is_never_reached_has_no_cost(tmp_path: Path) -> None:
-    """Of FedAvg's two seeds one gets there, after 2 rounds; only that one is averaged, and it is said."""
+    """Of FedAvg's two seeds one gets there, after 2 rounds; only that one is averaged, with a note."""
     runs = [small_run(tmp_path / f"f{seed}", {1: 0.9}, seed) for seed in (0, 1)]
     runs += [small_run(tmp_path / f"a{seed}", {1: score}, seed, "fedavg") for seed, score in ((0, 0.7), (1, 0.9))]
     runs += [small_run(tmp_path / f"l{seed}", {1: 0.1}, seed, "local") for seed in (0, 1)]

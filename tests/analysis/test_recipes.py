@@ -202,7 +202,7 @@ def test_the_readme_names_every_file() -> None:
 
 
 def test_nothing_of_it_is_installed() -> None:
-    """A wheel holds the package alone, and nobody can import a module named `analysis`."""
+    """A wheel holds the package alone, so no module named `analysis` can be imported."""
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["packages"] == ["fibec_ray"]
     assert set(wheel["force-include"].values()) == {"fibec_ray/configs"}

@@ -179,7 +179,7 @@ def alone() -> list[tuple[Tensor, ...]]:
 
 
 def assert_close(found: Tensors, expected: Tensors) -> None:
-    """Each tensor to 1e-6 of its own size. (The gradient of BERT's key.bias is 0, of which rounding leaves little.)"""
+    """Each tensor to 1e-6 of its own size. (The gradient of BERT's key.bias is 0 up to rounding.)"""
     assert found.keys() == expected.keys()
     largest = max(float(value.norm()) for value in expected.values())
     for name, value in expected.items():

@@ -93,7 +93,7 @@ def double(values: Sequence[float]) -> Tensor:
 
 
 def even(values: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """A spectrum of which all eigenvalues are known."""
+    """A spectrum whose eigenvalues are all known."""
     return double(values), torch.full((len(values),), 1 / len(values), dtype=torch.float64)
 
 

@@ -359,7 +359,7 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_else(small: Encoded
     assert [path.name for path in tmp_path.iterdir()] == ["set"] and EncodedSet.load(
         tmp_path / "set"
     ).true_difficulty is None
-    assert (first.tokens == small.tokens).all()  # who has the old one open keeps it
+    assert (first.tokens == small.tokens).all()  # a reader of the old one keeps it
 
 
 def test_damaged_folder_is_refused(small: EncodedSet, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_response_follows_its_prompt_and_ends() -> None:
 
 
 def test_too_long_a_sample_loses_its_input_first_and_never_all_of_its_response() -> None:
-    """16 tokens, 7 of them the template's with its [CLS]: 9 for texts and response, of which texts may keep 4."""
+    """16 tokens, 7 of them the template's with its [CLS]: 9 for texts and response; texts may keep 4."""
     long = "tree " * 9
     rows = rows_of(("sort", "tree " * 9, "moon"), ("sort", "tree", long), ("sort", long, long))
     encoded, cut = encode_instructions(rows, FORM, TOKENIZER, 16)

@@ -163,7 +163,7 @@ def test_remainder_larger_than_the_last_shard_is_spread() -> None:
 
 def test_rows_of_a_class_are_dealt_in_order_and_an_exhausted_class_is_drawn_again() -> None:
     labels = np.array([0, 1, 1, 1])
-    priors = np.array([[1.0, 0.0], [0.0, 1.0]])  # device 0 wants class 0 only, of which there is one row
+    priors = np.array([[1.0, 0.0], [0.0, 1.0]])  # device 0 wants class 0 only, which has one row
     draws = Draws(priors, np.log(np.maximum(priors, 1e-300)), 1.0)
     owner = dealing.deal_by_prior(labels, np.array([2, 2]), draws, np.random.default_rng(0))
     assert owner[0] == 0 and np.bincount(owner).tolist() == [2, 2]

@@ -1,4 +1,4 @@
-"""Killing actors by their processes, for tests: those of this process's children whose title says what they are."""
+"""Killing actors by their processes, for tests: this process's children with an actor's title."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import fibec_ray
 
 
 def in_a_process_of_its_own(script: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a script has found, which is told the settings, the run directory, and where to write it."""
+    """Run a script with the settings, the run directory and the file to write; return what it wrote."""
     given = folder / "settings.yaml"
     given.write_text(yaml.safe_dump(settings))
     program = Path(__file__).with_name(script)

@@ -92,7 +92,7 @@ def test_nodes_that_do_not_come_are_not_waited_for_without_end(ray_cluster: None
 
 def test_there_is_no_waiting_for_what_is_there(ray_cluster: None) -> None:
     await_nodes(FleetConfig(address="auto", num_actors=2, startup_timeout_s=0.001))
-    await_nodes(FleetConfig(num_actors=99, startup_timeout_s=0.001))  # a local cluster is what it is
+    await_nodes(FleetConfig(num_actors=99, startup_timeout_s=0.001))  # a local cluster gets no more nodes
 
 
 def test_a_cluster_without_nodes_cannot_say_how_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def drawn(run: Finished) -> set[str]:
 
 
 NAMED = ["bert", "llama", "deberta", "deberta-v2", "modernbert", "bloom"]
-"""Architectures of which the test below expects something special."""
+"""Architectures that the test below treats specially."""
 FEW = [*NAMED, *chosen([name for name in ENCODERS | DECODERS if name not in NAMED], 2, "own head")]
 
 

@@ -57,7 +57,7 @@ def test_r2_by_hand_has_no_accuracy() -> None:
 
 
 def test_a_shard_is_evaluated_by_length_and_told_in_its_own_order(tiny_settings: Any, tmp_path: Path) -> None:
-    """Batches of two; each sample's loss is what it is alone."""
+    """Batches of two; each sample's loss equals its loss alone."""
     settings = tiny_settings(
         "fibecfed", data={"max_length": 64}, partition={"kind": "iid"}, evaluation={"batch_size": 2}
     )

@@ -46,7 +46,7 @@ HURT: dict[str, tuple[Hurt, str]] = {
     "nan": (lambda u, n: filled(u, n, float("nan")), "not finite"),
     "inf": (lambda u, n: filled(u, n, float("inf")), "not finite"),
     "minus inf": (lambda u, n: filled(u, n, float("-inf")), "not finite"),
-    "extras that nobody asked for": (
+    "extras that were not asked for": (
         lambda u, n: replace(u, extras={"x": torch.ones(2)}),
         "has 'x', which the method does not use",
     ),

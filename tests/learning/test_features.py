@@ -1,4 +1,4 @@
-"""A sample's features: what they are made of, and that looking at them changes nothing."""
+"""A sample's features: how they are computed, and that reading them changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices that are computed side by side come to what they come to alone."""
+"""Results of devices trained in lanes match training each device alone."""
 
 from __future__ import annotations
 

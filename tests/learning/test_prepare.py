@@ -101,7 +101,7 @@ def test_anchors_by_hand(tiny_settings: Any, tmp_path: Path) -> None:
 
 
 def test_the_own_majority_anchor_is_each_devices_own(tiny_settings: Any, tmp_path: Path) -> None:
-    """Shards of one class each: to know one's own class is to be always right, and to know the commonest is half."""
+    """Shards of one class each: a device's own class is always right, the most frequent class half the time."""
     csv_of(tmp_path / "train.csv", [0, 1] * 8)
     csv_of(tmp_path / "validation.csv", [0, 1] * 4)
     settings = tiny_settings(num_devices=2, cohort_size=1, partition={"kind": "shards", "shards_per_device": 1})

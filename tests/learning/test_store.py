@@ -52,7 +52,7 @@ def test_a_view_is_saved_as_what_it_shows(tmp_path: Path) -> None:
 
 
 def test_a_state_is_read_by_its_name_whatever_else_was_stored(tmp_path: Path) -> None:
-    """A quarantined round, or one that ran twice, leaves files that nobody starts from."""
+    """A quarantined round, or one that ran twice, leaves files that no later round starts from."""
     store = StateStore(tmp_path)
     refs = {round_: StateRef(round_, store.save(7, round_, state(round_))) for round_ in (SETUP_ROUND, 2, 5)}
     assert [value_of(store.load(7, ref)) for ref in refs.values()] == [-1, 2, 5]

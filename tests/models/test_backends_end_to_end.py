@@ -64,7 +64,7 @@ def test_a_run_comes_to_the_adapter_of_plain_bit_by_bit(backend: str, method: st
 
 
 def test_methods_come_to_different_adapters(found: dict[str, Any]) -> None:
-    """Or the comparison says nothing."""
+    """Otherwise the comparison would pass without a check."""
     assert len({run["digest"] for run in found["plain"]["runs"].values()}) == len(METHODS)
 
 

@@ -83,7 +83,7 @@ def test_a_sample_is_its_own_one_token() -> None:
         assert not torch.equal(model.forward(data, embeds=2 * embeds).scores, out.scores)
 
 
-# --- what it is made of
+# --- layers and parameters
 
 
 @pytest.mark.parametrize("spec", [Mlp(hidden=(6, 5)), Cnn(channels=(2, 3))], ids=["mlp", "cnn"])

@@ -151,7 +151,7 @@ def test_a_common_scale_of_all_factors_changes_nothing() -> None:
 
 
 def test_without_curvature_it_is_fedavg() -> None:
-    """All factors 0: all of it. Directions that nobody's factors know of: there."""
+    """With zero factors, everywhere; in directions that no factor covers, only there."""
     blind = [Client(0 * c.g, c.a, c.delta, c.num_samples) for c in clients(3)]
     for settings in ({}, EXACT):
         assert torch.equal(fitted(blind, **settings), fedavg(blind))
@@ -181,7 +181,7 @@ def test_more_iterations_come_closer() -> None:
 
 
 def test_tensors_without_factors_are_merged_by_their_diagonals() -> None:
-    """As Fisher merging has it; a tensor of which nothing is known takes the mean."""
+    """As in Fisher merging; a tensor without information takes the mean."""
     updates = [
         DeviceUpdate(
             k, k + 1, 1, {"l": randn(4, seed=k), "u": randn(2, seed=9 + k)}, {"fisher/l": randn(4, seed=k).exp()}

@@ -435,7 +435,7 @@ def test_samples_are_bounded_and_drawn_by_the_generator(model: TorchModel, shard
 
 
 def test_no_more_eigenpairs_are_asked_for_than_samples_and_classes_can_have() -> None:
-    """2 of 9 samples, 3 classes: 4 columns, of which a block has no more than entries; drawn tokens of texts: 2 x 4."""
+    """2 of 9 samples, 3 classes: 4 columns, at most as many as a block has entries; drawn tokens of texts: 2 x 4."""
     shared = {"layers.0.weight": torch.zeros(5, 2), "layers.1.bias": torch.zeros(3)}
     update = DeviceUpdate(0, 9, 1, shared)
 

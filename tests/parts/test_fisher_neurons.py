@@ -222,7 +222,7 @@ def test_a_matrix_without_a_pair_has_rows_by_rank_too() -> None:
 
 
 def test_the_log_counts_neurons_and_not_rows() -> None:
-    """Of 4 ranks, 2 are kept; by row, half of 4 rows of A and of 8 of B, one of which scores 0."""
+    """Of 4 ranks, 2 are kept; by row, half of 4 rows of A and of 8 of B; one row scores 0."""
     for neuron, count in (("rank", 2), ("row", 2 + 4)):
         mask = FisherNeurons(neuron=neuron)  # type: ignore[arg-type]
         keep = kept(mask, memory_of(FISHER, 0.5), list(FISHER))

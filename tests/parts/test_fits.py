@@ -41,7 +41,7 @@ def test_every_word_for_a_need_has_its_sentence_and_is_used() -> None:
 
 
 def test_a_word_of_the_experiment_is_lacked_by_no_part() -> None:
-    """Then its sentence is said of the task or the backbone, and has no words for parts."""
+    """Then the message is about the task or the backbone and names no parts."""
     lacked = {need for _, _, part in PARTS for need in part.lacks} | {"personal", "moving", "whole"}
     for need in LACKING.keys() - lacked:
         assert LACKING[need].format(other="it")

@@ -197,7 +197,7 @@ def test_flexlora_leaves_ranks_that_nobody_used_able_to_learn() -> None:
 
 @pytest.mark.parametrize("aggregator", [FlexLora(), HetLora()])
 def test_a_factor_that_rests_counts_as_received(aggregator: Aggregator) -> None:
-    """An update that says nothing of A is one in which A did not move."""
+    """An update without A means that A did not move."""
     updates, _ = trained([2, 4], [3, 1])
     still = [replace(update, delta=drop(update.delta, [f"x{A}"])) for update in updates]
     moved = [replace(u, delta=u.delta | {f"x{A}": torch.zeros_like(u.delta[f"x{A}"])}) for u in updates]

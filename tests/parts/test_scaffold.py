@@ -76,7 +76,7 @@ def test_a_control_variate_by_hand() -> None:
 
 
 def test_the_server_s_variate_by_hand() -> None:
-    """Two of four devices send 2 and 4: c = 1 + (2 / 4) 3 = 2.5. A round of nobody leaves it."""
+    """Two of four devices send 2 and 4: c = 1 + (2 / 4) 3 = 2.5. A round without updates leaves it."""
     control = {"w": torch.tensor([1.0])}
     sent = [{"control/w": torch.tensor([2.0])}, {"control/w": torch.tensor([4.0])}]
     assert Scaffold().absorb(control, control, sent, 4)["w"].tolist() == [2.5]

@@ -1,4 +1,4 @@
-"""Adapters of which devices train one part after the other: RoLoRA, SLoRA; and AdaLoRA's ranks."""
+"""Adapters whose parts are trained in turn: RoLoRA, SLoRA; and AdaLoRA's ranks."""
 
 from __future__ import annotations
 

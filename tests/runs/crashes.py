@@ -1,6 +1,6 @@
 """Walks every file operation of a run, and of one that is resumed, and has each of them fail in every way.
 
-What comes next must be the run that nobody disturbed, bit for bit. Called by harness.py.
+The result must equal the undisturbed run, bit for bit. Called by harness.py.
 """
 
 from __future__ import annotations

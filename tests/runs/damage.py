@@ -29,7 +29,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Home:
-    """What is damaged, and what it is damaged with."""
+    """A damaged file and the kind of damage."""
 
     stopped: Path
     earlier: Path
@@ -47,7 +47,7 @@ def walk(home: Path, sample: str) -> Found:
 
 
 def prepare(home: Path, config: Path, made: Home) -> Path:
-    """Makes the stopped runs, and the one that nobody disturbs."""
+    """Make the stopped runs and the undisturbed one."""
     calm = home / "calm"
     names = counted(calm, ["run", str(config), "--out", str(calm)])
     at = names.index("replace rounds/part-000003.parquet") + 3
@@ -73,7 +73,7 @@ def all_damages(made: Home) -> list[Damage]:
 
 
 def damaged(case: Damage, made: Home, calm: tuple[str | None, str, bytes]) -> str:
-    """'' if resume, verify and report each do what they are to do, or refuse in one line."""
+    """'' if resume, verify and report each work, or refuse in one line."""
     folder = made.work / "run"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(made.stopped, folder)

@@ -53,7 +53,7 @@ class Ended:
 
 def warm_up(config: Path) -> None:
     """Models and what they import. No training: what has run a backward pass cannot be forked."""
-    os.fsync = lambda handle: None  # of this process and its forks: nobody pulls the plug of this machine
+    os.fsync = lambda handle: None  # of this process and its forks: the machine itself does not crash here
     torch.set_num_threads(1)
     quiet_libraries()
     experiment = load_experiment(config)

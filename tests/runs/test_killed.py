@@ -1,4 +1,4 @@
-"""Drivers that are killed with SIGKILL at random moments: the run that is left is the one nobody disturbed."""
+"""Drivers that are killed with SIGKILL at random moments: the finished run equals an undisturbed one."""
 
 from __future__ import annotations
 

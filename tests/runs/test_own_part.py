@@ -1,4 +1,4 @@
-"""A part in a folder of one's own, through the real command line: run, planned, killed, resumed, verified, replayed."""
+"""A user-defined part through the real command line: run, planned, killed, resumed, verified, replayed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is taken up again ends as if nothing had happened, or says in one line why it cannot be."""
+"""A resumed run equals an uninterrupted one, or one line says why it cannot be resumed."""
 
 from __future__ import annotations
 
