@@ -97,5 +97,5 @@ def test_there_is_no_waiting_for_what_is_there(ray_cluster: None) -> None:
 
 def test_a_cluster_without_nodes_cannot_say_how_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"memory": 1e9})
-    with pytest.raises(FleetError, match=r"fleet.num_actors: the cluster has no node for devices now"):
+    with pytest.raises(FleetError, match=r"fleet.num_actors: the cluster has no node for devices yet"):
         await_nodes(FleetConfig(address="auto"))

@@ -103,7 +103,8 @@ def test_transformers_loads_what_a_run_leaves(backbone: dict[str, Any], tiny_set
     experiment = check(tiny_settings(FULL, rounds=1, backbone=backbone, data={"max_length": 40}), "test")
     run = simulate(experiment, tmp_path / "run")
     head = experiment.backbone.head
-    names = {"config.json", "model.safetensors"} | ({"head.safetensors"} if head == "mean_pool" else set())
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    names |= {"README.md", "fibec_ray.json"} | ({"head.safetensors"} if head == "mean_pool" else set())
     assert {path.name for path in (run.folder / "adapter").iterdir()} == names
     auto = {
         "mean_pool": "AutoModel",

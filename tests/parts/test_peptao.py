@@ -68,5 +68,5 @@ def test_the_rate_does_not_fall_below_its_end() -> None:
 
 def test_settings_of_the_noise_have_no_place_beside_similarity() -> None:
     assert GlobalLayers(score_by="similarity").score_by == "similarity"
-    with pytest.raises(ValidationError, match="budget: of the noise"):
+    with pytest.raises(ValidationError, match="budget: no effect with score_by: similarity, which adds no noise"):
         GlobalLayers(score_by="similarity", budget=0.1)

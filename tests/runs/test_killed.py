@@ -49,6 +49,7 @@ def killed(settings: Path, num_kills: int) -> list[int]:
 def compare(home: Path) -> None:
     calm, disturbed = home / "calm", home / "killed"
     one, other = (json.loads((folder / "summary.json").read_text()) for folder in (calm, disturbed))
+    assert one.pop("started") <= other.pop("started")
     assert one == other and one["status"] == "finished"
     assert log_digest(calm) == log_digest(disturbed)
     for read in (read_rounds, read_devices):
