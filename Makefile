@@ -17,7 +17,7 @@ quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 # tests in tests/fleets and tests/jobs wait for them. Each process starts Ray at most once.
 FAST   := $(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow and not gpu"
 FLEETS := tests/fleets
-JOBS   := tests/jobs tests/runs tests/preflight tests/analysis
+JOBS   := tests/jobs tests/runs tests/preflight tests/analysis tests/cli tests/test_docs.py tests/test_getting_started.py
 MODELS := tests/models tests/parts tests/learning
 test: $(READY)  ## what CI runs
 	@nice $(MAKE) --no-print-directory lint & lint=$$!; \

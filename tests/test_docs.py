@@ -127,7 +127,6 @@ def test_the_front_page_is_short_and_has_its_pictures() -> None:
     assert len(re.findall(r"<picture>", text)) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_python_of_the_front_page_runs(place: Path) -> None:
     code = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]

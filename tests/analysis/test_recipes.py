@@ -155,13 +155,7 @@ def test_the_figure_of_the_front_page_is_drawn_for_light_and_dark_pages(
     assert "#0072b2" in light.lower() and "#4aa8e8" in dark.lower() and "#0072b2" not in dark.lower()
 
 
-SLOW = ("first-run",)
-"""Notebooks that train a language model: half a minute of one core."""
-
-
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in NOTEBOOKS]
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user runs them: in an empty folder, with the library as it is here."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")

@@ -94,7 +94,7 @@ def test_the_middle_is_the_default_and_a_table_is_all_that_is_needed(cache: Path
 def test_what_does_not_fit_says_so(cache: Path) -> None:
     with pytest.raises(ModelError, match="method.peft.layer: 3, but the backbone has blocks 0 to 2; lower it"):
         made(Lpt(layer=3), "bert", "mean_pool", cache)
-    with pytest.raises(ModelError, match="lpt needs to set position_ids, but BloomModel does not take it; choose prompt"):
+    with pytest.raises(ModelError, match="lpt needs to set position_ids, but BloomModel does not take it; choose"):
         made(Lpt(), "bloom", "mean_pool", cache, attention="eager")
     with pytest.raises(ModelError, match="method.peft: AlbertModel keeps its 3 blocks in no list; choose lora"):
         made(Lpt(), "albert", "mean_pool", cache)
