@@ -23,7 +23,7 @@ from fibec_ray.models.base_cache import fingerprint
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
-from fibec_ray.parts.part import build
+from fibec_ray.parts.part import build, sources_of
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.runs.saved_model import NAME, SavedModel, describe, read_saved_model
 from fibec_ray.runs.simulation import cache_dir, label_names
@@ -118,6 +118,8 @@ def _part(about: SavedModel, home: Path) -> tuple[Peft, Tensors]:
         part: Peft = build(AXES["peft"], located)
     except ValueError as error:
         raise ModelError(f"{home}: its PEFT kind cannot be built here ({error})") from error
+    if (home.parent / "checkpoints" / "run.json").is_file():
+        read_identity(home.parent).refuse_other_parts(sources_of(part), home.parent)
     if part.trains_base:
         return part, _values(home, PEFT_PREFIX)
     return part.reopened(_values(home, ""), _config(home), home / "adapter_model.safetensors")

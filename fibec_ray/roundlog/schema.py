@@ -263,7 +263,7 @@ Read it with `fibec_ray.open_run` ([custom analysis](recipes.md) has examples) o
   Fine-tuning before an evaluation is not logged.
 - **A regression** (metric `r2`) has no accuracies. Its losses are half squared errors.
 - **Samples without text** have no length.
-- **Answers in text**: the loss of a sample is the mean over the tokens of its response. `accuracy` is the share of
+- **Generated text**: the loss of a sample is the mean over the tokens of its response. `accuracy` is the share of
   responses that greedy decoding gives exactly, end included.
 
 ## Versions

@@ -229,3 +229,14 @@ def test_a_base_that_moved_is_found_beside_the_run_or_asked_for(tmp_path: Path, 
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match="the base model here is not the one that the run used"):
         load(moved, base=str(tmp_path / "other"))
+
+
+def test_a_users_own_adapter_loads_from_its_run_and_a_changed_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from fibec_ray.parts.peft.lora import Lora\n\n\nclass Mine(Lora): ...\n")
+    raw = settings({"name": "m", "peft": {"kind": f"{tmp_path / 'mine.py'}:Mine", "r": 2}})
+    run = run_of(raw, tmp_path)
+    agrees(run, raw)
+    kept = run.folder / "parts" / "mine.py"
+    kept.write_text(kept.read_text() + "\n# changed\n")
+    with pytest.raises(RunDirError, match="mine.py is not what this run began with"):
+        load(run.folder)
