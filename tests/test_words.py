@@ -31,7 +31,7 @@ RIDDLES = (
     r"of which", r"is said", r"one's own", r"somebody's own", r"come to what", r"what is no", r"but for", r"of theirs",
     r"who has", r"for it is", r"shall", r"stands? in the way", r"nobody", r"lies (?:beside|where|on)", r"is told",
     r"that which", r"what it is", r"means? nothing", r"says nothing", r"asked for it", r"are not counted",
-    r"is no run directory", r"(?<!`)whose \w+ of",
+    r"is no run directory", r"(?<!`)whose \w+ of", r"(?-i:([a-z]{2,}) \1)",
 )  # fmt: skip
 """Phrases that read like a riddle. Write the subject first, then an active verb."""
 RIDDLE = re.compile(rf"\b(?:{'|'.join(RIDDLES)})\b", re.IGNORECASE)
@@ -187,6 +187,7 @@ def riddles(text: str) -> list[str]:
 
 def test_riddles_are_found() -> None:
     assert riddles("It holds tables,\none of\nwhich is empty") == ["It holds tables, one of which is empty"]
+    assert riddles("the sum of of all") == ["the sum of of all"]
     assert riddles("shallow; who hashes; what items; nobodyhome") == []
 
 

@@ -68,7 +68,7 @@ def _memory(outlook: Outlook) -> Rows:
     held = [("backbone.backend", *outlook.plan.backend_choice)] if outlook.plan.backend_choice else []
     rows = [
         *held,
-        ("memory of a process", size(needed.actor.private), f"{size(needed.actor.tensors)} of of tensors at most"),
+        ("memory of a process", size(needed.actor.private), f"{size(needed.actor.tensors)} of tensors at most"),
         ("base weights, once per node", size(needed.base_per_node), "in the page cache, shared by all processes"),
         ("memory in total", size(needed.total), f"{size(needed.available)} available"),
     ]
@@ -102,7 +102,7 @@ def _traffic(outlook: Outlook) -> Rows:
 def _work(outlook: Outlook) -> Rows:
     done, rounds = outlook.work, len(outlook.work.rounds_flops)
     total = done.setup_flops + sum(done.rounds_flops)
-    rate = f"matrix matrix products of a process: {outlook.rate / 1e9:.0f} Gflop/s, measured just now"
+    rate = f"matrix products of a process: {outlook.rate / 1e9:.0f} Gflop/s, measured just now"
     parts = f"start {duration(done.start_s)}, initialisation {duration(done.setup_s)}"
     return [
         ("operations per round", f"{sum(done.rounds_flops) / rounds:.2e}", ""),

@@ -21,8 +21,8 @@ GAUGES = {
     "actors": "number of device actors",
     "driver_memory_bytes": "resident memory of the driver process",
     "train_loss": "mean over the last round's steps",
-    "global_accuracy": "accuracy accuracy of the global model at the last evaluation",
-    "personal_accuracy": "accuracy accuracy of the personal models at the last evaluation",
+    "global_accuracy": "accuracy of the global model at the last evaluation",
+    "personal_accuracy": "accuracy of the personal models at the last evaluation",
 }
 COUNTERS = {
     "rounds": "finished rounds",

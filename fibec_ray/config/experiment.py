@@ -21,7 +21,7 @@ from fibec_ray.types import SETUP_ROUND
 
 
 def _partition(value: Any) -> Any:
-    """Parse Parse `iid`, or a mapping with `kind`."""
+    """Parse `iid`, or a mapping with `kind`."""
     if isinstance(value, BaseModel):
         return value
     spec = {"kind": value} if isinstance(value, str) else value
