@@ -8,7 +8,7 @@ from pathlib import Path
 from fibec_ray.analysis.compare_tables import cost_text
 from fibec_ray.analysis.comparison import Comparison, Line, compare
 from fibec_ray.analysis.files import replace_file
-from fibec_ray.analysis.formats import NONE, Row, Table, as_csv, escaped, fitted, listed_notes
+from fibec_ray.analysis.formats import NONE, Column, Row, Table, as_csv, escaped, fitted, listed_notes
 from fibec_ray.analysis.scores import RECENT
 from fibec_ray.analysis.statistics import CONFIDENCE, Paired
 from fibec_ray.analysis.units import Unit, unit_for
@@ -25,6 +25,8 @@ COSTS = {
     "wall_time_s": "wall_time_s",
 }  # fmt: skip
 """Columns of the CSV, and what the analysis calls them."""
+FIRST_SCORE = 2
+"""Column of the personal score; the global one comes next."""
 
 
 def write_table(sweep_dir: Path, recent: int = RECENT, width: int | None = None) -> str:
@@ -44,11 +46,12 @@ def markdown(comparison: Comparison, width: int | None = None) -> str:
         "samples", unit.name, "simulated s", "real s",
     ]  # fmt: skip
     rows = [head]
-    lines_by_group = sorted(comparison.lines, key=lambda line: bool(line.group))  # variants without a group first
-    for group, lines in groupby(lines_by_group, key=lambda line: line.group):
+    cells = _with_best(comparison, [_cells(comparison, line, unit) for line in comparison.lines])
+    by_group = sorted(zip(comparison.lines, cells, strict=True), key=lambda each: bool(each[0].group))  # '' first
+    for group, each in groupby(by_group, key=lambda each: each[0].group):
         if group:
             rows.append([f"**{escaped(group)}**", *[""] * (len(head) - 1)])
-        rows.extend(_cells(comparison, line, unit) for line in lines)
+        rows.extend(row for _, row in each)
     return f"# Sweep {escaped(comparison.name)}\n\n{fitted(rows, width)}\n{listed_notes(_notes(comparison), width)}"
 
 
@@ -66,11 +69,21 @@ def _cells(comparison: Comparison, line: Line, unit: Unit) -> list[str]:
     ]
 
 
+def _with_best(comparison: Comparison, cells: list[list[str]]) -> list[list[str]]:
+    """The rows with the best personal and the best global score in bold."""
+    names = (f"personal_{comparison.score}", f"global_{comparison.score}")
+    columns = tuple(Column(name, lambda row, name=name: _score(row[name]), name) for name in names)  # type: ignore[misc]
+    rows = tuple(_row(comparison, line) for line in comparison.lines)
+    for row, at in Table("", "", columns, rows).best():
+        cells[row][FIRST_SCORE + at] = f"**{cells[row][FIRST_SCORE + at]}**"
+    return cells
+
+
 def _notes(comparison: Comparison) -> list[str]:
     what = "Accuracies are fractions" if comparison.score == "accuracy" else f"Scores are {comparison.score}"
     notes = [
         f"Means over seeds, {comparison.num_seeds} where the sweep is complete. {what}: the mean of the last "
-        f"{comparison.recent} evaluations of a run.",
+        f"{comparison.recent} evaluations of a run. The best are in bold.",
         f"The difference is paired: runs of one seed share partition, cohorts and initial weights. ± is half of the "
         f"{CONFIDENCE:.0%} confidence interval of its mean (Student's t over seeds).",
         "matters? yes: that interval excludes 0; no: it does not; ?: fewer than two seeds in common. One in twenty "

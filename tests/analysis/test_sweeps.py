@@ -170,9 +170,9 @@ def test_the_markdown_has_groups_as_headings_and_says_the_anchors(three_seeds: P
     assert (head[4], head[8]) == ("personal − base", "TFLOP")
     assert rows[0] == ["base", "3", "0.7000", "0.2500", "reference", "", "7", "70", "21", "70", "17"]
     assert rows[1] == ["**1 pacing**", *[""] * 10]
-    assert rows[2] == ["near", "3", "0.8000", "0.3000", "+0.1000 ± 0.1242", "no", "7", "70", "21", "70", "17"]
+    assert rows[2] == ["near", "3", "0.8000", "**0.3000**", "+0.1000 ± 0.1242", "no", "7", "70", "21", "70", "17"]
     assert rows[3] == ["**2 mask**", *[""] * 10]
-    assert rows[4][:6] == ["far", "3", "0.8100", "–", "+0.1100 ± 0.0248", "yes"]
+    assert rows[4][:6] == ["far", "3", "**0.8100**", "–", "+0.1100 ± 0.0248", "yes"]
     assert "0.2000 the majority class, 0.5000 each device's own majority class" in text  # .4 .5 .6
     assert "last 3 evaluations" in text
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
@@ -189,7 +189,7 @@ def test_regressions_are_compared_by_r2(tmp_path: Path) -> None:
             summary = {"status": "finished", "metric": "r2", "anchors": {"mean": -0.01, "own_mean": 0.25}}
             (out / f"of-{variant}" / f"seed-{seed}" / "summary.json").write_text(json.dumps(summary))
     text = write_table(out)
-    assert table_rows(text)[-1][:6] == ["other", "2", "0.7500", "-0.2500", "+0.2500 ± 0.0000", "yes"]
+    assert table_rows(text)[-1][:6] == ["other", "2", "**0.7500**", "**-0.2500**", "+0.2500 ± 0.0000", "yes"]
     assert "Scores are r2:" in text and "R2 without learning" in text and "0.2500 each device's own mean" in text
     assert "accuracy" not in text.lower() and "accuracies" not in text.lower()
     assert (out / "table.csv").read_text().splitlines()[0].split(",")[3:5] == ["personal_r2", "global_r2"]
