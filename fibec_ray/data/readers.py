@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,10 @@ def _read_jsonl(path: Path, choose: Choice, layout: Layout) -> Any:
     codec = encoding_of(path, layout.encoding, guesses=False)
     codec = "utf-8-sig" if codec == "utf-8" else codec
     with open_bytes(path) as file:
-        if _is_one_value(path, file.peek(4096) if hasattr(file, "peek") else b"", codec):
+        if Path(suffix_of(path)).stem == ".json":
             rows = _json_rows(decoded(file.read(), codec))
         else:
-            lines = io.TextIOWrapper(file, encoding=codec)
-            rows = [_json_object(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
+            rows = _json_lines(io.TextIOWrapper(file, encoding=codec))
     if not rows:
         raise ValueError("it has no rows")
     columns = chosen(choose, list(dict.fromkeys(key for row in rows for key in row)), str(path))
@@ -116,26 +115,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeating
 
 
-def _is_one_value(path: Path, head: bytes, codec: str) -> bool:
-    """Whether a .json file is one JSON value and not a value per line. A .jsonl file is always lines."""
-    if Path(suffix_of(path)).stem != ".json":
-        return False
-    start = head.decode(codec, errors="replace").lstrip()
-    if start[:1] == "[":
-        return True
-    first, _, rest = start.partition("\n")
-    try:
-        found = json.loads(first)
-    except ValueError:
-        return True  # an object over several lines
-    return not rest.strip() and isinstance(found, dict) and _rows_of_object(found) != [found]
-
-
 def _json_rows(text: str) -> list[dict[str, Any]]:
-    """Rows of an array of objects; of {"column": values}, as pandas writes it; of {"data": array of objects}."""
+    """Rows of an array of objects; of {"column": values}, as pandas writes it; of {"data": array of objects}.
+
+    If an object is not all of the text, each line is an object.
+    """
     try:
         found = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            return _json_lines(io.StringIO(text, newline=None))
         raise ValueError(f"line {error.lineno}: {error.msg}; {_EXPECTED}") from error
     if isinstance(found, dict):
         found = _rows_of_object(found)
@@ -176,6 +165,10 @@ def _is_column(value: Any) -> bool:
     if isinstance(value, dict):
         return bool(value) and all(key.isdigit() for key in value)
     return isinstance(value, list) and not any(isinstance(each, dict | list) for each in value)
+
+
+def _json_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
+    return [_json_object(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _json_object(line: str, number: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def test_line_ends_marks_and_blank_lines_are_no_data(end: str, mark: bytes, tmp_
         ("a.jsonl", ['{"body": "one", "y": 0}', "", '{"body": "two", "y": 1}', ""]),
     ):
         assert rows(tmp_path / name, mark + end.join([*lines, ""]).encode()) == expected
+
+
+def test_a_json_file_with_an_object_per_line_may_begin_with_a_long_one(tmp_path: Path) -> None:
+    text = "word " * 10_000
+    lines = [json.dumps({"body": text, "y": 0}), json.dumps({"body": "two", "y": 1}), ""]
+    for end in ("\n", "\r\n"):
+        assert rows(tmp_path / "a.json", end.join(lines)) == [(text, "0"), ("two", "1")]
+    with pytest.raises(DataError, match="line 2: Expecting"):
+        rows(tmp_path / "a.json", '{"body": "one", "y": 0}\n{"body": }\n')
 
 
 def test_quotes_are_characters_in_a_tsv_and_marks_in_a_csv(tmp_path: Path) -> None:
