@@ -1,4 +1,4 @@
-"""Reads environment variables; an empty one counts as unset.
+"""Reads environment variables, where an empty one counts as unset, and silences libraries.
 
 Shells and job files often write `NAME=` to mean "not set". CUDA_VISIBLE_DEVICES is the exception: there an empty value
 means "no GPU", so it is read from os.environ as it is.
@@ -7,6 +7,7 @@ means "no GPU", so it is read from os.environ as it is.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, MutableMapping
 
 LIBRARIES = (
@@ -47,3 +48,9 @@ def prepare_libraries() -> None:
     drop_empty()
     set_default("RAY_USAGE_STATS_ENABLED", "0")
     set_default("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+
+def quiet_warnings() -> None:
+    """Silence warnings of transformers and peft, which their callers and not their users can act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")

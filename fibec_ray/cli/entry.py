@@ -6,13 +6,12 @@ import argparse
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fibec_ray.cli.streams import ReaderGone, lasting
-from fibec_ray.environment import prepare_libraries, read
+from fibec_ray.environment import prepare_libraries, quiet_warnings, read
 from fibec_ray.errors import FibecError
 from fibec_ray.interrupts import signal_of, signals_interrupt
 
@@ -45,7 +44,8 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
         try:
             arguments = parse()
             out.quits = arguments.prints
-            _quiet()
+            prepare_libraries()
+            quiet_warnings()
             from fibec_ray.parts.blame import blamed
 
             with blamed():
@@ -106,10 +106,3 @@ def one_line(text: str) -> str:
 def readable(text: str) -> str:
     """Shorten very long words, such as a path of thousands of characters."""
     return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:200]}...{word[-100:]}" for word in text.split(" "))
-
-
-def _quiet() -> None:
-    """Silence warnings that libraries print on import."""
-    prepare_libraries()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft")

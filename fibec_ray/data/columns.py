@@ -48,21 +48,25 @@ def require_columns(
     return columns
 
 
-def texts_of(column: Any, where: str) -> list[str]:
-    """The column as a list of N strings; N > 0, and at least one is not blank."""
+MISSING = "fill it in, set data.drop_missing=true to leave such rows out"
+OTHER = "name another column with data.text"
+
+
+def texts_of(column: Any, where: str, missing: str = MISSING, other: str = OTHER) -> list[str]:
+    """The column as a list of N strings; N > 0, and at least one is not blank.
+
+    missing, other: what to do about a row without text, and about a column that is not text.
+    """
     column = plain(column)
     if len(column) == 0:
         raise DataError(f"{where}: no rows; give a split with at least one")
     if pa.types.is_null(column.type) or column.null_count:
-        raise DataError(
-            f"{where}: no text in row {first_null(column)}; fill it in, set data.drop_missing=true to leave such rows "
-            "out, or name another column with data.text"
-        )
+        raise DataError(f"{where}: no text in row {first_null(column)}; {missing}, or {other}")
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"{where}: the values are of type {column.type}, not text; name another column with data.text")
+        raise DataError(f"{where}: the values are of type {column.type}, not text; {other}")
     texts = pylist(column, where)
     if not any(text.strip() for text in texts):
-        raise DataError(f"{where}: the text is empty in all of {len(texts)} rows; name another column with data.text")
+        raise DataError(f"{where}: the text is empty in all of {len(texts)} rows; {other}")
     return texts
 
 

@@ -42,7 +42,8 @@ def read_inputs(path: Path, about: SavedModel, columns: Sequence[str] = ()) -> t
         return tuple(names)
 
     table = read_table(path, Layout(), choose)
-    found = [texts_of(table[name], f"{path}, column '{name}'") for name in names]
+    other = "name another column with --columns"
+    found = [texts_of(table[name], f"{path}, column '{name}'", "fill it in", other) for name in names]
     return names, found[0] if len(found) == 1 else list(zip(*found, strict=True))
 
 

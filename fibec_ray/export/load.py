@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
+from fibec_ray.environment import quiet_warnings
 from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.export.predict import TrainedModel
 from fibec_ray.export.saved import open_saved, resolved_backbone
@@ -50,7 +50,7 @@ def load(run: Any, device: int | None = None, *, base: str | None = None, on: st
     run or this machine does not have.
     """
     quiet()
-    with nearby(str(getattr(run, "folder", run)), device) as folder:
+    with local_copy(str(getattr(run, "folder", run)), device) as folder:
         if device is not None:
             model, _ = open_personal(folder, device, base, device_here(on))
             return model
@@ -60,8 +60,7 @@ def load(run: Any, device: int | None = None, *, base: str | None = None, on: st
 def quiet() -> None:
     """Silence what libraries announce while a model is built. `restored` brings their warnings back."""
     quiet_libraries()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    quiet_warnings()
 
 
 def device_here(on: str | None) -> str:
@@ -79,7 +78,7 @@ def device_here(on: str | None) -> str:
 
 
 @contextmanager
-def nearby(run: str, device: int | None) -> Iterator[Path]:
+def local_copy(run: str, device: int | None) -> Iterator[Path]:
     """The run's folder. For a URL it is a copy of what a model needs, which is removed when the block ends."""
     if not is_url(run):
         yield absolute(Path(run).expanduser())

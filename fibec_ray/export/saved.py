@@ -97,11 +97,6 @@ def resolved_backbone(about: SavedModel, home: Path, base: str | None, place: st
     )
 
 
-def open_base_again(spec: Backbone, folder: Path) -> Any:
-    """A plain model that was written to a folder, in evaluation mode."""
-    return open_base(spec, folder).eval()
-
-
 def read_about(home: Path) -> SavedModel:
     """From fibec_ray.json; runs of older versions have the same in config.yaml and checkpoints/run.json."""
     if (home / NAME).is_file():

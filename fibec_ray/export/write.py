@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fibec_ray.errors import ModelError, RunDirError
-from fibec_ray.export.load import nearby, open_personal, quiet
+from fibec_ray.export.load import local_copy, open_personal, quiet
 from fibec_ray.export.predict import TrainedModel
-from fibec_ray.export.saved import open_base_again, open_saved, read_about, saved_folder
+from fibec_ray.export.saved import open_saved, read_about, saved_folder
 from fibec_ray.files.run_dir import absolute, flush_folder, refused, replace_folder, write_text
+from fibec_ray.models.backbone import open_base
 from fibec_ray.models.process_state import restored
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import TorchModel
@@ -39,18 +40,18 @@ def export_adapter(run: Any, target: Path, device: int | None = None, *, base: s
     """
     quiet()
     target = _free(target)
-    with nearby(str(getattr(run, "folder", run)), device) as folder:
+    with local_copy(str(getattr(run, "folder", run)), device) as folder:
         if device is None:
             home = saved_folder(folder)
             with _draft(target) as draft:
                 shutil.copytree(home, draft, dirs_exist_ok=True)
                 complete(read_about(home), draft, target)
         else:
-            _export_personal(folder, target, device, base)
+            _export_personal(run, folder, target, device, base)
     return target
 
 
-def _export_personal(folder: Path, target: Path, device: int, base: str | None) -> None:
+def _export_personal(run: Any, folder: Path, target: Path, device: int, base: str | None) -> None:
     model, worker = open_personal(folder, device, base, "cpu")
     experiment = read_record(folder).experiment
     save_model(worker.model.read(), worker.layout, experiment, model.about, None, target)
@@ -59,7 +60,7 @@ def _export_personal(folder: Path, target: Path, device: int, base: str | None) 
         shutil.rmtree(target)
         raise ModelError(
             f"device {device}: its model computes with a rank or scale of its own, which a saved adapter does not "
-            f"have; use it in Python: fibec_ray.load({str(folder)!r}, device={device})"
+            f"have; use it in Python: fibec_ray.load({str(getattr(run, 'folder', run))!r}, device={device})"
         )
 
 
@@ -73,9 +74,12 @@ def export_merged(run: Any, target: Path, device: int | None = None, *, base: st
     """
     quiet()
     target = _free(target)
-    with TemporaryDirectory(prefix="fibec-ray-") as work, nearby(str(getattr(run, "folder", run)), device) as folder:
+    with (
+        TemporaryDirectory(prefix="fibec-ray-") as work,
+        local_copy(str(getattr(run, "folder", run)), device) as folder,
+    ):
         if device is not None:
-            _export_personal(folder, Path(work) / "adapter", device, base)
+            _export_personal(run, folder, Path(work) / "adapter", device, base)
             folder = Path(work) / "adapter"
         model = open_saved(folder, base, "cpu", exact=True)
         with _draft(target) as draft:
@@ -102,7 +106,7 @@ def _write_merged(model: TrainedModel, draft: Path) -> None:
     if model.head is not None:
         save_file({name: value.cpu() for name, value in model.head.state_dict().items()}, draft / "head.safetensors")
     write_text(draft / "README.md", merged_text(about))
-    after = _outputs(open_base_again(about.backbone, draft), *_inputs())
+    after = _outputs(open_base(about.backbone, draft).eval(), *_inputs())
     if not _agree(before, after):
         raise ModelError(
             f"--merged: {about.peft['kind']} adds modules or prompts to the model, which a plain transformers model "

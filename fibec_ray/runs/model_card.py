@@ -6,66 +6,39 @@ It has the front matter of Hugging Face model cards, so the folder can be pushed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.files.run_dir import write_text
 from fibec_ray.learning.run_totals import Row
 from fibec_ray.models.spec import Backbone
 from fibec_ray.runs.saved_model import SavedModel
 
-NAME = "README.md"
 AUTO = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM", "mean_pool": "AutoModel"}
 
 
-@dataclass(frozen=True)
-class Card:
-    """Contents of a model card."""
+def adapter_text(experiment: Experiment, about: SavedModel, row: Row, base: str | None) -> str:
+    """README.md of a saved adapter, or of a model that was trained whole.
 
-    title: str
-    meta: Mapping[str, Any]
-    """YAML at the top of the page"""
-    rows: Mapping[str, str]
-    """table: what -> value"""
-    code: str
-    """Python that loads the model without fibec_ray; '' where there is none"""
-    limits: str
-
-    @staticmethod
-    def of(experiment: Experiment, about: SavedModel, row: Row, base: str | None) -> Card:
-        """row: of the last round; {} if it is not known. base: hub id or path of the base."""
-        whole = not about.is_text or experiment.method.peft.trains_base
-        tags = ["fibec-ray", "federated-learning", experiment.method.peft.kind]
-        meta = {
-            "library_name": "fibec_ray" if not about.is_text else "transformers" if whole else "peft",
-            "pipeline_tag": _pipeline(about),
-            "tags": tags,
-            **({"base_model": base} if base else {}),
-        }
-        who = "" if about.device is None else f", device {about.device}"
-        found = {name: value for name, value in meta.items() if value is not None}
-        rows = _rows(experiment, about, row, base)
-        return Card(f"{about.name}{who}", found, rows, _code(about, base, whole), _limits(about))
-
-
-def write_card(card: Card, folder: Path) -> None:
-    """Write the card as README.md of the model's folder."""
-    write_text(folder / NAME, text_of(card))
-
-
-def text_of(card: Card) -> str:
-    """The card as Markdown."""
-    front = yaml.safe_dump(dict(card.meta), sort_keys=False, allow_unicode=True)
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in card.rows.items())
-    alone = f"\nWithout fibec_ray:\n\n```python\n{card.code}\n```\n" if card.code else ""
+    row: of the last round; {} if it is not known. base: hub id or path of the base.
+    """
+    whole = not about.is_text or experiment.method.peft.trains_base
+    meta = {
+        "library_name": "fibec_ray" if not about.is_text else "transformers" if whole else "peft",
+        "pipeline_tag": _pipeline(about),
+        "tags": ["fibec-ray", "federated-learning", experiment.method.peft.kind],
+        "base_model": base,
+    }
+    front = yaml.safe_dump({name: value for name, value in meta.items() if value}, sort_keys=False, allow_unicode=True)
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(experiment, about, row, base).items())
+    code = _code(about, base, whole)
+    alone = f"\nWithout fibec_ray:\n\n```python\n{code}\n```\n" if code else ""
+    who = "" if about.device is None else f", device {about.device}"
     return f"""---
 {front}---
 
-# {card.title}
+# {about.name}{who}
 
 A model trained by simulated federated learning with fibec_ray.
 
@@ -82,7 +55,7 @@ model = fibec_ray.load("PATH/TO/THIS/FOLDER")
 print(model.predict(["..."]))
 ```
 {alone}
-{card.limits}
+{_limits(about)}
 """
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import ModelError
+from fibec_ray.files.run_dir import write_text
 from fibec_ray.files.sealed import file_digest, write_sealed
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.learning.run_totals import Row
@@ -16,7 +17,7 @@ from fibec_ray.models.architecture import hub_id
 from fibec_ray.models.backbone import load_tokenizer
 from fibec_ray.models.nets import AnyNet
 from fibec_ray.models.spec import Backbone
-from fibec_ray.runs.model_card import Card, write_card
+from fibec_ray.runs.model_card import adapter_text
 from fibec_ray.runs.saved_model import NAME, SavedModel
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Layout
@@ -37,10 +38,9 @@ def save_model(
     base = base_reference(about.backbone)
     config = {**layout.adapter_config, **({"base_model_name_or_path": base} if base else {})}
     layout = replace(layout, adapter_config=config)
-    card = Card.of(experiment, about, row or {}, base)
 
     def finish(draft: Path) -> None:
-        write_card(card, draft)
+        write_text(draft / "README.md", adapter_text(experiment, about, row or {}, base))
         complete(about, draft, folder)
 
     save_adapter(values, layout, experiment.method.peft, folder, names, finish)
@@ -49,8 +49,11 @@ def save_model(
 def complete(about: SavedModel, draft: Path, folder: Path) -> None:
     """Add the tokenizer and fibec_ray.json to a folder of weights. folder: what its name will be."""
     if isinstance(about.backbone, Backbone) and not (draft / TOKENIZER).is_file():
-        with suppress(ModelError):  # a hub that does not answer must not cost the weights; `load` gets it from there
+        try:
             load_tokenizer(about.backbone).save_pretrained(draft)
+        except ModelError as error:  # a hub that does not answer must not cost the weights
+            note = "the model is saved without its tokenizer, so `fibec_ray.load` gets it where the run did (%s)"
+            logging.getLogger("fibec_ray").warning(note, error)
     sealed = {name: file_digest(draft / name) for name in WEIGHTS if (draft / name).is_file()}
     path = relative_base(about.backbone, folder)
     write_sealed(draft / NAME, about.model_copy(update={"digests": sealed, "base_path": path or about.base_path}))

@@ -18,6 +18,8 @@ from fibec_ray.data.source import load as load_rows
 from fibec_ray.errors import ConfigError, DataError, ModelError, RunDirError
 from fibec_ray.export.load import load
 from fibec_ray.learning.federation import Federation
+from fibec_ray.runs.save import complete
+from fibec_ray.runs.saved_model import read_saved_model
 from fibec_ray.runs.simulation import Finished, simulate
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -94,6 +96,16 @@ def test_a_folder_that_moved_and_a_url_give_the_same_model(tmp_path: Path) -> No
     shutil.move(run.folder / "adapter", tmp_path / "elsewhere")
     assert torch.equal(load(tmp_path / "elsewhere").scores(texts), before)
     assert torch.equal(load(str(tmp_path / "elsewhere")).scores(texts), before)
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    raw = settings(backbone={"tokenizer": str(tmp_path / "none")})
+    run = run_of(settings(), tmp_path)
+    about = read_saved_model(run.folder / "adapter")
+    (tmp_path / "draft").mkdir()
+    complete(about.model_copy(update={"backbone": check(raw, "test").backbone}), tmp_path / "draft", tmp_path / "draft")
+    assert "the model is saved without its tokenizer" in caplog.text and "none" in caplog.text
+    assert (tmp_path / "draft" / "fibec_ray.json").is_file()
 
 
 def test_the_model_card_has_the_table_of_the_run(tmp_path: Path) -> None:
