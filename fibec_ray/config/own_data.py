@@ -39,7 +39,7 @@ def replace_embedded_task(raw: dict[str, Any], changed: Collection[tuple[str, ..
     }
 
 
-def names_own_data(raw: dict[str, Any]) -> bool:
+def _names_own_data(raw: dict[str, Any]) -> bool:
     """Whether the settings name files but no task, or a task whose name or classes the files must tell."""
     data, task = raw.get("data"), raw.get("task", {})
     if not isinstance(data, dict) or not (data.get("path") or data.get("train")) or not isinstance(task, dict):
@@ -53,19 +53,16 @@ def with_own_data(raw: dict[str, Any]) -> dict[str, Any]:
 
     Raises DataError where the files leave a question open, and ValidationError for a `data` section that is not valid.
     """
-    if not names_own_data(raw):
+    if not _names_own_data(raw):
         return _with_defaults(raw)
     task = raw.get("task", {})
-    given = {field: task[key] for key, field in _OF_TASK.items() if key in task} | raw["data"]
+    given = {key: task[key] for key in ("text_columns", "label_column") if key in task} | raw["data"]
     found = examine(DataConfig.model_validate(given), _user_column(raw.get("partition")), task.get("label_names") or ())
     data = {**raw["data"], "path": found.path, "train": found.train, "test": found.test}
     if not task.get("label_names"):
         data.setdefault("labels", "names")
     data = {key: value for key, value in data.items() if value is not None}
     return {**_sizes(raw, found), "task": {**_task_of(found), **task}, "data": data}
-
-
-_OF_TASK = {"text_columns": "text_columns", "label_column": "label_column"}
 
 
 def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:

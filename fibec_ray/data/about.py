@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fibec_ray.data.examples import Examples
@@ -28,6 +29,7 @@ def about_rows(task: Task, config: DataConfig, train: Examples, test: Examples) 
         texts = " and ".join(f"'{column}'" for column in task.text_columns)
         names = ", ".join(task.label_names[:_SHOWN]) + (", ..." if task.num_classes > _SHOWN else "")
         said.append(f"text from {texts}, {task.num_classes} classes from '{task.label_column}' ({names})")
+        said += _alike(task.label_names)
     train_files, test_files = ([], []) if is_url(config.path or "") else files(task, config)
     if task.eval_split is None and config.test is None:
         fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
@@ -47,6 +49,19 @@ def about_rows(task: Task, config: DataConfig, train: Examples, test: Examples) 
     if dropped:
         said.append(f"{dropped:,} rows without a text or a label left out (data.drop_missing)")
     return said + [note for path in (*train_files, *test_files) if (note := _guessed(path, config))]
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """A note on each group of classes that may be spellings of one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(name.casefold().split()), []).append(name)
+    return [
+        f"the classes {' and '.join(map(repr, group))} differ only in capital letters or blanks; if they are one "
+        "class, spell it the same in all rows"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _guessed(path: Path, config: DataConfig) -> str:

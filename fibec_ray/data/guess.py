@@ -48,7 +48,6 @@ USERS = ("user_id", "user", "userid", "author", "author_id", "client_id", "clien
 """Columns that are likely to name who wrote a row."""
 _FIRST = re.compile(r"(text|sentence|question|s|q|input|string|sent|passage)_?(1|a)")
 _SECOND = {"1": "2", "a": "b"}
-MOST_CLASSES = 1000
 
 
 def normalised(name: str) -> str:

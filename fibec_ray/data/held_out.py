@@ -49,6 +49,4 @@ def _shares(counts: Ints, fraction: float, total: int, rng: np.random.Generator)
         best = np.lexsort((ties, -room))
         best = best[np.isfinite(room[best])][: total - int(takes.sum())]
         takes[best] += 1
-    while takes.sum() > total:
-        takes[int(np.argmax(takes - exact))] -= 1
     return takes

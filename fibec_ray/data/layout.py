@@ -7,7 +7,8 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -149,11 +150,10 @@ def _fits(file: IO[bytes], codec: str) -> bool:
     return True
 
 
-class _plainly:
-    """Damaged compressed files raise ValueError."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, EOFError | zlib.error):
-            raise ValueError(f"the compressed file is damaged ({error})") from error
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Raise ValueError for damaged compressed files."""
+    try:
+        yield
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"the compressed file is damaged ({error})") from error

@@ -16,10 +16,10 @@ from fibec_ray.data.columns import class_names, values_of
 from fibec_ray.data.guess import Roles
 from fibec_ray.data.infer_classes import names_of_classes
 from fibec_ray.data.labels import LabelColumn, read_labels
-from fibec_ray.data.readers import read_table
+from fibec_ray.data.readers import format_of, read_table
 from fibec_ray.data.settings import TEST_FRACTION, DataConfig
 from fibec_ray.data.source import nearby
-from fibec_ray.data.splits import TEST, TRAIN, data_files, listed, nearest, split_of, test_beside, with_shards
+from fibec_ray.data.splits import TEST, TRAIN, data_files, listed, nearest_file, split_of, test_beside, with_shards
 from fibec_ray.errors import DataError, did_you_mean
 from fibec_ray.files.storage import is_url
 
@@ -81,14 +81,15 @@ def _examined(config: DataConfig, user_column: str | None, label_names: Sequence
         names = tuple(label_names) or names_of_classes([*columns, *test_columns], config.drop_missing)
     if test is None:
         num_rows -= max(1, round((config.test_fraction or TEST_FRACTION) * num_rows))
-    remote = found.path if local == config.path or local is None else _back(found.path, local, config.path)
-    title = _title(remote, found.train)
-    return OwnData(title, remote, found.train, test, roles.texts, roles.label, names, max(num_rows, 0), len(users))
+    written = _back(found.path, local, config.path) if local and config.path and local != config.path else found.path
+    title = _title(written, found.train)
+    return OwnData(title, written, found.train, test, roles.texts, roles.label, names, max(num_rows, 0), len(users))
 
 
-def _back(path: str | None, local: str, remote: str | None) -> str:
-    """The URL of a path inside its local copy."""
-    return f"{remote}{str(path).removeprefix(local)}"
+def _back(path: str | None, local: str, remote: str) -> str:
+    """The path as the user would write it. local: the expanded path or the copy of a URL, `remote`."""
+    below = Path(path or local).relative_to(local).as_posix()
+    return remote if below == "." else f"{remote.rstrip('/')}/{below}"
 
 
 def _files(config: DataConfig) -> _Files:
@@ -97,12 +98,13 @@ def _files(config: DataConfig) -> _Files:
         return _Files(None, config.train, given or ())
     base = Path(config.path)
     if not base.exists():
-        raise DataError(f"data.path: {base}: no such file or folder; {nearest(base)}")
+        raise DataError(f"data.path: {base}: no such file or folder; {nearest_file(base)}")
     if config.train:
         return _Files(config.path, config.train, given or ())
     if base.is_file():
         beside = () if given else tuple(str(path) for path in test_beside(base))
         return _Files(config.path, None, given or beside)
+    _refuse_class_folders(base)
     if (split_folders := _split_folders(base)) is not None:
         train_name, test_names = split_folders
         return _Files(config.path, train_name, given or test_names)
@@ -122,6 +124,23 @@ def _split_folders(folder: Path) -> tuple[str, tuple[str, ...]] | None:
         return None
     tests = tuple(str(only[word].relative_to(folder)) for word in TEST if word in only)
     return str(train.relative_to(folder)), tests
+
+
+def _refuse_class_folders(folder: Path) -> None:
+    """Raise DataError for a folder per class with a text in each file, such as pos/1.txt and neg/1.txt."""
+    for place in (folder, *(folder / word for word in TRAIN)):
+        inside = sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+        texts = {path.name: data_files(path) for path in inside if path.name.casefold() not in (*TRAIN, *TEST)}
+        classes = [name for name, found in texts.items() if len(found) > 1 and _are_texts(found)]
+        if len(classes) > 1 and _are_texts(data_files(place)):
+            raise DataError(
+                f"data.path: {place}: has a folder per class ({', '.join(classes[:12])}) and a file per text, which "
+                "cannot be read; make one CSV file with the columns text and label: docs/own-data.md shows how"
+            )
+
+
+def _are_texts(found: Sequence[Path]) -> bool:
+    return all(path.suffix == ".txt" for path in found)
 
 
 def _with_data(folder: Path) -> Path:
@@ -212,7 +231,9 @@ def _table(path: Path, config: DataConfig, roles: Roles | None, user_column: str
     table = read_table(path, config.layout, choose)
     if not (known.texts and known.label):
         known = guess.by_content(table, known, others)
-        guess.refuse_unknown(known, there, str(path), config.header and path.suffix not in (".parquet", ".jsonl"))
+        guess.refuse_unknown(
+            known, there, str(path), config.header and format_of(path, config.layout) in ("csv", "tsv")
+        )
     return table, known
 
 

@@ -28,7 +28,7 @@ def files(task: Task, config: DataConfig) -> tuple[list[Path], list[Path]]:
     base = Path(config.path or "").expanduser()
     if not base.exists():
         raise DataError(
-            f"data.path: {base}: no such file or folder; {nearest(base)} "
+            f"data.path: {base}: no such file or folder; {nearest_file(base)} "
             f"(a folder should hold {task.eval_split or 'train'}.parquet or the like)"
         )
     if base.is_file():
@@ -120,7 +120,7 @@ def data_files(folder: Path) -> list[Path]:
     return found
 
 
-def nearest(path: Path) -> str:
+def nearest_file(path: Path) -> str:
     """'did you mean reviews.csv?', or general advice."""
     try:
         there = [each.name for each in path.absolute().parent.iterdir() if not each.name.startswith(".")]

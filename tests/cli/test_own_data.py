@@ -64,6 +64,13 @@ def test_data_go_with_every_command_that_takes_an_experiment(reviews: str, capsy
     assert yaml.safe_load(capsys.readouterr().out)["task"]["label_names"] == ["1", "5"]
 
 
+def test_the_packaged_config_is_found_by_name(reviews: str, capsys: Any) -> None:
+    assert main(["show", "own-data", f"data.path={reviews}"]) == 0
+    by_name = capsys.readouterr().out
+    assert main(["show", "--data", reviews]) == 0
+    assert capsys.readouterr().out == by_name
+
+
 def test_a_sweep_compares_methods_on_own_data(reviews: str) -> None:
     sweep = _parse(["sweep", "--data", reviews, "method=fedavg,fibecfed", "seed=0,1", "--out", "x"])
     runs = load_sweep(sweep.config, sweep.overrides).runs
@@ -94,6 +101,7 @@ def test_rows_without_a_label_are_left_out_and_counted(reviews: str, capsys: Any
         ),
         (["--data", "Filme.csv", "partition.column=user", "num_devices=9"], "column 'user' has 5 different values"),
         (["--data", "Filme.csv", "data.encoding=utf-8"], "cannot be read as csv"),
+        (["s3://bucket/experiment.yaml"], "s3://...: this takes a path on this machine, not a URL"),
         (["--data", "s3://key:secret@bucket/x.csv"], "--data"),
     ],
 )

@@ -21,7 +21,9 @@ import pytest
 import yaml
 
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import check, config_folder, load_experiment
+from fibec_ray.config.load import check, load_experiment
+from fibec_ray.config.names import config_folder
+from fibec_ray.data.about import about_rows
 from fibec_ray.data.source import load
 from fibec_ray.errors import ConfigError, DataError, UserError
 from fibec_ray.runs.simulation import resolved
@@ -296,6 +298,38 @@ def test_an_experiment_without_task_and_data_says_both_ways() -> None:
 )
 def test_bad_settings_are_one_line(override: str, says: str) -> None:
     assert says in refused(reviews(), override)
+
+
+@pytest.mark.parametrize("folder", ["imdb", "imdb/train"])
+def test_a_folder_per_class_becomes_a_table_as_the_page_says(folder: str) -> None:
+    for at, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True)):
+        file = Path(folder, label, f"{at}.txt")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert "has a folder per class (neg, pos) and a file per text" in refused("imdb")
+    page = (config_folder().parent / "docs" / "own-data.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(code.replace('"imdb"', repr(folder)), {})
+    assert own("imdb.csv").task.label_names == ("neg", "pos")
+
+
+def test_the_home_folder_may_be_written_with_a_tilde(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    reviews("set/data/train.csv")
+    for path in ("~/set", "~/set/"):
+        assert own(path).data.path == "~/set/data"
+    assert own("~/set/data/train.csv").data.path == "~/set/data/train.csv"
+
+
+def test_classes_that_differ_in_capital_letters_only_are_noted() -> None:
+    experiment = own(write("a.csv", {"text": TEXTS, "label": ["Pos", "pos", "neg"] * 20}))
+    train, test = load(experiment.task, experiment.data, 0)
+    said = about_rows(experiment.task, experiment.data, train, test)
+    assert "the classes 'Pos' and 'pos' differ only in capital letters or blanks" in "; ".join(said)
+
+
+def test_json_is_never_asked_for_its_header() -> None:
+    assert "data.header" not in refused(write("a.json", {"1": TEXTS, "2": TEXTS}))
 
 
 @pytest.mark.parametrize("name", hostile_data.ALL)
