@@ -189,7 +189,9 @@ class Recorder(fibec_ray.Callback):
             raise KeyboardInterrupt
 
 
-def test_callbacks_follow_a_run_and_ctrl_c_leaves_one_to_resume(finished: fibec_ray.Run, tmp_path: Path) -> None:
+def test_callbacks_follow_a_run_and_ctrl_c_leaves_one_to_resume(
+    finished: fibec_ray.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopping = Recorder(stop_after=0)
     with pytest.raises(KeyboardInterrupt) as stopped:
         fibec_ray.run("digits", out=tmp_path / "run", callbacks=stopping, **TINY)
@@ -197,13 +199,27 @@ def test_callbacks_follow_a_run_and_ctrl_c_leaves_one_to_resume(finished: fibec_
     line = f"fibec_ray.open_run('{tmp_path / 'run'}').resume()"
     assert stopped.value.__notes__ == [f"interrupted; continue with {line}"]
     assert fibec_ray.open_run(tmp_path / "run").status == "failed"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fibec_ray.open_run("~/run").folder == tmp_path / "run"
     run = eval(line)
+    assert run.status == "finished" and run.summary["adapter_digest"] == finished.summary["adapter_digest"]
+
+
+def test_an_interrupted_run_at_a_url_goes_on(finished: fibec_ray.Run, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FIBEC_RAY_RUNS", str(tmp_path / "near"))
+    url = f"file://{tmp_path / 'bucket' / 'run'}"
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        fibec_ray.run("digits", out=url, callbacks=Recorder(stop_after=0), **TINY)
+    assert stopped.value.__notes__ == [f"interrupted; continue with fibec_ray.open_run({url!r}).resume()"]
+    run = fibec_ray.open_run(url).resume()
     assert run.status == "finished" and run.summary["adapter_digest"] == finished.summary["adapter_digest"]
 
 
 def test_what_is_no_callback_is_refused_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found the class Recorder; give an object, Recorder()"):
         fibec_ray.run("digits", out=tmp_path / "run", callbacks=[Recorder], **TINY)  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="found the class Recorder; give an object, Recorder()"):
+        fibec_ray.run("digits", out=tmp_path / "run", callbacks=Recorder, **TINY)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
 
@@ -242,7 +258,7 @@ def frames() -> Iterator[Any]:
 def test_a_frame_is_written_beside_the_run(tmp_path: Path) -> None:
     for frame in frames():
         written = Path(data_settings(frame, tmp_path / "run")["data"]["path"])
-        assert written.parent == tmp_path / ".data" and written.suffix == ".parquet"
+        assert written.parents[1] == tmp_path / ".data" and written.name == "own-data.parquet"
         assert pl.read_parquet(written)["text"].to_list() == ["good", "bad"]
         assert data_settings(frame, tmp_path / "other")["data"]["path"] == str(written)
     assert not list((tmp_path / ".data").glob("*.part"))
@@ -255,6 +271,8 @@ def test_what_is_no_frame_is_refused(tmp_path: Path) -> None:
         data_settings(pl.LazyFrame({"a": [1]}), tmp_path / "run")
     with pytest.raises(DataError, match="this frame cannot be written as Parquet"):
         data_settings(pd.DataFrame({"a": [object(), 1]}), tmp_path / "run")
+    with pytest.raises(DataError, match="found dict; .* a DatasetDict one of its splits"):
+        data_settings({"train": pd.DataFrame({"text": ["a"]})}, tmp_path / "run")
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -319,6 +337,15 @@ def test_a_sweep_is_checked_before_its_first_run(options: dict[str, Any], messag
     with pytest.raises(ConfigError, match=message):
         fibec_ray.sweep("digits", out=tmp_path / "sweep", **options)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_needs_a_folder_and_takes_the_seeds_of_its_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a sweep needs a folder on this machine"):
+        fibec_ray.sweep("digits", vary={"rounds": [1, 2]}, out="s3://bucket/sweep")
+    file = tmp_path / "sweep.yaml"
+    file.write_text("{config: digits, seeds: [0], reference: a, variants: {a: [], b: [rounds=2]}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="sweep.yaml has its own; leave `seeds` out"):
+        fibec_ray.sweep(file, seeds=2, out=tmp_path / "out")
 
 
 def test_a_failed_run_stops_no_other(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from fibec_ray.files.run_dir import refused
 from fibec_ray.files.storage import is_url
 
 FOLDER = ".data"
-"""Folder beside the run directory. Its files are named by their content, so that runs of the same frame share one."""
+"""Folder beside the run directory, with a folder for each content, so that runs of the same frame share a file."""
+NAME = "own-data.parquet"
+"""The task and the run are called after the file."""
 WRITERS = ("write_parquet", "to_parquet")
 """The method that writes a frame: of polars; of pandas and `datasets`."""
 
@@ -26,7 +28,7 @@ def data_settings(data: Any, out: str | Path | None) -> dict[str, Any]:
     """
     if data is None:
         return {}
-    if isinstance(data, Mapping):
+    if isinstance(data, Mapping) and not any(_writer(value) for value in data.values()):  # a DatasetDict is one too
         return {"data": dict(data)}
     if isinstance(data, str | Path):
         return {"data": {"path": str(data)}}
@@ -34,7 +36,7 @@ def data_settings(data: Any, out: str | Path | None) -> dict[str, Any]:
 
 
 def _written(frame: Any, out: str | Path | None) -> Path:
-    write = next((getattr(frame, name) for name in WRITERS if hasattr(frame, name)), None)
+    write = _writer(frame)
     if write is None:
         raise DataError(
             f"data: expected a path, a polars or pandas frame, a datasets.Dataset or a mapping of settings, found "
@@ -47,11 +49,16 @@ def _written(frame: Any, out: str | Path | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             _write(write, draft)
-            path = folder / f"{hashlib.blake2b(draft.read_bytes(), digest_size=8).hexdigest()}.parquet"
+            path = folder / hashlib.blake2b(draft.read_bytes(), digest_size=8).hexdigest() / NAME
+            path.parent.mkdir(exist_ok=True)
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
     return path
+
+
+def _writer(frame: Any) -> Any:
+    return next((getattr(frame, name) for name in WRITERS if hasattr(frame, name)), None)
 
 
 def _write(write: Any, path: Path) -> None:

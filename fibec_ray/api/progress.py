@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -21,6 +21,9 @@ class _Bar(Callback):
     def __init__(self) -> None:
         self._bar: Any = None
         self._label = ""
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -58,9 +61,6 @@ class ProgressBar(_Bar):
         self._experiment = experiment
         self._score = score_column(experiment.task.metric)
 
-    def __enter__(self) -> ProgressBar:
-        return self
-
     def on_progress(self, stage: str, done: int, total: int) -> None:
         """Count the devices of the setup phase."""
         if stage == "setup":
@@ -87,9 +87,6 @@ class SweepBar(_Bar):
         super().__init__()
         self._total, self._shown = total, shown
 
-    def __enter__(self) -> SweepBar:
-        return self
-
     def say(self, line: str) -> None:
         """Show a line about the sweep; '3/6 fedavg, seed 1: ...' counts the runs completed."""
         if self._shown:
@@ -114,7 +111,7 @@ def scores_in(row: Row, score: str) -> dict[str, str]:
     return {model: f"{value:.3f}" for model, value in found.items() if value is not None}
 
 
-def someone_looks() -> bool:
+def is_interactive() -> bool:
     """True in a notebook, and where stderr is a terminal."""
     return _in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
 

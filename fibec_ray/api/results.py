@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -15,6 +16,7 @@ import polars as pl
 from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.log import open_run as open_log
 from fibec_ray.errors import ConfigError, RunDirError, did_you_mean
+from fibec_ray.files.storage import is_url
 from fibec_ray.roundlog.schema import TABLES, score_column
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Run:
 
     def __init__(self, path: str | Path):
         """Raises RunDirError if the folder holds no round log, or one of a version that this program cannot read."""
-        self.folder = Path(path) if "://" not in str(path) else path
+        self.folder = path if is_url(path) else Path(expanduser(path))
         """The run directory, or its URL."""
         self._log  # noqa: B018  a folder without a run is refused here
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import nullcontext
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 from fibec_ray.api.data import data_settings
 from fibec_ray.api.results import Run
-from fibec_ray.api.session import Callbacks, prepared, watched
+from fibec_ray.api.session import Callbacks, prepared, warn, watched
 from fibec_ray.api.settings import Source, experiment_of
 from fibec_ray.config.names import config_folder
 from fibec_ray.files.run_dir import taken
+from fibec_ray.files.storage import is_url
 from fibec_ray.runs.begin import begin, workplace
 
 
@@ -47,15 +48,15 @@ def run(
     with prepared():
         source = config_folder() / "own-data.yaml" if experiment is None and data is not None else experiment
         ready = experiment_of(source, changes | data_settings(data, out))
-        place = nullcontext(str(out)) if out is not None else taken(Path("runs"), ready.name)
+        place = (
+            nullcontext(str(out) if is_url(out) else expanduser(out))
+            if out is not None
+            else taken(Path("runs"), ready.name)
+        )
         with (
             place as where,
-            workplace(str(where), resume, _warn) as folder,
+            workplace(str(where), resume, warn) as folder,
             watched(ready, callbacks, progress, str(where)) as callback,
         ):
             begin(ready, folder, resume, callback)
     return Run(where)
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=2)

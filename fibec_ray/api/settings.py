@@ -63,9 +63,8 @@ def _flat(changes: Mapping[Any, Any], above: str) -> Iterator[tuple[str, Any]]:
 def _plain(value: Any, key: str = "") -> Any:
     """The value in types that YAML has: numbers of numpy and torch, paths and parts of a method are converted."""
     if isinstance(value, BaseModel):
-        return value.model_dump(
-            mode="json", include=value.model_fields_set | {"kind"}
-        )  # the rest may have other defaults
+        given = value.model_fields_set | {"kind"}  # the rest may have other defaults
+        return value.model_dump(mode="json", include=given)
     if isinstance(value, Mapping):
         return {name: _plain(below, f"{key}.{name}" if key else str(name)) for name, below in value.items()}
     if isinstance(value, list | tuple):

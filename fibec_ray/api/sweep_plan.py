@@ -17,15 +17,18 @@ from fibec_ray.sweeps.load import SweepPlan, SweepRun, Variant, load_sweep, refu
 def planned_sweep(
     source: Source | None,
     vary: Mapping[str, Sequence[Any]] | None,
-    seeds: int | Sequence[int],
+    seeds: int | Sequence[int] | None,
     changes: Mapping[str, Any],
 ) -> SweepPlan:
     """Check every run of a sweep before the first one starts. Raises ConfigError."""
     if isinstance(source, str | Path) and vary is None:
-        return load_sweep(_sweep_file(source), list(overrides_of(changes)))
+        file = _sweep_file(source)
+        if seeds is not None:
+            raise ConfigError(f"seeds: the sweep file {file} has its own; leave `seeds` out, or change them there")
+        return load_sweep(file, list(overrides_of(changes)))
     combinations = _combinations(vary)
     variants = tuple(Variant(_name(one), "", tuple(overrides_of(one))) for one in combinations)
-    numbers = _seeds(seeds)
+    numbers = _seeds(3 if seeds is None else seeds)
     runs = tuple(
         SweepRun(variant, seed, experiment_of(source, {**changes, **one, "seed": seed}))
         for seed in numbers

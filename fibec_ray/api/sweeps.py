@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,12 +14,13 @@ import polars as pl
 from fibec_ray.analysis.compare import Choices, compare_collection, written
 from fibec_ray.analysis.formats import Table
 from fibec_ray.analysis.variants import Collection, collect
-from fibec_ray.api.progress import SweepBar, someone_looks
+from fibec_ray.api.progress import SweepBar, is_interactive
 from fibec_ray.api.results import Library, Model, Run, as_frame, draw_one, html_table
-from fibec_ray.api.session import Callbacks, prepared, watched
+from fibec_ray.api.session import Callbacks, prepared, several, watched
 from fibec_ray.api.settings import Source
 from fibec_ray.api.sweep_plan import planned_sweep
 from fibec_ray.errors import ConfigError, did_you_mean
+from fibec_ray.files.storage import is_url
 from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.sweeps.load import SweepRun
@@ -170,7 +172,7 @@ def sweep(
     experiment: Source | None = None,
     *,
     vary: Mapping[str, Sequence[Any]] | None = None,
-    seeds: int | Sequence[int] = 3,
+    seeds: int | Sequence[int] | None = None,
     out: str | Path,
     jobs: int = 1,
     callbacks: Callbacks = (),
@@ -183,7 +185,7 @@ def sweep(
 
     experiment: as for `fibec_ray.run`; or the name or path of a sweep file, which has its own variants and seeds.
     vary: values to try, by key: {"method": [...], "local.learning_rate": [...]}; the first is the reference.
-    seeds: how many, counted from 0, or a list of them.
+    seeds: how many, counted from 0, or a list of them; by default 3.
     out: folder of the sweep. Finished runs in it are kept and interrupted ones continued, so the same call goes on
         with a sweep that was stopped.
     jobs: runs at a time. With 1 they run in this process, else each in a process of its own.
@@ -192,15 +194,17 @@ def sweep(
     Raises UserError for input that you can fix, and RunError after the last run if any failed; the others are kept.
     """
     with prepared():
-        if jobs != 1 and _several(callbacks):
+        if jobs != 1 and several(callbacks):
             raise ConfigError(f"callbacks: are called in this process, and jobs={jobs} starts others; set jobs=1")
+        if is_url(out):
+            raise ConfigError("out: a sweep needs a folder on this machine, and this is a URL; give a path")
         plan = planned_sweep(experiment, vary, seeds, changes)
-        where = Path(out)
-        shown = someone_looks() if progress is None else progress
+        where = Path(expanduser(out))
+        shown = is_interactive() if progress is None else progress
         with SweepBar(len(plan.runs), shown) as bar:
 
             def watch(run: SweepRun, folder: Path) -> AbstractContextManager[Callback]:
-                return watched(run.experiment, [*_several(callbacks), bar], False, str(folder))
+                return watched(run.experiment, [*several(callbacks), bar], False, str(folder))
 
             here = jobs == 1
             failures = run_here(plan, where, bar.say, watch) if here else run_sweep(plan, where, jobs, bar.say)
@@ -211,7 +215,3 @@ def sweep(
 def open_sweep(path: str | Path | Sequence[str | Path]) -> Sweep:
     """Open a sweep's folder, or several runs to compare. Raises RunDirError if no run in it has finished."""
     return Sweep([path] if isinstance(path, str | Path) else list(path))
-
-
-def _several(callbacks: Callbacks) -> Sequence[Callback]:
-    return (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)

@@ -24,7 +24,10 @@ RUNS_SAVED_CODE = "If the run uses parts of your own, this runs the Python files
 
 
 def path(text: str) -> Path:
-    """Parse a path, which need not exist; `~` is the user's home. Raises ConfigError."""
+    """Parse a path, which need not exist; `~` is the user's home. Raises ConfigError, for a URL too."""
+    if "://" in text:  # shown without what follows, which may be a password
+        scheme = text.partition("://")[0]
+        raise ConfigError(f"{scheme}://...: this takes a path on this machine, not a URL; give a path")
     if "\0" in text:
         raise ConfigError(f"{text!r}: a path cannot contain a null byte; remove it")
     try:
@@ -89,7 +92,7 @@ def add_config(
 def settle_config(arguments: argparse.Namespace) -> None:
     """Turn `config` into the Path of a file. If it looks like an override, it becomes one. Raises ConfigError."""
     text = arguments.config
-    if text is not None and "=" in text and not path(text).exists():
+    if text is not None and "=" in text and ("://" in text or not path(text).exists()):
         arguments.overrides = [text, *arguments.overrides]
         text = None
     if arguments.data is not None:

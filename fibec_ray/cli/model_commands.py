@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fibec_ray.cli.argument_types import RUNS_SAVED_CODE, at_least_one, path, place
@@ -133,4 +132,4 @@ def _export_log(arguments: argparse.Namespace) -> None:
     for name in ("device", "base"):
         if getattr(arguments, name) is not None:
             raise ConfigError(f"--{name}: has no effect with --to, which writes the round log; leave it out")
-    print(export(Path(arguments.run), arguments.to, arguments.dest))
+    print(export(path(arguments.run), arguments.to, arguments.dest))
