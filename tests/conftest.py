@@ -20,7 +20,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from rotation import seed
 
-from fibec_ray.config.load import check, config_folder, load_method, method_files, parse_override
+from fibec_ray.config.load import check, load_method, parse_override
+from fibec_ray.config.names import config_folder, method_files
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec

@@ -13,7 +13,8 @@ from device_states import stored
 from rotation import in_turn
 
 from fibec_ray.cli.method_page import page
-from fibec_ray.config.load import check, method_files
+from fibec_ray.config.load import check
+from fibec_ray.config.names import method_files
 from fibec_ray.errors import ModelError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec

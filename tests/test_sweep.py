@@ -21,7 +21,8 @@ from runs.interrupted import interrupted
 
 from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.cli.main import main
-from fibec_ray.config.load import config_folder, load_experiment, read_yaml
+from fibec_ray.config.load import load_experiment, read_yaml
+from fibec_ray.config.names import config_folder
 from fibec_ray.errors import ConfigError, RunDirError, RunError
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.roundlog.schema import ROUNDS

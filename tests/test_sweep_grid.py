@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fibec_ray.config.load import config_folder
+from fibec_ray.config.names import config_folder
 from fibec_ray.errors import ConfigError
 from fibec_ray.sweeps.grid import parse_grid, values
 from fibec_ray.sweeps.load import load_sweep

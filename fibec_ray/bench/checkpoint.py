@@ -17,7 +17,8 @@ from statistics import median
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpointer import Checkpointer
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import config_folder, load_experiment
+from fibec_ray.config.load import load_experiment
+from fibec_ray.config.names import config_folder
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round

@@ -20,7 +20,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fibec_ray.config.load import config_folder, load_experiment, load_method
+from fibec_ray.config.load import load_experiment, load_method
+from fibec_ray.config.names import config_folder
 from fibec_ray.curvature.fisher import FisherScan, Label
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec

@@ -20,7 +20,7 @@ from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, scale_ta
 from fibec_ray.bench.machine import busy_with_others, machine
 from fibec_ray.bench.runs import Stand, compare, grow, say
 from fibec_ray.bench.workload import Sizes
-from fibec_ray.config.load import config_folder
+from fibec_ray.config.names import config_folder
 from fibec_ray.files.run_dir import write_text
 
 NUM_DEVICES, COHORT_SIZE = 100, 10

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from fibec_ray.cli.argument_types import RUNS_CODE, path
-from fibec_ray.cli.parsing import Parser, Parsers
+from fibec_ray.cli.parsing import Parsers
 
 TITLE = "choose"
 MORE = {
@@ -28,18 +28,14 @@ def add(parsers: Parsers) -> None:
         ("backbones", "list the base models"),
     ):
         parser = parsers.add_parser(group, help=what)
-        _add_options(parser)
+        parser.add_argument("--wide", action="store_true", help="print a table with more columns")
+        parser.add_argument("--json", action="store_true", help="print plain values")
         if group == "methods":
             parser.epilog = RUNS_CODE
             parser.add_argument(
                 "files", nargs="*", type=path, metavar="FILE", help="also list your methods (YAML) and parts (Python)"
             )
         parser.set_defaults(command=_methods if group == "methods" else partial(_list, group), prints=True)
-
-
-def _add_options(parser: Parser) -> None:
-    parser.add_argument("--wide", action="store_true", help="print a table with more columns")
-    parser.add_argument("--json", action="store_true", help="print plain values")
 
 
 def _list(group: str, arguments: argparse.Namespace) -> None:

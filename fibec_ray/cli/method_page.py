@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from fibec_ray.config.load import load_method, method_files
+from fibec_ray.config.load import load_method
+from fibec_ray.config.names import method_files
 from fibec_ray.method import AXES, Method
 from fibec_ray.parts.part import Part
 

@@ -21,8 +21,6 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
 from fibec_ray.config.limits import refuse_flags, refuse_nonsense
 from fibec_ray.config.names import GROUPS, find, near_file
-from fibec_ray.config.names import config_folder as config_folder
-from fibec_ray.config.names import method_files as method_files
 from fibec_ray.config.overrides import in_order, set_key, with_implied
 from fibec_ray.config.own_data import replace_embedded_task, with_own_data
 from fibec_ray.data.settings import DataConfig

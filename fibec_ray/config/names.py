@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fibec_ray.errors import ConfigError, did_you_mean
+from fibec_ray.errors import ConfigError, did_you_mean, nearest
 
 GROUPS = {"method": "methods", "task": "tasks", "backbone": "backbones"}
 """Keys whose value may be the name of a file, and the folder of these files."""
@@ -82,9 +82,8 @@ def find_config(text: str | None, groups: Sequence[str] = ("experiments",)) -> P
 def near_file(path: Path) -> str:
     """Suggest another name for a missing file: '; did you mean X?', or ''."""
     beside = [str(file) for file in _yaml_files(path.parent)]
-    near = did_you_mean(str(path), beside)
-    if near.startswith("did you mean"):
-        return f"; {near}"
+    if near := nearest(str(path), beside):
+        return f"; did you mean '{near}'?"
     for group in ("experiments", "sweeps"):
         if path.stem in packaged(group):
             return f"; for the packaged config, write {path.stem}"

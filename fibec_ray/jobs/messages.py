@@ -19,7 +19,7 @@ NO_START = (
     "the job's driver did not start in time; the cluster may have no free CPU or memory for it (`ray status` on its "
     "head)"
 )
-NO_FILES = "the cluster could not unpack the job's files; check the free disk of its nodes ({why})"
+NO_FILES = "the cluster could not unpack the job's files; check the free disk of its nodes (\\g<why>)"
 DIED = (
     "the job's driver was killed; the cluster's head may have run out of memory (`fibec-ray plan` shows what a run "
     "takes)"
@@ -31,7 +31,7 @@ TRANSLATIONS: Mapping[str, str] = {
     r"require the ray\[default\]": NO_DASHBOARD,
     r"Ray version (\S+) is running on the cluster": "the cluster runs Ray \\1, which has no jobs; use a newer version",
     r"failed to start within|could not be scheduled": NO_START,
-    r"runtime_env setup failed: (?P<why>.{0,200})": NO_FILES.replace("{why}", r"\g<why>"),
+    r"runtime_env setup failed: (?P<why>.{0,200})": NO_FILES,
     r"Job supervisor actor died": DIED,
     r"Failed to connect to Ray at address": "no job server answers there; is the cluster up and its dashboard on?",
 }

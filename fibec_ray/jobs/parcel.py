@@ -15,7 +15,7 @@ from typing import Any
 
 import fibec_ray
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import config_folder
+from fibec_ray.config.names import config_folder
 from fibec_ray.data.splits import with_shards
 from fibec_ray.errors import ConfigError, DataError, ModelError
 from fibec_ray.files.run_dir import write_yaml

@@ -15,7 +15,8 @@ import yaml
 from conftest import make_regression
 
 from fibec_ray.cli.main import build_parser, main
-from fibec_ray.config.load import config_folder, load_experiment
+from fibec_ray.config.load import load_experiment
+from fibec_ray.config.names import config_folder
 from fibec_ray.runs.simulation import resolved
 
 QUICKSTART = str(config_folder() / "quickstart.yaml")

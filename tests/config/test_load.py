@@ -11,16 +11,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fibec_ray.config.load import (
-    check,
-    config_folder,
-    load_experiment,
-    load_method,
-    method_files,
-    parse_override,
-    read_yaml,
-)
-from fibec_ray.config.names import find_config
+from fibec_ray.config.load import check, load_experiment, load_method, parse_override, read_yaml
+from fibec_ray.config.names import config_folder, find_config, method_files
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import Job

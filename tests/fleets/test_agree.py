@@ -10,7 +10,8 @@ import pytest
 from conftest import BACKBONES, DOES_NOT_APPLY, make_instructions, make_regression, settings_on
 from rotation import in_turn
 
-from fibec_ray.config.load import check, method_files
+from fibec_ray.config.load import check
+from fibec_ray.config.names import method_files
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.runs.simulation import simulate
 

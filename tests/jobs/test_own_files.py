@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fibec_ray.config.load import config_folder, load_experiment
+from fibec_ray.config.load import load_experiment
+from fibec_ray.config.names import config_folder
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import load
 from fibec_ray.jobs.parcel import settings_for

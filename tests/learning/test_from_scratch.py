@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rotation import in_turn
 from safetensors.torch import load_file
 
-from fibec_ray.config.load import check, method_files
+from fibec_ray.config.load import check
+from fibec_ray.config.names import method_files
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.federation import Federation
 from fibec_ray.models.net_model import NetModel

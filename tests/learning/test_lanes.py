@@ -11,7 +11,8 @@ from conftest import BACKBONES, DOES_NOT_APPLY, settings_on, shard_of
 from rotation import in_turn
 from torch import Tensor
 
-from fibec_ray.config.load import check, method_files
+from fibec_ray.config.load import check
+from fibec_ray.config.names import method_files
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.local import LocalFleet

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import SHARED_DATA, named
 
-from fibec_ray.config.load import check, config_folder, load_experiment
+from fibec_ray.config.load import check, load_experiment
+from fibec_ray.config.names import config_folder
 from fibec_ray.data.partition import Iid
 from fibec_ray.errors import ConfigError, DataError
 from fibec_ray.learning.federation import Federation

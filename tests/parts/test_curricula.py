@@ -11,7 +11,8 @@ import torch
 from conftest import shard_of
 from torch import Tensor, nn
 
-from fibec_ray.config.load import config_folder, load_method
+from fibec_ray.config.load import load_method
+from fibec_ray.config.names import config_folder
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone

@@ -9,7 +9,7 @@ from conftest import make_regression, settings_on
 from planned_runs import Ran, check_bytes, check_states, check_work, run
 from rotation import in_turn
 
-from fibec_ray.config.load import method_files
+from fibec_ray.config.names import method_files
 
 FROM_SCRATCH = ["fipa-paper", "fedavg-full"]
 AT_MOST = {"hetlora", "fipa-paper", "slora"}

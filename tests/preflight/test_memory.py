@@ -12,7 +12,8 @@ import torch
 import yaml
 from conftest import make_tiny, named, settings_on
 
-from fibec_ray.config.load import check, method_files
+from fibec_ray.config.load import check
+from fibec_ray.config.names import method_files
 from fibec_ray.learning.federation import Federation
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.live import peak_bytes

@@ -9,7 +9,8 @@ from conftest import DOES_NOT_APPLY, settings_on
 from rotation import in_turn
 from runs.interrupted import interrupted, result
 
-from fibec_ray.config.load import check, method_files
+from fibec_ray.config.load import check
+from fibec_ray.config.names import method_files
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import simulate
 from fibec_ray.runs.verify import verify
