@@ -24,10 +24,12 @@ RUNS_SAVED_CODE = "If the run uses parts of your own, this runs the Python files
 
 
 def path(text: str) -> Path:
-    """Parse a path, which need not exist; `~` is the user's home. Raises ConfigError, for a URL too."""
-    if "://" in text:  # shown without what follows, which may be a password
-        scheme = text.partition("://")[0]
-        raise ConfigError(f"{scheme}://...: this takes a path on this machine, not a URL; give a path")
+    """Parse a path, which need not exist; `~` is the user's home. Raises ConfigError, also for a URL."""
+    if "://" in text:
+        from fibec_ray.files.storage import refuse_secrets
+
+        refuse_secrets(text, "PATH")
+        raise ConfigError(f"{text}: a path on this machine is needed here, and this is a URL; give a path")
     if "\0" in text:
         raise ConfigError(f"{text!r}: a path cannot contain a null byte; remove it")
     try:

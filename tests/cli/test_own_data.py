@@ -101,7 +101,10 @@ def test_rows_without_a_label_are_left_out_and_counted(reviews: str, capsys: Any
         ),
         (["--data", "Filme.csv", "partition.column=user", "num_devices=9"], "column 'user' has 5 different values"),
         (["--data", "Filme.csv", "data.encoding=utf-8"], "cannot be read as csv"),
-        (["s3://bucket/experiment.yaml"], "s3://...: this takes a path on this machine, not a URL"),
+        (
+            ["s3://bucket/experiment.yaml"],
+            "s3://bucket/experiment.yaml: a path on this machine is needed here, and this is a URL",
+        ),
         (["--data", "s3://key:secret@bucket/x.csv"], "--data"),
     ],
 )
