@@ -62,7 +62,7 @@ def test_pages_are_plain_english(name: str) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a table of one's own, beside the checkout's configs and cluster files."""
+    """A folder with a user's table, beside the checkout's configs and cluster files."""
     rows = [f"message {n},{'a' if n % 2 else 'b'}" for n in range(80)]
     (tmp_path / "my.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     for folder in ("configs", "cluster"):

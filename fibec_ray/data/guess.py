@@ -57,7 +57,7 @@ def normalised(name: str) -> str:
 
 @dataclass(frozen=True)
 class Roles:
-    """Columns by what they are for. texts: one, or two for pairs; empty: not known. label: None: not known."""
+    """Columns by purpose. texts: one, or two for pairs; empty: not known. label: None: not known."""
 
     texts: tuple[str, ...]
     label: str | None

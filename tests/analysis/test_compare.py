@@ -97,7 +97,7 @@ def test_a_resumed_run_counts_the_rounds_that_it_did_again_once(tmp_path: Path) 
 
 
 def test_the_default_target_is_95_percent_of_the_best_of_the_reference(tmp_path: Path) -> None:
-    """Means of best .8 and .9: .85, of which 95 % are .8075, so .80."""
+    """Means of the best, .8 and .9: .85. 95 % of that is .8075, so .80."""
     runs = [small_run(tmp_path / f"{seed}", {1: score, 4: 0.1}, seed) for seed, score in ((0, 0.8), (1, 0.9))]
     assert [stem for stem in tables_of(*runs) if stem.startswith("target")] == ["target-0_8"]
 
