@@ -63,7 +63,8 @@ class RunView(Callback):
     def on_data(self, prepared: Prepared) -> None:
         e, shards = self._experiment, prepared.heterogeneity
         pooled = ", their data pooled" if e.method.pooled else ""
-        sizes = f"{shards['smallest_shard']:.0f} to {shards['largest_shard']:.0f} samples"
+        least, most = (f"{shards[name]:.0f}" for name in ("smallest_shard", "largest_shard"))
+        sizes = f"{least} samples" if least == most else f"{least} to {most} samples"
         self._say(
             f"{e.name}: {e.method.name} on {e.task.name}, {e.num_devices} devices of {sizes}, "
             f"{e.cohort_size} a round for {e.rounds} rounds, seed {e.seed}{pooled}"

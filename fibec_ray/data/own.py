@@ -111,7 +111,7 @@ def _files(config: DataConfig) -> _Files:
     folder = _with_data(base)
     there = data_files(folder)
     train = _train_file(folder, there)
-    tests = [path.name for word in TEST for path in there if split_of(path) == word]
+    tests = [path.name for word in TEST for path in there if split_of(path) == word != split_of(train)]
     return _Files(str(folder), train.name, given or tuple(tests) or tuple(path.name for path in test_beside(train)))
 
 
@@ -164,7 +164,7 @@ def _train_file(folder: Path, there: Sequence[Path]) -> Path:
     named = [path for word in TRAIN for path in there if split_of(path) == word]
     if not named:
         named = [path for path in there if test_beside(path)]
-    if not named and len(there) == 1:
+    if not named and len({split_of(path) for path in there}) == 1:
         return there[0]
     if len(named) == 1 or (named and split_of(named[0]) == split_of(named[1])):
         return named[0]
@@ -247,7 +247,8 @@ def _title(path: str | None, train: str | None) -> str:
     """reviews.csv -> 'reviews'; reviews/train-00000-of-00004.parquet, reviews/data/train.csv -> 'reviews'"""
     place = Path(str(path or "").rstrip("/") if is_url(path or "") else Path(path or ".").absolute())
     file = place if train is None else place / Path(train).name
-    words = re.sub(r"(^|[^a-z])(train|training)([^a-z]|$)", " ", split_of(file)).strip(" -_.")
+    splits = "|".join((*TRAIN, *TEST))
+    words = re.sub(rf"(^|[^a-z])({splits})([^a-z]|$)", " ", split_of(file)).strip(" -_.")
     folders = [parent.name for parent in file.parents if parent.name not in ("data", "")]
     name = Path(file.name).name.split(".")[0] if words and words == split_of(file) else words or (folders or [""])[0]
     return re.sub(r"[^\w .+-]", "-", name).strip(" .-")[:60] or "own-data"

@@ -196,6 +196,17 @@ def test_test_files_without_labels_are_passed_over() -> None:
     assert own("glue", "data.test=train.csv", "data.train=dev.csv").data.test == "train.csv"
 
 
+@pytest.mark.parametrize(
+    "names", [["validation.parquet"], ["validation-00000-of-00002.parquet", "validation-00001-of-00002.parquet"]]
+)
+def test_a_folder_with_one_split_of_any_name_holds_rows_out(names: list[str]) -> None:
+    for name in names:
+        write(f"qnli/{name}", {"text": TEXTS, "label": [1, 0] * 30})
+    for path in ("qnli", f"qnli/{names[0]}"):
+        experiment = own(path)
+        assert experiment.name == "qnli" and experiment.data.test is None
+
+
 def test_folders_of_splits_are_found() -> None:
     write("set/train/part.csv", {"text": TEXTS, "label": LABELS})
     write("set/test/part.csv", {"text": TEXTS[:10], "label": LABELS[:10]})
