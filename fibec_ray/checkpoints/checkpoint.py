@@ -58,7 +58,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """devices that compute side by side: set, or found by a trial at the start"""
     base: str = ""
     """fingerprint of the base weights; '' if there are none, or in old checkpoints"""
-    totals: RunTotalsState = Field(validation_alias=AliasChoices("totals", "tally"))  # `tally` until version 0.1
+    totals: RunTotalsState = Field(validation_alias=AliasChoices("totals", "tally"))
+    """called `tally` by earlier programs"""
     devices: dict[int, int]
     """version of each device's accepted state, which is in its file's name; devices without a state are left out"""
     digests: dict[int, str] = {}
@@ -173,7 +174,7 @@ def read_state(path: Path) -> Tensors:
 
 
 def _name_now(name: str) -> str:
-    """Until version 0.1 the `control` tensors were called `hint`."""
+    """The name of a tensor today; runs of earlier programs call `control` tensors `hint`."""
     return f"control/{name.removeprefix('hint/')}" if name.startswith("hint/") else name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ def test_a_folder_that_moved_and_a_url_give_the_same_model(tmp_path: Path) -> No
     shutil.move(run.folder / "adapter", tmp_path / "elsewhere")
     assert torch.equal(load(tmp_path / "elsewhere").scores(texts), before)
     assert torch.equal(load(str(tmp_path / "elsewhere")).scores(texts), before)
+
+
+def test_loading_leaves_the_filters_of_warnings_alone(tmp_path: Path) -> None:
+    """A script that loads a model still sees its own FutureWarnings."""
+    run = run_of(settings(), tmp_path)
+    with warnings.catch_warnings():
+        warnings.resetwarnings()  # pytest's own settings ignore FutureWarnings
+        load(run.folder)
+        assert not list(warnings.filters)
 
 
 def test_a_tokenizer_that_cannot_be_saved_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
