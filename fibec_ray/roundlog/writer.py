@@ -72,10 +72,11 @@ class RoundLog:
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""
         for name in TABLES:
-            for path in parts(self._run_dir / name):
-                if round_of(path) >= first:
-                    with refused(f"{path}: cannot remove this part of the round log"):
-                        path.unlink()
+            later = [path for path in parts(self._run_dir / name) if round_of(path) >= first]
+            drafts = (self._run_dir / name).glob(".*.parquet.*.part")  # of a driver that was killed while it wrote
+            for path in (*later, *(draft for draft in drafts if not draft.is_symlink())):
+                with refused(f"{path}: cannot remove this part of the round log"):
+                    path.unlink()
 
     def _table(self, name: str, round_: int, rows: Sequence[Row]) -> pa.Table:
         where = f"round log, {name}, round {round_}"

@@ -134,3 +134,12 @@ def test_a_full_disk_is_a_run_dir_error(tmp_path):
     with pytest.raises(RunDirError, match="No space left"):
         log.append(rounds_row(0), [], [])
     assert parts(tmp_path / "layers") == []
+
+
+def test_rewinding_removes_what_a_killed_driver_was_writing(tmp_path):
+    log = RoundLog(tmp_path, METADATA)
+    draft = tmp_path / "layers" / ".part-000000.parquet.17239.part"
+    draft.parent.mkdir(exist_ok=True)
+    draft.write_bytes(b"PAR1")
+    log.rewind(0)
+    assert not draft.exists()
