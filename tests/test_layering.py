@@ -40,6 +40,7 @@ LAYERS = (
         "model_types",
         "reports",
         "effects",
+        "encoder",
         "errors",
         "environment",
         "interrupts",

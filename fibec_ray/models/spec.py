@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from fibec_ray.encoder import EncodeMode
 from fibec_ray.files.storage import refuse_secrets
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
-EncodeMode = Literal["plain", "masked", "causal"]
 Backend = Literal["auto", "plain", "spread", "stream", "deepspeed", "qlora"]
 
 ENCODE_MODES: dict[Head, EncodeMode] = {
