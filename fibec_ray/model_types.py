@@ -6,10 +6,12 @@ of all responses of a batch, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fibec_ray.curvature.per_sample import Caught
@@ -18,37 +20,49 @@ from fibec_ray.tensors import Tensors
 
 HEAD = "head"
 """The first word in the names of the tensors of our own classification head."""
+NO_LABEL = -100
+"""Label of padding, where each token has a label."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """B samples, right-padded to S tokens."""
+    """B samples: their inputs by name, and their labels.
 
-    input_ids: Tensor
-    """(B, S) int64"""
-    attention_mask: Tensor
-    """(B, S) int64, 1 for real tokens"""
+    Texts have the inputs
+        input_ids: (B, S) int64, right-padded to the longest;
+        attention_mask: (B, S) int64, 1 for real tokens;
+        answer_at: (B,) int64, the position whose output predicts the answer (the mask token, or the prompt's last
+            token); 0 with a classification head. Where answers are texts, all real tokens behind it are the response;
+        token_type_ids: (B, S) int64, 0 for padding; only if the tokenizer and the model have token types.
+    Two texts per sample have (B, 2, S) and (B, 2) instead. Images and points have
+        features: (B, *shape) float32.
+    """
+
+    inputs: Mapping[str, Tensor]
     labels: Tensor
     """(B,) int64 class ids; float32 values in a regression"""
-    answer_at: Tensor
-    """(B,) int64: the position whose output predicts the answer (the mask token, or the prompt's last token); 0 with
-    a classification head. Where answers are texts, all real tokens behind it are the response"""
 
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return len(self.labels)
 
-@dataclass(frozen=True)
-class TypedBatch(Batch):
-    """B samples whose tokens have types: BERT's tokenizers tell the second text of a pair from the first."""
+    @property
+    def length(self) -> int:
+        """Positions per sample, padding included; 1 where samples have no length."""
+        ids = self.inputs.get("input_ids")
+        return 1 if ids is None else math.prod(ids.shape[1:])
 
-    token_types: Tensor
-    """(B, S) int64, transformers' token_type_ids; 0 for padding"""
+    def real(self, states: Tensor) -> Tensor:
+        """(B, S, 1) int64, 1 at real positions and 0 at padding, on the device of the states (B, S, H)."""
+        mask = self.inputs.get("attention_mask")
+        if mask is None:
+            return torch.ones(*states.shape[:2], 1, dtype=torch.int64, device=states.device)
+        return mask.to(states.device).flatten(1).unsqueeze(2)
 
-
-@dataclass(frozen=True)
-class DenseBatch(Batch):
-    """B samples that are not text. Code that handles tokens sees each of them as one token with a dummy id."""
-
-    features: Tensor
-    """(B, *shape) float32"""
+    def to(self, device: torch.device) -> Batch:
+        """A copy on another torch device."""
+        return Batch({name: value.to(device) for name, value in self.inputs.items()}, self.labels.to(device))
 
 
 class Shard(Protocol):

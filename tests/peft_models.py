@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from batches import of_texts, row, tokens
 
 from fibec_ray.curvature.per_sample import catch
 from fibec_ray.learning.adapter import save_adapter
@@ -96,15 +97,7 @@ def ready(name: str, family: str, head: str, cache: Path) -> TorchModel:
 def batch() -> Batch:
     ids = torch.randint(5, 50, (3, 7), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(7) < torch.tensor([[7], [4], [2]])).long()
-    return Batch(torch.where(mask.bool(), ids, PAD), mask, torch.tensor([0, 2, 1]), mask.sum(1) - 1)
-
-
-def row(whole: Batch, i: int) -> Batch:
-    """Sample i alone, without padding."""
-    size, part = int(whole.attention_mask[i].sum()), slice(i, i + 1)
-    return Batch(
-        whole.input_ids[part, :size], whole.attention_mask[part, :size], whole.labels[part], whole.answer_at[part]
-    )
+    return of_texts(torch.where(mask.bool(), ids, PAD), mask, torch.tensor([0, 2, 1]), mask.sum(1) - 1)
 
 
 def squares_of(model: TorchModel, data: Batch, names: list[str]) -> Tensors:
@@ -138,11 +131,11 @@ def saved(model: TorchModel, part: Peft, folder: Path) -> Path:
 
 def scores_of(whole: Any, model: TorchModel, head: str, sample: Batch) -> torch.Tensor:
     """From a loaded model's own outputs; prompts come first in them."""
-    out = whole(input_ids=sample.input_ids, attention_mask=sample.attention_mask)
-    length = sample.input_ids.shape[1]
+    out = whole(**tokens(sample))
+    length = sample.inputs["input_ids"].shape[1]
     if head == "mean_pool":
         own = model.read()
         return out.last_hidden_state[:, -length:].mean(1) @ own["head.weight"].T + own["head.bias"]
     if head == "model":
         return out.logits
-    return out.logits[:, -length:][:, sample.answer_at[0], list(WORDS)]
+    return out.logits[:, -length:][:, sample.inputs["answer_at"][0], list(WORDS)]

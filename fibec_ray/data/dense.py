@@ -17,7 +17,7 @@ from torch import Tensor
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Points
-from fibec_ray.model_types import DenseBatch
+from fibec_ray.model_types import Batch
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,11 @@ class DenseShard:
         """Itself: samples have no length."""
         return self
 
-    def batch(self, rows: Tensor) -> DenseBatch:
+    def batch(self, rows: Tensor) -> Batch:
         """The samples at positions `rows` (B,) of the shard."""
         assert len(rows), "a batch of no samples"
-        tokens = torch.zeros(len(rows), 1, dtype=torch.int64)
         features = torch.from_numpy(self._source.features[self._rows[rows.numpy()]])
-        return DenseBatch(tokens, torch.ones_like(tokens), self.labels[rows], tokens[:, 0], features)
+        return Batch({"features": features}, self.labels[rows])
 
 
 def open_set(folder: Path) -> EncodedSet | DenseSet:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
-from fibec_ray.model_types import Batch, TypedBatch
+from fibec_ray.model_types import Batch
 
 _ARRAYS = ("tokens", "offsets", "labels", "answer_at", "texts")
 _OPTIONAL = ("true_difficulty", "types")
@@ -129,8 +129,10 @@ class ArrayShard:
             input_ids[i, : len(tokens)] = tokens
             if types is not None and self._source.types is not None:
                 types[i, : len(tokens)] = self._left(self._source.types, row)
-        columns = (torch.from_numpy(input_ids), attention_mask, self.labels[rows], torch.from_numpy(answer_at))
-        return Batch(*columns) if types is None else TypedBatch(*columns, torch.from_numpy(types))
+        inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": attention_mask}
+        if types is not None:
+            inputs["token_type_ids"] = torch.from_numpy(types)
+        return Batch({**inputs, "answer_at": torch.from_numpy(answer_at)}, self.labels[rows])
 
     def _left(self, values: NDArray[Any], row: int) -> NDArray[Any]:
         """The part of (T,) values for the kept tokens of a sample."""

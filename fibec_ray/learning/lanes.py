@@ -48,8 +48,8 @@ class _Pass:
 
     @property
     def length(self) -> int:
-        """Tokens per sample, padding included."""
-        return self.batch.input_ids.shape[1]
+        """Positions per sample, padding included."""
+        return self.batch.length
 
 
 @dataclass(eq=False)
@@ -183,7 +183,7 @@ def _pass(model: LanedModel, asked: Sequence[_Pass]) -> list[tuple[Outputs, Caug
 
 
 def _parts(asked: Sequence[_Pass]) -> dict[LaneModel, Part]:
-    padded, ends = max(each.length for each in asked), list(accumulate(len(each.batch.labels) for each in asked))
+    padded, ends = max(each.length for each in asked), list(accumulate(each.batch.num_samples for each in asked))
     starts = [0, *ends]
     return {
         each.lane: Part(slice(start, end), each.length, padded)

@@ -201,7 +201,7 @@ def features(out: Outputs, batch: Batch) -> Tensor:
     out: of the batch, with hidden states.
     """
     last = out.hidden[-1] if out.last is None else out.last
-    real = batch.attention_mask.to(last.device).unsqueeze(2)
+    real = batch.real(last)
     return (last.float() * real).sum(1) / real.sum(1)
 
 

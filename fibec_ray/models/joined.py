@@ -11,25 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fibec_ray.model_types import Batch, Outputs, TypedBatch
+from fibec_ray.model_types import NO_LABEL, Batch, Outputs
 
 
 def join(batches: Sequence[Batch], pad_id: int) -> Batch:
-    """Concatenate the samples of all batches, right-padded to the longest."""
-    length = max(batch.input_ids.shape[1] for batch in batches)
+    """Concatenate the samples of all batches, each input right-padded to its longest. pad_id: of token ids."""
+    names = batches[0].inputs.keys()
+    assert all(batch.inputs.keys() == names for batch in batches), "lanes have different inputs"
+    pads = dict.fromkeys(names, 0) | {"input_ids": pad_id}
+    inputs = {name: _padded([batch.inputs[name] for batch in batches], pads[name]) for name in names}
+    return Batch(inputs, _padded([batch.labels for batch in batches], NO_LABEL))
 
-    def padded(tensors: list[Tensor], value: int) -> Tensor:
-        return torch.cat([F.pad(tensor, (0, length - tensor.shape[1]), value=value) for tensor in tensors])
 
-    columns = (
-        padded([batch.input_ids for batch in batches], pad_id),
-        padded([batch.attention_mask for batch in batches], 0),
-        torch.cat([batch.labels for batch in batches]),
-        torch.cat([batch.answer_at for batch in batches]),
-    )
-    types = [batch.token_types for batch in batches if isinstance(batch, TypedBatch)]
-    assert len(types) in (0, len(batches)), "either all lanes have token types or none"
-    return TypedBatch(*columns, padded(types, 0)) if types else Batch(*columns)
+def _padded(columns: Sequence[Tensor], value: int) -> Tensor:
+    """Concatenate (B, ..., S) with different S; (B,) have no axis to pad."""
+    if columns[0].dim() == 1:
+        return torch.cat(list(columns))
+    length = max(column.shape[-1] for column in columns)
+    return torch.cat([F.pad(column, (0, length - column.shape[-1]), value=value) for column in columns])
 
 
 def join_embeds(embeds: Sequence[Tensor | None], length: int) -> Tensor | None:
@@ -41,7 +40,7 @@ def join_embeds(embeds: Sequence[Tensor | None], length: int) -> Tensor | None:
 
 def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
     """Each lane's own outputs, with hidden states as long as its own batch."""
-    sizes = [len(batch.labels) for batch in batches]
+    sizes = [batch.num_samples for batch in batches]
     responses = [None] * len(sizes) if out.response is None else out.response.split(sizes)
     rows = sizes if out.response is None else [len(part.targets) for part in responses if part is not None]
     losses, scores = out.losses.split(sizes), out.scores.split(rows)
@@ -51,10 +50,10 @@ def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
         Outputs(
             losses[d],
             scores[d],
-            tuple(states[d][:, : batch.input_ids.shape[1]] for states in hidden),
+            tuple(states[d][:, : batch.length] for states in hidden),
             out.likelihood,
             responses[d],
-            None if lasts is None else lasts[d][:, : batch.input_ids.shape[1]],
+            None if lasts is None else lasts[d][:, : batch.length],
         )
         for d, batch in enumerate(batches)
     ]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fibec_ray import seeds
 from fibec_ray.curvature.per_sample import collect_holders
-from fibec_ray.model_types import Batch, DenseBatch, Likelihood, Outputs, Work
+from fibec_ray.model_types import Batch, Likelihood, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.nets import Net, Network, Shape
 
@@ -57,8 +57,7 @@ class NetModel(Alone):
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, 1, p): the sample is its only token."""
-        assert isinstance(batch, DenseBatch)
-        return batch.features.to(self.device).flatten(1).unsqueeze(1)
+        return batch.inputs["features"].to(self.device).flatten(1).unsqueeze(1)
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         x = self.embed(batch) if embeds is None else embeds

@@ -73,7 +73,8 @@ class Outline(TorchModel):
     def batch(self, num_samples: int, length: int) -> Batch:
         """A batch of samples with `length` tokens each; call it `within`."""
         tokens, one_each = torch.zeros(num_samples, length, dtype=torch.int64), torch.zeros(num_samples).long()
-        return Batch(tokens, torch.ones_like(tokens), one_each, one_each)
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "answer_at": one_each}
+        return Batch(inputs, one_each)
 
     def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
         with self._computing():
@@ -102,17 +103,17 @@ class Outline(TorchModel):
             ) from error
 
     def _response(self, batch: Batch) -> ResponseTokens:
-        num_samples, count = len(batch.input_ids), self._answer_in(batch)
+        num_samples, count = batch.num_samples, self._answer_in(batch)
         sample = torch.arange(num_samples).repeat_interleave(count, output_size=num_samples * count)
         column = torch.arange(count).repeat(num_samples)
         return ResponseTokens(column, sample, column, torch.full((num_samples,), count), count)
 
     def _num_answers(self, batch: Batch) -> int:
-        return len(batch.input_ids) * self._answer_in(batch) if self._responds else 0
+        return batch.num_samples * self._answer_in(batch) if self._responds else 0
 
     def _answer_in(self, batch: Batch) -> int:
         """Tokens of each sample's response."""
-        return max(1, min(self._longest_answer, batch.input_ids.shape[1] - 1))
+        return max(1, min(self._longest_answer, batch.length - 1))
 
     def frozen(self) -> dict[str, Tensor]:
         """The frozen parameters of the base; tied ones appear once."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fibec_ray import seeds
 from fibec_ray.curvature.per_sample import Caught, catch, collect_holders
 from fibec_ray.heads import beside_the_body, head_modules, in_head
-from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, TypedBatch, Work
+from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backends import choose, hold, room_on, weights_bytes
 from fibec_ray.models.base_cache import head_of
@@ -161,7 +161,7 @@ class TorchModel(Alone):
         return list(found.values())
 
     def embed(self, batch: Batch) -> Tensor:
-        embeddings: Tensor = self._base.get_input_embeddings()(batch.input_ids.to(self.device))
+        embeddings: Tensor = self._base.get_input_embeddings()(batch.inputs["input_ids"].to(self.device))
         return embeddings
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
@@ -169,10 +169,12 @@ class TorchModel(Alone):
         return self._outputs(batch, embeds, hidden)
 
     def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
-        mask = batch.attention_mask.to(self.device)
-        source = {"input_ids": batch.input_ids.to(self.device)} if embeds is None else {"inputs_embeds": embeds}
-        types = {"token_type_ids": batch.token_types.to(self.device)} if isinstance(batch, TypedBatch) else {}
-        inputs = self._attached.extend(source | {"attention_mask": mask} | types)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        inputs = {name: batch.inputs[name].to(self.device) for name in names if name in batch.inputs}
+        mask = inputs["attention_mask"]
+        if embeds is not None:
+            inputs = {"inputs_embeds": embeds, **{name: inputs[name] for name in names[1:] if name in inputs}}
+        inputs = self._attached.extend(inputs)
         out = self._respond(inputs, batch, hidden) if self._responds else self._classify(inputs, batch, mask, hidden)
         if torch.is_grad_enabled():
             self._base_weights.after_forward()
@@ -189,7 +191,7 @@ class TorchModel(Alone):
         """Score text answers. The language-model head runs only where a response token is predicted: (R, H) -> (R,
         V).
         """
-        response, length = self._response(batch).to(self.device), batch.input_ids.shape[1]
+        response, length = self._response(batch).to(self.device), batch.length
         inner = getattr(self._base, self._base.base_model_prefix)
         out, caught = self._blocks.run(inner, inputs | _no_cache(self._base), length, hidden)
         states = _own(out.last_hidden_state, length)[response.sample, response.column]
@@ -206,7 +208,7 @@ class TorchModel(Alone):
         return _own(out.logits, length)[:, -1].float()
 
     def _response(self, batch: Batch) -> ResponseTokens:
-        return locate(batch.input_ids, batch.attention_mask, batch.answer_at)
+        return locate(*(batch.inputs[name] for name in ("input_ids", "attention_mask", "answer_at")))
 
     def derive(
         self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
@@ -236,9 +238,9 @@ class TorchModel(Alone):
     ) -> tuple[list[Outputs], Caught]:
         if self._bank is None:
             self._bank = LaneBank(self.holders, self.trainable)
-        rows = [len(lane.batch.labels) for lane in lanes]
+        rows = [lane.batch.num_samples for lane in lanes]
         batch = join([lane.batch for lane in lanes], self._pad_id)
-        embeds = join_embeds([lane.embeds for lane in lanes], batch.input_ids.shape[1])
+        embeds = join_embeds([lane.embeds for lane in lanes], batch.length)
         with self._bank.using([lane.values for lane in lanes], rows), catch(self.holders, names, sum(rows)) as caught:
             out = self._outputs(batch, embeds, hidden)
         return split(out, [lane.batch for lane in lanes]), caught
@@ -248,8 +250,8 @@ class TorchModel(Alone):
 
         Frozen weights need no weight gradients, and the adapter's are negligible.
         """
-        run = batch.input_ids.shape[1] + self._attached.num_prompts
-        num_tokens = len(batch.input_ids) * run
+        run = batch.length + self._attached.num_prompts
+        num_tokens = batch.num_samples * run
         flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
         flops += self._cost.head * self._num_answers(batch)
         backward = (2 if self._peft.trains_base else 1) * flops if graph else 0.0
@@ -257,7 +259,8 @@ class TorchModel(Alone):
 
     def _num_answers(self, batch: Batch) -> int:
         """Number of response tokens. Class scores cost next to nothing."""
-        return int(batch.attention_mask.sum() - (batch.answer_at + 1).sum()) if self._responds else 0
+        real, prompts = batch.inputs["attention_mask"], batch.inputs["answer_at"] + 1
+        return int(real.sum() - prompts.sum()) if self._responds else 0
 
     def _run(
         self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool
@@ -288,7 +291,7 @@ class TorchModel(Alone):
     def _at_answers(self, values: Tensor, batch: Batch, length: int) -> Tensor:
         """(B, m + S, ...) -> (B, ...)"""
         rows = torch.arange(len(values), device=self.device)
-        return _own(values, length)[rows, batch.answer_at.to(self.device)]
+        return _own(values, length)[rows, batch.inputs["answer_at"].to(self.device)]
 
     def _of_words(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (B, C) of the verbaliser's words, and all logits (B, V)."""

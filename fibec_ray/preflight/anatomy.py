@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fibec_ray.learning.job import Job
 from fibec_ray.method import AXES
-from fibec_ray.model_types import Batch, DenseBatch, LocalModel
+from fibec_ray.model_types import Batch, LocalModel
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Net
 from fibec_ray.models.outline import Outline
@@ -185,9 +185,9 @@ def _of_network(net: Net, shape: tuple[int, ...], num_scores: int) -> Anatomy:
     initial = {name: value.detach().to("meta") for name, value in model.trainable.items()}
 
     def batch(num_samples: int, length: int) -> Batch:
-        ids, labels = torch.zeros(num_samples, 1, dtype=torch.int64), torch.zeros(num_samples)
-        labels = labels if num_scores == 1 else labels.long()
-        return DenseBatch(ids, torch.ones_like(ids), labels, ids[:, 0], torch.zeros(num_samples, *shape))
+        labels = torch.zeros(num_samples)
+        features = torch.zeros(num_samples, *shape)
+        return Batch({"features": features}, labels if num_scores == 1 else labels.long())
 
     def flops(num_samples: int, length: int) -> float:
         return num_samples * model.forward_flops

@@ -77,7 +77,7 @@ def test_rivals_meet_the_samples_that_devices_meet(arrays: str, worker_spec: Wor
             shard = federation.train_shard(device)
             batches = [shard.batch(rows) for rows in worker.epochs(worker.batches(device), t, device)]
             tokens, labels = workload.data(t, place)
-            assert torch.equal(torch.cat([batch.input_ids for batch in batches]), tokens)
+            assert torch.equal(torch.cat([batch.inputs["input_ids"] for batch in batches]), tokens)
             assert torch.equal(torch.cat([batch.labels for batch in batches]), labels)
             assert [len(batch.labels) for batch in batches] == [workload.batch_size] * 4
 

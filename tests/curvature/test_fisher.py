@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import of_texts
 from conftest import TINY_BERT, TINY_LLAMA, shard_of
 from torch import Tensor, nn
 
@@ -146,7 +147,7 @@ class Single(nn.Module):
         self.peft_model, self.run = model.peft_model, model.forward
 
     def forward(self, *sample: Tensor) -> Tensor:
-        return self.run(Batch(*(value.unsqueeze(0) for value in sample))).losses[0]
+        return self.run(of_texts(*(value.unsqueeze(0) for value in sample))).losses[0]
 
 
 @pytest.mark.parametrize("head", ["causal_lm", "model"])
@@ -162,9 +163,8 @@ def test_squares_are_those_of_vmapped_gradients(head: str, use_rslora: bool, sha
     def loss(values: Tensors, *sample: Tensor) -> Tensor:
         return torch.func.functional_call(single, values, sample)
 
-    grads = torch.func.vmap(torch.func.grad(loss), (None, 0, 0, 0, 0))(
-        params, batch.input_ids, batch.attention_mask, batch.labels, batch.answer_at
-    )
+    ids, mask, answer_at = (batch.inputs[name] for name in ("input_ids", "attention_mask", "answer_at"))
+    grads = torch.func.vmap(torch.func.grad(loss), (None, 0, 0, 0, 0))(params, ids, mask, batch.labels, answer_at)
     squares, _ = batch_squares(model, shard, ALL, list(model.trainable))
     assert_close(squares, {saved[name]: grad.square() for name, grad in grads.items()})
 
@@ -282,7 +282,7 @@ class Logistic(Alone):
         """No dropout."""
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
-        scores = self.linear(batch.input_ids.float())
+        scores = self.linear(batch.inputs["input_ids"].float())
         self.work.flops += 2 * scores.numel()  # a forward and a backward pass
         self.work.backward_flops += scores.numel()
         return Outputs(nn.functional.cross_entropy(scores, batch.labels, reduction="none"), scores)

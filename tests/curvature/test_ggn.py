@@ -242,7 +242,7 @@ class Linear(Alone):
         """No dropout."""
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
-        scores = self.linear(batch.input_ids.float() / 2)
+        scores = self.linear(batch.inputs["input_ids"].float() / 2)
         self.work.flops += (2 if torch.is_grad_enabled() else 1) * scores.numel()
         self.work.backward_flops += scores.numel() if torch.is_grad_enabled() else 0
         return Outputs(nn.functional.cross_entropy(scores, batch.labels, reduction="none"), scores)
@@ -304,7 +304,7 @@ def test_in_a_linear_regression_it_is_the_mean_of_the_inputs_squared() -> None:
     """H = X^T X / N, whatever the values, and the hessian of half the mean squared error."""
     model, shard = net_and_shard("regression, linear")
     pairs = top_eigenpairs(model, shard, torch.arange(NUM), {"all": list(model.trainable)}, 9, rng())["all"]
-    x = torch.cat([shard.batch(torch.arange(NUM)).features, torch.ones(NUM, 1)], 1).double()
+    x = torch.cat([shard.batch(torch.arange(NUM)).inputs["features"], torch.ones(NUM, 1)], 1).double()
     assert_near(rebuilt(pairs), x.T @ x / NUM, 1e-6)
 
 
@@ -327,7 +327,7 @@ def test_the_expected_fisher_information_is_its_diagonal(case: str) -> None:
 def shard_many(shard: DenseShard, num: int) -> DenseShard:
     """The same samples over and over."""
     batch = shard.batch(torch.arange(num) % shard.num_samples)
-    points = Points(batch.features.numpy(), np.zeros(num, np.int64), batch.labels.numpy())
+    points = Points(batch.inputs["features"].numpy(), np.zeros(num, np.int64), batch.labels.numpy())
     return DenseSet.of(points).shard(np.arange(num))
 
 

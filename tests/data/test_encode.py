@@ -155,8 +155,10 @@ def test_a_sample_seen_shortened_is_the_sample_encoded_shorter(
             whole, short = (encode(rows, task, tokenizer, mode, most).shard(np.arange(1)) for most in (48, length))
             seen = whole.shortened(length)
             assert seen.lengths.tolist() == short.lengths.tolist()
-            for found, expected in zip(vars(seen.batch(ONE)).values(), vars(short.batch(ONE)).values(), strict=True):
-                assert torch.equal(found, expected)
+            found, expected = seen.batch(ONE), short.batch(ONE)
+            assert torch.equal(found.labels, expected.labels) and found.inputs.keys() == expected.inputs.keys()
+            for name, column in found.inputs.items():
+                assert torch.equal(column, expected.inputs[name])
 
 
 ONE = torch.tensor([0])
@@ -166,7 +168,7 @@ def test_a_plain_sample_seen_shortened_keeps_its_special_tokens(tokenizer: Any) 
     pair = encode(examples("one two three four", second=["a b c"]), RTE, tokenizer, "plain", 32).shard(np.arange(1))
     for length, text in ((8, "[CLS] one two [SEP] a b c [SEP]"), (1, "[CLS] one [SEP] a [SEP]")):
         batch = pair.shortened(length).batch(ONE)
-        assert tokenizer.decode(batch.input_ids[0]) == text and batch.answer_at.tolist() == [0]
+        assert tokenizer.decode(batch.inputs["input_ids"][0]) == text and batch.inputs["answer_at"].tolist() == [0]
     assert pair.shortened(8).shortened(32).lengths.tolist() == [8]
 
 
@@ -175,9 +177,9 @@ def test_no_sample_is_shortened_below_its_template_and_a_token_of_text(tokenizer
     encoded = encode(examples("good film", LONG), SST2, tokenizer, "masked", 48)
     seen = encoded.shard(np.arange(2)).shortened(1)
     batch = seen.batch(torch.tensor([1, 0]))
-    decoded = [tokenizer.decode(ids) for ids in batch.input_ids]
+    decoded = [tokenizer.decode(ids) for ids in batch.inputs["input_ids"]]
     assert decoded == ["[CLS] so. it was [MASK]. [SEP]", "[CLS] good. it was [MASK]. [SEP]"]
-    answers = batch.input_ids[[0, 1], batch.answer_at]
+    answers = batch.inputs["input_ids"][[0, 1], batch.inputs["answer_at"]]
     assert answers.tolist() == [tokenizer.mask_token_id] * 2 and seen.lengths.tolist() == [8, 8]
 
 
@@ -185,15 +187,19 @@ def test_a_prompt_that_ends_in_its_text_is_answered_after_what_is_left(tokenizer
     task = SST2.model_copy(update={"causal_template": "Sentiment of {a}"})
     shard = encode(examples("one two three four"), task, tokenizer, "causal", 48).shard(np.arange(1))
     batch = shard.shortened(5).batch(ONE)
-    assert tokenizer.decode(batch.input_ids[0]) == "[CLS] sentiment of one two" and batch.answer_at.tolist() == [4]
+    assert tokenizer.decode(batch.inputs["input_ids"][0]) == "[CLS] sentiment of one two" and batch.inputs[
+        "answer_at"
+    ].tolist() == [4]
 
 
 def test_only_samples_that_are_too_long_are_cut(tokenizer: Any) -> None:
     shard = encode(examples("good film", LONG, "bad"), SST2, tokenizer, "plain", 48).shard(np.array([2, 1, 0]))
     seen = shard.shortened(10)
     assert shard.lengths.tolist() == [3, 48, 4] and seen.lengths.tolist() == [3, 10, 4]
-    assert torch.equal(seen.batch(torch.tensor([0, 2])).input_ids, shard.batch(torch.tensor([0, 2])).input_ids)
-    assert seen.batch(torch.tensor([0, 1])).attention_mask.sum(1).tolist() == [3, 10]
+    assert torch.equal(
+        seen.batch(torch.tensor([0, 2])).inputs["input_ids"], shard.batch(torch.tensor([0, 2])).inputs["input_ids"]
+    )
+    assert seen.batch(torch.tensor([0, 1])).inputs["attention_mask"].sum(1).tolist() == [3, 10]
     assert torch.equal(seen.labels, shard.labels) and seen.num_samples == 3
 
 
@@ -390,12 +396,15 @@ def test_batch_is_right_padded_to_its_longest(small: EncodedSet, tmp_path: Path)
     shard = EncodedSet.load(tmp_path / "set").shard(rows)
     batch = shard.batch(torch.tensor([3, 0]))
     lengths = [len(sample(small, 1099)), len(sample(small, 7))]
-    assert batch.input_ids.shape == (2, max(lengths)) and batch.attention_mask.sum(dim=1).tolist() == lengths
+    assert (
+        batch.inputs["input_ids"].shape == (2, max(lengths))
+        and batch.inputs["attention_mask"].sum(dim=1).tolist() == lengths
+    )
     for i, row in enumerate((1099, 7)):
-        assert batch.input_ids[i, : lengths[i]].tolist() == sample(small, row)
-        assert (batch.input_ids[i, lengths[i] :] == small.pad_id).all()
-        assert batch.labels[i] == small.labels[row] and batch.answer_at[i] == small.answer_at[row]
-    assert {tensor.dtype for tensor in vars(batch).values()} == {torch.int64}
+        assert batch.inputs["input_ids"][i, : lengths[i]].tolist() == sample(small, row)
+        assert (batch.inputs["input_ids"][i, lengths[i] :] == small.pad_id).all()
+        assert batch.labels[i] == small.labels[row] and batch.inputs["answer_at"][i] == small.answer_at[row]
+    assert {tensor.dtype for tensor in (*batch.inputs.values(), batch.labels)} == {torch.int64}
 
 
 def test_shard_knows_labels_lengths_and_true_difficulty_of_its_rows(small: EncodedSet) -> None:

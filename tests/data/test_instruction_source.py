@@ -276,8 +276,8 @@ def test_a_shorter_shard_keeps_responses_whole() -> None:
     """Whatever a curriculum by length cuts comes from the prompt."""
     encoded, _ = encode_instructions(rows_of(("sort", "tree " * 9, "moon lake")), FORM, TOKENIZER, 64)
     batch = encoded.shard(np.array([0])).shortened(13).batch(torch.arange(1))
-    assert batch.input_ids.shape == (1, 13)
-    behind = batch.input_ids[0, int(batch.answer_at[0]) + 1 :].tolist()
+    assert batch.inputs["input_ids"].shape == (1, 13)
+    behind = batch.inputs["input_ids"][0, int(batch.inputs["answer_at"][0]) + 1 :].tolist()
     assert TOKENIZER.convert_ids_to_tokens(behind) == ["moon", "lake", "[SEP]"]
 
 

@@ -139,13 +139,14 @@ def test_a_saved_set_loads_as_memory_maps_of_its_own_kind(regression: bool, tmp_
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_a_batch_holds_the_samples_asked_for(regression: bool) -> None:
-    """And is a batch of one-token samples to what knows nothing else."""
+    """A sample has one position, and no padding."""
     made = a_set(regression)
     shard = made.shard(np.array([5, 3, 1]))
     batch = shard.batch(torch.tensor([2, 0]))
-    assert torch.equal(batch.features, torch.from_numpy(made.features[[1, 5]]))
+    assert torch.equal(batch.inputs["features"], torch.from_numpy(made.features[[1, 5]]))
     assert batch.labels.tolist() == made.labels[[1, 5]].tolist()
-    assert batch.input_ids.shape == batch.attention_mask.shape == (2, 1) and batch.attention_mask.all()
+    assert batch.num_samples == 2 and batch.length == 1
+    assert batch.real(torch.zeros(2, 1, 4)).tolist() == [[[1]], [[1]]]
     assert shard.num_samples == 3 and shard.true_difficulty is None and shard.lengths.tolist() == [0, 0, 0]
 
 

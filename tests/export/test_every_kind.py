@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from batches import first, tokens
 from peft_models import SETTINGS, batch, made, part_of, stirred
 
 from fibec_ray.errors import ModelError, RunDirError
@@ -74,7 +75,7 @@ def test_it_merges_into_a_plain_classifier_or_says_why_not(name: str, tmp_path: 
         return
     export_merged(tmp_path / "adapter", tmp_path / "plain")
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
-    logits = plain(input_ids=data.input_ids, attention_mask=data.attention_mask).logits
+    logits = plain(**tokens(data)).logits
     torch.testing.assert_close(logits, model.forward(data).scores, rtol=0, atol=1e-5)
     assert plain.config.id2label == {0: "a", 1: "b", 2: "c"}
 
@@ -93,8 +94,8 @@ def test_heads_and_families_merge(family: str, head: str, auto: str, tmp_path: P
     model, data = saved("lora", head, tmp_path / "adapter", family), batch()
     export_merged(tmp_path / "adapter", tmp_path / "plain")
     plain = getattr(transformers, auto).from_pretrained(tmp_path / "plain").eval()
-    before = model.base(input_ids=data.input_ids[:1], attention_mask=data.attention_mask[:1]).logits
-    after = plain(input_ids=data.input_ids[:1], attention_mask=data.attention_mask[:1]).logits
+    before = model.base(**tokens(first(data, 1))).logits
+    after = plain(**tokens(first(data, 1))).logits
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
@@ -105,8 +106,8 @@ def test_a_bfloat16_base_is_merged_in_float32(tmp_path: Path) -> None:
     export_merged(tmp_path / "adapter", tmp_path / "plain")
     plain = transformers.AutoModel.from_pretrained(tmp_path / "plain").eval()
     assert plain.dtype == torch.float32
-    states = plain(input_ids=data.input_ids[:1], attention_mask=data.attention_mask[:1]).last_hidden_state
-    mine = model.base(input_ids=data.input_ids[:1], attention_mask=data.attention_mask[:1]).last_hidden_state
+    states = plain(**tokens(first(data, 1))).last_hidden_state
+    mine = model.base(**tokens(first(data, 1))).last_hidden_state
     torch.testing.assert_close(states, mine.float(), rtol=0.05, atol=0.05)
 
 

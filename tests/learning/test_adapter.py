@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
+from batches import tokens
 from safetensors.torch import load_file
 
 from fibec_ray.config.load import check
@@ -64,15 +65,15 @@ def test_peft_loads_the_global_model(finished: tuple[Any, Any]) -> None:
     experiment, run = finished
     folder, batch, head = run.folder / "adapter", samples(run), experiment.backbone.head
     whole = peft.PeftModel.from_pretrained(base_of(experiment, run.prepared.num_classes), folder).eval()
-    out = whole(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    out = whole(**tokens(batch))
     if head == "mean_pool":
         own = load_file(folder / "head.safetensors")
-        real = batch.attention_mask.unsqueeze(2)
+        real = batch.inputs["attention_mask"].unsqueeze(2)
         scores = (out.last_hidden_state * real).sum(1) / real.sum(1) @ own["weight"].T + own["bias"]
     elif head == "model":
         scores = out.logits
     else:
-        scores = out.logits[torch.arange(8), batch.answer_at][:, list(run.prepared.label_words)]
+        scores = out.logits[torch.arange(8), batch.inputs["answer_at"]][:, list(run.prepared.label_words)]
     torch.testing.assert_close(scores, scores_of(experiment, run, batch))
     assert not torch.allclose(scores, scores_of(experiment, run, batch, trained=False))
 

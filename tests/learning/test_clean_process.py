@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.federation import Federation
-from fibec_ray.model_types import TypedBatch
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import Finished, simulate
 
@@ -116,9 +115,7 @@ def described(run: Finished, head: str) -> dict[str, Any]:
     folder = run.folder.parent
     test = Federation.load(run.folder / "data").test_set()
     batch = test.batch(torch.arange(test.num_samples))
-    columns = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "labels", "answer_at")}
-    if isinstance(batch, TypedBatch):
-        columns["token_type_ids"] = batch.token_types
+    columns = {**batch.inputs, "labels": batch.labels}
     save_file({name: value.contiguous() for name, value in columns.items()}, folder / "samples.safetensors")
     words = list(run.prepared.label_words or ())
     places = {"adapter": run.folder / "adapter", "samples": folder / "samples.safetensors"}

@@ -68,7 +68,7 @@ def test_a_shard_is_evaluated_by_length_and_told_in_its_own_order(tiny_settings:
     forward = worker.model.forward
 
     def recorded(batch: Any, *rest: Any) -> Any:
-        seen.append(batch.input_ids.shape[1])
+        seen.append(batch.inputs["input_ids"].shape[1])
         return forward(batch, *rest)
 
     worker.model.forward = recorded  # type: ignore[method-assign]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from batches import of_texts
 from conftest import TINY_LLAMA, after_rounds
 
 from fibec_ray.learning.local_update import features, features_under
-from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
+from fibec_ray.model_types import LocalModel, Outputs, Shard
 from fibec_ray.tensors import digest
 
 BACKBONES: list[dict[str, Any]] = [{}, {"head": "model"}, {"config": TINY_LLAMA, "head": "causal_lm"}]
@@ -31,7 +32,7 @@ def test_they_are_the_mean_over_real_tokens_by_hand() -> None:
     """Tokens [1, 2] and [3, 6], the third is padding: [2, 4]."""
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]]])
     mask = torch.tensor([[1, 1, 0]])
-    batch = Batch(torch.zeros_like(mask), mask, torch.zeros(1), torch.zeros(1))
+    batch = of_texts(torch.zeros_like(mask), mask, torch.zeros(1), torch.zeros(1))
     out = Outputs(torch.zeros(1), torch.zeros(1, 2), (hidden + 7, hidden))
     assert features(out, batch).tolist() == [[2, 4]]
 

@@ -148,7 +148,7 @@ def test_batches_that_would_be_mostly_padding_have_passes_of_their_own(
     widths, whole = [], model.together
 
     def noted(batches: Any, *rest: Any) -> Any:
-        widths.append([lane.batch.input_ids.shape[1] for lane in batches])
+        widths.append([lane.batch.inputs["input_ids"].shape[1] for lane in batches])
         return whole(batches, *rest)
 
     monkeypatch.setattr(model, "together", noted)

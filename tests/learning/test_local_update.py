@@ -46,7 +46,7 @@ class Line(Alone):
         self.modes.append(mode)
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
-        out = self.linear(batch.input_ids.float())
+        out = self.linear(batch.inputs["input_ids"].float())
         return Outputs(out.squeeze(1).square() / 2, out)
 
     @property

@@ -142,11 +142,11 @@ def test_label_words_are_the_tokens_of_the_verbaliser(
     words = [tokenizer.decode([token]).strip() for token in found.label_words]
     assert words == settings["task"]["verbaliser"]
     batch = data.test_set().batch(torch.arange(3))
-    answers = batch.input_ids[range(3), batch.answer_at]
+    answers = batch.inputs["input_ids"][range(3), batch.inputs["answer_at"]]
     if head == "masked_lm":
         assert answers.tolist() == [tokenizer.mask_token_id] * 3
     else:  # the prompt's last token
-        assert batch.answer_at.tolist() == (batch.attention_mask.sum(1) - 1).tolist()
+        assert batch.inputs["answer_at"].tolist() == (batch.inputs["attention_mask"].sum(1) - 1).tolist()
 
 
 def test_a_classification_head_has_no_label_words(tiny_settings: Any, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_real_set_becomes_a_federation(name: str, tmp_path: Path) -> None:
     assert 1 / found.num_classes - 0.15 < majority < 1
     tokenizer = load_tokenizer(experiment.backbone)
     batch = data.train_shard(0).batch(torch.arange(4))
-    for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
+    for ids, mask in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], strict=True):
         assert ids[0] == tokenizer.cls_token_id and ids[int(mask.sum()) - 1] == tokenizer.sep_token_id
         assert tokenizer.unk_token_id not in ids.tolist()
         assert len(tokenizer.decode(ids[mask.bool()], skip_special_tokens=True)) > 3

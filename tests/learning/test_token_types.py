@@ -17,7 +17,7 @@ from fibec_ray.config.load import check
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.federation import Federation
-from fibec_ray.model_types import Batch, LaneBatch, TypedBatch
+from fibec_ray.model_types import Batch, LaneBatch
 from fibec_ray.models.backbone import from_config, load_tokenizer
 from fibec_ray.models.sizes import takes_types
 from fibec_ray.models.spec import Backbone
@@ -112,17 +112,18 @@ def test_a_set_of_pairs_is_saved_with_the_tokenizers_own_types(tmp_path: Path) -
     own = load_tokenizer(Backbone())(list(first), list(second))["token_type_ids"]
     assert found.types is not None and found.types.tolist() == [type_ for sample in own for type_ in sample]
     batch = found.shard(np.arange(12)).batch(torch.tensor([3, 0]))
-    assert isinstance(batch, TypedBatch) and batch.token_types.dtype == torch.int64
-    for row, types, mask in zip((3, 0), batch.token_types, batch.attention_mask, strict=True):
+    assert batch.inputs["token_type_ids"].dtype == torch.int64
+    types_of, masks = batch.inputs["token_type_ids"], batch.inputs["attention_mask"]
+    for row, types, mask in zip((3, 0), types_of, masks, strict=True):
         assert types[mask.bool()].tolist() == own[row] and not types[~mask.bool()].any()
 
 
 def test_shortened_samples_keep_the_types_of_the_tokens_that_stay(tmp_path: Path) -> None:
     shard = of_pairs(tmp_path).shard(np.arange(12)).shortened(9)
     batch = shard.batch(torch.arange(12))
-    assert isinstance(batch, TypedBatch) and shard.lengths.tolist() == [9] * 12
+    assert shard.lengths.tolist() == [9] * 12
     sep = load_tokenizer(Backbone()).sep_token_id
-    for ids, types in zip(batch.input_ids.tolist(), batch.token_types.tolist(), strict=True):
+    for ids, types in zip(*(batch.inputs[name].tolist() for name in ("input_ids", "token_type_ids")), strict=True):
         assert types == [0] * (ids.index(sep) + 1) + [1] * (8 - ids.index(sep))
 
 
@@ -137,7 +138,8 @@ def test_sets_of_older_runs_have_no_types(tmp_path: Path) -> None:
     found = replace(of_pairs(tmp_path), types=None)
     found.save(tmp_path / "old")
     assert not (tmp_path / "old" / "types.npy").exists()
-    assert not isinstance(EncodedSet.load(tmp_path / "old").shard(np.arange(2)).batch(torch.arange(2)), TypedBatch)
+    batch = EncodedSet.load(tmp_path / "old").shard(np.arange(2)).batch(torch.arange(2))
+    assert "token_type_ids" not in batch.inputs
 
 
 def tiny(**config: Any) -> Backbone:
@@ -161,7 +163,7 @@ def test_types_reach_the_model_in_lanes_and_beside_embeddings(tmp_path: Path) ->
     model.train(False)
     long, short = shard.batch(torch.tensor([0, 5, 7])), shard.shortened(8).batch(torch.tensor([2]))
     losses = model.forward(long).losses
-    untyped = Batch(long.input_ids, long.attention_mask, long.labels, long.answer_at)
+    untyped = Batch({name: value for name, value in long.inputs.items() if name != "token_type_ids"}, long.labels)
     assert not torch.allclose(losses, model.forward(untyped).losses, atol=1e-3)
     torch.testing.assert_close(model.forward(long, embeds=model.embed(long)).losses, losses)
     outs, _ = model.together([LaneBatch(model.read(), each) for each in (short, long)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from batches import tokens
 from peft_models import batch, made, stirred
 
 from fibec_ray.errors import ModelError
@@ -28,7 +29,7 @@ def test_two_in_each_block_that_start_as_nothing(family: str, cache: Path) -> No
     assert [sum(model.layer_of(name) == i for name in adapter) for i in range(3)] == [8, 8, 8]
     base = open_base(model._spec, prepare(model._spec, 0, 3, cache)).eval()
     model.train(False)
-    out = base(input_ids=data.input_ids, attention_mask=data.attention_mask).last_hidden_state
+    out = base(**tokens(data)).last_hidden_state
     torch.testing.assert_close(model.forward(data, hidden=True).last, out)
 
 

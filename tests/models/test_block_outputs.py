@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft_models import FAMILIES, batch, row, stirred
+from batches import row
+from peft_models import FAMILIES, batch, stirred
 from torch import Tensor
 
 from fibec_ray.model_types import LaneBatch
@@ -70,7 +71,7 @@ def test_states_are_the_blocks_own(family: str, cache: Path) -> None:
     assert len(seen) == len(out.hidden) == 3
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(out.hidden, seen, strict=True))
     assert torch.equal(out.last, seen[-1]) == (family not in NORMED)
-    real = batch().attention_mask.unsqueeze(2)
+    real = batch().inputs["attention_mask"].unsqueeze(2)
     own = model.read()
     means = (out.last * real).sum(1) / real.sum(1)
     torch.testing.assert_close(out.scores, means @ own["head.weight"].T + own["head.bias"])

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
+from batches import row
 from peft_models import (
     AUTO,
     HEADS,
@@ -21,7 +22,6 @@ from peft_models import (
     one_by_one,
     part_of,
     ready,
-    row,
     saved,
     scores_of,
     squares_of,
@@ -96,7 +96,7 @@ def test_states_are_those_of_a_samples_own_tokens(name: str, family: str, head: 
             torch.testing.assert_close(ours[i, : own.shape[1]], own[0])
     if head == "mean_pool" and family == "bert":
         last, own = out.hidden[-1], model.read()
-        means = torch.stack([last[i, : data.attention_mask[i].sum()].mean(0) for i in range(3)])
+        means = torch.stack([last[i, : data.inputs["attention_mask"][i].sum()].mean(0) for i in range(3)])
         torch.testing.assert_close(out.scores, means @ own["head.weight"].T + own["head.bias"])
 
 

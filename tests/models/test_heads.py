@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
+from batches import tokens
 from peft_models import FAMILIES, SETTINGS, SMALL, batch, saved, stirred
 
 from fibec_ray.errors import ModelError
@@ -82,7 +83,7 @@ def test_the_saved_adapter_brings_the_whole_head(name: str, family: str, bodies:
     whole: Any = (
         load_adapter(base, folder) if isinstance(part, Own) else peft.PeftModel.from_pretrained(base, folder).eval()
     )
-    logits = whole(input_ids=batch().input_ids, attention_mask=batch().attention_mask).logits
+    logits = whole(**tokens(batch())).logits
     torch.testing.assert_close(logits, model.forward(batch()).scores, atol=1e-5, rtol=1e-4)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft_models import batch, made, row, stirred
+from batches import row, tokens
+from peft_models import batch, made, stirred
 
 from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import open_base, prepare
@@ -35,7 +36,7 @@ def test_below_the_layer_are_the_bases_own_states(
     base = open_base(model._spec, prepare(model._spec, 0, 3, cache)).eval()
     for i in range(3):
         sample = row(data, i)
-        plain = base(sample.input_ids, attention_mask=sample.attention_mask, output_hidden_states=True).hidden_states
+        plain = base(**tokens(sample), output_hidden_states=True).hidden_states
         for found in (
             model.forward(data, hidden=True).hidden,
             model.forward(data, embeds=model.embed(data), hidden=True).hidden,
@@ -54,8 +55,8 @@ def test_from_the_layer_on_prompts_are_tokens_like_others(layer: int, cache: Pat
     base: Any = open_base(model._spec, prepare(model._spec, 0, 3, cache)).eval()
     for i in range(3):
         sample = row(data, i)
-        states = base(sample.input_ids, output_hidden_states=True).hidden_states[layer]
-        prompts = model.peft_model["prompts"](states, sample.attention_mask)
+        states = base(sample.inputs["input_ids"], output_hidden_states=True).hidden_states[layer]
+        prompts = model.peft_model["prompts"](states, sample.inputs["attention_mask"])
         assert prompts.shape == (1, M, 32)
         states = torch.cat([prompts, states], dim=1)
         for block in base.encoder.layer[layer:]:
@@ -69,7 +70,7 @@ def test_prompts_of_a_decoder_are_seen_by_all_tokens_and_see_no_token(cache: Pat
     model, data = stirred(made(Lpt(num_tokens=M, layer=1, instance=False), "llama", "mean_pool", cache)), batch()
     base: Any = open_base(model._spec, prepare(model._spec, 0, 3, cache)).eval()
     sample = row(data, 0)
-    states = base(sample.input_ids, output_hidden_states=True).hidden_states[1]
+    states = base(sample.inputs["input_ids"], output_hidden_states=True).hidden_states[1]
     states = torch.cat([model.read()["prompts.table.weight"].unsqueeze(0), states], dim=1)
     places = torch.arange(M + 7).unsqueeze(0)
     turns, sees = base.rotary_emb(states, places), torch.ones(1, 1, M + 7, M + 7, dtype=torch.bool).tril()

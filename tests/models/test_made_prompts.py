@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from batches import tokens
 from peft_models import batch, made, part_of, saved, stirred
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prompts(model: Any, data: Batch) -> Tensor:
     """What stands before each sample, (B, M, H)."""
-    return model.peft_model["prompts"](model.embed(data), data.attention_mask)
+    return model.peft_model["prompts"](model.embed(data), data.inputs["attention_mask"])
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def test_idpg_by_hand(cache: Path) -> None:
     model, data = stirred(made(Idpg(num_tokens=M, bottleneck=3), "bert", "mean_pool", cache)), batch()
     own = {name.removeprefix("prompts."): value for name, value in model.read().items()}
     for i in range(3):
-        mean = model.embed(data)[i, : data.attention_mask[i].sum()].mean(0)
+        mean = model.embed(data)[i, : data.inputs["attention_mask"][i].sum()].mean(0)
         inner = F.relu(own["down.weight"] @ mean + own["down.bias"])
         by_hand = (own["up.weight"] @ inner + own["up.bias"]).view(M, 32)
         torch.testing.assert_close(prompts(model, data)[i], by_hand)
@@ -70,7 +71,7 @@ def test_attempt_by_hand(cache: Path) -> None:
     own = {name.removeprefix("prompts."): value for name, value in model.read().items()}
     mine, sources = own["table.weight"], model.peft_model["prompts"].sources
     for i in range(3):
-        largest = model.embed(data)[i, : data.attention_mask[i].sum()].amax(0)
+        largest = model.embed(data)[i, : data.inputs["attention_mask"][i].sum()].amax(0)
         inner = own["up.weight"] @ F.silu(own["down.weight"] @ largest)
         query = F.layer_norm(inner, (32,), own["norm.weight"], own["norm.bias"])
         every = [*sources, mine]
@@ -100,7 +101,7 @@ def test_attempt_takes_sources_from_a_file_and_saves_them_with_the_adapter(cache
     folder = saved(model, part, tmp_path)
     file.unlink()
     whole = load_adapter(open_base(model._spec, prepare(model._spec, 0, 3, cache)), folder)
-    out = whole(input_ids=data.input_ids, attention_mask=data.attention_mask).last_hidden_state[:, M:]
+    out = whole(**tokens(data)).last_hidden_state[:, M:]
     torch.testing.assert_close(out, model.forward(data, hidden=True).last)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.examples import Points
 from fibec_ray.errors import ModelError
-from fibec_ray.model_types import DenseBatch, Work
+from fibec_ray.model_types import Batch, Work
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Cnn, Mlp, Net
 from fibec_ray.tensors import digest
@@ -26,7 +26,7 @@ def made(spec: Net | None = None, shape: tuple[int, ...] = IMAGE, num_scores: in
     return NetModel(spec or Mlp(hidden=(6, 5)), shape, num_scores, seed)
 
 
-def batch(shape: tuple[int, ...] = IMAGE, values: bool = False) -> DenseBatch:
+def batch(shape: tuple[int, ...] = IMAGE, values: bool = False) -> Batch:
     draws = np.random.default_rng(0)
     own = draws.normal(size=4).astype(np.float32) if values else None
     points = Points(draws.normal(size=(4, *shape)).astype(np.float32), np.array([3, 0, 9, 3]), own)
@@ -42,7 +42,7 @@ def weights(model: NetModel, name: str) -> tuple[Tensor, Tensor]:
 
 def test_an_mlp_by_its_formula() -> None:
     model, data = made(), batch()
-    x = data.features.flatten(1)
+    x = data.inputs["features"].flatten(1)
     for name in ("layers.0", "layers.1"):
         x = torch.tanh(F.linear(x, *weights(model, name)))
     out = model.forward(data)
@@ -54,7 +54,7 @@ def test_an_mlp_by_its_formula() -> None:
 def test_a_cnn_by_its_formula() -> None:
     """8 x 8 -> 4 x 4 -> 2 x 2 of 3 channels: the output layer sees 12 numbers."""
     model, data = made(Cnn(channels=(2, 3))), batch()
-    x = data.features
+    x = data.inputs["features"]
     for name in ("layers.0", "layers.1"):
         x = F.max_pool2d(F.conv2d(x, *weights(model, name), padding=1).relu(), 2)
     assert x.shape == (4, 3, 2, 2)
@@ -65,7 +65,7 @@ def test_a_regression_is_half_the_squared_error_of_its_one_score() -> None:
     model, data = made(Mlp(hidden=()), (3,), 1), batch((3,), values=True)
     out = model.forward(data)
     weight, bias = weights(model, "output")
-    predicted = data.features @ weight[0] + bias
+    predicted = data.inputs["features"] @ weight[0] + bias
     torch.testing.assert_close(out.predicted, predicted)
     torch.testing.assert_close(out.losses, (predicted - data.labels).square() / 2)
     assert out.likelihood == "normal" and out.scores.shape == (4, 1)

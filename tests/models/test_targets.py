@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft_models import batch, made, one_by_one, row, squares_of, stirred
+from batches import first, row
+from peft_models import batch, made, one_by_one, squares_of, stirred
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
-from fibec_ray.model_types import Batch, LaneBatch
+from fibec_ray.model_types import LaneBatch
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.adalora import AdaLora
 from fibec_ray.parts.peft.library import Ia3, Loha
@@ -108,7 +109,7 @@ def test_lanes_are_their_devices_one_after_the_other(family: str, cache: Path) -
     assert model.obstacle_to_lanes() is None
     mine = model.read()
     values = [mine, {name: 1.5 * value for name, value in mine.items()}]
-    first_two = Batch(*(column[:2] for column in vars(batch()).values()))
+    first_two = first(batch(), 2)
     for samples in ([first_two, row(batch(), 2)], [row(batch(), 0), row(batch(), 1)]):
         together, _ = model.together([LaneBatch(own, each) for own, each in zip(values, samples, strict=True)])
         for own, each, out in zip(values, samples, together, strict=True):

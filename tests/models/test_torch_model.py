@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from batches import of_texts, row, tokens
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional as F
 
@@ -80,16 +81,7 @@ def ready(family: str, head: str, cache: Path) -> TorchModel:
 def batch() -> Batch:
     ids = torch.randint(5, 50, (3, 7), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(7) < torch.tensor([[7], [4], [2]])).long()
-    return Batch(torch.where(mask.bool(), ids, PAD), mask, torch.tensor([0, 2, 1]), mask.sum(1) - 1)
-
-
-def row(whole: Batch, i: int) -> Batch:
-    """Sample i alone, without padding."""
-    size = int(whole.attention_mask[i].sum())
-    part = slice(i, i + 1)
-    return Batch(
-        whole.input_ids[part, :size], whole.attention_mask[part, :size], whole.labels[part], whole.answer_at[part]
-    )
+    return of_texts(torch.where(mask.bool(), ids, PAD), mask, torch.tensor([0, 2, 1]), mask.sum(1) - 1)
 
 
 @pytest.fixture(scope="module")
@@ -125,18 +117,16 @@ def test_losses_are_those_of_transformers(family: str, head: str, cache: Path) -
     """By the long way: logits of the whole vocabulary at every position, pooling in a loop."""
     model, data = ready(family, head, cache), batch()
     found = model.forward(data, hidden=True)
-    out = reference(model, family, head, cache)(
-        input_ids=data.input_ids, attention_mask=data.attention_mask, output_hidden_states=True
-    )
+    out = reference(model, family, head, cache)(**tokens(data), output_hidden_states=True)
     scores, targets = torch.empty(0), data.labels
     if head == "mean_pool":
         own = model.read()
-        means = [out.last_hidden_state[i, : data.attention_mask[i].sum()].mean(0) for i in range(3)]
+        means = [out.last_hidden_state[i, : data.inputs["attention_mask"][i].sum()].mean(0) for i in range(3)]
         logits = scores = torch.stack([own["head.weight"] @ mean + own["head.bias"] for mean in means])
     elif head == "model":
         logits = scores = out.logits
     else:
-        logits = torch.stack([out.logits[i, data.answer_at[i]] for i in range(3)])
+        logits = torch.stack([out.logits[i, data.inputs["answer_at"][i]] for i in range(3)])
         scores, targets = logits[:, list(WORDS)], torch.tensor(WORDS)[data.labels]
     torch.testing.assert_close(found.scores, scores)
     torch.testing.assert_close(found.losses, F.cross_entropy(logits, targets, reduction="none"))
@@ -331,8 +321,8 @@ def test_target_modules_that_are_not_there(targets: tuple[str, ...], cache: Path
 
 def test_a_language_model_head_under_an_unknown_name_is_run_by_the_whole_model(cache: Path) -> None:
     model, data = ready("distilbert", "masked_lm", cache), batch()
-    logits = reference(model, "distilbert", "masked_lm", cache)(data.input_ids, data.attention_mask).logits
-    at_answers = logits[torch.arange(3), data.answer_at]
+    logits = reference(model, "distilbert", "masked_lm", cache)(**tokens(data)).logits
+    at_answers = logits[torch.arange(3), data.inputs["answer_at"]]
     torch.testing.assert_close(model.forward(data).scores, at_answers[:, list(WORDS)])
     with pytest.raises(ModelError, match="DistilBertForMaskedLM keeps its language-model head under an unknown name"):
         known_lm_head(model._base)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from batches import row
 from peft import PeftModel
-from peft_models import AUTO, batch, made, part_of, ready, row, saved, scores_of, stirred
+from peft_models import AUTO, batch, made, part_of, ready, saved, scores_of, stirred
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ModelError
@@ -58,7 +59,7 @@ def test_a_prompt_of_words_is_those_words(cache: Path) -> None:
     base = transformers.AutoModel.from_pretrained(prepare(model._spec, 0, 3, cache))
     for i in range(3):
         sample = row(data, i)
-        whole = base(torch.cat([words.unsqueeze(0), sample.input_ids], dim=1)).last_hidden_state[:, 4:]
+        whole = base(torch.cat([words.unsqueeze(0), sample.inputs["input_ids"]], dim=1)).last_hidden_state[:, 4:]
         torch.testing.assert_close(model.forward(sample, hidden=True).last, whole)
 
 

@@ -45,7 +45,7 @@ class OneWeight(Alone):
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         self.num_passes += 1
-        out = self.holders["lora_B"](batch.input_ids.float())
+        out = self.holders["lora_B"](batch.inputs["input_ids"].float())
         return Outputs(out.squeeze(1), out)
 
 
@@ -217,7 +217,7 @@ class SumOfTokens(OneWeight):
     """Loss w sum(x) over a sample's tokens."""
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
-        out = self.holders["lora_B"](batch.input_ids.sum(1, keepdim=True).float())
+        out = self.holders["lora_B"](batch.inputs["input_ids"].sum(1, keepdim=True).float())
         return Outputs(out.squeeze(1), out)
 
 

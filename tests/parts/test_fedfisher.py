@@ -224,7 +224,7 @@ class Softmax(Alone):
         """No dropout."""
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
-        scores = self.linear(batch.input_ids.float())
+        scores = self.linear(batch.inputs["input_ids"].float())
         self.work.flops += 2 * scores.numel()  # a forward and a backward pass
         return Outputs(nn.functional.cross_entropy(scores, batch.labels, reduction="none"), scores)
 

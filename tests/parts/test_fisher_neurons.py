@@ -40,7 +40,7 @@ class OneMatrix(Alone):
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         self.num_passes += 1
         (linear,) = self.holders.values()
-        out = linear(batch.input_ids.float())
+        out = linear(batch.inputs["input_ids"].float())
         return Outputs(out @ torch.tensor([1.0, 2.0, 0.0]), out)
 
 

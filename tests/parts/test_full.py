@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from batches import tokens
 from conftest import TINY_LLAMA
 from safetensors.torch import load_file
 
@@ -120,7 +121,7 @@ def test_transformers_loads_what_a_run_leaves(backbone: dict[str, Any], tiny_set
     assert not all(torch.equal(value, model.trainable[name]) for name, value in values.items())
     model.load(values)
     batch = Federation.load(run.folder / "data").test_set().batch(torch.arange(4))
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    inputs = tokens(batch)
     with torch.no_grad():
         ours = model.peft_model.base_model.model(**inputs)[0]  # type: ignore[attr-defined]
         torch.testing.assert_close(loaded(**inputs)[0], ours)

@@ -47,13 +47,13 @@ class LinearNet(Alone):
         """No dropout."""
 
     def embed(self, batch: Batch) -> Tensor:
-        return self.table[batch.input_ids]
+        return self.table[batch.inputs["input_ids"]]
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         states = [self.embed(batch) if embeds is None else embeds]
         for weight in self.weights:
             states.append(states[-1] @ weight.T)
-        errors = (states[-1] - 1).square().sum(2) / 2 * batch.attention_mask
+        errors = (states[-1] - 1).square().sum(2) / 2 * batch.inputs["attention_mask"]
         return Outputs(errors.sum(1), errors, tuple(states[1:]) if hidden else ())
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan, Label, Scope
+from fibec_ray.model_types import Batch
 from fibec_ray.parts.curriculum.pacing import Paced, Pacing
 from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors
@@ -143,8 +144,13 @@ class RarityOrder(Scored):
     needs: ClassVar[tuple[Need, ...]] = ("text",)
 
     def difficulty(self, scan: FisherScan) -> Tensor:
-        texts = [scan.shard.batch(torch.tensor([row])).input_ids[0] for row in range(scan.shard.num_samples)]
+        texts = [_tokens(scan.shard.batch(torch.tensor([row]))) for row in range(scan.shard.num_samples)]
         _, tokens, counts = torch.cat(texts).unique(return_inverse=True, return_counts=True)
         surprise = -((counts + 1) / (counts + 1).sum()).log()
         rarity = torch.stack([values.sum() for values in surprise[tokens].split([len(text) for text in texts])])
         return rarity / scan.shard.lengths if self.per_token else rarity
+
+
+def _tokens(sample: Batch) -> Tensor:
+    """The token ids of a batch of one sample, without padding."""
+    return sample.inputs["input_ids"][sample.inputs["attention_mask"].bool()]

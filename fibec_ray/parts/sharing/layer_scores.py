@@ -80,14 +80,14 @@ def layer_sensitivity(
             clean, _ = model.per_sample_grads(batch, embeds=embeds, hidden=True)
             (grads,) = model.grad(clean.losses.sum(), [embeds])
         assert grads is not None
-        real = batch.attention_mask.to(embeds.device).unsqueeze(2)
+        real = batch.real(embeds)
         values = embeds.detach().float() * real
         size = values.flatten(1).norm(dim=1) if relative else torch.ones(len(values), device=values.device)
         noise = worst_noise((grads.float() * real).flatten(1), rho * size, p).view_as(values)
         with torch.no_grad():
             noisy = model.forward(batch, embeds=(values + noise).to(embeds.dtype), hidden=True)
             changes = [
-                relative_change(before.detach().float() * real, after.float() * real, kind)
+                relative_change(before.detach().float() * batch.real(before), after.float() * batch.real(after), kind)
                 for before, after in zip(clean.hidden, noisy.hidden, strict=True)
             ]
         scores.append(torch.stack(changes).cpu())  # (L, B)
@@ -118,9 +118,8 @@ def layer_similarity(model: LocalModel, shard: Shard, rows: Tensor) -> Tensor:
     states: list[list[Tensor]] = [[] for _ in range(model.num_layers)]
     for part in by_length(shard, rows, CHUNK):
         batch = shard.batch(part)
-        real = batch.attention_mask.unsqueeze(2)
         for layer, hidden in zip(states, model.forward(batch, hidden=True).hidden, strict=True):
-            layer.append(hidden.float().cpu() * real.cpu())
+            layer.append((hidden.float() * batch.real(hidden)).cpu())
     units = (normalize(_joined(layer).double(), dim=1) for layer in states)
     return torch.stack([spread(unit @ unit.T) for unit in units]).float()
 
