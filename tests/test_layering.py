@@ -43,6 +43,7 @@ LAYERS = (
         "encoder",
         "errors",
         "environment",
+        "image_reading",
         "interrupts",
     ),
 )

@@ -1,0 +1,39 @@
+"""Images in memory, not yet decoded, the same from every source. N rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fibec_ray.data.examples import Origin, Rows
+from fibec_ray.data.pixels import Source, decode
+from fibec_ray.image_reading import Image
+
+
+@dataclass(frozen=True)
+class Images(Rows):
+    """Images with class labels. An image is decoded each time it is asked for, so that large sets fit in memory."""
+
+    sources: list[Source]
+    labels: NDArray[np.int64]
+    true_difficulty: NDArray[np.float32] | None = None
+    """(N,) true difficulty in [0, 1]; known for the embedded images only"""
+    users: list[str] | None = None
+    """N ids of users, if the partition deals by them"""
+    origin: Origin | None = None
+    """None for embedded sets and class folders"""
+
+    def image(self, row: int) -> Image:
+        """Decode one image, (H, W, 3). Raises DataError."""
+        return decode(self.sources[row], self.place(row))
+
+    def place(self, row: int) -> str:
+        """File and row of an image, for messages."""
+        source = self.sources[row]
+        if self.origin is not None:
+            name = f" ({source})" if isinstance(source, Path) else ""
+            return f"{self.origin.place(row)}{name}"
+        return str(source) if isinstance(source, Path) else f"image {row}"
