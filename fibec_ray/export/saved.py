@@ -45,14 +45,14 @@ def open_saved(folder: Path, base: str | None, place: str, exact: bool = False) 
         )
     if not isinstance(about.backbone, Backbone):
         shape = tuple(_config(home)["input_shape"])
-        net = NetModel(about.backbone, shape, about.num_classes, about.seed, place)
+        net = NetModel(about.backbone, shape, about.answers, about.seed, place)
         _fill(net, _values(home, ""), home)
         return TrainedModel(about, net)
     part, values = _part(about, home)
     spec = _whole(about.backbone, home) if part.trains_base else resolved_backbone(about, home, base, place)
     source = _source(about, spec, part, home, exact)
     spec = spec.model_copy(update={"dtype": "float32"} if exact else {})
-    engine = TorchModel(ModelSpec(spec, part, about.num_classes, about.label_words, about.seed), source, place)
+    engine = TorchModel(ModelSpec(spec, part, about.answers, about.seed), source, place)
     _fill(engine, values, home)
     tokenizer = load_tokenizer(_with_tokenizer(spec, home))
     return TrainedModel(about.model_copy(update={"backbone": spec}), engine, tokenizer)
@@ -130,7 +130,7 @@ def _source(about: SavedModel, spec: Backbone, part: Peft, home: Path, exact: bo
     """What the engine opens: the folder of prepared base weights, or a base model."""
     if part.trains_base:
         return open_base(spec, home)
-    folder = prepare(spec, about.seed, about.num_classes, cache_dir())
+    folder = prepare(spec, about.seed, about.answers.num_scores, cache_dir())
     same_programs = about.versions == program_versions()
     if about.base_fingerprint not in ("", fingerprint(folder)) and (spec.init == "random" or same_programs):
         then = ", ".join(f"{name} {about.versions.get(name, '?')}" for name in ("torch", "transformers"))

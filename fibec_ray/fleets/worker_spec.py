@@ -100,7 +100,7 @@ class WorkerSpec:
         quiet_libraries()
         # A node may keep its cache in another folder than the driver does.
         cache_dir = Path(read("FIBEC_RAY_NODE_CACHE") or self.cache_dir)
-        return prepare(self.job.backbone, self.job.seed, self.job.num_classes, cache_dir)
+        return prepare(self.job.backbone, self.job.seed, self.job.answers.num_scores, cache_dir)
 
     def base_fingerprint(self) -> str:
         """Digest of the base weights on this node; '' for a network from scratch."""
@@ -139,8 +139,8 @@ class WorkerSpec:
 
         job = self.job
         if isinstance(job.backbone, Net):
-            return NetModel(job.backbone, federation.shape, job.num_classes, job.seed, device)
-        what = ModelSpec(job.backbone, job.method.peft, job.num_classes, job.label_words, job.seed)
+            return NetModel(job.backbone, federation.shape, job.answers, job.seed, device)
+        what = ModelSpec(job.backbone, job.method.peft, job.answers, job.seed)
         return TorchModel(what, self.prepare_base(), device, self.beside)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.learning.job import Job
 from fibec_ray.method import AXES
 from fibec_ray.model_types import Batch, LocalModel
@@ -144,22 +145,19 @@ def anatomy(job: Job, shape: tuple[int, ...] = (), longest_answer: int = 0) -> A
     cannot be built.
     """
     if isinstance(job.backbone, Net):
-        return _of_network(job.backbone, shape, job.num_classes)
+        return _of_network(job.backbone, shape, job.answers)
     # As JSON, because a mapping in the backbone's settings is not hashable.
     spec, peft = job.backbone.model_dump_json(), job.method.peft.model_dump_json()
-    longest = longest_answer if job.answers_in_text else 0
-    return _of_transformer(spec, peft, job.num_classes, job.label_words is not None, longest)
+    return _of_transformer(spec, peft, job.answers, longest_answer if job.answers.readout == "response" else 0)
 
 
 @lru_cache(maxsize=24)
-def _of_transformer(
-    spec: str, peft: str, num_classes: int, has_words: bool, longest: int, num_blocks: int | None = None
-) -> Anatomy:
+def _of_transformer(spec: str, peft: str, answers: Answers, longest: int, num_blocks: int | None = None) -> Anatomy:
     backbone, kind = Backbone.model_validate_json(spec), build(AXES["peft"], json.loads(peft))
-    outline = Outline(ModelSpec(backbone, kind, num_classes, () if has_words else None), longest, num_blocks)
+    outline = Outline(ModelSpec(backbone, kind, answers), longest, num_blocks)
     many = num_blocks is None and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()
-    few = [_of_transformer(spec, peft, num_classes, has_words, longest, count) for count in counts]
+    few = [_of_transformer(spec, peft, answers, longest, count) for count in counts]
     frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.server_only_values)]
     initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
     initial |= {name: value.detach().to("meta") for name, value in outline.server_only_values.items()}
@@ -179,15 +177,15 @@ def _of_transformer(
     )
 
 
-def _of_network(net: Net, shape: tuple[int, ...], num_scores: int) -> Anatomy:
+def _of_network(net: Net, shape: tuple[int, ...], answers: Answers) -> Anatomy:
     """Measure a network from scratch; it is small enough to be built."""
-    model = NetModel(net, shape, num_scores, 0)
+    model = NetModel(net, shape, answers, 0)
     initial = {name: value.detach().to("meta") for name, value in model.trainable.items()}
 
     def batch(num_samples: int, length: int) -> Batch:
         labels = torch.zeros(num_samples)
         features = torch.zeros(num_samples, *shape)
-        return Batch({"features": features}, labels if num_scores == 1 else labels.long())
+        return Batch({"features": features}, labels if answers.likelihood == "normal" else labels.long())
 
     def flops(num_samples: int, length: int) -> float:
         return num_samples * model.forward_flops

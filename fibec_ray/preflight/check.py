@@ -59,7 +59,7 @@ def foresee(
     """
     with tempfile.TemporaryDirectory() as draft:
         prepared = prepare(experiment, Path(draft))
-        job = experiment.job(prepared.num_classes, prepared.label_words)
+        job = experiment.job(prepared.answers(experiment.task))
         samples = Samples.of(Federation.load(Path(draft) / "data"))
         rehearsal = _rehearsal(job, samples)
         plan = _plan(experiment, rehearsal, samples, folder, cache_dir, Path(draft) / "data")
@@ -78,7 +78,7 @@ def _plan(
     job = rehearsal.job
     there = (
         isinstance(job.backbone, Backbone)
-        and prepared_folder(job.backbone, job.seed, job.num_classes, cache_dir).is_dir()
+        and prepared_folder(job.backbone, job.seed, job.answers.num_scores, cache_dir).is_dir()
     )
     room = look(experiment.fleet, folder, cache_dir, there)
     config = to_yaml(experiment.model_dump(mode="json"))

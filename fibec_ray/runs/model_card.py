@@ -117,7 +117,7 @@ def _score(about: SavedModel, row: Row, metric: str) -> str:
 def _pipeline(about: SavedModel) -> str | None:
     if not about.is_text:
         return None
-    return "text-generation" if about.answers == "texts" else "text-classification"
+    return "text-generation" if about.predicts == "texts" else "text-classification"
 
 
 def _code(about: SavedModel, base: str | None, whole: bool) -> str:
@@ -131,7 +131,7 @@ def _code(about: SavedModel, base: str | None, whole: bool) -> str:
         return (
             "from peft import AutoPeftModelForSequenceClassification\n\n"
             "model = AutoPeftModelForSequenceClassification.from_pretrained(\n"
-            f'    "PATH/TO/THIS/FOLDER", num_labels={about.num_classes}, ignore_mismatched_sizes=True\n)'
+            f'    "PATH/TO/THIS/FOLDER", num_labels={about.answers.num_scores}, ignore_mismatched_sizes=True\n)'
         )
     auto = AUTO[spec.head]
     return (
