@@ -31,8 +31,6 @@ LAYERS = (
         "curvature",
         "files",
         "responses",
-        "likelihoods",
-        "answers",
         "low_rank",
         "heads",
         "blocks",

@@ -16,8 +16,7 @@ from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.data.tasks import Task
 from fibec_ray.effects import OnlyWith
 from fibec_ray.fleets.settings import ActorClass
-from fibec_ray.models.nets import NETS
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.kinds import BACKBONES
 
 _INTRODUCTION = """# Settings
 
@@ -33,7 +32,7 @@ _SECTIONS: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
     "partition": ("How rows are dealt to devices. `kind` chooses the rule.", PARTITIONS),
     "backbone": (
         "The frozen base model. With `kind` it is a small network that devices train from scratch.",
-        {"": Backbone, **NETS},
+        BACKBONES,
     ),
     "task": ("The data set. `task: trec` names a file of `configs/tasks/`.", {"": Task}),
 }

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from fibec_ray.answers import Answers
 from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.tasks import Task
+from fibec_ray.encoder import Reads
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.job import Job, LocalTraining, ServerConfig, System
 from fibec_ray.method import AXES, Method
-from fibec_ray.models.nets import NETS, Net, is_net
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.base import AnyBackbone
+from fibec_ray.models.kinds import BACKBONES, OneBackbone, class_of, parse
 from fibec_ray.parts.part import LACKING, Setting, kind_of
 from fibec_ray.types import SETUP_ROUND
 
@@ -42,18 +42,24 @@ def _is_mixture(value: Any) -> bool:
     """Whether a value is a list, or a mapping from device groups to backbones."""
     if not isinstance(value, dict):
         return isinstance(value, list | tuple)
-    keys = {"kind", *Backbone.model_fields}
+    keys = {"kind", *BACKBONES[""].model_fields}
     misspelt = any(key in keys or get_close_matches(str(key), keys) for key in value)
     return len(value) > 1 and not misspelt and all(isinstance(group, dict | str) for group in value.values())
 
 
-def _backbone(value: Any) -> Any:
-    """Parse a backbone; a mapping with `kind` is a network trained from scratch."""
-    if isinstance(value, BaseModel):
-        return value
+def _backbone(value: Any) -> AnyBackbone:
+    """Parse a backbone. Raises ValueError."""
     if _is_mixture(value):
         raise ValueError(ONE_BACKBONE)
-    return (NETS[kind_of(value, NETS)] if is_net(value) else Backbone).model_validate(value)
+    return parse(value)
+
+
+READERS: dict[Reads, str] = {
+    "text": "is text; set backbone=minilm",
+    "image": "has images; set backbone to {kind: cnn}",
+    "numbers": "has no text; set backbone to {kind: mlp} or, for images, {kind: cnn}",
+}
+"""What the samples of a task are, and how to choose a backbone for them."""
 
 
 class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -79,7 +85,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     method: Method = Method()
     data: DataConfig = DataConfig()
     partition: Annotated[SerializeAsAny[Partition], BeforeValidator(_partition)] = DirichletLabel()
-    backbone: Annotated[SerializeAsAny[Backbone | Net], BeforeValidator(_backbone)] = Backbone()
+    backbone: Annotated[OneBackbone, BeforeValidator(_backbone)] = BACKBONES[""]()
     local: LocalTraining = LocalTraining()
     server: ServerConfig = ServerConfig()
     evaluation: Evaluation = Evaluation()
@@ -100,11 +106,8 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             return self.evaluation.before_training
         return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1
 
-    def job(self, answers: Answers) -> Job:
-        """Return the settings that learning depends on. Pooled data belong to one device.
-
-        answers: what a model gives for a sample; `Prepared.answers` of the prepared data.
-        """
+    def job(self, num_classes: int, label_words: tuple[int, ...] | None) -> Job:
+        """Return the settings that learning depends on. Pooled data belong to one device."""
         federation = (self.cohort_size, self.num_devices)
         cohort_size, num_devices = (1, 1) if self.method.pooled else federation
         return Job(
@@ -112,7 +115,8 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             cohort_size=cohort_size,
             num_devices=num_devices,
             pooled_cohort=federation if self.method.pooled else None,
-            answers=answers,
+            num_classes=num_classes,
+            label_words=label_words,
             eval_batch_size=self.evaluation.batch_size,
             max_length=self.data.max_length,
         )
@@ -132,7 +136,8 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @classmethod
     def _networks_are_trained_whole(cls, raw: Any) -> Any:
         """Set method.peft to full training for a network from scratch, which has no frozen base to adapt."""
-        if not isinstance(raw, dict) or not is_net(raw.get("backbone")):
+        kind = class_of(raw.get("backbone")) if isinstance(raw, dict) else None
+        if kind is None or kind.has_base:
             return raw
         method = raw.get("method", {})
         whole = next(kind for kind, cls in AXES["peft"].items() if cls.trains_base)
@@ -144,18 +149,14 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _task_fits(self) -> Experiment:
-        if isinstance(self.backbone, Net) and self.task.is_text:
+        reads: Reads = "text" if self.task.is_text else "numbers"
+        if self.backbone.reads != reads:
             raise ValueError(
-                f"backbone {self.backbone.kind} takes numbers, but task {self.task.name} is text; set backbone=minilm"
+                f"{self.backbone.title} takes {self.backbone.reads}, but task {self.task.name} {READERS[reads]}"
             )
-        if isinstance(self.backbone, Backbone) and not self.task.is_text:
+        if self.task.answers_in_text and not self.backbone.writes_text:
             raise ValueError(
-                f"task {self.task.name} has no text, but a pretrained backbone reads only text; set backbone to "
-                "{kind: mlp} or, for images, {kind: cnn}"
-            )
-        if isinstance(self.backbone, Backbone) and self.task.answers_in_text and self.backbone.head != "causal_lm":
-            raise ValueError(
-                f"task {self.task.name} needs answers in text; backbone.head {self.backbone.head} cannot do that; set "
+                f"task {self.task.name} needs answers in text; {self.backbone.scores_by} cannot do that; set "
                 "backbone.head=causal_lm, with a decoder, or backbone=tiny-llama"
             )
         column = self.partition.user_column
@@ -169,7 +170,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="after")
     def _prompts_are_there(self) -> Experiment:
         """Heads of language models need a prompt and one word for each class; classification heads need neither."""
-        if not isinstance(self.backbone, Backbone) or not self.task.has_classes or self.backbone.encode_mode == "plain":
+        if not self.task.has_classes or self.backbone.encode_mode == "plain":
             return self
         masked = self.backbone.encode_mode == "masked"
         field = "template" if masked else "causal_template"
@@ -179,7 +180,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         prompt = f"{texts} It was <mask>." if masked else f"{texts} It was"
         words = ",".join(f"word{i}" for i in range(1, min(self.task.num_classes, 4) + 1))
         raise ValueError(
-            f"backbone.head: {self.backbone.head} needs a prompt and one word for each class of task {self.task.name}; "
+            f"{self.backbone.scores_by} needs a prompt and one word for each class of task {self.task.name}; "
             f"set 'task.{field}=\"{prompt}\"' task.verbaliser=[{words}] with the words for "
             f"{', '.join(self.task.label_names[:8])}, or backbone.head=mean_pool, which needs neither"
         )
@@ -187,18 +188,17 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="after")
     def _parts_fit(self) -> Experiment:
         """Check that each part fits the task, the backbone and the other settings; parts declare this themselves."""
-        net = self.backbone if isinstance(self.backbone, Net) else None
         task = f"task {self.task.name}"
         lacking = {} if self.task.is_text else {"text": task}
         lacking |= {"classes": task} if self.task.answers_in_text else {}
-        lacking |= {"transformer": f"backbone {net.kind}"} if net else {}
+        lacking |= dict.fromkeys(self.backbone.lacks, self.backbone.title)
         setting = Setting(
             cohort_size=self.cohort_size,
             max_length=self.data.max_length,
             optimizer=self.local.optimizer,
             momentum=self.local.momentum,
-            dtype="float32" if isinstance(self.backbone, Net) else self.backbone.dtype,
-            num_layers=net.num_layers if net else None,
+            dtype=self.backbone.base_dtype,
+            num_layers=self.backbone.num_layers,
         )
         for axis, part in self.method.all_parts:
             for need in part.needs:
@@ -213,9 +213,9 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """Allow several GPUs per actor only for a base that does not fit on one of them."""
         shares = [share or 0 for share in self.fleet.gpu_shares]
         gpus, least = max(shares), min(shares)
-        backend = self.backbone.backend if isinstance(self.backbone, Backbone) else "plain"
+        backend = self.backbone.base_backend
         if gpus > 1 and backend not in ("auto", "spread"):
-            what = f"backbone.backend {backend}" if isinstance(self.backbone, Backbone) else "a network from scratch"
+            what = f"backbone.backend {backend}" if self.backbone.has_base else "a network from scratch"
             raise ValueError(
                 f"fleet.gpus_per_actor is {gpus:g}, and {what} uses one GPU of an actor; set it to 1 to run more "
                 "actors at a time or, if the base does not fit on one GPU, set backbone.backend=spread"

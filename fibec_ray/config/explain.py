@@ -13,7 +13,7 @@ from fibec_ray.config.aliases import ALIASES, HINTS
 from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.errors import did_you_mean, nearest
 from fibec_ray.method import AXES
-from fibec_ray.models.nets import NETS
+from fibec_ray.models.kinds import NAMED
 from fibec_ray.parts.part import class_of
 
 LONGEST = 200
@@ -25,7 +25,7 @@ REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
     **AXES,
     "of": AXES["aggregator"],
     "partition": PARTITIONS,
-    "backbone": NETS,
+    "backbone": NAMED,
 }
 """Keys whose value is one of several models, chosen by `kind`."""
 

@@ -17,8 +17,7 @@ from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.effects import idle, selectors
 from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES
-from fibec_ray.models.nets import NETS
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.kinds import BACKBONES, NAMED
 from fibec_ray.parts.part import class_of
 
 Registry = Mapping[str, type[BaseModel]]
@@ -61,7 +60,7 @@ def registry_at(keys: Sequence[str]) -> Registry | None:
     if list(keys) == ["partition"]:
         return PARTITIONS
     if list(keys) == ["backbone"]:
-        return NETS
+        return NAMED
     if keys[0] == "method" and len(keys) > 1:
         return AXES["aggregator"] if keys[-1] == "of" else AXES.get(keys[-1])
     return None
@@ -86,7 +85,7 @@ def _dropped(inner: Mapping[str, Any], keys: Sequence[str], value: Any) -> set[s
 def _class(spec: Mapping[str, Any], registry: Registry, keys: Sequence[str]) -> type[BaseModel] | None:
     """Return the model of a mapping with this kind; None if there is none, which validation reports."""
     if "kind" not in spec:
-        return Backbone if keys[0] == "backbone" else next(iter(registry.values()))
+        return BACKBONES[""] if keys[0] == "backbone" else next(iter(registry.values()))
     if keys[0] != "method":
         return registry.get(str(spec["kind"]))
     try:

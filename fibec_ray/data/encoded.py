@@ -51,6 +51,11 @@ class EncodedSet:
         """Number of samples."""
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(): texts have no fixed shape."""
+        return ()
+
     def shard(self, rows: NDArray[np.int64]) -> ArrayShard:
         """The samples at these rows."""
         return ArrayShard(self, np.asarray(rows, dtype=np.int64))

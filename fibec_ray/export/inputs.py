@@ -16,7 +16,7 @@ from fibec_ray.data.instructions import InstructionFormat
 from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 from fibec_ray.model_types import Shard
-from fibec_ray.models.nets import Shape
+from fibec_ray.models.network import Shape
 from fibec_ray.runs.saved_model import Prompts
 
 Inputs = Sequence[Any]

@@ -17,16 +17,14 @@ from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
 from fibec_ray.environment import quiet_warnings
 from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.export.predict import TrainedModel
-from fibec_ray.export.saved import open_saved, resolved_backbone
+from fibec_ray.export.saved import open_saved
 from fibec_ray.files.run_dir import absolute
 from fibec_ray.files.storage import Storage, is_url
 from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.worker_spec import ONE_BY_ONE
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.server import Server
-from fibec_ray.models.backbone import load_tokenizer
 from fibec_ray.models.process_state import quiet_libraries, restored
-from fibec_ray.models.spec import Backbone
 from fibec_ray.runs.records import Record, read_record
 from fibec_ray.runs.save import relative_base
 from fibec_ray.runs.saved_model import describe
@@ -114,17 +112,16 @@ def open_personal(folder: Path, device: int, base: str | None, place: str) -> tu
     )
     host = worker_spec_of(record.experiment, record.folder, record.identity)
     host = replace(host, device=place, fleet=ONE_BY_ONE)
-    tokenizer = None
-    if isinstance(about.backbone, Backbone):
-        backbone = resolved_backbone(about, record.folder, base, place)
-        host = replace(host, job=host.job.model_copy(update={"backbone": backbone}))
-        tokenizer = load_tokenizer(backbone)
+    backbone = about.backbone.found_at(record.folder, base, about.base_path, place)
+    host = replace(host, job=host.job.model_copy(update={"backbone": backbone}))
+    tokenizer = backbone.preprocessor()
     start.refuse_other_base(host.base_fingerprint())
     worker = host.worker()
     server = Server(host.job, worker.initial, worker.layout)
     server.restore(read_state(start.server))
     worker.become(device, server.broadcast(round_), start.manifest.states)
-    return TrainedModel(about, worker.model, tokenizer), worker
+    engine: Any = worker.model
+    return TrainedModel(about, engine, tokenizer), worker
 
 
 def _newest(record: Record) -> Checkpoint:

@@ -16,12 +16,8 @@ from fibec_ray.data.encode_instructions import end_id
 from fibec_ray.errors import ModelError
 from fibec_ray.export.inputs import Inputs, encoded, points, prompt_ids
 from fibec_ray.learning.evaluation import evaluation_chunks
-from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.models.net_model import NetModel
-from fibec_ray.models.nets import AnyNet
-from fibec_ray.models.sizes import takes_types
-from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
+from fibec_ray.model_types import Shard
+from fibec_ray.models.base import AnyBackbone, BuiltModel
 from fibec_ray.runs.saved_model import SavedModel
 
 MOST_NEW_TOKENS = 64
@@ -52,7 +48,7 @@ class TrainedModel:
     Predictions are those of the run's evaluation: same tokens, same batches, same weights.
     """
 
-    def __init__(self, about: SavedModel, engine: LocalModel, tokenizer: Any = None):
+    def __init__(self, about: SavedModel, engine: BuiltModel, tokenizer: Any = None):
         self.about = about
         """what was trained: backbone, method, classes, versions"""
         self.tokenizer = tokenizer
@@ -68,18 +64,17 @@ class TrainedModel:
 
         With a mean-pool head it is the encoder; `head` is the classifier on top.
         """
-        engine = self.engine
-        return engine.net if isinstance(engine, NetModel) else engine.peft_model  # type: ignore[attr-defined]
+        return self.engine.module
 
     @property
     def head(self) -> nn.Module | None:
         """The linear classifier on the mean of the last hidden states; None for other heads."""
-        return self.engine.head if isinstance(self.engine, TorchModel) else None
+        return self.engine.head
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """Class names in the order of their ids; numbers as text where the run has no names."""
-        return self.about.label_names or tuple(str(i) for i in range(self.about.answers.num_scores))
+        return self.about.label_names or tuple(str(i) for i in range(self.about.num_classes))
 
     def predict(
         self, inputs: Inputs, batch_size: int | None = None, max_new_tokens: int = MOST_NEW_TOKENS
@@ -94,10 +89,10 @@ class TrainedModel:
             inputs = [inputs]
         if not len(inputs):
             return []
-        if self.about.predicts == "texts":
+        if self.about.answers == "texts":
             return [Prediction(text=text) for text in self._answers(inputs, batch_size, max_new_tokens)]
         scores = self.scores(inputs, batch_size)
-        if self.about.predicts == "values":
+        if self.about.answers == "values":
             return [Prediction(value=value) for value in scores[:, 0].tolist()]
         names = self.label_names
         return [_of_class(names, row) for row in scores.softmax(1).tolist()]
@@ -105,7 +100,7 @@ class TrainedModel:
     @torch.no_grad()
     def scores(self, inputs: Inputs, batch_size: int | None = None) -> Tensor:
         """(N, C) logits of the classes, float32 on the CPU; (N, 1) values in a regression."""
-        if self.about.predicts == "texts":
+        if self.about.answers == "texts":
             raise ModelError("this model answers in text and has no class scores; use predict")
         shard = self._shard(inputs)
         chunks = evaluation_chunks(shard, batch_size or self.about.batch_size)
@@ -114,13 +109,12 @@ class TrainedModel:
 
     def _shard(self, inputs: Inputs) -> Shard:
         backbone = self.about.backbone
-        if isinstance(backbone, Backbone):
+        if backbone.reads == "text":
             made = encoded(inputs, self.about.prompts, backbone.encode_mode, self.tokenizer)
             if made.types is not None and not self._takes_types(int(made.types.max(initial=0))):
                 made = replace(made, types=None)
             return made.shard(np.arange(made.num_samples))
-        assert isinstance(self.engine, NetModel)
-        return points(inputs, self.engine.shape)
+        return points(inputs, tuple(self.engine.adapter_config["input_shape"]))
 
     def _answers(self, inputs: Inputs, batch_size: int | None, most: int) -> list[str]:
         """Greedy decoding of each prompt."""
@@ -138,12 +132,12 @@ class TrainedModel:
         return f"TrainedModel({about.name!r}, method={about.method!r}, task={about.prompts.task!r}{who})"
 
 
-def _type_check(backbone: Backbone | AnyNet) -> Callable[[int], bool]:
+def _type_check(backbone: AnyBackbone) -> Callable[[int], bool]:
     """Whether the model's scores depend on token types up to a number. Asked now: the base's folder may move later."""
 
     @cache
     def takes(highest: int) -> bool:
-        return isinstance(backbone, Backbone) and takes_types(backbone, highest)
+        return backbone.takes_types(highest)
 
     with suppress(ModelError):  # a model that knows one type has no pairs
         takes(0), takes(1)
@@ -165,12 +159,11 @@ def _of_one_length(asked: Sequence[Sequence[int]], batch_size: int) -> Iterator[
             yield rows[start : start + batch_size]
 
 
-def _decode(engine: LocalModel, prompts: Sequence[Sequence[int]], end: int, most: int) -> list[list[int]]:
+def _decode(engine: Any, prompts: Sequence[Sequence[int]], end: int, most: int) -> list[list[int]]:
     """Token ids of the answers, without the token that ends them.
 
     The whole sequence is computed again for each token: that is exact for every PEFT kind, and answers are short.
     """
-    assert isinstance(engine, TorchModel)
     ids = torch.tensor(prompts)
     start, done = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool)
     for _ in range(most):

@@ -18,11 +18,7 @@ from fibec_ray.export.predict import TrainedModel
 from fibec_ray.learning.adapter import PEFT_PREFIX
 from fibec_ray.method import AXES
 from fibec_ray.model_types import HEAD, LocalModel
-from fibec_ray.models.backbone import load_tokenizer, open_base, prepare
-from fibec_ray.models.base_cache import fingerprint
-from fibec_ray.models.net_model import NetModel
-from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import ModelSpec, TorchModel
+from fibec_ray.models.base import AnyBackbone, ModelRequest
 from fibec_ray.parts.part import build, sources_of
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.runs.saved_model import NAME, SavedModel, describe, read_saved_model
@@ -43,18 +39,18 @@ def open_saved(folder: Path, base: str | None, place: str, exact: bool = False) 
             f"{folder}: method {about.method} has no global model: trained tensors such as the head stay on the "
             "devices; load a device's own model: --device N (in Python load(RUN, device=N))"
         )
-    if not isinstance(about.backbone, Backbone):
-        shape = tuple(_config(home)["input_shape"])
-        net = NetModel(about.backbone, shape, about.answers, about.seed, place)
-        _fill(net, _values(home, ""), home)
-        return TrainedModel(about, net)
     part, values = _part(about, home)
-    spec = _whole(about.backbone, home) if part.trains_base else resolved_backbone(about, home, base, place)
-    source = _source(about, spec, part, home, exact)
-    spec = spec.model_copy(update={"dtype": "float32"} if exact else {})
-    engine = TorchModel(ModelSpec(spec, part, about.answers, about.seed), source, place)
+    if part.trains_base:
+        spec = about.backbone.saved_whole(home)
+    else:
+        spec = about.backbone.found_at(home, base, about.base_path, place)
+    shape = tuple(_config(home).get("input_shape", ()))
+    request = ModelRequest(part, about.num_classes, about.label_words, about.seed, shape)
+    source = spec.open_base(home) if part.trains_base else _source(about, spec, home, exact)
+    spec = spec.exact() if exact else spec
+    engine = spec.build(request, source, place)
     _fill(engine, values, home)
-    tokenizer = load_tokenizer(_with_tokenizer(spec, home))
+    tokenizer = spec.with_preprocessor(home).preprocessor()
     return TrainedModel(about.model_copy(update={"backbone": spec}), engine, tokenizer)
 
 
@@ -72,29 +68,6 @@ def saved_folder(folder: Path) -> Path:
             "or take a device's model as it is now: --device N (in Python load(RUN, device=N))"
         )
     raise RunDirError(f"{folder}: not a run directory (it has no config.yaml); give the --out of a run")
-
-
-def resolved_backbone(about: SavedModel, home: Path, base: str | None, place: str) -> Backbone:
-    """The backbone with its weights where they are now. Raises ModelError if they are nowhere."""
-    spec = about.backbone
-    assert isinstance(spec, Backbone)
-    quantised = spec.backend == "qlora" and place.startswith("cuda")
-    spec = spec.model_copy(update={"backend": "qlora" if quantised else "auto", "checkpointing": False})
-    if spec.init != "pretrained":
-        if base is not None:
-            raise ModelError(f"--base {base}: has no effect, because the backbone has random weights; leave it out")
-        return spec
-    if base is not None:
-        return spec.model_copy(update={"name": base, "revision": None, "tokenizer": spec.tokenizer or base})
-    if about.base_path is None:
-        return spec
-    for path in (Path(spec.name or "").expanduser(), home / about.base_path):
-        if path.is_dir():
-            return spec.model_copy(update={"name": str(path)})
-    raise ModelError(
-        f"{home}: its base model is not here (neither {home / about.base_path} nor {spec.name}); give the folder of "
-        "the base with --base DIR (in Python load(RUN, base=DIR))"
-    )
 
 
 def read_about(home: Path) -> SavedModel:
@@ -116,38 +89,32 @@ def _part(about: SavedModel, home: Path) -> tuple[Peft, Tensors]:
     if (home.parent / "checkpoints" / "run.json").is_file():
         read_identity(home.parent).refuse_other_parts(sources_of(part), home.parent)
     if part.trains_base:
-        return part, _values(home, PEFT_PREFIX)
-    return part.reopened(_values(home, ""), _config(home), home / "adapter_model.safetensors")
+        return part, _values(home)
+    return part.reopened(_values(home), _config(home), home / "adapter_model.safetensors")
 
 
-def _whole(spec: Backbone, home: Path) -> Backbone:
-    """A model that was trained whole: the folder has all of it."""
-    update = {"init": "pretrained", "name": str(home), "revision": None, "config": None, "backend": "plain"}
-    return spec.model_copy(update=update)
-
-
-def _source(about: SavedModel, spec: Backbone, part: Peft, home: Path, exact: bool) -> Any:
-    """What the engine opens: the folder of prepared base weights, or a base model."""
-    if part.trains_base:
-        return open_base(spec, home)
-    folder = prepare(spec, about.seed, about.answers.num_scores, cache_dir())
+def _source(about: SavedModel, spec: AnyBackbone, home: Path, exact: bool) -> Any:
+    """What the engine opens: the folder of prepared base weights, or a base model; None without frozen weights."""
+    folder = spec.prepare(about.seed, about.num_classes, cache_dir())
+    if folder is None:
+        return None
+    drawn = spec.reference() is None
     same_programs = about.versions == program_versions()
-    if about.base_fingerprint not in ("", fingerprint(folder)) and (spec.init == "random" or same_programs):
+    if about.base_fingerprint not in ("", spec.fingerprint(folder)) and (drawn or same_programs):
         then = ", ".join(f"{name} {about.versions.get(name, '?')}" for name in ("torch", "transformers"))
         raise ModelError(
             f"{home}: the base model here is not the one that the run used, so its predictions would be wrong; give "
             f"the run's base with --base DIR"
-            + (f", or draw its random weights with the run's versions ({then})" if spec.init == "random" else "")
+            + (f", or draw its random weights with the run's versions ({then})" if drawn else "")
         )
-    return open_base(spec, folder).float() if exact and spec.dtype != "float32" else folder
+    return spec.open_base(folder).float() if exact and spec.base_dtype != "float32" else folder
 
 
-def _values(home: Path, prefix: str) -> Tensors:
-    """All saved tensors. prefix: before the names of a model that was saved whole."""
+def _values(home: Path) -> Tensors:
+    """All saved tensors."""
     whole = home / "model.safetensors"
     try:
         values = load_file(whole if whole.is_file() else home / "adapter_model.safetensors")
-        values = {f"{prefix}{name}": value for name, value in values.items()}
         if (home / "head.safetensors").is_file():
             values |= {f"{HEAD}.{name}": value for name, value in load_file(home / "head.safetensors").items()}
     except (OSError, SafetensorError) as error:
@@ -168,15 +135,12 @@ def _config(home: Path) -> dict[str, Any]:
 def _fill(engine: LocalModel, values: Mapping[str, Tensor], home: Path) -> None:
     """Loads the values into the model. Raises ModelError unless names and shapes are the model's."""
     own = engine.read()
+    # A transformer that is trained whole is saved under the names that transformers gives its tensors.
+    whole = {name for name in values if f"{PEFT_PREFIX}{name}" in own}
+    values = {f"{PEFT_PREFIX}{name}" if name in whole else name: value for name, value in values.items()}
     if odd := sorted(own.keys() ^ values.keys()):
         raise ModelError(f"{home}: its weights do not fit the backbone ({odd[0]} is in one of them only)")
     if odd := sorted(name for name, value in values.items() if value.shape != own[name].shape):
         found, wanted = tuple(values[odd[0]].shape), tuple(own[odd[0]].shape)
         raise ModelError(f"{home}: its weights do not fit the backbone ({odd[0]} is {found}, the model has {wanted})")
     engine.load(values)
-
-
-def _with_tokenizer(spec: Backbone, home: Path) -> Backbone:
-    """With the tokenizer that was saved beside the weights, where there is one."""
-    saved = (home / "tokenizer_config.json").is_file()
-    return spec.model_copy(update={"tokenizer": str(home)}) if saved else spec

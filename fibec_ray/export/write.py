@@ -18,10 +18,7 @@ from fibec_ray.export.load import local_copy, open_personal, quiet
 from fibec_ray.export.predict import TrainedModel
 from fibec_ray.export.saved import open_saved, read_about, saved_folder
 from fibec_ray.files.run_dir import absolute, flush_folder, refused, replace_folder, write_text
-from fibec_ray.models.backbone import open_base
 from fibec_ray.models.process_state import restored
-from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.runs.model_card import merged_text
 from fibec_ray.runs.records import read_record
 from fibec_ray.runs.save import complete, save_model
@@ -88,15 +85,16 @@ def export_merged(run: Any, target: Path, device: int | None = None, *, base: st
 
 
 def _write_merged(model: TrainedModel, draft: Path) -> None:
-    engine, about = model.engine, model.about
-    if not isinstance(engine, TorchModel) or not isinstance(about.backbone, Backbone):
+    about = model.about
+    if not about.backbone.has_base:
         raise ModelError(
             "--merged: this model is a network from scratch and has no adapter to merge; export it without"
         )
     before = _probe(model)
-    whole: Any = engine.peft_model
+    engine: Any = model.engine
+    whole: Any = model.model
     base = whole.merge_and_unload() if hasattr(whole, "merge_and_unload") else engine.base
-    if about.backbone.head == "model":
+    if about.backbone.has_classifier:
         base.config.id2label = dict(enumerate(model.label_names))
         base.config.label2id = {name: i for i, name in enumerate(model.label_names)}
         if base.config.pad_token_id is None:
@@ -106,7 +104,7 @@ def _write_merged(model: TrainedModel, draft: Path) -> None:
     if model.head is not None:
         save_file({name: value.cpu() for name, value in model.head.state_dict().items()}, draft / "head.safetensors")
     write_text(draft / "README.md", merged_text(about))
-    after = _outputs(open_base(about.backbone, draft).eval(), *_inputs())
+    after = _outputs(about.backbone.open_base(draft).eval(), *_inputs())
     if not _agree(before, after):
         raise ModelError(
             f"--merged: {about.peft['kind']} adds modules or prompts to the model, which a plain transformers model "
@@ -116,8 +114,8 @@ def _write_merged(model: TrainedModel, draft: Path) -> None:
 
 def _probe(model: TrainedModel) -> Tensor:
     """What the model makes of a few tokens."""
-    engine = model.engine
-    if not isinstance(engine, TorchModel):
+    engine: Any = model.engine
+    if not model.about.backbone.has_base:
         return torch.cat([value.flatten() for value in engine.read().values()])
     ids, mask = _inputs()
     return _outputs(engine.attached, ids, mask)

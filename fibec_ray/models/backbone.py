@@ -28,7 +28,7 @@ from fibec_ray.models.architecture import (
     no_model,
     revision,
 )
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.settings import BackboneSettings
 
 __all__ = ["from_config", "load_tokenizer", "locate", "open_base", "prepare", "prepared_folder"]
 
@@ -36,7 +36,7 @@ FORMAT = 2
 """version of prepared folders; other versions are not read"""
 
 
-def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Path:
+def prepare(spec: BackboneSettings, seed: int, num_classes: int, cache_dir: Path) -> Path:
     """Return the folder with this backbone's weights in its dtype, and make it if it is missing or has changed.
 
     seed: of random weights (`init: random`, or a classification head that the checkpoint lacks). Safe to call
@@ -59,12 +59,12 @@ def prepare(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Pat
     return base_cache.kept(folder, make)
 
 
-def prepared_folder(spec: Backbone, seed: int, num_classes: int, cache_dir: Path) -> Path:
+def prepared_folder(spec: BackboneSettings, seed: int, num_classes: int, cache_dir: Path) -> Path:
     """The folder that `prepare` uses; it may not exist yet."""
     return cache_dir / f"base-{_identity(spec, seed, num_classes)}"
 
 
-def open_base(spec: Backbone, folder: Path, device: str = "cpu", four_bits: bool = False) -> Any:
+def open_base(spec: BackboneSettings, folder: Path, device: str = "cpu", four_bits: bool = False) -> Any:
     """Open the frozen base from a prepared folder; weights stay memory-mapped. device: where it will compute.
 
     four_bits: quantise while reading (bitsandbytes' NF4, CUDA only).
@@ -85,7 +85,7 @@ def open_base(spec: Backbone, folder: Path, device: str = "cpu", four_bits: bool
     return model.requires_grad_(False)
 
 
-def from_config(spec: Backbone, num_classes: int, num_blocks: int | None = None) -> Any:
+def from_config(spec: BackboneSettings, num_classes: int, num_blocks: int | None = None) -> Any:
     """Build the frozen base from its config, in its dtype, with new weights on torch's current device.
 
     The meta device needs no memory for weights. It computes as on a CPU. num_blocks: None: as in the config. Raises
@@ -105,7 +105,7 @@ def from_config(spec: Backbone, num_classes: int, num_blocks: int | None = None)
     return model.requires_grad_(False)
 
 
-def load_tokenizer(spec: Backbone) -> Any:
+def load_tokenizer(spec: BackboneSettings) -> Any:
     """Load the backbone's tokenizer, with right padding and a pad token. Raises ModelError."""
     packaged = (spec.tokenizer or spec.name or "minilm") == "minilm"
     return _packaged_tokenizer() if packaged else _read_tokenizer(spec)
@@ -114,10 +114,10 @@ def load_tokenizer(spec: Backbone) -> Any:
 @cache
 def _packaged_tokenizer() -> Any:
     """Read once per process. Other tokenizers are read each time, because their files may have changed."""
-    return _read_tokenizer(Backbone(tokenizer="minilm"))
+    return _read_tokenizer(BackboneSettings(tokenizer="minilm"))
 
 
-def _read_tokenizer(spec: Backbone) -> Any:
+def _read_tokenizer(spec: BackboneSettings) -> Any:
     from transformers import AutoTokenizer
 
     source = locate(spec.tokenizer or spec.name or "minilm")
@@ -133,7 +133,7 @@ def _read_tokenizer(spec: Backbone) -> Any:
     return tokenizer
 
 
-def _four_bits(spec: Backbone) -> Any:
+def _four_bits(spec: BackboneSettings) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -141,7 +141,7 @@ def _four_bits(spec: Backbone) -> Any:
     )
 
 
-def _attention(spec: Backbone, config: Any, device: str) -> str:
+def _attention(spec: BackboneSettings, config: Any, device: str) -> str:
     chosen = attention_of(spec, config)
     if (chosen, spec.dtype, device) != ("sdpa", "bfloat16", "cpu"):
         return chosen
@@ -151,7 +151,7 @@ def _attention(spec: Backbone, config: Any, device: str) -> str:
     return attention.IN_FLOAT32
 
 
-def _identity(spec: Backbone, seed: int, num_classes: int) -> str:
+def _identity(spec: BackboneSettings, seed: int, num_classes: int) -> str:
     """Hash of everything that weights depend on. Seed and classes count only if weights depend on them."""
     drawn = spec.init == "random" or spec.head == "model"
     source = Path(locate(spec.name)) if spec.name is not None else Path()
@@ -162,11 +162,11 @@ def _identity(spec: Backbone, seed: int, num_classes: int) -> str:
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _classes(spec: Backbone, num_classes: int) -> dict[str, Any]:
+def _classes(spec: BackboneSettings, num_classes: int) -> dict[str, Any]:
     return {"num_labels": num_classes} if spec.head == "model" else {}
 
 
-def _from_pretrained(spec: Backbone, num_classes: int) -> tuple[Any, list[str]]:
+def _from_pretrained(spec: BackboneSettings, num_classes: int) -> tuple[Any, list[str]]:
     """The model, and the names of tensors that the checkpoint lacks or has for another number of classes."""
     config_of(spec)  # before anything is downloaded
     source = locate(spec.name or "minilm")
@@ -201,7 +201,7 @@ def _from_pretrained(spec: Backbone, num_classes: int) -> tuple[Any, list[str]]:
     return model, lacking + refitted
 
 
-def _is_body(name: str, model: Any, spec: Backbone) -> bool:
+def _is_body(name: str, model: Any, spec: BackboneSettings) -> bool:
     """True for weights that a checkpoint must have: all except heads and poolers, which may start at random."""
     inner = spec.head == "mean_pool" or name.startswith(f"{model.base_model_prefix}.")
     return inner and not name.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")

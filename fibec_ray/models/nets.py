@@ -1,41 +1,24 @@
-"""Small networks that devices train from scratch: their settings, and how they are built.
-
-Shapes: B samples, C scores.
-"""
+"""Small networks that devices train from scratch: their settings, and how they are built."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, model_validator
-from torch import Tensor, nn
+from pydantic import Field, PositiveInt, model_validator
+from torch import nn
 
+from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.errors import ModelError
+from fibec_ray.models.base import AnyBackbone, BuiltModel, ModelRequest, SizedModel
+from fibec_ray.models.network import Flat, Network, Shape
 
 Activation = Literal["tanh", "relu"]
-Shape = tuple[int, ...]
 
 
-class Network(nn.Module):
-    """Weight layers with the modules after them, and an output layer; all are trained."""
-
-    def __init__(self, layers: Sequence[nn.Module], after: nn.Module, output: nn.Linear):
-        super().__init__()
-        self.layers, self.after, self.output = nn.ModuleList(layers), after, output
-
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, *shape) -> scores (B, C), and the output of each layer, flattened to (B, size)."""
-        found = []
-        for layer in self.layers:
-            x = self.after(layer(x))
-            found.append(x.flatten(1))
-        return self.output(x.flatten(1)), found
-
-
-class Net(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
+class Net(AnyBackbone, frozen=True, extra="forbid", allow_inf_nan=False):
     """A network from scratch instead of a pretrained backbone; `method.peft` is `full`."""
 
     kind: str
@@ -46,12 +29,40 @@ class Net(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
         """Number of weight layers before the output layer."""
 
     @abstractmethod
-    def check(self, shape: Shape) -> None:
+    def check_shape(self, shape: Shape) -> None:
         """Raise ModelError if samples of this shape do not fit."""
 
     @abstractmethod
-    def build(self, shape: Shape, num_scores: int) -> Network:
-        """Build the network. Initial values come from torch's global generator."""
+    def network(self, shape: Shape, num_scores: int) -> Network:
+        """Make the torch module. Initial values come from torch's global generator."""
+
+    @property
+    def title(self) -> str:
+        return f"backbone {self.kind}"
+
+    @property
+    def reads(self) -> Reads:
+        return "numbers"
+
+    def describe(self, base: str | None, seed: int) -> str:
+        settings = ", ".join(f"{name} {value}" for name, value in self.model_dump(mode="json").items())
+        return f"network from scratch ({settings})"
+
+    def fit(self, sets: Sequence[Any], encoder: Encoder, words: Sequence[int] = ()) -> list[Any]:
+        self.check_shape(sets[0].features.shape[1:])
+        return list(sets)
+
+    def build(
+        self, request: ModelRequest, base: Any = None, device: str = "cpu", beside: int | None = None
+    ) -> BuiltModel:
+        from fibec_ray.models.net_model import NetModel
+
+        return NetModel(self, request.shape, request.num_classes, request.seed, device)
+
+    def outline(self, request: ModelRequest, longest_answer: int = 0, num_blocks: int | None = None) -> SizedModel:
+        from fibec_ray.models.net_model import NetOutline
+
+        return NetOutline(self, request.shape, request.num_classes, request.seed)
 
 
 class Mlp(Net):
@@ -71,10 +82,10 @@ class Mlp(Net):
     def num_layers(self) -> int:
         return len(self.hidden)
 
-    def check(self, shape: Shape) -> None:
+    def check_shape(self, shape: Shape) -> None:
         """Accepts any shape."""
 
-    def build(self, shape: Shape, num_scores: int) -> Network:
+    def network(self, shape: Shape, num_scores: int) -> Network:
         sizes = [math.prod(shape), *self.hidden]
         layers = [nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False)]
         return Flat(layers, _activation(self.activation), nn.Linear(sizes[-1], num_scores))
@@ -91,7 +102,7 @@ class Cnn(Net):
     def num_layers(self) -> int:
         return len(self.channels)
 
-    def check(self, shape: Shape) -> None:
+    def check_shape(self, shape: Shape) -> None:
         if len(shape) != 3:
             raise ModelError("backbone: cnn needs images, but this task has none; set backbone: {kind: mlp}")
         if min(shape[1:]) < 2 ** len(self.channels):
@@ -100,7 +111,7 @@ class Cnn(Net):
                 "to nothing; use fewer"
             )
 
-    def build(self, shape: Shape, num_scores: int) -> Network:
+    def network(self, shape: Shape, num_scores: int) -> Network:
         depths = [shape[0], *self.channels]
         layers = [nn.Conv2d(i, o, 3, padding=1) for i, o in zip(depths, depths[1:], strict=False)]
         places = math.prod(side // 2 ** len(layers) for side in shape[1:])
@@ -108,22 +119,5 @@ class Cnn(Net):
         return Network(layers, after, nn.Linear(depths[-1] * places, num_scores))
 
 
-class Flat(Network):
-    """A network that flattens samples of any shape to vectors."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return super().forward(x.flatten(1))
-
-
 def _activation(name: Activation) -> nn.Module:
     return nn.Tanh() if name == "tanh" else nn.ReLU()
-
-
-NETS: dict[str, type[Net]] = {"mlp": Mlp, "cnn": Cnn}
-
-AnyNet = Annotated[Mlp | Cnn, Field(discriminator="kind")]
-
-
-def is_net(backbone: Any) -> bool:
-    """True for a network, or for the YAML mapping of one."""
-    return isinstance(backbone, Net) or (isinstance(backbone, dict) and "kind" in backbone)

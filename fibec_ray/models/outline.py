@@ -41,15 +41,14 @@ class Outline(TorchModel):
     def __init__(self, spec: ModelSpec, longest_answer: int = 0, num_blocks: int | None = None):
         self._longest_answer = longest_answer
         with torch.device("meta"):
-            base = from_config(spec.backbone, spec.answers.num_scores, num_blocks)
+            base = from_config(spec.backbone, spec.num_classes, num_blocks)
             super().__init__(spec, base, "meta")
         self.device = torch.device("cpu")
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds store token numbers outside their buffers
         with self._fake:
             for module in (self.peft_model, *([self._head] if self._head is not None else [])):
                 _make_fake(module)
-            words = spec.answers.label_words
-            self._words = None if words is None else torch.zeros(len(words), dtype=torch.int64)
+            self._words = None if spec.label_words is None else torch.zeros(spec.num_classes, dtype=torch.int64)
         speed_up(self.peft_model, self.device)
         self.trainable, self.server_only_values = self._collect(), self._collect_server_only()
 
@@ -120,7 +119,22 @@ class Outline(TorchModel):
         """The frozen parameters of the base; tied ones appear once."""
         return {name: p for name, p in self.peft_model.named_parameters() if not p.requires_grad}
 
-    def forward_flops(self, num_samples: int, length: int) -> float:
+    @property
+    def blocks_are_alike(self) -> bool:
+        """True: architectures with different blocks are not supported."""
+        return True
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+        return int(self.config.vocab_size)
+
+    def largest_product(self, max_length: int) -> tuple[int, int, int]:
+        """The first product of a block's feed-forward layers."""
+        inside = self.config.hidden_size
+        return min(32, max_length), inside, getattr(self.config, "intermediate_size", None) or 4 * inside
+
+    def pass_flops(self, num_samples: int, length: int) -> float:
         """Flops of one pass without gradients. length: tokens of the longest sample."""
         run = length + self._attached.num_prompts
         return num_samples * run * self._cost.flops_per_token(run + self._attached.num_prefixes)

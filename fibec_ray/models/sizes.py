@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.encoder import Encoder
 from fibec_ray.errors import ModelError
 from fibec_ray.models.architecture import SUPPORTED, inputs_of
 from fibec_ray.models.backbone import from_config
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.settings import BackboneSettings
 
 TABLES = ("position_embeddings", "embed_positions", "wpe")
 """Last parts of the names of position tables."""
@@ -19,7 +21,7 @@ LIMITS = ("max_position_embeddings", "max_seq_len")
 """Settings that limit positions in families without a position table."""
 
 
-def check_sizes(spec: Backbone, tokenizer: Any, max_length: int, num_virtual: int = 0) -> int:
+def check_sizes(spec: BackboneSettings, tokenizer: Any, max_length: int, num_virtual: int = 0) -> int:
     """Return the number of token embeddings. Raises ModelError if tokens or positions are too few.
 
     num_virtual: tokens that the PEFT kind puts before a sample's.
@@ -55,7 +57,7 @@ def check_ids(rows: int, tokenizer: Any, ids: Mapping[str, int | None]) -> None:
             )
 
 
-def takes_types(spec: Backbone, highest: int) -> bool:
+def takes_types(spec: BackboneSettings, highest: int) -> bool:
     """True if the model's scores depend on token types up to `highest`. Raises ModelError if it has too few types.
 
     Some families have no table of types and add the token embedding with that number (GPT-2), so type 0 is not neutral
@@ -75,6 +77,25 @@ def takes_types(spec: Backbone, highest: int) -> bool:
             "(type_vocab_size); use the backbone's own tokenizer"
         )
     return True
+
+
+def check_used(sets: Sequence[Any], encoder: Encoder, words: Sequence[int] = ()) -> None:
+    """Raise ModelError if encoded texts or label words have tokens without an embedding."""
+    assert encoder.num_embeddings is not None
+    largest = max((int(part.tokens.max()) for part in sets if part.tokens.size), default=None)
+    used = {"the token": largest, "the verbaliser's word": max(words, default=None)}
+    check_ids(encoder.num_embeddings, encoder.tokenizer, used)
+
+
+def with_types(spec: BackboneSettings, sets: Sequence[Any]) -> list[Any]:
+    """Encoded texts with token types if the backbone uses them. Raises ModelError for types that it lacks.
+
+    A model with a table of types uses 0 by default, so all-zero types are left out.
+    """
+    highest = max((int(part.types.max(initial=0)) for part in sets if part.types is not None), default=None)
+    if highest is not None and takes_types(spec, highest):
+        return list(sets)
+    return [replace(part, types=None) for part in sets]
 
 
 def positions_of(base: nn.Module) -> int | None:

@@ -15,15 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fibec_ray.answers import Answers
 from fibec_ray.learning.job import Job
 from fibec_ray.method import AXES
 from fibec_ray.model_types import Batch, LocalModel
-from fibec_ray.models.net_model import NetModel
-from fibec_ray.models.nets import Net
-from fibec_ray.models.outline import Outline
-from fibec_ray.models.spec import Backbone
-from fibec_ray.models.torch_model import ModelSpec
+from fibec_ray.models.base import ModelRequest, SizedModel
+from fibec_ray.models.kinds import parse
 from fibec_ray.parts.part import build
 from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.preflight.live import peak_bytes
@@ -44,7 +40,7 @@ class Anatomy:
     initial: all trainable and server-only tensors, on the meta device. base_bytes: of the frozen base.
     """
 
-    model: Any
+    model: SizedModel
     initial: Tensors
     layout: Layout
     trains_base: bool
@@ -134,7 +130,7 @@ class Anatomy:
         return self._found[key]
 
     def _tensors(self) -> list[Tensor]:
-        module = getattr(self.model, "peft_model", None) or self.model.net
+        module = self.model.module
         return [*module.parameters(), *module.buffers(), *self.model.trainable.values()]
 
 
@@ -144,20 +140,28 @@ def anatomy(job: Job, shape: tuple[int, ...] = (), longest_answer: int = 0) -> A
     shape: of a sample that is not text. longest_answer: tokens, for text answers. Raises ModelError if the backbone
     cannot be built.
     """
-    if isinstance(job.backbone, Net):
-        return _of_network(job.backbone, shape, job.answers)
     # As JSON, because a mapping in the backbone's settings is not hashable.
     spec, peft = job.backbone.model_dump_json(), job.method.peft.model_dump_json()
-    return _of_transformer(spec, peft, job.answers, longest_answer if job.answers.readout == "response" else 0)
+    longest = longest_answer if job.answers_in_text else 0
+    return _measured(spec, peft, job.num_classes, job.label_words is not None, shape, longest)
 
 
 @lru_cache(maxsize=24)
-def _of_transformer(spec: str, peft: str, answers: Answers, longest: int, num_blocks: int | None = None) -> Anatomy:
-    backbone, kind = Backbone.model_validate_json(spec), build(AXES["peft"], json.loads(peft))
-    outline = Outline(ModelSpec(backbone, kind, answers), longest, num_blocks)
-    many = num_blocks is None and outline.num_layers > MANY
+def _measured(
+    spec: str,
+    peft: str,
+    num_classes: int,
+    has_words: bool,
+    shape: tuple[int, ...],
+    longest: int,
+    num_blocks: int | None = None,
+) -> Anatomy:
+    backbone, part = parse(json.loads(spec)), build(AXES["peft"], json.loads(peft))
+    request = ModelRequest(part, num_classes, () if has_words else None, shape=shape)
+    outline = backbone.outline(request, longest, num_blocks)
+    many = num_blocks is None and outline.blocks_are_alike and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()
-    few = [_of_transformer(spec, peft, answers, longest, count) for count in counts]
+    few = [_measured(spec, peft, num_classes, has_words, shape, longest, count) for count in counts]
     frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.server_only_values)]
     initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
     initial |= {name: value.detach().to("meta") for name, value in outline.server_only_values.items()}
@@ -171,26 +175,10 @@ def _of_transformer(spec: str, peft: str, answers: Answers, longest: int, num_bl
         outline.backward_share,
         outline.batch,
         outline.within,
-        outline.forward_flops,
+        outline.pass_flops,
         outline.answer_flops,
         (few[0], few[1]) if few else None,
     )
-
-
-def _of_network(net: Net, shape: tuple[int, ...], answers: Answers) -> Anatomy:
-    """Measure a network from scratch; it is small enough to be built."""
-    model = NetModel(net, shape, answers, 0)
-    initial = {name: value.detach().to("meta") for name, value in model.trainable.items()}
-
-    def batch(num_samples: int, length: int) -> Batch:
-        labels = torch.zeros(num_samples)
-        features = torch.zeros(num_samples, *shape)
-        return Batch({"features": features}, labels if answers.likelihood == "normal" else labels.long())
-
-    def flops(num_samples: int, length: int) -> float:
-        return num_samples * model.forward_flops
-
-    return Anatomy(model, initial, _layout(model, initial), True, 0, 0, 2.0, batch, lambda work: work(), flops)
 
 
 def _layout(model: LocalModel, initial: Tensors) -> Layout:

@@ -13,9 +13,6 @@ from fibec_ray.fleets.placement import Need
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.prepare import Prepared
-from fibec_ray.models.backbone import prepared_folder
-from fibec_ray.models.nets import Net
-from fibec_ray.models.spec import Backbone
 from fibec_ray.preflight.anatomy import Anatomy, anatomy
 from fibec_ray.preflight.disk import folder_bytes
 from fibec_ray.preflight.plan import Plan, make_plan
@@ -59,7 +56,7 @@ def foresee(
     """
     with tempfile.TemporaryDirectory() as draft:
         prepared = prepare(experiment, Path(draft))
-        job = experiment.job(prepared.answers(experiment.task))
+        job = experiment.job(prepared.num_classes, prepared.label_words)
         samples = Samples.of(Federation.load(Path(draft) / "data"))
         rehearsal = _rehearsal(job, samples)
         plan = _plan(experiment, rehearsal, samples, folder, cache_dir, Path(draft) / "data")
@@ -76,21 +73,14 @@ def _plan(
     experiment: Experiment, rehearsal: Rehearsal, samples: Samples, folder: Path, cache_dir: Path, data: Path
 ) -> Plan:
     job = rehearsal.job
-    there = (
-        isinstance(job.backbone, Backbone)
-        and prepared_folder(job.backbone, job.seed, job.answers.num_scores, cache_dir).is_dir()
-    )
-    room = look(experiment.fleet, folder, cache_dir, there)
+    base = job.backbone.prepared_folder(job.seed, job.num_classes, cache_dir)
+    room = look(experiment.fleet, folder, cache_dir, base is not None and base.is_dir())
     config = to_yaml(experiment.model_dump(mode="json"))
     return make_plan(experiment, rehearsal, samples, room, folder_bytes(data), len(config))
 
 
 def _rate(experiment: Experiment, job: Job, made: Anatomy) -> float:
     """Measure the model's largest products, with a batch of samples of medium length."""
-    if isinstance(job.backbone, Net):
-        return product_rate("float32", job.local.batch_size, 64, 64, experiment.fleet.threads)
-    config = made.model.config
-    inside = config.hidden_size
-    out = getattr(config, "intermediate_size", None) or 4 * inside
-    rows = job.local.batch_size * min(32, job.max_length)
-    return product_rate(job.backbone.dtype, rows, inside, out, experiment.fleet.threads)
+    rows, inside, out = made.model.largest_product(job.max_length)
+    dtype, threads = job.backbone.base_dtype, experiment.fleet.threads
+    return product_rate(dtype, job.local.batch_size * rows, inside, out, threads)

@@ -13,7 +13,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.learning.batches import fixed_batches
 from fibec_ray.learning.job import Job
 from fibec_ray.models.backends import CONTEXT_BYTES, HOST_FACTOR
-from fibec_ray.models.spec import Backend
+from fibec_ray.models.settings import Backend
 from fibec_ray.parts.part import Passes
 from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.preflight.anatomy import Anatomy

@@ -16,8 +16,7 @@ from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import cohorts
 from fibec_ray.models import backends as bases
-from fibec_ray.models.nets import Net
-from fibec_ray.models.spec import Backend, BackendChoice
+from fibec_ray.models.settings import Backend, BackendChoice
 from fibec_ray.preflight import disk, memory
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.disk import TOKENIZER_BYTES, Disk
@@ -100,13 +99,12 @@ def make_plan(
     needed, seats, backend_choice = _memory_and_seats(experiment, exchange, samples, room)
     sizes = _sizes(job, anatomy, exchange)
     taken = Disk(
-        0 if room.base_is_there or isinstance(job.backbone, Net) else anatomy.all_base_bytes,
+        0 if room.base_is_there or not job.backbone.has_base else anatomy.all_base_bytes,
         data_bytes,
         disk.state_files(job, experiment.checkpoint, exchange, samples, cohorts(job)),
         disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
-        num_bytes(anatomy.initial)
-        + (0 if isinstance(job.backbone, Net) else TOKENIZER_BYTES * anatomy.model.config.vocab_size),
+        num_bytes(anatomy.initial) + TOKENIZER_BYTES * anatomy.model.vocab_size,
     )
     return Plan(experiment.name, experiment.method.name, sizes, seats, needed, taken, room, backend_choice)
 
@@ -116,9 +114,9 @@ def _backend_choice(job: Job, anatomy: Anatomy, room: Room, gpus: float, beside:
 
     Raises ModelError if the backend is not available.
     """
-    if isinstance(job.backbone, Net):
+    if not job.backbone.has_base:
         return None
-    backend, free, gpu = job.backbone.backend, room.resources.memory_bytes, room.resources.gpu_memory
+    backend, free, gpu = job.backbone.base_backend, room.resources.memory_bytes, room.resources.gpu_memory
     if gpus and gpu is None:
         unknown = "each actor decides by its GPU, whose memory is not known here"
         return BackendChoice(backend, unknown if backend == "auto" else bases.CONFIGURED)
@@ -133,7 +131,7 @@ def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
     trained = [value.numel() for name, value in anatomy.initial.items() if name not in anatomy.layout.server_only]
     shared = sum(value.numel() for value in exchange.shared.values())
     personal = sum(value.numel() for value in exchange.personal.values())
-    dtype = "float32" if isinstance(job.backbone, Net) else job.backbone.dtype
+    dtype = job.backbone.base_dtype
     return ModelSizes(anatomy.frozen_entries + sum(trained), sum(trained), shared, personal, anatomy.base_bytes, dtype)
 
 
@@ -178,7 +176,7 @@ def _memory_and_seats(
         actor, lanes = actor_of(seats.lanes), seats.lanes
         need = replace(need, pooled=actor.private, lanes=lanes if sharing and fleet.known_lanes is None else None)
         seats = replace(_seats(experiment, job, room, need), lanes=lanes)
-    is_made = room.base_is_there or isinstance(job.backbone, Net)
+    is_made = room.base_is_there or not job.backbone.has_base
     prepare = 0 if is_made else memory.PROCESS_BYTES + anatomy.base_bytes
     total = seats.placement.num_actors * actor.private + need.fixed
     available = room.resources.memory_bytes
@@ -220,6 +218,5 @@ def _lanes(experiment: Experiment, placement: Placement, cohort_per_actor: int) 
     if experiment.fleet.known_lanes is not None:
         return min(experiment.fleet.known_lanes, experiment.cohort_size)
     on_gpu = placement.gpus_per_actor > 0
-    backbone = experiment.backbone
-    pays = on_gpu or (not isinstance(backbone, Net) and backbone.dtype == "bfloat16")
+    pays = on_gpu or experiment.backbone.base_dtype == "bfloat16"
     return max(1, cohort_per_actor) if pays and experiment.method.peft.side_by_side else 1

@@ -48,7 +48,7 @@ class Samples:
             [train[rows] for rows in federation.train_rows],
             [test[rows] for rows in federation.test_rows],
             test,
-            federation.train.shape if isinstance(federation.train, DenseSet) else (),
+            federation.shape,
             *_answers([federation.train, federation.test]),
         )
 

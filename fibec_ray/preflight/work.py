@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
+from fibec_ray.curvature.fisher import backwards_for
 from fibec_ray.learning.batches import fixed_batches, steps_of
 from fibec_ray.learning.job import Job
-from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.part import Passes
 from fibec_ray.preflight.rehearsal import Rehearsal, named
 from fibec_ray.preflight.samples import Lengths, Samples
@@ -129,7 +129,7 @@ class Devices:
         for ask in dict.fromkeys(asked):
             # Losses need their own pass only if they are requested first.
             if ask or ask == asked[0]:
-                total += self._grouped(lengths, size, self.job.answers.backwards(ask[0]) if ask else 0)
+                total += self._grouped(lengths, size, backwards_for(ask[0], self.job.num_classes) if ask else 0)
         return total
 
     def _own_passes(self, lengths: Lengths, passes: Passes) -> Amount:
@@ -148,8 +148,7 @@ class Devices:
     def _pass(self, lengths: Lengths, backwards: int = 0) -> Amount:
         flops = self.rehearsal.anatomy.forward_flops(len(lengths), int(lengths.max()))
         flops += self.rehearsal.anatomy.answer_flops * self.samples.answer_share * float(lengths.sum())
-        backbone = self.job.backbone
-        recomputed = flops * backwards if isinstance(backbone, Backbone) and backbone.checkpointing else 0.0
+        recomputed = flops * backwards if self.job.backbone.recomputes else 0.0
         return Amount(flops * (1 + backwards * self.rehearsal.anatomy.backward_share), 1 + backwards, recomputed)
 
     def _drawn(self, lengths: Lengths, most: int | None) -> Lengths:

@@ -12,10 +12,7 @@ import yaml
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.learning.run_totals import Row
-from fibec_ray.models.spec import Backbone
 from fibec_ray.runs.saved_model import SavedModel
-
-AUTO = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM", "mean_pool": "AutoModel"}
 
 
 def adapter_text(experiment: Experiment, about: SavedModel, row: Row, base: str | None) -> str:
@@ -65,7 +62,7 @@ def _rows(experiment: Experiment, about: SavedModel, row: Row, base: str | None)
     settings = ", ".join(f"{name} {value}" for name, value in partition.items() if value is not None)
     dealt = f"{experiment.num_devices} devices, partition {kind}" + (f" ({settings})" if settings else "")
     rows = {
-        "backbone": _backbone(about, base),
+        "backbone": about.backbone.describe(base, about.seed),
         "method": f"{about.method}, {_peft(about.peft)}",
         "data": f"{experiment.task.name}: {dealt}",
         "rounds": f"{about.round} of {experiment.cohort_size} devices each",
@@ -81,15 +78,6 @@ def _rows(experiment: Experiment, about: SavedModel, row: Row, base: str | None)
     if about.label_names:
         rows["classes"] = ", ".join(about.label_names[:20]) + (" ..." if len(about.label_names) > 20 else "")
     return {name: value for name, value in rows.items() if value}
-
-
-def _backbone(about: SavedModel, base: str | None) -> str:
-    spec = about.backbone
-    if not isinstance(spec, Backbone):
-        settings = ", ".join(f"{name} {value}" for name, value in spec.model_dump(mode="json").items())
-        return f"network from scratch ({settings})"
-    source = base if spec.init == "pretrained" else f"random weights, seed {about.seed}"
-    return f"{source}, head {spec.head}, {spec.dtype}"
 
 
 def _peft(peft: Mapping[str, Any]) -> str:
@@ -117,23 +105,21 @@ def _score(about: SavedModel, row: Row, metric: str) -> str:
 def _pipeline(about: SavedModel) -> str | None:
     if not about.is_text:
         return None
-    return "text-generation" if about.predicts == "texts" else "text-classification"
+    return "text-generation" if about.answers == "texts" else "text-classification"
 
 
 def _code(about: SavedModel, base: str | None, whole: bool) -> str:
-    spec = about.backbone
-    if not isinstance(spec, Backbone) or base is None or "." in str(about.peft["kind"]):
+    auto = about.backbone.transformers_class
+    if auto is None or base is None or "." in str(about.peft["kind"]):
         return ""
     if whole:
-        auto = AUTO.get(spec.head, "AutoModelForSequenceClassification")
         return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
-    if spec.head == "model":
+    if about.backbone.has_classifier:
         return (
-            "from peft import AutoPeftModelForSequenceClassification\n\n"
-            "model = AutoPeftModelForSequenceClassification.from_pretrained(\n"
-            f'    "PATH/TO/THIS/FOLDER", num_labels={about.answers.num_scores}, ignore_mismatched_sizes=True\n)'
+            f"from peft import AutoPeft{auto.removeprefix('Auto')}\n\n"
+            f"model = AutoPeft{auto.removeprefix('Auto')}.from_pretrained(\n"
+            f'    "PATH/TO/THIS/FOLDER", num_labels={about.num_classes}, ignore_mismatched_sizes=True\n)'
         )
-    auto = AUTO[spec.head]
     return (
         f"from peft import PeftModel\nfrom transformers import {auto}\n\n"
         f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "PATH/TO/THIS/FOLDER")'
@@ -168,11 +154,9 @@ print([LABELS[i] for i in logits.argmax(1)])"""
 
 def merged_text(about: SavedModel) -> str:
     """README.md of a merged model."""
-    spec = about.backbone
-    assert isinstance(spec, Backbone)
-    auto = AUTO.get(spec.head, "AutoModelForSequenceClassification")
+    auto = about.backbone.transformers_class
     code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
-    if spec.head == "mean_pool":
+    if about.backbone.adds_head:
         names = list(about.label_names)
         code = MEAN_POOL.replace("MAX_LENGTH", str(about.prompts.max_length)).replace("LABELS", repr(names))
     return f"""# {about.name}

@@ -13,10 +13,7 @@ from fibec_ray.files.run_dir import write_text
 from fibec_ray.files.sealed import file_digest, write_sealed
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.learning.run_totals import Row
-from fibec_ray.models.architecture import hub_id
-from fibec_ray.models.backbone import load_tokenizer
-from fibec_ray.models.nets import AnyNet
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.base import AnyBackbone
 from fibec_ray.runs.model_card import adapter_text
 from fibec_ray.runs.saved_model import NAME, SavedModel
 from fibec_ray.tensors import Tensors
@@ -35,7 +32,7 @@ def save_model(
     """
     names = about.label_names if about.is_text else ()
     about = about.model_copy(update={"has_global": row is None or row.get("global_loss") is not None})
-    base = base_reference(about.backbone)
+    base = about.backbone.reference()
     config = {**layout.adapter_config, **({"base_model_name_or_path": base} if base else {})}
     layout = replace(layout, adapter_config=config)
 
@@ -48,9 +45,10 @@ def save_model(
 
 def complete(about: SavedModel, draft: Path, folder: Path) -> None:
     """Add the tokenizer and fibec_ray.json to a folder of weights. folder: what its name will be."""
-    if isinstance(about.backbone, Backbone) and not (draft / TOKENIZER).is_file():
+    if not (draft / TOKENIZER).is_file():
         try:
-            load_tokenizer(about.backbone).save_pretrained(draft)
+            if (preprocessor := about.backbone.preprocessor()) is not None:
+                preprocessor.save_pretrained(draft)
         except ModelError as error:  # a hub that does not answer must not cost the weights
             note = "the model is saved without its tokenizer, so `fibec_ray.load` gets it where the run did (%s)"
             logging.getLogger("fibec_ray").warning(note, error)
@@ -59,23 +57,7 @@ def complete(about: SavedModel, draft: Path, folder: Path) -> None:
     write_sealed(draft / NAME, about.model_copy(update={"digests": sealed, "base_path": path or about.base_path}))
 
 
-def local_base(backbone: Backbone | AnyNet) -> Path | None:
-    """The folder of a backbone that is one on this machine; None for hub ids, random weights and networks of ours."""
-    if not isinstance(backbone, Backbone) or backbone.init != "pretrained" or backbone.name is None:
-        return None
-    path = Path(backbone.name).expanduser()
-    return path.resolve() if path.is_dir() else None
-
-
-def base_reference(backbone: Backbone | AnyNet) -> str | None:
-    """What adapter_config.json calls the base: a hub id, or the absolute path of a local folder."""
-    if not isinstance(backbone, Backbone) or backbone.init != "pretrained":
-        return None
-    here = local_base(backbone)
-    return str(here) if here else hub_id(backbone.name or "minilm")
-
-
-def relative_base(backbone: Backbone | AnyNet, folder: Path) -> str | None:
+def relative_base(backbone: AnyBackbone, folder: Path) -> str | None:
     """The base's folder as seen from the adapter's, so that both can move together."""
-    here = local_base(backbone)
+    here = backbone.local_folder()
     return None if here is None else Path(os.path.relpath(here, folder.resolve())).as_posix()

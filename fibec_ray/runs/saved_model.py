@@ -7,23 +7,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel
 
-from fibec_ray.answers import Answers
 from fibec_ray.checkpoints.identity import Identity
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.instructions import InstructionFormat
 from fibec_ray.data.source import effective_task
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.sealed import file_digest, read_sealed
-from fibec_ray.models.nets import AnyNet
-from fibec_ray.models.spec import Backbone
+from fibec_ray.models.kinds import OneBackbone
 
 NAME = "fibec_ray.json"
 FORMAT = 1
 
-Predicts = Literal["classes", "texts", "values"]
-"""One of several classes, a text, or a number."""
+Answers = Literal["classes", "texts", "values"]
+"""What a model predicts: one of several classes, a text, or a number."""
 
 
 class Prompts(BaseModel, frozen=True, extra="forbid"):
@@ -51,16 +49,16 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
     created: str
     """UTC, ISO 8601"""
     versions: dict[str, str]
-    backbone: Backbone | AnyNet
+    backbone: OneBackbone
     base_path: str | None = None
     """a local backbone's folder, relative to this file's"""
     base_fingerprint: str = ""
     """of the frozen weights in the run; '': unknown"""
     peft: dict[str, Any]
     seed: int
-    answers: Answers
-    """what the model gives for a sample"""
+    num_classes: int
     label_names: tuple[str, ...] = ()
+    label_words: tuple[int, ...] | None = None
     has_global: bool = True
     """False if the head, or all of the model, is trained on devices only"""
     prompts: Prompts
@@ -70,36 +68,22 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
     """of the files with weights; empty where the model has not been written yet"""
     format: int = FORMAT
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_older_files(cls, raw: Any) -> Any:
-        """Files of earlier versions have `num_classes` (1 in a regression, 0 for text answers) and `label_words`."""
-        if not isinstance(raw, dict) or "num_classes" not in raw:
-            return raw
-        count, words = raw["num_classes"], raw.get("label_words")
-        answers: dict[str, Any] = {"likelihood": "normal" if count == 1 else "categorical", "num_scores": count}
-        if count == 0:
-            answers |= {"likelihood": "tokens", "readout": "response"}
-        rest = {name: value for name, value in raw.items() if name not in ("num_classes", "label_words")}
-        return rest | {"answers": answers | {"label_words": words}}
-
     @property
-    def predicts(self) -> Predicts:
+    def answers(self) -> Answers:
         """What the model predicts: classes, texts or values."""
-        if self.answers.readout == "response":
+        if self.num_classes == 0:
             return "texts"
-        return "values" if self.answers.likelihood == "normal" else "classes"
+        return "values" if self.num_classes == 1 else "classes"
 
     @property
     def is_text(self) -> bool:
         """True if the model is a language model, so that inputs are texts."""
-        return isinstance(self.backbone, Backbone)
+        return self.backbone.reads == "text"
 
 
 def describe(experiment: Experiment, identity: Identity, label_names: Sequence[str], base: str = "") -> SavedModel:
     """The global model of a run. base: fingerprint of its frozen weights."""
     task, prepared = effective_task(experiment.task, experiment.data), identity.prepared
-    names = tuple(label_names) or (task.label_names if len(task.label_names) == prepared.num_classes else ())
     prompts = Prompts(
         task=task.name,
         text_columns=task.text_columns if task.has_classes else (),
@@ -118,8 +102,9 @@ def describe(experiment: Experiment, identity: Identity, label_names: Sequence[s
         base_fingerprint=base,
         peft=experiment.method.peft.model_dump(mode="json"),
         seed=experiment.seed,
-        answers=prepared.answers(task),
-        label_names=names,
+        num_classes=prepared.num_classes,
+        label_names=tuple(label_names),
+        label_words=prepared.label_words,
         prompts=prompts,
         batch_size=experiment.evaluation.batch_size,
     )

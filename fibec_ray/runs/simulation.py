@@ -30,7 +30,6 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, Recipe, prepare_federation
 from fibec_ray.learning.run_totals import Row, RunTotals
 from fibec_ray.models.process_state import quiet_libraries, restored
-from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.own import keep_files
 from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
@@ -208,7 +207,7 @@ def cache_dir() -> Path:
 
 def worker_spec_of(experiment: Experiment, folder: Path, identity: Identity) -> WorkerSpec:
     """What worker processes need to host the run's devices. The folder must have the run's data."""
-    job = experiment.job(identity.prepared.answers(experiment.task))
+    job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
     fleet = experiment.fleet
     # Actors of a Ray fleet go by the GPUs that Ray assigns; this is where the driver runs a part of it again.
     gpus = fleet.gpus_per_actor if fleet.kind == "local" else (0 if fleet.gpu_shares == {0} else None)
@@ -240,6 +239,6 @@ def _git_commit() -> str:
 
 
 def label_names(experiment: Experiment, prepared: Prepared) -> tuple[str, ...]:
-    """Of the classes that a backbone's scores are of; none where it gives texts, values, or is a network of ours."""
+    """Of the classes that a model scores; () where it gives texts or values."""
     names = effective_task(experiment.task, experiment.data).label_names
-    return names if isinstance(experiment.backbone, Backbone) and len(names) == prepared.num_classes else ()
+    return names if len(names) == prepared.num_classes else ()

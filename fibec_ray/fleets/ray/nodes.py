@@ -12,7 +12,6 @@ from fibec_ray.errors import FleetError
 from fibec_ray.fleets.ray.failures import LOST, get
 from fibec_ray.fleets.settings import ActorClass, FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec
-from fibec_ray.models.spec import Backbone
 
 POLL_S = 2.0
 SAME_BASE = (
@@ -96,7 +95,7 @@ def prepare_nodes(worker_spec: WorkerSpec, timeout_s: float) -> int:
     # A head that is reserved for server and log has no CPU and no GPU.
     alive = [node for node in ray.nodes() if node["Alive"]]
     hosts = [node for node in alive if any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))]
-    if not isinstance(worker_spec.job.backbone, Backbone) or len(hosts) < 2:
+    if not worker_spec.job.backbone.has_base or len(hosts) < 2:
         return 0
     prepare = ray.remote(num_cpus=0, max_retries=2)(WorkerSpec.base_fingerprint)
     refs = [

@@ -1,0 +1,276 @@
+"""The base class of all backbones: what a run needs to know of one, and what it lets a backbone do.
+
+Nothing outside models/ asks which kind a backbone is. `kinds.py` lists the kinds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from fibec_ray.encoder import EncodeMode, Encoder, Reads
+from fibec_ray.model_types import Batch, LocalModel
+from fibec_ray.models.settings import Backend
+from fibec_ray.parts.peft.base import Peft
+
+T = TypeVar("T")
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a run wants of a model, beside the backbone's own settings."""
+
+    peft: Peft
+    num_classes: int
+    """outputs; 1 for regression, 0 for text answers"""
+    label_words: Sequence[int] | None = None
+    """token ids (C,) of the verbaliser; None with a classification head or text answers"""
+    seed: int = 0
+    """of the initial values, which are the same in every process"""
+    shape: tuple[int, ...] = ()
+    """of a sample of numbers; () for others"""
+
+
+class BuiltModel(LocalModel, Protocol):
+    """A model with a torch module of its own."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module with all weights, except those of our own head."""
+
+    @property
+    def head(self) -> nn.Module | None:
+        """Our own classifier on the mean of the last hidden states; None for other heads."""
+
+
+class SizedModel(BuiltModel, Protocol):
+    """A model from which a run is planned. It has sizes and costs, and its values are not used."""
+
+    @property
+    def blocks_are_alike(self) -> bool:
+        """True if each further block adds the same memory."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of its vocabulary; 0 if it reads no text."""
+
+    @property
+    def backward_share(self) -> float:
+        """Cost of a backward pass relative to a forward pass."""
+
+    @property
+    def answer_flops(self) -> float:
+        """Additional flops of a pass per token of a response; 0 unless answers are texts."""
+
+    @property
+    def server_only_values(self) -> Mapping[str, nn.Parameter]:
+        """Tensors that only the server changes, by name."""
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The frozen parameters of the base; tied ones appear once."""
+
+    def within(self, work: Callable[[], T]) -> T:
+        """Run work on the model and on batches that it makes there. Raises ModelError if it cannot be measured."""
+
+    def batch(self, num_samples: int, length: int) -> Batch:
+        """A batch of samples with `length` tokens each; call it `within`."""
+
+    def pass_flops(self, num_samples: int, length: int) -> float:
+        """Flops of one pass without gradients. length: tokens of the longest sample."""
+
+    def largest_product(self, max_length: int) -> tuple[int, int, int]:
+        """Rows, inputs and outputs of the largest matrix product for one sample of medium length.
+
+        max_length: most tokens of a sample.
+        """
+
+
+class AnyBackbone(BaseModel, ABC, frozen=True):
+    """Settings of a model that devices train, and how it is built.
+
+    The defaults are those of a small model that is trained from scratch. Methods import torch and transformers
+    themselves, so that loading a config stays fast.
+    """
+
+    has_base: ClassVar[bool] = False
+    """True if there are frozen weights, which each node prepares once; False if all weights are trained"""
+    lacks: ClassVar[tuple[Literal["transformer"], ...]] = ("transformer",)
+    """needs of parts (`parts.part.Need`) that the backbone cannot meet"""
+
+    # --- what it can do
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What messages call it."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> Reads:
+        """What samples must be made of."""
+
+    @property
+    def encode_mode(self) -> EncodeMode:
+        """How texts are laid out for its scores."""
+        return "plain"
+
+    @property
+    def writes_text(self) -> bool:
+        """True if it can answer in text."""
+        return False
+
+    @property
+    def scores_by(self) -> str:
+        """What messages call its way of making scores; '' if there is no choice."""
+        return ""
+
+    @property
+    def num_layers(self) -> int | None:
+        """Number of blocks; None if only the built model knows it."""
+        return None
+
+    @property
+    def base_dtype(self) -> Dtype:
+        """dtype of its products."""
+        return "float32"
+
+    @property
+    def base_backend(self) -> Backend:
+        """Where a node keeps the frozen base; "plain" without one."""
+        return "plain"
+
+    @property
+    def recomputes(self) -> bool:
+        """True if blocks are computed again in the backward pass."""
+        return False
+
+    @property
+    def transformers_class(self) -> str | None:
+        """The Auto class that loads it with transformers alone; None if none does."""
+        return None
+
+    @property
+    def adds_head(self) -> bool:
+        """True if our own classifier, which no config of transformers describes, is saved beside the model."""
+        return False
+
+    @property
+    def has_classifier(self) -> bool:
+        """True if scores come from the architecture's own classifier; its config has the names of the classes."""
+        return False
+
+    @abstractmethod
+    def describe(self, base: str | None, seed: int) -> str:
+        """The backbone in a line of a model card. base: hub id or path of its weights. seed: of random weights."""
+
+    # --- data
+
+    def check(self, writes_text: bool = False) -> None:
+        """Raise ModelError for an architecture or a setting that is not supported; call it before loading data.
+
+        writes_text: the task needs answers in text.
+        """
+
+    def preprocessor(self) -> Any:
+        """transformers' tokenizer (or image processor); None if samples are numbers. Raises ModelError."""
+        return None
+
+    def encoder(self, max_length: int, num_virtual: int = 0) -> Encoder:
+        """How samples become inputs. Raises ModelError if the model has too few tokens or positions.
+
+        max_length: most tokens of a sample. num_virtual: tokens that the PEFT kind puts before them.
+        """
+        return Encoder(self.reads)
+
+    @abstractmethod
+    def fit(self, sets: Sequence[Any], encoder: Encoder, words: Sequence[int] = ()) -> list[Any]:
+        """The encoded sets as the model can read them. Raises ModelError if it cannot.
+
+        sets: for training and for testing. encoder: that they were encoded with. words: token ids of label words.
+        """
+
+    def takes_types(self, highest: int) -> bool:
+        """True if scores depend on token types up to `highest`. Raises ModelError if the model has too few types."""
+        return False
+
+    def notes(self, num_scores: int) -> list[str]:
+        """What the user should know about this backbone on a task with so many scores."""
+        return []
+
+    # --- frozen weights
+
+    def prepared_folder(self, seed: int, num_scores: int, cache_dir: Path) -> Path | None:
+        """The folder that `prepare` uses, which may not exist yet; None without frozen weights."""
+        return None
+
+    def prepare(self, seed: int, num_scores: int, cache_dir: Path) -> Path | None:
+        """Prepare the frozen weights on this node. Returns their folder; None without frozen weights.
+
+        seed: of random weights. Safe to call concurrently. Raises ModelError.
+        """
+        return None
+
+    def fingerprint(self, base: Path | None) -> str:
+        """Digest of the weights in a folder that `prepare` returned; '' without frozen weights."""
+        return ""
+
+    def open_base(self, folder: Path) -> Any:
+        """The frozen model in a folder of weights; None without frozen weights."""
+        return None
+
+    # --- models
+
+    @abstractmethod
+    def build(
+        self, request: ModelRequest, base: Any = None, device: str = "cpu", beside: int | None = None
+    ) -> BuiltModel:
+        """Build the model that devices train.
+
+        base: what `prepare` or `open_base` returned. device: torch's. beside: planned GPU memory beside the base, in
+        bytes; None: not planned. Raises ModelError.
+        """
+
+    @abstractmethod
+    def outline(self, request: ModelRequest, longest_answer: int = 0, num_blocks: int | None = None) -> SizedModel:
+        """Build the model without values where it is large, to plan a run.
+
+        longest_answer: tokens of every response, for text answers. num_blocks: None: as in the backbone. Raises
+        ModelError.
+        """
+
+    # --- saved models
+
+    def local_folder(self) -> Path | None:
+        """The folder with its weights, if they are in one on this machine; None for others, such as hub ids."""
+        return None
+
+    def reference(self) -> str | None:
+        """What a saved adapter calls its base: a hub id, or an absolute path; None for random weights."""
+        return None
+
+    def found_at(self, home: Path, base: str | None, base_path: str | None, place: str) -> Self:
+        """The backbone with its weights where they are now, ready to predict.
+
+        home: folder of the saved model. base: where the user says the weights are; None: look. base_path: their folder
+        relative to `home`, if they were in one. place: torch's device. Raises ModelError if they are nowhere.
+        """
+        return self
+
+    def saved_whole(self, home: Path) -> Self:
+        """The backbone after all its weights were trained and saved in a folder."""
+        return self
+
+    def exact(self) -> Self:
+        """The backbone in float32."""
+        return self
+
+    def with_preprocessor(self, home: Path) -> Self:
+        """The backbone with the tokenizer in a folder."""
+        return self
