@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fibec_ray.curvature.per_sample import Caught
-from fibec_ray.responses import ResponseTokens
+from fibec_ray.likelihoods import Categorical, Likelihood
 from fibec_ray.tensors import Tensors
 
 HEAD = "head"
@@ -92,14 +92,6 @@ class Shard(Protocol):
         special tokens stay, and one token of each text."""
 
 
-Likelihood = Literal["categorical", "normal", "tokens"]
-"""The distribution that scores are parameters of; the loss is its negative log likelihood.
-
-categorical: classes with probabilities softmax(scores), cross-entropy. normal: a real value with the score as its mean
-and variance 1, half the squared error up to a constant. tokens: the tokens of a text, mean of their cross-entropies.
-"""
-
-
 @dataclass(frozen=True)
 class Outputs:
     """Result of a forward pass: losses, scores and, on request, the states of each block."""
@@ -107,24 +99,18 @@ class Outputs:
     losses: Tensor
     """(B,) float32, one loss per sample"""
     scores: Tensor
-    """(B, C) float32; C = 1 in a regression; (R, V) where answers are texts"""
+    """(B, C) float32, or (R, V) with the likelihood `Tokens`"""
     hidden: tuple[Tensor, ...] = ()
     """L tensors (B, S, H), the output of each block; empty unless asked for"""
-    likelihood: Likelihood = "categorical"
-    response: ResponseTokens | None = None
-    """of the likelihood "tokens" alone"""
+    likelihood: Likelihood = Categorical()
+    """the distribution that the scores are parameters of"""
     last: Tensor | None = None
     """(B, S, H) what a head sees: the last block's output, after the final norm if there is one; with `hidden`"""
 
     @property
     def predicted(self) -> Tensor:
-        """(B,) the likeliest class, or the value.
-
-        For texts: 1 where greedy decoding gives exactly the response, else 0.
-        """
-        if self.response is not None:
-            return self.response.exact(self.scores)
-        return self.scores[:, 0] if self.likelihood == "normal" else self.scores.argmax(1)
+        """(B, ...) the likeliest labels: class ids, values, or whatever else the likelihood predicts."""
+        return self.likelihood.predicted(self.scores)
 
 
 @dataclass

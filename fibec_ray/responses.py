@@ -62,7 +62,9 @@ class ResponseTokens:
         draws: (B,) uniform in [0, 1). Each seeds the generator of its sample, so that a sample's tokens depend neither
         on the other samples of the batch nor on their order.
         """
-        uniform = torch.cat([_uniform(count, draw) for count, draw in zip(self.counts.tolist(), draws, strict=True)])
+        uniform = torch.cat(
+            [uniform_draws(count, draw) for count, draw in zip(self.counts.tolist(), draws, strict=True)]
+        )
         ends = scores.float().softmax(1).cumsum(1)
         at = uniform.to(ends).unsqueeze(1) * ends[:, -1:]
         return torch.searchsorted(ends, at, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
@@ -94,5 +96,6 @@ def locate(input_ids: Tensor, attention_mask: Tensor, answer_at: Tensor) -> Resp
     return ResponseTokens(input_ids[sample, column], sample, column - 1, counts, int(counts.max()))
 
 
-def _uniform(count: int, draw: Tensor) -> Tensor:
+def uniform_draws(count: int, draw: Tensor) -> Tensor:
+    """(count,) uniform in [0, 1), from a generator that `draw`, uniform in [0, 1) itself, is the seed of."""
     return torch.rand(count, generator=torch.Generator().manual_seed(int(draw * SEEDS)))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 
@@ -112,8 +113,8 @@ class Asked:
     """the transformer block of each tensor; None: outside of blocks"""
     heads: Collection[str] = ()
     """the tensors that belong to a task's head, not to the adapter"""
-    num_classes: int = 2
-    """scores that a model gives; 1 in a regression, 0 where answers are texts"""
+    answers: Answers = Answers(likelihood="categorical", num_scores=2)
+    """what a model gives for a sample"""
 
     def layer_of(self, name: str) -> int | None:
         """The transformer block that a shared tensor belongs to; None outside of blocks."""

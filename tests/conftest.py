@@ -20,6 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from rotation import seed
 
+from fibec_ray.answers import Answers
 from fibec_ray.config.load import check, load_method, parse_override
 from fibec_ray.config.names import config_folder, method_files
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
@@ -35,6 +36,16 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 TINY_BERT = {"model_type": "bert", "vocab_size": 30522, **TINY}
 TINY_LLAMA = {"model_type": "llama", "vocab_size": 30522, "num_key_value_heads": 2, **TINY}
+
+
+TEXTS = Answers(likelihood="tokens", num_scores=0, readout="response")
+VALUES = Answers(likelihood="normal", num_scores=1)
+
+
+def classes(count: int, words: Sequence[int] | None = None) -> Answers:
+    """Answers of a classification. words: the verbaliser's token ids."""
+    label_words = None if words is None else tuple(words)
+    return Answers(likelihood="categorical", num_scores=count, label_words=label_words)
 
 
 ON_RAY = (Path(__file__).parent / "fleets", Path(__file__).parent / "jobs")
@@ -170,7 +181,7 @@ def after_rounds(
     experiment = check(settings, "test")
     folder.mkdir(exist_ok=True)
     prepared = prepare(experiment, folder)
-    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
     fleet = LocalFleet(worker_spec)
     fleet.setup()
     plans = [plan_round(worker_spec.job, round_) for round_ in range(num_rounds)]

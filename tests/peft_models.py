@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from batches import of_texts, row, tokens
+from conftest import classes
 
 from fibec_ray.curvature.per_sample import catch
 from fibec_ray.learning.adapter import save_adapter
@@ -69,7 +70,7 @@ def made(part: Peft, family: str, head: Any, cache: Path, seed: int = 0, **chang
     config = {"model_type": family, **FAMILIES[family], **changes.pop("config", {})}
     spec = Backbone(init="random", config=config, tokenizer="minilm", head=head, **changes)
     return TorchModel(
-        ModelSpec(spec, part, 3, WORDS if head.endswith("_lm") else None, seed), prepare(spec, 0, 3, cache)
+        ModelSpec(spec, part, classes(3, WORDS if head.endswith("_lm") else None), seed), prepare(spec, 0, 3, cache)
     )
 
 

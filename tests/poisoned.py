@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.config.load import check
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.model_types import LocalModel, Shard
@@ -33,7 +34,7 @@ class Poisoned(Aggregator):
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         return {}
 
-    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+    def passes(self, round_: int, answers: Answers) -> Sequence[Passes]:
         return ()
 
 
@@ -42,7 +43,7 @@ def poisoned_worker_spec(settings: dict[str, Any], folder: Path) -> tuple[Worker
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
     sizes = worker_spec.federation().num_train(range(worker_spec.job.num_devices))
     assert sizes.count(min(sizes)) == 1, "only one device may have so few samples"
     # By its file, which travels: the workers that Ray keeps ready have no path to the tests.

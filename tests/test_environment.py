@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tiny
+from conftest import classes, make_tiny
 
 import fibec_ray
 from fibec_ray.config.load import check
@@ -25,7 +25,7 @@ PACKAGE = Path(fibec_ray.__file__).parent
 def node_cache() -> Path:
     """Where this node prepares base weights."""
     experiment = check(make_tiny(), "test")
-    return WorkerSpec(experiment.job(2, None), Path("run"), Path("drivers")).prepare_base().parents[0]
+    return WorkerSpec(experiment.job(classes(2)), Path("run"), Path("drivers")).prepare_base().parents[0]
 
 
 def token_mode() -> str:

@@ -31,6 +31,8 @@ LAYERS = (
         "curvature",
         "files",
         "responses",
+        "likelihoods",
+        "answers",
         "low_rank",
         "heads",
         "blocks",

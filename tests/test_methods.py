@@ -44,7 +44,7 @@ RUNS = [*ENCODERS, *in_turn(DECODERS, 20, "every method on a decoder")]
 def test_every_method_runs_and_keeps_to_its_word(method: str, where: str, tmp_path: Path) -> None:
     experiment = check(settings_on(where, method, rounds=2), "test")
     prepared = prepare(experiment, tmp_path)
-    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
+    worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), tmp_path, cache_dir())
     fleet = LocalFleet(worker_spec)
     opened = fleet.setup()
     shared = opened.shared_names

@@ -55,7 +55,7 @@ class Mine(Aggregator):
         return {{}}
     def expected_extras(self, asked, update):
         return {{}}
-    def passes(self, round_, num_classes):
+    def passes(self, round_, answers):
         return [Passes()] * {declared}
 """
     trial = trial_of(text, tmp_path)

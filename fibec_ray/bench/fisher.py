@@ -22,11 +22,12 @@ from torch import Tensor
 
 from fibec_ray.config.load import load_experiment, load_method
 from fibec_ray.config.names import config_folder
-from fibec_ray.curvature.fisher import FisherScan, Label
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.local_update import Steps, local_update
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.runs.simulation import cache_dir, prepare
@@ -89,7 +90,7 @@ def open_bench(num_samples: int, folder: Path, threads: int, max_length: int = 4
     settings += [f"data.synthetic.num_train={num_samples}", f"data.max_length={max_length}"]
     experiment = load_experiment(config_folder() / "quickstart.yaml", settings)
     prepared = prepare(experiment, folder)
-    job = experiment.job(prepared.num_classes, prepared.label_words)
+    job = experiment.job(prepared.answers(experiment.task))
     worker_spec = WorkerSpec(job, folder, cache_dir(), FleetConfig(kind="local", lanes=1, threads=threads))
     worker = worker_spec.worker()
     return Bench(job, worker.model, worker_spec.federation().train_shard(0), worker.batches(0), worker.initial)

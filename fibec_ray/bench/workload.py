@@ -118,7 +118,7 @@ def write_arrays(config: Path) -> Path:
     chosen = load_experiment(config)
     run = config.parent / "run"
     prepared = prepare_data(chosen, run)
-    worker_spec = WorkerSpec(chosen.job(prepared.num_classes, prepared.label_words), run, cache_dir())
+    worker_spec = WorkerSpec(chosen.job(prepared.answers(chosen.task)), run, cache_dir())
     worker, federation = worker_spec.worker(), worker_spec.federation()
     plans = [plan_round(worker_spec.job, t) for t in range(chosen.rounds)]
     rows = [[_rows(federation, worker, device, plan.round) for device in plan.cohort] for plan in plans]

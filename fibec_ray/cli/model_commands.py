@@ -83,7 +83,7 @@ def _typed(arguments: argparse.Namespace, model: TrainedModel) -> tuple[list[str
     texts, pairs = arguments.text, arguments.text_pair
     if pairs is not None and len(pairs) != len(texts):
         raise ConfigError(f"--text-pair: {len(pairs)} given for {len(texts)} --text; give one for each")
-    fallback = ["instruction", "input"] if model.about.answers == "texts" else ["text", "text_pair"]
+    fallback = ["instruction", "input"] if model.about.predicts == "texts" else ["text", "text_pair"]
     names = list(model.about.prompts.text_columns) or fallback
     return names[: 1 if pairs is None else 2], texts if pairs is None else list(zip(texts, pairs, strict=True))
 

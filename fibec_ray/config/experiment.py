@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from fibec_ray.answers import Answers
 from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
 from fibec_ray.data.settings import DataConfig
@@ -106,8 +107,11 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             return self.evaluation.before_training
         return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1
 
-    def job(self, num_classes: int, label_words: tuple[int, ...] | None) -> Job:
-        """Return the settings that learning depends on. Pooled data belong to one device."""
+    def job(self, answers: Answers) -> Job:
+        """Return the settings that learning depends on. Pooled data belong to one device.
+
+        answers: what a model gives for a sample; `Prepared.answers` of the prepared data.
+        """
         federation = (self.cohort_size, self.num_devices)
         cohort_size, num_devices = (1, 1) if self.method.pooled else federation
         return Job(
@@ -115,8 +119,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             cohort_size=cohort_size,
             num_devices=num_devices,
             pooled_cohort=federation if self.method.pooled else None,
-            num_classes=num_classes,
-            label_words=label_words,
+            answers=answers,
             eval_batch_size=self.evaluation.batch_size,
             max_length=self.data.max_length,
         )

@@ -21,24 +21,14 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fibec_ray.curvature.per_sample import Caught
-from fibec_ray.errors import ModelError
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import LocalModel, Outputs, Shard
 from fibec_ray.tensors import Tensors, accumulate
 
-Label = Literal["observed", "expected", "sampled"]
 Scope = Literal["adapter", "all"]
 """adapter: the tensors that PEFT added; all: a head too, whose gradients dominate while it is random"""
-
-SMALLEST_DRAW = 2.0**-25
-"""Replaces a drawn 0, whose normal quantile is infinite: half of torch.rand's smallest float32 step."""
-
-
-def backwards_for(label: Label, num_classes: int) -> int:
-    """Number of backward passes after a forward pass. num_classes: the job's."""
-    return num_classes if label == "expected" else 1
 
 
 @dataclass(frozen=True)
@@ -193,28 +183,13 @@ def label_passes(
 
 def _targets(out: Outputs, label: Label, draws: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(B,) values to differentiate, and weights (B,) of their squared gradients (None: 1)."""
-    if label == "observed":
-        yield out.losses, None
-        return
-    if out.likelihood == "normal":
-        # -log p = (y - f)^2 / 2 has the gradient -(y - f) f'. Its square is f'^2 in expectation.
-        noise = 1.0 if draws is None else torch.special.ndtri(draws.clamp(min=SMALLEST_DRAW)).to(out.scores)
-        yield noise * out.scores[:, 0], None
-        return
-    if out.response is not None:
-        if label == "expected" or draws is None:
-            raise ModelError("a text answer has too many labels for label: expected; set label to sampled or observed")
-        drawn = out.response.draw(out.scores.detach(), draws)
-        yield out.response.means(F.cross_entropy(out.scores, drawn, reduction="none")), None
-        return
-    log_probs = out.scores.float().log_softmax(1)
-    probs = log_probs.detach().exp()
     if label == "expected":
-        yield from ((log_probs[:, c], probs[:, c]) for c in range(probs.shape[1]))
-        return
-    assert draws is not None, "sampled labels need draws"
-    drawn = (probs.cumsum(1) < draws.to(probs.device).unsqueeze(1)).sum(1).clamp(max=probs.shape[1] - 1)
-    yield log_probs.gather(1, drawn.unsqueeze(1)).squeeze(1), None
+        yield from out.likelihood.expected(out.scores)
+    elif label == "sampled":
+        assert draws is not None, "sampled labels need draws"
+        yield out.likelihood.sampled(out.scores, draws), None
+    else:
+        yield out.losses, None
 
 
 def by_length(shard: Shard, rows: Tensor, size: int) -> list[Tensor]:

@@ -20,7 +20,7 @@ responses of a group, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fibec_ray.curvature.fisher import by_length
 from fibec_ray.errors import ModelError
-from fibec_ray.model_types import LocalModel, Outputs, Shard
+from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.tensors import Tensors
 
 Way = Literal["auto", "gram", "subspace"]
@@ -43,15 +43,8 @@ FLOOR = 1e-8
 """Smaller eigenvalues, relative to a block's largest, are rounding errors."""
 OVERSAMPLE = 10
 """Extra vectors of a subspace iteration beyond r, as in FIPA's published code."""
-TOKEN_DRAWS = 4
-"""Drawn responses per sample, for text answers; each costs a backward pass."""
 POWERS = 2
 """Multiplications of the random start by H before eigenvalues are computed."""
-
-
-def num_columns(num_classes: int) -> int:
-    """Columns of G per sample. num_classes: the job's."""
-    return max(1, num_classes - 1) if num_classes else TOKEN_DRAWS
 
 
 @dataclass(frozen=True)
@@ -89,27 +82,6 @@ def top_eigenpairs(
     return {block: _by_name(model, blocks[block], *pairs[block]) for block in blocks}
 
 
-def output_factor(out: Outputs) -> Tensor:
-    """(B, C, m): L with L L^T = S, the curvature of each sample's loss in its scores; m = C - 1 classes, or 1 value."""
-    if out.likelihood == "normal":
-        num_values = out.scores.shape[1]
-        return torch.eye(num_values, device=out.scores.device).expand(len(out.scores), -1, -1)
-    return softmax_factor(out.scores)
-
-
-def softmax_factor(scores: Tensor) -> Tensor:
-    """Factor the softmax curvature: scores (B, C) -> L (B, C, C - 1) with L L^T = S = diag(p) - p p^T for each sample.
-
-    S = M M^T with M = diag(s) - p s^T, s = sqrt(p), has C columns, and M s = 0. So M W is also a factor, for any
-    orthonormal basis W of the complement of s. The Householder reflection that maps s to -e_C gives L[:, c] = M[:, c] -
-    M[:, C] s_c / (1 + s_C).
-    """
-    p = scores.float().softmax(1)
-    s = p.sqrt()
-    wide = torch.diag_embed(s) - p.unsqueeze(2) * s.unsqueeze(1)
-    return wide[:, :, :-1] - wide[:, :, -1:] * (s[:, :-1] / (1 + s[:, -1:])).unsqueeze(1)
-
-
 class _Columns:
     """The columns of G for each block, in groups; can be iterated repeatedly."""
 
@@ -126,12 +98,9 @@ class _Columns:
         """p by block"""
         with torch.no_grad():
             out = model.forward(shard.batch(rows[:1]))
-        self._draws: Tensor | None = None
-        if out.response is None:
-            self.num_columns = len(rows) * output_factor(out).shape[2]
-        else:
-            self.num_columns = len(rows) * TOKEN_DRAWS
-            self._draws = torch.rand(shard.num_samples, TOKEN_DRAWS, generator=rng)
+        self.num_columns = len(rows) * out.likelihood.num_columns(out.scores.shape[1])
+        num_draws = out.likelihood.num_draws
+        self._draws = torch.rand(shard.num_samples, num_draws, generator=rng) if num_draws else None
         self.device = next(iter(model.trainable.values())).device
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -154,7 +123,7 @@ def sample_gradients(
     before = model.work.backward_flops
     out, caught = model.per_sample_grads(shard.batch(rows), names)
     backward_flops = model.work.backward_flops - before  # the model counts one backward pass
-    num, cotangent = _columns_of(out) if draws is None else _drawn_columns(out, draws)
+    num, cotangent = out.likelihood.columns(out.scores, draws)
     for c in range(num):
         model.work.flops += backward_flops if c else 0.0
         wanted = cotangent(c).to(out.scores.dtype)
@@ -163,30 +132,6 @@ def sample_gradients(
         if not all(bool(value.isfinite().all()) for value in found.values()):
             raise ModelError("the Gauss-Newton matrix is not finite; lower local.learning_rate")
         yield found
-
-
-Cotangents = tuple[int, Callable[[int], Tensor]]
-"""Their number, and a function that returns the c-th one, in the shape of the scores."""
-
-
-def _columns_of(out: Outputs) -> Cotangents:
-    factor = output_factor(out).detach()
-    return factor.shape[2], lambda c: factor[:, :, c]
-
-
-@torch.no_grad()
-def _drawn_columns(out: Outputs, draws: Tensor) -> Cotangents:
-    """draws: (B, m), as in `ResponseTokens.draw`."""
-    response, num = out.response, draws.shape[1]
-    assert response is not None
-    p = out.scores.detach().float().softmax(1)
-    scale = (response.counts * num).rsqrt()[response.sample].unsqueeze(1)
-
-    def column(c: int) -> Tensor:
-        drawn = response.draw(out.scores.detach(), draws[:, c])
-        return p.scatter_add(1, drawn.unsqueeze(1), -torch.ones_like(p[:, :1])) * scale
-
-    return num, column
 
 
 # --- eigenpairs from columns: U (p, r) and values (r,), float64

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import Label, LabelPass, by_length, label_passes, weighted
+from fibec_ray.curvature.fisher import LabelPass, by_length, label_passes, weighted
 from fibec_ray.curvature.per_sample import Seen
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.tensors import Tensors, accumulate
 

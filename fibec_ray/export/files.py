@@ -86,7 +86,7 @@ def _chosen(there: list[str], about: SavedModel, columns: Sequence[str], path: P
     wanted = list(columns) or _usual(there, about)
     count = max(1, len(about.prompts.text_columns))
     missing = [name for name in wanted if name not in there]
-    if missing or len(wanted) < count or (about.answers == "classes" and len(wanted) != count):
+    if missing or len(wanted) < count or (about.predicts == "classes" and len(wanted) != count):
         which = "two columns" if count == 2 else "the column"
         raise DataError(
             f"--file {path}: has the columns {', '.join(there)}; name {which} with the text: --columns "
@@ -97,7 +97,7 @@ def _chosen(there: list[str], about: SavedModel, columns: Sequence[str], path: P
 
 def _usual(there: list[str], about: SavedModel) -> list[str]:
     """The columns of the run's task, or the only ones that there are."""
-    if about.answers == "texts":
+    if about.predicts == "texts":
         fields = ("instruction", "input")
         found = [next((name for name in COMMON[field] if name in there), None) for field in fields]
         return [name for name in found if name is not None]

@@ -74,7 +74,7 @@ class TrainedModel:
     @property
     def label_names(self) -> tuple[str, ...]:
         """Class names in the order of their ids; numbers as text where the run has no names."""
-        return self.about.label_names or tuple(str(i) for i in range(self.about.num_classes))
+        return self.about.label_names or tuple(str(i) for i in range(self.about.answers.num_scores))
 
     def predict(
         self, inputs: Inputs, batch_size: int | None = None, max_new_tokens: int = MOST_NEW_TOKENS
@@ -89,10 +89,10 @@ class TrainedModel:
             inputs = [inputs]
         if not len(inputs):
             return []
-        if self.about.answers == "texts":
+        if self.about.predicts == "texts":
             return [Prediction(text=text) for text in self._answers(inputs, batch_size, max_new_tokens)]
         scores = self.scores(inputs, batch_size)
-        if self.about.answers == "values":
+        if self.about.predicts == "values":
             return [Prediction(value=value) for value in scores[:, 0].tolist()]
         names = self.label_names
         return [_of_class(names, row) for row in scores.softmax(1).tolist()]
@@ -100,7 +100,7 @@ class TrainedModel:
     @torch.no_grad()
     def scores(self, inputs: Inputs, batch_size: int | None = None) -> Tensor:
         """(N, C) logits of the classes, float32 on the CPU; (N, 1) values in a regression."""
-        if self.about.answers == "texts":
+        if self.about.predicts == "texts":
             raise ModelError("this model answers in text and has no class scores; use predict")
         shard = self._shard(inputs)
         chunks = evaluation_chunks(shard, batch_size or self.about.batch_size)

@@ -45,7 +45,7 @@ def open_saved(folder: Path, base: str | None, place: str, exact: bool = False) 
     else:
         spec = about.backbone.found_at(home, base, about.base_path, place)
     shape = tuple(_config(home).get("input_shape", ()))
-    request = ModelRequest(part, about.num_classes, about.label_words, about.seed, shape)
+    request = ModelRequest(part, about.answers, about.seed, shape)
     source = spec.open_base(home) if part.trains_base else _source(about, spec, home, exact)
     spec = spec.exact() if exact else spec
     engine = spec.build(request, source, place)
@@ -95,7 +95,7 @@ def _part(about: SavedModel, home: Path) -> tuple[Peft, Tensors]:
 
 def _source(about: SavedModel, spec: AnyBackbone, home: Path, exact: bool) -> Any:
     """What the engine opens: the folder of prepared base weights, or a base model; None without frozen weights."""
-    folder = spec.prepare(about.seed, about.num_classes, cache_dir())
+    folder = spec.prepare(about.seed, about.answers.num_scores, cache_dir())
     if folder is None:
         return None
     drawn = spec.reference() is None

@@ -96,7 +96,7 @@ class WorkerSpec:
         quiet_libraries()
         # A node may keep its cache in another folder than the driver does.
         cache_dir = Path(read("FIBEC_RAY_NODE_CACHE") or self.cache_dir)
-        return self.job.backbone.prepare(self.job.seed, self.job.num_classes, cache_dir)
+        return self.job.backbone.prepare(self.job.seed, self.job.answers.num_scores, cache_dir)
 
     def base_fingerprint(self) -> str:
         """Digest of the base weights on this node; '' for a network from scratch."""
@@ -127,7 +127,7 @@ class WorkerSpec:
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         job = self.job
-        request = ModelRequest(job.method.peft, job.num_classes, job.label_words, job.seed, federation.shape)
+        request = ModelRequest(job.method.peft, job.answers, job.seed, federation.shape)
         return job.backbone.build(request, self.prepare_base(), device, self.beside)
 
 

@@ -135,10 +135,9 @@ class DeviceWorker(Host):
         self.model.train(False)
         batch = shard.batch(rows)
         out = self.model.forward(batch)
-        predicted, losses, response = out.predicted.cpu(), out.losses.float().cpu(), out.response
-        if response is not None:
-            return Predictions(torch.ones_like(predicted), predicted, losses, response.counts.cpu())
-        return Predictions(batch.labels.cpu(), predicted, losses)
+        truth, num_tokens = out.likelihood.truth(batch.labels).cpu(), out.likelihood.num_tokens
+        predicted, losses = out.predicted.cpu(), out.losses.float().cpu()
+        return Predictions(truth, predicted, losses, None if num_tokens is None else num_tokens.cpu())
 
     def _start(self) -> float:
         self.model.work = Work()

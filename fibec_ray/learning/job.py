@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from fibec_ray import seeds
+from fibec_ray.answers import Answers
 from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.method import Method
 from fibec_ray.models.kinds import OneBackbone
@@ -82,18 +83,11 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     backbone: OneBackbone
     local: LocalTraining
     system: System
-    num_classes: int
-    """outputs of a model; 1 for regression, 0 for text answers"""
-    label_words: tuple[int, ...] | None
-    """token ids (C,) of the verbaliser; None with a classification head or text answers"""
+    answers: Answers
+    """what a model gives for a sample"""
     eval_batch_size: int
     max_length: int
     """most tokens of a sample, `data.max_length`"""
     server: ServerConfig = ServerConfig()
     pooled_cohort: tuple[int, int] | None = None
     """with pooled data (one device has all): the federation's cohort_size and num_devices; None: not pooled"""
-
-    @property
-    def answers_in_text(self) -> bool:
-        """True if the model answers in text instead of scoring classes."""
-        return self.num_classes == 0

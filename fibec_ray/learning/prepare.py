@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fibec_ray.answers import Answers
 from fibec_ray.data.about import about_rows
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.dense import DenseSet
@@ -52,6 +53,13 @@ class Prepared:
     """what the user should know about the data"""
     sources: tuple[Stamp, ...] = ()
     """the files that the rows came from, with their sizes and times when they were read"""
+
+    def answers(self, task: Task) -> Answers:
+        """What a model gives for a sample of the task."""
+        if task.answers_in_text:
+            return Answers(likelihood="tokens", num_scores=0, readout="response")
+        likelihood = "normal" if task.kind == "regression" else "categorical"
+        return Answers(likelihood=likelihood, num_scores=self.num_classes, label_words=self.label_words)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class Server:
             self._control,
             layout.layers,
             layout.heads,
-            self._job.num_classes,
+            self._job.answers,
         )
 
     @property

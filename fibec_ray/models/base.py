@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from fibec_ray.answers import Answers
 from fibec_ray.encoder import EncodeMode, Encoder, Reads
 from fibec_ray.model_types import Batch, LocalModel
 from fibec_ray.models.settings import Backend
@@ -28,10 +29,8 @@ class ModelRequest:
     """What a run wants of a model, beside the backbone's own settings."""
 
     peft: Peft
-    num_classes: int
-    """outputs; 1 for regression, 0 for text answers"""
-    label_words: Sequence[int] | None = None
-    """token ids (C,) of the verbaliser; None with a classification head or text answers"""
+    answers: Answers
+    """what the model gives for a sample"""
     seed: int = 0
     """of the initial values, which are the same in every process"""
     shape: tuple[int, ...] = ()

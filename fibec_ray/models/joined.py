@@ -41,9 +41,8 @@ def join_embeds(embeds: Sequence[Tensor | None], length: int) -> Tensor | None:
 def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
     """Each lane's own outputs, with hidden states as long as its own batch."""
     sizes = [batch.num_samples for batch in batches]
-    responses = [None] * len(sizes) if out.response is None else out.response.split(sizes)
-    rows = sizes if out.response is None else [len(part.targets) for part in responses if part is not None]
-    losses, scores = out.losses.split(sizes), out.scores.split(rows)
+    likelihoods = out.likelihood.split(sizes)
+    losses, scores = out.losses.split(sizes), out.scores.split(out.likelihood.rows(sizes))
     hidden = [states.split(sizes) for states in out.hidden]
     lasts = None if out.last is None else out.last.split(sizes)
     return [
@@ -51,8 +50,7 @@ def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
             losses[d],
             scores[d],
             tuple(states[d][:, : batch.length] for states in hidden),
-            out.likelihood,
-            responses[d],
+            likelihoods[d],
             None if lasts is None else lasts[d][:, : batch.length],
         )
         for d, batch in enumerate(batches)

@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fibec_ray import seeds
+from fibec_ray.answers import Answers
 from fibec_ray.curvature.per_sample import collect_holders
-from fibec_ray.model_types import Batch, Likelihood, Outputs, Work
+from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.network import Network, Shape
 
@@ -43,20 +43,24 @@ class NetModel(Alone):
     shared, except under sharing rules with personal heads, as on a pretrained backbone. Unlike there, the head counts
     as adapter, since all layers start at random and one curvature matrix may cover all weights.
 
-    spec: the network. shape: of a sample. num_scores: C; 1 for regression. seed: of the initial values.
+    spec: the network. shape: of a sample. answers: what it gives for a sample. seed: of the initial values.
     """
 
-    def __init__(self, spec: NetSettings, shape: Shape, num_scores: int, seed: int, device: str = "cpu"):
+    def __init__(self, spec: NetSettings, shape: Shape, answers: Answers, seed: int, device: str = "cpu"):
         self.device = torch.device(device)
         self.work = Work()
         with seeds.seeded_third_party(seed, "adapter"):
-            self.net = spec.network(shape, num_scores)
+            self.net = spec.network(shape, answers.num_scores)
         self.forward_flops = _forward_flops(self.net, shape)
         self.net.to(self.device)
         self.num_layers = spec.num_layers
-        self.adapter_config = {**spec.model_dump(mode="json"), "input_shape": list(shape), "num_scores": num_scores}
+        self.adapter_config = {
+            **spec.model_dump(mode="json"),
+            "input_shape": list(shape),
+            "num_scores": answers.num_scores,
+        }
         self.shape = shape
-        self._likelihood: Likelihood = "normal" if num_scores == 1 else "categorical"
+        self._likelihood = answers.distribution()
         self.trainable = dict(self.net.named_parameters())
         self.holders = collect_holders(self.net, lambda name: name)
 
@@ -94,10 +98,7 @@ class NetModel(Alone):
         backward = 2 * flops if torch.is_grad_enabled() else 0.0  # gradients of inputs and of weights
         self.work.add(Work(flops + backward, len(x), backward))
         scores, found = self.net(x.view(len(x), *self.shape))
-        if self._likelihood == "normal":
-            losses = 0.5 * (scores[:, 0] - labels).square()
-        else:
-            losses = F.cross_entropy(scores, labels, reduction="none")
+        losses = self._likelihood.losses(scores, labels)
         return Outputs(losses, scores, tuple(h.unsqueeze(1) for h in found) if hidden else (), self._likelihood)
 
 
@@ -121,7 +122,7 @@ class NetOutline(NetModel):
         """A batch of zeros."""
         labels = torch.zeros(num_samples)
         features = torch.zeros(num_samples, *self.shape)
-        return Batch({"features": features}, labels if self._likelihood == "normal" else labels.long())
+        return Batch({"features": features}, labels if self._likelihood.name == "normal" else labels.long())
 
     def pass_flops(self, num_samples: int, length: int) -> float:
         """Flops of one pass without gradients."""

@@ -57,12 +57,12 @@ class Net(AnyBackbone, frozen=True, extra="forbid", allow_inf_nan=False):
     ) -> BuiltModel:
         from fibec_ray.models.net_model import NetModel
 
-        return NetModel(self, request.shape, request.num_classes, request.seed, device)
+        return NetModel(self, request.shape, request.answers, request.seed, device)
 
     def outline(self, request: ModelRequest, longest_answer: int = 0, num_blocks: int | None = None) -> SizedModel:
         from fibec_ray.models.net_model import NetOutline
 
-        return NetOutline(self, request.shape, request.num_classes, request.seed)
+        return NetOutline(self, request.shape, request.answers, request.seed)
 
 
 class Mlp(Net):

@@ -41,14 +41,15 @@ class Outline(TorchModel):
     def __init__(self, spec: ModelSpec, longest_answer: int = 0, num_blocks: int | None = None):
         self._longest_answer = longest_answer
         with torch.device("meta"):
-            base = from_config(spec.backbone, spec.num_classes, num_blocks)
+            base = from_config(spec.backbone, spec.answers.num_scores, num_blocks)
             super().__init__(spec, base, "meta")
         self.device = torch.device("cpu")
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds store token numbers outside their buffers
         with self._fake:
             for module in (self.peft_model, *([self._head] if self._head is not None else [])):
                 _make_fake(module)
-            self._words = None if spec.label_words is None else torch.zeros(spec.num_classes, dtype=torch.int64)
+            words = spec.answers.label_words
+            self._words = None if words is None else torch.zeros(len(words), dtype=torch.int64)
         speed_up(self.peft_model, self.device)
         self.trainable, self.server_only_values = self._collect(), self._collect_server_only()
 

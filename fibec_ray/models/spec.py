@@ -151,7 +151,7 @@ class Backbone(BackboneSettings, AnyBackbone, frozen=True):
     def _model_spec(self, request: ModelRequest) -> ModelSpec:
         from fibec_ray.models.torch_model import ModelSpec
 
-        return ModelSpec(self, request.peft, request.num_classes, request.label_words, request.seed)
+        return ModelSpec(self, request.peft, request.answers, request.seed)
 
     def local_folder(self) -> Path | None:
         if self.init != "pretrained" or self.name is None:

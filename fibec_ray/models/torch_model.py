@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fibec_ray import seeds
+from fibec_ray.answers import Answers
 from fibec_ray.curvature.per_sample import Caught, catch, collect_holders
 from fibec_ray.heads import beside_the_body, head_modules, in_head
+from fibec_ray.likelihoods import Tokens
 from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backends import choose, hold, room_on, weights_bytes
@@ -40,11 +41,7 @@ class ModelSpec:
 
     backbone: BackboneSettings
     peft: Peft
-    num_classes: int
-    label_words: Sequence[int] | None = None
-    """token ids (C,) of the verbaliser; None with a classification head or text answers (then the loss is over
-    response tokens, `responses.py`)
-    """
+    answers: Answers
     seed: int = 0
     """of the adapter's and head's initial values, which are the same in every process"""
 
@@ -60,7 +57,7 @@ class TorchModel(Alone):
 
     def __init__(self, what: ModelSpec, source: Any, device: str = "cpu", beside: int | None = None):
         keep_heap()
-        spec, peft, label_words = what.backbone, what.peft, what.label_words
+        spec, peft, answers = what.backbone, what.peft, what.answers
         self.device = torch.device(device)
         if isinstance(source, Path):
             self.backend_choice = choose(spec.backend, weights_bytes(source), room_on(self.device, beside))
@@ -78,14 +75,16 @@ class TorchModel(Alone):
         self._head_modules = _head_modules(spec, source, base)
         with seeds.seeded_third_party(what.seed, "adapter"):
             self._attached = peft.attach(base, self._head_modules)
-            head = nn.Linear(base.config.hidden_size, what.num_classes) if spec.head == "mean_pool" else None
+            head = nn.Linear(base.config.hidden_size, answers.num_scores) if spec.head == "mean_pool" else None
         self._base_weights.finish(self._attached.module)
         self.peft_model = self._attached.module.to(self.device)
         self._base = self._attached.base
         self._blocks = BlockOutputs(self._base, self._attached.num_prompts)
         self._head = head.to(self.device) if head is not None else None
-        self._words = torch.tensor(label_words, device=self.device) if label_words is not None else None
-        self._responds = spec.head == "causal_lm" and label_words is None
+        words = answers.label_words
+        self._words = torch.tensor(words, device=self.device) if words is not None else None
+        self._responds = answers.readout == "response"
+        self._distribution = answers.distribution
         self.trainable = self._collect()
         self._bank: LaneBank | None = None
         self._rank: int | None = None
@@ -191,7 +190,8 @@ class TorchModel(Alone):
         states, scores, answer_logits = self._run(inputs, batch, mask, hidden)
         logits = scores if answer_logits is None else answer_logits
         targets = labels if self._words is None else self._words[labels]
-        return Outputs(F.cross_entropy(logits, targets, reduction="none"), scores, states.blocks, last=states.last)
+        likelihood = self._distribution()
+        return Outputs(likelihood.losses(logits, targets), scores, states.blocks, likelihood, states.last)
 
     def _respond(self, inputs: dict[str, Any], batch: Batch, hidden: bool) -> Outputs:
         """Score text answers. The language-model head runs only where a response token is predicted: (R, H) -> (R,
@@ -202,8 +202,8 @@ class TorchModel(Alone):
         out, caught = self._blocks.run(inner, inputs | _no_cache(self._base), length, hidden)
         states = _own(out.last_hidden_state, length)[response.sample, response.column]
         scores = known_lm_head(self._base)(states.unsqueeze(0)).squeeze(0).float()
-        losses = response.means(F.cross_entropy(scores, response.targets, reduction="none"))
-        return Outputs(losses, scores, caught.blocks, "tokens", response, caught.last)
+        likelihood = Tokens(response)
+        return Outputs(likelihood.losses(scores, response.targets), scores, caught.blocks, likelihood, caught.last)
 
     @torch.no_grad()
     def next_scores(self, input_ids: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.learning.job import Job
 from fibec_ray.method import AXES
 from fibec_ray.model_types import Batch, LocalModel
@@ -142,26 +143,18 @@ def anatomy(job: Job, shape: tuple[int, ...] = (), longest_answer: int = 0) -> A
     """
     # As JSON, because a mapping in the backbone's settings is not hashable.
     spec, peft = job.backbone.model_dump_json(), job.method.peft.model_dump_json()
-    longest = longest_answer if job.answers_in_text else 0
-    return _measured(spec, peft, job.num_classes, job.label_words is not None, shape, longest)
+    return _measured(spec, peft, job.answers, shape, longest_answer if job.answers.readout == "response" else 0)
 
 
 @lru_cache(maxsize=24)
 def _measured(
-    spec: str,
-    peft: str,
-    num_classes: int,
-    has_words: bool,
-    shape: tuple[int, ...],
-    longest: int,
-    num_blocks: int | None = None,
+    spec: str, peft: str, answers: Answers, shape: tuple[int, ...], longest: int, num_blocks: int | None = None
 ) -> Anatomy:
     backbone, part = parse(json.loads(spec)), build(AXES["peft"], json.loads(peft))
-    request = ModelRequest(part, num_classes, () if has_words else None, shape=shape)
-    outline = backbone.outline(request, longest, num_blocks)
+    outline = backbone.outline(ModelRequest(part, answers, shape=shape), longest, num_blocks)
     many = num_blocks is None and outline.blocks_are_alike and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()
-    few = [_measured(spec, peft, num_classes, has_words, shape, longest, count) for count in counts]
+    few = [_measured(spec, peft, answers, shape, longest, count) for count in counts]
     frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.server_only_values)]
     initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
     initial |= {name: value.detach().to("meta") for name, value in outline.server_only_values.items()}

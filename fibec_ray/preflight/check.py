@@ -56,7 +56,7 @@ def foresee(
     """
     with tempfile.TemporaryDirectory() as draft:
         prepared = prepare(experiment, Path(draft))
-        job = experiment.job(prepared.num_classes, prepared.label_words)
+        job = experiment.job(prepared.answers(experiment.task))
         samples = Samples.of(Federation.load(Path(draft) / "data"))
         rehearsal = _rehearsal(job, samples)
         plan = _plan(experiment, rehearsal, samples, folder, cache_dir, Path(draft) / "data")
@@ -73,7 +73,7 @@ def _plan(
     experiment: Experiment, rehearsal: Rehearsal, samples: Samples, folder: Path, cache_dir: Path, data: Path
 ) -> Plan:
     job = rehearsal.job
-    base = job.backbone.prepared_folder(job.seed, job.num_classes, cache_dir)
+    base = job.backbone.prepared_folder(job.seed, job.answers.num_scores, cache_dir)
     room = look(experiment.fleet, folder, cache_dir, base is not None and base.is_dir())
     config = to_yaml(experiment.model_dump(mode="json"))
     return make_plan(experiment, rehearsal, samples, room, folder_bytes(data), len(config))

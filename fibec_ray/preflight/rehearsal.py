@@ -116,13 +116,13 @@ class Rehearsal:
         """Passes of the sharing rule in the setup phase."""
         sharing = self.method.sharing
         with named(sharing, "passes"):
-            return list(sharing.passes(self.job.num_classes))
+            return list(sharing.passes(self.job.answers))
 
     def round_passes(self, round_: int) -> Sequence[Passes]:
         """Passes of the aggregator on a device in this round."""
         aggregator = self.method.aggregator
         with named(aggregator, "passes"):
-            return list(aggregator.passes(round_, self.job.num_classes))
+            return list(aggregator.passes(round_, self.job.answers))
 
     def aggregator_states(self) -> tuple[Tensors, Tensors]:
         """The aggregator's state after two devices have taken part, and after two more.

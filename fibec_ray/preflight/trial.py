@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import Fisher, FisherScan, Label, Scope
+from fibec_ray.curvature.fisher import Fisher, FisherScan, Scope
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import Batch, LocalModel, Shard
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors, clone, drop, select

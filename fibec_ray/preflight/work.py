@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
-from fibec_ray.curvature.fisher import backwards_for
 from fibec_ray.learning.batches import fixed_batches, steps_of
 from fibec_ray.learning.job import Job
 from fibec_ray.parts.part import Passes
@@ -129,7 +128,7 @@ class Devices:
         for ask in dict.fromkeys(asked):
             # Losses need their own pass only if they are requested first.
             if ask or ask == asked[0]:
-                total += self._grouped(lengths, size, backwards_for(ask[0], self.job.num_classes) if ask else 0)
+                total += self._grouped(lengths, size, self.job.answers.backwards(ask[0]) if ask else 0)
         return total
 
     def _own_passes(self, lengths: Lengths, passes: Passes) -> Amount:

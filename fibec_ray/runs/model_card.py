@@ -105,7 +105,7 @@ def _score(about: SavedModel, row: Row, metric: str) -> str:
 def _pipeline(about: SavedModel) -> str | None:
     if not about.is_text:
         return None
-    return "text-generation" if about.answers == "texts" else "text-classification"
+    return "text-generation" if about.predicts == "texts" else "text-classification"
 
 
 def _code(about: SavedModel, base: str | None, whole: bool) -> str:
@@ -118,7 +118,7 @@ def _code(about: SavedModel, base: str | None, whole: bool) -> str:
         return (
             f"from peft import AutoPeft{auto.removeprefix('Auto')}\n\n"
             f"model = AutoPeft{auto.removeprefix('Auto')}.from_pretrained(\n"
-            f'    "PATH/TO/THIS/FOLDER", num_labels={about.num_classes}, ignore_mismatched_sizes=True\n)'
+            f'    "PATH/TO/THIS/FOLDER", num_labels={about.answers.num_scores}, ignore_mismatched_sizes=True\n)'
         )
     return (
         f"from peft import PeftModel\nfrom transformers import {auto}\n\n"

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
+from fibec_ray.answers import Answers
 from fibec_ray.checkpoints.identity import Identity
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.instructions import InstructionFormat
@@ -20,8 +21,8 @@ from fibec_ray.models.kinds import OneBackbone
 NAME = "fibec_ray.json"
 FORMAT = 1
 
-Answers = Literal["classes", "texts", "values"]
-"""What a model predicts: one of several classes, a text, or a number."""
+Predicts = Literal["classes", "texts", "values"]
+"""One of several classes, a text, or a number."""
 
 
 class Prompts(BaseModel, frozen=True, extra="forbid"):
@@ -56,9 +57,9 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
     """of the frozen weights in the run; '': unknown"""
     peft: dict[str, Any]
     seed: int
-    num_classes: int
+    answers: Answers
+    """what the model gives for a sample"""
     label_names: tuple[str, ...] = ()
-    label_words: tuple[int, ...] | None = None
     has_global: bool = True
     """False if the head, or all of the model, is trained on devices only"""
     prompts: Prompts
@@ -68,12 +69,25 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
     """of the files with weights; empty where the model has not been written yet"""
     format: int = FORMAT
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_files(cls, raw: Any) -> Any:
+        """Files of earlier versions have `num_classes` (1 in a regression, 0 for text answers) and `label_words`."""
+        if not isinstance(raw, dict) or "num_classes" not in raw:
+            return raw
+        count, words = raw["num_classes"], raw.get("label_words")
+        answers: dict[str, Any] = {"likelihood": "normal" if count == 1 else "categorical", "num_scores": count}
+        if count == 0:
+            answers |= {"likelihood": "tokens", "readout": "response"}
+        rest = {name: value for name, value in raw.items() if name not in ("num_classes", "label_words")}
+        return rest | {"answers": answers | {"label_words": words}}
+
     @property
-    def answers(self) -> Answers:
+    def predicts(self) -> Predicts:
         """What the model predicts: classes, texts or values."""
-        if self.num_classes == 0:
+        if self.answers.readout == "response":
             return "texts"
-        return "values" if self.num_classes == 1 else "classes"
+        return "values" if self.answers.likelihood == "normal" else "classes"
 
     @property
     def is_text(self) -> bool:
@@ -102,9 +116,8 @@ def describe(experiment: Experiment, identity: Identity, label_names: Sequence[s
         base_fingerprint=base,
         peft=experiment.method.peft.model_dump(mode="json"),
         seed=experiment.seed,
-        num_classes=prepared.num_classes,
+        answers=prepared.answers(task),
         label_names=tuple(label_names),
-        label_words=prepared.label_words,
         prompts=prompts,
         batch_size=experiment.evaluation.batch_size,
     )

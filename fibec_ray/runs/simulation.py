@@ -207,7 +207,7 @@ def cache_dir() -> Path:
 
 def worker_spec_of(experiment: Experiment, folder: Path, identity: Identity) -> WorkerSpec:
     """What worker processes need to host the run's devices. The folder must have the run's data."""
-    job = experiment.job(identity.prepared.num_classes, identity.prepared.label_words)
+    job = experiment.job(identity.prepared.answers(experiment.task))
     fleet = experiment.fleet
     # Actors of a Ray fleet go by the GPUs that Ray assigns; this is where the driver runs a part of it again.
     gpus = fleet.gpus_per_actor if fleet.kind == "local" else (0 if fleet.gpu_shares == {0} else None)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import classes
 
 from fibec_ray.bench.contenders import PACKAGE, bare, distance, ours, round_ends, saved_adapter
 from fibec_ray.bench.environments import InstallError, _run, requirements
@@ -51,7 +52,7 @@ def arrays(config: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def worker_spec(config: Path) -> WorkerSpec:
     """The engine's, on the data that the workload's arrays were made from."""
-    job = load_experiment(config).job(num_classes=6, label_words=None)
+    job = load_experiment(config).job(classes(6))
     return WorkerSpec(job, config.parent / "run", cache_dir())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import classes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -231,7 +232,7 @@ def test_resolved_fills_in_every_default() -> None:
 
 
 def test_a_job_is_a_value_that_dumps_and_validates_to_itself() -> None:
-    job = quickstart("method=fibecfed").job(3, (1, 2, 3))
+    job = quickstart("method=fibecfed").job(classes(3, (1, 2, 3)))
     assert Job.model_validate(job.model_dump()) == job
 
 

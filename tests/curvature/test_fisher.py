@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from batches import of_texts
-from conftest import TINY_BERT, TINY_LLAMA, shard_of
+from conftest import TINY_BERT, TINY_LLAMA, classes, shard_of
 from torch import Tensor, nn
 
-from fibec_ray.curvature.fisher import Fisher, FisherScan, Label, batch_squares, by_length, momentum
+from fibec_ray.curvature.fisher import Fisher, FisherScan, batch_squares, by_length, momentum
 from fibec_ray.curvature.per_sample import catch
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
@@ -46,7 +47,7 @@ def tiny(config: dict[str, Any], head: Any, spec: dict[str, Any] | None = None, 
     )
     words = (5, 6, 7) if head.endswith("lm") else None
     folder = prepare(backbone, 0, 3, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(ModelSpec(backbone, Lora(**{"r": 4, "alpha": 8, **peft}), 3, words, 0), folder)
+    model = TorchModel(ModelSpec(backbone, Lora(**{"r": 4, "alpha": 8, **peft}), classes(3, words), 0), folder)
     model.train(False)
     return model
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_BERT, TINY_LLAMA, shard_of
+from conftest import TINY_BERT, TINY_LLAMA, VALUES, classes, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.curvature import ggn
@@ -20,13 +20,13 @@ from fibec_ray.curvature.ggn import (
     Way,
     gram_eigenpairs,
     sample_gradients,
-    softmax_factor,
     subspace_eigenpairs,
     top_eigenpairs,
 )
 from fibec_ray.data.dense import DenseSet, DenseShard
 from fibec_ray.data.encoded import ArrayShard
 from fibec_ray.data.examples import Points
+from fibec_ray.likelihoods import Normal, softmax_factor
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
@@ -52,7 +52,7 @@ def tiny(config: dict[str, Any], head: Any, num_classes: int) -> TorchModel:
     spec = Backbone(init="random", config={**config, "vocab_size": 60}, tokenizer="minilm", head=head)
     words = range(5, 5 + num_classes) if head.endswith("lm") else None
     folder = prepare(spec, 0, num_classes, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(ModelSpec(spec, Lora(r=4, alpha=8), num_classes, words, 0), folder)
+    model = TorchModel(ModelSpec(spec, Lora(r=4, alpha=8), classes(num_classes, words), 0), folder)
     model.train(False)
     rng = torch.Generator().manual_seed(1)
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items() if "lora_B" in n})
@@ -90,7 +90,7 @@ def dense(model: Any, shard: Any, rows: Tensor, names: list[str]) -> Tensor:
                 for z in scores
             ]
         )
-        normal = out.likelihood == "normal"
+        normal = isinstance(out.likelihood, Normal)
         s = torch.eye(len(scores)).double() if normal else softmax_curvature(scores.detach())
         total += jacobian.T @ s @ jacobian
     return total / len(rows)
@@ -285,7 +285,8 @@ def net_and_shard(case: str) -> tuple[NetModel, DenseShard]:
     draws = np.random.default_rng(0)
     values = draws.normal(size=NUM).astype(np.float32) if num_scores == 1 else None
     points = Points(draws.normal(size=(NUM, *shape)).astype(np.float32), np.array([0, 1, 2, 2, 1, 0]), values)
-    return NetModel(spec, shape, num_scores, seed=0), DenseSet.of(points).shard(np.arange(NUM))
+    answers = VALUES if num_scores == 1 else classes(num_scores)
+    return NetModel(spec, shape, answers, seed=0), DenseSet.of(points).shard(np.arange(NUM))
 
 
 @pytest.mark.parametrize("way", ["gram", "subspace"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_BERT, TINY_LLAMA, shard_of
+from conftest import TINY_BERT, TINY_LLAMA, classes, shard_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -269,7 +269,8 @@ def tiny(config: dict[str, Any], head: Any, attention: str = "sdpa") -> TorchMod
     backbone: dict[str, Any] = {"init": "random", "config": {**config, "vocab_size": 60}, "tokenizer": "minilm"}
     spec = Backbone(**backbone, head=head, attention=attention)
     folder = prepare(spec, 0, 3, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(ModelSpec(spec, Lora(r=2, alpha=8), 3, (5, 6, 7) if head.endswith("lm") else None, 0), folder)
+    answers = classes(3, (5, 6, 7) if head.endswith("lm") else None)
+    model = TorchModel(ModelSpec(spec, Lora(r=2, alpha=8), answers, 0), folder)
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng(1)) for n, p in model.trainable.items() if "lora_B" in n})
     model.train(False)
     return model

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from batches import first, tokens
+from conftest import classes
 from peft_models import SETTINGS, batch, made, part_of, stirred
 
 from fibec_ray.errors import ModelError, RunDirError
@@ -42,8 +43,8 @@ def saved(name: str, head: str, folder: Path, family: str = "bert", **changes: A
     model.load({n: torch.zeros_like(value) for n, value in model.trainable.items() if n.endswith(".sparse")})
     about = SavedModel(
         name="test", method="fedavg", round=1, created="2026-01-01", versions={}, backbone=model._spec,
-        peft=kind.model_dump(mode="json"), seed=0, num_classes=3, label_names=("a", "b", "c"),
-        label_words=(7, 8, 9) if head.endswith("_lm") else None, batch_size=4,
+        peft=kind.model_dump(mode="json"), seed=0, label_names=("a", "b", "c"),
+        answers=classes(3, (7, 8, 9) if head.endswith("_lm") else None), batch_size=4,
         prompts=Prompts(task="test", text_columns=("sentence",), max_length=16),
     )  # fmt: skip
     layout = Layout({n: model.layer_of(n) for n in model.trainable}, 3, model.adapter_config)

@@ -40,7 +40,7 @@ def spec_of(settings: dict[str, Any], folder: Path) -> WorkerSpec:
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
 def device_actor_processes() -> list[psutil.Process]:

@@ -83,9 +83,7 @@ def scores_of(experiment: Any, run: Any, batch: Batch, trained: bool = True) -> 
     prepared = run.prepared
     base = prepare(experiment.backbone, experiment.seed, prepared.num_classes, cache_dir())
     model = TorchModel(
-        ModelSpec(
-            experiment.backbone, experiment.method.peft, prepared.num_classes, prepared.label_words, experiment.seed
-        ),
+        ModelSpec(experiment.backbone, experiment.method.peft, prepared.answers(experiment.task), experiment.seed),
         base,
     )
     if trained:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import after_rounds, make_digits, make_tiny
+from conftest import after_rounds, classes, make_digits, make_tiny
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, DeviceError, FleetError, RunError
@@ -75,7 +75,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., Ser
 
     def job(method: Any = None, **changes: Any) -> Job:
         settings = make_tiny({"name": "x", **(method or {})}, **changes)
-        return check(settings, "test").job(prepared.num_classes, prepared.label_words)
+        experiment = check(settings, "test")
+        return experiment.job(prepared.answers(experiment.task))
 
     worker_spec = WorkerSpec(job(), folder, cache_dir())
     worker, plan = worker_spec.worker(), plan_round(worker_spec.job, 0)
@@ -224,7 +225,7 @@ def test_a_server_whose_numbers_are_no_longer_finite_ends_the_run_as_it_was(trai
 
 def test_a_bound_on_norms_is_a_setting_that_results_depend_on(tiny_settings: Any) -> None:
     bound, free = (check(tiny_settings(server={"max_update_norm": norm}), "test") for norm in (2.0, None))
-    assert binding(bound) != binding(free) and bound.job(2, None).server.max_update_norm == 2
+    assert binding(bound) != binding(free) and bound.job(classes(2)).server.max_update_norm == 2
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="server.max_update_norm: input should be"):
             check(tiny_settings(server={"max_update_norm": wrong}), "test")

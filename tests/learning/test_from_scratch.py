@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_digits, make_regression, make_tiny, named, needs
+from conftest import classes, make_digits, make_regression, make_tiny, named, needs
 from numpy.typing import NDArray
 from rotation import in_turn
 from safetensors.torch import load_file
@@ -83,7 +83,7 @@ def test_the_personal_head_is_the_output_layer(tmp_path: Path) -> None:
 
 def model() -> NetModel:
     experiment = check(make_digits(), "test")
-    return NetModel(experiment.backbone, (1, 8, 8), 10, experiment.seed)  # type: ignore[arg-type]
+    return NetModel(experiment.backbone, (1, 8, 8), classes(10), experiment.seed)  # type: ignore[arg-type]
 
 
 # --- what is refused, and what is filled in

@@ -39,9 +39,7 @@ def ran(
     folder.mkdir()
     prepared = prepare(experiment, folder)
     fleet_config = FleetConfig(kind="local", lanes=lanes or "auto")
-    worker_spec = WorkerSpec(
-        experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), fleet_config
-    )
+    worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir(), fleet_config)
     fleet = LocalFleet(worker_spec)
     reports = list(fleet.setup().reports)
     for round_ in range(experiment.rounds):

@@ -35,7 +35,7 @@ def spec_of(settings: dict[str, Any], folder: Path, lanes: int | None) -> Worker
     folder.mkdir(parents=True)
     prepared = prepare(experiment, folder)
     fleet = FleetConfig(kind="local", lanes=lanes or "auto")
-    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir(), fleet)
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir(), fleet)
 
 
 def two_rounds(worker_spec: WorkerSpec) -> tuple[Tensors, list[DeviceReport], EvaluationResult]:

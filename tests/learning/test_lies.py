@@ -112,7 +112,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Round]:
         own = folder / str(list(METHODS).index(name))
         own.mkdir()
         (own / "data").symlink_to(folder / "data")
-        worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), own, cache_dir())
+        worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), own, cache_dir())
         worker, plan = worker_spec.worker(), plan_round(worker_spec.job, 0)
 
         def server() -> Server:

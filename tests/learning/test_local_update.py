@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_BERT, TINY_LLAMA, shard_of
+from conftest import TINY_BERT, TINY_LLAMA, classes, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.curvature.fisher import FisherScan
@@ -195,7 +195,7 @@ def transformer(config: dict[str, Any], head: Any) -> TorchModel:
     backbone = Backbone(init="random", config={**config, "vocab_size": 60}, tokenizer="minilm", head=head)
     words = (5, 6) if head == "causal_lm" else None
     folder = prepare(backbone, 0, 2, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(ModelSpec(backbone, Lora(r=4, alpha=8), 2, words, 0), folder)
+    model = TorchModel(ModelSpec(backbone, Lora(r=4, alpha=8), classes(2, words), 0), folder)
     rng = torch.Generator().manual_seed(1)
     # Not zero: so that weight decay has something to pull at.
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items() if "lora_B" in n})

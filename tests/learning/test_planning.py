@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from conftest import classes
 
 from fibec_ray.learning.job import Job, LocalTraining, System
 from fibec_ray.learning.planning import cohorts, decay, plan_round
@@ -25,8 +26,7 @@ def job(
         backbone=Backbone(),
         local=LocalTraining(**local),
         system=System(),
-        num_classes=2,
-        label_words=None,
+        answers=classes(2),
         eval_batch_size=8,
         max_length=16,
     )

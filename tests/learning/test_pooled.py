@@ -88,7 +88,7 @@ def spec_of(tiny_settings: Any, folder: Path) -> WorkerSpec:
     folder.mkdir()
     experiment = check(tiny_settings("centralised"), "test")
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, None), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
 def test_anchors_are_those_of_the_federation_and_personal_is_global(tiny_settings: Any, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def spec_of(settings: dict[str, Any], folder: Path) -> WorkerSpec:
     experiment = check(settings, "test")
     folder.mkdir(exist_ok=True)
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
 def state_of(worker_spec: WorkerSpec, device: int) -> DeviceState:
@@ -136,9 +136,7 @@ def test_one_device_is_centralised_training(tiny_settings: Any, tmp_path: Path) 
         fleet.run_round(plan_round(worker_spec.job, round_))
 
     worker, job = worker_spec.worker(), worker_spec.job
-    model = TorchModel(
-        ModelSpec(job.backbone, job.method.peft, job.num_classes, None, job.seed), worker_spec.prepare_base()
-    )
+    model = TorchModel(ModelSpec(job.backbone, job.method.peft, job.answers, job.seed), worker_spec.prepare_base())
     shard = worker_spec.federation().train_shard(0)
     for round_ in range(2):
         optimizer = torch.optim.SGD(model.trainable.values(), lr=0.1, weight_decay=0.01)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_LLAMA, make_tiny, named
+from conftest import TINY_LLAMA, classes, make_tiny, named
 from torch.nn import functional as F
 
 from fibec_ray.config.load import check
@@ -159,7 +159,7 @@ def test_types_reach_the_model_in_lanes_and_beside_embeddings(tmp_path: Path) ->
     shard = of_pairs(tmp_path).shard(np.arange(12))
     spec = tiny(model_type="bert", initializer_range=0.3, **SIZES)
     torch.manual_seed(0)
-    model = TorchModel(ModelSpec(spec, Lora(r=2), 2, None, 0), from_config(spec, 2))
+    model = TorchModel(ModelSpec(spec, Lora(r=2), classes(2), 0), from_config(spec, 2))
     model.train(False)
     long, short = shard.batch(torch.tensor([0, 5, 7])), shard.shortened(8).batch(torch.tensor([2]))
     losses = model.forward(long).losses

@@ -142,7 +142,7 @@ ids = torch.ones(2, 8, dtype=torch.int64)
 zeros = torch.zeros(2, dtype=torch.int64)
 batch = Batch({"input_ids": ids, "attention_mask": ids, "answer_at": zeros}, zeros)
 def use(folder):
-    model = TorchModel(ModelSpec(spec, Lora(target_modules=("query",)), 3), folder)
+    model = TorchModel(ModelSpec(spec, Lora(target_modules=("query",)), classes(3)), folder)
     model.forward(batch).losses.sum().backward()
     return model
 use(small)  # so that what the first model imports does not count

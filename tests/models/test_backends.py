@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_BERT, TINY_LLAMA, shard_of
+from conftest import TINY_BERT, TINY_LLAMA, classes, shard_of
 from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan
@@ -39,7 +39,7 @@ def made(folder: Path, backend: str, family: str = "llama", dtype: str = "bfloat
     config, head = (TINY_LLAMA, "causal_lm") if family == "llama" else (TINY_BERT, "mean_pool")
     spec = Backbone(init="random", config=config, tokenizer="minilm", head=head, dtype=dtype, backend=backend, **more)  # type: ignore[arg-type]
     words = [5, 6, 7] if head == "causal_lm" else None
-    model = TorchModel(ModelSpec(spec, Lora(r=4), 3, words, 1), prepare(spec, 0, 3, folder))
+    model = TorchModel(ModelSpec(spec, Lora(r=4), classes(3, words), 1), prepare(spec, 0, 3, folder))
     rng = torch.Generator().manual_seed(2)
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items()})
     return model

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from batches import row
+from conftest import classes
 from peft_models import FAMILIES, batch, stirred
 from torch import Tensor
 
@@ -45,9 +46,8 @@ def made(family: str, cache: Path, head: Any = "mean_pool", part: Peft | None = 
     config = {"model_type": family, **(FAMILIES | MORE)[family]}
     spec = Backbone(init="random", config=config, tokenizer="minilm", head=head, **more)
     part = part or Lora(r=2, target_modules="all-linear")
-    return stirred(
-        TorchModel(ModelSpec(spec, part, 3, (7, 8, 9) if "_lm" in head else None, 0), prepare(spec, 0, 3, cache))
-    )
+    answers = classes(3, (7, 8, 9) if "_lm" in head else None)
+    return stirred(TorchModel(ModelSpec(spec, part, answers, 0), prepare(spec, 0, 3, cache)))
 
 
 def hooked(model: TorchModel, family: str, work: Any) -> tuple[Any, list[Tensor]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from batches import tokens
+from conftest import classes
 from peft_models import FAMILIES, SETTINGS, SMALL, batch, saved, stirred
 
 from fibec_ray.errors import ModelError
@@ -63,7 +64,7 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(family: str, part: Peft, bodies: Path) -> TorchModel:
     spec = Backbone(name=str(bodies / family), tokenizer="minilm", head="model")
-    return TorchModel(ModelSpec(spec, part, 3, None, 0), prepare(spec, 0, 3, bodies / "cache"))
+    return TorchModel(ModelSpec(spec, part, classes(3), 0), prepare(spec, 0, 3, bodies / "cache"))
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)

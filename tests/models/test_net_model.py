@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import VALUES, classes
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.examples import Points
 from fibec_ray.errors import ModelError
+from fibec_ray.likelihoods import Categorical, Normal
 from fibec_ray.model_types import Batch, Work
 from fibec_ray.models.net_model import NetModel
 from fibec_ray.models.nets import Cnn, Mlp, Net
@@ -23,7 +25,7 @@ IMAGE = (1, 8, 8)
 
 
 def made(spec: Net | None = None, shape: tuple[int, ...] = IMAGE, num_scores: int = 10, seed: int = 0) -> NetModel:
-    return NetModel(spec or Mlp(hidden=(6, 5)), shape, num_scores, seed)
+    return NetModel(spec or Mlp(hidden=(6, 5)), shape, VALUES if num_scores == 1 else classes(num_scores), seed)
 
 
 def batch(shape: tuple[int, ...] = IMAGE, values: bool = False) -> Batch:
@@ -48,7 +50,7 @@ def test_an_mlp_by_its_formula() -> None:
     out = model.forward(data)
     torch.testing.assert_close(out.scores, F.linear(x, *weights(model, "output")))
     torch.testing.assert_close(out.losses, F.cross_entropy(out.scores, data.labels, reduction="none"))
-    assert out.likelihood == "categorical" and torch.equal(out.predicted, out.scores.argmax(1))
+    assert isinstance(out.likelihood, Categorical) and torch.equal(out.predicted, out.scores.argmax(1))
 
 
 def test_a_cnn_by_its_formula() -> None:
@@ -68,7 +70,7 @@ def test_a_regression_is_half_the_squared_error_of_its_one_score() -> None:
     predicted = data.inputs["features"] @ weight[0] + bias
     torch.testing.assert_close(out.predicted, predicted)
     torch.testing.assert_close(out.losses, (predicted - data.labels).square() / 2)
-    assert out.likelihood == "normal" and out.scores.shape == (4, 1)
+    assert isinstance(out.likelihood, Normal) and out.scores.shape == (4, 1)
 
 
 def test_a_sample_is_its_own_one_token() -> None:

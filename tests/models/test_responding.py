@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import TEXTS
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import FisherScan, Label
-from fibec_ray.curvature.ggn import TOKEN_DRAWS, sample_gradients, top_eigenpairs
+from fibec_ray.curvature.fisher import FisherScan
+from fibec_ray.curvature.ggn import sample_gradients, top_eigenpairs
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.lanes import Lanes
+from fibec_ray.likelihoods import TOKEN_DRAWS, Label, Tokens
+from fibec_ray.model_types import Outputs
 from fibec_ray.models.architecture import check_causal
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.responses import ResponseTokens
 
 BASIC = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA = {**BASIC, "intermediate_size": 64, "num_key_value_heads": 1}
@@ -34,6 +38,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 PROMPTS = [[5, 6, 7, 8], [9, 8], [4, 4, 4, 4, 4], [8]]
 RESPONSES = [[9, 10, 2], [11, 12, 13, 14, 15, 2], [7, 2], [21, 2]]
 ALL = torch.arange(4)
+
+
+def response_of(out: Outputs) -> ResponseTokens:
+    assert isinstance(out.likelihood, Tokens)
+    return out.likelihood.response
 
 
 def shard_of(prompts: list[list[int]], responses: list[list[int]]) -> ArrayShard:
@@ -53,7 +62,7 @@ def made(family: str = "llama", spec: dict[str, Any] | None = None, **peft: Any)
     config = {"model_type": family, **FAMILIES[family]}
     backbone = Backbone(init="random", config=config, tokenizer="minilm", head="causal_lm", **(spec or {}))
     folder = prepare(backbone, 0, 0, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(ModelSpec(backbone, Lora(r=4, **peft), 0, None, 1), folder)
+    model = TorchModel(ModelSpec(backbone, Lora(r=4, **peft), TEXTS, 1), folder)
     rng = torch.Generator().manual_seed(2)
     model.load({n: 0.2 * torch.randn(p.shape, generator=rng) for n, p in model.trainable.items()})
     model.train(False)
@@ -73,7 +82,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_response(family: str) -> No
         log_probs = model.peft_model(torch.tensor([prompt + response])).logits[0].log_softmax(1)
         by_hand = -sum(float(log_probs[len(prompt) - 1 + t, token]) for t, token in enumerate(response)) / len(response)
         assert float(found.losses[i]) == pytest.approx(by_hand, rel=1e-5)
-    assert found.response is not None and found.response.counts.tolist() == [3, 6, 2, 2]
+    assert response_of(found).counts.tolist() == [3, 6, 2, 2]
     assert found.scores.shape == (13, 50)
 
 
@@ -82,8 +91,7 @@ def test_what_stands_in_the_prompt_is_not_learnt_and_padding_is_nothing() -> Non
     """The logits at a response's places alone: other prompts of the same states would give the same loss."""
     model = made()
     together = model.forward(SHARD.batch(ALL))
-    assert together.response is not None
-    assert together.response.targets.tolist() == [token for response in RESPONSES for token in response]
+    assert response_of(together).targets.tolist() == [token for response in RESPONSES for token in response]
     alone = [model.forward(SHARD.batch(torch.tensor([i]))).losses for i in range(4)]
     torch.testing.assert_close(together.losses, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
@@ -131,14 +139,14 @@ def test_drawn_tokens_do_not_depend_on_the_batch_and_follow_the_model() -> None:
     with torch.no_grad():
         out = model.forward(SHARD.batch(ALL))
         two = model.forward(SHARD.batch(torch.tensor([2, 0])))
-    assert out.response is not None and two.response is not None
+    response = response_of(out)
     draws = torch.rand(4, generator=torch.Generator().manual_seed(0))
-    drawn = out.response.draw(out.scores, draws).split(out.response.counts.tolist())
-    again = two.response.draw(two.scores, draws[[2, 0]])
+    drawn = response.draw(out.scores, draws).split(response.counts.tolist())
+    again = response_of(two).draw(two.scores, draws[[2, 0]])
     assert again.tolist() == [*drawn[2].tolist(), *drawn[0].tolist()]
     counts = torch.zeros(50)
     for k in range(3000):
-        counts[out.response.draw(out.scores, torch.full((4,), k / 3000))[0]] += 1 / 3000
+        counts[response.draw(out.scores, torch.full((4,), k / 3000))[0]] += 1 / 3000
     assert float((counts - out.scores[0].softmax(0)).abs().max()) < 0.03
 
 

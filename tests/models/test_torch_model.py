@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from batches import of_texts, row, tokens
+from conftest import classes
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional as F
 
@@ -55,7 +56,7 @@ PAD = 1
 def made(family: str, head: str, cache: Path, seed: int = 0, part: Lora | None = None, **changes: Any) -> TorchModel:
     spec = spec_of(family, head, **changes)
     words = WORDS if head.endswith("_lm") else None
-    return TorchModel(ModelSpec(spec, part or Lora(), 3, words, seed), prepare(spec, 0, 3, cache))
+    return TorchModel(ModelSpec(spec, part or Lora(), classes(3, words), seed), prepare(spec, 0, 3, cache))
 
 
 def spec_of(family: str, head: Any, **changes: Any) -> Backbone:

@@ -46,7 +46,7 @@ def worker_spec(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) ->
     folder: Path = tmp_path_factory.mktemp("worker_spec")
     experiment = check(tiny_settings("fedavg"), "test")
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, None), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def shard(worker_spec: WorkerSpec) -> Shard:
 @pytest.fixture
 def model(worker_spec: WorkerSpec) -> TorchModel:
     job = worker_spec.job
-    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, 0), worker_spec.prepare_base())
+    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.answers, 0), worker_spec.prepare_base())
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ OTHER_NAMES = {
 def test_every_peft_adds_trainable_tensors_that_belong_to_blocks(kind: str, worker_spec: WorkerSpec) -> None:
     """They have the names of a saved adapter, and only they and the head can move."""
     part, job = PEFTS[kind](), worker_spec.job
-    model = TorchModel(ModelSpec(job.backbone, part, job.num_classes, None, 0), worker_spec.prepare_base())
+    model = TorchModel(ModelSpec(job.backbone, part, job.answers, 0), worker_spec.prepare_base())
     adapter = {name: value for name, value in model.read().items() if name not in ("head.weight", "head.bias")}
     assert all(model.is_adapter(name) for name in adapter.keys() - set(model.server_only))
     assert set(model.trainable) - set(adapter) == {"head.weight", "head.bias"}

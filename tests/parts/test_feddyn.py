@@ -117,7 +117,7 @@ def test_over_rounds_h_is_the_mean_of_the_devices_memories(tiny_settings: Any, t
     """Three of six devices a round, AdamW; what travels is FedAvg's payload."""
     experiment = check(tiny_settings("feddyn"), "test")
     prepared = prepare(experiment, tmp_path)
-    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
+    worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), tmp_path, cache_dir())
     fleet = LocalFleet(worker_spec)
     fleet.setup()
     for round_ in range(3):

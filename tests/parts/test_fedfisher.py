@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_BERT, shard_of
+from conftest import TINY_BERT, classes, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.config.load import check
-from fibec_ray.curvature.fisher import FisherScan, Label
+from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.curvature.kfac import Factors, kronecker_factors
 from fibec_ray.errors import ModelError
 from fibec_ray.fleets.worker_spec import WorkerSpec
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare as prepare_base
@@ -269,7 +270,7 @@ def test_elsewhere_they_are_means_over_samples() -> None:
 
 def transformer() -> TorchModel:
     backbone = Backbone(init="random", config={**TINY_BERT, "vocab_size": 60}, tokenizer="minilm")
-    model = TorchModel(ModelSpec(backbone, Lora(r=4), 3, None, 0), prepare_base(backbone, 0, 3, cache_dir()))
+    model = TorchModel(ModelSpec(backbone, Lora(r=4), classes(3), 0), prepare_base(backbone, 0, 3, cache_dir()))
     model.load({n: 0.1 * torch.randn(p.shape, generator=rng(1)) for n, p in model.trainable.items() if "lora_B" in n})
     return model
 
@@ -313,7 +314,7 @@ def spec_of(tiny_settings: Any, folder: Path, peft: Any = "lora", **settings: An
     experiment = check(tiny_settings(method), "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
 def sent(worker_spec: WorkerSpec) -> Any:

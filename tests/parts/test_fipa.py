@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TEXTS, VALUES, classes
 from pydantic import ValidationError
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.config.load import check
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec
@@ -358,7 +360,7 @@ def worker_spec(tiny_settings: Any, tmp_path_factory: pytest.TempPathFactory) ->
     folder: Path = tmp_path_factory.mktemp("worker_spec")
     experiment = check(tiny_settings("fedavg"), "test")
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, None), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +371,7 @@ def shard(worker_spec: WorkerSpec) -> Shard:
 @pytest.fixture
 def model(worker_spec: WorkerSpec) -> TorchModel:
     job = worker_spec.job
-    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.num_classes, None, 0), worker_spec.prepare_base())
+    return TorchModel(ModelSpec(job.backbone, job.method.peft, job.answers, 0), worker_spec.prepare_base())
 
 
 def extras_of(aggregator: Fipa, model: TorchModel, shard: Shard, round_: int = 9) -> Tensors:
@@ -439,13 +441,13 @@ def test_no_more_eigenpairs_are_asked_for_than_samples_and_classes_can_have() ->
     shared = {"layers.0.weight": torch.zeros(5, 2), "layers.1.bias": torch.zeros(3)}
     update = DeviceUpdate(0, 9, 1, shared)
 
-    def ranks(num_classes: int, num_samples: int = 9) -> list[int]:
-        asked = Asked(5, 0.1, shared, {}, {"layers.0.weight": 0, "layers.1.bias": 1}, (), num_classes)
+    def ranks(answers: Answers, num_samples: int = 9) -> list[int]:
+        asked = Asked(5, 0.1, shared, {}, {"layers.0.weight": 0, "layers.1.bias": 1}, (), answers)
         found = Fipa(max_samples=2).expected_extras(asked, replace(update, num_samples=num_samples))
         return [found[f"layer.{layer}/values"].shape[0] for layer in range(2)]
 
-    assert ranks(3) == [4, 3] and ranks(3, num_samples=1) == [2, 2]
-    assert ranks(1) == [2, 2] and ranks(0) == [8, 3]
+    assert ranks(classes(3)) == [4, 3] and ranks(classes(3), num_samples=1) == [2, 2]
+    assert ranks(VALUES) == [2, 2] and ranks(TEXTS) == [8, 3]
 
 
 def test_all_samples_can_count(model: TorchModel, shard: Shard) -> None:
@@ -458,7 +460,7 @@ def run(method: dict[str, Any], rounds: int, tiny_settings: Any, folder: Path) -
     """Reports of the last round."""
     experiment = check(tiny_settings(method, rounds=rounds), "test")
     prepared = prepare(experiment, folder)
-    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, None), folder, cache_dir())
+    worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
     fleet = LocalFleet(worker_spec)
     fleet.setup()
     for round_ in range(rounds):

@@ -70,7 +70,7 @@ def spec_of(tiny_settings: Any, folder: Path, **settings: Any) -> WorkerSpec:
     experiment = check(tiny_settings(method), "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
 def test_a_device_sends_its_fisher_information_where_training_ended(tiny_settings: Any, tmp_path: Path) -> None:

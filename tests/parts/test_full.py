@@ -36,15 +36,13 @@ each_backbone = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACK
 def worker_spec(backbone: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> WorkerSpec:
     experiment = check(tiny_settings(FULL, backbone=backbone, data={"max_length": 40}), "test")
     prepared = prepare(experiment, tmp_path)
-    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), tmp_path, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), tmp_path, cache_dir())
 
 
 def model_of(worker_spec: WorkerSpec, peft: Any) -> TorchModel:
     job = worker_spec.job
     assert not hasattr(job.backbone, "kind")
-    return TorchModel(
-        ModelSpec(job.backbone, peft, job.num_classes, job.label_words, job.seed), worker_spec.prepare_base()
-    )  # type: ignore
+    return TorchModel(ModelSpec(job.backbone, peft, job.answers, job.seed), worker_spec.prepare_base())  # type: ignore
 
 
 def samples(worker_spec: WorkerSpec) -> Batch:
@@ -115,7 +113,7 @@ def test_transformers_loads_what_a_run_leaves(backbone: dict[str, Any], tiny_set
     }[head]
     loaded = getattr(transformers, auto).from_pretrained(run.folder / "adapter").eval()
     saved = load_file(run.folder / "adapter" / "model.safetensors")
-    own = WorkerSpec(experiment.job(run.prepared.num_classes, run.prepared.label_words), run.folder, cache_dir())
+    own = WorkerSpec(experiment.job(run.prepared.answers(experiment.task)), run.folder, cache_dir())
     model = own.worker().model
     values = {f"base_model.model.{name}": value for name, value in saved.items()}
     assert not all(torch.equal(value, model.trainable[name]) for name, value in values.items())

@@ -62,7 +62,7 @@ def spec_of(method: Any, tiny_settings: Any, folder: Path, **settings: Any) -> W
     experiment = check(tiny_settings(method, **settings), "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
 def warmed(**more: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_BERT, shard_of
+from conftest import TINY_BERT, classes, shard_of
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -36,7 +36,7 @@ BERT = Backbone(init="random", config=TINY_BERT, tokenizer="minilm")
 
 
 def model(peft: Lora) -> TorchModel:
-    return TorchModel(ModelSpec(BERT, peft, 2, None, 0), prepare_base(BERT, 0, 2, cache_dir()))
+    return TorchModel(ModelSpec(BERT, peft, classes(2), 0), prepare_base(BERT, 0, 2, cache_dir()))
 
 
 def rng(seed: int) -> torch.Generator:
@@ -277,7 +277,7 @@ def test_pruned_ranks_are_neither_sent_nor_received_again(tiny_settings: Any, tm
 def spec_of(method: dict[str, Any], tiny_settings: Any, folder: Path, **changes: Any) -> tuple[WorkerSpec, Any]:
     experiment = check(tiny_settings(method, **changes), "test")
     prepared = prepare(experiment, folder)
-    return WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir()), experiment
+    return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir()), experiment
 
 
 def test_bytes_are_those_of_the_devices_own_ranks(tiny_settings: Any, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def fleet_of(settings: dict[str, Any], folder: Path) -> tuple[LocalFleet, Worker
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)
-    worker_spec = WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), folder, cache_dir())
+    worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
     return LocalFleet(worker_spec), worker_spec
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_BERT, TINY_LLAMA, shard_of
+from conftest import TINY_BERT, TINY_LLAMA, classes, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.data.encoded import ArrayShard
@@ -226,7 +226,7 @@ def transformer(config: dict[str, Any], head: Any) -> TorchModel:
     backbone = Backbone(init="random", config={**config, "vocab_size": 60}, tokenizer="minilm", head=head)
     words = (5, 6) if head == "causal_lm" else None
     folder = prepare(backbone, 0, 2, Path(os.environ["FIBEC_RAY_CACHE"]))
-    model = TorchModel(ModelSpec(backbone, Lora(), 2, words, 0), folder)
+    model = TorchModel(ModelSpec(backbone, Lora(), classes(2, words), 0), folder)
     model.train(False)
     return model
 

@@ -28,7 +28,7 @@ class Rounds:
     def __init__(self, method: dict[str, Any], tiny_settings: Any, folder: Path, rounds: int = 4):
         self.experiment = check(tiny_settings({"name": "m"} | method, rounds=rounds), "test")
         prepared = prepare(self.experiment, folder)
-        self.worker_spec = WorkerSpec(self.experiment.job(prepared.num_classes, None), folder, cache_dir())
+        self.worker_spec = WorkerSpec(self.experiment.job(prepared.answers(self.experiment.task)), folder, cache_dir())
         self.fleet = LocalFleet(self.worker_spec)
         self.fleet.setup()
         self.initial = self.fleet.adapter()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_tiny, named, settings_on
+from conftest import classes, make_tiny, named, settings_on
 
 from fibec_ray.config.load import check
 from fibec_ray.config.names import method_files
@@ -65,7 +65,7 @@ def within_a_quarter(settings: dict[str, object], folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     measured = int(done.stdout.split()[-1])
-    job = experiment.job(prepared.num_classes, prepared.label_words)
+    job = experiment.job(prepared.answers(experiment.task))
     samples = Samples.of(Federation.load(folder / "data"))
     lanes = experiment.fleet.known_lanes or 1
     predicted = actor_memory(Rehearsal(job, anatomy(job)), samples, lanes, on_ray=False, on_gpu=False).private
@@ -78,7 +78,7 @@ def foreseen(method: str) -> list[int]:
     settings = settings_on("encoder", method)
     experiment = check(settings, "test")
     lengths = [np.full(12, 16)] * experiment.num_devices
-    job = experiment.job(2, (1, 2) if settings["backbone"].get("head") in ("masked_lm", "causal_lm") else None)
+    job = experiment.job(classes(2, (1, 2) if settings["backbone"].get("head") in ("masked_lm", "causal_lm") else None))
     return live_bytes(Rehearsal(job, anatomy(job)), Samples(lengths, lengths, np.concatenate(lengths)), 1)
 
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import after_rounds, settings_on
+from conftest import after_rounds, classes, settings_on
 from planned_runs import Ran, run
 
+from fibec_ray.answers import Answers
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.model_types import LocalModel, Shard
@@ -45,7 +46,7 @@ class Surprise(Aggregator):
         model.grad(losses.losses.mean(), list(model.trainable.values()))
         return {"losses": torch.zeros(7, dtype=torch.float64)} | {f"two/{name}": torch.zeros(2) for name in names}
 
-    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+    def passes(self, round_: int, answers: Answers) -> Sequence[Passes]:
         return [Passes(self.max_samples, self.max_samples, backwards=1)]
 
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
@@ -99,7 +100,7 @@ def with_parts(**parts: Any) -> dict[str, Any]:
 
 
 def rehearsed(settings: dict[str, Any]) -> Rehearsed:
-    job = check(settings, "test").job(2, None)
+    job = check(settings, "test").job(classes(2))
     return Rehearsal(job, anatomy(job)).found
 
 

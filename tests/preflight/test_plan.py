@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_BERT, make_tiny
+from conftest import TINY_BERT, classes, make_tiny
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import CapacityError, ModelError
@@ -38,7 +38,7 @@ def plan(room: Room, method: str = "fedavg", **changes: Any) -> Plan:
     fleet = {"kind": "ray", "placement": "pooled", "num_actors": 2} | changes.pop("fleet", {})
     experiment = check(make_tiny(method, fleet=None, **changes) | {"fleet": fleet}, "test")
     words = (1, 2) if experiment.backbone.model_dump().get("head") == "causal_lm" else None
-    job = experiment.job(2, words)
+    job = experiment.job(classes(2, words))
     lengths = [np.full(12, 16) for _ in range(experiment.num_devices)]
     samples = Samples(lengths, lengths, np.concatenate(lengths))
     return make_plan(experiment, Rehearsal(job, anatomy(job)), samples, room, data_bytes=10_000, config_bytes=2_000)
@@ -247,7 +247,7 @@ def test_blocks_that_are_computed_again_take_time_and_are_not_logged() -> None:
 def worked(backbone: dict[str, Any]) -> Work:
     """By FedAvg, on a machine so slow that operations are all that counts."""
     experiment = check(make_tiny("fedavg", backbone=backbone), "test")
-    job, lengths = experiment.job(2, None), [np.full(12, 16) for _ in range(experiment.num_devices)]
+    job, lengths = experiment.job(classes(2)), [np.full(12, 16) for _ in range(experiment.num_devices)]
     samples, made = Samples(lengths, lengths, np.concatenate(lengths)), anatomy(job)
     return work(experiment, Rehearsal(job, made), samples, plan(room(), backbone=backbone).seats, rate=1e6)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from fibec_ray.answers import Answers
 from fibec_ray.config.load import check
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.evaluation import evaluation_chunks
@@ -35,7 +36,7 @@ class Peak(threading.Thread):
 def main(settings: Path, folder: Path, cache: Path) -> None:
     """folder: where the federation's data are."""
     experiment = check(yaml.safe_load(settings.read_text()), "trainer")
-    job = experiment.job(len(experiment.task.label_names), None)
+    job = experiment.job(Answers(likelihood="categorical", num_scores=len(experiment.task.label_names)))
     peak = Peak()
     peak.start()
     worker = WorkerSpec(job, folder, cache, experiment.fleet).worker()

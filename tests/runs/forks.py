@@ -59,7 +59,7 @@ def warm_up(config: Path) -> None:
     experiment = load_experiment(config)
     with TemporaryDirectory() as warm:
         prepared = prepare(experiment, Path(warm))
-        WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir()).worker()
+        WorkerSpec(experiment.job(prepared.answers(experiment.task)), Path(warm), cache_dir()).worker()
 
 
 def command(arguments: Sequence[str], first: Callable[[], object] = lambda: None) -> Ended:

@@ -46,7 +46,7 @@ def warm_up(experiment: Experiment) -> None:
     """Models, tokenizers and what they import."""
     with TemporaryDirectory() as warm:
         prepared = prepare(experiment, Path(warm))
-        WorkerSpec(experiment.job(prepared.num_classes, prepared.label_words), Path(warm), cache_dir()).worker()
+        WorkerSpec(experiment.job(prepared.answers(experiment.task)), Path(warm), cache_dir()).worker()
 
 
 def disturb(experiment: Experiment, home: Path, num_kills: int, rng: random.Random) -> list[int]:

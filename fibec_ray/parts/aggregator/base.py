@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.part import Need, Part, Passes
 from fibec_ray.tensors import Tensors, weighted_mean
@@ -45,10 +46,8 @@ class Aggregator(Part):
         """Compute what the server needs beside the delta, after local training. batches: all batches of the device."""
         return {}
 
-    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
-        """The passes that `extras_before` and `extras_after` make. num_classes: 1 for regression, 0 for text
-        answers.
-        """
+    def passes(self, round_: int, answers: Answers) -> Sequence[Passes]:
+        """The passes that `extras_before` and `extras_after` make. answers: what a model gives for a sample."""
         return ()
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:

@@ -10,8 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import Label, backwards_for
+from fibec_ray.answers import Answers
 from fibec_ray.curvature.kfac import kronecker_factors
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.fisher_merging import merged
@@ -83,8 +84,8 @@ class FedFisher(Aggregator):
         zeros = {name: torch.zeros(model.trainable[name].shape) for name in unseen}
         return factors | with_prefix("fisher", found.diagonal | zeros)
 
-    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
-        return [Passes(self.max_samples, None, backwards_for(self.label, num_classes), single_gradients=True)]
+    def passes(self, round_: int, answers: Answers) -> Sequence[Passes]:
+        return [Passes(self.max_samples, None, answers.backwards(self.label), single_gradients=True)]
 
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         """Factors of each module with a matrix, which is a Linear, unless the update has its diagonals; diagonals

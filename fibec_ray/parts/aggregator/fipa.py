@@ -13,7 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.curvature.ggn import CHUNK, num_columns, top_eigenpairs
+from fibec_ray.answers import Answers
+from fibec_ray.curvature.ggn import CHUNK, top_eigenpairs
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Passes
@@ -97,18 +98,17 @@ class Fipa(Aggregator):
             found |= {f"{block}/vectors/{name}": value for name, value in pairs.vectors.items()}
         return found
 
-    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
+    def passes(self, round_: int, answers: Answers) -> Sequence[Passes]:
         if round_ < self.warmup_rounds:
             return ()
-        backwards = num_columns(num_classes)
-        return [Passes(max_samples=1), Passes(self.max_samples, CHUNK, backwards, single_gradients=True)]
+        return [Passes(max_samples=1), Passes(self.max_samples, CHUNK, answers.num_columns, single_gradients=True)]
 
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         if asked.round < self.warmup_rounds:
             return {}
         expected: dict[str, Extra] = {}
         num_samples = min(update.num_samples, self.max_samples or update.num_samples)
-        most = min(self.rank, num_samples * num_columns(asked.num_classes))
+        most = min(self.rank, num_samples * asked.answers.num_columns)
         for block, names in self._blocks(asked, asked.shared).items():
             found = _rank(update.extras.get(f"{block}/values"))
             rank = min(found, most, sum(asked.shared[name].numel() for name in names))

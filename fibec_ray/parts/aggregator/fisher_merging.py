@@ -9,7 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import FisherScan, Label, backwards_for
+from fibec_ray.answers import Answers
+from fibec_ray.curvature.fisher import FisherScan
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Need, Passes, of_label
@@ -63,8 +65,8 @@ class FisherMerging(Aggregator):
         fisher = FisherScan(model, shard, groups, names, rng).read(self.label, "all").diagonal
         return with_prefix("fisher", _of_trace_one(fisher) if self.normalise else fisher)
 
-    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
-        return [Passes(self.max_samples, None, backwards_for(self.label, num_classes), single_gradients=True)]
+    def passes(self, round_: int, answers: Answers) -> Sequence[Passes]:
+        return [Passes(self.max_samples, None, answers.backwards(self.label), single_gradients=True)]
 
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         return {f"fisher/{name}": Extra(tuple(value.shape), least=0) for name, value in asked.shared.items()}

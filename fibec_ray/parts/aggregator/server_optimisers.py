@@ -10,6 +10,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
@@ -59,8 +60,8 @@ class ServerOptimiser(Aggregator):
     ) -> Tensors:
         return self.of.extras_after(model, shard, names, batches, rng)
 
-    def passes(self, round_: int, num_classes: int) -> Sequence[Passes]:
-        return self.of.passes(round_, num_classes)
+    def passes(self, round_: int, answers: Answers) -> Sequence[Passes]:
+        return self.of.passes(round_, answers)
 
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:
         return self.of.expected_extras(asked, update)

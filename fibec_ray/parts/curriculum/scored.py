@@ -10,7 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fibec_ray.curvature.fisher import FisherScan, Label, Scope
+from fibec_ray.curvature.fisher import FisherScan, Scope
+from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import Batch
 from fibec_ray.parts.curriculum.pacing import Paced, Pacing
 from fibec_ray.parts.part import Need, of_label

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from fibec_ray.curvature.fisher import FisherScan, Label, momentum
+from fibec_ray.curvature.fisher import FisherScan, momentum
 from fibec_ray.curvature.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
+from fibec_ray.likelihoods import Label
 from fibec_ray.parts.mask.by_neuron import ByNeuron, keep_top
 from fibec_ray.parts.part import Need, of_label
 from fibec_ray.tensors import Tensors, select, under_prefix, with_prefix

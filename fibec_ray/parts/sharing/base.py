@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.errors import ConfigError
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.part import Need, Part, Passes
@@ -59,8 +60,8 @@ class Sharing(Part):
         """This device's scores of the transformer blocks."""
         return LayerScores()
 
-    def passes(self, num_classes: int) -> Sequence[Passes]:
-        """The passes that `score` makes. num_classes: 1 for regression, 0 for text answers."""
+    def passes(self, answers: Answers) -> Sequence[Passes]:
+        """The passes that `score` makes. answers: what a model gives for a sample."""
         return ()
 
     def example_scores(self, num_layers: int) -> LayerScores:

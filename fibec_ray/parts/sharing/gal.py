@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fibec_ray.answers import Answers
 from fibec_ray.curvature.spectrum import Rule, SpectrumSettings, keep_ratio, refuse_unused
 from fibec_ray.errors import RunError
 from fibec_ray.model_types import LocalModel, Shard
@@ -98,7 +99,7 @@ class GlobalLayers(Sharing):
         adapter = [name for name in model.trainable if model.is_adapter(name)]
         return LayerScores(scores, keep_ratio(self.count_by, model, shard, adapter, self.spectrum, rng))
 
-    def passes(self, num_classes: int) -> Sequence[Passes]:
+    def passes(self, answers: Answers) -> Sequence[Passes]:
         noisy = Passes(self.max_samples, CHUNK)
         return [noisy] if self.score_by == "similarity" else [noisy, Passes(self.max_samples, CHUNK, backwards=1)]
 
