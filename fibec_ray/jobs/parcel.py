@@ -27,8 +27,8 @@ INPUTS = "inputs"
 MOST_DATA_BYTES = 100_000_000
 """Of a data set or a backbone that travels with a job. Ray's own limit for all of a package is five times that."""
 MOST_FILES = 10_000
-FILES = ("data.path", "data.train", "data.test", "backbone.name", "backbone.tokenizer")
-"""Settings that may name files of this machine."""
+FILES = ("data.path", "data.train", "data.test")
+"""Settings that may name files of this machine, beside those of the backbone (`local_settings`)."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def settings_for(experiment: Experiment, work: Path) -> dict[str, Any]:
     settings = experiment.model_dump(mode="json")
     if experiment.fleet.kind == "ray" and experiment.fleet.address is None:
         settings["fleet"]["address"] = "auto"  # else the job would start a Ray of its own, on the head alone
-    for key in FILES:
+    for key in (*FILES, *(f"backbone.{name}" for name in experiment.backbone.local_settings)):
         section, _, name = key.partition(".")
         value = settings[section].get(name)
         if value is None or is_url(value) or Path(value).is_absolute():

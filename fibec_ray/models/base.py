@@ -102,6 +102,8 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
     """True if there are frozen weights, which each node prepares once; False if all weights are trained"""
     lacks: ClassVar[tuple[Literal["transformer"], ...]] = ("transformer",)
     """needs of parts (`parts.part.Need`) that the backbone cannot meet"""
+    local_settings: ClassVar[tuple[str, ...]] = ()
+    """settings that may name a folder of this machine, which a job takes along"""
 
     # --- what it can do
 

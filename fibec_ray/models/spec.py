@@ -32,6 +32,7 @@ class Backbone(BackboneSettings, AnyBackbone, frozen=True):
 
     has_base: ClassVar[bool] = True
     lacks: ClassVar[tuple[Literal["transformer"], ...]] = ()
+    local_settings: ClassVar[tuple[str, ...]] = ("name", "tokenizer")
 
     @property
     def title(self) -> str:
