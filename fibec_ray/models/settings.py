@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Self
 from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from fibec_ray.files.storage import refuse_secrets
+from fibec_ray.models.packaged import PACKAGED
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
 Backend = Literal["auto", "plain", "spread", "stream", "deepspeed", "qlora"]
@@ -33,7 +34,7 @@ class BackendChoice(NamedTuple):
 class BackboneSettings(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
     """The settings of `Backbone`, which documents them."""
 
-    name: str | None = Field("minilm", description="'minilm' (packaged), a hub id, or a local folder")
+    name: str | None = Field("minilm", description="'minilm' or 'smollm2' (packaged), a hub id, or a local folder")
     revision: str | None = Field(None, description="hub revision")
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: weights drawn from the seed, for any architecture and size"
@@ -80,7 +81,7 @@ class BackboneSettings(BaseModel, frozen=True, extra="forbid", protected_namespa
             raise ValueError(
                 "head: model keeps its classifier in the base's dtype; set dtype: float32, or head: mean_pool"
             )
-        if self.revision is not None and (self.name in (None, "minilm") or self.config is not None):
+        if self.revision is not None and (self.name in (None, *PACKAGED) or self.config is not None):
             raise ValueError("revision has an effect only where name is a model on the hub; leave it out")
         if self.config is None and self.name is None:
             raise ValueError("name is missing")
