@@ -7,7 +7,7 @@ of all responses of a batch, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,6 +63,21 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """A copy on another torch device."""
         return Batch({name: value.to(device) for name, value in self.inputs.items()}, self.labels.to(device))
+
+
+class BatchForm(Hashable, Protocol):
+    """What batches of an encoded set look like, without its values. Run plans measure models with it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample's `features`; () for texts."""
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest response; 0 unless answers are texts."""
+
+    def batch(self, num_samples: int, length: int) -> Batch:
+        """A made-up batch with the set's inputs and no padding. length: of each sample, as in `Batch.length`."""
 
 
 class Shard(Protocol):

@@ -36,7 +36,7 @@ class Ran:
 def run(settings: dict[str, Any], folder: Path) -> Ran:
     fleet, worker_spec, reports = after_rounds(ROUNDS, settings, folder)
     samples = Samples.of(Federation.load(worker_spec.data_dir))
-    made = anatomy(worker_spec.job, samples.shape)
+    made = anatomy(worker_spec.job, samples.form)
     files = worker_spec.state_dir.rglob("*.safetensors")
     states = {(int(path.parent.name), int(path.stem)): path.stat().st_size for path in files}
     rehearsal = Rehearsal(worker_spec.job, made)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,19 +15,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
-from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Points
 from fibec_ray.model_types import Batch
 
 
 @dataclass(frozen=True)
+class DenseForm:
+    """What batches of arrays look like; implements `model_types.BatchForm`."""
+
+    shape: tuple[int, ...]
+    """of one sample"""
+    is_real: bool
+    """True if labels are real values, False for classes"""
+    longest_answer: ClassVar[int] = 0
+
+    def batch(self, num_samples: int, length: int) -> Batch:
+        """Arrays of zeros. length: not used, samples have none."""
+        labels = torch.zeros(num_samples, dtype=torch.float32 if self.is_real else torch.int64)
+        return Batch({"features": torch.zeros(num_samples, *self.shape)}, labels)
+
+
+@dataclass(frozen=True)
 class DenseSet:
-    """Samples that are arrays of numbers, with labels."""
+    """Samples that are arrays of numbers, with labels. Implements `sets.SampleSet`."""
 
     features: NDArray[np.float32]
     """(N, *shape)"""
     labels: NDArray[Any]
     """(N,) int64 class ids, or float32 values"""
+    kind: ClassVar[str] = "arrays"
 
     @staticmethod
     def of(points: Points) -> DenseSet:
@@ -44,13 +60,28 @@ class DenseSet:
         """Of one sample."""
         return self.features.shape[1:]
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) ones: samples have no length."""
+        return np.ones(self.num_samples, np.int64)
+
+    @property
+    def answer_lengths(self) -> NDArray[np.int64]:
+        """(N,) zeros: answers are no texts."""
+        return np.zeros(self.num_samples, np.int64)
+
+    @property
+    def form(self) -> DenseForm:
+        """What a batch of these samples looks like."""
+        return DenseForm(self.shape, np.issubdtype(self.labels.dtype, np.floating))
+
     def shard(self, rows: NDArray[np.int64]) -> DenseShard:
         """The samples at these rows."""
         return DenseShard(self, np.asarray(rows, dtype=np.int64))
 
     def save(self, folder: Path) -> None:
         """Write the arrays into a folder."""
-        save_arrays(folder, {"features": self.features, "labels": self.labels})
+        save_arrays(folder, {"features": self.features, "labels": self.labels}, kind=self.kind)
 
     @staticmethod
     def load(folder: Path) -> DenseSet:
@@ -88,9 +119,3 @@ class DenseShard:
         assert len(rows), "a batch of no samples"
         features = torch.from_numpy(self._source.features[self._rows[rows.numpy()]])
         return Batch({"features": features}, self.labels[rows])
-
-
-def open_set(folder: Path) -> EncodedSet | DenseSet:
-    """A saved set of either kind, as memory maps."""
-    arrays, _ = load_arrays(folder)
-    return DenseSet.load(folder) if "features" in arrays else EncodedSet.load(folder)

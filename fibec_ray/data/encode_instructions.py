@@ -12,7 +12,7 @@ the response always stay. A response that was cut has no end token.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ def encode_instructions(
     starts = range(0, len(rows), CHUNK)
     parts = (rows.take(np.arange(start, min(start + CHUNK, len(rows)))) for start in starts)
     samples = (_samples(part, form, tokenizer, max_length, cut) for part in parts)
-    return pack(samples, rows.labels, rows.true_difficulty, tokenizer), cut
+    made = pack(samples, rows.labels, rows.true_difficulty, tokenizer)
+    return replace(made, answers_are_texts=True), cut
 
 
 def end_id(tokenizer: Tokenizer) -> int:

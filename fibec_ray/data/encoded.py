@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,8 +25,26 @@ _FORMER = {"grades": "true_difficulty"}
 
 
 @dataclass(frozen=True)
+class TextForm:
+    """What batches of texts look like; implements `model_types.BatchForm`."""
+
+    longest_answer: int = 0
+    has_types: bool = False
+    shape: ClassVar[tuple[int, ...]] = ()
+
+    def batch(self, num_samples: int, length: int) -> Batch:
+        """Texts of `length` tokens. Responses are as long as the longest, if the length has room for it."""
+        ids, classes = torch.zeros(num_samples, length, dtype=torch.int64), torch.zeros(num_samples, dtype=torch.int64)
+        prompt = max(1, length - self.longest_answer) if self.longest_answer else 1
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.has_types:
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+        return Batch({**inputs, "answer_at": torch.full_like(classes, prompt - 1)}, classes)
+
+
+@dataclass(frozen=True)
 class EncodedSet:
-    """Encoded texts with labels, as flat arrays."""
+    """Encoded texts with labels, as flat arrays. Implements `sets.SampleSet`."""
 
     tokens: NDArray[np.int32]
     """(T,) token ids of all samples, one after the other"""
@@ -45,6 +63,9 @@ class EncodedSet:
     """(T,) transformers' token_type_ids; None if the tokenizer or the model has none, and in sets of old runs"""
     num_cut: int = 0
     """samples that were cut to the maximum length; known when the set is made, not saved"""
+    answers_are_texts: bool = False
+    """True if the tokens after `answer_at` are a response"""
+    kind: ClassVar[str] = "texts"
 
     @property
     def num_samples(self) -> int:
@@ -52,9 +73,20 @@ class EncodedSet:
         return len(self.labels)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(): texts have no fixed shape."""
-        return ()
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens per sample."""
+        return np.diff(self.offsets)
+
+    @property
+    def answer_lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens of each response; 0 unless answers are texts."""
+        behind: NDArray[np.int64] = self.lengths - 1 - self.answer_at
+        return behind if self.answers_are_texts else np.zeros_like(behind)
+
+    @property
+    def form(self) -> TextForm:
+        """What a batch of these samples looks like."""
+        return TextForm(int(self.answer_lengths.max(initial=0)), self.types is not None)
 
     def shard(self, rows: NDArray[np.int64]) -> ArrayShard:
         """The samples at these rows."""
@@ -64,7 +96,8 @@ class EncodedSet:
         """Write the folder in one step: readers see the old set, none, or the new one, never a part."""
         optional = [name for name in _OPTIONAL if getattr(self, name) is not None]
         arrays = {name: getattr(self, name) for name in (*_ARRAYS, *optional)}
-        save_arrays(folder, arrays, pad_id=self.pad_id, num_samples=self.num_samples)
+        about = {"kind": self.kind, "answers_are_texts": self.answers_are_texts}
+        save_arrays(folder, arrays, pad_id=self.pad_id, num_samples=self.num_samples, **about)
 
     @staticmethod
     def load(folder: Path) -> EncodedSet:
@@ -73,7 +106,9 @@ class EncodedSet:
         named = {_FORMER.get(name, name): array for name, array in arrays.items()}
         held: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), **named}
         try:
-            encoded = EncodedSet(**held, pad_id=about["pad_id"])
+            # Earlier releases did not save it. Only plans use it, and only if the model answers in text.
+            texts = about.get("answers_are_texts", True)
+            encoded = EncodedSet(**held, pad_id=about["pad_id"], answers_are_texts=texts)
             ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]), len(encoded.texts))
             num_samples, num_tokens = about["num_samples"], len(encoded.tokens)
             refuse_misfit(folder, ends == (num_samples, num_samples, num_tokens, num_tokens))

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fibec_ray.data.arrays import save_array
-from fibec_ray.data.dense import DenseSet, open_set
-from fibec_ray.data.encoded import EncodedSet
-from fibec_ray.model_types import Shard
+from fibec_ray.data.sets import SampleSet, open_set
+from fibec_ray.model_types import BatchForm, Shard
 
 Rows = npt.NDArray[np.int64]
 
@@ -21,8 +20,8 @@ Rows = npt.NDArray[np.int64]
 class Federation:
     """Training and test data of all devices."""
 
-    train: EncodedSet | DenseSet
-    test: EncodedSet | DenseSet
+    train: SampleSet
+    test: SampleSet
     train_rows: Sequence[Rows]
     """rows of `train` for each device"""
     test_rows: Sequence[Rows]
@@ -34,9 +33,14 @@ class Federation:
         return len(self.train_rows)
 
     @property
+    def form(self) -> BatchForm:
+        """What batches look like; of the set with the longer answers."""
+        return max(self.train.form, self.test.form, key=lambda form: form.longest_answer)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample of numbers; () for texts."""
-        return self.train.shape
+        return self.train.form.shape
 
     def num_train(self, devices: Iterable[int]) -> list[int]:
         """Number of training samples of each of some devices."""
@@ -56,7 +60,7 @@ class Federation:
 
     def test_set(self) -> Shard:
         """The whole test set."""
-        return self.test.shard(np.arange(len(self.test.labels)))
+        return self.test.shard(np.arange(self.test.num_samples))
 
     def save(self, folder: Path) -> None:
         """Write the data to a folder, for `load`."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fibec_ray.answers import Answers
 from fibec_ray.encoder import EncodeMode, Encoder, Reads
-from fibec_ray.model_types import Batch, LocalModel
+from fibec_ray.model_types import Batch, BatchForm, LocalModel
 from fibec_ray.models.settings import Backend
 from fibec_ray.parts.peft.base import Peft
 
@@ -239,11 +239,10 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
         """
 
     @abstractmethod
-    def outline(self, request: ModelRequest, longest_answer: int = 0, num_blocks: int | None = None) -> SizedModel:
+    def outline(self, request: ModelRequest, form: BatchForm, num_blocks: int | None = None) -> SizedModel:
         """Build the model without values where it is large, to plan a run.
 
-        longest_answer: tokens of every response, for text answers. num_blocks: None: as in the backbone. Raises
-        ModelError.
+        form: of batches. num_blocks: None: as in the backbone. Raises ModelError.
         """
 
     # --- saved models

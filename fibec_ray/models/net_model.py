@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fibec_ray import seeds
 from fibec_ray.answers import Answers
 from fibec_ray.curvature.per_sample import collect_holders
-from fibec_ray.model_types import Batch, Outputs, Work
+from fibec_ray.model_types import Batch, BatchForm, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.network import Network, Shape
 
@@ -110,6 +110,10 @@ class NetOutline(NetModel):
     backward_share = 2.0
     answer_flops = 0.0
 
+    def __init__(self, spec: NetSettings, form: BatchForm, answers: Answers, seed: int):
+        super().__init__(spec, form.shape, answers, seed)
+        self.batch = form.batch
+
     def frozen(self) -> dict[str, Tensor]:
         """Nothing is frozen."""
         return {}
@@ -117,12 +121,6 @@ class NetOutline(NetModel):
     def within(self, work: Callable[[], T]) -> T:
         """Run the work."""
         return work()
-
-    def batch(self, num_samples: int, length: int) -> Batch:
-        """A batch of zeros."""
-        labels = torch.zeros(num_samples)
-        features = torch.zeros(num_samples, *self.shape)
-        return Batch({"features": features}, labels if self._likelihood.name == "normal" else labels.long())
 
     def pass_flops(self, num_samples: int, length: int) -> float:
         """Flops of one pass without gradients."""

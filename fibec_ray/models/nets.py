@@ -12,6 +12,7 @@ from torch import nn
 
 from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import BatchForm
 from fibec_ray.models.base import AnyBackbone, BuiltModel, ModelRequest, SizedModel
 from fibec_ray.models.network import Flat, Network, Shape
 
@@ -59,10 +60,10 @@ class Net(AnyBackbone, frozen=True, extra="forbid", allow_inf_nan=False):
 
         return NetModel(self, request.shape, request.answers, request.seed, device)
 
-    def outline(self, request: ModelRequest, longest_answer: int = 0, num_blocks: int | None = None) -> SizedModel:
+    def outline(self, request: ModelRequest, form: BatchForm, num_blocks: int | None = None) -> SizedModel:
         from fibec_ray.models.net_model import NetOutline
 
-        return NetOutline(self, request.shape, request.answers, request.seed)
+        return NetOutline(self, form, request.answers, request.seed)
 
 
 class Mlp(Net):

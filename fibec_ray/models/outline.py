@@ -17,15 +17,15 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
+    unset_fake_temporarily,
 )
 
 from fibec_ray.errors import FibecError, ModelError
-from fibec_ray.model_types import Batch, Outputs
+from fibec_ray.model_types import Batch, BatchForm, Outputs
 from fibec_ray.models.architecture import SUPPORTED, reason_of
 from fibec_ray.models.backbone import from_config
 from fibec_ray.models.kernels import speed_up
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
-from fibec_ray.responses import ResponseTokens
 
 T = TypeVar("T")
 DEPENDS_ON_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
@@ -34,12 +34,11 @@ DEPENDS_ON_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 class Outline(TorchModel):
     """A TorchModel of fake tensors on a CPU. Code that depends on values raises; run it with `within`.
 
-    longest_answer: tokens of every response, for text answers. num_blocks: None: as in the backbone. Raises ModelError
-    like a TorchModel.
+    form: of batches. num_blocks: None: as in the backbone. Raises ModelError like a TorchModel.
     """
 
-    def __init__(self, spec: ModelSpec, longest_answer: int = 0, num_blocks: int | None = None):
-        self._longest_answer = longest_answer
+    def __init__(self, spec: ModelSpec, form: BatchForm, num_blocks: int | None = None):
+        self._form = form
         with torch.device("meta"):
             base = from_config(spec.backbone, spec.answers.num_scores, num_blocks)
             super().__init__(spec, base, "meta")
@@ -72,10 +71,9 @@ class Outline(TorchModel):
             ) from error
 
     def batch(self, num_samples: int, length: int) -> Batch:
-        """A batch of samples with `length` tokens each; call it `within`."""
-        tokens, one_each = torch.zeros(num_samples, length, dtype=torch.int64), torch.zeros(num_samples).long()
-        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "answer_at": one_each}
-        return Batch(inputs, one_each)
+        """A made-up batch. Its tensors are real, because code locates answers by their values."""
+        with unset_fake_temporarily():
+            return self._form.batch(num_samples, length)
 
     def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
         with self._computing():
@@ -102,19 +100,6 @@ class Outline(TorchModel):
                 f"backbone: {self.config.model_type} cannot compute a batch of text ({reason_of(error)}); check the "
                 f"sizes in its config; {SUPPORTED}"
             ) from error
-
-    def _response(self, batch: Batch) -> ResponseTokens:
-        num_samples, count = batch.num_samples, self._answer_in(batch)
-        sample = torch.arange(num_samples).repeat_interleave(count, output_size=num_samples * count)
-        column = torch.arange(count).repeat(num_samples)
-        return ResponseTokens(column, sample, column, torch.full((num_samples,), count), count)
-
-    def _num_answers(self, batch: Batch) -> int:
-        return batch.num_samples * self._answer_in(batch) if self._responds else 0
-
-    def _answer_in(self, batch: Batch) -> int:
-        """Tokens of each sample's response."""
-        return max(1, min(self._longest_answer, batch.length - 1))
 
     def frozen(self) -> dict[str, Tensor]:
         """The frozen parameters of the base; tied ones appear once."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from fibec_ray.encoder import EncodeMode, Encoder, Reads
 from fibec_ray.errors import ModelError
+from fibec_ray.model_types import BatchForm
 from fibec_ray.models.base import AnyBackbone, BuiltModel, Dtype, ModelRequest, SizedModel
 from fibec_ray.models.settings import AUTO_CLASSES, BackboneSettings, Backend, Head
 
@@ -144,10 +145,10 @@ class Backbone(BackboneSettings, AnyBackbone, frozen=True):
 
         return TorchModel(self._model_spec(request), base, device, beside)
 
-    def outline(self, request: ModelRequest, longest_answer: int = 0, num_blocks: int | None = None) -> SizedModel:
+    def outline(self, request: ModelRequest, form: BatchForm, num_blocks: int | None = None) -> SizedModel:
         from fibec_ray.models.outline import Outline
 
-        return Outline(self._model_spec(request), longest_answer, num_blocks)
+        return Outline(self._model_spec(request), form, num_blocks)
 
     def _model_spec(self, request: ModelRequest) -> ModelSpec:
         from fibec_ray.models.torch_model import ModelSpec

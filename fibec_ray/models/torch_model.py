@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fibec_ray import seeds
 from fibec_ray.answers import Answers
@@ -214,7 +215,8 @@ class TorchModel(Alone):
         return _own(out.logits, length)[:, -1].float()
 
     def _response(self, batch: Batch) -> ResponseTokens:
-        return locate(*(batch.inputs[name] for name in ("input_ids", "attention_mask", "answer_at")))
+        with unset_fake_temporarily():  # an outline's model is fake, its batches are not
+            return locate(*(batch.inputs[name] for name in ("input_ids", "attention_mask", "answer_at")))
 
     def derive(
         self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
@@ -265,8 +267,10 @@ class TorchModel(Alone):
 
     def _num_answers(self, batch: Batch) -> int:
         """Number of response tokens. Class scores cost next to nothing."""
-        real, prompts = batch.inputs["attention_mask"], batch.inputs["answer_at"] + 1
-        return int(real.sum() - prompts.sum()) if self._responds else 0
+        if not self._responds:
+            return 0
+        with unset_fake_temporarily():
+            return int(batch.inputs["attention_mask"].sum() - (batch.inputs["answer_at"] + 1).sum())
 
     def _run(
         self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool

@@ -18,7 +18,7 @@ from torch import Tensor
 from fibec_ray.answers import Answers
 from fibec_ray.learning.job import Job
 from fibec_ray.method import AXES
-from fibec_ray.model_types import Batch, LocalModel
+from fibec_ray.model_types import Batch, BatchForm, LocalModel
 from fibec_ray.models.base import ModelRequest, SizedModel
 from fibec_ray.models.kinds import parse
 from fibec_ray.parts.part import build
@@ -135,26 +135,19 @@ class Anatomy:
         return [*module.parameters(), *module.buffers(), *self.model.trainable.values()]
 
 
-def anatomy(job: Job, shape: tuple[int, ...] = (), longest_answer: int = 0) -> Anatomy:
-    """Measure the model of a job.
-
-    shape: of a sample that is not text. longest_answer: tokens, for text answers. Raises ModelError if the backbone
-    cannot be built.
-    """
+def anatomy(job: Job, form: BatchForm) -> Anatomy:
+    """Measure the model of a job. form: of its batches. Raises ModelError if the backbone cannot be built."""
     # As JSON, because a mapping in the backbone's settings is not hashable.
-    spec, peft = job.backbone.model_dump_json(), job.method.peft.model_dump_json()
-    return _measured(spec, peft, job.answers, shape, longest_answer if job.answers.readout == "response" else 0)
+    return _measured(job.backbone.model_dump_json(), job.method.peft.model_dump_json(), job.answers, form)
 
 
 @lru_cache(maxsize=24)
-def _measured(
-    spec: str, peft: str, answers: Answers, shape: tuple[int, ...], longest: int, num_blocks: int | None = None
-) -> Anatomy:
+def _measured(spec: str, peft: str, answers: Answers, form: BatchForm, num_blocks: int | None = None) -> Anatomy:
     backbone, part = parse(json.loads(spec)), build(AXES["peft"], json.loads(peft))
-    outline = backbone.outline(ModelRequest(part, answers, shape=shape), longest, num_blocks)
+    outline = backbone.outline(ModelRequest(part, answers, shape=form.shape), form, num_blocks)
     many = num_blocks is None and outline.blocks_are_alike and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()
-    few = [_measured(spec, peft, answers, shape, longest, count) for count in counts]
+    few = [_measured(spec, peft, answers, form, count) for count in counts]
     frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.server_only_values)]
     initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
     initial |= {name: value.detach().to("meta") for name, value in outline.server_only_values.items()}

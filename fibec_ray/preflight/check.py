@@ -66,7 +66,7 @@ def foresee(
 
 
 def _rehearsal(job: Job, samples: Samples) -> Rehearsal:
-    return Rehearsal(job, anatomy(job, samples.shape, samples.longest_answer))
+    return Rehearsal(job, anatomy(job, samples.form))
 
 
 def _plan(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fibec_ray.data.dense import DenseSet
-from fibec_ray.data.encoded import EncodedSet
+from fibec_ray.data.encoded import TextForm
 from fibec_ray.learning.federation import Federation
+from fibec_ray.model_types import BatchForm
 
 Lengths = NDArray[np.int64]
 
@@ -22,12 +22,10 @@ class Samples:
     train: Sequence[Lengths]
     own_test: Sequence[Lengths]
     test: Lengths
-    shape: tuple[int, ...] = ()
-    """of a sample that is not text"""
+    form: BatchForm = TextForm()
+    """what batches look like"""
     answer_share: float = 0.0
-    """share of all tokens that come after the prompts, for text answers"""
-    longest_answer: int = 0
-    """most tokens after a prompt"""
+    """share of all tokens that are part of a response; 0 unless answers are texts"""
 
     @property
     def longest(self) -> int:
@@ -43,23 +41,12 @@ class Samples:
     @staticmethod
     def of(federation: Federation) -> Samples:
         """The samples of a federation."""
-        train, test = _lengths(federation.train), _lengths(federation.test)
+        train, test = federation.train.lengths, federation.test.lengths
+        answers = federation.train.answer_lengths.sum() + federation.test.answer_lengths.sum()
         return Samples(
             [train[rows] for rows in federation.train_rows],
             [test[rows] for rows in federation.test_rows],
             test,
-            federation.shape,
-            *_answers([federation.train, federation.test]),
+            federation.form,
+            float(answers / (train.sum() + test.sum())),
         )
-
-
-def _answers(sets: Sequence[EncodedSet | DenseSet]) -> tuple[float, int]:
-    found = [_lengths(held) - 1 - held.answer_at for held in sets if isinstance(held, EncodedSet)]
-    if not found:
-        return 0.0, 0
-    behind, tokens = np.concatenate(found), sum(int(_lengths(held).sum()) for held in sets)
-    return float(behind.sum() / tokens), int(behind.max())
-
-
-def _lengths(held: EncodedSet | DenseSet) -> Lengths:
-    return np.diff(held.offsets) if isinstance(held, EncodedSet) else np.ones(len(held.labels), np.int64)

@@ -11,11 +11,12 @@ import torch
 from pydantic import ValidationError
 
 from fibec_ray.data.dealing import Split
-from fibec_ray.data.dense import DenseSet, open_set
+from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.examples import Points
 from fibec_ray.data.heterogeneity import mean_r2, own_mean_r2, r2
 from fibec_ray.data.partition import DirichletLabel, Pathological
 from fibec_ray.data.points import FUNCTIONS, RegressionSettings, generate, region_of
+from fibec_ray.data.sets import open_set
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import load_points
 from fibec_ray.data.tasks import Task

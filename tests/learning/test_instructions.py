@@ -71,7 +71,7 @@ def test_lanes_come_to_what_devices_come_to_alone(method: str, tmp_path: Path) -
     assert [(r.device, r.round, r.num_steps, r.flops, r.bytes_up, r.bytes_down) for r in reports] == counts
 
     samples = Samples.of(Federation.load(worker_spec.data_dir))
-    made = anatomy(worker_spec.job, samples.shape, samples.longest_answer)
+    made = anatomy(worker_spec.job, samples.form)
     rehearsal = Rehearsal(worker_spec.job, made)
     exchange, devices = Exchange(rehearsal), Devices(rehearsal, samples)
     flops = 0.0

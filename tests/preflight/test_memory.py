@@ -14,6 +14,7 @@ from conftest import classes, make_tiny, named, settings_on
 
 from fibec_ray.config.load import check
 from fibec_ray.config.names import method_files
+from fibec_ray.data.encoded import TextForm
 from fibec_ray.learning.federation import Federation
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.live import peak_bytes
@@ -68,7 +69,9 @@ def within_a_quarter(settings: dict[str, object], folder: Path) -> None:
     job = experiment.job(prepared.answers(experiment.task))
     samples = Samples.of(Federation.load(folder / "data"))
     lanes = experiment.fleet.known_lanes or 1
-    predicted = actor_memory(Rehearsal(job, anatomy(job)), samples, lanes, on_ray=False, on_gpu=False).private
+    predicted = actor_memory(
+        Rehearsal(job, anatomy(job, TextForm())), samples, lanes, on_ray=False, on_gpu=False
+    ).private
     print(f"predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert predicted == pytest.approx(measured, rel=0.25)
 
@@ -79,7 +82,7 @@ def foreseen(method: str) -> list[int]:
     experiment = check(settings, "test")
     lengths = [np.full(12, 16)] * experiment.num_devices
     job = experiment.job(classes(2, (1, 2) if settings["backbone"].get("head") in ("masked_lm", "causal_lm") else None))
-    return live_bytes(Rehearsal(job, anatomy(job)), Samples(lengths, lengths, np.concatenate(lengths)), 1)
+    return live_bytes(Rehearsal(job, anatomy(job, TextForm())), Samples(lengths, lengths, np.concatenate(lengths)), 1)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedpeptao"])

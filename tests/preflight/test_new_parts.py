@@ -13,6 +13,7 @@ from planned_runs import Ran, run
 
 from fibec_ray.answers import Answers
 from fibec_ray.config.load import check
+from fibec_ray.data.encoded import TextForm
 from fibec_ray.errors import ConfigError
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator import AGGREGATORS
@@ -101,7 +102,7 @@ def with_parts(**parts: Any) -> dict[str, Any]:
 
 def rehearsed(settings: dict[str, Any]) -> Rehearsed:
     job = check(settings, "test").job(classes(2))
-    return Rehearsal(job, anatomy(job)).found
+    return Rehearsal(job, anatomy(job, TextForm())).found
 
 
 def check_exactly(found: Ran, most: float = 1e-9) -> None:
@@ -169,7 +170,7 @@ def test_what_the_server_keeps_is_planned_to_the_byte(method: str, tmp_path: Pat
     """A control variate of each device that has taken part; scores that devices have sent."""
     fleet, worker_spec, _ = after_rounds(6, settings_on("encoder", method, rounds=6), tmp_path)
     fleet.save(tmp_path / "state.safetensors")()
-    planned = Exchange(Rehearsal(worker_spec.job, anatomy(worker_spec.job))).checkpoint_bytes
+    planned = Exchange(Rehearsal(worker_spec.job, anatomy(worker_spec.job, TextForm()))).checkpoint_bytes
     assert planned == (tmp_path / "state.safetensors").stat().st_size
 
 

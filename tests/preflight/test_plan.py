@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY_BERT, classes, make_tiny
 
 from fibec_ray.config.load import check
+from fibec_ray.data.encoded import TextForm
 from fibec_ray.errors import CapacityError, ModelError
 from fibec_ray.fleets.placement import Resources, decide
 from fibec_ray.preflight.anatomy import anatomy
@@ -41,7 +42,9 @@ def plan(room: Room, method: str = "fedavg", **changes: Any) -> Plan:
     job = experiment.job(classes(2, words))
     lengths = [np.full(12, 16) for _ in range(experiment.num_devices)]
     samples = Samples(lengths, lengths, np.concatenate(lengths))
-    return make_plan(experiment, Rehearsal(job, anatomy(job)), samples, room, data_bytes=10_000, config_bytes=2_000)
+    return make_plan(
+        experiment, Rehearsal(job, anatomy(job, TextForm())), samples, room, data_bytes=10_000, config_bytes=2_000
+    )
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +251,7 @@ def worked(backbone: dict[str, Any]) -> Work:
     """By FedAvg, on a machine so slow that operations are all that counts."""
     experiment = check(make_tiny("fedavg", backbone=backbone), "test")
     job, lengths = experiment.job(classes(2)), [np.full(12, 16) for _ in range(experiment.num_devices)]
-    samples, made = Samples(lengths, lengths, np.concatenate(lengths)), anatomy(job)
+    samples, made = Samples(lengths, lengths, np.concatenate(lengths)), anatomy(job, TextForm())
     return work(experiment, Rehearsal(job, made), samples, plan(room(), backbone=backbone).seats, rate=1e6)
 
 
