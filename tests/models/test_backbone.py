@@ -130,6 +130,7 @@ import json, sys
 from pathlib import Path
 import psutil, torch, transformers, peft
 from transformers import AutoModel, BertModel
+from fibec_ray.answers import Answers
 from fibec_ray.models.backbone import open_base
 from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
@@ -141,8 +142,9 @@ process = psutil.Process()
 ids = torch.ones(2, 8, dtype=torch.int64)
 zeros = torch.zeros(2, dtype=torch.int64)
 batch = Batch({"input_ids": ids, "attention_mask": ids, "answer_at": zeros}, zeros)
+answers = Answers(likelihood="categorical", num_scores=3)
 def use(folder):
-    model = TorchModel(ModelSpec(spec, Lora(target_modules=("query",)), classes(3)), folder)
+    model = TorchModel(ModelSpec(spec, Lora(target_modules=("query",)), answers), folder)
     model.forward(batch).losses.sum().backward()
     return model
 use(small)  # so that what the first model imports does not count
