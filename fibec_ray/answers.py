@@ -9,6 +9,9 @@ from pydantic import BaseModel, model_validator
 from fibec_ray.errors import ModelError
 from fibec_ray.likelihoods import LIKELIHOODS, TOO_MANY_LABELS, Label, Likelihood
 
+Readout = Literal["sample", "token", "response", "pair"]
+"""Where scores are read off a model; see `Answers`."""
+
 
 class Answers(BaseModel, frozen=True, extra="forbid"):
     """A task's answers, the same for all its samples. Part of a job, so it travels to actors as JSON."""
@@ -17,7 +20,7 @@ class Answers(BaseModel, frozen=True, extra="forbid"):
     """a name in `likelihoods.LIKELIHOODS`"""
     num_scores: int
     """C: scores of a sample, or of a token; 0 with readout response, whose scores are those of the vocabulary"""
-    readout: Literal["sample", "token", "response", "pair"] = "sample"
+    readout: Readout = "sample"
     """sample: one vector of scores per sample; token: one per token; response: the language-model head's at each token
     of the response; pair: of two responses to one prompt
     """

@@ -25,6 +25,7 @@ LAYERS = (
     ("checkpoints",),
     ("learning",),
     ("analysis",),
+    ("tasks",),
     ("method", "models", "data", "roundlog"),
     ("parts",),
     (

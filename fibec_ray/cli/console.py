@@ -117,7 +117,7 @@ class RunView(Callback):
         score = score_column(metric)
         columns = {"accuracy": "accuracy"} if score == "accuracy" else {}
         columns |= {metric: "metric"} if metric != "accuracy" else {}
-        more = {"loss": "loss"} | ({"perplexity": "perplexity"} if self._experiment.task.answers_in_text else {})
+        more = {"loss": "loss"} | ({"perplexity": "perplexity"} if self._experiment.task.has_perplexity else {})
         for column in ("", *columns, "best", *more):
             table.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
         models = {"global": "test set", "personal": "own test shards"}

@@ -13,10 +13,10 @@ from pydantic_core import PydanticUndefined
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.partition import PARTITIONS
-from fibec_ray.data.tasks import Task
 from fibec_ray.effects import OnlyWith
 from fibec_ray.fleets.settings import ActorClass
 from fibec_ray.models.kinds import BACKBONES
+from fibec_ray.tasks import TASKS
 
 _INTRODUCTION = """# Settings
 
@@ -34,7 +34,7 @@ _SECTIONS: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
         "The frozen base model. With `kind` it is a small network that devices train from scratch.",
         BACKBONES,
     ),
-    "task": ("The data set. `task: trec` names a file of `configs/tasks/`.", {"": Task}),
+    "task": ("The data set. `task: trec` names a file of `configs/tasks/`. `kind` is text if it is not set.", TASKS),
 }
 """Sections that offer a choice of types, by kind; '' needs no kind."""
 

@@ -11,7 +11,6 @@ from fibec_ray.answers import Answers
 from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.data.tasks import Task
 from fibec_ray.encoder import Reads
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.job import Job, LocalTraining, ServerConfig, System
@@ -19,6 +18,7 @@ from fibec_ray.method import AXES, Method
 from fibec_ray.models.base import AnyBackbone
 from fibec_ray.models.kinds import BACKBONES, OneBackbone, class_of, parse
 from fibec_ray.parts.part import LACKING, Setting, kind_of
+from fibec_ray.tasks import AnyTask
 from fibec_ray.types import SETUP_ROUND
 
 
@@ -82,7 +82,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     rounds: int = Field(ge=1, le=10_000_000, description="communication rounds")
     num_devices: int = Field(ge=1, le=10_000_000, description="devices (clients) of the federation")
     cohort_size: int = Field(ge=1, description="devices drawn for each round")
-    task: Task
+    task: AnyTask
     method: Method = Method()
     data: DataConfig = DataConfig()
     partition: Annotated[SerializeAsAny[Partition], BeforeValidator(_partition)] = DirichletLabel()
@@ -152,18 +152,15 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _task_fits(self) -> Experiment:
-        reads: Reads = "text" if self.task.is_text else "numbers"
-        if self.backbone.reads != reads:
+        if self.backbone.reads != self.task.reads:
             raise ValueError(
-                f"{self.backbone.title} takes {self.backbone.reads}, but task {self.task.name} {READERS[reads]}"
+                f"{self.backbone.title} takes {self.backbone.reads}, but task {self.task.name} "
+                f"{READERS[self.task.reads]}"
             )
-        if self.task.answers_in_text and not self.backbone.writes_text:
-            raise ValueError(
-                f"task {self.task.name} needs answers in text; {self.backbone.scores_by} cannot do that; set "
-                "backbone.head=causal_lm, with a decoder, or backbone=tiny-llama"
-            )
+        if why := self.task.unfit_for(self.backbone):
+            raise ValueError(why)
         column = self.partition.user_column
-        if column is not None and self.task.kind not in ("text", "instructions"):
+        if column is not None and not self.task.has_columns:
             raise ValueError(
                 f"partition.column: task {self.task.name} makes its own rows and has no column {column!r}; set "
                 "data.path to a file that has it, or choose another partition.kind"
@@ -171,29 +168,11 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self
 
     @model_validator(mode="after")
-    def _prompts_are_there(self) -> Experiment:
-        """Heads of language models need a prompt and one word for each class; classification heads need neither."""
-        if not self.task.has_classes or self.backbone.encode_mode == "plain":
-            return self
-        masked = self.backbone.encode_mode == "masked"
-        field = "template" if masked else "causal_template"
-        if getattr(self.task, field) and self.task.verbaliser:
-            return self
-        texts = " ".join(f"{{{name}}}" for name in ("a", "b")[: len(self.task.text_columns)])
-        prompt = f"{texts} It was <mask>." if masked else f"{texts} It was"
-        words = ",".join(f"word{i}" for i in range(1, min(self.task.num_classes, 4) + 1))
-        raise ValueError(
-            f"{self.backbone.scores_by} needs a prompt and one word for each class of task {self.task.name}; "
-            f"set 'task.{field}=\"{prompt}\"' task.verbaliser=[{words}] with the words for "
-            f"{', '.join(self.task.label_names[:8])}, or backbone.head=mean_pool, which needs neither"
-        )
-
-    @model_validator(mode="after")
     def _parts_fit(self) -> Experiment:
         """Check that each part fits the task, the backbone and the other settings; parts declare this themselves."""
         task = f"task {self.task.name}"
-        lacking = {} if self.task.is_text else {"text": task}
-        lacking |= {"classes": task} if self.task.answers_in_text else {}
+        lacking = {} if self.task.reads == "text" else {"text": task}
+        lacking |= {} if self.task.has_countable_answers else {"classes": task}
         lacking |= dict.fromkeys(self.backbone.lacks, self.backbone.title)
         setting = Setting(
             cohort_size=self.cohort_size,

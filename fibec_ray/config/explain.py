@@ -15,6 +15,7 @@ from fibec_ray.errors import did_you_mean, nearest
 from fibec_ray.method import AXES
 from fibec_ray.models.kinds import NAMED
 from fibec_ray.parts.part import class_of
+from fibec_ray.tasks import DEFAULT, TASKS
 
 LONGEST = 200
 """Longest value to show, in characters."""
@@ -26,6 +27,7 @@ REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
     "of": AXES["aggregator"],
     "partition": PARTITIONS,
     "backbone": NAMED,
+    "task": TASKS,
 }
 """Keys whose value is one of several models, chosen by `kind`."""
 
@@ -92,7 +94,8 @@ def _model_at(root: type[BaseModel], raw: Any, loc: Loc) -> type[BaseModel] | No
         default = field.default if field is not None else None
         model = type(default) if isinstance(default, BaseModel) else field and field.annotation
         if part in REGISTRIES and isinstance(raw, Mapping):
-            model = REGISTRIES[str(part)].get(str(raw.get("kind"))) or _own(str(part), raw) or model
+            kind = raw.get("kind", DEFAULT if part == "task" else None)
+            model = REGISTRIES[str(part)].get(str(kind)) or _own(str(part), raw) or model
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 

@@ -29,6 +29,7 @@ from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.method import AXES, Method
+from fibec_ray.tasks import without_former
 
 KINDS = ("kind", "of")
 """Keys below an axis whose value may be a part's kind."""
@@ -48,6 +49,8 @@ def without_old_settings(raw: dict[str, Any]) -> dict[str, Any]:
     """raw: settings of a run, without those that have no effect; they did not change its results."""
     sections: dict[str, type[BaseModel]] = {"fleet": FleetConfig, "local": LocalTraining}
     new = {key: without_idle(sections[key], raw[key]) for key in sections if isinstance(raw.get(key), dict)}
+    if isinstance(raw.get("task"), dict):
+        new["task"] = without_former(raw["task"])
     fleet = new.get("fleet", {})
     if fleet.get("kind") == "local" and 0 < (fleet.get("gpus_per_actor") or 0) < 1:
         del fleet["gpus_per_actor"]  # one process has a whole GPU anyway

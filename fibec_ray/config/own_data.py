@@ -10,6 +10,7 @@ from typing import Any
 
 from fibec_ray.data.own import OwnData, examine
 from fibec_ray.data.settings import DataConfig
+from fibec_ray.tasks import Task, kind_of_task
 
 OWN_DATA = "own-data"
 """The packaged config that `--data` runs: everything that no data set decides."""
@@ -25,17 +26,18 @@ def replace_embedded_task(raw: dict[str, Any], changed: Collection[tuple[str, ..
     changed: the keys that overrides set, such as ("data", "path").
     """
     task, data = raw.get("task"), raw.get("data")
-    if not (isinstance(task, dict) and task.get("kind") == "synthetic" and isinstance(data, dict)):
+    if not (isinstance(task, dict) and _kind(task).with_own_files and isinstance(data, dict)):
         return raw
     names_files = any(keys in (("data",), ("data", "path"), ("data", "train")) for keys in changed)
-    wants_embedded = ("task",) in changed or any(keys[:2] == ("data", "synthetic") for keys in changed)
+    embedded = _kind(task).embedded
+    wants_embedded = ("task",) in changed or any(keys[:2] == ("data", embedded) for keys in changed)
     if not names_files or wants_embedded or not (data.get("path") or data.get("train")):
         return raw
     of_task = {keys[1] for keys in changed if keys[0] == "task"}
     return {
         **raw,
         "task": {key: value for key, value in task.items() if key in of_task},
-        "data": {key: value for key, value in data.items() if key != "synthetic"},
+        "data": {key: value for key, value in data.items() if key != embedded},
     }
 
 
@@ -45,7 +47,15 @@ def _names_own_data(raw: dict[str, Any]) -> bool:
     if not isinstance(data, dict) or not (data.get("path") or data.get("train")) or not isinstance(task, dict):
         return False
     is_whole = bool(task.get("name") and task.get("label_names"))
-    return task.get("kind", "text") == "text" and not task.get("hub") and not is_whole
+    return _kind(task).found_in_files and not task.get("hub") and not is_whole
+
+
+def _kind(task: dict[str, Any]) -> type[Task]:
+    """The kind of task that settings name; the base of all kinds if it is unknown, which is reported later."""
+    try:
+        return kind_of_task(task)
+    except ValueError:
+        return Task
 
 
 def with_own_data(raw: dict[str, Any]) -> dict[str, Any]:

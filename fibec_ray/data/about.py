@@ -4,31 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
+from fibec_ray.data.described import Classes, OnHub, Prompted, Splits
 from fibec_ray.data.examples import Examples
 from fibec_ray.data.layout import encoding_of
 from fibec_ray.data.readers import format_of
 from fibec_ray.data.settings import TEST_FRACTION, DataConfig
 from fibec_ray.data.splits import files
-from fibec_ray.data.tasks import Task
 from fibec_ray.files.storage import is_url
 
 _SHOWN = 10
 """classes that are named"""
 
 
-def about_rows(task: Task, config: DataConfig, train: Examples, test: Examples) -> list[str]:
+class Described(Classes, Prompted, Splits, OnHub, Protocol):
+    """A classification of texts from files."""
+
+    @property
+    def label_column(self) -> str:
+        """Column of the labels."""
+
+
+def about_rows(task: Described, config: DataConfig, train: Examples, test: Examples) -> list[str]:
     """The columns and classes that are used, where the test rows come from, and what was guessed or left out.
 
-    Empty for rows from the hub or embedded sets.
+    Empty for rows from the hub.
     """
-    if task.kind != "text" or not config.reads_files:
+    if not config.reads_files:
         return []
     said = []
     if task.hub is None:
         texts = " and ".join(f"'{column}'" for column in task.text_columns)
-        names = ", ".join(task.label_names[:_SHOWN]) + (", ..." if task.num_classes > _SHOWN else "")
-        said.append(f"text from {texts}, {task.num_classes} classes from '{task.label_column}' ({names})")
+        names = ", ".join(task.label_names[:_SHOWN]) + (", ..." if len(task.label_names) > _SHOWN else "")
+        said.append(f"text from {texts}, {len(task.label_names)} classes from '{task.label_column}' ({names})")
         said += _alike(task.label_names)
     train_files, test_files = ([], []) if is_url(config.path or "") else files(task, config)
     if task.eval_split is None and config.test is None:

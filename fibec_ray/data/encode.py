@@ -19,10 +19,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fibec_ray.data.described import Prompted
 from fibec_ray.data.encoded import EncodedSet, kept_tokens
 from fibec_ray.data.examples import Examples
-from fibec_ray.data.tasks import MASK, Task
 from fibec_ray.errors import DataError
+
+MASK = "<mask>"
+"""Stands for the tokenizer's own mask token in a template."""
 
 
 class Prompt(NamedTuple):
@@ -87,7 +90,7 @@ class Sample(NamedTuple):
     is_cut: bool = False
 
 
-def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_length: int) -> EncodedSet:
+def encode(examples: Examples, task: Prompted, tokenizer: Tokenizer, mode: Mode, max_length: int) -> EncodedSet:
     """Encode all rows as token ids, at most `max_length` tokens each.
 
     Raises DataError if the template does not fit, or a row has no token.
@@ -96,18 +99,18 @@ def encode(examples: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max
     starts = range(0, len(examples), CHUNK)
     parts = (examples.take(np.arange(start, min(start + CHUNK, len(examples)))) for start in starts)
     samples = (_refuse_empty(_samples(rows, task, tokenizer, mode, max_length), rows, task) for rows in parts)
-    return pack(samples, examples.labels, examples.true_difficulty, tokenizer)
+    return pack(samples, examples.answers, examples.true_difficulty, tokenizer)
 
 
 def pack(
     parts: Iterable[Iterator[Sample]],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     true_difficulty: NDArray[np.float32] | None,
     tokenizer: Tokenizer,
 ) -> EncodedSet:
     """Join encoded samples into one set.
 
-    parts: the samples, a few at a time. labels, true_difficulty: (N,) for all of them.
+    parts: the samples, a few at a time. labels (N, ...), true_difficulty (N,): of all of them.
     """
     lengths, answer_at, num_cut = [0], [], 0
     tokens, texts, types = [np.empty(0, np.int32)], [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
@@ -135,7 +138,7 @@ def pack(
     )
 
 
-def label_word_ids(task: Task, tokenizer: Tokenizer, mode: Mode) -> list[int]:
+def label_word_ids(task: Prompted, tokenizer: Tokenizer, mode: Mode) -> list[int]:
     """One token id for each verbaliser word, in the order of the class ids.
 
     Byte-level tokenizers have different tokens for a word with and without a leading space. The spelling that fits the
@@ -165,7 +168,7 @@ def label_word_ids(task: Task, tokenizer: Tokenizer, mode: Mode) -> list[int]:
     return ids
 
 
-def _samples(rows: Examples, task: Task, tokenizer: Tokenizer, mode: Mode, max_length: int) -> Iterator[Sample]:
+def _samples(rows: Examples, task: Prompted, tokenizer: Tokenizer, mode: Mode, max_length: int) -> Iterator[Sample]:
     texts_a = [text.strip() for text in rows.texts_a]
     texts_b = None if rows.texts_b is None else [text.strip() for text in rows.texts_b]
     if mode == "plain":
@@ -200,7 +203,7 @@ def _sample(
     special: list[int],
     types: list[int] | None,
     tokenizer: Tokenizer,
-    task: Task,
+    task: Prompted,
     max_length: int,
 ) -> Sample:
     if prompt.mask is None:  # the answer comes next, so remove a closing token that the tokenizer appended
@@ -249,7 +252,7 @@ def _types(encoded: Any, count: int) -> list[list[int]] | list[None]:
     return [None] * count if found is None else found
 
 
-def _refuse_empty(samples: Iterator[Sample], rows: Examples, task: Task) -> Iterator[Sample]:
+def _refuse_empty(samples: Iterator[Sample], rows: Examples, task: Prompted) -> Iterator[Sample]:
     """Raise DataError for a sample without tokens: a blank text with a tokenizer that adds no special tokens."""
     for i, sample in enumerate(samples):
         if not sample.tokens:
@@ -272,7 +275,7 @@ def _between_special(mask: list[int]) -> list[int]:
     return found
 
 
-def _check(tokenizer: Tokenizer, task: Task, mode: Mode) -> None:
+def _check(tokenizer: Tokenizer, task: Prompted, mode: Mode) -> None:
     if mode == "masked" and (tokenizer.mask_token is None or tokenizer.mask_token_id is None):
         raise DataError(
             f"task {task.name}: the tokenizer has no mask token; use a masked language model, or set backbone.head"

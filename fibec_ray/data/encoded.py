@@ -62,7 +62,9 @@ class EncodedSet:
     types: NDArray[np.uint8] | None = None
     """(T,) transformers' token_type_ids; None if the tokenizer or the model has none, and in sets of old runs"""
     num_cut: int = 0
-    """samples that were cut to the maximum length; known when the set is made, not saved"""
+    """samples that were cut to the maximum length, or whose prompt was; known when the set is made, not saved"""
+    num_cut_responses: int = 0
+    """samples whose response was cut; the same"""
     answers_are_texts: bool = False
     """True if the tokens after `answer_at` are a response"""
     kind: ClassVar[str] = "texts"

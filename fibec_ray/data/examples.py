@@ -84,7 +84,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Examples(Rows):
-    """Texts, or pairs of texts, with class labels."""
+    """Texts, or pairs of texts, with class labels or other answers."""
 
     texts_a: list[str]
     texts_b: list[str] | None
@@ -96,6 +96,13 @@ class Examples(Rows):
     """N ids of users, if the partition deals by them"""
     origin: Origin | None = None
     """None for embedded sets"""
+    targets: NDArray[Any] | None = None
+    """(N, ...) what a model should answer, if that is not the label: float32 values, (N, C) flags"""
+
+    @property
+    def answers(self) -> NDArray[Any]:
+        """(N, ...) what a model should answer."""
+        return self.labels if self.targets is None else self.targets
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,8 @@ class Points(Rows):
     labels: NDArray[np.int64]
     values: NDArray[np.float32] | None = None
     """(N,) targets of a regression; None: the labels are the targets"""
+    num_groups: int | None = None
+    """number of different labels, if they are regions; None: they are classes"""
 
 
 def _taken(column: Any, rows: NDArray[np.int64]) -> Any:

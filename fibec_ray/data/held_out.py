@@ -39,6 +39,18 @@ def held_out(strata: Sequence[Any] | Ints, fraction: float, seed: int) -> tuple[
     return np.flatnonzero(~is_test).astype(np.int64), np.flatnonzero(is_test).astype(np.int64)
 
 
+def at_random(num_rows: int, fraction: float, seed: int) -> tuple[Ints, Ints]:
+    """Row numbers (train, test), both ascending: `fraction` of N rows, at least one of each.
+
+    Raises DataError for fewer than two rows.
+    """
+    if num_rows < 2:
+        raise DataError("data.test_fraction: one row cannot be shared between training and test; name the test rows")
+    order = numpy_generator(seed, "held_out").permutation(num_rows).astype(np.int64)
+    count = min(num_rows - 1, max(1, round(fraction * num_rows)))
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
 def _shares(counts: Ints, fraction: float, total: int, rng: np.random.Generator) -> Ints:
     """Test rows of each group: in proportion, by largest remainder, and less than the group has."""
     exact = counts * fraction

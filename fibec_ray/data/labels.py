@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fibec_ray.data.columns import first_null, plain, pylist
-from fibec_ray.data.tasks import Task
+from fibec_ray.data.described import Classes
 from fibec_ray.errors import DataError, did_you_mean
 
 Reading = Literal["auto", "names", "ids"]
@@ -73,7 +73,7 @@ class LabelColumn:
 
 
 def read_labels(
-    column: Any, names: Sequence[str] | None, task: Task | None, where: str, missing_is_none: bool = False
+    column: Any, names: Sequence[str] | None, task: Classes | None, where: str, missing_is_none: bool = False
 ) -> LabelColumn:
     """An Arrow column, before it is known what its labels mean.
 
@@ -104,7 +104,7 @@ def read_labels(
     return LabelColumn(list(seen), codes, names, where, str(column.type))
 
 
-def class_ids(columns: Sequence[LabelColumn], task: Task, reading: Reading) -> list[NDArray[np.int64]]:
+def class_ids(columns: Sequence[LabelColumn], task: Classes, reading: Reading) -> list[NDArray[np.int64]]:
     """(N,) class ids for each column. columns: those of all files of a run.
 
     Raises DataError for a label that is not a class of the task.
@@ -147,7 +147,7 @@ def whole(value: Value) -> int | None:
 class _Names:
     """Finds the class that a value names."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Classes):
         ids = {name: i for i, name in enumerate(task.label_names)}
         self._aliases = {other: ids[name] for other, name in task.label_aliases.items()}
         self._exact = ids | self._aliases
@@ -178,9 +178,9 @@ class _Names:
         return self._exact.get(value) if isinstance(value, str) else self._aliases.get(str(value))
 
 
-def _refuse_doubt(columns: Sequence[LabelColumn], names: _Names, task: Task) -> None:
+def _refuse_doubt(columns: Sequence[LabelColumn], names: _Names, task: Classes) -> None:
     """Raise DataError for numbers that could be names of classes or ids of other classes. Text is never in doubt."""
-    if not all(whole(value) in range(task.num_classes) for column in columns for value in column.values):
+    if not all(whole(value) in range(len(task.label_names)) for column in columns for value in column.values):
         return
     for column in (column for column in columns if not column.is_text):
         for value in column.values:
@@ -192,13 +192,13 @@ def _refuse_doubt(columns: Sequence[LabelColumn], names: _Names, task: Task) -> 
                 )
 
 
-def _from_ids(column: LabelColumn, names: _Names, task: Task) -> list[int]:
+def _from_ids(column: LabelColumn, names: _Names, task: Classes) -> list[int]:
     ids = [whole(value) for value in column.values]
     if ids and set(ids) == {-1}:
         raise DataError(
             f"{column.where}: every label is -1, so the split is unlabelled; set data.eval_split or data.train_splits"
         )
-    highest = (len(column.names) if column.names else task.num_classes) - 1
+    highest = (len(column.names) if column.names else len(task.label_names)) - 1
     for at, id_ in enumerate(ids):
         if id_ is None or not 0 <= id_ <= highest:
             neither = "" if column.names or not names.has_numbers else " is neither a name nor an id"
@@ -212,14 +212,14 @@ def _from_ids(column: LabelColumn, names: _Names, task: Task) -> list[int]:
     return [_id_of(column.names[id_], names, task, column.where) for id_ in ids if id_ is not None]
 
 
-def _named(column: LabelColumn, at: int, names: _Names, task: Task) -> int:
+def _named(column: LabelColumn, at: int, names: _Names, task: Classes) -> int:
     value = column.values[at]
     if isinstance(value, str) or whole(value) is not None or names.find(value) is not None:
         return _id_of(value, names, task, column.where, f" ({column.place(at)})")
     raise DataError(_no_label(column.where, column.kind, value, task))
 
 
-def _id_of(name: Value, names: _Names, task: Task, where: str, place: str = "") -> int:
+def _id_of(name: Value, names: _Names, task: Classes, where: str, place: str = "") -> int:
     found = names.find(name)
     if found is None:
         text = shown(name, quoted=False)
@@ -230,7 +230,7 @@ def _id_of(name: Value, names: _Names, task: Task, where: str, place: str = "") 
     return found
 
 
-def _no_label(where: str, kind: str, value: Any, task: Task | None) -> str:
+def _no_label(where: str, kind: str, value: Any, task: Classes | None) -> str:
     names = f" ({_listed(task.label_names)})" if task else ""
     return (
         f"{where}: labels of type {kind} such as {shown(value)}; allowed: whole numbers or names{names}; "

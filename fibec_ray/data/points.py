@@ -67,7 +67,8 @@ def generate(num_samples: int, seed: int, split: str, settings: RegressionSettin
     values = FUNCTIONS[settings.function](x)
     if split == "train":
         values = values + settings.noise * rng.standard_normal(num_samples)
-    return Points(x.astype(np.float32), region_of(x, settings.regions), values.astype(np.float32))
+    regions = region_of(x, settings.regions)
+    return Points(x.astype(np.float32), regions, values.astype(np.float32), settings.num_regions)
 
 
 def region_of(x: Floats, regions: tuple[int, ...]) -> NDArray[np.int64]:

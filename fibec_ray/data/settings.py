@@ -63,9 +63,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     max_train: PositiveInt | None = Field(None, description="seeded subset of the training rows; null: all")
     max_test: PositiveInt | None = Field(None, description="seeded subset of the test rows; null: all")
     max_length: int = Field(MAX_LENGTH, ge=4, description="tokens per sample, special tokens included")
-    synthetic: SyntheticSettings = SyntheticSettings()
-    regression: RegressionSettings = RegressionSettings()
-    exercises: ExerciseSettings = ExerciseSettings()
+    synthetic: SyntheticSettings = Field(SyntheticSettings(), json_schema_extra={"task": "synthetic"})
+    regression: RegressionSettings = Field(RegressionSettings(), json_schema_extra={"task": "regression"})
+    exercises: ExerciseSettings = Field(ExerciseSettings(), json_schema_extra={"task": "instructions"})
 
     @model_validator(mode="before")
     @classmethod
@@ -115,3 +115,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     def given(self, *names: str) -> list[str]:
         """The settings among `names` that differ from their defaults."""
         return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
+
+EMBEDDED = {
+    name: str(field.json_schema_extra["task"])
+    for name, field in DataConfig.model_fields.items()
+    if isinstance(field.json_schema_extra, dict) and "task" in field.json_schema_extra
+}
+"""Sections about generated rows, and the packaged task that each belongs to."""

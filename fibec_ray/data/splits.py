@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from fibec_ray.data.described import Splits
 from fibec_ray.data.readers import SUFFIXES, suffix_of
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\..+)")
@@ -19,7 +19,7 @@ TEST = ("test", "testing", "validation", "valid", "val", "dev", "eval")
 """Names of splits with rows to evaluate on, the best first."""
 
 
-def files(task: Task, config: DataConfig) -> tuple[list[Path], list[Path]]:
+def files(task: Splits, config: DataConfig) -> tuple[list[Path], list[Path]]:
     """The training files and the test files that `path`, `train` and `test` name; no test files: rows are held out.
 
     Raises DataError for files that do not exist, and for a test file that is also trained on.

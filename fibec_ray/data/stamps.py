@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fibec_ray.data.described import Splits
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.data.source import effective_task
 from fibec_ray.data.splits import files
-from fibec_ray.data.tasks import Task
 from fibec_ray.files.sealed import file_digest
 from fibec_ray.files.storage import is_url
 
@@ -42,11 +41,11 @@ class Stamp:
         return "" if same else f"{path} has changed since the run began"
 
 
-def stamps_of(task: Task, config: DataConfig) -> tuple[Stamp, ...]:
-    """Stamps of all local data files; none for the hub, URLs and embedded sets."""
-    if task.kind not in ("text", "instructions") or not config.reads_files or is_url(config.path or ""):
+def stamps_of(task: Splits, config: DataConfig) -> tuple[Stamp, ...]:
+    """Stamps of all local data files; none for the hub and for URLs."""
+    if not config.reads_files or is_url(config.path or ""):
         return ()
-    train, test = files(effective_task(task, config), config)
+    train, test = files(task, config)
     try:
         found = [(path, path.stat()) for path in (*train, *test)]
         return tuple(Stamp(str(path.absolute()), at.st_size, at.st_mtime_ns, file_digest(path)) for path, at in found)

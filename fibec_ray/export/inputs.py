@@ -13,7 +13,6 @@ from fibec_ray.data.encode_instructions import encode_instructions
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Examples, Instructions, Points
 from fibec_ray.data.instructions import InstructionFormat
-from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 from fibec_ray.model_types import Shard
 from fibec_ray.models.network import Shape
@@ -29,13 +28,7 @@ def encoded(inputs: Inputs, prompts: Prompts, mode: Mode, tokenizer: Any) -> Enc
     """Texts (or pairs) as the run encoded its test set; all labels are 0. Raises DataError."""
     texts_a, texts_b = _columns(inputs, len(prompts.text_columns), prompts.task)
     examples = Examples(texts_a, texts_b, np.zeros(len(texts_a), np.int64))
-    task = Task.model_construct(
-        name=prompts.task,
-        text_columns=prompts.text_columns,
-        template=prompts.template,
-        causal_template=prompts.causal_template,
-    )
-    return encode(examples, task, tokenizer, mode, prompts.max_length)
+    return encode(examples, prompts, tokenizer, mode, prompts.max_length)
 
 
 def prompt_ids(inputs: Inputs, prompts: Prompts, tokenizer: Any) -> list[list[int]]:

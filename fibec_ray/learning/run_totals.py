@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fibec_ray.learning.evaluation import pooled, score
+from fibec_ray.learning.evaluation import pooled
 from fibec_ray.reports import DeviceReport
+from fibec_ray.tasks import Task
 from fibec_ray.types import SETUP_ROUND, EvaluationResult, Layout, Predictions, RoundResult, SetupResult
 
 Row = dict[str, Any]
@@ -31,11 +32,11 @@ class RunTotalsState(BaseModel, frozen=True, extra="forbid"):
 class RunTotals:
     """Turns a fleet's results into log rows, and keeps running totals.
 
-    metric: the task's own. batch_size: of local training, to count a device's batches.
+    task: scores predictions. batch_size: of local training, to count a device's batches.
     """
 
-    def __init__(self, metric: str, batch_size: int):
-        self._metric, self._batch_size = metric, batch_size
+    def __init__(self, task: Task, batch_size: int):
+        self._task, self._batch_size = task, batch_size
         self._started = time.monotonic()
         self.sim_time_s, self.bytes_total, self.num_samples_total = 0.0, 0, 0
         self.trained: set[int] = set()
@@ -81,13 +82,12 @@ class RunTotals:
 
     def _evaluation_row(self, round_: int, device: int, predictions: Predictions) -> Row:
         known = len(predictions.labels) > 0
-        right = (predictions.labels == predictions.predicted).double()
         return {
             "round": round_,
             "device": device,
             "num_samples": len(predictions.labels),
             "trained": device in self.trained,
-            "accuracy": float(right.mean()) if known and self._metric != "r2" else None,
+            "accuracy": self._task.accuracy(predictions) if known else None,
             "loss": float(predictions.losses.double().mean()) if known else None,
         }
 
@@ -129,14 +129,14 @@ class RunTotals:
         return report.num_batches_seen / math.ceil(report.num_samples / self._batch_size)
 
     def _scores(self, evaluation: EvaluationResult | None) -> Row:
-        names = ("accuracy", "loss", "metric", "perplexity")
+        names = ("accuracy", "loss", "metric", "perplexity", "metrics")
         empty = {f"{model}_{name}": None for model in ("global", "personal") for name in names}
         row: Row = {**empty, "personal_accuracy_trained": None, "num_devices_trained": len(self.trained)}
         if evaluation is None:
             return row
-        shared = score(self._metric, evaluation.shared) if self._layers.has_global_model else None
-        personal = score(self._metric, pooled(evaluation.personal, evaluation.personal))
-        trained = score(self._metric, pooled(evaluation.personal, self.trained))
+        shared = self._task.score(evaluation.shared) if self._layers.has_global_model else None
+        personal = self._task.score(pooled(evaluation.personal, evaluation.personal))
+        trained = self._task.score(pooled(evaluation.personal, self.trained))
         for model, scores in (("global", shared), ("personal", personal)):
             row |= {f"{model}_{name}": getattr(scores, name) for name in names} if scores else {}
         row["personal_accuracy_trained"] = trained.accuracy if trained else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Increases with every change of the columns, including a new nullable one."""
 
 SCHEMA_MAJOR = 7
@@ -33,6 +33,7 @@ ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)},
     5: {"rounds": ("num_quarantined",), "devices": ("quarantined",)},
     6: {"rounds": ("global_perplexity", "personal_perplexity"), "devices": ()},
+    8: {"rounds": ("global_metrics", "personal_metrics"), "devices": ()},
 }
 """By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
 
@@ -47,6 +48,7 @@ NONDETERMINISTIC = ("wall_time_s", "compute_s", "peak_memory_bytes", "actor", "a
 
 
 I32, I64, F64, TEXT, FLAG = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
+NAMED = pa.map_(TEXT, F64)
 
 
 def _column(name: str, kind: pa.DataType, unit: str, doc: str, nullable: bool = False) -> pa.Field:
@@ -124,6 +126,13 @@ ROUNDS = pa.schema(
             "1",
             "the same for every device's own model on its own test shard, over all tokens together",
         ),
+        _optional(
+            "global_metrics",
+            NAMED,
+            "metric's own",
+            "further figures of the global model on the test set, by name; null for tasks that have none",
+        ),
+        _optional("personal_metrics", NAMED, "metric's own", "the same for personal predictions, pooled"),
     ]
 )
 """One row per round."""
@@ -297,9 +306,13 @@ def personal_equals_global(rounds: Iterable[Mapping[str, Any]]) -> bool:
     return bool(known) and all(shared is not None and abs(own - shared) < SAME for own, shared in known)
 
 
+BESIDE_ACCURACY = ("accuracy", "mcc", "accuracy_f1")
+"""Metrics of tasks that are judged by their accuracy. With any other metric, a run is judged by that."""
+
+
 def score_column(metric: str | None) -> str:
     """The name, after `global_` or `personal_`, of the column that a run is judged by. metric: the task's own."""
-    return "metric" if metric == "r2" else "accuracy"
+    return "accuracy" if metric in (None, *BESIDE_ACCURACY) else "metric"
 
 
 def _row(column: pa.Field) -> str:

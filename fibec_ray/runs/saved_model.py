@@ -13,7 +13,6 @@ from fibec_ray.answers import Answers
 from fibec_ray.checkpoints.identity import Identity
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.data.instructions import InstructionFormat
-from fibec_ray.data.source import effective_task
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.sealed import file_digest, read_sealed
 from fibec_ray.models.kinds import OneBackbone
@@ -36,6 +35,16 @@ class Prompts(BaseModel, frozen=True, extra="forbid"):
     causal_template: str = ""
     instructions: InstructionFormat | None = None
     max_length: int
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task
+
+    @property
+    def verbaliser(self) -> tuple[str, ...]:
+        """None: the tokens of its words are known."""
+        return ()
 
 
 class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
@@ -97,13 +106,13 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
 
 def describe(experiment: Experiment, identity: Identity, label_names: Sequence[str], base: str = "") -> SavedModel:
     """The global model of a run. base: fingerprint of its frozen weights."""
-    task, prepared = effective_task(experiment.task, experiment.data), identity.prepared
+    task, prepared = experiment.task.effective(experiment.data), identity.prepared
     prompts = Prompts(
         task=task.name,
-        text_columns=task.text_columns if task.has_classes else (),
-        template=task.template,
-        causal_template=task.causal_template,
-        instructions=task.format if task.answers_in_text else None,
+        text_columns=getattr(task, "text_columns", ()),
+        template=getattr(task, "template", ""),
+        causal_template=getattr(task, "causal_template", ""),
+        instructions=getattr(task, "format", None),
         max_length=experiment.data.max_length,
     )
     return SavedModel(

@@ -17,7 +17,6 @@ from fibec_ray.checkpoints.checkpoint import Checkpoint
 from fibec_ray.checkpoints.checkpointer import Checkpointer
 from fibec_ray.checkpoints.identity import Identity, identify
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.data.source import effective_task
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.files import run_dir as run_dirs
 from fibec_ray.files.run_dir import Claim
@@ -87,7 +86,7 @@ def carry_on(
     """Run from a checkpoint (None: from the setup phase) to the end. The folder must hold nothing later."""
     folder = claim.folder
     callback.on_data(identity.prepared)
-    totals = RunTotals(experiment.task.metric, experiment.local.batch_size)
+    totals = RunTotals(experiment.task, experiment.local.batch_size)
     worker_spec = worker_spec_of(experiment, folder, identity)
     need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
@@ -240,5 +239,5 @@ def _git_commit() -> str:
 
 def label_names(experiment: Experiment, prepared: Prepared) -> tuple[str, ...]:
     """Of the classes that a model scores; () where it gives texts or values."""
-    names = effective_task(experiment.task, experiment.data).label_names
+    names = getattr(experiment.task.effective(experiment.data), "label_names", ())
     return names if len(names) == prepared.num_classes else ()

@@ -24,9 +24,9 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check, load_experiment
 from fibec_ray.config.names import config_folder
 from fibec_ray.data.about import about_rows
-from fibec_ray.data.source import load
 from fibec_ray.errors import ConfigError, DataError, UserError
 from fibec_ray.runs.simulation import resolved
+from fibec_ray.tasks import load
 
 TEXTS = [f"{words} number {i}" for i, words in enumerate(["a warm and funny film", "a dull, slow film"] * 30)]
 LABELS = ["pos", "neg"] * 30
@@ -272,10 +272,8 @@ def test_a_config_with_the_embedded_task_takes_own_files() -> None:
     )
     assert experiment.task.label_names == ("neg", "pos") and experiment.num_devices == 20
     with pytest.raises(DataError, match="data.path: has no effect"):
-        from fibec_ray.data.source import effective_task
-
         named = load_experiment(config_folder() / "quickstart.yaml", ["data.path=reviews.csv", "task=synthetic"])
-        effective_task(named.task, named.data)
+        named.task.effective(named.data)
 
 
 def test_a_named_task_takes_own_files() -> None:

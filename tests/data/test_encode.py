@@ -20,19 +20,19 @@ from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Examples, Instructions, Origin
 from fibec_ray.data.instructions import InstructionFormat
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.data.source import load
-from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
+from fibec_ray.tasks import Task, load, parse_task
+from fibec_ray.tasks.classification import TextClasses
 
 TASKS = Path(__file__).parents[2] / "configs" / "tasks"
 LONG = "so it goes on and on without an end in sight " * 40
 
 
 def task_of(name: str) -> Task:
-    return Task.model_validate(yaml.safe_load((TASKS / f"{name}.yaml").read_text()))
+    return parse_task(yaml.safe_load((TASKS / f"{name}.yaml").read_text()))
 
 
-TEXTS = [path for path in sorted(TASKS.glob("*.yaml")) if task_of(path.stem).has_classes]
+TEXTS = [path for path in sorted(TASKS.glob("*.yaml")) if isinstance(task_of(path.stem), TextClasses)]
 
 
 SST2, RTE, TREC = task_of("sst2"), task_of("rte"), task_of("trec")

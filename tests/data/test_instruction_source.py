@@ -19,13 +19,12 @@ from fibec_ray.data import exercises
 from fibec_ray.data.encode_instructions import encode_instructions, end_id
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.exercises import KINDS, WORDS, ExerciseSettings, generate
-from fibec_ray.data.instruction_source import load_instructions
 from fibec_ray.data.instructions import Columns, InstructionFormat
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
 from fibec_ray.models.backbone import load_tokenizer
 from fibec_ray.models.spec import Backbone
+from fibec_ray.tasks import FromInstructions, Task, load, parse_task
 
 TASKS = Path(__file__).parents[2] / "configs" / "tasks"
 DOLLY = {
@@ -38,7 +37,7 @@ ALPACA = {"instruction": DOLLY["instruction"], "input": [""] * 10, "output": DOL
 
 
 def task_of(name: str) -> Task:
-    return Task.model_validate(yaml.safe_load((TASKS / f"{name}.yaml").read_text()))
+    return parse_task(yaml.safe_load((TASKS / f"{name}.yaml").read_text()))
 
 
 def write(path: Path, columns: dict[str, Any]) -> Path:
@@ -64,12 +63,12 @@ def told(rows: Instructions) -> list[tuple[str, str, str, str]]:
 def test_one_file_with_dollys_columns(suffix: str, tmp_path: Path) -> None:
     """A tenth is held out by lot; a context that is null is none."""
     config = DataConfig(path=str(write(tmp_path / f"mine{suffix}", DOLLY)))
-    train, test = load_instructions(task_of("dolly"), config, seed=0)
+    train, test = load(task_of("dolly"), config, seed=0)
     assert (len(train), len(test)) == (9, 1)
     assert train.categories == test.categories == ("closed_qa", "open_qa")
     rows = [tuple(value or "" for value in row) for row in zip(*DOLLY.values(), strict=True)]
     assert sorted(told(train) + told(test)) == sorted(rows)
-    again = load_instructions(task_of("dolly"), config, seed=0)
+    again = load(task_of("dolly"), config, seed=0)
     assert told(again[1]) == told(test)
 
 
@@ -77,30 +76,30 @@ def test_alpacas_own_file_is_one_array(tmp_path: Path) -> None:
     rows = pa.table(ALPACA).to_pylist()
     path = tmp_path / "alpaca_data.json"
     path.write_text(json.dumps(rows, indent=4), encoding="utf-8")
-    train, test = load_instructions(task_of("alpaca"), DataConfig(path=str(path)), seed=0)
+    train, test = load(task_of("alpaca"), DataConfig(path=str(path)), seed=0)
     assert len(train) + len(test) == 10
     path.write_text("[3]", encoding="utf-8")
     with pytest.raises(DataError, match="cannot be read as jsonl .entry 0: int where an object was expected"):
-        load_instructions(task_of("alpaca"), DataConfig(path=str(path)), seed=0)
+        load(task_of("alpaca"), DataConfig(path=str(path)), seed=0)
 
 
 def test_alpacas_columns_have_no_categories(tmp_path: Path) -> None:
     config = DataConfig(path=str(write(tmp_path / "mine.jsonl", ALPACA)), test_fraction=0.3, max_test=2)
-    train, test = load_instructions(task_of("alpaca"), config, seed=0)
+    train, test = load(task_of("alpaca"), config, seed=0)
     assert (len(train), len(test)) == (7, 2) and not train.has_categories
 
 
 def test_a_folder_with_a_split_for_the_test(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / f"{split}.parquet", DOLLY)
-    train, test = load_instructions(task_of("dolly"), DataConfig(path=str(tmp_path), eval_split="test"), seed=0)
+    train, test = load(task_of("dolly"), DataConfig(path=str(tmp_path), eval_split="test"), seed=0)
     assert told(train) == told(test) and len(test) == 10
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:
     write(tmp_path / "mine.jsonl", {"q": ["a", "b"], "a": ["c", "d"], "kind": [1, 2], "input": ["e", "f"]})
     columns = Columns(instruction="q", response="a", category="kind", input="")
-    train, test = load_instructions(task_of("dolly"), DataConfig(path=str(tmp_path / "mine.jsonl"), columns=columns), 0)
+    train, test = load(task_of("dolly"), DataConfig(path=str(tmp_path / "mine.jsonl"), columns=columns), 0)
     assert sorted(told(train) + told(test)) == [("a", "", "c", "1"), ("b", "", "d", "2")]
 
 
@@ -111,7 +110,7 @@ def test_the_hub_s_copy_is_read_by_the_same_names(tmp_path: Path, monkeypatch: p
     own = datasets.Dataset.from_dict({**DOLLY, "text": ["x"] * 10})
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or own)
-    train, test = load_instructions(task_of("dolly"), DataConfig(), seed=0)
+    train, test = load(task_of("dolly"), DataConfig(), seed=0)
     assert asked == [(("databricks/databricks-dolly-15k", None), {"split": "train"})]
     assert (len(train), len(test), train.categories) == (9, 1, ("closed_qa", "open_qa"))
 
@@ -149,25 +148,25 @@ def test_bad_columns_are_one_error(name: str, tmp_path: Path) -> None:
     columns, says = BAD[name]
     config = DataConfig(path=str(write(tmp_path / "mine.parquet", columns)))
     with pytest.raises(DataError, match=says) as caught:
-        load_instructions(task_of("dolly"), config, seed=0)
+        load(task_of("dolly"), config, seed=0)
     assert "\n" not in str(caught.value)
 
 
 def test_empty_rows_can_be_left_out(tmp_path: Path) -> None:
     """As Alpaca's task does."""
     config = DataConfig(path=str(write(tmp_path / "mine.jsonl", ALPACA | {"output": ["", "x"] * 5})))
-    train, test = load_instructions(task_of("alpaca"), config, seed=0)
+    train, test = load(task_of("alpaca"), config, seed=0)
     assert len(train) + len(test) == 5
     config = DataConfig(path=str(write(tmp_path / "mine.jsonl", ALPACA | {"output": [""] * 10})))
     with pytest.raises(DataError, match="every row is empty"):
-        load_instructions(task_of("alpaca"), config, seed=0)
+        load(task_of("alpaca"), config, seed=0)
 
 
 def test_too_many_categories_are_no_categories(tmp_path: Path) -> None:
     texts = [str(i) for i in range(1001)]
     columns = {"instruction": texts, "response": texts, "category": texts}
     with pytest.raises(DataError, match="1001 different categories, at most 1000"):
-        load_instructions(task_of("dolly"), DataConfig(path=str(write(tmp_path / "mine.parquet", columns))), seed=0)
+        load(task_of("dolly"), DataConfig(path=str(write(tmp_path / "mine.parquet", columns))), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -183,16 +182,16 @@ def test_too_many_categories_are_no_categories(tmp_path: Path) -> None:
 def test_bad_settings_are_one_error(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
     config = DataConfig.model_validate({"path": str(write(tmp_path / "mine.parquet", DOLLY)), **settings})
     with pytest.raises(DataError, match=says):
-        load_instructions(task_of("dolly"), config, seed=0)
+        load(task_of("dolly"), config, seed=0)
 
 
 def test_settings_of_other_tasks_have_no_effect() -> None:
     with pytest.raises(DataError, match="data.path: has no effect, because task instructions makes its own rows"):
-        load_instructions(task_of("instructions"), DataConfig(path="x"), seed=0)
+        load(task_of("instructions"), DataConfig(path="x"), seed=0)
     with pytest.raises(DataError, match="data.columns: has no effect"):
-        load_instructions(task_of("instructions"), DataConfig(columns=Columns(input="x")), seed=0)
-    with pytest.raises(ValueError, match="verbaliser has no effect with kind instructions"):
-        Task(name="x", kind="instructions", verbaliser=("a",))
+        load(task_of("instructions"), DataConfig(columns=Columns(input="x")), seed=0)
+    with pytest.raises(ValueError, match="verbaliser"):
+        FromInstructions(name="x", verbaliser=("a",))
     with pytest.raises(ValueError, match="prompt has the placeholders"):
         InstructionFormat(prompt="{question}")
 

@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.data.source import load
-from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
+from fibec_ray.tasks import FromInstructions, load
+from fibec_ray.tasks import TextClassification as Task
 
 WORDS = ("one", "two", "three", "four")
 
@@ -171,6 +171,6 @@ def test_what_is_no_class_is_refused_with_its_row(tmp_path: Path, labels: list[A
 
 def test_the_reading_is_refused_where_there_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", {"instruction": ["a", "b"], "response": ["c", "d"]})
-    told = Task(name="told", kind="instructions", eval_split=None)
+    told = FromInstructions(name="told", eval_split=None)
     with pytest.raises(DataError, match="data.labels: has no effect"):
         load(told, DataConfig(path=str(tmp_path), labels="ids"), 0)

@@ -14,8 +14,8 @@ import pytest
 from fibec_ray.data import hub
 from fibec_ray.data.layout import Layout
 from fibec_ray.data.readers import read_table
-from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
+from fibec_ray.tasks import TextClassification
 
 COLUMNS = ("body", "y")
 
@@ -69,12 +69,12 @@ def test_a_column_of_the_hub_that_occurs_twice_is_refused(monkeypatch: pytest.Mo
         column_names = ("body", "y", "body")
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: Repeating())
-    task = Task(
+    task = TextClassification(
         name="t", hub="some/set", text_columns=("body",), label_column="y", label_names=("a", "b"),
         template="{a} <mask>", causal_template="{a}", verbaliser=("x", "z"),
     )  # fmt: skip
     with pytest.raises(DataError, match="hub some/set, split 'train': column 'body' occurs twice"):
-        hub.load_split(task, "train", None)
+        hub.load_columns(task, "train", None, lambda there: ("body", "y"))
 
 
 # --- rows of any length

@@ -13,14 +13,13 @@ import yaml
 from pydantic import ValidationError
 
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.data.source import effective_task, load
 from fibec_ray.data.synthetic import SyntheticSettings
-from fibec_ray.data.tasks import Task
 from fibec_ray.errors import DataError
+from fibec_ray.tasks import Task, TextClassification, load, parse_task
 
 TASKS = Path(__file__).parents[2] / "configs" / "tasks"
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
-SINGLE = Task(
+SINGLE = TextClassification(
     name="toy",
     label_names=("low", "mid", "high"),
     template="{a} <mask>",
@@ -36,7 +35,7 @@ LABELS = [2, 0, 1, 2]
 
 
 def task_of(name: str) -> Task:
-    return Task.model_validate(yaml.safe_load((TASKS / f"{name}.yaml").read_text()))
+    return parse_task(yaml.safe_load((TASKS / f"{name}.yaml").read_text()))
 
 
 def write(path: Path, columns: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
@@ -180,6 +179,7 @@ def test_damaged_pages_or_bytes_are_refused(tmp_path: Path) -> None:
 )
 def test_broken_text_files_are_refused(tmp_path: Path, name: str, content: str, says: str) -> None:
     (tmp_path / name).write_text(content)
+    (tmp_path / "other.csv").write_text("sentence,label\na,0\n")
     with pytest.raises(DataError, match=says):
         load(SINGLE, DataConfig(path=str(tmp_path), train=name, test="other.csv"), 0)
 
@@ -280,15 +280,15 @@ def test_a_revision_of_the_hub_is_asked_for_and_named(monkeypatch: pytest.Monkey
 
 
 def test_hub_differences_hold_for_the_hub_only() -> None:
-    assert effective_task(task_of("trec"), DataConfig()).train_splits == ("train",)
-    assert effective_task(task_of("trec"), DataConfig(path=".")).train_splits == ("train", "validation")
+    assert task_of("trec").effective(DataConfig()).train_splits == ("train",)
+    assert task_of("trec").effective(DataConfig(path=".")).train_splits == ("train", "validation")
 
 
 def test_embedded_task_needs_no_file() -> None:
     settings = SyntheticSettings(num_train=30, num_test=12, num_classes=3)
     train, test = load(task_of("synthetic"), DataConfig(synthetic=settings), 0)
     assert (len(train), len(test), train.true_difficulty is not None) == (30, 12, True)
-    assert effective_task(task_of("synthetic"), DataConfig(synthetic=settings)).num_classes == 3
+    assert task_of("synthetic").effective(DataConfig(synthetic=settings)).num_classes == 3
     train, _ = load(task_of("synthetic"), DataConfig(synthetic=settings, max_train=7), 0)
     assert train.true_difficulty is not None and len(train) == len(train.true_difficulty) == 7
 

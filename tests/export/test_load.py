@@ -15,13 +15,13 @@ import torch
 from conftest import TINY_LLAMA, make_digits, make_instructions, make_regression, make_tiny
 
 from fibec_ray.config.load import check
-from fibec_ray.data.source import load as load_rows
 from fibec_ray.errors import ConfigError, DataError, ModelError, RunDirError
 from fibec_ray.export.load import load
 from fibec_ray.learning.federation import Federation
 from fibec_ray.runs.save import complete
 from fibec_ray.runs.saved_model import read_saved_model
 from fibec_ray.runs.simulation import Finished, simulate
+from fibec_ray.tasks import load as load_rows
 
 HEADS: dict[str, dict[str, Any]] = {
     "mean_pool": {},

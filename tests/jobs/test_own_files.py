@@ -10,8 +10,8 @@ import pytest
 from fibec_ray.config.load import load_experiment
 from fibec_ray.config.names import config_folder
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.data.source import load
 from fibec_ray.jobs.parcel import settings_for
+from fibec_ray.tasks import load
 
 ROWS = "".join(f"{word} number {i},{word}\n" for i in range(12) for word in ("good", "bad"))
 

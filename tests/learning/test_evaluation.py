@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import after_rounds, shard_of
 
-from fibec_ray.learning.evaluation import Scores, at_rows, evaluation_chunks, in_row_order, pooled, score
+from fibec_ray.learning.evaluation import at_rows, evaluation_chunks, in_row_order, pooled
+from fibec_ray.tasks import parse_task
+from fibec_ray.tasks.scores import Scores
 from fibec_ray.types import Broadcast, Predictions
 
 
@@ -19,6 +21,12 @@ def predictions(labels: Sequence[int], predicted: Sequence[int], losses: Sequenc
     values = [0.0] * len(labels) if losses is None else list(losses)
     ids = torch.tensor(labels, dtype=torch.int64), torch.tensor(predicted, dtype=torch.int64)
     return Predictions(*ids, torch.tensor(values))
+
+
+def score(metric: str, found: Predictions) -> Scores | None:
+    if metric == "r2":
+        return parse_task({"name": "values", "kind": "regression"}).score(found)
+    return parse_task({"name": "two", "label_names": ("no", "yes"), "metric": metric}).score(found)
 
 
 LABELS, PREDICTED = [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0]

@@ -9,7 +9,13 @@ import torch
 
 from fibec_ray.learning.run_totals import Row, RunTotals
 from fibec_ray.reports import DeviceReport
+from fibec_ray.tasks import Task, parse_task
 from fibec_ray.types import EvaluationResult, Layout, Predictions, RoundResult, SetupResult
+
+
+def task(metric: str) -> Task:
+    return parse_task({"name": "two", "label_names": ("no", "yes"), "metric": metric})
+
 
 LAYOUT = Layout({"layer.0.w": 0, "layer.1.w": 1, "head.w": None}, num_layers=2, adapter_config={})
 
@@ -24,7 +30,7 @@ def report(device: int, round_: int = 0, **values: Any) -> DeviceReport:
 
 
 def totals_with_setup(*reports: DeviceReport) -> tuple[RunTotals, Row]:
-    totals = RunTotals("accuracy", batch_size=4)
+    totals = RunTotals(task("accuracy"), batch_size=4)
     row, _ = totals.setup(opened(*reports))
     return totals, row
 
@@ -123,7 +129,7 @@ def test_trained_devices_without_test_samples_have_no_accuracy() -> None:
 
 def test_the_metric_is_the_task_s_own() -> None:
     """4 of 5 right of each class: accuracy .8, Matthews correlation (16 - 1) / 25."""
-    totals = RunTotals("mcc", batch_size=4)
+    totals = RunTotals(task("mcc"), batch_size=4)
     totals.setup(opened())
     own = {
         0: Predictions(torch.ones(5, dtype=torch.int64), torch.tensor([1, 1, 1, 1, 0]), torch.zeros(5)),
@@ -144,7 +150,7 @@ def test_a_round_without_evaluation_has_empty_scores() -> None:
 
 def test_layer_rows_by_hand() -> None:
     """Fisher mass and kept neurons are means over the devices that have a mask; layer 1 is shared."""
-    totals = RunTotals("accuracy", batch_size=4)
+    totals = RunTotals(task("accuracy"), batch_size=4)
     _, at_setup = totals.setup(opened(scores=[0.25, 0.5]))
     reports = [
         report(0, layer_fisher=(1.0, 0.0), kept_neurons=(4, 0)),
@@ -161,7 +167,7 @@ def test_layer_rows_by_hand() -> None:
 
 
 def test_methods_without_layer_scores_have_none() -> None:
-    totals = RunTotals("accuracy", batch_size=4)
+    totals = RunTotals(task("accuracy"), batch_size=4)
     _, rows = totals.setup(opened())
     assert [row["sensitivity"] for row in rows] == [None, None]
 

@@ -1,0 +1,217 @@
+"""The base of all kinds of task.
+
+A kind owns everything that depends on what samples are and how they are answered: which settings and columns it reads,
+how rows become samples, how rows are dealt to devices, the likelihood of its answers, and its scores. Nothing outside
+this package asks which kind a task is. A new kind is one file here and one line in `__init__.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import BaseModel, Field, model_validator
+
+from fibec_ray.answers import Answers, Readout
+from fibec_ray.data.dealing import Ints, Split
+from fibec_ray.data.examples import Rows
+from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
+from fibec_ray.data.sets import SampleSet
+from fibec_ray.data.settings import EMBEDDED, TEST_FRACTION_INSTRUCTIONS, DataConfig
+from fibec_ray.data.stamps import Stamp
+from fibec_ray.encoder import Encoder, Reads
+from fibec_ray.errors import DataError
+from fibec_ray.likelihoods import LIKELIHOODS
+from fibec_ray.models.base import AnyBackbone
+from fibec_ray.tasks.scores import Figures, Scores, mean_loss, perplexity, share_right
+from fibec_ray.types import Predictions
+
+ALWAYS = ("max_train", "max_test")
+"""Settings of `data` that have an effect for every kind."""
+
+
+class Task(BaseModel, ABC, frozen=True, extra="forbid"):
+    """One data set and what to do with it."""
+
+    name: str = Field(min_length=1, description="shown in logs and reports")
+    kind: str
+    metric: str = Field("accuracy", description="the task's own metric")
+
+    reads: ClassVar[Reads] = "text"
+    likelihood: ClassVar[str] = "categorical"
+    """of the answers; a key of `likelihoods.LIKELIHOODS`"""
+    readout: ClassVar[Readout] = "sample"
+    """where scores are read off a model; see `Answers`"""
+    uses: ClassVar[tuple[str, ...]] = ()
+    """settings of `data`, beside ALWAYS, that have an effect"""
+    ignores: ClassVar[str] = "makes its own rows"
+    """why other settings of `data` have none, after 'task NAME'"""
+    has_columns: ClassVar[bool] = False
+    """True if rows come from files or the hub, where a column can say whose they are"""
+    found_in_files: ClassVar[bool] = False
+    """True if columns and classes are found by looking at a user's files (data/own.py)"""
+    with_own_files: ClassVar[bool] = False
+    """True for an embedded task whose settings also run on a user's files, as a task of the default kind"""
+    embedded: ClassVar[str | None] = None
+    """the section of `data` that says how many rows are generated; None: rows are not generated"""
+
+    # --- rows
+
+    def effective(self, config: DataConfig) -> Self:
+        """The task with the columns and splits of its source. Raises DataError for settings that have no effect."""
+        self.refuse_without_effect(config)
+        return self
+
+    @abstractmethod
+    def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Any, Any]:
+        """The (train, test) rows, before `data.max_train` and `data.max_test`; call it on an `effective` task.
+
+        user_column: its values become `users`. Raises DataError for each setting, file, column or row that does not
+        fit.
+        """
+
+    def stamps(self, config: DataConfig) -> tuple[Stamp, ...]:
+        """Stamps of the local files that rows are read from."""
+        return ()
+
+    @property
+    @abstractmethod
+    def num_scores(self) -> int:
+        """Number of scores that a model gives: C classes, 1 value; 0 for answers in text."""
+
+    def num_groups(self, train: Any) -> int | None:
+        """Number of different `labels`, by which partitions deal rows; None if rows have no labels."""
+        return self.num_scores
+
+    def no_groups(self) -> str:
+        """What to do where rows have no labels, for a message: 'the rows of task X have none; set ...'."""
+        return f"the rows of task {self.name} have none"
+
+    def refuse_without_effect(self, config: DataConfig) -> None:
+        """Raise DataError for the first setting of `data` that differs from its default and has no effect."""
+        own = {*ALWAYS, *self.uses, *([self.embedded] if self.embedded else [])}
+        if self.is_old_fraction(config):
+            own.add("test_fraction")
+        for name in config.given(*(name for name in type(config).model_fields if name not in own)):
+            raise DataError(f"data.{name}: has no effect, because {self._why_idle(name)}")
+
+    @staticmethod
+    def is_old_fraction(config: DataConfig) -> bool:
+        """True for the `test_fraction` that earlier releases wrote into every run."""
+        return config.test_fraction == TEST_FRACTION_INSTRUCTIONS
+
+    def _why_idle(self, name: str) -> str:
+        if (other := EMBEDDED.get(name)) is not None:
+            return f"task {self.name} is of kind {self.kind}; remove it, or set task={other}"
+        if name == "max_length":
+            return f"task {self.name} has no text; remove it"
+        return f"task {self.name} {self.ignores}; remove it"
+
+    # --- samples
+
+    @abstractmethod
+    def encode(self, rows: Any, encoder: Encoder) -> SampleSet:
+        """The samples as the model reads them. Raises DataError for rows that cannot be encoded."""
+
+    def unfit_for(self, backbone: AnyBackbone) -> str | None:
+        """Why the backbone cannot do this task, and what to do; None if it can. From settings alone."""
+        return None
+
+    def label_words(self, encoder: Encoder) -> tuple[int, ...] | None:
+        """Token ids (C,) of the verbaliser's words, for backbones that answer with words; None for others."""
+        return None
+
+    def notes(self, config: DataConfig, train: Any, test: Any) -> Sequence[str]:
+        """What the user should know about the rows."""
+        return ()
+
+    def about_cuts(self, sets: Sequence[SampleSet], max_length: int) -> str:
+        """How many samples were truncated; '' if none were. sets: of training and of test."""
+        return ""
+
+    # --- answers and scores
+
+    @property
+    def has_countable_answers(self) -> bool:
+        """False where the expectation over all answers is too long to compute, as for texts."""
+        return LIKELIHOODS[self.likelihood].num_labels(max(1, self.num_scores)) is not None
+
+    @property
+    def writes_text(self) -> bool:
+        """True if answers are texts."""
+        return self.readout in ("response", "pair")
+
+    @property
+    def has_perplexity(self) -> bool:
+        """True if losses are means over the tokens of a text."""
+        return self.readout == "response"
+
+    def answers(self, num_scores: int, label_words: tuple[int, ...] | None) -> Answers:
+        """What a model gives for a sample. num_scores, label_words: as the data were prepared."""
+        return Answers(likelihood=self.likelihood, num_scores=num_scores, readout=self.readout, label_words=label_words)
+
+    def anchors(self, train: Any, test: Any, split: Split) -> dict[str, float]:
+        """Baselines that need no model, on the test rows: the most frequent answer overall and of each device."""
+        return accuracies(train.labels, test.labels, split)
+
+    def heterogeneity(self, train: Any, shards: list[Ints], num_groups: int) -> dict[str, float]:
+        """How much the devices' training rows differ."""
+        return heterogeneity(train.labels, shards, num_groups)
+
+    def score(self, predictions: Predictions) -> Scores | None:
+        """Scores of pooled predictions, computed together (never as a mean over devices); None if there are none."""
+        if not len(predictions.labels):
+            return None
+        metric, more = self.figures(predictions)
+        metrics = list(more.items()) or None
+        return Scores(self.accuracy(predictions), mean_loss(predictions), metric, perplexity(predictions), metrics)
+
+    def accuracy(self, predictions: Predictions) -> float | None:
+        """Share of right answers among some predictions, at least one; None where no answer is simply right."""
+        return share_right(predictions)
+
+    def figures(self, predictions: Predictions) -> Figures:
+        """The task's own metric and further figures of some predictions, at least one."""
+        return Figures(self.accuracy(predictions))
+
+
+class Texts(Task):
+    """Samples of one text, or of a pair of texts."""
+
+    text_columns: tuple[str, ...] = Field(
+        ("sentence",), min_length=1, max_length=2, description="column of the text, or two columns for pairs of texts"
+    )
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        refuse_twice(self, "text_columns")
+        return self
+
+
+def refuse_twice(task: Task, *fields: str) -> None:
+    """Raise ValueError for a field that has an entry twice."""
+    for field in fields:
+        values = getattr(task, field)
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise ValueError(f"{field} has {twice[0]!r} twice; every entry must differ")
+
+
+def accuracies(train: Ints, test: Ints, split: Split) -> dict[str, float]:
+    """Accuracy of the most frequent training label, and of each device's own."""
+    return {"majority": majority_accuracy(train, test), "own_majority": own_majority_accuracy(train, test, split)}
+
+
+def at_most(rows: tuple[Rows, Rows], config: DataConfig, seed: int) -> tuple[Rows, Rows]:
+    """Seeded subsets of the (train, test) rows, as `data.max_train` and `data.max_test` say."""
+    train, test = rows
+    return train.at_most(config.max_train, seed, "train"), test.at_most(config.max_test, seed, "test")
+
+
+def numbered(values: Sequence[Sequence[Any]]) -> list[Ints]:
+    """Positions of values among all different ones, in order of first appearance: one array for each sequence."""
+    numbers: Mapping[Any, int] = {
+        value: i for i, value in enumerate(dict.fromkeys(value for part in values for value in part))
+    }
+    return [np.array([numbers[value] for value in part], dtype=np.int64) for part in values]

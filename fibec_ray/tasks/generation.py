@@ -1,0 +1,132 @@
+"""Answers in text: instructions from tables (`instructions`), or embedded exercises (`exercises`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fibec_ray.answers import Readout
+from fibec_ray.data import exercises
+from fibec_ray.data.dealing import Split
+from fibec_ray.data.encode_instructions import encode_instructions
+from fibec_ray.data.examples import Instructions
+from fibec_ray.data.instructions import Columns, InstructionFormat, chosen_columns, instructions_of
+from fibec_ray.data.sets import SampleSet
+from fibec_ray.data.settings import TEST_FRACTION_INSTRUCTIONS, DataConfig
+from fibec_ray.data.source import Table
+from fibec_ray.encoder import Encoder
+from fibec_ray.models.base import AnyBackbone
+from fibec_ray.tasks.base import Task, accuracies, numbered
+from fibec_ray.tasks.tables import FromTables
+
+
+class Generation(Task):
+    """Prompts that a decoder answers with a text; the loss is over the response's tokens (`responses.py`).
+
+    accuracy is the share of responses that greedy decoding gives exactly. Partitions by label deal by category.
+    """
+
+    instructions: InstructionFormat | None = Field(
+        None, description="columns and prompt, if answers are texts; null: the defaults"
+    )
+    metric: Literal["accuracy"] = Field("accuracy", description="share of exact answers")
+
+    likelihood: ClassVar[str] = "tokens"
+    readout: ClassVar[Readout] = "response"
+
+    @property
+    def format(self) -> InstructionFormat:
+        """How instructions become prompts."""
+        return self.instructions or InstructionFormat()
+
+    @property
+    def num_scores(self) -> int:
+        return 0
+
+    def num_groups(self, train: Instructions) -> int | None:
+        return len(train.categories) if train.has_categories else None
+
+    def no_groups(self) -> str:
+        return f"the rows of task {self.name} have none; set data.columns.category to their column"
+
+    def unfit_for(self, backbone: AnyBackbone) -> str | None:
+        if backbone.writes_text:
+            return None
+        return (
+            f"task {self.name} needs answers in text; {backbone.scores_by} cannot do that; set "
+            "backbone.head=causal_lm, with a decoder, or backbone=tiny-llama"
+        )
+
+    def encode(self, rows: Instructions, encoder: Encoder) -> SampleSet:
+        made, cut = encode_instructions(rows, self.format, encoder.tokenizer, encoder.max_length)
+        return replace(made, num_cut=cut.prompts, num_cut_responses=cut.responses)
+
+    def about_cuts(self, sets: Sequence[Any], max_length: int) -> str:
+        prompts, responses = sum(part.num_cut for part in sets), sum(part.num_cut_responses for part in sets)
+        if not prompts + responses:
+            return ""
+        num_samples = sum(part.num_samples for part in sets)
+        return (
+            f"{prompts} prompts and {responses} responses of {num_samples} samples were truncated to "
+            f"data.max_length={max_length}"
+        )
+
+    def anchors(self, train: Instructions, test: Instructions, split: Split) -> dict[str, float]:
+        """Of the most frequent response."""
+        return accuracies(*numbered([train.responses, test.responses]), split)
+
+
+class FromInstructions(Generation, FromTables):
+    """Instructions, their inputs and responses."""
+
+    kind: Literal["instructions"] = "instructions"
+
+    uses: ClassVar[tuple[str, ...]] = (*FromTables.uses, "columns")
+    test_fraction: ClassVar[float] = TEST_FRACTION_INSTRUCTIONS
+
+    def effective(self, config: DataConfig) -> Self:
+        actual = super().effective(config)
+        columns = self.format.columns.model_dump() | config.columns.model_dump(exclude_none=True)
+        return actual.model_copy(
+            update={"instructions": self.format.model_copy(update={"columns": Columns(**columns)})}
+        )
+
+    def columns(self, there: list[str], where: str) -> tuple[str, ...]:
+        return tuple(chosen_columns(self.format.columns, there, where).values())
+
+    def rows_of(self, tables: Sequence[Table], config: DataConfig) -> list[Instructions]:
+        parts = []
+        for content, where in tables:
+            chosen = chosen_columns(self.format.columns, content.column_names, where)
+            parts.append(instructions_of(content, chosen, where, self.format.drop_empty))
+        return Instructions.alike(parts)
+
+    def _why_idle(self, name: str) -> str:
+        if name in ("text_columns", "label_column", "labels", "drop_missing"):
+            return f"task {self.name} has instructions and no labels (their columns: data.columns); remove it"
+        return super()._why_idle(name)
+
+
+class Exercises(Generation):
+    """The embedded exercises with words and numbers, each with one right answer (`data.exercises`)."""
+
+    kind: Literal["exercises"] = "exercises"
+
+    uses: ClassVar[tuple[str, ...]] = ("max_length",)
+    embedded: ClassVar[str | None] = "exercises"
+
+    def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Instructions, Instructions]:
+        settings = config.exercises
+        train = exercises.generate(settings.num_train, seed, "train", settings)
+        test = exercises.generate(settings.num_test, seed, "test", settings)
+        train, test = Instructions.alike([train, test])
+        return train, test
+
+    @model_validator(mode="after")
+    def _has_no_columns(self) -> Self:
+        if self.format.columns != Columns():
+            raise ValueError("instructions.columns has no effect with kind exercises; remove it")
+        return self
