@@ -76,7 +76,8 @@ class Generation(Task):
 
     def anchors(self, train: Instructions, test: Instructions, split: Split) -> dict[str, float]:
         """Of the most frequent response."""
-        return accuracies(*numbered([train.responses, test.responses]), split)
+        said = numbered([train.responses, test.responses])
+        return accuracies(said[0], said[1], split)
 
 
 class FromInstructions(Generation, FromTables):
