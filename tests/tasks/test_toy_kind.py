@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from fibec_ray import tasks
 from fibec_ray.config.load import check
 from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
+from fibec_ray.tasks import TASKS
 
-from vowels import Vowels  # isort: skip
+from tasks.vowels import Vowels  # isort: skip
 
 
 @pytest.fixture
 def one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.TASKS, "vowels", Vowels)
+    monkeypatch.setitem(TASKS, "vowels", Vowels)
 
 
 def settings(tiny_settings: Any, method: str = "fedavg", **changes: Any) -> Any:
