@@ -48,8 +48,14 @@ class Batch:
         return len(self.labels)
 
     @property
+    def num_rows(self) -> int:
+        """Rows of S tokens: 2 B with two texts per sample, else B."""
+        ids = self.inputs.get("input_ids")
+        return self.num_samples if ids is None else math.prod(ids.shape[:-1])
+
+    @property
     def length(self) -> int:
-        """Positions per sample, padding included; 1 where samples have no length."""
+        """Positions per sample, padding included: S, or 2 S; 1 where samples have no length."""
         ids = self.inputs.get("input_ids")
         return 1 if ids is None else math.prod(ids.shape[1:])
 

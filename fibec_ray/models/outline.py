@@ -45,10 +45,8 @@ class Outline(TorchModel):
         self.device = torch.device("cpu")
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds store token numbers outside their buffers
         with self._fake:
-            for module in (self.peft_model, *([self._head] if self._head is not None else [])):
+            for module in (self.peft_model, *([self.head] if self.head is not None else [])):
                 _make_fake(module)
-            words = spec.answers.label_words
-            self._words = None if words is None else torch.zeros(len(words), dtype=torch.int64)
         speed_up(self.peft_model, self.device)
         self.trainable, self.server_only_values = self._collect(), self._collect_server_only()
 
@@ -128,7 +126,7 @@ class Outline(TorchModel):
     @property
     def answer_flops(self) -> float:
         """Additional flops of a pass per token of a response; 0 unless answers are texts."""
-        return self._cost.head if self._responds else 0.0
+        return self._cost.head if self._readout.predicts_tokens else 0.0
 
     @property
     def backward_share(self) -> float:

@@ -1,6 +1,7 @@
 """The model that devices train: frozen base, PEFT adapter, and a head for scores.
 
-Shapes: B samples, S tokens, R tokens of all responses, H hidden size, V vocabulary, C classes.
+`inputs.py` makes the base's arguments, `readouts.py` reads scores off its states. Shapes: B samples, S tokens, H hidden
+size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,27 +14,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fibec_ray import seeds
 from fibec_ray.answers import Answers
 from fibec_ray.curvature.per_sample import Caught, catch, collect_holders
 from fibec_ray.heads import beside_the_body, head_modules, in_head
-from fibec_ray.likelihoods import Tokens
 from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backends import choose, hold, room_on, weights_bytes
 from fibec_ray.models.base_cache import head_of
 from fibec_ray.models.base_weights import BaseWeights
-from fibec_ray.models.blocks import BlockOutputs, Hidden, keep_recomputing, recompute_blocks
+from fibec_ray.models.blocks import BlockOutputs, keep_recomputing, recompute_blocks
 from fibec_ray.models.forward_cost import ForwardCost
+from fibec_ray.models.inputs import inputs_of
 from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
-from fibec_ray.models.lm_head import known_lm_head, lm_head
+from fibec_ray.models.readouts import Run, no_cache, own, own_head, readout_of
 from fibec_ray.models.settings import BackboneSettings, BackendChoice
 from fibec_ray.parts.peft.base import Peft
-from fibec_ray.responses import ResponseTokens, locate
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class TorchModel(Alone):
 
     def __init__(self, what: ModelSpec, source: Any, device: str = "cpu", beside: int | None = None):
         keep_heap()
-        spec, peft, answers = what.backbone, what.peft, what.answers
+        spec, peft = what.backbone, what.peft
         self.device = torch.device(device)
         if isinstance(source, Path):
             self.backend_choice = choose(spec.backend, weights_bytes(source), room_on(self.device, beside))
@@ -76,25 +75,21 @@ class TorchModel(Alone):
         self._head_modules = _head_modules(spec, source, base)
         with seeds.seeded_third_party(what.seed, "adapter"):
             self._attached = peft.attach(base, self._head_modules)
-            head = nn.Linear(base.config.hidden_size, answers.num_scores) if spec.head == "mean_pool" else None
+            head = own_head(spec.head, what.answers, base.config.hidden_size)
         self._base_weights.finish(self._attached.module)
         self.peft_model = self._attached.module.to(self.device)
         self._base = self._attached.base
         self._blocks = BlockOutputs(self._base, self._attached.num_prompts)
-        self._head = head.to(self.device) if head is not None else None
-        words = answers.label_words
-        self._words = torch.tensor(words, device=self.device) if words is not None else None
-        self._responds = answers.readout == "response"
-        self._distribution = answers.distribution
+        self._inputs = inputs_of(self._base)
+        self._readout = readout_of(self._base, what.answers, None if head is None else head.to(self.device))
         self.trainable = self._collect()
         self._bank: LaneBank | None = None
         self._rank: int | None = None
         self._mode: bool | None = None
-        self._pad_id = getattr(base.config, "pad_token_id", None) or 0
         self.server_only_values = self._collect_server_only()
         self.holders = collect_holders(self.peft_model, self._attached.name_of)
-        if self._head is not None:
-            self.holders[HEAD] = self._head
+        if self.head is not None:
+            self.holders[HEAD] = self.head
 
     @property
     def module(self) -> nn.Module:
@@ -115,7 +110,7 @@ class TorchModel(Alone):
     @property
     def head(self) -> nn.Module | None:
         """Our own classifier on the mean of the last states; None for other heads."""
-        return self._head
+        return self._readout.head
 
     @property
     def adapter_config(self) -> dict[str, Any]:
@@ -167,56 +162,28 @@ class TorchModel(Alone):
         return list(found.values())
 
     def embed(self, batch: Batch) -> Tensor:
-        embeddings: Tensor = self._base.get_input_embeddings()(batch.inputs["input_ids"].to(self.device))
-        return embeddings
+        return self._inputs.embed(batch, self.device)
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
         self.work.add(self.cost(batch, torch.is_grad_enabled()))
         return self._outputs(batch, embeds, hidden)
 
     def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        inputs = {name: batch.inputs[name].to(self.device) for name in names if name in batch.inputs}
-        mask = inputs["attention_mask"]
-        if embeds is not None:
-            inputs = {"inputs_embeds": embeds, **{name: inputs[name] for name in names[1:] if name in inputs}}
-        inputs = self._attached.extend(inputs)
-        out = self._respond(inputs, batch, hidden) if self._responds else self._classify(inputs, batch, mask, hidden)
+        arguments = self._attached.extend(self._inputs.arguments(batch, embeds, self.device))
+        run = Run(self._base, self._blocks, arguments, self._inputs.size(batch).length, hidden)
+        found = self._readout.read(run, batch)
         if torch.is_grad_enabled():
             self._base_weights.after_forward()
-        return out
-
-    def _classify(self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool) -> Outputs:
-        labels = batch.labels.to(self.device)
-        states, scores, answer_logits = self._run(inputs, batch, mask, hidden)
-        logits = scores if answer_logits is None else answer_logits
-        targets = labels if self._words is None else self._words[labels]
-        likelihood = self._distribution()
-        return Outputs(likelihood.losses(logits, targets), scores, states.blocks, likelihood, states.last)
-
-    def _respond(self, inputs: dict[str, Any], batch: Batch, hidden: bool) -> Outputs:
-        """Score text answers. The language-model head runs only where a response token is predicted: (R, H) -> (R,
-        V).
-        """
-        response, length = self._response(batch).to(self.device), batch.length
-        inner = getattr(self._base, self._base.base_model_prefix)
-        out, caught = self._blocks.run(inner, inputs | _no_cache(self._base), length, hidden)
-        states = _own(out.last_hidden_state, length)[response.sample, response.column]
-        scores = known_lm_head(self._base)(states.unsqueeze(0)).squeeze(0).float()
-        likelihood = Tokens(response)
-        return Outputs(likelihood.losses(scores, response.targets), scores, caught.blocks, likelihood, caught.last)
+        states = run.states
+        return Outputs(found.losses, found.scores, states.blocks, found.likelihood, states.last)
 
     @torch.no_grad()
     def next_scores(self, input_ids: Tensor) -> Tensor:
         """(B, V) scores of the token that follows each of B prompts of the same length, (B, S)."""
         ids, length = input_ids.to(self.device), input_ids.shape[1]
         inputs = self._attached.extend({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        out = self._base(**inputs, **_no_cache(self._base))
-        return _own(out.logits, length)[:, -1].float()
-
-    def _response(self, batch: Batch) -> ResponseTokens:
-        with unset_fake_temporarily():  # an outline's model is fake, its batches are not
-            return locate(*(batch.inputs[name] for name in ("input_ids", "attention_mask", "answer_at")))
+        out = self._base(**inputs, **no_cache(self._base))
+        return own(out.logits, length)[:, -1].float()
 
     def derive(
         self, values: Sequence[Tensor], tensors: Sequence[Tensor], cotangents: Any, retain_graph: bool
@@ -247,7 +214,7 @@ class TorchModel(Alone):
         if self._bank is None:
             self._bank = LaneBank(self.holders, self.trainable)
         rows = [lane.batch.num_samples for lane in lanes]
-        batch = join([lane.batch for lane in lanes], self._pad_id)
+        batch = join([lane.batch for lane in lanes], self._inputs.pad_id)
         embeds = join_embeds([lane.embeds for lane in lanes], batch.length)
         with self._bank.using([lane.values for lane in lanes], rows), catch(self.holders, names, sum(rows)) as caught:
             out = self._outputs(batch, embeds, hidden)
@@ -258,55 +225,13 @@ class TorchModel(Alone):
 
         Frozen weights need no weight gradients, and the adapter's are negligible.
         """
-        run = batch.length + self._attached.num_prompts
-        num_tokens = batch.num_samples * run
+        size = self._inputs.size(batch)
+        run = size.length + self._attached.num_prompts
+        num_tokens = size.rows * run
         flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
-        flops += self._cost.head * self._num_answers(batch)
+        flops += self._cost.head * self._readout.num_predicted(batch)
         backward = (2 if self._peft.trains_base else 1) * flops if graph else 0.0
         return Work(flops + backward, num_tokens, backward)
-
-    def _num_answers(self, batch: Batch) -> int:
-        """Number of response tokens. Class scores cost next to nothing."""
-        if not self._responds:
-            return 0
-        with unset_fake_temporarily():
-            return int(batch.inputs["attention_mask"].sum() - (batch.inputs["answer_at"] + 1).sum())
-
-    def _run(
-        self, inputs: dict[str, Any], batch: Batch, mask: Tensor, hidden: bool
-    ) -> tuple[Hidden, Tensor, Tensor | None]:
-        """Hidden states, class scores (B, C), and vocabulary logits (B, V) with a verbaliser."""
-        length = mask.shape[1]
-        if self._spec.head == "model" and not hasattr(self._base, "score"):
-            out, caught = self._blocks.run(self._base, inputs, length, hidden)
-            return caught, out.logits.float(), None
-        if self._words is not None and lm_head(self._base) is None:
-            out, caught = self._blocks.run(self._base, inputs, length, hidden)
-            return caught, *self._of_words(self._at_answers(out.logits, batch, length))
-        inner = self._base if self._spec.head == "mean_pool" else getattr(self._base, self._base.base_model_prefix)
-        out, caught = self._blocks.run(inner, inputs | _no_cache(self._base), length, hidden)
-        states = _own(out.last_hidden_state, length)
-        if self._head is not None:
-            real = mask.unsqueeze(2)
-            pooled = (states.float() * real).sum(1) / real.sum(1)
-            return caught, self._head(pooled), None
-        if self._spec.head == "model":
-            # A decoder classifies by its last real token; transformers would find it by a pad id that may not be ours.
-            last = states[torch.arange(len(states), device=self.device), mask.sum(1) - 1]
-            return caught, self._base.score(last).float(), None
-        # The language-model head runs only on the answer position: (B, H) -> (B, V).
-        answers = self._at_answers(states, batch, length).unsqueeze(1)
-        return caught, *self._of_words(known_lm_head(self._base)(answers).squeeze(1))
-
-    def _at_answers(self, values: Tensor, batch: Batch, length: int) -> Tensor:
-        """(B, m + S, ...) -> (B, ...)"""
-        rows = torch.arange(len(values), device=self.device)
-        return _own(values, length)[rows, batch.inputs["answer_at"].to(self.device)]
-
-    def _of_words(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, C) of the verbaliser's words, and all logits (B, V)."""
-        assert self._words is not None
-        return logits.float()[:, self._words], logits.float()
 
     def _drops_out(self, name: str, module: nn.Module) -> bool:
         return self.is_adapter(name) and isinstance(module, nn.Dropout) and module.p > 0
@@ -314,8 +239,8 @@ class TorchModel(Alone):
     def _collect(self) -> dict[str, nn.Parameter]:
         name_of = self._attached.name_of
         found = {name_of(name): p for name, p in self.peft_model.named_parameters() if p.requires_grad}
-        if self._head is not None:
-            found |= {f"{HEAD}.{name}": p for name, p in self._head.named_parameters()}
+        if self.head is not None:
+            found |= {f"{HEAD}.{name}": p for name, p in self.head.named_parameters()}
         return found
 
     def _collect_server_only(self) -> dict[str, nn.Parameter]:
@@ -328,12 +253,3 @@ def _head_modules(spec: BackboneSettings, source: Any, base: Any) -> list[str] |
     if spec.head != "model":
         return None
     return head_of(source) if isinstance(source, Path) else head_modules(base, beside_the_body(base))
-
-
-def _own(states: Tensor, length: int) -> Tensor:
-    """(B, m + S, H) -> (B, S, H): without the virtual tokens in front."""
-    return states[:, states.shape[1] - length :]
-
-
-def _no_cache(base: Any) -> dict[str, bool]:
-    return {"use_cache": False} if hasattr(base.config, "use_cache") else {}
