@@ -10,7 +10,8 @@ from fibec_ray.cli.parsing import Parser, Parsers
 from fibec_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fibec_ray.export.predict import Prediction, TrainedModel
+    from fibec_ray.export.predict import TrainedModel
+    from fibec_ray.tasks.prediction import Prediction
 
 TITLE = "use the model"
 
@@ -76,15 +77,14 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _typed(arguments: argparse.Namespace, model: TrainedModel) -> tuple[list[str], list[Any]]:
     """Inputs from --text and --text-pair, and the names of their columns."""
-    if not model.about.is_text:
-        raise ConfigError(
-            "--text: this model is a network on numbers; use fibec_ray.load(RUN).predict(ARRAY) in Python"
-        )
+    from fibec_ray.tasks.base import NOT_FROM_TABLES
+
+    names = list(model.about.task.typed_columns)
+    if not names:
+        raise ConfigError(f"--text: {NOT_FROM_TABLES}")
     texts, pairs = arguments.text, arguments.text_pair
     if pairs is not None and len(pairs) != len(texts):
         raise ConfigError(f"--text-pair: {len(pairs)} given for {len(texts)} --text; give one for each")
-    fallback = ["instruction", "input"] if model.about.predicts == "texts" else ["text", "text_pair"]
-    names = list(model.about.prompts.text_columns) or fallback
     return names[: 1 if pairs is None else 2], texts if pairs is None else list(zip(texts, pairs, strict=True))
 
 
@@ -92,17 +92,16 @@ def _show(inputs: list[Any], found: list[Prediction], as_json: bool) -> None:
     import json
 
     from fibec_ray.cli.entry import one_line
-    from fibec_ray.export.files import plain
 
     if as_json:
-        print(json.dumps([plain(prediction) for prediction in found], indent=2, ensure_ascii=False))
+        print(json.dumps([prediction.plain() for prediction in found], indent=2, ensure_ascii=False))
         return
     for value, prediction in zip(inputs, found, strict=True):
         shown = one_line(value if isinstance(value, str) else " | ".join(value))
         if prediction.text is not None:
             print(f"{shown}\n  {prediction.text}")
         else:
-            print(f"{prediction.label}  {prediction.score:.3f}  {shown}")
+            print(f"{prediction.line()}  {shown}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

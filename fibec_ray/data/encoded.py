@@ -90,6 +90,11 @@ class EncodedSet:
         """What a batch of these samples looks like."""
         return TextForm(int(self.answer_lengths.max(initial=0)), self.types is not None)
 
+    def prompts(self) -> list[list[int]]:
+        """Token ids of each sample up to `answer_at`."""
+        starts, ends = self.offsets[:-1].tolist(), self.answer_at.tolist()
+        return [self.tokens[start : start + at + 1].tolist() for start, at in zip(starts, ends, strict=True)]
+
     def shard(self, rows: NDArray[np.int64]) -> ArrayShard:
         """The samples at these rows."""
         return ArrayShard(self, np.asarray(rows, dtype=np.int64))

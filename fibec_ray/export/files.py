@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from fibec_ray.data.columns import texts_of
-from fibec_ray.data.instructions import COMMON
 from fibec_ray.data.layout import Layout
 from fibec_ray.data.readers import SUFFIXES, read_table, suffix_of
 from fibec_ray.errors import DataError
-from fibec_ray.export.predict import Prediction
 from fibec_ray.files.run_dir import write_text
 from fibec_ray.runs.saved_model import SavedModel
+from fibec_ray.tasks.base import NOT_FROM_TABLES
+from fibec_ray.tasks.prediction import Prediction
 
 WRITTEN = (".csv", ".jsonl")
-DIGITS = 6
-"""of probabilities"""
 
 
 def read_inputs(path: Path, about: SavedModel, columns: Sequence[str] = ()) -> tuple[list[str], list[Any]]:
@@ -28,8 +26,8 @@ def read_inputs(path: Path, about: SavedModel, columns: Sequence[str] = ()) -> t
 
     columns: which hold the text; (): those of the run's task. Raises DataError for a file or column that is not there.
     """
-    if not about.is_text:
-        raise DataError("--file: this model predicts from numbers; use fibec_ray.load(RUN).predict(ARRAY) in Python")
+    if not about.task.typed_columns:
+        raise DataError(f"--file: {NOT_FROM_TABLES}")
     known = [suffix for suffixes in SUFFIXES.values() for suffix in suffixes]
     if suffix_of(path) not in known:
         raise DataError(f"--file {path}: its name must end in one of {', '.join(known)}")
@@ -38,7 +36,10 @@ def read_inputs(path: Path, about: SavedModel, columns: Sequence[str] = ()) -> t
     names: list[str] = []
 
     def choose(there: Sequence[str]) -> tuple[str, ...]:
-        names.extend(_chosen(list(there), about, columns, path))
+        try:
+            names.extend(about.task.input_columns(list(there), columns))
+        except DataError as error:
+            raise DataError(f"--file {path}: {error}") from error
         return tuple(names)
 
     table = read_table(path, Layout(), choose)
@@ -54,14 +55,17 @@ def write_predictions(path: Path, names: Sequence[str], inputs: Sequence[Any], f
     """
     refuse_other_suffix(path)
     rows = [
-        dict(zip(names, (value,) if isinstance(value, str) else value, strict=True)) | plain(prediction)
+        dict(zip(names, (value,) if isinstance(value, str) else value, strict=True)) | prediction.plain()
         for value, prediction in zip(inputs, found, strict=True)
     ]
     if path.suffix.lower() == ".jsonl":
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return
     text = io.StringIO()
-    header = [key for key in rows[0] if key != "scores"] if rows else [*names]
+    header = list(dict.fromkeys(key for row in rows for key in row if key != "scores")) or [*names]
+    for row in rows:
+        if "labels" in row:
+            row["labels"] = " ".join(row["labels"])
     writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -72,34 +76,3 @@ def refuse_other_suffix(path: Path) -> None:
     """Raise DataError for an output file whose ending is not one that can be written."""
     if path.suffix.lower() not in WRITTEN:
         raise DataError(f"--out {path}: its name must end in {' or '.join(WRITTEN)}")
-
-
-def plain(prediction: Prediction) -> dict[str, Any]:
-    """What a prediction holds, as plain values."""
-    values = {name: getattr(prediction, name) for name in ("label", "score", "scores", "text", "value")}
-    values["score"] = None if prediction.score is None else round(prediction.score, DIGITS)
-    values["scores"] = {name: round(score, DIGITS) for name, score in prediction.scores.items()}
-    return {name: value for name, value in values.items() if value not in (None, {})}
-
-
-def _chosen(there: list[str], about: SavedModel, columns: Sequence[str], path: Path) -> list[str]:
-    wanted = list(columns) or _usual(there, about)
-    count = max(1, len(about.prompts.text_columns))
-    missing = [name for name in wanted if name not in there]
-    if missing or len(wanted) < count or (about.predicts == "classes" and len(wanted) != count):
-        which = "two columns" if count == 2 else "the column"
-        raise DataError(
-            f"--file {path}: has the columns {', '.join(there)}; name {which} with the text: --columns "
-            + " ".join(["NAME"] * count)
-        )
-    return wanted
-
-
-def _usual(there: list[str], about: SavedModel) -> list[str]:
-    """The columns of the run's task, or the only ones that there are."""
-    if about.predicts == "texts":
-        fields = ("instruction", "input")
-        found = [next((name for name in COMMON[field] if name in there), None) for field in fields]
-        return [name for name in found if name is not None]
-    wanted = list(about.prompts.text_columns)
-    return there if len(there) == len(wanted) and not set(wanted) <= set(there) else wanted

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,30 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from fibec_ray.data.encode_instructions import end_id
+from fibec_ray.encoder import Encoder
 from fibec_ray.errors import ModelError
-from fibec_ray.export.inputs import Inputs, encoded, points, prompt_ids
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.model_types import Shard
 from fibec_ray.models.base import AnyBackbone, BuiltModel
 from fibec_ray.runs.saved_model import SavedModel
+from fibec_ray.tasks.prediction import Prediction
 
 MOST_NEW_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one input: a class with probabilities, a text, or a number."""
-
-    label: str | None = None
-    """the most likely class"""
-    score: float | None = None
-    """its probability"""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """the probability of each class"""
-    text: str | None = None
-    """the answer of a model that was trained on instructions"""
-    value: float | None = None
-    """the number that a regression predicts"""
+Inputs = Sequence[Any]
+"""Texts, pairs of texts, or numbers of one sample's shape each."""
 
 
 class TrainedModel:
@@ -89,36 +76,39 @@ class TrainedModel:
             inputs = [inputs]
         if not len(inputs):
             return []
-        if self.about.predicts == "texts":
+        task = self.about.task
+        if task.writes_text:
             return [Prediction(text=text) for text in self._answers(inputs, batch_size, max_new_tokens)]
-        scores = self.scores(inputs, batch_size)
-        if self.about.predicts == "values":
-            return [Prediction(value=value) for value in scores[:, 0].tolist()]
-        names = self.label_names
-        return [_of_class(names, row) for row in scores.softmax(1).tolist()]
+        return task.predictions(self.scores(inputs, batch_size))
 
     @torch.no_grad()
     def scores(self, inputs: Inputs, batch_size: int | None = None) -> Tensor:
         """(N, C) logits of the classes, float32 on the CPU; (N, 1) values in a regression."""
-        if self.about.predicts == "texts":
+        if self.about.task.writes_text:
             raise ModelError("this model answers in text and has no class scores; use predict")
         shard = self._shard(inputs)
         chunks = evaluation_chunks(shard, batch_size or self.about.batch_size)
         found = torch.cat([self.engine.forward(shard.batch(rows)).scores.float().cpu() for rows in chunks])
         return found[torch.argsort(torch.cat(chunks))]
 
+    def _encoded(self, inputs: Inputs) -> Any:
+        """The inputs as the run encoded its test set, with made-up labels. Raises DataError."""
+        about = self.about
+        shape = tuple(self.engine.adapter_config.get("input_shape", ()))
+        encoder = Encoder(about.backbone.reads, self.tokenizer, about.backbone.encode_mode, about.max_length)
+        return about.task.encode(about.task.rows_to_predict(inputs, shape), encoder)
+
     def _shard(self, inputs: Inputs) -> Shard:
-        backbone = self.about.backbone
-        if backbone.reads == "text":
-            made = encoded(inputs, self.about.prompts, backbone.encode_mode, self.tokenizer)
-            if made.types is not None and not self._takes_types(int(made.types.max(initial=0))):
-                made = replace(made, types=None)
-            return made.shard(np.arange(made.num_samples))
-        return points(inputs, tuple(self.engine.adapter_config["input_shape"]))
+        made = self._encoded(inputs)
+        types = getattr(made, "types", None)
+        if types is not None and not self._takes_types(int(types.max(initial=0))):
+            made = replace(made, types=None)
+        shard: Shard = made.shard(np.arange(made.num_samples))
+        return shard
 
     def _answers(self, inputs: Inputs, batch_size: int | None, most: int) -> list[str]:
         """Greedy decoding of each prompt."""
-        asked = prompt_ids(inputs, self.about.prompts, self.tokenizer)
+        asked = self._encoded(inputs).prompts()
         texts = [""] * len(asked)
         for rows in _of_one_length(asked, batch_size or self.about.batch_size):
             answers = _decode(self.engine, [asked[row] for row in rows], end_id(self.tokenizer), most)
@@ -129,7 +119,7 @@ class TrainedModel:
     def __repr__(self) -> str:
         about = self.about
         who = "" if about.device is None else f", device={about.device}"
-        return f"TrainedModel({about.name!r}, method={about.method!r}, task={about.prompts.task!r}{who})"
+        return f"TrainedModel({about.name!r}, method={about.method!r}, task={about.task.name!r}{who})"
 
 
 def _type_check(backbone: AnyBackbone) -> Callable[[int], bool]:
@@ -142,11 +132,6 @@ def _type_check(backbone: AnyBackbone) -> Callable[[int], bool]:
     with suppress(ModelError):  # a model that knows one type has no pairs
         takes(0), takes(1)
     return takes
-
-
-def _of_class(names: Sequence[str], row: Sequence[float]) -> Prediction:
-    best = max(range(len(row)), key=row.__getitem__)
-    return Prediction(names[best], row[best], dict(zip(names, row, strict=True)))
 
 
 def _of_one_length(asked: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -20,9 +20,9 @@ def adapter_text(experiment: Experiment, about: SavedModel, row: Row, base: str 
 
     row: of the last round; {} if it is not known. base: hub id or path of the base.
     """
-    whole = not about.is_text or experiment.method.peft.trains_base
+    whole = not about.backbone.has_base or experiment.method.peft.trains_base
     meta = {
-        "library_name": "fibec_ray" if not about.is_text else "transformers" if whole else "peft",
+        "library_name": "fibec_ray" if not about.backbone.has_base else "transformers" if whole else "peft",
         "pipeline_tag": _pipeline(about),
         "tags": ["fibec-ray", "federated-learning", experiment.method.peft.kind],
         "base_model": base,
@@ -103,9 +103,7 @@ def _score(about: SavedModel, row: Row, metric: str) -> str:
 
 
 def _pipeline(about: SavedModel) -> str | None:
-    if not about.is_text:
-        return None
-    return "text-generation" if about.predicts == "texts" else "text-classification"
+    return about.task.pipeline if about.backbone.has_base else None
 
 
 def _code(about: SavedModel, base: str | None, whole: bool) -> str:
@@ -127,7 +125,7 @@ def _code(about: SavedModel, base: str | None, whole: bool) -> str:
 
 
 def _limits(about: SavedModel) -> str:
-    length = f"Texts longer than {about.prompts.max_length} tokens are cut. " if about.is_text else ""
+    length = f"Texts longer than {about.max_length} tokens are cut. " if about.task.reads == "text" else ""
     return (
         f"{length}The score is that of a simulation on one test set; test the model on your own data before using it."
     )
@@ -158,11 +156,11 @@ def merged_text(about: SavedModel) -> str:
     code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
     if about.backbone.adds_head:
         names = list(about.label_names)
-        code = MEAN_POOL.replace("MAX_LENGTH", str(about.prompts.max_length)).replace("LABELS", repr(names))
+        code = MEAN_POOL.replace("MAX_LENGTH", str(about.max_length)).replace("LABELS", repr(names))
     return f"""# {about.name}
 
 A plain transformers model in float32: the adapter ({about.peft["kind"]}) is merged into the base. Method
-{about.method}, task {about.prompts.task}, {about.round} rounds, {about.created[:10]}.
+{about.method}, task {about.task.name}, {about.round} rounds, {about.created[:10]}.
 
 ```python
 {code}

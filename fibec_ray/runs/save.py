@@ -30,7 +30,7 @@ def save_model(
 
     row: of the last round in the round log; None: not known.
     """
-    names = about.label_names if about.is_text else ()
+    names = about.label_names if about.backbone.has_base else ()
     about = about.model_copy(update={"has_global": row is None or row.get("global_loss") is not None})
     base = about.backbone.reference()
     config = {**layout.adapter_config, **({"base_model_name_or_path": base} if base else {})}

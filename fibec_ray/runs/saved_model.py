@@ -5,46 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, model_validator
 
 from fibec_ray.answers import Answers
 from fibec_ray.checkpoints.identity import Identity
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.data.instructions import InstructionFormat
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.sealed import file_digest, read_sealed
 from fibec_ray.models.kinds import OneBackbone
+from fibec_ray.runs.older_models import of_older_file
+from fibec_ray.tasks import AnyTask
 
 NAME = "fibec_ray.json"
 FORMAT = 1
-
-Predicts = Literal["classes", "texts", "values"]
-"""One of several classes, a text, or a number."""
-
-
-class Prompts(BaseModel, frozen=True, extra="forbid"):
-    """How a model's inputs become tokens (`data/encode.py`)."""
-
-    task: str
-    """name, for messages"""
-    text_columns: tuple[str, ...] = ()
-    """one or two; empty where inputs are not text"""
-    template: str = ""
-    causal_template: str = ""
-    instructions: InstructionFormat | None = None
-    max_length: int
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return self.task
-
-    @property
-    def verbaliser(self) -> tuple[str, ...]:
-        """None: the tokens of its words are known."""
-        return ()
 
 
 class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
@@ -71,7 +46,10 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
     label_names: tuple[str, ...] = ()
     has_global: bool = True
     """False if the head, or all of the model, is trained on devices only"""
-    prompts: Prompts
+    task: AnyTask
+    """as it was trained"""
+    max_length: int
+    """most tokens of a sample"""
     batch_size: int
     """`evaluation.batch_size`"""
     digests: dict[str, str] = {}
@@ -81,40 +59,12 @@ class SavedModel(BaseModel, frozen=True, extra="forbid", protected_namespaces=()
     @model_validator(mode="before")
     @classmethod
     def _of_older_files(cls, raw: Any) -> Any:
-        """Files of earlier versions have `num_classes` (1 in a regression, 0 for text answers) and `label_words`."""
-        if not isinstance(raw, dict) or "num_classes" not in raw:
-            return raw
-        count, words = raw["num_classes"], raw.get("label_words")
-        answers: dict[str, Any] = {"likelihood": "normal" if count == 1 else "categorical", "num_scores": count}
-        if count == 0:
-            answers |= {"likelihood": "tokens", "readout": "response"}
-        rest = {name: value for name, value in raw.items() if name not in ("num_classes", "label_words")}
-        return rest | {"answers": answers | {"label_words": words}}
-
-    @property
-    def predicts(self) -> Predicts:
-        """What the model predicts: classes, texts or values."""
-        if self.answers.readout == "response":
-            return "texts"
-        return "values" if self.answers.likelihood == "normal" else "classes"
-
-    @property
-    def is_text(self) -> bool:
-        """True if the model is a language model, so that inputs are texts."""
-        return self.backbone.reads == "text"
+        return of_older_file(raw) if isinstance(raw, dict) else raw
 
 
 def describe(experiment: Experiment, identity: Identity, label_names: Sequence[str], base: str = "") -> SavedModel:
     """The global model of a run. base: fingerprint of its frozen weights."""
     task, prepared = experiment.task.effective(experiment.data), identity.prepared
-    prompts = Prompts(
-        task=task.name,
-        text_columns=getattr(task, "text_columns", ()),
-        template=getattr(task, "template", ""),
-        causal_template=getattr(task, "causal_template", ""),
-        instructions=getattr(task, "format", None),
-        max_length=experiment.data.max_length,
-    )
     return SavedModel(
         name=experiment.name,
         method=experiment.method.name,
@@ -127,7 +77,8 @@ def describe(experiment: Experiment, identity: Identity, label_names: Sequence[s
         seed=experiment.seed,
         answers=prepared.answers(task),
         label_names=tuple(label_names),
-        prompts=prompts,
+        task=task,
+        max_length=experiment.data.max_length,
         batch_size=experiment.evaluation.batch_size,
     )
 

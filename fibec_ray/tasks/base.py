@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
+from torch import Tensor
 
 from fibec_ray.answers import Answers, Readout
 from fibec_ray.data.dealing import Ints, Split
-from fibec_ray.data.examples import Rows
+from fibec_ray.data.examples import Examples, Rows
 from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import EMBEDDED, TEST_FRACTION_INSTRUCTIONS, DataConfig
@@ -25,9 +26,11 @@ from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.errors import DataError
 from fibec_ray.likelihoods import LIKELIHOODS
 from fibec_ray.models.base import AnyBackbone
+from fibec_ray.tasks.prediction import Prediction, most_likely
 from fibec_ray.tasks.scores import Figures, Scores, mean_loss, perplexity, share_right
 from fibec_ray.types import Predictions
 
+NOT_FROM_TABLES = "this model predicts from numbers; use fibec_ray.load(RUN).predict(ARRAY) in Python"
 ALWAYS = ("max_train", "max_test")
 """Settings of `data` that have an effect for every kind."""
 
@@ -54,6 +57,8 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
     """True if columns and classes are found by looking at a user's files (data/own.py)"""
     with_own_files: ClassVar[bool] = False
     """True for an embedded task whose settings also run on a user's files, as a task of the default kind"""
+    pipeline: ClassVar[str | None] = None
+    """the Hugging Face hub's name for models of this kind"""
     embedded: ClassVar[str | None] = None
     """the section of `data` that says how many rows are generated; None: rows are not generated"""
 
@@ -160,6 +165,36 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
         """How much the devices' training rows differ."""
         return heterogeneity(train.labels, shards, num_groups)
 
+    # --- trained models
+
+    def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Any:
+        """Rows of what a user gives a trained model, with made-up labels.
+
+        shape: of a sample of numbers, as the model was trained. Raises DataError with the position of an input that
+        does not fit.
+        """
+        raise DataError(
+            f"task {self.name}: kind {self.kind} does not say how inputs become rows (`rows_to_predict` in its class), "
+            "so its models cannot predict; use the adapter with transformers and PEFT"
+        )
+
+    def predictions(self, scores: Tensor) -> list[Prediction]:
+        """What (N, C) scores of a trained model say, for N inputs. Classes are called 0, 1 ... here."""
+        names = [str(i) for i in range(scores.shape[1])]
+        return [most_likely(names, row) for row in scores.softmax(1).tolist()]
+
+    def input_columns(self, there: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
+        """Columns of a table with inputs for a trained model.
+
+        chosen: by the user; empty: the task's own. Raises DataError if a column is missing or inputs are not texts.
+        """
+        raise DataError(NOT_FROM_TABLES)
+
+    @property
+    def typed_columns(self) -> tuple[str, ...]:
+        """What the columns of inputs that a user types are called; empty if inputs are not texts."""
+        return ()
+
     def score(self, predictions: Predictions) -> Scores | None:
         """Scores of pooled predictions, computed together (never as a mean over devices); None if there are none."""
         if not len(predictions.labels):
@@ -177,12 +212,35 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
         return Figures(self.accuracy(predictions))
 
 
+def ask_for_columns(there: Sequence[str], count: int) -> str:
+    """The message for a table whose columns of text are not known."""
+    which = "two columns" if count == 2 else "the column"
+    names = " ".join(["NAME"] * count)
+    return f"has the columns {', '.join(there)}; name {which} with the text: --columns {names}"
+
+
 class Texts(Task):
     """Samples of one text, or of a pair of texts."""
 
     text_columns: tuple[str, ...] = Field(
         ("sentence",), min_length=1, max_length=2, description="column of the text, or two columns for pairs of texts"
     )
+
+    @property
+    def typed_columns(self) -> tuple[str, ...]:
+        return self.text_columns
+
+    def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Examples:
+        texts = split_pairs(inputs, len(self.text_columns), self.name)
+        return Examples(texts[0], texts[1] if len(texts) == 2 else None, np.zeros(len(texts[0]), np.int64))
+
+    def input_columns(self, there: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
+        """The task's own columns, or the only ones that there are."""
+        own = self.text_columns
+        wanted = tuple(chosen) or (tuple(there) if len(there) == len(own) and not set(own) <= set(there) else own)
+        if len(wanted) != len(own) or not set(wanted) <= set(there):
+            raise DataError(ask_for_columns(there, len(own)))
+        return wanted
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -196,6 +254,17 @@ def refuse_twice(task: Task, *fields: str) -> None:
         values = getattr(task, field)
         if twice := sorted({value for value in values if values.count(value) > 1}):
             raise ValueError(f"{field} has {twice[0]!r} twice; every entry must differ")
+
+
+def split_pairs(inputs: Sequence[Any], count: int, task: str) -> list[list[str]]:
+    """One list of texts per column. Raises DataError for an input that is not `count` texts."""
+    rows = [(value,) if isinstance(value, str) else tuple(value) for value in inputs]
+    for at, row in enumerate(rows):
+        if len(row) != count or not all(isinstance(text, str) for text in row):
+            wanted = "a text" if count == 1 else "a pair of texts, (first, second)"
+            found = "a text" if isinstance(inputs[at], str) else f"{inputs[at]!r:.60}"
+            raise DataError(f"input {at}: task {task} takes {wanted} for each sample, and this is {found}")
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def accuracies(train: Ints, test: Ints, split: Split) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from fibec_ray.data import synthetic
 from fibec_ray.data.about import about_rows
@@ -21,6 +22,7 @@ from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
 from fibec_ray.tasks.base import Task, Texts, refuse_twice
+from fibec_ray.tasks.prediction import Prediction, most_likely
 from fibec_ray.tasks.scores import Figures, share_right
 from fibec_ray.tasks.tables import LabelledTexts
 from fibec_ray.types import Predictions
@@ -63,6 +65,9 @@ class Classes(Task):
             return Figures((accuracy + float(f1_score(labels, predicted, zero_division=0))) / 2)
         return Figures(accuracy)
 
+    def predictions(self, scores: Tensor) -> list[Prediction]:
+        return [most_likely(self.label_names, row) for row in scores.softmax(1).tolist()]
+
     @model_validator(mode="after")
     def _enough_classes(self) -> Self:
         if len(self.label_names) < 2:
@@ -84,6 +89,8 @@ class TextClasses(Classes, Texts):
     verbaliser: tuple[str, ...] = Field(
         (), description="one word for each class, in the order of label_names; for heads of language models"
     )
+
+    pipeline: ClassVar[str | None] = "text-classification"
 
     def encode(self, rows: Examples, encoder: Encoder) -> SampleSet:
         return encode(rows, self, encoder.tokenizer, encoder.mode, encoder.max_length)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from fibec_ray.answers import Readout
@@ -13,14 +14,18 @@ from fibec_ray.data import exercises
 from fibec_ray.data.dealing import Split
 from fibec_ray.data.encode_instructions import encode_instructions
 from fibec_ray.data.examples import Instructions
-from fibec_ray.data.instructions import Columns, InstructionFormat, chosen_columns, instructions_of
+from fibec_ray.data.instructions import COMMON, Columns, InstructionFormat, chosen_columns, instructions_of
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import TEST_FRACTION_INSTRUCTIONS, DataConfig
 from fibec_ray.data.source import Table
 from fibec_ray.encoder import Encoder
+from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Task, accuracies, numbered
+from fibec_ray.tasks.base import Task, accuracies, ask_for_columns, numbered
 from fibec_ray.tasks.tables import FromTables
+
+ANY_RESPONSE = "0"
+"""Stands where training has a response: prompts are encoded as samples, and only their prompts are used."""
 
 
 class Generation(Task):
@@ -34,6 +39,7 @@ class Generation(Task):
     )
     metric: Literal["accuracy"] = Field("accuracy", description="share of exact answers")
 
+    pipeline: ClassVar[str | None] = "text-generation"
     likelihood: ClassVar[str] = "tokens"
     readout: ClassVar[Readout] = "response"
 
@@ -74,10 +80,40 @@ class Generation(Task):
             f"data.max_length={max_length}"
         )
 
+    def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Instructions:
+        """inputs: instructions, or pairs (instruction, input)."""
+        asked = [_instruction(value, at) for at, value in enumerate(inputs)]
+        return Instructions(
+            [instruction for instruction, _ in asked],
+            [about for _, about in asked],
+            [ANY_RESPONSE] * len(asked),
+            np.zeros(len(asked), np.int64),
+            ("",),
+        )
+
+    def input_columns(self, there: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
+        """The columns of the instruction and, if there is one, of the input."""
+        usual = [next((name for name in COMMON[field] if name in there), None) for field in ("instruction", "input")]
+        wanted = tuple(chosen) or tuple(name for name in usual if name is not None)
+        if not wanted or not set(wanted) <= set(there):
+            raise DataError(ask_for_columns(there, 1))
+        return wanted
+
+    @property
+    def typed_columns(self) -> tuple[str, ...]:
+        return ("instruction", "input")
+
     def anchors(self, train: Instructions, test: Instructions, split: Split) -> dict[str, float]:
         """Of the most frequent response."""
         said = numbered([train.responses, test.responses])
         return accuracies(said[0], said[1], split)
+
+
+def _instruction(value: Any, at: int) -> tuple[str, str]:
+    pair = (value, "") if isinstance(value, str) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(text, str) for text in pair) or not pair[0].strip():
+        raise DataError(f"input {at}: give an instruction, or a pair (instruction, input); this is {value!r:.60}")
+    return pair[0], pair[1]
 
 
 class FromInstructions(Generation, FromTables):

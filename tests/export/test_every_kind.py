@@ -18,7 +18,7 @@ from fibec_ray.export.write import export_adapter, export_merged
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.runs.save import complete
-from fibec_ray.runs.saved_model import Prompts, SavedModel
+from fibec_ray.runs.saved_model import SavedModel
 from fibec_ray.runs.simulation import cache_dir
 from fibec_ray.types import Layout
 
@@ -45,7 +45,7 @@ def saved(name: str, head: str, folder: Path, family: str = "bert", **changes: A
         name="test", method="fedavg", round=1, created="2026-01-01", versions={}, backbone=model._spec,
         peft=kind.model_dump(mode="json"), seed=0, label_names=("a", "b", "c"),
         answers=classes(3, (7, 8, 9) if head.endswith("_lm") else None), batch_size=4,
-        prompts=Prompts(task="test", text_columns=("sentence",), max_length=16),
+        task={"name": "test", "label_names": ("a", "b", "c")}, max_length=16,
     )  # fmt: skip
     layout = Layout({n: model.layer_of(n) for n in model.trainable}, 3, model.adapter_config)
     save_adapter(model.read(), layout, kind, folder, about.label_names, lambda draft: complete(about, draft, folder))
