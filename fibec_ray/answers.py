@@ -33,6 +33,9 @@ class Answers(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"likelihood {self.likelihood!r} is unknown; choose one of: {', '.join(LIKELIHOODS)}")
         if (self.num_scores == 0) != (self.readout == "response") or self.num_scores < 0:
             raise ValueError(f"num_scores is {self.num_scores}; set 0 with readout response, and 1 or more otherwise")
+        most = self.distribution.most_scores
+        if most is not None and self.num_scores > most:
+            raise ValueError(f"num_scores is {self.num_scores}; likelihood {self.likelihood} takes {most}; set {most}")
         if self.label_words is not None and len(self.label_words) != self.num_scores:
             raise ValueError(f"{len(self.label_words)} label_words for {self.num_scores} scores; give one for each")
         return self

@@ -29,6 +29,8 @@ SMALLEST_DRAW = 2.0**-25
 TOKEN_DRAWS = 4
 """Drawn responses per sample in the Gauss-Newton matrix of `Tokens`; each costs a backward pass."""
 
+TOO_MANY_LABELS = "answers of several tokens have too many labels for label: expected; set label to sampled or observed"
+
 Cotangents = tuple[int, Callable[[int], Tensor]]
 """Number of columns of L, and a function that returns the c-th one in the shape of the scores."""
 
@@ -40,6 +42,8 @@ class Likelihood(ABC):
     """in `LIKELIHOODS` and `Answers.likelihood`"""
     num_draws: ClassVar[int] = 0
     """draws per sample that `columns` needs; 0: its columns are exact"""
+    most_scores: ClassVar[int | None] = None
+    """the most scores that it takes; None: any number"""
 
     @classmethod
     def num_labels(cls, num_scores: int) -> int | None:
@@ -133,6 +137,7 @@ class Normal(Likelihood):
     """A real value around its score (C = 1) with variance 1; half the squared error. Labels (B,) float32."""
 
     name = "normal"
+    most_scores = 1
 
     @classmethod
     def num_columns(cls, num_scores: int) -> int:
@@ -207,13 +212,15 @@ class Bernoulli(Likelihood):
 
 @dataclass(frozen=True, eq=False)
 class Tokens(Likelihood):
-    """A label for each of a sample's tokens; the loss is the mean of their cross-entropies (`responses.py`).
+    """One of V labels for each of a sample's T tokens; the loss is the mean of their cross-entropies (`responses.py`).
 
-    The labels are the response's own (`response.targets`), so `losses` ignores its argument. Scores: (R, V). Each token
-    is drawn given the data's tokens before it. A sequence has too many labels for an exact expectation, and with a
-    vocabulary the exact factor L has too many columns. It is therefore estimated: for drawn tokens y_t, e_t = p_t -
-    onehot(y_t) has mean 0 and second moment S_t, so m columns e_t / sqrt(T m) of T tokens have L L^T = S in expectation
-    (Martens 2020, "New insights and perspectives on the natural gradient method").
+    Scores: (R, V). `losses` takes the labels from `response.targets` and ignores its argument. Each token is drawn
+    given the data's tokens before it.
+
+    A sequence has too many labels for an exact expectation, and with a vocabulary the exact L has too many columns. L
+    is therefore estimated. For drawn tokens y_t, e_t = p_t - onehot(y_t) has mean 0 and second moment S_t, so m columns
+    e_t / sqrt(T m) have L L^T = S in expectation (Martens 2020, "New insights and perspectives on the natural gradient
+    method").
     """
 
     response: ResponseTokens
@@ -270,8 +277,6 @@ class Tokens(Likelihood):
     def num_tokens(self) -> Tensor:
         return self.response.counts
 
-
-TOO_MANY_LABELS = "a text answer has too many labels for label: expected; set label to sampled or observed"
 
 LIKELIHOODS: Mapping[str, type[Likelihood]] = {
     likelihood.name: likelihood for likelihood in (Categorical, Normal, Bernoulli, Tokens)

@@ -6,9 +6,10 @@ E_y[g_iy^2], is used. There are three choices of labels y:
 - expected: y ~ p(. | s_i) of the model, exact: C backward passes on one forward pass;
 - sampled: one y drawn from p(. | s_i).
 The last two use p over the task's C classes; with a verbaliser, over its label words only. In a regression y is a
-value, and p is normal around the model's output with variance 1. For text answers y is a token at each position of the
-response, drawn given the data's tokens before it, and the gradient is that of their mean, as in the loss; "expected" is
-not available because there are too many tokens.
+value, and p is normal around the model's output with variance 1. With several yes-or-no labels, p is the product of
+their probabilities. For text answers y is a token at each position of the response, drawn given the data's tokens
+before it, and the gradient is that of their mean, as in the loss; "expected" is not available because there are too
+many tokens. `likelihoods.py` has the formulas.
 
 Shapes: B samples of a group, n samples of a shard, C classes.
 """
@@ -157,7 +158,7 @@ class LabelPass(NamedTuple):
     grads: Sequence[Tensor | None]
     """gradients of the sum of -log p, or of log p, for `caught.tensors`"""
     weights: Tensor | None
-    """(B,) probability of the label; None: 1"""
+    """(B,) weight of the squared gradients, such as the label's probability; None: 1"""
 
 
 def label_passes(

@@ -17,6 +17,10 @@ NEAR = 0.85
 """Similarity (difflib, 0 to 1) from which an unknown method counts as a misspelt hook."""
 
 
+RENAMED = {"num_classes": "answers.num_scores"}
+"""Parameters that hooks had in earlier versions, and what replaces them."""
+
+
 def check_hooks(cls: type[Any], root: type[Any], file: str) -> None:
     """Check the hooks of a new part class, and wrap them so that their return types are checked on each call.
 
@@ -47,17 +51,19 @@ def check_hooks(cls: type[Any], root: type[Any], file: str) -> None:
 
 
 def _check_signature(cls: type[Any], hook: FunctionType, found: FunctionType) -> None:
-    """Raise TypeError unless `found` takes the hook's parameters under the same names."""
+    """Raise TypeError unless `found` takes the hook's parameters in their order, and none of an earlier version."""
     expected, written = list(inspect.signature(hook).parameters), list(inspect.signature(found).parameters)
     try:
         inspect.signature(found).bind(*expected)
         swapped = set(written) == set(expected) and written != expected
     except TypeError:
         swapped = True
-    if swapped:
+    earlier = [name for name in written if name in RENAMED and name not in expected]
+    if swapped or earlier:
+        replaced = "".join(f"; {name} is now {RENAMED[name]}" for name in earlier)
         raise TypeError(
             f"{cls.__name__}: {hook.__name__} takes ({', '.join(written)}); write def {hook.__name__}"
-            f"({', '.join(expected)})"
+            f"({', '.join(expected)}){replaced}"
         )
 
 

@@ -42,6 +42,8 @@ def kind_of(folder: Path, base: str, *lines: str) -> str:
         ("Aggregator", "def combine(self, updates): ...", "takes (self, updates); write def combine(self, state, u"),
         ("Aggregator", "def combine(self, updates, state): ...", "write def combine(self, state, updates)"),
         ("Aggregator", "def combine(state, updates): ...", "write def combine(self, state, updates)"),
+        ("Aggregator", "def passes(self, round_, num_classes): ...", "(self, round_, answers); num_classes is now answers.n"),
+        ("Sharing", "def passes(self, num_classes): ...", "write def passes(self, answers); num_classes is now answers."),
         ("Aggregator", "def combin(self, state, updates): ...", "did you mean 'combine'? If not, rename it to _combin"),
         ("Aggregator", "combine: float = 1.0", "combine is the name of a hook; give the field another name"),
         ("Aggregator", "@property\n    def combine(self): ...", "is a method; write it as def combine(self, state"),
