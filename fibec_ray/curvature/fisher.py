@@ -9,7 +9,7 @@ The last two use p over the task's C classes; with a verbaliser, over its label 
 value, and p is normal around the model's output with variance 1. With several yes-or-no labels, p is the product of
 their probabilities. For text answers y is a token at each position of the response, drawn given the data's tokens
 before it, and the gradient is that of their mean, as in the loss; "expected" is not available because there are too
-many tokens. `likelihoods.py` has the formulas.
+many tokens. `likelihoods` has the formulas.
 
 Shapes: B samples of a group, n samples of a shard, C classes.
 """

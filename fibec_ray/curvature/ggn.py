@@ -4,7 +4,7 @@
 
 over samples i and the C classes (with a verbaliser: only its label words), at the model's current parameters. With
 several yes-or-no labels, S_i = diag(p_i (1 - p_i)). This is the full Fisher information with labels drawn from the
-model. With S_i = L_i L_i^T (`likelihoods.py`) it is H = G G^T for columns g_ic = J_i^T L_i[:, c] / sqrt(N), which are
+model. With S_i = L_i L_i^T (`likelihoods`) it is H = G G^T for columns g_ic = J_i^T L_i[:, c] / sqrt(N), which are
 gradients of single samples. Its rank is at most the number of columns, N (C - 1) for classes and N in a regression, so:
 - gram: all columns at once; from (G^T G) V = V Lam, U = G V Lam^{-1/2}. Exact;
 - subspace: randomised subspace iteration (Halko, Martinsson, Tropp 2011) on H V = sum_ic g_ic (g_ic^T V), which keeps

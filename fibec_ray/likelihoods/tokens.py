@@ -1,0 +1,88 @@
+"""The likelihood of sequences of tokens.
+
+Shapes: B samples, T tokens of a response, R of all responses, V labels of a token (a vocabulary or tags), m draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fibec_ray.errors import ModelError
+from fibec_ray.likelihoods.base import TOO_MANY_LABELS, Cotangents, Likelihood
+from fibec_ray.responses import ResponseTokens
+
+TOKEN_DRAWS = 4
+"""Drawn responses per sample in the Gauss-Newton matrix; each costs a backward pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens(Likelihood):
+    """One of V labels for each of a sample's T tokens; the loss is the mean of their cross-entropies (`responses.py`).
+
+    Scores: (R, V). `losses` takes the labels from `response.targets` and ignores its argument. Each token is drawn
+    given the data's tokens before it.
+
+    A sequence has too many labels for an exact expectation, and with a vocabulary the exact L has too many columns. L
+    is therefore estimated. For drawn tokens y_t, e_t = p_t - onehot(y_t) has mean 0 and second moment S_t, so m columns
+    e_t / sqrt(T m) have L L^T = S in expectation (Martens 2020, "New insights and perspectives on the natural gradient
+    method").
+    """
+
+    response: ResponseTokens
+
+    name = "tokens"
+    num_draws = TOKEN_DRAWS
+
+    @classmethod
+    def num_labels(cls, num_scores: int) -> int | None:
+        return None
+
+    @classmethod
+    def num_columns(cls, num_scores: int) -> int:
+        return TOKEN_DRAWS
+
+    def losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        return self.response.means(F.cross_entropy(scores, self.response.targets, reduction="none"))
+
+    def predicted(self, scores: Tensor) -> Tensor:
+        """(B,) int64, 1 where greedy decoding gives exactly the response."""
+        return self.response.exact(scores)
+
+    def truth(self, labels: Tensor) -> Tensor:
+        """(B,) ones."""
+        return torch.ones_like(self.response.counts)
+
+    def expected(self, scores: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        raise ModelError(TOO_MANY_LABELS)
+
+    def sampled(self, scores: Tensor, draws: Tensor) -> Tensor:
+        drawn = self.response.draw(scores.detach(), draws)
+        return self.response.means(F.cross_entropy(scores, drawn, reduction="none"))
+
+    @torch.no_grad()
+    def columns(self, scores: Tensor, draws: Tensor | None = None) -> Cotangents:
+        assert draws is not None, "columns of drawn tokens need draws"
+        response, num, scores = self.response, draws.shape[1], scores.detach()
+        p = scores.float().softmax(1)
+        scale = (response.counts * num).rsqrt()[response.sample].unsqueeze(1)
+
+        def column(c: int) -> Tensor:
+            drawn = response.draw(scores, draws[:, c])
+            return p.scatter_add(1, drawn.unsqueeze(1), -torch.ones_like(p[:, :1])) * scale
+
+        return num, column
+
+    def split(self, sizes: Sequence[int]) -> Sequence[Tokens]:
+        return [Tokens(part) for part in self.response.split(list(sizes))]
+
+    def rows(self, sizes: Sequence[int]) -> list[int]:
+        return [len(part.targets) for part in self.response.split(list(sizes))]
+
+    @property
+    def num_tokens(self) -> Tensor:
+        return self.response.counts
