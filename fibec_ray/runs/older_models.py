@@ -27,7 +27,7 @@ def _with_task(raw: dict[str, Any]) -> dict[str, Any]:
     prompts, answers = raw["prompts"], raw["answers"]
     task: dict[str, Any] = {"name": prompts["task"]}
     names = raw.get("label_names") or [str(i) for i in range(answers["num_scores"])]
-    if answers["readout"] == "response":
+    if answers.get("readout") == "response":
         task |= {"kind": "instructions", "instructions": prompts.get("instructions")}
     elif answers["likelihood"] == "normal":
         task |= {"kind": "regression"}

@@ -213,7 +213,7 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
 
 
 def ask_for_columns(there: Sequence[str], count: int) -> str:
-    """The message for a table whose columns of text are not known."""
+    """Message that asks which columns of a table hold the text."""
     which = "two columns" if count == 2 else "the column"
     names = " ".join(["NAME"] * count)
     return f"has the columns {', '.join(there)}; name {which} with the text: --columns {names}"
