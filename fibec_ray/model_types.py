@@ -48,10 +48,10 @@ class Batch:
         return len(self.labels)
 
     @property
-    def num_rows(self) -> int:
-        """Rows of S tokens: 2 B with two texts per sample, else B."""
+    def rows_each(self) -> int:
+        """Rows of tokens per sample: 2 with two texts per sample, else 1."""
         ids = self.inputs.get("input_ids")
-        return self.num_samples if ids is None else math.prod(ids.shape[:-1])
+        return 1 if ids is None else math.prod(ids.shape[1:-1])
 
     @property
     def length(self) -> int:

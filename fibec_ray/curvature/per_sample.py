@@ -19,6 +19,12 @@ Weights are used only by calls of their module (not so in merged adapters, compi
 of prompts is called with a row of indices per sample, as PEFT does for prefixes (it computes prompts only once for
 all).
 
+With k rows per sample, such as two responses to a prompt, modules see k B rows, those of a sample one after the other.
+The rows of a sample then count as one, with k T tokens.
+
+Window attention (Swin) calls its Linears with rows of windows, each sample's windows one after the other. Its modules
+are marked as `by_window`; the windows of a sample then count as its tokens.
+
 Shapes: B samples, T tokens (all axes between the first and the last), `in`/`out` features.
 """
 
@@ -50,6 +56,16 @@ def _table(module: Any, a: Tensor, e: Tensor) -> Tensor:
 
 def _bias(module: Any, a: Tensor, e: Tensor) -> Tensor:
     return e.sum(1)
+
+
+WINDOWS = "by_window"
+"""Attribute of modules with the rows of several windows of each sample on axis 0, sample by sample."""
+
+
+def mark_windows(module: nn.Module) -> None:
+    """Mark all modules at or below `module` as called with rows of windows."""
+    for child in module.modules():
+        setattr(child, WINDOWS, True)
 
 
 FORMULAS: dict[str, dict[str, Formula]] = {
@@ -110,25 +126,34 @@ class Part:
 
     rows: slice
     length: int
-    """tokens of the longest of these samples"""
+    """tokens in a row of these samples"""
     padded: int
-    """tokens of the longest in the batch"""
+    """tokens in a row of the batch"""
+    total: int
+    """N, samples in the batch"""
+    num_rows: int = 1
+    """k, rows per sample"""
 
     def of(self, value: Tensor) -> Tensor:
-        """These samples' part of a value (N, ...) or, per token, (N, padded, features)."""
-        own = value[self.rows]
-        return own[:, : self.length] if value.dim() == 3 and value.shape[1] == self.padded else own
+        """These samples' part of a value (N, ...), per token (k N, padded, features), or of N * windows rows."""
+        each = len(value) // self.total
+        own = value[self.rows.start * each : self.rows.stop * each]
+        by_token = value.dim() == 3 and value.shape[1] == self.padded and each == self.num_rows
+        return own[:, : self.length] if by_token else own
 
 
 @contextmanager
-def catch(holders: Mapping[str, nn.Module], names: Collection[str], num_samples: int) -> Iterator[Caught]:
+def catch(
+    holders: Mapping[str, nn.Module], names: Collection[str], num_samples: int, num_rows: int = 1
+) -> Iterator[Caught]:
     """Record what the holders of the named tensors see during one forward pass over `num_samples` samples.
 
+    num_rows: k, rows per sample.
     holders: modules by the common prefix of their tensors' names: "x" holds "x.weight" and "x.bias"; an (IA)^3 layer
     "x" holds "x.ia3_l". Raises ModelError for a tensor without a known per-sample gradient.
     """
     found = _formulas(holders, names) if names else {}
-    caught = Caught({prefix: Seen(prefix, holders[prefix], found[prefix], num_samples) for prefix in found})
+    caught = Caught({prefix: Seen(prefix, holders[prefix], found[prefix], num_samples, num_rows) for prefix in found})
     with ExitStack() as hooks:
         for seen in caught.modules.values():
             for handle in seen.watch():
@@ -149,7 +174,7 @@ class Caught:
 
     @property
     def inputs(self) -> Tensors:
-        """a by prefix, (B, T, in), (B, in) or indices (B, T); without modules not called or needed only for a bias."""
+        """a by prefix, (k B, T, in), (B, in) or indices (k B, T); without modules not called, or with only a bias."""
         return {prefix: seen.inputs for prefix, seen in self.modules.items() if seen.inputs is not None}
 
     @property
@@ -189,17 +214,20 @@ class Caught:
 class Seen:
     """What one holder saw of the batch. formulas: by name, for the requested tensors of this holder."""
 
-    def __init__(self, prefix: str, module: nn.Module, formulas: Mapping[str, Formula], num_samples: int):
+    def __init__(
+        self, prefix: str, module: nn.Module, formulas: Mapping[str, Formula], num_samples: int, num_rows: int = 1
+    ):
         self.inputs: Tensor | None = None
         """a, or W a + b of an (IA)^3 on outputs; detached; None if not called or not needed"""
         self.output: Tensor | None = None
         """y, or l * a of a feed-forward (IA)^3; in the graph; None if not called"""
-        self._prefix, self._module, self._formulas, self._num_samples = prefix, module, formulas, num_samples
+        self._prefix, self._module, self._formulas = prefix, module, formulas
+        self._num_samples, self._num_rows = num_samples, num_rows
         self._versions: list[tuple[Tensor, int]] = []
 
     def part(self, part: Part) -> Seen:
         """The same for some of the samples."""
-        seen = Seen(self._prefix, self._module, self._formulas, part.rows.stop - part.rows.start)
+        seen = Seen(self._prefix, self._module, self._formulas, part.rows.stop - part.rows.start, self._num_rows)
         seen.inputs = None if self.inputs is None else part.of(self.inputs)
         seen.output, seen._versions = self.output, self._versions
         return seen
@@ -238,13 +266,19 @@ class Seen:
                 f"{self._prefix}: called twice in one forward pass, so per-sample gradients are not known; choose a "
                 "method without Fisher information"
             )
-        if value.dim() < (4 if _kind(self._module) == "Conv2d" else 2) or len(value) != self._num_samples:
+        if value.dim() < (4 if _kind(self._module) == "Conv2d" else 2) or not self._is_by_sample(len(value)):
             raise ModelError(
                 f"{self._prefix}: axis 0 of {tuple(value.shape)} is not the {self._num_samples} samples, so "
                 "per-sample gradients are not known; leave it out of method.peft.target_modules, or choose a method "
                 "without Fisher information"
             )
         self._versions.append((value.detach(), value._version))  # a detached tensor shares the counter
+
+    def _is_by_sample(self, size: int) -> bool:
+        """True if axis 0 of this size has the samples, or the rows or windows of each sample."""
+        if hasattr(self._module, WINDOWS):
+            return size % self._num_samples == 0
+        return size in (self._num_samples, self._num_rows * self._num_samples)
 
     def refuse_changes(self) -> None:
         """Raise ModelError if a recorded tensor was changed in place."""
@@ -265,36 +299,40 @@ class Seen:
         """
         if grad is None or self.inputs is None:
             return None
-        a = _by_token(self.inputs)
-        return F.pad(a, (0, 1), value=1.0) if len(self._formulas) > 1 else a, _by_token(grad)
+        a = _by_token(self.inputs, self._num_samples)
+        return F.pad(a, (0, 1), value=1.0) if len(self._formulas) > 1 else a, _by_token(grad, self._num_samples)
 
     def gradients(self, grad: Tensor | None, scale: float) -> Tensors:
         """Gradients of each sample. grad: of `output`, in its shape."""
         if grad is None:
             tensors = {name: _tensor(self._module, name) for name in self._formulas}
             return {name: torch.zeros(self._num_samples, *t.shape, device=t.device) for name, t in tensors.items()}
-        e = _outputs_by_token(self._module, grad) * scale
+        e = _outputs_by_token(self._module, grad, self._num_samples) * scale
         # Without inputs no formula uses them.
-        a = e if self.inputs is None else _inputs_by_token(self._module, self.inputs)
+        a = e if self.inputs is None else _inputs_by_token(self._module, self.inputs, self._num_samples)
         return {name: formula(self._module, a, e) for name, formula in self._formulas.items()}
 
 
-def _inputs_by_token(module: Any, value: Tensor) -> Tensor:
+def _inputs_by_token(module: Any, value: Tensor, num_samples: int) -> Tensor:
     """a in the formulas; for a convolution the patches, (B, places, in * height * width)."""
     if _kind(module) != "Conv2d":
-        return _by_token(value)
+        return _by_token(value, num_samples)
     patches: Tensor = F.unfold(value.float(), module.kernel_size, module.dilation, module.padding, module.stride)
     return patches.mT
 
 
-def _outputs_by_token(module: Any, value: Tensor) -> Tensor:
+def _outputs_by_token(module: Any, value: Tensor, num_samples: int) -> Tensor:
     """e in the formulas; for a convolution (B, places, out)."""
-    return value.flatten(2).mT.float() if _kind(module) == "Conv2d" else _by_token(value)
+    return value.flatten(2).mT.float() if _kind(module) == "Conv2d" else _by_token(value, num_samples)
 
 
-def _by_token(value: Tensor) -> Tensor:
-    """(B, ..., features) or (B, features) -> (B, T, features) in float32; indices (B, ...) -> (B, T)."""
-    return value.unsqueeze(1).flatten(1, -2).float() if value.is_floating_point() else value.flatten(1)
+def _by_token(value: Tensor, num_samples: int) -> Tensor:
+    """(B, ..., features), (B, features) or several rows per sample (k B, ..., features) -> (B, T, features) in float32;
+    indices (B, ...) or (k B, ...) -> (B, T).
+    """
+    if not value.is_floating_point():
+        return value.reshape(num_samples, -1)
+    return value.reshape(num_samples, -1, value.shape[-1]).float()
 
 
 def _tensor(module: Any, name: str) -> Any:

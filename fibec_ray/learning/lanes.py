@@ -183,10 +183,11 @@ def _pass(model: LanedModel, asked: Sequence[_Pass]) -> list[tuple[Outputs, Caug
 
 
 def _parts(asked: Sequence[_Pass]) -> dict[LaneModel, Part]:
+    k = asked[0].batch.rows_each
     padded, ends = max(each.length for each in asked), list(accumulate(each.batch.num_samples for each in asked))
     starts = [0, *ends]
     return {
-        each.lane: Part(slice(start, end), each.length, padded)
+        each.lane: Part(slice(start, end), each.length // k, padded // k, ends[-1], k)
         for each, start, end in zip(asked, starts, ends, strict=False)
     }
 

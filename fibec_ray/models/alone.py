@@ -47,7 +47,7 @@ class Alone(Named):
         self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False
     ) -> tuple[Outputs, Caught]:
         """See `LocalModel.per_sample_grads`."""
-        with torch.enable_grad(), catch(self.holders, names, batch.num_samples) as caught:
+        with torch.enable_grad(), catch(self.holders, names, batch.num_samples, batch.rows_each) as caught:
             return self.forward(batch, embeds=embeds, hidden=hidden), caught
 
     def grad(

@@ -29,6 +29,14 @@ class Hidden(NamedTuple):
     last: Tensor | None = None
     """input of a head: the last block's output, after the final norm if there is one"""
 
+    def by_sample(self, num_samples: int) -> Hidden:
+        """(k B, S, H) -> (B, k S, H): the k rows of each sample as one. num_samples: B."""
+
+        def joined(states: Tensor) -> Tensor:
+            return states if len(states) == num_samples else states.reshape(num_samples, -1, states.shape[-1])
+
+        return Hidden(tuple(map(joined, self.blocks)), None if self.last is None else joined(self.last))
+
 
 class BlockOutputs:
     """Runs a base and collects its blocks' outputs. base: a transformers model. num_virtual: m in the outputs."""

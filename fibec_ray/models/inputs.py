@@ -90,7 +90,6 @@ def by_row(batch: Batch) -> Batch:
 
     Rows i k to i k + k - 1 belong to sample i. Labels stay those of samples.
     """
-    k = batch.num_rows // batch.num_samples
-    if k == 1:
+    if batch.rows_each == 1:
         return batch
     return Batch({name: column.flatten(0, 1) for name, column in batch.inputs.items()}, batch.labels)

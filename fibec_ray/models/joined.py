@@ -1,6 +1,6 @@
 """Joins the batches of several devices, and splits the outputs.
 
-Shapes: B samples of a lane, S tokens of its longest, H hidden size, C classes.
+Shapes: B samples of a lane, k rows per sample, S tokens of the longest row, H hidden size, C classes.
 """
 
 from __future__ import annotations
@@ -31,15 +31,24 @@ def _padded(columns: Sequence[Tensor], value: int) -> Tensor:
     return torch.cat([F.pad(column, (0, length - column.shape[-1]), value=value) for column in columns])
 
 
-def join_embeds(embeds: Sequence[Tensor | None], length: int) -> Tensor | None:
-    """Concatenate embeddings (B, S, H), in the graph; None if there are none."""
-    given = [F.pad(each, (0, 0, 0, length - each.shape[1])) for each in embeds if each is not None]
-    assert len(given) in (0, len(embeds)), "either all lanes have embeddings or none"
+def join_embeds(embeds: Sequence[Tensor | None], k: int) -> Tensor | None:
+    """Concatenate embeddings (B, k S, H), padded to the longest row, in the graph; None if there are none."""
+    rows = [each.unflatten(1, (k, -1)) for each in embeds if each is not None]
+    assert len(rows) in (0, len(embeds)), "either all lanes have embeddings or none"
+    length = max((each.shape[2] for each in rows), default=0)
+    given = [F.pad(each, (0, 0, 0, length - each.shape[2])).flatten(1, 2) for each in rows]
     return torch.cat(given) if given else None
 
 
 def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
     """Each lane's own outputs, with hidden states as long as its own batch."""
+    k, longest = batches[0].rows_each, max(batch.length for batch in batches)
+
+    def own(states: Tensor, batch: Batch) -> Tensor:
+        if states.shape[1] != longest:  # these states do not belong to tokens
+            return states
+        return states.unflatten(1, (k, -1))[:, :, : batch.length // k].flatten(1, 2)
+
     sizes = [batch.num_samples for batch in batches]
     likelihoods = out.likelihood.split(sizes)
     losses, scores = out.losses.split(sizes), out.scores.split(out.likelihood.rows(sizes))
@@ -49,9 +58,9 @@ def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
         Outputs(
             losses[d],
             scores[d],
-            tuple(states[d][:, : batch.length] for states in hidden),
+            tuple(own(states[d], batch) for states in hidden),
             likelihoods[d],
-            None if lasts is None else lasts[d][:, : batch.length],
+            None if lasts is None else own(lasts[d], batch),
         )
         for d, batch in enumerate(batches)
     ]

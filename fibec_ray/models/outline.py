@@ -24,6 +24,7 @@ from fibec_ray.errors import FibecError, ModelError
 from fibec_ray.model_types import Batch, BatchForm, Outputs
 from fibec_ray.models.architecture import SUPPORTED, reason_of
 from fibec_ray.models.backbone import from_config
+from fibec_ray.models.inputs import Size
 from fibec_ray.models.kernels import speed_up
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 
@@ -39,6 +40,8 @@ class Outline(TorchModel):
 
     def __init__(self, spec: ModelSpec, form: BatchForm, num_blocks: int | None = None):
         self._form = form
+        self._sizes: dict[int, Size] = {}
+        """of one sample, by its length"""
         with torch.device("meta"):
             base = from_config(spec.backbone, spec.answers.num_scores, num_blocks)
             super().__init__(spec, base, "meta")
@@ -120,8 +123,11 @@ class Outline(TorchModel):
 
     def pass_flops(self, num_samples: int, length: int) -> float:
         """Flops of one pass without gradients. length: tokens of the longest sample."""
-        run = length + self._attached.num_prompts
-        return num_samples * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
+        if length not in self._sizes:
+            self._sizes[length] = self._inputs.size(self._form.batch(1, length))
+        size = self._sizes[length]
+        run = size.length + self._attached.num_prompts
+        return num_samples * size.rows * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
 
     @property
     def answer_flops(self) -> float:

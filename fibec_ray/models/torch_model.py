@@ -174,7 +174,7 @@ class TorchModel(Alone):
         found = self._readout.read(run, batch)
         if torch.is_grad_enabled():
             self._base_weights.after_forward()
-        states = run.states
+        states = run.states.by_sample(batch.num_samples)
         return Outputs(found.losses, found.scores, states.blocks, found.likelihood, states.last)
 
     @torch.no_grad()
@@ -215,8 +215,9 @@ class TorchModel(Alone):
             self._bank = LaneBank(self.holders, self.trainable)
         rows = [lane.batch.num_samples for lane in lanes]
         batch = join([lane.batch for lane in lanes], self._inputs.pad_id)
-        embeds = join_embeds([lane.embeds for lane in lanes], batch.length)
-        with self._bank.using([lane.values for lane in lanes], rows), catch(self.holders, names, sum(rows)) as caught:
+        embeds = join_embeds([lane.embeds for lane in lanes], batch.rows_each)
+        watching = catch(self.holders, names, batch.num_samples, batch.rows_each)
+        with self._bank.using([lane.values for lane in lanes], rows), watching as caught:
             out = self._outputs(batch, embeds, hidden)
         return split(out, [lane.batch for lane in lanes]), caught
 

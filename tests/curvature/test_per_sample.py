@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 from transformers.models.deberta.modeling_deberta import DebertaLayerNorm
 
-from fibec_ray.curvature.per_sample import catch, collect_holders
+from fibec_ray.curvature.per_sample import Part, catch, collect_holders
 from fibec_ray.errors import ModelError
 from fibec_ray.tensors import Tensors
 
@@ -509,3 +509,31 @@ def test_a_pass_without_a_graph_is_refused() -> None:
     with pytest.raises(ModelError, match="x: its output has no gradient graph"), catch({"x": linear}, ["x.bias"], 3):
         linear.requires_grad_(False)(torch.ones(3, 2))
     assert num_hooks(linear) == 0
+
+
+# --- several rows per sample
+
+
+@each_case
+def test_rows_of_a_sample_count_as_one(case: Callable[[], nn.Module]) -> None:
+    """Four rows as two samples: the gradient of a sample is that of the sum of its two losses."""
+    model = ready(case)
+    params = trainable(model)
+    with catch(collect_holders(model, saved_name), list(params), 2, num_rows=2) as caught:
+        losses = model(*batch())
+    grads = torch.autograd.grad(losses.sum(), caught.tensors, allow_unused=True)
+    found = caught.gradients(grads)
+    for i in range(2):
+        both = torch.cat([model(*batch([row])) for row in (2 * i, 2 * i + 1)]).sum()
+        expected = torch.autograd.grad(both, list(params.values()), allow_unused=True)
+        for name, grad in zip(params, expected, strict=True):
+            wanted = torch.zeros_like(params[name]) if grad is None else grad
+            torch.testing.assert_close(found[name][i], wanted.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_part_of_one_lane_has_its_own_rows_and_tokens() -> None:
+    """Three samples of two rows, padded from 2 to 4 tokens; the part are the last two samples."""
+    part = Part(slice(1, 3), length=2, padded=4, total=3, num_rows=2)
+    by_token, by_sample = torch.arange(6 * 4).view(6, 4, 1), torch.arange(3)
+    assert part.of(by_token).flatten().tolist() == [8, 9, 12, 13, 16, 17, 20, 21]
+    assert part.of(by_sample).tolist() == [1, 2]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from batches import of_texts
 
-from fibec_ray.model_types import NO_LABEL, Batch
-from fibec_ray.models.joined import join
+from fibec_ray.model_types import NO_LABEL, Batch, Outputs
+from fibec_ray.models.joined import join, join_embeds, split
 
 
 def texts(ids: list[list[int]]) -> Batch:
@@ -46,3 +46,22 @@ def test_real_positions_of_two_texts_per_sample_lie_one_after_the_other() -> Non
     mask = torch.tensor([[[1, 1, 0], [1, 0, 0]]])
     batch = Batch({"input_ids": torch.zeros_like(mask), "attention_mask": mask}, torch.zeros(1))
     assert batch.length == 6 and batch.real(torch.zeros(1, 6, 4)).flatten().tolist() == [1, 1, 0, 1, 0, 0]
+
+
+def test_embeddings_are_padded_row_by_row() -> None:
+    """Two texts per sample: (1, 2 x 2, 1) and (1, 2 x 1, 1) become (2, 2 x 2, 1)."""
+    embeds = [torch.tensor([[[1.0], [2], [3], [4]]]), torch.tensor([[[5.0], [6]]])]
+    joined = join_embeds(embeds, 2)
+    assert joined is not None and joined.flatten(1).tolist() == [[1, 2, 3, 4], [5, 0, 6, 0]]
+    assert join_embeds([None, None], 1) is None
+
+
+def test_states_that_are_not_of_tokens_are_not_cut() -> None:
+    """Those of images, whose batches have the length 1; states of texts are cut to their own lanes' lengths."""
+    images = [Batch({"features": torch.rand(1, 3, 2, 2)}, torch.zeros(1)) for _ in range(2)]
+    lanes = [texts([[5, 6, 7]]), texts([[6]])]
+    for batches, lengths in ((images, [5, 5]), (lanes, [3, 1])):
+        states = torch.rand(2, max(lengths), 4)
+        found = split(Outputs(torch.zeros(2), torch.zeros(2, 3), (states,), last=states), batches)
+        assert [out.hidden[0].shape[1] for out in found] == lengths
+        assert [out.last.shape[1] for out in found if out.last is not None] == lengths

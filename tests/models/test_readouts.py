@@ -80,5 +80,5 @@ def test_rows_of_samples_lie_next_to_each_other() -> None:
     pairs = Batch({"input_ids": ids, "answer_at": torch.tensor([[0, 1], [2, 0]])}, torch.zeros(2))
     rows = by_row(pairs).inputs
     assert rows["input_ids"].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
-    assert rows["answer_at"].tolist() == [0, 1, 2, 0] and (pairs.num_rows, pairs.num_samples) == (4, 2)
+    assert rows["answer_at"].tolist() == [0, 1, 2, 0] and (pairs.rows_each, pairs.num_samples) == (2, 2)
     assert by_row(single := batch()) is single
