@@ -128,6 +128,11 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
         return False
 
     @property
+    def has_laplacian(self) -> bool:
+        """True if scores can be a differential operator of the network's output (`Answers.readout` operator)."""
+        return False
+
+    @property
     def scores_by(self) -> str:
         """What messages call its way of making scores; '' if there is no choice."""
         return ""

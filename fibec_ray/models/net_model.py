@@ -32,6 +32,9 @@ class NetSettings(Protocol):
     def network(self, shape: Shape, num_scores: int) -> Network:
         """Make the torch module."""
 
+    def operator_network(self, shape: Shape) -> Network:
+        """Make the torch module for the readout `operator`."""
+
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """All settings."""
 
@@ -50,7 +53,8 @@ class NetModel(Alone):
         self.device = torch.device(device)
         self.work = Work()
         with seeds.seeded_third_party(seed, "adapter"):
-            self.net = spec.network(shape, answers.num_scores)
+            is_operator = answers.readout == "operator"
+            self.net = spec.operator_network(shape) if is_operator else spec.network(shape, answers.num_scores)
         self.forward_flops = _forward_flops(self.net, shape)
         self.net.to(self.device)
         self.num_layers = spec.num_layers
@@ -89,15 +93,15 @@ class NetModel(Alone):
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, 1, p): the sample is its only token."""
-        return batch.inputs["features"].to(self.device).flatten(1).unsqueeze(1)
+        return self.net.embed(batch.inputs["features"].to(self.device)).unsqueeze(1)
 
     def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
-        x = self.embed(batch) if embeds is None else embeds
+        features = batch.inputs["features"].to(self.device)
         labels = batch.labels.to(self.device)
-        flops = len(x) * self.forward_flops
+        flops = len(features) * self.forward_flops
         backward = 2 * flops if torch.is_grad_enabled() else 0.0  # gradients of inputs and of weights
-        self.work.add(Work(flops + backward, len(x), backward))
-        scores, found = self.net(x.view(len(x), *self.shape))
+        self.work.add(Work(flops + backward, len(features), backward))
+        scores, found = self.net(features, None if embeds is None else embeds.squeeze(1))
         losses = self._likelihood.losses(scores, labels)
         return Outputs(losses, scores, tuple(h.unsqueeze(1) for h in found) if hidden else (), self._likelihood)
 

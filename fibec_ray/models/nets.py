@@ -37,6 +37,10 @@ class Net(AnyBackbone, frozen=True, extra="forbid", allow_inf_nan=False):
     def network(self, shape: Shape, num_scores: int) -> Network:
         """Make the torch module. Initial values come from torch's global generator."""
 
+    def operator_network(self, shape: Shape) -> Network:
+        """Make the torch module whose score is a differential operator (`operator_net.py`). Raises ModelError."""
+        raise ModelError(f"{self.title} has no second derivatives; set backbone to {{kind: mlp, activation: tanh}}")
+
     @property
     def title(self) -> str:
         return f"backbone {self.kind}"
@@ -90,6 +94,15 @@ class Mlp(Net):
         sizes = [math.prod(shape), *self.hidden]
         layers = [nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False)]
         return Flat(layers, _activation(self.activation), nn.Linear(sizes[-1], num_scores))
+
+    @property
+    def has_laplacian(self) -> bool:
+        return self.activation == "tanh"
+
+    def operator_network(self, shape: Shape) -> Network:
+        from fibec_ray.models import operator_net
+
+        return operator_net.dense(shape, self.hidden) if self.has_laplacian else super().operator_network(shape)
 
 
 class Cnn(Net):

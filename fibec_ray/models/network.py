@@ -1,6 +1,6 @@
 """Torch modules of small networks, whose layers are blocks.
 
-Shapes: B samples, C scores.
+Shapes: B samples, C scores, p numbers of a sample.
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ class Network(nn.Module):
         super().__init__()
         self.layers, self.after, self.output = nn.ModuleList(layers), after, output
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, *shape) -> scores (B, C), and the output of each layer, flattened to (B, size)."""
+    def embed(self, features: Tensor) -> Tensor:
+        """(B, *shape) -> (B, p): what the first layer sees of a sample."""
+        return features.flatten(1)
+
+    def forward(self, features: Tensor, embeds: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Scores (B, C), and the output of each layer, flattened to (B, size).
+
+        features: (B, *shape). embeds: (B, p) in place of `embed(features)`.
+        """
+        x = features if embeds is None else embeds.view(features.shape)
         found = []
         for layer in self.layers:
             x = self.after(layer(x))
@@ -31,5 +39,5 @@ class Network(nn.Module):
 class Flat(Network):
     """A network that flattens samples of any shape to vectors."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return super().forward(x.flatten(1))
+    def forward(self, features: Tensor, embeds: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        return super().forward(features.flatten(1), embeds)

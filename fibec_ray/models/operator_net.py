@@ -16,14 +16,14 @@ Shapes: B samples, d axes, T = d + 2 rows without the row of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fibec_ray.models.nets import Network
+from fibec_ray.models.network import Network, Shape
 
 NUM_COEFFICIENTS = 3
 """Numbers of a sample behind its coordinates: c_0, c_1, c_2."""
@@ -43,13 +43,16 @@ class Taylor(NamedTuple):
 class OperatorNet(Network):
     """Dense layers with tanh; one output, u. See the module's docstring for the score."""
 
-    def inputs(self, features: Tensor) -> Tensor:
-        """(B, d) the coordinates."""
+    def embed(self, features: Tensor) -> Tensor:
+        """(B, d + 3) -> (B, d): the coordinates."""
         return features[:, :-NUM_COEFFICIENTS]
 
-    def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x (B, d), features (B, d + 3) -> scores (B, 1), and the value of each layer (B, size)."""
-        u, found = self.taylor(x)
+    def forward(self, features: Tensor, embeds: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Scores (B, 1), and the value of each layer (B, size).
+
+        features: (B, d + 3), coordinates and coefficients. embeds: (B, d), other coordinates.
+        """
+        u, found = self.taylor(self.embed(features) if embeds is None else embeds)
         c = features[:, -NUM_COEFFICIENTS:]
         return c[:, :1] * -u.laplacian + c[:, 1:2] * u.value + c[:, 2:] * u.value.square(), found
 
@@ -86,8 +89,8 @@ def tanh_rows(rows: Tensor) -> Tensor:
     return torch.cat([value, slope * first, bent], 1)
 
 
-def dense(num_axes: int, hidden: tuple[int, ...]) -> OperatorNet:
-    """A network of these hidden sizes. Initial values come from torch's global generator."""
-    sizes = [num_axes, *hidden]
+def dense(shape: Shape, hidden: Sequence[int]) -> OperatorNet:
+    """A network for samples of shape (d + 3,). Initial values come from torch's global generator."""
+    sizes = [shape[0] - NUM_COEFFICIENTS, *hidden]
     layers = [nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False)]
     return OperatorNet(layers, nn.Tanh(), nn.Linear(sizes[-1], 1))

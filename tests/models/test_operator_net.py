@@ -16,7 +16,7 @@ NUM = 5
 def made(num_axes: int = 1) -> OperatorNet:
     """Weights in double precision."""
     torch.manual_seed(0)
-    return dense(num_axes, (7, 6)).double()
+    return dense((num_axes + 3,), (7, 6)).double()
 
 
 def samples(num_axes: int = 1) -> Tensor:
@@ -52,7 +52,7 @@ def test_derivatives_are_those_of_autograd(num_axes: int) -> None:
 
 def test_a_linear_function_has_no_laplacian() -> None:
     torch.manual_seed(0)
-    net = dense(2, ())
+    net = dense((5,), ())
     found, layers = net.taylor(torch.randn(4, 2))
     assert not found.laplacian.any() and layers == []
     torch.testing.assert_close(found.gradient[:, :, 0], net.output.weight.expand(4, 2))
@@ -62,7 +62,7 @@ def test_the_score_is_the_operator_of_the_sample() -> None:
     net, features = made(), samples()
     found, _ = net.taylor(features[:, :1])
     u = found.value[:, 0]
-    scores, _ = net(net.inputs(features), features)
+    scores, _ = net(features)
     assert scores.shape == (NUM, 1)
     torch.testing.assert_close(scores[:3, 0], (-found.laplacian[:, 0] + u * (1 - u))[:3])
     torch.testing.assert_close(scores[3:, 0], u[3:] * torch.tensor([3.0, 1.0], dtype=torch.float64))
@@ -94,7 +94,7 @@ def test_gradients_of_single_samples_are_exact(num_axes: int) -> None:
     net, features = made(num_axes), samples(num_axes)
     names = [name for name, _ in net.named_parameters()]
     with catch(collect_holders(net, lambda name: name), names, NUM) as caught:
-        scores, _ = net(net.inputs(features), features)
+        scores, _ = net(features)
     found = caught.gradients(torch.autograd.grad(scores.sum(), caught.tensors))
     expected = jacobian(net, features)
     assert found.keys() == expected.keys()
@@ -104,5 +104,5 @@ def test_gradients_of_single_samples_are_exact(num_axes: int) -> None:
 
 def test_a_sample_does_not_change_another_ones_score() -> None:
     net, features = made(), samples()
-    alone = torch.cat([net(net.inputs(row[None]), row[None])[0] for row in features])
-    torch.testing.assert_close(net(net.inputs(features), features)[0], alone)
+    alone = torch.cat([net(row[None])[0] for row in features])
+    torch.testing.assert_close(net(features)[0], alone)
