@@ -9,7 +9,7 @@ from pydantic import BaseModel, model_validator
 from fibec_ray.errors import ModelError
 from fibec_ray.likelihoods import LIKELIHOODS, TOO_MANY_LABELS, Label, Likelihood
 
-Readout = Literal["sample", "token", "response", "pair"]
+Readout = Literal["sample", "token", "response", "pair", "operator"]
 """Where scores are read off a model; see `Answers`."""
 
 
@@ -22,7 +22,7 @@ class Answers(BaseModel, frozen=True, extra="forbid"):
     """C: scores of a sample, or of a token; 0 with readout response, whose scores are those of the vocabulary"""
     readout: Readout = "sample"
     """sample: one vector of scores per sample; token: one per token; response: the language-model head's at each token
-    of the response; pair: of two responses to one prompt
+    of the response; pair: of two responses to one prompt; operator: a differential operator of a network's output
     """
     label_words: tuple[int, ...] | None = None
     """token ids (C,) of the verbaliser's words; None without one"""

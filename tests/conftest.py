@@ -166,6 +166,13 @@ def make_regression(method: str | dict[str, Any] = "fedavg", **changes: Any) -> 
     return settings | changes
 
 
+def make_pde(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    """The same for the Fisher-KPP equation, a part of the interval for each of six devices."""
+    settings = make_regression(method, task=named("tasks", "fisher-kpp"))
+    settings["data"] = {"pde": {"regions": 6, "num_train": 60, "num_boundary": 2, "num_test": 40}}
+    return settings | changes
+
+
 def make_instructions(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
     """A random LLaMA of two blocks that answers exercises in text; the data are as they are here."""
     backbone = {"config": {**TINY_LLAMA, "num_hidden_layers": 2}, "head": "causal_lm"}

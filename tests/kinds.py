@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conftest import make_digits, make_instructions, make_regression, make_tiny
+from conftest import make_digits, make_instructions, make_pde, make_regression, make_tiny
 
 Make = Callable[..., dict[str, Any]]
 """make("fibecfed", rounds=2): plain values of an experiment"""
@@ -15,6 +15,7 @@ KINDS: dict[str, Make] = {
     "exercises": make_instructions,
     "digits": make_digits,
     "regression": make_regression,
+    "pde": make_pde,
 }
 """Kind -> a small experiment on rows that it generates."""
 READ_FROM_TABLES = {"text": "synthetic", "instructions": "exercises"}

@@ -1,4 +1,4 @@
-"""Points of a boundary value problem, for physics-informed networks. Needs no network.
+"""Points of a boundary value problem, for physics-informed networks.
 
 The stationary Fisher-KPP equation on an interval, with boundary values:
 
@@ -35,6 +35,10 @@ from fibec_ray.data.examples import Points
 from fibec_ray.seeds import numpy_generator
 
 Floats = NDArray[np.float64]
+RESIDUAL = (1.0, 1.0, -1.0)
+"""Coefficients c of an interior point."""
+VALUE = (0.0, 1.0, 0.0)
+"""Coefficients c for which the score is the network's own output."""
 
 
 class Solution(NamedTuple):
@@ -56,10 +60,10 @@ class PdeSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     solution: Literal["cubic", "sine"] = Field("cubic", description="cubic: x^2 (1 - x); sine: sin(pi x)")
     interval: tuple[float, float] = Field((0.0, 1.0), description="its two ends")
     regions: int = Field(4, ge=1, le=1000, description="equal parts of the interval; a sample's label is its region")
-    num_train: int = Field(400, ge=2, le=1_000_000, description="interior points to draw, for all regions together")
-    num_boundary: int = Field(20, ge=1, le=1_000_000, description="training rows at each end of the interval")
+    num_train: int = Field(200, ge=2, le=1_000_000, description="interior points to draw, for all regions together")
+    num_boundary: int = Field(10, ge=1, le=1_000_000, description="training rows at each end of the interval")
     boundary_weight: float = Field(
-        100.0, gt=0, description="weight of a boundary row's squared error; an interior row's squared residual has 1"
+        10.0, gt=0, description="weight of a boundary row's squared error; an interior row's squared residual has 1"
     )
     num_test: int = Field(200, ge=2, le=1_000_000, description="test rows, at equal distances over the interval")
 
@@ -79,7 +83,7 @@ def generate_train(seed: int, settings: PdeSettings) -> Points:
     root = settings.boundary_weight**0.5
     return Points.join(
         [
-            _points(inside, (1, 1, -1), source(inside, settings.solution), settings),
+            _points(inside, RESIDUAL, source(inside, settings.solution), settings),
             _points(ends, (0, root, 0), root * SOLUTIONS[settings.solution].value(ends), settings),
         ]
     )
@@ -88,7 +92,7 @@ def generate_train(seed: int, settings: PdeSettings) -> Points:
 def generate_test(settings: PdeSettings) -> Points:
     """Points at equal distances, both ends included, with the solution's values."""
     x = np.linspace(*settings.interval, settings.num_test)
-    return _points(x, (0, 1, 0), SOLUTIONS[settings.solution].value(x), settings)
+    return _points(x, VALUE, SOLUTIONS[settings.solution].value(x), settings)
 
 
 def source(x: Floats, solution: str) -> Floats:
@@ -106,4 +110,4 @@ def region_of(x: Floats, settings: PdeSettings) -> NDArray[np.int64]:
 
 def _points(x: Floats, coefficients: tuple[float, ...], values: Floats, settings: PdeSettings) -> Points:
     features = np.column_stack([x, np.tile(coefficients, (len(x), 1))])
-    return Points(features.astype(np.float32), region_of(x, settings), values.astype(np.float32))
+    return Points(features.astype(np.float32), region_of(x, settings), values.astype(np.float32), settings.regions)

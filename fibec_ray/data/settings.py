@@ -10,6 +10,7 @@ from fibec_ray.data.exercises import ExerciseSettings
 from fibec_ray.data.instructions import Columns
 from fibec_ray.data.labels import Reading
 from fibec_ray.data.layout import Delimiter, Format, Layout
+from fibec_ray.data.pde import PdeSettings
 from fibec_ray.data.points import RegressionSettings
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.files.storage import refuse_secrets
@@ -65,6 +66,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     max_length: int = Field(MAX_LENGTH, ge=4, description="tokens per sample, special tokens included")
     synthetic: SyntheticSettings = Field(SyntheticSettings(), json_schema_extra={"task": "synthetic"})
     regression: RegressionSettings = Field(RegressionSettings(), json_schema_extra={"task": "regression"})
+    pde: PdeSettings = Field(PdeSettings(), json_schema_extra={"task": "fisher-kpp"})
     exercises: ExerciseSettings = Field(ExerciseSettings(), json_schema_extra={"task": "instructions"})
 
     @model_validator(mode="before")

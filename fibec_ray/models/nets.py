@@ -39,7 +39,7 @@ class Net(AnyBackbone, frozen=True, extra="forbid", allow_inf_nan=False):
 
     def operator_network(self, shape: Shape) -> Network:
         """Make the torch module whose score is a differential operator (`operator_net.py`). Raises ModelError."""
-        raise ModelError(f"{self.title} has no second derivatives; set backbone to {{kind: mlp, activation: tanh}}")
+        raise ModelError(f"{self.title}: its second derivatives are unknown; set backbone to {{kind: mlp}}")
 
     @property
     def title(self) -> str:

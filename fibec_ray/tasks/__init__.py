@@ -12,6 +12,7 @@ from fibec_ray.errors import did_you_mean
 from fibec_ray.tasks.base import Task, at_most
 from fibec_ray.tasks.classification import Synthetic, TextClassification
 from fibec_ray.tasks.generation import Exercises, FromInstructions
+from fibec_ray.tasks.pde import Pde
 from fibec_ray.tasks.points import Digits, Regression
 
 __all__ = ["TASKS", "AnyTask", "Task", "kind_of_task", "load", "parse_task", "without_former"]
@@ -23,6 +24,7 @@ KINDS: tuple[type[Task], ...] = (
     Exercises,
     Digits,
     Regression,
+    Pde,
 )
 TASKS: dict[str, type[Task]] = {str(cls.model_fields["kind"].default): cls for cls in KINDS}
 DEFAULT = "text"

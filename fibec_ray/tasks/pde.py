@@ -16,6 +16,7 @@ from fibec_ray.data.heterogeneity import mean_r2, own_mean_r2
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.encoder import Encoder, Reads
+from fibec_ray.models.base import AnyBackbone
 from fibec_ray.tasks.points import Values
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.types import Predictions
@@ -42,6 +43,14 @@ class Pde(Values):
 
     def encode(self, rows: Points, encoder: Encoder) -> SampleSet:
         return DenseSet.of(rows)
+
+    def unfit_for(self, backbone: AnyBackbone) -> str | None:
+        if backbone.has_laplacian:
+            return None
+        return (
+            f"task {self.name} needs second derivatives of the network, which {backbone.title} does not have; set "
+            "backbone to {kind: mlp, activation: tanh}"
+        )
 
     def figures(self, predictions: Predictions) -> Figures:
         """R2 and the relative L2 error of the network against the exact solution."""
