@@ -168,7 +168,7 @@ def make_regression(method: str | dict[str, Any] = "fedavg", **changes: Any) -> 
 
 def make_pde(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
     """The same for the Fisher-KPP equation, a part of the interval for each of six devices."""
-    settings = make_regression(method, task=named("tasks", "fisher-kpp"))
+    settings = make_regression(method, task=named("tasks", "fisher-kpp"), backbone={"kind": "mlp", "hidden": [8]})
     settings["data"] = {"pde": {"regions": 6, "num_train": 60, "num_boundary": 2, "num_test": 40}}
     return settings | changes
 

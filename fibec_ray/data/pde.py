@@ -63,7 +63,7 @@ class PdeSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     num_train: int = Field(200, ge=2, le=1_000_000, description="interior points to draw, for all regions together")
     num_boundary: int = Field(10, ge=1, le=1_000_000, description="training rows at each end of the interval")
     boundary_weight: float = Field(
-        10.0, gt=0, description="weight of a boundary row's squared error; an interior row's squared residual has 1"
+        100.0, gt=0, description="weight of a boundary row's squared error; an interior row's squared residual has 1"
     )
     num_test: int = Field(200, ge=2, le=1_000_000, description="test rows, at equal distances over the interval")
 
