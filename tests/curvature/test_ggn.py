@@ -275,6 +275,7 @@ def test_of_a_linear_model_it_is_the_hessian_of_the_loss(num_classes: int, way: 
 NETS = {
     "regression, mlp": (Mlp(hidden=(5, 4)), (2,), 1),
     "regression, linear": (Mlp(hidden=()), (4,), 1),
+    "equation, mlp": (Mlp(hidden=(5, 4)), (4,), 1),
     "classes, mlp": (Mlp(hidden=(6,), activation="relu"), (1, 4, 4), 3),
     "classes, cnn": (Cnn(channels=(2, 3), activation="tanh"), (1, 4, 4), 3),
 }
@@ -286,6 +287,8 @@ def net_and_shard(case: str) -> tuple[NetModel, DenseShard]:
     values = draws.normal(size=NUM).astype(np.float32) if num_scores == 1 else None
     points = Points(draws.normal(size=(NUM, *shape)).astype(np.float32), np.array([0, 1, 2, 2, 1, 0]), values)
     answers = VALUES if num_scores == 1 else classes(num_scores)
+    if case.startswith("equation"):
+        answers = answers.model_copy(update={"readout": "operator"})
     return NetModel(spec, shape, answers, seed=0), DenseSet.of(points).shard(np.arange(NUM))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call, hessian, jacrev, vmap
+from torch.func import hessian, jacrev, vmap
 
 from fibec_ray.curvature.per_sample import catch, collect_holders
 from fibec_ray.models.operator_net import OperatorNet, dense
