@@ -28,7 +28,7 @@ def read(name: str) -> Task:
 def test_the_ten_sets_of_the_paper_and_the_embedded_ones_are_there() -> None:
     ten = ["boolq", "cola", "mpqa", "mr", "mrpc", "qnli", "rte", "sst2", "subj", "trec"]
     assert [path.stem for path in FILES] == sorted(
-        [*ten, "synthetic", "digits", "regression", "instructions", "dolly", "alpaca"]
+        [*ten, "synthetic", "digits", "regression", "fisher-kpp", "instructions", "dolly", "alpaca"]
     )
 
 
@@ -43,6 +43,7 @@ def test_metrics_are_those_of_the_protocol() -> None:
     assert {name: metric for name, metric in metrics.items() if metric != "accuracy"} == {
         "cola": "mcc",
         "mrpc": "accuracy_f1",
+        "fisher-kpp": "r2",
         "regression": "r2",
     }
 
