@@ -81,8 +81,8 @@ def linear_rows(layer: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 def tanh_rows(rows: Tensor) -> Tensor:
     """Rows (B, T, size) through tanh.
 
-    For s = tanh, s' = 1 - s^2 and s'' = -2 s s': d_j s(y) = s'(y) d_j y, and Laplacian s(y) = s'(y) Laplacian y + s''(y)
-    sum_j (d_j y)^2.
+    With s = tanh, s' = 1 - s^2 and s'' = -2 s s': d_j s(y) = s'(y) d_j y, and
+    Laplacian s(y) = s'(y) Laplacian y + s''(y) sum_j (d_j y)^2.
     """
     value, first, laplacian = torch.tanh(rows[:, :1]), rows[:, 1:-1], rows[:, -1:]
     slope = 1 - value.square()
