@@ -69,8 +69,8 @@ class TrainedModel:
         """One prediction for each input, in order.
 
         inputs: texts; pairs of texts, for tasks on pairs; instructions, or pairs (instruction, input); an array
-        (N, *shape) for networks on numbers. batch_size: None: as in the run's evaluation. max_new_tokens: of an answer
-        in text. Raises DataError for inputs that do not fit the task.
+        (N, *shape) for networks on numbers, but coordinates (N, 1) for the task fisher-kpp. batch_size: None: as in
+        the run's evaluation. max_new_tokens: of an answer in text. Raises DataError for inputs that do not fit.
         """
         if isinstance(inputs, str):
             inputs = [inputs]

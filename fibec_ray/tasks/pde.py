@@ -10,19 +10,16 @@ from numpy.typing import NDArray
 from fibec_ray.answers import Readout
 from fibec_ray.data import pde
 from fibec_ray.data.dealing import Split
-from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.examples import Points
 from fibec_ray.data.heterogeneity import mean_r2, own_mean_r2
-from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.points import Values
+from fibec_ray.tasks.points import Numbers, Values
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.types import Predictions
 
 
-class Pde(Values):
+class Pde(Numbers, Values):
     """The stationary Fisher-KPP equation on an interval, generated (`data.pde`).
 
     Training losses are half the squared residuals, of the equation or of a boundary value. Test losses and scores
@@ -31,7 +28,6 @@ class Pde(Values):
 
     kind: Literal["pde"] = "pde"
 
-    reads: ClassVar[Reads] = "numbers"
     readout: ClassVar[Readout] = "operator"
     embedded: ClassVar[str | None] = "pde"
 
@@ -41,8 +37,10 @@ class Pde(Values):
     def num_groups(self, train: Points) -> int | None:
         return train.num_groups
 
-    def encode(self, rows: Points, encoder: Encoder) -> SampleSet:
-        return DenseSet.of(rows)
+    def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Points:
+        """inputs: coordinates (N, 1)."""
+        x = super().rows_to_predict(inputs, (shape[0] - len(pde.VALUE),)).features
+        return pde.asking_for_values(x)
 
     def unfit_for(self, backbone: AnyBackbone) -> str | None:
         if backbone.has_laplacian:

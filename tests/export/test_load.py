@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_LLAMA, make_digits, make_instructions, make_pde, make_regression, make_tiny
+from conftest import TINY_LLAMA, make_digits, make_instructions, make_regression, make_tiny
 from pydantic import RootModel
 
 from fibec_ray.config.load import check
@@ -240,17 +240,6 @@ def test_networks_from_scratch_predict_from_numbers(tmp_path: Path) -> None:
             assert sum(errors) / len(errors) == pytest.approx(run.rows[-1]["global_loss"], rel=1e-5)
         with pytest.raises(DataError, match="predicts from numbers of shape"):
             model.predict(["a text"])
-
-
-def test_a_network_that_solves_an_equation_predicts_from_coordinates(tmp_path: Path) -> None:
-    run = run_of(make_pde(rounds=1), tmp_path)
-    test = Federation.load(run.folder / "data").test
-    model, x = load(run.folder), np.asarray(test.features)[:, :1]  # type: ignore[union-attr]
-    values = np.array([one.value for one in model.predict(x)])
-    error = np.linalg.norm(values - test.labels) / np.linalg.norm(test.labels)
-    assert run.rows[-1]["global_metrics"] == [("relative_l2", pytest.approx(error))]
-    with pytest.raises(DataError, match=r"predicts from numbers of shape \(N, 1\), and was given \(5, 4\)"):
-        model.predict(np.zeros((5, 4)))
 
 
 def test_folders_without_a_model(tmp_path: Path) -> None:

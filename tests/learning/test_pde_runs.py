@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch.func import hessian, vmap
 
 from fibec_ray.config.load import check, load_experiment
-from fibec_ray.errors import ConfigError
+from fibec_ray.errors import ConfigError, DataError
+from fibec_ray.export.load import load
 from fibec_ray.learning.federation import Federation
 from fibec_ray.models.base import ModelRequest
 from fibec_ray.roundlog.reader import read_rounds
@@ -84,6 +85,15 @@ def test_networks_without_second_derivatives_are_refused(backbone: dict[str, Any
     with pytest.raises(ConfigError) as caught:
         check(make_pde(backbone=backbone), "test")
     assert says in str(caught.value)
+
+
+def test_the_saved_model_predicts_from_coordinates(tmp_path: Path) -> None:
+    run = simulate(check(make_pde(rounds=1), "test"), tmp_path / "run")
+    model, x = load(run.folder), torch.linspace(0, 1, 5)[:, None]
+    found = [one.value for one in model.predict(x.numpy())]
+    torch.testing.assert_close(torch.tensor(found), vmap(saved_function(run))(x))
+    with pytest.raises(DataError, match=r"predicts from numbers of shape \(N, 1\), and was given \(5, 4\)"):
+        model.predict(np.zeros((5, 4)))
 
 
 @pytest.mark.slow
