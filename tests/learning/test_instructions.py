@@ -16,7 +16,7 @@ from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec
-from fibec_ray.learning.evaluation import Scores, at_rows, score
+from fibec_ray.learning.evaluation import at_rows
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.preflight.anatomy import anatomy
@@ -28,6 +28,7 @@ from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
+from fibec_ray.tasks.scores import Scores
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import Predictions
 
@@ -111,9 +112,10 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
 def test_perplexity_weighs_tokens_alike_and_loss_samples() -> None:
     """Losses 1 over 1 token and 3 over 3: the mean over samples is 2, over tokens (1 + 3 * 3) / 4."""
     found = Predictions(torch.ones(2).long(), torch.tensor([1, 0]), torch.tensor([1.0, 3.0]), torch.tensor([1, 3]))
-    assert score("accuracy", found) == Scores(0.5, 2.0, 0.5, pytest.approx(math.exp(2.5)))
-    assert score("accuracy", Predictions.join([found, Predictions.join([])])) == score("accuracy", found)
-    one = score("accuracy", at_rows(found, torch.tensor([0])))
+    score = check(make_instructions(), "test").task.score
+    assert score(found) == Scores(0.5, 2.0, 0.5, pytest.approx(math.exp(2.5)))
+    assert score(Predictions.join([found, Predictions.join([])])) == score(found)
+    one = score(at_rows(found, torch.tensor([0])))
     assert one is not None and one.perplexity == pytest.approx(math.e)
 
 
