@@ -78,6 +78,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if getattr(arguments, "version", False):
         arguments.command = _version
         return arguments
+    if command is not None and not command.takes_settings:
+        rest = command.fill(arguments, rest)
     unknown = [text for text in rest if text.startswith("-") or not hasattr(arguments, "overrides")]
     if unknown:
         (command or root).error(f"unrecognized arguments: {' '.join(unknown)}")

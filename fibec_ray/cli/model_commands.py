@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fibec_ray.tasks.prediction import Prediction
 
 TITLE = "use the model"
+LM_EVAL = "lm-eval"
 
 
 def add(parsers: Parsers) -> None:
@@ -39,12 +40,23 @@ def add(parsers: Parsers) -> None:
     export = parsers.add_parser("export", help="write a run's model, or its round log, for other tools")
     export.epilog = RUNS_SAVED_CODE
     _add_model(export)
-    export.add_argument("dir", nargs="?", type=path, metavar="DIR", help="folder for the adapter (PEFT's layout)")
+    export.add_argument(
+        "dir",
+        nargs="?",
+        type=path,
+        metavar="DIR",
+        help="folder for the adapter (PEFT's layout); with --to lm-eval, for all its files (default: RUN/lm-eval)",
+    )
     export.add_argument("--merged", type=path, metavar="DIR", help="folder for a plain transformers model instead")
     export.add_argument(
-        "--to", choices=("tensorboard", "wandb", "mlflow"), help="write the round log for this tool instead"
+        "--to",
+        choices=(LM_EVAL, "tensorboard", "wandb", "mlflow"),
+        help="lm-eval: write the model and the run's test rows for EleutherAI's lm_eval; others: write the round log "
+        "for this tool",
     )
-    export.add_argument("--dest", type=place, metavar="PLACE", help="folder or MLflow tracking URI (default: in RUN)")
+    export.add_argument(
+        "--dest", type=place, metavar="PLACE", help="of the round log: folder or MLflow tracking URI (default: in RUN)"
+    )
     export.set_defaults(command=_export)
 
 
@@ -105,11 +117,14 @@ def _show(inputs: list[Any], found: list[Prediction], as_json: bool) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if arguments.to == LM_EVAL:
+        _export_lm_eval(arguments)
+        return
     chosen = [name for name in ("dir", "merged", "to") if getattr(arguments, name) is not None]
     if len(chosen) != 1:
         raise ConfigError(
-            "export: give one of DIR (the adapter), --merged DIR (a plain transformers model) or --to TOOL (the round "
-            "log for tensorboard, wandb or mlflow)"
+            "export: give one of DIR (the adapter), --merged DIR (a plain transformers model), --to lm-eval [DIR] (for "
+            "lm_eval) or --to TOOL (the round log for tensorboard, wandb or mlflow)"
         )
     if arguments.dest is not None and arguments.to is None:
         raise ConfigError("--dest: has no effect without --to; leave it out")
@@ -123,6 +138,26 @@ def _export(arguments: argparse.Namespace) -> None:
         print(f"{export_merged(arguments.run, arguments.merged, **options)}: a plain transformers model")
     else:
         print(f"{export_adapter(arguments.run, arguments.dir, **options)}: an adapter; README.md says how to load it")
+
+
+def _export_lm_eval(arguments: argparse.Namespace) -> None:
+    if arguments.merged is not None or arguments.dest is not None:
+        name = "merged" if arguments.merged is not None else "dest"
+        raise ConfigError(f"--{name}: has no effect with --to lm-eval; give the folder as DIR")
+    if arguments.device is not None:
+        raise ConfigError(
+            "--device: has no effect with --to lm-eval, which takes the global model; write the device's model with "
+            "`fibec-ray export RUN DIR --device N`, then export DIR with --to lm-eval"
+        )
+    from fibec_ray.export.to_lm_eval import export_lm_eval
+
+    written = export_lm_eval(path(arguments.run), arguments.dir, base=arguments.base)
+    print(f"{written.folder}: for lm_eval (pip install 'lm_eval[hf]')\n  cd {written.folder} && {written.command}")
+    if written.task is not None and written.task.logged is not None:
+        rows = f"{written.task.num_rows} test rows"
+        print(
+            f"  {written.task.name}, {rows}: expect {written.task.metric} {written.task.logged:.4f}, as the run logged"
+        )
 
 
 def _export_log(arguments: argparse.Namespace) -> None:

@@ -35,6 +35,19 @@ class Parser(argparse.ArgumentParser):
         """Whether the command takes key=value."""
         return any(action.dest == "overrides" for action in self.arguments)
 
+    def fill(self, arguments: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+        """Give words that are left over to optional arguments without a value, and return the others.
+
+        argparse gives an optional argument no value if an option stands before it: `export RUN --to lm-eval DIR`.
+        """
+        left = list(rest)
+        for action in self.arguments:
+            empty = not action.option_strings and action.nargs == "?" and getattr(arguments, action.dest) is None
+            if empty and left and not left[0].startswith("-"):
+                convert = action.type if callable(action.type) else str
+                setattr(arguments, action.dest, convert(left.pop(0)))
+        return left
+
     def error(self, message: str) -> NoReturn:
         command = self.prog.partition(" ")[2]
         raise ConfigError(f"{command}: {message}; see {self.prog} --help" if command else f"{message}; see --help")

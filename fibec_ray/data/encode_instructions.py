@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fibec_ray.data.encode import CHUNK, Sample, Tokenizer, fill, pack, text_numbers
+from fibec_ray.data.encode import CHUNK, Prompt, Sample, Tokenizer, fill, pack, text_numbers
 from fibec_ray.data.encoded import EncodedSet, kept_tokens
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.instructions import InstructionFormat
@@ -49,6 +49,15 @@ def encode_instructions(
     return replace(made, answers_are_texts=True), cut
 
 
+def prompts_of(rows: Instructions, form: InstructionFormat) -> list[Prompt]:
+    """The prompt of each row."""
+    asked = zip(map(str.strip, rows.instructions), map(str.strip, rows.inputs), strict=True)
+    return [
+        fill(form.prompt_with_input if about else form.prompt, {"{instruction}": instruction, "{input}": about})
+        for instruction, about in asked
+    ]
+
+
 def end_id(tokenizer: Tokenizer) -> int:
     """The token that ends a response: the end-of-text token, or BERT's separator."""
     for known in (tokenizer.eos_token_id, tokenizer.sep_token_id):
@@ -60,11 +69,7 @@ def end_id(tokenizer: Tokenizer) -> int:
 def _samples(
     rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int, cut: Cut
 ) -> Iterator[Sample]:
-    asked = zip(map(str.strip, rows.instructions), map(str.strip, rows.inputs), strict=True)
-    prompts = [
-        fill(form.prompt_with_input if about else form.prompt, {"{instruction}": instruction, "{input}": about})
-        for instruction, about in asked
-    ]
+    prompts = prompts_of(rows, form)
     options: dict[str, Any] = {"padding": False, "truncation": False, "verbose": False}
     encoded = tokenizer(
         [prompt.text for prompt in prompts],

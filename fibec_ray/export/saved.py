@@ -70,6 +70,15 @@ def saved_folder(folder: Path) -> Path:
     raise RunDirError(f"{folder}: not a run directory (it has no config.yaml); give the --out of a run")
 
 
+def base_folder(about: SavedModel, home: Path) -> Path:
+    """The folder with the frozen weights that the adapter was trained on, in transformers' layout and the run's dtype.
+
+    Raises ModelError if they are not here or not the run's.
+    """
+    folder: Path = _source(about, about.backbone.found_at(home, None, about.base_path, "cpu"), home, exact=False)
+    return folder
+
+
 def read_about(home: Path) -> SavedModel:
     """From fibec_ray.json; runs of older versions have the same in config.yaml and checkpoints/run.json."""
     if (home / NAME).is_file():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fibec_ray.errors import ModelError, RunDirError
+from fibec_ray.errors import ModelError
+from fibec_ray.export.folder import drafted, free_folder
 from fibec_ray.export.load import local_copy, open_personal, quiet
 from fibec_ray.export.predict import TrainedModel
 from fibec_ray.export.saved import open_saved, read_about, saved_folder
-from fibec_ray.files.run_dir import absolute, flush_folder, refused, replace_folder, write_text
+from fibec_ray.files.run_dir import write_text
 from fibec_ray.models.process_state import restored
 from fibec_ray.runs.model_card import merged_text
 from fibec_ray.runs.records import read_record
@@ -28,6 +27,10 @@ SLACK = 1e-4
 """Relative difference of logits that merging may make; sums in another order make some."""
 
 
+class CannotMerge(ModelError):
+    """The PEFT kind adds modules or prompts, which a plain model has no place for."""
+
+
 @restored()
 def export_adapter(run: Any, target: Path, device: int | None = None, *, base: str | None = None) -> Path:
     """Copy a run's adapter, with tokenizer, class names and model card, to a new folder; returns the folder.
@@ -36,11 +39,11 @@ def export_adapter(run: Any, target: Path, device: int | None = None, *, base: s
     not empty, ModelError for a personal model that an adapter cannot hold (a rank or scale of its own).
     """
     quiet()
-    target = _free(target)
+    target = free_folder(target)
     with local_copy(str(getattr(run, "folder", run)), device) as folder:
         if device is None:
             home = saved_folder(folder)
-            with _draft(target) as draft:
+            with drafted(target) as draft:
                 shutil.copytree(home, draft, dirs_exist_ok=True)
                 complete(read_about(home), draft, target)
         else:
@@ -66,11 +69,11 @@ def export_merged(run: Any, target: Path, device: int | None = None, *, base: st
     """Write a plain transformers model in float32, with the adapter merged into the base; returns the folder.
 
     `AutoModelForSequenceClassification.from_pretrained(target)` loads it (`head: model`; for other heads the README.md
-    in the folder says how). run, device, base: as in `load`. Raises ModelError for a PEFT kind that adds modules or
+    in the folder says how). run, device, base: as in `load`. Raises CannotMerge for a PEFT kind that adds modules or
     prompts, which a plain model has no place for.
     """
     quiet()
-    target = _free(target)
+    target = free_folder(target)
     with (
         TemporaryDirectory(prefix="fibec-ray-") as work,
         local_copy(str(getattr(run, "folder", run)), device) as folder,
@@ -79,7 +82,7 @@ def export_merged(run: Any, target: Path, device: int | None = None, *, base: st
             _export_personal(run, folder, Path(work) / "adapter", device, base)
             folder = Path(work) / "adapter"
         model = open_saved(folder, base, "cpu", exact=True)
-        with _draft(target) as draft:
+        with drafted(target) as draft:
             _write_merged(model, draft)
     return target
 
@@ -106,7 +109,7 @@ def _write_merged(model: TrainedModel, draft: Path) -> None:
     write_text(draft / "README.md", merged_text(about))
     after = _outputs(about.backbone.open_base(draft).eval(), *_inputs())
     if not _agree(before, after):
-        raise ModelError(
+        raise CannotMerge(
             f"--merged: {about.peft['kind']} adds modules or prompts to the model, which a plain transformers model "
             "has no place for; export the adapter instead: fibec-ray export RUN DIR"
         )
@@ -139,28 +142,3 @@ def _agree(one: Tensor, other: Tensor) -> bool:
         return False
     scale = max(float(one.abs().max()), 1e-6)
     return float((one - other).abs().max()) <= SLACK * scale
-
-
-def _free(target: Path) -> Path:
-    """Raises RunDirError for a folder that has something in it."""
-    target = absolute(target)
-    with refused(f"{target}: cannot be written"):
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise RunDirError(f"{target}: is not empty; choose another folder, or remove it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-    return target
-
-
-@contextmanager
-def _draft(target: Path) -> Iterator[Path]:
-    """A folder that gets the name of the target when the block ends well, and is removed otherwise."""
-    draft = target.with_name(f".{target.name}.part")
-    with refused(f"{target}: cannot be written"):
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        try:
-            yield draft
-            flush_folder(draft)
-            replace_folder(draft, target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)

@@ -260,6 +260,13 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
         """What a saved adapter calls its base: a hub id, or an absolute path; None for random weights."""
         return None
 
+    def public_source(self) -> dict[str, str] | None:
+        """Arguments with which transformers loads the same weights: `pretrained` and maybe `revision`.
+
+        None if there are none: random weights, and models from Python packages, which may differ from the hub's.
+        """
+        return None
+
     def found_at(self, home: Path, base: str | None, base_path: str | None, place: str) -> Self:
         """The backbone with its weights where they are now, ready to predict.
 

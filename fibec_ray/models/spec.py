@@ -169,6 +169,15 @@ class Backbone(BackboneSettings, AnyBackbone, frozen=True):
         here = self.local_folder()
         return str(here) if here else hub_id(self.name or "minilm")
 
+    def public_source(self) -> dict[str, str] | None:
+        from fibec_ray.models.packaged import PACKAGED
+
+        reference = self.reference()
+        if reference is None or self.name in PACKAGED:
+            return None
+        revision = self.revision if self.local_folder() is None else None
+        return {"pretrained": reference, **({} if revision is None else {"revision": revision})}
+
     def found_at(self, home: Path, base: str | None, base_path: str | None, place: str) -> Self:
         quantised = self.backend == "qlora" and place.startswith("cuda")
         spec = self.model_copy(update={"backend": "qlora" if quantised else "auto", "checkpointing": False})

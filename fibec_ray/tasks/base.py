@@ -19,6 +19,7 @@ from fibec_ray.answers import Answers, Readout
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.examples import Examples, Rows
 from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
+from fibec_ray.data.questions import Questions
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import EMBEDDED, TEST_FRACTION_INSTRUCTIONS, DataConfig
 from fibec_ray.data.stamps import Stamp
@@ -122,6 +123,10 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
 
     def unfit_for(self, backbone: AnyBackbone) -> str | None:
         """Why the backbone cannot do this task, and what to do; None if it can. From settings alone."""
+        return None
+
+    def questions(self, rows: Any) -> Questions | None:
+        """The rows as prompts with answers, for programs that evaluate language models; None if the kind has none."""
         return None
 
     def label_words(self, encoder: Encoder) -> tuple[int, ...] | None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from fibec_ray.data import synthetic
 from fibec_ray.data.about import about_rows
 from fibec_ray.data.columns import class_names, complete_rows, texts_of
-from fibec_ray.data.encode import MASK, encode, label_word_ids
+from fibec_ray.data.encode import MASK, encode, fill, label_word_ids
 from fibec_ray.data.examples import Examples, Origin
 from fibec_ray.data.instructions import PLACEHOLDER
 from fibec_ray.data.labels import LabelColumn, class_ids, read_labels
+from fibec_ray.data.questions import Questions
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table
@@ -94,6 +95,14 @@ class TextClasses(Classes, Texts):
 
     def encode(self, rows: Examples, encoder: Encoder) -> SampleSet:
         return encode(rows, self, encoder.tokenizer, encoder.mode, encoder.max_length)
+
+    def questions(self, rows: Examples) -> Questions | None:
+        """With causal_template as prompt and the verbaliser's words as answers."""
+        if not self.causal_template or not self.verbaliser:
+            return None
+        pairs = zip(rows.texts_a, rows.texts_b or [""] * len(rows), strict=True)
+        prompts = [fill(self.causal_template, {"{a}": a.strip(), "{b}": b.strip()}) for a, b in pairs]
+        return Questions(prompts, words=self.verbaliser, labels=rows.labels.tolist())
 
     def label_words(self, encoder: Encoder) -> tuple[int, ...] | None:
         if encoder.mode == "plain":

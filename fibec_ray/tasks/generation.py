@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from fibec_ray.answers import Readout
 from fibec_ray.data import exercises
 from fibec_ray.data.dealing import Split
-from fibec_ray.data.encode_instructions import encode_instructions
+from fibec_ray.data.encode_instructions import encode_instructions, prompts_of
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.instructions import COMMON, Columns, InstructionFormat, chosen_columns, instructions_of
+from fibec_ray.data.questions import Questions
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import TEST_FRACTION_INSTRUCTIONS, DataConfig
 from fibec_ray.data.source import Table
@@ -69,6 +70,9 @@ class Generation(Task):
     def encode(self, rows: Instructions, encoder: Encoder) -> SampleSet:
         made, cut = encode_instructions(rows, self.format, encoder.tokenizer, encoder.max_length)
         return replace(made, num_cut=cut.prompts, num_cut_responses=cut.responses)
+
+    def questions(self, rows: Instructions) -> Questions | None:
+        return Questions(prompts_of(rows, self.format), responses=rows.responses)
 
     def about_cuts(self, sets: Sequence[Any], max_length: int) -> str:
         prompts, responses = sum(part.num_cut for part in sets), sum(part.num_cut_responses for part in sets)
