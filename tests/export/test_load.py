@@ -20,9 +20,8 @@ from fibec_ray.errors import ConfigError, DataError, ModelError, RunDirError
 from fibec_ray.export.load import load
 from fibec_ray.files.sealed import write_sealed
 from fibec_ray.learning.federation import Federation
-from fibec_ray.models.spec import Backbone
 from fibec_ray.runs.save import complete
-from fibec_ray.runs.saved_model import Prompts, SavedModel, read_saved_model
+from fibec_ray.runs.saved_model import read_saved_model
 from fibec_ray.runs.simulation import Finished, simulate
 from fibec_ray.tasks import load as load_rows
 
@@ -93,18 +92,6 @@ def test_a_model_that_an_earlier_version_saved(tmp_path: Path) -> None:
     content |= {"num_classes": answers["num_scores"], "label_words": answers["label_words"]}
     write_sealed(path, RootModel[dict[str, Any]](content))
     assert load(run.folder).about == before
-
-
-@pytest.mark.parametrize(
-    ("count", "likelihood", "predicts"),
-    [(3, "categorical", "classes"), (1, "normal", "values"), (0, "tokens", "texts")],
-)
-def test_the_number_of_classes_told_what_a_model_predicts(count: int, likelihood: str, predicts: str) -> None:
-    found = SavedModel(
-        name="x", method="y", round=1, created="", versions={}, backbone=Backbone(), peft={}, seed=0, num_classes=count,
-        label_words=None, prompts=Prompts(task="t", max_length=8), batch_size=4,
-    )  # type: ignore[call-arg]  # fmt: skip
-    assert (found.answers.likelihood, found.predicts) == (likelihood, predicts)
 
 
 def test_a_folder_that_moved_and_a_url_give_the_same_model(tmp_path: Path) -> None:
