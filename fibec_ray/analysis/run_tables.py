@@ -126,7 +126,11 @@ def _partition(log: RunLog, tables: RunTables) -> Table:
         known = {row["what"] for row in rows}
         rows += [{"what": name, "value": value} for name, value in both.items() if name not in known]
     columns = (Column("partition", lambda row: str(row["what"])), _number("", "value", ".4g"))
-    note = "Shards in training samples; label tv mean: total variation between a device's labels and all, mean."
+    note = (
+        "Shards in training samples. tv mean: total variation distance between a device's shares and the overall "
+        "shares; shift mean: distance of a device's mean from the overall mean, in standard deviations (for several "
+        "labels per sample: difference of their shares). Means over devices; 0: all devices alike."
+    )
     return Table("partition", "", columns, tuple(rows), (note,))
 
 

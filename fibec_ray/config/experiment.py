@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_va
 
 from fibec_ray.answers import Answers
 from fibec_ray.checkpoints.checkpoint import CheckpointConfig
-from fibec_ray.data.partition import PARTITIONS, DirichletLabel, Partition
+from fibec_ray.data.partition import PARTITIONS, DirichletLabel
+from fibec_ray.data.partition_base import Partition
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.encoder import Reads
 from fibec_ray.fleets.settings import FleetConfig
@@ -159,12 +160,9 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             )
         if why := self.task.unfit_for(self.backbone):
             raise ValueError(why)
-        column = self.partition.user_column
-        if column is not None and not self.task.has_columns:
-            raise ValueError(
-                f"partition.column: task {self.task.name} makes its own rows and has no column {column!r}; set "
-                "data.path to a file that has it, or choose another partition.kind"
-            )
+        has = {"has_columns": self.task.has_columns, "has_texts": self.task.has_texts}
+        if why := self.partition.unfit_for(f"task {self.task.name}", **has):
+            raise ValueError(f"partition.{why}")
         return self
 
     @model_validator(mode="after")

@@ -84,16 +84,21 @@ def complete_rows(table: Any, columns: Sequence[str], where: str) -> NDArray[np.
     return np.flatnonzero(has_all).astype(np.int64)
 
 
-def values_of(column: Any, where: str) -> list[str]:
-    """The column's values as N strings, for ids of users. Raises DataError for a row without one, and for lists."""
+def values_of(column: Any, where: str, rows: Sequence[int] | NDArray[np.int64] | None = None) -> list[str]:
+    """The column's values as strings, for ids of users.
+
+    rows: (N,) the rows that are used; None: all. Raises DataError for a row without a value, and for lists.
+    """
     column = plain(column)
-    if column.null_count or pa.types.is_null(column.type):
-        raise DataError(f"{where}: no value in row {first_null(column)}; fill it in, or remove the row")
+    numbers = np.arange(len(column)) if rows is None else np.asarray(rows, dtype=np.int64)
+    column = column.take(numbers)
     if pa.types.is_nested(column.type):
         raise DataError(f"{where}: values of type {column.type}; a column of numbers or text is needed")
-    found = [str(value).strip() for value in pylist(column, where)]
-    if "" in found:
-        raise DataError(f"{where}: no value in row {found.index('')}; fill it in, or remove the row")
+    null = column.null_count or pa.types.is_null(column.type)
+    found = [] if null else [str(value).strip() for value in pylist(column, where)]
+    if null or "" in found:
+        row = numbers[first_null(column) if null else found.index("")] if len(numbers) else 0
+        raise DataError(f"{where}: no value in row {row}; fill it in, or remove the row")
     return found
 
 

@@ -11,7 +11,8 @@ order of the small shares, so we keep logarithms in units of 1 / alpha.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 import numpy as np
@@ -75,6 +76,8 @@ class Split:
     train: list[Ints]
     test: list[Ints]
     """some may be empty"""
+    groups: Mapping[str, Ints] = field(default_factory=dict)
+    """(N,) groups of the training rows that the rule dealt by, if they are not the labels: {"topic": ...}"""
 
 
 def shards_of(owner: Ints, num_devices: int) -> list[Ints]:

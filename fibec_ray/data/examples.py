@@ -19,6 +19,12 @@ class Rows:
 
     labels: NDArray[np.int64]
     """(N,) what partitions go by: class ids in the order of the task's label_names, or regions of a domain"""
+    users: list[str] | None
+    """N ids of users, if the partition deals by them"""
+
+    def texts(self) -> list[str] | None:
+        """The text of each of N rows, as a model reads it and without the answer; None for rows that are not text."""
+        return None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,6 +110,10 @@ class Examples(Rows):
         """(N, ...) what a model should answer."""
         return self.labels if self.targets is None else self.targets
 
+    def texts(self) -> list[str]:
+        """The texts; pairs are joined by a line end."""
+        return self.texts_a if self.texts_b is None else _lines(self.texts_a, self.texts_b)
+
 
 @dataclass(frozen=True)
 class Instructions(Rows):
@@ -123,6 +133,10 @@ class Instructions(Rows):
     """N ids of users, if the partition deals by them"""
     origin: Origin | None = None
     """None for embedded sets"""
+
+    def texts(self) -> list[str]:
+        """Instructions and inputs, without responses."""
+        return _lines(self.instructions, self.inputs)
 
     @property
     def has_categories(self) -> bool:
@@ -158,6 +172,13 @@ class Points(Rows):
     """(N,) targets of a regression; None: the labels are the targets"""
     num_groups: int | None = None
     """number of different labels, if they are regions; None: they are classes"""
+    users: list[str] | None = None
+    """N ids of users, if the partition deals by them"""
+
+
+def _lines(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """The texts of both columns, row by row; an empty second text adds nothing."""
+    return [f"{a}\n{b}" if b else a for a, b in zip(first, second, strict=True)]
 
 
 def _taken(column: Any, rows: NDArray[np.int64]) -> Any:

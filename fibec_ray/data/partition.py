@@ -6,96 +6,18 @@ N rows, K devices, C classes.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from fibec_ray.data import dealing
-from fibec_ray.data.dealing import Ints, Split
+from fibec_ray.data.partition_base import Deal, Owners, Partition
+from fibec_ray.data.topics import topics_of
 from fibec_ray.errors import ConfigError
-from fibec_ray.seeds import numpy_generator
 
 Concentration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True)
-class Deal:
-    """Input of a rule. Train and test have separate generators, so the number of test rows moves no training row."""
-
-    train_labels: Ints
-    test_labels: Ints
-    num_classes: int
-    num_devices: int
-    common: np.random.Generator
-    """for sizes and priors, which train and test share"""
-    train: np.random.Generator
-    test: np.random.Generator
-    spare: np.random.Generator
-    """for sizes and priors too small for floats"""
-    train_users: Sequence[str] = ()
-    """N user ids, for rules that deal by them"""
-    test_users: Sequence[str] = ()
-
-
-class Partition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Base of the rules: each training row and each test row goes to exactly one device."""
-
-    kind: str
-    min_samples: int = Field(
-        1, ge=1, description="training samples that every device must get; test shards may be empty"
-    )
-
-    size_setting: ClassVar[str] = "min_samples"
-    """the setting that decides the size of the smallest shard"""
-    remedy: ClassVar[str] = "lower min_samples or num_devices"
-    deals_by_label: ClassVar[bool] = True
-    """False for rules that ignore labels"""
-
-    @abstractmethod
-    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
-        """The device of each training row (N,) and of each test row."""
-
-    @property
-    def user_column(self) -> str | None:
-        """The column of user ids that the rule needs; None for rules that need none."""
-        return None
-
-    def split(
-        self,
-        train_labels: Ints,
-        test_labels: Ints,
-        num_classes: int,
-        num_devices: int,
-        seed: int,
-        users: tuple[Sequence[str], Sequence[str]] = ((), ()),
-    ) -> Split:
-        """The shards of all devices.
-
-        users: ids for the rows of both sets, if the rule needs them. Raises ConfigError if a device would get fewer
-        than min_samples.
-        """
-        assert num_devices >= 1 and num_classes >= 1
-        if num_devices > len(train_labels):
-            raise ConfigError(
-                f"num_devices: {num_devices} devices, but only {len(train_labels)} training samples; lower num_devices"
-            )
-        common, train, test, spare = (
-            numpy_generator(seed, "partition", self.kind, part) for part in ("common", "train", "test", "spare")
-        )
-        deal = Deal(train_labels, test_labels, num_classes, num_devices, common, train, test, spare, *users)
-        train_owner, test_owner = self.owners(deal)
-        sizes = np.bincount(train_owner, minlength=num_devices)
-        if sizes.min() < self.min_samples:
-            device = int(sizes.argmin())
-            raise ConfigError(
-                f"partition.{self.size_setting}: {getattr(self, self.size_setting)} leaves device {device} with "
-                f"{sizes[device]} of at least {self.min_samples} samples; {self.remedy}"
-            )
-        return Split(dealing.shards_of(train_owner, num_devices), dealing.shards_of(test_owner, num_devices))
 
 
 class Iid(Partition):
@@ -105,9 +27,9 @@ class Iid(Partition):
 
     deals_by_label: ClassVar[bool] = False
 
-    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+    def owners(self, deal: Deal) -> Owners:
         train = dealing.deal_evenly(len(deal.train_labels), deal.num_devices, deal.train)
-        return train, dealing.deal_evenly(len(deal.test_labels), deal.num_devices, deal.test)
+        return Owners(train, dealing.deal_evenly(len(deal.test_labels), deal.num_devices, deal.test))
 
 
 class DirichletLabel(Partition):
@@ -129,14 +51,8 @@ class DirichletLabel(Partition):
     size_setting: ClassVar[str] = "size_alpha"
     remedy: ClassVar[str] = "raise size_alpha, or lower min_samples or num_devices"
 
-    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
-        shares = dealing.draw(deal.common, deal.spare, self.size_alpha, deal.num_devices, 1).shares[0]
-        priors = dealing.draw(deal.common, deal.spare, self.alpha, deal.num_classes, deal.num_devices)
-        train, test = (
-            dealing.deal_by_prior(labels, dealing.sizes_of(shares, len(labels)), priors, rng)
-            for labels, rng in ((deal.train_labels, deal.train), (deal.test_labels, deal.test))
-        )
-        return train, test
+    def owners(self, deal: Deal) -> Owners:
+        return _owners_by_prior(deal, self.alpha, self.size_alpha)
 
 
 class DirichletQuantity(Partition):
@@ -149,10 +65,10 @@ class DirichletQuantity(Partition):
     remedy: ClassVar[str] = "raise alpha, or lower min_samples or num_devices"
     deals_by_label: ClassVar[bool] = False
 
-    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+    def owners(self, deal: Deal) -> Owners:
         shares = dealing.draw(deal.common, deal.spare, self.alpha, deal.num_devices, 1).shares[0]
         train = dealing.deal_by_size(dealing.sizes_of(shares, len(deal.train_labels)), deal.train)
-        return train, dealing.deal_by_size(dealing.sizes_of(shares, len(deal.test_labels)), deal.test)
+        return Owners(train, dealing.deal_by_size(dealing.sizes_of(shares, len(deal.test_labels)), deal.test))
 
 
 class Pathological(Partition):
@@ -164,7 +80,7 @@ class Pathological(Partition):
     size_setting: ClassVar[str] = "classes_per_device"
     remedy: ClassVar[str] = "raise classes_per_device, or lower min_samples or num_devices"
 
-    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+    def owners(self, deal: Deal) -> Owners:
         wanted, classes, devices = self.classes_per_device, deal.num_classes, deal.num_devices
         if wanted > classes:
             raise ConfigError(f"partition.classes_per_device: {wanted}, but the task has {classes} classes; lower it")
@@ -179,7 +95,7 @@ class Pathological(Partition):
         has = np.zeros((devices, classes), dtype=np.int64)
         np.put_along_axis(has, takes, 1, axis=1)
         train = dealing.deal_by_class_counts(deal.train_labels, has, deal.train)
-        return train, dealing.deal_by_class_counts(deal.test_labels, has, deal.test)
+        return Owners(train, dealing.deal_by_class_counts(deal.test_labels, has, deal.test))
 
 
 class Shards(Partition):
@@ -195,7 +111,7 @@ class Shards(Partition):
     size_setting: ClassVar[str] = "shards_per_device"
     remedy: ClassVar[str] = "lower shards_per_device, min_samples or num_devices"
 
-    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+    def owners(self, deal: Deal) -> Owners:
         num_rows, num_pieces = len(deal.train_labels), deal.num_devices * self.shards_per_device
         shuffled = deal.train.permutation(num_rows)  # rows of one class are dealt in random order
         by_label = shuffled[np.argsort(deal.train_labels[shuffled], kind="stable")]
@@ -203,7 +119,7 @@ class Shards(Partition):
         train = np.empty(num_rows, dtype=np.int64)
         train[by_label] = piece_owner[np.arange(num_rows) * num_pieces // num_rows]
         counts = dealing.class_counts(deal.train_labels, train, deal.num_devices, deal.num_classes)
-        return train, dealing.deal_by_class_counts(deal.test_labels, counts, deal.test)
+        return Owners(train, dealing.deal_by_class_counts(deal.test_labels, counts, deal.test))
 
 
 class ByColumn(Partition):
@@ -220,12 +136,13 @@ class ByColumn(Partition):
     size_setting: ClassVar[str] = "column"
     remedy: ClassVar[str] = "lower min_samples or num_devices"
     deals_by_label: ClassVar[bool] = False
+    group_name: ClassVar[str] = "user"
 
     @property
     def user_column(self) -> str | None:
         return self.column
 
-    def owners(self, deal: Deal) -> tuple[Ints, Ints]:
+    def owners(self, deal: Deal) -> Owners:
         names, train, counts = np.unique(np.asarray(deal.train_users), return_inverse=True, return_counts=True)
         if len(names) < deal.num_devices:
             raise ConfigError(
@@ -238,7 +155,43 @@ class ByColumn(Partition):
         for row, user in enumerate(deal.test_users):
             if user in number:
                 test[row] = owner_of[number[user]]
-        return owner_of[train], test
+        return Owners(owner_of[train], test, train.astype(np.int64))
+
+
+class Topics(Partition):
+    """Topic skew without labels: texts are clustered, and the clusters are dealt as `DirichletLabel` deals classes.
+
+    A topic is a k-means cluster of TF-IDF vectors reduced by a truncated SVD (`data/topics.py`). Topics are fitted on
+    the training rows; a test row belongs to the topic with the nearest centre. Works for every task with texts, also
+    for instructions without categories. As with unbalanced classes, the priors are uniform over topics of any size.
+    """
+
+    kind: Literal["topics"] = "topics"
+    num_topics: int = Field(10, ge=2, le=1000, description="clusters of texts")
+    alpha: Concentration = Field(1.0, description="topic skew: small is skewed")
+    size_alpha: Concentration = Field(5.0, description="size skew: small is skewed")
+
+    size_setting: ClassVar[str] = "size_alpha"
+    remedy: ClassVar[str] = "raise size_alpha, or lower min_samples or num_devices"
+    deals_by_label: ClassVar[bool] = False
+    needs_texts: ClassVar[bool] = True
+    group_name: ClassVar[str] = "topic"
+
+    def owners(self, deal: Deal) -> Owners:
+        train, test = topics_of(deal.train_texts, deal.test_texts, self.num_topics, deal.topics)
+        by_topic = replace(deal, train_labels=train, test_labels=test, num_classes=self.num_topics)
+        return _owners_by_prior(by_topic, self.alpha, self.size_alpha)._replace(groups=train)
+
+
+def _owners_by_prior(deal: Deal, alpha: float, size_alpha: float) -> Owners:
+    """Sizes ~ Dirichlet(size_alpha), class priors ~ Dirichlet(alpha); the same ones for training and test rows."""
+    shares = dealing.draw(deal.common, deal.spare, size_alpha, deal.num_devices, 1).shares[0]
+    priors = dealing.draw(deal.common, deal.spare, alpha, deal.num_classes, deal.num_devices)
+    train, test = (
+        dealing.deal_by_prior(labels, dealing.sizes_of(shares, len(labels)), priors, rng)
+        for labels, rng in ((deal.train_labels, deal.train), (deal.test_labels, deal.test))
+    )
+    return Owners(train, test)
 
 
 PARTITIONS: dict[str, type[Partition]] = {
@@ -248,11 +201,12 @@ PARTITIONS: dict[str, type[Partition]] = {
     "iid": Iid,
     "pathological": Pathological,
     "shards": Shards,
+    "topics": Topics,
 }
 
 WITHOUT_LABELS = tuple(kind for kind, rule in PARTITIONS.items() if not rule.deals_by_label and rule is not ByColumn)
 """Kinds that work for rows without labels."""
 
 AnyPartition = Annotated[
-    ByColumn | DirichletLabel | DirichletQuantity | Iid | Pathological | Shards, Field(discriminator="kind")
+    ByColumn | DirichletLabel | DirichletQuantity | Iid | Pathological | Shards | Topics, Field(discriminator="kind")
 ]

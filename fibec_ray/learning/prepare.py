@@ -10,7 +10,9 @@ import numpy as np
 
 from fibec_ray.answers import Answers
 from fibec_ray.data.dealing import Split
-from fibec_ray.data.partition import WITHOUT_LABELS, Partition
+from fibec_ray.data.heterogeneity import heterogeneity
+from fibec_ray.data.partition import WITHOUT_LABELS
+from fibec_ray.data.partition_base import Partition
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.stamps import Stamp
 from fibec_ray.errors import ConfigError
@@ -66,7 +68,7 @@ def prepare_federation(recipe: Recipe, folder: Path) -> Prepared:
     backbone.check(task.writes_text)
     sources = task.stamps(data)
     train, test = at_most(task.load(data, recipe.seed, recipe.partition.user_column), data, recipe.seed)
-    split, num_groups = _deal(recipe, task, train, test)
+    split = _deal(recipe, task, train, test)
     encoder = backbone.encoder(data.max_length, recipe.num_virtual)
     words = task.label_words(encoder)
     sets = backbone.fit([task.encode(rows, encoder) for rows in (train, test)], encoder, words or ())
@@ -79,20 +81,18 @@ def prepare_federation(recipe: Recipe, folder: Path) -> Prepared:
         task.num_scores,
         words,
         task.anchors(train, test, split),
-        task.heterogeneity(train, [np.asarray(rows) for rows in split.train], num_groups),
+        heterogeneity(split.train, {**task.compared(train), "length": sets[0].lengths * 1.0, **split.groups}),
         "; ".join(note for note in notes if note),
         sources,
     )
 
 
-def _deal(recipe: Recipe, task: Task, train: Any, test: Any) -> tuple[Split, int]:
-    """Deal the rows of both sets to devices, by their labels or users; and the number of different labels."""
+def _deal(recipe: Recipe, task: Task, train: Any, test: Any) -> Split:
+    """Deal the rows of both sets to devices, by their labels, users or texts."""
     partition, num_groups = recipe.partition, task.num_groups(train)
     if num_groups is None and partition.deals_by_label:
         raise ConfigError(
             f"partition: {partition.kind} splits by category, but {task.no_groups()}, or partition to one of: "
             f"{', '.join(sorted(WITHOUT_LABELS))}"
         )
-    users = () if partition.user_column is None else ((train.users, test.users),)
-    groups = num_groups or 1
-    return partition.split(train.labels, test.labels, groups, recipe.num_devices, recipe.seed, *users), groups
+    return partition.deal(train, test, num_groups or 1, recipe.num_devices, recipe.seed)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fibec_ray.answers import Answers, Readout
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.examples import Examples, Rows
-from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
+from fibec_ray.data.heterogeneity import Column, majority_accuracy, own_majority_accuracy
 from fibec_ray.data.questions import Questions
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import EMBEDDED, TEST_FRACTION_INSTRUCTIONS, DataConfig
@@ -60,6 +60,8 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
     """True for an embedded task whose settings also run on a user's files, as a task of the default kind"""
     pipeline: ClassVar[str | None] = None
     """the Hugging Face hub's name for models of this kind"""
+    has_texts: ClassVar[bool] = False
+    """True if rows have texts, by which partitions can deal them"""
     embedded: ClassVar[str | None] = None
     """the section of `data` that says how many rows are generated; None: rows are not generated"""
 
@@ -166,9 +168,9 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
         """Baselines that need no model, on the test rows: the most frequent answer overall and of each device."""
         return accuracies(train.labels, test.labels, split)
 
-    def heterogeneity(self, train: Any, shards: list[Ints], num_groups: int) -> dict[str, float]:
-        """How much the devices' training rows differ."""
-        return heterogeneity(train.labels, shards, num_groups)
+    def compared(self, train: Any) -> Mapping[str, Column | None]:
+        """Columns of the training rows that the report compares between devices (`data/heterogeneity.py`)."""
+        return {"label": train.labels}
 
     # --- trained models
 
@@ -226,6 +228,8 @@ def ask_for_columns(there: Sequence[str], count: int) -> str:
 
 class Texts(Task):
     """Samples of one text, or of a pair of texts."""
+
+    has_texts: ClassVar[bool] = True
 
     text_columns: tuple[str, ...] = Field(
         ("sentence",), min_length=1, max_length=2, description="column of the text, or two columns for pairs of texts"

@@ -43,6 +43,7 @@ class Generation(Task):
     pipeline: ClassVar[str | None] = "text-generation"
     likelihood: ClassVar[str] = "tokens"
     readout: ClassVar[Readout] = "response"
+    has_texts: ClassVar[bool] = True
 
     @property
     def format(self) -> InstructionFormat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from fibec_ray.data import points
 from fibec_ray.data.dealing import Split
 from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.examples import Points
-from fibec_ray.data.heterogeneity import mean_r2, own_mean_r2, r2
+from fibec_ray.data.heterogeneity import Column, mean_r2, own_mean_r2, r2
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.encoder import Encoder, Reads
@@ -75,6 +76,9 @@ class Values(Task):
 
     def predictions(self, scores: Tensor) -> list[Prediction]:
         return [Prediction(value=value) for value in scores[:, 0].tolist()]
+
+    def compared(self, train: Points) -> Mapping[str, Column | None]:
+        return {**super().compared(train), "value": train.values}
 
     def anchors(self, train: Points, test: Points, split: Split) -> dict[str, float]:
         """R2 of the mean of all training values, and of each device's own."""

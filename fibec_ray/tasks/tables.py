@@ -174,5 +174,5 @@ class LabelledTexts(FromTables, Texts):
 
 def _with_users(rows: Any, table: Table, column: str) -> Any:
     """The rows with the values of a column of their table."""
-    content = table.content[column].take(rows.origin.row)
-    return replace(rows, users=values_of(content, f"{table.where}, column '{column}'"))
+    where = f"{table.where}, column '{column}'"
+    return replace(rows, users=values_of(table.content[column], where, rows.origin.row))

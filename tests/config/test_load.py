@@ -329,6 +329,14 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     "a network without its kind": (["backbone={hidden: [3]}"], ["backbone.hidden: no such key"]),
     "an unknown network": (["backbone={kind: mpl}"], ["backbone: no such kind 'mpl'", "did you mean 'mlp'?"]),
     "a network for text": (["backbone={kind: mlp}"], ["backbone mlp takes numbers", "task synthetic is text"]),
+    "topics of numbers": (
+        ["task=digits", "data={}", "backbone={kind: mlp}", "partition=topics"],
+        ["partition.kind: topics", "task digits has no text", "such as iid"],
+    ),
+    "users of rows that the task makes": (
+        ["partition.column=user"],
+        ["partition.column: task synthetic makes its own rows", "'user'", "set data.path"],
+    ),
     "digits for a transformer": (["task=digits", "data={}"], ["task digits has no text", "{kind: cnn}"]),
     "full training of a bfloat16 base": (
         ["method=fedavg-full", "backbone.dtype=bfloat16"],

@@ -1,11 +1,15 @@
 """E26: shards are disjoint, cover the set, follow the seed, and mean what their settings say."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from fibec_ray.data import dealing
 from fibec_ray.data.dealing import Draws, Split, draw
+from fibec_ray.data.examples import Examples, Instructions, Points, Rows
 from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
 from fibec_ray.data.partition import (
     PARTITIONS,
@@ -14,20 +18,38 @@ from fibec_ray.data.partition import (
     DirichletLabel,
     DirichletQuantity,
     Iid,
-    Partition,
     Pathological,
     Shards,
+    Topics,
 )
+from fibec_ray.data.partition_base import Partition
 from fibec_ray.errors import ConfigError
 
-RULES = [DirichletLabel(), DirichletQuantity(alpha=5.0), Iid(), Pathological(), Shards(), ByColumn(column="user")]
+RULES = [
+    DirichletLabel(),
+    DirichletQuantity(alpha=5.0),
+    Iid(),
+    Pathological(),
+    Shards(),
+    ByColumn(column="user"),
+    Topics(num_topics=5),
+]
 TRAIN, TEST = np.arange(1200) % 4, np.arange(400) % 4
 USERS = [[f"user {row % 170}" for row in range(count)] for count in (1200, 400)]
+SUBJECTS = ("rain and snow", "bread or cake", "the night train", "a red bicycle", "two old books")
+
+
+def texts_of(count: int) -> list[str]:
+    """Texts of five subjects, a different number of each, in an order that says nothing about labels."""
+    return [f"{SUBJECTS[min(row % 7, 4)]} number {row % 11}" for row in range(count)]
+
+
+TEXTS = [texts_of(count) for count in (1200, 400)]
 by_kind = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
 
 
 def deal(rule: Partition, num_devices: int = 20, seed: int = 0) -> Split:
-    return rule.split(TRAIN, TEST, 4, num_devices, seed, (USERS[0], USERS[1]))
+    return rule.split(TRAIN, TEST, 4, num_devices, seed, (USERS[0], USERS[1]), (TEXTS[0], TEXTS[1]))
 
 
 def marginals(labels: np.ndarray, shards: list[np.ndarray]) -> np.ndarray:
@@ -60,7 +82,8 @@ def test_same_seed_same_shards_and_other_seed_other_shards(rule: Partition) -> N
 
 @by_kind
 def test_fewer_test_rows_move_no_training_row(rule: Partition) -> None:
-    one, two = deal(rule), rule.split(TRAIN, TEST[:100], 4, 20, 0, (USERS[0], USERS[1][:100]))
+    fewer = rule.split(TRAIN, TEST[:100], 4, 20, 0, (USERS[0], USERS[1][:100]), (TEXTS[0], TEXTS[1][:100]))
+    one, two = deal(rule), fewer
     assert all((a == b).all() for a, b in zip(one.train, two.train, strict=True))
 
 
@@ -96,7 +119,7 @@ def distance(alpha: float, num_classes: int, num_devices: int, seed: int) -> flo
     """Mean total variation between a device's classes and all of them; devices are alike in size."""
     labels = np.arange(num_classes * 20) % num_classes
     split = DirichletLabel(alpha=alpha, size_alpha=1e6).split(labels, labels[:1], num_classes, num_devices, seed)
-    return heterogeneity(labels, split.train, num_classes)["label_tv_mean"]
+    return heterogeneity(split.train, {"label": labels})["label_tv_mean"]
 
 
 @pytest.mark.parametrize(("num_classes", "num_devices"), [(8, 8), (24, 6)])
@@ -170,7 +193,7 @@ def test_rows_of_a_class_are_dealt_in_order_and_an_exhausted_class_is_drawn_agai
 
 
 def test_dirichlet_quantity_skews_sizes_but_not_labels() -> None:
-    about = heterogeneity(TRAIN, deal(DirichletQuantity(alpha=2.0), 5).train, 4)
+    about = heterogeneity(deal(DirichletQuantity(alpha=2.0), 5).train, {"label": TRAIN})
     assert about["largest_shard"] > 2 * about["smallest_shard"] and about["label_tv_mean"] < 0.1
 
 
@@ -224,9 +247,10 @@ def test_ten_thousand_devices_are_dealt() -> None:
 
 def test_heterogeneity_by_hand() -> None:
     # Globally (1/2, 1/2); device 0 has only class 0 and device 1 only class 1: |1 - 1/2| = 1/2 for both.
-    apart = heterogeneity(np.array([0, 0, 1, 1]), [np.array([0, 1]), np.array([2, 3])], 2)
+    labels = {"label": np.array([0, 0, 1, 1])}
+    apart = heterogeneity([np.array([0, 1]), np.array([2, 3])], labels)
     assert apart == {"label_tv_mean": 0.5, "smallest_shard": 2.0, "largest_shard": 2.0}
-    alike = heterogeneity(np.array([0, 0, 1, 1]), [np.array([0, 2]), np.array([1, 3]), np.array([], dtype=np.int64)], 2)
+    alike = heterogeneity([np.array([0, 2]), np.array([1, 3]), np.array([], dtype=np.int64)], labels)
     assert alike == {"label_tv_mean": 0.0, "smallest_shard": 0.0, "largest_shard": 2.0}
 
 
@@ -241,8 +265,9 @@ def test_majority_accuracies_by_hand() -> None:
 def test_random_labels_make_own_majority_no_better_than_chance_when_devices_are_alike(rule: Partition) -> None:
     rng = np.random.default_rng(0)
     train, test = rng.integers(0, 4, 4000), rng.integers(0, 4, 4000)
-    users = [f"{row % 50}" for row in range(4000)]
-    accuracy = own_majority_accuracy(train, test, rule.split(train, test, 4, 10, 0, (users, users)))
+    users, texts = [f"{row % 50}" for row in range(4000)], texts_of(4000)
+    split = rule.split(train, test, 4, 10, 0, (users, users), (texts, texts))
+    accuracy = own_majority_accuracy(train, test, split)
     if not rule.deals_by_label:
         assert abs(accuracy - 0.25) < 0.03
     else:
@@ -280,3 +305,85 @@ def test_test_rows_of_unknown_users_are_dealt_evenly() -> None:
 def test_more_devices_than_users_are_refused() -> None:
     with pytest.raises(ConfigError, match="171 devices, but column 'user' has 170 .* set num_devices=170"):
         deal(ByColumn(column="user"), 171)
+
+
+def test_users_are_the_groups_that_are_reported() -> None:
+    split = deal(ByColumn(column="user"), 170)
+    users = np.asarray(USERS[0])
+    assert all(len(set(users[split.groups["user"] == code])) == 1 for code in range(170))
+    found = heterogeneity(split.train, {"label": TRAIN, **split.groups})
+    assert found["user_tv_mean"] == pytest.approx(np.mean([1 - len(rows) / 1200 for rows in split.train]))
+
+
+# --- topics of the texts
+
+
+def test_topics_are_the_subjects_and_are_dealt_like_labels() -> None:
+    split = deal(Topics(num_topics=5, alpha=0.05), 10)
+    topics, subjects = split.groups["topic"], np.array([min(row % 7, 4) for row in range(1200)])
+    assert len({(a, b) for a, b in zip(topics.tolist(), subjects.tolist(), strict=True)}) == 5
+    found = heterogeneity(split.train, {"label": TRAIN, **split.groups})
+    assert found["topic_tv_mean"] > 0.5 > 0.2 > found["label_tv_mean"]
+    for train, test in zip(split.train, split.test, strict=True):
+        shares = [np.bincount(subjects[rows], minlength=5) / len(rows) for rows in (train, test)]
+        assert np.abs(shares[0] - shares[1]).sum() < 1
+
+
+def test_topic_skew_grows_as_alpha_falls() -> None:
+    found = []
+    for alpha in (100.0, 1.0, 0.01):
+        split = deal(Topics(num_topics=5, alpha=alpha, size_alpha=1e6))
+        found.append(heterogeneity(split.train, split.groups)["topic_tv_mean"])
+    assert found[0] < found[1] - 0.1 < found[2] - 0.2
+
+
+def test_more_topics_than_texts_are_refused_with_the_number_that_works() -> None:
+    with pytest.raises(
+        ConfigError, match=r"partition.num_topics: 500 topics, .* 55 different groups; set num_topics=55"
+    ):
+        deal(Topics(num_topics=500))
+    assert len(deal(Topics(num_topics=55)).train) == 20
+
+
+# --- rows of a task
+
+
+def rows_of(kind: str, **changes: Any) -> Rows:
+    labels = np.zeros(40, np.int64)
+    texts = TEXTS[0][:40]
+    made: dict[str, Rows] = {
+        "examples": Examples(texts, None, labels),
+        "instructions": Instructions(texts, [""] * 40, ["yes"] * 40, labels, ("",)),
+        "points": Points(np.zeros((40, 2), np.float32), labels),
+    }
+    return replace(made[kind], **changes)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("kind", ["examples", "instructions", "points"])
+def test_rows_of_every_kind_are_dealt_by_their_users(kind: str) -> None:
+    rows = rows_of(kind, users=[f"user {row % 4}" for row in range(40)])
+    split = ByColumn(column="user").deal(rows, rows.take(np.arange(8)), 1, 4, 0)
+    assert [rows.tolist() for rows in split.train] == [list(range(user, 40, 4)) for user in range(4)]
+    assert [rows.tolist() for rows in split.test] == [[user, user + 4] for user in range(4)]
+
+
+@pytest.mark.parametrize("kind", ["examples", "instructions"])
+def test_rows_with_texts_are_dealt_by_topic(kind: str) -> None:
+    rows = rows_of(kind)
+    split = Topics(num_topics=3).deal(rows, rows, 1, 2, 0)
+    assert sum(map(len, split.train)) == 40 and set(split.groups["topic"].tolist()) == {0, 1, 2}
+
+
+def test_rows_that_lack_what_the_rule_needs_are_refused() -> None:
+    points = rows_of("points")
+    with pytest.raises(ConfigError, match="partition.kind: topics deals rows by their texts, .* such as iid"):
+        Topics().deal(points, points, 1, 2, 0)
+    with pytest.raises(ConfigError, match="partition.column: .* no column 'user'; .* such as iid"):
+        ByColumn(column="user").deal(points, points, 1, 2, 0)
+    assert len(Iid().deal(points, points, 1, 2, 0).train) == 2
+
+
+def test_the_text_of_a_row_is_what_a_model_reads_without_the_answer() -> None:
+    assert Examples(["a", "c"], ["b", ""], np.zeros(2, np.int64)).texts() == ["a\nb", "c"]
+    told = Instructions(["add", "go"], ["1 2", ""], ["3", "ok"], np.zeros(2, np.int64), ("",))
+    assert told.texts() == ["add\n1 2", "go"] and rows_of("points").texts() is None

@@ -162,6 +162,15 @@ def test_label_words_of_several_tokens_are_refused(tiny_settings: Any, tmp_path:
         prepared(settings, tmp_path / "run")
 
 
+def test_topics_need_no_labels_and_are_measured(tiny_settings: Any, tmp_path: Path) -> None:
+    settings = tiny_settings(num_devices=3, cohort_size=1, partition={"kind": "topics", "num_topics": 4, "alpha": 0.1})
+    found, data = prepared(settings, tmp_path / "run")
+    assert sorted(np.concatenate(data.train_rows).tolist()) == list(range(72))
+    shown = {"label_tv_mean", "length_shift_mean", "topic_tv_mean", "smallest_shard", "largest_shard"}
+    assert set(found.heterogeneity) == shown
+    assert found.heterogeneity["topic_tv_mean"] > 0.2 and min(found.heterogeneity.values()) >= 0
+
+
 # --- refused
 
 
