@@ -159,7 +159,7 @@ def _run_file(about: SavedModel, model: _Model, task: OwnTask | None, end: int) 
 
 def _notes(about: SavedModel, model: _Model, task: OwnTask | None) -> list[str]:
     lines = [
-        f"{about.name}: method {about.method}, {about.round} rounds. Written for lm_eval {RELEASE}.",
+        f"{about.name}: method {about.method}, after round {about.round}. Written for lm_eval {RELEASE}.",
         "pip install 'lm_eval[hf]', then, in this folder, because paths are relative to it:",
         f"    {_command(task)}",
         "Add --device cuda:1 for another GPU, and --tasks NAMES for other tasks.",
