@@ -37,14 +37,19 @@ def beside_the_body(module: Any) -> list[str]:
     return [name for name, _ in module.named_parameters() if not name.startswith(f"{module.base_model_prefix}.")]
 
 
-def unnamed(head: Sequence[str] | None) -> list[str] | None:
+def reads_images(module: Any) -> bool:
+    """True for a transformers model of images."""
+    return bool(getattr(module, "main_input_name", "") == "pixel_values")
+
+
+def unnamed(head: Sequence[str] | None, module: Any) -> list[str] | None:
     """The modules of a head that the peft library must be told of; None: there are none."""
-    return [path for path in head or () if not path.endswith(BY_NAME)] or None
+    return [path for path in head or () if reads_images(module) or not path.endswith(BY_NAME)] or None
 
 
-def task_type(head: Sequence[str] | None) -> str | None:
-    """peft's word for a model with this head."""
-    return None if head is None else "SEQ_CLS"
+def task_type(head: Sequence[str] | None, module: Any = None) -> str | None:
+    """peft's word for a model with this head. It has none for classifiers of images."""
+    return None if head is None or reads_images(module) else "SEQ_CLS"
 
 
 def in_head(name: str, head: Collection[str] | None) -> bool:

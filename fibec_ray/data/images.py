@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fibec_ray.data.arrays import Array, load_arrays, no_set, refuse_misfit, save_arrays
+from fibec_ray.data.dense import DenseForm
 from fibec_ray.data.image_rows import Images
 from fibec_ray.errors import DataError
 from fibec_ray.image_reading import BICUBIC, CHANNELS, Image, Reading, Resize, resized
@@ -34,7 +36,7 @@ MOST_IN_MEMORY = 1 << 30
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with class labels."""
+    """Images with class labels. Implements `sets.SampleSet`."""
 
     pixels: NDArray[np.uint8]
     """(N, h, w, 3)"""
@@ -48,6 +50,7 @@ class ImageSet:
     """from (h, w) to (H, W), for each batch; None: they are the same"""
     true_difficulty: NDArray[np.float32] | None = None
     """(N,) true difficulty, embedded images only"""
+    kind: ClassVar[str] = "images"
 
     @property
     def num_samples(self) -> int:
@@ -58,6 +61,21 @@ class ImageSet:
     def shape(self) -> tuple[int, ...]:
         """Of one sample in a batch: (3, H, W)."""
         return (CHANNELS, *self.size)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) ones: images have no length."""
+        return np.ones(self.num_samples, np.int64)
+
+    @property
+    def answer_lengths(self) -> NDArray[np.int64]:
+        """(N,) zeros: answers are no texts."""
+        return np.zeros(self.num_samples, np.int64)
+
+    @property
+    def form(self) -> DenseForm:
+        """What a batch of these samples looks like."""
+        return DenseForm(self.shape, is_real=False)
 
     def shard(self, rows: NDArray[np.int64]) -> ImageShard:
         """The samples at these rows."""
@@ -78,7 +96,8 @@ class ImageSet:
         arrays: dict[str, Array] = {"pixels": self.pixels, "labels": self.labels, "table": self.table}
         if self.true_difficulty is not None:
             arrays["true_difficulty"] = self.true_difficulty
-        save_arrays(folder, arrays, size=list(self.size), resize=None if self.resize is None else asdict(self.resize))
+        resize = None if self.resize is None else asdict(self.resize)
+        save_arrays(folder, arrays, kind=self.kind, size=list(self.size), resize=resize)
 
     @staticmethod
     def load(folder: Path) -> ImageSet:

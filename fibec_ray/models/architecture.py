@@ -7,15 +7,19 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from fibec_ray.blocks import has_stages
 from fibec_ray.errors import ModelError
 from fibec_ray.models.lm_head import changed_by
 from fibec_ray.models.packaged import PACKAGED, folder_of, gguf_config, is_gguf
-from fibec_ray.models.settings import AUTO_CLASSES, BackboneSettings
+from fibec_ray.models.settings import PretrainedSettings
 
 SUPPORTED = (
     "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...) and decoders (llama, qwen2, gpt2, opt, "
     "...); choose one of these"
 )
+IMAGE_MODELS = "supported are image models (vit, deit, swin, convnext, dinov2, ...); choose one of these"
+PIXELS = "pixel_values"
+"""transformers' name of the images that a model reads"""
 TAKEN = ("input_ids", "attention_mask", "inputs_embeds")
 """Inputs that a model must accept."""
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -23,7 +27,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 """Settings of mixture-of-experts models. They are rejected, because the plan cannot count their operations."""
 
 
-def config_of(spec: BackboneSettings, **extra: Any) -> Any:
+def config_of(spec: PretrainedSettings, **extra: Any) -> Any:
     """transformers' config of a supported backbone. Raises ModelError."""
     from transformers import AutoConfig
 
@@ -41,12 +45,14 @@ def config_of(spec: BackboneSettings, **extra: Any) -> Any:
     except Exception as error:  # the errors of transformers, huggingface_hub and safetensors have no common root
         message = no_model(spec, error) if spec.config is not None else cannot("backbone.name", source, error)
         raise ModelError(message) from error
-    if reason := _not_supported(config):
+    if spec.reads_images and (reason := _no_image_model(config)):
+        raise ModelError(f"backbone: {config.model_type} {reason}; {IMAGE_MODELS}")
+    if not spec.reads_images and (reason := _not_supported(config)):
         raise ModelError(f"backbone: {config.model_type} {reason}; {SUPPORTED}")
     return config
 
 
-def check_supported(spec: BackboneSettings) -> None:
+def check_supported(spec: PretrainedSettings) -> None:
     """Raise ModelError for models other than text encoders and decoders, and for settings that do not fit the model."""
     config = config_of(spec)
     if spec.head == "model" and getattr(config, "summary_type", None) == "last":
@@ -57,7 +63,7 @@ def check_supported(spec: BackboneSettings) -> None:
     attention_of(spec, config)
 
 
-def check_causal(spec: BackboneSettings) -> None:
+def check_causal(spec: PretrainedSettings) -> None:
     """Raise ModelError for encoders, whose tokens attend to later ones, and for models that change logits after the
     head.
     """
@@ -77,9 +83,9 @@ def check_causal(spec: BackboneSettings) -> None:
         )
 
 
-def attention_of(spec: BackboneSettings, config: Any) -> str:
+def attention_of(spec: PretrainedSettings, config: Any) -> str:
     """The attention implementation, "sdpa" or "eager". Raises ModelError for an sdpa that the architecture lacks."""
-    model = _model_class(auto_class(spec), config)
+    model = model_class(auto_class(spec), config)
     has_sdpa = model is None or bool(getattr(model, "_supports_sdpa", False))
     if spec.attention == "sdpa" and not has_sdpa:
         raise ModelError(
@@ -89,12 +95,14 @@ def attention_of(spec: BackboneSettings, config: Any) -> str:
     return "sdpa" if has_sdpa and spec.attention != "eager" else "eager"
 
 
-def notes(spec: BackboneSettings, num_classes: int) -> list[str]:
+def notes(spec: PretrainedSettings, num_classes: int) -> list[str]:
     """What the user should know about this backbone on a task."""
     config, found = config_of(spec), []
     if spec.attention == "auto" and attention_of(spec, config) == "eager":
         found.append(f"transformers has no sdpa for {config.model_type}: backbone.attention=auto uses eager")
-    fine_tuned = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    fine_tuned = any(
+        name.endswith(spec.auto_classes["model"][len("AutoModel") :]) for name in config.architectures or ()
+    )
     if (spec.head, spec.init) == ("model", "pretrained") and fine_tuned and config.num_labels != num_classes:
         found.append(
             f"the checkpoint has {config.num_labels} classes, but the task has {num_classes}: its classification "
@@ -103,23 +111,32 @@ def notes(spec: BackboneSettings, num_classes: int) -> list[str]:
     return found
 
 
-def inputs_of(spec: BackboneSettings) -> tuple[set[str], Any]:
+def inputs_of(spec: PretrainedSettings) -> tuple[set[str], Any]:
     """Names of the backbone's forward arguments, common to it with and without its head; and its config. Raises
     ModelError.
     """
     from transformers import AutoModel
 
     config = config_of(spec)
-    found = [_model_class(auto, config) for auto in (auto_class(spec), AutoModel)]
+    found = [model_class(auto, config) for auto in (auto_class(spec), AutoModel)]
     taken = [set(inspect.signature(each.forward).parameters) for each in found if each is not None]
     return set.intersection(*taken) if taken else set(), config
 
 
-def auto_class(spec: BackboneSettings) -> Any:
+def auto_class(spec: PretrainedSettings) -> Any:
     """transformers' Auto class for the backbone's head."""
     import transformers
 
-    return getattr(transformers, AUTO_CLASSES[spec.head])
+    return getattr(transformers, spec.auto_classes[spec.head])
+
+
+def first_of_several(spec: PretrainedSettings, config: Any) -> list[str] | None:
+    """Name of the model's first class, if the Auto class has several for this architecture; None for one."""
+    try:
+        found = auto_class(spec)._model_mapping[type(config)]
+    except KeyError:
+        return None
+    return [found[0].__name__] if isinstance(found, tuple) else None
 
 
 def locate(name: str) -> str:
@@ -132,7 +149,7 @@ def hub_id(name: str) -> str:
     return PACKAGED[name].hub if name in PACKAGED else name
 
 
-def revision(spec: BackboneSettings, source: str) -> str | None:
+def revision(spec: PretrainedSettings, source: str) -> str | None:
     """The hub revision to load; None for a local folder."""
     return None if Path(source).exists() else spec.revision
 
@@ -145,7 +162,7 @@ def cannot(where: str, source: str, error: Exception) -> str:
     )
 
 
-def no_model(spec: BackboneSettings, error: Exception) -> str:
+def no_model(spec: PretrainedSettings, error: Exception) -> str:
     """Message for a config that gives no model."""
     return (
         f"backbone.config gives no model for head: {spec.head} ({reason_of(error)}); check its values, "
@@ -166,11 +183,12 @@ def _not_supported(config: Any) -> str:
         return "is an encoder-decoder"
     if config.sub_configs and not hasattr(config, "hidden_size"):
         return f"consists of several models ({', '.join(sorted(config.sub_configs))})"
-    model = _model_class(AutoModel, config)
+    model = model_class(AutoModel, config)
     if model is None:
         return "has no base model in transformers"
     if model.main_input_name != "input_ids":
-        return f"expects {model.main_input_name}, not text"
+        images = "; set backbone.kind=image for a task with images" if model.main_input_name == PIXELS else ""
+        return f"expects {model.main_input_name}, not text{images}"
     takes = inspect.signature(model.forward).parameters
     if "decoder_input_ids" in takes:
         return "is an encoder-decoder"
@@ -183,7 +201,31 @@ def _not_supported(config: Any) -> str:
     return f"has no {unknown[0]} in its config" if unknown else ""
 
 
-def _model_class(auto: Any, config: Any) -> Any:
+def _no_image_model(config: Any) -> str:
+    """Why a model does not read images alone, such as 'reads text'; '' if it does."""
+    from transformers import AutoModel
+
+    if config.sub_configs and not hasattr(config, "hidden_size") and not has_stages(config):
+        return f"consists of several models ({', '.join(sorted(config.sub_configs))})"
+    model = model_class(AutoModel, config)
+    if model is None:
+        return "has no base model in transformers"
+    if model.main_input_name != PIXELS:
+        return f"expects {model.main_input_name}, not images"
+    needed = [
+        name
+        for name, given in inspect.signature(model.forward).parameters.items()
+        if given.default is inspect.Parameter.empty and given.kind is given.POSITIONAL_OR_KEYWORD
+    ]
+    if beside := [name for name in needed if name not in ("self", PIXELS)]:
+        return f"needs {beside[0]} beside images"
+    if getattr(config, "is_encoder_decoder", False):
+        return "is an encoder-decoder"
+    counted = has_stages(config) or isinstance(getattr(config, "num_hidden_layers", None), int)
+    return "" if counted else "has neither num_hidden_layers nor depths in its config"
+
+
+def model_class(auto: Any, config: Any) -> Any:
     """The model's class; None if the family has no such class."""
     try:
         found = auto._model_mapping[type(config)]

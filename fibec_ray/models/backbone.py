@@ -24,12 +24,13 @@ from fibec_ray.models.architecture import (
     auto_class,
     cannot,
     config_of,
+    first_of_several,
     locate,
     no_model,
     revision,
 )
 from fibec_ray.models.packaged import PACKAGED, gguf_model, gguf_tokenizer, is_gguf
-from fibec_ray.models.settings import BackboneSettings
+from fibec_ray.models.settings import BackboneSettings, PretrainedSettings
 
 __all__ = ["from_config", "load_tokenizer", "locate", "open_base", "prepare", "prepared_folder"]
 
@@ -37,7 +38,7 @@ FORMAT = 2
 """version of prepared folders; other versions are not read"""
 
 
-def prepare(spec: BackboneSettings, seed: int, num_classes: int, cache_dir: Path) -> Path:
+def prepare(spec: PretrainedSettings, seed: int, num_classes: int, cache_dir: Path) -> Path:
     """Return the folder with this backbone's weights in its dtype, and make it if it is missing or has changed.
 
     seed: of random weights (`init: random`, or a classification head that the checkpoint lacks). Safe to call
@@ -60,12 +61,12 @@ def prepare(spec: BackboneSettings, seed: int, num_classes: int, cache_dir: Path
     return base_cache.kept(folder, make)
 
 
-def prepared_folder(spec: BackboneSettings, seed: int, num_classes: int, cache_dir: Path) -> Path:
+def prepared_folder(spec: PretrainedSettings, seed: int, num_classes: int, cache_dir: Path) -> Path:
     """The folder that `prepare` uses; it may not exist yet."""
     return cache_dir / f"base-{_identity(spec, seed, num_classes)}"
 
 
-def open_base(spec: BackboneSettings, folder: Path, device: str = "cpu", four_bits: bool = False) -> Any:
+def open_base(spec: PretrainedSettings, folder: Path, device: str = "cpu", four_bits: bool = False) -> Any:
     """Open the frozen base from a prepared folder; weights stay memory-mapped. device: where it will compute.
 
     four_bits: quantise while reading (bitsandbytes' NF4, CUDA only).
@@ -86,7 +87,7 @@ def open_base(spec: BackboneSettings, folder: Path, device: str = "cpu", four_bi
     return model.requires_grad_(False)
 
 
-def from_config(spec: BackboneSettings, num_classes: int, num_blocks: int | None = None) -> Any:
+def from_config(spec: PretrainedSettings, num_classes: int, num_blocks: int | None = None) -> Any:
     """Build the frozen base from its config, in its dtype, with new weights on torch's current device.
 
     The meta device needs no memory for weights. It computes as on a CPU. num_blocks: None: as in the config. Raises
@@ -98,6 +99,7 @@ def from_config(spec: BackboneSettings, num_classes: int, num_blocks: int | None
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:num_blocks]
     # Created in its own dtype: LLaMA-7B would need 27 GB in float32.
+    config.architectures = config.architectures or first_of_several(spec, config)
     options = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec, config, "cpu")}
     try:
         model = auto_class(spec).from_config(config, trust_remote_code=False, **options)
@@ -138,7 +140,7 @@ def _read_tokenizer(spec: BackboneSettings) -> Any:
     return tokenizer
 
 
-def _four_bits(spec: BackboneSettings) -> Any:
+def _four_bits(spec: PretrainedSettings) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -146,7 +148,7 @@ def _four_bits(spec: BackboneSettings) -> Any:
     )
 
 
-def _attention(spec: BackboneSettings, config: Any, device: str) -> str:
+def _attention(spec: PretrainedSettings, config: Any, device: str) -> str:
     chosen = attention_of(spec, config)
     if (chosen, spec.dtype, device) != ("sdpa", "bfloat16", "cpu"):
         return chosen
@@ -156,16 +158,16 @@ def _attention(spec: BackboneSettings, config: Any, device: str) -> str:
     return attention.IN_FLOAT32
 
 
-def _identity(spec: BackboneSettings, seed: int, num_classes: int) -> str:
+def _identity(spec: PretrainedSettings, seed: int, num_classes: int) -> str:
     """Hash of everything that weights depend on. Seed and classes count only if weights depend on them."""
     drawn = spec.init == "random" or spec.head == "model"
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _weight_files(spec)]
-    weights = spec.model_dump(exclude={"tokenizer", "attention", "dropout", "backend", "checkpointing"})
+    weights = spec.model_dump(exclude={"tokenizer", "processor", "attention", "dropout", "backend", "checkpointing"})
     identity = [FORMAT, weights, seed if drawn else None, num_classes if spec.head == "model" else None, stamps]
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _weight_files(spec: BackboneSettings) -> list[Path]:
+def _weight_files(spec: PretrainedSettings) -> list[Path]:
     """The files of a local checkpoint; none for the hub and for random weights."""
     if spec.init != "pretrained" or spec.name is None:
         return []
@@ -173,11 +175,11 @@ def _weight_files(spec: BackboneSettings) -> list[Path]:
     return sorted(source.glob("*.gguf" if is_gguf(spec.name) else "*.*")) if source.is_dir() else []
 
 
-def _classes(spec: BackboneSettings, num_classes: int) -> dict[str, Any]:
+def _classes(spec: PretrainedSettings, num_classes: int) -> dict[str, Any]:
     return {"num_labels": num_classes} if spec.head == "model" else {}
 
 
-def _from_pretrained(spec: BackboneSettings, num_classes: int) -> tuple[Any, list[str]]:
+def _from_pretrained(spec: PretrainedSettings, num_classes: int) -> tuple[Any, list[str]]:
     """The model, and the names of tensors that the checkpoint lacks or has for another number of classes."""
     config_of(spec)  # before anything is downloaded
     name = spec.name or "minilm"
@@ -216,7 +218,7 @@ def _from_pretrained(spec: BackboneSettings, num_classes: int) -> tuple[Any, lis
     return model, lacking + refitted
 
 
-def _is_body(name: str, model: Any, spec: BackboneSettings) -> bool:
+def _is_body(name: str, model: Any, spec: PretrainedSettings) -> bool:
     """True for weights that a checkpoint must have: all except heads and poolers, which may start at random."""
     inner = spec.head == "mean_pool" or name.startswith(f"{model.base_model_prefix}.")
     return inner and not name.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")

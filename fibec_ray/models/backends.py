@@ -23,7 +23,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import open_base
 from fibec_ray.models.base_weights import BaseWeights
 from fibec_ray.models.kernels import speed_up
-from fibec_ray.models.settings import BackboneSettings, Backend, BackendChoice
+from fibec_ray.models.settings import Backend, BackendChoice, PretrainedSettings
 from fibec_ray.models.stream import MultiGpu, bytes_that_stay, stream
 
 CONTEXT_BYTES = 545_000_000
@@ -117,7 +117,7 @@ def _free(number: int) -> int:
 
 
 def hold(
-    backend: Backend, spec: BackboneSettings, folder: Path, device: torch.device, beside: int | None = None
+    backend: Backend, spec: PretrainedSettings, folder: Path, device: torch.device, beside: int | None = None
 ) -> BaseWeights:
     """Open the prepared base. backend: from `choose`. beside: see `Room`."""
     if backend == "deepspeed":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fibec_ray.blocks import find_blocks
+from fibec_ray.blocks import find_blocks, num_blocks
 from fibec_ray.errors import ModelError
 
 TIME_FIRST = ("xlnet",)
@@ -42,7 +42,7 @@ class BlockOutputs:
     """Runs a base and collects its blocks' outputs. base: a transformers model. num_virtual: m in the outputs."""
 
     def __init__(self, base: Any, num_virtual: int):
-        self._count, self._num_virtual = base.config.num_hidden_layers, num_virtual
+        self._count, self._num_virtual = num_blocks(base.config), num_virtual
         self._blocks = find_blocks(base)
         self._time_first = base.config.model_type in TIME_FIRST
 
@@ -51,7 +51,7 @@ class BlockOutputs:
 
         length: S. The blocks of some families see more tokens, padded.
         """
-        with self._caught(wanted) as found:
+        with self.caught(wanted) as found:
             out = module(**inputs, output_hidden_states=wanted)
         if not wanted:
             return out, Hidden()
@@ -61,7 +61,7 @@ class BlockOutputs:
         return out, Hidden(own, out.hidden_states[-1][:, -length:])
 
     @contextmanager
-    def _caught(self, wanted: bool) -> Iterator[list[Tensor]]:
+    def caught(self, wanted: bool) -> Iterator[list[Tensor]]:
         """A list to which each block adds its states when it runs. Removed before blocks are recomputed for
         gradients.
         """

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fibec_ray.model_types import Batch
+from fibec_ray.models.architecture import PIXELS
+from fibec_ray.models.vision import Patches
 
 Arguments = dict[str, Any]
 """Of a transformers model, by name."""
@@ -76,7 +78,24 @@ class TextInputs(Inputs):
         return embeds.reshape(batch.num_samples, -1, embeds.shape[-1])
 
 
-INPUTS: dict[str, type[Inputs]] = {"input_ids": TextInputs}
+class ImageInputs(Inputs):
+    """Images. Embeddings are those of their patches; a pass replaces them in `patches`."""
+
+    def __init__(self, base: Any):
+        super().__init__(base)
+        self.patches = Patches(base)
+
+    def size(self, batch: Batch) -> Size:
+        return Size(batch.num_samples, 1)  # the cost of an image is measured as a whole
+
+    def arguments(self, batch: Batch, embeds: Tensor | None, device: torch.device) -> Arguments:
+        return {PIXELS: batch.inputs["features"].to(device, self.patches.dtype)}
+
+    def embed(self, batch: Batch, device: torch.device) -> Tensor:
+        return self.patches.embed(batch.inputs["features"].to(device))
+
+
+INPUTS: dict[str, type[Inputs]] = {"input_ids": TextInputs, PIXELS: ImageInputs}
 """By the name of a model's main input (`main_input_name` of transformers)."""
 
 

@@ -9,10 +9,11 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from fibec_ray.errors import did_you_mean
 from fibec_ray.models.base import AnyBackbone
+from fibec_ray.models.image_backbone import ImageBackbone
 from fibec_ray.models.nets import Cnn, Mlp
 from fibec_ray.models.spec import Backbone
 
-BACKBONES: dict[str, type[AnyBackbone]] = {"": Backbone, "mlp": Mlp, "cnn": Cnn}
+BACKBONES: dict[str, type[AnyBackbone]] = {"": Backbone, "image": ImageBackbone, "mlp": Mlp, "cnn": Cnn}
 """By `kind`; '' is the kind of a mapping without one."""
 NAMED = {kind: cls for kind, cls in BACKBONES.items() if kind}
 """The kinds that have to be named."""

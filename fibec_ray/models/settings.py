@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
@@ -13,6 +14,7 @@ from fibec_ray.files.storage import refuse_secrets
 from fibec_ray.models.packaged import PACKAGED
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
+ImageHead = Literal["mean_pool", "model"]
 Backend = Literal["auto", "plain", "spread", "stream", "deepspeed", "qlora"]
 
 AUTO_CLASSES: dict[Head, str] = {
@@ -21,7 +23,7 @@ AUTO_CLASSES: dict[Head, str] = {
     "masked_lm": "AutoModelForMaskedLM",
     "causal_lm": "AutoModelForCausalLM",
 }
-"""transformers' Auto class for each head."""
+"""transformers' Auto class for each head of a text model."""
 
 
 class BackendChoice(NamedTuple):
@@ -31,10 +33,10 @@ class BackendChoice(NamedTuple):
     reason: str
 
 
-class BackboneSettings(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
-    """The settings of `Backbone`, which documents them."""
+class PretrainedSettings(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
+    """Settings of any model from transformers or with random weights. `head` says how its states become scores."""
 
-    name: str | None = Field("minilm", description="'minilm' or 'smollm2' (packaged), a hub id, or a local folder")
+    name: str | None
     revision: str | None = Field(None, description="hub revision")
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: weights drawn from the seed, for any architecture and size"
@@ -42,8 +44,7 @@ class BackboneSettings(BaseModel, frozen=True, extra="forbid", protected_namespa
     config: dict[str, JsonValue] | None = Field(
         None, description="architecture for init: random, with its model_type, instead of that of `name`"
     )
-    tokenizer: str | None = Field(None, description="a name like `name`'s; null: the backbone's own")
-    head: Head = Field("mean_pool", description="how hidden states become class scores, see above")
+    head: Head
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the frozen base; adapters are float32"
     )
@@ -63,7 +64,13 @@ class BackboneSettings(BaseModel, frozen=True, extra="forbid", protected_namespa
         False, description="use the base's own dropout in training; the adapter's is a setting of method.peft"
     )
 
-    @field_validator("name", "tokenizer")
+    reads_images: ClassVar[bool] = False
+    """False: it reads texts"""
+    auto_classes: ClassVar[Mapping[Head, str]] = AUTO_CLASSES
+    example: ClassVar[str] = "llama or bert"
+    """model types, for messages"""
+
+    @field_validator("name", "tokenizer", "processor", check_fields=False)
     @classmethod
     def _no_secrets(cls, value: str | None, info: ValidationInfo) -> str | None:
         refuse_secrets(value, f"backbone.{info.field_name}")
@@ -74,9 +81,8 @@ class BackboneSettings(BaseModel, frozen=True, extra="forbid", protected_namespa
         if self.config is not None and self.init != "random":
             raise ValueError("config has an effect only with init: random")
         if self.config is not None and "model_type" not in self.config:
-            raise ValueError("config needs a model_type, such as llama or bert")
-        if self.config is not None and self.tokenizer is None:
-            raise ValueError("config comes without a tokenizer; set tokenizer, for example to minilm")
+            raise ValueError(f"config needs a model_type, such as {self.example}")
+        self._check_preprocessor()
         if self.head == "model" and self.dtype != "float32":
             raise ValueError(
                 "head: model keeps its classifier in the base's dtype; set dtype: float32, or head: mean_pool"
@@ -86,3 +92,33 @@ class BackboneSettings(BaseModel, frozen=True, extra="forbid", protected_namespa
         if self.config is None and self.name is None:
             raise ValueError("name is missing")
         return self
+
+    def _check_preprocessor(self) -> None:
+        """Raise ValueError if it is not known how samples become inputs."""
+
+
+class BackboneSettings(PretrainedSettings, frozen=True):
+    """The settings of `Backbone`, which documents them."""
+
+    name: str | None = Field("minilm", description="'minilm' or 'smollm2' (packaged), a hub id, or a local folder")
+    tokenizer: str | None = Field(None, description="a name like `name`'s; null: the backbone's own")
+    head: Head = Field("mean_pool", description="how hidden states become class scores, see above")
+
+    def _check_preprocessor(self) -> None:
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("config comes without a tokenizer; set tokenizer, for example to minilm")
+
+
+class ImageSettings(PretrainedSettings, frozen=True):
+    """The settings of `ImageBackbone`, which documents them."""
+
+    kind: Literal["image"] = "image"
+    name: str | None = Field(None, description="a hub id, or a local folder")
+    processor: str | None = Field(
+        None, description="hub id or folder of the image processor; null: the backbone's own, or its architecture's"
+    )
+    head: ImageHead = Field("model", description="how hidden states become class scores, see above")
+
+    reads_images: ClassVar[bool] = True
+    auto_classes: ClassVar[Mapping[Head, str]] = {"mean_pool": "AutoModel", "model": "AutoModelForImageClassification"}
+    example: ClassVar[str] = "vit, swin or convnext"

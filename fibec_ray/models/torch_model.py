@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fibec_ray import seeds
 from fibec_ray.answers import Answers
+from fibec_ray.blocks import num_blocks
 from fibec_ray.curvature.per_sample import Caught, catch, collect_holders
 from fibec_ray.heads import beside_the_body, head_modules, in_head
 from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, Work
@@ -31,7 +32,7 @@ from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.readouts import Run, no_cache, own, own_head, readout_of
-from fibec_ray.models.settings import BackboneSettings, BackendChoice
+from fibec_ray.models.settings import BackendChoice, PretrainedSettings
 from fibec_ray.parts.peft.base import Peft
 
 
@@ -39,11 +40,13 @@ from fibec_ray.parts.peft.base import Peft
 class ModelSpec:
     """A backbone and its trainable part."""
 
-    backbone: BackboneSettings
+    backbone: PretrainedSettings
     peft: Peft
     answers: Answers
     seed: int = 0
     """of the adapter's and head's initial values, which are the same in every process"""
+    shape: tuple[int, ...] = ()
+    """of an image, (3, H, W); () for texts"""
 
 
 class TorchModel(Alone):
@@ -68,14 +71,14 @@ class TorchModel(Alone):
         base = self._base_weights.base
         if spec.checkpointing:
             recompute_blocks(base)
-        self.num_layers = int(base.config.num_hidden_layers)
+        self.num_layers = num_blocks(base.config)
         self.work = Work()
         self._spec, self._peft = spec, peft
-        self._cost = ForwardCost(base, self.num_layers)
+        self._cost, num_features = self._measure(base)
         self._head_modules = _head_modules(spec, source, base)
         with seeds.seeded_third_party(what.seed, "adapter"):
             self._attached = peft.attach(base, self._head_modules)
-            head = own_head(spec.head, what.answers, base.config.hidden_size)
+            head = own_head(spec.head, what.answers, num_features)
         self._base_weights.finish(self._attached.module)
         self.peft_model = self._attached.module.to(self.device)
         self._base = self._attached.base
@@ -90,6 +93,10 @@ class TorchModel(Alone):
         self.holders = collect_holders(self.peft_model, self._attached.name_of)
         if self.head is not None:
             self.holders[HEAD] = self.head
+
+    def _measure(self, base: Any) -> tuple[ForwardCost, int]:
+        """The cost of a forward pass, and H of the last hidden state."""
+        return ForwardCost.of(base, self.num_layers), base.config.hidden_size
 
     @property
     def module(self) -> nn.Module:
@@ -169,13 +176,17 @@ class TorchModel(Alone):
         return self._outputs(batch, embeds, hidden)
 
     def _outputs(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Outputs:
-        arguments = self._attached.extend(self._inputs.arguments(batch, embeds, self.device))
-        run = Run(self._base, self._blocks, arguments, self._inputs.size(batch).length, hidden)
+        run = self._run(batch, embeds, hidden)
         found = self._readout.read(run, batch)
         if torch.is_grad_enabled():
             self._base_weights.after_forward()
         states = run.states.by_sample(batch.num_samples)
         return Outputs(found.losses, found.scores, states.blocks, found.likelihood, states.last)
+
+    def _run(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Run:
+        """A pass that has not started yet."""
+        arguments = self._attached.extend(self._inputs.arguments(batch, embeds, self.device))
+        return Run(self._base, self._blocks, arguments, self._inputs.size(batch).length, hidden)
 
     @torch.no_grad()
     def next_scores(self, input_ids: Tensor) -> Tensor:
@@ -249,7 +260,7 @@ class TorchModel(Alone):
         return {name: p for name, p in named if name in self._attached.server_only}
 
 
-def _head_modules(spec: BackboneSettings, source: Any, base: Any) -> list[str] | None:
+def _head_modules(spec: PretrainedSettings, source: Any, base: Any) -> list[str] | None:
     """Paths of the modules of the architecture's own head; None: no head, or not trained."""
     if spec.head != "model":
         return None

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached, Inputs, in_front
 from fibec_ray.parts.peft.own import Own, train_head
 
@@ -28,6 +29,7 @@ class Generated(Own):
 
     num_tokens: int = Field(10, ge=1, description="m: number of virtual tokens")
     marks: ClassVar[tuple[str, ...]] = (PROMPTS,)
+    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text")
 
     @property
     def num_virtual(self) -> int:

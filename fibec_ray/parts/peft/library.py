@@ -54,8 +54,8 @@ class InLinears(Peft):
             )
         targets, there = self._targets(module), linears_of_blocks(module)
         try:
-            config = self.config(targets, task_type(head))
-            config.modules_to_save = unnamed(head)
+            config = self.config(targets, task_type(head, module))
+            config.modules_to_save = unnamed(head, module)
             if hasattr(config, "fan_in_fan_out"):  # else peft detects it and warns
                 config.fan_in_fan_out = any(is_transposed(child) for child in module.modules())
             whole: Any = get_peft_model(module, config)

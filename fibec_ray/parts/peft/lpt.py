@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fibec_ray.blocks import blocks_of
 from fibec_ray.errors import ModelError
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached, Inputs, in_front
 from fibec_ray.parts.peft.generated import PROMPTS, FromMean, beside, own_name
 from fibec_ray.parts.peft.own import Own, train_head
@@ -42,6 +43,7 @@ class Lpt(Own):
     instance: bool = Field(True, description="make prompts for each sample; false: one table for all samples")
     bottleneck: int | None = Field(None, ge=1, description="number of rows of W1; null: 16")
     marks: ClassVar[tuple[str, ...]] = (PROMPTS,)
+    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Lpt:

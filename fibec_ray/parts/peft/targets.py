@@ -16,12 +16,18 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
+from fibec_ray.blocks import block_paths
 from fibec_ray.errors import ModelError
+from fibec_ray.heads import reads_images
 from fibec_ray.parts.peft.base import is_product
 
 Word = Literal["attention", "all-linear"]
-READ_RAW = {kind: ("out_proj",) for kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")}
-"""Linears that the peft library cannot adapt, by transformers' `model_type`: kernels read their weights directly."""
+READ_RAW = {kind: ("out_proj",) for kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")} | {
+    "swinv2": ("continuous_position_bias_mlp.0", "continuous_position_bias_mlp.2")
+}
+"""Linears that are not adapted, by transformers' `model_type`: kernels read their weights directly, or their inputs are
+positions and not samples.
+"""
 NUMBER = re.compile(r"\.\d+\.")
 """a number in a module's path: of a block, or of one of a block's parts"""
 
@@ -56,13 +62,29 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family(("attn.Wqkv",), ("attn.Wqkv", "attn.Wo")),
     "bloom": Family(("query_key_value",), ("query_key_value", "self_attention.dense")),
 }
-"""Module names by transformers' `model_type`."""
+"""Module names of text models by transformers' `model_type`."""
+IMAGE_FAMILIES = (_SPLIT, Family(("query", "value"), ("query", "key", "value", "attention.output.dense")))
+"""Module names of image models, by what they have: releases of transformers name them differently."""
 
 
 def query_and_value(module: Any) -> list[str] | None:
-    """The query and value projections of a transformers model; None for an unknown family."""
-    family = FAMILIES.get(module.config.model_type)
-    return list(family.query_value) if family else None
+    """The query and value projections of a transformers model; None for an unknown family of text models.
+
+    Image models without attention, such as ConvNeXt, have all Linears of their blocks adapted.
+    """
+    if family := _family(module):
+        return list(family.query_value)
+    return linears_of_blocks(module) or None if reads_images(module) else None
+
+
+def _family(module: Any) -> Family | None:
+    if not reads_images(module):
+        return FAMILIES.get(module.config.model_type)
+    there = linears_of_blocks(module)
+    fits = (
+        all(any(f".{name}".endswith(f".{end}") for name in there) for end in each.attention) for each in IMAGE_FAMILIES
+    )
+    return next((family for family, fitting in zip(IMAGE_FAMILIES, fits, strict=True) if fitting), None)
 
 
 def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
@@ -72,7 +94,7 @@ def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
             return found
         raise refusal(f"{wanted} finds no modules", module)
     if isinstance(wanted, str):
-        family = FAMILIES.get(module.config.model_type)
+        family = _family(module)
         if family is None:
             raise refusal(f"{wanted} is not known for {module.config.model_type}", module)
         return list(family.attention)
@@ -85,7 +107,9 @@ def resolve(wanted: Word | Sequence[str], module: Any) -> list[str]:
 
 def linears_of_blocks(module: Any) -> list[str]:
     """Names of the products within a block, such as self_attn.q_proj: the part after the last number in a path."""
-    numbered = [NUMBER.split(name)[1:] for name, child in module.named_modules() if is_product(child)]
+    inside = tuple(f"{path}." for path in block_paths(module))
+    products = [name for name, child in module.named_modules() if is_product(child)]
+    numbered = [NUMBER.split(name)[1:] for name in products if not inside or name.startswith(inside)]
     raw: tuple[str, ...] = READ_RAW.get(module.config.model_type, ())
     return sorted({parts[-1] for parts in numbered if parts and not parts[-1].endswith(raw)})
 
@@ -100,7 +124,7 @@ def refusal(what: str, module: Any, target: str = "", there: list[str] | None = 
         )
     near = get_close_matches(target, there + [name.rpartition(".")[2] for name in there], n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    family = FAMILIES.get(module.config.model_type)
+    family = _family(module)
     words = [f"attention ({', '.join(family.attention)})"] if family else []
     return ModelError(
         f"method.peft.target_modules: {what}{hint}; name Linears of this backbone, such as {', '.join(there)}; or set "

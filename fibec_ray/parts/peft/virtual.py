@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fibec_ray.heads import task_type, unnamed
+from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.attached import Attached, Inputs, in_front, plain
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.peft.library import saved_name
@@ -33,6 +34,7 @@ class Virtual(Peft):
 
     num_tokens: int = Field(20, ge=1, description="m: number of virtual tokens")
     marks: ClassVar[tuple[str, ...]] = (ENCODER,)
+    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text")
 
     @abstractmethod
     def config(self, task_type: str) -> Any:
@@ -60,8 +62,8 @@ class Virtual(Peft):
         from peft import get_peft_model
 
         generates = "CAUSAL_LM" if module.can_generate() else "FEATURE_EXTRACTION"
-        config = self.config(task_type(head) or generates)
-        config.modules_to_save = unnamed(head)
+        config = self.config(task_type(head, module) or generates)
+        config.modules_to_save = unnamed(head, module)
         return get_peft_model(module, config)
 
     def saved(self, values: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
