@@ -58,7 +58,7 @@ def _backbone(value: Any) -> AnyBackbone:
 
 READERS: dict[Reads, str] = {
     "text": "is text; set backbone=minilm",
-    "image": "has images; set backbone to {kind: cnn}",
+    "image": "has images; set backbone to {kind: cnn} or, for a pretrained model, {kind: image, name: HUB_ID}",
     "numbers": "has no text; set backbone to {kind: mlp} or, for images, {kind: cnn}",
 }
 """What the samples of a task are, and how to choose a backbone for them."""
@@ -153,7 +153,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _task_fits(self) -> Experiment:
-        if self.backbone.reads != self.task.reads:
+        if not self.backbone.can_read(self.task.reads):
             raise ValueError(
                 f"{self.backbone.title} takes {self.backbone.reads}, but task {self.task.name} "
                 f"{READERS[self.task.reads]}"

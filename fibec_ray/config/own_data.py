@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from fibec_ray.data.own import OwnData, examine
+from fibec_ray.data.own import OwnData
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.tasks import Task, kind_of_task
+from fibec_ray.tasks import DEFAULT, Task, kind_of_task
 
 OWN_DATA = "own-data"
 """The packaged config that `--data` runs: everything that no data set decides."""
+COLUMNS = ("text_columns", "image_column", "label_column")
+"""Settings of a task that `data` may also have."""
 NUM_DEVICES = 20
 LEAST_ROWS = 10
 """training rows a device, on average, as long as the number of devices is ours to choose"""
@@ -34,9 +36,10 @@ def replace_embedded_task(raw: dict[str, Any], changed: Collection[tuple[str, ..
     if not names_files or wants_embedded or not (data.get("path") or data.get("train")):
         return raw
     of_task = {keys[1] for keys in changed if keys[0] == "task"}
+    kind = {} if _kind(task).with_own_files == DEFAULT else {"kind": _kind(task).with_own_files}
     return {
         **raw,
-        "task": {key: value for key, value in task.items() if key in of_task},
+        "task": kind | {key: value for key, value in task.items() if key in of_task},
         "data": {key: value for key, value in data.items() if key != embedded},
     }
 
@@ -66,13 +69,14 @@ def with_own_data(raw: dict[str, Any]) -> dict[str, Any]:
     if not _names_own_data(raw):
         return _with_defaults(raw)
     task = raw.get("task", {})
-    given = {key: task[key] for key in ("text_columns", "label_column") if key in task} | raw["data"]
-    found = examine(DataConfig.model_validate(given), _user_column(raw.get("partition")), task.get("label_names") or ())
+    given = {key: task[key] for key in COLUMNS if key in task} | raw["data"]
+    users, names = _user_column(raw.get("partition")), task.get("label_names") or ()
+    found, columns = _kind(task).examined(DataConfig.model_validate(given), users, names)
     data = {**raw["data"], "path": found.path, "train": found.train, "test": found.test}
     if not task.get("label_names"):
         data.setdefault("labels", "names")
     data = {key: value for key, value in data.items() if value is not None}
-    return {**_sizes(raw, found), "task": {**_task_of(found), **task}, "data": data}
+    return {**_sizes(raw, found), "task": {**_task_of(found), **columns, **task}, "data": data}
 
 
 def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
@@ -86,8 +90,6 @@ def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
 def _task_of(found: OwnData) -> dict[str, Any]:
     return {
         "name": found.title,
-        "text_columns": list(found.text_columns),
-        "label_column": found.label_column,
         "label_names": list(found.label_names),
         "eval_split": None,
     }

@@ -36,30 +36,33 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith((".", "_")) and path.is_file()
 
 
-def split_folders(folder: Path, train: Sequence[str] = (), test: str | None = None) -> tuple[list[Path], list[Path]]:
-    """Folders of the training and of the test images. ([folder], []) for a folder without splits.
+def split_folders(
+    folder: Path, train: Sequence[str] = ("train",), test: str | None = None
+) -> tuple[list[Path], list[Path]]:
+    """Folders of the training and of the test images; ([folder], []) for a folder without splits.
 
-    train, test: names of the splits as the user gave them; otherwise the usual names are looked for. Raises DataError
-    for a named one that does not exist.
+    train, test: names of the splits. Where they are not there, the usual names are looked for.
     """
     there = {path.name: path for path in _folders(folder)}
     lower = {name.casefold(): path for name, path in there.items()}
-    for name in (*train, *([test] if test else [])):
-        if name not in there:
-            raise DataError(f"data.path: {folder}: no folder {name!r}; it holds {listed(folder)}")
-    if train:
-        return [there[name] for name in train], [there[test]] if test else []
-    found = next((lower[word] for word in TRAIN if word in lower and _folders(lower[word])), None)
-    if found is None:
+    if all(name in there for name in train):
+        trained = [there[name] for name in train]
+    elif (usual := next((lower[word] for word in TRAIN if word in lower), None)) is not None:
+        trained = [usual]
+    else:
         return [folder], []
-    tested = there[test] if test else next((lower[word] for word in TEST if word in lower), None)
-    return [found], [] if tested is None else [tested]
+    if not all(map(_folders, trained)):  # folders of classes that are called like splits
+        return [folder], []
+    tested = there.get(test or "") or next((lower[word] for word in TEST if word in lower), None)
+    return trained, [] if tested is None or tested in trained else [tested]
 
 
 def has_class_folders(folder: Path) -> bool:
     """True if the folder, or its folder of training images, has folders with images."""
     places, _ = split_folders(folder)
-    return any(_has_images(path) for place in places for path in _folders(place))
+    return any(_has_images(path) for place in places for path in _folders(place)) or any(
+        _has_images(path) for place in _folders(folder) for path in _folders(place)
+    )
 
 
 def class_folders(folder: Path) -> ClassFolders:

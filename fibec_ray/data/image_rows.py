@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fibec_ray.data.examples import Origin, Rows
 from fibec_ray.data.pixels import Source, decode
-from fibec_ray.image_reading import Image
+from fibec_ray.image_reading import BICUBIC, Image, resized
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,17 @@ class Images(Rows):
     """N ids of users, if the partition deals by them"""
     origin: Origin | None = None
     """None for embedded sets and class folders"""
+    size: tuple[int, int] | None = None
+    """(H, W) that images are resized to when they are decoded; None: their own"""
+
+    def read(self) -> Images:
+        """The same images with the content of their files in memory."""
+        return replace(self, sources=[each.read_bytes() if isinstance(each, Path) else each for each in self.sources])
 
     def image(self, row: int) -> Image:
         """Decode one image, (H, W, 3). Raises DataError."""
-        return decode(self.sources[row], self.place(row))
+        found = decode(self.sources[row], self.place(row))
+        return found if self.size is None else resized(found, self.size, BICUBIC)
 
     def place(self, row: int) -> str:
         """File and row of an image, for messages."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fibec_ray.data.described import Splits
 from fibec_ray.data.image_arrays import Labelled, is_arrays, read_arrays
 from fibec_ray.data.image_folder import class_folders, has_class_folders, split_folders
 from fibec_ray.data.labels import LabelColumn, Value
@@ -25,7 +24,7 @@ class LabelledImages(NamedTuple):
     labels: LabelColumn
 
 
-Splits = tuple[list[LabelledImages], list[LabelledImages]]
+Parts = tuple[list[LabelledImages], list[LabelledImages]]
 """(train, test); no test parts: rows are held out"""
 
 
@@ -33,31 +32,28 @@ def in_tables(path: str | None) -> bool:
     """True if images are in tables: Parquet, JSON or CSV. path: `data.path`, near at hand; None: on the hub."""
     if path is None:
         return True
-    place = Path(path)
+    place = Path(path).expanduser()
     return not (place.exists() and (is_arrays(place) or (place.is_dir() and has_class_folders(place))))
 
 
-def read_images(path: str, config: DataConfig, keep: bool) -> Splits:
-    """The images of a folder of class folders, or of arrays. Raises DataError.
-
-    keep: read the files now, because they are about to be deleted.
-    """
-    place = Path(path)
+def read_images(task: Splits, config: DataConfig) -> Parts:
+    """The images of a folder of class folders, or of arrays, in `data.path`. Raises DataError."""
+    place = Path(config.path or "").expanduser()
     if is_arrays(place):
         return _of_arrays(place, config)
-    train, test = split_folders(place, config.train_splits or (), config.eval_split)
+    train, test = split_folders(place, task.train_splits, task.eval_split)
     if config.train:
         train = [_folder(place, config.train, "train")]
     if config.test:
         test = [_folder(place, config.test, "test")]
+    elif task.eval_split is not None and not test:
+        raise DataError(
+            f"data.path: {place}: no folder of test images; it holds {listed(place)}; name it with data.test=FOLDER, "
+            "or set task.eval_split=null to hold some of the images out"
+        )
     if both := {each.resolve() for each in train} & {each.resolve() for each in test}:
         raise DataError(f"data.test: {both.pop()} is also trained on; name two different folders")
-    return [_of_folder(each, keep) for each in train], [_of_folder(each, keep) for each in test]
-
-
-def class_labels(names: Sequence[str], codes: NDArray[np.int64], where: str) -> LabelColumn:
-    """Labels that are names of classes."""
-    return LabelColumn(list(names), codes, None, where, "string")
+    return list(map(_of_folder, train)), list(map(_of_folder, test))
 
 
 def _folder(base: Path, name: str, setting: str) -> Path:
@@ -67,13 +63,13 @@ def _folder(base: Path, name: str, setting: str) -> Path:
     return found
 
 
-def _of_folder(folder: Path, keep: bool) -> LabelledImages:
+def _of_folder(folder: Path) -> LabelledImages:
     found = class_folders(folder)
-    sources: list[Source] = [path.read_bytes() if keep else path for path in found.files]
-    return LabelledImages(sources, class_labels(found.names, found.codes, str(folder)))
+    labels = LabelColumn(list(found.names), found.codes, None, str(folder), "string")
+    return LabelledImages(list(found.files), labels)
 
 
-def _of_arrays(path: Path, config: DataConfig) -> Splits:
+def _of_arrays(path: Path, config: DataConfig) -> Parts:
     named = [setting for setting in ("train", "test", "train_splits", "eval_split") if config.given(setting)]
     if named:
         raise DataError(

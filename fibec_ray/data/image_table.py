@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fibec_ray.data.columns import plain, pylist
+from fibec_ray.data.columns import complete_rows, plain, pylist
 from fibec_ray.data.guess import normalised
 from fibec_ray.data.pixels import SUFFIXES, Source
 from fibec_ray.errors import DataError
@@ -41,12 +41,19 @@ def sources_of(column: Any, folder: Path | None, where: str) -> list[Source]:
     return [_source(value, folder, f"{where}, row {row}") for row, value in enumerate(values)]
 
 
-def has_image(column: Any) -> NDArray[np.bool_]:
-    """(N,) False for rows without an image."""
-    column = plain(column)
-    if pa.types.is_struct(column.type):
-        return np.array([any((value or {}).values()) for value in column.to_pylist()], dtype=bool)
-    return np.array([bool(value) for value in column.to_pylist()], dtype=bool)
+def complete_images(table: Any, images: str, label: str, where: str) -> NDArray[np.int64]:
+    """Rows with an image and a label. Raises DataError if there are none."""
+    labelled = complete_rows(table, (label,), where)
+    there = np.array([bool(value) for value in _content(plain(table[images]), where)], dtype=bool)
+    rows = labelled[there[labelled]]
+    if not len(rows):
+        raise DataError(f"{where}: no row has both an image in '{images}' and a label in '{label}'")
+    return rows
+
+
+def folder_of(file: str) -> Path:
+    """What the paths in a table are relative to: the table's folder."""
+    return Path(file).parent
 
 
 def image_column(table: Any, there: Sequence[str]) -> str | None:

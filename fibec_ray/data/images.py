@@ -27,7 +27,7 @@ from fibec_ray.data.arrays import Array, load_arrays, no_set, refuse_misfit, sav
 from fibec_ray.data.dense import DenseForm
 from fibec_ray.data.image_rows import Images
 from fibec_ray.errors import DataError
-from fibec_ray.image_reading import BICUBIC, CHANNELS, Image, Reading, Resize, resized
+from fibec_ray.image_reading import CHANNELS, Image, Reading, Resize
 from fibec_ray.model_types import Batch
 
 MOST_IN_MEMORY = 1 << 30
@@ -139,21 +139,20 @@ class ImageShard:
         return Batch({"features": self._source.features(self._rows[rows.numpy()])}, self.labels[rows])
 
 
-def encode_images(rows: Images, reading: Reading, size: tuple[int, int] | None = None) -> ImageSet:
+def encode_images(rows: Images, reading: Reading) -> ImageSet:
     """Decode all images and store them as the model reads them.
 
-    size: (H, W) to resize images to before the processor sees them; None: as they are. Raises DataError for an image
-    that cannot be read, and for images of different sizes where nothing makes them equal.
+    Raises DataError for an image that cannot be read, and for images of different sizes where nothing makes them equal.
     """
-    return _Encoding(rows, reading, size).run()
+    return _Encoding(rows, reading).run()
 
 
 class _Encoding:
     """Decodes each image once. Stores their own size until one differs from the others."""
 
-    def __init__(self, rows: Images, reading: Reading, size: tuple[int, int] | None):
-        self._rows, self._reading, self._size = rows, reading, size
-        first = self._image(0)
+    def __init__(self, rows: Images, reading: Reading):
+        self._rows, self._reading = rows, reading
+        first = rows.image(0)
         fitted = reading.fitted(first, rows.place(0))
         self._target = fitted.shape[:2]
         smaller = first.shape[0] * first.shape[1] < fitted.shape[0] * fitted.shape[1]
@@ -162,7 +161,7 @@ class _Encoding:
 
     def run(self) -> ImageSet:
         for row in range(len(self._rows)):
-            image = self._image(row)
+            image = self._rows.image(row)
             if self._resize is not None and image.shape != self._pixels.shape[1:]:
                 self._enlarge(row)
             self._pixels[row] = image if self._resize is not None else self._fitted(image, row)
@@ -170,10 +169,6 @@ class _Encoding:
         return ImageSet(
             self._pixels, rows.labels, self._reading.table, self._target, self._resize, rows.true_difficulty
         )
-
-    def _image(self, row: int) -> Image:
-        image = self._rows.image(row)
-        return image if self._size is None else resized(image, self._size, BICUBIC)
 
     def _fitted(self, image: Image, row: int) -> Image:
         found = self._reading.fitted(image, self._rows.place(row))

@@ -6,7 +6,7 @@ Called when an experiment names files but no task. The answers go into the exper
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from fibec_ray.data import guess
 from fibec_ray.data.columns import class_names, values_of
 from fibec_ray.data.guess import Roles
+from fibec_ray.data.image_folder import has_class_folders
 from fibec_ray.data.infer_classes import names_of_classes
 from fibec_ray.data.labels import LabelColumn, read_labels
 from fibec_ray.data.readers import format_of, read_table
@@ -34,7 +35,8 @@ class OwnData:
     train: str | None
     test: str | None
     """None: rows are held out"""
-    text_columns: tuple[str, ...]
+    columns: tuple[str, ...]
+    """of the text or texts, or of the images"""
     label_column: str
     label_names: tuple[str, ...]
     num_train: int
@@ -51,38 +53,51 @@ class _Files:
     """candidates, the best first; the first with labels is taken. Empty: rows are held out"""
 
 
-def examine(config: DataConfig, user_column: str | None = None, label_names: Sequence[str] = ()) -> OwnData:
+ReadTable = Callable[[Path, DataConfig, Roles | None, str | None], tuple[Any, Roles]]
+"""(file, settings, roles of its columns, column of users) -> its columns of labels and users, and the roles.
+
+None: the roles of the first file's columns are not known yet.
+"""
+
+
+def examine(
+    config: DataConfig,
+    user_column: str | None = None,
+    label_names: Sequence[str] = (),
+    read: ReadTable | None = None,
+) -> OwnData:
     """The columns, classes and test rows of a user's own files.
 
     user_column: the column of users that the partition deals by. label_names: set by the user; empty: from the data.
-    Raises DataError with a question where a column cannot be told, and for files that cannot be read.
+    read: reads a table; None: one of texts. Raises DataError with a question where a column cannot be told, and for
+    files that cannot be read.
     """
     try:
-        return _examined(config, user_column, label_names)
+        return _examined(config, user_column, label_names, read or _table)
     except OSError as error:  # no permission, a path that is too long, a pipe
         where = config.path or config.train
         raise DataError(f"data.path: {where}: cannot be read ({error.strerror or error}); give another path") from error
 
 
-def _examined(config: DataConfig, user_column: str | None, label_names: Sequence[str]) -> OwnData:
+def _examined(config: DataConfig, user_column: str | None, label_names: Sequence[str], read: ReadTable) -> OwnData:
     with nearby(config.path) as local:
         near = config.model_copy(update={"path": local})
         found = _files(near)
         roles = None
         columns, users, num_rows = [], set[str](), 0
         for path in _paths(found.path, found.train):
-            table, roles = _table(path, near, roles, user_column)
+            table, roles = read(path, near, roles, user_column)
             columns.append(_labels(table, roles, str(path)))
             num_rows += table.num_rows
             if user_column:
                 users |= set(values_of(table[user_column], f"{path}, column '{user_column}'"))
         assert roles is not None and roles.label is not None
-        test, test_columns = _first_labelled(found, near, roles, named=config.test is not None)
+        test, test_columns = _first_labelled(found, near, roles, read, named=config.test is not None)
         names = tuple(label_names) or names_of_classes([*columns, *test_columns], config.drop_missing)
     if test is None:
         num_rows -= max(1, round((config.test_fraction or TEST_FRACTION) * num_rows))
     written = _back(found.path, local, config.path) if local and config.path and local != config.path else found.path
-    title = _title(written, found.train)
+    title = title_of(written, found.train)
     return OwnData(title, written, found.train, test, roles.texts, roles.label, names, max(num_rows, 0), len(users))
 
 
@@ -105,6 +120,11 @@ def _files(config: DataConfig) -> _Files:
         beside = () if given else tuple(str(path) for path in test_beside(base))
         return _Files(config.path, None, given or beside)
     _refuse_class_folders(base)
+    if not data_files(base) and has_class_folders(base):
+        raise DataError(
+            f"data.path: {base}: has a folder of images per class; set task.kind=images, and a backbone that reads "
+            "images, such as backbone={kind: cnn} (docs/images.md)"
+        )
     if (split_folders := _split_folders(base)) is not None:
         train_name, test_names = split_folders
         return _Files(config.path, train_name, given or test_names)
@@ -182,7 +202,7 @@ def _paths(path: str | None, name: str | None) -> list[Path]:
 
 
 def _first_labelled(
-    found: _Files, config: DataConfig, roles: Roles, named: bool
+    found: _Files, config: DataConfig, roles: Roles, read: ReadTable, named: bool
 ) -> tuple[str | None, list[LabelColumn]]:
     """The first test file with labels and their columns. Published test sets often have none: those are passed over.
 
@@ -193,7 +213,7 @@ def _first_labelled(
         try:
             columns = []
             for path in _paths(base, name):
-                table, _ = _table(path, config, roles, None)
+                table, _ = read(path, config, roles, None)
                 columns.append(_labels(table, roles, str(path)))
         except DataError:
             if named:
@@ -243,7 +263,7 @@ def _labels(table: Any, roles: Roles, where: str) -> LabelColumn:
     return read_labels(table[roles.label], names, None, f"{where}, column '{roles.label}'", missing_is_none=True)
 
 
-def _title(path: str | None, train: str | None) -> str:
+def title_of(path: str | None, train: str | None) -> str:
     """reviews.csv -> 'reviews'; reviews/train-00000-of-00004.parquet, reviews/data/train.csv -> 'reviews'"""
     place = Path(str(path or "").rstrip("/") if is_url(path or "") else Path(path or ".").absolute())
     file = place if train is None else place / Path(train).name

@@ -12,6 +12,7 @@ from fibec_ray.data.labels import Reading
 from fibec_ray.data.layout import Delimiter, Format, Layout
 from fibec_ray.data.pde import PdeSettings
 from fibec_ray.data.points import RegressionSettings
+from fibec_ray.data.shapes import ShapeSettings
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.files.storage import refuse_secrets
 
@@ -20,13 +21,14 @@ TEXT_FILE_SETTINGS = ("delimiter", "encoding", "header")
 MAX_LENGTH = 64
 TEST_FRACTION = 0.2
 TEST_FRACTION_INSTRUCTIONS = 0.1
-_SHORT_NAMES = {"text": "text_columns", "label": "label_column"}
+_SHORT_NAMES = {"text": "text_columns", "label": "label_column", "image": "image_column"}
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """The `data` section of an experiment. None leaves the choice to the task.
 
-    `text` and `label` are short for `text_columns` and `label_column`: `data.text=review data.label=stars`.
+    `text`, `image` and `label` are short for `text_columns`, `image_column` and `label_column`: `data.text=review
+    data.label=stars`.
     """
 
     path: str | None = Field(
@@ -45,6 +47,12 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     eval_split: str | None = Field(None, description="split to evaluate on")
     text_columns: tuple[str, ...] | None = Field(
         None, min_length=1, max_length=2, description="column of the text, or two columns for pairs of texts"
+    )
+    image_column: str | None = Field(None, description="column of the images: their content, or their paths")
+    image_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="height and width in pixels that images are resized to when they are read; null: their own, and "
+        "then the size that the backbone's image processor makes",
     )
     label_column: str | None = Field(None, description="column of the class labels")
     labels: Reading = Field(
@@ -67,6 +75,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     synthetic: SyntheticSettings = Field(SyntheticSettings(), json_schema_extra={"task": "synthetic"})
     regression: RegressionSettings = Field(RegressionSettings(), json_schema_extra={"task": "regression"})
     pde: PdeSettings = Field(PdeSettings(), json_schema_extra={"task": "fisher-kpp"})
+    shapes: ShapeSettings = Field(ShapeSettings(), json_schema_extra={"task": "shapes"})
     exercises: ExerciseSettings = Field(ExerciseSettings(), json_schema_extra={"task": "instructions"})
 
     @model_validator(mode="before")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fibec_ray.answers import Answers
 from fibec_ray.encoder import EncodeMode, Encoder, Reads
+from fibec_ray.errors import DataError
 from fibec_ray.model_types import Batch, BatchForm, LocalModel
 from fibec_ray.models.settings import Backend
 from fibec_ray.parts.peft.base import Peft
@@ -116,6 +117,10 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
     @abstractmethod
     def reads(self) -> Reads:
         """What samples must be made of."""
+
+    def can_read(self, reads: Reads) -> bool:
+        """True if it takes samples that are made of this."""
+        return reads == self.reads
 
     @property
     def encode_mode(self) -> EncodeMode:
@@ -286,3 +291,13 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
     def with_preprocessor(self, home: Path) -> Self:
         """The backbone with the tokenizer in a folder."""
         return self
+
+
+def check_alike(sets: Sequence[Any]) -> None:
+    """Raise DataError if the samples of two sets differ in shape. sets: for training and for testing."""
+    train, test = (each.form.shape for each in sets)
+    if train != test:
+        raise DataError(
+            f"data: training samples have the shape {train}, but test samples {test}; a model needs one shape: for "
+            "images, set data.image_size=[HEIGHT,WIDTH]"
+        )

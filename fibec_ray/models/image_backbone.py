@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.model_types import BatchForm
-from fibec_ray.models.base import BuiltModel, ModelRequest, SizedModel
+from fibec_ray.models.base import BuiltModel, ModelRequest, SizedModel, check_alike
 from fibec_ray.models.pretrained import Pretrained
 from fibec_ray.models.settings import ImageSettings
 
@@ -51,7 +51,8 @@ class ImageBackbone(ImageSettings, Pretrained, frozen=True):
     def fit(self, sets: Sequence[Any], encoder: Encoder, words: Sequence[int] = ()) -> list[Any]:
         from fibec_ray.models.vision import check_size
 
-        check_size(self, sets[0].shape)
+        check_alike(sets)
+        check_size(self, sets[0].form.shape)
         return list(sets)
 
     def build(

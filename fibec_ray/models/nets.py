@@ -13,7 +13,7 @@ from torch import nn
 from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.errors import ModelError
 from fibec_ray.model_types import BatchForm
-from fibec_ray.models.base import AnyBackbone, BuiltModel, ModelRequest, SizedModel
+from fibec_ray.models.base import AnyBackbone, BuiltModel, ModelRequest, SizedModel, check_alike
 from fibec_ray.models.network import Flat, Network, Shape
 
 Activation = Literal["tanh", "relu"]
@@ -49,12 +49,16 @@ class Net(AnyBackbone, frozen=True, extra="forbid", allow_inf_nan=False):
     def reads(self) -> Reads:
         return "numbers"
 
+    def can_read(self, reads: Reads) -> bool:
+        return reads in ("numbers", "image")
+
     def describe(self, base: str | None, seed: int) -> str:
         settings = ", ".join(f"{name} {value}" for name, value in self.model_dump(mode="json").items())
         return f"network from scratch ({settings})"
 
     def fit(self, sets: Sequence[Any], encoder: Encoder, words: Sequence[int] = ()) -> list[Any]:
-        self.check_shape(sets[0].features.shape[1:])
+        check_alike(sets)
+        self.check_shape(sets[0].form.shape)
         return list(sets)
 
     def build(

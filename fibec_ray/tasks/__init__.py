@@ -12,10 +12,11 @@ from fibec_ray.errors import did_you_mean
 from fibec_ray.tasks.base import Task, at_most
 from fibec_ray.tasks.classification import Synthetic, TextClassification
 from fibec_ray.tasks.generation import Exercises, FromInstructions
+from fibec_ray.tasks.images import ImageClassification, Shapes
 from fibec_ray.tasks.pde import Pde
 from fibec_ray.tasks.points import Digits, Regression
 
-__all__ = ["TASKS", "AnyTask", "Task", "kind_of_task", "load", "parse_task", "without_former"]
+__all__ = ["DEFAULT", "TASKS", "AnyTask", "Task", "kind_of_task", "load", "parse_task", "without_former"]
 
 KINDS: tuple[type[Task], ...] = (
     TextClassification,
@@ -25,6 +26,8 @@ KINDS: tuple[type[Task], ...] = (
     Digits,
     Regression,
     Pde,
+    ImageClassification,
+    Shapes,
 )
 TASKS: dict[str, type[Task]] = {str(cls.model_fields["kind"].default): cls for cls in KINDS}
 DEFAULT = "text"

@@ -19,6 +19,7 @@ from fibec_ray.answers import Answers, Readout
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.examples import Examples, Rows
 from fibec_ray.data.heterogeneity import Column, majority_accuracy, own_majority_accuracy
+from fibec_ray.data.own import OwnData, examine
 from fibec_ray.data.questions import Questions
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import EMBEDDED, TEST_FRACTION_INSTRUCTIONS, DataConfig
@@ -56,14 +57,25 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
     """True if rows come from files or the hub, where a column can say whose they are"""
     found_in_files: ClassVar[bool] = False
     """True if columns and classes are found by looking at a user's files (data/own.py)"""
-    with_own_files: ClassVar[bool] = False
-    """True for an embedded task whose settings also run on a user's files, as a task of the default kind"""
+    with_own_files: ClassVar[str | None] = None
+    """for an embedded task, the kind of task with which its settings run on a user's files; None: they do not"""
     pipeline: ClassVar[str | None] = None
     """the Hugging Face hub's name for models of this kind"""
     has_texts: ClassVar[bool] = False
     """True if rows have texts, by which partitions can deal them"""
     embedded: ClassVar[str | None] = None
     """the section of `data` that says how many rows are generated; None: rows are not generated"""
+
+    @classmethod
+    def examined(
+        cls, config: DataConfig, user_column: str | None, label_names: Sequence[str]
+    ) -> tuple[OwnData, dict[str, Any]]:
+        """What a user's files say, and the settings of the task with their columns, for a kind `found_in_files`.
+
+        The arguments are those of `own.examine`. Raises DataError where the files leave a question open.
+        """
+        found = examine(config, user_column, label_names)
+        return found, {"text_columns": list(found.columns), "label_column": found.label_column}
 
     # --- rows
 

@@ -204,7 +204,7 @@ class Synthetic(TextClasses):
 
     uses: ClassVar[tuple[str, ...]] = ("max_length",)
     embedded: ClassVar[str | None] = "synthetic"
-    with_own_files: ClassVar[bool] = True
+    with_own_files: ClassVar[str | None] = "text"
 
     def effective(self, config: DataConfig) -> Self:
         """The same task with the first classes only, as many as `data.synthetic.num_classes`."""

@@ -18,7 +18,7 @@ from fibec_ray.errors import DataError
 from fibec_ray.tasks.base import Task, Texts, refuse_twice
 
 FILES_ONLY = ("format", *TEXT_FILE_SETTINGS)
-OVERRIDES = ("train_splits", "eval_split", "text_columns", "label_column")
+OVERRIDES = ("train_splits", "eval_split", "text_columns", "image_column", "label_column")
 """Settings of `data` that replace the task's own of the same name, if the kind has it."""
 
 
@@ -83,9 +83,15 @@ class FromTables(Task):
         parts = self.rows_of(tables, config)
         if user_column:
             parts = [_with_users(rows, table, user_column) for rows, table in zip(parts, tables, strict=True)]
-        train = type(parts[0]).join(parts[: len(train_tables)])
-        if test_tables:
-            return train, type(parts[0]).join(parts[len(train_tables) :])
+        return self.with_test(parts[: len(train_tables)], parts[len(train_tables) :], config, seed)
+
+    def with_test(
+        self, train_parts: Sequence[Any], test_parts: Sequence[Any], config: DataConfig, seed: int
+    ) -> tuple[Any, Any]:
+        """The (train, test) rows of some parts; without test parts, rows are held out."""
+        train = type(train_parts[0]).join(train_parts)
+        if test_parts:
+            return train, type(train_parts[0]).join(test_parts)
         fraction = self.test_fraction if config.test_fraction is None else config.test_fraction
         groups = train.users if train.users is not None else self.strata(train)
         kept, tested = at_random(len(train), fraction, seed) if groups is None else held_out(groups, fraction, seed)
