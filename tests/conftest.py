@@ -35,6 +35,15 @@ from fibec_ray.runs.simulation import cache_dir, prepare
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 TINY_BERT = {"model_type": "bert", "vocab_size": 30522, **TINY}
+TINY_VIT = {"model_type": "vit", "image_size": 16, "patch_size": 8, **TINY, "num_hidden_layers": 2}
+TINY_SWIN = {
+    "model_type": "swin", "image_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": [1, 2],
+    "num_heads": [2, 2],
+}  # fmt: skip
+TINY_CONVNEXT = {
+    "model_type": "convnext", "image_size": 16, "patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16],
+    "depths": [1, 2], "layer_scale_init_value": 0.5,
+}  # fmt: skip
 TINY_LLAMA = {"model_type": "llama", "vocab_size": 30522, "num_key_value_heads": 2, **TINY}
 
 
@@ -171,6 +180,18 @@ def make_pde(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[st
     settings = make_regression(method, task=named("tasks", "fisher-kpp"), backbone={"kind": "mlp", "hidden": [8]})
     settings["data"] = {"pde": {"regions": 6, "num_train": 60, "num_boundary": 2, "num_test": 40}}
     return settings | changes
+
+
+def make_shapes(
+    method: str | dict[str, Any] = "fedavg", config: dict[str, Any] = TINY_VIT, head: str = "model", **changes: Any
+) -> dict[str, Any]:
+    """A random image model on generated images; mappings are merged into its own, but for the task."""
+    settings = make_tiny(method, **{"data": None, "backbone": None, **changes})
+    data = {"shapes": {"num_train": 48, "num_test": 24, "size": 16}}
+    backbone = {"kind": "image", "init": "random", "config": config, "head": head}
+    given = {name: changes.get(name) for name in ("data", "backbone")}
+    settings["data"], settings["backbone"] = given["data"] or data, given["backbone"] or backbone
+    return settings | {"task": changes.get("task") or named("tasks", "shapes")}
 
 
 def make_instructions(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:

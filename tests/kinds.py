@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conftest import make_digits, make_instructions, make_pde, make_regression, make_tiny
+from conftest import make_digits, make_instructions, make_pde, make_regression, make_shapes, make_tiny
 
 Make = Callable[..., dict[str, Any]]
 """make("fibecfed", rounds=2): plain values of an experiment"""
@@ -16,7 +16,8 @@ KINDS: dict[str, Make] = {
     "digits": make_digits,
     "regression": make_regression,
     "pde": make_pde,
+    "shapes": make_shapes,
 }
 """Kind -> a small experiment on rows that it generates."""
-READ_FROM_TABLES = {"text": "synthetic", "instructions": "exercises"}
+READ_FROM_TABLES = {"text": "synthetic", "instructions": "exercises", "images": "shapes"}
 """Kinds that differ from another one only in where rows come from."""
