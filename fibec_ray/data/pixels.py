@@ -38,6 +38,22 @@ def decode(source: Source, where: str) -> Image:
     return _opened(source if isinstance(source, Path) else io.BytesIO(source), where)
 
 
+def source_of(value: Any, where: str) -> Source:
+    """What a user gives as an image: a path, the content of a file, an array, or a Pillow image. Raises DataError."""
+    from PIL import Image as Pil
+
+    if isinstance(value, str):
+        return Path(value).expanduser()
+    if isinstance(value, Pil.Image):
+        return of_pil(value, where)
+    if isinstance(value, Path | bytes | np.ndarray):
+        return value
+    raise DataError(
+        f"{where}: give the path of an image, the content of its file, a Pillow image, or an array (H, W, 3); this is "
+        f"a {type(value).__name__}"
+    )
+
+
 def of_pil(image: Any, where: str) -> Image:
     """A Pillow image. Raises DataError for modes with more than 8 bits per channel, and for too many pixels."""
     from PIL import Image as Pil

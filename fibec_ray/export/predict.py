@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fibec_ray.data.encode_instructions import end_id
-from fibec_ray.encoder import Encoder
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.model_types import Shard
@@ -39,7 +38,7 @@ class TrainedModel:
         self.about = about
         """what was trained: backbone, method, classes, versions"""
         self.tokenizer = tokenizer
-        """of transformers; None for networks on numbers"""
+        """of transformers, or its image processor; None for networks from scratch"""
         self.engine = engine
         """our model around the torch module: losses, scores, names of tensors"""
         engine.train(False)
@@ -68,9 +67,10 @@ class TrainedModel:
     ) -> list[Prediction]:
         """One prediction for each input, in order.
 
-        inputs: texts; pairs of texts, for tasks on pairs; instructions, or pairs (instruction, input); an array
-        (N, *shape) for networks on numbers, but coordinates (N, 1) for the task fisher-kpp. batch_size: None: as in
-        the run's evaluation. max_new_tokens: of an answer in text. Raises DataError for inputs that do not fit.
+        inputs: texts; pairs of texts, for tasks on pairs; instructions, or pairs (instruction, input); images as paths,
+        Pillow images or arrays; an array (N, *shape) for networks on numbers, but coordinates (N, 1) for the task
+        fisher-kpp. batch_size: None: as in the run's evaluation. max_new_tokens: of an answer in text. Raises DataError
+        for inputs that do not fit.
         """
         if isinstance(inputs, str):
             inputs = [inputs]
@@ -95,7 +95,7 @@ class TrainedModel:
         """The inputs as the run encoded its test set, with made-up labels. Raises DataError."""
         about = self.about
         shape = tuple(self.engine.adapter_config.get("input_shape", ()))
-        encoder = Encoder(about.backbone.reads, self.tokenizer, about.backbone.encode_mode, about.max_length)
+        encoder = about.backbone.encoder_with(self.tokenizer, about.max_length)
         return about.task.encode(about.task.rows_to_predict(inputs, shape), encoder)
 
     def _shard(self, inputs: Inputs) -> Shard:

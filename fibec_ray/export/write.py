@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +23,6 @@ from fibec_ray.runs.model_card import merged_text
 from fibec_ray.runs.records import read_record
 from fibec_ray.runs.save import complete, save_model
 
-PROBE_TOKENS = 8
 SLACK = 1e-4
 """Relative difference of logits that merging may make; sums in another order make some."""
 
@@ -100,14 +100,14 @@ def _write_merged(model: TrainedModel, draft: Path) -> None:
     if about.backbone.has_classifier:
         base.config.id2label = dict(enumerate(model.label_names))
         base.config.label2id = {name: i for i, name in enumerate(model.label_names)}
-        if base.config.pad_token_id is None:
+        if getattr(base.config, "pad_token_id", 0) is None:
             base.config.pad_token_id = model.tokenizer.pad_token_id
     base.save_pretrained(draft)
     model.tokenizer.save_pretrained(draft)
     if model.head is not None:
         save_file({name: value.cpu() for name, value in model.head.state_dict().items()}, draft / "head.safetensors")
     write_text(draft / "README.md", merged_text(about))
-    after = _outputs(about.backbone.open_base(draft).eval(), *_inputs())
+    after = _outputs(about.backbone.open_base(draft).eval(), about.backbone.probe(model.tokenizer))
     if not _agree(before, after):
         raise CannotMerge(
             f"--merged: {about.peft['kind']} adds modules or prompts to the model, which a plain transformers model "
@@ -120,19 +120,13 @@ def _probe(model: TrainedModel) -> Tensor:
     engine: Any = model.engine
     if not model.about.backbone.has_base:
         return torch.cat([value.flatten() for value in engine.read().values()])
-    ids, mask = _inputs()
-    return _outputs(engine.attached, ids, mask)
-
-
-def _inputs() -> tuple[Tensor, Tensor]:
-    ids = torch.arange(5, 5 + PROBE_TOKENS).unsqueeze(0)  # one sample: classifiers of decoders may lack a pad token
-    return ids, torch.ones_like(ids)
+    return _outputs(engine.attached, model.about.backbone.probe(model.tokenizer))
 
 
 @torch.no_grad()
-def _outputs(module: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def _outputs(module: Any, arguments: Mapping[str, Tensor]) -> Tensor:
     """Logits, or the last hidden states of a model without a head."""
-    out = module(input_ids=ids, attention_mask=mask)
+    out = module(**arguments)
     found: Tensor = out.logits if "logits" in out else out.last_hidden_state
     return found.float()
 

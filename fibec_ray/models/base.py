@@ -200,6 +200,10 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
         """
         return Encoder(self.reads)
 
+    def encoder_with(self, preprocessor: Any, max_length: int) -> Encoder:
+        """The same with a preprocessor that is there already, without checks."""
+        return Encoder(self.reads, preprocessor, self.encode_mode, max_length)
+
     @abstractmethod
     def fit(self, sets: Sequence[Any], encoder: Encoder, words: Sequence[int] = ()) -> list[Any]:
         """The encoded sets as the model can read them. Raises ModelError if it cannot.
@@ -287,6 +291,15 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
     def exact(self) -> Self:
         """The backbone in float32."""
         return self
+
+    @property
+    def auto_peft_class(self) -> str | None:
+        """PEFT's Auto class that loads an adapter with its classifier; None if there is none."""
+        return None
+
+    def probe(self, preprocessor: Any) -> dict[str, Tensor]:
+        """Arguments of the transformers model for one made-up sample; {} without one."""
+        return {}
 
     def with_preprocessor(self, home: Path) -> Self:
         """The backbone with the tokenizer in a folder."""

@@ -44,9 +44,12 @@ class ImageBackbone(ImageSettings, Pretrained, frozen=True):
         return load_processor(source, revision(self, source) if self.processor is None else None)
 
     def encoder(self, max_length: int, num_virtual: int = 0) -> Encoder:
+        return self.encoder_with(self.preprocessor(), max_length)
+
+    def encoder_with(self, preprocessor: Any, max_length: int) -> Encoder:
         from fibec_ray.models.image_processor import ProcessorReading
 
-        return Encoder(self.reads, processor=ProcessorReading(self.preprocessor()))
+        return Encoder(self.reads, processor=ProcessorReading(preprocessor))
 
     def fit(self, sets: Sequence[Any], encoder: Encoder, words: Sequence[int] = ()) -> list[Any]:
         from fibec_ray.models.vision import check_size
@@ -67,6 +70,16 @@ class ImageBackbone(ImageSettings, Pretrained, frozen=True):
 
         return ImageOutline(self._model_spec(request), form, num_blocks)
 
+    def probe(self, preprocessor: Any) -> dict[str, Any]:
+        import numpy as np
+        import torch
+
+        from fibec_ray.models.image_processor import ProcessorReading
+
+        ramp = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+        values = ProcessorReading(preprocessor).values(ramp, "an image")
+        return {PIXELS: torch.from_numpy(values).unsqueeze(0)}
+
     def with_other_base(self, base: str) -> Self:
         return super().with_other_base(base).model_copy(update={"processor": self.processor or base})
 
@@ -76,3 +89,4 @@ class ImageBackbone(ImageSettings, Pretrained, frozen=True):
 
 PROCESSOR = "preprocessor_config.json"
 """the file that says that a folder has an image processor"""
+PIXELS = "pixel_values"

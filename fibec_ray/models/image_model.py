@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fibec_ray.blocks import block_paths
+from fibec_ray.image_reading import CHANNELS
 from fibec_ray.model_types import Batch
 from fibec_ray.models.blocks import BlockOutputs, Hidden
 from fibec_ray.models.forward_cost import ForwardCost
+from fibec_ray.models.image_processor import image_size
 from fibec_ray.models.inputs import Arguments, ImageInputs
 from fibec_ray.models.readouts import Run
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
@@ -29,7 +31,7 @@ class ImageModel(TorchModel):
         mark_window_attention(self._base)
 
     def _measure(self, base: Any) -> tuple[ForwardCost, int]:
-        self.measured = measured(base, self._shape)
+        self.measured = measured(base, self._shape or (CHANNELS, *image_size(base.config)))
         return ForwardCost(self.measured.flops), self.measured.num_features
 
     def layer_of(self, name: str) -> int | None:

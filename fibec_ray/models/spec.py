@@ -88,6 +88,17 @@ class Backbone(BackboneSettings, Pretrained, frozen=True):
 
         return Outline(self._model_spec(request), form, num_blocks)
 
+    @property
+    def auto_peft_class(self) -> str | None:
+        return f"AutoPeft{self.transformers_class.removeprefix('Auto')}" if self.has_classifier else None
+
+    def probe(self, preprocessor: Any) -> dict[str, Any]:
+        import torch
+
+        # One sample: classifiers of decoders may lack a pad token.
+        ids = torch.arange(5, 5 + PROBE_TOKENS).unsqueeze(0)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
     def with_other_base(self, base: str) -> Self:
         return super().with_other_base(base).model_copy(update={"tokenizer": self.tokenizer or base})
 
@@ -98,3 +109,4 @@ class Backbone(BackboneSettings, Pretrained, frozen=True):
 
 TOKENIZER = "tokenizer_config.json"
 """the file that says that a folder has a tokenizer"""
+PROBE_TOKENS = 8

@@ -112,15 +112,18 @@ def _code(about: SavedModel, base: str | None, whole: bool) -> str:
         return ""
     if whole:
         return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
-    if about.backbone.has_classifier:
+    if (auto_peft := about.backbone.auto_peft_class) is not None:
         return (
-            f"from peft import AutoPeft{auto.removeprefix('Auto')}\n\n"
-            f"model = AutoPeft{auto.removeprefix('Auto')}.from_pretrained(\n"
+            f"from peft import {auto_peft}\n\n"
+            f"model = {auto_peft}.from_pretrained(\n"
             f'    "PATH/TO/THIS/FOLDER", num_labels={about.answers.num_scores}, ignore_mismatched_sizes=True\n)'
         )
+    classes = f", num_labels={about.answers.num_scores}, ignore_mismatched_sizes=True"
+    extra = classes if about.backbone.has_classifier else ""
     return (
         f"from peft import PeftModel\nfrom transformers import {auto}\n\n"
-        f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "PATH/TO/THIS/FOLDER")'
+        f'base = {auto}.from_pretrained("{base}"{extra})\n'
+        'model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")'
     )
 
 
@@ -148,6 +151,23 @@ with torch.no_grad():
 logits = (states * real).sum(1) / real.sum(1) @ head["weight"].T + head["bias"]
 print([LABELS[i] for i in logits.argmax(1)])"""
 """How to use an encoder with a mean-pool head, with transformers alone."""
+MEAN_POOL_IMAGES = """import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+folder = "PATH/TO/THIS/FOLDER"
+processor, encoder = AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoModel.from_pretrained(folder).eval()
+head = load_file(f"{folder}/head.safetensors")
+batch = processor([Image.open("...").convert("RGB")], return_tensors="pt")
+with torch.no_grad():
+    states = encoder(**batch).last_hidden_state
+places = states.flatten(2).mT if states.dim() == 4 else states
+logits = places.mean(1) @ head["weight"].T + head["bias"]
+print([LABELS[i] for i in logits.argmax(1)])"""
+"""The same for images."""
+MEAN_POOLS = {"text": MEAN_POOL, "image": MEAN_POOL_IMAGES}
+"""By what a task reads."""
 
 
 def merged_text(about: SavedModel) -> str:
@@ -156,7 +176,7 @@ def merged_text(about: SavedModel) -> str:
     code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
     if about.backbone.adds_head:
         names = list(about.label_names)
-        code = MEAN_POOL.replace("MAX_LENGTH", str(about.max_length)).replace("LABELS", repr(names))
+        code = MEAN_POOLS[about.task.reads].replace("MAX_LENGTH", str(about.max_length)).replace("LABELS", repr(names))
     return f"""# {about.name}
 
 A plain transformers model in float32: the adapter ({about.peft["kind"]}) is merged into the base. Method

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
 
 from fibec_ray.data import shapes
 from fibec_ray.data.columns import class_names, require_columns
@@ -18,6 +19,7 @@ from fibec_ray.data.images import encode_images
 from fibec_ray.data.labels import class_ids, read_labels
 from fibec_ray.data.own import OwnData
 from fibec_ray.data.own_images import examine_images
+from fibec_ray.data.pixels import source_of
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table, nearby
@@ -34,9 +36,31 @@ class ImageClasses(Classes):
     """Images with one of several classes. A pretrained backbone reads them as its image processor says."""
 
     reads: ClassVar[Reads] = "image"
+    pipeline: ClassVar[str | None] = "image-classification"
 
     def encode(self, rows: Images, encoder: Encoder) -> SampleSet:
         return encode_images(rows, encoder.processor or Plain())
+
+    def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Images:
+        """inputs: paths, Pillow images, content of image files, or arrays (H, W, 3) or (H, W)."""
+        sources = [source_of(value, f"input {at}") for at, value in enumerate(inputs)]
+        size = (shape[1], shape[2]) if shape else self.read_size
+        return Images(sources, np.zeros(len(sources), np.int64), size=size)
+
+    @property
+    def read_size(self) -> tuple[int, int] | None:
+        """(H, W) that images are resized to when they are read; None: their own."""
+        return None
+
+    def input_columns(self, there: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
+        wanted = tuple(chosen) or ("image",)
+        if len(wanted) != 1 or wanted[0] not in there:
+            raise DataError(f"has the columns {', '.join(there)}; name the column with the paths: --columns NAME")
+        return wanted
+
+    @property
+    def typed_columns(self) -> tuple[str, ...]:
+        return ("image",)
 
 
 class ImageClassification(FromTables, ImageClasses):
@@ -46,6 +70,9 @@ class ImageClassification(FromTables, ImageClasses):
     image_column: str = Field("image", description="column of the images: their content, or their paths")
     label_column: str = Field("label", description="column of the class labels")
     label_aliases: dict[str, str] = Field({}, description="other spellings of class names, as some copies have them")
+    image_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="height and width in pixels that images are resized to when they are read; null: their own"
+    )
 
     uses: ClassVar[tuple[str, ...]] = (
         *(name for name in FromTables.uses if name != "max_length"),
@@ -74,8 +101,11 @@ class ImageClassification(FromTables, ImageClasses):
                 found = self._not_in_tables(here, seed, user_column)
             if is_url(config.path or ""):
                 found = (found[0].read(), found[1].read())  # the copy of the files is about to be deleted
-        size = config.image_size
-        return replace(found[0], size=size), replace(found[1], size=size)
+        return replace(found[0], size=self.image_size), replace(found[1], size=self.image_size)
+
+    @property
+    def read_size(self) -> tuple[int, int] | None:
+        return self.image_size
 
     def _not_in_tables(self, config: DataConfig, seed: int, user_column: str | None) -> tuple[Images, Images]:
         if user_column:

@@ -18,7 +18,7 @@ from fibec_ray.errors import DataError
 from fibec_ray.tasks.base import Task, Texts, refuse_twice
 
 FILES_ONLY = ("format", *TEXT_FILE_SETTINGS)
-OVERRIDES = ("train_splits", "eval_split", "text_columns", "image_column", "label_column")
+OVERRIDES = ("train_splits", "eval_split", "text_columns", "image_column", "image_size", "label_column")
 """Settings of `data` that replace the task's own of the same name, if the kind has it."""
 
 
