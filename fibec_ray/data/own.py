@@ -264,7 +264,10 @@ def _labels(table: Any, roles: Roles, where: str) -> LabelColumn:
 
 
 def title_of(path: str | None, train: str | None) -> str:
-    """reviews.csv -> 'reviews'; reviews/train-00000-of-00004.parquet, reviews/data/train.csv -> 'reviews'"""
+    """The data set's name, from its path.
+
+    reviews.csv -> 'reviews'; reviews/train-00000-of-00004.parquet, reviews/data/train.csv -> 'reviews'
+    """
     place = Path(str(path or "").rstrip("/") if is_url(path or "") else Path(path or ".").absolute())
     file = place if train is None else place / Path(train).name
     splits = "|".join((*TRAIN, *TEST))

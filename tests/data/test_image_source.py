@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,10 @@ def write(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def read(path: Path, **settings: Any) -> Any:
-    return read_images(str(path), DataConfig(path=str(path), **settings), keep=False)
+def read(path: Path, train: tuple[str, ...] = ("train",), test: str | None = None, **settings: Any) -> Any:
+    """train, test: the task's own splits."""
+    task = SimpleNamespace(name="photos", train_splits=train, eval_split=test)
+    return read_images(task, DataConfig(path=str(path), **settings))
 
 
 # --- class folders
@@ -54,26 +57,39 @@ def test_folders_per_split_hold_folders_per_class(tmp_path: Path, split: str) ->
 
 def test_splits_can_be_named(tmp_path: Path) -> None:
     write(tmp_path, [f"{split}/{name}/1.png" for split in ("a", "b", "c") for name in ("cat", "dog")])
-    train, test = read(tmp_path, train_splits=("a", "b"), eval_split="c")
+    train, test = read(tmp_path, ("a", "b"), "c")
     assert [len(part.sources) for part in (*train, *test)] == [2, 2, 2]
-    train, test = read(tmp_path, train="b", test="a")
+    settings = DataConfig(path=str(tmp_path), train="b", test="a")
+    train, test = read_images(SimpleNamespace(name="photos", train_splits=("train",), eval_split=None), settings)
     assert [part.labels.where for part in (*train, *test)] == [str(tmp_path / "b"), str(tmp_path / "a")]
+
+
+def test_usual_names_of_splits_stand_in_for_the_tasks_own(tmp_path: Path) -> None:
+    write(tmp_path, [f"{split}/{name}/1.png" for split in ("Training", "val") for name in ("cat", "dog")])
+    train, test = read(tmp_path, ("train",), "test")
+    assert [part.labels.where for part in (*train, *test)] == [str(tmp_path / "Training"), str(tmp_path / "val")]
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    (train,), test = read(write(tmp_path, ["test/1.png", "train/1.png"]))
+    assert train.labels.values == ["test", "train"] and test == []
 
 
 @pytest.mark.parametrize(
     ("names", "settings", "message"),
     [
         (["train/cat/1.png", "test/cat/1.png"], {}, "1 folders of classes; put the images of each class"),
-        (["cat/1.png", "dog/1.png"], {"eval_split": "test"}, "no folder 'test'; it holds cat, dog"),
-        (["cat/1.png", "dog/1.png"], {"train": "tran"}, "tran: no such folder; .* holds cat, dog"),
+        (["cat/1.png", "dog/1.png"], {}, "no folder of test images; it holds cat, dog; name it with data.test=FOLDER"),
+        (["a/x/1.png", "a/y/1.png"], {"train": "b", "test": "a"}, "data.train: .*b: no such folder; .* holds a"),
         (["a/x/1.png", "a/y/1.png"], {"train": "a", "test": "a"}, "a is also trained on; name two different folders"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(
     tmp_path: Path, names: list[str], settings: dict[str, Any], message: str
 ) -> None:
+    task = SimpleNamespace(name="photos", train_splits=("train",), eval_split="test")
     with pytest.raises(DataError, match=message):
-        read(write(tmp_path, names), **settings)
+        read_images(task, DataConfig(path=str(write(tmp_path, names)), **settings))
 
 
 def test_a_class_without_images_is_refused(tmp_path: Path) -> None:

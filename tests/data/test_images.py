@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_networks_need_images_of_one_size_unless_one_is_set() -> None:
     some = rows((4, 4), (4, 4), (5, 4))
     with pytest.raises(DataError, match=r"image 2: is read at 5 x 4 pixels, .* set data.image_size=\[HEIGHT,WIDTH\]"):
         encode_images(some, Plain())
-    assert encode_images(some, Plain(), (6, 7)).shape == (3, 6, 7)
+    assert encode_images(replace(some, size=(6, 7)), Plain()).shape == (3, 6, 7)
 
 
 def test_more_images_than_memory_go_through_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
