@@ -106,7 +106,8 @@ def test_nothing_outside_asks_for_a_kind(owner: str) -> None:
 
 
 def settings_of(kind: str) -> dict[str, Any]:
-    return {"kind": kind} if kind else {}
+    needed = {"image": {"init": "random", "config": {"model_type": "vit"}}}
+    return {"kind": kind, **needed.get(kind, {})} if kind else {}
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -201,5 +202,5 @@ def test_a_new_kind_is_refused_for_a_task_that_it_cannot_read() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no such kind 'bottleneck'.*cnn, mlp"):
+    with pytest.raises(ConfigError, match="no such kind 'bottleneck'.*cnn, image, mlp"):
         check(make_digits("fedavg", backbone={"kind": "bottleneck"}), "test")

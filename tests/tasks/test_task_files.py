@@ -28,7 +28,18 @@ def read(name: str) -> Task:
 def test_the_ten_sets_of_the_paper_and_the_embedded_ones_are_there() -> None:
     ten = ["boolq", "cola", "mpqa", "mr", "mrpc", "qnli", "rte", "sst2", "subj", "trec"]
     assert [path.stem for path in FILES] == sorted(
-        [*ten, "synthetic", "digits", "regression", "fisher-kpp", "instructions", "dolly", "alpaca"]
+        [
+            *ten,
+            "synthetic",
+            "digits",
+            "regression",
+            "fisher-kpp",
+            "instructions",
+            "dolly",
+            "alpaca",
+            "shapes",
+            "cifar10",
+        ]
     )
 
 

@@ -23,6 +23,7 @@ OUTPUTS = (
     ("attention.output.dense", "output.dense"),
     ("self_attn.o_proj", "mlp.down_proj"),
     ("self_attn.out_proj", "fc2"),
+    ("attention.o_proj", "mlp.fc2"),
     ("attention.out_lin", "ffn.lin2"),
     ("attn.c_proj", "mlp.c_proj"),
 )
