@@ -149,6 +149,8 @@ def _write_merged(about: SavedModel, run: Path, folder: Path, base: str | None) 
 
 def _run_file(about: SavedModel, model: _Model, task: OwnTask | None, end: int) -> str:
     arguments = {"tokenizer": "tokenizer", "dtype": about.backbone.base_dtype, **model.arguments}
+    if arguments["dtype"] != "float32":  # likelihoods in bfloat16 have three digits, so answers would tie
+        arguments["softmax_dtype"] = "float32"
     values: dict[str, Any] = {"model": "hf", "model_args": arguments}
     if task is not None:
         values |= {"tasks": [task.name], "include_path": TASKS}
