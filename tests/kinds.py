@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conftest import make_digits, make_instructions, make_pde, make_regression, make_shapes, make_tiny
+from conftest import make_digits, make_instructions, make_pde, make_regression, make_shapes, make_tiny, named
+
+
+def make_similar(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    settings = make_tiny(method, **changes)
+    data = {"max_length": 24, "similar": {"num_train": 72, "num_test": 24}}
+    return settings | {"task": named("tasks", "similar"), "data": data}
+
+
+def make_mentions(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    settings = make_tiny(method, **changes)
+    data = {"max_length": 24, "mentions": {"num_train": 72, "num_test": 24}}
+    return settings | {"task": named("tasks", "mentions"), "data": data}
+
 
 Make = Callable[..., dict[str, Any]]
 """make("fibecfed", rounds=2): plain values of an experiment"""
@@ -17,7 +30,15 @@ KINDS: dict[str, Make] = {
     "regression": make_regression,
     "pde": make_pde,
     "shapes": make_shapes,
+    "similar_texts": make_similar,
+    "mentions": make_mentions,
 }
 """Kind -> a small experiment on rows that it generates."""
-READ_FROM_TABLES = {"text": "synthetic", "instructions": "exercises", "images": "shapes"}
+READ_FROM_TABLES = {
+    "text": "synthetic",
+    "instructions": "exercises",
+    "text_regression": "similar_texts",
+    "multi_label": "mentions",
+    "images": "shapes",
+}
 """Kinds that differ from another one only in where rows come from."""

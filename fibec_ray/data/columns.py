@@ -102,6 +102,29 @@ def values_of(column: Any, where: str, rows: Sequence[int] | NDArray[np.int64] |
     return found
 
 
+def numbers_of(column: Any, where: str, within: tuple[float, float]) -> NDArray[np.float32]:
+    """The column as (N,) float32. Raises DataError for a row without a number, and for one outside of `within`."""
+    column = plain(column)
+    if not len(column):
+        raise DataError(f"{where}: no rows; give a split with at least one")
+    if column.null_count or pa.types.is_null(column.type):
+        raise DataError(f"{where}: no score in row {first_null(column)}; {MISSING}")
+    if pa.types.is_boolean(column.type) or pa.types.is_nested(column.type):
+        raise DataError(f"{where}: the values are of type {column.type}, not numbers; name another with data.label")
+    try:
+        values = pc.cast(column, pa.float64()).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{where}: the values are not all numbers ({error}); name another with data.label") from error
+    low, high = within
+    odd = np.flatnonzero(~((values >= low) & (values <= high)))  # a NaN is not within anything
+    if len(odd):
+        raise DataError(
+            f"{where}: the score {values[odd[0]]:g} in row {odd[0]} is outside of task.score_range "
+            f"[{low:g}, {high:g}]; set 'task.score_range=[{np.nanmin(values):g},{np.nanmax(values):g}]'"
+        )
+    return values.astype(np.float32)
+
+
 def pylist(column: Any, where: str) -> list[Any]:
     """The column's values. Raises DataError for text that is not UTF-8."""
     try:
@@ -116,8 +139,11 @@ def class_names(metadata: Mapping[bytes, bytes] | None, label_column: str) -> li
     metadata = metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        names = features.get(label_column, {}).get("names") or json.loads(metadata.get(b"label_names", b"null"))
-    except (ValueError, AttributeError):
+        feature = features.get(label_column, {})
+        if isinstance(feature, list):  # of lists, as older releases of `datasets` write it
+            feature = feature[0]
+        names = feature.get("feature", feature).get("names") or json.loads(metadata.get(b"label_names", b"null"))
+    except (ValueError, AttributeError, IndexError):
         return None  # another program uses the same key
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 

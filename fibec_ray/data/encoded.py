@@ -30,16 +30,20 @@ class TextForm:
 
     longest_answer: int = 0
     has_types: bool = False
+    labels: tuple[str, tuple[int, ...]] = ("int64", ())
+    """numpy's dtype of the labels, and the shape of one sample's"""
     shape: ClassVar[tuple[int, ...]] = ()
 
     def batch(self, num_samples: int, length: int) -> Batch:
         """Texts of `length` tokens. Responses are as long as the longest, if the length has room for it."""
-        ids, classes = torch.zeros(num_samples, length, dtype=torch.int64), torch.zeros(num_samples, dtype=torch.int64)
+        ids = torch.zeros(num_samples, length, dtype=torch.int64)
+        dtype, shape = self.labels
+        labels = torch.from_numpy(np.zeros((num_samples, *shape), dtype))
         prompt = max(1, length - self.longest_answer) if self.longest_answer else 1
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.has_types:
             inputs["token_type_ids"] = torch.zeros_like(ids)
-        return Batch({**inputs, "answer_at": torch.full_like(classes, prompt - 1)}, classes)
+        return Batch({**inputs, "answer_at": torch.full_like(ids[:, 0], prompt - 1)}, labels)
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class EncodedSet:
     """(T,) token ids of all samples, one after the other"""
     offsets: NDArray[np.int64]
     """(N + 1,): sample i is tokens[offsets[i] : offsets[i + 1]]"""
-    labels: NDArray[np.int64]
-    """(N,) class ids"""
+    labels: NDArray[Any]
+    """(N,) int64 class ids, or float32 values; (N, C) float32 flags"""
     answer_at: NDArray[np.int32]
     """(N,) position within the sample whose output predicts the answer; 0 with a classification head"""
     true_difficulty: NDArray[np.float32] | None
@@ -88,7 +92,8 @@ class EncodedSet:
     @property
     def form(self) -> TextForm:
         """What a batch of these samples looks like."""
-        return TextForm(int(self.answer_lengths.max(initial=0)), self.types is not None)
+        labels = (self.labels.dtype.name, self.labels.shape[1:])
+        return TextForm(int(self.answer_lengths.max(initial=0)), self.types is not None, labels)
 
     def prompts(self) -> list[list[int]]:
         """Token ids of each sample up to `answer_at`."""

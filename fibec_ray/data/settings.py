@@ -10,9 +10,11 @@ from fibec_ray.data.exercises import ExerciseSettings
 from fibec_ray.data.instructions import Columns
 from fibec_ray.data.labels import Reading
 from fibec_ray.data.layout import Delimiter, Format, Layout
+from fibec_ray.data.mentions import MentionSettings
 from fibec_ray.data.pde import PdeSettings
 from fibec_ray.data.points import RegressionSettings
 from fibec_ray.data.shapes import ShapeSettings
+from fibec_ray.data.similar import SimilarSettings
 from fibec_ray.data.synthetic import SyntheticSettings
 from fibec_ray.files.storage import refuse_secrets
 
@@ -76,6 +78,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     regression: RegressionSettings = Field(RegressionSettings(), json_schema_extra={"task": "regression"})
     pde: PdeSettings = Field(PdeSettings(), json_schema_extra={"task": "fisher-kpp"})
     shapes: ShapeSettings = Field(ShapeSettings(), json_schema_extra={"task": "shapes"})
+    similar: SimilarSettings = Field(SimilarSettings(), json_schema_extra={"task": "similar"})
+    mentions: MentionSettings = Field(MentionSettings(), json_schema_extra={"task": "mentions"})
     exercises: ExerciseSettings = Field(ExerciseSettings(), json_schema_extra={"task": "instructions"})
 
     @model_validator(mode="before")

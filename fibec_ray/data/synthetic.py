@@ -25,7 +25,7 @@ from fibec_ray.seeds import numpy_generator
 
 MAX_PADDING = 2
 _MAX_REDRAWS = 1000
-_TIMES = {  # every fourth time belongs to the test messages
+TIMES_OF = {  # every fourth time belongs to the test messages
     "test": TIMES[::4],
     "train": tuple(time for k, time in enumerate(TIMES) if k % 4),
 }
@@ -116,7 +116,7 @@ def _new_message(
     seen: Container[str],
 ) -> str:
     for _ in range(_MAX_REDRAWS):  # bounded: an exhausted grammar ends in an error
-        text = write(class_, features, rng, _TIMES[split], settings.num_classes)
+        text = write(class_, features, rng, TIMES_OF[split], settings.num_classes)
         if text not in seen:
             return text
     raise DataError(

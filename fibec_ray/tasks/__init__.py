@@ -13,8 +13,10 @@ from fibec_ray.tasks.base import Task, at_most
 from fibec_ray.tasks.classification import Synthetic, TextClassification
 from fibec_ray.tasks.generation import Exercises, FromInstructions
 from fibec_ray.tasks.images import ImageClassification, Shapes
+from fibec_ray.tasks.multi_label import Mentions, MultiLabel
 from fibec_ray.tasks.pde import Pde
 from fibec_ray.tasks.points import Digits, Regression
+from fibec_ray.tasks.text_regression import SimilarTexts, TextRegression
 
 __all__ = ["DEFAULT", "TASKS", "AnyTask", "Task", "kind_of_task", "load", "parse_task", "without_former"]
 
@@ -28,6 +30,10 @@ KINDS: tuple[type[Task], ...] = (
     Pde,
     ImageClassification,
     Shapes,
+    TextRegression,
+    SimilarTexts,
+    MultiLabel,
+    Mentions,
 )
 TASKS: dict[str, type[Task]] = {str(cls.model_fields["kind"].default): cls for cls in KINDS}
 DEFAULT = "text"

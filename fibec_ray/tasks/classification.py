@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fibec_ray.data import synthetic
 from fibec_ray.data.about import about_rows
-from fibec_ray.data.columns import class_names, complete_rows, texts_of
+from fibec_ray.data.columns import class_names, texts_of
 from fibec_ray.data.encode import MASK, encode, fill, label_word_ids
 from fibec_ray.data.examples import Examples, Origin
 from fibec_ray.data.instructions import PLACEHOLDER
@@ -162,7 +162,7 @@ class TextClasses(Classes, Texts):
         return self
 
 
-class TextClassification(LabelledTexts, TextClasses):
+class TextClassification(TextClasses, LabelledTexts):
     """Texts from tables."""
 
     kind: Literal["text"] = "text"
@@ -180,12 +180,10 @@ class TextClassification(LabelledTexts, TextClasses):
 
     def _read(self, table: Table, config: DataConfig) -> tuple[list[list[str]], Origin, LabelColumn]:
         """Texts and labels of one table, before it is known what the labels mean."""
-        content, where = table
-        wanted = (*self.text_columns, self.label_column)
-        rows = complete_rows(content, wanted, where) if config.drop_missing else None
-        origin = Origin.of(where, content.num_rows, rows)
+        where = table.where
+        content, rows = self.complete(table, config)
+        origin = Origin.of(where, table.content.num_rows, rows)
         names = class_names(content.schema.metadata, self.label_column)
-        content = content if rows is None else content.take(rows)
         texts = [texts_of(content[column], f"{where}, column '{column}'") for column in self.text_columns]
         labels = read_labels(content[self.label_column], names, self, f"{where}, column '{self.label_column}'")
         return texts, origin, labels

@@ -19,7 +19,7 @@ from fibec_ray.tasks.scores import Figures
 from fibec_ray.types import Predictions
 
 
-class Pde(Numbers, Values):
+class Pde(Values, Numbers):
     """The stationary Fisher-KPP equation on an interval, generated (`data.pde`).
 
     Training losses are half the squared residuals, of the equation or of a boundary value. Test losses and scores

@@ -48,7 +48,7 @@ class Numbers(Task):
         return Points(features, np.zeros(len(features), np.int64))
 
 
-class Digits(Numbers, Classes):
+class Digits(Classes, Numbers):
     """1,797 images of handwritten digits, 8 x 8 pixels, from scikit-learn."""
 
     kind: Literal["digits"] = "digits"
@@ -87,7 +87,7 @@ class Values(Task):
         return {name: value for name, value in found.items() if value is not None}
 
 
-class Regression(Numbers, Values):
+class Regression(Values, Numbers):
     """A function on [-1, 1]^d, generated (`data.regression`)."""
 
     kind: Literal["regression"] = "regression"

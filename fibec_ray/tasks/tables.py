@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
-from fibec_ray.data.columns import require_columns, values_of
+from fibec_ray.data.columns import complete_rows, require_columns, values_of
 from fibec_ray.data.held_out import at_random, held_out
 from fibec_ray.data.settings import FILE_SETTINGS, TEST_FRACTION, TEXT_FILE_SETTINGS, DataConfig
 from fibec_ray.data.source import Table, read_tables
@@ -153,6 +155,13 @@ class LabelledTexts(FromTables, Texts):
 
     def columns(self, there: list[str], where: str) -> tuple[str, ...]:
         return require_columns(where, tuple(dict.fromkeys((*self.text_columns, self.label_column))), there)
+
+    def complete(self, table: Table, config: DataConfig) -> tuple[Any, NDArray[np.int64] | None]:
+        """The table and None; with `data.drop_missing` the rows that have all texts and a label, and their numbers."""
+        if not config.drop_missing:
+            return table.content, None
+        rows = complete_rows(table.content, (*self.text_columns, self.label_column), table.where)
+        return table.content.take(rows), rows
 
     def effective(self, config: DataConfig) -> Self:
         actual = super().effective(config)

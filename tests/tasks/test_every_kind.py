@@ -62,3 +62,9 @@ def read_devices_of(folder: Path) -> list[int]:
     rows = read_devices(folder).to_pylist()
     last = max(row["round"] for row in rows)
     return [row["device"] for row in rows if row["round"] == last]
+
+
+def test_every_kind_lists_its_metrics() -> None:
+    """A base class with the general field would hide those of another base."""
+    for kind, cls in TASKS.items():
+        assert cls.model_fields["metric"].annotation is not str, kind
