@@ -16,6 +16,8 @@ OWN_DATA = "own-data"
 """The packaged config that `--data` runs: everything that no data set decides."""
 COLUMNS = ("text_columns", "image_column", "label_column")
 """Settings of a task that `data` may also have."""
+KNOWS = ("label_names", "score_range")
+"""Settings of a task that files would tell."""
 NUM_DEVICES = 20
 LEAST_ROWS = 10
 """training rows a device, on average, as long as the number of devices is ours to choose"""
@@ -49,7 +51,7 @@ def _names_own_data(raw: dict[str, Any]) -> bool:
     data, task = raw.get("data"), raw.get("task", {})
     if not isinstance(data, dict) or not (data.get("path") or data.get("train")) or not isinstance(task, dict):
         return False
-    is_whole = bool(task.get("name") and task.get("label_names"))
+    is_whole = bool(task.get("name") and any(task.get(name) for name in KNOWS))
     return _kind(task).found_in_files and not task.get("hub") and not is_whole
 
 
@@ -73,7 +75,7 @@ def with_own_data(raw: dict[str, Any]) -> dict[str, Any]:
     users, names = _user_column(raw.get("partition")), task.get("label_names") or ()
     found, columns = _kind(task).examined(DataConfig.model_validate(given), users, names)
     data = {**raw["data"], "path": found.path, "train": found.train, "test": found.test}
-    if not task.get("label_names"):
+    if "labels" in _kind(task).uses and not task.get("label_names"):
         data.setdefault("labels", "names")
     data = {key: value for key, value in data.items() if value is not None}
     return {**_sizes(raw, found), "task": {**_task_of(found), **columns, **task}, "data": data}
@@ -90,7 +92,7 @@ def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
 def _task_of(found: OwnData) -> dict[str, Any]:
     return {
         "name": found.title,
-        "label_names": list(found.label_names),
+        **found.settings,
         "eval_split": None,
     }
 

@@ -40,7 +40,7 @@ def names_of_classes(columns: Sequence[LabelColumn], drop_missing: bool) -> tupl
         if fractions and all(whole(value) is not None or _is_fraction(value) for value in values):
             raise DataError(
                 f"{where}: the labels are fractions such as {shown(fractions[0], quoted=False)}, scores and not "
-                "classes; put them into classes first, or name another column with data.label"
+                "classes; set task.kind=text_regression to predict them, or name another column with data.label"
             )
         names = sorted({str(value).strip() for value in values}, key=lambda name: (name.casefold(), name))
     if len(names) < 2:

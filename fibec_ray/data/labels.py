@@ -232,6 +232,9 @@ def _id_of(name: Value, names: _Names, task: Classes, where: str, place: str = "
 
 def _no_label(where: str, kind: str, value: Any, task: Classes | None) -> str:
     names = f" ({_listed(task.label_names)})" if task else ""
+    if kind.startswith(("list", "large_list")):
+        remedy = "set task.kind=multi_label, or name another column with data.label"
+        return f"{where}: every row has a list of labels; {remedy}"
     return (
         f"{where}: labels of type {kind} such as {shown(value)}; allowed: whole numbers or names{names}; "
         "name another column with data.label"

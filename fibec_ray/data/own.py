@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fibec_ray.data import guess
-from fibec_ray.data.columns import class_names, values_of
+from fibec_ray.data.columns import values_of
 from fibec_ray.data.guess import Roles
 from fibec_ray.data.image_folder import has_class_folders
-from fibec_ray.data.infer_classes import names_of_classes
-from fibec_ray.data.labels import LabelColumn, read_labels
+from fibec_ray.data.own_answers import OwnAnswers, OwnClasses
 from fibec_ray.data.readers import format_of, read_table
 from fibec_ray.data.settings import TEST_FRACTION, DataConfig
 from fibec_ray.data.source import nearby
@@ -38,7 +37,8 @@ class OwnData:
     columns: tuple[str, ...]
     """of the text or texts, or of the images"""
     label_column: str
-    label_names: tuple[str, ...]
+    settings: dict[str, Any]
+    """of the task, such as label_names"""
     num_train: int
     """training rows, after the test rows are held out"""
     num_users: int
@@ -65,21 +65,22 @@ def examine(
     user_column: str | None = None,
     label_names: Sequence[str] = (),
     read: ReadTable | None = None,
+    answers: OwnAnswers | None = None,
 ) -> OwnData:
     """The columns, classes and test rows of a user's own files.
 
     user_column: the column of users that the partition deals by. label_names: set by the user; empty: from the data.
-    read: reads a table; None: one of texts. Raises DataError with a question where a column cannot be told, and for
+    read: reads a table; None: one of texts. answers: what labels are; None: classes. Raises DataError with a question where a column cannot be told, and for
     files that cannot be read.
     """
     try:
-        return _examined(config, user_column, label_names, read or _table)
+        return _examined(config, user_column, read or _table, answers or OwnClasses(label_names))
     except OSError as error:  # no permission, a path that is too long, a pipe
         where = config.path or config.train
         raise DataError(f"data.path: {where}: cannot be read ({error.strerror or error}); give another path") from error
 
 
-def _examined(config: DataConfig, user_column: str | None, label_names: Sequence[str], read: ReadTable) -> OwnData:
+def _examined(config: DataConfig, user_column: str | None, read: ReadTable, answers: OwnAnswers) -> OwnData:
     with nearby(config.path) as local:
         near = config.model_copy(update={"path": local})
         found = _files(near)
@@ -87,18 +88,18 @@ def _examined(config: DataConfig, user_column: str | None, label_names: Sequence
         columns, users, num_rows = [], set[str](), 0
         for path in _paths(found.path, found.train):
             table, roles = read(path, near, roles, user_column)
-            columns.append(_labels(table, roles, str(path)))
+            columns.append(_labels(table, roles, path, answers))
             num_rows += table.num_rows
             if user_column:
                 users |= set(values_of(table[user_column], f"{path}, column '{user_column}'"))
         assert roles is not None and roles.label is not None
-        test, test_columns = _first_labelled(found, near, roles, read, named=config.test is not None)
-        names = tuple(label_names) or names_of_classes([*columns, *test_columns], config.drop_missing)
+        test, test_columns = _first_labelled(found, near, roles, read, answers)
+        settings = answers.settings([*columns, *test_columns], config.drop_missing)
     if test is None:
         num_rows -= max(1, round((config.test_fraction or TEST_FRACTION) * num_rows))
     written = _back(found.path, local, config.path) if local and config.path and local != config.path else found.path
     title = title_of(written, found.train)
-    return OwnData(title, written, found.train, test, roles.texts, roles.label, names, max(num_rows, 0), len(users))
+    return OwnData(title, written, found.train, test, roles.texts, roles.label, settings, max(num_rows, 0), len(users))
 
 
 def _back(path: str | None, local: str, remote: str) -> str:
@@ -202,24 +203,25 @@ def _paths(path: str | None, name: str | None) -> list[Path]:
 
 
 def _first_labelled(
-    found: _Files, config: DataConfig, roles: Roles, read: ReadTable, named: bool
-) -> tuple[str | None, list[LabelColumn]]:
-    """The first test file with labels and their columns. Published test sets often have none: those are passed over.
+    found: _Files, config: DataConfig, roles: Roles, read: ReadTable, answers: OwnAnswers
+) -> tuple[str | None, list[Any]]:
+    """The first test file with labels, and the labels. Published test sets often have none: those are passed over.
 
-    named: by the user; then whatever is wrong with it is an error.
+    Whatever is wrong with a file that the user named is an error.
     """
+    named = config.test is not None
     base = None if found.path is None or Path(found.path).is_file() else found.path
     for name in found.tests:
         try:
             columns = []
             for path in _paths(base, name):
                 table, _ = read(path, config, roles, None)
-                columns.append(_labels(table, roles, str(path)))
+                columns.append(_labels(table, roles, path, answers))
         except DataError:
             if named:
                 raise
             continue
-        if named or not all(column.is_unlabelled for column in columns):
+        if named or not all(map(answers.is_unlabelled, columns)):
             return name, columns
     return None, []
 
@@ -257,10 +259,9 @@ def _table(path: Path, config: DataConfig, roles: Roles | None, user_column: str
     return table, known
 
 
-def _labels(table: Any, roles: Roles, where: str) -> LabelColumn:
+def _labels(table: Any, roles: Roles, path: Path, answers: OwnAnswers) -> Any:
     assert roles.label is not None
-    names = class_names(table.schema.metadata, roles.label)
-    return read_labels(table[roles.label], names, None, f"{where}, column '{roles.label}'", missing_is_none=True)
+    return answers.read(table, roles.label, f"{path}, column '{roles.label}'")
 
 
 def title_of(path: str | None, train: str | None) -> str:

@@ -51,7 +51,9 @@ def _without_tables(config: DataConfig, local: str, label_names: Sequence[str]) 
     if not test:
         count -= max(1, round((config.test_fraction or TEST_FRACTION) * count))
     title = title_of(config.path, None)
-    return OwnData(title, config.path, config.train, config.test, (), "", names, max(count, 0), 0)
+    return OwnData(
+        title, config.path, config.train, config.test, (), "", {"label_names": list(names)}, max(count, 0), 0
+    )
 
 
 def _table(path: Path, config: DataConfig, roles: Roles | None, user_column: str | None) -> tuple[Any, Roles]:

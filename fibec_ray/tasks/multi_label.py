@@ -17,6 +17,8 @@ from fibec_ray.data.encode import encode
 from fibec_ray.data.examples import Examples, Origin
 from fibec_ray.data.flags import flags_of
 from fibec_ray.data.heterogeneity import Column
+from fibec_ray.data.own import OwnData, examine
+from fibec_ray.data.own_answers import OwnFlags
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table
@@ -123,6 +125,15 @@ class MultiLabel(Flagged, LabelledTexts):
 
     kind: Literal["multi_label"] = "multi_label"
     label_column: str = Field("labels", description="column of the labels")
+
+    found_in_files: ClassVar[bool] = True
+
+    @classmethod
+    def examined(
+        cls, config: DataConfig, user_column: str | None, label_names: Sequence[str]
+    ) -> tuple[OwnData, dict[str, Any]]:
+        found = examine(config, user_column, answers=OwnFlags(label_names))
+        return found, {"text_columns": list(found.columns), "label_column": found.label_column}
 
     def rows_of(self, tables: Sequence[Table], config: DataConfig) -> list[Examples]:
         parts = []

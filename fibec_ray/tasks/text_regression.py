@@ -17,6 +17,8 @@ from fibec_ray.data.dealing import Split
 from fibec_ray.data.encode import encode
 from fibec_ray.data.examples import Examples, Origin
 from fibec_ray.data.heterogeneity import Column
+from fibec_ray.data.own import OwnData, examine
+from fibec_ray.data.own_answers import OwnScores
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table
@@ -120,6 +122,15 @@ class TextRegression(ScoredTexts, LabelledTexts):
     """Texts with scores from tables."""
 
     kind: Literal["text_regression"] = "text_regression"
+
+    found_in_files: ClassVar[bool] = True
+
+    @classmethod
+    def examined(
+        cls, config: DataConfig, user_column: str | None, label_names: Sequence[str]
+    ) -> tuple[OwnData, dict[str, Any]]:
+        found = examine(config, user_column, answers=OwnScores())
+        return found, {"text_columns": list(found.columns), "label_column": found.label_column}
 
     def rows_of(self, tables: Sequence[Table], config: DataConfig) -> list[Examples]:
         parts = []

@@ -351,3 +351,22 @@ def test_malformed_files_are_read_or_refused_in_one_line(name: str, overrides: l
         load(experiment.task, experiment.data, 0)
     except UserError as error:
         assert "\n" not in str(error) and f"mine.{suffix}" in str(error) or "data.test_fraction" in str(error)
+
+
+# --- answers other than classes
+
+
+def test_fractions_and_lists_name_the_kind_that_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the remedy works."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f'{{"text": "film number {i}", "label": {i / 10}}}\n' for i in range(40))
+    Path("scores.jsonl").write_text(rows)
+    assert "scores and not classes; set task.kind=text_regression to predict them" in refused("scores.jsonl")
+    task = own("scores.jsonl", "task.kind=text_regression").task
+    assert (task.kind, task.score_range, task.text_columns) == ("text_regression", (0.0, pytest.approx(3.9)), ("text",))
+
+    names = ["[]", '["joy"]', '["joy", "fear"]', '["fear"]']
+    Path("lists.jsonl").write_text("".join(f'{{"text": "film {i}", "labels": {names[i % 4]}}}\n' for i in range(40)))
+    assert "every row has a list of labels; set task.kind=multi_label" in refused("lists.jsonl")
+    task = own("lists.jsonl", "task.kind=multi_label").task
+    assert (task.kind, task.label_names, task.label_column) == ("multi_label", ("fear", "joy"), "labels")
