@@ -70,8 +70,8 @@ def examine(
     """The columns, classes and test rows of a user's own files.
 
     user_column: the column of users that the partition deals by. label_names: set by the user; empty: from the data.
-    read: reads a table; None: one of texts. answers: what labels are; None: classes. Raises DataError with a question where a column cannot be told, and for
-    files that cannot be read.
+    read: reads a table; None: one of texts. answers: what labels are; None: classes. Raises DataError with a question
+    where a column cannot be told, and for files that cannot be read.
     """
     try:
         return _examined(config, user_column, read or _table, answers or OwnClasses(label_names))
