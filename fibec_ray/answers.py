@@ -26,6 +26,8 @@ class Answers(BaseModel, frozen=True, extra="forbid"):
     """
     label_words: tuple[int, ...] | None = None
     """token ids (C,) of the verbaliser's words; None without one"""
+    beta: float | None = None
+    """with readout pair: scores per nat by which the model prefers a response more than its base does"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Answers:
@@ -36,6 +38,12 @@ class Answers(BaseModel, frozen=True, extra="forbid"):
         most = self.distribution.most_scores
         if most is not None and self.num_scores > most:
             raise ValueError(f"num_scores is {self.num_scores}; likelihood {self.likelihood} takes {most}; set {most}")
+        if (self.beta is None) == (self.readout == "pair"):
+            raise ValueError(
+                f"beta is {self.beta}; set a positive number with readout pair, and leave it out otherwise"
+            )
+        if self.readout == "pair" and (self.likelihood, self.num_scores) != ("bernoulli", 1):
+            raise ValueError("readout pair has likelihood bernoulli and num_scores 1; set both")
         if self.label_words is not None and len(self.label_words) != self.num_scores:
             raise ValueError(f"{len(self.label_words)} label_words for {self.num_scores} scores; give one for each")
         return self

@@ -202,6 +202,13 @@ def make_instructions(method: str | dict[str, Any] = "fedavg", **changes: Any) -
     return settings | {"task": named("tasks", "instructions"), "data": data}
 
 
+def make_preferences(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    """The same model prefers right answers to exercises over wrong ones."""
+    settings = make_instructions(method, **changes)
+    data = {"max_length": 24, "preferences": {"num_train": 36, "num_test": 12}}
+    return settings | {"task": named("tasks", "preferences"), "data": data}
+
+
 def after_rounds(
     num_rounds: int, settings: dict[str, Any], folder: Path
 ) -> tuple[LocalFleet, WorkerSpec, list[DeviceReport]]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conftest import make_digits, make_instructions, make_pde, make_regression, make_shapes, make_tiny, named
+from conftest import (
+    make_digits,
+    make_instructions,
+    make_pde,
+    make_preferences,
+    make_regression,
+    make_shapes,
+    make_tiny,
+    named,
+)
 
 
 def make_similar(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
@@ -26,6 +35,7 @@ Make = Callable[..., dict[str, Any]]
 KINDS: dict[str, Make] = {
     "synthetic": make_tiny,
     "exercises": make_instructions,
+    "preference_exercises": make_preferences,
     "digits": make_digits,
     "regression": make_regression,
     "pde": make_pde,
@@ -39,6 +49,7 @@ READ_FROM_TABLES = {
     "instructions": "exercises",
     "text_regression": "similar_texts",
     "multi_label": "mentions",
+    "preferences": "preference_exercises",
     "images": "shapes",
 }
 """Kinds that differ from another one only in where rows come from."""

@@ -50,6 +50,7 @@ ANCHORS = {
     "own_majority": "each device's majority class",
     "mean": "mean of the training values",
     "own_mean": "each device's mean",
+    "chance": "chance",
 }
 
 

@@ -42,6 +42,9 @@ _ROWS = (
     ("personal_metric", "Personal {metric}", "own_mean"),
 )
 
+GUESSED = "chance"
+"""The baseline of kinds of task in which no answer is more frequent than another."""
+
 
 def scores_of(tables: RunTables, anchors: Mapping[str, float], metric: str | None) -> list[Score]:
     """One row per evaluation column that has numbers.
@@ -51,6 +54,8 @@ def scores_of(tables: RunTables, anchors: Mapping[str, float], metric: str | Non
     rows = [row for row in _ROWS if metric != "accuracy" or not row[0].endswith("_metric")]
     if tables.personal_equals_global():
         rows = [row for row in rows if not row[0].startswith("personal_")]
+    if GUESSED in anchors:
+        rows = [(column, label, GUESSED) for column, label, _ in rows if column.count("accuracy")]
     found = [
         _score(tables, column, label.format(metric=metric or "task metric"), anchors.get(anchor), ANCHORS[anchor])
         for column, label, anchor in rows

@@ -19,6 +19,7 @@ ANCHORS = {
     "own_majority": "each device's own majority class",
     "mean": "the mean",
     "own_mean": "each device's own mean",
+    "chance": "chance",
 }
 COSTS = {
     "bytes": "num_bytes", "samples": "num_samples", "flop": "flops", "sim_time_s": "sim_time_s",

@@ -33,6 +33,7 @@ ANCHORS = {
     "own_majority": "device's own majority class",
     "mean": "mean",
     "own_mean": "device's own mean",
+    "chance": "chance",
 }
 
 MOST_DIFFERENCES = 20

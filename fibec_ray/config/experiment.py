@@ -160,6 +160,12 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             )
         if why := self.task.unfit_for(self.backbone):
             raise ValueError(why)
+        if self.task.needs_base and not self.method.peft.can_switch_off:
+            able = ", ".join(kind for kind, cls in AXES["peft"].items() if cls.can_switch_off)
+            raise ValueError(
+                f"method.peft: {self.method.peft.kind} cannot be switched off, but task {self.task.name} compares the "
+                f"model with its frozen base; set method.peft to one of: {able}"
+            )
         has = {"has_columns": self.task.has_columns, "has_texts": self.task.has_texts}
         if why := self.partition.unfit_for(f"task {self.task.name}", **has):
             raise ValueError(f"partition.{why}")

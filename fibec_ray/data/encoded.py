@@ -6,6 +6,7 @@ B samples of a batch, S tokens of the longest sample in the batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,15 +107,25 @@ class EncodedSet:
 
     def save(self, folder: Path) -> None:
         """Write the folder in one step: readers see the old set, none, or the new one, never a part."""
+        save_arrays(folder, self.arrays(), kind=self.kind, **self.about())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays to save, by name."""
         optional = [name for name in _OPTIONAL if getattr(self, name) is not None]
-        arrays = {name: getattr(self, name) for name in (*_ARRAYS, *optional)}
-        about = {"kind": self.kind, "answers_are_texts": self.answers_are_texts}
-        save_arrays(folder, arrays, pad_id=self.pad_id, num_samples=self.num_samples, **about)
+        return {name: getattr(self, name) for name in (*_ARRAYS, *optional)}
+
+    def about(self) -> dict[str, Any]:
+        """The plain values to save."""
+        return {"pad_id": self.pad_id, "num_samples": self.num_samples, "answers_are_texts": self.answers_are_texts}
 
     @staticmethod
     def load(folder: Path) -> EncodedSet:
         """Open a saved set without reading it: the arrays are memory maps, shared by all processes of a node."""
-        arrays, about = load_arrays(folder)
+        return EncodedSet.of_arrays(folder, *load_arrays(folder))
+
+    @staticmethod
+    def of_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> EncodedSet:
+        """The set with these arrays of a folder. Raises DataError if they do not fit together."""
         named = {_FORMER.get(name, name): array for name, array in arrays.items()}
         held: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), **named}
         try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fibec_ray.seeds import Where, numpy_generator
 
-AnyInstructions = TypeVar("AnyInstructions", bound="Instructions")
+AnyGrouped = TypeVar("AnyGrouped", bound="Grouped")
 
 
 class Rows:
@@ -115,8 +115,38 @@ class Examples(Rows):
         return self.texts_a if self.texts_b is None else _lines(self.texts_a, self.texts_b)
 
 
+class Grouped(Rows):
+    """Base of dataclasses of rows that may have categories."""
+
+    categories: tuple[str, ...]
+    """their names; ("",) if the set has none"""
+
+    @property
+    def has_categories(self) -> bool:
+        """True if the rows have categories."""
+        return self.categories != ("",)
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, with one list of categories."""
+        return super().join(cls.alike(parts))
+
+    @staticmethod
+    def alike(parts: Sequence[AnyGrouped]) -> list[AnyGrouped]:
+        """The same sets with one alphabetical list of categories; with none if a part has none."""
+        if not all(part.has_categories for part in parts):
+            return [_grouped(part, np.zeros(len(part), np.int64), ("",)) for part in parts]
+        names = tuple(sorted({name for part in parts for name in part.categories}))
+        numbers = [np.array([names.index(name) for name in part.categories], np.int64) for part in parts]
+        return [_grouped(part, number[part.labels], names) for part, number in zip(parts, numbers, strict=True)]
+
+
+def _grouped(rows: AnyGrouped, labels: NDArray[np.int64], categories: tuple[str, ...]) -> AnyGrouped:
+    return type(rows)(**{**vars(rows), "labels": labels, "categories": categories})
+
+
 @dataclass(frozen=True)
-class Instructions(Rows):
+class Instructions(Grouped):
     """Instructions, their inputs, and the expected responses."""
 
     instructions: list[str]
@@ -138,27 +168,30 @@ class Instructions(Rows):
         """Instructions and inputs, without responses."""
         return _lines(self.instructions, self.inputs)
 
-    @property
-    def has_categories(self) -> bool:
-        """True if the rows have categories."""
-        return self.categories != ("",)
 
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, with one list of categories."""
-        return super().join(cls.alike(parts))
+@dataclass(frozen=True)
+class Pairs(Grouped):
+    """Prompts with two responses each, a better and a worse one."""
 
-    @staticmethod
-    def alike(parts: Sequence[AnyInstructions]) -> list[AnyInstructions]:
-        """The same sets with one alphabetical list of categories; with none if a part has none."""
-        if not all(part.has_categories for part in parts):
-            return [replace(part, labels=np.zeros(len(part), np.int64), categories=("",)) for part in parts]
-        names = tuple(sorted({name for part in parts for name in part.categories}))
-        numbers = [np.array([names.index(name) for name in part.categories], np.int64) for part in parts]
-        return [
-            replace(part, labels=number[part.labels], categories=names)
-            for part, number in zip(parts, numbers, strict=True)
-        ]
+    prompts: list[str]
+    chosen: list[str]
+    """the better responses"""
+    rejected: list[str]
+    """the worse ones"""
+    labels: NDArray[np.int64]
+    """(N,) categories, as positions in `categories`"""
+    categories: tuple[str, ...]
+    """their names; ("",) if the set has none"""
+    true_difficulty: NDArray[np.float32] | None = None
+    """(N,) true difficulty in [0, 1]; known for embedded sets only"""
+    users: list[str] | None = None
+    """N ids of users, if the partition deals by them"""
+    origin: Origin | None = None
+    """None for embedded sets"""
+
+    def texts(self) -> list[str]:
+        """The prompts, without responses."""
+        return self.prompts
 
 
 @dataclass(frozen=True)

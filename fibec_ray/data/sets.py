@@ -12,6 +12,7 @@ from fibec_ray.data.arrays import load_arrays
 from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.images import ImageSet
+from fibec_ray.data.pairs import PairSet
 from fibec_ray.errors import DataError
 from fibec_ray.model_types import BatchForm, Shard
 
@@ -53,7 +54,7 @@ class SampleSet(Protocol):
         """Open a saved set of this kind. Raises DataError for other folders."""
 
 
-SETS: dict[str, type[SampleSet]] = {each.kind: each for each in (EncodedSet, DenseSet, ImageSet)}
+SETS: dict[str, type[SampleSet]] = {each.kind: each for each in (EncodedSet, DenseSet, ImageSet, PairSet)}
 
 
 def open_set(folder: Path) -> SampleSet:

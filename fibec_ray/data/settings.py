@@ -13,6 +13,7 @@ from fibec_ray.data.layout import Delimiter, Format, Layout
 from fibec_ray.data.mentions import MentionSettings
 from fibec_ray.data.pde import PdeSettings
 from fibec_ray.data.points import RegressionSettings
+from fibec_ray.data.preference_exercises import PreferenceSettings
 from fibec_ray.data.shapes import ShapeSettings
 from fibec_ray.data.similar import SimilarSettings
 from fibec_ray.data.synthetic import SyntheticSettings
@@ -81,6 +82,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     similar: SimilarSettings = Field(SimilarSettings(), json_schema_extra={"task": "similar"})
     mentions: MentionSettings = Field(MentionSettings(), json_schema_extra={"task": "mentions"})
     exercises: ExerciseSettings = Field(ExerciseSettings(), json_schema_extra={"task": "instructions"})
+    preferences: PreferenceSettings = Field(PreferenceSettings(), json_schema_extra={"task": "preferences"})
 
     @model_validator(mode="before")
     @classmethod

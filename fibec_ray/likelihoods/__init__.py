@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fibec_ray.likelihoods.base import TOO_MANY_LABELS, Cotangents, Label, Likelihood
-from fibec_ray.likelihoods.of_samples import Bernoulli, Categorical, Normal, softmax_factor
+from fibec_ray.likelihoods.of_samples import Bernoulli, Categorical, Normal, Preferences, softmax_factor
 from fibec_ray.likelihoods.tokens import TOKEN_DRAWS, Tokens
 
 __all__ = [
     "LIKELIHOODS", "TOKEN_DRAWS", "TOO_MANY_LABELS", "Bernoulli", "Categorical", "Cotangents", "Label", "Likelihood",
-    "Normal", "Tokens", "softmax_factor",
+    "Normal", "Preferences", "Tokens", "softmax_factor",
 ]  # fmt: skip
 
 LIKELIHOODS: Mapping[str, type[Likelihood]] = {

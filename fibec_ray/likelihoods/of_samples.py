@@ -5,7 +5,7 @@ Shapes: B samples, C scores of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,6 +128,29 @@ class Bernoulli(Likelihood):
             return only
 
         return factor.shape[1], column
+
+
+@dataclass(frozen=True)
+class Preferences(Bernoulli):
+    """Which of two responses is better: the score is the log-odds of the first one (Bradley and Terry 1952).
+
+    Keeps what evaluations need beside the score. Labels (B, 1), 1 where the first response is better.
+    """
+
+    rewards: Tensor
+    """(B, 2) of both responses; the score is their difference"""
+    reference: Tensor
+    """(B, 2) log-probabilities of both responses without the adapter"""
+
+    most_scores = 1
+
+    def predicted(self, scores: Tensor) -> Tensor:
+        """(B, 4) both rewards, then both log-probabilities without the adapter."""
+        return torch.cat([self.rewards, self.reference], dim=1)
+
+    def split(self, sizes: Sequence[int]) -> Sequence[Preferences]:
+        parts = zip(self.rewards.split(list(sizes)), self.reference.split(list(sizes)), strict=True)
+        return [Preferences(rewards, reference) for rewards, reference in parts]
 
 
 def softmax_factor(scores: Tensor) -> Tensor:

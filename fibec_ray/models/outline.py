@@ -127,17 +127,18 @@ class Outline(TorchModel):
             self._sizes[length] = self._inputs.size(self._form.batch(1, length))
         size = self._sizes[length]
         run = size.length + self._attached.num_prompts
-        return num_samples * size.rows * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
+        flops = num_samples * size.rows * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
+        return self._readout.num_forwards * flops
 
     @property
     def answer_flops(self) -> float:
         """Additional flops of a pass per token of a response; 0 unless answers are texts."""
-        return self._cost.head if self._readout.predicts_tokens else 0.0
+        return self._readout.num_forwards * self._cost.head if self._readout.predicts_tokens else 0.0
 
     @property
     def backward_share(self) -> float:
-        """Cost of a backward pass relative to a forward pass, as in `cost`."""
-        return 2.0 if self._peft.trains_base else 1.0
+        """Cost of a backward pass relative to a pass without gradients, as in `cost`."""
+        return (2.0 if self._peft.trains_base else 1.0) / self._readout.num_forwards
 
 
 @contextmanager

@@ -7,14 +7,17 @@ scores of a sample. With several rows per sample (`inputs.by_row`), B counts row
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn import functional as F
 
 from fibec_ray.answers import Answers
-from fibec_ray.likelihoods import Likelihood, Tokens
+from fibec_ray.likelihoods import Likelihood, Preferences, Tokens
 from fibec_ray.model_types import Batch
 from fibec_ray.models.blocks import BlockOutputs, Hidden
 from fibec_ray.models.inputs import Arguments, by_row
@@ -27,13 +30,28 @@ class Run:
     """A forward pass that a readout makes, through the whole model or its body.
 
     base: the transformers model. arguments: of the model, with virtual tokens. length: S. hidden: keep all states.
+    reference: opens a pass over the same batch without the PEFT kind and without a graph.
     """
 
-    def __init__(self, base: Any, blocks: BlockOutputs, arguments: Arguments, length: int, hidden: bool):
+    def __init__(
+        self,
+        base: Any,
+        blocks: BlockOutputs,
+        arguments: Arguments,
+        length: int,
+        hidden: bool,
+        reference: Callable[[], AbstractContextManager[Run]] | None = None,
+    ):
         self._base, self._blocks, self._length, self._hidden = base, blocks, length, hidden
+        self._reference = reference
         self._arguments = arguments
         self.states = Hidden()
         """outputs of the blocks, if they are wanted"""
+
+    def reference(self) -> AbstractContextManager[Run]:
+        """A pass of the frozen base alone."""
+        assert self._reference is not None, "a reference has none of its own"
+        return self._reference()
 
     def whole(self) -> Any:
         """The output of the model with its head."""
@@ -66,6 +84,8 @@ class Readout(ABC):
     """our own trained module; None: the architecture has all that is needed"""
     predicts_tokens: ClassVar[bool] = False
     """True if the language-model head runs for each token of a response"""
+    num_forwards: ClassVar[int] = 1
+    """forward passes for a batch; at most one of them has a graph"""
 
     def __init__(self, base: Any, answers: Answers):
         self._base, self._distribution = base, answers.distribution
@@ -174,15 +194,50 @@ class Response(Readout):
         return Read(likelihood.losses(scores, response.targets), scores, likelihood)
 
     def num_predicted(self, batch: Batch) -> int:
-        rows = by_row(batch).inputs
         with unset_fake_temporarily():
+            rows = by_row(batch).inputs
             return int(rows["attention_mask"].sum() - (rows["answer_at"] + 1).sum())
+
+
+class Pair(Response):
+    """Two responses to each prompt, a chosen and a rejected one: the score is DPO's margin, the label is 1.
+
+    A reward is beta (log pi(y | x) - log ref(y | x)), summed over the response's tokens; ref is the frozen base. The
+    margin is the reward of the chosen response minus that of the rejected one (Rafailov et al. 2023, eq. 7). Rows 2i
+    and 2i + 1 of the model's pass are the two responses of sample i.
+    """
+
+    num_forwards = 2
+
+    def __init__(self, base: Any, answers: Answers):
+        super().__init__(base, answers)
+        assert answers.beta is not None
+        self._beta = answers.beta
+
+    def read(self, run: Run, batch: Batch) -> Read:
+        located = responses_of(batch)
+        with run.reference() as alone:  # first, so that the base is left in the state of the pass with a graph
+            reference = self._log_probs(alone, located)
+        rewards = self._beta * (self._log_probs(run, located) - reference)
+        scores = rewards[:, :1] - rewards[:, 1:]
+        likelihood = Preferences(rewards.detach(), reference)
+        return Read(likelihood.losses(scores, batch.labels.to(scores.device)), scores, likelihood)
+
+    def _log_probs(self, run: Run, located: ResponseTokens) -> Tensor:
+        """(B, 2) log-probabilities of the responses of each sample, summed over their tokens."""
+        states = run.body(self._body)
+        response = located.to(states.device)
+        own = states[response.sample, response.column]
+        scores = known_lm_head(self._base)(own.unsqueeze(0)).squeeze(0).float()
+        return -response.sums(F.cross_entropy(scores, response.targets, reduction="none")).view(-1, 2)
 
 
 def readout_of(base: Any, answers: Answers, own: nn.Module | None) -> Readout:
     """How scores are read off this transformers model. own: what `own_head` made."""
     if answers.readout == "response":
         return Response(base, answers)
+    if answers.readout == "pair":
+        return Pair(base, answers)
     if answers.label_words is not None:
         return (Words if lm_head(base) is not None else WordsOfWhole)(base, answers)
     if own is not None:
@@ -197,8 +252,8 @@ def own_head(head: Head, answers: Answers, hidden_size: int) -> nn.Module | None
 
 def responses_of(batch: Batch) -> ResponseTokens:
     """The response tokens of a batch's rows, on the CPU."""
-    rows = by_row(batch).inputs
     with unset_fake_temporarily():  # the model of a plan has fake tensors, its batches have real ones
+        rows = by_row(batch).inputs
         return locate(rows["input_ids"], rows["attention_mask"], rows["answer_at"])
 
 

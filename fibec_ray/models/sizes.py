@@ -95,7 +95,7 @@ def with_types(spec: BackboneSettings, sets: Sequence[Any]) -> list[Any]:
     highest = max((int(part.types.max(initial=0)) for part in sets if part.types is not None), default=None)
     if highest is not None and takes_types(spec, highest):
         return list(sets)
-    return [replace(part, types=None) for part in sets]
+    return [part if part.types is None else replace(part, types=None) for part in sets]
 
 
 def positions_of(base: nn.Module) -> int | None:

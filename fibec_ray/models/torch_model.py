@@ -6,9 +6,10 @@ size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,19 @@ class TorchModel(Alone):
     def _run(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Run:
         """A pass that has not started yet."""
         arguments = self._attached.extend(self._inputs.arguments(batch, embeds, self.device))
-        return Run(self._base, self._blocks, arguments, self._inputs.size(batch).length, hidden)
+        length = self._inputs.size(batch).length
+        return Run(self._base, self._blocks, arguments, length, hidden, partial(self._reference, batch, length))
+
+    @contextmanager
+    def _reference(self, batch: Batch, length: int) -> Iterator[Run]:
+        """A pass of the frozen base alone, without a graph and in evaluation mode."""
+        mode, drops = self._mode, self._spec.dropout and self._mode
+        if drops:
+            self.train(False)
+        with torch.no_grad(), self._attached.switched_off():
+            yield Run(self._base, self._blocks, self._inputs.arguments(batch, None, self.device), length, False)
+        if drops:
+            self.train(bool(mode))
 
     @torch.no_grad()
     def next_scores(self, input_ids: Tensor) -> Tensor:
@@ -243,7 +256,7 @@ class TorchModel(Alone):
         flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
         flops += self._cost.head * self._readout.num_predicted(batch)
         backward = (2 if self._peft.trains_base else 1) * flops if graph else 0.0
-        return Work(flops + backward, num_tokens, backward)
+        return Work(self._readout.num_forwards * flops + backward, num_tokens, backward)
 
     def _drops_out(self, name: str, module: nn.Module) -> bool:
         return self.is_adapter(name) and isinstance(module, nn.Dropout) and module.p > 0

@@ -16,6 +16,7 @@ from fibec_ray.tasks.images import ImageClassification, Shapes
 from fibec_ray.tasks.multi_label import Mentions, MultiLabel
 from fibec_ray.tasks.pde import Pde
 from fibec_ray.tasks.points import Digits, Regression
+from fibec_ray.tasks.preferences import FromPreferences, PreferenceExercises
 from fibec_ray.tasks.text_regression import SimilarTexts, TextRegression
 
 __all__ = ["DEFAULT", "TASKS", "AnyTask", "Task", "kind_of_task", "load", "parse_task", "without_former"]
@@ -25,6 +26,8 @@ KINDS: tuple[type[Task], ...] = (
     Synthetic,
     FromInstructions,
     Exercises,
+    FromPreferences,
+    PreferenceExercises,
     Digits,
     Regression,
     Pde,

@@ -59,6 +59,8 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
     """True if columns and classes are found by looking at a user's files (data/own.py)"""
     with_own_files: ClassVar[str | None] = None
     """for an embedded task, the kind of task with which its settings run on a user's files; None: they do not"""
+    needs_base: ClassVar[bool] = False
+    """True if losses compare the model with its base, so that the adapter must be able to be switched off"""
     pipeline: ClassVar[str | None] = None
     """the Hugging Face hub's name for models of this kind"""
     has_texts: ClassVar[bool] = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ class Attached:
     """virtual tokens that are only attended to; outputs do not include them"""
     server_only: frozenset[str] = frozenset()
     """the names under which tensors travel that no device trains"""
+    switched_off: Callable[[], AbstractContextManager[None]] = nullcontext
+    """a block in which the base computes without the kind; only of kinds with `Peft.can_switch_off`"""
 
     def __call__(self, **inputs: Any) -> Any:
         """Run the base on a batch, with virtual tokens first."""

@@ -30,6 +30,8 @@ class Peft(Part):
 
     Requires that the kind computes only products and sums with the weights and biases of Linears and LayerNorms.
     """
+    can_switch_off: ClassVar[bool] = False
+    """True if a pass can leave the kind out and compute exactly as the base does; see `Attached.switched_off`"""
 
     needs: ClassVar[tuple[Need, ...]] = ("transformer",)
 

@@ -33,6 +33,7 @@ class DeltaLora(Lora):
 
     kind: Literal["delta_lora"] = "delta_lora"  # type: ignore[assignment]
     side_by_side: ClassVar[bool] = False
+    can_switch_off: ClassVar[bool] = False
     ratio: float = Field(2.0, ge=0, description="lambda: how much W moves, in units of the move of s B A")
 
     @model_validator(mode="after")

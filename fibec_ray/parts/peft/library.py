@@ -5,10 +5,13 @@ configuration.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
+from torch import nn
 
 from fibec_ray.errors import ModelError
 from fibec_ray.heads import task_type, unnamed
@@ -30,6 +33,7 @@ class InLinears(Peft):
     )
     peft_chooses: ClassVar[bool] = False
     """True if peft has its own choice of Linears for the kind, other than LoRA's"""
+    can_switch_off: ClassVar[bool] = True
     takes_transposed: ClassVar[bool] = True
     """False if peft cannot adapt GPT-2's Conv1D, a Linear whose weight is transposed"""
 
@@ -63,12 +67,37 @@ class InLinears(Peft):
             sentence = str(error).split(". ")[0].rstrip(".")
             what = sentence if targets else f"peft chooses none for a {module.config.model_type}"
             raise refusal(what, module, there=there) from error
-        return Attached(whole, whole.get_base_model(), plain(whole.peft_config["default"].to_dict()), saved_name)
+        config = plain(whole.peft_config["default"].to_dict())
+        return Attached(
+            whole, whole.get_base_model(), config, saved_name, switched_off=partial(switched_off, adapted(whole))
+        )
 
     def _targets(self, module: Any) -> list[str] | None:
         if self.target_modules is not None:
             return resolve(self.target_modules, module)
         return None if self.peft_chooses else query_and_value(module)
+
+
+def adapted(module: nn.Module) -> list[Any]:
+    """The modules that peft has put in place of others."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+@contextmanager
+def switched_off(layers: Sequence[Any]) -> Iterator[None]:
+    """Compute without the adapter in these modules.
+
+    `PeftModel.disable_adapter` would also reset `requires_grad` of all tensors of the adapter, in each pass.
+    """
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def saved_name(name: str) -> str:

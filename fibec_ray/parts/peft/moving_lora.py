@@ -33,6 +33,7 @@ class MovingLora(Lora):
     kind: Literal["moving_lora"] = "moving_lora"  # type: ignore[assignment]
     partners: ClassVar[Mapping[str, str]] = {"aggregator": "flora"}
     side_by_side: ClassVar[bool] = False
+    can_switch_off: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> MovingLora:

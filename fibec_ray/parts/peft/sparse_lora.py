@@ -35,6 +35,7 @@ class SparseLora(Lora):
     kind: Literal["sparse_lora"] = "sparse_lora"  # type: ignore[assignment]
     partners: ClassVar[Mapping[str, str]] = {"sharing": "all"}
     side_by_side: ClassVar[bool] = False
+    can_switch_off: ClassVar[bool] = False
     density: float = Field(0.01, gt=0, le=1, description="share of each adapted weight's entries that stage 1 trains")
     sparse_fraction: float = Field(0.2, gt=0, lt=1, description="share of the rounds in stage 1 (at least one round)")
     mask_seed: int = Field(0, ge=0, description="seed of the choice of entries")
