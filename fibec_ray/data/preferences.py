@@ -74,9 +74,10 @@ def pairs_of(table: Any, columns: Mapping[str, str], where: str, drop_unusable: 
     if not kept:
         raise DataError(f"{where}: no row has a prompt and two different responses; name other columns")
     rows = np.array(kept, dtype=np.int64)
-    labels, names = _categories(values.get("category"), kept, f"{where}, column '{columns.get('category')}'")
-    texts = [[triple[k] for triple in triples] for k in range(3)]
-    return Pairs(*texts, labels, names, origin=Origin.of(where, table.num_rows, rows))
+    labels, categories = _categories(values.get("category"), kept, f"{where}, column '{columns.get('category')}'")
+    prompt, better, worse = (list(side) for side in zip(*triples, strict=True))
+    origin = Origin.of(where, table.num_rows, rows)
+    return Pairs(prompt, better, worse, labels, categories, origin=origin)
 
 
 def _values(column: Any, where: str, field: str) -> list[Any]:

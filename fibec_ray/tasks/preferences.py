@@ -48,6 +48,7 @@ class Preference(Task):
     likelihood: ClassVar[str] = "bernoulli"
     readout: ClassVar[Readout] = "pair"
     needs_base: ClassVar[bool] = True
+    has_texts: ClassVar[bool] = True
 
     @property
     def num_scores(self) -> int:
