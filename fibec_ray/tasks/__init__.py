@@ -46,7 +46,7 @@ DEFAULT = "text"
 def kind_of_task(raw: Mapping[str, Any]) -> type[Task]:
     """The class of the kind that plain settings name. Raises ValueError for an unknown kind."""
     kind = raw.get("kind", DEFAULT)
-    if kind not in TASKS:
+    if not isinstance(kind, str) or kind not in TASKS:
         raise ValueError(f"no such kind {kind!r}; {did_you_mean(str(kind), TASKS)}")
     return TASKS[kind]
 

@@ -32,7 +32,21 @@ LATER = ("similar", "stsb", "mentions", "go-emotions", "shapes", "cifar10")
 def test_the_ten_sets_of_the_paper_and_the_embedded_ones_are_there() -> None:
     ten = ["boolq", "cola", "mpqa", "mr", "mrpc", "qnli", "rte", "sst2", "subj", "trec"]
     assert [path.stem for path in FILES] == sorted(
-        [*ten, "synthetic", "digits", "regression", "fisher-kpp", "instructions", "dolly", "alpaca", *LATER]
+        [*ten, "synthetic", "digits", "regression", "fisher-kpp", "instructions", "dolly", "alpaca", *LATER][
+            *ten,
+            "synthetic",
+            "digits",
+            "regression",
+            "fisher-kpp",
+            "instructions",
+            "dolly",
+            "alpaca",
+            "shapes",
+            "cifar10",
+            "preferences",
+            "ultrafeedback",
+            "hh-rlhf",
+        ]
     )
 
 
