@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import make_shapes, named
+import torch
+from conftest import TINY_CONVNEXT, TINY_SWIN, TINY_VIT, make_shapes, named
 from PIL import Image as Pil
 
 import fibec_ray
@@ -20,7 +21,11 @@ from fibec_ray.data.image_rows import Images
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.shapes import ShapeSettings, generate
 from fibec_ray.errors import ConfigError, DataError
-from fibec_ray.runs.simulation import simulate
+from fibec_ray.models.image_processor import default_processor
+from fibec_ray.preflight.check import foresee
+from fibec_ray.roundlog.reader import read_rounds, read_table
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
+from fibec_ray.runs.verify import verify
 from fibec_ray.tasks import load, parse_task
 
 ROWS = generate(36, 0, "train", ShapeSettings(size=16, num_classes=3, label_noise=0))
@@ -241,3 +246,45 @@ def test_cifar10_has_its_columns_and_classes() -> None:
     assert (task.hub, task.image_column, task.num_scores) == ("uoft-cs/cifar10", "img", 10)
     experiment = load_experiment(config_folder() / "experiments" / "cifar10.yaml", [])
     assert experiment.backbone.reads == "image"
+
+
+@pytest.mark.parametrize("config", [TINY_SWIN, TINY_CONVNEXT], ids=lambda config: str(config["model_type"]))
+def test_a_run_of_stages_takes_what_was_planned_and_does_the_same_again(config: dict[str, Any], tmp_path: Path) -> None:
+    experiment = check(make_shapes("fibecfed", config, rounds=2), "test")
+    outlook = foresee(experiment, prepare, tmp_path / "plan", cache_dir())
+    run = simulate(experiment, tmp_path / "run")
+    rows = read_rounds(run.folder).to_pylist()
+    assert outlook.traffic.total == rows[-1]["bytes_total"]
+    flops = outlook.work.setup_flops + sum(outlook.work.rounds_flops)
+    assert flops == pytest.approx(sum(row["flops"] for row in rows), rel=0.25)
+    assert verify(run.folder, num_rounds=2).differences == []
+    assert {row["layer"] for row in read_table(run.folder, "layers").to_pylist()} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("head", ["model", "mean_pool"])
+@pytest.mark.parametrize("config", [TINY_VIT, TINY_CONVNEXT], ids=lambda config: str(config["model_type"]))
+def test_peft_loads_the_saved_adapter_on_the_base(config: dict[str, Any], head: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+    seed, auto = 3, AutoModelForImageClassification if head == "model" else AutoModel
+    torch.manual_seed(seed)
+    labels = {"num_labels": 6} if head == "model" else {}
+    base = auto.from_config(AutoConfig.for_model(**config, **labels))
+    base.save_pretrained(tmp_path / "base")
+    default_processor(base.config).save_pretrained(tmp_path / "base")
+    backbone = {"kind": "image", "name": str(tmp_path / "base"), "head": head}
+    run = simulate(check(make_shapes("fedavg", backbone=backbone, rounds=1), "test"), tmp_path / "run")
+    ours = fibec_ray.load(run.folder)
+    whole = auto.from_pretrained(tmp_path / "base", **labels)
+    plain = PeftModel.from_pretrained(whole, tmp_path / "run" / "adapter").eval()
+    image = Pil.fromarray(ROWS.sources[0])
+    values = ours.about.backbone.preprocessor()([image], return_tensors="pt")
+    with torch.no_grad():
+        out = plain(**values)
+    if head == "model":
+        torch.testing.assert_close(out.logits, ours.scores([image]))
+    else:
+        states = out.last_hidden_state
+        places = states.flatten(2).mT if states.dim() == 4 else states
+        torch.testing.assert_close(ours.head.cpu()(places.mean(1)), ours.scores([image]))
