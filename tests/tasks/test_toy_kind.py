@@ -49,3 +49,16 @@ def test_a_setting_of_another_kind_is_refused(tiny_settings: Any, tmp_path: Path
         check(settings(tiny_settings) | {"task": {"name": "count", "kind": "vowels", "verbaliser": ["a"]}}, "test")
     with pytest.raises(DataError, match="data.path: has no effect, because task count makes its own rows"):
         prepare(check(settings(tiny_settings) | {"data": {"path": "x.csv"}}, "test"), tmp_path)
+
+
+def test_the_kind_of_the_documentation_runs(
+    tiny_settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.setitem(TASKS, "vowels", Vowels)  # so that the page's own line is undone too
+    exec(compile(code, "docs/tasks.md", "exec"), {"__name__": "page"})
+    assert TASKS["vowels"] is not Vowels
+    made = tiny_settings(rounds=1) | {"task": {"name": "count", "kind": "vowels"}, "data": {"max_length": 16}}
+    run = simulate(check(made, "test"), tmp_path / "run")
+    assert run.rows[-1]["global_accuracy"] is not None
