@@ -57,7 +57,7 @@ def test_the_kind_of_the_documentation_runs(
     page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0]
     monkeypatch.setitem(TASKS, "vowels", Vowels)  # so that the page's own line is undone too
-    exec(compile(code, "docs/tasks.md", "exec"), {"__name__": "page"})
+    exec(compile(code, "docs/tasks.md", "exec", dont_inherit=True), {"__name__": "page"})
     assert TASKS["vowels"] is not Vowels
     made = tiny_settings(rounds=1) | {"task": {"name": "count", "kind": "vowels"}, "data": {"max_length": 16}}
     run = simulate(check(made, "test"), tmp_path / "run")
