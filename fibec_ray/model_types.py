@@ -40,7 +40,8 @@ class Batch:
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
-    """(B,) int64 class ids; float32 values in a regression"""
+    """(B,) int64 class ids; float32 values in a regression; (B, S) int64 tags of tokens, NO_LABEL for tokens without
+    one"""
 
     @property
     def num_samples(self) -> int:

@@ -23,14 +23,15 @@ SEEDS = 2**24
 
 @dataclass(frozen=True)
 class ResponseTokens:
-    """The tokens of a batch's responses, sample by sample."""
+    """The tokens of a batch's responses, or its tokens with tags, sample by sample."""
 
     targets: Tensor
-    """(R,) int64 token ids"""
+    """(R,) int64 token ids, or tags"""
     sample: Tensor
     """(R,) int64, ascending: the sample that each belongs to"""
     column: Tensor
-    """(R,) int64: the position whose output predicts it, the one before its own"""
+    """(R,) int64: the position whose output predicts it: of a response's token the one before its own, of a tag the
+    token's own"""
     counts: Tensor
     """(B,) int64, tokens of each sample's response, >= 1"""
     longest: int
@@ -42,10 +43,14 @@ class ResponseTokens:
 
     def sums(self, values: Tensor) -> Tensor:
         """(R,) -> (B,). On a grid of all places, because adding up by index has no fixed order on a GPU."""
+        return self.grid(values, 0).sum(1)
+
+    def grid(self, values: Tensor, fill: float) -> Tensor:
+        """(R, ...) -> (B, longest, ...): each sample's values in its own row, and `fill` behind them."""
         starts = self.counts.cumsum(0) - self.counts
         at = torch.arange(len(self.sample), device=values.device) - starts[self.sample]
-        grid = values.new_zeros(len(self.counts), self.longest)
-        return grid.index_put((self.sample, at), values).sum(1)
+        grid = values.new_full((len(self.counts), self.longest, *values.shape[1:]), fill)
+        return grid.index_put((self.sample, at), values)
 
     def exact(self, scores: Tensor) -> Tensor:
         """(B,) int64: 1 where greedy decoding from the prompt gives exactly this response. scores: (R, V).
@@ -94,6 +99,13 @@ def locate(input_ids: Tensor, attention_mask: Tensor, answer_at: Tensor) -> Resp
     sample, column = inside.nonzero(as_tuple=True)
     counts = inside.sum(1)
     return ResponseTokens(input_ids[sample, column], sample, column - 1, counts, int(counts.max()))
+
+
+def at_labels(labels: Tensor, no_label: int) -> ResponseTokens:
+    """Tokens of samples (B, S) with a label each, by position. Tokens with `no_label` are left out."""
+    sample, column = (labels != no_label).nonzero(as_tuple=True)
+    counts = (labels != no_label).sum(1)
+    return ResponseTokens(labels[sample, column], sample, column, counts, int(counts.max()))
 
 
 def uniform_draws(count: int, draw: Tensor) -> Tensor:

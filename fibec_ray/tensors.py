@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ def subtract(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors
 def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:
     """left + right over the names of `left`."""
     return {name: value + right[name] for name, value in left.items()}
+
+
+def joined(parts: Sequence[Tensor], fill: float) -> Tensor:
+    """Concatenate tensors (n, T, ...) with different T, `fill` where a part has no entries; or tensors (n,)."""
+    if parts[0].dim() == 1:
+        return torch.cat(list(parts))
+    most = max(part.shape[1] for part in parts)
+    behind = [part.new_full((len(part), most - part.shape[1], *part.shape[2:]), fill) for part in parts]
+    return torch.cat([torch.cat(pair, 1) for pair in zip(parts, behind, strict=True)])
 
 
 def accumulate(sums: Tensors, values: Mapping[str, Tensor]) -> None:

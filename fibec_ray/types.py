@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fibec_ray.answers import Answers
+from fibec_ray.likelihoods import NO_TAG
 from fibec_ray.reports import DeviceReport
-from fibec_ray.tensors import Tensors, under_prefix, with_prefix
+from fibec_ray.tensors import Tensors, joined, under_prefix, with_prefix
 
 SETUP_ROUND = -1
 """The round number under which the initialisation phase is planned, seeded and logged."""
@@ -227,23 +228,25 @@ class Predictions:
     """Evaluation of some rows: the true and predicted class and the loss of each."""
 
     labels: Tensor
-    """(n,) int64 class ids; float32 values in a regression; 1 where answers are texts"""
+    """(n,) int64 class ids; float32 values in a regression; 1 where answers are texts; (n, T) the tags of each row's
+    words, NO_TAG behind the last"""
     predicted: Tensor
     """(n,) the same; 1 where a text is given to the letter"""
     losses: Tensor
     """(n,) float32"""
     num_tokens: Tensor | None = None
-    """(n,) int64 tokens that each loss is the mean of; None where answers are no texts"""
+    """(n,) int64 tokens that each loss is the mean of; None where answers are neither texts nor tags"""
 
     @staticmethod
     def join(parts: list[Predictions]) -> Predictions:
         """Concatenate predictions in order; empty tensors if there are none."""
+        parts = [part for part in parts if len(part.labels)]
         if not parts:
             empty = torch.empty(0, dtype=torch.int64)
             return Predictions(empty, empty, torch.empty(0))
         return Predictions(
-            torch.cat([part.labels for part in parts]),
-            torch.cat([part.predicted for part in parts]),
+            joined([part.labels for part in parts], NO_TAG),
+            joined([part.predicted for part in parts], NO_TAG),
             torch.cat([part.losses for part in parts]),
             _joined([part.num_tokens for part in parts]),
         )

@@ -194,6 +194,13 @@ def make_shapes(
     return settings | {"task": changes.get("task") or named("tasks", "shapes")}
 
 
+def make_tagging(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    """The tiny BERT that tags words of generated messages; the data are as they are here."""
+    settings = make_tiny(method, **changes)
+    data = {"max_length": 16, "tagging": {"num_train": 48, "num_test": 18}}
+    return settings | {"task": named("tasks", "tagging"), "data": data}
+
+
 def make_instructions(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
     """A random LLaMA of two blocks that answers exercises in text; the data are as they are here."""
     backbone = {"config": {**TINY_LLAMA, "num_hidden_layers": 2}, "head": "causal_lm"}

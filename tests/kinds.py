@@ -12,6 +12,7 @@ from conftest import (
     make_preferences,
     make_regression,
     make_shapes,
+    make_tagging,
     make_tiny,
     named,
 )
@@ -42,6 +43,7 @@ KINDS: dict[str, Make] = {
     "shapes": make_shapes,
     "similar_texts": make_similar,
     "mentions": make_mentions,
+    "tagging": make_tagging,
 }
 """Kind -> a small experiment on rows that it generates."""
 READ_FROM_TABLES = {
@@ -51,5 +53,6 @@ READ_FROM_TABLES = {
     "multi_label": "mentions",
     "preferences": "preference_exercises",
     "images": "shapes",
+    "token_labels": "tagging",
 }
 """Kinds that differ from another one only in where rows come from."""

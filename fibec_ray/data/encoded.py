@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fibec_ray.data.arrays import load_arrays, no_set, refuse_misfit, save_arrays
-from fibec_ray.model_types import Batch
+from fibec_ray.model_types import NO_LABEL, Batch
 
 _ARRAYS = ("tokens", "offsets", "labels", "answer_at", "texts")
-_OPTIONAL = ("true_difficulty", "types")
+_OPTIONAL = ("true_difficulty", "types", "tags")
 _FORMER = {"grades": "true_difficulty"}
 """Names of arrays in sets that earlier releases saved"""
 
@@ -33,6 +33,7 @@ class TextForm:
     has_types: bool = False
     labels: tuple[str, tuple[int, ...]] = ("int64", ())
     """numpy's dtype of the labels, and the shape of one sample's"""
+    has_tags: bool = False
     shape: ClassVar[tuple[int, ...]] = ()
 
     def batch(self, num_samples: int, length: int) -> Batch:
@@ -44,6 +45,8 @@ class TextForm:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.has_types:
             inputs["token_type_ids"] = torch.zeros_like(ids)
+        if self.has_tags:
+            labels = torch.zeros_like(ids)
         return Batch({**inputs, "answer_at": torch.full_like(ids[:, 0], prompt - 1)}, labels)
 
 
@@ -56,7 +59,7 @@ class EncodedSet:
     offsets: NDArray[np.int64]
     """(N + 1,): sample i is tokens[offsets[i] : offsets[i + 1]]"""
     labels: NDArray[Any]
-    """(N,) int64 class ids, or float32 values; (N, C) float32 flags"""
+    """(N,) int64 class ids, or float32 values; (N, C) float32 flags; with `tags` not what a model predicts"""
     answer_at: NDArray[np.int32]
     """(N,) position within the sample whose output predicts the answer; 0 with a classification head"""
     true_difficulty: NDArray[np.float32] | None
@@ -66,6 +69,8 @@ class EncodedSet:
     """(T,) which text each token belongs to, 1 or 2 in order of appearance; 0: template, mask or special token"""
     types: NDArray[np.uint8] | None = None
     """(T,) transformers' token_type_ids; None if the tokenizer or the model has none, and in sets of old runs"""
+    tags: NDArray[np.int64] | None = None
+    """(T,) the label of each token, NO_LABEL for tokens without one; None where samples have one label each"""
     num_cut: int = 0
     """samples that were cut to the maximum length, or whose prompt was; known when the set is made, not saved"""
     num_cut_responses: int = 0
@@ -93,8 +98,8 @@ class EncodedSet:
     @property
     def form(self) -> TextForm:
         """What a batch of these samples looks like."""
-        labels = (self.labels.dtype.name, self.labels.shape[1:])
-        return TextForm(int(self.answer_lengths.max(initial=0)), self.types is not None, labels)
+        labels, longest = (self.labels.dtype.name, self.labels.shape[1:]), int(self.answer_lengths.max(initial=0))
+        return TextForm(longest, self.types is not None, labels, self.tags is not None)
 
     def prompts(self) -> list[list[int]]:
         """Token ids of each sample up to `answer_at`."""
@@ -135,7 +140,8 @@ class EncodedSet:
             ends = (encoded.num_samples, len(encoded.offsets) - 1, int(encoded.offsets[-1]), len(encoded.texts))
             num_samples, num_tokens = about["num_samples"], len(encoded.tokens)
             refuse_misfit(folder, ends == (num_samples, num_samples, num_tokens, num_tokens))
-            refuse_misfit(folder, encoded.types is None or len(encoded.types) == num_tokens)
+            by_token = [each for each in (encoded.types, encoded.tags) if each is not None]
+            refuse_misfit(folder, all(len(each) == num_tokens for each in by_token))
         except (IndexError, KeyError, TypeError) as error:
             raise no_set(folder, error) from error
         return encoded
@@ -184,6 +190,7 @@ class ArrayShard:
         input_ids = np.full(tuple(attention_mask.shape), self._source.pad_id, dtype=np.int64)
         answer_at = self._source.answer_at[self._rows[rows.numpy()]].astype(np.int64)
         types = None if self._source.types is None else np.zeros_like(input_ids)
+        tags = None if self._source.tags is None else np.full_like(input_ids, NO_LABEL)
         for i, row in enumerate(rows.tolist()):
             tokens = self._left(self._source.tokens, row)
             if row in self._kept:
@@ -192,10 +199,13 @@ class ArrayShard:
             input_ids[i, : len(tokens)] = tokens
             if types is not None and self._source.types is not None:
                 types[i, : len(tokens)] = self._left(self._source.types, row)
+            if tags is not None and self._source.tags is not None:
+                tags[i, : len(tokens)] = self._left(self._source.tags, row)
         inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": attention_mask}
         if types is not None:
             inputs["token_type_ids"] = torch.from_numpy(types)
-        return Batch({**inputs, "answer_at": torch.from_numpy(answer_at)}, self.labels[rows])
+        labels = self.labels[rows] if tags is None else torch.from_numpy(tags)
+        return Batch({**inputs, "answer_at": torch.from_numpy(answer_at)}, labels)
 
     def _left(self, values: NDArray[Any], row: int) -> NDArray[Any]:
         """The part of (T,) values for the kept tokens of a sample."""

@@ -17,6 +17,7 @@ from fibec_ray.data.preference_exercises import PreferenceSettings
 from fibec_ray.data.shapes import ShapeSettings
 from fibec_ray.data.similar import SimilarSettings
 from fibec_ray.data.synthetic import SyntheticSettings
+from fibec_ray.data.tagging import TaggingSettings
 from fibec_ray.files.storage import refuse_secrets
 
 FILE_SETTINGS = ("path", "train", "test")
@@ -81,6 +82,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     shapes: ShapeSettings = Field(ShapeSettings(), json_schema_extra={"task": "shapes"})
     similar: SimilarSettings = Field(SimilarSettings(), json_schema_extra={"task": "similar"})
     mentions: MentionSettings = Field(MentionSettings(), json_schema_extra={"task": "mentions"})
+    tagging: TaggingSettings = Field(TaggingSettings(), json_schema_extra={"task": "tagging"})
     exercises: ExerciseSettings = Field(ExerciseSettings(), json_schema_extra={"task": "instructions"})
     preferences: PreferenceSettings = Field(PreferenceSettings(), json_schema_extra={"task": "preferences"})
 

@@ -11,8 +11,9 @@ A message with a wrong label (label noise) has difficulty 1.
 from __future__ import annotations
 
 import string
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from fibec_ray.seeds import numpy_generator
 
 MAX_PADDING = 2
 _MAX_REDRAWS = 1000
+T = TypeVar("T")
 TIMES_OF = {  # every fourth time belongs to the test messages
     "test": TIMES[::4],
     "train": tuple(time for k, time in enumerate(TIMES) if k % 4),
@@ -90,21 +92,33 @@ def draw_features(rng: np.random.Generator, hard_fraction: float) -> Features:
 
 def write(class_: int, features: Features, rng: np.random.Generator, times: tuple[str, ...], num_classes: int) -> str:
     """Write one message that asks about the topic `class_` and has the features."""
+
+    def fill(pattern: str, topic: Topic) -> str:
+        text = pattern.format(**drawn_slots(pattern, topic, rng, times))
+        return text[0].upper() + text[1:]
+
+    opener, sentences = compose(class_, features, rng, num_classes, fill)
+    return " ".join([opener, *sentences] if opener else sentences)
+
+
+def compose(
+    class_: int, features: Features, rng: np.random.Generator, num_classes: int, fill: Callable[[str, Topic], T]
+) -> tuple[str, list[T]]:
+    """The opener ('' for none) and the sentences of a message. fill: (sentence with slots, topic) -> a sentence."""
     topics = list(TOPICS.values())[:num_classes]
     others = [topic for k, topic in enumerate(topics) if k != class_]
-    sentences = [_fill(_one(topics[class_].asks, rng), topics[class_], rng, times)]
+    sentences = [fill(_one(topics[class_].asks, rng), topics[class_])]
     if features.contrast:
         other = others[rng.integers(len(others))]
-        sentences.insert(0, _fill(_one(other.remarks, rng), other, rng, times))
+        sentences.insert(0, fill(_one(other.remarks, rng), other))
     if features.negation:
         other = others[rng.integers(len(others))]
         subject = _one(other.subjects, rng)
-        negation = _fill(_one(NEGATIONS, rng).replace("{subject}", subject), other, rng, times)
+        negation = fill(_one(NEGATIONS, rng).replace("{subject}", subject), other)
         sentences.insert(len(sentences) if rng.random() < 0.5 else len(sentences) - 1, negation)
     for k in rng.choice(len(PADDING), size=features.padding, replace=False):
-        sentences.insert(int(rng.integers(len(sentences) + 1)), _fill(PADDING[k], topics[class_], rng, times))
-    opener = _one(OPENERS, rng)
-    return " ".join([opener, *sentences] if opener else sentences)
+        sentences.insert(int(rng.integers(len(sentences) + 1)), fill(PADDING[k], topics[class_]))
+    return _one(OPENERS, rng), sentences
 
 
 def _new_message(
@@ -124,11 +138,11 @@ def _new_message(
     )
 
 
-def _fill(pattern: str, topic: Topic, rng: np.random.Generator, times: tuple[str, ...]) -> str:
+def drawn_slots(pattern: str, topic: Topic, rng: np.random.Generator, times: tuple[str, ...]) -> dict[str, str]:
+    """A phrase for each slot of a sentence."""
     words = {"place": PLACES, "name": NAMES, "time": times, "thing": topic.things}
     slots = [slot for _, slot, _, _ in string.Formatter().parse(pattern) if slot]
-    text = pattern.format(**{slot: _one(words[slot], rng) for slot in slots})
-    return text[0].upper() + text[1:]
+    return {slot: _one(words[slot], rng) for slot in slots}
 
 
 def _flip(

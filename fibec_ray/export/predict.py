@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from fibec_ray.model_types import Shard
 from fibec_ray.models.base import AnyBackbone, BuiltModel
 from fibec_ray.runs.saved_model import SavedModel
 from fibec_ray.tasks.prediction import Prediction
+from fibec_ray.tensors import joined
 
 MOST_NEW_TOKENS = 64
 Inputs = Sequence[Any]
@@ -83,12 +85,15 @@ class TrainedModel:
 
     @torch.no_grad()
     def scores(self, inputs: Inputs, batch_size: int | None = None) -> Tensor:
-        """(N, C) logits of the classes, float32 on the CPU; (N, 1) values in a regression."""
+        """(N, C) logits of the classes, float32 on the CPU; (N, 1) values in a regression; (N, T, C) for the tags of T
+        words, NaN where an input has fewer words.
+        """
         if self.about.task.writes_text:
             raise ModelError("this model answers in text and has no class scores; use predict")
         shard = self._shard(inputs)
         chunks = evaluation_chunks(shard, batch_size or self.about.batch_size)
-        found = torch.cat([self.engine.forward(shard.batch(rows)).scores.float().cpu() for rows in chunks])
+        outs = [self.engine.forward(shard.batch(rows)) for rows in chunks]
+        found = joined([out.likelihood.by_sample(out.scores).float().cpu() for out in outs], math.nan)
         return found[torch.argsort(torch.cat(chunks))]
 
     def _encoded(self, inputs: Inputs) -> Any:

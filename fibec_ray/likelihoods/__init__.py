@@ -11,14 +11,14 @@ from collections.abc import Mapping
 
 from fibec_ray.likelihoods.base import TOO_MANY_LABELS, Cotangents, Label, Likelihood
 from fibec_ray.likelihoods.of_samples import Bernoulli, Categorical, Normal, Preferences, softmax_factor
-from fibec_ray.likelihoods.tokens import TOKEN_DRAWS, Tokens
+from fibec_ray.likelihoods.tokens import NO_TAG, TOKEN_DRAWS, Tags, Tokens
 
 __all__ = [
-    "LIKELIHOODS", "TOKEN_DRAWS", "TOO_MANY_LABELS", "Bernoulli", "Categorical", "Cotangents", "Label", "Likelihood",
-    "Normal", "Preferences", "Tokens", "softmax_factor",
+    "LIKELIHOODS", "NO_TAG", "TOKEN_DRAWS", "TOO_MANY_LABELS", "Bernoulli", "Categorical", "Cotangents", "Label",
+    "Likelihood", "Normal", "Preferences", "Tags", "Tokens", "softmax_factor",
 ]  # fmt: skip
 
 LIKELIHOODS: Mapping[str, type[Likelihood]] = {
-    likelihood.name: likelihood for likelihood in (Categorical, Normal, Bernoulli, Tokens)
+    likelihood.name: likelihood for likelihood in (Categorical, Normal, Bernoulli, Tokens, Tags)
 }
 """By name."""

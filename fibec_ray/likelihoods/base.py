@@ -48,6 +48,10 @@ class Likelihood(ABC):
     def predicted(self, scores: Tensor) -> Tensor:
         """(B, ...) the likeliest labels."""
 
+    def by_sample(self, scores: Tensor) -> Tensor:
+        """(B, ...) the scores with one entry for each sample."""
+        return scores
+
     def truth(self, labels: Tensor) -> Tensor:
         """(B, ...) the values that `predicted` is compared with."""
         return labels

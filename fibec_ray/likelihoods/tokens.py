@@ -5,6 +5,7 @@ Shapes: B samples, T tokens of a response, R of all responses, V labels of a tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from fibec_ray.responses import ResponseTokens
 
 TOKEN_DRAWS = 4
 """Drawn responses per sample in the Gauss-Newton matrix; each costs a backward pass."""
+NO_TAG = -1
+"""Fills up rows of tags behind the tags of a sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ class Tokens(Likelihood):
         return num, column
 
     def split(self, sizes: Sequence[int]) -> Sequence[Tokens]:
-        return [Tokens(part) for part in self.response.split(list(sizes))]
+        return [type(self)(part) for part in self.response.split(list(sizes))]
 
     def rows(self, sizes: Sequence[int]) -> list[int]:
         return [len(part.targets) for part in self.response.split(list(sizes))]
@@ -86,3 +89,29 @@ class Tokens(Likelihood):
     @property
     def num_tokens(self) -> Tensor:
         return self.response.counts
+
+
+class Tags(Tokens):
+    """One of V tags for some tokens of a sample, at least one; the loss is the mean of their cross-entropies.
+
+    A sample's predictions are its tags, in the order of its tokens, and NO_TAG behind them up to the most tags of a
+    sample.
+    """
+
+    name = "tags"
+
+    def predicted(self, scores: Tensor) -> Tensor:
+        """(B, T) int64 the likeliest tags."""
+        return self._rows(scores.argmax(1), NO_TAG)
+
+    def truth(self, labels: Tensor) -> Tensor:
+        """(B, T) int64 the tags of the data."""
+        return self._rows(self.response.targets, NO_TAG)
+
+    def by_sample(self, scores: Tensor) -> Tensor:
+        """(B, T, V), NaN where a sample has fewer tags."""
+        return self._rows(scores, math.nan)
+
+    def _rows(self, values: Tensor, fill: float) -> Tensor:
+        """(R, ...) -> (B, T, ...). T does not depend on samples of other lanes."""
+        return self.response.grid(values, fill)[:, : int(self.response.counts.max())]

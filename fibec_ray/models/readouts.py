@@ -17,13 +17,13 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
 
 from fibec_ray.answers import Answers
-from fibec_ray.likelihoods import Likelihood, Preferences, Tokens
-from fibec_ray.model_types import Batch
+from fibec_ray.likelihoods import Likelihood, Preferences, Tags, Tokens
+from fibec_ray.model_types import NO_LABEL, Batch
 from fibec_ray.models.blocks import BlockOutputs, Hidden
 from fibec_ray.models.inputs import Arguments, by_row
 from fibec_ray.models.lm_head import known_lm_head, lm_head
 from fibec_ray.models.settings import Head
-from fibec_ray.responses import ResponseTokens, locate
+from fibec_ray.responses import ResponseTokens, at_labels, locate
 
 
 class Run:
@@ -121,6 +121,27 @@ class MeanPool(Readout):
         real = batch.real(states)
         assert self.head is not None
         return self._scored(self.head((states.float() * real).sum(1) / real.sum(1)), batch)
+
+
+class TokenHead(Readout):
+    """Our own linear head on the last state of each token with a label. base: a model without a head.
+
+    The head runs on all positions, so that per-sample gradients see one row of tokens for each sample.
+    """
+
+    def __init__(self, base: Any, answers: Answers, head: nn.Module):
+        super().__init__(base, answers)
+        self.head = head
+
+    def read(self, run: Run, batch: Batch) -> Read:
+        states = run.body(self._base)
+        with unset_fake_temporarily():  # as in responses_of
+            tokens = at_labels(batch.labels, NO_LABEL)
+        tokens = tokens.to(states.device)
+        assert self.head is not None
+        scores = self.head(states.float())[tokens.sample, tokens.column]
+        likelihood = Tags(tokens)
+        return Read(likelihood.losses(scores, tokens.targets), scores, likelihood)
 
 
 class OwnHead(Readout):
@@ -240,6 +261,8 @@ def readout_of(base: Any, answers: Answers, own: nn.Module | None) -> Readout:
         return Pair(base, answers)
     if answers.label_words is not None:
         return (Words if lm_head(base) is not None else WordsOfWhole)(base, answers)
+    if own is not None and answers.readout == "token":
+        return TokenHead(base, answers, own)
     if own is not None:
         return MeanPool(base, answers, own)
     return (LastToken if hasattr(base, "score") else OwnHead)(base, answers)

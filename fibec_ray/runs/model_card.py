@@ -151,6 +151,13 @@ with torch.no_grad():
 logits = (states * real).sum(1) / real.sum(1) @ head["weight"].T + head["bias"]
 print([LABELS[i] for i in logits.argmax(1)])"""
 """How to use an encoder with a mean-pool head, with transformers alone."""
+OF_TOKENS = MEAN_POOL.replace(
+    """logits = (states * real).sum(1) / real.sum(1) @ head["weight"].T + head["bias"]
+print([LABELS[i] for i in logits.argmax(1)])""",
+    """logits = states @ head["weight"].T + head["bias"]
+print([LABELS[i] for i in logits[0].argmax(1)])  # for each token; a word's tag is that of its first one""",
+)
+"""The same for a head that gives each token a tag."""
 MEAN_POOL_IMAGES = """import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -176,7 +183,8 @@ def merged_text(about: SavedModel) -> str:
     code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
     if about.backbone.adds_head:
         names = list(about.label_names)
-        code = MEAN_POOLS[about.task.reads].replace("MAX_LENGTH", str(about.max_length)).replace("LABELS", repr(names))
+        code = OF_TOKENS if about.answers.readout == "token" else MEAN_POOLS[about.task.reads]
+        code = code.replace("MAX_LENGTH", str(about.max_length)).replace("LABELS", repr(names))
     return f"""# {about.name}
 
 A plain transformers model in float32: the adapter ({about.peft["kind"]}) is merged into the base. Method

@@ -18,6 +18,7 @@ from fibec_ray.tasks.pde import Pde
 from fibec_ray.tasks.points import Digits, Regression
 from fibec_ray.tasks.preferences import FromPreferences, PreferenceExercises
 from fibec_ray.tasks.text_regression import SimilarTexts, TextRegression
+from fibec_ray.tasks.token_labels import Tagging, TokenLabels
 
 __all__ = ["DEFAULT", "TASKS", "AnyTask", "Task", "kind_of_task", "load", "parse_task", "without_former"]
 
@@ -37,6 +38,8 @@ KINDS: tuple[type[Task], ...] = (
     SimilarTexts,
     MultiLabel,
     Mentions,
+    TokenLabels,
+    Tagging,
 )
 TASKS: dict[str, type[Task]] = {str(cls.model_fields["kind"].default): cls for cls in KINDS}
 DEFAULT = "text"

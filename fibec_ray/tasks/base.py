@@ -222,7 +222,8 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
             return None
         metric, more = self.figures(predictions)
         metrics = list(more.items()) or None
-        return Scores(self.accuracy(predictions), mean_loss(predictions), metric, perplexity(predictions), metrics)
+        per_token = perplexity(predictions) if self.has_perplexity else None
+        return Scores(self.accuracy(predictions), mean_loss(predictions), metric, per_token, metrics)
 
     def accuracy(self, predictions: Predictions) -> float | None:
         """Share of right answers among some predictions, at least one; None where no answer is simply right."""
