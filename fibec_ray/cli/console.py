@@ -132,7 +132,8 @@ class RunView(Callback):
             trained = f"  {last['num_devices_trained']} devices that trained"
             table.add_row(trained, _number(last["personal_accuracy_trained"]))
         for name, value in run.prepared.anchors.items():
-            table.add_row(f"anchor: {ANCHORS[name]}", _number(value), style="dim")
+            other = " (accuracy)" if score != "accuracy" and name.endswith("majority") else ""
+            table.add_row(f"anchor: {ANCHORS[name]}{other}", _number(value), style="dim")
         print_table(self._console, table)
         self._say(
             f"sent {size(last['bytes_total'])}, {last['num_samples_total']} training samples visited, simulated "

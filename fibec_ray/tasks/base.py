@@ -254,7 +254,7 @@ class Texts(Task):
     def typed_columns(self) -> tuple[str, ...]:
         return self.text_columns
 
-    def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Examples:
+    def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Any:
         texts = split_pairs(inputs, len(self.text_columns), self.name)
         return Examples(texts[0], texts[1] if len(texts) == 2 else None, np.zeros(len(texts[0]), np.int64))
 

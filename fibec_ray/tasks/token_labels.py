@@ -180,7 +180,9 @@ class Tagging(WordTags):
     @model_validator(mode="after")
     def _own_tags(self) -> Self:
         if self.label_names != tagging.LABEL_NAMES:
-            raise ValueError(f"label_names has no effect with kind tagging; remove it ({', '.join(tagging.LABEL_NAMES)})")
+            raise ValueError(
+                f"label_names has no effect with kind tagging; remove it ({', '.join(tagging.LABEL_NAMES)})"
+            )
         return self
 
 
