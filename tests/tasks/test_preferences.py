@@ -175,6 +175,15 @@ def test_long_prompts_lose_their_beginning_alike(tokenizer: Any) -> None:
         encoded(tokenizer, 2)
 
 
+def test_shortened_pairs_keep_their_responses(tokenizer: Any) -> None:
+    """Eight tokens for each text."""
+    shard = encoded(tokenizer).shard(np.array([0])).shortened(16)
+    batch = shard.batch(torch.tensor([0]))
+    found = [words(tokenizer, batch.inputs["input_ids"][0, k], batch.inputs["attention_mask"][0, k]) for k in (0, 1)]
+    assert found[0] == "[CLS] what is the best fruit apple [SEP]"
+    assert found[1].endswith("salt and sand [SEP]") and shard.lengths.tolist() == [16]
+
+
 def test_a_made_up_batch_looks_like_a_real_one(tokenizer: Any) -> None:
     made_set = encoded(tokenizer)
     real, made_up = made_set.shard(np.arange(2)).batch(torch.arange(2)), made_set.form.batch(2, 20)
@@ -263,6 +272,18 @@ def test_switching_off_leaves_the_adapter_as_it_was(model: TorchModel) -> None:
     model.forward(small().batch(torch.arange(2)))
     assert flags == {name: p.requires_grad for name, p in model.module.named_parameters()}
     assert not any(layer.disable_adapters for layer in adapted(model.module))
+
+
+def test_the_reference_has_no_dropout(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", **FAMILIES["gpt2"], "resid_pdrop": 0.5}
+    spec = Backbone(init="random", config=config, tokenizer="minilm", head="causal_lm", dropout=True)
+    found = TorchModel(ModelSpec(spec, Lora(r=2), DPO), prepare(spec, 0, 1, tmp_path))
+    found.train(True)
+    batch = small().batch(torch.arange(3))
+    first, second = (found.forward(batch).predicted for _ in range(2))
+    assert torch.equal(first[:, 2:], second[:, 2:]) and not torch.equal(first[:, :2], second[:, :2])
+    found.train(False)
+    assert found.forward(batch).scores.tolist() == [[0.0]] * 3
 
 
 def test_lanes_match_their_devices_one_by_one(model: TorchModel) -> None:
