@@ -1,7 +1,8 @@
 """Finds the blocks of a backbone by the shape of its module tree.
 
 Most architectures have one list of `num_hidden_layers` transformer blocks. Swin and ConvNeXt have a list of stages, and
-each stage has a list of blocks of its own; `depths` says how many.
+each stage has a list of blocks of its own; `depths` says how many. An encoder-decoder has the blocks of its encoder,
+then those of its decoder.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def blocks_of(module: Any) -> nn.ModuleList:
             f"method.peft: {type(module).__name__} has its blocks in several stages, where they differ in size; choose "
             "lora"
         )
+    if has_decoder(module.config):
+        return nn.ModuleList(find_blocks(module))
     for child in module.modules():
         if isinstance(child, nn.ModuleList) and len(child) == count:
             return child
@@ -35,9 +38,21 @@ def has_stages(config: Any) -> bool:
     return isinstance(getattr(config, "depths", None), list | tuple)
 
 
+def has_decoder(config: Any) -> bool:
+    """True for encoder-decoders."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
 def num_blocks(config: Any) -> int:
-    """Number of blocks, those of all stages together."""
-    return sum(config.depths) if has_stages(config) else int(config.num_hidden_layers)
+    """Number of blocks, those of all stages together, or of encoder and decoder."""
+    if has_stages(config):
+        return sum(config.depths)
+    return int(config.num_hidden_layers) + (_num_decoder_blocks(config) if has_decoder(config) else 0)
+
+
+def _num_decoder_blocks(config: Any) -> int:
+    """Of an encoder-decoder: T5's setting, or that of the BART family."""
+    return int(getattr(config, "num_decoder_layers", None) or config.decoder_layers)
 
 
 def block_paths(module: Any) -> list[str]:
@@ -68,6 +83,9 @@ def find_blocks(module: Any) -> list[nn.Module]:
     if has_stages(module.config):
         return [module.get_submodule(path) for path in block_paths(module)]
     count = module.config.num_hidden_layers
+    if has_decoder(module.config):
+        stacks = (module.get_encoder(), count), (module.get_decoder(), _num_decoder_blocks(module.config))
+        return [block for stack, length in stacks for block in _only_list(stack, length)]
     for child in module.modules():
         lists = {name: part for name, part in child.named_children() if isinstance(part, nn.ModuleList)}
         if SHARED in lists:
@@ -78,3 +96,8 @@ def find_blocks(module: Any) -> list[nn.Module]:
         if fitting:
             return []
     return []
+
+
+def _only_list(stack: nn.Module, count: int) -> nn.ModuleList:
+    """The list of blocks of an encoder or a decoder."""
+    return next(child for child in stack.children() if isinstance(child, nn.ModuleList) and len(child) == count)

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 Reads = Literal["text", "image", "numbers"]
 """What samples are made of."""
-EncodeMode = Literal["plain", "masked", "causal"]
-"""How texts are laid out as tokens; see data/encode.py."""
+EncodeMode = Literal["plain", "masked", "causal", "seq2seq"]
+"""How texts are laid out as tokens; see data/encode.py and data/encode_instructions.py."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,11 @@ class Batch:
         answer_at: (B,) int64, the position whose output predicts the answer (the mask token, or the prompt's last
             token); 0 with a classification head. Where answers are texts, all real tokens behind it are the response;
         token_type_ids: (B, S) int64, 0 for padding; only if the tokenizer and the model have token types.
-    Two texts per sample have (B, 2, S) and (B, 2) instead. Images and points have
+    Two texts per sample have (B, 2, S) and (B, 2) instead. Encoder-decoders read a source and write a target:
+        input_ids, attention_mask: (B, S) int64, the source;
+        target_ids, target_mask: (B, T) int64, the target; T differs from S, so that states say which of the two they
+            belong to.
+    Images and points have
         features: (B, *shape) float32.
     """
 
@@ -56,13 +60,15 @@ class Batch:
 
     @property
     def length(self) -> int:
-        """Positions per sample, padding included: S, or 2 S; 1 where samples have no length."""
+        """Positions per sample, padding included: S (of the source), or 2 S; 1 where samples have no length."""
         ids = self.inputs.get("input_ids")
         return 1 if ids is None else math.prod(ids.shape[1:])
 
     def real(self, states: Tensor) -> Tensor:
         """(B, S, 1) int64, 1 at real positions and 0 at padding, on the device of the states (B, S, H)."""
-        mask = self.inputs.get("attention_mask")
+        mask, target = self.inputs.get("attention_mask"), self.inputs.get("target_mask")
+        if target is not None and target.shape[1] == states.shape[1]:
+            mask = target
         if mask is None:
             return torch.ones(*states.shape[:2], 1, dtype=torch.int64, device=states.device)
         return mask.to(states.device).flatten(1).unsqueeze(2)

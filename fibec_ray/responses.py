@@ -30,8 +30,8 @@ class ResponseTokens:
     sample: Tensor
     """(R,) int64, ascending: the sample that each belongs to"""
     column: Tensor
-    """(R,) int64: the position whose output predicts it: of a response's token the one before its own, of a tag the
-    token's own"""
+    """(R,) int64: the position whose output predicts it: of a response's token the one before its own, of a tag or
+    of a decoder's target its own"""
     counts: Tensor
     """(B,) int64, tokens of each sample's response, >= 1"""
     longest: int

@@ -216,6 +216,22 @@ def make_preferences(method: str | dict[str, Any] = "fedavg", **changes: Any) ->
     return settings | {"task": named("tasks", "preferences"), "data": data}
 
 
+TINY_T5 = {
+    "model_type": "t5",
+    "vocab_size": 30522,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+}
+
+
+def make_seq2seq(method: str | dict[str, Any] = "fedavg", **changes: Any) -> dict[str, Any]:
+    """The same exercises with a random T5 of two and two blocks."""
+    return make_instructions(method, **{"backbone": {"config": TINY_T5, "head": "seq2seq"}, **changes})
+
+
 def after_rounds(
     num_rounds: int, settings: dict[str, Any], folder: Path
 ) -> tuple[LocalFleet, WorkerSpec, list[DeviceReport]]:

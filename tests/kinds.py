@@ -11,6 +11,7 @@ from conftest import (
     make_pde,
     make_preferences,
     make_regression,
+    make_seq2seq,
     make_shapes,
     make_tagging,
     make_tiny,
@@ -56,3 +57,5 @@ READ_FROM_TABLES = {
     "token_labels": "tagging",
 }
 """Kinds that differ from another one only in where rows come from."""
+CASES: dict[str, Make] = {**KINDS, "exercises on T5": make_seq2seq}
+"""All kinds, and backbones that need samples of another form."""

@@ -158,6 +158,8 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 f"{self.backbone.title} takes {self.backbone.reads}, but task {self.task.name} "
                 f"{READERS[self.task.reads]}"
             )
+        if why := self.backbone.unfit_for(self.task.readout):
+            raise ValueError(f"task {self.task.name} {why}")
         if why := self.task.unfit_for(self.backbone):
             raise ValueError(why)
         if self.task.needs_base and not self.method.peft.can_switch_off:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fibec_ray.data.described import Prompted
 from fibec_ray.data.encoded import EncodedSet, kept_tokens
 from fibec_ray.data.examples import Examples
+from fibec_ray.encoder import EncodeMode
 from fibec_ray.errors import DataError
 
 MASK = "<mask>"
@@ -60,7 +61,6 @@ def text_numbers(prompt: Prompt, places: list[tuple[int, int]]) -> list[int]:
     ]
 
 
-Mode = Literal["plain", "masked", "causal"]
 CHUNK = 1024  # samples per call of the tokenizer: bounds the memory of its Python lists
 
 
@@ -90,11 +90,12 @@ class Sample(NamedTuple):
     is_cut: bool = False
 
 
-def encode(examples: Examples, task: Prompted, tokenizer: Tokenizer, mode: Mode, max_length: int) -> EncodedSet:
+def encode(examples: Examples, task: Prompted, tokenizer: Tokenizer, mode: EncodeMode, max_length: int) -> EncodedSet:
     """Encode all rows as token ids, at most `max_length` tokens each.
 
     Raises DataError if the template does not fit, or a row has no token.
     """
+    assert mode != "seq2seq", "encoder-decoders take tasks with responses"
     _check(tokenizer, task, mode)
     starts = range(0, len(examples), CHUNK)
     parts = (examples.take(np.arange(start, min(start + CHUNK, len(examples)))) for start in starts)
@@ -138,7 +139,7 @@ def pack(
     )
 
 
-def label_word_ids(task: Prompted, tokenizer: Tokenizer, mode: Mode) -> list[int]:
+def label_word_ids(task: Prompted, tokenizer: Tokenizer, mode: EncodeMode) -> list[int]:
     """One token id for each verbaliser word, in the order of the class ids.
 
     Byte-level tokenizers have different tokens for a word with and without a leading space. The spelling that fits the
@@ -168,7 +169,9 @@ def label_word_ids(task: Prompted, tokenizer: Tokenizer, mode: Mode) -> list[int
     return ids
 
 
-def _samples(rows: Examples, task: Prompted, tokenizer: Tokenizer, mode: Mode, max_length: int) -> Iterator[Sample]:
+def _samples(
+    rows: Examples, task: Prompted, tokenizer: Tokenizer, mode: EncodeMode, max_length: int
+) -> Iterator[Sample]:
     texts_a = [text.strip() for text in rows.texts_a]
     texts_b = None if rows.texts_b is None else [text.strip() for text in rows.texts_b]
     if mode == "plain":
@@ -275,7 +278,7 @@ def _between_special(mask: list[int]) -> list[int]:
     return found
 
 
-def _check(tokenizer: Tokenizer, task: Prompted, mode: Mode) -> None:
+def _check(tokenizer: Tokenizer, task: Prompted, mode: EncodeMode) -> None:
     if mode == "masked" and (tokenizer.mask_token is None or tokenizer.mask_token_id is None):
         raise DataError(
             f"task {task.name}: the tokenizer has no mask token; use a masked language model, or set backbone.head"

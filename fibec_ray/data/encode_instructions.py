@@ -1,6 +1,7 @@
 """Encodes instructions and responses as tokens, once per run.
 
-    [BOS] prompt   response [EOS]       the last token of the prompt and each of the response predict the next
+    causal     [BOS] prompt   response [EOS]      the last token of the prompt and each of the response predict the next
+    seq2seq    prompt [EOS] | response [EOS]      the encoder reads the prompt, the decoder writes the response
 
 Prompt and response are tokenized separately, so generation sees the same prompt tokens as training.
 
@@ -21,6 +22,8 @@ from fibec_ray.data.encode import CHUNK, Prompt, Sample, Tokenizer, fill, pack, 
 from fibec_ray.data.encoded import EncodedSet, kept_tokens
 from fibec_ray.data.examples import Instructions
 from fibec_ray.data.instructions import InstructionFormat
+from fibec_ray.data.source_target import SourceTargetSet
+from fibec_ray.encoder import EncodeMode
 from fibec_ray.errors import DataError
 
 
@@ -33,10 +36,11 @@ class Cut:
 
 
 def encode_instructions(
-    rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int
+    rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int, mode: EncodeMode = "causal"
 ) -> tuple[EncodedSet, Cut]:
     """Encode all rows as token ids, at most `max_length` tokens each, and count the rows that were cut.
 
+    mode: causal or seq2seq. Either way prompt and response have `max_length` tokens together.
     The set's labels are categories. Raises DataError if the prompt leaves no room, or a response has no token.
     """
     if not tokenizer.is_fast:
@@ -44,9 +48,10 @@ def encode_instructions(
     cut = Cut()
     starts = range(0, len(rows), CHUNK)
     parts = (rows.take(np.arange(start, min(start + CHUNK, len(rows)))) for start in starts)
-    samples = (_samples(part, form, tokenizer, max_length, cut) for part in parts)
-    made = pack(samples, rows.labels, rows.true_difficulty, tokenizer)
-    return replace(made, answers_are_texts=True), cut
+    two = mode == "seq2seq"
+    samples = (_samples(part, form, tokenizer, max_length, cut, two) for part in parts)
+    made = replace(pack(samples, rows.labels, rows.true_difficulty, tokenizer), answers_are_texts=True)
+    return SourceTargetSet.of(made) if two else made, cut
 
 
 def prompts_of(rows: Instructions, form: InstructionFormat) -> list[Prompt]:
@@ -67,8 +72,9 @@ def end_id(tokenizer: Tokenizer) -> int:
 
 
 def _samples(
-    rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int, cut: Cut
+    rows: Instructions, form: InstructionFormat, tokenizer: Tokenizer, max_length: int, cut: Cut, closes: bool
 ) -> Iterator[Sample]:
+    """closes: keep the closing tokens that the tokenizer appends to a prompt."""
     prompts = prompts_of(rows, form)
     options: dict[str, Any] = {"padding": False, "truncation": False, "verbose": False}
     encoded = tokenizer(
@@ -84,8 +90,8 @@ def _samples(
         zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ):
         _refuse_empty(rows, i, ids, responses[i])
-        length = len(ids)  # without a closing token that the tokenizer appends
-        while length > 1 and masks[i][length - 1]:
+        length = len(ids)
+        while not closes and length > 1 and masks[i][length - 1]:
             length -= 1
         texts = text_numbers(prompt, places[:length])
         texts[-1] = 0  # the token that the response follows

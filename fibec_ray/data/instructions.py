@@ -16,7 +16,7 @@ from fibec_ray.data.examples import Instructions, Origin
 from fibec_ray.errors import DataError
 
 COMMON = {
-    "instruction": ("instruction", "prompt", "question", "query"),
+    "instruction": ("instruction", "prompt", "question", "query", "source"),
     "input": ("input", "context"),
     "response": ("response", "output", "answer", "completion", "target"),
     "category": ("category", "task", "type"),

@@ -13,6 +13,7 @@ from fibec_ray.data.dense import DenseSet
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.images import ImageSet
 from fibec_ray.data.pairs import PairSet
+from fibec_ray.data.source_target import SourceTargetSet
 from fibec_ray.errors import DataError
 from fibec_ray.model_types import BatchForm, Shard
 
@@ -54,7 +55,9 @@ class SampleSet(Protocol):
         """Open a saved set of this kind. Raises DataError for other folders."""
 
 
-SETS: dict[str, type[SampleSet]] = {each.kind: each for each in (EncodedSet, DenseSet, ImageSet, PairSet)}
+SETS: dict[str, type[SampleSet]] = {
+    each.kind: each for each in (EncodedSet, SourceTargetSet, DenseSet, ImageSet, PairSet)
+}
 
 
 def open_set(folder: Path) -> SampleSet:

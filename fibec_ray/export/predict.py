@@ -154,12 +154,12 @@ def _decode(engine: Any, prompts: Sequence[Sequence[int]], end: int, most: int) 
 
     The whole sequence is computed again for each token: that is exact for every PEFT kind, and answers are short.
     """
-    ids = torch.tensor(prompts)
-    start, done = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool)
+    asked = torch.tensor(prompts)
+    written, done = asked[:, :0], torch.zeros(len(asked), dtype=torch.bool)
     for _ in range(most):
-        chosen = engine.next_scores(ids).argmax(1).cpu()
+        chosen = engine.next_scores(asked, written).argmax(1).cpu()
         done |= chosen == end
-        ids = torch.cat([ids, chosen.unsqueeze(1)], dim=1)
+        written = torch.cat([written, chosen.unsqueeze(1)], dim=1)
         if done.all():
             break
-    return [row[: row.index(end)] if end in row else row for row in ids[:, start:].tolist()]
+    return [row[: row.index(end)] if end in row else row for row in written.tolist()]

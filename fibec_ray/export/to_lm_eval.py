@@ -86,7 +86,7 @@ def _refuse_others(about: SavedModel, run: Path) -> None:
             f"--to lm-eval: {run} has {spec.title}, and lm_eval runs language models; score it in Python with "
             "fibec_ray.load(RUN).predict(INPUTS)"
         )
-    if not spec.writes_text:
+    if spec.encode_mode != "causal":
         raise ModelError(
             f"--to lm-eval: lm_eval runs decoders with their language-model head, and {run} has {spec.scores_by}; "
             "score it with `fibec-ray predict RUN --file FILE`, or train a decoder with backbone.head=causal_lm"

@@ -7,15 +7,18 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from fibec_ray.blocks import has_stages
+from fibec_ray.blocks import has_decoder, has_stages
 from fibec_ray.errors import ModelError
 from fibec_ray.models.lm_head import changed_by
 from fibec_ray.models.packaged import PACKAGED, folder_of, gguf_config, is_gguf
 from fibec_ray.models.settings import PretrainedSettings
 
+SEQ2SEQ = ("t5", "mt5", "umt5", "bart", "pegasus")
+"""Supported encoder-decoders, by transformers' `model_type`."""
 SUPPORTED = (
-    "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...) and decoders (llama, qwen2, gpt2, opt, "
-    "...); choose one of these"
+    "supported are text encoders (bert, roberta, deberta-v2, modernbert, ...), decoders (llama, qwen2, gpt2, opt, ...) "
+    f"and, with backbone.head=seq2seq for tasks with responses, encoder-decoders ({', '.join(SEQ2SEQ)}); choose one of "
+    "these"
 )
 IMAGE_MODELS = "supported are image models (vit, deit, swin, convnext, dinov2, ...); choose one of these"
 PIXELS = "pixel_values"
@@ -47,8 +50,15 @@ def config_of(spec: PretrainedSettings, **extra: Any) -> Any:
         raise ModelError(message) from error
     if spec.reads_images and (reason := _no_image_model(config)):
         raise ModelError(f"backbone: {config.model_type} {reason}; {IMAGE_MODELS}")
-    if not spec.reads_images and (reason := _not_supported(config)):
+    if not spec.reads_images and (reason := _not_supported(config, spec.head)):
         raise ModelError(f"backbone: {config.model_type} {reason}; {SUPPORTED}")
+    if has_decoder(config) and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id  # as in T5's checkpoints
+        if config.pad_token_id is None:
+            raise ModelError(
+                f"backbone: {config.model_type} has no token that its decoder starts with; set "
+                "backbone.config.decoder_start_token_id"
+            )
     return config
 
 
@@ -175,12 +185,14 @@ def reason_of(error: Exception) -> str:
     return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
 
 
-def _not_supported(config: Any) -> str:
+def _not_supported(config: Any, head: str) -> str:
     """Why a model is not supported, such as 'is an encoder-decoder'; '' if it is."""
     from transformers import AutoModel
 
-    if getattr(config, "is_encoder_decoder", False):
-        return "is an encoder-decoder"
+    if has_decoder(config) and (head != "seq2seq" or config.model_type not in SEQ2SEQ):
+        return "is an encoder-decoder" + (" of another family" if head == "seq2seq" else "")
+    if head == "seq2seq" and not has_decoder(config):
+        return "is not an encoder-decoder, and backbone.head is seq2seq"
     if config.sub_configs and not hasattr(config, "hidden_size"):
         return f"consists of several models ({', '.join(sorted(config.sub_configs))})"
     model = model_class(AutoModel, config)
@@ -190,7 +202,7 @@ def _not_supported(config: Any) -> str:
         images = "; set backbone.kind=image for a task with images" if model.main_input_name == PIXELS else ""
         return f"expects {model.main_input_name}, not text{images}"
     takes = inspect.signature(model.forward).parameters
-    if "decoder_input_ids" in takes:
+    if "decoder_input_ids" in takes and not has_decoder(config):
         return "is an encoder-decoder"
     missing = [name for name in TAKEN if name not in takes]
     if missing:

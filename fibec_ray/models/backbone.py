@@ -220,5 +220,5 @@ def _from_pretrained(spec: PretrainedSettings, num_classes: int) -> tuple[Any, l
 
 def _is_body(name: str, model: Any, spec: PretrainedSettings) -> bool:
     """True for weights that a checkpoint must have: all except heads and poolers, which may start at random."""
-    inner = spec.head == "mean_pool" or name.startswith(f"{model.base_model_prefix}.")
+    inner = spec.head in ("mean_pool", "seq2seq") or name.startswith(f"{model.base_model_prefix}.")
     return inner and not name.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")

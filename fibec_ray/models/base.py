@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from fibec_ray.answers import Answers
+from fibec_ray.answers import Answers, Readout
 from fibec_ray.encoder import EncodeMode, Encoder, Reads
 from fibec_ray.errors import DataError
 from fibec_ray.model_types import Batch, BatchForm, LocalModel
@@ -23,6 +23,8 @@ from fibec_ray.parts.peft.base import Peft
 
 T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16"]
+Lack = Literal["transformer", "one_stack"]
+"""A need of parts (`parts.part.Need`) that a backbone may not meet."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,19 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
 
     has_base: ClassVar[bool] = False
     """True if there are frozen weights, which each node prepares once; False if all weights are trained"""
-    lacks: ClassVar[tuple[Literal["transformer"], ...]] = ("transformer",)
-    """needs of parts (`parts.part.Need`) that the backbone cannot meet"""
     local_settings: ClassVar[tuple[str, ...]] = ()
     """settings that may name a folder of this machine, which a job takes along"""
 
     # --- what it can do
+
+    @property
+    def lacks(self) -> tuple[Lack, ...]:
+        """What parts may need and it does not have."""
+        return ("transformer",)
+
+    def unfit_for(self, readout: Readout) -> str | None:
+        """Why it cannot give such scores, and what to do, after the name of a task; None if it can."""
+        return None
 
     @property
     @abstractmethod
@@ -166,6 +175,10 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
     def transformers_class(self) -> str | None:
         """The Auto class that loads it with transformers alone; None if none does."""
         return None
+
+    def pipeline(self, task: str | None) -> str | None:
+        """The Hugging Face hub's name for the model. task: that of the task."""
+        return task if self.has_base else None
 
     @property
     def adds_head(self) -> bool:

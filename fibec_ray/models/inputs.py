@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fibec_ray.blocks import has_decoder
 from fibec_ray.model_types import Batch
 from fibec_ray.models.architecture import PIXELS
 from fibec_ray.models.vision import Patches
@@ -28,6 +29,8 @@ class Size(NamedTuple):
     """k B"""
     length: int
     """S"""
+    target: int = 0
+    """T, positions of the decoder of an encoder-decoder; 0 for other models"""
 
 
 class Inputs(ABC):
@@ -78,6 +81,29 @@ class TextInputs(Inputs):
         return embeds.reshape(batch.num_samples, -1, embeds.shape[-1])
 
 
+class SourceTargetInputs(TextInputs):
+    """A source for the encoder, and a target for the decoder, which sees the target's tokens one step late."""
+
+    def __init__(self, base: Any):
+        super().__init__(base)
+        self.start = start_id(base.config)
+
+    def size(self, batch: Batch) -> Size:
+        rows, length = batch.inputs["input_ids"].shape
+        return Size(rows, length, batch.inputs["target_ids"].shape[1])
+
+    def arguments(self, batch: Batch, embeds: Tensor | None, device: torch.device) -> Arguments:
+        target, mask = (batch.inputs[name].to(device) for name in ("target_ids", "target_mask"))
+        shifted = torch.cat([torch.full_like(target[:, :1], self.start), target[:, :-1]], dim=1)
+        return super().arguments(batch, embeds, device) | {"decoder_input_ids": shifted, "decoder_attention_mask": mask}
+
+
+def start_id(config: Any) -> int:
+    """The token that a decoder starts with: that of the config, or the padding token, as in T5."""
+    own: int | None = getattr(config, "decoder_start_token_id", None)
+    return int(config.pad_token_id if own is None else own)
+
+
 class ImageInputs(Inputs):
     """Images. Embeddings are those of their patches; a pass replaces them in `patches`."""
 
@@ -101,7 +127,7 @@ INPUTS: dict[str, type[Inputs]] = {"input_ids": TextInputs, PIXELS: ImageInputs}
 
 def inputs_of(base: Any) -> Inputs:
     """How batches become the arguments of this transformers model."""
-    return INPUTS[base.main_input_name](base)
+    return SourceTargetInputs(base) if has_decoder(base.config) else INPUTS[base.main_input_name](base)
 
 
 def by_row(batch: Batch) -> Batch:

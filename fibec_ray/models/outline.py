@@ -125,10 +125,7 @@ class Outline(TorchModel):
         """Flops of one pass without gradients. length: tokens of the longest sample."""
         if length not in self._sizes:
             self._sizes[length] = self._inputs.size(self._form.batch(1, length))
-        size = self._sizes[length]
-        run = size.length + self._attached.num_prompts
-        flops = num_samples * size.rows * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
-        return self._readout.num_forwards * flops
+        return num_samples * self._readout.num_forwards * self._flops_of(self._sizes[length])
 
     @property
     def answer_flops(self) -> float:

@@ -6,10 +6,10 @@ A backbone has the architecture and the weights of a checkpoint, or an architect
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fibec_ray.errors import ModelError
-from fibec_ray.models.base import AnyBackbone, Dtype, ModelRequest
+from fibec_ray.models.base import AnyBackbone, Dtype, Lack, ModelRequest
 from fibec_ray.models.packaged import PACKAGED
 from fibec_ray.models.settings import Backend, PretrainedSettings
 
@@ -21,7 +21,10 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
     """A frozen base model that devices adapt."""
 
     has_base: ClassVar[bool] = True
-    lacks: ClassVar[tuple[Literal["transformer"], ...]] = ()
+
+    @property
+    def lacks(self) -> tuple[Lack, ...]:
+        return ()
 
     @property
     def base_dtype(self) -> Dtype:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
 
 from fibec_ray.answers import Answers
+from fibec_ray.blocks import has_decoder
 from fibec_ray.likelihoods import Likelihood, Preferences, Tags, Tokens
 from fibec_ray.model_types import NO_LABEL, Batch
 from fibec_ray.models.blocks import BlockOutputs, Hidden
@@ -52,6 +53,12 @@ class Run:
         """A pass of the frozen base alone."""
         assert self._reference is not None, "a reference has none of its own"
         return self._reference()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model gets its arguments."""
+        found: torch.device = self._arguments["attention_mask"].device
+        return found
 
     def whole(self) -> Any:
         """The output of the model with its head."""
@@ -253,10 +260,41 @@ class Pair(Response):
         return -response.sums(F.cross_entropy(scores, response.targets, reduction="none")).view(-1, 2)
 
 
+class Target(Readout):
+    """Targets of an encoder-decoder. The language-model head runs only for real target tokens: (R, H) -> (R, V).
+
+    The model's own forward computes the logits, because families scale states before the head (T5), or add a bias after
+    it (BART). A decoder's input starts one step early, so the output at a token's own position predicts it.
+    """
+
+    predicts_tokens = True
+
+    def read(self, run: Run, batch: Batch) -> Read:
+        with unset_fake_temporarily():  # as in `responses_of`
+            ids, mask = batch.inputs["target_ids"], batch.inputs["target_mask"]
+            response = at_labels(ids.masked_fill(mask == 0, NO_LABEL), NO_LABEL)
+        response = response.to(run.device)
+
+        def chosen(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (args[0][response.sample, response.column].unsqueeze(0),)
+
+        handle = known_lm_head(self._base).register_forward_pre_hook(chosen)
+        try:
+            scores = run.whole().logits.squeeze(0).float()
+        finally:
+            handle.remove()
+        likelihood = Tokens(response)
+        return Read(likelihood.losses(scores, response.targets), scores, likelihood)
+
+    def num_predicted(self, batch: Batch) -> int:
+        with unset_fake_temporarily():
+            return int(batch.inputs["target_mask"].sum())
+
+
 def readout_of(base: Any, answers: Answers, own: nn.Module | None) -> Readout:
     """How scores are read off this transformers model. own: what `own_head` made."""
     if answers.readout == "response":
-        return Response(base, answers)
+        return (Target if has_decoder(base.config) else Response)(base, answers)
     if answers.readout == "pair":
         return Pair(base, answers)
     if answers.label_words is not None:

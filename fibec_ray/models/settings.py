@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validato
 from fibec_ray.files.storage import refuse_secrets
 from fibec_ray.models.packaged import PACKAGED
 
-Head = Literal["mean_pool", "model", "masked_lm", "causal_lm"]
+Head = Literal["mean_pool", "model", "masked_lm", "causal_lm", "seq2seq"]
 ImageHead = Literal["mean_pool", "model"]
 Backend = Literal["auto", "plain", "spread", "stream", "deepspeed", "qlora"]
 
@@ -22,6 +22,7 @@ AUTO_CLASSES: dict[Head, str] = {
     "model": "AutoModelForSequenceClassification",
     "masked_lm": "AutoModelForMaskedLM",
     "causal_lm": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
 }
 """transformers' Auto class for each head of a text model."""
 

@@ -28,13 +28,16 @@ from fibec_ray.models.base_cache import head_of
 from fibec_ray.models.base_weights import BaseWeights
 from fibec_ray.models.blocks import BlockOutputs, keep_recomputing, recompute_blocks
 from fibec_ray.models.forward_cost import ForwardCost
-from fibec_ray.models.inputs import inputs_of
+from fibec_ray.models.inputs import Size, inputs_of
 from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.readouts import Run, no_cache, own, own_head, readout_of
 from fibec_ray.models.settings import BackendChoice, PretrainedSettings
 from fibec_ray.parts.peft.base import Peft
+
+TASK_TYPES: dict[str, str] = {"causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+"""PEFT's word for models that answer in text, by head."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ class TorchModel(Alone):
         config, base = self._attached.config, type(self._base)
         if "peft_type" not in config or config.get("task_type") is not None:
             return {}
-        if self._spec.head == "causal_lm":
-            return {"task_type": "CAUSAL_LM"}
+        if (task_type := TASK_TYPES.get(self._spec.head)) is not None:
+            return {"task_type": task_type}
         return {"auto_mapping": {"base_model_class": base.__name__, "parent_library": base.__module__}}
 
     def layer_of(self, name: str) -> int | None:
@@ -202,9 +205,10 @@ class TorchModel(Alone):
             self.train(bool(mode))
 
     @torch.no_grad()
-    def next_scores(self, input_ids: Tensor) -> Tensor:
-        """(B, V) scores of the token that follows each of B prompts of the same length, (B, S)."""
-        ids, length = input_ids.to(self.device), input_ids.shape[1]
+    def next_scores(self, prompts: Tensor, written: Tensor) -> Tensor:
+        """(B, V) scores of the token that follows B prompts of the same length (B, S), and what is written (B, T)."""
+        ids = torch.cat([prompts, written], dim=1).to(self.device)
+        length = ids.shape[1]
         inputs = self._attached.extend({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         out = self._base(**inputs, **no_cache(self._base))
         return own(out.logits, length)[:, -1].float()
@@ -251,12 +255,15 @@ class TorchModel(Alone):
         Frozen weights need no weight gradients, and the adapter's are negligible.
         """
         size = self._inputs.size(batch)
-        run = size.length + self._attached.num_prompts
-        num_tokens = size.rows * run
-        flops = num_tokens * self._cost.flops_per_token(run + self._attached.num_prefixes)
-        flops += self._cost.head * self._readout.num_predicted(batch)
+        num_tokens = size.rows * (size.length + size.target + self._attached.num_prompts)
+        flops = self._flops_of(size) + self._cost.head * self._readout.num_predicted(batch)
         backward = (2 if self._peft.trains_base else 1) * flops if graph else 0.0
         return Work(self._readout.num_forwards * flops + backward, num_tokens, backward)
+
+    def _flops_of(self, size: Size) -> float:
+        """Flops of a forward pass without a language-model head."""
+        run = size.length + self._attached.num_prompts
+        return size.rows * run * self._cost.flops_per_token(run + self._attached.num_prefixes)
 
     def _drops_out(self, name: str, module: nn.Module) -> bool:
         return self.is_adapter(name) and isinstance(module, nn.Dropout) and module.p > 0

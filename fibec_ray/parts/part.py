@@ -13,10 +13,23 @@ from fibec_ray.errors import did_you_mean, note_renamed
 from fibec_ray.parts import own
 from fibec_ray.parts.hooks import check_hooks
 
-Need = Literal["text", "classes", "transformer", "lora", "personal", "shared", "moving", "steps", "gradients", "whole"]
+Need = Literal[
+    "text",
+    "classes",
+    "transformer",
+    "one_stack",
+    "lora",
+    "personal",
+    "shared",
+    "moving",
+    "steps",
+    "gradients",
+    "whole",
+]
 """What a part may need, and another part, the task or the backbone may lack.
 
-text: samples are tokens. classes: labels can be counted. transformer: a pretrained base. lora: matrices A and B.
+text: samples are tokens. classes: labels can be counted. transformer: a pretrained base. one_stack: a base
+whose blocks all see one sequence, unlike those of an encoder-decoder. lora: matrices A and B.
 personal, shared: some tensors stay on devices, or are sent. moving: personal tensors are trained. steps: a device sends
 the sum of its optimiser's steps. gradients: training computes the gradients of the plain loss. whole: all devices send
 all shared tensors, in one shape.
@@ -26,6 +39,8 @@ LACKING: dict[Need, str] = {
     "text": "works on tokens, but the samples of {other} are not text; choose another kind",
     "classes": "takes the expectation over all labels, but texts have too many; set its label to sampled or observed",
     "transformer": "adapts a pretrained transformer, but {other} is trained from scratch; set method.peft=full",
+    "one_stack": "adds virtual tokens to one sequence, but {other} has two, source and target; choose lora, ia3 or "
+    "adapter",
     "lora": "works on LoRA's matrices, but {other} has none; choose another kind, or peft lora on a transformer",
     "personal": "needs personal tensors, but {other} leaves none; set {axis}: {neutral}, or share less, such as "
     "sharing: body",

@@ -103,7 +103,7 @@ def _score(about: SavedModel, row: Row, metric: str) -> str:
 
 
 def _pipeline(about: SavedModel) -> str | None:
-    return about.task.pipeline if about.backbone.has_base else None
+    return about.backbone.pipeline(about.task.pipeline)
 
 
 def _code(about: SavedModel, base: str | None, whole: bool) -> str:

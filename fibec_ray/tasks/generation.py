@@ -30,8 +30,9 @@ ANY_RESPONSE = "0"
 
 
 class Generation(Task):
-    """Prompts that a decoder answers with a text; the loss is over the response's tokens (`responses.py`).
+    """Prompts that are answered with a text; the loss is over the response's tokens (`responses.py`).
 
+    A decoder goes on from the prompt; an encoder-decoder reads it with its encoder and writes with its decoder.
     accuracy is the share of responses that greedy decoding gives exactly. Partitions by label deal by category.
     """
 
@@ -65,11 +66,12 @@ class Generation(Task):
             return None
         return (
             f"task {self.name} needs answers in text; {backbone.scores_by} cannot do that; set "
-            "backbone.head=causal_lm, with a decoder, or backbone=tiny-llama"
+            "backbone.head=causal_lm with a decoder, backbone.head=seq2seq with an encoder-decoder such as t5, or "
+            "backbone=tiny-llama"
         )
 
     def encode(self, rows: Instructions, encoder: Encoder) -> SampleSet:
-        made, cut = encode_instructions(rows, self.format, encoder.tokenizer, encoder.max_length)
+        made, cut = encode_instructions(rows, self.format, encoder.tokenizer, encoder.max_length, encoder.mode)
         return replace(made, num_cut=cut.prompts, num_cut_responses=cut.responses)
 
     def questions(self, rows: Instructions) -> Questions | None:

@@ -14,12 +14,13 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
-from fibec_ray.data.encode import Mode, _between_special, encode, label_word_ids
+from fibec_ray.data.encode import _between_special, encode, label_word_ids
 from fibec_ray.data.encode_instructions import encode_instructions
 from fibec_ray.data.encoded import EncodedSet
 from fibec_ray.data.examples import Examples, Instructions, Origin
 from fibec_ray.data.instructions import InstructionFormat
 from fibec_ray.data.settings import DataConfig
+from fibec_ray.encoder import EncodeMode
 from fibec_ray.errors import DataError
 from fibec_ray.tasks import Task, load, parse_task
 from fibec_ray.tasks.classification import TextClasses
@@ -104,7 +105,7 @@ def test_causal_ends_with_the_prompts_last_token(tokenizer: Any, byte_level: Any
 
 @pytest.mark.parametrize("mode", ["masked", "causal"])
 @pytest.mark.parametrize("texts", [("short", LONG), (LONG, "short"), (LONG, LONG), ("short", "short"), ("", LONG)])
-def test_template_survives_truncation(tokenizer: Any, mode: Mode, texts: tuple[str, str]) -> None:
+def test_template_survives_truncation(tokenizer: Any, mode: EncodeMode, texts: tuple[str, str]) -> None:
     for task, second in ((RTE, [texts[1]]), (SST2, None), (TREC, None)):
         encoded = encode(examples(texts[0], second=second), task, tokenizer, mode, 48)
         ids = sample(encoded, 0)
@@ -128,7 +129,7 @@ def texts_of(tokenizer: Any, encoded: EncodedSet, number: int) -> str:
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked", "causal"])
-def test_the_set_knows_which_tokens_are_text(tokenizer: Any, mode: Mode) -> None:
+def test_the_set_knows_which_tokens_are_text(tokenizer: Any, mode: EncodeMode) -> None:
     pair = encode(examples("it rains", second=["it is wet [SEP] outside"]), RTE, tokenizer, mode, 40)
     assert pair.texts.dtype == np.uint8 and len(pair.texts) == len(pair.tokens)
     assert [texts_of(tokenizer, pair, number) for number in (1, 2)] == ["it rains", "it is wet [SEP] outside"]
@@ -146,7 +147,7 @@ def test_without_a_fast_tokenizer_texts_are_what_stands_between_special_tokens()
 @pytest.mark.parametrize("texts", [("short", LONG), (LONG, "one two three"), (LONG, LONG), ("", LONG)])
 @pytest.mark.parametrize("mode", ["masked", "causal"])
 def test_a_sample_seen_shortened_is_the_sample_encoded_shorter(
-    tokenizer: Any, mode: Mode, texts: tuple[str, str]
+    tokenizer: Any, mode: EncodeMode, texts: tuple[str, str]
 ) -> None:
     """E25: tokens, answer position and label, whatever was cut before."""
     for task, second in ((RTE, [texts[1]]), (SST2, None), (TREC, None)):
@@ -214,7 +215,7 @@ def rows_of(file: str, first: list[str], second: list[str] | None = None) -> Exa
 
 @pytest.mark.parametrize("blank", BLANK)
 @pytest.mark.parametrize("mode", ["plain", "causal"])
-def test_a_row_without_a_token_is_refused_by_file_and_row(bare: Any, mode: Mode, blank: str) -> None:
+def test_a_row_without_a_token_is_refused_by_file_and_row(bare: Any, mode: EncodeMode, blank: str) -> None:
     task = SST2.model_copy(update={"causal_template": "{a}"})
     with pytest.raises(DataError, match=r"b.csv, row 2, column 'sentence': the text .* has no token .*remove the row"):
         parts = [rows_of("a.csv", ["good"] * 3), rows_of("b.csv", ["good", "bad", blank])]
@@ -222,7 +223,7 @@ def test_a_row_without_a_token_is_refused_by_file_and_row(bare: Any, mode: Mode,
 
 
 @pytest.mark.parametrize("mode", ["plain", "causal"])
-def test_a_pair_without_a_token_is_refused_and_half_a_pair_is_not(bare: Any, mode: Mode) -> None:
+def test_a_pair_without_a_token_is_refused_and_half_a_pair_is_not(bare: Any, mode: EncodeMode) -> None:
     task = RTE.model_copy(update={"causal_template": "{a}{b}"})
     found = encode(rows_of("a.csv", ["good", ""], ["", "bad"]), task, bare, mode, 64)
     assert np.diff(found.offsets).tolist() == [4, 3]
@@ -246,7 +247,7 @@ def test_prompts_and_responses_without_a_token_are_refused_by_file_and_row(bare:
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked", "causal"])
-def test_samples_that_lose_tokens_are_counted(tokenizer: Any, mode: Mode) -> None:
+def test_samples_that_lose_tokens_are_counted(tokenizer: Any, mode: EncodeMode) -> None:
     rows = examples("good film", LONG, "bad", LONG)
     room = len(encode(examples("bad film"), SST2, tokenizer, mode, 64).tokens)
     assert encode(rows, SST2, tokenizer, mode, 64).num_cut == 2
@@ -266,7 +267,7 @@ def test_without_a_fast_tokenizer_samples_that_lose_tokens_are_counted_too() -> 
 
 def test_short_texts_are_not_cut(tokenizer: Any) -> None:
     text = "word " * 150  # longer than the 128 tokens at which the packaged tokenizer cuts by default
-    modes: tuple[Mode, ...] = ("plain", "masked", "causal")
+    modes: tuple[EncodeMode, ...] = ("plain", "masked", "causal")
     for mode in modes:
         encoded = encode(examples(text), SST2, tokenizer, mode, 256)
         assert words(tokenizer, encoded).count("word") == 150
@@ -304,7 +305,7 @@ def test_padding_falls_back_to_the_end_token(byte_level: Any) -> None:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("mode", ["masked", "causal"])
-def test_every_verbaliser_word_is_one_token_of_the_packaged_model(tokenizer: Any, path: Path, mode: Mode) -> None:
+def test_every_verbaliser_word_is_one_token_of_the_packaged_model(tokenizer: Any, path: Path, mode: EncodeMode) -> None:
     task = task_of(path.stem)
     ids = label_word_ids(task, tokenizer, mode)
     assert tokenizer.convert_ids_to_tokens(ids) == [word.lower() for word in task.verbaliser]

@@ -84,5 +84,5 @@ def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     texts().save(tmp_path / "set")
     path = tmp_path / "set" / "set.json"
     path.write_text(path.read_text().replace('"kind": "texts"', '"kind": "sounds"'))
-    with pytest.raises(DataError, match="of the kind sounds, this version reads texts, arrays"):
+    with pytest.raises(DataError, match="of the kind sounds, this version reads texts, source_target, arrays"):
         open_set(tmp_path / "set")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kinds import KINDS
+from kinds import CASES
 from rotation import in_turn
 
 from fibec_ray.config.load import check
@@ -16,10 +16,10 @@ FLEETS = {"kind": "local"}, {"kind": "ray", "placement": "pooled", "num_actors":
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("kind", in_turn(list(KINDS), 2, "kinds on Ray"))
+@pytest.mark.parametrize("kind", in_turn(list(CASES), 2, "kinds on Ray"))
 def test_local_and_ray_agree_bit_for_bit(kind: str, tmp_path: Path, ray_cluster: None) -> None:
     found = []
     for fleet in FLEETS:
-        run = simulate(check(KINDS[kind]("fibecfed", rounds=3, fleet=fleet), "test"), tmp_path / fleet["kind"])
+        run = simulate(check(CASES[kind]("fibecfed", rounds=3, fleet=fleet), "test"), tmp_path / fleet["kind"])
         found.append((run.adapter_digest, log_digest(run.folder)))
     assert found[0] == found[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kinds import KINDS, READ_FROM_TABLES
+from kinds import CASES, KINDS, READ_FROM_TABLES
 from runs.interrupted import Plug, interrupted, result
 
 from fibec_ray.config.load import check, load_saved
@@ -24,9 +24,9 @@ def test_no_kind_is_left_out() -> None:
     assert KINDS.keys() | READ_FROM_TABLES.keys() == TASKS.keys()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_a_run_takes_what_was_planned_and_does_the_same_again(kind: str, tmp_path: Path) -> None:
-    experiment = check(KINDS[kind]("fibecfed", rounds=3), "test")
+    experiment = check(CASES[kind]("fibecfed", rounds=3), "test")
     outlook = foresee(experiment, prepare, tmp_path / "plan", cache_dir())
     run = simulate(experiment, tmp_path / "run")
     rows = read_rounds(run.folder).to_pylist()
@@ -40,18 +40,18 @@ def test_a_run_takes_what_was_planned_and_does_the_same_again(kind: str, tmp_pat
     assert replay(run.folder, 2, device).differences == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(kind: str, tmp_path: Path) -> None:
-    settings = KINDS[kind]("fibecfed", rounds=3)
+    settings = CASES[kind]("fibecfed", rounds=3)
     calm = simulate(check(settings, "test"), tmp_path / "calm")
     half = interrupted(settings, tmp_path / "half", settings["cohort_size"] + 1)
     assert result(resume(half, (), Plug()), half) == result(calm, calm.folder)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_a_method_trains_on_it(kind: str, method: str, tmp_path: Path) -> None:
-    run = simulate(check(KINDS[kind](method, rounds=2), "test"), tmp_path / "run")
+    run = simulate(check(CASES[kind](method, rounds=2), "test"), tmp_path / "run")
     assert run.rows[-1]["train_loss"] is not None and run.rows[-1]["personal_loss"] is not None
 
 

@@ -19,12 +19,14 @@ from fibec_ray.parts.peft.attached import Attached
 from fibec_ray.parts.peft.base import linear_names
 from fibec_ray.parts.peft.own import Own, train_head
 
-OUTPUTS = (
+OUTPUTS: tuple[tuple[str, ...], ...] = (
     ("attention.output.dense", "output.dense"),
     ("self_attn.o_proj", "mlp.down_proj"),
     ("self_attn.out_proj", "fc2"),
     ("attention.o_proj", "mlp.fc2"),
     ("attention.out_lin", "ffn.lin2"),
+    ("layer.0.SelfAttention.o", "layer.1.EncDecAttention.o", "layer.2.DenseReluDense.wo"),
+    ("layer.0.SelfAttention.o", "layer.1.DenseReluDense.wo"),
     ("attn.c_proj", "mlp.c_proj"),
 )
 """The last Linears of attention and feed-forward, by their names in a block; one row per model family."""

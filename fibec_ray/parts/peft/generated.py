@@ -29,7 +29,7 @@ class Generated(Own):
 
     num_tokens: int = Field(10, ge=1, description="m: number of virtual tokens")
     marks: ClassVar[tuple[str, ...]] = (PROMPTS,)
-    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text")
+    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text", "one_stack")
 
     @property
     def num_virtual(self) -> int:

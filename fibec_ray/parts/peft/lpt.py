@@ -43,7 +43,7 @@ class Lpt(Own):
     instance: bool = Field(True, description="make prompts for each sample; false: one table for all samples")
     bottleneck: int | None = Field(None, ge=1, description="number of rows of W1; null: 16")
     marks: ClassVar[tuple[str, ...]] = (PROMPTS,)
-    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text")
+    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text", "one_stack")
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> Lpt:

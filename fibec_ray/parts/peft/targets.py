@@ -40,12 +40,14 @@ class Family(NamedTuple):
 
 
 _SPLIT = Family(("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"))
+_OPT = Family(("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "out_proj"))
+_T5 = Family(("q", "v"), ("q", "k", "v", "o"))
 _BERT = Family(("query", "value"), ("query", "key", "value", "attention.output.dense"))
 FAMILIES: dict[str, Family] = {
     "llama": _SPLIT,
     "mistral": _SPLIT,
     "qwen2": _SPLIT,
-    "opt": Family(("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "out_proj")),
+    "opt": _OPT,
     "gpt2": Family(("c_attn",), ("c_attn", "attn.c_proj")),
     "bert": _BERT,
     "roberta": _BERT,
@@ -60,6 +62,11 @@ FAMILIES: dict[str, Family] = {
         ("query_proj", "value_proj"), ("query_proj", "key_proj", "value_proj", "attention.output.dense")
     ),
     "modernbert": Family(("attn.Wqkv",), ("attn.Wqkv", "attn.Wo")),
+    "t5": _T5,
+    "mt5": _T5,
+    "umt5": _T5,
+    "bart": _OPT,
+    "pegasus": _OPT,
     "bloom": Family(("query_key_value",), ("query_key_value", "self_attention.dense")),
 }
 """Module names of text models by transformers' `model_type`."""

@@ -34,7 +34,7 @@ class Virtual(Peft):
 
     num_tokens: int = Field(20, ge=1, description="m: number of virtual tokens")
     marks: ClassVar[tuple[str, ...]] = (ENCODER,)
-    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text")
+    needs: ClassVar[tuple[Need, ...]] = ("transformer", "text", "one_stack")
 
     @abstractmethod
     def config(self, task_type: str) -> Any:

@@ -125,8 +125,9 @@ def layer_similarity(model: LocalModel, shard: Shard, rows: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """(n, S H) from parts (c, S_c, H), which come in order of length."""
-    joined = parts[0].new_zeros(sum(map(len, parts)), parts[-1].shape[1], parts[0].shape[2])
+    """(n, S H) from parts (c, S_c, H)."""
+    longest = max(part.shape[1] for part in parts)
+    joined = parts[0].new_zeros(sum(map(len, parts)), longest, parts[0].shape[2])
     for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
         rows[:, : part.shape[1]] = part
     return joined.flatten(1)
