@@ -10,7 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from fibec_ray.data import tagging
 from fibec_ray.data.encode_tagged import encode_tagged
@@ -143,6 +146,32 @@ def test_tokens_and_tags_are_cut_together_and_saved(tmp_path: Path) -> None:
     short = shard.shortened(3).batch(torch.tensor([0, 1]))
     assert short.labels.tolist() == [[NO_LABEL, 1, NO_LABEL], [NO_LABEL, 4, NO_LABEL]]
     assert short.inputs["input_ids"].shape == (2, 3)
+
+
+def test_byte_level_tokenizers_read_words_as_in_a_text() -> None:
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = level
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=level.alphabet(), show_progress=False)
+    made.train_from_iterator(["rain in Paris", "a rain"] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
+    found = encode_tagged(rows([["rain", "in", "Paris"]], [[0, 0, 3]]), tokenizer, "ner", 16)
+    assert tokenizer.convert_ids_to_tokens(found.tokens.tolist()) == ["rain", "Ġin", "ĠParis"]
+    assert found.tags is not None and found.tags.tolist() == [0, 0, 3]
+    with pytest.raises(DataError, match="task ner: word 1, '', has no token for this tokenizer; replace the word"):
+        encode_tagged(rows([["a", ""]], [[0, 0]]), _without_unknown(), "ner", 16)
+
+
+def _without_unknown() -> Any:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_whitespace(), pad_token="a")
+    assert tokenizer.unk_token is None
+    return tokenizer
+
+
+def _whitespace() -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return made
 
 
 class Slow:
