@@ -153,25 +153,19 @@ def test_byte_level_tokenizers_read_words_as_in_a_text() -> None:
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = level
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=level.alphabet(), show_progress=False)
-    made.train_from_iterator(["rain in Paris", "a rain"] * 9, trainer)
+    made.train_from_iterator(["rain in Paris a a rain a"] * 9, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
     found = encode_tagged(rows([["rain", "in", "Paris"]], [[0, 0, 3]]), tokenizer, "ner", 16)
     assert tokenizer.convert_ids_to_tokens(found.tokens.tolist()) == ["rain", "Ġin", "ĠParis"]
     assert found.tags is not None and found.tags.tolist() == [0, 0, 3]
-    with pytest.raises(DataError, match="task ner: word 1, '', has no token for this tokenizer; replace the word"):
-        encode_tagged(rows([["a", ""]], [[0, 0]]), _without_unknown(), "ner", 16)
 
 
-def _without_unknown() -> Any:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_whitespace(), pad_token="a")
-    assert tokenizer.unk_token is None
-    return tokenizer
-
-
-def _whitespace() -> tokenizers.Tokenizer:
+def test_a_word_without_a_token_is_one_error() -> None:
     made = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return made
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="a")
+    with pytest.raises(DataError, match="task ner: word 1, '', has no token for this tokenizer; replace the word"):
+        encode_tagged(rows([["a", ""]], [[0, 0]]), tokenizer, "ner", 16)
 
 
 class Slow:
