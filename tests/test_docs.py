@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pages import PAGES, ROOT, WRITTEN, blocks, commands, files, prose
+from PIL import Image
 from test_words import RIDDLE
 
 from fibec_ray.cli.main import _parse, main
@@ -62,9 +63,13 @@ def test_pages_are_plain_english(name: str) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a user's table, beside the checkout's configs and cluster files."""
+    """A folder with a user's table and images, beside the checkout's configs and cluster files."""
     rows = [f"message {n},{'a' if n % 2 else 'b'}" for n in range(80)]
     (tmp_path / "my.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    for n in range(40):
+        image = tmp_path / "photos" / ("cat" if n % 2 else "dog") / f"{n}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (n, n, n)).save(image)
     for folder in ("configs", "cluster"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)

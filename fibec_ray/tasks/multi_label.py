@@ -159,7 +159,9 @@ class Mentions(Flagged):
     """The embedded messages with any number of topics (`data.mentions`)."""
 
     kind: Literal["mentions"] = "mentions"
-    label_names: tuple[str, ...] = mentions.NAMES_OF_TOPICS
+    label_names: tuple[str, ...] = Field(
+        mentions.NAMES_OF_TOPICS, description="names of the topics; there are no others"
+    )
 
     uses: ClassVar[tuple[str, ...]] = ("max_length",)
     embedded: ClassVar[str | None] = "mentions"

@@ -154,8 +154,10 @@ class SimilarTexts(ScoredTexts):
     """The embedded pairs of messages with a similarity from 0 to 5 (`data.similar`)."""
 
     kind: Literal["similar_texts"] = "similar_texts"
-    text_columns: tuple[str, ...] = ("first", "second")
-    score_range: tuple[float, float] = (0.0, similar.HIGHEST)
+    text_columns: tuple[str, ...] = Field(("first", "second"), description="names of the two texts in tables")
+    score_range: tuple[float, float] = Field(
+        (0.0, similar.HIGHEST), description="lowest and highest score; they are mapped to -1 and 1 for training"
+    )
 
     uses: ClassVar[tuple[str, ...]] = ("max_length",)
     embedded: ClassVar[str | None] = "similar"

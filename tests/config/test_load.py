@@ -17,7 +17,6 @@ from fibec_ray.config.names import config_folder, find_config, method_files
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import Job
 from fibec_ray.models.kinds import parse
-from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.robust import Krum
 from fibec_ray.parts.peft.lora import Lora
@@ -101,7 +100,7 @@ def test_every_file_opens_with_the_command_that_runs_it(path: Path) -> None:
     if group in ("methods", "tasks"):
         assert {"methods": experiment.method, "tasks": experiment.task}[group].name == path.stem
     elif group == "backbones":
-        assert experiment.backbone == Backbone.model_validate(read_yaml(path))
+        assert experiment.backbone == parse(read_yaml(path))
     else:
         assert experiment.name == path.stem
 
