@@ -22,8 +22,13 @@ def register() -> None:
 def _in_float32(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa, computed in float32."""
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
-    out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **options)
+    """transformers' sdpa, computed in float32. T5's position bias is among the options."""
+    given = {name: _float32(option) for name, option in options.items()}
+    states = query.float(), key.float(), value.float()
+    out, _ = sdpa_attention_forward(module, *states, _float32(attention_mask), **given)
     return out.to(query.dtype), None
+
+
+def _float32(value: Any) -> Any:
+    """The value in float32, if it is a tensor of floating point numbers."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import make_seq2seq, named
+from conftest import TINY_T5, make_seq2seq, named
+from peft import AutoPeftModelForSeq2SeqLM
+from safetensors.torch import load_file, save_file
 
 import fibec_ray
 from fibec_ray.config.load import check
@@ -21,7 +24,7 @@ from fibec_ray.data.source_target import SourceTargetSet
 from fibec_ray.errors import ConfigError, ModelError
 from fibec_ray.export.to_lm_eval import export_lm_eval
 from fibec_ray.export.write import export_merged
-from fibec_ray.models.backbone import load_tokenizer
+from fibec_ray.models.backbone import load_tokenizer, prepare
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.roundlog.reader import read_rounds
@@ -99,6 +102,40 @@ def test_a_trained_model_answers_as_transformers_generate_does(tmp_path: Path) -
         found = plain.generate(**TOKENIZER(prompt, return_tensors="pt", return_token_type_ids=False), max_new_tokens=5,
                                do_sample=False, eos_token_id=TOKENIZER.sep_token_id)  # fmt: skip
         assert TOKENIZER.decode(found[0], skip_special_tokens=True).strip() == answer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like one from the hub."""
+    folder = tmp_path_factory.mktemp("t5")
+    torch.manual_seed(0)
+    transformers.T5ForConditionalGeneration(transformers.AutoConfig.for_model(**TINY_T5)).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_is_adapted_and_peft_loads_the_adapter(dtype: str, checkpoint: Path, tmp_path: Path) -> None:
+    backbone = {"init": "pretrained", "config": None, "tokenizer": None, "name": str(checkpoint), "head": "seq2seq"}
+    settings = make_seq2seq(rounds=1, local={"learning_rate": 0.05})
+    settings["backbone"] = {**backbone, "dtype": dtype}
+    run = simulate(check(settings, "test"), tmp_path / "run")
+    theirs = AutoPeftModelForSeq2SeqLM.from_pretrained(run.folder / "adapter").eval()
+    model: Any = fibec_ray.load(run.folder).engine
+    prompts, written = torch.tensor([[101, 2000, 3000, 102]]), torch.tensor([[2001]])
+    with torch.no_grad():
+        logits = theirs(input_ids=prompts, decoder_input_ids=torch.tensor([[0, 2001]])).logits[:, -1].float()
+    slack = 1e-5 if dtype == "float32" else 0.1
+    torch.testing.assert_close(model.next_scores(prompts, written), logits, atol=slack, rtol=slack)
+
+
+def test_a_checkpoint_without_some_weights_is_rejected(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "t5")
+    weights = load_file(tmp_path / "t5" / "model.safetensors")
+    del weights["decoder.block.1.layer.1.EncDecAttention.k.weight"]
+    save_file(weights, tmp_path / "t5" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="lacks weights for its config .decoder.block.1.layer.1.EncDecAttention.k"):
+        prepare(Backbone(name=str(tmp_path / "t5"), head="seq2seq"), 0, 0, tmp_path / "cache")
 
 
 def test_lm_eval_is_for_decoders(tmp_path: Path) -> None:
