@@ -125,11 +125,16 @@ def _plain(word: str) -> str:
     return word.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """The end of an error sentence about an unknown name: the nearest allowed one, or all of them."""
+def did_you_mean(word: str, allowed: Iterable[str], then: str = "") -> str:
+    """The end of an error sentence about an unknown name: the nearest allowed one, or all of them.
+
+    then: what follows in the message.
+    """
     names = sorted(allowed)
     near = nearest(word, names)
-    return f"did you mean '{near}'?" if near else f"allowed: {', '.join(names) or 'none'}"
+    if near:
+        return f"did you mean '{near}'?{' ' if then else ''}{then}"
+    return f"allowed: {', '.join(names) or 'none'}{'; ' if then else ''}{then}"
 
 
 @cache

@@ -43,13 +43,16 @@ def require_columns(
         if column not in there:
             raise DataError(
                 f"{where}: no column '{column}'; it has {', '.join(there) or 'no columns'}; "
-                f"{did_you_mean(column, there)} {remedy}"
+                f"{did_you_mean(column, there, remedy)}"
             )
     return columns
 
 
 MISSING = "fill it in, set data.drop_missing=true to leave such rows out"
 OTHER = "name another column with data.text"
+NO_SCORE = f"{MISSING}, or name another column with data.label"
+LARGEST = 1e30
+"""Size of a score at most. Errors and ranges then stay finite in float32."""
 
 
 def texts_of(column: Any, where: str, missing: str = MISSING, other: str = OTHER) -> list[str]:
@@ -102,27 +105,34 @@ def values_of(column: Any, where: str, rows: Sequence[int] | NDArray[np.int64] |
     return found
 
 
-def numbers_of(column: Any, where: str, within: tuple[float, float]) -> NDArray[np.float32]:
-    """The column as (N,) float32. Raises DataError for a row without a number, and for one outside of `within`."""
+def numbers_of(column: Any, where: str, within: tuple[float, float]) -> NDArray[np.float64]:
+    """The column as (N,) float64. Raises DataError for a row without a number, and for one outside of `within`."""
     column = plain(column)
     if not len(column):
         raise DataError(f"{where}: no rows; give a split with at least one")
     if column.null_count or pa.types.is_null(column.type):
-        raise DataError(f"{where}: no score in row {first_null(column)}; {MISSING}")
+        raise DataError(f"{where}: no score in row {first_null(column)}; {NO_SCORE}")
     if pa.types.is_boolean(column.type) or pa.types.is_nested(column.type):
         raise DataError(f"{where}: the values are of type {column.type}, not numbers; name another with data.label")
     try:
-        values = pc.cast(column, pa.float64()).to_numpy()
-    except pa.ArrowInvalid as error:
+        values: NDArray[np.float64] = pc.cast(column, pa.float64()).to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a value, or the type of the column
         raise DataError(f"{where}: the values are not all numbers ({error}); name another with data.label") from error
+    if len(lost := np.flatnonzero(np.isnan(values))):
+        raise DataError(f"{where}: no score in row {lost[0]}; {NO_SCORE}")
+    if len(wide := np.flatnonzero(np.abs(values) > LARGEST)):
+        raise DataError(
+            f"{where}: the score {values[wide[0]]:g} in row {wide[0]}; allowed: {-LARGEST:g} to {LARGEST:g}; correct "
+            "it, or remove the row"
+        )
     low, high = within
-    odd = np.flatnonzero(~((values >= low) & (values <= high)))  # a NaN is not within anything
+    odd = np.flatnonzero((values < low) | (values > high))
     if len(odd):
         raise DataError(
             f"{where}: the score {values[odd[0]]:g} in row {odd[0]} is outside of task.score_range "
-            f"[{low:g}, {high:g}]; set 'task.score_range=[{np.nanmin(values):g},{np.nanmax(values):g}]'"
+            f"[{low:g}, {high:g}]; set 'task.score_range=[{min(low, values.min())},{max(high, values.max())}]'"
         )
-    return values.astype(np.float32)
+    return values
 
 
 def pylist(column: Any, where: str) -> list[Any]:

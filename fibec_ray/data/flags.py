@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fibec_ray.data.columns import pylist
+from fibec_ray.data.labels import is_missing
 from fibec_ray.errors import DataError, did_you_mean
 
 DELIMITERS = ",;|"
@@ -39,15 +40,19 @@ def names_in(column: Any, where: str) -> set[str]:
 
 def _labels(value: Any) -> list[str | int]:
     """Labels of one row."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [label.strip() if isinstance(label, str) else label for label in value if label is not None]
-    if not isinstance(value, str):
-        return [value]
-    for delimiter in DELIMITERS:
-        value = value.replace(delimiter, DELIMITERS[0])
-    return [label.strip() for label in value.split(DELIMITERS[0]) if label.strip()]
+    if isinstance(value, str):
+        for delimiter in DELIMITERS:
+            value = value.replace(delimiter, DELIMITERS[0])
+        value = value.split(DELIMITERS[0])
+    labels = value if isinstance(value, list) else [value]
+    return [_label(each) for each in labels if not is_missing(each) and each == each]  # pandas writes NaN for null
+
+
+def _label(value: Any) -> Any:
+    """A name without spaces around it, or an id. pandas writes ids as 1.0 where others are missing."""
+    if isinstance(value, str):
+        return value.strip()
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _number(label: Any, number: dict[str, int], own: Sequence[str] | None, where: str) -> int:
@@ -60,8 +65,8 @@ def _number(label: Any, number: dict[str, int], own: Sequence[str] | None, where
     if text.isdecimal() and int(text) < len(number):
         return int(text)
     raise DataError(
-        f"{where}: label {text!r} is unknown to the task; {did_you_mean(text, number)} set task.label_names, or name "
-        "another column with data.label"
+        f"{where}: label {text!r} is unknown to the task; "
+        + did_you_mean(text, number, "set task.label_names, or name another column with data.label")
     )
 
 

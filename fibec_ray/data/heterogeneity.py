@@ -113,5 +113,6 @@ def own_mean_r2(train_values: Values, test_values: Values, split: Split) -> floa
     """R2 when each device predicts the mean of its own training values for its test rows, over all rows."""
     said = np.zeros(len(test_values))
     for train, test in zip(split.train, split.test, strict=True):
-        said[test] = train_values[train].mean(dtype=np.float64)
+        if len(test):
+            said[test] = train_values[train].mean(dtype=np.float64)
     return r2(test_values, said)

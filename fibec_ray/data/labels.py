@@ -224,8 +224,9 @@ def _id_of(name: Value, names: _Names, task: Classes, where: str, place: str = "
     if found is None:
         text = shown(name, quoted=False)
         raise DataError(
-            f"{where}: class '{text}' is unknown to task {task.name}; {did_you_mean(text, task.label_names)} "
-            f"set data.label_column, or name it in the task's label_aliases{place}"
+            f"{where}: class '{text}' is unknown to task {task.name}; "
+            + did_you_mean(text, task.label_names, "set data.label_column, or name it in the task's label_aliases")
+            + place
         )
     return found
 

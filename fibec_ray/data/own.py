@@ -237,8 +237,8 @@ def _table(path: Path, config: DataConfig, roles: Roles | None, user_column: str
         there[:] = columns
         for column in (*(config.text_columns or ()), *([config.label_column] if config.label_column else ())):
             if column not in columns:
-                hint = did_you_mean(column, columns)
-                raise DataError(f"{path}: no column {column!r}; {hint} set data.text or data.label to a column's name")
+                hint = did_you_mean(column, columns, "set data.text or data.label to a column's name")
+                raise DataError(f"{path}: no column {column!r}; {hint}")
         for column in others:
             if column not in columns:
                 raise DataError(f"partition.column: {path} has no column {column!r}; {did_you_mean(column, columns)}")

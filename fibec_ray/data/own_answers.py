@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fibec_ray.data.columns import class_names, numbers_of
+from fibec_ray.data.columns import class_names, complete_rows, numbers_of
 from fibec_ray.data.flags import names_in
 from fibec_ray.data.infer_classes import names_of_classes
 from fibec_ray.data.labels import LabelColumn, read_labels
@@ -47,10 +47,14 @@ class OwnClasses:
 
 
 class OwnScores:
-    """A real score; its range is that of the files."""
+    """A real score; its range is that of the files. drop_missing: rows without a score are left out."""
+
+    def __init__(self, drop_missing: bool):
+        self._drop_missing = drop_missing
 
     def read(self, table: Any, column: str, where: str) -> Any:
-        return numbers_of(table[column], where, ANY)
+        rows = complete_rows(table, (column,), where) if self._drop_missing else None
+        return numbers_of(table[column] if rows is None else table[column].take(rows), where, ANY)
 
     def is_unlabelled(self, labels: Any) -> bool:
         return bool((labels == -1).all())

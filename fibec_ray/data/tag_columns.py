@@ -27,18 +27,22 @@ def tagged_rows(
 ) -> tuple[list[list[str]], list[list[int]], NDArray[np.int64]]:
     """Words and tags of N rows of a table, and the numbers of these rows. columns: of words, and of tags.
 
-    drop_empty: leave out rows without words. Raises DataError for rows that do not fit.
+    drop_empty: leave out rows without words or without tags. Raises DataError for rows that do not fit.
     """
     in_words, in_tags = (f"{where}, column '{column}'" for column in columns)
     words, tags = (_lists(table[column], f"{where}, column '{column}'") for column in columns)
     if not words:
         raise DataError(f"{in_words}: no rows; give a split with at least one")
-    empty = [row for row, each in enumerate(words) if not each]
+    empty = [row for row, each in enumerate(words) if not each or not tags[row]]
     if empty and not drop_empty:
-        raise DataError(f"{in_words}: no words in row {empty[0]}; {EMPTY}")
+        lost = f"{in_tags}: no tags" if words[empty[0]] else f"{in_words}: no words"
+        raise DataError(f"{lost} in row {empty[0]}; {EMPTY}")
     rows = sorted(set(range(len(words))) - set(empty))
     if not rows:
-        raise DataError(f"{in_words}: no words in all of {len(words)} rows; name another column with data.text")
+        raise DataError(
+            f"{where}: none of {len(words)} rows has words in column '{columns[0]}' and tags in column '{columns[1]}'; "
+            "name other columns with data.text and data.label"
+        )
     read = _TagReader(names_of(table.schema.metadata, columns[1]), label_names, in_tags)
     found = []
     for row in rows:
@@ -79,7 +83,7 @@ class _TagReader:
             name = self._name_of(tag, row)
             raise DataError(
                 f"{self._where}: tag {shown(name)} in row {row} is unknown to the task; "
-                f"{did_you_mean(name, self._label_names)} name it in task.label_names, or set data.label"
+                f"{did_you_mean(name, self._label_names, 'name it in task.label_names, or set data.label')}"
             )
         return found
 

@@ -83,11 +83,10 @@ class Flagged(Texts):
 
     def figures(self, predictions: Predictions) -> Figures:
         """Micro F1, and macro F1: the mean over labels (0 for a label that no text has and none is given)."""
-        from sklearn.metrics import f1_score  # heavy, and device actors never score
-
-        true, found = predictions.labels.numpy(), predictions.predicted.numpy()
-        micro, macro = (float(f1_score(true, found, average=how, zero_division=0)) for how in ("micro", "macro"))
-        return Figures(micro, {"f1_macro": macro})
+        true, found = predictions.labels.bool().numpy(), predictions.predicted.bool().numpy()
+        right, either = (true & found).sum(0), true.sum(0) + found.sum(0)
+        micro = float(2 * right.sum() / max(1, either.sum()))
+        return Figures(micro, {"f1_macro": float((2 * right / np.maximum(1, either)).mean())})
 
     def anchors(self, train: Examples, test: Examples, split: Split) -> dict[str, float]:
         """Exact matches of the most frequent set of labels, overall and of each device."""
@@ -138,18 +137,22 @@ class MultiLabel(Flagged, LabelledTexts):
     def rows_of(self, tables: Sequence[Table], config: DataConfig) -> list[Examples]:
         parts = []
         for table in tables:
-            content, where = table
+            where = table.where
+            content, rows = self.complete(table, config)
             texts = [texts_of(content[column], f"{where}, column '{column}'") for column in self.text_columns]
             own = class_names(content.schema.metadata, self.label_column)
             flags = flags_of(
                 content[self.label_column], self.label_names, own, f"{where}, column '{self.label_column}'"
             )
             second = texts[1] if len(texts) == 2 else None
-            origin = Origin.of(where, content.num_rows)
+            origin = Origin.of(where, table.content.num_rows, rows)
             parts.append(Examples(texts[0], second, np.zeros(len(flags), np.int64), origin=origin, targets=flags))
         return parts
 
-    uses: ClassVar[tuple[str, ...]] = tuple(name for name in LabelledTexts.uses if name != "drop_missing")
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The texts only: rows without labels are answers too."""
+        return self.text_columns
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Examples, Examples]:
         return self.grouped(*super().load(config, seed, user_column))

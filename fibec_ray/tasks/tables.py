@@ -156,11 +156,16 @@ class LabelledTexts(FromTables, Texts):
     def columns(self, there: list[str], where: str) -> tuple[str, ...]:
         return require_columns(where, tuple(dict.fromkeys((*self.text_columns, self.label_column))), there)
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns in which each row has a value; `data.drop_missing` leaves other rows out."""
+        return (*self.text_columns, self.label_column)
+
     def complete(self, table: Table, config: DataConfig) -> tuple[Any, NDArray[np.int64] | None]:
-        """The table and None; with `data.drop_missing` the rows that have all texts and a label, and their numbers."""
+        """The table and None; with `data.drop_missing` the rows that have what is `needed`, and their numbers."""
         if not config.drop_missing:
             return table.content, None
-        rows = complete_rows(table.content, (*self.text_columns, self.label_column), table.where)
+        rows = complete_rows(table.content, self.needed, table.where)
         return table.content.take(rows), rows
 
     def effective(self, config: DataConfig) -> Self:

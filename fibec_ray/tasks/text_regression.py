@@ -129,7 +129,7 @@ class TextRegression(ScoredTexts, LabelledTexts):
     def examined(
         cls, config: DataConfig, user_column: str | None, label_names: Sequence[str]
     ) -> tuple[OwnData, dict[str, Any]]:
-        found = examine(config, user_column, answers=OwnScores())
+        found = examine(config, user_column, answers=OwnScores(config.drop_missing))
         return found, {"text_columns": list(found.columns), "label_column": found.label_column}
 
     def rows_of(self, tables: Sequence[Table], config: DataConfig) -> list[Examples]:

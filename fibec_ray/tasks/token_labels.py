@@ -156,7 +156,7 @@ class TokenLabels(WordTags, LabelledTexts):
 
     def notes(self, config: DataConfig, train: Tagged, test: Tagged) -> Sequence[str]:
         dropped = sum(rows.origin.dropped for rows in (train, test) if rows.origin is not None)
-        return (f"{dropped} rows without words were left out",) if dropped else ()
+        return (f"{dropped} rows without words or tags were left out",) if dropped else ()
 
 
 class Tagging(WordTags):

@@ -363,10 +363,24 @@ def test_fractions_and_lists_name_the_kind_that_takes_them(tmp_path: Path, monke
     Path("scores.jsonl").write_text(rows)
     assert "scores and not classes; set task.kind=text_regression to predict them" in refused("scores.jsonl")
     task = own("scores.jsonl", "task.kind=text_regression").task
-    assert (task.kind, task.score_range, task.text_columns) == ("text_regression", (0.0, pytest.approx(3.9)), ("text",))
+    assert (task.kind, task.score_range, task.text_columns) == ("text_regression", (0.0, 3.9), ("text",))
 
     names = ["[]", '["joy"]', '["joy", "fear"]', '["fear"]']
     Path("lists.jsonl").write_text("".join(f'{{"text": "film {i}", "labels": {names[i % 4]}}}\n' for i in range(40)))
     assert "every row has a list of labels; set task.kind=multi_label" in refused("lists.jsonl")
     task = own("lists.jsonl", "task.kind=multi_label").task
     assert (task.kind, task.label_names, task.label_column) == ("multi_label", ("fear", "joy"), "labels")
+
+
+def test_the_range_of_scores_holds_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.1 is no float32. Rows without a score are left out if the user wants it."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"film number {i}", "label": 0.1 + i / 7} for i in range(40)]
+    Path("scores.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = own("scores.jsonl", "task.kind=text_regression")
+    train, test = load(found.task, found.data, seed=0)
+    assert len(train) + len(test) == 40
+    with Path("scores.jsonl").open("a") as file:
+        file.write('{"text": "a film without a score", "label": null}\n')
+    assert "no score in row 40; " in refused("scores.jsonl", "task.kind=text_regression")
+    assert own("scores.jsonl", "task.kind=text_regression", "data.drop_missing=true").task == found.task

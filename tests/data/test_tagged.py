@@ -71,7 +71,11 @@ def test_words_and_tags_come_from_lists_names_or_text(tmp_path: Path) -> None:
     assert found(rows_of(tmp_path / "rows.jsonl")) == wanted
 
 
-def test_rows_without_words_are_left_out_if_the_user_wants_it(tmp_path: Path) -> None:
+def test_rows_without_words_or_tags_are_left_out_if_the_user_wants_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "tags.parquet", [*WORDS, ["a"]], [*TAGS, None])
+    with pytest.raises(DataError, match=r"tags.parquet, column 'ner_tags': no tags in row 2; .*drop_missing=true"):
+        rows_of(path)
+    assert found(rows_of(path, drop_missing=True)) == sorted(zip(WORDS, TAGS, strict=True))
     path = write(tmp_path / "rows.parquet", [*WORDS, []], [*TAGS, []])
     with pytest.raises(DataError, match=r"rows.parquet, column 'tokens': no words in row 2; .*drop_missing=true"):
         rows_of(path)

@@ -52,6 +52,8 @@ def read(folder: Path, labels: Any, metadata: dict[str, str] | None = None, suff
         (["joy", "joy, anger", "", "fear", "joy", "joy"], "csv"),
         (["0", "0;1", "", "2", "0", "0"], "csv"),
         (["joy", "anger|joy", None, "fear", "joy", "joy"], "parquet"),
+        ([["joy"], ["joy", "anger"], [""], ["fear", None], ["joy"], ["joy"]], "parquet"),
+        ([[0.0], [0.0, 1.0], [], [2.0, float("nan")], [0.0], [0.0]], "parquet"),
     ],
 )
 def test_labels_are_read_however_they_are_written(labels: Any, suffix: str, tmp_path: Path) -> None:
@@ -116,3 +118,23 @@ def test_heads_that_answer_with_words_are_refused() -> None:
     settings = make_tiny(backbone={"head": "masked_lm"}) | {"task": {"name": "mentions", "kind": "mentions"}}
     with pytest.raises(ConfigError, match="needs a score for each label; .* set backbone.head=mean_pool"):
         check(settings | {"data": {"max_length": 16}}, "test")
+
+
+def test_rows_without_a_text_can_be_left_out(tmp_path: Path) -> None:
+    """A row without labels stays: it is an answer."""
+    path = tmp_path / "rows.parquet"
+    labels = [["joy"], ["fear"], [], None, ["joy"]]
+    pyarrow.parquet.write_table(pa.table({"text": ["a", None, "b", "c", " "], "labels": labels}), path)
+    rows = task(eval_split=None)
+    with pytest.raises(DataError, match="no text in row 1; .*data.drop_missing=true"):
+        load(rows, DataConfig(path=str(path)), seed=0)
+    train, test = load(rows, DataConfig(path=str(path), drop_missing=True), seed=0)
+    assert sorted(train.texts_a + test.texts_a) == ["a", "b", "c"]
+
+
+def test_f1_of_one_label_is_not_its_accuracy() -> None:
+    """By hand: of 2 texts with the label one is found, and one text has it wrongly."""
+    found = torch.tensor([[1], [0], [1], [0], [0]])
+    true = torch.tensor([[1], [1], [0], [0], [0]])
+    figures = task(label_names=("joy",)).figures(Predictions(true, found, torch.zeros(5)))
+    assert figures == (0.5, {"f1_macro": 0.5})

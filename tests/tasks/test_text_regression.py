@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,9 @@ def test_rows_are_dealt_by_fifths_of_the_training_scores(tmp_path: Path) -> None
     [
         ([0.5] * 19 + [7.0], r"the score 7 in row 19 is outside of task.score_range \[0, 5\]; set 'task.score_range="),
         ([0.5] * 19 + [None], "no score in row 19; fill it in"),
-        ([0.5] * 19 + [float("nan")], "the score nan in row 19 is outside"),
+        ([0.5] * 19 + [float("nan")], "no score in row 19; fill it in"),
+        ([0.5] * 19 + [float("inf")], "the score inf in row 19; allowed: "),
+        ([datetime(2024, 1, 1)] * 20, "the values are not all numbers"),
         (["x"] * 20, "the values are not all numbers"),
         ([[1.0]] * 20, "of type list<.*, not numbers"),
     ],
@@ -59,9 +64,15 @@ def test_a_value_that_is_no_score_is_one_error(scores: list[Any], says: str, tmp
     assert "t.parquet, column 'label'" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_remedy_of_a_range_works(tmp_path: Path) -> None:
-    train, _ = load(task(score_range=(0, 7)), file_of(tmp_path / "t.parquet", [0.5] * 19 + [7.0]), seed=0)
-    assert train.targets.max() <= 7
+@pytest.mark.parametrize("scores", [[0.5] * 19 + [7.123456789], [7.1] * 20, [-1 / 3] * 10 + [1e9 / 3] * 10])
+def test_the_remedy_of_a_range_works(scores: list[float], tmp_path: Path) -> None:
+    config = file_of(tmp_path / "t.parquet", scores)
+    with pytest.raises(DataError) as caught:
+        load(task(), config, seed=0)
+    remedy = re.search(r"task.score_range=(\[.*\])'", str(caught.value))
+    assert remedy is not None
+    train, _ = load(task(score_range=json.loads(remedy[1])), config, seed=0)
+    assert len(train) == 16
 
 
 def test_correlations_by_hand() -> None:
