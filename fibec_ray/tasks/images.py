@@ -63,7 +63,7 @@ class ImageClasses(Classes):
         return ("image",)
 
 
-class ImageClassification(FromTables, ImageClasses):
+class ImageClassification(ImageClasses, FromTables):
     """Images from class folders, numpy's arrays, or tables with a column of images."""
 
     kind: Literal["images"] = "images"
