@@ -161,7 +161,7 @@ def test_a_random_base_is_written_and_the_folder_can_move(runs: dict[str, Finish
     model = PeftModel.from_pretrained(base, moved / "adapter").eval()
     ids, trained = torch.tensor([[101, 2054, 2003]]), load(runs["texts"])
     with torch.no_grad():
-        torch.testing.assert_close(model(input_ids=ids).logits[:, -1], trained.engine.next_scores(ids))  # type: ignore[attr-defined]
+        torch.testing.assert_close(model(input_ids=ids).logits[:, -1], trained.engine.next_scores(ids, ids[:, :0]))  # type: ignore[attr-defined]
 
 
 def test_a_local_base_is_named_by_its_path(tmp_path: Path) -> None:
