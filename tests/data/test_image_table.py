@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image as Pil
 
-from fibec_ray.data.image_table import has_image, image_column, sources_of
+from fibec_ray.data.image_table import complete_images, image_column, sources_of
 from fibec_ray.data.pixels import decode
 from fibec_ray.errors import DataError
 
@@ -82,8 +82,9 @@ def test_a_path_without_files_is_refused() -> None:
 
 def test_rows_without_an_image_are_known() -> None:
     structs = [{"bytes": None, "path": None}, {"bytes": b"x", "path": None}, None]
-    assert has_image(column(structs)).tolist() == [False, True, False]
-    assert has_image(column(["a.png", "", None])).tolist() == [True, False, False]
+    for images, complete in ((structs, [1]), (["a.png", "", None], [0])):
+        table = pa.table({"image": images, "label": ["a", "b", "c"]})
+        assert complete_images(table, "image", "label", "t").tolist() == complete
 
 
 @pytest.mark.parametrize(
