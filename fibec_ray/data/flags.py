@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from fibec_ray.data.columns import pylist
@@ -68,8 +67,3 @@ def _number(label: Any, number: dict[str, int], own: Sequence[str] | None, where
         f"{where}: label {text!r} is unknown to the task; "
         + did_you_mean(text, number, "set task.label_names, or name another column with data.label")
     )
-
-
-def is_flags_column(kind: pa.DataType) -> bool:
-    """True for columns of lists."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -206,7 +206,3 @@ PARTITIONS: dict[str, type[Partition]] = {
 
 WITHOUT_LABELS = tuple(kind for kind, rule in PARTITIONS.items() if not rule.deals_by_label and rule is not ByColumn)
 """Kinds that work for rows without labels."""
-
-AnyPartition = Annotated[
-    ByColumn | DirichletLabel | DirichletQuantity | Iid | Pathological | Shards | Topics, Field(discriminator="kind")
-]

@@ -8,18 +8,15 @@ topic agrees, which a bag of words cannot tell.
 
 from __future__ import annotations
 
-import string
-
 import numpy as np
 from pydantic import BaseModel, Field
 
 from fibec_ray.data.examples import Examples
-from fibec_ray.data.grammar import NAMES, PLACES, TOPICS, Topic
-from fibec_ray.data.synthetic import TIMES_OF
+from fibec_ray.data.grammar import TOPICS
+from fibec_ray.data.sentences import TIMES_OF, filled
 from fibec_ray.seeds import numpy_generator
 
 HIGHEST = 5.0
-GROUPS = 5
 
 
 class SimilarSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -31,23 +28,23 @@ class SimilarSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
 
 
 def generate(num_samples: int, seed: int, split: str, settings: SimilarSettings) -> Examples:
-    """Draw pairs; a third has the same topic only, a third the same sentence, a third different topics.
+    """Generate pairs; a third has the same topic only, a third the same sentence, a third different topics.
 
     Training and test messages use different times, so no message is in both.
     """
     assert split in ("train", "test"), split
     rng = numpy_generator(seed, "similar", split)
-    topics = list(TOPICS.values())
+    topics, when = list(TOPICS.values()), TIMES_OF[split]
     first, second, scores, difficulties = [], [], [], []
     for kind in rng.permutation(np.arange(num_samples) % 3):
         mine, other = (topics[i] for i in rng.choice(len(topics), 2, replace=False))
         ask = int(rng.integers(len(mine.asks)))
         same_time = bool(rng.integers(2))
-        times = rng.choice(len(TIMES_OF[split]), 2, replace=False)
+        times = rng.choice(len(when), 2, replace=False)
         theirs = mine if kind else other
         asked = ask if kind == 2 else int((ask + 1 + rng.integers(len(theirs.asks) - 1)) % len(theirs.asks))
-        first.append(_message(mine, ask, TIMES_OF[split][times[0]], rng))
-        second.append(_message(theirs, asked, TIMES_OF[split][times[0 if same_time else 1]], rng))
+        first.append(filled(mine.asks[ask], mine, rng, (when[times[0]],)))
+        second.append(filled(theirs.asks[asked], theirs, rng, (when[times[0 if same_time else 1]],)))
         scores.append(3.0 * (kind > 0) + 1.0 * (kind == 2) + 1.0 * same_time)
         difficulties.append(float((kind == 1) or (kind == 0 and same_time)))
     values = np.array(scores)
@@ -55,12 +52,3 @@ def generate(num_samples: int, seed: int, split: str, settings: SimilarSettings)
         values = np.clip(values + settings.noise * rng.standard_normal(num_samples), 0.0, HIGHEST)
     groups = np.minimum(np.array(scores), HIGHEST - 1).astype(np.int64)
     return Examples(first, second, groups, np.array(difficulties, dtype=np.float32), targets=values.astype(np.float32))
-
-
-def _message(topic: Topic, ask: int, time: str, rng: np.random.Generator) -> str:
-    words = {"place": PLACES, "name": NAMES, "thing": topic.things}
-    pattern = topic.asks[ask]
-    slots = [slot for _, slot, _, _ in string.Formatter().parse(pattern) if slot]
-    filled = {slot: time if slot == "time" else words[slot][int(rng.integers(len(words[slot])))] for slot in slots}
-    text = pattern.format(**filled)
-    return text[0].upper() + text[1:]

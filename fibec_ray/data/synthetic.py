@@ -10,7 +10,6 @@ A message with a wrong label (label noise) has difficulty 1.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,17 +19,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from fibec_ray.data.examples import Examples
-from fibec_ray.data.grammar import NAMES, NEGATIONS, OPENERS, PADDING, PLACES, TIMES, TOPICS, Topic
+from fibec_ray.data.grammar import NEGATIONS, OPENERS, PADDING, TOPICS, Topic
+from fibec_ray.data.sentences import TIMES_OF, filled, one_of
 from fibec_ray.errors import DataError
 from fibec_ray.seeds import numpy_generator
 
 MAX_PADDING = 2
 _MAX_REDRAWS = 1000
 T = TypeVar("T")
-TIMES_OF = {  # every fourth time belongs to the test messages
-    "test": TIMES[::4],
-    "train": tuple(time for k, time in enumerate(TIMES) if k % 4),
-}
 
 
 class SyntheticSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -94,8 +90,7 @@ def write(class_: int, features: Features, rng: np.random.Generator, times: tupl
     """Write one message that asks about the topic `class_` and has the features."""
 
     def fill(pattern: str, topic: Topic) -> str:
-        text = pattern.format(**drawn_slots(pattern, topic, rng, times))
-        return text[0].upper() + text[1:]
+        return filled(pattern, topic, rng, times)
 
     opener, sentences = compose(class_, features, rng, num_classes, fill)
     return " ".join([opener, *sentences] if opener else sentences)
@@ -107,18 +102,18 @@ def compose(
     """The opener ('' for none) and the sentences of a message. fill: (sentence with slots, topic) -> a sentence."""
     topics = list(TOPICS.values())[:num_classes]
     others = [topic for k, topic in enumerate(topics) if k != class_]
-    sentences = [fill(_one(topics[class_].asks, rng), topics[class_])]
+    sentences = [fill(one_of(topics[class_].asks, rng), topics[class_])]
     if features.contrast:
         other = others[rng.integers(len(others))]
-        sentences.insert(0, fill(_one(other.remarks, rng), other))
+        sentences.insert(0, fill(one_of(other.remarks, rng), other))
     if features.negation:
         other = others[rng.integers(len(others))]
-        subject = _one(other.subjects, rng)
-        negation = fill(_one(NEGATIONS, rng).replace("{subject}", subject), other)
+        subject = one_of(other.subjects, rng)
+        negation = fill(one_of(NEGATIONS, rng).replace("{subject}", subject), other)
         sentences.insert(len(sentences) if rng.random() < 0.5 else len(sentences) - 1, negation)
     for k in rng.choice(len(PADDING), size=features.padding, replace=False):
         sentences.insert(int(rng.integers(len(sentences) + 1)), fill(PADDING[k], topics[class_]))
-    return _one(OPENERS, rng), sentences
+    return one_of(OPENERS, rng), sentences
 
 
 def _new_message(
@@ -138,13 +133,6 @@ def _new_message(
     )
 
 
-def drawn_slots(pattern: str, topic: Topic, rng: np.random.Generator, times: tuple[str, ...]) -> dict[str, str]:
-    """A phrase for each slot of a sentence."""
-    words = {"place": PLACES, "name": NAMES, "time": times, "thing": topic.things}
-    slots = [slot for _, slot, _, _ in string.Formatter().parse(pattern) if slot]
-    return {slot: _one(words[slot], rng) for slot in slots}
-
-
 def _flip(
     classes: NDArray[np.int64], noise: float, num_classes: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -153,7 +141,3 @@ def _flip(
     labels = classes.astype(np.int64)
     labels[wrong] = (labels[wrong] + rng.integers(1, num_classes, size=len(wrong))) % num_classes
     return labels, wrong
-
-
-def _one(words: tuple[str, ...], rng: np.random.Generator) -> str:
-    return words[int(rng.integers(len(words)))]

@@ -17,7 +17,8 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from fibec_ray.data.grammar import TOPICS, Topic
-from fibec_ray.data.synthetic import TIMES_OF, Features, compose, draw_features, drawn_slots
+from fibec_ray.data.sentences import TIMES_OF, drawn_slots
+from fibec_ray.data.synthetic import Features, compose, draw_features
 from fibec_ray.data.tagged import OUTSIDE, Tagged, most_frequent_types, spans
 from fibec_ray.errors import DataError
 from fibec_ray.seeds import numpy_generator
