@@ -105,7 +105,7 @@ def open_personal(folder: Path, device: int, base: str | None, place: str) -> tu
     if not 0 <= device < num_devices:
         raise ConfigError(f"device {device}: the run has devices 0 to {num_devices - 1}")
     start = _newest(record)
-    about = describe(record.experiment, record.identity, label_names(record.experiment, record.identity.prepared))
+    about = describe(record.experiment, record.identity, label_names(record.experiment))
     round_ = start.manifest.next_round
     about = about.model_copy(
         update={"device": device, "round": round_, "base_path": relative_base(about.backbone, record.folder)}

@@ -85,7 +85,7 @@ def read_about(home: Path) -> SavedModel:
         return read_saved_model(home)
     run = home.parent
     identity, experiment = read_identity(run), load_saved(run / "config.yaml")
-    return describe(experiment, identity, label_names(experiment, identity.prepared))
+    return describe(experiment, identity, label_names(experiment))
 
 
 def _part(about: SavedModel, home: Path) -> tuple[Peft, Tensors]:

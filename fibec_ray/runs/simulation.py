@@ -108,7 +108,7 @@ def carry_on(
             rows.append(logged.row)
         checkpointer.finish(experiment.rounds - 1, totals, log.newest)
         adapter = fleet.adapter()
-        about = describe(experiment, identity, label_names(experiment, identity.prepared), fleet.base)
+        about = describe(experiment, identity, label_names(experiment), fleet.base)
         save_model(adapter, totals.layout, experiment, about, rows[-1] if rows else None, folder / "adapter")
     except BaseException:
         with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
@@ -237,7 +237,6 @@ def _git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def label_names(experiment: Experiment, prepared: Prepared) -> tuple[str, ...]:
-    """Of the classes that a model scores; () where it gives texts or values."""
-    names = getattr(experiment.task.effective(experiment.data), "label_names", ())
-    return names if len(names) == prepared.num_classes else ()
+def label_names(experiment: Experiment) -> tuple[str, ...]:
+    """Names of the classes, labels or tags that a model scores; () where it gives texts or values."""
+    return experiment.task.effective(experiment.data).score_names

@@ -8,16 +8,16 @@ this package asks which kind a task is. A new kind is one file here and one line
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fibec_ray.answers import Answers, Readout
 from fibec_ray.data.dealing import Ints, Split
-from fibec_ray.data.examples import Examples, Rows
+from fibec_ray.data.examples import Rows
 from fibec_ray.data.heterogeneity import Column, majority_accuracy, own_majority_accuracy
 from fibec_ray.data.own import OwnData, examine
 from fibec_ray.data.questions import Questions
@@ -102,6 +102,11 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
     @abstractmethod
     def num_scores(self) -> int:
         """Number of scores that a model gives: C classes, 1 value; 0 for answers in text."""
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of what a model scores, in order: classes, labels or tags; () for values and texts."""
+        return ()
 
     def num_groups(self, train: Any) -> int | None:
         """Number of different `labels`, by which partitions deal rows; None if rows have no labels."""
@@ -234,44 +239,6 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
         return Figures(self.accuracy(predictions))
 
 
-def ask_for_columns(there: Sequence[str], count: int) -> str:
-    """Message that asks which columns of a table hold the text."""
-    which = "two columns" if count == 2 else "the column"
-    names = " ".join(["NAME"] * count)
-    return f"has the columns {', '.join(there)}; name {which} with the text: --columns {names}"
-
-
-class Texts(Task):
-    """Samples of one text, or of a pair of texts."""
-
-    has_texts: ClassVar[bool] = True
-
-    text_columns: tuple[str, ...] = Field(
-        ("sentence",), min_length=1, max_length=2, description="column of the text, or two columns for pairs of texts"
-    )
-
-    @property
-    def typed_columns(self) -> tuple[str, ...]:
-        return self.text_columns
-
-    def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Any:
-        texts = split_pairs(inputs, len(self.text_columns), self.name)
-        return Examples(texts[0], texts[1] if len(texts) == 2 else None, np.zeros(len(texts[0]), np.int64))
-
-    def input_columns(self, there: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
-        """The task's own columns, or the only ones that there are."""
-        own = self.text_columns
-        wanted = tuple(chosen) or (tuple(there) if len(there) == len(own) and not set(own) <= set(there) else own)
-        if len(wanted) != len(own) or not set(wanted) <= set(there):
-            raise DataError(ask_for_columns(there, len(own)))
-        return wanted
-
-    @model_validator(mode="after")
-    def _columns_differ(self) -> Self:
-        refuse_twice(self, "text_columns")
-        return self
-
-
 def refuse_twice(task: Task, *fields: str) -> None:
     """Raise ValueError for a field that has an entry twice."""
     for field in fields:
@@ -280,20 +247,30 @@ def refuse_twice(task: Task, *fields: str) -> None:
             raise ValueError(f"{field} has {twice[0]!r} twice; every entry must differ")
 
 
-def split_pairs(inputs: Sequence[Any], count: int, task: str) -> list[list[str]]:
-    """One list of texts per column. Raises DataError for an input that is not `count` texts."""
-    rows = [(value,) if isinstance(value, str) else tuple(value) for value in inputs]
-    for at, row in enumerate(rows):
-        if len(row) != count or not all(isinstance(text, str) for text in row):
-            wanted = "a text" if count == 1 else "a pair of texts, (first, second)"
-            found = "a text" if isinstance(inputs[at], str) else f"{inputs[at]!r:.60}"
-            raise DataError(f"input {at}: task {task} takes {wanted} for each sample, and this is {found}")
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
 def accuracies(train: Ints, test: Ints, split: Split) -> dict[str, float]:
     """Accuracy of the most frequent training label, and of each device's own."""
     return {"majority": majority_accuracy(train, test), "own_majority": own_majority_accuracy(train, test, split)}
+
+
+class Counts(Protocol):
+    """Settings of an embedded task."""
+
+    @property
+    def num_train(self) -> int:
+        """Training rows to generate."""
+
+    @property
+    def num_test(self) -> int:
+        """Test rows to generate."""
+
+
+S = TypeVar("S", bound=Counts)
+R = TypeVar("R")
+
+
+def generated(generate: Callable[[int, int, str, S], R], seed: int, settings: S) -> tuple[R, R]:
+    """The (train, test) rows of an embedded task. generate: (number, seed, split, settings) -> rows."""
+    return generate(settings.num_train, seed, "train", settings), generate(settings.num_test, seed, "test", settings)
 
 
 def at_most(rows: tuple[Rows, Rows], config: DataConfig, seed: int) -> tuple[Rows, Rows]:

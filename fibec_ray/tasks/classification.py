@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,10 +22,11 @@ from fibec_ray.data.source import Table
 from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Task, Texts, refuse_twice
+from fibec_ray.tasks.base import Task, generated, refuse_twice
 from fibec_ray.tasks.prediction import Prediction, most_likely
 from fibec_ray.tasks.scores import Figures, share_right
 from fibec_ray.tasks.tables import LabelledTexts
+from fibec_ray.tasks.texts import Texts
 from fibec_ray.types import Predictions
 
 Metric = Literal["accuracy", "mcc", "accuracy_f1"]
@@ -44,6 +45,8 @@ class Classes(Task):
     )
 
     likelihood: ClassVar[str] = "categorical"
+    words_per_class: ClassVar[str] = "label_names"
+    """settings with an entry for each class, for messages"""
 
     @property
     def num_classes(self) -> int:
@@ -53,6 +56,19 @@ class Classes(Task):
     @property
     def num_scores(self) -> int:
         return self.num_classes
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return self.label_names
+
+    def first_classes(self, num_classes: int) -> Self:
+        """The task with its first classes only. Raises DataError if it has fewer classes."""
+        if num_classes > self.num_classes:
+            raise DataError(
+                f"data.{self.embedded}.num_classes: {num_classes}, but task {self.name} names {self.num_classes}; "
+                f"lower it or add {self.words_per_class}"
+            )
+        return self.model_copy(update={"label_names": self.label_names[:num_classes]})
 
     def figures(self, predictions: Predictions) -> Figures:
         """mcc: Matthews correlation (CoLA). accuracy_f1: mean of accuracy and F1 of class 1 (MRPC)."""
@@ -92,6 +108,7 @@ class TextClasses(Classes, Texts):
     )
 
     pipeline: ClassVar[str | None] = "text-classification"
+    words_per_class: ClassVar[str] = "label_names and verbaliser words"
 
     def encode(self, rows: Examples, encoder: Encoder) -> SampleSet:
         return encode(rows, self, encoder.tokenizer, encoder.mode, encoder.max_length)
@@ -123,9 +140,6 @@ class TextClasses(Classes, Texts):
             f"{', '.join(self.label_names[:8])}, or backbone.head=mean_pool, which needs neither"
         )
 
-    def about_cuts(self, sets: Sequence[SampleSet], max_length: int) -> str:
-        return truncated(sets, max_length)
-
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
         if self.verbaliser and len(self.verbaliser) != len(self.label_names):
@@ -136,8 +150,7 @@ class TextClasses(Classes, Texts):
         refuse_twice(self, "verbaliser")
         if empty := [word for word in self.verbaliser if not word.strip()]:
             raise ValueError(f"verbaliser has an empty word {empty[0]!r}; give a word for each label")
-        if unknown := [name for name in self.label_aliases.values() if name not in self.label_names]:
-            raise ValueError(f"label_aliases: {unknown[0]!r} is not among label_names {list(self.label_names)}")
+        refuse_other_aliases(self.label_aliases, self.label_names)
         return self
 
     @model_validator(mode="after")
@@ -206,39 +219,18 @@ class Synthetic(TextClasses):
 
     def effective(self, config: DataConfig) -> Self:
         """The same task with the first classes only, as many as `data.synthetic.num_classes`."""
-        super().effective(config)
-        wanted = config.synthetic.num_classes
-        if wanted > self.num_classes:
-            raise DataError(
-                f"data.synthetic.num_classes: {wanted}, but task {self.name} names {self.num_classes}; lower it or "
-                "add label_names and verbaliser words"
-            )
-        return self.first_classes(wanted)
+        return super().effective(config).first_classes(config.synthetic.num_classes)
 
     def first_classes(self, num_classes: int) -> Self:
-        """The task with its first classes only."""
-        names = self.label_names[:num_classes]
-        aliases = {other: name for other, name in self.label_aliases.items() if name in names}
-        cut = {"label_names": names, "verbaliser": self.verbaliser[:num_classes], "label_aliases": aliases}
-        return self.model_copy(update=cut)
+        cut = super().first_classes(num_classes)
+        aliases = {other: name for other, name in self.label_aliases.items() if name in cut.label_names}
+        return cut.model_copy(update={"verbaliser": self.verbaliser[:num_classes], "label_aliases": aliases})
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Examples, Examples]:
-        settings = config.synthetic
-        return (
-            synthetic.generate(settings.num_train, seed, "train", settings),
-            synthetic.generate(settings.num_test, seed, "test", settings),
-        )
+        return generated(synthetic.generate, seed, config.synthetic)
 
 
-def truncated(sets: Sequence[Any], max_length: int) -> str:
-    """'3 of 100 training samples (3%) were truncated to data.max_length=64', or ''. sets: of training and of test."""
-    cuts = [
-        f"{part.num_cut} of {part.num_samples} {name} samples ({_percent(part.num_cut / part.num_samples)})"
-        for name, part in zip(("training", "test"), sets, strict=True)
-        if part.num_cut
-    ]
-    return f"{' and '.join(cuts)} were truncated to data.max_length={max_length}" if cuts else ""
-
-
-def _percent(share: float) -> str:
-    return "less than 1%" if share < 0.01 else f"{share:.0%}"
+def refuse_other_aliases(aliases: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raise ValueError for an alias of a class that the task does not name."""
+    if unknown := [name for name in aliases.values() if name not in names]:
+        raise ValueError(f"label_aliases: {unknown[0]!r} is not among label_names {list(names)}")

@@ -22,8 +22,9 @@ from fibec_ray.data.source import Table
 from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Task, accuracies, ask_for_columns, numbered
+from fibec_ray.tasks.base import Task, accuracies, generated, numbered
 from fibec_ray.tasks.tables import FromTables
+from fibec_ray.tasks.texts import ask_for_columns
 
 ANY_RESPONSE = "0"
 """Stands where training has a response: prompts are encoded as samples, and only their prompts are used."""
@@ -163,10 +164,7 @@ class Exercises(Generation):
     embedded: ClassVar[str | None] = "exercises"
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Instructions, Instructions]:
-        settings = config.exercises
-        train = exercises.generate(settings.num_train, seed, "train", settings)
-        test = exercises.generate(settings.num_test, seed, "test", settings)
-        train, test = Instructions.alike([train, test])
+        train, test = Instructions.alike(generated(exercises.generate, seed, config.exercises))
         return train, test
 
     @model_validator(mode="after")

@@ -28,7 +28,8 @@ from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.errors import DataError
 from fibec_ray.files.storage import is_url
 from fibec_ray.image_reading import Plain
-from fibec_ray.tasks.classification import Classes
+from fibec_ray.tasks.base import generated
+from fibec_ray.tasks.classification import Classes, refuse_other_aliases
 from fibec_ray.tasks.tables import FILES_ONLY, FromTables
 
 
@@ -148,8 +149,7 @@ class ImageClassification(ImageClasses, FromTables):
 
     @model_validator(mode="after")
     def _aliases_fit(self) -> Self:
-        if unknown := [name for name in self.label_aliases.values() if name not in self.label_names]:
-            raise ValueError(f"label_aliases: {unknown[0]!r} is not among label_names {list(self.label_names)}")
+        refuse_other_aliases(self.label_aliases, self.label_names)
         return self
 
 
@@ -166,21 +166,10 @@ class Shapes(ImageClasses):
 
     def effective(self, config: DataConfig) -> Self:
         """The same task with the first classes only, as many as `data.shapes.num_classes`."""
-        super().effective(config)
-        wanted = config.shapes.num_classes
-        if wanted > self.num_classes:
-            raise DataError(
-                f"data.shapes.num_classes: {wanted}, but task {self.name} names {self.num_classes}; lower it or add "
-                "label_names"
-            )
-        return self.model_copy(update={"label_names": self.label_names[:wanted]})
+        return super().effective(config).first_classes(config.shapes.num_classes)
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Images, Images]:
-        settings = config.shapes
-        return (
-            shapes.generate(settings.num_train, seed, "train", settings),
-            shapes.generate(settings.num_test, seed, "test", settings),
-        )
+        return generated(shapes.generate, seed, config.shapes)
 
 
 def _rows(part: LabelledImages, labels: Any, origin: Origin | None = None) -> Images:

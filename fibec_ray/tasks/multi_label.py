@@ -13,59 +13,44 @@ from torch import Tensor
 from fibec_ray.data import mentions
 from fibec_ray.data.columns import class_names, texts_of
 from fibec_ray.data.dealing import Split
-from fibec_ray.data.encode import encode
 from fibec_ray.data.examples import Examples, Origin
 from fibec_ray.data.flags import flags_of
 from fibec_ray.data.heterogeneity import Column
 from fibec_ray.data.own import OwnData, examine
 from fibec_ray.data.own_answers import OwnFlags
-from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table
-from fibec_ray.encoder import Encoder
-from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Texts, accuracies, refuse_twice
-from fibec_ray.tasks.classification import truncated
+from fibec_ray.tasks.base import accuracies, generated, refuse_twice
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import LabelledTexts
+from fibec_ray.tasks.texts import ScoredTexts
 from fibec_ray.types import Predictions
 
 
-class Flagged(Texts):
+class Flagged(ScoredTexts):
     """Texts with a yes or no for each of several labels. The loss is the sum of their cross-entropies.
 
     accuracy is the share of texts with exactly the right labels. Partitions by label deal by the rarest label that a
     text has; texts without labels are a group of their own.
     """
 
-    template: ClassVar[str] = ""
-    causal_template: ClassVar[str] = ""
-    verbaliser: ClassVar[tuple[str, ...]] = ()
-
     label_names: tuple[str, ...] = Field((), description="names of the labels in the order of their ids")
     metric: Literal["f1_micro"] = Field("f1_micro", description="F1 over all labels of all texts together")
 
-    pipeline: ClassVar[str | None] = "text-classification"
     likelihood: ClassVar[str] = "bernoulli"
+    per_text: ClassVar[str] = "a score for each label"
 
     @property
     def num_scores(self) -> int:
         return len(self.label_names)
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return self.label_names
+
     def num_groups(self, train: Examples) -> int | None:
         return self.num_scores + 1
-
-    def unfit_for(self, backbone: AnyBackbone) -> str | None:
-        if backbone.encode_mode == "plain":
-            return None
-        return (
-            f"task {self.name} needs a score for each label; {backbone.scores_by} answers with one word; set "
-            "backbone.head=mean_pool"
-        )
-
-    def encode(self, rows: Examples, encoder: Encoder) -> SampleSet:
-        return encode(rows, self, encoder.tokenizer, encoder.mode, encoder.max_length)
 
     def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Examples:
         rows = super().rows_to_predict(inputs, shape)
@@ -97,9 +82,6 @@ class Flagged(Texts):
 
     def compared(self, train: Examples) -> Mapping[str, Column | None]:
         return {"label": train.answers}
-
-    def about_cuts(self, sets: Sequence[SampleSet], max_length: int) -> str:
-        return truncated(sets, max_length)
 
     def grouped(self, train: Examples, test: Examples) -> tuple[Examples, Examples]:
         """Both sets with the rarest label of each row, by the training rows, as what partitions deal by."""
@@ -170,9 +152,7 @@ class Mentions(Flagged):
     embedded: ClassVar[str | None] = "mentions"
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Examples, Examples]:
-        settings = config.mentions
-        train = mentions.generate(settings.num_train, seed, "train", settings)
-        return self.grouped(train, mentions.generate(settings.num_test, seed, "test", settings))
+        return self.grouped(*generated(mentions.generate, seed, config.mentions))
 
     @model_validator(mode="after")
     def _topics_are_known(self) -> Self:

@@ -18,7 +18,7 @@ from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.errors import DataError
-from fibec_ray.tasks.base import Task
+from fibec_ray.tasks.base import Task, generated
 from fibec_ray.tasks.classification import Classes
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tasks.scores import Figures
@@ -95,11 +95,7 @@ class Regression(Values, Numbers):
     embedded: ClassVar[str | None] = "regression"
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Points, Points]:
-        settings = config.regression
-        return (
-            points.generate(settings.num_train, seed, "train", settings),
-            points.generate(settings.num_test, seed, "test", settings),
-        )
+        return generated(points.generate, seed, config.regression)
 
     def num_groups(self, train: Points) -> int | None:
         return train.num_groups

@@ -21,9 +21,10 @@ from fibec_ray.data.source import Table
 from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Task, ask_for_columns
+from fibec_ray.tasks.base import Task, generated
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import FromTables
+from fibec_ray.tasks.texts import ask_for_columns
 from fibec_ray.types import Predictions
 
 CHANCE = 0.5
@@ -164,8 +165,4 @@ class PreferenceExercises(Preference):
     embedded: ClassVar[str | None] = "preferences"
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Pairs, Pairs]:
-        settings = config.preferences
-        return (
-            preference_exercises.generate(settings.num_train, seed, "train", settings),
-            preference_exercises.generate(settings.num_test, seed, "test", settings),
-        )
+        return generated(preference_exercises.generate, seed, config.preferences)

@@ -17,7 +17,8 @@ from fibec_ray.data.settings import FILE_SETTINGS, TEST_FRACTION, TEXT_FILE_SETT
 from fibec_ray.data.source import Table, read_tables
 from fibec_ray.data.stamps import Stamp, stamps_of
 from fibec_ray.errors import DataError
-from fibec_ray.tasks.base import Task, Texts, refuse_twice
+from fibec_ray.tasks.base import Task, refuse_twice
+from fibec_ray.tasks.texts import Texts
 
 FILES_ONLY = ("format", *TEXT_FILE_SETTINGS)
 OVERRIDES = ("train_splits", "eval_split", "text_columns", "image_column", "image_size", "label_column")

@@ -14,7 +14,6 @@ from torch import Tensor
 from fibec_ray.data import similar
 from fibec_ray.data.columns import numbers_of, texts_of
 from fibec_ray.data.dealing import Split
-from fibec_ray.data.encode import encode
 from fibec_ray.data.examples import Examples, Origin
 from fibec_ray.data.heterogeneity import Column
 from fibec_ray.data.own import OwnData, examine
@@ -23,35 +22,30 @@ from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table
 from fibec_ray.encoder import Encoder
-from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Texts
-from fibec_ray.tasks.classification import truncated
+from fibec_ray.tasks.base import generated
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import LabelledTexts
+from fibec_ray.tasks.texts import ScoredTexts
 from fibec_ray.types import Predictions
 
 GROUPS = 5
 """equal parts of the training scores, by which partitions deal rows"""
 
 
-class ScoredTexts(Texts):
+class RatedTexts(ScoredTexts):
     """Texts with a real score. The loss is half the squared error, after the range of scores is mapped to [-1, 1].
 
     Partitions by label deal by fifths of the training scores.
     """
-
-    template: ClassVar[str] = ""
-    causal_template: ClassVar[str] = ""
-    verbaliser: ClassVar[tuple[str, ...]] = ()
 
     metric: Literal["pearson"] = Field("pearson", description="Pearson correlation of predicted and true scores")
     score_range: tuple[float, float] = Field(
         (-1.0, 1.0), description="lowest and highest score; they are mapped to -1 and 1 for training"
     )
 
-    pipeline: ClassVar[str | None] = "text-classification"
     likelihood: ClassVar[str] = "normal"
+    per_text: ClassVar[str] = "one score for each text"
 
     @property
     def num_scores(self) -> int:
@@ -60,17 +54,9 @@ class ScoredTexts(Texts):
     def num_groups(self, train: Examples) -> int | None:
         return GROUPS
 
-    def unfit_for(self, backbone: AnyBackbone) -> str | None:
-        if backbone.encode_mode == "plain":
-            return None
-        return (
-            f"task {self.name} needs one score for each text; {backbone.scores_by} answers with words; set "
-            "backbone.head=mean_pool"
-        )
-
     def encode(self, rows: Examples, encoder: Encoder) -> SampleSet:
         scaled = (2 * (rows.answers - self._middle) / self._width).astype(np.float32)
-        return encode(replace(rows, targets=scaled), self, encoder.tokenizer, encoder.mode, encoder.max_length)
+        return super().encode(replace(rows, targets=scaled), encoder)
 
     def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Examples:
         rows = super().rows_to_predict(inputs, shape)
@@ -99,9 +85,6 @@ class ScoredTexts(Texts):
     def compared(self, train: Examples) -> Mapping[str, Column | None]:
         return {"label": train.labels, "value": train.answers}
 
-    def about_cuts(self, sets: Sequence[SampleSet], max_length: int) -> str:
-        return truncated(sets, max_length)
-
     @property
     def _middle(self) -> float:
         return sum(self.score_range) / 2
@@ -118,7 +101,7 @@ class ScoredTexts(Texts):
         return self
 
 
-class TextRegression(ScoredTexts, LabelledTexts):
+class TextRegression(RatedTexts, LabelledTexts):
     """Texts with scores from tables."""
 
     kind: Literal["text_regression"] = "text_regression"
@@ -150,7 +133,7 @@ class TextRegression(ScoredTexts, LabelledTexts):
         return _grouped(train, cuts), _grouped(test, cuts)
 
 
-class SimilarTexts(ScoredTexts):
+class SimilarTexts(RatedTexts):
     """The embedded pairs of messages with a similarity from 0 to 5 (`data.similar`)."""
 
     kind: Literal["similar_texts"] = "similar_texts"
@@ -163,11 +146,7 @@ class SimilarTexts(ScoredTexts):
     embedded: ClassVar[str | None] = "similar"
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Examples, Examples]:
-        settings = config.similar
-        return (
-            similar.generate(settings.num_train, seed, "train", settings),
-            similar.generate(settings.num_test, seed, "test", settings),
-        )
+        return generated(similar.generate, seed, config.similar)
 
 
 def _grouped(rows: Examples, cuts: NDArray[np.float64]) -> Examples:

@@ -28,11 +28,11 @@ from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.likelihoods import NO_TAG
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Texts, accuracies, refuse_twice
-from fibec_ray.tasks.classification import truncated
+from fibec_ray.tasks.base import accuracies, generated, refuse_twice
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import LabelledTexts
+from fibec_ray.tasks.texts import Texts
 from fibec_ray.types import Predictions
 
 
@@ -60,6 +60,10 @@ class WordTags(Texts):
     def num_scores(self) -> int:
         return len(self.label_names)
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return self.label_names
+
     def num_groups(self, train: Tagged) -> int | None:
         return len(entity_types(self.label_names))
 
@@ -75,7 +79,7 @@ class WordTags(Texts):
         return encode_tagged(rows, encoder.tokenizer, self.name, encoder.max_length)
 
     def about_cuts(self, sets: Sequence[SampleSet], max_length: int) -> str:
-        cuts = truncated(sets, max_length)
+        cuts = super().about_cuts(sets, max_length)
         return f"{cuts}; words behind the cut are not scored" if cuts else ""
 
     def compared(self, train: Tagged) -> Mapping[str, Column | None]:
@@ -171,11 +175,7 @@ class Tagging(WordTags):
     embedded: ClassVar[str | None] = "tagging"
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Tagged, Tagged]:
-        settings = config.tagging
-        return (
-            tagging.generate(settings.num_train, seed, "train", settings),
-            tagging.generate(settings.num_test, seed, "test", settings),
-        )
+        return generated(tagging.generate, seed, config.tagging)
 
     @model_validator(mode="after")
     def _own_tags(self) -> Self:

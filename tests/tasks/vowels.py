@@ -6,27 +6,21 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fibec_ray.data.encode import encode
 from fibec_ray.data.examples import Examples
-from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
-from fibec_ray.encoder import Encoder
 from fibec_ray.seeds import numpy_generator
-from fibec_ray.tasks.base import Texts
 from fibec_ray.tasks.scores import Figures
+from fibec_ray.tasks.texts import ScoredTexts
 from fibec_ray.types import Predictions
 
 LETTERS = "aeioubcdfg"
 
 
-class Vowels(Texts):
+class Vowels(ScoredTexts):
     """Words of up to six letters; the answer is the number of vowels, from 0 to 6."""
 
     kind: Literal["vowels"] = "vowels"
     metric: Literal["off_by"] = "off_by"
-    template: ClassVar[str] = ""
-    causal_template: ClassVar[str] = ""
-    verbaliser: ClassVar[tuple[str, ...]] = ()
 
     uses: ClassVar[tuple[str, ...]] = ("max_length",)
 
@@ -36,9 +30,6 @@ class Vowels(Texts):
 
     def load(self, config: DataConfig, seed: int, user_column: str | None = None) -> tuple[Any, Any]:
         return _words(60, seed, "train"), _words(20, seed, "test")
-
-    def encode(self, rows: Examples, encoder: Encoder) -> SampleSet:
-        return encode(rows, self, encoder.tokenizer, encoder.mode, encoder.max_length)
 
     def figures(self, predictions: Predictions) -> Figures:
         """How far off a count is on average, below 0 so that more is better."""
