@@ -17,6 +17,7 @@ def cards_of(tables: RunTables, anchors: Anchors, metric: str | None = None) -> 
     found = [
         _card("Scores", curves.accuracy_curves(tables, anchors)),
         _card("Scores", curves.metric_curves(tables, metric, anchors)),
+        *(_card("Scores", group) for group in curves.further_curves(tables)),
         _card("Scores", spread_curves(tables)),
         _card("Scores", curves.loss_curves(tables, metric)),
         _card("Scores", curves.perplexity_curves(tables)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import polars as pl
 
 from fibec_ray.analysis.figure import Anchors, Curve, Series
 from fibec_ray.analysis.tables import RunTables, any_finite, cohort_means
@@ -44,6 +46,8 @@ AXES = (
     Axis("bytes_total", "bytes", "bytes", "sent both ways", BYTES),
     Axis("num_samples_total", "samples", "samples", "training samples visited, repeats included", COUNT),
 )
+OF_VALUES = ("r2", "pearson")
+"""Metrics of tasks whose answers are real values."""
 _TRAINED = ("personal_accuracy_trained", "personal models, trained devices")
 ANCHORS = {
     "majority": "majority class",
@@ -82,6 +86,24 @@ def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> li
     levels = _levels(anchors) if metric == "r2" else ()
     caption = "The task's own metric after each evaluated round."
     return _by_axes(tables, Curve("metric", name, caption, "", name, (), levels), "metric")
+
+
+def further_curves(tables: RunTables) -> list[list[Curve]]:
+    """Further figures of the task, such as precision and recall: the curves of each over all axes."""
+    found = {who: tables.named(f"{who}_metrics") for who in ("global", "personal")}
+    names = dict.fromkeys(name for rows in found.values() for row in rows for name in row)
+    return [_further(tables, found, name) for name in names]
+
+
+def _further(tables: RunTables, found: Mapping[str, Sequence[Mapping[str, float]]], name: str) -> list[Curve]:
+    columns = [
+        pl.Series(f"{who}_{name}", [row.get(name) for row in rows], dtype=pl.Float64) for who, rows in found.items()
+    ]
+    caption = (
+        "A further figure of the task after each evaluated round. The buttons show it over time, bytes and samples."
+    )
+    wide = replace(tables, rounds=tables.rounds.with_columns(columns))
+    return _by_axes(wide, Curve(f"metric_{name}", name, caption, "", name, ()), name)
 
 
 def training_loss(tables: RunTables, metric: str | None = None) -> Curve:
@@ -146,7 +168,7 @@ def _by_axes(tables: RunTables, curve: Curve, name: str, *more: tuple[str, str])
 
 
 def _loss_unit(metric: str | None) -> str:
-    return "loss (half squared error)" if metric == "r2" else "loss (nats)"
+    return "loss (half squared error)" if metric in OF_VALUES else "loss (nats)"
 
 
 def _levels(anchors: Anchors) -> tuple[tuple[str, float], ...]:

@@ -42,6 +42,11 @@ class RunTables:
         """A column of the rounds table; None where the log has null."""
         return self.rounds.get_column(name).to_list()
 
+    def named(self, column: str) -> list[dict[str, float]]:
+        """A column of figures by name, such as `global_metrics`; a round without figures has none."""
+        rows = [row or {} for row in self.column(column)]  # older releases of polars read maps as lists of structs
+        return [row if isinstance(row, dict) else {each["key"]: each["value"] for each in row} for row in rows]
+
     def rounds_done(self) -> int:
         """How many training rounds the log has."""
         return int(max(self.column("round"))) + FIRST_ROUND

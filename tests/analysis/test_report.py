@@ -253,6 +253,28 @@ def test_another_metric_than_accuracy_has_its_own_curve_and_row(tmp_path):
     assert "Global matthews" in page and "0.2500" in page
 
 
+def test_further_figures_of_a_task_have_their_own_curves(tmp_path):
+    """Only rounds that have them; a log without any has no such curve."""
+    log = RoundLog(tmp_path, METADATA)
+    log.append(rounds_row(0, **evaluated(0)), [], [])
+    further = {"global_metrics": [("recall", 0.5)], "personal_metrics": [("recall", 0.25), ("precision", 0.75)]}
+    log.append(rounds_row(1, **evaluated(1), **further), [], [])
+    found = curves(tmp_path)
+    assert [each.points for each in found["metric_recall_by_rounds"].series] == [((2, 0.5),), ((2, 0.25),)]
+    assert [each.label for each in found["metric_precision_by_rounds"].series] == ["personal models"]
+    assert not any(stem.startswith("metric_") for stem in curves(full_run(tmp_path / "classes")))
+    figures = {figure["stem"] for figure in figures_in(page_of(tmp_path))}
+    assert {"metric_recall_by_rounds", "metric_precision_by_bytes"} <= figures
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit"), [("pearson", "half squared error"), ("r2", "half squared error"), ("mcc", "nats")]
+)
+def test_losses_are_in_the_unit_of_the_task(metric, unit, tmp_path):
+    figures = figures_of(cards_of(RunTables.read(full_run(tmp_path)), {}, metric))
+    assert {each.y_label for each in figures if "loss" in each.stem} == {f"loss ({unit})"}
+
+
 def test_where_answers_are_texts_perplexity_has_its_own_curve(tmp_path):
     log = RoundLog(tmp_path, METADATA)
     log.append(rounds_row(0, **evaluated(0), global_perplexity=20.0, personal_perplexity=9.0), [], [])
