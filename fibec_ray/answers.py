@@ -27,7 +27,7 @@ class Answers(BaseModel, frozen=True, extra="forbid"):
     label_words: tuple[int, ...] | None = None
     """token ids (C,) of the verbaliser's words; None without one"""
     beta: float | None = None
-    """with readout pair: scores per nat by which the model prefers a response more than its base does"""
+    """with readout pair: the factor on log-probabilities relative to the base's; None with other readouts"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Answers:

@@ -30,7 +30,7 @@ def blocks_of(module: Any) -> nn.ModuleList:
     for child in module.modules():
         if isinstance(child, nn.ModuleList) and len(child) == count:
             return child
-    raise ModelError(f"method.peft: {type(module).__name__} keeps its {count} blocks in no list; choose lora")
+    raise ModelError(f"method.peft: {type(module).__name__} does not keep its {count} blocks in a list; choose lora")
 
 
 def has_stages(config: Any) -> bool:

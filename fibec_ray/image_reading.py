@@ -1,4 +1,4 @@
-"""How a backbone reads images: between the code that stores images and the processors of models.
+"""How a backbone reads images: the interface between code that stores images and the image processors of models.
 
 (h, w) is the size of an image, (H, W) the size that the model reads.
 """
@@ -53,7 +53,7 @@ class Resize:
 class Plain:
     """How networks from scratch read images: at their own size, bytes scaled to [-1, 1].
 
-    The scale is fixed, so that devices need to agree on no statistics of their data.
+    The scale is fixed, so devices do not have to share statistics of their data.
     """
 
     def __init__(self) -> None:

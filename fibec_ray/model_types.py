@@ -147,7 +147,7 @@ class Work:
 
     flops: float = 0.0
     num_tokens: int = 0
-    """samples, where they are no text"""
+    """samples, where they are not text"""
     backward_flops: float = 0.0
     """those of `flops` that were backward passes"""
 

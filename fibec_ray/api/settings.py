@@ -52,7 +52,7 @@ def overrides_of(changes: Mapping[str, Any]) -> Iterator[str]:
 def _flat(changes: Mapping[Any, Any], above: str) -> Iterator[tuple[str, Any]]:
     for key, value in changes.items():
         if not isinstance(key, str):
-            raise ConfigError(f"{above or 'experiment'}: the key {key!r} is no string; put it in quotes")
+            raise ConfigError(f"{above or 'experiment'}: the key {key!r} is not a string; put it in quotes")
         full = f"{above}.{key}" if above else key
         if isinstance(value, Mapping) and value and "kind" not in value:
             yield from _flat(value, full)

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         return any(action.dest == "overrides" for action in self.arguments)
 
     def fill(self, arguments: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-        """Give words that are left over to optional arguments without a value, and return the others.
+        """Fill optional arguments without a value from the words that are left over; return the other words.
 
         argparse gives an optional argument no value if an option stands before it: `export RUN --to lm-eval DIR`.
         """

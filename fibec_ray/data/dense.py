@@ -67,7 +67,7 @@ class DenseSet:
 
     @property
     def answer_lengths(self) -> NDArray[np.int64]:
-        """(N,) zeros: answers are no texts."""
+        """(N,) zeros: answers are not texts."""
         return np.zeros(self.num_samples, np.int64)
 
     @property

@@ -18,7 +18,7 @@ class Rows:
     """Base of dataclasses with columns of N rows (lists, arrays, an `Origin`). Other fields apply to all rows."""
 
     labels: NDArray[np.int64]
-    """(N,) what partitions go by: class ids in the order of the task's label_names, or regions of a domain"""
+    """(N,) groups by which partitions deal: class ids in the order of the task's label_names, or regions of a domain"""
     users: list[str] | None
     """N ids of users, if the partition deals by them"""
 

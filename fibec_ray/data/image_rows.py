@@ -15,7 +15,7 @@ from fibec_ray.image_reading import BICUBIC, Image, resized
 
 @dataclass(frozen=True)
 class Images(Rows):
-    """Images with class labels. An image is decoded each time it is asked for, so that large sets fit in memory."""
+    """Images with class labels. An image is decoded each time it is read, so large sets fit in memory."""
 
     sources: list[Source]
     labels: NDArray[np.int64]

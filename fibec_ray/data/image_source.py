@@ -29,7 +29,7 @@ Parts = tuple[list[LabelledImages], list[LabelledImages]]
 
 
 def in_tables(path: str | None) -> bool:
-    """True if images are in tables: Parquet, JSON or CSV. path: `data.path`, near at hand; None: on the hub."""
+    """True if images are in tables: Parquet, JSON or CSV. path: of local files; None: the rows are on the hub."""
     if path is None:
         return True
     place = Path(path).expanduser()

@@ -69,7 +69,7 @@ class ImageSet:
 
     @property
     def answer_lengths(self) -> NDArray[np.int64]:
-        """(N,) zeros: answers are no texts."""
+        """(N,) zeros: answers are not texts."""
         return np.zeros(self.num_samples, np.int64)
 
     @property
@@ -148,7 +148,7 @@ def encode_images(rows: Images, reading: Reading) -> ImageSet:
 
 
 class _Encoding:
-    """Decodes each image once. Stores their own size until one differs from the others."""
+    """Decodes each image once, and stores images at their own size until one differs."""
 
     def __init__(self, rows: Images, reading: Reading):
         self._rows, self._reading = rows, reading

@@ -1,7 +1,7 @@
 """Decodes one image, from a file, from bytes or from an array, to 8-bit RGB.
 
-Transparent images are laid on white and photographs are turned as their EXIF tag says, as transformers and `datasets`
-do. H x W is the image's size.
+Transparent images get a white background, and photographs are rotated as their EXIF tag says, as in transformers and
+`datasets`. H x W is the image's size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Source = Path | bytes | NDArray[Any]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""Pillow's decoders that are used. Others run programs (EPS) or read no photographs."""
+"""Pillow's decoders that are used. Others run programs (EPS) or read other things than photographs."""
 MOST_PIXELS = 50_000_000
 """of one image. A small file can decompress to gigabytes."""
 _EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")

@@ -52,7 +52,7 @@ def chosen_columns(columns: PairColumns, there: Sequence[str], where: str) -> di
 
 
 def pairs_of(table: Any, columns: Mapping[str, str], where: str, drop_unusable: bool) -> Pairs:
-    """The rows of a table. Raises DataError for values that are no texts or conversations, and for unusable rows."""
+    """The rows of a table. Raises DataError for values of other types, and for unusable rows."""
     if not table.num_rows:
         raise DataError(f"{where}: no rows; give a file with at least one")
     values = {field: _values(table[name], f"{where}, column '{name}'", field) for field, name in columns.items()}
@@ -66,7 +66,7 @@ def pairs_of(table: Any, columns: Mapping[str, str], where: str, drop_unusable: 
         if why := _unusable(*triple):
             if not drop_unusable:
                 raise DataError(
-                    f"{where}, row {row}: {why}; mend it, or set task.drop_unusable=true to leave such rows out"
+                    f"{where}, row {row}: {why}; correct it, or set task.drop_unusable=true to leave such rows out"
                 )
             continue
         kept.append(row)

@@ -1,4 +1,4 @@
-"""Rows as programs ask them that know no task of ours: a prompt, and a text or one of some words as its answer."""
+"""Rows of a task as prompts with answers, for programs that do not know our tasks, such as lm_eval."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ class Questions:
     words: Sequence[str] = ()
     """one for each class; () with answers in text"""
     labels: Sequence[int] = ()
-    """N positions of the right word"""
+    """N positions in `words` of the right answers"""

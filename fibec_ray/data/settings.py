@@ -55,10 +55,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     image_column: str | None = Field(None, description="column of the images: their content, or their paths")
     image_size: tuple[PositiveInt, PositiveInt] | None = Field(
         None,
-        description="height and width in pixels that images are resized to when they are read; null: their own, and "
-        "then the size that the backbone's image processor makes",
+        description="height and width in pixels that images are resized to when they are read; null: their "
+        "own size. The backbone's image processor resizes them further",
     )
-    label_column: str | None = Field(None, description="column of the class labels")
+    label_column: str | None = Field(None, description="column of the labels")
     labels: Reading = Field(
         "auto",
         description="how whole numbers in label_column are read: names (of classes), ids (positions in the task's "

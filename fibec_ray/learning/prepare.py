@@ -92,7 +92,7 @@ def _deal(recipe: Recipe, task: Task, train: Any, test: Any) -> Split:
     partition, num_groups = recipe.partition, task.num_groups(train)
     if num_groups is None and partition.deals_by_label:
         raise ConfigError(
-            f"partition: {partition.kind} splits by category, but {task.no_groups()}, or partition to one of: "
+            f"partition: {partition.kind} deals rows by label, but {task.no_groups()}, or partition to one of: "
             f"{', '.join(sorted(WITHOUT_LABELS))}"
         )
     return partition.deal(train, test, num_groups or 1, recipe.num_devices, recipe.seed)

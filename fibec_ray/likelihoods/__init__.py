@@ -21,4 +21,4 @@ __all__ = [
 LIKELIHOODS: Mapping[str, type[Likelihood]] = {
     likelihood.name: likelihood for likelihood in (Categorical, Normal, Bernoulli, Tokens, Tags)
 }
-"""By name."""
+"""The likelihoods by name."""

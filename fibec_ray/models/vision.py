@@ -73,7 +73,7 @@ def check_supported(spec: PretrainedSettings) -> None:
         base = from_config(spec, num_classes=2)
     patch_convolution(base)
     if len(find_blocks(base)) != num_blocks(base.config):
-        raise ModelError(f"backbone: {config.model_type} keeps its blocks in no list; {IMAGE_MODELS}")
+        raise ModelError(f"backbone: {config.model_type} does not keep its blocks in a list; {IMAGE_MODELS}")
 
 
 def check_size(spec: PretrainedSettings, shape: Shape) -> None:
@@ -97,7 +97,7 @@ def as_places(states: Tensor) -> Tensor:
 
 
 def mark_window_attention(base: Any) -> None:
-    """Tell per-sample gradients of Linears that see windows."""
+    """Mark the Linears that see windows of an image, for per-sample gradients."""
     if base.config.model_type in WINDOWS and has_stages(base.config):
         for block in find_blocks(base):
             mark_windows(block.get_submodule("attention"))

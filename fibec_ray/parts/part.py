@@ -37,7 +37,8 @@ all shared tensors, in one shape.
 
 LACKING: dict[Need, str] = {
     "text": "works on tokens, but the samples of {other} are not text; choose another kind",
-    "classes": "takes the expectation over all labels, but texts have too many; set its label to sampled or observed",
+    "classes": "takes the expectation over all labels, but texts and tags have too many; set its label to "
+    "sampled or observed",
     "transformer": "adapts a pretrained transformer, but {other} is trained from scratch; set method.peft=full",
     "one_stack": "adds virtual tokens to one sequence, but {other} has two, source and target; choose lora, ia3 or "
     "adapter",

@@ -229,7 +229,7 @@ BATCHES = pa.schema(
         _column("num_samples", I64, "samples", "size of the batch"),
         _column("difficulty", F64, "method's own", "score by which the curriculum orders batches"),
         _optional("loss", F64, "nats", "mean loss of the batch at the model that scored it"),
-        _column("length", F64, "tokens", "mean length of the batch's samples; 0 where they are no text"),
+        _column("length", F64, "tokens", "mean length of the batch's samples; 0 where they are not text"),
         _optional("true_difficulty", F64, "1", "mean true difficulty of the samples, where the task knows it"),
     ]
 )
@@ -270,7 +270,7 @@ Read it with `fibec_ray.open_run` ([custom analysis](recipes.md) has examples) o
 - **`num_steps`, `num_samples`, `num_samples_seen` and `train_loss`** are about the shared model. If a method trains
   another model as well (a device's own model, or a head alone), that shows only in `flops` and in the times.
   Fine-tuning before an evaluation is not logged.
-- **A regression** (metric `r2`) has no accuracies. Its losses are half squared errors.
+- **Regressions** (metrics `r2` and `pearson`) have no accuracies. Their losses are half squared errors.
 - **Samples without text** have no length.
 - **Generated text**: the loss of a sample is the mean over the tokens of its response. `accuracy` is the share of
   responses that greedy decoding gives exactly, end included.

@@ -138,7 +138,7 @@ def _cell(value: str) -> str:
     return value.replace("|", "\\|").replace("\n", " ")
 
 
-MEAN_POOL = """import torch
+_TEXTS = """import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -148,17 +148,8 @@ head = load_file(f"{folder}/head.safetensors")
 batch = tokenizer(["..."], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
 with torch.no_grad():
     states, real = encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(2)
-logits = (states * real).sum(1) / real.sum(1) @ head["weight"].T + head["bias"]
-print([LABELS[i] for i in logits.argmax(1)])"""
-"""How to use an encoder with a mean-pool head, with transformers alone."""
-OF_TOKENS = MEAN_POOL.replace(
-    """logits = (states * real).sum(1) / real.sum(1) @ head["weight"].T + head["bias"]
-print([LABELS[i] for i in logits.argmax(1)])""",
-    """logits = states @ head["weight"].T + head["bias"]
-print([LABELS[i] for i in logits[0].argmax(1)])  # for each token; a word's tag is that of its first one""",
-)
-"""The same for a head that gives each token a tag."""
-MEAN_POOL_IMAGES = """import torch
+"""
+_IMAGES = """import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
@@ -170,11 +161,13 @@ batch = processor([Image.open("...").convert("RGB")], return_tensors="pt")
 with torch.no_grad():
     states = encoder(**batch).last_hidden_state
 places = states.flatten(2).mT if states.dim() == 4 else states
-logits = places.mean(1) @ head["weight"].T + head["bias"]
-print([LABELS[i] for i in logits.argmax(1)])"""
-"""The same for images."""
-MEAN_POOLS = {"text": MEAN_POOL, "image": MEAN_POOL_IMAGES}
-"""By what a task reads."""
+"""
+MEAN_POOLS: Mapping[tuple[str, str], str] = {
+    ("text", "sample"): _TEXTS + 'logits = (states * real).sum(1) / real.sum(1) @ head["weight"].T + head["bias"]\n',
+    ("text", "token"): _TEXTS + 'logits = states @ head["weight"].T + head["bias"]\n',
+    ("image", "sample"): _IMAGES + 'logits = places.mean(1) @ head["weight"].T + head["bias"]\n',
+}
+"""Python that uses an encoder and our own linear head, by what a task reads and where its scores are."""
 
 
 def merged_text(about: SavedModel) -> str:
@@ -183,7 +176,7 @@ def merged_text(about: SavedModel) -> str:
     code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")'
     if about.backbone.adds_head:
         names = list(about.label_names)
-        code = OF_TOKENS if about.answers.readout == "token" else MEAN_POOLS[about.task.reads]
+        code = MEAN_POOLS[about.task.reads, about.answers.readout] + about.task.code_for_scores
         code = code.replace("MAX_LENGTH", str(about.max_length)).replace("LABELS", repr(names))
     return f"""# {about.name}
 

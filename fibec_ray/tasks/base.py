@@ -60,7 +60,7 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
     with_own_files: ClassVar[str | None] = None
     """for an embedded task, the kind of task with which its settings run on a user's files; None: they do not"""
     needs_base: ClassVar[bool] = False
-    """True if losses compare the model with its base, so that the adapter must be able to be switched off"""
+    """True if losses compare the model with its base, so the PEFT kind must allow passes without the adapter"""
     pipeline: ClassVar[str | None] = None
     """the Hugging Face hub's name for models of this kind"""
     has_texts: ClassVar[bool] = False
@@ -208,6 +208,11 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
         """What (N, C) scores of a trained model say, for N inputs. Classes are called 0, 1 ... here."""
         names = [str(i) for i in range(scores.shape[1])]
         return [most_likely(names, row) for row in scores.softmax(1).tolist()]
+
+    @property
+    def code_for_scores(self) -> str:
+        """Python that prints what `logits` (N, C) of a trained model say, for model cards. LABELS: `score_names`."""
+        return "print([LABELS[i] for i in logits.argmax(1)])"
 
     def input_columns(self, there: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
         """Columns of a table with inputs for a trained model.

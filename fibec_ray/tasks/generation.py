@@ -27,19 +27,17 @@ from fibec_ray.tasks.tables import FromTables
 from fibec_ray.tasks.texts import ask_for_columns
 
 ANY_RESPONSE = "0"
-"""Stands where training has a response: prompts are encoded as samples, and only their prompts are used."""
+"""Placeholder response of prompts to answer: they are encoded as samples, and only their prompts are used."""
 
 
 class Generation(Task):
     """Prompts that are answered with a text; the loss is over the response's tokens (`responses.py`).
 
-    A decoder goes on from the prompt; an encoder-decoder reads it with its encoder and writes with its decoder.
+    A decoder continues the prompt. In an encoder-decoder, the encoder reads it and the decoder writes the response.
     accuracy is the share of responses that greedy decoding gives exactly. Partitions by label deal by category.
     """
 
-    instructions: InstructionFormat | None = Field(
-        None, description="columns and prompt, if answers are texts; null: the defaults"
-    )
+    instructions: InstructionFormat | None = Field(None, description="columns and prompts; null: the defaults")
     metric: Literal["accuracy"] = Field("accuracy", description="share of exact answers")
 
     pipeline: ClassVar[str | None] = "text-generation"
@@ -112,7 +110,7 @@ class Generation(Task):
         return ("instruction", "input")
 
     def anchors(self, train: Instructions, test: Instructions, split: Split) -> dict[str, float]:
-        """Of the most frequent response."""
+        """Exact matches of the most frequent training response, overall and of each device."""
         said = numbered([train.responses, test.responses])
         return accuracies(said[0], said[1], split)
 

@@ -63,6 +63,10 @@ class Flagged(ScoredTexts):
             found.append(Prediction(scores=named, labels=tuple(name for name, p in named.items() if p > 0.5)))
         return found
 
+    @property
+    def code_for_scores(self) -> str:
+        return "print([[LABELS[i] for i in row.nonzero()[:, 0]] for row in logits > 0])"
+
     def accuracy(self, predictions: Predictions) -> float | None:
         return float((predictions.labels == predictions.predicted).all(1).double().mean())
 
@@ -84,7 +88,7 @@ class Flagged(ScoredTexts):
         return {"label": train.answers}
 
     def grouped(self, train: Examples, test: Examples) -> tuple[Examples, Examples]:
-        """Both sets with the rarest label of each row, by the training rows, as what partitions deal by."""
+        """Both sets with groups for partitions: of each row's labels, the one that is rarest in the training rows."""
         counts = train.answers.sum(0)
         rank = np.argsort(np.argsort(counts, kind="stable"), kind="stable")
         groups = []

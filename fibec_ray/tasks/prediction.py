@@ -1,4 +1,4 @@
-"""What a trained model says of one input."""
+"""What a trained model predicts for one input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Prediction:
     """all labels that are more likely than not, or one for each word"""
 
     def plain(self) -> dict[str, Any]:
-        """What it holds, as plain values."""
+        """The values that are set, as plain Python values."""
         values = {name: getattr(self, name) for name in ("label", "score", "scores", "text", "value", "labels")}
         values["score"] = None if self.score is None else round(self.score, DIGITS)
         values["scores"] = {name: round(score, DIGITS) for name, score in self.scores.items()}
@@ -36,7 +36,7 @@ class Prediction:
         return {name: value for name, value in values.items() if value not in (None, {}, [])}
 
     def line(self) -> str:
-        """It in a few words; an answer in text as it is."""
+        """A short line for the terminal; an answer in text as it is."""
         if self.text is not None:
             return self.text
         if self.value is not None:

@@ -22,6 +22,7 @@ from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
 from fibec_ray.tasks.base import Task, generated
+from fibec_ray.tasks.generation import ANY_RESPONSE
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import FromTables
 from fibec_ray.tasks.texts import ask_for_columns
@@ -29,8 +30,6 @@ from fibec_ray.types import Predictions
 
 CHANCE = 0.5
 """Accuracy of a guess between two responses."""
-ANY_RESPONSE = "0"
-"""Stands where training has responses: prompts are encoded as samples, and only their prompts are used."""
 
 
 class Preference(Task):
@@ -42,7 +41,7 @@ class Preference(Task):
     before training, is not positive.
     """
 
-    beta: float = Field(0.1, gt=0, description="how closely the model is held to its base: higher is closer")
+    beta: float = Field(0.1, gt=0, description="how closely the model stays to its base: higher is closer")
     metric: Literal["accuracy"] = Field("accuracy", description="share of pairs whose chosen response is preferred")
 
     pipeline: ClassVar[str | None] = "text-generation"
@@ -90,7 +89,7 @@ class Preference(Task):
         return _share(predictions.predicted[:, 0] > predictions.predicted[:, 1])
 
     def figures(self, predictions: Predictions) -> Figures:
-        """Means of margins and rewards; and how often the model, or its base, finds the chosen response more likely."""
+        """Mean margin and rewards, and how often the model, or its base, finds the chosen response more likely."""
         values = predictions.predicted.double()
         rewards, reference = values[:, :2], values[:, 2:]
         log_probs = rewards / self.beta + reference

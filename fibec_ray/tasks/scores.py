@@ -1,4 +1,4 @@
-"""What an evaluation says of a model on some samples."""
+"""Scores of a model on some samples."""
 
 from __future__ import annotations
 

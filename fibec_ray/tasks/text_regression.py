@@ -65,6 +65,10 @@ class RatedTexts(ScoredTexts):
     def predictions(self, scores: Tensor) -> list[Prediction]:
         return [Prediction(value=value) for value in (scores[:, 0] * self._width / 2 + self._middle).tolist()]
 
+    @property
+    def code_for_scores(self) -> str:
+        return f"print((logits[:, 0] * {self._width / 2:g} + {self._middle:g}).tolist())"
+
     def accuracy(self, predictions: Predictions) -> float | None:
         return None
 

@@ -119,6 +119,12 @@ class WordTags(Texts):
             for row, count in zip(likeliest, counts, strict=True)
         ]
 
+    @property
+    def code_for_scores(self) -> str:
+        return (
+            "print([LABELS[i] for i in logits[0].argmax(1)])  # for each token; a word's tag is that of its first one"
+        )
+
     def rows_to_predict(self, inputs: Any, shape: tuple[int, ...]) -> Tagged:
         """inputs: texts with spaces between words, or lists of words."""
         words = [_words(value, at, self.name) for at, value in enumerate(inputs)]

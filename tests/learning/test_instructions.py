@@ -129,7 +129,7 @@ def test_perplexity_weighs_tokens_alike_and_loss_samples() -> None:
         ({"method": "fedfisher"}, "method.aggregator: fedfisher takes the expectation over all labels"),
         (
             {"method": {"name": "x", "curriculum": {"kind": "fisher", "label": "expected"}}},
-            "method.curriculum: fisher takes the expectation over all labels, but texts have too many; set its label",
+            "method.curriculum: fisher takes the expectation over all labels, but texts and tags have too many; set",
         ),
         (
             {"method": {"name": "x", "aggregator": {"kind": "momentum", "of": {"kind": "fisher_merging"}}}},

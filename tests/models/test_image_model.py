@@ -197,7 +197,7 @@ def test_the_outline_has_the_models_tensors(model_type: str, tmp_path: Path) -> 
     ("config", "head", "message"),
     [
         ({"model_type": "bert"}, "model", "bert expects input_ids, not images; supported are image models"),
-        ({"model_type": "resnet"}, "model", "resnet keeps its blocks in no list; supported are image models"),
+        ({"model_type": "resnet"}, "model", "resnet does not keep its blocks in a list; supported are image models"),
         ({"model_type": "mobilenet_v2"}, "model", "has neither num_hidden_layers nor depths in its config"),
         ({"model_type": "clip"}, "model", "consists of several models"),
         (

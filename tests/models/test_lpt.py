@@ -97,7 +97,7 @@ def test_what_does_not_fit_says_so(cache: Path) -> None:
         made(Lpt(layer=3), "bert", "mean_pool", cache)
     with pytest.raises(ModelError, match="lpt needs to set position_ids, but BloomModel does not take it; choose"):
         made(Lpt(), "bloom", "mean_pool", cache, attention="eager")
-    with pytest.raises(ModelError, match="method.peft: AlbertModel keeps its 3 blocks in no list; choose lora"):
+    with pytest.raises(ModelError, match="method.peft: AlbertModel does not keep its 3 blocks in a list; choose lora"):
         made(Lpt(), "albert", "mean_pool", cache)
     with pytest.raises(ValueError, match="bottleneck has an effect only with instance: true"):
         Lpt(instance=False, bottleneck=4)
