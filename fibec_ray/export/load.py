@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from fibec_ray.checkpoints import checkpoint
@@ -102,8 +103,8 @@ def open_personal(folder: Path, device: int, base: str | None, place: str) -> tu
     """A device's own model after the newest checkpoint, and the worker that hosts it."""
     record = read_record(folder)
     num_devices = record.experiment.num_devices
-    if not 0 <= device < num_devices:
-        raise ConfigError(f"device {device}: the run has devices 0 to {num_devices - 1}")
+    if not isinstance(device, int | np.integer) or not 0 <= device < num_devices:
+        raise ConfigError(f"device {device!r}: the run has devices 0 to {num_devices - 1}")
     start = _newest(record)
     about = describe(record.experiment, record.identity, label_names(record.experiment))
     round_ = start.manifest.next_round

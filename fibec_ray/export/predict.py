@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fibec_ray.data.encode_instructions import end_id
-from fibec_ray.errors import ModelError
+from fibec_ray.errors import DataError, ModelError
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.model_types import Shard
 from fibec_ray.models.base import AnyBackbone, BuiltModel
@@ -74,8 +75,7 @@ class TrainedModel:
         fisher-kpp. batch_size: None: as in the run's evaluation. max_new_tokens: of an answer in text. Raises DataError
         for inputs that do not fit.
         """
-        if isinstance(inputs, str):
-            inputs = [inputs]
+        inputs = _several(inputs)
         if not len(inputs):
             return []
         task = self.about.task
@@ -90,7 +90,7 @@ class TrainedModel:
         """
         if self.about.task.writes_text:
             raise ModelError("this model answers in text and has no class scores; use predict")
-        shard = self._shard(inputs)
+        shard = self._shard(_several(inputs))
         chunks = evaluation_chunks(shard, batch_size or self.about.batch_size)
         outs = [self.engine.forward(shard.batch(rows)) for rows in chunks]
         found = joined([out.likelihood.by_sample(out.scores).float().cpu() for out in outs], math.nan)
@@ -125,6 +125,16 @@ class TrainedModel:
         about = self.about
         who = "" if about.device is None else f", device={about.device}"
         return f"TrainedModel({about.name!r}, method={about.method!r}, task={about.task.name!r}{who})"
+
+
+def _several(inputs: Any) -> Inputs:
+    """The inputs; a text or a path alone is one input. Raises DataError for what has no length."""
+    if isinstance(inputs, str | PurePath):
+        return [inputs]
+    if not isinstance(inputs, Sized):
+        raise DataError(f"inputs: give a list or an array with one entry per sample; this is {inputs!r:.60}")
+    found: Any = inputs
+    return found
 
 
 def _type_check(backbone: AnyBackbone) -> Callable[[int], bool]:

@@ -24,7 +24,7 @@ from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
 from fibec_ray.tasks.base import Task, accuracies, generated, numbered
 from fibec_ray.tasks.tables import FromTables
-from fibec_ray.tasks.texts import ask_for_columns
+from fibec_ray.tasks.texts import ask_for_columns, parts_of
 
 ANY_RESPONSE = "0"
 """Placeholder response of prompts to answer: they are encoded as samples, and only their prompts are used."""
@@ -116,7 +116,7 @@ class Generation(Task):
 
 
 def _instruction(value: Any, at: int) -> tuple[str, str]:
-    pair = (value, "") if isinstance(value, str) else tuple(value)
+    pair = (value, "") if isinstance(value, str) else parts_of(value)
     if len(pair) != 2 or not all(isinstance(text, str) for text in pair) or not pair[0].strip():
         raise DataError(f"input {at}: give an instruction, or a pair (instruction, input); this is {value!r:.60}")
     return pair[0], pair[1]

@@ -80,9 +80,17 @@ def ask_for_columns(there: Sequence[str], count: int) -> str:
     return f"has the columns {', '.join(there)}; name {which} with the text: --columns {names}"
 
 
+def parts_of(value: Any) -> tuple[Any, ...]:
+    """The texts of one input: a text alone, or a tuple, list or array of texts; empty for everything else."""
+    if isinstance(value, str):
+        return (value,)
+    is_several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    return tuple(value) if is_several else ()
+
+
 def split_pairs(inputs: Sequence[Any], count: int, task: str) -> list[list[str]]:
     """One list of texts per column. Raises DataError for an input that is not `count` texts."""
-    rows = [(value,) if isinstance(value, str) else tuple(value) for value in inputs]
+    rows = [parts_of(value) for value in inputs]
     for at, row in enumerate(rows):
         if len(row) != count or not all(isinstance(text, str) for text in row):
             wanted = "a text" if count == 1 else "a pair of texts, (first, second)"

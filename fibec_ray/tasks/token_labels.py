@@ -32,7 +32,7 @@ from fibec_ray.tasks.base import accuracies, generated, refuse_twice
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import LabelledTexts
-from fibec_ray.tasks.texts import Texts
+from fibec_ray.tasks.texts import Texts, parts_of
 from fibec_ray.types import Predictions
 
 
@@ -193,7 +193,7 @@ class Tagging(WordTags):
 
 
 def _words(value: Any, at: int, task: str) -> list[str]:
-    found = value.split() if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else None
+    found = value.split() if isinstance(value, str) else list(parts_of(value))
     if not found or not all(isinstance(word, str) for word in found):
         raise DataError(
             f"input {at}: task {task} takes a text with spaces between words, or a list of words; this is {value!r:.60}"

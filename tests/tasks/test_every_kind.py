@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kinds import CASES, KINDS, READ_FROM_TABLES
 from runs.interrupted import Plug, interrupted, result
 
 from fibec_ray.config.load import check, load_saved
+from fibec_ray.errors import DataError
 from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.runs.replay import replay
@@ -68,3 +70,13 @@ def test_every_kind_lists_its_metrics() -> None:
     """A base class with the general field would hide those of another base."""
     for kind, cls in TASKS.items():
         assert cls.model_fields["metric"].annotation is not str, kind
+
+
+@pytest.mark.parametrize("odd", [None, float("nan"), 3, {"a": "b"}, [], [None], (["a"], ["b", "c"])])
+@pytest.mark.parametrize("kind", CASES)
+def test_an_input_that_a_model_cannot_read_is_one_error(kind: str, odd: Any) -> None:
+    """Not a traceback, and never a prediction for something else, such as the keys of a mapping."""
+    task = check(CASES[kind](), "test").task
+    with pytest.raises(DataError) as caught:
+        task.rows_to_predict([odd], (2, 3, 4))
+    assert "\n" not in str(caught.value)

@@ -102,6 +102,10 @@ def test_a_model_predicts_in_the_units_of_the_scores(tmp_path: Path) -> None:
     assert values == pytest.approx((model.scores(pairs)[:, 0] * 2.5 + 2.5).tolist())
     with pytest.raises(DataError, match="input 0: task similar takes a pair of texts"):
         model.predict(["one"])
+    with pytest.raises(DataError, match="inputs: give a list or an array with one entry per sample; this is 3.5"):
+        model.predict(3.5)
+    with pytest.raises(ConfigError, match="device '0': the run has devices 0 to 5"):
+        fibec_ray.load(run.folder, device="0")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("head", ["masked_lm", "causal_lm"])
