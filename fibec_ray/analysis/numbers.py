@@ -71,6 +71,10 @@ class RunNumbers:
         return next((each for each, score in known if score is not None and score >= target), None)
 
 
+ACCURACIES = ("majority", "own_majority", "chance")
+"""Baselines that are accuracies. They say nothing beside scores of another metric."""
+
+
 def numbers_of(log: RunLog, recent: int) -> RunNumbers:
     """Read one run. recent: number of last evaluations that the final score averages."""
     tables, metric = RunTables.read(log), log.summary.get("metric")
@@ -92,7 +96,9 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
         flops=math.fsum(tables.column("flops")),
         sim_time_s=last("sim_time_s"),
         wall_time_s=last("wall_time_s"),
-        anchors=log.anchors(),
+        anchors={
+            name: value for name, value in log.anchors().items() if column == "accuracy" or name not in ACCURACIES
+        },
         evaluated=_evaluated(tables, column),
         spread=last_spread(tables),
     )
