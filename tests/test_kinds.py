@@ -21,7 +21,8 @@ from fibec_ray.errors import ConfigError
 from fibec_ray.export.load import load
 from fibec_ray.learning.job import Job
 from fibec_ray.model_types import BatchForm
-from fibec_ray.models.base import AnyBackbone, BuiltModel, ModelRequest, SizedModel
+from fibec_ray.models.base import AnyBackbone
+from fibec_ray.models.built import BuiltModel, ModelRequest, SizedModel
 from fibec_ray.models.kinds import BACKBONES
 from fibec_ray.models.net_model import NetModel, NetOutline
 from fibec_ray.models.network import Network, Shape

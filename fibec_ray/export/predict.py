@@ -18,7 +18,8 @@ from fibec_ray.data.encode_instructions import end_id
 from fibec_ray.errors import DataError, ModelError
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.model_types import Shard
-from fibec_ray.models.base import AnyBackbone, BuiltModel
+from fibec_ray.models.base import AnyBackbone
+from fibec_ray.models.built import BuiltModel
 from fibec_ray.runs.saved_model import SavedModel
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tensors import joined

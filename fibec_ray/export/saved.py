@@ -18,7 +18,8 @@ from fibec_ray.export.predict import TrainedModel
 from fibec_ray.learning.adapter import PEFT_PREFIX
 from fibec_ray.method import AXES
 from fibec_ray.model_types import HEAD, LocalModel
-from fibec_ray.models.base import AnyBackbone, ModelRequest
+from fibec_ray.models.base import AnyBackbone
+from fibec_ray.models.built import ModelRequest
 from fibec_ray.parts.part import build, sources_of
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.runs.saved_model import NAME, SavedModel, describe, read_saved_model

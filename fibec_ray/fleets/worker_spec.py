@@ -21,7 +21,7 @@ from fibec_ray.learning.host import Workplace
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import LocalModel
-from fibec_ray.models.base import ModelRequest
+from fibec_ray.models.built import ModelRequest
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.parts import own
 from fibec_ray.parts.sharing.base import Selection

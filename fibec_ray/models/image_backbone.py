@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self
 
 from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.model_types import BatchForm
-from fibec_ray.models.base import BuiltModel, ModelRequest, SizedModel, check_alike
+from fibec_ray.models.base import check_alike
+from fibec_ray.models.built import BuiltModel, ModelRequest, SizedModel
 from fibec_ray.models.pretrained import Pretrained
 from fibec_ray.models.settings import ImageSettings
 

@@ -16,7 +16,7 @@ from fibec_ray.models.blocks import BlockOutputs, Hidden
 from fibec_ray.models.forward_cost import ForwardCost
 from fibec_ray.models.image_processor import image_size
 from fibec_ray.models.inputs import Arguments, ImageInputs
-from fibec_ray.models.readouts import Run
+from fibec_ray.models.readout import Run
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.models.vision import as_places, last_states, mark_window_attention, measured
 

@@ -13,7 +13,8 @@ from torch import nn
 from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.errors import ModelError
 from fibec_ray.model_types import BatchForm
-from fibec_ray.models.base import AnyBackbone, BuiltModel, ModelRequest, SizedModel, check_alike
+from fibec_ray.models.base import AnyBackbone, check_alike
+from fibec_ray.models.built import BuiltModel, ModelRequest, SizedModel
 from fibec_ray.models.network import Flat, Network, Shape
 
 Activation = Literal["tanh", "relu"]

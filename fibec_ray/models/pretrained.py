@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fibec_ray.errors import ModelError
-from fibec_ray.models.base import AnyBackbone, Dtype, Lack, ModelRequest
+from fibec_ray.models.base import AnyBackbone, Dtype, Lack
+from fibec_ray.models.built import ModelRequest
 from fibec_ray.models.packaged import PACKAGED
 from fibec_ray.models.settings import Backend, PretrainedSettings
 

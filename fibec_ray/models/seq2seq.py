@@ -16,7 +16,7 @@ from fibec_ray.model_types import Batch
 from fibec_ray.models.blocks import Hidden
 from fibec_ray.models.forward_cost import ForwardCost
 from fibec_ray.models.inputs import Size, start_id
-from fibec_ray.models.readouts import Run, no_cache
+from fibec_ray.models.readout import Run, no_cache
 from fibec_ray.models.torch_model import TorchModel
 
 KEYS, VALUES = ("EncDecAttention.k", "encoder_attn.k_proj"), ("EncDecAttention.v", "encoder_attn.v_proj")

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 from fibec_ray.answers import Readout
 from fibec_ray.encoder import EncodeMode, Encoder, Reads
 from fibec_ray.model_types import BatchForm
-from fibec_ray.models.base import BuiltModel, Lack, ModelRequest, SizedModel
+from fibec_ray.models.base import Lack
+from fibec_ray.models.built import BuiltModel, ModelRequest, SizedModel
 from fibec_ray.models.pretrained import Pretrained
 from fibec_ray.models.settings import BackboneSettings, Head
 

@@ -32,7 +32,8 @@ from fibec_ray.models.inputs import Size, inputs_of
 from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
-from fibec_ray.models.readouts import Run, no_cache, own, own_head, readout_of
+from fibec_ray.models.readout import Run, no_cache, own
+from fibec_ray.models.readouts import own_head, readout_of
 from fibec_ray.models.settings import BackendChoice, PretrainedSettings
 from fibec_ray.parts.peft.base import Peft
 

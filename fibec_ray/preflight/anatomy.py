@@ -19,7 +19,7 @@ from fibec_ray.answers import Answers
 from fibec_ray.learning.job import Job
 from fibec_ray.method import AXES
 from fibec_ray.model_types import Batch, BatchForm, LocalModel
-from fibec_ray.models.base import ModelRequest, SizedModel
+from fibec_ray.models.built import ModelRequest, SizedModel
 from fibec_ray.models.kinds import parse
 from fibec_ray.parts.part import build
 from fibec_ray.parts.sharing.base import Sharing

@@ -17,7 +17,7 @@ from fibec_ray.config.load import check, load_experiment
 from fibec_ray.errors import ConfigError, DataError
 from fibec_ray.export.load import load
 from fibec_ray.learning.federation import Federation
-from fibec_ray.models.base import ModelRequest
+from fibec_ray.models.built import ModelRequest
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.runs.simulation import Finished, simulate
 

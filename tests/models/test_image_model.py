@@ -14,7 +14,7 @@ from fibec_ray.answers import Answers
 from fibec_ray.errors import ModelError
 from fibec_ray.learning.lanes import Lanes
 from fibec_ray.model_types import Batch
-from fibec_ray.models.base import ModelRequest
+from fibec_ray.models.built import ModelRequest
 from fibec_ray.models.image_backbone import ImageBackbone
 from fibec_ray.models.image_model import ImageModel
 from fibec_ray.parts.part import build

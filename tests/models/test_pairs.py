@@ -11,7 +11,8 @@ from fibec_ray.answers import Answers
 from fibec_ray.curvature.per_sample import Part
 from fibec_ray.likelihoods import Bernoulli
 from fibec_ray.model_types import Batch, LaneBatch
-from fibec_ray.models.readouts import Read, Response, Run
+from fibec_ray.models.readout import Read, Run
+from fibec_ray.models.token_readouts import Response
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.peft.lora import Lora
 

@@ -13,16 +13,9 @@ from peft_models import batch, made, part_of, ready
 from fibec_ray.answers import Answers
 from fibec_ray.model_types import Batch
 from fibec_ray.models.inputs import Size, by_row
-from fibec_ray.models.readouts import (
-    LastToken,
-    MeanPool,
-    OwnHead,
-    Response,
-    Words,
-    WordsOfWhole,
-    readout_of,
-    responses_of,
-)
+from fibec_ray.models.readouts import readout_of
+from fibec_ray.models.sample_readouts import LastToken, MeanPool, OwnHead, Words, WordsOfWhole
+from fibec_ray.models.token_readouts import Response, responses_of
 
 TEXTS = Answers(likelihood="tokens", num_scores=0, readout="response")
 

@@ -1,0 +1,133 @@
+"""Readouts with scores for tokens: tags of words, responses, pairs of responses, and targets of encoder-decoders.
+
+Shapes: B samples, R tokens of all responses, H hidden size, V vocabulary. With several rows per sample
+(`inputs.by_row`), B counts rows in states.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn import functional as F
+
+from fibec_ray.answers import Answers
+from fibec_ray.likelihoods import Preferences, Tags, Tokens
+from fibec_ray.model_types import NO_LABEL, Batch
+from fibec_ray.models.inputs import by_row
+from fibec_ray.models.lm_head import known_lm_head
+from fibec_ray.models.readout import Read, Readout, Run
+from fibec_ray.responses import ResponseTokens, at_labels, locate
+
+
+class TokenHead(Readout):
+    """Our own linear head on the last state of each token with a label. base: a model without a head.
+
+    The head runs on all positions, so that per-sample gradients see one row of tokens for each sample.
+    """
+
+    def __init__(self, base: Any, answers: Answers, head: nn.Module):
+        super().__init__(base, answers)
+        self.head = head
+
+    def read(self, run: Run, batch: Batch) -> Read:
+        states = run.body(self._base)
+        with unset_fake_temporarily():  # as in responses_of
+            tokens = at_labels(batch.labels, NO_LABEL)
+        tokens = tokens.to(states.device)
+        assert self.head is not None
+        scores = self.head(states.float())[tokens.sample, tokens.column]
+        likelihood = Tags(tokens)
+        return Read(likelihood.losses(scores, tokens.targets), scores, likelihood)
+
+
+class Response(Readout):
+    """Answers in text. The language-model head runs only where a response token is predicted: (R, H) -> (R, V)."""
+
+    predicts_tokens = True
+
+    def read(self, run: Run, batch: Batch) -> Read:
+        response = responses_of(batch)
+        states = run.body(self._body)
+        response = response.to(states.device)
+        own = states[response.sample, response.column]
+        scores = known_lm_head(self._base)(own.unsqueeze(0)).squeeze(0).float()
+        likelihood = Tokens(response)
+        return Read(likelihood.losses(scores, response.targets), scores, likelihood)
+
+    def num_predicted(self, batch: Batch) -> int:
+        with unset_fake_temporarily():
+            rows = by_row(batch).inputs
+            return int(rows["attention_mask"].sum() - (rows["answer_at"] + 1).sum())
+
+
+class Pair(Response):
+    """Two responses to each prompt, a chosen and a rejected one: the score is DPO's margin, the label is 1.
+
+    A reward is beta (log pi(y | x) - log ref(y | x)), summed over the response's tokens; ref is the frozen base. The
+    margin is the reward of the chosen response minus that of the rejected one (Rafailov et al. 2023, eq. 7). Rows 2i
+    and 2i + 1 of the model's pass are the two responses of sample i.
+    """
+
+    num_forwards = 2
+
+    def __init__(self, base: Any, answers: Answers):
+        super().__init__(base, answers)
+        assert answers.beta is not None
+        self._beta = answers.beta
+
+    def read(self, run: Run, batch: Batch) -> Read:
+        located = responses_of(batch)
+        with run.reference() as alone:  # first, so that the base is left in the state of the pass with a graph
+            reference = self._log_probs(alone, located)
+        rewards = self._beta * (self._log_probs(run, located) - reference)
+        scores = rewards[:, :1] - rewards[:, 1:]
+        likelihood = Preferences(rewards.detach(), reference)
+        return Read(likelihood.losses(scores, batch.labels.to(scores.device)), scores, likelihood)
+
+    def _log_probs(self, run: Run, located: ResponseTokens) -> Tensor:
+        """(B, 2) log-probabilities of the responses of each sample, summed over their tokens."""
+        states = run.body(self._body)
+        response = located.to(states.device)
+        own = states[response.sample, response.column]
+        scores = known_lm_head(self._base)(own.unsqueeze(0)).squeeze(0).float()
+        return -response.sums(F.cross_entropy(scores, response.targets, reduction="none")).view(-1, 2)
+
+
+class Target(Readout):
+    """Targets of an encoder-decoder. The language-model head runs only for real target tokens: (R, H) -> (R, V).
+
+    The model's own forward computes the logits, because families scale states before the head (T5), or add a bias after
+    it (BART). A decoder's input starts one step early, so the output at a token's own position predicts it.
+    """
+
+    predicts_tokens = True
+
+    def read(self, run: Run, batch: Batch) -> Read:
+        with unset_fake_temporarily():  # as in `responses_of`
+            ids, mask = batch.inputs["target_ids"], batch.inputs["target_mask"]
+            response = at_labels(ids.masked_fill(mask == 0, NO_LABEL), NO_LABEL)
+        response = response.to(run.device)
+
+        def chosen(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (args[0][response.sample, response.column].unsqueeze(0),)
+
+        handle = known_lm_head(self._base).register_forward_pre_hook(chosen)
+        try:
+            scores = run.whole().logits.squeeze(0).float()
+        finally:
+            handle.remove()
+        likelihood = Tokens(response)
+        return Read(likelihood.losses(scores, response.targets), scores, likelihood)
+
+    def num_predicted(self, batch: Batch) -> int:
+        with unset_fake_temporarily():
+            return int(batch.inputs["target_mask"].sum())
+
+
+def responses_of(batch: Batch) -> ResponseTokens:
+    """The response tokens of a batch's rows, on the CPU."""
+    with unset_fake_temporarily():  # the model of a plan has fake tensors, its batches have real ones
+        rows = by_row(batch).inputs
+        return locate(rows["input_ids"], rows["attention_mask"], rows["answer_at"])
