@@ -110,6 +110,9 @@ def numbers_of(column: Any, where: str, within: tuple[float, float]) -> NDArray[
     column = plain(column)
     if not len(column):
         raise DataError(f"{where}: no rows; give a split with at least one")
+    if is_text := pa.types.is_string(column.type) or pa.types.is_large_string(column.type):  # as all columns of a CSV
+        column = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
     if column.null_count or pa.types.is_null(column.type):
         raise DataError(f"{where}: no score in row {first_null(column)}; {NO_SCORE}")
     if pa.types.is_boolean(column.type) or pa.types.is_nested(column.type):
@@ -117,7 +120,10 @@ def numbers_of(column: Any, where: str, within: tuple[float, float]) -> NDArray[
     try:
         values: NDArray[np.float64] = pc.cast(column, pa.float64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a value, or the type of the column
-        raise DataError(f"{where}: the values are not all numbers ({error}); name another with data.label") from error
+        which = _not_a_number(column.to_pylist()) if is_text else str(error)
+        raise DataError(
+            f"{where}: the values are not all numbers ({which}); correct them, or name another column with data.label"
+        ) from error
     if len(lost := np.flatnonzero(np.isnan(values))):
         raise DataError(f"{where}: no score in row {lost[0]}; {NO_SCORE}")
     if len(wide := np.flatnonzero(np.abs(values) > LARGEST)):
@@ -133,6 +139,16 @@ def numbers_of(column: Any, where: str, within: tuple[float, float]) -> NDArray[
             f"[{low:g}, {high:g}]; set 'task.score_range=[{min(low, values.min())},{max(high, values.max())}]'"
         )
     return values
+
+
+def _not_a_number(texts: Sequence[str]) -> str:
+    """Say which text is not a number."""
+    for row, text in enumerate(texts):
+        try:
+            float(text)
+        except ValueError:
+            return f"{text[:40]!r} in row {row}"
+    return "text"
 
 
 def pylist(column: Any, where: str) -> list[Any]:

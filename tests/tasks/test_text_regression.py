@@ -54,7 +54,8 @@ def test_rows_are_dealt_by_fifths_of_the_training_scores(tmp_path: Path) -> None
         ([0.5] * 19 + [float("nan")], "no score in row 19; fill it in"),
         ([0.5] * 19 + [float("inf")], "the score inf in row 19; allowed: "),
         ([datetime(2024, 1, 1)] * 20, "the values are not all numbers"),
-        (["x"] * 20, "the values are not all numbers"),
+        (["1.5"] * 19 + ["x"], r"the values are not all numbers \('x' in row 19\); correct them"),
+        ([" 1.5"] * 19 + [" "], "no score in row 19; fill it in, set data.drop_missing=true"),
         ([[1.0]] * 20, "of type list<.*, not numbers"),
     ],
 )
