@@ -105,45 +105,52 @@ def values_of(column: Any, where: str, rows: Sequence[int] | NDArray[np.int64] |
     return found
 
 
-def numbers_of(column: Any, where: str, within: tuple[float, float]) -> NDArray[np.float64]:
-    """The column as (N,) float64. Raises DataError for a row without a number, and for one outside of `within`."""
+def numbers_of(
+    column: Any, where: str, within: tuple[float, float], rows: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """The column as (N,) float64.
+
+    rows: (N,) their numbers in the file, for messages; None: all of the file. Raises DataError for a row without a
+    number, and for one outside of `within`.
+    """
     column = plain(column)
+    numbers = np.arange(len(column)) if rows is None else rows
     if not len(column):
         raise DataError(f"{where}: no rows; give a split with at least one")
     if is_text := pa.types.is_string(column.type) or pa.types.is_large_string(column.type):  # as all columns of a CSV
         column = pc.utf8_trim_whitespace(column)
         column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
     if column.null_count or pa.types.is_null(column.type):
-        raise DataError(f"{where}: no score in row {first_null(column)}; {NO_SCORE}")
+        raise DataError(f"{where}: no score in row {numbers[first_null(column)]}; {NO_SCORE}")
     if pa.types.is_boolean(column.type) or pa.types.is_nested(column.type):
         raise DataError(f"{where}: the values are of type {column.type}, not numbers; name another with data.label")
     try:
         values: NDArray[np.float64] = pc.cast(column, pa.float64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a value, or the type of the column
-        which = _not_a_number(column.to_pylist()) if is_text else str(error)
+        which = _not_a_number(column.to_pylist(), numbers) if is_text else str(error)
         raise DataError(
             f"{where}: the values are not all numbers ({which}); correct them, or name another column with data.label"
         ) from error
     if len(lost := np.flatnonzero(np.isnan(values))):
-        raise DataError(f"{where}: no score in row {lost[0]}; {NO_SCORE}")
+        raise DataError(f"{where}: no score in row {numbers[lost[0]]}; {NO_SCORE}")
     if len(wide := np.flatnonzero(np.abs(values) > LARGEST)):
         raise DataError(
-            f"{where}: the score {values[wide[0]]:g} in row {wide[0]}; allowed: {-LARGEST:g} to {LARGEST:g}; correct "
-            "it, or remove the row"
+            f"{where}: the score {values[wide[0]]:g} in row {numbers[wide[0]]}; allowed: {-LARGEST:g} to {LARGEST:g}; "
+            "correct it, or remove the row"
         )
     low, high = within
     odd = np.flatnonzero((values < low) | (values > high))
     if len(odd):
         raise DataError(
-            f"{where}: the score {values[odd[0]]:g} in row {odd[0]} is outside of task.score_range "
+            f"{where}: the score {values[odd[0]]:g} in row {numbers[odd[0]]} is outside of task.score_range "
             f"[{low:g}, {high:g}]; set 'task.score_range=[{min(low, values.min())},{max(high, values.max())}]'"
         )
     return values
 
 
-def _not_a_number(texts: Sequence[str]) -> str:
+def _not_a_number(texts: Sequence[str], rows: NDArray[np.int64]) -> str:
     """Say which text is not a number."""
-    for row, text in enumerate(texts):
+    for row, text in zip(rows, texts, strict=True):
         try:
             float(text)
         except ValueError:

@@ -15,17 +15,24 @@ from fibec_ray.errors import DataError, did_you_mean
 DELIMITERS = ",;|"
 
 
-def flags_of(column: Any, names: Sequence[str], own: Sequence[str] | None, where: str) -> NDArray[np.float32]:
+def flags_of(
+    column: Any,
+    names: Sequence[str],
+    own: Sequence[str] | None,
+    where: str,
+    rows: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
     """(N, C) float32, 1 for the labels that a row has.
 
     column: of lists of names or ids, of text with names between delimiters, or of one name or id; empty for no label.
-    names: of the labels. own: the file's own names in the order of its ids. Raises DataError for an unknown label.
+    names: of the labels. own: the file's own names in the order of its ids. rows: (N,) numbers of the rows in the file,
+    for messages; None: all of the file. Raises DataError for an unknown label.
     """
     number = {name: i for i, name in enumerate(names)}
     found = np.zeros((len(column), len(names)), dtype=np.float32)
     for row, value in enumerate(pylist(column, where)):
         for label in _labels(value):
-            found[row, _number(label, number, own, f"{where}, row {row}")] = 1
+            found[row, _number(label, number, own, f"{where}, row {row if rows is None else rows[row]}")] = 1
     return found
 
 

@@ -54,7 +54,7 @@ class OwnScores:
 
     def read(self, table: Any, column: str, where: str) -> Any:
         rows = complete_rows(table, (column,), where) if self._drop_missing else None
-        return numbers_of(table[column] if rows is None else table[column].take(rows), where, ANY)
+        return numbers_of(table[column] if rows is None else table[column].take(rows), where, ANY, rows)
 
     def is_unlabelled(self, labels: Any) -> bool:
         return bool((labels == -1).all())

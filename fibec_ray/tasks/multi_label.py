@@ -128,7 +128,7 @@ class MultiLabel(Flagged, LabelledTexts):
             texts = [texts_of(content[column], f"{where}, column '{column}'") for column in self.text_columns]
             own = class_names(content.schema.metadata, self.label_column)
             flags = flags_of(
-                content[self.label_column], self.label_names, own, f"{where}, column '{self.label_column}'"
+                content[self.label_column], self.label_names, own, f"{where}, column '{self.label_column}'", rows
             )
             second = texts[1] if len(texts) == 2 else None
             origin = Origin.of(where, table.content.num_rows, rows)

@@ -125,7 +125,7 @@ class TextRegression(RatedTexts, LabelledTexts):
             content, rows = self.complete(table, config)
             texts = [texts_of(content[column], f"{table.where}, column '{column}'") for column in self.text_columns]
             where = f"{table.where}, column '{self.label_column}'"
-            scores = numbers_of(content[self.label_column], where, self.score_range)
+            scores = numbers_of(content[self.label_column], where, self.score_range, rows)
             origin = Origin.of(table.where, table.content.num_rows, rows)
             second = texts[1] if len(texts) == 2 else None
             parts.append(Examples(texts[0], second, np.zeros(len(scores), np.int64), origin=origin, targets=scores))

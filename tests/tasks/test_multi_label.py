@@ -130,6 +130,11 @@ def test_rows_without_a_text_can_be_left_out(tmp_path: Path) -> None:
         load(rows, DataConfig(path=str(path)), seed=0)
     train, test = load(rows, DataConfig(path=str(path), drop_missing=True), seed=0)
     assert sorted(train.texts_a + test.texts_a) == ["a", "b", "c"]
+    with pytest.raises(DataError, match="row 4: label 'joi' is unknown"):
+        pyarrow.parquet.write_table(
+            pa.table({"text": ["a", None, "b", "c", "d"], "labels": [[], [], [], [], ["joi"]]}), path
+        )
+        load(rows, DataConfig(path=str(path), drop_missing=True), seed=0)
 
 
 def test_f1_of_one_label_is_not_its_accuracy() -> None:

@@ -65,6 +65,12 @@ def test_a_value_that_is_no_score_is_one_error(scores: list[Any], says: str, tmp
     assert "t.parquet, column 'label'" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_errors_name_the_row_of_the_file_where_others_are_left_out(tmp_path: Path) -> None:
+    config = file_of(tmp_path / "t.parquet", [None, *[0.5] * 18, 7.0])
+    with pytest.raises(DataError, match="the score 7 in row 19 "):
+        load(task(), config.model_copy(update={"drop_missing": True}), seed=0)
+
+
 @pytest.mark.parametrize("scores", [[0.5] * 19 + [7.123456789], [7.1] * 20, [-1 / 3] * 10 + [1e9 / 3] * 10])
 def test_the_remedy_of_a_range_works(scores: list[float], tmp_path: Path) -> None:
     config = file_of(tmp_path / "t.parquet", scores)
