@@ -46,6 +46,8 @@ class LabelColumn:
     where: str
     kind: str
     """Arrow's name for its type"""
+    rows: NDArray[np.int64] | None = None
+    """(N,) their numbers in the file, where other rows are left out"""
 
     @property
     def is_text(self) -> bool:
@@ -69,7 +71,8 @@ class LabelColumn:
 
     def place(self, at: int) -> str:
         """The first row with value number `at`."""
-        return f"in row {int(np.flatnonzero(self.codes == at)[0])}"
+        first = int(np.flatnonzero(self.codes == at)[0])
+        return f"in row {first if self.rows is None else self.rows[first]}"
 
 
 def read_labels(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -199,7 +200,7 @@ class TextClassification(TextClasses, LabelledTexts):
         names = class_names(content.schema.metadata, self.label_column)
         texts = [texts_of(content[column], f"{where}, column '{column}'") for column in self.text_columns]
         labels = read_labels(content[self.label_column], names, self, f"{where}, column '{self.label_column}'")
-        return texts, origin, labels
+        return texts, origin, replace(labels, rows=rows)
 
     def strata(self, train: Examples) -> Any:
         return train.labels

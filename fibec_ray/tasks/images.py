@@ -139,7 +139,7 @@ class ImageClassification(ImageClasses, FromTables):
         folder = folder_of(where) if config.reads_files else None
         sources = sources_of(content[self.image_column], folder, f"{where}, column '{self.image_column}'")
         labels = read_labels(content[self.label_column], names, self, f"{where}, column '{self.label_column}'")
-        return LabelledImages(sources, labels), origin
+        return LabelledImages(sources, replace(labels, rows=rows)), origin
 
     def strata(self, train: Images) -> Any:
         return train.labels

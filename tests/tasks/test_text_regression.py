@@ -66,6 +66,11 @@ def test_a_value_that_is_no_score_is_one_error(scores: list[Any], says: str, tmp
 
 
 def test_errors_name_the_row_of_the_file_where_others_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "classes.parquet"
+    pyarrow.parquet.write_table(pa.table({"sentence": ["a", None, "b", "c"], "label": ["no", "no", "yes", "so"]}), path)
+    classes = parse_task({"name": "classes", "label_names": ["no", "yes"], "eval_split": None})
+    with pytest.raises(DataError, match="class 'so' is unknown .*in row 3"):
+        load(classes, DataConfig(path=str(path), drop_missing=True), seed=0)
     config = file_of(tmp_path / "t.parquet", [None, *[0.5] * 18, 7.0])
     with pytest.raises(DataError, match="the score 7 in row 19 "):
         load(task(), config.model_copy(update={"drop_missing": True}), seed=0)
