@@ -117,7 +117,7 @@ def test_values_come_out_as_they_went_in() -> None:
     assert found == values | {"f": "/a b", "h": 0.5, "i": {}}
     with pytest.raises(ConfigError, match="local.epochs: expected a plain value, found object"):
         list(overrides_of({"local": {"epochs": object()}}))
-    with pytest.raises(ConfigError, match="local: the key 3 is no string"):
+    with pytest.raises(ConfigError, match="local: the key 3 is not a string; put it in quotes"):
         list(overrides_of({"local": {3: 1}}))
 
 
