@@ -176,6 +176,11 @@ class LabelledTexts(FromTables, Texts):
                 f"data.text_columns: {list(actual.text_columns)}, but task {self.name} needs "
                 f"{len(self.text_columns)} (its own are {list(self.text_columns)})"
             )
+        if actual.label_column in actual.text_columns:
+            raise DataError(
+                f"data.label_column: '{actual.label_column}' is a text column too, so a model would read the answer; "
+                "name two different columns with data.text and data.label"
+            )
         return actual
 
     def on_the_hub(self, config: DataConfig) -> dict[str, Any]:

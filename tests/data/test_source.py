@@ -220,6 +220,11 @@ def test_missing_files_say_what_is_there(tmp_path: Path) -> None:
         ("trec", {"path": __file__, "train": "a", "test": "b"}, "data.train: has no effect"),
         ("trec", {"path": ".", "text_columns": ("a", "b")}, "data.text_columns: .* needs 1"),
         ("trec", {"path": ".", "eval_split": "train"}, "'train' is also trained on"),
+        (
+            "trec",
+            {"path": ".", "label_column": "sentence"},
+            "'sentence' is a text column too, .* data.text and data.label",
+        ),
         ("trec", {"path": ".", "revision": "v1"}, "data.revision: has no effect, because the rows come from files"),
         ("synthetic", {"revision": "v1"}, "data.revision: has no effect"),
         ("synthetic", {"labels": "ids"}, "data.labels: has no effect"),

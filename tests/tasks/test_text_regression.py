@@ -100,6 +100,7 @@ def test_embedded_scores_are_what_they_say() -> None:
     rows = generate(300, 0, "test", SimilarSettings())
     assert rows.texts_b is not None and rows.targets is not None and rows.true_difficulty is not None
     assert set(rows.targets.tolist()) == {0.0, 1.0, 3.0, 4.0, 5.0}
+    assert np.bincount(rows.labels).min() > 0 and rows.labels.max() == 4  # each score is a group
     again = generate(300, 0, "test", SimilarSettings())
     assert again.texts_a == rows.texts_a and np.array_equal(again.targets, rows.targets)
     train = generate(300, 0, "train", SimilarSettings())
