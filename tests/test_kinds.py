@@ -136,7 +136,7 @@ def test_a_backbone_says_what_it_has(kind: str) -> None:
     assert (backbone.preprocessor() is None) == (backbone.reads == "numbers")
 
 
-# --- a kind of one's own
+# --- a user-defined backbone
 
 
 class Bottleneck(AnyBackbone, frozen=True, extra="forbid"):

@@ -12,7 +12,7 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class with probabilities, several labels, a text, or a number; a kind of task fills in what it has."""
+    """The answer to one input: a class, several labels, a text or a number. A kind of task sets the fields it uses."""
 
     label: str | None = None
     """the most likely class"""

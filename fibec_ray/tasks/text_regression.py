@@ -98,7 +98,7 @@ class RatedTexts(ScoredTexts):
         return self.score_range[1] - self.score_range[0]
 
     @model_validator(mode="after")
-    def _range_is_one(self) -> Self:
+    def _range_is_valid(self) -> Self:
         low, high = self.score_range
         if not (np.isfinite(low) and np.isfinite(high) and low < high):
             raise ValueError(f"score_range is [{low:g}, {high:g}]; give the lowest score, then the highest")

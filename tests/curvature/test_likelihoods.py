@@ -38,7 +38,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def tags(rows: Tensor, targets: Tensor) -> ResponseTokens:
-    """Of the samples at `rows`. targets: (B, WIDTH), of which the first COUNTS count."""
+    """The likelihood of the samples at `rows`. targets: (B, WIDTH); only the first COUNTS of a row are used."""
     counts = torch.tensor(COUNTS)[rows % NUM]
     sample, column = (torch.arange(WIDTH) < counts.unsqueeze(1)).nonzero(as_tuple=True)
     return ResponseTokens(targets[sample, column], sample, column, counts, WIDTH)

@@ -40,7 +40,7 @@ SUBJECTS = ("rain and snow", "bread or cake", "the night train", "a red bicycle"
 
 
 def texts_of(count: int) -> list[str]:
-    """Texts of five subjects, a different number of each, in an order that says nothing about labels."""
+    """Texts of five subjects in shuffled order, a different number of each."""
     return [f"{SUBJECTS[min(row % 7, 4)]} number {row % 11}" for row in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Which way of reading scores a model gets, and what it is given of a batch."""
+"""Tests which readout a model gets, and which inputs of a batch it reads."""
 
 from __future__ import annotations
 

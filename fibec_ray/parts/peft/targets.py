@@ -71,7 +71,7 @@ FAMILIES: dict[str, Family] = {
 }
 """Module names of text models by transformers' `model_type`."""
 IMAGE_FAMILIES = (_SPLIT, Family(("query", "value"), ("query", "key", "value", "attention.output.dense")))
-"""Module names of image models, by what they have: releases of transformers name them differently."""
+"""Default module names of image models. Releases of transformers name the same modules differently."""
 
 
 def query_and_value(module: Any) -> list[str] | None:
