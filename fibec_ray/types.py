@@ -269,11 +269,31 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on; stage is one of start, open, train, evaluate."""
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """How many devices train in one pass, as the trial for `fleet.lanes: auto` found.
+
+    rates: device-steps per second, by the number of lanes tried; empty where no trial was needed. limit: why more lanes
+    were not tried, if memory is the reason.
+    """
+
+    lanes: int
+    rates: Mapping[int, float]
+    limit: str | None = None
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{lanes}: {rate:.3g}" for lanes, rate in self.rates.items())
+        found = f"device-steps per second by lanes: {tried}" if tried else "no trial"
+        return f"{found}; {self.limit}" if self.limit else found
+
+
 class Fleet(Protocol):
     """Where devices run. The in-process fleet and the Ray fleet give bitwise-equal results."""
 
     lanes: int
     """devices that compute side by side; known once it is open"""
+    calibration: Calibration | None
+    """what the trial of `fleet.lanes: auto` found; None where lanes are set, and before it is open"""
     device: str
     """type of device that computes: cpu, cuda, or 'cpu and cuda'; known once it is open, '' before"""
     backend_choice: tuple[str, str] | None

@@ -83,6 +83,8 @@ class RunView(Callback):
         if placement is not None:
             kind = "per_device" if placement.per_device else "pooled"
             self._say(f"placement {kind}: {placement.num_actors} device actors{lanes} ({placement.reason})")
+        if fleet.calibration is not None and fleet.calibration.rates:
+            self._say(f"lanes {fleet.lanes} ({fleet.calibration})")
         if fleet.device != "cpu":
             self._say(f"devices compute on {fleet.device}")
         if fleet.backend_choice is not None:

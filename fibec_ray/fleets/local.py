@@ -23,6 +23,7 @@ from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import (
     Broadcast,
+    Calibration,
     EvaluationResult,
     Predictions,
     Progress,
@@ -39,6 +40,7 @@ class LocalFleet:
     """A fleet in this process."""
 
     lanes: int
+    calibration: Calibration | None = None
     device = ""
     backend_choice: tuple[str, str] | None = None
     base: str
@@ -108,10 +110,14 @@ class LocalFleet:
         self._worker = self._worker_spec.worker()
         self.device = self._worker_spec.device.partition(":")[0]
         self.backend_choice = self._worker.backend_choice
-        self.lanes = self._worker_spec.fleet.known_lanes or self._worker.calibrate(
-            self._worker_spec.lanes_to_try(self._worker_spec.job.cohort_size)
-        )
+        self.lanes = self._worker_spec.fleet.known_lanes or self._find_lanes()
         self._server = Server(self._worker_spec.job, self._worker.initial, self._worker.layout)
+
+    def _find_lanes(self) -> int:
+        devices = self._worker_spec.job.cohort_size
+        found = self._worker.calibrate(self._worker_spec.lanes_to_try(devices))
+        self.calibration = self._worker_spec.with_limit(found, devices)
+        return self.calibration.lanes
 
     def _result(self, selection: Selection, reports: list[DeviceReport]) -> SetupResult:
         self._opened = self._worker_spec.opened(reports, selection, self._worker.layout)

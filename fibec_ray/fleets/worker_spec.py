@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.parts import own
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import EvaluationResult, Layout, Predictions, SetupResult
+from fibec_ray.types import Calibration, EvaluationResult, Layout, Predictions, SetupResult
 
 ONE_BY_ONE = FleetConfig(kind="local", lanes=1)
 
@@ -75,6 +75,13 @@ class WorkerSpec:
     def lanes_to_try(self, devices: int) -> int:
         """The most lanes that a trial tries. devices: of a cohort that one actor trains."""
         return min(devices, self.most_lanes or devices)
+
+    def with_limit(self, found: Calibration, devices: int) -> Calibration:
+        """The result of a trial, which says so if the planned memory kept it from trying more lanes."""
+        most = self.lanes_to_try(devices)
+        if found.limit or most == devices or most not in found.rates:
+            return found
+        return replace(found, limit=f"the plan has GPU memory for {most} {'lane' if most == 1 else 'lanes'}")
 
     @property
     def data_dir(self) -> Path:

@@ -13,6 +13,7 @@ from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.lanes import LaneModel, Lanes
 from fibec_ray.learning.local_update import Steps, local_update
 from fibec_ray.model_types import LanedModel, Shard
+from fibec_ray.types import Calibration
 
 TIE = 1.05
 """Rates within this factor count as equal; the noise of short trials is about as large."""
@@ -24,24 +25,26 @@ REPEATS = 3
 """Trials per number of lanes; the fastest counts."""
 
 
-def best_lanes(seconds: Callable[[int], float], most: int, prefer_more: bool = False) -> int:
-    """The number of lanes, a power of 2 or `most`, with the most device-steps per second.
+def find_lanes(seconds: Callable[[int], float], most: int, prefer_more: bool = False) -> Calibration:
+    """Find the number of lanes, a power of 2 or `most`, with the most device-steps per second.
 
     seconds(n): time of one step on each of n devices. prefer_more: among equal rates choose the most lanes, which suits
     a GPU, where larger passes hide fixed costs; otherwise the fewest, which need the least memory. Running out of GPU
     memory ends the search.
     """
     rates: dict[int, float] = {}
+    limit = None
     for lanes in [*(2**i for i in range((most - 1).bit_length())), most]:
         try:
             rates[lanes] = lanes / seconds(lanes)
         except torch.OutOfMemoryError:
+            limit = f"{lanes} {'lane' if lanes == 1 else 'lanes'} ran out of GPU memory"
             break
         if rates[lanes] < PAST * max(rates.values()):
             break
     best = max(rates.values(), default=0.0)
     alike = [lanes for lanes, rate in rates.items() if rate * TIE >= best]
-    return (max if prefer_more else min)(alike, default=1)
+    return Calibration((max if prefer_more else min)(alike, default=1), rates, limit)
 
 
 def step_seconds(

@@ -9,13 +9,13 @@ from functools import partial
 from typing import TypeVar, cast
 
 from fibec_ray.errors import ConfigError
-from fibec_ray.learning.calibration import best_lanes, step_seconds
+from fibec_ray.learning.calibration import find_lanes, step_seconds
 from fibec_ray.learning.device import DeviceWorker
 from fibec_ray.learning.host import Workplace
 from fibec_ray.learning.lanes import Lanes
 from fibec_ray.model_types import LanedModel, LocalModel, Shard
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, DeviceUpdate, LayerReport, Predictions, RoundPlan, States
+from fibec_ray.types import Broadcast, Calibration, DeviceUpdate, LayerReport, Predictions, RoundPlan, States
 
 T = TypeVar("T")
 
@@ -37,13 +37,13 @@ class GroupWorker(DeviceWorker):
         """The backend that holds the base and the reason; None without a base."""
         return getattr(self.model, "backend_choice", None)
 
-    def calibrate(self, most: int) -> int:
-        """The best number of lanes on this machine for `fleet.lanes: auto`, at most `most`."""
+    def calibrate(self, most: int) -> Calibration:
+        """Find the best number of lanes on this machine for `fleet.lanes: auto`, at most `most`."""
         model, shard = cast(LanedModel, self.model), self._largest_shard()
         if most == 1 or obstacle_to_lanes(self.model) or not model.gains_from_lanes:
-            return 1
+            return Calibration(1, {})
         on_gpu = any(value.device.type != "cpu" for value in model.trainable.values())
-        return best_lanes(partial(step_seconds, model, shard, self.job.local), most, prefer_more=on_gpu)
+        return find_lanes(partial(step_seconds, model, shard, self.job.local), most, prefer_more=on_gpu)
 
     def setup_group(self, devices: Sequence[int], attempt: int = 0) -> list[tuple[LayerReport, DeviceReport]]:
         """Run `setup` for a lane group (see `lane_groups`), in its order."""

@@ -100,6 +100,8 @@ class Summary(Callback):
         earlier = read_summary(folder)
         if earlier.get("device") is not None:
             self._known["device"] = str(earlier["device"])
+        if "lanes_trial" in earlier:  # a resumed run keeps its lanes, without another trial
+            self._known["lanes_trial"] = earlier["lanes_trial"]
         self._known |= {
             "started": str(earlier.get("started") or datetime.now(UTC).isoformat(timespec="seconds")),
             "version": version,
@@ -107,17 +109,24 @@ class Summary(Callback):
 
     def write(self, status: str, fleet: Fleet | None = None, **more: Any) -> None:
         """Replace the file. status: running, finished or failed. fleet: None before there is one."""
-        device = {"device": fleet.device} if fleet and fleet.device else {}
+        device = _where(fleet) if fleet and fleet.device else {}
         backend_choice = dict(
             zip(("backend", "backend_reason"), fleet.backend_choice or () if fleet else (), strict=False)
         )
         write_json(self._path, {**self._known, "status": status, **device, **backend_choice, **more})
 
     def on_start(self, fleet: Fleet) -> None:
-        self.write("running", fleet)
+        self.write("running", fleet, lanes=fleet.lanes)
         earlier = self._known.get("device", fleet.device)
         if earlier != fleet.device:
             self._note(
                 f"this run computed on {earlier} before and computes on {fleet.device} now: results differ by rounding "
                 "from those of one device type"
             )
+
+
+def _where(fleet: Fleet) -> dict[str, Any]:
+    """The device type, and the rates that chose the lanes: device-steps per second by number of lanes."""
+    found = fleet.calibration
+    trial = {"rates": {str(lanes): rate for lanes, rate in found.rates.items()}, "limit": found.limit} if found else {}
+    return {"device": fleet.device} | ({"lanes_trial": trial} if trial else {})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import BACKBONES, DOES_NOT_APPLY, settings_on, shard_of
+from conftest import BACKBONES, DOES_NOT_APPLY, classes, make_tiny, settings_on, shard_of
 from rotation import in_turn
 from torch import Tensor
 
@@ -18,14 +19,15 @@ from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec
-from fibec_ray.learning.calibration import REPEATS, STEPS, best_lanes, step_seconds
+from fibec_ray.learning.calibration import REPEATS, STEPS, find_lanes, step_seconds
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.lanes import LEAST_FILL, Lanes
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
-from fibec_ray.runs.simulation import cache_dir, prepare
+from fibec_ray.runs.callbacks import read_summary
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import EvaluationResult
+from fibec_ray.types import Calibration, EvaluationResult
 
 LANES = 3
 
@@ -188,17 +190,17 @@ def test_as_few_lanes_as_do_as_much_or_as_many_on_a_gpu() -> None:
         asked.append(lanes)
         return 1 + lanes / 4
 
-    assert best_lanes(seconds, 100) == 64 and asked == [1, 2, 4, 8, 16, 32, 64, 100]
-    assert best_lanes(seconds, 100, prefer_more=True) == 100
-    assert best_lanes(seconds, 6) == 6
-    assert best_lanes(float, 8) == 1 and best_lanes(float, 8, prefer_more=True) == 8
+    assert find_lanes(seconds, 100).lanes == 64 and asked == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert find_lanes(seconds, 100, prefer_more=True).lanes == 100
+    assert find_lanes(seconds, 6).lanes == 6
+    assert find_lanes(float, 8).lanes == 1 and find_lanes(float, 8, prefer_more=True).lanes == 8
 
 
 def test_a_slow_trial_in_between_does_not_end_the_search() -> None:
     """As measured on a GPU with a small base: an engine's own costs for each lane, and one trial that was disturbed."""
     times = {1: 18.5, 2: 43.0, 4: 45.0, 8: 70.0, 16: 130.0, 32: 260.0}
-    assert best_lanes(times.__getitem__, 32, prefer_more=True) == 32
-    assert best_lanes(times.__getitem__, 32) == 16
+    assert find_lanes(times.__getitem__, 32, prefer_more=True).lanes == 32
+    assert find_lanes(times.__getitem__, 32).lanes == 16
 
 
 def test_the_search_ends_well_past_the_peak() -> None:
@@ -208,7 +210,7 @@ def test_the_search_ends_well_past_the_peak() -> None:
         asked.append(lanes)
         return lanes**1.5 if lanes > 4 else 1.0
 
-    assert best_lanes(seconds, 64, prefer_more=True) == 4 and asked == [1, 2, 4, 8]
+    assert find_lanes(seconds, 64, prefer_more=True).lanes == 4 and asked == [1, 2, 4, 8]
 
 
 def test_lanes_that_do_not_fit_into_memory_end_the_search() -> None:
@@ -217,12 +219,15 @@ def test_lanes_that_do_not_fit_into_memory_end_the_search() -> None:
             raise torch.OutOfMemoryError("too many")
         return 1.0
 
-    assert best_lanes(seconds, 64) == 4 and best_lanes(seconds, 64, prefer_more=True) == 4
+    found = find_lanes(seconds, 64)
+    assert found == Calibration(4, {1: 1.0, 2: 2.0, 4: 4.0}, "8 lanes ran out of GPU memory")
+    assert str(found) == "device-steps per second by lanes: 1: 1, 2: 2, 4: 4; 8 lanes ran out of GPU memory"
+    assert find_lanes(seconds, 64, prefer_more=True).lanes == 4
 
     def nothing_fits(lanes: int) -> float:
         raise torch.OutOfMemoryError("too many")
 
-    assert best_lanes(nothing_fits, 64) == 1
+    assert find_lanes(nothing_fits, 64) == Calibration(1, {}, "1 lane ran out of GPU memory")
 
 
 def test_a_trial_takes_steps_as_a_round_does_and_leaves_the_model_as_it_is(tiny_settings: Any, tmp_path: Path) -> None:
@@ -236,7 +241,27 @@ def test_a_trial_takes_steps_as_a_round_does_and_leaves_the_model_as_it_is(tiny_
 
 
 def test_auto_is_one_lane_where_more_gain_nothing_or_cannot_be(tiny_settings: Any, tmp_path: Path) -> None:
-    assert spec_of(tiny_settings("fedavg"), tmp_path / "float32", None).worker().calibrate(8) == 1
-    assert spec_of(tiny_settings("dora"), tmp_path / "dora", None).worker().calibrate(8) == 1
+    assert spec_of(tiny_settings("fedavg"), tmp_path / "float32", None).worker().calibrate(8).lanes == 1
+    assert spec_of(tiny_settings("dora"), tmp_path / "dora", None).worker().calibrate(8).lanes == 1
     bfloat16 = tiny_settings("fedavg", backbone={"dtype": "bfloat16"})
-    assert spec_of(bfloat16, tmp_path / "bfloat16", None).worker().calibrate(3) in (1, 2, 3)
+    assert spec_of(bfloat16, tmp_path / "bfloat16", None).worker().calibrate(3).lanes in (1, 2, 3)
+
+
+def test_the_planned_memory_is_named_where_it_kept_the_trial_from_more_lanes(tmp_path: Path) -> None:
+    job = check(make_tiny(), "test").job(classes(2))
+    planned = WorkerSpec(job, tmp_path, tmp_path, most_lanes=8)
+    assert planned.lanes_to_try(20) == 8 and planned.lanes_to_try(5) == 5
+    reached, stopped = Calibration(8, {4: 2.0, 8: 3.0}), Calibration(4, {4: 2.0})
+    assert planned.with_limit(reached, 20).limit == "the plan has GPU memory for 8 lanes"
+    assert planned.with_limit(reached, 8) == reached and planned.with_limit(stopped, 20) == stopped
+    assert planned.with_limit(Calibration(1, {}), 20).limit is None, "no trial"
+    out_of_memory = replace(stopped, limit="8 lanes ran out of GPU memory")
+    assert planned.with_limit(out_of_memory, 20) == out_of_memory
+
+
+def test_the_summary_keeps_what_the_trial_found(tmp_path: Path) -> None:
+    settings = make_tiny("fedavg", backbone={"dtype": "bfloat16"}, rounds=1) | {"fleet": {"kind": "local"}}
+    simulate(check(settings, "test"), tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
+    rates = summary["lanes_trial"]["rates"]
+    assert str(summary["lanes"]) in rates and min(rates.values()) > 0 and summary["lanes_trial"]["limit"] is None

@@ -27,7 +27,7 @@ from fibec_ray.learning.planning import Group
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Broadcast, DeviceUpdate, LayerReport, Layout, Predictions, RoundPlan, States
+from fibec_ray.types import Broadcast, Calibration, DeviceUpdate, LayerReport, Layout, Predictions, RoundPlan, States
 
 AT_ONCE = 8
 """Updates in one call of `feed`, and in the server's queue: the server holds at most twice as many at a time."""
@@ -65,7 +65,7 @@ class DeviceActor:
         """Fingerprint of the base weights."""
         return self._worker_spec.base_fingerprint()
 
-    def calibrate(self, most: int) -> int:
+    def calibrate(self, most: int) -> Calibration:
         """Find the number of lanes by a short trial."""
         return self._worker.calibrate(most)
 

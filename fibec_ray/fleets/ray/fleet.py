@@ -29,6 +29,7 @@ from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import (
+    Calibration,
     EvaluationResult,
     Layout,
     Predictions,
@@ -58,6 +59,7 @@ class RayFleet:
 
     placement: Placement
     lanes: int
+    calibration: Calibration | None = None
     device = ""
     backend_choice: tuple[str, str] | None = None
     """of the actor that answered first; with `backend: auto`, nodes with other GPUs may use another backend"""
@@ -216,9 +218,10 @@ class RayFleet:
             return 1
         if self._config.known_lanes is not None:
             return self._config.known_lanes
-        most = -(-self._worker_spec.job.cohort_size // self.placement.num_actors)
-        found: int = self._ask_any("calibrate", self._worker_spec.lanes_to_try(most))
-        return found
+        devices = -(-self._worker_spec.job.cohort_size // self.placement.num_actors)
+        found: Calibration = self._ask_any("calibrate", self._worker_spec.lanes_to_try(devices))
+        self.calibration = self._worker_spec.with_limit(found, devices)
+        return self.calibration.lanes
 
     def _setup_devices(self) -> list[tuple[Any, DeviceReport]]:
         """Each device's layer report and log row, in device order. They are small, so the driver holds them."""
