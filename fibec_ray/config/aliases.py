@@ -64,6 +64,7 @@ ALIASES = {
     "gradient_checkpointing": "backbone.checkpointing",
     "eval_every": "evaluation.every",
     "num_actors": "fleet.num_actors",
+    "device": "fleet.device",
 }
 """Name -> setting."""
 

@@ -208,6 +208,11 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 f"fleet.gpus_per_actor is {gpus:g}, and {what} uses one GPU of an actor; set it to 1 to run more "
                 "actors at a time or, if the base does not fit on one GPU, set backbone.backend=spread"
             )
+        if backend == "spread" and self.fleet.device == "cpu":
+            raise ValueError(
+                "backbone.backend: spread splits the base over several GPUs of an actor, but fleet.device is cpu; set "
+                "backbone.backend=plain, or fleet.device=cuda and fleet.gpus_per_actor to 2 or more"
+            )
         if backend == "spread" and least <= 1:
             raise ValueError(
                 "backbone.backend: spread splits the base over several GPUs of an actor, but fleet.gpus_per_actor is "

@@ -11,7 +11,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fibec_ray.errors import ConfigError
+from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.models.backends import CONTEXT_BYTES
 
 QUERY = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
@@ -58,10 +61,15 @@ def select(gpus: Sequence[Gpu], devices: str | None) -> list[Gpu]:
     return found
 
 
-def torch_device(gpus: float | None, has_cuda: bool) -> str:
-    """torch's device for a process. gpus: fleet.gpus_per_actor; None: a GPU if torch sees one.
+def torch_device(gpus: float | None, has_cuda: bool, wanted: str = "auto") -> str:
+    """torch's device for a process. gpus: fleet.gpus_per_actor; None: a GPU if torch sees one. wanted: fleet.device.
 
     Raises ConfigError if a GPU is configured and torch sees none."""
+    if wanted == "cuda" and not has_cuda:
+        raise ConfigError(
+            "fleet.device: cuda, and torch sees no GPU here; set it to auto or cpu to compute on CPUs, or install a "
+            "torch that is built for this machine's GPU"
+        )
     if gpus == 0 or (gpus is None and not has_cuda):
         return "cpu"
     if not has_cuda:
@@ -70,6 +78,11 @@ def torch_device(gpus: float | None, has_cuda: bool) -> str:
             "torch that is built for this machine's GPU"
         )
     return "cuda:0"
+
+
+def unusable(config: FleetConfig) -> bool:
+    """Whether `fleet.device: auto` leaves this machine's GPUs alone, because torch is built for CPUs only."""
+    return config.device == "auto" and config.gpu_shares == {None} and not torch.backends.cuda.is_built()
 
 
 def memory_fraction(share: float, total: int) -> float:

@@ -95,6 +95,10 @@ class Placement:
 
 def decide(config: FleetConfig, num_devices: int, have: Resources, need: Need = UNFORESEEN) -> Placement:
     """The configured placement; for `auto`, the one that fits. Raises FleetError if none does."""
+    if config.device == "cuda" and not have.gpus:
+        raise FleetError(
+            "fleet.device: cuda, but the cluster has no GPU; set it to auto or cpu, or use a cluster that has one"
+        )
     obstacle, reason = None, "as configured"
     if config.placement == "auto":
         obstacle = _obstacle(config, num_devices, have, need)
@@ -140,7 +144,7 @@ def _obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need
         return f"{num_devices} actors would take {seconds:.0f} s to start, auto_startup_s is {config.auto_startup_s:g}"
     for name, per_actor, total in (
         ("CPUs", config.cpus_per_actor, have.cpus),
-        ("GPUs", config.gpus_per_actor, have.gpus),
+        ("GPUs", config.gpus, have.gpus),
     ):
         if per_actor is not None and per_actor * num_devices > total:
             return f"{num_devices} actors need {per_actor * num_devices:g} {name}, the cluster has {total:g}"
@@ -149,12 +153,12 @@ def _obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need
 
 def _gpu_obstacle(config: FleetConfig, num_devices: int, have: Resources, need: Need) -> str | None:
     """Why GPUs do not fit; None if they do. Lanes of an actor share a base and a CUDA context, actors do not."""
-    if not have.gpus or config.gpus_per_actor == 0:
+    if not have.gpus or config.gpus == 0:
         return None
     gpus = "1 GPU" if have.gpus == 1 else f"{have.gpus:g} GPUs"
-    if config.gpus_per_actor is None:
+    if config.gpus is None:
         return f"{num_devices} devices share {gpus}, an actor for each GPU" if num_devices > have.gpus else None
-    sharing = actors_on_a_gpu(num_devices, config.gpus_per_actor)
+    sharing = actors_on_a_gpu(num_devices, config.gpus)
     if have.gpu_memory is not None and sharing * need.gpu > have.gpu_memory:
         return f"{sharing} actors on a GPU need {sharing * need.gpu / 1e9:.1f} GB, {have.gpu_memory / 1e9:.1f} are free"
     return None
@@ -162,18 +166,18 @@ def _gpu_obstacle(config: FleetConfig, num_devices: int, have: Resources, need: 
 
 def _per_device(config: FleetConfig, num_devices: int, have: Resources, reason: str) -> Placement:
     cpus = config.cpus_per_actor if config.cpus_per_actor is not None else min(1.0, _share(have.cpus, num_devices))
-    gpus = config.gpus_per_actor if config.gpus_per_actor is not None else min(1.0, _share(have.gpus, num_devices))
+    gpus = config.gpus if config.gpus is not None else min(1.0, _share(have.gpus, num_devices))
     return _checked(Placement(True, num_devices, cpus, gpus, reason), have)
 
 
 def _pooled(config: FleetConfig, num_devices: int, have: Resources, reason: str) -> Placement:
     cpus = config.cpus_per_actor if config.cpus_per_actor is not None else 1.0
-    slots = _gpu_slots(have.gpus, config.gpus_per_actor) or math.floor(have.cpus / cpus)
+    slots = _gpu_slots(have.gpus, config.gpus) or math.floor(have.cpus / cpus)
     wanted = config.num_actors if config.num_actors is not None else max(1, slots)
     num_actors = min(wanted, num_devices)
     if config.cpus_per_actor is None and num_actors * cpus > have.cpus:
         cpus = _share(have.cpus, num_actors)
-    gpus = config.gpus_per_actor if config.gpus_per_actor is not None else min(1.0, _share(have.gpus, num_actors))
+    gpus = config.gpus if config.gpus is not None else min(1.0, _share(have.gpus, num_actors))
     return _checked(Placement(False, num_actors, cpus, gpus, reason), have)
 
 

@@ -39,6 +39,11 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Where devices run, on how many actors, and what happens when something is lost."""
 
     kind: Literal["ray", "local"] = Field("ray", description="Ray actors, or this process alone")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="where models compute. auto: on a GPU if there is one; cpu: never on a GPU; cuda: on GPUs, and a "
+        "run without one is rejected",
+    )
     threads: int = Field(1, ge=1, description="torch threads of each process; changes the last bits of results")
     lanes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
@@ -59,8 +64,8 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
-        description="GPUs that an actor asks for; null: an equal share, at most 1; 0: CPUs only; 2 or more: for "
-        "backbone.backend spread. With kind: local, null uses a GPU if there is one",
+        description="GPUs that an actor asks for; null: an equal share, at most 1; 0: CPUs only, as with device: cpu; "
+        "2 or more: for backbone.backend spread. With kind: local, null uses a GPU if there is one",
     )
     classes: Annotated[tuple[ActorClass, ...], OnRay] = Field(
         (),
@@ -111,6 +116,7 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         for gpus in self.gpu_shares:
             if (gpus or 0) > 1 and gpus != int(gpus or 0):
                 raise ValueError(f"gpus_per_actor {gpus:g}: above 1 it must be a whole number of GPUs")
+        self._check_device()
         if self.classes:
             self._check_classes()
         if self.placement == "per_device" and self.lanes not in (1, "auto"):
@@ -119,6 +125,20 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 "own; set lanes=1, or placement=pooled"
             )
         return self
+
+    def _check_device(self) -> None:
+        own = {each.gpus_per_actor for each in self.classes} or {self.gpus_per_actor}
+        where = "gpus_per_actor of a class" if self.classes else "gpus_per_actor"
+        most = max(gpus or 0 for gpus in own)
+        if self.device == "cpu" and most:
+            raise ValueError(
+                f"device: cpu uses no GPU, but {where} is {most:g}; set {where} to 0, or device to auto or cuda"
+            )
+        if self.device == "cuda" and 0 in own:
+            more = "more than 0" if self.classes else "more than 0, or leave it out"
+            raise ValueError(
+                f"device: cuda computes on GPUs only, but {where} is 0; set {where} to {more}, or device to auto"
+            )
 
     def _check_classes(self) -> None:
         if self.placement != "pooled":
@@ -131,9 +151,14 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError(f"classes: their shares of the devices add up to {total:g}; make it 1")
 
     @property
+    def gpus(self) -> float | None:
+        """GPUs of an actor without classes; None: an equal share of what the cluster has, at most one."""
+        return 0.0 if self.device == "cpu" else self.gpus_per_actor
+
+    @property
     def gpu_shares(self) -> set[float | None]:
-        """GPUs of an actor, for each class; None: an equal share of what the cluster has, at most one."""
-        return {each.gpus_per_actor for each in self.classes} if self.classes else {self.gpus_per_actor}
+        """`gpus`, for each class."""
+        return {each.gpus_per_actor for each in self.classes} if self.classes else {self.gpus}
 
     @property
     def known_lanes(self) -> int | None:

@@ -198,7 +198,7 @@ def _lanes_with_room(
 def _seats(experiment: Experiment, job: Job, room: Room, need: Need) -> Seats:
     fleet = experiment.fleet
     if fleet.kind == "local":
-        gpus = fleet.gpus_per_actor if fleet.gpus_per_actor is not None else 1.0
+        gpus = fleet.gpus if fleet.gpus is not None else 1.0
         own = gpus if room.resources.gpus else 0.0
         placement = Placement(False, 1, 0.0, own, "fleet.kind local: everything in this process")
     else:

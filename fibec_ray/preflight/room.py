@@ -45,7 +45,7 @@ def look(config: FleetConfig, folder: Path, cache_dir: Path, base_is_there: bool
 
 def _this_process(config: FleetConfig) -> Resources:
     cpus, memory = float(os.cpu_count() or 1), psutil.virtual_memory().available
-    if torch_device(config.gpus_per_actor, torch.cuda.is_available()) == "cpu":
+    if torch_device(config.gpus, torch.cuda.is_available(), config.device) == "cpu":
         return Resources(cpus, 0.0, memory)
     here = visible()
     return Resources(cpus, float(max(1, len(here))), memory, smallest(here[:1]))

@@ -97,11 +97,15 @@ def last_logged(folder: Path) -> int:
 def staged(record: Record, lanes: int, states: States) -> Iterator[WorkerSpec]:
     """A temporary folder with the run's data and the given device states, to compute in.
 
-    Raises RunDirError if a state is missing.
+    Raises RunDirError if a state is missing, or if the run computed on a GPU and there is none.
     """
     with TemporaryDirectory(prefix="fibec-ray-") as name:
         worker_spec = worker_spec_of(record.experiment, Path(name), record.identity)
-        worker_spec = replace(worker_spec, fleet=worker_spec.fleet.model_copy(update={"lanes": lanes}))
+        worker_spec = replace(
+            worker_spec,
+            device=_device_of(record, worker_spec.device),
+            fleet=worker_spec.fleet.model_copy(update={"lanes": lanes}),
+        )
         (worker_spec.run_dir / "data").symlink_to(record.folder / "data", target_is_directory=True)
         origin = worker_spec_of(record.experiment, record.folder, record.identity)
         for device, ref in states.items():
@@ -111,3 +115,14 @@ def staged(record: Record, lanes: int, states: States) -> Iterator[WorkerSpec]:
             link.parent.mkdir(parents=True)
             link.symlink_to(state)
         yield worker_spec
+
+
+def _device_of(record: Record, here: str) -> str:
+    """The torch device to compute on again: of the type that the run computed on. here: the one for a new run."""
+    ran = read_summary(record.folder).get("device")
+    if ran == "cuda" and here == "cpu":
+        raise RunDirError(
+            f"{record.folder}: this run computed on a GPU, and on a CPU the last bits of its results differ; repeat "
+            "its rounds on a machine where torch sees a GPU"
+        )
+    return "cpu" if ran == "cpu" else here

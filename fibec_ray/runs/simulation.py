@@ -209,8 +209,9 @@ def worker_spec_of(experiment: Experiment, folder: Path, identity: Identity) -> 
     job = experiment.job(identity.prepared.answers(experiment.task))
     fleet = experiment.fleet
     # Actors of a Ray fleet go by the GPUs that Ray assigns; this is where the driver runs a part of it again.
-    gpus = fleet.gpus_per_actor if fleet.kind == "local" else (0 if fleet.gpu_shares == {0} else None)
-    device = torch_device(gpus, torch.cuda.is_available())
+    gpus = fleet.gpus if fleet.kind == "local" else (0 if fleet.gpu_shares == {0} else None)
+    wanted = fleet.device if fleet.kind == "local" else "auto"
+    device = torch_device(gpus, torch.cuda.is_available(), wanted)
     return WorkerSpec(job, folder, cache_dir(), fleet, device)
 
 

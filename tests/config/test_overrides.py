@@ -134,6 +134,17 @@ def test_a_share_of_a_gpu_is_for_actors() -> None:
         quickstart("fleet.kind=local", f"fleet.gpus_per_actor={remedy}")
 
 
+def test_the_device_type_is_for_both_fleets() -> None:
+    for kind in ("local", "ray"):
+        for device in ("auto", "cpu", "cuda"):
+            assert quickstart(f"fleet.kind={kind}", f"fleet.device={device}").fleet.device == device
+    assert quickstart("device=cpu").fleet.gpus == 0
+    with pytest.raises(ConfigError, match=r"fleet.device is cpu; set backbone.backend=plain, or fleet.device=cuda and"):
+        quickstart("fleet.device=cpu", "backbone.backend=spread")
+    quickstart("fleet.device=cpu", "backbone.backend=plain")
+    quickstart("fleet.device=cuda", "fleet.gpus_per_actor=2", "backbone.backend=spread")
+
+
 # --- advice that works: (override, what is advised, the remedy as overrides)
 
 ADVICE = {

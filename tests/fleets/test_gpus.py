@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets import gpus
-from fibec_ray.fleets.gpus import Gpu, memory_fraction, parse, select, smallest, torch_device, visible
+from fibec_ray.fleets.gpus import Gpu, memory_fraction, parse, select, smallest, torch_device, unusable, visible
+from fibec_ray.fleets.settings import FleetConfig
 
 TWO = "0, GPU-11111111-aaaa, 81000\n1, GPU-22222222-bbbb, 40000\n"
 MIB = 2**20
@@ -108,3 +110,17 @@ def test_a_share_of_a_gpu_has_to_hold_a_context() -> None:
     assert memory_fraction(0.25, 24 * 10**9) * 24 == pytest.approx(5.455)
     with pytest.raises(ConfigError, match=r"0.01 of a GPU with 24.0 GB are 0.24 GB, and CUDA alone takes 0.5.* set fl"):
         memory_fraction(0.01, 24 * 10**9)
+
+
+def test_a_process_that_has_to_compute_on_a_gpu_needs_one() -> None:
+    assert torch_device(None, True, "cuda") == "cuda:0" and torch_device(0.0, False, "cpu") == "cpu"
+    with pytest.raises(ConfigError, match=r"^fleet.device: cuda, and torch sees no GPU here; set it to auto or cpu"):
+        torch_device(None, False, "cuda")
+
+
+def test_a_gpu_that_torch_cannot_use_is_left_alone_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert unusable(FleetConfig()) and unusable(FleetConfig(kind="local"))
+    assert not unusable(FleetConfig(device="cuda")) and not unusable(FleetConfig(gpus_per_actor=1))
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    assert not unusable(FleetConfig())

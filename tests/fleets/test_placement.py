@@ -164,3 +164,36 @@ def test_lanes_need_actors_that_host_several_devices() -> None:
     assert not placement.per_device and placement.reason == "auto: 4 lanes need actors that host several devices"
     with pytest.raises(ValidationError, match=r"lanes 4 needs actors .* set lanes=1, or placement=pooled"):
         FleetConfig(placement="per_device", lanes=4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"placement": "per_device"}, {"placement": "pooled", "num_actors": 2}])
+def test_the_device_type_of_the_settings(changes: dict[str, Any]) -> None:
+    """cpu is placed as gpus_per_actor: 0 is; cuda as auto, where there is a GPU."""
+    cpu, none = (FleetConfig.model_validate(changes | more) for more in ({"device": "cpu"}, {"gpus_per_actor": 0}))
+    assert decide(cpu, 10, CLUSTER) == decide(none, 10, CLUSTER)
+    cuda = FleetConfig.model_validate(changes | {"device": "cuda"})
+    assert decide(cuda, 10, CLUSTER) == decide(FleetConfig.model_validate(changes), 10, CLUSTER)
+    with pytest.raises(FleetError, match=r"^fleet.device: cuda, but the cluster has no GPU; set it to auto or cpu"):
+        decide(cuda, 10, PROCESSORS)
+
+
+@pytest.mark.parametrize(
+    ("fleet", "says"),
+    [
+        ({"device": "cpu", "gpus_per_actor": 1}, "device: cpu uses no GPU, but gpus_per_actor is 1; set gpus_per_act"),
+        ({"device": "cuda", "gpus_per_actor": 0}, "device: cuda .* gpus_per_actor is 0; .* or leave it out, or device"),
+        (
+            {"device": "cpu", "placement": "pooled", "classes": CLASSES},
+            "but gpus_per_actor of a class is 0.5; set gpus_per_actor of a class to 0",
+        ),
+        (
+            {"device": "cuda", "placement": "pooled", "classes": CLASSES},
+            "but gpus_per_actor of a class is 0; set .* to more than 0, or device to auto",
+        ),
+        ({"device": "cuda", "kind": "local", "gpus_per_actor": 0}, "device: cuda computes on GPUs only"),
+    ],
+)
+def test_device_types_that_contradict_the_share_of_a_gpu(fleet: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        FleetConfig.model_validate(fleet)
+    FleetConfig.model_validate(fleet | {"device": "auto"})  # the remedy

@@ -227,6 +227,17 @@ def test_this_process_computes_on_a_gpu_too() -> None:
     assert found.backend_choice.backend == "plain"
 
 
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_gpu_is_planned_for_unless_the_settings_say_cpu(kind: str) -> None:
+    fleet = AUTO | {"kind": kind}
+    auto, cuda, cpu = (on_one_gpu(24 * GB, fleet | {"device": device}) for device in ("auto", "cuda", "cpu"))
+    assert auto == cuda and auto.memory.sharing == 1 and auto.seats.placement.device == "cuda"
+    assert cpu.memory.actor.gpu == cpu.memory.sharing == 0 and cpu.seats.placement.device == "cpu"
+    if kind == "ray":
+        with pytest.raises(CapacityError, match=r"^fleet\.device: cuda, but the cluster has no GPU"):
+            plan(room(), fleet=fleet | {"device": "cuda"})
+
+
 def test_an_object_store_that_takes_the_memory_is_what_to_make_smaller() -> None:
     crowd = plan(room(0.4 * GB, object_store=4 * GB), fleet={"num_actors": 1})
     with pytest.raises(CapacityError, match=r"; lower fleet\.object_store_mb, which reserves 4\.0 GB for Ray's object"):

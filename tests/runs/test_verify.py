@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from runs.interrupted import interrupted
 
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.roundlog.reader import read_devices
+from fibec_ray.runs.callbacks import read_summary
+from fibec_ray.runs.records import read_record, staged
 from fibec_ray.runs.replay import replay
-from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.simulation import simulate, worker_spec_of
 from fibec_ray.runs.verify import verify
 
 ROUNDS = 4
@@ -59,6 +63,24 @@ def test_rounds_run_again_are_equal(num_rounds: int, from_start: bool, span: tup
     assert found.compared["checkpoints"] == 1
     assert found.compared.get("final adapters", 0) == (span[1] == ROUNDS - 1)
     assert snapshot(kept_all) == before
+
+
+def test_rounds_are_run_again_on_the_device_type_of_the_run(
+    kept_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a GPU a run without one is verified on the CPU; one with a GPU is not verified without."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        record = read_record(kept_two)
+        assert worker_spec_of(record.experiment, kept_two, record.identity).device == "cuda:0"
+        with staged(record, 1, {}) as worker_spec:
+            assert worker_spec.device == "cpu"
+    folder = Path(shutil.copytree(kept_two, tmp_path / "run"))
+    summary = read_summary(folder)
+    (folder / "summary.json").write_text(json.dumps(summary | {"device": "cuda"}))
+    for repeat in (lambda: verify(folder), lambda: replay(folder, 2, 0)):
+        with pytest.raises(RunDirError, match="this run computed on a GPU, .* on a machine where torch sees a GPU"):
+            repeat()
 
 
 def test_a_run_that_failed_is_verified_as_far_as_it_got(kept_two: Path) -> None:

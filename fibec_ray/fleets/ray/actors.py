@@ -101,7 +101,7 @@ class DeviceActor:
             return "cpu"
         import torch
 
-        device = torch_device(self._gpu_share, torch.cuda.is_available())
+        device = torch_device(self._gpu_share, torch.cuda.is_available(), self._worker_spec.fleet.device)
         if 0 < self._gpu_share < 1:
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(memory_fraction(self._gpu_share, total), device)

@@ -64,7 +64,7 @@ def resources(config: FleetConfig) -> Resources:
     memory = have.get("memory", 0.0)
     if config.address is None:
         memory = min(memory or math.inf, psutil.virtual_memory().available)
-    num_gpus = have.get("GPU", 0.0)
+    num_gpus = 0.0 if config.address is None and gpus.unusable(config) else have.get("GPU", 0.0)
     gpu_memory = gpus.smallest(gpus.visible()) if num_gpus and config.address is None else None
     return Resources(have.get("CPU", 0.0), num_gpus, int(memory), gpu_memory)
 
@@ -79,7 +79,7 @@ def foreseen(config: FleetConfig) -> Resources:
             return resources(config)
     local_cluster.refuse_large_store(config)
     memory = psutil.virtual_memory().available - config.object_store_mb * 1_000_000
-    here = gpus.visible()
+    here = [] if gpus.unusable(config) else gpus.visible()
     return Resources(float(get_num_cpus()), float(len(here)), memory, gpus.smallest(here))
 
 

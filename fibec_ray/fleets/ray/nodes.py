@@ -49,7 +49,7 @@ def _bundles(config: FleetConfig) -> list[dict[str, float]]:
         return [each.bundle for each in config.classes for _ in range(each.num_actors)]
     if config.num_actors is None:
         return []
-    cpus, gpus = config.cpus_per_actor or 1.0, config.gpus_per_actor or 0.0
+    cpus, gpus = config.cpus_per_actor or 1.0, config.gpus or float(config.device == "cuda" and config.gpus is None)
     alike = ActorClass(share=1, num_actors=config.num_actors, cpus_per_actor=cpus, gpus_per_actor=gpus)
     return [alike.bundle] * config.num_actors
 
