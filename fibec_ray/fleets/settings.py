@@ -127,7 +127,7 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self
 
     def _check_device(self) -> None:
-        own = {each.gpus_per_actor for each in self.classes} or {self.gpus_per_actor}
+        own: set[float | None] = {each.gpus_per_actor for each in self.classes} or {self.gpus_per_actor}
         where = "gpus_per_actor of a class" if self.classes else "gpus_per_actor"
         most = max(gpus or 0 for gpus in own)
         if self.device == "cpu" and most:
