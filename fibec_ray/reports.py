@@ -55,6 +55,7 @@ class DeviceReport:
     """of the state that the device has stored; '' if it stores nothing. Not a column: `update_digest` ends with it"""
     quarantined: str | None = None
     """why the update was not averaged, if it was not"""
+    peak_gpu_memory_bytes: int | None = None
     kept_neurons: tuple[int, ...] | None = None
     """per layer: neurons of personal tensors that the mask let move"""
     layer_fisher: tuple[float, ...] | None = None

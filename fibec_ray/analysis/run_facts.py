@@ -11,6 +11,7 @@ from typing import Any
 from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.scores import Score
 from fibec_ray.analysis.tables import RunTables
+from fibec_ray.analysis.units import BYTES, readable
 
 QUIET_KEYS = ("kind", "name", "min_samples")
 """Left out of the line that describes a partition."""
@@ -58,10 +59,19 @@ def facts_of(log: RunLog, tables: RunTables) -> list[tuple[str, str]]:
         ("rounds", f"{done} of {planned}" if planned and planned != done else done),
         ("metric", log.fact("metric")),
         ("seed", log.fact("seed")),
+        ("computed on", log.fact("device")),
+        ("lanes", log.fact("lanes")),
+        ("peak GPU memory", _peak_gpu_memory(tables)),
         ("date", _date(log)),
         ("fibec_ray", log.fact("version")),
     ]
     return [(label, str(value)) for label, value in found if value is not None]
+
+
+def _peak_gpu_memory(tables: RunTables) -> str | None:
+    """Of any process, with CUDA's context; None for a run on CPUs."""
+    peak = tables.devices.get_column("peak_gpu_memory_bytes").max()
+    return None if peak is None else readable(float(peak), BYTES)  # type: ignore[arg-type]
 
 
 def _at(config: Mapping[str, Any], *keys: str) -> Any:

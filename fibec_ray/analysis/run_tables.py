@@ -139,7 +139,7 @@ def _actors(tables: RunTables) -> Table:
         pl.len().alias("device_rounds"),
         pl.col("attempt").sum().alias("retries"),
         pl.col("compute_s").sum(),
-        pl.col("peak_memory_bytes").max(),
+        pl.col("peak_memory_bytes", "peak_gpu_memory_bytes").max(),
     )
     found = tables.devices.group_by("actor").agg(*how).sort("compute_s", "actor", descending=[True, False])
     columns = (
@@ -149,9 +149,11 @@ def _actors(tables: RunTables) -> Table:
         _readable("work", "compute_s", SECONDS),
         _readable("peak memory", "peak_memory_bytes", BYTES),
     )
+    on_gpu = found.get_column("peak_gpu_memory_bytes").count() > 0
+    gpu = (_readable("peak GPU memory", "peak_gpu_memory_bytes", BYTES),) if on_gpu else ()
     left_out = len(found) - MAX_ACTORS
     notes = (f"The {MAX_ACTORS} actors that worked longest, of {len(found)}.",) if left_out > 0 else ()
-    return Table("actors", "", columns, tuple(found.head(MAX_ACTORS).iter_rows(named=True)), notes)
+    return Table("actors", "", (*columns, *gpu), tuple(found.head(MAX_ACTORS).iter_rows(named=True)), notes)
 
 
 def _number(title: str, name: str, style: str) -> Column:
@@ -163,4 +165,4 @@ def _count(title: str, name: str) -> Column:
 
 
 def _readable(title: str, name: str, units: Any) -> Column:
-    return Column(title, lambda row: readable(row[name], units))
+    return Column(title, lambda row: NONE if row[name] is None else readable(row[name], units))

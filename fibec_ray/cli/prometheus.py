@@ -6,11 +6,13 @@ per device would be too many. `cluster/grafana` draws them as ray_fibec_<name>.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
 
 from fibec_ray.learning.run_totals import Row
+from fibec_ray.reports import DeviceReport
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.types import Fleet
 
@@ -20,6 +22,7 @@ GAUGES = {
     "lanes": "devices that one actor trains in one pass",
     "actors": "number of device actors",
     "driver_memory_bytes": "resident memory of the driver process",
+    "peak_gpu_memory_bytes": "highest GPU memory of any actor so far, with CUDA's context; none on CPUs",
     "train_loss": "mean over the last round's steps",
     "global_accuracy": "accuracy of the global model at the last evaluation",
     "personal_accuracy": "accuracy of the personal models at the last evaluation",
@@ -41,6 +44,7 @@ class RunMetrics(Callback):
         self._gauges: dict[str, Any] = {}
         self._counters: dict[str, Any] = {}
         self._wall_time_s = 0.0
+        self._peak_gpu_memory = 0
 
     def on_start(self, fleet: Fleet) -> None:
         from ray.util.metrics import Counter, Gauge
@@ -53,6 +57,11 @@ class RunMetrics(Callback):
         self._set("lanes", fleet.lanes)
         placement = getattr(fleet, "placement", None)
         self._set("actors", placement.num_actors if placement is not None else None)
+
+    def on_reports(self, reports: Sequence[DeviceReport]) -> None:
+        found = [each.peak_gpu_memory_bytes for each in reports if each.peak_gpu_memory_bytes is not None]
+        self._peak_gpu_memory = max([self._peak_gpu_memory, *found])
+        self._set("peak_gpu_memory_bytes", self._peak_gpu_memory or None)
 
     def on_round_end(self, row: Row) -> None:
         seconds = row["wall_time_s"] - self._wall_time_s

@@ -14,6 +14,7 @@ from fibec_ray.fleets.worker_spec import WorkerSpec, assemble_evaluation
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.federation import Federation
+from fibec_ray.learning.gpu_memory import forget_peak
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.planning import Group, lane_groups
 from fibec_ray.learning.server import Server
@@ -116,6 +117,7 @@ class LocalFleet:
     def _find_lanes(self) -> int:
         devices = self._worker_spec.job.cohort_size
         found = self._worker.calibrate(self._worker_spec.lanes_to_try(devices))
+        forget_peak()
         self.calibration = self._worker_spec.with_limit(found, devices)
         return self.calibration.lanes
 

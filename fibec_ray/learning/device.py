@@ -19,6 +19,7 @@ from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.learning.device_round import DeviceRound
 from fibec_ray.learning.evaluation import evaluation_chunks, in_row_order
 from fibec_ray.learning.fitting import full_rank_of, on_wire, rank_of
+from fibec_ray.learning.gpu_memory import peak_gpu_memory_bytes
 from fibec_ray.learning.host import Host
 from fibec_ray.learning.records import DeviceSetup, Spent, peak_memory_bytes, setup_report, training_report
 from fibec_ray.learning.session import LocalSession, Schedule
@@ -145,7 +146,8 @@ class DeviceWorker(Host):
 
     def _spent(self, started: float, attempt: int) -> Spent:
         seconds = time.perf_counter() - started
-        return Spent(self.model.work.flops, seconds, self.place.name, attempt, peak_memory_bytes())
+        peaks = peak_memory_bytes(), peak_gpu_memory_bytes()
+        return Spent(self.model.work.flops, seconds, self.place.name, attempt, *peaks)
 
     @contextmanager
     def _stage(self, device: int, round_: int, stage: str) -> Iterator[None]:

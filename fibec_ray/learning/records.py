@@ -30,6 +30,7 @@ class Spent:
     actor: str
     attempt: int
     peak_memory_bytes: int
+    peak_gpu_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)

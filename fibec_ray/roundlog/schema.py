@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """Increases with every change of the columns, including a new nullable one."""
 
 SCHEMA_MAJOR = 7
@@ -34,6 +34,7 @@ ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     5: {"rounds": ("num_quarantined",), "devices": ("quarantined",)},
     6: {"rounds": ("global_perplexity", "personal_perplexity"), "devices": ()},
     8: {"rounds": ("global_metrics", "personal_metrics"), "devices": ()},
+    9: {"rounds": (), "devices": ("peak_gpu_memory_bytes",)},
 }
 """By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
 
@@ -43,7 +44,7 @@ ADDED_TABLES = {4: ("evaluations",)}
 METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
 """Metadata that the writer puts into every part file, as strings, beside `schema_version`."""
 
-NONDETERMINISTIC = ("wall_time_s", "compute_s", "peak_memory_bytes", "actor", "attempt")
+NONDETERMINISTIC = ("wall_time_s", "compute_s", "peak_memory_bytes", "actor", "attempt", "peak_gpu_memory_bytes")
 """Columns that can differ between two equal runs: where and how fast the work was done."""
 
 
@@ -197,6 +198,14 @@ DEVICES = pa.schema(
             TEXT,
             "reason",
             "why the update was rejected and not averaged; null if it was averaged",
+        ),
+        _optional(
+            "peak_gpu_memory_bytes",
+            I64,
+            "B",
+            "highest GPU memory so far of the process that did the work: what torch reserved (max_memory_reserved) on "
+            "its fullest GPU plus 0.545 GB for CUDA's context (as measured on an H200), about what nvidia-smi shows. "
+            "The trial of fleet.lanes: auto does not count; null on a CPU",
         ),
     ]
 )

@@ -13,6 +13,7 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.files.run_dir import write_json
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.run_totals import Row
+from fibec_ray.reports import DeviceReport
 from fibec_ray.types import Fleet
 
 NAME = "summary.json"
@@ -50,6 +51,9 @@ class Callback:
         row: the round's row of the `rounds` table; scores are None in rounds without evaluation. The setup phase is
         round -1.
         """
+
+    def on_reports(self, reports: Sequence[DeviceReport]) -> None:
+        """Called with a round's rows of the `devices` table, just before `on_round_end`."""
 
     def on_message(self, text: str) -> None:
         """Called with a line that the user should know, such as a lost device."""

@@ -104,6 +104,7 @@ def carry_on(
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             round_ = logged.row["round"]
             checkpointer.after(round_, logged.devices, totals, log.newest, last=round_ == experiment.rounds - 1)
+            callback.on_reports(logged.reports)
             callback.on_round_end(logged.row)
             rows.append(logged.row)
         checkpointer.finish(experiment.rounds - 1, totals, log.newest)

@@ -229,6 +229,22 @@ def test_the_top_says_what_was_run_and_what_came_out(tmp_path):
     }
 
 
+def test_gpu_memory_is_shown_where_a_gpu_computed(tmp_path):
+    for name, peaks in (("cpu", (None, None)), ("gpu", (7_000_000_000, 24_500_000_000))):
+        log = RoundLog(tmp_path / name, METADATA)
+        reports = [
+            DeviceReport(0, device, num_samples=8, actor=f"pool-{device}", peak_gpu_memory_bytes=peak)
+            for device, peak in enumerate(peaks)
+        ]
+        log.append(rounds_row(0), reports, [])
+        run = with_summary(tmp_path / name, device="cuda" if name == "gpu" else "cpu", lanes=4)
+        found = run_page(open_run(run), RunTables.read(run))
+        facts, page = dict(found.facts), page_of(run)
+        assert facts.get("peak GPU memory") == ("24.5 GB" if name == "gpu" else None)
+        assert facts["computed on"] == ("cuda" if name == "gpu" else "cpu") and facts["lanes"] == "4"
+        assert ("peak GPU memory" in page) == ("7 GB" in page) == (name == "gpu")
+
+
 def test_personal_scores_that_equal_the_global_ones_are_left_out(tmp_path):
     log = RoundLog(tmp_path, METADATA)
     for round_, score in enumerate(GLOBAL):

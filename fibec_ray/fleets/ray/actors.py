@@ -21,6 +21,7 @@ from fibec_ray.fleets.ray.nodes import SAME_BASE
 from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.faults import sent_by
+from fibec_ray.learning.gpu_memory import forget_peak
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import Group
@@ -67,7 +68,9 @@ class DeviceActor:
 
     def calibrate(self, most: int) -> Calibration:
         """Find the number of lanes by a short trial."""
-        return self._worker.calibrate(most)
+        found = self._worker.calibrate(most)
+        forget_peak()
+        return found
 
     def setup(self, devices: Group, attempt: int) -> list[tuple[Any, DeviceReport]]:
         """Layer report and log row of each device."""
