@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.batch_facts import NO_LABEL as NO_LABEL
+from fibec_ray.batch_facts import BatchFacts, answers_in, padded_masks
 from fibec_ray.curvature.per_sample import Caught
 from fibec_ray.likelihoods import Categorical, Likelihood
+from fibec_ray.responses import ResponseTokens
 from fibec_ray.tensors import Tensors
 
 HEAD = "head"
 """The first word in the names of the tensors of our own classification head."""
-NO_LABEL = -100
-"""Label of padding, where each token has a label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,23 @@ class Batch:
     labels: Tensor
     """(B,) int64 class ids; float32 values in a regression; (B, S) int64 tags of tokens, NO_LABEL for tokens without
     one"""
+    known: BatchFacts | None = None
+    """what was found out before the batch left the host; None: not yet"""
+
+    @cached_property
+    def padded(self) -> frozenset[str]:
+        """The masks, by input name, that have a 0. Read from the tensors unless known."""
+        return padded_masks(self.inputs) if self.known is None else self.known.padded
+
+    @cached_property
+    def answers(self) -> ResponseTokens | None:
+        """Tags, targets or response tokens, see `BatchFacts`. Read from the tensors unless known."""
+        return answers_in(self.inputs, self.labels) if self.known is None else self.known.answers
+
+    @property
+    def facts(self) -> BatchFacts:
+        """All that the host knows about the batch."""
+        return BatchFacts(self.padded, self.answers)
 
     @property
     def num_samples(self) -> int:
@@ -74,8 +93,14 @@ class Batch:
         return mask.to(states.device).flatten(1).unsqueeze(2)
 
     def to(self, device: torch.device) -> Batch:
-        """A copy on another torch device."""
-        return Batch({name: value.to(device) for name, value in self.inputs.items()}, self.labels.to(device))
+        """The batch on a torch device, with all that a pass needs; itself if it is there already.
+
+        A pass over a batch on the model's device copies nothing to or from the host and never waits for the device.
+        """
+        if all(value.device == device for value in (*self.inputs.values(), self.labels)):
+            return self
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device), self.facts.to(device))
 
 
 class BatchForm(Hashable, Protocol):

@@ -12,6 +12,7 @@ Shapes: B samples, T_i tokens of a response, R of all together, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,13 @@ class ResponseTokens:
     """(B,) int64, tokens of each sample's response, >= 1"""
     longest: int
     """tokens of the longest response, or more"""
+    on_host: tuple[int, ...] | None = None
+    """`counts` in host memory; None: not read yet"""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """`counts` as plain numbers. Waits for the device unless they are known already."""
+        return tuple(self.counts.tolist()) if self.on_host is None else self.on_host
 
     def means(self, values: Tensor) -> Tensor:
         """(R,) -> (B,): over the tokens of each response."""
@@ -67,29 +75,38 @@ class ResponseTokens:
         draws: (B,) uniform in [0, 1). Each seeds the generator of its sample, so that a sample's tokens depend neither
         on the other samples of the batch nor on their order.
         """
-        uniform = torch.cat(
-            [uniform_draws(count, draw) for count, draw in zip(self.counts.tolist(), draws, strict=True)]
-        )
+        uniform = torch.cat([uniform_draws(count, draw) for count, draw in zip(self.sizes, draws, strict=True)])
         ends = scores.float().softmax(1).cumsum(1)
         at = uniform.to(ends).unsqueeze(1) * ends[:, -1:]
         return torch.searchsorted(ends, at, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
 
     def split(self, sizes: list[int]) -> list[ResponseTokens]:
         """Those of the first `sizes[0]` samples, of the next, and so on."""
-        found, first, start = [], 0, 0
+        found, known, first, start = [], self.sizes, 0, 0
         for counts in self.counts.split(sizes):
-            rows = slice(start, start + int(counts.sum()))
+            own = known[first : first + len(counts)]
+            rows = slice(start, start + sum(own))
             of = self.targets[rows], self.sample[rows] - first, self.column[rows]
-            found.append(ResponseTokens(*of, counts, self.longest))
+            found.append(ResponseTokens(*of, counts, self.longest, own))
             first, start = first + len(counts), rows.stop
         return found
+
+    @classmethod
+    def join(cls, parts: Sequence[ResponseTokens], firsts: Sequence[int]) -> ResponseTokens:
+        """The tokens of several batches, one after the other. firsts: the number of each batch's first sample."""
+        targets, column, counts = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "column", "counts")
+        )
+        sample = torch.cat([part.sample + first for part, first in zip(parts, firsts, strict=True)])
+        sizes = tuple(size for part in parts for size in part.sizes)
+        return cls(targets, sample, column, counts, max(part.longest for part in parts), sizes)
 
     def to(self, device: torch.device) -> ResponseTokens:
         """A copy on another torch device."""
         targets, sample, column, counts = (
             value.to(device) for value in (self.targets, self.sample, self.column, self.counts)
         )
-        return ResponseTokens(targets, sample, column, counts, self.longest)
+        return ResponseTokens(targets, sample, column, counts, self.longest, self.sizes)
 
 
 def locate(input_ids: Tensor, attention_mask: Tensor, answer_at: Tensor) -> ResponseTokens:
@@ -98,14 +115,19 @@ def locate(input_ids: Tensor, attention_mask: Tensor, answer_at: Tensor) -> Resp
     inside = (columns > answer_at.unsqueeze(1)) & (columns < lengths.unsqueeze(1))
     sample, column = inside.nonzero(as_tuple=True)
     counts = inside.sum(1)
-    return ResponseTokens(input_ids[sample, column], sample, column - 1, counts, int(counts.max()))
+    return _tokens(input_ids[sample, column], sample, column - 1, counts)
 
 
 def at_labels(labels: Tensor, no_label: int) -> ResponseTokens:
     """Tokens of samples (B, S) with a label each, by position. Tokens with `no_label` are left out."""
     sample, column = (labels != no_label).nonzero(as_tuple=True)
     counts = (labels != no_label).sum(1)
-    return ResponseTokens(labels[sample, column], sample, column, counts, int(counts.max()))
+    return _tokens(labels[sample, column], sample, column, counts)
+
+
+def _tokens(targets: Tensor, sample: Tensor, column: Tensor, counts: Tensor) -> ResponseTokens:
+    sizes = tuple(counts.tolist())
+    return ResponseTokens(targets, sample, column, counts, max(sizes), sizes)
 
 
 def uniform_draws(count: int, draw: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ LAYERS = (
         "curvature",
         "files",
         "responses",
+        "batch_facts",
         "likelihoods",
         "answers",
         "low_rank",

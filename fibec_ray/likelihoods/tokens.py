@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -84,7 +85,9 @@ class Tokens(Likelihood):
         return [type(self)(part) for part in self.response.split(list(sizes))]
 
     def rows(self, sizes: Sequence[int]) -> list[int]:
-        return [len(part.targets) for part in self.response.split(list(sizes))]
+        ends = [0, *accumulate(sizes)]
+        known = self.response.sizes
+        return [sum(known[first:end]) for first, end in pairwise(ends)]
 
     @property
     def num_tokens(self) -> Tensor:
@@ -114,4 +117,4 @@ class Tags(Tokens):
 
     def _rows(self, values: Tensor, fill: float) -> Tensor:
         """(R, ...) -> (B, T, ...). T does not depend on samples of other lanes."""
-        return self.response.grid(values, fill)[:, : int(self.response.counts.max())]
+        return self.response.grid(values, fill)[:, : max(self.response.sizes)]

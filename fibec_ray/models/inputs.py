@@ -137,4 +137,4 @@ def by_row(batch: Batch) -> Batch:
     """
     if batch.rows_each == 1:
         return batch
-    return Batch({name: column.flatten(0, 1) for name, column in batch.inputs.items()}, batch.labels)
+    return Batch({name: column.flatten(0, 1) for name, column in batch.inputs.items()}, batch.labels, batch.known)

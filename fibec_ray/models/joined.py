@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fibec_ray.batch_facts import MASKS, BatchFacts, join_facts
 from fibec_ray.model_types import NO_LABEL, Batch, Outputs
 
 
@@ -20,7 +21,17 @@ def join(batches: Sequence[Batch], pad_id: int) -> Batch:
     assert all(batch.inputs.keys() == names for batch in batches), "lanes have different inputs"
     pads = dict.fromkeys(names, 0) | {"input_ids": pad_id}
     inputs = {name: _padded([batch.inputs[name] for batch in batches], pads[name]) for name in names}
-    return Batch(inputs, _padded([batch.labels for batch in batches], NO_LABEL))
+    return Batch(inputs, _padded([batch.labels for batch in batches], NO_LABEL), _facts(batches))
+
+
+def _facts(batches: Sequence[Batch]) -> BatchFacts | None:
+    """The joint batch's facts, where reading them off it would wait for a device."""
+    if batches[0].labels.device.type == "cpu":
+        return None
+    masks = [name for name in MASKS if name in batches[0].inputs]
+    lengths = {name: [batch.inputs[name].shape[-1] for batch in batches] for name in masks}
+    rows = [batch.num_samples * batch.rows_each for batch in batches]
+    return join_facts([batch.facts for batch in batches], rows, lengths)
 
 
 def _padded(columns: Sequence[Tensor], value: int) -> Tensor:

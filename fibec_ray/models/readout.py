@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,13 +19,15 @@ from fibec_ray.likelihoods import Likelihood
 from fibec_ray.model_types import Batch
 from fibec_ray.models.blocks import BlockOutputs, Hidden
 from fibec_ray.models.inputs import Arguments
+from fibec_ray.models.masks import Masks
 
 
 class Run:
     """A forward pass that a readout makes, through the whole model or its body.
 
     base: the transformers model. arguments: of the model, with virtual tokens. length: S. hidden: keep all states.
-    reference: opens a pass over the same batch without the PEFT kind and without a graph.
+    reference: opens a pass over the same batch without the PEFT kind and without a graph. masks: of the base; None: it
+    has none.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class Run:
         length: int,
         hidden: bool,
         reference: Callable[[], AbstractContextManager[Run]] | None = None,
+        masks: Masks | None = None,
     ):
         self._base, self._blocks, self._length, self._hidden = base, blocks, length, hidden
-        self._reference = reference
+        self._reference, self._masks = reference, masks
         self._arguments = arguments
         self.states = Hidden()
         """outputs of the blocks, if they are wanted"""
@@ -51,19 +54,24 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where the model gets its arguments."""
-        found: torch.device = self._arguments["attention_mask"].device
-        return found
+        return next(value.device for value in self._arguments.values() if isinstance(value, Tensor))
 
     def whole(self) -> Any:
         """The output of the model with its head."""
-        out, self.states = self._blocks.run(self._base, self._arguments, self._length, self._hidden)
-        return out
+        return self._through(self._base, self._arguments)
 
     def body(self, module: nn.Module) -> Tensor:
         """(B, S, H) last states of the model without its head."""
-        arguments = self._arguments | no_cache(self._base)
-        out, self.states = self._blocks.run(module, arguments, self._length, self._hidden)
-        return self.own(out.last_hidden_state)
+        return self.own(self._through(module, self._arguments | no_cache(self._base)).last_hidden_state)
+
+    def _through(self, module: nn.Module, arguments: Arguments) -> Any:
+        with self.answered_masks():
+            out, self.states = self._blocks.run(module, arguments, self._length, self._hidden)
+        return out
+
+    def answered_masks(self) -> AbstractContextManager[None]:
+        """A block in which no mask is read back from the device, see `Masks.answered`."""
+        return nullcontext() if self._masks is None else self._masks.answered()
 
     def own(self, states: Tensor) -> Tensor:
         """(B, m + S, ...) -> (B, S, ...): without the virtual tokens in front."""

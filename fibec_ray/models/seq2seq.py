@@ -47,12 +47,15 @@ class Seq2SeqModel(TorchModel):
         start = torch.full_like(ids[:, :1], start_id(self._base.config))
         decoded = torch.cat([start, written.to(self.device)], dim=1)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": decoded}
-        scores: Tensor = self._base(**inputs, **no_cache(self._base)).logits[:, -1].float()
+        with self._masks.answered():
+            out = self._base(**self._masks.without_idle(inputs, ()), **no_cache(self._base))
+        scores: Tensor = out.logits[:, -1].float()
         return scores
 
     def _run(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Run:
-        arguments = self._inputs.arguments(batch, embeds, self.device)
-        return Seq2SeqRun(self._base, self._blocks, arguments, self._inputs.size(batch).length, hidden)
+        arguments = self._masks.without_idle(self._inputs.arguments(batch, embeds, self.device), batch.padded)
+        length = self._inputs.size(batch).length
+        return Seq2SeqRun(self._base, self._blocks, arguments, length, hidden, masks=self._masks)
 
     def _flops_of(self, size: Size) -> float:
         return size.rows * self._stacks.flops(size.length, size.target)
@@ -62,7 +65,7 @@ class Seq2SeqRun(Run):
     """A forward pass through encoder and decoder."""
 
     def whole(self) -> Any:
-        with self._blocks.caught(self._hidden) as found:
+        with self._blocks.caught(self._hidden) as found, self.answered_masks():
             out = self._base(**self._arguments, **no_cache(self._base), output_hidden_states=self._hidden)
         if self._hidden:
             self.states = Hidden(tuple(found), out.decoder_hidden_states[-1])

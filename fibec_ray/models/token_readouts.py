@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
 
 from fibec_ray.answers import Answers
 from fibec_ray.likelihoods import Preferences, Tags, Tokens
-from fibec_ray.model_types import NO_LABEL, Batch
-from fibec_ray.models.inputs import by_row
+from fibec_ray.model_types import Batch
 from fibec_ray.models.lm_head import known_lm_head
 from fibec_ray.models.readout import Read, Readout, Run
-from fibec_ray.responses import ResponseTokens, at_labels, locate
+from fibec_ray.responses import ResponseTokens
 
 
 class TokenHead(Readout):
@@ -33,9 +32,7 @@ class TokenHead(Readout):
 
     def read(self, run: Run, batch: Batch) -> Read:
         states = run.body(self._base)
-        with unset_fake_temporarily():  # as in responses_of
-            tokens = at_labels(batch.labels, NO_LABEL)
-        tokens = tokens.to(states.device)
+        tokens = answers_of(batch, states.device)
         assert self.head is not None
         scores = self.head(states.float())[tokens.sample, tokens.column]
         likelihood = Tags(tokens)
@@ -48,18 +45,15 @@ class Response(Readout):
     predicts_tokens = True
 
     def read(self, run: Run, batch: Batch) -> Read:
-        response = responses_of(batch)
         states = run.body(self._body)
-        response = response.to(states.device)
+        response = answers_of(batch, states.device)
         own = states[response.sample, response.column]
         scores = known_lm_head(self._base)(own.unsqueeze(0)).squeeze(0).float()
         likelihood = Tokens(response)
         return Read(likelihood.losses(scores, response.targets), scores, likelihood)
 
     def num_predicted(self, batch: Batch) -> int:
-        with unset_fake_temporarily():
-            rows = by_row(batch).inputs
-            return int(rows["attention_mask"].sum() - (rows["answer_at"] + 1).sum())
+        return num_answers(batch)
 
 
 class Pair(Response):
@@ -78,18 +72,17 @@ class Pair(Response):
         self._beta = answers.beta
 
     def read(self, run: Run, batch: Batch) -> Read:
-        located = responses_of(batch)
         with run.reference() as alone:  # first, so that the base is left in the state of the pass with a graph
-            reference = self._log_probs(alone, located)
-        rewards = self._beta * (self._log_probs(run, located) - reference)
+            reference = self._log_probs(alone, batch)
+        rewards = self._beta * (self._log_probs(run, batch) - reference)
         scores = rewards[:, :1] - rewards[:, 1:]
         likelihood = Preferences(rewards.detach(), reference)
         return Read(likelihood.losses(scores, batch.labels.to(scores.device)), scores, likelihood)
 
-    def _log_probs(self, run: Run, located: ResponseTokens) -> Tensor:
+    def _log_probs(self, run: Run, batch: Batch) -> Tensor:
         """(B, 2) log-probabilities of the responses of each sample, summed over their tokens."""
         states = run.body(self._body)
-        response = located.to(states.device)
+        response = answers_of(batch, states.device)
         own = states[response.sample, response.column]
         scores = known_lm_head(self._base)(own.unsqueeze(0)).squeeze(0).float()
         return -response.sums(F.cross_entropy(scores, response.targets, reduction="none")).view(-1, 2)
@@ -105,10 +98,7 @@ class Target(Readout):
     predicts_tokens = True
 
     def read(self, run: Run, batch: Batch) -> Read:
-        with unset_fake_temporarily():  # as in `responses_of`
-            ids, mask = batch.inputs["target_ids"], batch.inputs["target_mask"]
-            response = at_labels(ids.masked_fill(mask == 0, NO_LABEL), NO_LABEL)
-        response = response.to(run.device)
+        response = answers_of(batch, run.device)
 
         def chosen(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
             return (args[0][response.sample, response.column].unsqueeze(0),)
@@ -122,12 +112,15 @@ class Target(Readout):
         return Read(likelihood.losses(scores, response.targets), scores, likelihood)
 
     def num_predicted(self, batch: Batch) -> int:
-        with unset_fake_temporarily():
-            return int(batch.inputs["target_mask"].sum())
+        return num_answers(batch)
 
 
-def responses_of(batch: Batch) -> ResponseTokens:
-    """The response tokens of a batch's rows, on the CPU."""
-    with unset_fake_temporarily():  # the model of a plan has fake tensors, its batches have real ones
-        rows = by_row(batch).inputs
-        return locate(rows["input_ids"], rows["attention_mask"], rows["answer_at"])
+def answers_of(batch: Batch, device: torch.device) -> ResponseTokens:
+    """The answer tokens of a batch's rows: responses, targets or tags, as in `BatchFacts`."""
+    assert batch.answers is not None, "a batch without answer tokens"
+    return batch.answers.to(device)
+
+
+def num_answers(batch: Batch) -> int:
+    """R, the number of answer tokens."""
+    return 0 if batch.answers is None else len(batch.answers.targets)

@@ -32,6 +32,7 @@ from fibec_ray.models.inputs import Size, inputs_of
 from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap
 from fibec_ray.models.lane_bank import LaneBank, obstacle
+from fibec_ray.models.masks import Masks
 from fibec_ray.models.readout import Run, no_cache, own
 from fibec_ray.models.readouts import own_head, readout_of
 from fibec_ray.models.settings import BackendChoice, PretrainedSettings
@@ -89,6 +90,7 @@ class TorchModel(Alone):
         self._base = self._attached.base
         self._blocks = BlockOutputs(self._base, self._attached.num_prompts)
         self._inputs = inputs_of(self._base)
+        self._masks = Masks(self._base, self.device, needed=self._attached.num_prefixes > 0)
         self._readout = readout_of(self._base, what.answers, None if head is None else head.to(self.device))
         self.trainable = self._collect()
         self._bank: LaneBank | None = None
@@ -190,9 +192,11 @@ class TorchModel(Alone):
 
     def _run(self, batch: Batch, embeds: Tensor | None, hidden: bool) -> Run:
         """A pass that has not started yet."""
-        arguments = self._attached.extend(self._inputs.arguments(batch, embeds, self.device))
+        given = self._attached.extend(self._inputs.arguments(batch, embeds, self.device))
+        arguments = self._masks.without_idle(given, batch.padded)
         length = self._inputs.size(batch).length
-        return Run(self._base, self._blocks, arguments, length, hidden, partial(self._reference, batch, length))
+        reference = partial(self._reference, batch, length)
+        return Run(self._base, self._blocks, arguments, length, hidden, reference, self._masks)
 
     @contextmanager
     def _reference(self, batch: Batch, length: int) -> Iterator[Run]:
@@ -200,8 +204,9 @@ class TorchModel(Alone):
         mode, drops = self._mode, self._spec.dropout and self._mode
         if drops:
             self.train(False)
+        arguments = self._masks.without_idle(self._inputs.arguments(batch, None, self.device), batch.padded)
         with torch.no_grad(), self._attached.switched_off():
-            yield Run(self._base, self._blocks, self._inputs.arguments(batch, None, self.device), length, False)
+            yield Run(self._base, self._blocks, arguments, length, False, masks=self._masks)
         if drops:
             self.train(bool(mode))
 
@@ -211,7 +216,8 @@ class TorchModel(Alone):
         ids = torch.cat([prompts, written], dim=1).to(self.device)
         length = ids.shape[1]
         inputs = self._attached.extend({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        out = self._base(**inputs, **no_cache(self._base))
+        with self._masks.answered():
+            out = self._base(**self._masks.without_idle(inputs, ()), **no_cache(self._base))
         return own(out.logits, length)[:, -1].float()
 
     def derive(

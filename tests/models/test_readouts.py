@@ -15,7 +15,7 @@ from fibec_ray.model_types import Batch
 from fibec_ray.models.inputs import Size, by_row
 from fibec_ray.models.readouts import readout_of
 from fibec_ray.models.sample_readouts import LastToken, MeanPool, OwnHead, Words, WordsOfWhole
-from fibec_ray.models.token_readouts import Response, responses_of
+from fibec_ray.models.token_readouts import Response, answers_of
 
 TEXTS = Answers(likelihood="tokens", num_scores=0, readout="response")
 
@@ -57,7 +57,11 @@ def test_tokens_of_responses_are_counted(cache: Path) -> None:
     asked = of_texts(ids, batch().inputs["attention_mask"], torch.zeros(3), torch.tensor([2, 1, 0]))
     base = made(part_of("lora"), "llama", "causal_lm", cache).base
     assert readout_of(base, TEXTS, None).num_predicted(asked) == 4 + 2 + 1
-    assert responses_of(asked).targets.tolist() == [*ids[0, 3:7].tolist(), *ids[1, 2:4].tolist(), int(ids[2, 1])]
+    assert answers_of(asked, torch.device("cpu")).targets.tolist() == [
+        *ids[0, 3:7].tolist(),
+        *ids[1, 2:4].tolist(),
+        int(ids[2, 1]),
+    ]
 
 
 def test_embeddings_stand_in_for_token_ids(cache: Path) -> None:

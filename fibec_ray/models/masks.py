@@ -1,0 +1,83 @@
+"""Attention masks: left out where nothing is padded, and never read back from the device that computes.
+
+Without a mask, attention takes PyTorch's flash kernel. transformers finds out by itself whether a mask has zeros, and
+whether positions restart within a row (packed sequences). Both read a value back, which waits for all work queued on a
+GPU; while a CUDA graph is being captured, it builds a full mask instead. We know the answers: a mask is handed over
+only if it has zeros, and rows are never packed.
+
+Shapes: B samples, S positions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import Any
+
+import torch
+
+MASK_BUILDERS = ("create_causal_mask", "create_bidirectional_mask")
+"""Functions of transformers that treat a missing mask as one without zeros."""
+ARGUMENTS = {"attention_mask": "attention_mask", "decoder_attention_mask": "target_mask"}
+"""A model's argument -> the input of a batch that it is made of."""
+
+_answered: ContextVar[bool] = ContextVar("_answered", default=False)
+
+
+class Masks:
+    """Decides which masks a model gets. base: a transformers model. device: where it computes.
+
+    needed: hand over every mask, as prefixes need: transformers counts their keys by it.
+    """
+
+    def __init__(self, base: Any, device: torch.device, needed: bool):
+        home = sys.modules[type(base).__module__]
+        self._can_miss = not needed and any(hasattr(home, name) for name in MASK_BUILDERS)
+        self._ask = device.type == "cpu"  # costs nothing there
+        if not self._ask:
+            _install()
+
+    def without_idle(self, arguments: dict[str, Any], padded: Collection[str]) -> dict[str, Any]:
+        """The model's arguments without the masks that have no zeros. padded: see `BatchFacts`."""
+        if not self._can_miss:
+            return arguments
+        idle = [name for name, source in ARGUMENTS.items() if source not in padded]
+        return {name: value for name, value in arguments.items() if name not in idle}
+
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """A block in which transformers takes our answers instead of reading masks on the device."""
+        token = _answered.set(not self._ask)
+        try:
+            yield
+        finally:
+            _answered.reset(token)
+
+
+def _install() -> None:
+    """Give transformers our answers, where `answered` is open. Elsewhere its functions work as before."""
+    from transformers import masking_utils
+
+    answers: dict[str, Callable[..., Any]] = {
+        "find_packed_sequence_indices": _never_packed,
+        "_ignore_causal_mask_sdpa": _only_without_mask,
+        "_ignore_bidirectional_mask_sdpa": _only_without_mask,
+    }
+    for name, answer in answers.items():
+        own = getattr(masking_utils, name, None)  # None in a release that has renamed it: then it asks the device
+        if own is not None and not hasattr(own, "__wrapped__"):
+            setattr(masking_utils, name, wraps(own)(partial(answer, own)))
+
+
+def _never_packed(own: Callable[..., Any], position_ids: torch.Tensor) -> Any:
+    return None if _answered.get() else own(position_ids)
+
+
+def _only_without_mask(own: Callable[..., Any], padding_mask: torch.Tensor | None, *args: Any, **options: Any) -> Any:
+    """True where attention needs no mask of its own."""
+    if _answered.get() and padding_mask is not None:
+        return False
+    return own(padding_mask, *args, **options)
