@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from batches import of_texts
 from conftest import TINY_BERT, TINY_LLAMA, classes, shard_of
 from torch import Tensor, nn
 
+from fibec_ray.batch_facts import BatchFacts
 from fibec_ray.curvature.fisher import Fisher, FisherScan, batch_squares, by_length, momentum
 from fibec_ray.curvature.per_sample import catch
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
@@ -148,7 +150,9 @@ class Single(nn.Module):
         self.peft_model, self.run = model.peft_model, model.forward
 
     def forward(self, *sample: Tensor) -> Tensor:
-        return self.run(of_texts(*(value.unsqueeze(0) for value in sample))).losses[0]
+        batch = of_texts(*(value.unsqueeze(0) for value in sample))
+        # torch.func hides the mask's values.
+        return self.run(replace(batch, known=BatchFacts(frozenset({"attention_mask"}), None))).losses[0]
 
 
 @pytest.mark.parametrize("head", ["causal_lm", "model"])
