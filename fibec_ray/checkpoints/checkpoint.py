@@ -91,8 +91,8 @@ class Checkpoint:
         if self.manifest.base and fingerprint != self.manifest.base:
             raise RunDirError(
                 f"{self.folder}: the base weights are not those that the run began with (fingerprint {fingerprint}, "
-                f"then {self.manifest.base}); put back the backbone's files, or the versions of torch and transformers "
-                "that drew them, or start a new run"
+                f"then {self.manifest.base}); put back the backbone's files, or the versions of fibec_ray, torch and "
+                "transformers that drew them, or start a new run"
             )
 
 

@@ -111,7 +111,8 @@ def _source(about: SavedModel, spec: AnyBackbone, home: Path, exact: bool) -> An
     drawn = spec.reference() is None
     same_programs = about.versions == program_versions()
     if about.base_fingerprint not in ("", spec.fingerprint(folder)) and (drawn or same_programs):
-        then = ", ".join(f"{name} {about.versions.get(name, '?')}" for name in ("torch", "transformers"))
+        programs = ("fibec_ray", "torch", "transformers")
+        then = ", ".join(f"{name} {about.versions.get(name, '?')}" for name in programs)
         raise ModelError(
             f"{home}: the base model here is not the one that the run used, so its predictions would be wrong; give "
             f"the run's base with --base DIR"

@@ -1,7 +1,8 @@
 """Base weights, prepared once per node and memory-mapped by every actor.
 
-`prepare` casts to the target dtype, writes safetensors and renames. `open_base` loads that folder in its stored dtype,
-which transformers keeps memory-mapped: all processes of a node share one copy in the page cache.
+`prepare` casts to the target dtype, writes safetensors and renames; random weights are drawn in parallel
+(`random_weights.py`). `open_base` loads that folder in its stored dtype, which transformers keeps memory-mapped: all
+processes of a node share one copy in the page cache.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fibec_ray.models.architecture import (
     revision,
 )
 from fibec_ray.models.packaged import PACKAGED, gguf_model, gguf_tokenizer, is_gguf
+from fibec_ray.models.random_weights import DRAWING, draw_into
 from fibec_ray.models.settings import BackboneSettings, PretrainedSettings
 
 __all__ = ["from_config", "load_tokenizer", "locate", "open_base", "prepare", "prepared_folder"]
@@ -48,17 +50,34 @@ def prepare(spec: PretrainedSettings, seed: int, num_classes: int, cache_dir: Pa
     base_cache.private(cache_dir)
 
     def make(part: Path) -> Sequence[str]:
+        if spec.init == "random" and (head := _drawn_in_place(spec, seed, num_classes, part)) is not None:
+            return head
         with seeds.seeded_third_party(seed, "backbone"):
             if spec.init == "random":
                 model = from_config(spec, num_classes)
                 new = beside_the_body(model)
             else:
                 model, new = _from_pretrained(spec, num_classes)
-        head = head_modules(model, new) if spec.head == "model" else []
+        head = _head(spec, model, new)
         model.to(getattr(torch, spec.dtype)).save_pretrained(part)
         return head
 
     return base_cache.kept(folder, make)
+
+
+def _drawn_in_place(spec: PretrainedSettings, seed: int, num_classes: int, part: Path) -> list[str] | None:
+    """Draw random weights in parallel; paths of the head's modules. None: this architecture does not allow it."""
+    try:
+        with torch.device("meta"):
+            model = from_config(spec, num_classes)
+    except ModelError:  # wrong settings, or a model that cannot be built without values: the usual way tells them apart
+        return None
+    head = _head(spec, model, beside_the_body(model))
+    return head if draw_into(part, model.to(getattr(torch, spec.dtype)), seed) else None
+
+
+def _head(spec: PretrainedSettings, model: Any, new: Sequence[str]) -> list[str]:
+    return head_modules(model, new) if spec.head == "model" else []
 
 
 def prepared_folder(spec: PretrainedSettings, seed: int, num_classes: int, cache_dir: Path) -> Path:
@@ -164,6 +183,8 @@ def _identity(spec: PretrainedSettings, seed: int, num_classes: int) -> str:
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _weight_files(spec)]
     weights = spec.model_dump(exclude={"tokenizer", "processor", "attention", "dropout", "backend", "checkpointing"})
     identity = [FORMAT, weights, seed if drawn else None, num_classes if spec.head == "model" else None, stamps]
+    if spec.init == "random":
+        identity.append(DRAWING)
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

@@ -12,12 +12,14 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from fibec_ray.environment import num_cpus
 from fibec_ray.errors import ModelError, RunDirError
 from fibec_ray.files.run_dir import flush, flush_folder, write_json
 from fibec_ray.files.run_dir.paths import reason
@@ -59,7 +61,12 @@ def head_of(folder: Path) -> list[str]:
 
 def seal(folder: Path, head: Sequence[str]) -> None:
     """Record the files as they are now. Raises OSError or RunDirError."""
-    files = {path.name: {**_stamp(path), "digest": _digest(path)} for path in _files(folder)}
+    paths = _files(folder)
+    stamps = [_stamp(path) for path in paths]  # before reading: a change meanwhile shows at the next start
+    files = {
+        path.name: {**stamp, "digest": digest}
+        for path, stamp, digest in zip(paths, stamps, _digests(paths), strict=True)
+    }
     write_json(folder / NOTE, {"head": list(head), "files": files})
 
 
@@ -129,7 +136,7 @@ def _is_sound(folder: Path) -> bool:
         if set(note["files"]) != {path.name for path in _files(folder)}:
             return False
         changed = [name for name, noted in note["files"].items() if not _stamp(folder / name).items() <= noted.items()]
-        if any(_digest(folder / name) != note["files"][name]["digest"] for name in changed):
+        if _digests([folder / name for name in changed]) != [note["files"][name]["digest"] for name in changed]:
             return False
         if changed:
             seal(folder, note["head"])
@@ -154,6 +161,12 @@ def _stamp(path: Path) -> dict[str, int]:
     """Size and times of a file. Its ctime changes with every write, even if its mtime is set back."""
     found = path.stat()
     return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+
+
+def _digests(paths: Sequence[Path]) -> list[str]:
+    """Digests of files, which are read in parallel: hashing takes longer than a fast disk."""
+    with ThreadPoolExecutor(num_cpus(), "digest") as threads:
+        return list(threads.map(_digest, paths))
 
 
 def _digest(path: Path) -> str:
