@@ -168,7 +168,6 @@ class _Stream:
 
 ANSWERS: dict[str, Any] = {
     "is_available": True,
-    "is_initialized": True,
     "device_count": 1,
     "current_device": 0,
     "mem_get_info": (MEMORY, MEMORY),
