@@ -278,6 +278,17 @@ class LanedModel(LocalModel, Protocol):
     ) -> Sequence[Tensor | None]:
         """Gradients of the sum of value times cotangent (None: 1) with respect to the tensors. None: no influence."""
 
+    def joined(self, batches: Sequence[Batch]) -> Batch:
+        """The samples of all batches, each input padded to its longest."""
+
+    def stacked(
+        self, values: Mapping[str, Tensor], batch: Batch, names: Collection[str] = (), hidden: bool = False
+    ) -> tuple[Outputs, Caught]:
+        """One pass over the samples of D lanes, as many of each. values: (D, ...) by name.
+
+        Returns the outputs of all samples, lane by lane, and what `per_sample_grads` records for them.
+        """
+
     def together(
         self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
     ) -> tuple[list[Outputs], Caught]:

@@ -191,6 +191,18 @@ class Caught:
         return {name: value.square_() for name, value in self.gradients(grads, scale).items()}
 
     @torch.no_grad()
+    def sums_of_squares(self, grads: Sequence[Tensor | None], num_parts: int) -> Tensors:
+        """{name: (D, *shape)}: the squared entries of `gradients`, summed over the samples of each of D equal parts.
+
+        One module at a time, so that the gradients of all samples of all modules are never in memory together.
+        """
+        given, sums = self.by_prefix(grads), Tensors()
+        for prefix, seen in self.modules.items():
+            for name, value in seen.gradients(given[prefix], 1.0).items():
+                sums[name] = value.square_().unflatten(0, (num_parts, -1)).sum(1)
+        return sums
+
+    @torch.no_grad()
     def gradients(self, grads: Sequence[Tensor | None], scale: float = 1.0) -> Tensors:
         """Gradients of each sample, {name: (B, *shape)} float32; zeros for a tensor that the loss does not depend on.
 

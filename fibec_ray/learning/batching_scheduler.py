@@ -15,7 +15,9 @@ from greenlet import GreenletExit, getcurrent, greenlet
 T = TypeVar("T")
 
 Answer = Callable[[dict[int, Any]], dict[int, Any]]
-"""{number of a piece: its question} of all waiting pieces -> for each an answer, or an exception to raise there"""
+"""{number of a piece: its question} of all waiting pieces -> an answer, or an exception to raise there, for at least
+one of them. The others go on waiting, and are passed again with the next questions.
+"""
 
 
 class BatchingScheduler:
@@ -46,7 +48,7 @@ class BatchingScheduler:
                 self._note(i, let, let.switch(), found, waiting)
             while waiting:
                 answers = self._answer(dict(sorted(waiting.items())))
-                waiting = {}
+                waiting = {i: question for i, question in waiting.items() if i not in answers}
                 for i, answer in answers.items():
                     resume = lets[i].throw if isinstance(answer, BaseException) else lets[i].switch
                     self._note(i, lets[i], resume(answer), found, waiting)

@@ -9,7 +9,7 @@ Results match training each device alone, up to rounding from different padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -19,15 +19,13 @@ from torch import Tensor, nn
 
 from fibec_ray.curvature.per_sample import Caught, Part
 from fibec_ray.learning.batching_scheduler import BatchingScheduler
+from fibec_ray.learning.lane_values import LaneValues
+from fibec_ray.learning.local_update import Trained, Training
+from fibec_ray.learning.stacked_training import LEAST_FILL, LaneTraining, train_stacked
 from fibec_ray.model_types import Batch, LaneBatch, LanedModel, Outputs, Work
-from fibec_ray.models.alone import Named
+from fibec_ray.tensors import Tensors
 
 T = TypeVar("T")
-
-LEAST_FILL = 0.75
-"""Batches share a pass only if the shortest has at least this share of the longest's length, since padding costs
-compute.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,37 +77,61 @@ class Lanes:
     def __init__(self, model: LanedModel, size: int):
         self._model = model
         self._scheduler = BatchingScheduler(self._answer)
-        self.models = [LaneModel(model, self._scheduler) for _ in range(size)]
+        self._values = LaneValues(model.trainable, size)
+        self.models = [LaneModel(model, self._scheduler, self._values, lane) for lane in range(size)]
 
     def run(self, pieces: Sequence[Callable[[], T]]) -> list[T]:
         """Run the pieces of work, the first on the first of `models` and so on; return their results."""
         return self._scheduler.run(pieces)
 
     def _answer(self, questions: dict[int, Any]) -> dict[int, Any]:
+        """Answer what can be computed together. Training waits until every lane asks for it, so that all share it."""
+        passes = {i: each for i, each in questions.items() if not isinstance(each, LaneTraining)}
         answers: dict[int, Any] = {}
-        for group in _groups(questions):
+        for group in _groups(passes or questions):
             asked = [questions[i] for i in group]
             try:
-                work = _pass if isinstance(asked[0], _Pass) else _gradients
-                found: Sequence[Any] = work(self._model, asked)
+                found = self._work(asked)
             except Exception as error:  # raised in the work that asked, which adds where it happened
                 found = [error] * len(group)
             answers |= dict(zip(group, found, strict=True))
         return dict(sorted(answers.items()))
 
+    def _work(self, asked: Sequence[Any]) -> Sequence[Any]:
+        if isinstance(asked[0], LaneTraining):
+            return train_stacked(self._model, self._values, asked)
+        return _pass(self._model, asked) if isinstance(asked[0], _Pass) else _gradients(self._model, asked)
 
-class LaneModel(Named):
+
+class LaneModel:
     """One lane: a `LocalModel` with its own trainable values, initially the model's."""
 
-    def __init__(self, model: LanedModel, scheduler: BatchingScheduler):
-        self._model, self._scheduler = model, scheduler
-        self.trainable = {name: nn.Parameter(value.detach().clone()) for name, value in model.trainable.items()}
+    def __init__(self, model: LanedModel, scheduler: BatchingScheduler, values: LaneValues, lane: int):
+        self._model, self._scheduler, self._values, self._lane = model, scheduler, values, lane
         self.holders, self.adapter_config = model.holders, model.adapter_config
         self.layer_of, self.is_adapter, self.embed = model.layer_of, model.is_adapter, model.embed
         self.shared: _Shared | None = None
         """the pass that `grad` differentiates"""
         self.num_layers, self.work = model.num_layers, Work()
         self.training, self.rank = False, None  # type: bool, int | None
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        return self._values.parameters(self._lane)
+
+    @property
+    def server_only(self) -> Collection[str]:
+        return ()
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        self._values.load(self._lane, values)
+
+    def read(self, names: Collection[str] | None = None) -> Tensors:
+        return self._values.read(self._lane, names)
+
+    def train_in_group(self, training: Training) -> Trained:
+        found: Trained = self._scheduler.ask(LaneTraining(self._lane, training, self.rank))
+        return found
 
     def set_rank(self, rank: int | None) -> None:
         self.rank = rank
@@ -149,7 +171,7 @@ def _groups(questions: dict[int, Any]) -> list[list[int]]:
     """Group the requests that can be computed together, in an order that depends only on the requests."""
     kinds: dict[Any, list[int]] = {}
     for i, question in questions.items():
-        kinds.setdefault(question.kind if isinstance(question, _Pass) else question.shared, []).append(i)
+        kinds.setdefault(question.shared if isinstance(question, _Gradient) else question.kind, []).append(i)
     groups = []
     for members in kinds.values():
         passes = isinstance(questions[members[0]], _Pass)

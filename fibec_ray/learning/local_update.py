@@ -6,20 +6,21 @@ Shapes: B samples of a batch, n of a shard, S tokens, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fibec_ray.curvature.fisher import by_length
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import LocalTraining
+from fibec_ray.learning.optimiser_step import OptimiserStep
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
-from fibec_ray.tensors import Tensors, accumulate, clone, select
+from fibec_ray.tensors import Tensors, accumulate
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,28 @@ class Terms:
 
     def added_to(self, loss: Tensor, params: Mapping[str, Tensor], anchor: Tensors, seen: Seen) -> Tensor:
         """The loss plus the objective's terms. anchor: the moving tensors when training began."""
-        penalty = self.objective.penalty(params, anchor)
-        if penalty is not None and penalty.numel() != 1:
-            raise ConfigError(
-                f"method.objective: {self.objective.kind}: penalty returned {tuple(penalty.shape)} values; return one"
-            )
+        penalty = self.penalty(params, anchor)
         total = loss if penalty is None else loss + penalty
-        if self.references:
-            near = [reference[seen.rows.to(reference.device)] for reference in self.references]
-            total = total + self.objective.feature_penalty(features(seen.out, seen.batch), near)
-        return total
+        return total + self.feature_penalty(seen) if self.references else total
+
+    def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
+        """The objective's term for the parameters. Raises ConfigError if it is not one value."""
+        found = self.objective.penalty(params, anchor)
+        if found is not None and found.numel() != 1:
+            raise ConfigError(
+                f"method.objective: {self.objective.kind}: penalty returned {tuple(found.shape)} values; return one"
+            )
+        return found
+
+    def feature_penalty(self, seen: Seen) -> Tensor:
+        """The objective's term for the features of a batch; there must be references."""
+        near = [reference[seen.rows.to(reference.device)] for reference in self.references]
+        return self.objective.feature_penalty(features(seen.out, seen.batch), near)
+
+    def on(self, device: torch.device) -> Terms:
+        """A copy with memory and control on a torch device. Changes of its memory are not those of this one."""
+        memory, control = ({n: v.to(device) for n, v in one.items()} for one in (self.memory, self.control))
+        return replace(self, memory=memory, control=control)
 
 
 @dataclass(frozen=True)
@@ -99,69 +112,70 @@ class Seen(NamedTuple):
 PLAIN, FREE = Terms(), Moves()
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One device's training: a model that holds the device's values, its data, and what to do."""
+
+    model: LocalModel
+    shard: Shard
+    steps: Steps
+    terms: Terms = PLAIN
+    moves: Moves = FREE
+
+
+@runtime_checkable
+class TrainsInGroup(Protocol):
+    """A model whose training is computed together with that of other devices."""
+
+    def train_in_group(self, training: Training) -> Trained:
+        """Take the steps, changing the model's values in place."""
+
+
 def local_update(model: LocalModel, shard: Shard, steps: Steps, terms: Terms = PLAIN, moves: Moves = FREE) -> Trained:
     """Take the steps, changing the model in place."""
-    trainer = _Trainer(model, shard, steps, terms, moves)
-    num_samples = num_batches = 0
+    training = Training(model, shard, steps, terms, moves)
+    return model.train_in_group(training) if isinstance(model, TrainsInGroup) else _train_alone(training)
+
+
+def _train_alone(training: Training) -> Trained:
+    model, steps = training.model, training.steps
+    device = next((value.device for value in model.trainable.values()), torch.device("cpu"))
+    rows = list(islice(steps.batches, steps.settings.max_steps))
+    batches = [(each.to(device), training.shard.batch(each).to(device)) for each in rows]
+    trainer = _Trainer(replace(training, terms=training.terms.on(device)))
     model.train(True)
-    for rows in islice(steps.batches, steps.settings.max_steps):
+    for batch in batches:
         for _ in range(steps.repeats):
-            trainer.take(rows)
-        trainer.pull.follow()
-        num_batches += 1
-        num_samples += len(rows)
+            trainer.take(*batch)
+        trainer.optimiser.follow()
     model.train(False)
+    training.terms.memory.update({name: value.cpu() for name, value in trainer.terms.memory.items()})
+    num_samples = sum(map(len, rows))
     squares = {name: value.cpu() / (num_samples * steps.repeats) for name, value in trainer.squares.items()}
     mean_loss = float(torch.stack(trainer.losses).double().mean()) if trainer.losses else None
-    centre = {name: value.cpu() for name, value in trainer.pull.centre.items()}
-    return Trained(num_batches, num_samples, mean_loss, squares, centre)
-
-
-class _PullStep:
-    """The pull, if any, and its current centre."""
-
-    def __init__(self, pull: Pull | None, params: Mapping[str, nn.Parameter], rate: float):
-        centre = select(pull.centre, params) if pull else {}
-        self.centre = {name: value.to(params[name], copy=True) for name, value in centre.items()}
-        self._params = params
-        self._share = 1 - 1 / (1 + rate * pull.strength) if pull else 0.0
-        self._follow = pull.follow if pull else 0.0
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """After an optimiser step: take the pull's step, solved exactly."""
-        if self._share:
-            for name, value in self.centre.items():
-                self._params[name].lerp_(value, self._share)
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """After the steps on a batch: move the centre."""
-        for name, value in self.centre.items():
-            value.lerp_(self._params[name], self._follow)
+    centre = {name: value.cpu() for name, value in trainer.optimiser.centre.items()}
+    return Trained(len(rows), num_samples, mean_loss, squares, centre)
 
 
 class _Trainer:
     """Takes steps with one optimiser, and sums losses and squared gradients."""
 
-    def __init__(self, model: LocalModel, shard: Shard, steps: Steps, terms: Terms, moves: Moves):
-        self._model, self._shard, self._terms, self._clip = model, shard, terms, steps.settings.clip
-        params, names = dict(model.trainable), moves.names
-        self._moving = params if names is None else {name: p for name, p in params.items() if name in names}
-        self._anchor = clone(self._moving)
-        self._frozen = {n: ~mask.to(self._moving[n].device) for n, mask in moves.keep.items() if n in self._moving}
-        self._watch = [name for name in moves.watch if name in self._moving]
-        self._optimizer = _optimizer(steps.settings, self._moving, steps.rate)
-        self.pull = _PullStep(moves.pull, self._moving, steps.rate)
+    def __init__(self, training: Training):
+        steps, moves = training.steps, training.moves
+        self._model, self.terms = training.model, training.terms
+        self._params, names = dict(training.model.trainable), moves.names
+        moving = self._params if names is None else {name: p for name, p in self._params.items() if name in names}
+        self._watch = [name for name in moves.watch if name in moving]
+        self.optimiser = OptimiserStep(moving, steps.settings, steps.rate, moves.keep, moves.pull)
         self.losses: list[Tensor] = []
         self.squares: Tensors = {}
 
-    def take(self, rows: Tensor) -> None:
-        """Take one optimiser step on the samples at `rows`."""
-        params, batch, terms = self._model.trainable, self._shard.batch(rows), self._terms
+    def take(self, rows: Tensor, batch: Batch) -> None:
+        """Take one optimiser step on a batch, the samples at `rows`."""
+        params, terms = self._params, self.terms
         out, caught = self._model.per_sample_grads(batch, self._watch, hidden=bool(terms.references))
         loss = out.losses.mean()
-        total = terms.added_to(loss, params, self._anchor, Seen(rows, batch, out))
+        total = terms.added_to(loss, params, self.optimiser.anchor, Seen(rows, batch, out))
         grads = self._model.grad(total, [*params.values(), *caught.tensors])
         for param, grad in zip(params.values(), grads, strict=False):
             # PyTorch's fused optimisers treat a gradient's memory as contiguous.
@@ -170,29 +184,8 @@ class _Trainer:
         squares = caught.squares(grads[len(params) :], scale=len(rows))
         accumulate(self.squares, {name: value.sum(0) for name, value in squares.items()})
         terms.objective.correct(params, terms.memory, terms.control)
-        self._step()
+        self.optimiser.step()
         self.losses.append(loss.detach())
-
-    @torch.no_grad()
-    def _step(self) -> None:
-        for name, mask in self._frozen.items():
-            if (grad := self._moving[name].grad) is not None:  # entries that cannot move do not count in the norm
-                grad.masked_fill_(mask, 0.0)
-        if self._clip is not None:
-            nn.utils.clip_grad_norm_(self._moving.values(), self._clip)
-        self._optimizer.step()
-        self.pull.step()
-        for name, mask in self._frozen.items():
-            self._moving[name].copy_(torch.where(mask, self._anchor[name], self._moving[name]))
-
-
-def _optimizer(settings: LocalTraining, params: Mapping[str, nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    values = list(params.values())
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            values, lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
-        )
-    return torch.optim.AdamW(values, lr=rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def features(out: Outputs, batch: Batch) -> Tensor:

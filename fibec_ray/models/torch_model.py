@@ -6,7 +6,7 @@ size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -246,15 +246,29 @@ class TorchModel(Alone):
     def together(
         self, lanes: Sequence[LaneBatch], names: Collection[str] = (), hidden: bool = False
     ) -> tuple[list[Outputs], Caught]:
-        if self._bank is None:
-            self._bank = LaneBank(self.holders, self.trainable)
         rows = [lane.batch.num_samples for lane in lanes]
         batch = join([lane.batch for lane in lanes], self._inputs.pad_id)
         embeds = join_embeds([lane.embeds for lane in lanes], batch.rows_each)
         watching = catch(self.holders, names, batch.num_samples, batch.rows_each)
-        with self._bank.using([lane.values for lane in lanes], rows), watching as caught:
+        with self._installed_bank.using([lane.values for lane in lanes], rows), watching as caught:
             out = self._outputs(batch, embeds, hidden)
         return split(out, [lane.batch for lane in lanes]), caught
+
+    def joined(self, batches: Sequence[Batch]) -> Batch:
+        return join(batches, self._inputs.pad_id)
+
+    def stacked(
+        self, values: Mapping[str, Tensor], batch: Batch, names: Collection[str] = (), hidden: bool = False
+    ) -> tuple[Outputs, Caught]:
+        watching = catch(self.holders, names, batch.num_samples, batch.rows_each)
+        with self._installed_bank.using_stack(values), watching as caught:
+            return self._outputs(batch, None, hidden), caught
+
+    @property
+    def _installed_bank(self) -> LaneBank:
+        if self._bank is None:
+            self._bank = LaneBank(self.holders, self.trainable)
+        return self._bank
 
     def cost(self, batch: Batch, graph: bool) -> Work:
         """Work of one pass. A backward pass costs as much as the forward pass, or twice as much if the base is trained.

@@ -26,6 +26,7 @@ class AdaLoraImportance(Objective):
     """
 
     kind: Literal["adalora"] = "adalora"
+    side_by_side: ClassVar[bool] = True
     partners: ClassVar[Mapping[str, str]] = {"peft": "adalora"}
     weight: float = Field(0.5, ge=0, description="weight of the orthogonality term; peft's default")
     beta1: float = Field(0.85, ge=0, lt=1, description="decay of the mean sensitivity I; peft's default")
@@ -47,7 +48,7 @@ class AdaLoraImportance(Objective):
             grad = params[name].grad
             if grad is None:
                 continue
-            now = (params[name] * grad).abs().float().cpu()
+            now = (params[name] * grad).abs().float()
             mean = memory.get(f"mean/{name}", torch.zeros_like(now))
             mean = self.beta1 * mean + (1 - self.beta1) * now
             deviation = memory.get(f"deviation/{name}", torch.zeros_like(now))

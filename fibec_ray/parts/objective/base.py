@@ -23,6 +23,11 @@ class Objective(Part):
 
     kind: str = "plain"
 
+    side_by_side: ClassVar[bool] = False
+    """True if several devices can share one call: `penalty` works under torch.vmap, and `correct` works entry by entry,
+    on parameters, gradients and memory with a leading device axis and a control without one. Otherwise both are called
+    for each device
+    """
     lowers_rank: ClassVar[bool] = False
     """True if training can lower the rank of a device's adapter below its limit: `rank` in its memory"""
 
@@ -30,6 +35,16 @@ class Objective(Part):
     def lacks(self) -> tuple[Need, ...]:
         """ "gradients" if there is a `feature_penalty`, since it changes the gradient of each sample."""
         return () if type(self).feature_penalty is Objective.feature_penalty else ("gradients",)
+
+    @property
+    def has_penalty(self) -> bool:
+        """True if `penalty` adds something."""
+        return type(self).penalty is not Objective.penalty
+
+    @property
+    def has_correction(self) -> bool:
+        """True if `correct` does something."""
+        return type(self).correct is not Objective.correct
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         """A scalar added to the loss of each step. anchor: the moving tensors as they were when training began."""

@@ -23,6 +23,7 @@ class DynamicRegulariser(Objective):
     """
 
     kind: Literal["feddyn"] = "feddyn"
+    side_by_side: ClassVar[bool] = True
     partners: ClassVar[Mapping[str, str]] = {"aggregator": "feddyn"}
     agrees: ClassVar[tuple[str, ...]] = ("alpha",)
     alpha: float = Field(0.01, gt=0, allow_inf_nan=False, description="a; the paper tries 0.001 to 0.1")

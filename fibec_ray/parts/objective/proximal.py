@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ class Proximal(Objective):
     """
 
     kind: Literal["proximal"] = "proximal"
+    side_by_side: ClassVar[bool] = True
     mu: float = Field(0.01, ge=0, description="strength of the pull; the paper tries 0.001 to 1")
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:

@@ -30,6 +30,7 @@ class Scaffold(Objective):
     """
 
     kind: Literal["scaffold"] = "scaffold"
+    side_by_side: ClassVar[bool] = True
     sends: ClassVar[str] = "change of its control variate"
     keeps: ClassVar[str] = "control variates (device, server)"
     needs: ClassVar[tuple[Need, ...]] = ("whole", "steps")
