@@ -1,18 +1,24 @@
-"""Faster arithmetic for frozen layers on a CPU, and memory that is kept between steps.
+"""Products of frozen layers on a CPU, and memory that is kept between steps.
 
-PyTorch computes float32 products with MKL, whose fast kernels are for Intel processors only. On others it reaches less
-than half the speed of oneDNN, which PyTorch includes too (`python -m fibec_ray.bench.kernels`). Precision is the same.
+Which library multiplies fastest depends on the processor. PyTorch computes float32 products with MKL, whose fast
+kernels are for Intel processors: on AMD processors with AVX-512, oneDNN is more than twice as fast. Processors without
+bfloat16 instructions multiply bfloat16 forty times slower than float32. `products.py` has the names of the choices,
+`product_trial.py` chooses, and `python -m fibec_ray.bench.kernels` measures all of them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fibec_ray.models.products import Products, candidates, refuse_missing
 
 MMAP_THRESHOLD = (-3, 32 * 2**20)
 """glibc's option number (malloc.h) and its largest value in bytes."""
@@ -20,18 +26,63 @@ TRIM_THRESHOLD = (-1, 2**30)
 """Option number, and bytes of free memory at the top of the heap to keep."""
 TOP_PAD = (-2, 64 * 2**20)
 """Option number, and bytes by which the heap grows."""
+BLOCK = 2**20
+"""Weights that are cast to float32 at a time: 4 MB, so that a cast layer needs little memory."""
+LEAST_ROWS = 64
+"""Fewest outputs of a block, so that its product stays efficient however many inputs it has."""
+
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""x (n, in), W (out, in), b (out,) or None -> x W^T + b"""
 
 
-def speed_up(module: nn.Module, device: torch.device) -> None:
-    """On a CPU, use oneDNN's product in a model's frozen Linears, with gradients only for their inputs.
+def speed_up(module: nn.Module, device: torch.device, products: Products | Literal["auto"] = "auto") -> None:
+    """On a CPU, give a model's frozen Linears the chosen product, with gradients only for their inputs.
 
-    device: where the model will compute; its weights may still be elsewhere.
+    device: where the model will compute; its weights may still be elsewhere. products: auto takes the usual one for
+    this processor, without a trial. Raises ModelError if this machine does not have them.
     """
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu":
         return
+    if products != "auto":
+        refuse_missing(products)
     for layer in module.modules():
         if type(layer) is nn.Linear and not any(parameter.requires_grad for parameter in layer.parameters()):
-            layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
+            multiply = multiplier(products, layer.weight.dtype)
+            if multiply is not None:
+                layer.forward = partial(_linear, layer, multiply)  # type: ignore[method-assign]
+
+
+def multiplier(products: Products | Literal["auto"], dtype: torch.dtype) -> Multiply | None:
+    """The function that multiplies weights of a dtype; None for PyTorch's own Linear."""
+    if products == "auto":
+        products = candidates("bfloat16" if dtype == torch.bfloat16 else "float32")[0]
+    library = onednn if products.startswith("onednn") else F.linear
+    if dtype == torch.bfloat16 and products.endswith("float32"):
+        return partial(in_float32, library)
+    # In bfloat16 PyTorch uses oneDNN itself.
+    return onednn if dtype == torch.float32 and library is onednn else None
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's product, which takes transposed weights as they are. All tensors are float32."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+def in_float32(multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A product of bfloat16 tensors in float32, rounded to bfloat16 at the end. multiply: of float32 tensors.
+
+    Weights are cast one block of outputs at a time.
+    """
+    wide, blocks = x.float(), weight.split(max(LEAST_ROWS, BLOCK // weight.shape[1]))
+    biases = [None] * len(blocks) if bias is None else bias.float().split(len(blocks[0]))
+    parts = [multiply(wide, _cast(block), own).to(x.dtype) for block, own in zip(blocks, biases, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _cast(block: Tensor) -> Tensor:
+    """The block in float32. A transposed one stays transposed: copying along its rows would be slow."""
+    return block.t().float().t() if block.stride(0) < block.stride(1) else block.float()
 
 
 def keep_heap() -> None:
@@ -42,40 +93,43 @@ def keep_heap() -> None:
             library.mallopt(option, value)
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    # In bfloat16 PyTorch uses oneDNN itself.
-    if x.dtype != torch.float32 or layer.weight.dtype != torch.float32:
-        return nn.functional.linear(x, layer.weight, layer.bias)
+def _linear(layer: nn.Linear, multiply: Multiply, x: Tensor) -> Tensor:
+    if x.dtype != layer.weight.dtype:
+        return F.linear(x, layer.weight, layer.bias)
     # Flat, because oneDNN returns a view otherwise, which autograd forbids to change in place.
-    return _product(x.flatten(0, -2), layer.weight, layer.bias).view(*x.shape[:-1], -1)
+    y = frozen_product(x.flatten(0, -2), layer.weight, layer.bias, multiply)
+    return y.view(*x.shape[:-1], -1)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Call _FrozenProduct. Skips Function.apply's inspection of `forward`, which takes as long as a small product."""
+def frozen_product(x: Tensor, weight: Tensor, bias: Tensor | None, multiply: Multiply) -> Tensor:
+    """x W^T + b, x (n, in), with constant W (out, in) and b (out,) or None. Differentiable any number of times."""
+    # Skips Function.apply's inspection of `forward`, which takes as long as a small product.
     if torch._C._are_functorch_transforms_active():
-        under_transform: Tensor = _FrozenProduct.apply(x, weight, bias)
+        under_transform: Tensor = _FrozenProduct.apply(x, weight, bias, multiply)
         return under_transform
-    y: Tensor = super(torch.autograd.Function, _FrozenProduct).apply(x, weight, bias)
+    y: Tensor = super(torch.autograd.Function, _FrozenProduct).apply(x, weight, bias, multiply)
     return y
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W^T + b, x (n, in), with constant W (out, in) and b (out,) or None. Differentiable any number of times."""
+    """See `frozen_product`."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, multiply: Multiply) -> Tensor:
+        return multiply(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        # An attribute instead of a saved tensor, since it never needs a gradient.
-        ctx.weight = inputs[1]
+        # Attributes instead of saved tensors, since the weight never needs a gradient.
+        _, ctx.weight, _, ctx.multiply = inputs
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, multiply: Multiply
+    ) -> tuple[Tensor, int]:
         x = x.movedim(in_dims[0], 0)
-        return _product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1), 0
+        return frozen_product(x.flatten(0, -2), weight, bias, multiply).view(*x.shape[:-1], -1), 0
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _product(grads[0], ctx.weight.t(), None), None, None
+        return frozen_product(grads[0], ctx.weight.t(), None, ctx.multiply), None, None, None

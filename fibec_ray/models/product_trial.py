@@ -1,0 +1,168 @@
+"""Finds the fastest products of frozen layers on this machine, by a short trial on shapes of the model's own layers.
+
+A fleet calls it once, before workers build their models; `fibec-ray plan` calls it to foresee the choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fibec_ray.models.backbone import from_config
+from fibec_ray.models.kernels import multiplier
+from fibec_ray.models.products import Products, candidates
+from fibec_ray.models.settings import PretrainedSettings
+
+TIE = 1.05
+"""The usual products stay unless others are faster by more than this, so that the choice does not depend on noise."""
+TRIAL_S = 0.2
+"""Seconds after which no further turn begins."""
+TURNS = 8
+"""Most turns. Candidates take turns, and the least time of each counts."""
+HOPELESS = 3.0
+"""A turn that takes this many times the best one's time is cut short; after two of them a candidate is out."""
+SMALL = 4e6
+"""Flops of a product that takes little more time than its call: there is nothing to choose."""
+MOST = 768
+"""Most inputs and outputs of a layer in a trial: larger ones have the same ratios, and would take too long."""
+MOST_ROWS = 256
+WARM_S = 0.02
+"""A first call that takes longer counts, because the library's preparations are a small part of it."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A frozen layer x (rows, inside) W^T (inside, out). weight: how many layers of the model it stands for."""
+
+    rows: int
+    inside: int
+    out: int
+    weight: float = 1.0
+
+    @property
+    def flops(self) -> float:
+        """Of one product."""
+        return 2.0 * self.rows * self.inside * self.out
+
+
+def choose(spec: PretrainedSettings, rows: int, threads: int) -> Products:
+    """The fastest products for a base on this machine. rows: tokens of a training batch. threads: of a process.
+
+    Tiny layers have the usual products without a trial.
+    """
+    able, shapes = candidates(spec.dtype), shapes_of(spec, rows)
+    if len(able) == 1 or max((shape.flops for shape in shapes), default=0.0) < SMALL:
+        return able[0]
+    with using_threads(threads):
+        return best(able, Trial(shapes, getattr(torch, spec.dtype)).seconds)
+
+
+def best(
+    able: Sequence[Products],
+    seconds: Callable[[Products, float], float],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Products:
+    """The fastest candidate; the first one if it is about as fast.
+
+    seconds(products, limit): time of one turn, which may end when the limit has passed. Raises RuntimeError for
+    products that cannot compute here; they are left out.
+    """
+    began, least, left = clock(), dict.fromkeys(able, inf), list(able)
+    strikes = Counter[Products]()
+    for turn in range(TURNS):
+        for products in tuple(left):
+            limit = HOPELESS * min(least.values())
+            try:
+                least[products] = min(least[products], took := seconds(products, limit))
+            except RuntimeError:
+                left.remove(products)
+                continue
+            strikes[products] += took > limit
+            if strikes[products] == 2:
+                left.remove(products)
+        if turn and clock() - began > TRIAL_S:
+            break
+    fastest = min(able, key=least.__getitem__)
+    return able[0] if least[able[0]] <= TIE * least[fastest] else fastest
+
+
+def shapes_of(spec: PretrainedSettings, rows: int) -> list[Shape]:
+    """The three shapes of Linears that make most of the base's work, the smallest first, cut to a trial's size."""
+    with torch.device("meta"):
+        base = from_config(spec, 2)
+    counts = Counter((layer.in_features, layer.out_features) for layer in base.modules() if type(layer) is nn.Linear)
+    work = {size: count * size[0] * size[1] for size, count in counts.items()}
+    heaviest = sorted(work, key=lambda size: (-work[size], size))[:3]
+    cut = Counter[tuple[int, int]]()
+    for inside, out in heaviest:
+        cut[min(inside, MOST), min(out, MOST)] += work[inside, out]
+    shapes = [Shape(min(rows, MOST_ROWS), *size, total / (size[0] * size[1])) for size, total in cut.items()]
+    return sorted(shapes, key=lambda shape: shape.flops)
+
+
+@dataclass
+class Trial:
+    """Times products on made-up layers of the given shapes."""
+
+    shapes: Sequence[Shape]
+    dtype: torch.dtype
+    _made: dict[Shape, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _least: dict[tuple[Products, Shape, bool], float] = field(default_factory=dict)
+
+    def seconds(self, products: Products, limit: float = inf) -> float:
+        """Time of the products of all layers, each the least so far. Ends early if one turn exceeds the limit."""
+        total, turn = 0.0, 0.0
+        for shape in self.shapes:
+            for backward in (False, True):
+                took = self.product(products, shape, backward)
+                least = min(took, self._least.get((products, shape, backward), inf))
+                self._least[products, shape, backward] = least
+                total, turn = total + shape.weight * least, turn + shape.weight * took
+            if turn > limit:
+                return turn
+        return total
+
+    def product(self, products: Products, shape: Shape, backward: bool = False) -> float:
+        """Seconds of one layer's forward or backward product."""
+        multiply = multiplier(products, self.dtype) or F.linear
+        x, weight, e = self._tensors(shape)
+        new = (products, shape, backward) not in self._least
+        if backward:
+            return _timed(lambda: multiply(e, weight.t(), None), new)
+        return _timed(lambda: multiply(x, weight, None), new)
+
+    def _tensors(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+        if shape not in self._made:
+            sizes = (shape.rows, shape.inside), (shape.out, shape.inside), (shape.rows, shape.out)
+            x, weight, e = (torch.full(size, 0.5, dtype=self.dtype) for size in sizes)
+            self._made[shape] = x, weight, e
+        return self._made[shape]
+
+
+def _timed(work: Callable[[], object], new: bool) -> float:
+    """Seconds of one call. new: the first call is for the library's preparations, if it is short."""
+    # A single thread's own time does not count what other processes take away.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
+    work()
+    took = clock() - began
+    return _timed(work, False) if new and took < WARM_S else took
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Compute with so many of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

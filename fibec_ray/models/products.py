@@ -1,0 +1,76 @@
+"""Names of the products that frozen layers can have on a CPU, and which of them this machine has.
+
+torch           PyTorch's Linear, in the base's dtype
+onednn          oneDNN, which PyTorch includes; for a bfloat16 base it is PyTorch's Linear, which calls oneDNN
+torch_float32   of a bfloat16 base: float32 arithmetic of PyTorch, on blocks of weights that are cast one at a time
+onednn_float32  the same with oneDNN's float32 arithmetic
+
+All give the same results up to rounding, and the fastest depends on the processor (`product_trial.py`). On a GPU none
+of this has an effect.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from fibec_ray.errors import ConfigError, ModelError
+
+Products = Literal["torch", "onednn", "torch_float32", "onednn_float32"]
+NAMES: tuple[Products, ...] = get_args(Products)
+OF_BFLOAT16: tuple[Products, ...] = ("torch_float32", "onednn_float32")
+"""Products that only a bfloat16 base has."""
+WORDS: dict[Products, str] = {
+    "torch": "PyTorch's own products, in {dtype}",
+    "onednn": "oneDNN, in {dtype}",
+    "torch_float32": "PyTorch's products in float32, from {dtype} weights that are cast block by block",
+    "onednn_float32": "oneDNN in float32, from {dtype} weights that are cast block by block",
+}
+"""What messages call them. dtype: of the base."""
+
+
+def has_onednn() -> bool:
+    """True if PyTorch was built with oneDNN, which some platforms lack."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def has_bfloat16() -> bool:
+    """True unless oneDNN says that this processor has no instructions that bfloat16 products can use."""
+    import torch
+
+    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None) if has_onednn() else None
+    return asked is None or bool(asked())
+
+
+def candidates(dtype: str) -> tuple[Products, ...]:
+    """The products of a base with this dtype on this machine; first the one to use without a trial."""
+    library = "onednn" if has_onednn() else "torch"
+    if dtype == "float32":
+        return ("onednn", "torch") if library == "onednn" else ("torch",)
+    in_float32: tuple[Products, ...] = ("onednn_float32", "torch_float32") if library == "onednn" else ("torch_float32",)
+    native: tuple[Products, ...] = ("onednn",) if library == "onednn" else ("torch",)
+    return (*native, *in_float32) if has_bfloat16() else (*in_float32, *native)
+
+
+def of_older_runs() -> Products:
+    """The products of runs that began before there was a choice, on this machine."""
+    return "onednn" if has_onednn() else "torch"
+
+
+def refuse_other_dtype(products: str, dtype: str) -> None:
+    """Raise ConfigError for products that a base of this dtype does not have. products: one of NAMES, or auto."""
+    if products in OF_BFLOAT16 and dtype != "bfloat16":
+        raise ConfigError(
+            f"fleet.products: {products} is for a bfloat16 base, and backbone.dtype is {dtype}; choose auto, torch or "
+            "onednn, or set backbone.dtype=bfloat16"
+        )
+
+
+def refuse_missing(products: str) -> None:
+    """Raise ModelError for products that this machine's PyTorch lacks."""
+    if products.startswith("onednn") and not has_onednn():
+        raise ModelError(
+            f"fleet.products: {products} needs a PyTorch with oneDNN, and the one on this machine has none; start a "
+            f"new run with fleet.products=auto, or with fleet.products={products.replace('onednn', 'torch')}"
+        )
