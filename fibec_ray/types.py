@@ -298,6 +298,8 @@ class Fleet(Protocol):
     """type of device that computes: cpu, cuda, or 'cpu and cuda'; known once it is open, '' before"""
     backend_choice: tuple[str, str] | None
     """the backend that holds base weights, and why; None without a base; known once it is open"""
+    products: str
+    """what multiplies frozen layers on CPUs (`fleet.products`); known once it is open, '' where nothing does"""
     base: str
     """fingerprint of the base weights; known once it is open, '' where nothing is frozen"""
 

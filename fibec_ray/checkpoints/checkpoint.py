@@ -56,6 +56,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """digest of server.safetensors"""
     lanes: int = Field(ge=1)
     """devices that compute side by side: set, or found by a trial at the start"""
+    products: str = ""
+    """what multiplies frozen layers on CPUs; '' if nothing does, or in old checkpoints"""
     base: str = ""
     """fingerprint of the base weights; '' if there are none, or in old checkpoints"""
     totals: RunTotalsState = Field(validation_alias=AliasChoices("totals", "tally"))

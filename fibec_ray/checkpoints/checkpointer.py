@@ -67,6 +67,7 @@ class Checkpointer:
             run_id=self._run_id,
             server="",
             lanes=self._fleet.lanes,
+            products=self._fleet.products,
             base=self._fleet.base,
             totals=totals.state(),
             devices={device: ref.version for device, ref in states.items()},

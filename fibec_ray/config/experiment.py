@@ -18,6 +18,7 @@ from fibec_ray.learning.job import Job, LocalTraining, ServerConfig, System
 from fibec_ray.method import AXES, Method
 from fibec_ray.models.base import AnyBackbone
 from fibec_ray.models.kinds import BACKBONES, OneBackbone, class_of, parse
+from fibec_ray.models.products import unfit
 from fibec_ray.parts.part import LACKING, Setting, kind_of
 from fibec_ray.tasks import AnyTask
 from fibec_ray.types import SETUP_ROUND
@@ -194,6 +195,17 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                     raise ValueError(f"method.{axis}: {part.kind} {LACKING[need].format(other=lacking[need])}")
             if why := part.unfit_for(setting):
                 raise ValueError(f"method.{axis}: {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _products_fit(self) -> Experiment:
+        products = self.fleet.products
+        if products != "auto" and not self.backbone.has_base:
+            raise ValueError(
+                f"fleet.products: {products} multiplies frozen layers, and {self.backbone.title} has none; leave it out"
+            )
+        if why := unfit(products, self.backbone.base_dtype):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from fibec_ray.fleets.worker_spec import ONE_BY_ONE
 from fibec_ray.learning.group_worker import GroupWorker
 from fibec_ray.learning.server import Server
 from fibec_ray.models.process_state import quiet_libraries, restored
-from fibec_ray.runs.records import Record, read_record
+from fibec_ray.runs.records import Record, products_of, read_record
 from fibec_ray.runs.save import relative_base
 from fibec_ray.runs.saved_model import describe
 from fibec_ray.runs.simulation import label_names, worker_spec_of
@@ -112,7 +112,7 @@ def open_personal(folder: Path, device: int, base: str | None, place: str) -> tu
         update={"device": device, "round": round_, "base_path": relative_base(about.backbone, record.folder)}
     )
     host = worker_spec_of(record.experiment, record.folder, record.identity)
-    host = replace(host, device=place, fleet=ONE_BY_ONE)
+    host = replace(host, device=place, fleet=ONE_BY_ONE).with_products(products_of(record))
     backbone = about.backbone.found_at(record.folder, base, about.base_path, place)
     host = replace(host, job=host.job.model_copy(update={"backbone": backbone}))
     tokenizer = backbone.preprocessor()

@@ -44,6 +44,7 @@ class LocalFleet:
     calibration: Calibration | None = None
     device = ""
     backend_choice: tuple[str, str] | None = None
+    products = ""
     base: str
 
     def __init__(self, worker_spec: WorkerSpec, progress: Progress = lambda stage, done, total: None):
@@ -108,8 +109,10 @@ class LocalFleet:
     def _start(self) -> None:
         self._federation = self._worker_spec.federation()
         self.base = self._worker_spec.base_fingerprint()
-        self._worker = self._worker_spec.worker()
         self.device = self._worker_spec.device.partition(":")[0]
+        self.products = self._worker_spec.find_products() if self.device == "cpu" else ""
+        self._worker_spec = self._worker_spec.with_products(self.products)
+        self._worker = self._worker_spec.worker()
         self.backend_choice = self._worker.backend_choice
         self.lanes = self._worker_spec.fleet.known_lanes or self._find_lanes()
         self._server = Server(self._worker_spec.job, self._worker.initial, self._worker.layout)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.errors import DeviceError, FleetError, round_name
+from fibec_ray.models.products import Products
 from fibec_ray.types import RoundPlan
 
 
@@ -49,6 +50,12 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         "auto",
         description="devices that share one forward pass; changes the last bits of results. auto: 1 for a float32 "
         "base on a CPU, otherwise found by a short trial at the start (kept in summary.json)",
+    )
+    products: Products | Literal["auto"] = Field(
+        "auto",
+        description="what multiplies frozen layers on a CPU; changes the last bits of results. torch: PyTorch's "
+        "Linear; onednn: oneDNN; torch_float32, onednn_float32: of a bfloat16 base, in float32 with weights cast block "
+        "by block. auto: the fastest in a short trial at the start (kept in summary.json). No effect on a GPU",
     )
     placement: Annotated[Literal["per_device", "pooled", "auto"], OnRay] = Field(
         "auto",

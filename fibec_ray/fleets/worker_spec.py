@@ -109,6 +109,19 @@ class WorkerSpec:
         """Digest of the base weights on this node; '' for a network from scratch."""
         return self.job.backbone.fingerprint(self.prepare_base())
 
+    def find_products(self) -> str:
+        """The products of frozen layers, as configured or by a short trial on this machine; '' if nothing is frozen."""
+        job = self.job
+        if not job.backbone.has_base or job.method.peft.trains_base:
+            return ""
+        if self.fleet.products != "auto":
+            return self.fleet.products
+        return job.backbone.find_products(job.local.batch_size * job.max_length, self.fleet.threads)
+
+    def with_products(self, products: str) -> WorkerSpec:
+        """The same with these products of frozen layers; '': as they are."""
+        return replace(self, fleet=self.fleet.model_copy(update={"products": products})) if products else self
+
     def federation(self) -> Federation:
         """Open the run's data. Raises RunDirError if this node does not see the run directory."""
         if not self.data_dir.is_dir():
@@ -134,7 +147,7 @@ class WorkerSpec:
 
     def _model(self, federation: Federation, device: str) -> LocalModel:
         job = self.job
-        request = ModelRequest(job.method.peft, job.answers, job.seed, federation.shape)
+        request = ModelRequest(job.method.peft, job.answers, job.seed, federation.shape, self.fleet.products)
         return job.backbone.build(request, self.prepare_base(), device, self.beside)
 
 

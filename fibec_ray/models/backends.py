@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -23,6 +24,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import open_base
 from fibec_ray.models.base_weights import BaseWeights
 from fibec_ray.models.kernels import speed_up
+from fibec_ray.models.products import Products
 from fibec_ray.models.settings import Backend, BackendChoice, PretrainedSettings
 from fibec_ray.models.stream import MultiGpu, bytes_that_stay, stream
 
@@ -117,9 +119,14 @@ def _free(number: int) -> int:
 
 
 def hold(
-    backend: Backend, spec: PretrainedSettings, folder: Path, device: torch.device, beside: int | None = None
+    backend: Backend,
+    spec: PretrainedSettings,
+    folder: Path,
+    device: torch.device,
+    beside: int | None = None,
+    products: Products | Literal["auto"] = "auto",
 ) -> BaseWeights:
-    """Open the prepared base. backend: from `choose`. beside: see `Room`."""
+    """Open the prepared base. backend: from `choose`. beside: see `Room`. products: of a plain base on a CPU."""
     if backend == "deepspeed":
         from fibec_ray.models.deepspeed_base import Partitioned
 
@@ -132,7 +139,7 @@ def hold(
         return BaseWeights(base, partial(stream, device=device, place=multi_gpu.place))
     if backend == "qlora":
         return BaseWeights(open_base(spec, folder, device.type, four_bits=True), lambda module: None)
-    return BaseWeights(open_base(spec, folder, device.type), partial(speed_up, device=device))
+    return BaseWeights(open_base(spec, folder, device.type), partial(speed_up, device=device, products=products))
 
 
 def weights_bytes(folder: Path) -> int:

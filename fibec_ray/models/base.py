@@ -180,6 +180,13 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
         """Digest of the weights in a folder that `prepare` returned; '' without frozen weights."""
         return ""
 
+    def find_products(self, rows: int, threads: int) -> str:
+        """The fastest products of frozen layers on this machine, by a short trial; '' without frozen weights.
+
+        rows: tokens of a training batch. threads: of a process.
+        """
+        return ""
+
     def open_base(self, folder: Path) -> Any:
         """The frozen model in a folder of weights; None without frozen weights."""
         return None

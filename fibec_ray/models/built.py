@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from fibec_ray.answers import Answers
 from fibec_ray.model_types import Batch, LocalModel
+from fibec_ray.models.products import Products
 from fibec_ray.parts.peft.base import Peft
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ class ModelRequest:
     """of the initial values, which are the same in every process"""
     shape: tuple[int, ...] = ()
     """of a sample of numbers; () for others"""
+    products: Products | Literal["auto"] = "auto"
+    """of frozen layers on a CPU; auto: the usual ones of this processor"""
 
 
 class BuiltModel(LocalModel, Protocol):

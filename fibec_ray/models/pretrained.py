@@ -79,6 +79,11 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
 
         return "" if base is None else fingerprint(base)
 
+    def find_products(self, rows: int, threads: int) -> str:
+        from fibec_ray.models.product_trial import choose
+
+        return choose(self, rows, threads)
+
     def open_base(self, folder: Path) -> Any:
         from fibec_ray.models.backbone import open_base
 
@@ -87,7 +92,7 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
     def _model_spec(self, request: ModelRequest) -> ModelSpec:
         from fibec_ray.models.torch_model import ModelSpec
 
-        return ModelSpec(self, request.peft, request.answers, request.seed, request.shape)
+        return ModelSpec(self, request.peft, request.answers, request.seed, request.shape, request.products)
 
     def local_folder(self) -> Path | None:
         if self.init != "pretrained" or self.name is None or self.name in PACKAGED:

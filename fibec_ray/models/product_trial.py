@@ -28,7 +28,8 @@ TRIAL_S = 0.2
 TURNS = 8
 """Most turns. Candidates take turns, and the least time of each counts."""
 HOPELESS = 3.0
-"""A turn that takes this many times the best one's time is cut short; after two of them a candidate is out."""
+"""A turn that takes this many times the best one's time is cut short. A candidate is out after two of them, or after
+one that takes this many times as long again."""
 SMALL = 4e6
 """Flops of a product that takes little more time than its call: there is nothing to choose."""
 MOST = 768
@@ -85,8 +86,8 @@ def best(
             except RuntimeError:
                 left.remove(products)
                 continue
-            strikes[products] += took > limit
-            if strikes[products] == 2:
+            strikes[products] += (took > limit) + (took > HOPELESS * limit)
+            if strikes[products] >= 2:
                 left.remove(products)
         if turn and clock() - began > TRIAL_S:
             break

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from fibec_ray.errors import ConfigError, ModelError
+from fibec_ray.errors import ModelError
 
 Products = Literal["torch", "onednn", "torch_float32", "onednn_float32"]
 NAMES: tuple[Products, ...] = get_args(Products)
@@ -48,7 +48,9 @@ def candidates(dtype: str) -> tuple[Products, ...]:
     library = "onednn" if has_onednn() else "torch"
     if dtype == "float32":
         return ("onednn", "torch") if library == "onednn" else ("torch",)
-    in_float32: tuple[Products, ...] = ("onednn_float32", "torch_float32") if library == "onednn" else ("torch_float32",)
+    in_float32: tuple[Products, ...] = (
+        ("onednn_float32", "torch_float32") if library == "onednn" else ("torch_float32",)
+    )
     native: tuple[Products, ...] = ("onednn",) if library == "onednn" else ("torch",)
     return (*native, *in_float32) if has_bfloat16() else (*in_float32, *native)
 
@@ -58,13 +60,17 @@ def of_older_runs() -> Products:
     return "onednn" if has_onednn() else "torch"
 
 
-def refuse_other_dtype(products: str, dtype: str) -> None:
-    """Raise ConfigError for products that a base of this dtype does not have. products: one of NAMES, or auto."""
+def unfit(products: str, dtype: str) -> str | None:
+    """Why a base of this dtype cannot have these products, and what to do; None if it can.
+
+    products: one of NAMES, or auto.
+    """
     if products in OF_BFLOAT16 and dtype != "bfloat16":
-        raise ConfigError(
-            f"fleet.products: {products} is for a bfloat16 base, and backbone.dtype is {dtype}; choose auto, torch or "
-            "onednn, or set backbone.dtype=bfloat16"
+        return (
+            f"fleet.products: {products} is for a bfloat16 base, and backbone.dtype is {dtype}; set it to auto, torch "
+            "or onednn, or set backbone.dtype=bfloat16"
         )
+    return None
 
 
 def refuse_missing(products: str) -> None:

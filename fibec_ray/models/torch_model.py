@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,10 @@ from fibec_ray.models.blocks import BlockOutputs, keep_recomputing, recompute_bl
 from fibec_ray.models.forward_cost import ForwardCost
 from fibec_ray.models.inputs import Size, inputs_of
 from fibec_ray.models.joined import join, join_embeds, split
-from fibec_ray.models.kernels import keep_heap
+from fibec_ray.models.kernels import keep_heap, speed_up
 from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.masks import Masks
+from fibec_ray.models.products import Products
 from fibec_ray.models.readout import Run, no_cache, own
 from fibec_ray.models.readouts import own_head, readout_of
 from fibec_ray.models.settings import BackendChoice, PretrainedSettings
@@ -53,6 +54,8 @@ class ModelSpec:
     """of the adapter's and head's initial values, which are the same in every process"""
     shape: tuple[int, ...] = ()
     """of an image, (3, H, W); () for texts"""
+    products: Products | Literal["auto"] = "auto"
+    """of frozen layers on a CPU; auto: the usual ones of this processor"""
 
 
 class TorchModel(Alone):
@@ -70,10 +73,10 @@ class TorchModel(Alone):
         self.device = torch.device(device)
         if isinstance(source, Path):
             self.backend_choice = choose(spec.backend, weights_bytes(source), room_on(self.device, beside))
-            self._base_weights = hold(self.backend_choice.backend, spec, source, self.device, beside)
+            self._base_weights = hold(self.backend_choice.backend, spec, source, self.device, beside, what.products)
         else:
             self.backend_choice = BackendChoice("plain", "as given")
-            self._base_weights = BaseWeights(source, lambda module: None)
+            self._base_weights = BaseWeights(source, partial(speed_up, device=self.device, products=what.products))
         base = self._base_weights.base
         if spec.checkpointing:
             recompute_blocks(base)

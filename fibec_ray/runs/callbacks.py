@@ -39,7 +39,7 @@ class Callback:
     def on_start(self, fleet: Fleet) -> None:
         """Called when the fleet is ready and the setup phase is over, before the first round.
 
-        fleet: its attributes `device`, `lanes` and `backend_choice` say where and how devices compute.
+        fleet: its attributes `device`, `lanes`, `products` and `backend_choice` say where and how devices compute.
         """
 
     def on_progress(self, stage: str, done: int, total: int) -> None:
@@ -117,7 +117,8 @@ class Summary(Callback):
         backend_choice = dict(
             zip(("backend", "backend_reason"), fleet.backend_choice or () if fleet else (), strict=False)
         )
-        write_json(self._path, {**self._known, "status": status, **device, **backend_choice, **more})
+        products = {"products": fleet.products} if fleet and fleet.products else {}
+        write_json(self._path, {**self._known, "status": status, **device, **backend_choice, **products, **more})
 
     def on_start(self, fleet: Fleet) -> None:
         self.write("running", fleet, lanes=fleet.lanes)

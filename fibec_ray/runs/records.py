@@ -16,10 +16,14 @@ from fibec_ray.config.load import check, first_difference, load_saved, with_path
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute
 from fibec_ray.fleets.worker_spec import WorkerSpec
+from fibec_ray.models.products import NAMES, of_older_runs
 from fibec_ray.roundlog.parts import parts, round_of
 from fibec_ray.runs.callbacks import read_summary
 from fibec_ray.runs.simulation import resolved, worker_spec_of
 from fibec_ray.types import States
+
+BINDING = ("threads", "lanes", "products")
+"""Settings of the fleet that results depend on."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,13 @@ class Record:
     identity: Identity
     experiment: Experiment
 
-    def side_by_side(self, lanes: int) -> Record:
-        """The record with fleet.lanes set to the number that the run used.
+    def computing(self, lanes: int, products: str = "") -> Record:
+        """The record with fleet.lanes and fleet.products as the run used them. products: '': as they are.
 
-        Raises ConfigError if the fleet cannot have it.
+        Raises ConfigError if the fleet cannot have them.
         """
         settings = resolved(self.experiment) | {"method": self.experiment.method}
-        settings["fleet"]["lanes"] = lanes
+        settings["fleet"] |= {"lanes": lanes} | ({"products": products} if products else {})
         return replace(self, experiment=check(settings, str(self.folder / "config.yaml")))
 
 
@@ -52,10 +56,25 @@ def lanes_of(record: Record) -> int:
     return known
 
 
+def products_of(record: Record) -> str:
+    """What multiplied frozen layers in the run, from its checkpoints; '' if it had none.
+
+    Runs that began before there was a choice had the products of `of_older_runs`.
+    """
+    if not record.experiment.backbone.has_base:
+        return ""
+    rounds, configured = checkpoint.rounds_kept(record.folder), record.experiment.fleet.products
+    kept = checkpoint.load(record.folder, rounds[-1]).manifest.products if rounds else ""
+    if kept or configured != "auto":
+        return kept or configured
+    told = read_summary(record.folder).get("products")
+    return told if told in NAMES else of_older_runs()
+
+
 def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
     """Read a run directory. Raises RunDirError if it is none, or if settings or data have changed since the start.
 
-    overrides: of `fleet` and `checkpoint`, except fleet.threads and fleet.lanes, which results depend on.
+    overrides: of `fleet` and `checkpoint`, except threads, lanes and products, which results depend on.
     """
     folder = absolute(folder)
     identity = read_identity(folder)
@@ -67,7 +86,8 @@ def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
         difference = first_difference(binding(began), binding(experiment))
         raise RunDirError(
             f"{config}: differs from the settings that the run began with ({difference}); only "
-            "checkpoint and fleet may change, except fleet.threads and fleet.lanes; set it back, or start a new run"
+            "checkpoint and fleet may change, except fleet.threads, fleet.lanes and fleet.products; set it back, or "
+            "start a new run"
         )
     identity.refuse_other_parts(experiment.method.sources, folder)
     identity.refuse_other_data(folder)
@@ -78,7 +98,7 @@ def binding(experiment: Experiment) -> dict[str, Any]:
     """The settings that results depend on."""
     settings = resolved(experiment)
     del settings["checkpoint"]
-    return {**settings, "fleet": {"threads": experiment.fleet.threads, "lanes": experiment.fleet.lanes}}
+    return {**settings, "fleet": {name: settings["fleet"][name] for name in BINDING}}
 
 
 def finished_digest(folder: Path) -> str | None:
@@ -95,7 +115,7 @@ def last_logged(folder: Path) -> int:
 
 @contextmanager
 def staged(record: Record, lanes: int, states: States) -> Iterator[WorkerSpec]:
-    """A temporary folder with the run's data and the given device states, to compute in.
+    """A temporary folder with the run's data and the given device states, to compute in with the run's products.
 
     Raises RunDirError if a state is missing, or if the run computed on a GPU and there is none.
     """
@@ -105,7 +125,7 @@ def staged(record: Record, lanes: int, states: States) -> Iterator[WorkerSpec]:
             worker_spec,
             device=_device_of(record, worker_spec.device),
             fleet=worker_spec.fleet.model_copy(update={"lanes": lanes}),
-        )
+        ).with_products(products_of(record))
         (worker_spec.run_dir / "data").symlink_to(record.folder / "data", target_is_directory=True)
         origin = worker_spec_of(record.experiment, record.folder, record.identity)
         for device, ref in states.items():

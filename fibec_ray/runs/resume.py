@@ -17,7 +17,7 @@ from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.callbacks import Callback
-from fibec_ray.runs.records import Record, finished_digest, last_logged, read_record
+from fibec_ray.runs.records import Record, finished_digest, last_logged, products_of, read_record
 from fibec_ray.runs.simulation import Finished, carry_on, log_metadata, worker_spec_of
 from fibec_ray.types import SETUP_ROUND
 
@@ -45,7 +45,7 @@ def resume_record(record: Record, callback: Callback) -> Finished:
             )
         start = rewind(record, callback.on_message)
         if start is not None:
-            record = record.side_by_side(start.manifest.lanes)
+            record = record.computing(start.manifest.lanes, products_of(record))
         return carry_on(record.experiment, claim, record.identity, start, callback)
 
 

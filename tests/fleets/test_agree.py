@@ -52,6 +52,20 @@ def test_local_and_ray_agree_bit_for_bit(
 
 
 @pytest.mark.ray
+def test_actors_have_the_products_that_the_trial_found(
+    tiny_settings: Any, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other ones than they would have without a word. They know them from their creation, also when restarted."""
+    changes: dict[str, Any] = {"num_devices": 3, "rounds": 1, "backbone": {"dtype": "bfloat16"}}
+    with monkeypatch.context() as patch:
+        patch.setattr("fibec_ray.models.product_trial.choose", lambda *given: "torch_float32")
+        found = digests(tiny_settings("fedavg", fleet={**POOLED_2, "lanes": 1}, **changes), tmp_path / "ray")
+    assert json.loads((tmp_path / "ray" / "summary.json").read_text())["products"] == "torch_float32"
+    set_so = {**LOCAL, "lanes": 1, "products": "torch_float32"}
+    assert digests(tiny_settings("fedavg", fleet=set_so, **changes), tmp_path / "local") == found
+
+
+@pytest.mark.ray
 def test_an_actor_for_each_device_gives_the_same_bits(tmp_path: Path, ray_cluster: None) -> None:
     """A small network, because its actors start in half the time."""
     partition = {"kind": "pathological", "classes_per_device": 3}

@@ -152,10 +152,10 @@ def test_lanes_that_were_found_at_the_start_stay(tiny_settings: Any, tmp_path: P
 def test_a_fleet_that_cannot_have_the_run_s_lanes_is_refused(placement: str, says: str, half: Path) -> None:
     record = read_record(half, [f"fleet={{kind: ray, placement: {placement}}}"])
     if not says:
-        assert record.side_by_side(2).experiment.fleet.known_lanes == 2
+        assert record.computing(2).experiment.fleet.known_lanes == 2
         return
     with pytest.raises(ConfigError, match=says):
-        record.side_by_side(2)
+        record.computing(2)
 
 
 # --- damage

@@ -14,7 +14,7 @@ import ray
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, decide, room
 from fibec_ray.fleets.ray.actors import DeviceActor
 from fibec_ray.fleets.ray.cluster import Session, connect, resources
-from fibec_ray.fleets.ray.nodes import await_nodes, prepare_nodes
+from fibec_ray.fleets.ray.nodes import await_nodes, find_products, prepare_nodes
 from fibec_ray.fleets.ray.pool import ActorPool, Ended
 from fibec_ray.fleets.ray.rounds import RayRound
 from fibec_ray.fleets.ray.schedule import Call, CostModel
@@ -63,6 +63,7 @@ class RayFleet:
     device = ""
     backend_choice: tuple[str, str] | None = None
     """of the actor that answered first; with `backend: auto`, nodes with other GPUs may use another backend"""
+    products = ""
     base = ""
     num_prepared = 0
     """nodes whose base weights were prepared before actors started"""
@@ -148,6 +149,8 @@ class RayFleet:
         self.placement = decide(self._config, self._worker_spec.job.num_devices, resources(self._config), self._need)
         self.device = self.placement.device
         self.num_prepared = prepare_nodes(self._worker_spec, self._config.startup_timeout_s)
+        self.products = find_products(self._worker_spec, self._config) if "cpu" in self.device else ""
+        self._worker_spec = self._worker_spec.with_products(self.products)
         self._pool = self._make_pool()
         layout = self._server.start()
         self.base = self._ask_any("fingerprint")

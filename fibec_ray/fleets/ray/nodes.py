@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -92,21 +93,38 @@ def prepare_nodes(worker_spec: WorkerSpec, timeout_s: float) -> int:
     On a single node the first actor prepares them for all. With several nodes, a node without the weights is found
     before any actor starts, and the actors' startup timeout need not cover a download.
     """
-    # A head that is reserved for server and log has no CPU and no GPU.
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    hosts = [node for node in alive if any(node["Resources"].get(name, 0) > 0 for name in ("CPU", "GPU"))]
+    hosts = _hosts("CPU", "GPU")
     if not worker_spec.job.backbone.has_base or len(hosts) < 2:
         return 0
     prepare = ray.remote(num_cpus=0, max_retries=2)(WorkerSpec.base_fingerprint)
-    refs = [
-        prepare.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            worker_spec
-        )
-        for node in hosts
-    ]
+    refs = [prepare.options(scheduling_strategy=_on(node)).remote(worker_spec) for node in hosts]
     found = dict(zip((node["NodeManagerAddress"] for node in hosts), _await(refs, timeout_s), strict=True))
     refuse_different(found)
     return len(hosts)
+
+
+def find_products(worker_spec: WorkerSpec, config: FleetConfig) -> str:
+    """What multiplies frozen layers on CPUs (`fleet.products`), by a trial on one node if it is not configured.
+
+    Every actor gets the same, also one that is restarted or joins later. '' if nothing is frozen.
+    """
+    hosts = _hosts("CPU")
+    here = ray.get_runtime_context().get_node_id()
+    if config.products != "auto" or not hosts or any(node["NodeID"] == here for node in hosts):
+        return worker_spec.find_products()
+    trial = ray.remote(num_cpus=0, max_retries=2)(WorkerSpec.find_products)
+    found: str = get(trial.options(scheduling_strategy=_on(hosts[0])).remote(worker_spec), config.startup_timeout_s)
+    return found
+
+
+def _hosts(*names: str) -> list[dict[str, Any]]:
+    """The live nodes with any of these resources. A head that is reserved for server and log has no CPU and no GPU."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in alive if any(node["Resources"].get(name, 0) > 0 for name in names)]
+
+
+def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
 
 
 def _await(refs: list[ray.ObjectRef], timeout_s: float) -> list[str]:

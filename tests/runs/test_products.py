@@ -1,0 +1,116 @@
+"""The products of frozen layers are found once, kept, and used again by resume, verify and replay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_regression
+from runs.interrupted import interrupted
+
+from fibec_ray.checkpoints import checkpoint
+from fibec_ray.config.load import check
+from fibec_ray.errors import ConfigError, RunDirError
+from fibec_ray.files.sealed import write_sealed
+from fibec_ray.models import kernels, product_trial
+from fibec_ray.models.products import has_onednn, of_older_runs
+from fibec_ray.runs.callbacks import read_summary
+from fibec_ray.runs.records import products_of, read_record
+from fibec_ray.runs.replay import replay
+from fibec_ray.runs.resume import resume
+from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.verify import verify
+
+COHORT = 3
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What the trial finds (`is`), how often it ran (`trials`), and which products models were built with (`built`)."""
+    known: dict[str, Any] = {"is": "torch", "trials": 0, "built": []}
+    speed_up = kernels.speed_up
+
+    def choose(spec: Any, rows: int, threads: int) -> Any:
+        known["trials"] += 1
+        return known["is"]
+
+    def built(module: Any, device: Any, products: Any = "auto") -> None:
+        known["built"].append(products)
+        speed_up(module, device, products)
+
+    monkeypatch.setattr(product_trial, "choose", choose)
+    monkeypatch.setattr("fibec_ray.models.backends.speed_up", built)
+    yield known
+
+
+def test_a_resumed_run_keeps_its_products_without_another_trial(
+    found: dict[str, Any], tiny_settings: Any, tmp_path: Path
+) -> None:
+    settings = tiny_settings("fibecfed", rounds=2, num_devices=3, checkpoint={"keep": "all"})
+    folder = interrupted(settings, tmp_path / "run", COHORT + 1)
+    assert found["trials"] == 1 and set(found["built"]) == {"torch"}
+    found["is"] = "onednn"
+    run = resume(folder)
+    assert run is not None and found["trials"] == 1
+    assert read_summary(folder)["products"] == "torch"
+    assert {checkpoint.load(folder, t).manifest.products for t in checkpoint.rounds_kept(folder)} == {"torch"}
+    assert verify(folder, 99, from_start=True).differences == verify(folder).differences == []
+    assert replay(folder, -1, 0).differences == []
+    assert found["trials"] == 1 and set(found["built"]) == {"torch"}
+    again = tiny_settings("fibecfed", rounds=2, num_devices=3, fleet={"products": "torch"})
+    assert simulate(check(again, "test"), tmp_path / "again").adapter_digest == run.adapter_digest
+
+
+@pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
+def test_an_older_run_goes_on_with_what_it_had(found: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> None:
+    """Its checkpoints and its summary do not name the products, which were oneDNN's."""
+    found["is"] = "onednn"
+    folder = interrupted(tiny_settings("fedavg"), tmp_path / "run", COHORT + 1)
+    for t in checkpoint.rounds_kept(folder):
+        kept = checkpoint.load(folder, t)
+        write_sealed(kept.folder / checkpoint.MANIFEST, kept.manifest.model_copy(update={"products": ""}))
+    summary = {name: value for name, value in read_summary(folder).items() if name != "products"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    found |= {"is": "torch", "trials": 0, "built": []}
+    resume(folder)
+    assert verify(folder).differences == []
+    assert found["trials"] == 0 and set(found["built"]) == {"onednn"} == {of_older_runs()}
+
+
+def test_what_a_run_without_checkpoints_had_is_in_its_summary(
+    found: dict[str, Any], tiny_settings: Any, tmp_path: Path
+) -> None:
+    folder = interrupted(tiny_settings("fedavg", checkpoint={"every": 3}), tmp_path / "run", COHORT + 1)
+    for t in checkpoint.rounds_kept(folder):
+        checkpoint.remove(folder, t)
+    assert products_of(read_record(folder)) == "torch"
+    (folder / "summary.json").write_text('{"products": "abacus"}')
+    assert products_of(read_record(folder)) == of_older_runs()
+
+
+def test_other_products_than_a_run_began_with_are_refused(tiny_settings: Any, tmp_path: Path) -> None:
+    folder = interrupted(tiny_settings("fedavg", fleet={"products": "torch"}), tmp_path / "run", COHORT + 1)
+    with pytest.raises(RunDirError, match=r"differs .*fleet.products.* and fleet.products; set it back"):
+        resume(folder, ["fleet.products=auto"])
+
+
+def test_products_that_a_base_cannot_have_are_refused(tiny_settings: Any) -> None:
+    with pytest.raises(ConfigError, match="torch_float32 is for a bfloat16 base, and backbone.dtype is float32; set"):
+        check(tiny_settings("fedavg", fleet={"products": "torch_float32"}), "test")
+    with pytest.raises(ConfigError, match="fleet.products: torch multiplies frozen layers, and .* has none; leave it"):
+        check(make_regression("fedavg", fleet={"kind": "local", "products": "torch"}), "test")
+
+
+def test_where_nothing_is_frozen_no_products_are_kept(
+    found: dict[str, Any], tiny_settings: Any, tmp_path: Path
+) -> None:
+    whole = tiny_settings("fedavg", rounds=1)
+    whole["method"]["peft"] = {"kind": "full"}
+    for name, settings in (("network", make_regression("fedavg", rounds=1)), ("whole", whole)):
+        folder = simulate(check(settings, "test"), tmp_path / name).folder
+        assert "products" not in read_summary(folder)
+        assert verify(folder).differences == []
+    assert found["trials"] == 0
