@@ -47,6 +47,7 @@ LAYERS = (
         "encoder",
         "errors",
         "environment",
+        "garbage",
         "image_reading",
         "interrupts",
     ),
@@ -334,6 +335,7 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
             "cli.entry",
             "environment",
             "errors",
+            "garbage",
             "interrupts",
             "cli.streams",
         )

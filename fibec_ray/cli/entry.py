@@ -13,6 +13,7 @@ from pathlib import Path
 from fibec_ray.cli.streams import ReaderGone, lasting
 from fibec_ray.environment import prepare_libraries, quiet_warnings, read
 from fibec_ray.errors import FibecError
+from fibec_ray.garbage import large_steps
 from fibec_ray.interrupts import signal_of, signals_interrupt
 
 CANNOT_PRINT = 2
@@ -39,7 +40,7 @@ def run(parse: Callable[[], argparse.Namespace]) -> int:
 
     parse: returns the `command` to call, and `prints`: whether printing is all that it does.
     """
-    with lasting() as (out, _), signals_interrupt():
+    with lasting() as (out, _), signals_interrupt(), large_steps():
         out.quits = True
         try:
             arguments = parse()

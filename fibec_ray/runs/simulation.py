@@ -25,6 +25,7 @@ from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.worker_spec import WorkerSpec
+from fibec_ray.garbage import large_steps
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.prepare import Prepared, Recipe, prepare_federation
 from fibec_ray.learning.run_totals import Row, RunTotals
@@ -71,7 +72,7 @@ def simulate(experiment: Experiment, folder: Path, callback: Callback | None = N
     Settings, data, backbone and memory are checked before any actor starts. Raises UserError if one does not fit, and
     then leaves nothing behind.
     """
-    with run_dirs.claimed(folder) as claim:
+    with large_steps(), run_dirs.claimed(folder) as claim:
         quiet_libraries()
         prepared = prepare(experiment, claim.folder)
         sources = experiment.method.sources
