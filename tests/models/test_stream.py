@@ -16,7 +16,7 @@ from fibec_ray.models.stream import MultiGpu, bytes_that_stay, stream
 
 
 class Copies:
-    """A copier that really copies, and counts how many copies there are at a time."""
+    """A copier that really copies, and spoils copies that are given back."""
 
     def __init__(self) -> None:
         self.started: list[Tensor] = []
@@ -27,6 +27,9 @@ class Copies:
 
     def finish(self, started: Tensor) -> Tensor:
         return started
+
+    def release(self, started: Tensor) -> None:
+        started.fill_(float("nan"))
 
 
 def passes(order: Sequence[str], num_passes: int) -> Prefetcher:
