@@ -3,9 +3,9 @@
     python -m fibec_ray.bench.lanes --device cuda            RoBERTa-large, 8 x 128 tokens, 1, 8 and 32 lanes
     python -m fibec_ray.bench.lanes --hidden 64 --layers 2 --vocabulary 100 --batch 2 --tokens 8      a small trial
 
-The model's weights are random, in bfloat16; LoRA r = 8 on query and value, float32, and a linear head over the mean of
-the last states. A step is what the engine does for each lane: loss, gradients, clipping and AdamW, through the same
-layers (models/lane_bank.py). Of fibec_ray's dependencies it needs torch, transformers and peft only.
+The model's weights are random, in bfloat16; LoRA r = 8 on query and value, computed in bfloat16 with float32 values,
+and a linear head over the mean of the last states. A step is the engine's: loss, gradients, clipping and AdamW, with
+the same code (models/lane_bank.py, learning/optimiser_step.py). No data are read, and nothing is aggregated.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fibec_ray.curvature.per_sample import collect_holders
+from fibec_ray.learning.job import LocalTraining
+from fibec_ray.learning.lane_values import LaneValues
+from fibec_ray.learning.optimiser_step import OptimiserStep
 from fibec_ray.models.lane_bank import LaneBank
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165}
@@ -50,7 +53,10 @@ class Shape:
 
 
 class Trial:
-    """An encoder with LoRA, with separate values and optimisers for each lane."""
+    """An encoder with LoRA, and lanes that train it: one tensor per name for all lanes, as in the engine.
+
+    The adapter computes in the base's dtype, and its values are float32.
+    """
 
     def __init__(self, shape: Shape, device: str, lanes: int):
         from peft import LoraConfig, get_peft_model
@@ -72,35 +78,36 @@ class Trial:
         ).requires_grad_(False)
         wanted = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
         self.model: Any = get_peft_model(base, wanted).to(device)
+        for layer in self.model.modules():
+            if hasattr(layer, "cast_input_dtype_enabled"):
+                layer.cast_input_dtype_enabled = False  # states stay in bfloat16
         self.head = nn.Linear(shape.hidden, CLASSES).to(device)
         holders = {**collect_holders(self.model, lambda name: name), "head": self.head}
         params = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         params |= {f"head.{n}": p for n, p in self.head.named_parameters()}
         # A holder's tensors are known by the names of its parameters.
         self.bank = LaneBank(holders, params)
-        self.shape, self.device = shape, device
-        self.values = [{n: nn.Parameter(p.detach().clone()) for n, p in params.items()} for _ in range(lanes)]
-        self.optimizers = [torch.optim.AdamW(lane.values(), lr=1e-3, fused=True) for lane in self.values]
+        self.shape, self.device, self.lanes = shape, device, lanes
+        stacks = LaneValues(params, lanes).stacks
+        self.values = {name: nn.Parameter(value) for name, value in stacks.items()}
+        self.optimiser = OptimiserStep(self.values, LocalTraining(), 1e-3, {}, None, stacked=True)
         self.ids = torch.randint(3, shape.vocabulary, (lanes * shape.batch, shape.tokens), device=device)
         self.labels = torch.randint(0, CLASSES, (lanes * shape.batch,), device=device)
 
     def losses(self) -> Tensor:
         """(lanes,) mean losses, in one graph."""
-        rows = [self.shape.batch] * len(self.values)
-        with self.bank.using(self.values, rows):
+        with self.bank.using_stack(self.values):
             states = self.model.get_base_model()(input_ids=self.ids).last_hidden_state
             scores = self.head(states.float().mean(1))
-        return F.cross_entropy(scores, self.labels, reduction="none").view(len(rows), -1).mean(1)
+        return F.cross_entropy(scores, self.labels, reduction="none").view(self.lanes, -1).mean(1)
 
     def step(self) -> Tensor:
         """One training step of all lanes. Returns the lanes' losses."""
         losses = self.losses()
-        wanted = [param for lane in self.values for param in lane.values()]
+        wanted = list(self.values.values())
         for param, grad in zip(wanted, torch.autograd.grad(losses.sum(), wanted), strict=True):
             param.grad = grad.contiguous()
-        for lane, optimizer in zip(self.values, self.optimizers, strict=True):
-            nn.utils.clip_grad_norm_(lane.values(), 1.0)
-            optimizer.step()
+        self.optimiser.step()
         return losses.detach()
 
     def seconds(self, steps: int) -> float:
