@@ -7,6 +7,7 @@ of all responses of a batch, V vocabulary.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,14 +146,34 @@ class Shard(Protocol):
         special tokens stay, and one token of each text."""
 
 
+class LateScores(ABC):
+    """Scores (R, V) that are computed only when someone asks for them, because they are large."""
+
+    @abstractmethod
+    def compute(self) -> Tensor:
+        """All scores, (R, V) float32, in the graph."""
+
+    @abstractmethod
+    def losses(self, targets: Tensor) -> Tensor:
+        """(R,) cross-entropies of the targets (R,), without holding all scores at once."""
+
+    @abstractmethod
+    def split(self, sizes: Sequence[int]) -> Sequence[LateScores]:
+        """The first `sizes[0]` rows, the next ones, and so on."""
+
+    @abstractmethod
+    def argmax(self, dim: int) -> Tensor:
+        """(R,) the best word of each row, as `Tensor.argmax(1)`, without holding all scores at once."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Result of a forward pass: losses, scores and, on request, the states of each block."""
 
     losses: Tensor
     """(B,) float32, one loss per sample"""
-    scores: Tensor
-    """(B, C) float32, or (R, V) with the likelihood `Tokens`"""
+    given: Tensor | LateScores
+    """the scores, or what computes them"""
     hidden: tuple[Tensor, ...] = ()
     """L tensors (B, S, H), the output of each block; empty unless asked for"""
     likelihood: Likelihood = Categorical()
@@ -160,10 +181,16 @@ class Outputs:
     last: Tensor | None = None
     """(B, S, H) what a head sees: the last block's output, after the final norm if there is one; with `hidden`"""
 
+    @cached_property
+    def scores(self) -> Tensor:
+        """(B, C) float32, or (R, V) with the likelihood `Tokens`. In the graph."""
+        return self.given.compute() if isinstance(self.given, LateScores) else self.given
+
     @property
     def predicted(self) -> Tensor:
         """(B, ...) the likeliest labels: class ids, values, or whatever else the likelihood predicts."""
-        return self.likelihood.predicted(self.scores)
+        given: Any = self.given  # late scores have `argmax`, which is all that `Tokens` needs
+        return self.likelihood.predicted(given)
 
 
 @dataclass

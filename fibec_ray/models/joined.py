@@ -62,7 +62,7 @@ def split(out: Outputs, batches: Sequence[Batch]) -> list[Outputs]:
 
     sizes = [batch.num_samples for batch in batches]
     likelihoods = out.likelihood.split(sizes)
-    losses, scores = out.losses.split(sizes), out.scores.split(out.likelihood.rows(sizes))
+    losses, scores = out.losses.split(sizes), out.given.split(out.likelihood.rows(sizes))
     hidden = [states.split(sizes) for states in out.hidden]
     lasts = None if out.last is None else out.last.split(sizes)
     return [

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fibec_ray.answers import Answers
 from fibec_ray.likelihoods import Likelihood
-from fibec_ray.model_types import Batch
+from fibec_ray.model_types import Batch, LateScores
 from fibec_ray.models.blocks import BlockOutputs, Hidden
 from fibec_ray.models.inputs import Arguments
 from fibec_ray.models.masks import Masks
@@ -82,7 +82,7 @@ class Read(NamedTuple):
     """What a readout finds: losses (B,), scores, and the distribution that they are parameters of."""
 
     losses: Tensor
-    scores: Tensor
+    scores: Tensor | LateScores
     likelihood: Likelihood
 
 

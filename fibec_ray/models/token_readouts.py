@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fibec_ray.answers import Answers
 from fibec_ray.likelihoods import Preferences, Tags, Tokens
 from fibec_ray.model_types import Batch
 from fibec_ray.models.lm_head import known_lm_head
 from fibec_ray.models.readout import Read, Readout, Run
+from fibec_ray.models.token_scores import fits, in_parts, token_losses, token_scores
 from fibec_ray.responses import ResponseTokens
 
 
@@ -47,10 +47,8 @@ class Response(Readout):
     def read(self, run: Run, batch: Batch) -> Read:
         states = run.body(self._body)
         response = answers_of(batch, states.device)
-        own = states[response.sample, response.column]
-        scores = known_lm_head(self._base)(own.unsqueeze(0)).squeeze(0).float()
-        likelihood = Tokens(response)
-        return Read(likelihood.losses(scores, response.targets), scores, likelihood)
+        scores = token_scores(known_lm_head(self._base), states[response.sample, response.column])
+        return Read(response.means(token_losses(scores, response.targets)), scores, Tokens(response))
 
     def num_predicted(self, batch: Batch) -> int:
         return num_answers(batch)
@@ -83,9 +81,8 @@ class Pair(Response):
         """(B, 2) log-probabilities of the responses of each sample, summed over their tokens."""
         states = run.body(self._body)
         response = answers_of(batch, states.device)
-        own = states[response.sample, response.column]
-        scores = known_lm_head(self._base)(own.unsqueeze(0)).squeeze(0).float()
-        return -response.sums(F.cross_entropy(scores, response.targets, reduction="none")).view(-1, 2)
+        scores = token_scores(known_lm_head(self._base), states[response.sample, response.column])
+        return -response.sums(token_losses(scores, response.targets)).view(-1, 2)
 
 
 class Target(Readout):
@@ -98,18 +95,27 @@ class Target(Readout):
     predicts_tokens = True
 
     def read(self, run: Run, batch: Batch) -> Read:
-        response = answers_of(batch, run.device)
+        response, head = answers_of(batch, run.device), known_lm_head(self._base)
+        few = fits(head, len(response.targets))
+        found: list[Tensor] = []
 
         def chosen(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            return (args[0][response.sample, response.column].unsqueeze(0),)
+            found.append(args[0][response.sample, response.column])
+            return (found[0].unsqueeze(0) if few else args[0][:1, :1],)
 
-        handle = known_lm_head(self._base).register_forward_pre_hook(chosen)
+        handle = head.register_forward_pre_hook(chosen)
         try:
-            scores = run.whole().logits.squeeze(0).float()
+            logits = run.whole().logits
         finally:
             handle.remove()
-        likelihood = Tokens(response)
-        return Read(likelihood.losses(scores, response.targets), scores, likelihood)
+        scores = logits.squeeze(0).float() if few else in_parts(head, found[0], self._bias)
+        return Read(response.means(token_losses(scores, response.targets)), scores, Tokens(response))
+
+    @property
+    def _bias(self) -> Tensor | None:
+        """Added to all logits."""
+        bias: Tensor | None = getattr(self._base, "final_logits_bias", None)
+        return bias
 
     def num_predicted(self, batch: Batch) -> int:
         return num_answers(batch)
