@@ -10,7 +10,9 @@ from rich.table import Table
 
 from fibec_ray.cli.terminal import print_table
 from fibec_ray.cli.units import duration, size
+from fibec_ray.models.backends import CONTEXT_BYTES
 from fibec_ray.preflight.check import Outlook
+from fibec_ray.preflight.plan import Memory, Plan
 
 
 def as_json(outlook: Outlook) -> dict[str, Any]:
@@ -64,19 +66,37 @@ def _places(outlook: Outlook) -> Rows:
 
 
 def _memory(outlook: Outlook) -> Rows:
-    needed = outlook.plan.memory
-    held = [("backbone.backend", *outlook.plan.backend_choice)] if outlook.plan.backend_choice else []
+    return memory_rows(outlook.plan)
+
+
+def memory_rows(plan: Plan) -> Rows:
+    """What takes memory: the name, the amount, and details."""
+    needed = plan.memory
+    there = ", on the GPU" if needed.actor.gpu else ""
+    held = [("backbone.backend", *plan.backend_choice)] if plan.backend_choice else []
     rows = [
         *held,
-        ("memory of a process", size(needed.actor.private), f"{size(needed.actor.tensors)} of tensors at most"),
+        ("memory of a process", size(needed.actor.private), f"{size(needed.actor.tensors)} of tensors at most{there}"),
         ("base weights, once per node", size(needed.base_per_node), "in the page cache, shared by all processes"),
         ("memory in total", size(needed.total), f"{size(needed.available)} available"),
     ]
     if needed.actor.gpu:
-        free = "free memory unknown" if needed.gpu_available is None else f"{size(needed.gpu_available)} free"
-        actors = f"{size(needed.actor.gpu)} a process, {needed.sharing} on a GPU"
-        rows.append(("memory of a GPU", size(needed.gpu_needed), f"{actors}; {free}"))
+        rows += _gpu_memory(needed, plan.seats.lanes)
     return rows
+
+
+def _gpu_memory(needed: Memory, lanes: int) -> Rows:
+    """GPU memory of a process and of a GPU, and the lanes that fit."""
+    actor = needed.actor
+    base = actor.gpu - CONTEXT_BYTES - actor.beside
+    parts = f"CUDA context {size(CONTEXT_BYTES)}, base {size(base)}, activations and adapters {size(actor.beside)}"
+    free = "free memory unknown" if needed.gpu_available is None else f"{size(needed.gpu_available)} free"
+    most = "" if needed.most_lanes is None else f"; room for about {needed.most_lanes} lanes"
+    sharing = f"{needed.sharing} {'process' if needed.sharing == 1 else 'processes'}"
+    return [
+        ("GPU memory of a process", size(actor.gpu), f"{parts}, with {lanes} {'lane' if lanes == 1 else 'lanes'}"),
+        ("GPU memory of a GPU", size(needed.gpu_needed), f"{sharing}; {free}{most}"),
+    ]
 
 
 def _disk(outlook: Outlook) -> Rows:

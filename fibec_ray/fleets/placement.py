@@ -127,6 +127,15 @@ def actors_on_a_gpu(num_actors: int, share: float) -> int:
     return min(num_actors, math.floor(1 / min(1.0, share) + 1e-9)) if share else 0
 
 
+def gpu_part(gpu_memory: int | None, sharing: int, share: float) -> int | None:
+    """GPU memory that one actor may use, bytes; None if unknown, or without a GPU.
+
+    gpu_memory: of the GPU. sharing: actors on it. share: `gpus_per_actor`; torch enforces a fraction."""
+    if gpu_memory is None or not sharing:
+        return None
+    return min(gpu_memory // sharing, int(gpu_memory * min(1.0, share)))
+
+
 def _with_memory(placement: Placement, wanted: int, have: Resources) -> Placement:
     """Memory to reserve per actor, so that Ray avoids full nodes; at most an equal share."""
     return replace(placement, memory_per_actor=min(wanted, have.memory_bytes // placement.num_actors))
@@ -161,6 +170,9 @@ def _gpu_obstacle(config: FleetConfig, num_devices: int, have: Resources, need: 
     sharing = actors_on_a_gpu(num_devices, config.gpus)
     if have.gpu_memory is not None and sharing * need.gpu > have.gpu_memory:
         return f"{sharing} actors on a GPU need {sharing * need.gpu / 1e9:.1f} GB, {have.gpu_memory / 1e9:.1f} are free"
+    part = gpu_part(have.gpu_memory, sharing, config.gpus)
+    if part is not None and need.gpu > part:
+        return f"an actor needs {need.gpu / 1e9:.1f} GB of GPU memory, its share of {config.gpus:g} is {part / 1e9:.1f}"
     return None
 
 

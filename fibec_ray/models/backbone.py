@@ -106,11 +106,11 @@ def open_base(spec: PretrainedSettings, folder: Path, device: str = "cpu", four_
     return model.requires_grad_(False)
 
 
-def from_config(spec: PretrainedSettings, num_classes: int, num_blocks: int | None = None) -> Any:
+def from_config(spec: PretrainedSettings, num_classes: int, num_blocks: int | None = None, device: str = "cpu") -> Any:
     """Build the frozen base from its config, in its dtype, with new weights on torch's current device.
 
-    The meta device needs no memory for weights. It computes as on a CPU. num_blocks: None: as in the config. Raises
-    ModelError.
+    The meta device needs no memory for weights. num_blocks: None: as in the config. device: type of device that it
+    computes like. Raises ModelError.
     """
     config = config_of(spec, **_classes(spec, num_classes))
     if num_blocks is not None:
@@ -119,7 +119,7 @@ def from_config(spec: PretrainedSettings, num_classes: int, num_blocks: int | No
             config.layer_types = config.layer_types[:num_blocks]
     # Created in its own dtype: LLaMA-7B would need 27 GB in float32.
     config.architectures = config.architectures or first_of_several(spec, config)
-    options = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec, config, "cpu")}
+    options = {"dtype": getattr(torch, spec.dtype), "attn_implementation": _attention(spec, config, device)}
     try:
         model = auto_class(spec).from_config(config, trust_remote_code=False, **options)
     except Exception as error:  # as in config_of

@@ -29,6 +29,8 @@ class ModelRequest:
     """of a sample of numbers; () for others"""
     products: Products | Literal["auto"] = "auto"
     """of frozen layers on a CPU; auto: the usual ones of this processor"""
+    computes_on: Literal["cpu", "cuda"] = "cpu"
+    """type of device that an outline stands for; models that compute are given their device"""
 
 
 class BuiltModel(LocalModel, Protocol):

@@ -35,23 +35,30 @@ DEPENDS_ON_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 class Outline(TorchModel):
     """A TorchModel of fake tensors on a CPU. Code that depends on values raises; run it with `within`.
 
+    Dtypes and kernels are those of a model on `spec.computes_on`. Fake tensors on a GPU would need CUDA's library.
+
     form: of batches. num_blocks: None: as in the backbone. Raises ModelError like a TorchModel.
     """
 
     def __init__(self, spec: ModelSpec, form: BatchForm, num_blocks: int | None = None):
-        self._form = form
+        self._form, self._computes_on = form, spec.computes_on
         self._sizes: dict[int, Size] = {}
         """of one sample, by its length"""
         with torch.device("meta"):
-            base = from_config(spec.backbone, spec.answers.num_scores, num_blocks)
+            base = from_config(spec.backbone, spec.answers.num_scores, num_blocks, spec.computes_on)
             super().__init__(spec, base, "meta")
         self.device = torch.device("cpu")
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # some kinds store token numbers outside their buffers
         with self._fake:
             for module in (self.peft_model, *([self.head] if self.head is not None else [])):
                 _make_fake(module)
-        speed_up(self.peft_model, self.device)
+        speed_up(self.peft_model, torch.device(spec.computes_on))
         self.trainable, self.server_only_values = self._collect(), self._collect_server_only()
+
+    @property
+    def computes_on(self) -> str:
+        """Type of device that the outline stands for."""
+        return self._computes_on
 
     @property
     def config(self) -> Any:

@@ -92,7 +92,15 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
     def _model_spec(self, request: ModelRequest) -> ModelSpec:
         from fibec_ray.models.torch_model import ModelSpec
 
-        return ModelSpec(self, request.peft, request.answers, request.seed, request.shape, request.products)
+        return ModelSpec(
+            self,
+            request.peft,
+            request.answers,
+            request.seed,
+            request.shape,
+            request.products,
+            request.computes_on,
+        )
 
     def local_folder(self) -> Path | None:
         if self.init != "pretrained" or self.name is None or self.name in PACKAGED:

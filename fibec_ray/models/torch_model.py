@@ -56,6 +56,8 @@ class ModelSpec:
     """of an image, (3, H, W); () for texts"""
     products: Products | Literal["auto"] = "auto"
     """of frozen layers on a CPU; auto: the usual ones of this processor"""
+    computes_on: Literal["cpu", "cuda"] = "cpu"
+    """type of device that an outline stands for"""
 
 
 class TorchModel(Alone):
@@ -66,6 +68,11 @@ class TorchModel(Alone):
 
     Virtual tokens of a PEFT kind are removed from outputs: states are (B, S, H).
     """
+
+    @property
+    def computes_on(self) -> str:
+        """Type of device that dtypes and kernels are chosen for."""
+        return self.device.type
 
     def __init__(self, what: ModelSpec, source: Any, device: str = "cpu", beside: int | None = None):
         keep_heap()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,7 +57,14 @@ class Anatomy:
     """additional flops per token of a response, in a pass without gradients; 0 unless answers are texts"""
     smaller: tuple[Anatomy, Anatomy] | None = None
     """the same model with FEW and FEW + 1 blocks, which are faster to measure"""
+    measure_on_gpu: Callable[[], Anatomy] | None = None
+    """the same model with the dtypes and kernels of a GPU"""
     _found: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    @cached_property
+    def on_gpu(self) -> Anatomy:
+        """The model as it computes on a GPU; it differs in memory only."""
+        return self.measure_on_gpu() if self.measure_on_gpu else self
 
     @cached_property
     def all_base_bytes(self) -> int:
@@ -142,12 +149,20 @@ def anatomy(job: Job, form: BatchForm) -> Anatomy:
 
 
 @lru_cache(maxsize=24)
-def _measured(spec: str, peft: str, answers: Answers, form: BatchForm, num_blocks: int | None = None) -> Anatomy:
+def _measured(
+    spec: str,
+    peft: str,
+    answers: Answers,
+    form: BatchForm,
+    num_blocks: int | None = None,
+    computes_on: Literal["cpu", "cuda"] = "cpu",
+) -> Anatomy:
     backbone, part = parse(json.loads(spec)), build(AXES["peft"], json.loads(peft))
-    outline = backbone.outline(ModelRequest(part, answers, shape=form.shape), form, num_blocks)
+    request = ModelRequest(part, answers, shape=form.shape, computes_on=computes_on)
+    outline = backbone.outline(request, form, num_blocks)
     many = num_blocks is None and outline.blocks_are_alike and outline.num_layers > MANY
     counts = (FEW, FEW + 1) if many else ()
-    few = [_measured(spec, peft, answers, form, count) for count in counts]
+    few = [_measured(spec, peft, answers, form, count, computes_on) for count in counts]
     frozen = [value for value in outline.frozen().values() if id(value) not in map(id, outline.server_only_values)]
     initial = {name: value.detach().to("meta") for name, value in outline.trainable.items()}
     initial |= {name: value.detach().to("meta") for name, value in outline.server_only_values.items()}
@@ -164,6 +179,7 @@ def _measured(spec: str, peft: str, answers: Answers, form: BatchForm, num_block
         outline.pass_flops,
         outline.answer_flops,
         (few[0], few[1]) if few else None,
+        partial(_measured, spec, peft, answers, form, num_blocks, "cuda") if computes_on == "cpu" else None,
     )
 
 

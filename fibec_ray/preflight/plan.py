@@ -11,8 +11,7 @@ from math import ceil
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import CapacityError, FleetError
-from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, actors_on_a_gpu, decide
-from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, actors_on_a_gpu, decide, gpu_part
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import cohorts
 from fibec_ray.models import backends as bases
@@ -72,6 +71,10 @@ class Memory:
     """on one GPU, for all actors that share it"""
     gpu_available: int | None
     """None: unknown, or no GPU"""
+    gpu_each: int | None
+    """the most that one of these actors may use: its part of the GPU; None: unknown, or no GPU"""
+    most_lanes: int | None
+    """about how many lanes the GPU has room for; None: unknown, no GPU, or no lanes"""
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,11 @@ def _memory_and_seats(
     seats = _seats(experiment, job, room, need)
     smallest = min([each.gpus_per_actor for each in fleet.classes if each.gpus_per_actor] or [share])
     sharing = actors_on_a_gpu(seats.placement.num_actors, smallest)
+    part = gpu_part(room.resources.gpu_memory, sharing, smallest)
+    most = _most_lanes(seats.lanes, actor_of, part)
     if seats.lanes > 1:
-        seats = replace(seats, lanes=_lanes_with_room(fleet, seats.lanes, actor_of, room, sharing))
+        if fleet.known_lanes is None and most is not None:
+            seats = replace(seats, lanes=_with_room(min(most, seats.lanes), actor_of, part or 0))
         actor, lanes = actor_of(seats.lanes), seats.lanes
         need = replace(need, pooled=actor.private, lanes=lanes if sharing and fleet.known_lanes is None else None)
         seats = replace(_seats(experiment, job, room, need), lanes=lanes)
@@ -180,18 +186,22 @@ def _memory_and_seats(
     prepare = 0 if is_made else memory.PROCESS_BYTES + anatomy.base_bytes
     total = seats.placement.num_actors * actor.private + need.fixed
     available = room.resources.memory_bytes
-    on_gpus = sharing, sharing * actor.gpu, room.resources.gpu_memory
+    on_gpus = sharing, sharing * actor.gpu, room.resources.gpu_memory, part, most
     return Memory(need, actor, base, others, total, prepare, available, *on_gpus), seats, held[on_gpu]
 
 
-def _lanes_with_room(
-    fleet: FleetConfig, lanes: int, actor_of: Callable[[int], ActorMemory], room: Room, sharing: int
-) -> int:
-    """If lanes are not set: as many as fit on a GPU, as the trial at the start will find."""
-    gpu = room.resources.gpu_memory
-    if fleet.known_lanes is None and sharing and gpu is not None:
-        while lanes > 1 and sharing * actor_of(lanes).gpu > gpu:
-            lanes //= 2
+def _most_lanes(lanes: int, actor_of: Callable[[int], ActorMemory], part: int | None) -> int | None:
+    """About how many lanes fit, since each adds the same memory; None if lanes are 1 or the room is unknown."""
+    if lanes == 1 or part is None:
+        return None
+    one, all_of_them = actor_of(1).gpu, actor_of(lanes).gpu
+    return max(1, 1 + int((part - one) * (lanes - 1) / (all_of_them - one)))
+
+
+def _with_room(lanes: int, actor_of: Callable[[int], ActorMemory], part: int) -> int:
+    """The number of lanes, or the next smaller one that fits: the trial at the start tries no more."""
+    while lanes > 1 and actor_of(lanes).gpu > part:
+        lanes -= max(1, lanes // 20)
     return lanes
 
 

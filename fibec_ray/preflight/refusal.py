@@ -31,14 +31,27 @@ def _memory_misfits(plan: Plan) -> Sequence[str]:
             f"{_gb(needed.base_per_node)} and {_gb(needed.others)} for the rest need {_gb(needed.total)}, but "
             f"{_gb(needed.available)} are available; {_store_advice(plan) or _advice(plan)}"
         )
-    if needed.gpu_available is not None and needed.gpu_needed > needed.gpu_available:
+    return [*found, *_gpu_misfits(plan)]
+
+
+def _gpu_misfits(plan: Plan) -> Sequence[str]:
+    needed = plan.memory
+    if needed.gpu_available is None or needed.gpu_each is None:
+        return []
+    what = "(CUDA context, base weights, activations)"
+    if needed.gpu_needed > needed.gpu_available:
         each = f"{needed.sharing} actors on a GPU need {_gb(needed.actor.gpu)} each, {_gb(needed.gpu_needed)} in all"
         one = f"a process needs {_gb(needed.gpu_needed)} of its GPU"
-        found.append(
-            f"GPU memory: {each if needed.sharing > 1 else one} (CUDA context, base weights, activations), but "
-            f"{_gb(needed.gpu_available)} are free; {_gpu_advice(plan)}"
-        )
-    return found
+        return [
+            f"GPU memory: {each if needed.sharing > 1 else one} {what}, but {_gb(needed.gpu_available)} are free; "
+            f"{_gpu_advice(plan)}"
+        ]
+    if needed.actor.gpu > needed.gpu_each:
+        return [
+            f"GPU memory: a process needs {_gb(needed.actor.gpu)} {what}, but its share of the GPU is "
+            f"{_gb(needed.gpu_each)}; raise gpus_per_actor, or leave it out"
+        ]
+    return []
 
 
 def _disk_misfits(plan: Plan) -> Sequence[str]:

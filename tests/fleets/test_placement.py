@@ -45,6 +45,14 @@ def test_auto_shares_a_gpu_as_the_settings_say_if_all_contexts_and_bases_fit() -
     assert crowded.reason == "auto: 100 actors on a GPU need 200.0 GB, 139.0 are free"
 
 
+def test_auto_knows_that_torch_lets_an_actor_have_no_more_than_its_share_of_a_gpu() -> None:
+    """Two actors with a tenth of the GPU each: 13.9 GB, although 139 GB are free."""
+    config = FleetConfig(gpus_per_actor=0.1)
+    assert decide(config, 2, ONE_GPU, Need(gpu=13 * 10**9)).per_device
+    capped = decide(config, 2, ONE_GPU, Need(gpu=14 * 10**9))
+    assert capped.reason == "auto: an actor needs 14.0 GB of GPU memory, its share of 0.1 is 13.9"
+
+
 def test_actors_without_gpus_are_as_many_as_the_processors_of_a_machine_with_gpus() -> None:
     placement = decide(FleetConfig(gpus_per_actor=0, placement="pooled"), 100, ONE_GPU)
     assert placement.num_actors == 16 and placement.device == "cpu"

@@ -82,7 +82,8 @@ def foreseen(method: str) -> list[int]:
     experiment = check(settings, "test")
     lengths = [np.full(12, 16)] * experiment.num_devices
     job = experiment.job(classes(2, (1, 2) if settings["backbone"].get("head") in ("masked_lm", "causal_lm") else None))
-    return live_bytes(Rehearsal(job, anatomy(job, TextForm())), Samples(lengths, lengths, np.concatenate(lengths)), 1)
+    made, samples = anatomy(job, TextForm()), Samples(lengths, lengths, np.concatenate(lengths))
+    return live_bytes(Rehearsal(job, made), samples, 1, made)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedpeptao"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY_BERT, classes, make_tiny
 
+from fibec_ray.cli.plan_page import memory_rows
 from fibec_ray.config.load import check
 from fibec_ray.data.encoded import TextForm
 from fibec_ray.errors import CapacityError, ModelError
@@ -198,8 +199,11 @@ def test_many_devices_on_one_gpu_share_an_actor_and_its_base(gpu_memory: float |
 
 def test_lanes_that_are_not_set_are_no_more_than_a_gpu_has_room_for() -> None:
     most, some, one = (on_one_gpu(size, AUTO) for size in (139 * GB, 0.8 * GB, 0.66 * GB))
-    assert [found.seats.lanes for found in (most, some, one)] == [20, 10, 1]
-    assert [found.memory.need.lanes for found in (most, some)] == [20, 10]
+    assert [found.seats.lanes for found in (most, some, one)] == [20, 14, 1]
+    assert [found.memory.need.lanes for found in (most, some)] == [20, 14]
+    assert [found.memory.most_lanes for found in (some, one)] == [14, 1] and (most.memory.most_lanes or 0) > 1000
+    assert some.memory.actor.gpu <= 0.8 * GB and on_one_gpu(None, AUTO).memory.most_lanes is None
+    assert (on_one_gpu(139 * GB, AUTO | {"lanes": 4}).memory.most_lanes or 0) > 1000
     with pytest.raises(CapacityError, match=r"^GPU memory: a process needs .* lower fleet\.lanes, or local\.batch_siz"):
         refuse(on_one_gpu(0.8 * GB, {**AUTO, "lanes": 20}, backbone=SMALL_BASE | {"backend": "plain"}))
 
@@ -219,6 +223,38 @@ def test_an_actor_for_each_of_many_devices_on_one_gpu_is_refused_with_what_would
 
 def test_a_pooled_actor_with_a_part_of_a_gpu_has_it_to_itself() -> None:
     assert on_one_gpu(8 * GB, {"num_actors": 1, "gpus_per_actor": 0.25}).memory.sharing == 1
+
+
+def test_a_fraction_of_a_gpu_is_a_hard_cap() -> None:
+    """torch refuses an actor more than its share, even where nobody else uses the GPU."""
+    small, whole = {"num_actors": 1, "gpus_per_actor": 0.25}, {"num_actors": 1, "gpus_per_actor": 1}
+    refuse(on_one_gpu(8 * GB, small))
+    capped = on_one_gpu(2 * GB, small, backbone=SMALL_BASE | {"backend": "plain"})
+    assert capped.memory.gpu_each == GB // 2 and capped.memory.gpu_needed < 2 * GB
+    with pytest.raises(CapacityError, match=r"^GPU memory: .* but its share of the GPU is 0\.5 GB; raise gpus_per_act"):
+        refuse(capped)
+    refuse(on_one_gpu(2 * GB, whole, backbone=SMALL_BASE | {"backend": "plain"}))
+
+
+def test_a_bfloat16_base_is_planned_with_the_attention_of_the_device_type() -> None:
+    """On a CPU attention computes in float32, which takes more memory."""
+    job = check(make_tiny(backbone=SMALL_BASE | {"dtype": "bfloat16"}), "test").job(classes(2))
+    made = anatomy(job, TextForm())
+    on_gpu = made.on_gpu
+    assert on_gpu.step_bytes(8, 16) < made.step_bytes(8, 16) and on_gpu.on_gpu is on_gpu is made.on_gpu
+    assert on_gpu.base_bytes == made.base_bytes and on_gpu.forward_flops(8, 16) == made.forward_flops(8, 16)
+
+
+def test_the_page_shows_the_gpu_memory_of_a_process_and_the_lanes_that_fit() -> None:
+    page = written(on_one_gpu(24 * GB, AUTO))
+    assert "CUDA context 545.0 MB, base " in page and "with 20 lanes" in page
+    assert "1 process; 24.0 GB free; room for about " in page
+    assert "GPU memory" not in written(on_one_gpu(24 * GB, AUTO | {"device": "cpu"}))
+
+
+def written(found: Plan) -> str:
+    rows = memory_rows(found)
+    return "\n".join(" ".join(row) for row in rows)
 
 
 def test_this_process_computes_on_a_gpu_too() -> None:
