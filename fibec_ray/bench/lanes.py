@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import resource
 import timeit
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -31,6 +32,8 @@ from fibec_ray.models.lane_bank import LaneBank
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165}
 """Dense bfloat16 TFLOP/s from the data sheets, by a part of the device's name."""
 CLASSES = 6
+WARM_UP = 3
+"""Steps before a CUDA graph is captured."""
 STEPS_PER_ROUND = 4
 """A device-round of 32 samples in batches of 8."""
 
@@ -110,15 +113,44 @@ class Trial:
         self.optimiser.step()
         return losses.detach()
 
-    def seconds(self, steps: int) -> float:
-        """Median seconds of a step, after two warm-up steps."""
+    def captured(self) -> Callable[[], object]:
+        """A function that repeats the step as a CUDA graph: one launch for all of its kernels. Takes a few steps."""
+        for group in self.optimiser.optimizer.param_groups:
+            group["capturable"] = True
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UP):
+                self.step()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with _without_masks(), torch.cuda.graph(graph):
+            self.step()
+        return graph.replay
+
+    def seconds(self, steps: int, graph: bool = False) -> float:
+        """Median seconds of a step, after two warm-up steps. graph: as a CUDA graph."""
+        take = self.captured() if graph else self.step
 
         def step() -> None:
-            self.step()
+            take()
             if self.device.startswith("cuda"):
                 torch.cuda.synchronize()
 
         return median(timeit.repeat(step, number=1, repeat=steps + 2)[2:])
+
+
+@contextmanager
+def _without_masks() -> Iterator[None]:
+    """Nothing is padded, but transformers builds a full mask while a graph is captured, which slows attention down."""
+    from transformers import masking_utils
+
+    own = masking_utils._ignore_bidirectional_mask_sdpa
+    masking_utils._ignore_bidirectional_mask_sdpa = lambda *args, **options: True
+    try:
+        yield
+    finally:
+        masking_utils._ignore_bidirectional_mask_sdpa = own
 
 
 def peak_memory(device: str) -> float:
@@ -136,12 +168,14 @@ def peak_tflops(device: str, given: float | None) -> float | None:
     return next((float(peak) for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
-def row(shape: Shape, device: str, lanes: int, steps: int, peak: float | None) -> tuple[str, float]:
-    """One line of the table, and its device-rounds per second."""
+def row(
+    shape: Shape, device: str, lanes: int, steps: int, peak: float | None, graph: bool = False
+) -> tuple[str, float]:
+    """One line of the table, and its device-rounds per second. graph: steps are CUDA graphs."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    seconds = Trial(shape, device, lanes).seconds(steps)
+    seconds = Trial(shape, device, lanes).seconds(steps, graph)
     rate, tflops = lanes / (STEPS_PER_ROUND * seconds), lanes * shape.flops / seconds / 1e12
     share = f"{100 * tflops / peak:.1f} %" if peak else "–"
     memory = peak_memory(device)
@@ -159,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in (("hidden", 1024), ("layers", 24), ("vocabulary", 50265), ("batch", 8), ("tokens", 128)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--graph", action="store_true", help="repeat each step as a CUDA graph")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
     parser.add_argument(
         "--peak-tflops", type=float, help="peak of the hardware in bfloat16, if the device is not in the table"
@@ -173,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|---|")
     first = None
     for lanes in a.lanes:
-        text, rate = row(shape, a.device, lanes, a.steps, peak)
+        text, rate = row(shape, a.device, lanes, a.steps, peak, a.graph)
         first = first or rate
         print(f"{text} {rate / first:.2f}x the first", flush=True)
 

@@ -41,7 +41,7 @@ class OptimiserStep:
         self.centre = {name: value.to(self.params[name], copy=True) for name, value in centre.items()}
         self._share = 1 - 1 / (1 + rate * pull.strength) if pull else 0.0
         self._follow = pull.follow if pull else 0.0
-        self._optimizer = _optimizer(settings, list(self.params.values()), rate)
+        self.optimizer = _optimizer(settings, list(self.params.values()), rate)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -51,7 +51,7 @@ class OptimiserStep:
                 grad.masked_fill_(mask, 0.0)
         if self._settings.clip is not None:
             self._clip(self._settings.clip)
-        self._optimizer.step()
+        self.optimizer.step()
         if self._share:  # the pull's step, solved exactly
             for name, value in self.centre.items():
                 self.params[name].lerp_(value, self._share)
@@ -66,15 +66,15 @@ class OptimiserStep:
 
     def narrow(self, count: int) -> None:
         """Go on with the first `count` lanes only. The parameters become new objects on the same memory."""
-        states = [self._optimizer.state.get(param, {}) for param in self.params.values()]
+        states = [self.optimizer.state.get(param, {}) for param in self.params.values()]
         self.params = {name: nn.Parameter(param.detach()[:count]) for name, param in self.params.items()}
         self.anchor, self._frozen, self.centre = (
             {name: value[:count] for name, value in tensors.items()}
             for tensors in (self.anchor, self._frozen, self.centre)
         )
-        self._optimizer = _optimizer(self._settings, list(self.params.values()), self._rate)
+        self.optimizer = _optimizer(self._settings, list(self.params.values()), self._rate)
         for param, state in zip(self.params.values(), states, strict=True):
-            self._optimizer.state[param] = {
+            self.optimizer.state[param] = {
                 key: value[:count] if isinstance(value, Tensor) and value.dim() else value
                 for key, value in state.items()
             }
