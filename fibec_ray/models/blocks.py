@@ -8,8 +8,8 @@ Shapes: B samples, S tokens of the sample's own, m virtual tokens before them, H
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -79,14 +79,17 @@ class BlockOutputs:
                 handle.remove()
 
 
-def recompute_blocks(base: Any) -> None:
+def recompute_blocks(base: Any, as_now: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
     """Turn on gradient checkpointing: blocks keep only their inputs and are recomputed in the backward pass.
 
-    transformers does this only for blocks in training mode, which also turns on dropout; here it is always on
-    (`keep_recomputing`). Raises ModelError for an architecture that does not support it.
+    as_now: called when a block runs; the block is recomputed within the context that it returns. transformers
+    recomputes only blocks in training mode, which also turns on dropout; here it is always on (`keep_recomputing`).
+    Raises ModelError for an architecture that does not support it.
     """
+    # Earlier releases of transformers 5 have only the second name.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     try:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), as_now())})
     except ValueError as error:
         raise ModelError(f"backbone.checkpointing: {error}; set it to false") from error
     if hasattr(base.config, "use_cache"):

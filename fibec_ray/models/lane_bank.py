@@ -9,7 +9,7 @@ Shapes: N samples of all lanes together, D lanes, T tokens, `in`/`out` features.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,13 @@ class LaneBank:
         finally:
             self._stack = {}
 
+    def as_now(self) -> AbstractContextManager[None]:
+        """A context for later, and for any number of times, which computes with the lanes in use now.
+
+        A block is recomputed with it in each backward pass.
+        """
+        return _Again(self)
+
     def _apply(self, formula: Formula, prefix: str, module: Any, x: Tensor) -> Tensor:
         """Apply each lane's layer: x (N, ..., in) -> (N, ..., out)."""
         names = f"{prefix}.weight", f"{prefix}.bias"
@@ -73,6 +80,25 @@ class LaneBank:
         """Entries of axis 0 per lane; OPT's feed-forward has all tokens of all samples there."""
         each = len(x) // sum(self._rows)
         return [each * count for count in self._rows]
+
+
+class _Again(AbstractContextManager[None]):
+    """The lanes of a forward pass, for backward passes."""
+
+    def __init__(self, bank: LaneBank):
+        self._bank, self._then = bank, _state(bank)
+        self._before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        self._before.append(_state(self._bank))
+        self._bank.__dict__.update(self._then)
+
+    def __exit__(self, *error: object) -> None:
+        self._bank.__dict__.update(self._before.pop())
+
+
+def _state(bank: LaneBank) -> dict[str, Any]:
+    return dict(bank.__dict__)
 
 
 def _linear(module: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

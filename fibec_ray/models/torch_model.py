@@ -7,7 +7,7 @@ size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -86,7 +86,7 @@ class TorchModel(Alone):
             self._base_weights = BaseWeights(source, partial(speed_up, device=self.device, products=what.products))
         base = self._base_weights.base
         if spec.checkpointing:
-            recompute_blocks(base)
+            recompute_blocks(base, self._lanes_as_now)
         self.num_layers = num_blocks(base.config)
         self.work = Work()
         self._spec, self._peft = spec, peft
@@ -249,8 +249,6 @@ class TorchModel(Alone):
             return f"method.peft {self._peft.kind} is computed for one device at a time"
         if self._spec.dropout or any(self._drops_out(name, module) for name, module in self.peft_model.named_modules()):
             return "dropout must be drawn for each device separately"
-        if self._spec.checkpointing:
-            return "backbone.checkpointing recomputes blocks after a lane's values have been replaced"
         return obstacle(self.holders, self.trainable)
 
     def together(
@@ -279,6 +277,9 @@ class TorchModel(Alone):
         if self._bank is None:
             self._bank = LaneBank(self.holders, self.trainable)
         return self._bank
+
+    def _lanes_as_now(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._bank is None else self._bank.as_now()
 
     def cost(self, batch: Batch, graph: bool) -> Work:
         """Work of one pass. A backward pass costs as much as the forward pass, or twice as much if the base is trained.
