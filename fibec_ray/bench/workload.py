@@ -65,16 +65,16 @@ class Sizes:
 def write_texts(sizes: Sizes, folder: Path) -> Path:
     """Write the data and the experiment. Returns the experiment's file."""
     folder.mkdir(parents=True)
-    words = _words()
+    known = words()
     for name, count in (("train", sizes.num_samples), ("test", NUM_TEST)):
         rng = seeds.numpy_generator(SEED, "bench", name)
-        picks = rng.integers(len(words), size=(count, LENGTH - 2))
+        picks = rng.integers(len(known), size=(count, LENGTH - 2))
         labels = rng.integers(len(CLASSES), size=count)
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
             writer.writerows(
-                (" ".join(words[i] for i in pick), CLASSES[label])
+                (" ".join(known[i] for i in pick), CLASSES[label])
                 for pick, label in zip(picks.tolist(), labels.tolist(), strict=True)
             )
     write_yaml(folder / "experiment.yaml", experiment(sizes, folder))
@@ -153,7 +153,7 @@ def _settings() -> dict[str, Any]:
     return {**values, "num_classes": len(CLASSES)}
 
 
-def _words() -> Sequence[str]:
-    """Words of the backbone's vocabulary, each of them one token."""
+def words() -> Sequence[str]:
+    """Words of MiniLM's vocabulary, each of them one token."""
     vocabulary = load_tokenizer(Backbone()).get_vocab()
     return sorted(word for word in vocabulary if re.fullmatch("[a-z]{3,}", word))

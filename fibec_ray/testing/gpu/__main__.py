@@ -1,0 +1,120 @@
+"""`python -m fibec_ray.testing.gpu`: runs the steps, prints one line per step, and writes all results to a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fibec_ray.cli import entry
+from fibec_ray.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from fibec_ray.testing.gpu.lines import Section
+
+NAMES = ("product", "methods", "models", "lanes", "settings", "resume", "backends", "memory", "seven", "actors")
+TABLE = "speed"
+TABLE_LIMIT_S = 150
+SLOWER_ON_CPU = 10
+"""A CPU may take this many times as long as a step's limit."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Exit codes: 0 nothing failed, 1 a step failed, 2 there is no GPU, or bad input."""
+    return entry.run(partial(_parse, argv))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m fibec_ray.testing.gpu",
+        description="Check the engine on this machine's GPU: every method against the CPU, lanes, actors on fractions "
+        "of the GPU, backends, memory caps, speed. Takes about 6 minutes.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="results, as JSON; a .md is beside it")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the check itself")
+    parser.add_argument("--small", action="store_true", help="few methods and tiny models")
+    parser.add_argument("--only", metavar="STEP[,STEP]", help=f"steps to run, of {', '.join([*NAMES, TABLE])}")
+    parser.add_argument("--methods", metavar="NAME[,NAME]", default="", help="methods to check; by default all")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep runs and output in this new folder")
+    parser.set_defaults(command=_check, prints=False)
+    return parser.parse_args(argv)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    names = _steps(arguments.only)
+    about = _about(arguments.device)
+    if arguments.keep and arguments.keep.exists():
+        raise ConfigError(f"--keep: {arguments.keep} exists already; name a new folder")
+    with tempfile.TemporaryDirectory(prefix="fibec-ray-gpu-") as temporary:
+        failed = _run(names, arguments, about, arguments.keep or Path(temporary))
+    if failed:
+        raise RunError(f"failed: {', '.join(failed)}; {arguments.out} says what")
+
+
+def _run(names: Sequence[str], arguments: argparse.Namespace, about: Mapping[str, str], folder: Path) -> Sequence[str]:
+    from fibec_ray.testing.gpu.child import in_child
+    from fibec_ray.testing.gpu.lines import Findings
+    from fibec_ray.testing.gpu.steps import STEPS
+
+    findings = Findings(arguments.out, about)
+    slower = SLOWER_ON_CPU if arguments.device == "cpu" else 1
+    only = arguments.methods.split(",") if arguments.methods else []
+    for name in names:
+        if name == TABLE:
+            section = _table(arguments.device, arguments.small, folder / name, TABLE_LIMIT_S * slower)
+        else:
+            limit_s = STEPS[name].limit_s * slower
+            section = in_child(name, arguments.device, arguments.small, folder / name, only, limit_s)
+        findings.add(section)
+        print(section.summary, flush=True)
+        for line in section.lines:
+            if line.verdict == "FAILED":
+                print(f"        {line.what}: {line.text}", flush=True)
+        if section.table:
+            print(section.table, flush=True)
+    return findings.failed
+
+
+def _steps(only: str | None) -> Sequence[str]:
+    known = [*NAMES, TABLE]
+    names = only.split(",") if only else known
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"--only: no step is called {unknown[0]!r}; there are {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def _about(device: str) -> dict[str, str]:
+    """Date, machine and versions. Raises ConfigError without a GPU."""
+    import torch
+
+    from fibec_ray.bench.machine import machine
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "torch sees no GPU here; install a torch that is built for this machine's GPU, or try the check itself "
+            "with --device cpu --small"
+        )
+    about = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "machine": machine()}
+    if device == "cuda":
+        about["GPU"] = (
+            f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB"
+        )
+        about["CUDA"] = str(torch.version.cuda)
+    return about | {"device": device, "command": " ".join(["python -m fibec_ray.testing.gpu", *sys.argv[1:]])}
+
+
+def _table(device: str, small: bool, folder: Path, limit_s: float) -> Section:
+    """The table of `fibec_ray.bench.gpu`, shortened."""
+    from fibec_ray.testing.gpu.child import measured
+
+    options = ["--device", device, "--fleet", "local", *(["--smallest"] if small else ["--short"])]
+    return measured(TABLE, [sys.executable, "-m", "fibec_ray.bench.gpu", *options], folder, limit_s)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
