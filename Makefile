@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-all bench bench-fisher lint docs format install clean
+.PHONY: quickstart test test-all test-gpu bench bench-gpu bench-fisher lint docs format install clean
 
 quickstart: $(READY)  ## the main job: FibecFed on 20 devices, then its report
 	rm -rf runs/quickstart
@@ -30,11 +30,17 @@ test: $(READY)  ## what CI runs
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
 
+test-gpu: $(READY)  ## checks the engine on this machine's GPU, in about 6 minutes; results in gpu-check.json and .md
+	$(BIN)/python -m fibec_ray.testing.gpu
+
 bench: $(READY)  ## speed and memory, beside a bare loop, Flower and pfl; about 20 minutes on 2 quiet cores
 	$(BIN)/python -m fibec_ray.bench.speed
 
 bench-fisher: $(READY)  ## what the initialisation phase costs, against a training epoch
 	$(BIN)/python -m fibec_ray.bench.fisher
+
+bench-gpu: $(READY)  ## speed on one GPU, beside a plain PyTorch loop
+	$(BIN)/python -m fibec_ray.bench.gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

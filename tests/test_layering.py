@@ -62,6 +62,8 @@ def module_of(path: Path) -> str:
 
 FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 RIVALS = "fibec_ray.bench.rivals"
+BARE = (RIVALS, "fibec_ray.bench.lanes", "fibec_ray.bench.gpu_trials")
+"""Benchmarks that do without the engine."""
 """Run in environments where nothing else of ours is installed."""
 OURS = [name for name in FILES if name.startswith("fibec_ray.")]
 
@@ -274,8 +276,8 @@ def test_only_the_command_and_the_python_interface_import_the_analysis() -> None
     ("library", "homes"),
     [
         ("ray", ("fibec_ray.fleets.ray", "fibec_ray.jobs.client", "fibec_ray.cli.prometheus")),
-        ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft", RIVALS, "fibec_ray.bench.lanes")),
-        ("peft", ("fibec_ray.models", "fibec_ray.parts.peft", RIVALS, "fibec_ray.bench.lanes")),
+        ("transformers", ("fibec_ray.models", "fibec_ray.parts.peft", *BARE)),
+        ("peft", ("fibec_ray.models", "fibec_ray.parts.peft", *BARE)),
         ("flwr", (RIVALS,)),
         ("pfl", (RIVALS,)),
         (
