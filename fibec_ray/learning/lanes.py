@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from fibec_ray.curvature.per_sample import Caught, Part
 from fibec_ray.learning.batching_scheduler import BatchingScheduler
+from fibec_ray.learning.lane_passes import LEAST_FILL
 from fibec_ray.learning.lane_values import LaneValues
 from fibec_ray.learning.local_update import Trained, Training
-from fibec_ray.learning.stacked_training import LEAST_FILL, LaneTraining, train_stacked
+from fibec_ray.learning.stacked_training import LaneTraining, train_stacked
 from fibec_ray.model_types import Batch, LaneBatch, LanedModel, Outputs, Work
 from fibec_ray.tensors import Tensors
 

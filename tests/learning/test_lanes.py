@@ -21,7 +21,8 @@ from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.calibration import REPEATS, STEPS, find_lanes, step_seconds
 from fibec_ray.learning.group_worker import GroupWorker
-from fibec_ray.learning.lanes import LEAST_FILL, Lanes
+from fibec_ray.learning.lane_passes import LEAST_FILL
+from fibec_ray.learning.lanes import Lanes
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.reports import DeviceReport
 from fibec_ray.runs.callbacks import read_summary

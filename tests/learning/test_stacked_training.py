@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.worker_spec import WorkerSpec
-from fibec_ray.learning import optimiser_step, stacked_training
+from fibec_ray.learning import lane_passes, optimiser_step, stacked_training
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.lanes import LaneModel, Lanes
 from fibec_ray.learning.local_update import FREE, Moves, Steps, Terms, Trained, local_update
@@ -89,15 +89,15 @@ PLAIN = [Terms()] * 3
 
 @pytest.mark.parametrize("fill", [0.1, 0.75, 2.0], ids=["one pass", "few passes", "a pass for each"])
 def test_uneven_steps_batches_and_lengths(model: Any, fill: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacked_training, "LEAST_FILL", fill)
+    monkeypatch.setattr(lane_passes, "LEAST_FILL", fill)
     both(model, PLAIN)
 
 
 def test_batches_that_would_be_mostly_padding_have_passes_of_their_own() -> None:
     batches = [shard.batch(torch.tensor([0])) for shard in SHARDS]
-    assert stacked_training._alike(batches) == [[2], [0, 1]]  # 12, 4 and 5 tokens
+    assert lane_passes.alike(batches) == [[2], [0, 1]]  # 12, 4 and 5 tokens
     pair = SHARDS[0].batch(torch.tensor([0, 1]))
-    assert stacked_training._alike([pair, batches[0]]) == [[0], [1]], "half of the second lane's rows would be copies"
+    assert lane_passes.alike([pair, batches[0]]) == [[0], [1]], "half of the second lane's rows would be copies"
 
 
 def test_masks_squares_repeats_and_pulls(model: Any) -> None:
@@ -221,7 +221,7 @@ def test_a_step_moves_nothing_between_devices(model: Any, monkeypatch: pytest.Mo
     ]
     rows = [[torch.tensor(each) for each in ROWS[lane]] for lane in (0, 1)]
     group = stacked_training._Group(there, lanes._values, asked, rows)
-    passes = [group._passes(step) for step in range(4)]
+    passes = group.passes()
     with without_transfers():
         for of_step in passes:
             group._narrow(sum(len(one.lanes) for one in of_step))

@@ -1,0 +1,137 @@
+"""The objective's terms in the training of several devices at once.
+
+Shapes: D lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fibec_ray.learning.lane_passes import LanePass
+from fibec_ray.learning.local_update import Seen, Terms
+from fibec_ray.learning.optimiser_step import OptimiserStep
+from fibec_ray.model_types import Batch, Outputs
+
+
+class StackedTerms:
+    """The objective's terms of all lanes.
+
+    An objective that is `side_by_side` works on stacked tensors. Any other is called for one lane after the other.
+    """
+
+    def __init__(self, terms: Sequence[Terms]):
+        self._terms, self._active = list(terms), len(terms)
+        self._objective = terms[0].objective
+        self.has_references = bool(terms[0].references)
+        alike = len({frozenset((n, v.shape) for n, v in one.memory.items()) for one in terms}) == 1
+        self._corrects_all = self._objective.side_by_side and alike and self._objective.has_correction
+        first = terms[0].memory if self._corrects_all else {}
+        self._memory = {name: torch.stack([one.memory[name] for one in terms]) for name in first}
+
+    def differentiate(self, params: Mapping[str, nn.Parameter], optimiser: OptimiserStep) -> None:
+        """Add the gradients of the penalties to `.grad`."""
+        if not self._objective.has_penalty:
+            return
+        with torch.enable_grad():
+            penalties = self._penalties(params, optimiser.anchor)
+            if penalties is None or not penalties.requires_grad:
+                return
+            grads = torch.autograd.grad(penalties.sum(), list(params.values()), allow_unused=True)
+        for param, grad in zip(params.values(), grads, strict=True):
+            add_grad(param, grad, None)
+
+    def correct(self, params: Mapping[str, nn.Parameter]) -> None:
+        """Call the objective's `correct`."""
+        if not self._objective.has_correction:
+            return
+        if self._corrects_all:
+            self._objective.correct(params, self._memory, self._terms[0].control)
+            return
+        for lane, terms in enumerate(self._terms[: self._active]):
+            views = _lane_view(params, lane)
+            self._objective.correct(views, terms.memory, terms.control)
+            for name, view in views.items():
+                grad, own = params[name].grad, view.grad
+                if grad is not None and own is not None and own.data_ptr() != grad[lane].data_ptr():
+                    grad[lane].copy_(own)  # a new tensor took the place of the gradient
+
+    def feature_penalties(self, one: LanePass, out: Outputs) -> Tensor | float:
+        """The sum of the lanes' terms for the features of a pass."""
+        if not self.has_references:
+            return 0.0
+        total, width = out.losses.new_zeros(()), one.shares.shape[1]
+        for i, place in enumerate(one.lanes):
+            own = slice(i * width, i * width + len(one.rows[i]))
+            seen = Seen(one.rows[i], _samples(one.batch, own), _outputs(out, own))
+            total = total + self._terms[place].feature_penalty(seen)
+        return total
+
+    def narrow(self, count: int) -> None:
+        """Go on with the first `count` lanes."""
+        self._keep(range(count, self._active))
+        self._active = count
+        self._memory = {name: value[:count] for name, value in self._memory.items()}
+
+    def end(self, originals: Iterable[Terms]) -> None:
+        """Write changes of memories to the terms that training was asked with."""
+        self._keep(range(self._active))
+        for original, terms in zip(originals, self._terms, strict=True):
+            original.memory.update({name: value.cpu() for name, value in terms.memory.items()})
+
+    def _keep(self, lanes: Iterable[int]) -> None:
+        for lane in lanes:
+            self._terms[lane].memory.update({name: value[lane].clone() for name, value in self._memory.items()})
+
+    def _penalties(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
+        """(D,) or fewer values; None without any."""
+        if self._objective.side_by_side:
+            zero = next(iter(params.values())).new_zeros(())
+
+            def one(of_lane: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
+                found = self._terms[0].penalty(of_lane, start)
+                return zero if found is None else found.reshape(())
+
+            penalties: Tensor = torch.vmap(one)(dict(params), dict(anchor))
+            return penalties
+        apart = {name: value.unbind() for name, value in params.items()}
+        found = [
+            terms.penalty({n: v[lane] for n, v in apart.items()}, {n: v[lane] for n, v in anchor.items()})
+            for lane, terms in enumerate(self._terms[: self._active])
+        ]
+        given = [value.reshape(()) for value in found if value is not None]
+        return torch.stack(given) if given else None
+
+
+def add_grad(param: nn.Parameter, grad: Tensor | None, at: Tensor | None) -> None:
+    """Add to `.grad`. at: the lanes that the gradient is of; None: all."""
+    if grad is None:
+        return
+    if at is None:
+        # PyTorch's fused optimisers treat a gradient's memory as contiguous.
+        param.grad = grad.contiguous() if param.grad is None else param.grad.add_(grad)
+        return
+    if param.grad is None:
+        param.grad = torch.zeros_like(param)
+    param.grad[at] = grad
+
+
+def _lane_view(params: Mapping[str, nn.Parameter], lane: int) -> dict[str, nn.Parameter]:
+    """One lane's parameters and gradients, which share memory with the stack."""
+    views = {}
+    for name, param in params.items():
+        views[name] = nn.Parameter(param.detach()[lane])
+        views[name].grad = None if param.grad is None else param.grad[lane]
+    return views
+
+
+def _samples(batch: Batch, rows: slice) -> Batch:
+    return Batch({name: value[rows] for name, value in batch.inputs.items()}, batch.labels[rows])
+
+
+def _outputs(out: Outputs, rows: slice) -> Outputs:
+    hidden = tuple(states[rows] for states in out.hidden)
+    return replace(out, losses=out.losses[rows], hidden=hidden, last=None if out.last is None else out.last[rows])
