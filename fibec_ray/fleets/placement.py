@@ -96,8 +96,9 @@ class Placement:
 def decide(config: FleetConfig, num_devices: int, have: Resources, need: Need = UNFORESEEN) -> Placement:
     """The configured placement; for `auto`, the one that fits. Raises FleetError if none does."""
     if config.device == "cuda" and not have.gpus:
+        where = "the cluster" if config.address else "this machine"
         raise FleetError(
-            "fleet.device: cuda, but the cluster has no GPU; set it to auto or cpu, or use a cluster that has one"
+            f"fleet.device: cuda, but {where} has no GPU; set it to auto or cpu, or use a cluster that has one"
         )
     obstacle, reason = None, "as configured"
     if config.placement == "auto":

@@ -133,5 +133,7 @@ class Summary(Callback):
 def _where(fleet: Fleet) -> dict[str, Any]:
     """The device type, and the rates that chose the lanes: device-steps per second by number of lanes."""
     found = fleet.calibration
-    trial = {"rates": {str(lanes): rate for lanes, rate in found.rates.items()}, "limit": found.limit} if found else {}
-    return {"device": fleet.device} | ({"lanes_trial": trial} if trial else {})
+    if found is None or not (found.rates or found.limit):
+        return {"device": fleet.device}
+    rates = {str(lanes): rate for lanes, rate in found.rates.items()}
+    return {"device": fleet.device, "lanes_trial": {"rates": rates, "limit": found.limit}}

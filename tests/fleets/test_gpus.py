@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
+from conftest import classes, make_tiny
 
+from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets import gpus
 from fibec_ray.fleets.gpus import Gpu, memory_fraction, parse, select, smallest, torch_device, unusable, visible
+from fibec_ray.fleets.ray.actors import DeviceActor
 from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.fleets.worker_spec import WorkerSpec
+from fibec_ray.models.backends import room_on
 
 TWO = "0, GPU-11111111-aaaa, 81000\n1, GPU-22222222-bbbb, 40000\n"
 MIB = 2**20
@@ -124,3 +131,31 @@ def test_a_gpu_that_torch_cannot_use_is_left_alone_unless_it_is_asked_for(monkey
     assert not unusable(FleetConfig(device="cuda")) and not unusable(FleetConfig(gpus_per_actor=1))
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     assert not unusable(FleetConfig())
+
+
+def test_an_actor_with_a_part_of_a_gpu_may_allocate_no_more_than_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch enforces it; a quarter of 24 GB is 6 GB, less CUDA's context. An actor with a whole GPU has no cap."""
+    caps: list[tuple[float, str]] = []
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda at: SimpleNamespace(total_memory=24 * 10**9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *cap: caps.append(cap))
+    spec = WorkerSpec(check(make_tiny(), "test").job(classes(2)), tmp_path, tmp_path)
+    assert DeviceActor(spec, "pool-0", 0.25)._torch_device() == "cuda:0"
+    assert caps == [(pytest.approx((6 - 0.545) / 24), "cuda:0")]
+    assert DeviceActor(spec, "pool-1", 1.0)._torch_device() == "cuda:0" and len(caps) == 1
+    with pytest.raises(ConfigError, match=r"^fleet.gpus_per_actor: 0.01 of a GPU with 24.0 GB are 0.24 GB, and CUDA"):
+        DeviceActor(spec, "pool-2", 0.01)._torch_device()
+
+
+def test_a_base_goes_by_what_the_cap_leaves_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared GPU with 20 of 24 GB free, and a cap of a quarter: 6 GB. Where others use more, less is free."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (20 * 10**9, 24 * 10**9))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda number: 0.25)
+    assert room_on(torch.device("cuda:0"), beside=10**9).first == 5 * 10**9
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (2 * 10**9, 24 * 10**9))
+    assert room_on(torch.device("cuda:0"), beside=10**9).first == 10**9
+    assert room_on(torch.device("cpu")).gpu is None

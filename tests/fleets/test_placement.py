@@ -181,7 +181,7 @@ def test_the_device_type_of_the_settings(changes: dict[str, Any]) -> None:
     assert decide(cpu, 10, CLUSTER) == decide(none, 10, CLUSTER)
     cuda = FleetConfig.model_validate(changes | {"device": "cuda"})
     assert decide(cuda, 10, CLUSTER) == decide(FleetConfig.model_validate(changes), 10, CLUSTER)
-    with pytest.raises(FleetError, match=r"^fleet.device: cuda, but the cluster has no GPU; set it to auto or cpu"):
+    with pytest.raises(FleetError, match=r"^fleet.device: cuda, but this machine has no GPU; set it to auto or cpu"):
         decide(cuda, 10, PROCESSORS)
 
 

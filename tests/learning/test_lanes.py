@@ -12,6 +12,7 @@ from conftest import BACKBONES, DOES_NOT_APPLY, classes, make_tiny, settings_on,
 from rotation import in_turn
 from torch import Tensor
 
+from fibec_ray.cli.console import RunView
 from fibec_ray.config.load import check
 from fibec_ray.config.names import method_files
 from fibec_ray.curvature.fisher import FisherScan
@@ -273,9 +274,11 @@ def test_the_planned_memory_is_named_where_it_kept_the_trial_from_more_lanes(tmp
     assert planned.with_limit(out_of_memory, 20) == out_of_memory
 
 
-def test_the_summary_keeps_what_the_trial_found(tmp_path: Path) -> None:
-    settings = make_tiny("fedavg", backbone={"dtype": "bfloat16"}, rounds=1) | {"fleet": {"kind": "local"}}
-    simulate(check(settings, "test"), tmp_path / "run")
+def test_the_console_and_the_summary_say_what_the_trial_found(tmp_path: Path, capsys: Any) -> None:
+    experiment = check(make_tiny("fedavg", backbone={"dtype": "bfloat16"}, rounds=1), "test")
+    with RunView(experiment) as view:
+        simulate(experiment, tmp_path / "run", view)
     summary = read_summary(tmp_path / "run")
+    assert f"lanes {summary['lanes']} (device-steps per second by lanes: 1: " in capsys.readouterr().out
     rates = summary["lanes_trial"]["rates"]
     assert str(summary["lanes"]) in rates and min(rates.values()) > 0 and summary["lanes_trial"]["limit"] is None

@@ -270,7 +270,7 @@ def test_a_gpu_is_planned_for_unless_the_settings_say_cpu(kind: str) -> None:
     assert auto == cuda and auto.memory.sharing == 1 and auto.seats.placement.device == "cuda"
     assert cpu.memory.actor.gpu == cpu.memory.sharing == 0 and cpu.seats.placement.device == "cpu"
     if kind == "ray":
-        with pytest.raises(CapacityError, match=r"^fleet\.device: cuda, but the cluster has no GPU"):
+        with pytest.raises(CapacityError, match=r"^fleet\.device: cuda, but this machine has no GPU"):
             plan(room(), fleet=fleet | {"device": "cuda"})
 
 
