@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -287,6 +287,10 @@ class Calibration:
         return f"{found}; {self.limit}" if self.limit else found
 
 
+Products = Literal["torch", "onednn", "torch_float32", "onednn_float32"]
+"""What multiplies frozen layers on a CPU, see models/products.py."""
+
+
 class Fleet(Protocol):
     """Where devices run. The in-process fleet and the Ray fleet give bitwise-equal results."""
 
@@ -298,8 +302,8 @@ class Fleet(Protocol):
     """type of device that computes: cpu, cuda, or 'cpu and cuda'; known once it is open, '' before"""
     backend_choice: tuple[str, str] | None
     """the backend that holds base weights, and why; None without a base; known once it is open"""
-    products: str
-    """what multiplies frozen layers on CPUs (`fleet.products`); known once it is open, '' where nothing does"""
+    products: Products | None
+    """what multiplies frozen layers on CPUs (`fleet.products`); known once it is open, None where nothing does"""
     base: str
     """fingerprint of the base weights; known once it is open, '' where nothing is frozen"""
 

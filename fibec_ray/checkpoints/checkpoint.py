@@ -24,7 +24,7 @@ from fibec_ray.files.run_dir import flush, refused, replace_folder
 from fibec_ray.files.sealed import file_digest, read_sealed, write_sealed
 from fibec_ray.learning.run_totals import RunTotalsState
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import StateRef
+from fibec_ray.types import Products, StateRef
 
 FORMAT = 1
 SERVER, MANIFEST = "server.safetensors", "manifest.json"
@@ -56,8 +56,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """digest of server.safetensors"""
     lanes: int = Field(ge=1)
     """devices that compute side by side: set, or found by a trial at the start"""
-    products: str = ""
-    """what multiplies frozen layers on CPUs; '' if nothing does, or in old checkpoints"""
+    products: Products | None = None
+    """what multiplies frozen layers on CPUs; None if nothing does, or in old checkpoints"""
     base: str = ""
     """fingerprint of the base weights; '' if there are none, or in old checkpoints"""
     totals: RunTotalsState = Field(validation_alias=AliasChoices("totals", "tally"))

@@ -23,6 +23,7 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunError, round_name, round_number
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.run_totals import Row
+from fibec_ray.models.products import OF_BFLOAT16, in_words
 from fibec_ray.roundlog.schema import personal_equals_global, score_column
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import Finished
@@ -90,6 +91,8 @@ class RunView(Callback):
         if fleet.backend_choice is not None:
             backend, why = fleet.backend_choice
             self._say(f"backbone {backend} ({why})")
+        if fleet.products is not None and fleet.products in OF_BFLOAT16:
+            self._say(f"frozen layers: {in_words(fleet.products, 'bfloat16')}")
         self._rounds = self._progress.add_task("round", total=self._experiment.rounds, note="")
 
     def on_progress(self, stage: str, done: int, total: int) -> None:

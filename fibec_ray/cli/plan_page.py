@@ -124,7 +124,9 @@ def _work(outlook: Outlook) -> Rows:
     total = done.setup_flops + sum(done.rounds_flops)
     rate = f"matrix products of a process: {outlook.rate / 1e9:.0f} Gflop/s, measured just now"
     parts = f"start {duration(done.start_s)}, initialisation {duration(done.setup_s)}"
+    products = [("fleet.products", outlook.products, outlook.why_products)] if outlook.products else []
     return [
+        *products,
         ("operations per round", f"{sum(done.rounds_flops) / rounds:.2e}", ""),
         ("operations in total", f"{total:.2e}", f"plus {done.evaluation_flops:.2e} for evaluations"),
         ("time per round", f"about {duration(done.round_s)}", rate),

@@ -27,6 +27,7 @@ from fibec_ray.types import (
     Calibration,
     EvaluationResult,
     Predictions,
+    Products,
     Progress,
     RoundPlan,
     RoundResult,
@@ -44,7 +45,7 @@ class LocalFleet:
     calibration: Calibration | None = None
     device = ""
     backend_choice: tuple[str, str] | None = None
-    products = ""
+    products: Products | None = None
     base: str
 
     def __init__(self, worker_spec: WorkerSpec, progress: Progress = lambda stage, done, total: None):
@@ -110,7 +111,7 @@ class LocalFleet:
         self._federation = self._worker_spec.federation()
         self.base = self._worker_spec.base_fingerprint()
         self.device = self._worker_spec.device.partition(":")[0]
-        self.products = self._worker_spec.find_products() if self.device == "cpu" else ""
+        self.products = self._worker_spec.find_products() if self.device == "cpu" else None
         self._worker_spec = self._worker_spec.with_products(self.products)
         self._worker = self._worker_spec.worker()
         self.backend_choice = self._worker.backend_choice

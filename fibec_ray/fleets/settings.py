@@ -10,8 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.errors import DeviceError, FleetError, round_name
-from fibec_ray.models.products import Products
-from fibec_ray.types import RoundPlan
+from fibec_ray.types import Products, RoundPlan
 
 
 class ActorClass(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

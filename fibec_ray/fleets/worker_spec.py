@@ -26,7 +26,7 @@ from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.parts import own
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
-from fibec_ray.types import Calibration, EvaluationResult, Layout, Predictions, SetupResult
+from fibec_ray.types import Calibration, EvaluationResult, Layout, Predictions, Products, SetupResult
 
 ONE_BY_ONE = FleetConfig(kind="local", lanes=1)
 
@@ -109,17 +109,20 @@ class WorkerSpec:
         """Digest of the base weights on this node; '' for a network from scratch."""
         return self.job.backbone.fingerprint(self.prepare_base())
 
-    def find_products(self) -> str:
-        """The products of frozen layers, as configured or by a short trial on this machine; '' if nothing is frozen."""
+    def find_products(self) -> Products | None:
+        """The products of frozen layers, as configured or by a short trial on this machine.
+
+        None if nothing is frozen.
+        """
         job = self.job
         if not job.backbone.has_base or job.method.peft.trains_base:
-            return ""
+            return None
         if self.fleet.products != "auto":
             return self.fleet.products
         return job.backbone.find_products(job.local.batch_size * job.max_length, self.fleet.threads)
 
-    def with_products(self, products: str) -> WorkerSpec:
-        """The same with these products of frozen layers; '': as they are."""
+    def with_products(self, products: Products | None) -> WorkerSpec:
+        """The same with these products of frozen layers; None: as they are."""
         return replace(self, fleet=self.fleet.model_copy(update={"products": products})) if products else self
 
     def federation(self) -> Federation:

@@ -24,9 +24,9 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.backbone import open_base
 from fibec_ray.models.base_weights import BaseWeights
 from fibec_ray.models.kernels import speed_up
-from fibec_ray.models.products import Products
 from fibec_ray.models.settings import Backend, BackendChoice, PretrainedSettings
 from fibec_ray.models.stream import MultiGpu, bytes_that_stay, stream
+from fibec_ray.types import Products
 
 CONTEXT_BYTES = 545_000_000
 """GPU memory that CUDA takes for each process, before its first tensor (measured: 518 MiB on an H200)."""

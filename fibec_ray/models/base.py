@@ -19,6 +19,7 @@ from fibec_ray.errors import DataError
 from fibec_ray.model_types import BatchForm
 from fibec_ray.models.built import BuiltModel, ModelRequest, SizedModel
 from fibec_ray.models.settings import Backend
+from fibec_ray.types import Products
 
 Dtype = Literal["float32", "bfloat16"]
 Lack = Literal["transformer", "one_stack"]
@@ -180,12 +181,12 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
         """Digest of the weights in a folder that `prepare` returned; '' without frozen weights."""
         return ""
 
-    def find_products(self, rows: int, threads: int) -> str:
-        """The fastest products of frozen layers on this machine, by a short trial; '' without frozen weights.
+    def find_products(self, rows: int, threads: int) -> Products | None:
+        """The fastest products of frozen layers on this machine, by a short trial; None without frozen weights.
 
         rows: tokens of a training batch. threads: of a process.
         """
-        return ""
+        return None
 
     def open_base(self, folder: Path) -> Any:
         """The frozen model in a folder of weights; None without frozen weights."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fibec_ray.answers import Answers
 from fibec_ray.model_types import Batch, LocalModel
-from fibec_ray.models.products import Products
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.types import Products
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fibec_ray.models.products import Products, candidates, refuse_missing
+from fibec_ray.models.products import candidates, refuse_missing
+from fibec_ray.parts.peft.base import is_transposed
+from fibec_ray.types import Products
 
 MMAP_THRESHOLD = (-3, 32 * 2**20)
 """glibc's option number (malloc.h) and its largest value in bytes."""
@@ -36,7 +38,7 @@ Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def speed_up(module: nn.Module, device: torch.device, products: Products | Literal["auto"] = "auto") -> None:
-    """On a CPU, give a model's frozen Linears the chosen product, with gradients only for their inputs.
+    """On a CPU, give a model's frozen layers the chosen product, with gradients only for their inputs.
 
     device: where the model will compute; its weights may still be elsewhere. products: auto takes the usual one for
     this processor, without a trial. Raises ModelError if this machine does not have them.
@@ -45,11 +47,16 @@ def speed_up(module: nn.Module, device: torch.device, products: Products | Liter
         return
     if products != "auto":
         refuse_missing(products)
-    for layer in module.modules():
-        if type(layer) is nn.Linear and not any(parameter.requires_grad for parameter in layer.parameters()):
+    for layer in products_of(module):
+        if not any(parameter.requires_grad for parameter in layer.parameters()):
             multiply = multiplier(products, layer.weight.dtype)
             if multiply is not None:
-                layer.forward = partial(_linear, layer, multiply)  # type: ignore[method-assign]
+                layer.forward = partial(_product, layer, layer.weight.dtype, multiply)
+
+
+def products_of(module: nn.Module) -> Iterator[Any]:
+    """A model's layers that multiply by a matrix: Linears, and GPT-2's Conv1D."""
+    return (layer for layer in module.modules() if type(layer) is nn.Linear or is_transposed(layer))
 
 
 def multiplier(products: Products | Literal["auto"], dtype: torch.dtype) -> Multiply | None:
@@ -93,12 +100,13 @@ def keep_heap() -> None:
             library.mallopt(option, value)
 
 
-def _linear(layer: nn.Linear, multiply: Multiply, x: Tensor) -> Tensor:
-    if x.dtype != layer.weight.dtype:
-        return F.linear(x, layer.weight, layer.bias)
+def _product(layer: Any, dtype: torch.dtype, multiply: Multiply, x: Tensor) -> Tensor:
+    """What the layer computes. multiply: for this dtype; if the model was cast since, PyTorch multiplies."""
+    weight = layer.weight.t() if is_transposed(layer) else layer.weight
+    if not x.dtype == weight.dtype == dtype:
+        return F.linear(x, weight, layer.bias)
     # Flat, because oneDNN returns a view otherwise, which autograd forbids to change in place.
-    y = frozen_product(x.flatten(0, -2), layer.weight, layer.bias, multiply)
-    return y.view(*x.shape[:-1], -1)
+    return frozen_product(x.flatten(0, -2), weight, layer.bias, multiply).view(*x.shape[:-1], -1)
 
 
 def frozen_product(x: Tensor, weight: Tensor, bias: Tensor | None, multiply: Multiply) -> Tensor:

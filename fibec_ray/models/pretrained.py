@@ -13,6 +13,7 @@ from fibec_ray.models.base import AnyBackbone, Dtype, Lack
 from fibec_ray.models.built import ModelRequest
 from fibec_ray.models.packaged import PACKAGED
 from fibec_ray.models.settings import Backend, PretrainedSettings
+from fibec_ray.types import Products
 
 if TYPE_CHECKING:
     from fibec_ray.models.torch_model import ModelSpec
@@ -79,7 +80,7 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
 
         return "" if base is None else fingerprint(base)
 
-    def find_products(self, rows: int, threads: int) -> str:
+    def find_products(self, rows: int, threads: int) -> Products:
         from fibec_ray.models.product_trial import choose
 
         return choose(self, rows, threads)

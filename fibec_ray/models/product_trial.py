@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from math import inf
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fibec_ray.models.backbone import from_config
-from fibec_ray.models.kernels import multiplier
-from fibec_ray.models.products import Products, candidates
+from fibec_ray.models.kernels import multiplier, products_of
+from fibec_ray.models.products import candidates
 from fibec_ray.models.settings import PretrainedSettings
+from fibec_ray.parts.peft.base import is_transposed
+from fibec_ray.types import Products
 
 TIE = 1.05
 """The usual products stay unless others are faster by more than this, so that the choice does not depend on noise."""
@@ -96,10 +98,10 @@ def best(
 
 
 def shapes_of(spec: PretrainedSettings, rows: int) -> list[Shape]:
-    """The three shapes of Linears that make most of the base's work, the smallest first, cut to a trial's size."""
+    """The three shapes of products that make most of the base's work, the smallest first, cut to a trial's size."""
     with torch.device("meta"):
         base = from_config(spec, 2)
-    counts = Counter((layer.in_features, layer.out_features) for layer in base.modules() if type(layer) is nn.Linear)
+    counts = Counter(tuple(layer.weight.shape[:: 1 if is_transposed(layer) else -1]) for layer in products_of(base))
     work = {size: count * size[0] * size[1] for size, count in counts.items()}
     heaviest = sorted(work, key=lambda size: (-work[size], size))[:3]
     cut = Counter[tuple[int, int]]()

@@ -11,21 +11,14 @@ of this has an effect.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from fibec_ray.errors import ModelError
+from fibec_ray.types import Products
 
-Products = Literal["torch", "onednn", "torch_float32", "onednn_float32"]
 NAMES: tuple[Products, ...] = get_args(Products)
 OF_BFLOAT16: tuple[Products, ...] = ("torch_float32", "onednn_float32")
 """Products that only a bfloat16 base has."""
-WORDS: dict[Products, str] = {
-    "torch": "PyTorch's own products, in {dtype}",
-    "onednn": "oneDNN, in {dtype}",
-    "torch_float32": "PyTorch's products in float32, from {dtype} weights that are cast block by block",
-    "onednn_float32": "oneDNN in float32, from {dtype} weights that are cast block by block",
-}
-"""What messages call them. dtype: of the base."""
 
 
 def has_onednn() -> bool:
@@ -53,6 +46,15 @@ def candidates(dtype: str) -> tuple[Products, ...]:
     )
     native: tuple[Products, ...] = ("onednn",) if library == "onednn" else ("torch",)
     return (*native, *in_float32) if has_bfloat16() else (*in_float32, *native)
+
+
+def in_words(products: Products, dtype: str) -> str:
+    """What multiplies frozen layers, for messages. dtype: of the base."""
+    library = "oneDNN" if products.startswith("onednn") else "PyTorch"
+    if products not in OF_BFLOAT16:
+        return f"{library}, in {dtype}"
+    why = "bfloat16 products are slower here" if has_bfloat16() else "this CPU has no bfloat16 instructions"
+    return f"{library}, in float32: {why}; the weights stay in bfloat16 and are cast block by block"
 
 
 def of_older_runs() -> Products:

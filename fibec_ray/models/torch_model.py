@@ -33,11 +33,11 @@ from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap, speed_up
 from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.masks import Masks
-from fibec_ray.models.products import Products
 from fibec_ray.models.readout import Run, no_cache, own
 from fibec_ray.models.readouts import own_head, readout_of
 from fibec_ray.models.settings import BackendChoice, PretrainedSettings
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.types import Products
 
 TASK_TYPES: dict[str, str] = {"causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 """PEFT's word for models that answer in text, by head."""

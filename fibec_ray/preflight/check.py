@@ -10,9 +10,11 @@ from pathlib import Path
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.files.yaml_text import to_yaml
 from fibec_ray.fleets.placement import Need
+from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.prepare import Prepared
+from fibec_ray.models.products import candidates, in_words
 from fibec_ray.preflight.anatomy import Anatomy, anatomy
 from fibec_ray.preflight.disk import folder_bytes
 from fibec_ray.preflight.plan import Plan, make_plan
@@ -22,16 +24,21 @@ from fibec_ray.preflight.room import look
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.speed import product_rate
 from fibec_ray.preflight.totals import Traffic, Work, traffic, work
+from fibec_ray.types import Products
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """The full estimate for a run. rate: flop/s of a process's matrix products on this machine."""
+    """The full estimate for a run."""
 
     plan: Plan
     traffic: Traffic
     work: Work
     rate: float
+    """flop/s of a process's matrix products on this machine"""
+    products: Products | None
+    """what multiplies frozen layers, by a trial on this machine; None on GPUs, and if nothing is frozen"""
+    why_products: str = ""
 
 
 def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Path) -> Need:
@@ -60,9 +67,12 @@ def foresee(
         samples = Samples.of(Federation.load(Path(draft) / "data"))
         rehearsal = _rehearsal(job, samples)
         plan = _plan(experiment, rehearsal, samples, folder, cache_dir, Path(draft) / "data")
-        rate = _rate(experiment, job, rehearsal.anatomy)
+        worker_spec = WorkerSpec(job, folder, cache_dir, experiment.fleet)
+        products = worker_spec.find_products() if "cpu" in plan.seats.placement.device else None
+        rate = _rate(experiment, job, rehearsal.anatomy, products)
         sent = traffic(rehearsal, samples)
-        return Outlook(plan, sent, work(experiment, rehearsal, samples, plan.seats, rate), rate)
+        why = _why(experiment, products) if products else ""
+        return Outlook(plan, sent, work(experiment, rehearsal, samples, plan.seats, rate), rate, products, why)
 
 
 def _rehearsal(job: Job, samples: Samples) -> Rehearsal:
@@ -79,8 +89,19 @@ def _plan(
     return make_plan(experiment, rehearsal, samples, room, folder_bytes(data), len(config))
 
 
-def _rate(experiment: Experiment, job: Job, made: Anatomy) -> float:
-    """Measure the model's largest products, with a batch of samples of medium length."""
+def _rate(experiment: Experiment, job: Job, made: Anatomy, products: Products | None) -> float:
+    """Measure the model's largest products, with a batch of samples of medium length.
+
+    products: None: the usual ones of this CPU, or PyTorch's if nothing is frozen.
+    """
     rows, inside, out = made.model.largest_product(job.max_length)
     dtype, threads = job.backbone.base_dtype, experiment.fleet.threads
-    return product_rate(dtype, job.local.batch_size * rows, inside, out, threads)
+    usual = "torch" if made.trains_base else candidates(dtype)[0]
+    return product_rate(products or usual, dtype, job.local.batch_size * rows, inside, out, threads)
+
+
+def _why(experiment: Experiment, products: Products) -> str:
+    """What the products are, and who chose them."""
+    dtype = experiment.backbone.base_dtype
+    chosen = "as configured" if experiment.fleet.products != "auto" else "the fastest here, in a short trial"
+    return f"{in_words(products, dtype)} ({chosen})"

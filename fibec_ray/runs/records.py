@@ -20,7 +20,7 @@ from fibec_ray.models.products import NAMES, of_older_runs
 from fibec_ray.roundlog.parts import parts, round_of
 from fibec_ray.runs.callbacks import read_summary
 from fibec_ray.runs.simulation import resolved, worker_spec_of
-from fibec_ray.types import States
+from fibec_ray.types import Products, States
 
 BINDING = ("threads", "lanes", "products")
 """Settings of the fleet that results depend on."""
@@ -34,8 +34,8 @@ class Record:
     identity: Identity
     experiment: Experiment
 
-    def computing(self, lanes: int, products: str = "") -> Record:
-        """The record with fleet.lanes and fleet.products as the run used them. products: '': as they are.
+    def computing(self, lanes: int, products: Products | None = None) -> Record:
+        """The record with fleet.lanes and fleet.products as the run used them. products: None: as they are.
 
         Raises ConfigError if the fleet cannot have them.
         """
@@ -56,17 +56,19 @@ def lanes_of(record: Record) -> int:
     return known
 
 
-def products_of(record: Record) -> str:
-    """What multiplied frozen layers in the run, from its checkpoints; '' if it had none.
+def products_of(record: Record) -> Products | None:
+    """What multiplied frozen layers in the run, from its checkpoints; None if it had none.
 
     Runs that began before there was a choice had the products of `of_older_runs`.
     """
     if not record.experiment.backbone.has_base:
-        return ""
+        return None
     rounds, configured = checkpoint.rounds_kept(record.folder), record.experiment.fleet.products
-    kept = checkpoint.load(record.folder, rounds[-1]).manifest.products if rounds else ""
-    if kept or configured != "auto":
-        return kept or configured
+    kept = checkpoint.load(record.folder, rounds[-1]).manifest.products if rounds else None
+    if kept is not None:
+        return kept
+    if configured != "auto":
+        return configured
     told = read_summary(record.folder).get("products")
     return told if told in NAMES else of_older_runs()
 

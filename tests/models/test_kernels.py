@@ -11,6 +11,7 @@ import torch
 from conftest import TINY_BERT
 from torch import nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.backends import hold
@@ -52,6 +53,21 @@ def test_values_and_gradients_are_those_of_linear(
     e = torch.randn_like(expected)
     (gradient,) = torch.autograd.grad(expected, x, e)
     torch.testing.assert_close(torch.autograd.grad(found, x, e)[0], gradient, atol=4 * near, rtol=near)
+
+
+@pytest.mark.parametrize(("products", "dtype"), PAIRS)
+def test_gpt2s_layers_have_it_too(products: Any, dtype: torch.dtype) -> None:
+    """Their weights are (in, out)."""
+    torch.manual_seed(0)
+    plain = Conv1D(40, 24).to(dtype).requires_grad_(False)
+    nn.init.normal_(plain.bias)
+    fast, near = copy.deepcopy(plain), TOLERANCE[dtype]
+    speed_up(fast, CPU, products)
+    x, e = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True), torch.randn(2, 5, 40, dtype=dtype)
+    expected, found = plain(x), fast(x)
+    torch.testing.assert_close(found, expected, atol=near, rtol=near)
+    gradient, own = (torch.autograd.grad(y, x, e)[0] for y in (expected, found))
+    torch.testing.assert_close(own, gradient, atol=near, rtol=near)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -116,6 +132,12 @@ def test_a_layer_in_another_dtype_than_its_input_is_left_to_pytorch() -> None:
     speed_up(layer, CPU)
     with pytest.raises(RuntimeError, match="dtype"):
         layer(torch.ones(1, 3, dtype=torch.bfloat16))
+
+
+def test_a_model_that_is_cast_afterwards_is_multiplied_by_pytorch() -> None:
+    x = torch.randn(4, 24, dtype=torch.float64)
+    plain, fast = (each.double() for each in pair("auto", torch.float32))
+    assert torch.equal(fast(x), plain(x))
 
 
 def test_keeping_the_heap_is_asked_of_the_c_library_that_has_it() -> None:

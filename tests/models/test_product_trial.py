@@ -15,8 +15,9 @@ from conftest import TINY_BERT
 from fibec_ray.errors import ModelError
 from fibec_ray.models import product_trial, products
 from fibec_ray.models.product_trial import Shape, Trial, best, choose, shapes_of, using_threads
-from fibec_ray.models.products import Products, candidates, of_older_runs, refuse_missing, unfit
+from fibec_ray.models.products import candidates, of_older_runs, refuse_missing, unfit
 from fibec_ray.models.spec import Backbone
+from fibec_ray.types import Products
 
 BF16: tuple[Products, ...] = ("onednn", "onednn_float32", "torch_float32")
 TINY = Backbone(init="random", config={**TINY_BERT, "vocab_size": 50}, tokenizer="minilm")

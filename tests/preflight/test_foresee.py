@@ -14,6 +14,7 @@ from conftest import make_digits, make_tiny
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import check
 from fibec_ray.errors import CapacityError
+from fibec_ray.models import products
 from fibec_ray.preflight import check as checks
 from fibec_ray.preflight.check import foresee
 from fibec_ray.preflight.disk import folder_bytes
@@ -61,6 +62,8 @@ def test_plan_prints_what_a_run_will_take(tiny_file: str, capsys: pytest.Capture
     out, err = capsys.readouterr()
     for words in (
         "backbone.backend",
+        "fleet.products",
+        "the fastest here, in a short trial",
         "auto: no GPU; the base has",
         "memory in total",
         "disk, run directory",
@@ -80,6 +83,28 @@ def test_plan_prints_plain_values_for_scripts(tiny_file: str, capsys: pytest.Cap
     assert found["plan"]["backend_choice"]["backend"] == "plain"
     assert found["plan"]["backend_choice"]["reason"].startswith("auto: no GPU; ")
     assert found["traffic_total"] == sum(found["traffic"]["rounds_up"]) + sum(found["traffic"]["rounds_down"])
+
+
+def test_plan_says_what_multiplies_frozen_layers(
+    tiny_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU without bfloat16 instructions: in float32, which the speed is measured with."""
+
+    def planned(*overrides: str) -> tuple[str | None, str, float]:
+        assert main(["plan", tiny_file, *overrides, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["products"], found["why_products"], found["rate"]
+
+    monkeypatch.setattr(products, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(checks, "product_rate", lambda name, *shape: 1e9 * len(name))
+    library = "onednn" if products.has_onednn() else "torch"
+    words = {"onednn": "oneDNN", "torch": "PyTorch"}[library]
+    assert planned() == (library, f"{words}, in float32 (the fastest here, in a short trial)", 1e9 * len(library))
+    name, why, rate = planned("backbone.dtype=bfloat16")
+    assert (name, rate) == (f"{library}_float32", 1e9 * len(f"{library}_float32"))
+    assert why.startswith(f"{words}, in float32: this CPU has no bfloat16 instructions; the weights stay in bfloat16")
+    assert planned("fleet.products=torch")[:2] == ("torch", "PyTorch, in float32 (as configured)")
+    assert planned("method.peft=full")[:2] == (None, "")
 
 
 @pytest.mark.usefixtures("no_memory")

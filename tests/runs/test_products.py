@@ -71,7 +71,7 @@ def test_an_older_run_goes_on_with_what_it_had(found: dict[str, Any], tiny_setti
     folder = interrupted(tiny_settings("fedavg"), tmp_path / "run", COHORT + 1)
     for t in checkpoint.rounds_kept(folder):
         kept = checkpoint.load(folder, t)
-        write_sealed(kept.folder / checkpoint.MANIFEST, kept.manifest.model_copy(update={"products": ""}))
+        write_sealed(kept.folder / checkpoint.MANIFEST, kept.manifest.model_copy(update={"products": None}))
     summary = {name: value for name, value in read_summary(folder).items() if name != "products"}
     (folder / "summary.json").write_text(json.dumps(summary))
     found |= {"is": "torch", "trials": 0, "built": []}

@@ -33,6 +33,7 @@ from fibec_ray.types import (
     EvaluationResult,
     Layout,
     Predictions,
+    Products,
     Progress,
     RoundPlan,
     RoundResult,
@@ -63,7 +64,7 @@ class RayFleet:
     device = ""
     backend_choice: tuple[str, str] | None = None
     """of the actor that answered first; with `backend: auto`, nodes with other GPUs may use another backend"""
-    products = ""
+    products: Products | None = None
     base = ""
     num_prepared = 0
     """nodes whose base weights were prepared before actors started"""
@@ -149,7 +150,7 @@ class RayFleet:
         self.placement = decide(self._config, self._worker_spec.job.num_devices, resources(self._config), self._need)
         self.device = self.placement.device
         self.num_prepared = prepare_nodes(self._worker_spec, self._config.startup_timeout_s)
-        self.products = find_products(self._worker_spec, self._config) if "cpu" in self.device else ""
+        self.products = find_products(self._worker_spec, self._config) if "cpu" in self.device else None
         self._worker_spec = self._worker_spec.with_products(self.products)
         self._pool = self._make_pool()
         layout = self._server.start()

@@ -13,6 +13,7 @@ from fibec_ray.errors import FleetError
 from fibec_ray.fleets.ray.failures import LOST, get
 from fibec_ray.fleets.settings import ActorClass, FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec
+from fibec_ray.types import Products
 
 POLL_S = 2.0
 SAME_BASE = (
@@ -103,17 +104,19 @@ def prepare_nodes(worker_spec: WorkerSpec, timeout_s: float) -> int:
     return len(hosts)
 
 
-def find_products(worker_spec: WorkerSpec, config: FleetConfig) -> str:
+def find_products(worker_spec: WorkerSpec, config: FleetConfig) -> Products | None:
     """What multiplies frozen layers on CPUs (`fleet.products`), by a trial on one node if it is not configured.
 
-    Every actor gets the same, also one that is restarted or joins later. '' if nothing is frozen.
+    Every actor gets the same, also one that is restarted or joins later. None if nothing is frozen.
     """
     hosts = _hosts("CPU")
     here = ray.get_runtime_context().get_node_id()
     if config.products != "auto" or not hosts or any(node["NodeID"] == here for node in hosts):
         return worker_spec.find_products()
     trial = ray.remote(num_cpus=0, max_retries=2)(WorkerSpec.find_products)
-    found: str = get(trial.options(scheduling_strategy=_on(hosts[0])).remote(worker_spec), config.startup_timeout_s)
+    found: Products | None = get(
+        trial.options(scheduling_strategy=_on(hosts[0])).remote(worker_spec), config.startup_timeout_s
+    )
     return found
 
 
