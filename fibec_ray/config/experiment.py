@@ -188,6 +188,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             momentum=self.local.momentum,
             dtype=self.backbone.base_dtype,
             num_layers=self.backbone.num_layers,
+            adapter_dtype=self.backbone.adapter_products,
         )
         for axis, part in self.method.all_parts:
             for need in part.needs:
@@ -206,6 +207,14 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             )
         if why := unfit(products, self.backbone.base_dtype):
             raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
+    def _tf32_fits(self) -> Experiment:
+        if self.fleet.device == "cpu" and self.backbone.uses_tf32:
+            raise ValueError(
+                "backbone.tf32 has an effect only on a GPU, and fleet.device is cpu; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -38,6 +38,10 @@ __all__ = ["from_config", "load_tokenizer", "locate", "open_base", "prepare", "p
 
 FORMAT = 2
 """version of prepared folders; other versions are not read"""
+NOT_OF_WEIGHTS = {
+    "tokenizer", "processor", "attention", "dropout", "backend", "checkpointing", "adapter_dtype", "tf32",
+}  # fmt: skip
+"""Settings that prepared weights do not depend on."""
 
 
 def prepare(spec: PretrainedSettings, seed: int, num_classes: int, cache_dir: Path) -> Path:
@@ -181,7 +185,7 @@ def _identity(spec: PretrainedSettings, seed: int, num_classes: int) -> str:
     """Hash of everything that weights depend on. Seed and classes count only if weights depend on them."""
     drawn = spec.init == "random" or spec.head == "model"
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _weight_files(spec)]
-    weights = spec.model_dump(exclude={"tokenizer", "processor", "attention", "dropout", "backend", "checkpointing"})
+    weights = spec.model_dump(exclude=NOT_OF_WEIGHTS)
     identity = [FORMAT, weights, seed if drawn else None, num_classes if spec.head == "model" else None, stamps]
     if spec.init == "random":
         identity.append(DRAWING)

@@ -18,7 +18,7 @@ from fibec_ray.encoder import EncodeMode, Encoder, Reads
 from fibec_ray.errors import DataError
 from fibec_ray.model_types import BatchForm
 from fibec_ray.models.built import BuiltModel, ModelRequest, SizedModel
-from fibec_ray.models.settings import Backend
+from fibec_ray.models.settings import AdapterDtype, Backend
 from fibec_ray.types import Products
 
 Dtype = Literal["float32", "bfloat16"]
@@ -92,6 +92,16 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
     def base_dtype(self) -> Dtype:
         """dtype of its products."""
         return "float32"
+
+    @property
+    def adapter_products(self) -> AdapterDtype:
+        """dtype of an adapter's products, see `PretrainedSettings.adapter_dtype`."""
+        return "float32"
+
+    @property
+    def uses_tf32(self) -> bool:
+        """True if float32 products on a GPU are in TF32."""
+        return False
 
     @property
     def base_backend(self) -> Backend:

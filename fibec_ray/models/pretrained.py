@@ -12,7 +12,7 @@ from fibec_ray.errors import ModelError
 from fibec_ray.models.base import AnyBackbone, Dtype, Lack
 from fibec_ray.models.built import ModelRequest
 from fibec_ray.models.packaged import PACKAGED
-from fibec_ray.models.settings import Backend, PretrainedSettings
+from fibec_ray.models.settings import AdapterDtype, Backend, PretrainedSettings
 from fibec_ray.types import Products
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
     @property
     def base_dtype(self) -> Dtype:
         return self.dtype
+
+    @property
+    def adapter_products(self) -> AdapterDtype:
+        return self.adapter_dtype
+
+    @property
+    def uses_tf32(self) -> bool:
+        return self.tf32
 
     @property
     def base_backend(self) -> Backend:

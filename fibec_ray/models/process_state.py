@@ -36,12 +36,27 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Set whether this process multiplies float32 matrices on a GPU in TF32. PyTorch's default differs by operation."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _tf32() -> tuple[bool, bool] | None:
+    """The settings of products and of convolutions; None where they were made in PyTorch's newer way."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # it refuses to read in one way what was set in the other
+        return None
+
+
 @contextmanager
 def restored() -> Iterator[None]:
-    """Restore random generators, torch's threads, the environment, and the libraries' logging afterwards."""
+    """Restore random generators, torch's threads and TF32, the environment, and the libraries' logging afterwards."""
     states = random.getstate(), np.random.get_state()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     threads, environment = torch.get_num_threads(), dict(os.environ)
+    tf32 = _tf32()
     deepspeed = logging.getLogger("DeepSpeed")
     filters = list(deepspeed.filters)
     said: Any = sys.modules.get("transformers.utils.logging")  # None: transformers has not been imported yet
@@ -56,6 +71,8 @@ def restored() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_num_threads(threads)
+        if tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         deepspeed.filters[:] = filters
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]

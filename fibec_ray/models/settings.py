@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.files.storage import refuse_secrets
 from fibec_ray.models.packaged import PACKAGED
 
 Head = Literal["mean_pool", "model", "masked_lm", "causal_lm", "seq2seq"]
 ImageHead = Literal["mean_pool", "model"]
+AdapterDtype = Literal["auto", "float32", "base"]
 Backend = Literal["auto", "plain", "spread", "stream", "deepspeed", "qlora"]
 
 AUTO_CLASSES: dict[Head, str] = {
@@ -47,7 +49,15 @@ class PretrainedSettings(BaseModel, frozen=True, extra="forbid", protected_names
     )
     head: Head
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of the frozen base; adapters are float32"
+        "float32", description="dtype of the frozen base; the values of adapters are float32"
+    )
+    adapter_dtype: Annotated[AdapterDtype, OnlyWith("dtype", "bfloat16")] = Field(
+        "auto",
+        description="dtype in which adapters compute; base: that of the base, for lora without DoRA and adapter, whose "
+        "values stay float32; auto: base on a GPU, float32 on a CPU",
+    )
+    tf32: Annotated[bool, OnlyWith("dtype", "float32")] = Field(
+        False, description="on a GPU, multiply float32 matrices in TF32: faster, with 10 bits of precision"
     )
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="auto: sdpa where transformers has it for the architecture, else eager"
@@ -92,10 +102,16 @@ class PretrainedSettings(BaseModel, frozen=True, extra="forbid", protected_names
             raise ValueError("revision has an effect only where name is a model on the hub; leave it out")
         if self.config is None and self.name is None:
             raise ValueError("name is missing")
+        refuse_idle(self)
         return self
 
     def _check_preprocessor(self) -> None:
         """Raise ValueError if it is not known how samples become inputs."""
+
+    def narrows_adapters(self, device: str) -> bool:
+        """True if adapters compute in bfloat16, as far as their kind can. device: a device type, such as cpu."""
+        chosen = self.adapter_dtype if self.adapter_dtype != "auto" else "float32" if device == "cpu" else "base"
+        return self.dtype == "bfloat16" and chosen == "base"
 
 
 class BackboneSettings(PretrainedSettings, frozen=True):

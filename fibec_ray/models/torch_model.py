@@ -33,6 +33,7 @@ from fibec_ray.models.joined import join, join_embeds, split
 from fibec_ray.models.kernels import keep_heap, speed_up
 from fibec_ray.models.lane_bank import LaneBank, obstacle
 from fibec_ray.models.masks import Masks
+from fibec_ray.models.process_state import allow_tf32
 from fibec_ray.models.readout import Run, no_cache, own
 from fibec_ray.models.readouts import own_head, readout_of
 from fibec_ray.models.settings import BackendChoice, PretrainedSettings
@@ -95,6 +96,10 @@ class TorchModel(Alone):
         with seeds.seeded_third_party(what.seed, "adapter"):
             self._attached = peft.attach(base, self._head_modules)
             head = own_head(spec.head, what.answers, num_features)
+        if spec.narrows_adapters(self.device.type) and peft.computes_in_base_dtype:
+            peft.keep_dtype(self._attached.module)
+        if self.device.type == "cuda":
+            allow_tf32(spec.tf32)
         self._base_weights.finish(self._attached.module)
         self.peft_model = self._attached.module.to(self.device)
         self._base = self._attached.base

@@ -72,6 +72,8 @@ class Setting(NamedTuple):
     """of the frozen base"""
     num_layers: int | None
     """of a network from scratch; None: a transformer"""
+    adapter_dtype: str = "auto"
+    """of the adapter's products: auto, float32 or base"""
 
 
 def of_label(label: str) -> tuple[Need, ...]:

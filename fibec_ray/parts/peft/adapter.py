@@ -17,6 +17,7 @@ from fibec_ray.blocks import blocks_of
 from fibec_ray.errors import ModelError
 from fibec_ray.parts.peft.attached import Attached
 from fibec_ray.parts.peft.base import linear_names
+from fibec_ray.parts.peft.narrow import follow_input
 from fibec_ray.parts.peft.own import Own, train_head
 
 OUTPUTS: tuple[tuple[str, ...], ...] = (
@@ -55,6 +56,15 @@ class Adapter(Own):
         train_head(module, head)
         return Attached(module, module, self.config(head), str)
 
+    @property
+    def computes_in_base_dtype(self) -> bool:
+        return True
+
+    def keep_dtype(self, module: nn.Module) -> None:
+        for child in module.modules():
+            if isinstance(child, Bottleneck):
+                child.keep_dtype()
+
     def _targets(self, block: nn.Module) -> list[str]:
         """Names within a block."""
         names = [name for name, _ in block.named_modules()]
@@ -77,16 +87,24 @@ class Adapter(Own):
 
 
 class Bottleneck(nn.Module):
-    """up(gelu(down(h))), 0 at the start; in float32."""
+    """up(gelu(down(h))), 0 at the start; in float32, unless `keep_dtype` is called."""
 
     def __init__(self, size: int, bottleneck: int):
         super().__init__()
+        self._keeps_dtype = False
         self.down, self.up = nn.Linear(size, bottleneck), nn.Linear(bottleneck, size)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
+    def keep_dtype(self) -> None:
+        """Compute in the dtype of h from now on."""
+        self._keeps_dtype = True
+        for linear in (self.down, self.up):
+            follow_input(linear)
+
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.up(F.gelu(self.down(h.to(self.down.weight.dtype))))
+        inside = h if self._keeps_dtype else h.to(self.down.weight.dtype)
+        out: Tensor = self.up(F.gelu(self.down(inside)))
         return out.to(h.dtype)
 
 

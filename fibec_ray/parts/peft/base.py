@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fibec_ray.parts.part import Need, Part
+from fibec_ray.parts.part import Need, Part, Setting
 from fibec_ray.parts.peft.attached import Attached
 from fibec_ray.parts.peft.ranks import Ranks
 from fibec_ray.tensors import Tensors
@@ -34,6 +34,23 @@ class Peft(Part):
     """True if a pass can leave the kind out and compute exactly as the base does; see `Attached.switched_off`"""
 
     needs: ClassVar[tuple[Need, ...]] = ("transformer",)
+
+    def unfit_for(self, setting: Setting) -> str | None:
+        if setting.adapter_dtype == "base" and not self.computes_in_base_dtype:
+            return f"{self.kind} computes in float32; set backbone.adapter_dtype=auto"
+        return None
+
+    @property
+    def computes_in_base_dtype(self) -> bool:
+        """True if `keep_dtype` works."""
+        return False
+
+    def keep_dtype(self, module: nn.Module) -> None:
+        """Make the attached kind compute in the dtype of the states it sees. Its values stay float32.
+
+        module: from `attach`.
+        """
+        raise NotImplementedError(self.kind)
 
     @property
     def lacks(self) -> tuple[Need, ...]:

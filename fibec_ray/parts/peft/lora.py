@@ -7,11 +7,13 @@ from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from fibec_ray.low_rank import A, B
 from fibec_ray.parts.part import Need
 from fibec_ray.parts.peft.library import InLinears
-from fibec_ray.parts.peft.ranks import Ranks
+from fibec_ray.parts.peft.narrow import follow_input
+from fibec_ray.parts.peft.ranks import Ranks, adapted_layers
 
 
 class Lora(InLinears):
@@ -74,6 +76,18 @@ class Lora(InLinears):
             use_dora=self.use_dora,
             task_type=task_type,
         )
+
+    @property
+    def computes_in_base_dtype(self) -> bool:
+        return self.kind == "lora" and not self.use_dora  # DoRA's lengths need float32; kinds built on it add to them
+
+    def keep_dtype(self, module: nn.Module) -> None:
+        for layer in adapted_layers(module):
+            factors = (*layer.lora_A.values(), *layer.lora_B.values())
+            if all(isinstance(factor, nn.Linear) for factor in factors):  # not those of a convolution
+                layer.cast_input_dtype_enabled = False  # PEFT's cast of the states
+                for factor in factors:
+                    follow_input(factor)
 
     def as_lora(self, **changes: Any) -> Lora:
         """Plain LoRA with the settings that a kind built on it shares with it."""
