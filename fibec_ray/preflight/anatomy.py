@@ -21,6 +21,7 @@ from fibec_ray.method import AXES
 from fibec_ray.model_types import Batch, BatchForm, LocalModel
 from fibec_ray.models.built import ModelRequest, SizedModel
 from fibec_ray.models.kinds import parse
+from fibec_ray.models.stream import bytes_that_stay
 from fibec_ray.parts.part import build
 from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.preflight.live import peak_bytes
@@ -57,6 +58,8 @@ class Anatomy:
     """additional flops per token of a response, in a pass without gradients; 0 unless answers are texts"""
     smaller: tuple[Anatomy, Anatomy] | None = None
     """the same model with FEW and FEW + 1 blocks, which are faster to measure"""
+    streamed_bytes: int = 0
+    """of the base on a GPU that fetches weights when they are used: all that always stays, and two of the largest"""
     measure_on_gpu: Callable[[], Anatomy] | None = None
     """the same model with the dtypes and kernels of a GPU"""
     _found: dict[tuple[Any, ...], int] = field(default_factory=dict)
@@ -179,6 +182,7 @@ def _measured(
         outline.pass_flops,
         outline.answer_flops,
         (few[0], few[1]) if few else None,
+        bytes_that_stay(outline.module) + 2 * max((value.nbytes for value in frozen), default=0),
         partial(_measured, spec, peft, answers, form, num_blocks, "cuda") if computes_on == "cpu" else None,
     )
 

@@ -1,8 +1,9 @@
 """Memory that a run needs: per actor, per node, per GPU. Pure functions of sizes.
 
 The constants for hosts are measured (tests/preflight/test_memory.py checks predictions against real processes). On one
-H200, the predicted tensors of RoBERTa-large with 32 lanes were 25.0 GB and torch had allocated 24.6 GB at most; of
-LLaMA-7B with FibecFed 19.4 GB and 18.5 GB. GPU_HEAP, for the allocator's unused memory, comes from published reports.
+H200, before training was stacked, the predicted tensors of RoBERTa-large with 32 lanes were 25.0 GB and torch had
+allocated 24.6 GB at most; of LLaMA-7B with FibecFed 19.4 GB and 18.5 GB. GPU_HEAP, for the allocator's unused memory,
+comes from published reports.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ BASE_SHARES: dict[Backend, tuple[float, float]] = {
 
 `auto`, while undecided, and `spread` move weights off the GPU where they do not fit, so they never cause a rejection.
 """
+FETCHED = ("stream", "deepspeed")
+"""Backends that keep some weights on the GPU, and copy each of the others there when it is used."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def actor_memory(
     gpu_share, host_share = BASE_SHARES[backend]
     if on_gpu:
         beside = int(GPU_HEAP * (tensors + own))
-        gpu = CONTEXT_BYTES + int(gpu_share * anatomy.base_bytes) + beside
+        base = anatomy.streamed_bytes if backend in FETCHED else int(gpu_share * anatomy.base_bytes)
+        gpu = CONTEXT_BYTES + base + beside
         return ActorMemory(process + own + int(host_share * anatomy.base_bytes), gpu, tensors, beside)
     heap = int(HEAP * (tensors + second + own))
     return ActorMemory(process + FIRST_PASS_BYTES + heap + int(host_share * anatomy.base_bytes), 0, tensors)

@@ -15,7 +15,9 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets import gpus
 from fibec_ray.fleets.gpus import Gpu, memory_fraction, parse, select, smallest, torch_device, unusable, visible
+from fibec_ray.fleets.placement import decide
 from fibec_ray.fleets.ray.actors import DeviceActor
+from fibec_ray.fleets.ray.cluster import foreseen
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.models.backends import room_on
@@ -159,3 +161,17 @@ def test_a_base_goes_by_what_the_cap_leaves_of_a_gpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (2 * 10**9, 24 * 10**9))
     assert room_on(torch.device("cuda:0"), beside=10**9).first == 10**9
     assert room_on(torch.device("cpu")).gpu is None
+
+
+def test_a_local_cluster_counts_no_gpus_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi lists a GPU, and torch is built for CPUs: `auto` computes on CPUs, `cuda` is told what is wrong."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0, GPU-1, 100\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    small = {"object_store_mb": 80}
+    found = [foreseen(FleetConfig(**small, device=device)).gpus for device in ("auto", "cpu", "cuda")]
+    assert found == [0, 1, 1]
+    assert decide(FleetConfig(device="cpu"), 4, foreseen(FleetConfig(**small, device="cpu"))).device == "cpu"

@@ -14,6 +14,7 @@ from fibec_ray.config.load import check
 from fibec_ray.data.encoded import TextForm
 from fibec_ray.errors import CapacityError, ModelError
 from fibec_ray.fleets.placement import Resources, decide
+from fibec_ray.models.backends import CONTEXT_BYTES
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.plan import Plan, make_plan
 from fibec_ray.preflight.refusal import refuse
@@ -100,6 +101,15 @@ def test_the_backend_is_foreseen_and_why() -> None:
         held(24 * GB, memory=16 * GB, backend="deepspeed")
 
 
+@pytest.mark.parametrize("backend", ["stream", "deepspeed"])
+def test_a_base_that_is_fetched_leaves_embeddings_and_two_weights_on_the_gpu(backend: str) -> None:
+    """LLaMA-7B's input embeddings, and the largest matrix twice: its head is as large as they are, 262 MB."""
+    actor = plan(
+        room(64 * GB, gpus=1.0, gpu_memory=8 * GB), backbone=ON_LLAMA | {"backend": backend}, fleet=ON_A_GPU
+    ).memory.actor
+    assert actor.gpu - actor.beside - CONTEXT_BYTES == pytest.approx(3 * 2 * 32000 * 4096, rel=0.03)
+
+
 def test_deepspeed_on_cpus_has_a_copy_of_the_base_in_each_process(llama_7b: Plan) -> None:
     copied = plan(room(64 * GB), backbone=ON_LLAMA | {"backend": "deepspeed"})
     private = copied.memory.actor.private - llama_7b.memory.actor.private
@@ -164,7 +174,10 @@ def test_on_a_gpu_each_actor_has_base_weights_of_its_own() -> None:
         )
         for backend in ("plain", "auto")
     )
-    assert found.memory.actor.gpu - auto.memory.actor.gpu == found.model.frozen_bytes
+    actor = found.memory.actor
+    assert actor.gpu == CONTEXT_BYTES + found.model.frozen_bytes + actor.beside
+    assert auto.backend_choice is not None and auto.backend_choice.backend == "deepspeed"
+    assert auto.memory.actor.beside == actor.beside
     assert found.memory.gpu_needed == 2 * found.memory.actor.gpu > 2 * found.model.frozen_bytes
     assert found.memory.base_per_node == 0
     with pytest.raises(CapacityError, match=r"^GPU memory: .* 1\.0 GB are free; lower fleet\.num_actors$"):
