@@ -20,12 +20,15 @@ from safetensors.numpy import load_file
 import fibec_ray
 from fibec_ray.model_types import HEAD
 from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.runs.callbacks import read_summary
 
 Adapter = dict[str, NDArray[Any]]
 PACKAGE = Path(fibec_ray.__file__).resolve().parent
 
 LANES = {"float32": ("1", "5"), "bfloat16": ("1", "5", "auto")}
 """Values of `fleet.lanes` to measure; 5 is a worker's half of the cohort. In float32 on a CPU, auto is 1."""
+SAME_LANES = ("1", "5")
+"""Those with the products of the bare loop, which show what the engine itself costs."""
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 LAUNCHERS = {"pfl": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
 MODULES = {"bare": "bare", "flower": "flower", "pfl": "pfl_loop"}
@@ -39,6 +42,8 @@ class Finding:
     """when each round ended, seconds since the epoch"""
     adapter: Adapter
     version: str
+    products: str = ""
+    """what multiplied frozen layers, if the contender has a choice"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ class Ours:
 
     def found(self, out: Path) -> Finding:
         """Read the results from the run directory."""
-        return Finding(round_ends(out / "run"), saved_adapter(out / "run" / "adapter"), version("fibec_ray"))
+        run = out / "run"
+        products = read_summary(run).get("products", "")
+        return Finding(round_ends(run), saved_adapter(run / "adapter"), version("fibec_ray"), products)
 
 
 @dataclass(frozen=True)
@@ -103,12 +110,15 @@ def bare(dtype: str) -> Rival:
 
 
 def ours(dtype: str) -> list[Ours]:
-    """fibec_ray, once for each number of lanes."""
+    """fibec_ray, once for each number of lanes; in float32 also with the bare loop's products."""
     short = SHORT[dtype]
-    return [
-        Ours(f"ours-{short}-{lanes}", f"fibec_ray, {short} base, lanes {lanes}", dtype, (f"fleet.lanes={lanes}",))
-        for lanes in LANES[dtype]
-    ]
+
+    def one(lanes: str, products: str, more: str = "") -> Ours:
+        settings = (f"fleet.lanes={lanes}", f"fleet.products={products}")
+        return Ours(f"ours-{short}{more}-{lanes}", f"fibec_ray, {short} base, lanes {lanes}", dtype, settings)
+
+    same = SAME_LANES if dtype == "float32" else ()
+    return [*(one(lanes, "torch", "-same") for lanes in same), *(one(lanes, "auto") for lanes in LANES[dtype])]
 
 
 def round_ends(run: Path) -> list[float]:

@@ -39,9 +39,12 @@ def figures(ends: Sequence[float], started: float, cohort_size: int, peak_bytes:
     return Figures(cohort_size * num_rounds / (ends[-2] - ends[0]), ends[0] - started, peak_bytes, driver_bytes)
 
 
-def speed_table(outcomes: Mapping[str, Sequence[Outcome]], base: str) -> str:
-    """outcomes: of each repeat, by label. base: the label that speeds are compared with, within each repeat."""
-    head = ["", "device-rounds / s", "of the bare loop", "first round after, s", "peak memory, GB"]
+def speed_table(outcomes: Mapping[str, Sequence[Outcome]], base: str, instructions: str = "") -> str:
+    """outcomes: of each repeat, by label. base: the label that speeds are compared with, within each repeat.
+
+    instructions: of the processor, for the heading.
+    """
+    head = [instructions, "device-rounds / s", "of the bare loop", "first round after, s", "peak memory, GB"]
     lines = [_line(head), _line(["---"] * len(head))]
     for label, found in outcomes.items():
         known = measured(found)

@@ -1,24 +1,31 @@
-"""Measures the gain of models/kernels.py and models/attention.py on this machine: `python -m fibec_ray.bench.kernels`.
+"""Measures the products of frozen layers and attention on this machine: `python -m fibec_ray.bench.kernels`.
 
-One thread; products and attention of MiniLM's sizes, least time of several runs. No model is loaded.
+One thread; products and attention of MiniLM's sizes, least time of several runs. No model is loaded. `--isa avx2`
+restricts the processor's instructions.
 """
 
 from __future__ import annotations
 
+import argparse
 import timeit
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from fibec_ray.bench import instruction_set
 from fibec_ray.bench.machine import machine
-from fibec_ray.models.kernels import speed_up
+from fibec_ray.models.product_trial import Shape, Trial
+from fibec_ray.models.products import NAMES, candidates
+from fibec_ray.types import Products
 
 ROWS = 256
 """8 samples of 32 tokens"""
 WIDTHS = ((384, 384), (384, 1536), (1536, 384))
 """(in, out) of MiniLM's frozen layers"""
+DTYPES = ("float32", "bfloat16")
+CALLS = 20
 
 
 def seconds(work: Callable[[], object], calls: int = 40, repeats: int = 5) -> float:
@@ -27,14 +34,18 @@ def seconds(work: Callable[[], object], calls: int = 40, repeats: int = 5) -> fl
     return min(timeit.repeat(work, number=calls, repeat=repeats)) / calls
 
 
-def frozen(inputs: int, outputs: int) -> tuple[float, float]:
-    """GFLOP/s of a frozen layer's forward and backward pass: PyTorch's Linear, and ours."""
-    plain, fast = (nn.Linear(inputs, outputs).requires_grad_(False) for _ in range(2))
-    speed_up(fast, torch.device("cpu"))
-    x, e = torch.randn(ROWS, inputs, requires_grad=True), torch.randn(ROWS, outputs)
-    flops = 4.0 * ROWS * inputs * outputs
-    times = [seconds(lambda layer=layer: torch.autograd.grad(layer(x), x, e)) for layer in (plain, fast)]  # type: ignore[misc]
-    return flops / times[0] / 1e9, flops / times[1] / 1e9
+def rate(products: Products, dtype: str, inputs: int, outputs: int) -> float:
+    """GFLOP/s of a frozen layer's forward and backward product."""
+    shape = Shape(ROWS, inputs, outputs)
+    trial = Trial([shape], getattr(torch, dtype))
+    least = [min(trial.product(products, shape, backward) for _ in range(CALLS)) for backward in (False, True)]
+    return 2 * shape.flops / sum(least) / 1e9
+
+
+def rates(dtype: str, inputs: int, outputs: int) -> list[str]:
+    """A cell for each of NAMES; empty if this dtype or this machine does not have these products."""
+    able = {"torch", *candidates(dtype)} - ({"onednn"} if dtype == "bfloat16" else set())  # there it is PyTorch's
+    return [f"{rate(name, dtype, inputs, outputs):.0f}" if name in able else "" for name in NAMES]
 
 
 def attention(dtype: torch.dtype, inside: torch.dtype) -> float:
@@ -48,15 +59,28 @@ def attention(dtype: torch.dtype, inside: torch.dtype) -> float:
     return 1e6 * seconds(lambda: torch.autograd.grad(work(), (q, k, v), e))
 
 
-def main() -> None:
-    """Run the benchmark and print its table."""
+def measure() -> None:
+    """Print the tables, for the instructions of this process."""
     torch.set_num_threads(1)
-    print(f"{machine()}; one thread, {ROWS} rows\n\n| forward and backward | PyTorch | fibec_ray |\n|---|---|---|")
-    for inputs, outputs in WIDTHS:
-        plain, fast = frozen(inputs, outputs)
-        print(f"| frozen {inputs} x {outputs}, float32, GFLOP/s | {plain:.0f} | {fast:.0f} |")
+    print(f"{machine()}; {instruction_set.here()}; one thread, {ROWS} rows\n")
+    print(f"| frozen layer, forward and backward, GFLOP/s | {' | '.join(NAMES)} |\n|---{'|---' * len(NAMES)}|")
+    for dtype in DTYPES:
+        for inputs, outputs in WIDTHS:
+            print(f"| {dtype}, {inputs} x {outputs} | {' | '.join(rates(dtype, inputs, outputs))} |")
     plain, fast = attention(torch.bfloat16, torch.bfloat16), attention(torch.bfloat16, torch.float32)
-    print(f"| attention, bfloat16, microseconds | {plain:.0f} | {fast:.0f} |")
+    print("\n| attention of a bfloat16 base, microseconds | in bfloat16 | in float32 (ours) |\n|---|---|---|")
+    print(f"| 8 x 32 tokens, 12 heads, forward and backward | {plain:.0f} | {fast:.0f} |")
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.kernels", description=__doc__)
+    instruction_set.add_option(parser)
+    isa = parser.parse_args().isa
+    if isa is None:
+        measure()
+    else:
+        print(instruction_set.run("fibec_ray.bench.kernels", isa), end="")
 
 
 if __name__ == "__main__":

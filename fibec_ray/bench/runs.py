@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from fibec_ray.bench.contenders import Adapter, Contender, Finding, Ours, bare, distance
 from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, figures
+from fibec_ray.bench.instruction_set import variables
 from fibec_ray.bench.watch import CommandError, Watched, watch
 from fibec_ray.bench.workload import Sizes, write_arrays, write_texts
 
@@ -38,6 +39,10 @@ class Stand:
     folder: Path
     versions: dict[str, str] = field(default_factory=dict)
     """version of each contender, as it reports"""
+    products: dict[str, str] = field(default_factory=dict)
+    """what multiplied frozen layers, of contenders that have a choice"""
+    isa: str | None = None
+    """instructions that contenders are restricted to (instruction_set.py)"""
     _runs: int = 0
 
     def workload(self, sizes: Sizes) -> Path:
@@ -50,12 +55,14 @@ class Stand:
         self._runs += 1
         out = self.folder / f"run-{self._runs:03d}"
         out.mkdir()
-        measured = watch(contender.command(workload, out), out, contender.env(out), LIMIT_S)
+        env = {**contender.env(out), **variables(self.isa)}
+        measured = watch(contender.command(workload, out), out, env, LIMIT_S)
         try:
             found = contender.found(out)
         except OSError as error:
             raise CommandError(f"ended without a result: {error}") from error
         self.versions[contender.name] = found.version
+        self.products[contender.name] = found.products
         return measured, found
 
     def outcome(self, contender: Contender, workload: Path, cohort_size: int, wanted: Adapter | None) -> Outcome:

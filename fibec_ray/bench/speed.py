@@ -3,11 +3,15 @@
 Prints Markdown tables. The first: all contenders on one workload (workload.py), in turn and then in turn again, so that
 a change of the machine's speed meets all alike. A contender whose global adapter is not the bare loop's at the end gets
 no figure. The second: fibec_ray with more devices, larger rounds, and one actor.
+
+`--isa avx2` restricts all contenders to AVX2, as on a processor that has no more. `--write` replaces the section of
+docs/performance.md for these instructions, and keeps the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +21,7 @@ from pathlib import Path
 from fibec_ray.bench.contenders import Contender, Rival, bare, ours
 from fibec_ray.bench.environments import RIVALS, InstallError, python_of
 from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, scale_table, speed_table
+from fibec_ray.bench.instruction_set import add_option, described
 from fibec_ray.bench.machine import busy_with_others, machine
 from fibec_ray.bench.runs import Stand, compare, grow, say
 from fibec_ray.bench.workload import Sizes
@@ -35,13 +40,22 @@ on query and value and a linear head on mean-pooled states. Everything runs in t
 each.
 
 **Fairness.** All contenders train the same devices on the same batches from the same adapter. One whose final adapter
-differs from the bare loop's by more than rounding gets no figure. All use torch's own kernels, except fibec_ray, which
-computes frozen layers with oneDNN (`models/kernels.py`). The tuning of each rival is in `fibec_ray/bench/rivals/`.
+differs from the bare loop's by more than rounding gets no figure. All use torch's own products. Only fibec_ray chooses
+those of frozen layers by a short trial (`fleet.products`); its rows name them. In the rows with `torch` it has the bare
+loop's products, so their ratios show what the engine itself costs or gains. The tuning of each rival is in
+`fibec_ray/bench/rivals/`.
 
 **Measurement.** The first round (models are loaded) and the last (evaluation) are left out. Contenders take turns.
 Figures are the median of the repeats (least - most), and ratios are taken within a repeat. Memory is that of all
 processes, with shared pages counted once (PSS).
+
+**Instructions.** Speeds of products depend on the processor's instructions, so each kind of processor has a section.
+Where only one machine was at hand, environment variables restrict it to fewer instructions (`--isa`). That is an
+emulation: caches, clock and arithmetic units stay those of the machine. `python -m fibec_ray.bench.kernels` measures
+the products alone, with the same option.
 """
+SECTION = re.compile(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
+"""A part of the page: the value of --isa, or `own`, and its tables."""
 
 
 def lineup(others: Sequence[Rival]) -> list[Contender]:
@@ -74,10 +88,15 @@ def rivals(names: Sequence[str]) -> tuple[list[Rival], dict[str, Refusal]]:
 
 
 def labelled(
-    found: Mapping[str, Sequence[Outcome]], contenders: Sequence[Contender], versions: Mapping[str, str]
+    found: Mapping[str, Sequence[Outcome]],
+    contenders: Sequence[Contender],
+    versions: Mapping[str, str],
+    products: Mapping[str, str],
 ) -> dict[str, Sequence[Outcome]]:
-    """The same by the labels of the table; a rival's has its version."""
-    labels = {one.name: one.label for one in contenders}
+    """The same by the labels of the table; a rival's has its version, and ours what multiplied frozen layers."""
+    labels = {
+        one.name: f"{one.label}, {products[one.name]}" if products.get(one.name) else one.label for one in contenders
+    }
     labels |= {name: f"{name} {versions[name]}" for name in RIVALS if name in versions}
     return {labels.get(name, name): outcomes for name, outcomes in found.items()}
 
@@ -87,20 +106,33 @@ def first_table(stand: Stand, only: Sequence[str], rounds: int, repeats: int) ->
     contenders, missing = entrants(only)
     found: dict[str, Sequence[Outcome]] = {name: [refusal] for name, refusal in missing.items()}
     found = {**compare(stand, contenders, Sizes(NUM_DEVICES, COHORT_SIZE, rounds + UNMEASURED), repeats), **found}
-    return speed_table(labelled(found, contenders, stand.versions), bare("float32").label)
+    named = labelled(found, contenders, stand.versions, stand.products)
+    return speed_table(named, bare("float32").label, described(stand.isa))
 
 
-def conditions() -> str:
-    """Date and machine, and a warning if others are using it."""
+def conditions(isa: str | None = None) -> str:
+    """Date, machine and instructions, and a warning if others are using it."""
     busy = busy_with_others()
     warning = f"\n\nOther work had {busy:.0%} of the cores at the start: no measurement." if busy > 0.1 else ""
-    return f"{date.today()}; {machine()}.{warning}"
+    return f"{date.today()}; {machine()}; {described(isa)}.{warning}"
 
 
-def page(parts: Sequence[str]) -> str:
-    """docs/performance.md."""
-    command = "`make bench` prints these tables. It takes about 20 minutes on 2 quiet cores."
+def page(sections: Mapping[str, str]) -> str:
+    """docs/performance.md. sections: its tables, by the value of --isa, or `own`."""
+    command = "`make bench` prints the tables of one kind of processor. It takes about 25 minutes on 2 quiet cores."
+    parts = [f"<!-- {name} -->\n{text}\n<!-- end -->" for name, text in sections.items()]
     return "\n\n".join(["# Performance", command, HOW.strip(), *parts]) + "\n"
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """The sections of a page."""
+    return dict(SECTION.findall(text))
+
+
+def section(isa: str | None, parts: Sequence[str]) -> str:
+    """One section: a heading that names the instructions, the command, and the tables."""
+    option = f" --isa {isa}" if isa else ""
+    return "\n\n".join([f"## {described(isa)}", f"`python -m fibec_ray.bench.speed{option}`", *parts])
 
 
 def arguments() -> argparse.Namespace:
@@ -110,6 +142,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each run")
     parser.add_argument("--only", metavar="NAME[,NAME]", help=f"contenders to run, of {', '.join(names())}")
     parser.add_argument("--skip-scale", action="store_true", help="leave out the second table")
+    add_option(parser)
     parser.add_argument("--write", action="store_true", help="write the tables to docs/performance.md too")
     given = parser.parse_args()
     given.only = given.only.split(",") if given.only else []
@@ -126,16 +159,17 @@ def main() -> None:
     """Run the benchmark from the command line."""
     given = arguments()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to those who write libraries
-    parts = [conditions()]
+    parts = [conditions(given.isa)]
     with tempfile.TemporaryDirectory(prefix="fibec-bench-") as folder:
-        stand = Stand(Path(folder))
+        stand = Stand(Path(folder), isa=given.isa)
         parts.append(first_table(stand, given.only, given.rounds, given.repeats))
         print("\n\n".join(parts), flush=True)
         if not given.skip_scale:
             parts.append(scale_table(grow(stand, SIZES)))
             print(f"\n{parts[-1]}", flush=True)
     if given.write:
-        write_text(PAGE, page(parts))
+        before = sections_of(PAGE.read_text(encoding="utf-8"))
+        write_text(PAGE, page(before | {given.isa or "own": section(given.isa, parts)}))
 
 
 if __name__ == "__main__":

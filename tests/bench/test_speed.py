@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +13,15 @@ import pytest
 import torch
 from conftest import classes
 
+from fibec_ray.bench import instruction_set, runs
 from fibec_ray.bench.contenders import PACKAGE, bare, distance, ours, round_ends, saved_adapter
 from fibec_ray.bench.environments import InstallError, _run, requirements
 from fibec_ray.bench.figures import Figures, Refusal
 from fibec_ray.bench.rivals import training
 from fibec_ray.bench.rivals.training import Classifier, load_model, load_workload
 from fibec_ray.bench.runs import TOLERANCE, Stand, compare
-from fibec_ray.bench.speed import conditions, entrants, names, page
-from fibec_ray.bench.watch import CommandError, watch
+from fibec_ray.bench.speed import conditions, entrants, labelled, names, page, section, sections_of
+from fibec_ray.bench.watch import CommandError, Watched, watch
 from fibec_ray.bench.workload import LENGTH, PER_DEVICE, Sizes, write_arrays, write_texts
 from fibec_ray.config.load import load_experiment
 from fibec_ray.data.encoded import EncodedSet
@@ -183,9 +184,43 @@ def test_contenders_are_told_apart() -> None:
     assert len(set(names())) == len(names()) > 6 and {"bare-fp32", "flower", "pfl", "ours-bf16-5"} <= set(names())
 
 
+def test_rows_with_the_bare_loop_s_products_say_so() -> None:
+    same = [one for one in ours("float32") if "-same-" in one.name]
+    assert [one.name for one in same] == ["ours-fp32-same-1", "ours-fp32-same-5"]
+    command = same[1].command(Path("workload"), Path("out"))
+    assert {"fleet.lanes=5", "fleet.products=torch", "backbone.dtype=float32"} <= set(command)
+    found = labelled({same[0].name: [], "bare-fp32": []}, [*same, bare("float32")], {}, {same[0].name: "torch"})
+    assert list(found) == ["fibec_ray, fp32 base, lanes 1, torch", "bare PyTorch loop, fp32 base"]
+
+
+def test_restricted_instructions_reach_every_contender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[Mapping[str, str]]()
+
+    def ended(command: object, folder: Path, env: Mapping[str, str], limit_s: float) -> Watched:
+        seen.append(env)
+        raise CommandError("enough")
+
+    monkeypatch.setattr(runs, "watch", ended)
+    for isa in (None, "avx2"):
+        (tmp_path / str(isa)).mkdir()
+        stand = Stand(tmp_path / str(isa), isa=isa)
+        for contender in (bare("float32"), ours("float32")[0]):
+            with pytest.raises(CommandError):
+                stand.run(contender, tmp_path)
+    limits = instruction_set.RESTRICTED["avx2"].items()
+    assert [limits <= env.items() for env in seen] == [False, False, True, True]
+
+
+@pytest.mark.slow
+def test_restricted_instructions_are_those_that_torch_then_uses() -> None:
+    assert instruction_set.described("avx2").startswith("AVX2 without bfloat16 instructions (")
+
+
 def test_the_page_says_how_and_on_what() -> None:
-    text = page([conditions(), "| a table |"])
-    assert "cores" in text and text.endswith("| a table |\n") and str(Path.home()) not in text
+    text = page({"own": section(None, [conditions(), "| a table |"]), "avx2": "| another |"})
+    assert "cores" in text and "| a table |" in text and str(Path.home()) not in text
+    assert f"## {instruction_set.here()}" in text
+    assert page(sections_of(text)) == text and sections_of(text)["avx2"] == "| another |"
 
 
 def test_an_unknown_contender_is_refused() -> None:
