@@ -19,7 +19,7 @@ from fibec_ray.errors import DeviceError, FibecError
 from fibec_ray.learning.device_round import DeviceRound
 from fibec_ray.learning.evaluation import evaluation_chunks, in_row_order
 from fibec_ray.learning.fitting import full_rank_of, on_wire, rank_of
-from fibec_ray.learning.gpu_memory import peak_gpu_memory_bytes
+from fibec_ray.learning.gpu_memory import peak_gpu_memory_bytes, what_to_lower
 from fibec_ray.learning.host import Host
 from fibec_ray.learning.records import DeviceSetup, Spent, peak_memory_bytes, setup_report, training_report
 from fibec_ray.learning.session import LocalSession, Schedule
@@ -156,5 +156,7 @@ class DeviceWorker(Host):
             yield
         except FibecError:
             raise
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(device, round_, stage, what_to_lower(error)) from error
         except Exception as error:
             raise DeviceError(device, round_, stage, what_failed(error)) from error

@@ -27,3 +27,13 @@ def forget_peak() -> None:
     torch.cuda.empty_cache()
     for number in range(torch.cuda.device_count()):
         torch.cuda.reset_peak_memory_stats(number)
+
+
+def what_to_lower(error: torch.OutOfMemoryError) -> str:
+    """One line about a GPU whose memory ran out, with what would help."""
+    first = str(error).partition("\n")[0].rstrip(". ")
+    return (
+        f"the GPU's memory ran out ({first}); start a new run with fewer fleet.lanes, a smaller local.batch_size, "
+        "evaluation.batch_size or data.max_length, or with backbone.checkpointing=true (`fibec-ray plan` shows what a "
+        "run needs)"
+    )

@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import after_rounds
 
+from fibec_ray.errors import DeviceError
 from fibec_ray.learning.gpu_memory import forget_peak, peak_gpu_memory_bytes
+from fibec_ray.learning.planning import plan_round
 from fibec_ray.models.backends import CONTEXT_BYTES
 
 GB = 10**9
@@ -52,3 +54,21 @@ def test_a_device_round_reports_the_peak_of_its_process(
     assert {report.peak_gpu_memory_bytes for report in on_cpu} == {None}
     assert {report.peak_gpu_memory_bytes for report in on_gpu} == {7 * GB + CONTEXT_BYTES}
     assert [report.update_digest for report in on_cpu] == [report.update_digest for report in on_gpu]
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_memory_that_runs_out_is_told_with_what_to_lower(
+    lanes: int, tiny_settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, worker_spec, _ = after_rounds(0, tiny_settings("fedavg"), tmp_path)
+    fleet.lanes = lanes
+
+    def grad(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.\nmore advice")
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    with pytest.raises(
+        DeviceError, match=r"train: the GPU's memory ran out \(CUDA .* full\); .* fewer fleet.lanes"
+    ) as told:
+        fleet.run_round(plan_round(worker_spec.job, 0))
+    assert "\n" not in str(told.value)
