@@ -11,6 +11,7 @@ from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.data.stamps import changes
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.files.run_dir import absolute, failing_plainly, locked, next_free
+from fibec_ray.fleets.ray.local_cluster import started_early
 from fibec_ray.learning.store import StateStore
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.roundlog.parts import check_parts
@@ -37,8 +38,9 @@ def resume(folder: Path, overrides: Sequence[str] = (), callback: Callback | Non
 @restored()
 def resume_record(record: Record, callback: Callback) -> Finished:
     """Continue a run that has not finished."""
-    quiet_libraries()
-    with locked(record.folder) as claim:
+    fleet, num_devices = record.experiment.fleet, record.experiment.num_devices
+    with locked(record.folder) as claim, started_early(fleet, num_devices, callback.on_message) as cluster:
+        quiet_libraries()
         if read_identity(record.folder) != record.identity:  # another process was faster
             raise RunDirError(
                 f"{record.folder}: another run has begun here in the meantime; resume again to continue that one"
@@ -46,7 +48,7 @@ def resume_record(record: Record, callback: Callback) -> Finished:
         start = rewind(record, callback.on_message)
         if start is not None:
             record = record.computing(start.manifest.lanes, products_of(record))
-        return carry_on(record.experiment, claim, record.identity, start, callback)
+        return carry_on(record.experiment, claim, record.identity, start, callback, cluster)
 
 
 def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:

@@ -24,6 +24,7 @@ from fibec_ray.files.yaml_text import to_yaml
 from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.placement import Need
+from fibec_ray.fleets.ray.local_cluster import LocalCluster, started_early
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.garbage import large_steps
 from fibec_ray.learning.planning import plan_round
@@ -72,19 +73,29 @@ def simulate(experiment: Experiment, folder: Path, callback: Callback | None = N
     Settings, data, backbone and memory are checked before any actor starts. Raises UserError if one does not fit, and
     then leaves nothing behind.
     """
-    with large_steps(), run_dirs.claimed(folder) as claim:
+    callback = callback or Callback()
+    early = started_early(experiment.fleet, experiment.num_devices, callback.on_message)
+    with large_steps(), run_dirs.claimed(folder) as claim, early as cluster:
         quiet_libraries()
         prepared = prepare(experiment, claim.folder)
         sources = experiment.method.sources
         identity = identify(claim.folder, resolved(experiment), prepared, _git_commit(), sources)
         identity.write(claim.folder)
-        return carry_on(experiment, claim, identity, None, callback or Callback())
+        return carry_on(experiment, claim, identity, None, callback, cluster)
 
 
 def carry_on(
-    experiment: Experiment, claim: Claim, identity: Identity, start: Checkpoint | None, callback: Callback
+    experiment: Experiment,
+    claim: Claim,
+    identity: Identity,
+    start: Checkpoint | None,
+    callback: Callback,
+    cluster: LocalCluster | None,
 ) -> Finished:
-    """Run from a checkpoint (None: from the setup phase) to the end. The folder must hold nothing later."""
+    """Run from a checkpoint (None: from the setup phase) to the end. The folder must hold nothing later.
+
+    cluster: a local Ray cluster that is starting; None: the fleet joins or starts one if it needs any.
+    """
     folder = claim.folder
     callback.on_data(identity.prepared)
     totals = RunTotals(experiment.task, experiment.local.batch_size)
@@ -97,7 +108,7 @@ def carry_on(
     )
     summary.write("running")
     callback = CallbackList(callback, summary)
-    fleet = make_fleet(experiment, worker_spec, callback.on_progress, callback.on_message, need)
+    fleet = make_fleet(experiment, worker_spec, callback.on_progress, callback.on_message, need, cluster)
     checkpointer = Checkpointer(folder, identity.run_id, experiment.checkpoint, worker_spec.store, fleet, start)
     try:
         for logged in run_rounds(experiment, worker_spec, fleet, totals, callback, start):
@@ -184,7 +195,12 @@ def write_settings(experiment: Experiment, path: Path) -> None:
 
 
 def make_fleet(
-    experiment: Experiment, worker_spec: WorkerSpec, progress: Progress, note: Callable[[str], None], need: Need
+    experiment: Experiment,
+    worker_spec: WorkerSpec,
+    progress: Progress,
+    note: Callable[[str], None],
+    need: Need,
+    cluster: LocalCluster | None,
 ) -> Fleet:
     """The fleet that the experiment asks for: in this process, or actors on Ray."""
     worker_spec = replace(worker_spec, beside=need.beside, most_lanes=need.lanes)
@@ -192,7 +208,7 @@ def make_fleet(
         return LocalFleet(worker_spec, progress)
     from fibec_ray.fleets.ray.fleet import RayFleet
 
-    return RayFleet(worker_spec, progress, note, need)
+    return RayFleet(worker_spec, progress, note, need, cluster)
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:

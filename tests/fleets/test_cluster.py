@@ -17,7 +17,7 @@ import pytest
 
 import fibec_ray
 from fibec_ray.errors import CapacityError, ClusterError, ConfigError
-from fibec_ray.fleets.ray import address, local_cluster, scratch
+from fibec_ray.fleets.ray import address, head, local_cluster, processes, scratch
 from fibec_ray.fleets.ray.init import first_line
 from fibec_ray.fleets.settings import FleetConfig
 
@@ -176,7 +176,7 @@ SESSION = """
 import os, sys, psutil, ray
 from pathlib import Path
 from fibec_ray.fleets.ray.cluster import connect
-from fibec_ray.fleets.ray.local_cluster import _is_alive
+from fibec_ray.fleets.ray.processes import is_alive
 from fibec_ray.fleets.settings import FleetConfig
 
 notes = []
@@ -187,7 +187,7 @@ for process in [psutil.Process(), *mine]:
     for connection in process.net_connections():
         if connection.status == "LISTEN":
             assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1"), (process.name(), connection.laddr)
-folder = session.scratch.path
+folder = session.local.scratch.path
 assert mine and str(folder) in " ".join(mine[0].cmdline() + mine[1].cmdline())
 
 @ray.remote
@@ -197,7 +197,7 @@ def imported():
 
 assert "worker_spec-packages" not in os.getcwd() and os.getcwd() not in ray.get(imported.remote(), timeout=60)
 session.close(logs_to=Path(sys.argv[1]))
-assert not folder.exists() and not any(map(_is_alive, mine))
+assert not folder.exists() and not any(map(is_alive, mine))
 assert (Path(sys.argv[1]) / "raylet.out").is_file()
 print("done")
 """
@@ -237,14 +237,14 @@ FAILING = """
 import psutil
 from fibec_ray.errors import ClusterError
 from fibec_ray.fleets.ray.cluster import connect
-from fibec_ray.fleets.ray.local_cluster import _is_alive
+from fibec_ray.fleets.ray.processes import is_alive
 from fibec_ray.fleets.settings import FleetConfig
 
 try:
     connect(FleetConfig(object_store_mb=80))
 except ClusterError as error:
     print(error)
-left = [process for process in psutil.Process().children(recursive=True) if _is_alive(process)]
+left = [process for process in psutil.Process().children(recursive=True) if is_alive(process)]
 assert not left, left
 """
 
@@ -267,8 +267,8 @@ def test_the_first_error_in_ray_s_logs_is_quoted(tmp_path: Path) -> None:
         "[2026-11-26 07:24:50,486 C 12 12] (raylet) main.cc:2: no more files\n"
         "[2026-11-26 07:24:50,486 E 12 12] (raylet) main.cc:3: a trace\n"
     )
-    assert local_cluster._last_words(tmp_path, "") == " (main.cc:2: no more files)"
-    assert local_cluster._last_words(tmp_path / "none", "") == ""
+    assert head.last_words(tmp_path, "") == " (main.cc:2: no more files)"
+    assert head.last_words(tmp_path / "none", "") == ""
     assert first_line(ClusterError(" \n one.\ntwo")) == "one" and first_line(KeyError()) == "KeyError"
 
 
@@ -278,12 +278,12 @@ def test_processes_of_a_cluster_are_those_that_name_its_folder_and_what_they_sta
         subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other,
         subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as raylet,
     ):
-        while len(found := local_cluster._processes(tmp_path)) < 2:
+        while len(found := processes.of(tmp_path)) < 2:
             assert raylet.poll() is None
         assert found[0].pid == raylet.pid and other.pid not in {process.pid for process in found}
-        assert local_cluster._still_alive(found, 0) == found
+        assert processes.still_alive(found, 0) == found
         raylet.communicate(b"\n")
-        assert local_cluster._still_alive(found, 10) == []
+        assert processes.still_alive(found, 10) == []
         other.kill()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from fibec_ray.errors import ClusterError
 from fibec_ray.fleets import gpus
 from fibec_ray.fleets.placement import Resources
 from fibec_ray.fleets.ray import address, local_cluster
-from fibec_ray.fleets.ray.init import Note, captured_stderr, first_line, init
-from fibec_ray.fleets.ray.scratch import Scratch
+from fibec_ray.fleets.ray.init import captured_stderr, first_line, init, on_loopback
+from fibec_ray.fleets.ray.local_cluster import TRY_AGAIN, LocalCluster, Note, memory_taken
 from fibec_ray.fleets.ray.token import protect_token
 from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.interrupts import handlers_kept
@@ -26,35 +26,34 @@ from fibec_ray.interrupts import handlers_kept
 
 @dataclass(frozen=True)
 class Session:
-    """A connection to a cluster. scratch: folder of a local cluster that `connect` started. ours: `close` ends it."""
+    """A connection to a cluster. local: a cluster that ends with the session. ours: `close` ends the connection."""
 
-    scratch: Scratch | None = None
+    local: LocalCluster | None = None
     ours: bool = True
 
     def close(self, logs_to: Path | None = None) -> None:
         """Disconnect; stop a local cluster and remove its folder. logs_to: where to keep its logs."""
         if not self.ours:
             return
-        if self.scratch is None:
+        with suppress(Exception) if self.local else nullcontext():
             ray.shutdown()
-            return
-        local_cluster.stop(self.scratch.path)
-        self.scratch.remove(logs_to)
+        if self.local:
+            self.local.stop(logs_to)
 
 
 @handlers_kept()
-def connect(config: FleetConfig, note: Note = lambda text: None) -> Session:
-    """Join the cluster of fleet.address, or start a local one. An open session is used as it is.
+def connect(config: FleetConfig, note: Note = lambda text: None, local: LocalCluster | None = None) -> Session:
+    """Join the cluster of fleet.address or a local one. An open session is used as it is.
 
-    note: takes a line about what was done differently from the settings. Raises ConfigError, CapacityError or
-    ClusterError. A failed start cleans up after itself.
+    note: takes a line about what was done differently from the settings. local: a local cluster that was started
+    before; None: start one. Raises ConfigError, CapacityError or ClusterError. A failed start cleans up after itself.
     """
     if ray.is_initialized():
         return Session(ours=False)
     drop_empty(os.environ)
     set_default("RAY_USAGE_STATS_ENABLED", "0")
     if config.address is None:
-        return Session(local_cluster.start(config, note))
+        return _join_local(local or local_cluster.start(config, note))
     return _join(config.address, note)
 
 
@@ -63,14 +62,14 @@ def resources(config: FleetConfig) -> Resources:
     have = ray.cluster_resources()
     memory = have.get("memory", 0.0)
     if config.address is None:
-        memory = min(memory or math.inf, psutil.virtual_memory().available)
+        memory = min(memory or math.inf, psutil.virtual_memory().available + memory_taken())
     num_gpus = 0.0 if config.address is None and gpus.unusable(config) else have.get("GPU", 0.0)
     gpu_memory = gpus.smallest(gpus.visible()) if num_gpus and config.address is None else None
     return Resources(have.get("CPU", 0.0), num_gpus, int(memory), gpu_memory)
 
 
 def foreseen(config: FleetConfig) -> Resources:
-    """The resources that a fleet will find, without starting a local cluster.
+    """The resources that a fleet will find, without waiting for a local cluster.
 
     Raises what `connect` raises when joining a cluster, and CapacityError for an object store that does not fit.
     """
@@ -78,7 +77,7 @@ def foreseen(config: FleetConfig) -> Resources:
         with closing(connect(config)):
             return resources(config)
     local_cluster.refuse_large_store(config)
-    memory = psutil.virtual_memory().available - config.object_store_mb * 1_000_000
+    memory = psutil.virtual_memory().available + memory_taken() - config.object_store_mb * 1_000_000
     here = [] if gpus.unusable(config) else gpus.visible()
     return Resources(float(get_num_cpus()), float(len(here)), memory, gpus.smallest(here))
 
@@ -86,6 +85,24 @@ def foreseen(config: FleetConfig) -> Resources:
 def num_nodes(config: FleetConfig) -> int:
     """Number of live nodes of the cluster that this process joined; 1 for a local cluster."""
     return sum(node["Alive"] for node in ray.nodes()) if config.address is not None and ray.is_initialized() else 1
+
+
+def _join_local(local: LocalCluster) -> Session:
+    """Join a local cluster when it has started; one that cannot be joined is ended."""
+    try:
+        host_port = local.address()
+        with captured_stderr(), on_loopback():
+            ray._raylet.Config.initialize("")  # RAY_AUTH_MODE may have been set after Ray was imported
+            init(address=host_port)
+    except BaseException as error:
+        with suppress(Exception):
+            ray.shutdown()
+        local.abandon()
+        if isinstance(error, ClusterError) or not isinstance(error, Exception):
+            raise
+        why = first_line(error)
+        raise ClusterError(f"fleet: Ray could not start a local cluster: {why}; {TRY_AGAIN}") from error
+    return Session(local)
 
 
 def _join(where: str, note: Note) -> Session:

@@ -14,6 +14,7 @@ import ray
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, decide, room
 from fibec_ray.fleets.ray.actors import DeviceActor
 from fibec_ray.fleets.ray.cluster import Session, connect, resources
+from fibec_ray.fleets.ray.local_cluster import LocalCluster
 from fibec_ray.fleets.ray.nodes import await_nodes, find_products, prepare_nodes
 from fibec_ray.fleets.ray.pool import ActorPool, Ended
 from fibec_ray.fleets.ray.rounds import RayRound
@@ -56,6 +57,7 @@ class RayFleet:
 
     Losing actors, nodes, updates or the server costs time only: a new server continues from the last checkpoint. Any
     other error ends the fleet. need: memory that preflight estimated. note: takes a line about what was lost.
+    cluster: a local cluster that is starting; None: join or start one.
     """
 
     placement: Placement
@@ -75,6 +77,7 @@ class RayFleet:
         progress: Progress = lambda stage, done, total: None,
         note: Callable[[str], None] = lambda text: None,
         need: Need = UNFORESEEN,
+        cluster: LocalCluster | None = None,
     ):
         self._worker_spec, self._config, self._progress, self._note, self._need = (
             worker_spec,
@@ -83,6 +86,7 @@ class RayFleet:
             note,
             need,
         )
+        self._cluster = cluster
         self._session: Session | None = None
         self._pool: ActorPool | None = None
         self._accepted = AcceptedStates()
@@ -145,7 +149,7 @@ class RayFleet:
     def _start(self) -> Layout:
         """Connect, place actors, and give the server P^0."""
         self._federation = self._worker_spec.federation()
-        self._session = connect(self._config, self._note)
+        self._session = connect(self._config, self._note, self._cluster)
         await_nodes(self._config)
         self.placement = decide(self._config, self._worker_spec.job.num_devices, resources(self._config), self._need)
         self.device = self.placement.device

@@ -11,19 +11,29 @@ from textwrap import shorten
 from typing import IO, Any
 
 import ray
+from ray._private import ray_constants
 from ray.job_config import JobConfig
 
 LONGEST = 300
 """Most characters of a reason that Ray gives; some are pages of unrelated advice."""
-
-Note = Callable[[str], None]
-"""Takes a line about what was done differently from the settings."""
 
 
 def init(**settings: Any) -> None:
     """Call ray.init with quiet logging."""
     # Without a runtime_env: Ray could not use the workers that it keeps ready, and ours would start seconds later.
     ray.init(log_to_driver=False, logging_level="ERROR", job_config=_job_config(), **settings)
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Make `init` start or join a cluster that listens on 127.0.0.1 only, as Ray does on macOS and Windows. Passing the
+    address does not work: Ray replaces 127.0.0.1 by the network's address."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _job_config() -> JobConfig:

@@ -1,60 +1,152 @@
-"""Start and stop a Ray cluster for one run on this machine, and explain a failed start."""
+"""Start and stop a Ray cluster for one run on this machine.
+
+The cluster belongs to a small process of its own (head.py), and this file does not import Ray. So a driver starts the
+cluster first, and imports torch and transformers, reads the data and plans the run while Ray starts.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import re
-import time
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 
 import psutil
-import ray
-from ray._private import ray_constants
-from ray._private.node import Node
 
+import fibec_ray
+from fibec_ray.environment import drop_empty, set_default
 from fibec_ray.errors import CapacityError, ClusterError
-from fibec_ray.fleets.ray.init import LONGEST, Note, captured_stderr, first_line, init
+from fibec_ray.fleets.ray import processes
 from fibec_ray.fleets.ray.scratch import Scratch
 from fibec_ray.fleets.ray.scratch import make as make_scratch
 from fibec_ray.fleets.ray.token import ensure_token
 from fibec_ray.fleets.settings import FleetConfig
 
-STOP_S = 5
-"""Seconds that a local cluster's processes have to end by themselves, and again after SIGTERM."""
+NEEDS_SHARED_MEMORY = 10_000_000_000
+"""Bytes above which Ray rejects an object store that /dev/shm cannot hold."""
+HEAD = "import sys; sys.path.append(sys.argv.pop(1)); from fibec_ray.fleets.ray.head import main; main()"
 SMALLER_STORE = "lower it (80 MB is the least), or set fleet.kind=local to run without Ray"
 TRY_AGAIN = "try again when the machine has more to spare, or set fleet.kind=local to run without Ray"
-SAYS_ERROR = re.compile(r"\d [EFC] \d+ \d+\] (?:\([^)]*\) )?")
-"""Start of an error line in the logs of Ray's C++ code: ... 123456 E 4711 4711] (raylet) main.cc:1: ..."""
+
+Note = Callable[[str], None]
+"""Takes a line about what was done differently from the settings."""
 
 
-def start(config: FleetConfig, note: Note) -> Scratch:
-    """Start a Ray cluster on this machine. Returns its scratch folder."""
+@dataclass
+class LocalCluster:
+    """A local cluster that is starting or has started. End it with `stop`, or with `abandon` before a driver joins."""
+
+    scratch: Scratch
+    process: subprocess.Popen[str]
+    ended: bool = False
+
+    def address(self) -> str:
+        """Wait until the cluster has started; returns HOST:PORT. Raises ClusterError if it cannot start."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"why": f"its process ended with code {self.process.wait()}"}
+        if "address" not in answer:
+            raise ClusterError(f"fleet: Ray could not start a local cluster: {answer['why']}; {TRY_AGAIN}")
+        return str(answer["address"])
+
+    def stop(self, logs_to: Path | None = None) -> None:
+        """Let the cluster end, kill what does not, and remove its folder. logs_to: where to keep its logs."""
+        if self.ended:
+            return
+        self.ended = True
+        found = processes.of(self.scratch.path)
+        self._close_pipes()
+        processes.end(found)
+        self.scratch.remove(logs_to)
+
+    def abandon(self) -> None:
+        """Kill the cluster and remove its folder. Nothing is left, even if it was still starting."""
+        if self.ended:
+            return
+        self.ended = True
+        with suppress(psutil.Error):
+            psutil.Process(self.process.pid).suspend()  # so that it starts no more processes
+        for process in (found := processes.of(self.scratch.path)):
+            with suppress(psutil.Error):
+                process.kill()
+        self._close_pipes()
+        processes.end(found)
+        self.scratch.remove()
+
+    def _close_pipes(self) -> None:
+        """The process ends the cluster when its input closes."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+def start(config: FleetConfig, note: Note, num_devices: int | None = None) -> LocalCluster:
+    """Start a Ray cluster on this machine in the background. A failed start cleans up after itself.
+
+    num_devices: the most actors that the run can have; None: unknown. Raises CapacityError, ClusterError or
+    ConfigError.
+    """
     refuse_large_store(config)
+    _prepare_environment()
     told = ensure_token(os.environ)
     scratch = make_scratch(os.environ)
     for line in filter(None, (told, scratch.note, _slow_store(config))):
         note(line)
-    with captured_stderr() as said:
-        try:
-            with _on_loopback(), _without_services():
-                init(
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=config.object_store_mb * 1_000_000,
-                    _temp_dir=str(scratch.path),
-                )
-        except BaseException as error:
-            stop(scratch.path)
-            why = f"{first_line(error)}{_last_words(scratch.path, said())}"
-            scratch.remove()
-            if not isinstance(error, Exception):
-                raise
-            raise ClusterError(f"fleet: Ray could not start a local cluster: {why}; {TRY_AGAIN}") from error
-    return scratch
+    store, preload = config.object_store_mb * 1_000_000, _fills_the_machine(config, num_devices)
+    # -P: a user's queue.py or random.py in the working directory must not shadow Python's.
+    command = [sys.executable, *_site_flags(), "-P", "-c", HEAD, str(Path(fibec_ray.__file__).parents[1])]
+    try:
+        process = subprocess.Popen(
+            [*command, str(scratch.path), str(store), str(int(preload))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # the terminal's Ctrl-C is for the driver
+        )
+    except BaseException:
+        scratch.remove()
+        raise
+    return LocalCluster(scratch, process)
+
+
+@contextmanager
+def started_early(config: FleetConfig, num_devices: int, note: Note) -> Iterator[LocalCluster | None]:
+    """A local cluster for the run in this block, if it needs one of its own. A run that fails early leaves nothing."""
+    ray = sys.modules.get("ray")
+    if config.kind != "ray" or config.address is not None or (ray is not None and ray.is_initialized()):
+        yield None
+        return
+    cluster = start(config, note, num_devices)
+    try:
+        yield cluster
+    finally:
+        cluster.abandon()
+
+
+def _prepare_environment() -> None:
+    drop_empty(os.environ)
+    set_default("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's default for new clusters. Set here, so that the driver finds the same when it joins.
+    set_default("RAY_AUTH_MODE", "token")
+
+
+def _fills_the_machine(config: FleetConfig, num_devices: int | None) -> bool:
+    """True if about as many actors as CPUs are expected. Ray starts a worker for each CPU, and a preloaded one that
+    never becomes an actor would waste 200 MB."""
+    cpus = os.cpu_count() or 1
+    actors = cpus if config.num_actors is None else config.num_actors
+    return min(actors, num_devices or actors) + 1 >= cpus
+
+
+def _site_flags() -> list[str]:
+    return [flag for flag, on in (("-s", sys.flags.no_user_site), ("-S", sys.flags.no_site)) if on]
 
 
 def refuse_large_store(config: FleetConfig) -> None:
@@ -62,11 +154,16 @@ def refuse_large_store(config: FleetConfig) -> None:
     asked, free = config.object_store_mb * 1_000_000, psutil.virtual_memory().available
     if asked > free:
         raise CapacityError(f"{_store(config)}, and {_mb(free)} of memory are free; {SMALLER_STORE}")
-    if asked > max(ray_constants.REQUIRE_SHM_SIZE_THRESHOLD, shared := _shared_memory()):
+    if asked > max(NEEDS_SHARED_MEMORY, shared := _shared_memory()):
         raise CapacityError(
             f"{_store(config)}, and /dev/shm has {_mb(shared)} free; {SMALLER_STORE}, or enlarge /dev/shm "
             "(in Docker: --shm-size)"
         )
+
+
+def memory_taken() -> int:
+    """Bytes that the processes of this driver's local cluster have taken. Plans count them, so they are not gone."""
+    return sum(map(processes.private_bytes, processes.of(HEAD)))
 
 
 def _slow_store(config: FleetConfig) -> str | None:
@@ -94,96 +191,3 @@ def _shared_memory() -> float:
         return psutil.disk_usage("/dev/shm").free
     except OSError:
         return math.inf
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Make a new cluster listen on 127.0.0.1 only, as Ray does on macOS and Windows. Passing the address does not work:
-    Ray replaces init(_node_ip_address="127.0.0.1") by the network's address."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
-"""Methods of Ray's Node that start processes which a run has no use for: the autoscaler, the reader of logs for drivers
-that print them, and the web server. They cost 1.4 s of CPU and 1 s of waiting. Prometheus needs none of them."""
-
-
-@contextmanager
-def _without_services() -> Iterator[None]:
-    """Make a new cluster start without SERVICES. `ray.init` has no settings for them."""
-    before = {name: getattr(Node, name) for name in SERVICES if hasattr(Node, name)}
-    for name in before:
-        setattr(Node, name, lambda node, **settings: None)
-    try:
-        yield
-    finally:
-        for name, method in before.items():
-            setattr(Node, name, method)
-
-
-def stop(folder: Path) -> None:
-    """Stop a local cluster, even if half started, and wait until none of its processes can write to its folder."""
-    found = _processes(folder)
-    with suppress(Exception):
-        ray.shutdown()
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        for process in _still_alive(found, STOP_S):
-            with suppress(psutil.Error):
-                end(process)
-    _still_alive(found, STOP_S)
-
-
-def _processes(folder: Path) -> list[psutil.Process]:
-    """Child processes that were started for this folder, with their children."""
-    roots = [child for child in psutil.Process().children() if _names(child, folder)]
-    found = list(roots)
-    for root in roots:
-        with suppress(psutil.Error):
-            found += root.children(recursive=True)
-    return found
-
-
-def _still_alive(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """The processes that do not end in time. A zombie counts as ended; our own children are collected."""
-    deadline = time.monotonic() + seconds
-    while (left := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            return True
-        process.wait(timeout=0)
-    except psutil.Error:
-        pass
-    return False
-
-
-def _names(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return any(str(folder) in argument for argument in process.cmdline())
-    except psutil.Error:
-        return False
-
-
-def _last_words(folder: Path, stderr: str) -> str:
-    """The first error that one of Ray's processes logged, in brackets; '' if none did."""
-    logs = [
-        _read(path) for name in ("gcs_server", "raylet") for path in sorted(folder.glob(f"session_2*/logs/{name}*"))
-    ]
-    lines = [line for text in (*logs, stderr) for line in text.splitlines() if SAYS_ERROR.search(line)]
-    return f" ({shorten(SAYS_ERROR.split(lines[0])[-1], LONGEST)})" if lines else ""
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -1,0 +1,78 @@
+"""A local cluster starts in the background, and ends with its driver, whatever happens to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import fibec_ray
+from fibec_ray.fleets.ray import local_cluster, processes
+from fibec_ray.fleets.settings import FleetConfig
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where clusters have their files: a folder whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "local"}, {"address": "head:6379"}])
+def test_runs_that_need_no_cluster_of_their_own_start_none(settings: dict[str, str], short: Path) -> None:
+    with local_cluster.started_early(FleetConfig.model_validate(settings), 2, pytest.fail) as cluster:
+        assert cluster is None
+    assert list(short.iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_run_that_fails_while_its_cluster_starts_leaves_nothing(short: Path, seconds: float) -> None:
+    """At once, and when Ray's own processes have started."""
+    cluster = local_cluster.start(FleetConfig(object_store_mb=80), pytest.fail, 2)
+    time.sleep(seconds)
+    found = processes.of(cluster.scratch.path)
+    cluster.abandon()
+    assert found
+    assert processes.still_alive(found, 0) == [] and list(short.iterdir()) == []
+    assert processes.of(local_cluster.HEAD) == []
+
+
+KILLED = """
+import os, signal, sys
+from fibec_ray.fleets.ray.local_cluster import start
+from fibec_ray.fleets.ray import processes
+from fibec_ray.fleets.settings import FleetConfig
+
+cluster = start(FleetConfig(object_store_mb=80), print, 2)
+cluster.address()
+print(*(process.pid for process in processes.of(cluster.scratch.path)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.ray
+def test_a_cluster_ends_with_a_driver_that_is_killed(short: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, timeout=120, env=environment)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) > 3, done.stderr
+    left = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    assert processes.still_alive(left, 20) == []
+
+
+def test_workers_are_preloaded_only_where_they_become_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    expected = {None: True, 15: True, 8: False}
+    for num_actors, preloads in expected.items():
+        config = FleetConfig(placement="pooled", num_actors=num_actors)
+        assert local_cluster._fills_the_machine(config, 100) is preloads
+    assert not local_cluster._fills_the_machine(FleetConfig(), 4), "four devices have four actors at most"
