@@ -20,12 +20,17 @@ class InstallError(Exception):
     """An environment cannot be made; the message is pip's."""
 
 
+def is_installed(rival: str) -> bool:
+    """True if a rival's environment exists and has the right versions."""
+    ready = _folder(rival) / ".ready"
+    return ready.exists() and ready.read_text() == "\n".join(requirements(rival))
+
+
 def python_of(rival: str) -> Path:
     """The interpreter of a rival's environment. Makes the environment if it is missing or has other versions."""
-    folder = cache_dir() / "bench" / rival
-    wanted = "\n".join(requirements(rival))
+    folder, wanted = _folder(rival), "\n".join(requirements(rival))
     ready = folder / ".ready"
-    if not ready.exists() or ready.read_text() != wanted:
+    if not is_installed(rival):
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)])
         quiet = ["--quiet", "--disable-pip-version-check"]
@@ -37,6 +42,10 @@ def python_of(rival: str) -> Path:
 def requirements(rival: str) -> list[str]:
     """The packages that a rival's environment needs, with versions."""
     return [*(f"{name}=={version(name).split('+')[0]}" for name in SHARED), RIVALS[rival]]
+
+
+def _folder(rival: str) -> Path:
+    return cache_dir() / "bench" / rival
 
 
 def _run(command: list[str]) -> None:

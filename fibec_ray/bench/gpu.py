@@ -7,6 +7,7 @@
 Bases are bfloat16, with LoRA r = 8 on query and value and a linear head on mean-pooled states. A device-round is 4
 steps. In runs of `fibec-ray run` every device takes part in every round. The first round (models are loaded) and the
 last (evaluation) do not count. Each row is measured in a process of its own. Prints Markdown.
+Flower is measured where `make bench` has installed it, or with --only flower, which installs it.
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ from typing import Any
 
 import torch
 
-from fibec_ray.bench.contenders import round_ends
-from fibec_ray.bench.gpu_cases import CASES, SHORT, SMALLEST, STEPS, Case, write
+from fibec_ray.bench.contenders import Rival, round_ends
+from fibec_ray.bench.environments import InstallError, is_installed, python_of
+from fibec_ray.bench.gpu_cases import CASES, MINILM, SHORT, SMALLEST, STEPS, Case, write
 from fibec_ray.bench.gpu_table import Measured, Row, table, targets
 from fibec_ray.bench.lanes import peak_tflops
 from fibec_ray.bench.machine import machine
 from fibec_ray.bench.runs import say
+from fibec_ray.bench.watch import CommandError, watch
+from fibec_ray.bench.workload import Sizes, write_arrays, write_texts
 from fibec_ray.roundlog.reader import read_devices
 
 LIMIT_S = 300
 """of one row; a slower one is stopped"""
-KINDS = ("bare", "kernels", "engine")
+KINDS = ("bare", "kernels", "graph", "engine", "flower")
+
+
+FLOWERS_DEVICES, FLOWERS_COHORT = 100, 20
 
 
 class Failed(Exception):
@@ -73,19 +80,37 @@ class Bench:
         rate = cohort_size * self.rounds / (ends[-2] - ends[0])
         return Measured(rate, _memory(folder / "run"), ends[0] - started)
 
+    def flower(self) -> Measured:
+        """Flower's simulation on the same device-rounds of MiniLM (`workload.py`). Raises Failed."""
+        sizes = Sizes(FLOWERS_DEVICES, FLOWERS_COHORT, self.rounds + 2)
+        workload, out = write_texts(sizes, self.folder / "flower").parent, self.folder / "flower-out"
+        write_arrays(workload / "experiment.yaml")
+        out.mkdir()
+        try:
+            rival = Rival("flower", "flower", python_of("flower"), "flower", "bfloat16")
+            watched = watch([*rival.command(workload, out), self.device], out, rival.env(out), LIMIT_S)
+            ends = rival.found(out).ends
+        except (CommandError, InstallError, OSError) as error:
+            raise Failed(str(error)) from error
+        return Measured(FLOWERS_COHORT * self.rounds / (ends[-2] - ends[0]), None, ends[0] - watched.started)
+
 
 def measure(bench: Bench, cases: Mapping[str, Case], kinds: Sequence[str], lanes: Sequence[int]) -> list[Row]:
     """All rows. lanes: instead of each case's own, if given."""
     rows: list[Row] = []
     for name, case in cases.items():
-        widths = tuple(lanes) or case.lanes
+        widths, wanted = tuple(lanes) or case.lanes, [kind for kind in kinds if not case.only or kind in case.only]
         work: list[tuple[str, int, Callable[[], Measured]]] = []
-        if "bare" in kinds:
+        if "bare" in wanted:
             work.append(("bare", 1, partial(bench.trial, "bare", name, 1)))
-        if "kernels" in kinds and not case.decoder:
+        if "kernels" in wanted and not case.decoder:
             work += [("kernels", number, partial(bench.trial, "kernels", name, number)) for number in widths]
-        if "engine" in kinds:
+        if "graph" in wanted and not case.decoder and bench.device == "cuda":
+            work.append(("graph", 1, partial(bench.trial, "graph", name, 1)))
+        if "engine" in wanted:
             work += [("engine", number, partial(bench.engine, name, case, number)) for number in widths]
+        if "flower" in wanted and case is MINILM:
+            work.append(("flower", 1, bench.flower))
         for kind, number, run in work:
             rows.append(_row(case, kind, number, run))
             say(f"{case.name}, {kind}, {number} lanes: {rows[-1].outcome}")
@@ -125,7 +150,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--models", nargs="+", choices=tuple(CASES), help="by default all")
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="what to measure")
+    parser.add_argument(
+        "--only", nargs="+", choices=KINDS, help="what to measure; by default all, and Flower if it is installed"
+    )
     parser.add_argument("--lanes", type=int, nargs="+", default=(), help="by default 1, 8, 32, 64, and 20 for MiniLM")
     parser.add_argument("--fleet", choices=("ray", "local"), default="ray", help="kind of the runs' fleet")
     parser.add_argument("--steps", type=int, default=20, help="measured steps of the loop and of the kernels")
@@ -154,10 +181,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases: Mapping[str, Any] = SMALLEST if given.smallest else SHORT if given.short else CASES
     if given.models:
         cases = {name: case for name, case in cases.items() if name in given.models}
+    if not cases:
+        raise SystemExit("--models: none of them is in the table; leave out --short or --smallest")
     steps, rounds = (STEPS, 1) if given.smallest else (given.steps, given.rounds)
+    kinds = given.only or [kind for kind in KINDS if kind != "flower" or is_installed("flower")]
     with tempfile.TemporaryDirectory(prefix="fibec-bench-gpu-") as folder:
         bench = Bench(given.device, given.fleet, steps, rounds, Path(folder))
-        rows = measure(bench, cases, given.only, given.lanes)
+        rows = measure(bench, cases, kinds, given.lanes)
     peak = peak_tflops(given.device, given.peak_tflops)
     print(f"{about(given.device)}\n\n{table(rows, peak)}\n\n{targets(rows, peak)}", flush=True)
 

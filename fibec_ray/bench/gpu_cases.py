@@ -21,7 +21,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and the batches that it is trained with. config: of transformers; {}: MiniLM's own weights."""
+    """A model, and the batches that it is trained with. config: of transformers; {}: MiniLM's own weights. only: what
+    is measured with it; (): everything.
+    """
 
     name: str
     hidden: int
@@ -33,6 +35,7 @@ class Case:
     lanes: tuple[int, ...]
     config: Mapping[str, Any]
     decoder: bool = False
+    only: tuple[str, ...] = ()
 
     @property
     def targets(self) -> list[str]:
@@ -85,9 +88,10 @@ CASES = {
     "llama7b-8": llama("LLaMA-7B, 8 blocks", 4096, 11008, 8, 4, 64),
 }
 SHORT = {
-    "minilm": replace(MINILM, lanes=(1, 20)),
-    "roberta-large": replace(CASES["roberta-large"], lanes=(1, 32)),
+    "minilm": replace(MINILM, lanes=(1, 20), only=("engine",)),
+    "roberta-large": replace(CASES["roberta-large"], lanes=(1, 32), only=("bare", "kernels", "engine")),
 }
+"""The rows that the targets need."""
 SMALLEST = {"tiny": bert("tiny BERT", 64, 2, 30522, 2, 16, (1, 2))}
 
 

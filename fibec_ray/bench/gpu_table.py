@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fibec_ray.bench.gpu_cases import STEPS, Case
 
 LABELS = {"bare": "plain PyTorch + PEFT loop", "kernels": "kernels (bench.lanes)", "engine": "fibec-ray run"}
+LABELS |= {"graph": "kernels, as a CUDA graph", "flower": "Flower's simulation, 2 clients at a time"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def targets(rows: Sequence[Row], peak: float | None) -> str:
     large, small = "RoBERTa-large", "MiniLM"
     ratios = [
         ("RoBERTa-large, engine with 1 lane / plain loop", 1.0, (large, "engine", 1), (large, "bare", 1)),
+        ("RoBERTa-large, kernels as a CUDA graph / plain loop", 2.5, (large, "graph", 1), (large, "bare", 1)),
         ("RoBERTa-large, kernels with 32 lanes / plain loop", 13.0, (large, "kernels", 32), (large, "bare", 1)),
         ("RoBERTa-large, engine / kernels, 1 lane", 0.85, (large, "engine", 1), (large, "kernels", 1)),
         ("RoBERTa-large, engine / kernels, 32 lanes", 0.85, (large, "engine", 32), (large, "kernels", 32)),

@@ -1,7 +1,9 @@
-"""What `fibec_ray.bench.gpu` compares the engine with, each in a process of its own: it prints one line of JSON.
+"""What `fibec_ray.bench.gpu` compares runs with, each in a process of its own: it prints one line of JSON.
 
-python -m fibec_ray.bench.gpu_trials bare CASE DEVICE LANES STEPS       a plain PyTorch and PEFT loop
-python -m fibec_ray.bench.gpu_trials kernels CASE DEVICE LANES STEPS    the engine's lanes without the engine
+    python -m fibec_ray.bench.gpu_trials KIND CASE DEVICE LANES STEPS STARTED
+
+KIND is bare (a plain PyTorch and PEFT loop), kernels (the engine's lanes without the engine), or graph (the same, with
+each step as a CUDA graph). STARTED: seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -73,10 +75,10 @@ def bare(case: Case, device: str, steps: int, started: float) -> dict[str, float
     return {"rate": 1 / median(seconds[WARM_UP:]), "first_s": first, "gb": peak_memory(device)}
 
 
-def kernels(case: Case, device: str, lanes: int, steps: int) -> dict[str, float]:
+def kernels(case: Case, device: str, lanes: int, steps: int, graph: bool = False) -> dict[str, float]:
     """Device-rounds per second and peak memory in GB of `fibec_ray.bench.lanes`. Encoders only."""
     shape = Shape(case.hidden, case.layers, case.vocabulary, case.batch, case.tokens)
-    seconds = Trial(shape, device, lanes).seconds(steps)
+    seconds = Trial(shape, device, lanes).seconds(steps, graph)
     return {"rate": lanes / (STEPS * seconds), "gb": peak_memory(device)}
 
 
@@ -104,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     if kind == "bare":
         found = bare(case, device, int(steps), float(started))
     else:
-        found = kernels(case, device, int(lanes), int(steps))
+        found = kernels(case, device, int(lanes), int(steps), kind == "graph")
     print(json.dumps(found), flush=True)
 
 

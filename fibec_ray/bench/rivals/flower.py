@@ -1,4 +1,5 @@
-"""Flower's simulation on Ray, two client actors; `python -m fibec_ray.bench.rivals.flower ARRAYS OUT DTYPE`.
+"""Flower's simulation on Ray, two client actors; `python -m fibec_ray.bench.rivals.flower ARRAYS OUT DTYPE
+[DEVICE]`. On a GPU the actors share it.
 
 Tuning: each actor keeps its model between calls (Flower itself makes the client anew each time), the adapter is sent as
 one array, evaluation is off, and Ray has two CPUs and no dashboard.
@@ -56,7 +57,8 @@ class SameCohorts(FedAvg):
         return found
 
     def _message(self, node: int, round_: int, place: int, arrays: ArrayRecord) -> Message:
-        where = {"arrays": self._arguments.arrays, "dtype": self._arguments.dtype, "round": round_, "place": place}
+        given = self._arguments
+        where = {"arrays": given.arrays, "dtype": given.dtype, "device": given.device, "round": round_, "place": place}
         content = RecordDict({"arrays": arrays, "config": ConfigRecord(where)})
         return Message(content=content, message_type=MessageType.TRAIN, dst_node_id=node)
 
@@ -68,7 +70,8 @@ def client() -> ClientApp:
     @app.train()
     def fit(message: Message, context: Context) -> Message:
         where = message.content["config"]
-        workload, model = training.load_workload(where["arrays"]), training.load_model(where["arrays"], where["dtype"])
+        workload = training.load_workload(where["arrays"])
+        model = training.load_model(where["arrays"], where["dtype"], where["device"])
         (received,) = message.content["arrays"].to_numpy_ndarrays()
         training.load(model, training.unflat(received, workload.initial))
         loss = training.train(model, workload, where["round"], where["place"])
@@ -97,7 +100,8 @@ def server(arguments: Arguments) -> ServerApp:
 def run(arguments: Arguments) -> None:
     """Run the workload."""
     ray = {"num_cpus": ACTORS, "include_dashboard": False, "object_store_memory": 500_000_000, "log_to_driver": False}
-    settings = {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": 0}}
+    gpus = 0 if arguments.device == "cpu" else 1 / ACTORS
+    settings = {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": gpus}}
     run_simulation(server(arguments), client(), NUM_NODES, backend_config=settings)
 
 

@@ -102,11 +102,11 @@ def load_workload(folder: str) -> Workload:
 
 
 @cache
-def load_model(folder: str, dtype: str = "float32") -> Classifier:
+def load_model(folder: str, dtype: str = "float32", device: str = "cpu") -> Classifier:
     """The model; one per process."""
     torch.set_num_threads(1)
     workload = load_workload(folder)
-    model = Classifier(workload, dtype)
+    model = Classifier(workload, dtype).to(device)
     load(model, workload.initial)
     return model
 
@@ -125,7 +125,7 @@ def read(model: Classifier) -> Values:
 
 def flat(values: Values) -> Any:
     """All values as one array, which is faster to send than many."""
-    return np.concatenate([values[name].numpy().ravel() for name in sorted(values)])
+    return np.concatenate([values[name].cpu().numpy().ravel() for name in sorted(values)])
 
 
 def unflat(array: Any, like: Values) -> Values:
@@ -137,7 +137,8 @@ def unflat(array: Any, like: Values) -> Values:
 
 def train(model: Classifier, workload: Workload, round_: int, place: int) -> float:
     """One device-round, in place. Returns the last step's loss."""
-    tokens, labels = workload.data(round_, place)
+    where = model.head.weight.device
+    tokens, labels = (one.to(where) for one in workload.data(round_, place))
     parameters, settings = list(model.trainable().values()), workload.settings
     optimizer = adamw(parameters, settings["learning_rate"], settings["weight_decay"])
     loss = torch.zeros(())
@@ -157,16 +158,17 @@ def adamw(parameters: Any, rate: float, weight_decay: float) -> torch.optim.Opti
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of a rival's command. arrays: folder of the workload. out: folder for the results."""
+    """Arguments of a rival's command. arrays: folder of the workload. out: folder for the results. device: torch's."""
 
     arrays: str
     out: Path
     dtype: str
+    device: str = "cpu"
 
     @staticmethod
     def of(argv: list[str]) -> Arguments:
         """Read the arguments of a command line."""
-        return Arguments(argv[1], Path(argv[2]), argv[3])
+        return Arguments(argv[1], Path(argv[2]), *argv[3:5])
 
 
 def report(arguments: Arguments, ends: list[float], adapter: Values, version: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,11 +17,13 @@ from fibec_ray.cli import entry
 from fibec_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from fibec_ray.testing.gpu.lines import Section
+    from fibec_ray.testing.gpu.lines import Findings, Section
 
-NAMES = ("product", "methods", "models", "lanes", "settings", "resume", "backends", "memory", "seven", "actors")
+NAMES = ("product", "methods", "actors", "lanes", "seven", "backends", "models", "settings", "resume", "memory")
 TABLE = "speed"
 TABLE_LIMIT_S = 150
+SIDE_BY_SIDE = 3
+"""Steps at a time, where there are four cores for each."""
 SLOWER_ON_CPU = 10
 """A CPU may take this many times as long as a step's limit."""
 
@@ -61,23 +65,30 @@ def _run(names: Sequence[str], arguments: argparse.Namespace, about: Mapping[str
     from fibec_ray.testing.gpu.lines import Findings
     from fibec_ray.testing.gpu.steps import STEPS
 
-    findings = Findings(arguments.out, about)
-    slower = SLOWER_ON_CPU if arguments.device == "cpu" else 1
+    device, small, findings = arguments.device, arguments.small, Findings(arguments.out, about)
+    slower = SLOWER_ON_CPU if device == "cpu" else 1
     only = arguments.methods.split(",") if arguments.methods else []
-    for name in names:
-        if name == TABLE:
-            section = _table(arguments.device, arguments.small, folder / name, TABLE_LIMIT_S * slower)
-        else:
-            limit_s = STEPS[name].limit_s * slower
-            section = in_child(name, arguments.device, arguments.small, folder / name, only, limit_s)
-        findings.add(section)
-        print(section.summary, flush=True)
-        for line in section.lines:
-            if line.verdict == "FAILED":
-                print(f"        {line.what}: {line.text}", flush=True)
-        if section.table:
-            print(section.table, flush=True)
+    checks = [name for name in names if name != TABLE]
+    with ThreadPoolExecutor(max(1, min(SIDE_BY_SIDE, (os.cpu_count() or 1) // 4))) as pool:
+        for done in as_completed(
+            pool.submit(in_child, name, device, small, folder / name, only, STEPS[name].limit_s * slower)
+            for name in checks
+        ):
+            _tell(done.result(), findings)
+    if TABLE in names:  # alone, since it measures
+        _tell(_table(device, small, folder / TABLE, TABLE_LIMIT_S * slower), findings)
     return findings.failed
+
+
+def _tell(section: Section, findings: Findings) -> None:
+    """Keep and print a section."""
+    findings.add(section)
+    print(section.summary, flush=True)
+    for line in section.lines:
+        if line.verdict == "FAILED":
+            print(f"        {line.what}: {line.text}", flush=True)
+    if section.table:
+        print(section.table, flush=True)
 
 
 def _steps(only: str | None) -> Sequence[str]:

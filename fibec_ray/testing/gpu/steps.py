@@ -45,13 +45,13 @@ class Step:
 STEPS = {
     "product": Step(product, 40),
     "methods": Step(every_method, 150),
-    "models": Step(every_model, 60),
+    "actors": Step(actors, 90),
     "lanes": Step(lanes, 60),
+    "seven": Step(seven_billion, 75),
+    "backends": Step(backends, 60),
+    "models": Step(every_model, 60),
     "settings": Step(settings, 40),
     "resume": Step(resumed, 30),
-    "backends": Step(backends, 60),
     "memory": Step(caps, 30),
-    "seven": Step(seven_billion, 75),
-    "actors": Step(actors, 90),
 }
-"""In the order in which they run. The table of speeds comes after them."""
+"""In the order in which they start. The table of speeds comes after them."""
