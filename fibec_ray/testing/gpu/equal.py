@@ -19,6 +19,7 @@ from fibec_ray.testing.gpu.place import (
     CLOSE,
     LLAMA,
     Place,
+    Unavailable,
     Wrong,
     close,
     experiment,
@@ -106,14 +107,17 @@ def settings(place: Place) -> Iterator[Line]:
 
     def backbone(name: str, values: tuple[Any, Any], dtype: str, limit: float) -> str:
         require_setting(PretrainedSettings, name)
+        if name == "tf32" and not place.on_gpu:
+            raise Unavailable("needs a GPU")
         wanted, found = (
-            run(place, experiment(backbone=MINILM | {"dtype": dtype, name: value}, local=GENTLE))
-            for value in values
+            run(place, experiment(backbone=MINILM | {"dtype": dtype, name: value}, local=GENTLE)) for value in values
         )
         return close(found, wanted, limit)
 
     def graphs() -> str:
         require_setting(FleetConfig, "cuda_graphs")
+        if not place.on_gpu:
+            raise Unavailable("needs a GPU")
         chosen = experiment(backbone=MINILM | {"dtype": "bfloat16"}, local=GENTLE)
         found, wanted = (run(place, chosen, cuda_graphs=on, lanes=3) for on in (True, False))
         return close(found, wanted)
