@@ -14,6 +14,7 @@ from seq2seq_models import FAMILIES as SEQ2SEQ
 from seq2seq_models import SHARD
 from seq2seq_models import made as made_seq2seq
 from torch import Tensor
+from transformers import masking_utils
 
 from fibec_ray.model_types import Batch
 from fibec_ray.models.masks import Masks
@@ -97,3 +98,30 @@ def test_encoder_decoders_compute_the_same_without_masks(family: str) -> None:
     assert given_to(model, padded) == {"input_ids", "decoder_input_ids", "attention_mask", "decoder_attention_mask"}
     mixed = Batch({name: value[:1] for name, value in padded.inputs.items()}, padded.labels[:1])
     compare(model, mixed)
+
+
+def causal_mask(model: TorchModel) -> Tensor | None:
+    """What transformers builds for three rows of 7 tokens without a mask."""
+    embeds, positions = torch.zeros(3, 7, 32), torch.arange(7).unsqueeze(0)
+    found: Tensor | None = masking_utils.create_causal_mask(model.base.config, embeds, None, None, positions)
+    return found
+
+
+def test_no_mask_is_built_while_a_cuda_graph_is_captured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers cannot look at positions then, and takes rows for packed sequences."""
+    model = ready("lora", "llama", "mean_pool", cache)
+    masks = Masks(model.base, torch.device("cuda"), needed=False)
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda tensor=None: tensor is not None)
+    assert causal_mask(model) is not None
+    with masks.answered():
+        assert causal_mask(model) is None
+
+
+def test_transformers_answers_for_itself_outside_of_our_passes(cache: Path) -> None:
+    model, packed = ready("lora", "llama", "mean_pool", cache), torch.tensor([[0, 1, 2, 0, 1]])
+    masks = Masks(model.base, torch.device("cuda"), needed=False)
+    with masks.answered():
+        assert masking_utils.find_packed_sequence_indices(packed) is None
+    assert masking_utils.find_packed_sequence_indices(packed).tolist() == [[0, 0, 0, 1, 1]]
+    with Masks(model.base, torch.device("cpu"), needed=False).answered():
+        assert masking_utils.find_packed_sequence_indices(packed) is not None
