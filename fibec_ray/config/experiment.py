@@ -205,6 +205,11 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError(
                 f"fleet.products: {products} multiplies frozen layers, and {self.backbone.title} has none; leave it out"
             )
+        if products != "auto" and not self.backbone.has_products:
+            raise ValueError(
+                f"fleet.products: {products} has no effect with backbone.backend {self.backbone.base_backend}, which "
+                "uses PyTorch's products; leave it out, or set backbone.backend=plain"
+            )
         if why := unfit(products, self.backbone.base_dtype):
             raise ValueError(why)
         return self

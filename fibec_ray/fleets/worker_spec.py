@@ -112,10 +112,10 @@ class WorkerSpec:
     def find_products(self) -> Products | None:
         """The products of frozen layers, as configured or by a short trial on this machine.
 
-        None if nothing is frozen.
+        None if nothing is frozen, and for backends that use PyTorch's.
         """
         job = self.job
-        if not job.backbone.has_base or job.method.peft.trains_base:
+        if not job.backbone.has_products or job.method.peft.trains_base:
             return None
         if self.fleet.products != "auto":
             return self.fleet.products

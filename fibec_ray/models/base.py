@@ -109,6 +109,11 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
         return "plain"
 
     @property
+    def has_products(self) -> bool:
+        """True if its frozen layers have a choice of products on a CPU; other backends use PyTorch's."""
+        return self.has_base and self.base_backend in ("auto", "plain")
+
+    @property
     def recomputes(self) -> bool:
         """True if blocks are computed again in the backward pass."""
         return False

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
-from fibec_ray.models.products import candidates, refuse_missing
+from fibec_ray.models.products import OF_BFLOAT16, candidates, refuse_missing
 from fibec_ray.parts.peft.base import is_transposed
 from fibec_ray.types import Products
 
@@ -52,6 +53,15 @@ def speed_up(module: nn.Module, device: torch.device, products: Products | Liter
             multiply = multiplier(products, layer.weight.dtype)
             if multiply is not None:
                 layer.forward = partial(_product, layer, layer.weight.dtype, multiply)
+    if usual_if_auto(products, "bfloat16") in OF_BFLOAT16:
+        for layer in module.modules():
+            if isinstance(layer, _ConvNd) and not any(parameter.requires_grad for parameter in layer.parameters()):
+                layer.forward = partial(_convolution_in_float32, layer)
+
+
+def usual_if_auto(products: Products | Literal["auto"], dtype: str) -> Products:
+    """The usual products of this processor instead of `auto`."""
+    return candidates(dtype)[0] if products == "auto" else products
 
 
 def products_of(module: nn.Module) -> Iterator[Any]:
@@ -61,8 +71,7 @@ def products_of(module: nn.Module) -> Iterator[Any]:
 
 def multiplier(products: Products | Literal["auto"], dtype: torch.dtype) -> Multiply | None:
     """The function that multiplies weights of a dtype; None for PyTorch's own Linear."""
-    if products == "auto":
-        products = candidates("bfloat16" if dtype == torch.bfloat16 else "float32")[0]
+    products = usual_if_auto(products, "bfloat16" if dtype == torch.bfloat16 else "float32")
     library = onednn if products.startswith("onednn") else F.linear
     if dtype == torch.bfloat16 and products.endswith("float32"):
         return partial(in_float32, library)
@@ -107,6 +116,13 @@ def _product(layer: Any, dtype: torch.dtype, multiply: Multiply, x: Tensor) -> T
         return F.linear(x, weight, layer.bias)
     # Flat, because oneDNN returns a view otherwise, which autograd forbids to change in place.
     return frozen_product(x.flatten(0, -2), weight, layer.bias, multiply).view(*x.shape[:-1], -1)
+
+
+def _convolution_in_float32(layer: _ConvNd, x: Tensor) -> Tensor:
+    """A frozen convolution of a bfloat16 base in float32. Its weights are few, so that they are cast as a whole."""
+    wide, bias = layer.weight.float(), None if layer.bias is None else layer.bias.float()
+    y: Tensor = layer._conv_forward(x.float(), wide, bias)
+    return y.to(x.dtype)
 
 
 def frozen_product(x: Tensor, weight: Tensor, bias: Tensor | None, multiply: Multiply) -> Tensor:

@@ -61,7 +61,7 @@ def products_of(record: Record) -> Products | None:
 
     Runs that began before there was a choice had the products of `of_older_runs`.
     """
-    if not record.experiment.backbone.has_base:
+    if not record.experiment.backbone.has_products:
         return None
     rounds, configured = checkpoint.rounds_kept(record.folder), record.experiment.fleet.products
     kept = checkpoint.load(record.folder, rounds[-1]).manifest.products if rounds else None

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from fibec_ray.models.backbone import prepare
 from fibec_ray.models.backends import hold
 from fibec_ray.models.kernels import in_float32, keep_heap, onednn, speed_up
-from fibec_ray.models.products import NAMES, candidates, has_onednn
+from fibec_ray.models.products import NAMES, OF_BFLOAT16, candidates, has_onednn
 from fibec_ray.models.spec import Backbone
 
 CPU = torch.device("cpu")
@@ -124,6 +124,23 @@ def test_it_works_under_vmap(products: Any, dtype: torch.dtype) -> None:
     plain, fast = pair(products, dtype)
     x, near = torch.randn(4, 2, 24, dtype=dtype), TOLERANCE[dtype]
     torch.testing.assert_close(torch.func.vmap(fast)(x), plain(x), atol=near, rtol=near)
+
+
+@pytest.mark.parametrize("products", OF_BFLOAT16)
+def test_convolutions_of_a_bfloat16_base_are_computed_in_float32_too(products: Any) -> None:
+    if products not in candidates("bfloat16"):
+        pytest.skip("this torch has no oneDNN")
+    torch.manual_seed(0)
+    plain = nn.Conv2d(4, 6, 3, padding=1, groups=2).bfloat16().requires_grad_(False)
+    fast, trained = copy.deepcopy(plain), nn.Conv2d(4, 6, 3).bfloat16()
+    speed_up(nn.ModuleList([fast, trained]), CPU, products)
+    assert "forward" in vars(fast) and "forward" not in vars(trained)
+    x, e = (torch.randn(2, channels, 5, 5).bfloat16() for channels in (4, 6))
+    x.requires_grad_()
+    expected, found = plain(x), fast(x)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+    gradient, own = (torch.autograd.grad(y, x, e)[0] for y in (expected, found))
+    torch.testing.assert_close(own, gradient, atol=4e-2, rtol=2e-2)
 
 
 def test_a_layer_in_another_dtype_than_its_input_is_left_to_pytorch() -> None:

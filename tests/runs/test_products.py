@@ -102,6 +102,10 @@ def test_products_that_a_base_cannot_have_are_refused(tiny_settings: Any) -> Non
         check(tiny_settings("fedavg", fleet={"products": "torch_float32"}), "test")
     with pytest.raises(ConfigError, match="fleet.products: torch multiplies frozen layers, and .* has none; leave it"):
         check(make_regression("fedavg", fleet={"kind": "local", "products": "torch"}), "test")
+    with pytest.raises(
+        ConfigError, match="no effect with backbone.backend stream, which uses PyTorch's products; leave"
+    ):
+        check(tiny_settings("fedavg", fleet={"products": "torch"}, backbone={"backend": "stream"}), "test")
 
 
 def test_where_nothing_is_frozen_no_products_are_kept(
@@ -109,7 +113,8 @@ def test_where_nothing_is_frozen_no_products_are_kept(
 ) -> None:
     whole = tiny_settings("fedavg", rounds=1)
     whole["method"]["peft"] = {"kind": "full"}
-    for name, settings in (("network", make_regression("fedavg", rounds=1)), ("whole", whole)):
+    streamed = tiny_settings("fedavg", rounds=1, backbone={"backend": "stream"})
+    for name, settings in (("network", make_regression("fedavg", rounds=1)), ("whole", whole), ("streamed", streamed)):
         folder = simulate(check(settings, "test"), tmp_path / name).folder
         assert "products" not in read_summary(folder)
         assert verify(folder).differences == []
