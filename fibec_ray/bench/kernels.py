@@ -1,12 +1,14 @@
 """Measures the products of frozen layers and attention on this machine: `python -m fibec_ray.bench.kernels`.
 
-One thread; products and attention of MiniLM's sizes, least time of several runs. No model is loaded. `--isa avx2`
+One thread, and only its own time counts; products and attention of MiniLM's sizes, least of several runs. No model is
+loaded. `--isa avx2`
 restricts the processor's instructions.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import timeit
 from collections.abc import Callable
 
@@ -29,9 +31,9 @@ CALLS = 20
 
 
 def seconds(work: Callable[[], object], calls: int = 40, repeats: int = 5) -> float:
-    """Least time of one call over several repeats."""
+    """Least time of one call over several repeats, of this thread alone."""
     work()
-    return min(timeit.repeat(work, number=calls, repeat=repeats)) / calls
+    return min(timeit.repeat(work, number=calls, repeat=repeats, timer=time.thread_time)) / calls
 
 
 def rate(products: Products, dtype: str, inputs: int, outputs: int) -> float:
