@@ -13,7 +13,7 @@ import torch
 from fibec_ray.errors import ConfigError
 from fibec_ray.models.process_state import restored
 from fibec_ray.testing.gpu import place as small_runs
-from fibec_ray.testing.gpu.__main__ import NAMES, main
+from fibec_ray.testing.gpu.__main__ import NAMES, TABLES, main
 from fibec_ray.testing.gpu.child import in_child, measured
 from fibec_ray.testing.gpu.lines import Findings, Line, Section
 from fibec_ray.testing.gpu.methods import KINDS, every_method
@@ -109,4 +109,4 @@ def test_all_steps_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu-check.json"
     assert main(["--device", "cpu", "--small", "--out", str(out)]) == 0, out.read_text()
     assert small_runs.CLOSE == 1e-4
-    assert [step["name"] for step in json.loads(out.read_text())["steps"]] == [*NAMES, "speed"]
+    assert [step["name"] for step in json.loads(out.read_text())["steps"]] == [*NAMES, *TABLES]

@@ -122,7 +122,13 @@ def _row(case: Case, kind: str, lanes: int, run: Callable[[], Measured]) -> Row:
         return Row(case, kind, lanes, run())
     except Failed as error:
         say(f"{case.name}, {kind}, {lanes} lanes: {error}")
-        return Row(case, kind, lanes, "out of memory" if "out of memory" in str(error).lower() else "failed")
+        text = str(error)
+        return Row(
+            case,
+            kind,
+            lanes,
+            "out of memory" if "out of memory" in text.lower() else f"failed: {text[-80:].replace('|', '/')}",
+        )
 
 
 def _output(command: Sequence[str]) -> str:

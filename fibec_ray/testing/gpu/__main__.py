@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from fibec_ray.testing.gpu.lines import Findings, Section
 
 NAMES = ("product", "methods", "actors", "lanes", "seven", "backends", "models", "settings", "resume", "memory")
-TABLE = "speed"
-TABLE_LIMIT_S = 150
+TABLES = {"stream": 40, "speed": 150}
+"""Measurements, and their limits in seconds."""
 SIDE_BY_SIDE = 3
 """Steps at a time, where there are four cores for each."""
 SLOWER_ON_CPU = 10
@@ -42,7 +42,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="results, as JSON; a .md is beside it")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the check itself")
     parser.add_argument("--small", action="store_true", help="few methods and tiny models")
-    parser.add_argument("--only", metavar="STEP[,STEP]", help=f"steps to run, of {', '.join([*NAMES, TABLE])}")
+    parser.add_argument("--only", metavar="STEP[,STEP]", help=f"steps to run, of {', '.join([*NAMES, *TABLES])}")
     parser.add_argument("--methods", metavar="NAME[,NAME]", default="", help="methods to check; by default all")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep runs and output in this new folder")
     parser.set_defaults(command=_check, prints=False)
@@ -61,22 +61,23 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _run(names: Sequence[str], arguments: argparse.Namespace, about: Mapping[str, str], folder: Path) -> Sequence[str]:
-    from fibec_ray.testing.gpu.child import in_child
+    from fibec_ray.testing.gpu.child import in_child, measured
     from fibec_ray.testing.gpu.lines import Findings
     from fibec_ray.testing.gpu.steps import STEPS
 
     device, small, findings = arguments.device, arguments.small, Findings(arguments.out, about)
     slower = SLOWER_ON_CPU if device == "cpu" else 1
     only = arguments.methods.split(",") if arguments.methods else []
-    checks = [name for name in names if name != TABLE]
+    checks = [name for name in names if name not in TABLES]
     with ThreadPoolExecutor(max(1, min(SIDE_BY_SIDE, (os.cpu_count() or 1) // 4))) as pool:
         for done in as_completed(
             pool.submit(in_child, name, device, small, folder / name, only, STEPS[name].limit_s * slower)
             for name in checks
         ):
             _tell(done.result(), findings)
-    if TABLE in names:  # alone, since it measures
-        _tell(_table(device, small, folder / TABLE, TABLE_LIMIT_S * slower), findings)
+    for name in [name for name in names if name in TABLES]:  # one at a time, since they measure
+        command = [sys.executable, "-m", *_measurement(name, device, small)]
+        _tell(measured(name, command, folder / name, TABLES[name] * slower), findings)
     return findings.failed
 
 
@@ -92,7 +93,7 @@ def _tell(section: Section, findings: Findings) -> None:
 
 
 def _steps(only: str | None) -> Sequence[str]:
-    known = [*NAMES, TABLE]
+    known = [*NAMES, *TABLES]
     names = only.split(",") if only else known
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"--only: no step is called {unknown[0]!r}; there are {', '.join(known)}")
@@ -119,12 +120,13 @@ def _about(device: str) -> dict[str, str]:
     return about | {"device": device, "command": " ".join(["python -m fibec_ray.testing.gpu", *sys.argv[1:]])}
 
 
-def _table(device: str, small: bool, folder: Path, limit_s: float) -> Section:
-    """The table of `fibec_ray.bench.gpu`, shortened."""
-    from fibec_ray.testing.gpu.child import measured
-
-    options = ["--device", device, "--fleet", "local", *(["--smallest"] if small else ["--short"])]
-    return measured(TABLE, [sys.executable, "-m", "fibec_ray.bench.gpu", *options], folder, limit_s)
+def _measurement(name: str, device: str, small: bool) -> Sequence[str]:
+    """The module that prints a table, and its options."""
+    if name == "stream":
+        sizes = ["--hidden", "64", "--inner", "128", "--tokens", "8"] if small else []
+        return ["fibec_ray.bench.stream", "--device", device, *sizes]
+    options = ["--device", device, "--fleet", "local", "--smallest" if small else "--short"]
+    return ["fibec_ray.bench.gpu", *options]
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from typing import Any
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check
-from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.models.settings import PretrainedSettings
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import Finished, simulate
 from fibec_ray.testing.checks import Plug
@@ -26,7 +24,6 @@ from fibec_ray.testing.gpu.place import (
     line,
     lines_of,
     peak_gpu_gb,
-    require_setting,
     run,
     same,
 )
@@ -106,21 +103,12 @@ def settings(place: Place) -> Iterator[Line]:
     """Settings that change the arithmetic on a GPU, on and off."""
 
     def backbone(name: str, values: tuple[Any, Any], dtype: str, limit: float) -> str:
-        require_setting(PretrainedSettings, name)
         if name == "tf32" and not place.on_gpu:
             raise Unavailable("needs a GPU")
         wanted, found = (
             run(place, experiment(backbone=MINILM | {"dtype": dtype, name: value}, local=GENTLE)) for value in values
         )
         return close(found, wanted, limit)
-
-    def graphs() -> str:
-        require_setting(FleetConfig, "cuda_graphs")
-        if not place.on_gpu:
-            raise Unavailable("needs a GPU")
-        chosen = experiment(backbone=MINILM | {"dtype": "bfloat16"}, local=GENTLE)
-        found, wanted = (run(place, chosen, cuda_graphs=on, lanes=3) for on in (True, False))
-        return close(found, wanted)
 
     def recomputed() -> str:
         llama: dict[str, Any] = {"config": LLAMA, "head": "causal_lm"}
@@ -133,6 +121,5 @@ def settings(place: Place) -> Iterator[Line]:
             partial(backbone, "adapter_dtype", ("float32", "base"), "bfloat16", BFLOAT16),
         ),
         ("backbone.tf32 on against off", partial(backbone, "tf32", (False, True), "float32", BFLOAT16)),
-        ("fleet.cuda_graphs on against off", graphs),
         ("backbone.checkpointing on against off", recomputed),
     )

@@ -16,8 +16,6 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check, read_yaml
 from fibec_ray.config.names import config_folder
 from fibec_ray.errors import FibecError
-from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.models.settings import PretrainedSettings
 from fibec_ray.parts.blame import what_failed
 from fibec_ray.roundlog.reader import read_devices
 from fibec_ray.runs.simulation import Finished, simulate
@@ -141,12 +139,6 @@ def line(what: str, work: Callable[[], str]) -> Line:
         return Line(what, "FAILED", _flat(what_failed(error)))
 
 
-def require_setting(section: type[FleetConfig] | type[PretrainedSettings], name: str) -> None:
-    """Raise Unavailable if this version has no such setting."""
-    if name not in section.model_fields:
-        raise Unavailable(f"this version has no setting {name}")
-
-
 def peak_gpu_gb(finished: Finished) -> float | None:
     """The most GPU memory that a device-round of a run used, in 1e9 bytes; None without a GPU."""
     table = read_devices(finished.folder)
@@ -167,4 +159,4 @@ def _norm(values: Tensors) -> float:
 
 
 def _flat(text: object) -> str:
-    return " ".join(str(text).split())[:500]
+    return " ".join(str(text).split())[:500].replace("|", "/")  # for a table
