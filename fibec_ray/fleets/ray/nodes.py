@@ -114,9 +114,16 @@ def find_products(worker_spec: WorkerSpec, config: FleetConfig) -> Products | No
     if config.products != "auto" or not hosts or any(node["NodeID"] == here for node in hosts):
         return worker_spec.find_products()
     trial = ray.remote(num_cpus=0, max_retries=2)(WorkerSpec.find_products)
-    found: Products | None = get(
-        trial.options(scheduling_strategy=_on(hosts[0])).remote(worker_spec), config.startup_timeout_s
-    )
+    try:
+        found: Products | None = get(
+            trial.options(scheduling_strategy=_on(hosts[0])).remote(worker_spec), config.startup_timeout_s
+        )
+    except LOST as error:
+        raise FleetError(
+            f"fleet.products: the trial on node {hosts[0]['NodeManagerAddress']} gave no answer within "
+            f"{config.startup_timeout_s:g} s ({type(error).__name__}); set fleet.products to onednn or torch, raise "
+            "fleet.startup_timeout_s, or see Ray's logs on the node"
+        ) from error
     return found
 
 
