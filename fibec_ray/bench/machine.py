@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
 import psutil
+
+from fibec_ray.models.processor import cpu_model
 
 LIBRARIES = ("torch", "ray", "transformers", "peft")
 
@@ -15,16 +16,7 @@ def machine() -> str:
     """CPU model, cores, memory, versions."""
     memory = psutil.virtual_memory().total / 2**30
     versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]
-    return f"{_cpu_model()}, {psutil.cpu_count()} cores, {memory:.0f} GiB; {', '.join(versions)}"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return f"{cpu_model()}, {psutil.cpu_count()} cores, {memory:.0f} GiB; {', '.join(versions)}"
 
 
 def busy_with_others() -> float:

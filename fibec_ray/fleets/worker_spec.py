@@ -101,9 +101,12 @@ class WorkerSpec:
     def prepare_base(self) -> Path | None:
         """Prepare the base weights on this node. Returns their folder; None for a network from scratch."""
         quiet_libraries()
-        # A node may keep its cache in another folder than the driver does.
-        cache_dir = Path(read("FIBEC_RAY_NODE_CACHE") or self.cache_dir)
-        return self.job.backbone.prepare(self.job.seed, self.job.answers.num_scores, cache_dir)
+        return self.job.backbone.prepare(self.job.seed, self.job.answers.num_scores, self._node_cache)
+
+    @property
+    def _node_cache(self) -> Path:
+        """This node's cache, which may be in another folder than the driver's."""
+        return Path(read("FIBEC_RAY_NODE_CACHE") or self.cache_dir)
 
     def base_fingerprint(self) -> str:
         """Digest of the base weights on this node; '' for a network from scratch."""
@@ -119,7 +122,8 @@ class WorkerSpec:
             return None
         if self.fleet.products != "auto":
             return self.fleet.products
-        return job.backbone.find_products(job.local.batch_size * job.max_length, self.fleet.threads)
+        rows = job.local.batch_size * job.max_length
+        return job.backbone.find_products(rows, self.fleet.threads, self._node_cache)
 
     def with_products(self, products: Products | None) -> WorkerSpec:
         """The same with these products of frozen layers; None: as they are."""

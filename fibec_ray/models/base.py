@@ -196,10 +196,10 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
         """Digest of the weights in a folder that `prepare` returned; '' without frozen weights."""
         return ""
 
-    def find_products(self, rows: int, threads: int) -> Products | None:
+    def find_products(self, rows: int, threads: int, cache_dir: Path) -> Products | None:
         """The fastest products of frozen layers on this machine, by a short trial; None without frozen weights.
 
-        rows: tokens of a training batch. threads: of a process.
+        rows: tokens of a training batch. threads: of a process. cache_dir: keeps the choice for later runs.
         """
         return None
 

@@ -88,10 +88,10 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
 
         return "" if base is None else fingerprint(base)
 
-    def find_products(self, rows: int, threads: int) -> Products:
-        from fibec_ray.models.product_trial import choose
+    def find_products(self, rows: int, threads: int, cache_dir: Path) -> Products:
+        from fibec_ray.models.product_choice import kept_choice
 
-        return choose(self, rows, threads)
+        return kept_choice(self, rows, threads, cache_dir)
 
     def open_base(self, folder: Path) -> Any:
         from fibec_ray.models.backbone import open_base

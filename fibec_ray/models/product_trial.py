@@ -62,10 +62,15 @@ def choose(spec: PretrainedSettings, rows: int, threads: int) -> Products:
     Tiny layers have the usual products without a trial.
     """
     able, shapes = candidates(spec.dtype), shapes_of(spec, rows)
-    if len(able) == 1 or max((shape.flops for shape in shapes), default=0.0) < SMALL:
+    if len(able) == 1 or is_tiny(shapes):
         return able[0]
     with using_threads(threads):
         return best(able, Trial(shapes, getattr(torch, spec.dtype)).seconds)
+
+
+def is_tiny(shapes: Sequence[Shape]) -> bool:
+    """True if no layer is large enough for products to differ."""
+    return max((shape.flops for shape in shapes), default=0.0) < SMALL
 
 
 def best(

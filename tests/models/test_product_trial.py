@@ -126,7 +126,10 @@ def test_times_add_up_over_layers_and_end_at_the_limit(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_without_wide_instructions_a_bfloat16_base_is_multiplied_in_float32() -> None:
     """On a processor that is made to look like one with AVX2 alone."""
-    asked = "from fibec_ray.models.spec import Backbone as B; print(B(dtype='bfloat16').find_products(256, 1))"
+    asked = (
+        "from pathlib import Path; from fibec_ray.models.spec import Backbone as B;"
+        "print(B(dtype='bfloat16').find_products(256, 1, Path('none')))"
+    )
     limits: Any = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
     done = subprocess.run([sys.executable, "-c", asked], env=os.environ | limits, capture_output=True, text=True)
     assert done.stdout.strip() in ("onednn_float32", "torch_float32"), done.stderr
