@@ -108,7 +108,7 @@ def start(config: FleetConfig, note: Note, num_devices: int | None = None) -> Lo
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # the terminal's Ctrl-C is for the driver
+            process_group=0,  # the terminal's Ctrl-C is for the driver
         )
     except BaseException:
         scratch.remove()
