@@ -48,6 +48,9 @@ TOLERANCE = 1e-3
 AdamW's first step turns the sign of a gradient near 0 into a whole step.
 """
 
+ROUNDED = {"bfloat16": 1e-2, "bfloat16 adapters": 3e-2}
+"""The same for bfloat16 products, whose order and attention differ. Kind -> tolerance."""
+
 
 class NoLanes(Exception):
     """The method is computed for one device at a time."""
@@ -107,7 +110,8 @@ def encoder(method: str = "fedavg", **backbone: Any) -> dict[str, Any]:
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "classifier of the architecture": partial(encoder, head="model"),
     "masked language model": partial(encoder, head="masked_lm"),
-    "bfloat16": partial(encoder, dtype="bfloat16"),
+    "bfloat16": partial(encoder, dtype="bfloat16", adapter_dtype="float32"),
+    "bfloat16 adapters": partial(encoder, dtype="bfloat16", adapter_dtype="base"),
     "streamed": partial(encoder, backend="stream"),
     "dropout": partial(encoder, dropout=True),
     "recomputed blocks": partial(encoder, checkpointing=True),
@@ -128,4 +132,4 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", in_turn(list(KINDS), 3, "every kind of model on a GPU"))
 def test_every_kind_of_model_runs_on_a_gpu_as_on_a_cpu(kind: str, tmp_path: Path) -> None:
-    both(KINDS[kind](), tmp_path, tolerance=1e-2 if kind == "bfloat16" else TOLERANCE)
+    both(KINDS[kind](), tmp_path, tolerance=ROUNDED.get(kind, TOLERANCE))
