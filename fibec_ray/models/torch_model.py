@@ -96,7 +96,7 @@ class TorchModel(Alone):
         with seeds.seeded_third_party(what.seed, "adapter"):
             self._attached = peft.attach(base, self._head_modules)
             head = own_head(spec.head, what.answers, num_features)
-        if spec.narrows_adapters(self.device.type) and peft.computes_in_base_dtype:
+        if spec.narrows_adapters(self.computes_on) and peft.computes_in_base_dtype:
             peft.keep_dtype(self._attached.module)
         if self.device.type == "cuda":
             allow_tf32(spec.tf32)
