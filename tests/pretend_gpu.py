@@ -168,6 +168,7 @@ class _Stream:
 
 ANSWERS: dict[str, Any] = {
     "is_available": True,
+    "is_initialized": True,
     "device_count": 1,
     "current_device": 0,
     "mem_get_info": (MEMORY, MEMORY),
@@ -176,6 +177,7 @@ ANSWERS: dict[str, Any] = {
     "get_device_capability": (9, 0),
     "get_per_process_memory_fraction": 1.0,
     **dict.fromkeys(("memory_allocated", "max_memory_allocated", "max_memory_reserved"), 10**6),
+    **dict.fromkeys(("get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all")),
     **dict.fromkeys(("synchronize", "empty_cache", "reset_peak_memory_stats", "set_per_process_memory_fraction")),
 }
 """What functions of torch.cuda return."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 
 from fibec_ray.errors import ConfigError
 from fibec_ray.models.process_state import restored
@@ -51,6 +52,13 @@ def test_methods_are_compared_with_the_cpu(tmp_path: Path) -> None:
     assert found[0].text == "relative difference 0.0e+00"
 
 
+def test_runs_on_a_gpu_record_its_memory(tmp_path: Path) -> None:
+    with pretend_gpu() as gpu:
+        found = small_runs.run(Place("cuda", True, tmp_path), small_runs.experiment())
+    assert gpu.num_operations > 200 and (small_runs.peak_gpu_gb(found) or 0) > 0.5
+    assert small_runs.peak_gpu_gb(small_runs.run(Place("cpu", True, tmp_path), small_runs.experiment())) is None
+
+
 def test_kinds_of_models_are_experiments() -> None:
     for make in KINDS.values():
         make()
@@ -86,6 +94,11 @@ def test_a_step_that_crashes_or_hangs_has_failed(tmp_path: Path) -> None:
     assert in_child("no such step", "cpu", True, tmp_path / "a", (), 100).verdict == "FAILED"
     slow = measured("slow", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "b", 0.2)
     assert slow.verdict == "FAILED" and slow.note == "stopped after 0 s"
+
+
+def test_a_step_without_time_has_failed(tmp_path: Path) -> None:
+    for section in (in_child("product", "cpu", True, tmp_path / "a", (), 0), measured("t", ["x"], tmp_path / "b", -1)):
+        assert section.verdict == "FAILED" and section.note == "not started, since no time was left"
 
 
 def test_a_table_is_read_from_a_commands_output(tmp_path: Path) -> None:

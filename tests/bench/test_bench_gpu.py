@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 
 from fibec_ray.bench.gpu import main
 from fibec_ray.bench.gpu_cases import CASES, SHORT, SMALLEST, write
@@ -53,6 +54,13 @@ def test_targets_are_beside_what_was_measured() -> None:
 def test_trials_run_on_a_cpu() -> None:
     assert bare(TINY, "cpu", 4, 0.0)["rate"] > 0
     assert kernels(TINY, "cpu", 2, 2)["rate"] > 0
+
+
+def test_trials_run_on_a_gpu() -> None:
+    with pretend_gpu() as gpu:
+        assert bare(TINY, "cuda", 4, 0.0)["rate"] > 0
+        assert kernels(TINY, "cuda", 2, 2)["rate"] > 0
+    assert gpu.num_operations > 200
 
 
 def test_the_short_table_has_the_rows_of_the_targets() -> None:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 NAMES = ("product", "methods", "actors", "lanes", "seven", "backends", "models", "settings", "resume", "memory")
 TABLES = {"stream": 40, "speed": 150}
 """Measurements, and their limits in seconds."""
+LIMIT_S = 540
+"""For everything. Steps that are not finished by then are stopped and have failed."""
 SIDE_BY_SIDE = 3
 """Steps at a time, where there are four cores for each."""
 SLOWER_ON_CPU = 10
-"""A CPU may take this many times as long as a step's limit."""
+"""A CPU may take this many times as long as the limits."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +47,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="few methods and tiny models")
     parser.add_argument("--only", metavar="STEP[,STEP]", help=f"steps to run, of {', '.join([*NAMES, *TABLES])}")
     parser.add_argument("--methods", metavar="NAME[,NAME]", default="", help="methods to check; by default all")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for everything; by default %(default)s")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep runs and output in this new folder")
     parser.set_defaults(command=_check, prints=False)
     return parser.parse_args(argv)
@@ -68,16 +72,19 @@ def _run(names: Sequence[str], arguments: argparse.Namespace, about: Mapping[str
     device, small, findings = arguments.device, arguments.small, Findings(arguments.out, about)
     slower = SLOWER_ON_CPU if device == "cpu" else 1
     only = arguments.methods.split(",") if arguments.methods else []
-    checks = [name for name in names if name not in TABLES]
+    end = time.monotonic() + arguments.limit * slower
+
+    def check(name: str) -> Section:
+        limit_s = min(STEPS[name].limit_s * slower, end - time.monotonic())
+        return in_child(name, device, small, folder / name, only, limit_s)
+
     with ThreadPoolExecutor(max(1, min(SIDE_BY_SIDE, (os.cpu_count() or 1) // 4))) as pool:
-        for done in as_completed(
-            pool.submit(in_child, name, device, small, folder / name, only, STEPS[name].limit_s * slower)
-            for name in checks
-        ):
+        for done in as_completed(pool.submit(check, name) for name in names if name not in TABLES):
             _tell(done.result(), findings)
     for name in [name for name in names if name in TABLES]:  # one at a time, since they measure
         command = [sys.executable, "-m", *_measurement(name, device, small)]
-        _tell(measured(name, command, folder / name, TABLES[name] * slower), findings)
+        limit_s = min(TABLES[name] * slower, end - time.monotonic())
+        _tell(measured(name, command, folder / name, limit_s), findings)
     return findings.failed
 
 

@@ -34,13 +34,16 @@ def measured(name: str, command: Sequence[str], folder: Path, limit_s: float) ->
     folder.mkdir(parents=True)
     started = time.monotonic()
     note = watched(command, folder / OUTPUT, limit_s)
-    output = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
+    path = folder / OUTPUT
+    output = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     table = "\n".join(text for text in output.splitlines() if text.startswith("|"))
     return Section(name, time.monotonic() - started, [], note, table)
 
 
 def watched(command: Sequence[str], output: Path, limit_s: float) -> str:
-    """Run a command with its output in a file. Returns why it failed, or ''."""
+    """Run a command with its output in a file. Returns why it failed, or ''. limit_s: seconds; 0 or less: no time."""
+    if limit_s <= 0:
+        return "not started, since no time was left"
     with output.open("wb") as file:
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
