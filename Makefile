@@ -33,7 +33,7 @@ test-all: lint  ## the slow tests too
 test-gpu: $(READY)  ## checks the engine on this machine's GPU, in about 6 minutes; results in gpu-check.json and .md
 	$(BIN)/python -m fibec_ray.testing.gpu
 
-bench: $(READY)  ## speed and memory, beside a bare loop, Flower and pfl; about 20 minutes on 2 quiet cores
+bench: $(READY)  ## speed and memory, beside a bare loop, Flower and pfl; about 25 minutes on 2 quiet cores
 	$(BIN)/python -m fibec_ray.bench.speed
 
 bench-fisher: $(READY)  ## what the initialisation phase costs, against a training epoch
