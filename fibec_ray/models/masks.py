@@ -21,6 +21,8 @@ import torch
 
 MASK_BUILDERS = ("create_causal_mask", "create_bidirectional_mask")
 """Functions of transformers that treat a missing mask as one without zeros."""
+WARNING = "warn_if_padding_and_no_attention_mask"
+"""transformers' method of a model that reads token ids"""
 ARGUMENTS = {"attention_mask": "attention_mask", "decoder_attention_mask": "target_mask"}
 """A model's argument -> the input of a batch that it is made of."""
 
@@ -37,6 +39,8 @@ class Masks:
         home = sys.modules[type(base).__module__]
         self._can_miss = not needed and any(hasattr(home, name) for name in MASK_BUILDERS)
         self._ask = device.type == "cpu"  # costs nothing there
+        if self._can_miss:
+            _leave_out_warning(base)
         if not self._ask:
             _install()
 
@@ -55,6 +59,13 @@ class Masks:
             yield
         finally:
             _answered.reset(token)
+
+
+def _leave_out_warning(base: Any) -> None:
+    """Some families, such as GPT-2, read token ids back to warn of padding without a mask; there is no padding."""
+    for module in base.modules():
+        if hasattr(module, WARNING):
+            setattr(module, WARNING, lambda *args, **options: None)
 
 
 def _install() -> None:

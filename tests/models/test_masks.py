@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from batches import of_texts
+from other_device import META, moved, without_transfers
 from peft_models import FAMILIES, HEADS, batch, made, ready, stirred
 from seq2seq_models import FAMILIES as SEQ2SEQ
 from seq2seq_models import SHARD
@@ -125,3 +126,12 @@ def test_transformers_answers_for_itself_outside_of_our_passes(cache: Path) -> N
     assert masking_utils.find_packed_sequence_indices(packed).tolist() == [[0, 0, 0, 1, 1]]
     with Masks(model.base, torch.device("cpu"), needed=False).answered():
         assert masking_utils.find_packed_sequence_indices(packed) is not None
+
+
+def test_a_left_out_mask_is_not_missed(cache: Path) -> None:
+    """GPT-2 with a pad token looks for padding in the ids if there is no mask. On the meta device that fails."""
+    model = made(lora("gpt2"), "gpt2", "mean_pool", cache)
+    model.base.config.pad_token_id = 1
+    there, data = moved(model), full().to(META)
+    with without_transfers():
+        assert there.forward(data).losses.shape == (3,)
