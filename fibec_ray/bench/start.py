@@ -80,17 +80,18 @@ def _kind(title: str) -> str:
 
 
 def table(found: dict[str, list[Start]]) -> str:
-    """Medians of the runs, by contender."""
+    """Medians of the runs, by contender; the first is the reference of the ratios, which are taken within a turn."""
     kinds = list(NAMES.values())[::-1] + [RAY]
     lines = [f"|  | first round after, s | of the bare loop | CPU, s | {', s | '.join(kinds)}, s |"]
     lines.append("| --- " * (len(kinds) + 4) + "|")
-    reference = median(start.first_round_s for start in next(iter(found.values())))
+    reference = [start.first_round_s for start in next(iter(found.values()))]
     for label, starts in found.items():
         seconds = median(start.first_round_s for start in starts)
+        ratio = median(start.first_round_s / other for start, other in zip(starts, reference, strict=True))
         total = median(sum(start.cpu_s.values()) for start in starts)
         cells = [median(start.cpu_s.get(kind, 0.0) for start in starts) for kind in kinds]
         numbers = " | ".join(f"{cell:.1f}" for cell in cells)
-        lines.append(f"| {label} | {seconds:.1f} | {seconds / reference:.2f} | {total:.1f} | {numbers} |")
+        lines.append(f"| {label} | {seconds:.1f} | {ratio:.2f} | {total:.1f} | {numbers} |")
     return "\n".join(lines)
 
 
