@@ -97,6 +97,8 @@ class DeviceUpdate:
     """of its steps"""
     fault: str | None = None
     """why the device sends nothing, if its training gave no usable update"""
+    num_batches: int = 1
+    """ceil(num_samples / local.batch_size); the server sets it before an aggregator sees the update"""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class SetupResult:
     shared_names: frozenset[str]
     layout: Layout
     layer_scores: Tensor | None
-    """(L,) float32, averaged over devices with weights n_k"""
+    """(L,) float32, averaged over devices"""
     own_models: bool = False
     """True if the method's solver makes a model for each device, beside shared and personal tensors"""
     frozen_personal: bool = False

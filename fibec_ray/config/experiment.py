@@ -189,6 +189,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             dtype=self.backbone.base_dtype,
             num_layers=self.backbone.num_layers,
             adapter_dtype=self.backbone.adapter_products,
+            dropout=self.backbone.has_dropout or self.method.peft.drops_out,
         )
         for axis, part in self.method.all_parts:
             for need in part.needs:

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fibec_ray import seeds
 from fibec_ray.curvature.per_sample import Caught
 from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import LocalModel, Outputs, Shard
@@ -61,11 +62,12 @@ class FisherScan:
         """rows of each batch, (B,) int64 positions within the shard"""
         self._names, self._rng = frozenset(names), rng
         self._found: dict[tuple[Label, Scope], Fisher] = {}
+        self._with_dropout: dict[tuple[Label, Scope], Fisher] = {}
         self._losses: Tensor | None = None
 
     @property
     def found(self) -> Fisher | None:
-        """The first pass that has run, if any."""
+        """The first pass in evaluation mode that has run, if any."""
         return next(iter(self._found.values()), None)
 
     @property
@@ -83,14 +85,23 @@ class FisherScan:
         """`losses` if a pass has computed them, for the round log; else None."""
         return self.found.losses if self.found else self._losses
 
-    def read(self, label: Label = "observed", scope: Scope = "adapter") -> Fisher:
-        """Run a pass, or return its result. In evaluation mode, without dropout.
+    def read(self, label: Label = "observed", scope: Scope = "adapter", dropout: bool = False) -> Fisher:
+        """Run a pass, or return its result. In evaluation mode unless `dropout` is on.
 
         Raises ModelError if the scope has a tensor in an unknown kind of module.
         """
-        if (label, scope) not in self._found:
-            self._found[label, scope] = self._pass(label, scope)
-        return self._found[label, scope]
+        found = self._with_dropout if dropout else self._found
+        if (label, scope) not in found:
+            found[label, scope] = self._dropping(label, scope) if dropout else self._pass(label, scope)
+        return found[label, scope]
+
+    def _dropping(self, label: Label, scope: Scope) -> Fisher:
+        """A pass with dropout on, drawn from the scan's own generator."""
+        seed = int(torch.randint(1 << 62, (), generator=self._rng))
+        with seeds.seeded_third_party(seed, "dropout"):
+            found = self._pass(label, scope, dropout=True)
+        self.model.train(False)
+        return found
 
     @torch.no_grad()
     def _forward(self) -> Tensor:
@@ -103,7 +114,7 @@ class FisherScan:
     def _groups(self) -> list[Tensor]:
         return by_length(self.shard, torch.cat(list(self.batches)), max(len(batch) for batch in self.batches))
 
-    def _pass(self, label: Label, scope: Scope) -> Fisher:
+    def _pass(self, label: Label, scope: Scope, dropout: bool = False) -> Fisher:
         model, shard = self.model, self.shard
         names = [n for n in model.trainable if n in self._names and (scope == "all" or model.is_adapter(n))]
         # One number per sample, so that drawn labels do not depend on the grouping of samples.
@@ -112,7 +123,7 @@ class FisherScan:
         losses = traces.clone()
         sums: Tensors = {}
         num_samples = sum(len(batch) for batch in self.batches)
-        model.train(False)
+        model.train(dropout)
         for group in self._groups():
             squares, losses[group] = batch_squares(
                 model, shard, group, names, label, None if draws is None else draws[group]
@@ -132,7 +143,7 @@ def batch_squares(
 ) -> tuple[Tensors, Tensor]:
     """Squared gradients E_y[g_iy^2], (B, *shape) each, of the named tensors, and losses (B,) float32.
 
-    rows: the samples. draws: (B,) uniform in [0, 1), for sampled labels. Call it in evaluation mode.
+    rows: the samples. draws: (B,) uniform in [0, 1), for sampled labels. The caller switches dropout on or off.
     """
     totals: Tensors = {}
     losses = torch.empty(0)

@@ -43,7 +43,7 @@ class DeviceWorker(Host):
     """Hosts federated devices, one at a time, on one model."""
 
     def setup(self, device: int, attempt: int = 0) -> tuple[LayerReport, DeviceReport]:
-        """Run the setup phase: curriculum order, layer scores, first Fisher information. Stores the device's state."""
+        """Run the setup phase: curriculum order, layer scores, the mask's first memory. Stores the device's state."""
         with self._stage(device, SETUP_ROUND, "setup"):
             started, method = self._start(), self.job.method
             shard = self.data.train_shard(device)
@@ -57,6 +57,13 @@ class DeviceWorker(Host):
             if method.mask.needs_setup:
                 memory["mask"] = method.mask.prepare(scan, self.rng("mask", device, SETUP_ROUND))
             scores = method.sharing.score(self.model, shard, self.rng("sensitivity", device))
+            if method.mask.needs_setup:
+                session, rate = (
+                    self._on_all_data("warm_up", (device,), initial, frozenset()),
+                    self.job.local.learning_rate,
+                )
+                memory["mask"] = method.mask.warm_up(memory["mask"], session, rate)
+                self.model.load(initial)
             kept = self.store.save(device, SETUP_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
             down = num_bytes(on_wire(self.job, initial, rank))
@@ -113,22 +120,29 @@ class DeviceWorker(Host):
 
     def tuning(self, device: int, broadcast: Broadcast, received: Tensors) -> LocalSession:
         """The session for a solver's tuning before an evaluation: all of the device's batches, with the plain loss."""
-        curriculum, batches, place = self.job.method.curriculum, self.batches(device), (device, broadcast.round)
+        return self._on_all_data("tune", (device, broadcast.round), received, frozenset(broadcast.shared))
+
+    def _on_all_data(
+        self, purpose: str, place: tuple[int, ...], received: Tensors, shared: frozenset[str]
+    ) -> LocalSession:
+        """A session on all batches of the device `place[0]`, with the plain loss, at the rate of the first round."""
+        device, curriculum = place[0], self.job.method.curriculum
+        batches = self.batches(device)
         return LocalSession(
             model=self.model,
             shard=self.data.train_shard(device),
             schedule=Schedule(
                 batches=lambda epochs: chain.from_iterable(
-                    curriculum.pick(batches, self.rng("tune", *place, epoch)) for epoch in epochs
+                    curriculum.pick(batches, self.rng(purpose, *place, epoch)) for epoch in epochs
                 ),
                 settings=self.job.local,
                 rate=self.job.local.learning_rate,
                 seed=self.job.seed,
-                place=("tune", *place),
+                place=(purpose, *place),
             ),
             initial=self.initial,
             received=received,
-            shared=frozenset(broadcast.shared),
+            shared=shared,
         )
 
     @torch.no_grad()

@@ -43,7 +43,8 @@ def for_each_part(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[DeviceU
 
     Tensors are put in the server's order, since sums over them depend on it.
     """
-    update = replace(update, delta={name: update.delta[name] for name in asked.shared})
+    num_batches = math.ceil(update.num_samples / job.local.batch_size)
+    update = replace(update, delta={name: update.delta[name] for name in asked.shared}, num_batches=num_batches)
     aggregator, objective = (
         replace(update, extras={name: update.extras[name] for name in expected})
         for expected in _expected(update, asked, job)

@@ -22,7 +22,7 @@ from fibec_ray.models.settings import AdapterDtype, Backend
 from fibec_ray.types import Products
 
 Dtype = Literal["float32", "bfloat16"]
-Lack = Literal["transformer", "one_stack"]
+Lack = Literal["transformer", "one_stack", "answer"]
 """A need of parts (`parts.part.Need`) that a backbone may not meet."""
 
 
@@ -101,6 +101,11 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
     @property
     def uses_tf32(self) -> bool:
         """True if float32 products on a GPU are in TF32."""
+        return False
+
+    @property
+    def has_dropout(self) -> bool:
+        """True if training uses the base's own dropout."""
         return False
 
     @property

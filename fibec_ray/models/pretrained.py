@@ -41,6 +41,10 @@ class Pretrained(PretrainedSettings, AnyBackbone, frozen=True):
         return self.tf32
 
     @property
+    def has_dropout(self) -> bool:
+        return self.dropout
+
+    @property
     def base_backend(self) -> Backend:
         return self.backend
 

@@ -61,6 +61,8 @@ class Rehearsed:
 
     setup_scans: Sequence[Ask]
     """scans of the mask"""
+    setup_trainings: Sequence[Training]
+    """trainings of the mask"""
     setup_memory: Tensors
     """stored after the setup phase"""
     participations: Sequence[Participation]
@@ -188,10 +190,11 @@ class Rehearsal:
     def _rehearse(self) -> Rehearsed:
         """A device's setup and first participations, in the order of `DeviceWorker`."""
         method, mask = self.method, self.method.mask
-        scan, kept = self._small_scan(self._trained), dict[str, Tensors]()
+        scan, kept, warming = self._small_scan(self._trained), dict[str, Tensors](), self._session()
         if mask.needs_setup:
-            with named(mask, "prepare"):
-                kept["mask"] = mask.prepare(scan, self._rng())
+            with named(mask, "prepare or warm_up"):
+                memory = mask.prepare(scan, self._rng())
+                kept["mask"] = mask.warm_up(memory, warming, learning_rate(self.job, 0))
         setup = _flat(kept)
         found, control = list[Participation](), blank(self.control)
         for _ in range(min(FIRST, self.job.rounds)):
@@ -203,7 +206,7 @@ class Rehearsal:
         tuned = self._session()
         with named(method.solver, "tune"):
             method.solver.tune(tuned)
-        return Rehearsed(scan.asked, setup, found, tuned.trainings, control)
+        return Rehearsed(scan.asked, warming.trainings, setup, found, tuned.trainings, control)
 
     def _take_part(self, kept: dict[str, Tensors], control: Tensors) -> tuple[Participation, Tensors]:
         """One participation. kept: memories by axis, updated in place. Also returns what the objective sends."""

@@ -54,7 +54,7 @@ class TrialScan(FisherScan):
         self.asked.append(None)
         return torch.rand(self.shard.num_samples, generator=self._rng)
 
-    def _pass(self, label: Label, scope: Scope) -> Fisher:
+    def _pass(self, label: Label, scope: Scope, dropout: bool = False) -> Fisher:
         self.asked.append((label, scope))
         numbers = torch.rand(self.shard.num_samples, generator=self._rng)
         names = [name for name in self._diagonal if scope == "all" or self.model.is_adapter(name)]

@@ -68,7 +68,7 @@ class Devices:
         total = self._scans(lengths, [*ordering, *self.rehearsal.found.setup_scans])
         for passes in self.rehearsal.score_passes:
             total += self._own_passes(lengths, passes)
-        return total
+        return total + self._trained(lengths, self._batches(device), self.rehearsal.found.setup_trainings)
 
     def device_round(self, device: int, round_: int) -> Amount:
         """One device-round."""

@@ -25,7 +25,7 @@ from fibec_ray.learning.store import AcceptedStates, StateStore
 from fibec_ray.model_types import Work
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.mask.base import may_move
-from fibec_ray.parts.sharing.layer_scores import layer_sensitivity
+from fibec_ray.parts.sharing.layer_scores import Noise, layer_sensitivity
 from fibec_ray.roundlog.reader import read_devices, read_table
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import digest, drop, num_bytes, select
@@ -303,7 +303,7 @@ def test_scoring_costs_no_more_than_an_epoch_and_sensitivity_half_as_much_again(
     epoch = flops_of(lambda: local_update(model, shard, Steps(batches, worker_spec.job.local, 0.01)))
     scoring = flops_of(FisherScan(model, shard, batches, list(worker.initial), torch.Generator()).read)
     rows = torch.cat(batches)
-    sensing = flops_of(lambda: layer_sensitivity(model, shard, rows, 2.0, 0.05, False, "diff_norm"))
+    sensing = flops_of(lambda: layer_sensitivity(model, shard, rows, Noise(), "diff_norm"))
     assert 0.5 * epoch < scoring <= epoch and epoch < sensing <= 1.5 * epoch
 
 

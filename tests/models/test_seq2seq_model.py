@@ -16,7 +16,7 @@ from fibec_ray.models.backbone import from_config
 from fibec_ray.models.seq2seq import Seq2SeqModel, StackCost
 from fibec_ray.models.spec import Backbone
 from fibec_ray.parts.peft.lora import Lora
-from fibec_ray.parts.sharing.layer_scores import layer_sensitivity, layer_similarity
+from fibec_ray.parts.sharing.layer_scores import Noise, layer_sensitivity, layer_similarity
 
 
 def single(model: Seq2SeqModel, row: int) -> Any:
@@ -115,7 +115,7 @@ def test_blocks_of_the_encoder_come_before_those_of_the_decoder() -> None:
 
 def test_noise_on_the_source_changes_the_blocks_of_both() -> None:
     model = made()
-    scores = layer_sensitivity(model, SHARD, ALL, 2.0, 0.1, True, "diff_norm")
+    scores = layer_sensitivity(model, SHARD, ALL, Noise(2.0, 0.1, True), "diff_norm")
     assert scores.shape == (5,) and bool((scores > 0).all())
     assert layer_similarity(model, SHARD, ALL).shape == (5,)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -110,3 +111,10 @@ def test_updates_are_taken_one_at_a_time() -> None:
 
     delta, _ = Mean().combine({}, stream())
     assert taken == [0, 1, 2, 3] and all(torch.equal(delta[name], value) for name, value in mean(updates).items())
+
+
+def test_devices_may_weigh_by_their_batches() -> None:
+    """(2 * 1 + 1 * 4) / 3 = 2."""
+    updates = [update(0, 5, {"w": torch.tensor([1.0])}), update(1, 4, {"w": torch.tensor([4.0])})]
+    updates = [replace(each, num_batches=count) for each, count in zip(updates, (2, 1), strict=True)]
+    assert mean(updates, Mean(weights="batches"))["w"].tolist() == [2.0]

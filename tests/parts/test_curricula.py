@@ -321,3 +321,51 @@ def test_the_order_of_words_means_nothing_to_rarity() -> None:
         scan = FisherScan(OneWeight(), shard, [torch.arange(3)], ["lora_B.weight"], rng())  # type: ignore[arg-type]
         found.append(prepared(RarityOrder(), scan)["sample_difficulty"])
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("unit", ["batch", "sample"])
+def test_without_a_shuffle_every_epoch_goes_from_easy_to_hard(unit: str) -> None:
+    """Batches by difficulty: 2, 1, 0, 3, 4; samples 7, 1, 4, 5, 2, 3, 0, 8, 6."""
+    curriculum = FisherOrder(shuffle=False, initial_fraction=1.0, unit=unit)  # type: ignore[arg-type]
+    scan = scan_of(IDS, 2)
+    shown = shown_by(curriculum, prepared(curriculum, scan), scan, 0)
+    expected = [[4, 5], [2, 3], [0, 1], [6, 7], [8]] if unit == "batch" else [[7, 1], [4, 5], [2, 3], [0, 8], [6]]
+    assert all(sets(curriculum.pick(shown, rng(seed))) == expected for seed in range(3))
+
+
+def test_an_inclusive_threshold_shows_one_unit_more_but_never_more_than_all() -> None:
+    """5 h = 1, 1.5, 2, 2.5, 3, ... so 1 + 1, 2 + 1, 2 + 1, 3 + 1, 3 + 1, 4 + 1, then all 5."""
+    curriculum, scan = FisherOrder(inclusive=True), scan_of(IDS, 2)
+    memory = prepared(curriculum, scan)
+    assert [len(shown_by(curriculum, memory, scan, t)) for t in range(ROUNDS)] == [2, 3, 3, 4, 4, 5, 5, 5, 5, 5]
+    with pytest.raises(ValueError, match="inclusive has no effect with pacing: soft"):
+        FisherOrder(pacing="soft", inclusive=True)
+
+
+class Dropping(OneWeight):
+    """The same with dropout of half of the inputs, in training mode."""
+
+    training = False
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+    def forward(self, batch: Batch, embeds: Tensor | None = None, hidden: bool = False) -> Outputs:
+        ids = nn.functional.dropout(batch.inputs["input_ids"].float(), training=self.training)
+        out = self.holders["lora_B"](ids)
+        return Outputs(out.squeeze(1), out)
+
+
+def test_scoring_with_dropout_depends_on_the_scan_s_generator_alone() -> None:
+    """Traces are 0 or (2 x)^2. The mode and torch's own generator are as before afterwards, and losses stay exact."""
+    found = []
+    for other in range(2):
+        torch.manual_seed(other)
+        scan, before = scan_of(IDS, 2, Dropping()), torch.get_rng_state()
+        found.append(prepared(FisherOrder(dropout=True), scan)["sample_difficulty"])
+        assert torch.equal(torch.get_rng_state(), before) and not scan.model.training  # type: ignore[attr-defined]
+        assert scan.known_losses is None
+        assert torch.equal(prepared(FisherOrder(), scan)["sample_difficulty"], torch.tensor(IDS).square().float())
+    assert torch.equal(found[0], found[1])
+    full = 4 * torch.tensor(IDS).square().float()
+    assert bool(((found[0] == 0) | (found[0] == full)).all()) and 0 < int((found[0] == full).sum()) < len(IDS)

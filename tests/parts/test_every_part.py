@@ -147,11 +147,12 @@ def test_every_sharing_rule_treats_a_head_as_one_and_depends_on_reports_alone(
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_every_mask_says_yes_or_no_for_each_entry_of_personal_tensors(
-    kind: str, model: TorchModel, scan: Scan, tmp_path: Path
+    kind: str, model: TorchModel, shard: Shard, scan: Scan, tmp_path: Path
 ) -> None:
-    mask = MASKS[kind]()
+    mask, session = MASKS[kind](), session_of(model, shard)
     personal = [name for name in model.trainable if model.layer_of(name) == 0]
-    memory = mask.refresh(mask.prepare(scan(), rng()), scan(), personal, rng())
+    started = mask.warm_up(mask.prepare(scan(), rng()), session, 0.01)
+    memory = mask.refresh(started, scan(), personal, rng())
     assert survives_storage(memory, tmp_path)
     keep = may_move(memory, personal)
     assert set(keep) in (set(), set(personal)) and bool(keep) == ("personal" in mask.needs)

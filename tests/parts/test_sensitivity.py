@@ -22,7 +22,14 @@ from fibec_ray.models.spec import Backbone
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.sharing.gal import GlobalLayers, average_scores, choose_layers
-from fibec_ray.parts.sharing.layer_scores import CHUNK, layer_sensitivity, relative_change, worst_noise
+from fibec_ray.parts.sharing.layer_scores import (
+    CHUNK,
+    Noise,
+    at_answer,
+    layer_sensitivity,
+    relative_change,
+    worst_noise,
+)
 from fibec_ray.types import LayerReport, LayerScores, Layout
 
 RNG = torch.Generator()
@@ -58,8 +65,9 @@ class LinearNet(Alone):
 
 
 def scores(model: LocalModel, shard: ArrayShard, rows: Tensor | None = None, **changes: object) -> Tensor:
-    how = {"p": 2.0, "rho": 0.05, "relative": False, "kind": "norm_diff", **changes}
-    return layer_sensitivity(model, shard, torch.arange(shard.num_samples) if rows is None else rows, **how)  # type: ignore[arg-type]
+    kind = changes.pop("kind", "norm_diff")
+    rows = torch.arange(shard.num_samples) if rows is None else rows
+    return layer_sensitivity(model, shard, rows, Noise(**changes), kind)  # type: ignore[arg-type]
 
 
 def random_net(num_layers: int = 3, size: int = 4, seed: int = 0) -> LinearNet:
@@ -370,3 +378,49 @@ def test_settings_of_the_gal_without_effect_are_refused() -> None:
         GlobalLayers(fraction=0.25, count_by="lossless_gap")
     with pytest.raises(ValueError, match="spectrum has no effect unless count_by is lossless_gap or slq_plateau"):
         GlobalLayers(spectrum={"max_samples": 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_noise_for_a_whole_batch(kind: str) -> None:
+    """One vector g over all samples' embeddings, and one relative change of all their states; in float64."""
+    net, rho = random_net(), 0.5
+    product = (net.weights[2] @ net.weights[1] @ net.weights[0]).double()
+    x = torch.cat([net.table[tokens].double() for tokens in SAMPLES])
+    g = (x @ product.T - 1) @ product
+    clean, noisy, expected = x, x + rho * g / g.norm(), []
+    for weight in net.weights:
+        clean, noisy = clean @ weight.double().T, noisy @ weight.double().T
+        change = (noisy.norm() - clean.norm()).abs() if kind == "norm_diff" else (noisy - clean).norm()
+        expected.append(change / clean.norm())
+    found = scores(net, shard_of(SAMPLES), rho=rho, kind=kind, whole_batch=True)
+    torch.testing.assert_close(found, torch.stack(expected).float(), rtol=1e-4, atol=1e-6)
+
+
+def test_scores_at_the_answer_compare_the_states_there_alone() -> None:
+    """The answer is at the last token: positions 2 and 1."""
+    batch = shard_of([[1, 2, 3], [4, 5]]).batch(torch.arange(2))
+    states = torch.arange(12.0).view(2, 3, 2)
+    found = Noise(at_answer=True).compared(states, batch)
+    assert found.tolist() == [[[4.0, 5.0]], [[8.0, 9.0]]]
+    together = Noise(at_answer=True, whole_batch=True).compared(states, batch)
+    assert together.tolist() == [[[4.0, 5.0], [8.0, 9.0]]]
+
+
+def test_a_sample_of_two_texts_has_an_answer_in_each() -> None:
+    """States of both rows of a sample stand one after the other: positions 1 and 3 + 2."""
+    inputs = {"input_ids": torch.ones(1, 2, 3, dtype=torch.int64), "answer_at": torch.tensor([[1, 2]])}
+    states = torch.arange(6.0).view(1, 6, 1)
+    assert at_answer(states, Batch(inputs, torch.zeros(1))).flatten().tolist() == [1.0, 5.0]
+
+
+def test_a_uniform_average_counts_devices_alike() -> None:
+    reports = [
+        LayerReport(device, size, LayerScores(torch.tensor(values)))
+        for device, size, values in [(0, 1, [1.0, 2.0]), (1, 9, [3.0, 0.0])]
+    ]
+    assert average_scores(reports, "uniform").tolist() == [2.0, 1.0]
+    layout = Layout({"a": 0, "b": 1}, 2, {})
+    chosen = {how: GlobalLayers(weights=how).select(reports, layout, RNG).names for how in ("samples", "uniform")}  # type: ignore[arg-type]
+    assert chosen == {"samples": {"a"}, "uniform": {"a"}}
+    uniform = GlobalLayers(weights="uniform", choose="bottom").select(reports, layout, RNG)
+    assert uniform.names == {"b"}

@@ -20,11 +20,17 @@ class Mean(Aggregator):
     """
 
     kind: Literal["mean"] = "mean"
-    weights: Literal["samples", "uniform"] = Field(
-        "samples", description="weight of a device: samples, n_k; uniform, equal for all, as in SCAFFOLD"
+    weights: Literal["samples", "batches", "uniform"] = Field(
+        "samples",
+        description="weight of a device: samples, n_k; batches, ceil(n_k / B) with B local.batch_size; uniform, equal "
+        "for all, as in SCAFFOLD",
     )
     needs: ClassVar[tuple[Need, ...]] = ()
 
     def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
-        by_samples = self.weights == "samples"
-        return weighted_mean((update.num_samples if by_samples else 1, update.delta) for update in updates), state
+        return weighted_mean((self._weight(update), update.delta) for update in updates), state
+
+    def _weight(self, update: DeviceUpdate) -> int:
+        if self.weights == "samples":
+            return update.num_samples
+        return update.num_batches if self.weights == "batches" else 1

@@ -98,11 +98,19 @@ class Paced(Curriculum):
         SOFTNESS, gt=0, description="kappa of pacing soft: width of the edge, as a share of the data"
     )
     unit: Literal["batch", "sample"] = Field("batch", description="what is ordered and shown")
+    shuffle: bool = Field(
+        True, description="shuffle the visible batches in each local epoch; false: always in the curriculum's order"
+    )
+    inclusive: bool = Field(
+        False, description="show one unit more than the threshold b_k^t, as in a co-author's code of FibecFed"
+    )
 
     @model_validator(mode="after")
-    def _softness_needs_soft(self) -> Paced:
+    def _no_setting_without_effect(self) -> Paced:
         if self.pacing != "soft" and self.softness != SOFTNESS:
             raise ValueError("softness has an effect only with pacing: soft; leave it out")
+        if self.pacing == "soft" and self.inclusive:
+            raise ValueError("inclusive has no effect with pacing: soft, which draws units; leave it out")
         return self
 
     def visible(
@@ -110,10 +118,15 @@ class Paced(Curriculum):
     ) -> list[Tensor]:
         order = memory["order"] if "order" in memory else self.as_split(batches)
         chosen = order[self._chosen(len(order), round_, rounds, rng)]
+        if self.unit == "batch" and not self.shuffle:
+            return [batches[i] for i in chosen.tolist()]
         if self.unit == "batch":
             # In their original order, before the shuffle: with all visible, this equals the neutral curriculum.
             return [batches[i] for i in sorted(chosen.tolist())]
         return list(chosen.split(max(len(rows) for rows in batches)))
+
+    def pick(self, visible: Sequence[Tensor], rng: torch.Generator) -> list[Tensor]:
+        return super().pick(visible, rng) if self.shuffle else list(visible)
 
     def as_split(self, batches: Sequence[Tensor]) -> Tensor:
         """(units,) in the order of the seeded split."""
@@ -124,4 +137,5 @@ class Paced(Curriculum):
         if self.pacing == "soft":
             fraction = fraction_visible("soft", round_, rounds, self.initial_fraction, self.full_at)
             return softly_visible(fraction, num_units, self.softness, rng)
-        return torch.arange(num_visible(self.pacing, num_units, round_, rounds, self.initial_fraction, self.full_at))
+        count = num_visible(self.pacing, num_units, round_, rounds, self.initial_fraction, self.full_at)
+        return torch.arange(min(num_units, count + self.inclusive))

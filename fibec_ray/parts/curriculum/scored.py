@@ -14,7 +14,7 @@ from fibec_ray.curvature.fisher import FisherScan, Scope
 from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import Batch
 from fibec_ray.parts.curriculum.pacing import Paced, Pacing
-from fibec_ray.parts.part import Need, of_label
+from fibec_ray.parts.part import Need, Setting, of_label
 from fibec_ray.tensors import Tensors
 
 
@@ -100,13 +100,24 @@ class FisherOrder(Scored):
         description="the trace is multiplied by length^this; 1 undoes the effect of mean pooling on long texts, 0: "
         "no change",
     )
+    dropout: bool = Field(
+        False, description="score with dropout on, as in training; a co-author's code of FibecFed does"
+    )
+
+    def unfit_for(self, setting: Setting) -> str | None:
+        if self.dropout and not setting.dropout:
+            return (
+                "fisher is set to score with dropout on, but nothing has dropout; set method.peft.dropout or "
+                "backbone.dropout, or method.curriculum.dropout=false"
+            )
+        return None
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (*of_label(self.label), *(("text",) if self.length_power else ()))
 
     def difficulty(self, scan: FisherScan) -> Tensor:
-        return scan.read(self.label, self.scope).traces * scan.shard.lengths.float() ** self.length_power
+        return scan.read(self.label, self.scope, self.dropout).traces * scan.shard.lengths.float() ** self.length_power
 
 
 class LossOrder(Scored):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +13,27 @@ from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors, select, under_prefix
 
 
+class WarmUp(Protocol):
+    """A device's model and training data in the setup phase. The model first holds the initial values, and the engine
+    restores them afterwards.
+    """
+
+    def read(self) -> Tensors:
+        """Copy the model's trainable values."""
+
+    def train(self, *, first_epoch: int = 0, epochs: int | None = None) -> Tensors:
+        """Train all tensors on all of the device's batches, with a new optimiser and the plain loss; returns {}.
+
+        epochs: passes over the batches; None: as set in `local`. first_epoch: its number, which decides the order of
+        the batches and dropout.
+        """
+
+
 class Mask(Part):
     """Choose the entries of a device's personal tensors that local training may change.
 
-    `prepare` runs in the setup phase if the part `needs_setup`. `refresh` runs at the start of each participation; its
-    first memory is empty if `prepare` did not run. `absorb` runs after training if the mask `watches` it.
+    `prepare`, then `warm_up`, run in the setup phase if the part `needs_setup`. `refresh` runs at the start of each
+    participation; its first memory is empty if they did not run. `absorb` runs after training if the mask `watches` it.
     A memory may hold `kept/NAME` for masked tensors, bool, True where an entry of a personal tensor may move. For the
     round log it may hold `fisher/NAME`, the diagonal Fisher information used.
     """
@@ -26,6 +43,10 @@ class Mask(Part):
     def prepare(self, scan: FisherScan, rng: torch.Generator) -> Tensors:
         """The initial memory. scan: lazy squared gradients over all of the device's data."""
         return {}
+
+    def warm_up(self, memory: Tensors, session: WarmUp, learning_rate: float) -> Tensors:
+        """Train the device's model for a while, and return the new memory. learning_rate: of the steps."""
+        return memory
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:
         """The new memory. scan: lazy squared gradients over the batches visible this round. names: the personal

@@ -94,6 +94,11 @@ class Peft(Part):
         return self, values
 
     @property
+    def drops_out(self) -> bool:
+        """True if the adapter has dropout in training."""
+        return float(getattr(self, "dropout", 0.0)) > 0
+
+    @property
     def device_ranks(self) -> Ranks | None:
         """How to cut the adapter for devices of lower rank; None: all devices train the whole adapter."""
         return None

@@ -16,10 +16,11 @@ from fibec_ray.errors import RunError
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.part import Need, Passes, Setting
 from fibec_ray.parts.sharing.base import Selection, Sharing, refuse_without_blocks
-from fibec_ray.parts.sharing.layer_scores import CHUNK, ScoreKind, layer_sensitivity, layer_similarity
+from fibec_ray.parts.sharing.layer_scores import CHUNK, Noise, ScoreKind, layer_sensitivity, layer_similarity
 from fibec_ray.types import LayerReport, LayerScores, Layout
 
 FRACTION = 0.5
+NOISE_FIELDS = ("budget", "relative", "norm", "noise_per", "score_at")
 LIKELY_RATIO = 0.5
 """Share of the blocks that a run plan assumes where a spectrum decides."""
 
@@ -54,6 +55,19 @@ class GlobalLayers(Sharing):
     budget: float = Field(0.05, gt=0, description="rho: norm of the noise, in units of the embeddings")
     relative: bool = Field(False, description="make rho relative to each sample's ||E||_F; needed on a bfloat16 base")
     norm: float = Field(2.0, ge=1, allow_inf_nan=True, description="p of the noise's norm, 1 to .inf")
+    noise_per: Literal["sample", "batch"] = Field(
+        "sample",
+        description="what one noise of norm rho and one relative change belong to: each sample, or all samples as one "
+        "batch, padding included",
+    )
+    score_at: Literal["tokens", "answer"] = Field(
+        "tokens",
+        description="the states compared: those of all real tokens, or of the position that predicts the answer (with "
+        "a classification head the first token)",
+    )
+    weights: Literal["samples", "uniform"] = Field(
+        "samples", description="weight of a device's scores in the average: samples, n_k; uniform, equal for all"
+    )
     max_samples: int = Field(64, ge=1, description="samples per device for the scores, drawn once")
 
     @model_validator(mode="after")
@@ -61,7 +75,7 @@ class GlobalLayers(Sharing):
         if self.count_by != "fraction" and self.fraction != FRACTION:
             raise ValueError("fraction has an effect only with count_by: fraction; leave one of them out")
         fields = type(self).model_fields
-        noise = [name for name in ("budget", "relative", "norm") if getattr(self, name) != fields[name].default]
+        noise = [name for name in NOISE_FIELDS if getattr(self, name) != fields[name].default]
         if self.score_by == "similarity" and noise:
             raise ValueError(
                 f"{', '.join(noise)}: no effect with score_by: similarity, which adds no noise; leave it out"
@@ -85,6 +99,10 @@ class GlobalLayers(Sharing):
     def lacks(self) -> tuple[Need, ...]:
         return ("personal",) if self.count_by == "fraction" and self.fraction == 1 else ()
 
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("text", "answer") if self.score_at == "answer" else ()
+
     sends: ClassVar[str] = "the GAL, the head"
     keeps: ClassVar[str] = "personal layers (device)"
 
@@ -93,15 +111,17 @@ class GlobalLayers(Sharing):
         if self.score_by == "similarity":
             scores = layer_similarity(model, shard, rows)
         else:
-            scores = layer_sensitivity(model, shard, rows, self.norm, self.budget, self.relative, self.score_by)
+            noise = Noise(self.norm, self.budget, self.relative, self.noise_per == "batch", self.score_at == "answer")
+            scores = layer_sensitivity(model, shard, rows, noise, self.score_by)
         if self.count_by == "fraction":
             return LayerScores(scores)
         adapter = [name for name in model.trainable if model.is_adapter(name)]
         return LayerScores(scores, keep_ratio(self.count_by, model, shard, adapter, self.spectrum, rng))
 
     def passes(self, answers: Answers) -> Sequence[Passes]:
-        noisy = Passes(self.max_samples, CHUNK)
-        return [noisy] if self.score_by == "similarity" else [noisy, Passes(self.max_samples, CHUNK, backwards=1)]
+        group = self.max_samples if self.noise_per == "batch" else CHUNK
+        noisy = Passes(self.max_samples, group)
+        return [noisy] if self.score_by == "similarity" else [noisy, Passes(self.max_samples, group, backwards=1)]
 
     def example_scores(self, num_layers: int) -> LayerScores:
         return LayerScores(torch.arange(num_layers).float(), None if self.count_by == "fraction" else LIKELY_RATIO)
@@ -111,7 +131,7 @@ class GlobalLayers(Sharing):
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
         refuse_without_blocks(self.kind, layout)
-        scores = average_scores(reports)
+        scores = average_scores(reports, self.weights)
         chosen = choose_layers(scores, self._count(reports, layout.num_layers), self.choose, rng)
         names = (name for name, layer in layout.layers.items() if layer is None or layer in chosen)
         return Selection(frozenset(names), scores)
@@ -134,12 +154,13 @@ class GlobalLayers(Sharing):
         return min(num_layers, max(1, _rounded(mean)))
 
 
-def average_scores(reports: Sequence[LayerReport]) -> Tensor:
-    """I^l = sum_k (n_k / n) I_k^l over the devices with scores, n their samples; (L,) float32.
+def average_scores(reports: Sequence[LayerReport], weights: Literal["samples", "uniform"] = "samples") -> Tensor:
+    """I^l = sum_k (n_k / n) I_k^l over the devices with scores, n their samples; (L,) float32. uniform: equal weights.
 
     Summed in float64 in the given order. Raises RunError if no device has scores.
     """
-    known = [(report.num_samples, report.scores.sensitivity) for report in reports]
+    by_samples = weights == "samples"
+    known = [(report.num_samples if by_samples else 1, report.scores.sensitivity) for report in reports]
     scored = [(weight, scores) for weight, scores in known if scores is not None and bool(scores.isfinite().all())]
     if not scored:
         raise RunError("method.sharing: no device has finite scores of its layers; choose another score_by")

@@ -9,6 +9,7 @@ Shapes: n samples of a device, B of a chunk, S padded tokens, H hidden size, L b
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fibec_ray.curvature.fisher import by_length
-from fibec_ray.model_types import LocalModel, Shard
+from fibec_ray.model_types import Batch, LocalModel, Shard
 
 ScoreKind = Literal["norm_diff", "diff_norm"]
 
@@ -62,35 +63,65 @@ def relative_change(clean: Tensor, noisy: Tensor, kind: ScoreKind) -> Tensor:
     return torch.where(before > 0, change / before, 0.0)
 
 
-def layer_sensitivity(
-    model: LocalModel,
-    shard: Shard,
-    rows: Tensor,
-    p: float,
-    rho: float,
-    relative: bool,
-    kind: ScoreKind,
-) -> Tensor:
-    """I_k^l, (L,) float32: mean over the samples at `rows` of each block's relative change. In evaluation mode."""
+@dataclass(frozen=True)
+class Noise:
+    """How much noise `layer_sensitivity` adds, and which states it compares."""
+
+    p: float = 2.0
+    """order of the noise's norm, in [1, inf]"""
+    rho: float = 0.05
+    """the noise's norm, > 0"""
+    relative: bool = False
+    """rho is a share of the norm of the embeddings that get the noise"""
+    whole_batch: bool = False
+    """one noise and one relative change for all samples together, padding included; False: one for each sample"""
+    at_answer: bool = False
+    """compare the states at the answer's position; False: at all real tokens"""
+
+    def worst(self, values: Tensor, grads: Tensor) -> Tensor:
+        """The noise for embeddings (B, S, H) with these gradients."""
+        rows = 1 if self.whole_batch else len(values)
+        flat = grads.reshape(rows, -1)
+        size = values.reshape(rows, -1).norm(dim=1) if self.relative else flat.new_ones(rows)
+        return worst_noise(flat, self.rho * size, self.p).view_as(values)
+
+    def compared(self, states: Tensor, batch: Batch) -> Tensor:
+        """The states (B, S, H) to compare, in the shape that `relative_change` takes; one row for a whole batch."""
+        chosen = states.float()
+        chosen = at_answer(chosen, batch) if self.at_answer else chosen * batch.real(states)
+        return chosen.flatten(0, 1).unsqueeze(0) if self.whole_batch else chosen
+
+
+def at_answer(states: Tensor, batch: Batch) -> Tensor:
+    """(B, k, H) states at the answer's position of each of a sample's k rows, from states (B, k S, H)."""
+    rows = batch.rows_each
+    at = batch.inputs["answer_at"].to(states.device).view(len(states), rows)
+    at = at + torch.arange(rows, device=at.device) * (states.shape[1] // rows)
+    return states.gather(1, at.unsqueeze(2).expand(-1, -1, states.shape[2]))
+
+
+def layer_sensitivity(model: LocalModel, shard: Shard, rows: Tensor, noise: Noise, kind: ScoreKind) -> Tensor:
+    """I_k^l, (L,) float32: mean over the samples at `rows` of each block's relative change, or the relative change of
+    all samples together. In evaluation mode.
+    """
     model.train(False)
     scores = []
-    for batch in map(shard.batch, by_length(shard, rows, CHUNK)):
+    for batch in map(shard.batch, by_length(shard, rows, len(rows) if noise.whole_batch else CHUNK)):
         with torch.enable_grad():
             embeds = model.embed(batch).detach().requires_grad_()
             clean, _ = model.per_sample_grads(batch, embeds=embeds, hidden=True)
             (grads,) = model.grad(clean.losses.sum(), [embeds])
         assert grads is not None
-        real = batch.real(embeds)
+        real = 1 if noise.whole_batch else batch.real(embeds)
         values = embeds.detach().float() * real
-        size = values.flatten(1).norm(dim=1) if relative else torch.ones(len(values), device=values.device)
-        noise = worst_noise((grads.float() * real).flatten(1), rho * size, p).view_as(values)
+        added = noise.worst(values, grads.float() * real)
         with torch.no_grad():
-            noisy = model.forward(batch, embeds=(values + noise).to(embeds.dtype), hidden=True)
+            noisy = model.forward(batch, embeds=(values + added).to(embeds.dtype), hidden=True)
             changes = [
-                relative_change(before.detach().float() * batch.real(before), after.float() * batch.real(after), kind)
+                relative_change(noise.compared(before.detach(), batch), noise.compared(after, batch), kind)
                 for before, after in zip(clean.hidden, noisy.hidden, strict=True)
             ]
-        scores.append(torch.stack(changes).cpu())  # (L, B)
+        scores.append(torch.stack(changes).cpu())  # (L, B), or (L, 1) for a whole batch
     return torch.cat(scores, dim=1).mean(dim=1)
 
 
