@@ -8,7 +8,8 @@ Rounds count from 0, so with alpha above (T - 1) / T that would be after the las
 shows all data for any alpha, and so does the only round of a run with T = 1.
 
 FibecFed's paper finds linear best; how it defines the others is not known. The forms here are the usual ones (Wu et
-al., ICLR 2021; Platanios et al., NAACL 2019).
+al., ICLR 2021; Platanios et al., NAACL 2019). A co-author's code has linear, a pacing named sqrt
+that computes `square`, all data from the start, and fixed steps.
 """
 
 from __future__ import annotations

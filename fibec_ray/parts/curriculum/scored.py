@@ -85,6 +85,9 @@ class FisherOrder(Scored):
     Tr(diag F_i) = ||grad_P log p(y_i | s_i)||^2 over the LoRA parameters P with the observed label (empirical Fisher),
     at the initial model (or see `score_at`). We take the mean over a batch where the paper takes the sum. Batches of
     equal size rank the same under both, and a short last batch does not rank as easy because of its size.
+
+    A co-author's code takes the mean too, scores with dropout on, and its trace includes all parameters but the base
+    weights of the query and value projections (our reading). Ours is over the trainable tensors alone.
     """
 
     kind: Literal["fisher"] = "fisher"

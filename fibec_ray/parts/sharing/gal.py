@@ -53,7 +53,9 @@ class GlobalLayers(Sharing):
         "similarity, FedPepTAO's score: how similar the block makes a device's samples",
     )
     budget: float = Field(0.05, gt=0, description="rho: norm of the noise, in units of the embeddings")
-    relative: bool = Field(False, description="make rho relative to each sample's ||E||_F; needed on a bfloat16 base")
+    relative: bool = Field(
+        False, description="make rho relative to ||E||_F of each sample (or batch); needed on a bfloat16 base"
+    )
     norm: float = Field(2.0, ge=1, allow_inf_nan=True, description="p of the noise's norm, 1 to .inf")
     noise_per: Literal["sample", "batch"] = Field(
         "sample",
