@@ -22,7 +22,7 @@ from fibec_ray.models.settings import AdapterDtype, Backend
 from fibec_ray.types import Products
 
 Dtype = Literal["float32", "bfloat16"]
-Lack = Literal["transformer", "one_stack", "answer"]
+Lack = Literal["transformer", "one_stack", "position"]
 """A need of parts (`parts.part.Need`) that a backbone may not meet."""
 
 

@@ -40,7 +40,7 @@ class Backbone(BackboneSettings, Pretrained, frozen=True):
 
     @property
     def lacks(self) -> tuple[Lack, ...]:
-        return ("one_stack", "answer") if self.head == "seq2seq" else ()
+        return ("one_stack", "position") if self.head == "seq2seq" else ()
 
     def unfit_for(self, readout: Readout) -> str | None:
         if self.head != "seq2seq" or readout == "response":

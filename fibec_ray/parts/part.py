@@ -18,7 +18,7 @@ Need = Literal[
     "classes",
     "transformer",
     "one_stack",
-    "answer",
+    "position",
     "lora",
     "personal",
     "shared",
@@ -30,8 +30,8 @@ Need = Literal[
 """What a part may need, and another part, the task or the backbone may lack.
 
 text: samples are tokens. classes: labels can be counted. transformer: a pretrained base. one_stack: a base
-whose blocks all see one sequence, unlike those of an encoder-decoder. answer: a position in that sequence that
-predicts the answer. lora: matrices A and B.
+whose blocks all see one sequence, unlike those of an encoder-decoder. position: a place in that sequence whose
+output predicts the answer. lora: matrices A and B.
 personal, shared: some tensors stay on devices, or are sent. moving: personal tensors are trained. steps: a device sends
 the sum of its optimiser's steps. gradients: training computes the gradients of the plain loss. whole: all devices send
 all shared tensors, in one shape.
@@ -44,8 +44,8 @@ LACKING: dict[Need, str] = {
     "transformer": "adapts a pretrained transformer, but {other} is trained from scratch; set method.peft=full",
     "one_stack": "adds virtual tokens to one sequence, but {other} has two, source and target; choose lora, ia3 or "
     "adapter",
-    "answer": "compares states at the answer's position, but {other} has two sequences, source and target; set "
-    "{axis}.score_at: tokens",
+    "position": "compares states at the answer's position, but {other} has two sequences, source and target; set "
+    "method.sharing.score_at=tokens",
     "lora": "works on LoRA's matrices, but {other} has none; choose another kind, or peft lora on a transformer",
     "personal": "needs personal tensors, but {other} leaves none; set {axis}: {neutral}, or share less, such as "
     "sharing: body",

@@ -34,7 +34,8 @@ def test_what_a_part_names_is_there(axis: str, kind: str, part: Part) -> None:
 
 def test_every_word_for_a_need_has_its_sentence_and_is_used() -> None:
     assert LACKING.keys() == set(get_args(Need))
-    assert {need for _, _, part in PARTS for need in part.needs} >= LACKING.keys() - {"classes", "personal", "moving"}
+    by_settings = {"classes", "personal", "moving", "position"}
+    assert {need for _, _, part in PARTS for need in part.needs} >= LACKING.keys() - by_settings
     for sentence in LACKING.values():
         fields = {field for _, field, _, _ in string.Formatter().parse(sentence) if field}
         assert fields <= {"other", "axis", "neutral", "able"} and "; " in sentence  # why; what to do

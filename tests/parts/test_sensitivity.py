@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_BERT, TINY_LLAMA, classes, shard_of
+from conftest import TINY_BERT, TINY_LLAMA, classes, make_seq2seq, shard_of
 from torch import Tensor, nn
 
+from fibec_ray.config.load import check
 from fibec_ray.data.encoded import ArrayShard
-from fibec_ray.errors import RunError
+from fibec_ray.errors import ConfigError, RunError
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.backbone import prepare
@@ -424,3 +425,10 @@ def test_a_uniform_average_counts_devices_alike() -> None:
     assert chosen == {"samples": {"a"}, "uniform": {"a"}}
     uniform = GlobalLayers(weights="uniform", choose="bottom").select(reports, layout, RNG)
     assert uniform.names == {"b"}
+
+
+def test_an_encoder_decoder_has_no_position_of_the_answer() -> None:
+    method = {"sharing": {"kind": "gal", "score_at": "answer"}}
+    with pytest.raises(ConfigError, match=r"compares states at the answer's .*method.sharing.score_at=tokens"):
+        check(make_seq2seq(method), "test")
+    check(make_seq2seq({"sharing": "gal"}), "test")

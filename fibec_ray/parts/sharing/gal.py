@@ -103,7 +103,7 @@ class GlobalLayers(Sharing):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return ("text", "answer") if self.score_at == "answer" else ()
+        return ("text", "position") if self.score_at == "answer" else ()
 
     sends: ClassVar[str] = "the GAL, the head"
     keeps: ClassVar[str] = "personal layers (device)"
