@@ -10,8 +10,8 @@ Results match training each device alone, up to rounding from different padding.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from fibec_ray.learning.batching_scheduler import BatchingScheduler
 from fibec_ray.learning.lane_passes import LEAST_FILL
 from fibec_ray.learning.lane_values import LaneValues
 from fibec_ray.learning.local_update import Trained, Training
+from fibec_ray.learning.stacked_terms import LaneError
 from fibec_ray.learning.stacked_training import LaneTraining, train_stacked
 from fibec_ray.model_types import Batch, LaneBatch, LanedModel, Outputs, Work
 from fibec_ray.tensors import Tensors
@@ -89,14 +90,19 @@ class Lanes:
         """Answer what can be computed together. Training waits until every lane asks for it, so that all share it."""
         passes = {i: each for i, each in questions.items() if not isinstance(each, LaneTraining)}
         answers: dict[int, Any] = {}
+        blamed: list[int] = []
         for group in _groups(passes or questions):
             asked = [questions[i] for i in group]
             try:
                 found = self._work(asked)
+            except LaneError as error:
+                blamed.append(group[error.lane])
+                found = [error.__cause__] * len(group)
             except Exception as error:  # raised in the work that asked, which adds where it happened
                 found = [error] * len(group)
             answers |= dict(zip(group, found, strict=True))
-        return dict(sorted(answers.items()))
+        # The first error ends all work: that of the lane where it happened.
+        return {i: answers[i] for i in [*blamed, *sorted(answers)]}
 
     def _work(self, asked: Sequence[Any]) -> Sequence[Any]:
         if isinstance(asked[0], LaneTraining):
@@ -131,6 +137,10 @@ class LaneModel:
         return self._values.read(self._lane, names)
 
     def train_in_group(self, training: Training) -> Trained:
+        steps = training.steps
+        # Picked here, so that an error of a curriculum is one of this device.
+        rows = list(islice(steps.batches, steps.settings.max_steps))
+        training = replace(training, steps=replace(steps, batches=rows))
         found: Trained = self._scheduler.ask(LaneTraining(self._lane, training, self.rank))
         return found
 

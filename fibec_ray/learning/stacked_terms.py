@@ -5,7 +5,8 @@ Shapes: D lanes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,14 @@ from fibec_ray.learning.lane_passes import LanePass
 from fibec_ray.learning.local_update import Seen, Terms
 from fibec_ray.learning.optimiser_step import OptimiserStep
 from fibec_ray.model_types import Batch, Outputs
+
+
+class LaneError(Exception):
+    """An error in the work of one lane, which is the cause. lane: its place in the group."""
+
+    def __init__(self, lane: int):
+        super().__init__(lane)
+        self.lane = lane
 
 
 class StackedTerms:
@@ -51,13 +60,12 @@ class StackedTerms:
         if self._corrects_all:
             self._objective.correct(params, self._memory, self._terms[0].control)
             return
-        for lane, terms in enumerate(self._terms[: self._active]):
-            views = _lane_view(params, lane)
-            self._objective.correct(views, terms.memory, terms.control)
+        views_of = [_lane_view(params, lane) for lane in range(self._active)]
+        for lane, views in enumerate(views_of):
+            with _blamed(lane):
+                self._objective.correct(views, self._terms[lane].memory, self._terms[lane].control)
             for name, view in views.items():
-                grad, own = params[name].grad, view.grad
-                if grad is not None and own is not None and own.data_ptr() != grad[lane].data_ptr():
-                    grad[lane].copy_(own)  # a new tensor took the place of the gradient
+                _keep_grad(params[name], lane, view.grad)
 
     def feature_penalties(self, one: LanePass, out: Outputs) -> Tensor | float:
         """The sum of the lanes' terms for the features of a pass."""
@@ -67,7 +75,8 @@ class StackedTerms:
         for i, place in enumerate(one.lanes):
             own = slice(i * width, i * width + len(one.rows[i]))
             seen = Seen(one.rows[i], _samples(one.batch, own), _outputs(out, own))
-            total = total + self._terms[place].feature_penalty(seen)
+            with _blamed(place):
+                total = total + self._terms[place].feature_penalty(seen)
         return total
 
     def narrow(self, count: int) -> None:
@@ -98,10 +107,11 @@ class StackedTerms:
             penalties: Tensor = torch.vmap(one)(dict(params), dict(anchor))
             return penalties
         apart = {name: value.unbind() for name, value in params.items()}
-        found = [
-            terms.penalty({n: v[lane] for n, v in apart.items()}, {n: v[lane] for n, v in anchor.items()})
-            for lane, terms in enumerate(self._terms[: self._active])
-        ]
+        found = []
+        for lane, terms in enumerate(self._terms[: self._active]):
+            with _blamed(lane):
+                own, start = ({n: v[lane] for n, v in values.items()} for values in (apart, anchor))
+                found.append(terms.penalty(own, start))
         given = [value.reshape(()) for value in found if value is not None]
         return torch.stack(given) if given else None
 
@@ -119,6 +129,15 @@ def add_grad(param: nn.Parameter, grad: Tensor | None, at: Tensor | None) -> Non
     param.grad[at] = grad
 
 
+@contextmanager
+def _blamed(lane: int) -> Iterator[None]:
+    """A block that works for one lane alone."""
+    try:
+        yield
+    except Exception as error:
+        raise LaneError(lane) from error
+
+
 def _lane_view(params: Mapping[str, nn.Parameter], lane: int) -> dict[str, nn.Parameter]:
     """One lane's parameters and gradients, which share memory with the stack."""
     views = {}
@@ -126,6 +145,16 @@ def _lane_view(params: Mapping[str, nn.Parameter], lane: int) -> dict[str, nn.Pa
         views[name] = nn.Parameter(param.detach()[lane])
         views[name].grad = None if param.grad is None else param.grad[lane]
     return views
+
+
+def _keep_grad(param: nn.Parameter, lane: int, own: Tensor | None) -> None:
+    """Put a lane's gradient into the stack, if a new tensor took the place of its part of it."""
+    if own is None:
+        return
+    if param.grad is None:
+        param.grad = torch.zeros_like(param)
+    if own.data_ptr() != param.grad[lane].data_ptr():
+        param.grad[lane].copy_(own)
 
 
 def _samples(batch: Batch, rows: slice) -> Batch:

@@ -22,7 +22,7 @@ from fibec_ray.learning.lane_passes import LanePass, passes_of_step
 from fibec_ray.learning.lane_values import LaneValues
 from fibec_ray.learning.local_update import Trained, Training
 from fibec_ray.learning.optimiser_step import OptimiserStep
-from fibec_ray.learning.stacked_terms import StackedTerms, add_grad
+from fibec_ray.learning.stacked_terms import LaneError, StackedTerms, add_grad
 from fibec_ray.model_types import LanedModel
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors
@@ -48,13 +48,19 @@ class LaneTraining:
 
 
 def train_stacked(model: LanedModel, values: LaneValues, asked: Sequence[LaneTraining]) -> list[Trained]:
-    """Train lanes of one kind, changing their values in place. Returns what each did."""
+    """Train lanes of one kind, changing their values in place. Returns what each did.
+
+    Raises LaneError with its place in `asked` if one lane's own part fails.
+    """
     rows = [list(islice(one.training.steps.batches, one.training.steps.settings.max_steps)) for one in asked]
     order = sorted(range(len(asked)), key=lambda i: -len(rows[i]))
     group = _Group(model, values, [asked[i] for i in order], [rows[i] for i in order])
     model.set_rank(asked[0].rank)
     model.train(True)
-    group.run()
+    try:
+        group.run()
+    except LaneError as error:
+        raise LaneError(order[error.lane]) from error.__cause__
     model.train(False)
     found = dict(zip(order, group.results(), strict=True))
     return [found[i] for i in range(len(asked))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,63 @@ def test_a_penalty_of_several_values_is_refused(model: Any) -> None:
     ]
     with pytest.raises(ConfigError, match=r"penalty returned \(2,\) values; return one"):
         lanes.run(pieces)  # type: ignore[arg-type]
+
+
+def failing(model: Any, steps: Sequence[Steps], terms: Sequence[Terms]) -> list[int]:
+    """The lanes whose own work the error of a group went through."""
+    lanes, went_through = Lanes(model, len(steps)), list[int]()
+
+    def work(lane: int) -> None:
+        try:
+            local_update(lanes.models[lane], SHARDS[lane], steps[lane], terms[lane])
+        except KeyError:
+            went_through.append(lane)
+            raise
+
+    with pytest.raises(KeyError, match="nothing"):
+        lanes.run([lambda lane=lane: work(lane) for lane in range(len(steps))])  # type: ignore[misc]
+    return went_through
+
+
+def test_an_error_in_ones_own_objective_is_of_the_device_where_it_happens(model: Any) -> None:
+    """The error's lane is the second of three, and the last in the group, which is sorted by steps."""
+
+    class Broken(Leaning):
+        def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, control: Tensors) -> None:
+            if "broken" in memory:
+                raise KeyError("nothing")
+
+    objective = Broken()
+    terms = [Terms(objective, {"broken": torch.zeros(())} if lane == 1 else {}) for lane in range(3)]
+    assert failing(model, [steps_of(lane) for lane in range(3)], terms) == [1]
+
+
+def test_an_error_in_picking_batches_is_of_the_device_where_it_happens(model: Any) -> None:
+    def broken() -> Iterator[Tensor]:
+        yield torch.tensor([0])
+        raise KeyError("nothing")
+
+    assert failing(model, [steps_of(0), replace(steps_of(1), batches=broken())], PLAIN) == [1]
+
+
+def test_an_objective_may_give_a_gradient_to_a_tensor_that_has_none(model: Any) -> None:
+    class Giving(Objective):
+        kind: str = "giving"
+
+        def correct(self, params: Mapping[str, nn.Parameter], memory: Tensors, control: Tensors) -> None:
+            for param in params.values():
+                param.grad = torch.ones_like(param) if param.grad is None else param.grad
+
+    unused = next(iter(model.trainable))
+    derive = model.derive
+
+    def without(values: Any, tensors: Any, cotangents: Any, retain_graph: bool) -> Any:
+        return [None, *derive(values, tensors, cotangents, retain_graph)[1:]]
+
+    model.derive = without
+    start = model.read()[unused]
+    for _, values, _ in both(model, [Terms(Giving())] * 3):
+        assert not torch.equal(values[unused], start)
 
 
 def test_lanes_train_together_although_one_has_other_work_first(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
