@@ -122,6 +122,7 @@ class WorkerSpec:
             return None
         if self.fleet.products != "auto":
             return self.fleet.products
+        quiet_libraries()
         rows = job.local.batch_size * job.max_length
         return job.backbone.find_products(rows, self.fleet.threads, self._node_cache)
 

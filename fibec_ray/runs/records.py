@@ -57,7 +57,7 @@ def lanes_of(record: Record) -> int:
 
 
 def products_of(record: Record) -> Products | None:
-    """What multiplied frozen layers in the run, from its checkpoints; None if it had none.
+    """What multiplied frozen layers in the run, from its checkpoints; None if it had none, as on GPUs.
 
     Runs that began before there was a choice had the products of `of_older_runs`.
     """
@@ -69,8 +69,11 @@ def products_of(record: Record) -> Products | None:
         return kept
     if configured != "auto":
         return configured
-    told = read_summary(record.folder).get("products")
-    return told if told in NAMES else of_older_runs()
+    summary = read_summary(record.folder)
+    told, device = summary.get("products"), str(summary.get("device", "cpu"))
+    if told in NAMES:
+        return told
+    return of_older_runs() if "cpu" in device else None
 
 
 def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:

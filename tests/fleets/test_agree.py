@@ -58,7 +58,7 @@ def test_actors_have_the_products_that_the_trial_found(
     """Other ones than they would have without a word. They know them from their creation, also when restarted."""
     changes: dict[str, Any] = {"num_devices": 3, "rounds": 1, "backbone": {"dtype": "bfloat16"}}
     with monkeypatch.context() as patch:
-        patch.setattr("fibec_ray.models.product_trial.choose", lambda *given: "torch_float32")
+        patch.setattr("fibec_ray.models.product_choice.kept_choice", lambda *given: "torch_float32")
         found = digests(tiny_settings("fedavg", fleet={**POOLED_2, "lanes": 1}, **changes), tmp_path / "ray")
     assert json.loads((tmp_path / "ray" / "summary.json").read_text())["products"] == "torch_float32"
     set_so = {**LOCAL, "lanes": 1, "products": "torch_float32"}

@@ -15,7 +15,7 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.files.sealed import write_sealed
-from fibec_ray.models import kernels, product_trial
+from fibec_ray.models import kernels, product_choice
 from fibec_ray.models.products import has_onednn, of_older_runs
 from fibec_ray.runs.callbacks import read_summary
 from fibec_ray.runs.records import products_of, read_record
@@ -33,7 +33,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     known: dict[str, Any] = {"is": "torch", "trials": 0, "built": []}
     speed_up = kernels.speed_up
 
-    def choose(spec: Any, rows: int, threads: int) -> Any:
+    def kept_choice(spec: Any, rows: int, threads: int, folder: Path) -> Any:
         known["trials"] += 1
         return known["is"]
 
@@ -41,7 +41,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         known["built"].append(products)
         speed_up(module, device, products)
 
-    monkeypatch.setattr(product_trial, "choose", choose)
+    monkeypatch.setattr(product_choice, "kept_choice", kept_choice)
     monkeypatch.setattr("fibec_ray.models.backends.speed_up", built)
     yield known
 
@@ -89,6 +89,8 @@ def test_what_a_run_without_checkpoints_had_is_in_its_summary(
     assert products_of(read_record(folder)) == "torch"
     (folder / "summary.json").write_text('{"products": "abacus"}')
     assert products_of(read_record(folder)) == of_older_runs()
+    (folder / "summary.json").write_text('{"device": "cuda"}')
+    assert products_of(read_record(folder)) is None, "on a CPU it would have a trial"
 
 
 def test_other_products_than_a_run_began_with_are_refused(tiny_settings: Any, tmp_path: Path) -> None:
