@@ -1,4 +1,4 @@
-"""What the host knows about a batch, so that no pass has to ask the device: padding, and places of answer tokens.
+"""Facts about a batch that the host finds in advance: which masks have padding, and where the answer tokens are.
 
 Reading a value back from a GPU waits for all work queued on it. So these facts are found while the batch is still in
 host memory, and travel with it.
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from fibec_ray.responses import ResponseTokens, at_labels, locate
 
 NO_LABEL = -100
-"""Label of padding, where each token has a label."""
+"""Label of padding in tasks that label each token."""
 MASKS = ("attention_mask", "target_mask")
 
 
@@ -37,7 +37,7 @@ class BatchFacts(NamedTuple):
 
 
 def join_facts(facts: Sequence[BatchFacts], rows: Sequence[int], lengths: Mapping[str, Sequence[int]]) -> BatchFacts:
-    """The facts of several batches joined into one, whose rows are padded to the longest.
+    """Facts of several batches joined into one, with rows padded to the longest.
 
     rows: k B of each. lengths: positions of each batch's masks, by input name.
     """

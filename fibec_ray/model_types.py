@@ -50,7 +50,7 @@ class Batch:
     """(B,) int64 class ids; float32 values in a regression; (B, S) int64 tags of tokens, NO_LABEL for tokens without
     one"""
     known: BatchFacts | None = None
-    """what was found out before the batch left the host; None: not yet"""
+    """facts found before the batch left the host; None: not found yet"""
 
     @cached_property
     def padded(self) -> frozenset[str]:
@@ -64,7 +64,7 @@ class Batch:
 
     @property
     def facts(self) -> BatchFacts:
-        """All that the host knows about the batch."""
+        """The batch's facts, found now if they are not known yet."""
         return BatchFacts(self.padded, self.answers)
 
     @property
@@ -147,7 +147,7 @@ class Shard(Protocol):
 
 
 class LateScores(ABC):
-    """Scores (R, V) that are computed only when someone asks for them, because they are large."""
+    """Scores (R, V) that are computed on demand, because they are large."""
 
     @abstractmethod
     def compute(self) -> Tensor:
@@ -173,7 +173,7 @@ class Outputs:
     losses: Tensor
     """(B,) float32, one loss per sample"""
     given: Tensor | LateScores
-    """the scores, or what computes them"""
+    """the scores, or an object that computes them"""
     hidden: tuple[Tensor, ...] = ()
     """L tensors (B, S, H), the output of each block; empty unless asked for"""
     likelihood: Likelihood = Categorical()
@@ -306,12 +306,12 @@ class LanedModel(LocalModel, Protocol):
         """Gradients of the sum of value times cotangent (None: 1) with respect to the tensors. None: no influence."""
 
     def joined(self, batches: Sequence[Batch]) -> Batch:
-        """The samples of all batches, each input padded to its longest."""
+        """The samples of all batches in one, each input padded to its longest."""
 
     def stacked(
         self, values: Mapping[str, Tensor], batch: Batch, names: Collection[str] = (), hidden: bool = False
     ) -> tuple[Outputs, Caught]:
-        """One pass over the samples of D lanes, as many of each. values: (D, ...) by name.
+        """One pass over the samples of D lanes, the same number of each. values: (D, ...) by name.
 
         Returns the outputs of all samples, lane by lane, and what `per_sample_grads` records for them.
         """

@@ -299,7 +299,7 @@ class Fleet(Protocol):
     lanes: int
     """devices that compute side by side; known once it is open"""
     calibration: Calibration | None
-    """what the trial of `fleet.lanes: auto` found; None where lanes are set, and before it is open"""
+    """what the trial of `fleet.lanes: auto` found; None if lanes are set, and before it is open"""
     device: str
     """type of device that computes: cpu, cuda, or 'cpu and cuda'; known once it is open, '' before"""
     backend_choice: tuple[str, str] | None

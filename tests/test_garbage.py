@@ -1,4 +1,4 @@
-"""Garbage is collected in larger steps in processes of a run, and as before in a user's own."""
+"""Garbage is collected less often in processes of a run. A user's own process gets its thresholds back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 from fibec_ray.garbage import STEPS, large_steps
 
 
-def test_a_user_s_process_gets_its_steps_back() -> None:
+def test_a_user_s_process_gets_its_thresholds_back() -> None:
     before = gc.get_threshold()
     with large_steps():
         assert gc.get_threshold() == STEPS != before

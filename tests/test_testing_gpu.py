@@ -13,6 +13,7 @@ from pretend_gpu import pretend_gpu
 
 from fibec_ray.errors import ConfigError
 from fibec_ray.models.process_state import restored
+from fibec_ray.roundlog.reader import peak_gpu_gb
 from fibec_ray.testing.gpu import place as small_runs
 from fibec_ray.testing.gpu.__main__ import NAMES, TABLES, main
 from fibec_ray.testing.gpu.child import in_child, measured
@@ -55,8 +56,9 @@ def test_methods_are_compared_with_the_cpu(tmp_path: Path) -> None:
 def test_runs_on_a_gpu_record_its_memory(tmp_path: Path) -> None:
     with pretend_gpu() as gpu:
         found = small_runs.run(Place("cuda", True, tmp_path), small_runs.experiment())
-    assert gpu.num_operations > 200 and (small_runs.peak_gpu_gb(found) or 0) > 0.5
-    assert small_runs.peak_gpu_gb(small_runs.run(Place("cpu", True, tmp_path), small_runs.experiment())) is None
+    assert gpu.num_operations > 200 and (peak_gpu_gb(found.folder) or 0) > 0.5
+    on_cpu = small_runs.run(Place("cpu", True, tmp_path), small_runs.experiment())
+    assert peak_gpu_gb(on_cpu.folder) is None
 
 
 def test_kinds_of_models_are_experiments() -> None:
@@ -77,7 +79,7 @@ def raise_(error: Exception) -> str:
     raise error
 
 
-def test_a_line_says_what_became_of_a_check() -> None:
+def test_a_line_has_the_verdict_of_a_check() -> None:
     assert line("a", lambda: "fine") == Line("a", "ok", "fine")
     assert line("a", lambda: raise_(Unavailable("no GPU"))) == Line("a", "skipped", "no GPU")
     for error in (Wrong("too far"), ConfigError("too far"), ValueError("too far")):

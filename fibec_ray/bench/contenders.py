@@ -28,7 +28,7 @@ PACKAGE = Path(fibec_ray.__file__).resolve().parent
 LANES = {"float32": ("1", "5"), "bfloat16": ("1", "5", "auto")}
 """Values of `fleet.lanes` to measure; 5 is a worker's half of the cohort. In float32 on a CPU, auto is 1."""
 SAME_LANES = ("1", "5")
-"""Those with the products of the bare loop, which show what the engine itself costs."""
+"""Lanes that are also measured with the bare loop's products, to show what the engine itself costs."""
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 LAUNCHERS = {"pfl": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
 MODULES = {"bare": "bare", "flower": "flower", "pfl": "pfl_loop"}
@@ -43,7 +43,7 @@ class Finding:
     adapter: Adapter
     version: str
     products: str = ""
-    """what multiplied frozen layers, if the contender has a choice"""
+    """what multiplied frozen layers; '' if the contender has no choice"""
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ from fibec_ray.bench.machine import machine
 from fibec_ray.bench.runs import say
 from fibec_ray.bench.watch import CommandError, watch
 from fibec_ray.bench.workload import Sizes, write_arrays, write_texts
-from fibec_ray.roundlog.reader import read_devices
+from fibec_ray.roundlog.reader import peak_gpu_gb
 
 LIMIT_S = 300
-"""of one row; a slower one is stopped"""
+"""limit for one row"""
 KINDS = ("bare", "kernels", "graph", "engine", "flower")
 
 
@@ -52,7 +52,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Bench:
-    """How to measure. fleet: kind of the runs' fleet; rounds: that count; folder: for runs."""
+    """How to measure. fleet: kind of the runs' fleet. rounds: measured ones. folder: for runs."""
 
     device: str
     fleet: str
@@ -61,7 +61,7 @@ class Bench:
     folder: Path
 
     def trial(self, kind: str, name: str, lanes: int) -> Measured:
-        """A process of `gpu_trials`. Raises Failed."""
+        """Run a process of `gpu_trials`. Raises Failed."""
         values = [kind, name, self.device, str(lanes), str(self.steps), str(time.time())]
         output = _output([sys.executable, "-m", "fibec_ray.bench.gpu_trials", *values])
         found: dict[str, float] = json.loads(output.splitlines()[-1])
@@ -78,7 +78,7 @@ class Bench:
         _output([sys.executable, "-m", "fibec_ray", "run", str(config), "--out", str(folder / "run")])
         ends = round_ends(folder / "run")
         rate = cohort_size * self.rounds / (ends[-2] - ends[0])
-        return Measured(rate, _memory(folder / "run"), ends[0] - started)
+        return Measured(rate, peak_gpu_gb(folder / "run"), ends[0] - started)
 
     def flower(self) -> Measured:
         """Flower's simulation on the same device-rounds of MiniLM (`workload.py`). Raises Failed."""
@@ -132,7 +132,7 @@ def _row(case: Case, kind: str, lanes: int, run: Callable[[], Measured]) -> Row:
 
 
 def _output(command: Sequence[str]) -> str:
-    """What a command prints. Raises Failed."""
+    """Run a command and return what it prints. Raises Failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired as error:
@@ -140,15 +140,6 @@ def _output(command: Sequence[str]) -> str:
     if done.returncode:
         raise Failed(f"exit code {done.returncode}: {' '.join(done.stderr.split())[-600:]}")
     return done.stdout
-
-
-def _memory(run: Path) -> float | None:
-    """The most GPU memory of a run's devices in GB; None without a GPU."""
-    devices = read_devices(run)
-    if "peak_gpu_memory_bytes" not in devices.column_names:
-        return None
-    known = [value for value in devices.column("peak_gpu_memory_bytes").to_pylist() if value]
-    return max(known) / 1e9 if known else None
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

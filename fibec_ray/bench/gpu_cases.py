@@ -21,8 +21,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and the batches that it is trained with. config: of transformers; {}: MiniLM's own weights. only: what
-    is measured with it; (): everything.
+    """A model, and the batches that it is trained with. config: of transformers; {}: MiniLM's own weights. only: kinds
+    of rows to measure; (): all.
     """
 
     name: str

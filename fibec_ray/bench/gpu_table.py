@@ -24,7 +24,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """One row. outcome: figures, or in a few words why there are none."""
+    """One row. outcome: figures, or a few words about why there are none."""
 
     case: Case
     kind: str

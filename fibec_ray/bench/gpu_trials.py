@@ -1,4 +1,4 @@
-"""What `fibec_ray.bench.gpu` compares runs with, each in a process of its own: it prints one line of JSON.
+"""Trials that `fibec_ray.bench.gpu` compares runs with. Each is a process of its own and prints one line of JSON.
 
     python -m fibec_ray.bench.gpu_trials KIND CASE DEVICE LANES STEPS STARTED
 

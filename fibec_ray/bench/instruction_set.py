@@ -1,8 +1,8 @@
 """The instructions that torch and its libraries use: those of the processor, or fewer by environment variables.
 
 Speeds of products depend on them. `python -m fibec_ray.bench.instruction_set` says what this machine has. Libraries
-read the variables when they are loaded, so a restricted measurement runs in a process of its own. It is an emulation:
-caches, clock and arithmetic units of the processor stay what they are.
+read the variables when they are loaded, so a restricted measurement runs in a process of its own. This emulates
+an older processor: caches, clock and arithmetic units stay those of the machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def described(isa: str | None) -> str:
 
 
 def run(module: str, isa: str | None, *arguments: str) -> str:
-    """What a module prints in a process with this instruction set."""
+    """Run a module in a process with this instruction set, and return what it prints."""
     env = {**os.environ, "PYTHONPATH": str(Path(fibec_ray.__file__).parents[1]), **variables(isa)}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout

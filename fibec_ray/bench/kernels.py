@@ -1,8 +1,7 @@
 """Measures the products of frozen layers and attention on this machine: `python -m fibec_ray.bench.kernels`.
 
-One thread, and only its own time counts; products and attention of MiniLM's sizes, least of several runs. No model is
-loaded. `--isa avx2`
-restricts the processor's instructions.
+Times products and attention of MiniLM's sizes in one thread, by the thread's own CPU time; the shortest of several runs
+counts. Loads no model. `--isa avx2` restricts the processor's instructions.
 """
 
 from __future__ import annotations
@@ -46,7 +45,9 @@ def rate(products: Products, dtype: str, inputs: int, outputs: int) -> float:
 
 def rates(dtype: str, inputs: int, outputs: int) -> list[str]:
     """A cell for each of NAMES; empty if this dtype or this machine does not have these products."""
-    able = {"torch", *candidates(dtype)} - ({"onednn"} if dtype == "bfloat16" else set())  # there it is PyTorch's
+    able = {"torch", *candidates(dtype)} - (
+        {"onednn"} if dtype == "bfloat16" else set()
+    )  # the same as torch in bfloat16
     return [f"{rate(name, dtype, inputs, outputs):.0f}" if name in able else "" for name in NAMES]
 
 

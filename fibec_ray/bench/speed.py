@@ -1,8 +1,8 @@
 """How fast devices train, beside a bare loop, Flower and pfl: `python -m fibec_ray.bench.speed`, or `make bench`.
 
-Prints Markdown tables. The first: all contenders on one workload (workload.py), in turn and then in turn again, so that
-a change of the machine's speed meets all alike. A contender whose global adapter is not the bare loop's at the end gets
-no figure. The second: fibec_ray with more devices, larger rounds, and one actor.
+Prints Markdown tables. The first: all contenders on one workload (workload.py). They take turns, so that a change of
+the machine's speed affects all alike. A contender whose final adapter differs from the bare loop's gets no figure. The
+second: fibec_ray with more devices, larger rounds, and one actor.
 
 `--isa avx2` restricts all contenders to AVX2, as on a processor that has no more. `--write` replaces the section of
 docs/performance.md for these instructions, and keeps the others.
@@ -40,18 +40,18 @@ on query and value and a linear head on mean-pooled states. Everything runs in t
 each.
 
 **Fairness.** All contenders train the same devices on the same batches from the same adapter. One whose final adapter
-differs from the bare loop's by more than rounding gets no figure. All use torch's own products. Only fibec_ray chooses
-those of frozen layers by a short trial (`fleet.products`); its rows name them. In the rows with `torch` it has the bare
-loop's products, so their ratios show what the engine itself costs or gains. The tuning of each rival is in
-`fibec_ray/bench/rivals/`.
+differs from the bare loop's by more than rounding gets no figure. All use torch's own matrix
+products, except fibec_ray, which chooses those of frozen layers by a short trial (`fleet.products`); its rows name the
+choice. Rows with `torch` use the bare loop's products, so their ratios show what the engine itself costs or gains. The
+tuning of each rival is in `fibec_ray/bench/rivals/`.
 
 **Measurement.** The first round (models are loaded) and the last (evaluation) are left out. Contenders take turns.
 Figures are the median of the repeats (least - most), and ratios are taken within a repeat. Memory is that of all
 processes, with shared pages counted once (PSS).
 
 **Instructions.** Speeds of products depend on the processor's instructions, so each kind of processor has a section.
-Where only one machine was at hand, environment variables restrict it to fewer instructions (`--isa`). That is an
-emulation: caches, clock and arithmetic units stay those of the machine. `python -m fibec_ray.bench.kernels` measures
+With `--isa`, environment variables restrict a machine to fewer instructions. This emulates an older processor: caches,
+clock and arithmetic units stay those of the machine. `python -m fibec_ray.bench.kernels` measures
 the products alone, with the same option.
 """
 SECTION = re.compile(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
@@ -118,8 +118,8 @@ def conditions(isa: str | None = None) -> str:
 
 
 def page(sections: Mapping[str, str]) -> str:
-    """docs/performance.md. sections: its tables, by the value of --isa, or `own`."""
-    command = "`make bench` prints the tables of one kind of processor. It takes about 25 minutes on 2 quiet cores."
+    """The text of docs/performance.md. sections: its tables, by the value of --isa, or `own`."""
+    command = "`make bench` prints the tables for this machine's processor. It takes about 25 minutes on 2 quiet cores."
     parts = [f"<!-- {name} -->\n{text}\n<!-- end -->" for name, text in sections.items()]
     return "\n\n".join(["# Performance", command, HOW.strip(), *parts]) + "\n"
 

@@ -1,4 +1,4 @@
-"""What the time to the first round is spent on: `python -m fibec_ray.bench.start`.
+"""Where the time to the first round goes: `python -m fibec_ray.bench.start`.
 
 Runs the bare loop and fibec_ray on the workload of bench.speed, in turn, and prints a Markdown table of their times to
 the end of the first round, and of the CPU seconds of each process until then.
@@ -33,7 +33,7 @@ RAY = "Ray's own processes"
 
 @dataclass(frozen=True)
 class Start:
-    """One run. first_round_s: from the command to the end of its first round. cpu_s: until then, by kind of process."""
+    """One run, from the command to the end of its first round. cpu_s: CPU seconds by kind of process."""
 
     first_round_s: float
     cpu_s: Mapping[str, float]
@@ -96,7 +96,7 @@ def table(found: dict[str, list[Start]]) -> str:
 
 
 def run(folder: Path, contenders: Sequence[Contender], repeats: int) -> dict[str, list[Start]]:
-    """Run all contenders in turn, and in turn again."""
+    """Run all contenders in turn, `repeats` times."""
     workload = write_texts(Sizes(NUM_DEVICES, COHORT_SIZE, ROUNDS), folder / "workload").parent
     write_arrays(workload / "experiment.yaml")
     found: dict[str, list[Start]] = {contender.label: [] for contender in contenders}
@@ -110,7 +110,7 @@ def run(folder: Path, contenders: Sequence[Contender], repeats: int) -> dict[str
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.start", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, help="turns of both")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each contender")
     given = parser.parse_args()
     busy = busy_with_others()
     print(machine(), f"(other work had {busy:.0%} of the cores at the start)" if busy > 0.1 else "", flush=True)

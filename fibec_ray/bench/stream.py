@@ -4,9 +4,9 @@
     python -m fibec_ray.bench.stream --hidden 64 --inner 128 --tokens 8      a small trial
 
 Each row is a forward and a backward pass through frozen products whose weights are in host memory: the copies alone,
-the products alone with all weights in place, and both together, as a run does them. The overlap is the share of the
-shorter one that takes no time of its own: 100 % if both together take as long as the longer one. A CPU computes where
-the weights are, so it copies nothing.
+the products alone with all weights in place, and both together, as a run does them. The overlap is the share of
+the shorter one that the longer one hides: 100 % if both together take as long as the longer one alone. A CPU computes
+where the weights are, so it copies nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fibec_ray.models.prefetch import Prefetcher, prefetcher
 from fibec_ray.models.stream import stream
 
 WARM_UP = 2
-"""passes that are not timed: the first one finds out the order of the weights"""
+"""passes that are not timed: the first one learns the order of the weights"""
 
 
 class Trial:

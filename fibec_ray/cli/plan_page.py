@@ -70,7 +70,7 @@ def _memory(outlook: Outlook) -> Rows:
 
 
 def memory_rows(plan: Plan) -> Rows:
-    """What takes memory: the name, the amount, and details."""
+    """Rows about memory: the name, the amount, and details."""
     needed = plan.memory
     there = ", on the GPU" if needed.actor.gpu else ""
     held = [("backbone.backend", *plan.backend_choice)] if plan.backend_choice else []

@@ -204,7 +204,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         products = self.fleet.products
         if products != "auto" and not self.backbone.has_base:
             raise ValueError(
-                f"fleet.products: {products} multiplies frozen layers, and {self.backbone.title} has none; leave it out"
+                f"fleet.products: {products} multiplies frozen layers, but {self.backbone.title} has none; leave it out"
             )
         if products != "auto" and not self.backbone.has_products:
             raise ValueError(
@@ -219,7 +219,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def _tf32_fits(self) -> Experiment:
         if self.fleet.device == "cpu" and self.backbone.uses_tf32:
             raise ValueError(
-                "backbone.tf32 has an effect only on a GPU, and fleet.device is cpu; leave one of them out"
+                "backbone.tf32 has an effect only on a GPU, but fleet.device is cpu; leave one of them out"
             )
         return self
 

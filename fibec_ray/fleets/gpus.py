@@ -67,14 +67,14 @@ def torch_device(gpus: float | None, has_cuda: bool, wanted: str = "auto") -> st
     Raises ConfigError if a GPU is configured and torch sees none."""
     if wanted == "cuda" and not has_cuda:
         raise ConfigError(
-            "fleet.device: cuda, and torch sees no GPU here; set it to auto or cpu to compute on CPUs, or install a "
+            "fleet.device: cuda, but torch sees no GPU here; set it to auto or cpu to compute on CPUs, or install a "
             "torch that is built for this machine's GPU"
         )
     if gpus == 0 or (gpus is None and not has_cuda):
         return "cpu"
     if not has_cuda:
         raise ConfigError(
-            f"fleet.gpus_per_actor: {gpus:g}, and torch sees no GPU here; set it to 0 to compute on CPUs, or install a "
+            f"fleet.gpus_per_actor: {gpus:g}, but torch sees no GPU here; set it to 0 to compute on CPUs, or install a "
             "torch that is built for this machine's GPU"
         )
     return "cuda:0"

@@ -131,7 +131,7 @@ def actors_on_a_gpu(num_actors: int, share: float) -> int:
 def gpu_part(gpu_memory: int | None, sharing: int, share: float) -> int | None:
     """GPU memory that one actor may use, bytes; None if unknown, or without a GPU.
 
-    gpu_memory: of the GPU. sharing: actors on it. share: `gpus_per_actor`; torch enforces a fraction."""
+    gpu_memory: of the GPU. sharing: actors on it. share: `gpus_per_actor`; torch enforces shares below 1."""
     if gpu_memory is None or not sharing:
         return None
     return min(gpu_memory // sharing, int(gpu_memory * min(1.0, share)))
@@ -173,7 +173,8 @@ def _gpu_obstacle(config: FleetConfig, num_devices: int, have: Resources, need: 
         return f"{sharing} actors on a GPU need {sharing * need.gpu / 1e9:.1f} GB, {have.gpu_memory / 1e9:.1f} are free"
     part = gpu_part(have.gpu_memory, sharing, config.gpus)
     if part is not None and need.gpu > part:
-        return f"an actor needs {need.gpu / 1e9:.1f} GB of GPU memory, its share of {config.gpus:g} is {part / 1e9:.1f}"
+        share = f"its share ({config.gpus:g}) is {part / 1e9:.1f} GB"
+        return f"an actor needs {need.gpu / 1e9:.1f} GB of GPU memory, but {share}"
     return None
 
 

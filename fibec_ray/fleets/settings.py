@@ -52,9 +52,9 @@ class FleetConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     )
     products: Products | Literal["auto"] = Field(
         "auto",
-        description="what multiplies frozen layers on a CPU; changes the last bits of results. torch: PyTorch's "
-        "Linear; onednn: oneDNN; torch_float32, onednn_float32: of a bfloat16 base, in float32 with weights cast block "
-        "by block. auto: the fastest in a short trial at the start (kept in summary.json). No effect on a GPU",
+        description="what multiplies frozen layers on a CPU; changes the last bits of results. auto: the fastest in a "
+        "short trial at the start (kept in summary.json); torch: PyTorch's Linear; onednn: oneDNN; torch_float32, "
+        "onednn_float32: the same in float32, for a bfloat16 base, casting weights block by block. No effect on a GPU",
     )
     placement: Annotated[Literal["per_device", "pooled", "auto"], OnRay] = Field(
         "auto",

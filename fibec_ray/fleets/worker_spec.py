@@ -73,11 +73,11 @@ class WorkerSpec:
             return self.job
 
     def lanes_to_try(self, devices: int) -> int:
-        """The most lanes that a trial tries. devices: of a cohort that one actor trains."""
+        """The most lanes that a trial tries. devices: those of a cohort that one actor trains."""
         return min(devices, self.most_lanes or devices)
 
     def with_limit(self, found: Calibration, devices: int) -> Calibration:
-        """The result of a trial, which says so if the planned memory kept it from trying more lanes."""
+        """The result of a trial, with a note if the planned memory kept it from trying more lanes."""
         most = self.lanes_to_try(devices)
         if found.limit or most == devices or most not in found.rates:
             return found
@@ -113,9 +113,9 @@ class WorkerSpec:
         return self.job.backbone.fingerprint(self.prepare_base())
 
     def find_products(self) -> Products | None:
-        """The products of frozen layers, as configured or by a short trial on this machine.
+        """What multiplies frozen layers, as configured or by a short trial on this machine.
 
-        None if nothing is frozen, and for backends that use PyTorch's.
+        None if nothing is frozen, or if the backend always uses PyTorch's products.
         """
         job = self.job
         if not job.backbone.has_products or job.method.peft.trains_base:
@@ -127,7 +127,7 @@ class WorkerSpec:
         return job.backbone.find_products(rows, self.fleet.threads, self._node_cache)
 
     def with_products(self, products: Products | None) -> WorkerSpec:
-        """The same with these products of frozen layers; None: as they are."""
+        """A copy with these products of frozen layers; None: unchanged."""
         return replace(self, fleet=self.fleet.model_copy(update={"products": products})) if products else self
 
     def federation(self) -> Federation:

@@ -15,8 +15,8 @@ from greenlet import GreenletExit, getcurrent, greenlet
 T = TypeVar("T")
 
 Answer = Callable[[dict[int, Any]], dict[int, Any]]
-"""{number of a piece: its question} of all waiting pieces -> an answer, or an exception to raise there, for at least
-one of them. The others go on waiting, and are passed again with the next questions.
+"""Maps {piece number: question} of all waiting pieces to {piece number: answer}. An exception as an answer is raised in
+the piece. At least one piece gets an answer; the others go on waiting and are passed again with the next questions.
 """
 
 

@@ -30,7 +30,7 @@ def forget_peak() -> None:
 
 
 def what_to_lower(error: torch.OutOfMemoryError) -> str:
-    """One line about a GPU whose memory ran out, with what would help."""
+    """One line that says that GPU memory ran out, and what helps."""
     first = str(error).partition("\n")[0].rstrip(". ")
     return (
         f"the GPU's memory ran out ({first}); start a new run with fewer fleet.lanes, a smaller local.batch_size, "

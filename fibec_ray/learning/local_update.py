@@ -81,7 +81,7 @@ class Terms:
         return self.objective.feature_penalty(features(seen.out, seen.batch), near)
 
     def on(self, device: torch.device) -> Terms:
-        """A copy with memory and control on a torch device. Changes of its memory are not those of this one."""
+        """A copy with memory and control on a torch device. Changing the copy's memory does not change this one's."""
         memory, control = ({n: v.to(device) for n, v in one.items()} for one in (self.memory, self.control))
         return replace(self, memory=memory, control=control)
 

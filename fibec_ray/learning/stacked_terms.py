@@ -19,7 +19,7 @@ from fibec_ray.model_types import Batch, Outputs
 
 
 class LaneError(Exception):
-    """An error in the work of one lane, which is the cause. lane: its place in the group."""
+    """An error in the work of one lane. The original error is its cause. lane: the place in the group."""
 
     def __init__(self, lane: int):
         super().__init__(lane)
@@ -29,7 +29,7 @@ class LaneError(Exception):
 class StackedTerms:
     """The objective's terms of all lanes.
 
-    An objective that is `side_by_side` works on stacked tensors. Any other is called for one lane after the other.
+    An objective that is `side_by_side` gets stacked tensors. Any other is called lane by lane.
     """
 
     def __init__(self, terms: Sequence[Terms]):
@@ -86,7 +86,7 @@ class StackedTerms:
         self._memory = {name: value[:count] for name, value in self._memory.items()}
 
     def end(self, originals: Iterable[Terms]) -> None:
-        """Write changes of memories to the terms that training was asked with."""
+        """Copy the memories back to the terms that training was called with."""
         self._keep(range(self._active))
         for original, terms in zip(originals, self._terms, strict=True):
             original.memory.update({name: value.cpu() for name, value in terms.memory.items()})
@@ -96,7 +96,7 @@ class StackedTerms:
             self._terms[lane].memory.update({name: value[lane].clone() for name, value in self._memory.items()})
 
     def _penalties(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
-        """(D,) or fewer values; None without any."""
+        """One value for each lane with a penalty; None if no lane has one."""
         if self._objective.side_by_side:
             zero = next(iter(params.values())).new_zeros(())
 
@@ -117,7 +117,7 @@ class StackedTerms:
 
 
 def add_grad(param: nn.Parameter, grad: Tensor | None, at: Tensor | None) -> None:
-    """Add to `.grad`. at: the lanes that the gradient is of; None: all."""
+    """Add to `.grad`. at: the gradient's lanes; None: all."""
     if grad is None:
         return
     if at is None:
@@ -148,7 +148,7 @@ def _lane_view(params: Mapping[str, nn.Parameter], lane: int) -> dict[str, nn.Pa
 
 
 def _keep_grad(param: nn.Parameter, lane: int, own: Tensor | None) -> None:
-    """Put a lane's gradient into the stack, if a new tensor took the place of its part of it."""
+    """Copy a lane's gradient into the stack if `correct` replaced it by a new tensor."""
     if own is None:
         return
     if param.grad is None:

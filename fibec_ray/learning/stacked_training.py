@@ -1,8 +1,8 @@
 """Trains a group of devices with one forward pass, one backward pass and one optimiser step for all of them.
 
 Each trained tensor is one tensor for the whole group, with a leading lane axis. Batches are on the model's device
-before the first step, and nothing returns to the host until the last one. The lanes with the most steps come first: a
-lane that has taken all of its steps is cut off the end.
+before the first step, and nothing returns to the host until the last one. Lanes with the
+most steps come first, so a lane that has finished is dropped from the end.
 
 Results match training each device alone, up to rounding.
 
@@ -30,7 +30,7 @@ from fibec_ray.tensors import Tensors
 
 @dataclass(frozen=True, eq=False)
 class LaneTraining:
-    """A training of the lane with number `lane`."""
+    """The training of lane number `lane`."""
 
     lane: int
     training: Training
@@ -38,19 +38,19 @@ class LaneTraining:
 
     @property
     def kind(self) -> Hashable:
-        """Trainings of one kind can be computed together."""
+        """Trainings of the same kind can be computed together."""
         steps, terms, moves = self.training.steps, self.training.terms, self.training.moves
         pull = None if moves.pull is None else (moves.pull.strength, moves.pull.follow, frozenset(moves.pull.centre))
         names = None if moves.names is None else frozenset(moves.names)
         masks = frozenset(moves.keep), frozenset(moves.watch), pull
-        objective = id(terms.objective), len(terms.references)  # a process has one for all devices
+        objective = id(terms.objective), len(terms.references)  # all devices of a process share one
         return steps.settings, steps.rate, steps.repeats, names, masks, objective, self.rank
 
 
 def train_stacked(model: LanedModel, values: LaneValues, asked: Sequence[LaneTraining]) -> list[Trained]:
-    """Train lanes of one kind, changing their values in place. Returns what each did.
+    """Train lanes of one kind, changing their values in place. Returns a result for each.
 
-    Raises LaneError with its place in `asked` if one lane's own part fails.
+    Raises LaneError, with the lane's place in `asked`, if work for one lane fails.
     """
     rows = [list(islice(one.training.steps.batches, one.training.steps.settings.max_steps)) for one in asked]
     order = sorted(range(len(asked)), key=lambda i: -len(rows[i]))
@@ -67,7 +67,7 @@ def train_stacked(model: LanedModel, values: LaneValues, asked: Sequence[LaneTra
 
 
 class _Group:
-    """A group in training. asked: those with the most steps first. rows: the rows of each one's batches."""
+    """A group in training. asked: most steps first. rows: for each lane, the rows of its batches."""
 
     def __init__(
         self, model: LanedModel, values: LaneValues, asked: Sequence[LaneTraining], rows: Sequence[Sequence[Tensor]]
@@ -91,7 +91,7 @@ class _Group:
             stacked=True,
         )
         self._centres = self._optimiser.centre
-        """of all lanes: later ones share its memory"""
+        """those of all lanes; after `narrow` the optimiser has views of them"""
         self._watch = [name for name in self._moves.watch if name in self._optimiser.params]
         self._terms = StackedTerms([training.terms.on(self._device) for training in self._trainings])
         self._losses: list[Tensor] = []
@@ -111,7 +111,7 @@ class _Group:
         return [passes_of_step(self._model, self._trainings, self._rows, step, self._device) for step in steps]
 
     def results(self) -> list[Trained]:
-        """Write back the values, and return what each lane did."""
+        """Write back the values, and return each lane's result."""
         self._write_back()
         self._terms.end(training.terms for training in self._trainings)
         squares = {name: value.cpu() for name, value in self._squares.items()}
@@ -201,7 +201,7 @@ class _Group:
 
 
 def _rows_of(stacks: Mapping[str, Tensor], lanes: Sequence[int]) -> Tensors:
-    """The lanes' rows, in this order: of the same memory if they follow each other."""
+    """The lanes' rows, in this order: views if the lanes are consecutive, else copies."""
     start = lanes[0]
     if list(lanes) == list(range(start, start + len(lanes))):
         return {name: value[start : start + len(lanes)] for name, value in stacks.items()}

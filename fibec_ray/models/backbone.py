@@ -74,7 +74,7 @@ def _drawn_in_place(spec: PretrainedSettings, seed: int, num_classes: int, part:
     try:
         with torch.device("meta"):
             model = from_config(spec, num_classes)
-    except ModelError:  # wrong settings, or a model that cannot be built without values: the usual way tells them apart
+    except ModelError:  # wrong settings, or a model that needs values when it is built: `make` finds out which
         return None
     head = _head(spec, model, beside_the_body(model))
     return head if draw_into(part, model.to(getattr(torch, spec.dtype)), seed) else None
@@ -113,8 +113,8 @@ def open_base(spec: PretrainedSettings, folder: Path, device: str = "cpu", four_
 def from_config(spec: PretrainedSettings, num_classes: int, num_blocks: int | None = None, device: str = "cpu") -> Any:
     """Build the frozen base from its config, in its dtype, with new weights on torch's current device.
 
-    The meta device needs no memory for weights. num_blocks: None: as in the config. device: type of device that it
-    computes like. Raises ModelError.
+    The meta device needs no memory for weights. num_blocks: None: as in the config. device: device
+    type whose attention it has. Raises ModelError.
     """
     config = config_of(spec, **_classes(spec, num_classes))
     if num_blocks is not None:

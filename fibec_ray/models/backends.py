@@ -126,7 +126,7 @@ def hold(
     beside: int | None = None,
     products: Products | Literal["auto"] = "auto",
 ) -> BaseWeights:
-    """Open the prepared base. backend: from `choose`. beside: see `Room`. products: of a plain base on a CPU."""
+    """Open the prepared base. backend: from `choose`. beside: see `Room`. products: for a plain base on a CPU."""
     if backend == "deepspeed":
         from fibec_ray.models.deepspeed_base import Partitioned
 

@@ -115,7 +115,7 @@ class AnyBackbone(BaseModel, ABC, frozen=True):
 
     @property
     def has_products(self) -> bool:
-        """True if its frozen layers have a choice of products on a CPU; other backends use PyTorch's."""
+        """True if `fleet.products` applies to its frozen layers; some backends always use PyTorch's products."""
         return self.has_base and self.base_backend in ("auto", "plain")
 
     @property

@@ -28,9 +28,9 @@ class ModelRequest:
     shape: tuple[int, ...] = ()
     """of a sample of numbers; () for others"""
     products: Products | Literal["auto"] = "auto"
-    """of frozen layers on a CPU; auto: the usual ones of this processor"""
+    """how frozen layers multiply on a CPU; auto: this processor's default"""
     computes_on: Literal["cpu", "cuda"] = "cpu"
-    """type of device that an outline stands for; models that compute are given their device"""
+    """device type of an outline, which computes nothing; a real model is given its device instead"""
 
 
 class BuiltModel(LocalModel, Protocol):

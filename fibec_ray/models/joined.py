@@ -25,7 +25,7 @@ def join(batches: Sequence[Batch], pad_id: int) -> Batch:
 
 
 def _facts(batches: Sequence[Batch]) -> BatchFacts | None:
-    """The joint batch's facts, where reading them off it would wait for a device."""
+    """The joint batch's facts, from those of its parts; None on a CPU, where finding them later costs nothing."""
     if batches[0].labels.device.type == "cpu":
         return None
     masks = [name for name in MASKS if name in batches[0].inputs]

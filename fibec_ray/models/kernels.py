@@ -1,4 +1,4 @@
-"""Products of frozen layers on a CPU, and memory that is kept between steps.
+"""Matrix products of frozen layers on a CPU, and a heap that keeps freed memory between steps.
 
 Which library multiplies fastest depends on the processor. PyTorch computes float32 products with MKL, whose fast
 kernels are for Intel processors: on AMD processors with AVX-512, oneDNN is more than twice as fast. Processors without
@@ -41,8 +41,8 @@ Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def speed_up(module: nn.Module, device: torch.device, products: Products | Literal["auto"] = "auto") -> None:
     """On a CPU, give a model's frozen layers the chosen product, with gradients only for their inputs.
 
-    device: where the model will compute; its weights may still be elsewhere. products: auto takes the usual one for
-    this processor, without a trial. Raises ModelError if this machine does not have them.
+    device: where the model will compute; its weights may still be elsewhere. products: auto is this
+    processor's default, without a trial. Raises ModelError if this machine does not have them.
     """
     if device.type != "cpu":
         return
@@ -60,7 +60,7 @@ def speed_up(module: nn.Module, device: torch.device, products: Products | Liter
 
 
 def usual_if_auto(products: Products | Literal["auto"], dtype: str) -> Products:
-    """The usual products of this processor instead of `auto`."""
+    """The given products; for `auto` this processor's default."""
     return candidates(dtype)[0] if products == "auto" else products
 
 
@@ -80,7 +80,7 @@ def multiplier(products: Products | Literal["auto"], dtype: torch.dtype) -> Mult
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """oneDNN's product, which takes transposed weights as they are. All tensors are float32."""
+    """oneDNN's product, which does not copy transposed weights. All tensors are float32."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 
@@ -110,7 +110,7 @@ def keep_heap() -> None:
 
 
 def _product(layer: Any, dtype: torch.dtype, multiply: Multiply, x: Tensor) -> Tensor:
-    """What the layer computes. multiply: for this dtype; if the model was cast since, PyTorch multiplies."""
+    """The layer's output. multiply: for tensors of `dtype`; PyTorch multiplies if the model has been cast since."""
     weight = layer.weight.t() if is_transposed(layer) else layer.weight
     if not x.dtype == weight.dtype == dtype:
         return F.linear(x, weight, layer.bias)
@@ -119,7 +119,7 @@ def _product(layer: Any, dtype: torch.dtype, multiply: Multiply, x: Tensor) -> T
 
 
 def _convolution_in_float32(layer: _ConvNd, x: Tensor) -> Tensor:
-    """A frozen convolution of a bfloat16 base in float32. Its weights are few, so that they are cast as a whole."""
+    """A frozen convolution of a bfloat16 base in float32. It has few weights, so they are cast all at once."""
     wide, bias = layer.weight.float(), None if layer.bias is None else layer.bias.float()
     y: Tensor = layer._conv_forward(x.float(), wide, bias)
     return y.to(x.dtype)

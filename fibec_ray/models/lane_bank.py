@@ -56,10 +56,7 @@ class LaneBank:
             self._stack = {}
 
     def as_now(self) -> AbstractContextManager[None]:
-        """A context for later, and for any number of times, which computes with the lanes in use now.
-
-        A block is recomputed with it in each backward pass.
-        """
+        """A reusable context that computes with the lanes in use now. Backward passes recompute blocks in it."""
         return _Again(self)
 
     def _apply(self, formula: Formula, prefix: str, module: Any, x: Tensor) -> Tensor:
@@ -83,7 +80,7 @@ class LaneBank:
 
 
 class _Again(AbstractContextManager[None]):
-    """The lanes of a forward pass, for backward passes."""
+    """Brings back the lanes of a forward pass while a backward pass recomputes a block."""
 
     def __init__(self, bank: LaneBank):
         self._bank, self._then = bank, _state(bank)

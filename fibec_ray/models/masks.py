@@ -22,7 +22,7 @@ import torch
 MASK_BUILDERS = ("create_causal_mask", "create_bidirectional_mask")
 """Functions of transformers that treat a missing mask as one without zeros."""
 WARNING = "warn_if_padding_and_no_attention_mask"
-"""transformers' method of a model that reads token ids"""
+"""transformers' method that looks for padding in the token ids"""
 ARGUMENTS = {"attention_mask": "attention_mask", "decoder_attention_mask": "target_mask"}
 """A model's argument -> the input of a batch that it is made of."""
 
@@ -32,13 +32,13 @@ _answered: ContextVar[bool] = ContextVar("_answered", default=False)
 class Masks:
     """Decides which masks a model gets. base: a transformers model. device: where it computes.
 
-    needed: hand over every mask, as prefixes need: transformers counts their keys by it.
+    needed: always pass masks, as prefix tuning requires: transformers counts the prefix's keys by the mask.
     """
 
     def __init__(self, base: Any, device: torch.device, needed: bool):
         home = sys.modules[type(base).__module__]
         self._can_miss = not needed and any(hasattr(home, name) for name in MASK_BUILDERS)
-        self._ask = device.type == "cpu"  # costs nothing there
+        self._ask = device.type == "cpu"  # reading a mask costs nothing there
         if self._can_miss:
             _leave_out_warning(base)
         if not self._ask:
@@ -62,7 +62,7 @@ class Masks:
 
 
 def _leave_out_warning(base: Any) -> None:
-    """Some families, such as GPT-2, read token ids back to warn of padding without a mask; there is no padding."""
+    """Turn off a check of GPT-2 and others: without a mask they read token ids back, to warn if some are padding."""
     for module in base.modules():
         if hasattr(module, WARNING):
             setattr(module, WARNING, lambda *args, **options: None)
@@ -78,7 +78,7 @@ def _install() -> None:
         "_ignore_bidirectional_mask_sdpa": _only_without_mask,
     }
     for name, answer in answers.items():
-        own = getattr(masking_utils, name, None)  # None in a release that has renamed it: then it asks the device
+        own = getattr(masking_utils, name, None)  # a release that renamed it reads the mask
         if own is not None and not hasattr(own, "__wrapped__"):
             setattr(masking_utils, name, wraps(own)(partial(answer, own)))
 

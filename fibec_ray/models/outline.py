@@ -57,7 +57,7 @@ class Outline(TorchModel):
 
     @property
     def computes_on(self) -> str:
-        """Type of device that the outline stands for."""
+        """Device type whose dtypes and kernels the outline has."""
         return self._computes_on
 
     @property

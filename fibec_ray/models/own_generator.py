@@ -23,7 +23,7 @@ _GLOBAL = Lock()
 class OwnGenerator(TorchDispatchMode):
     """Inside the block, random operations of this thread use the given CPU generator.
 
-    Narrow dtypes are drawn in float32 and rounded: bfloat16 values are those of float32 to the nearest.
+    Narrow dtypes are drawn in float32 and rounded, so bfloat16 values are the rounded float32 ones.
     """
 
     def __init__(self, generator: torch.Generator):

@@ -27,10 +27,10 @@ class Copier(Protocol):
         """Start to copy a weight to the device."""
 
     def finish(self, started: Any) -> Tensor:
-        """Return the copy, ordered before the caller's next computation."""
+        """Return the copy. The caller's next computation waits for it."""
 
     def release(self, started: Any) -> None:
-        """Allow that the copy is overwritten after the computations that are queued now."""
+        """Allow overwriting the copy once the work queued so far is done."""
 
 
 class Prefetcher:
@@ -79,7 +79,7 @@ class InPlace:
         return started
 
     def release(self, started: Tensor) -> None:
-        """There is no copy."""
+        """Do nothing, since there is no copy."""
 
 
 def prefetcher(device: torch.device) -> Prefetcher:

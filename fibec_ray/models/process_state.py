@@ -43,10 +43,10 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def _tf32() -> tuple[bool, bool] | None:
-    """The settings of products and of convolutions; None where they were made in PyTorch's newer way."""
+    """The settings for matrix products and convolutions; None if they were set through PyTorch's newer interface."""
     try:
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # it refuses to read in one way what was set in the other
+    except RuntimeError:  # the older interface cannot read what the newer one set
         return None
 
 

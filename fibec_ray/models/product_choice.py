@@ -1,8 +1,8 @@
 """Keeps the products that a trial chose, so that all runs on one machine make the same choice.
 
 Without this, two runs of one experiment could differ in their last bits where two products are about as fast. A note in
-the cache folder holds the choice. It is void with another processor, PyTorch or number of threads, or other layers.
-Delete `products-*.json` to have a new trial.
+the cache folder holds the choice. It is for one processor, version of PyTorch, number of threads and set of layers.
+Delete `products-*.json` to run a new trial.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fibec_ray.types import Products
 
 
 def kept_choice(spec: PretrainedSettings, rows: int, threads: int, folder: Path) -> Products:
-    """The choice of an earlier trial on this machine, or of a new one, which is then kept.
+    """The choice of an earlier trial on this machine. Without one, run a trial and keep its choice.
 
     rows: tokens of a training batch. threads: of a process. folder: if it does not exist, nothing is kept.
     """
@@ -54,7 +54,7 @@ def kept_choice(spec: PretrainedSettings, rows: int, threads: int, folder: Path)
 
 
 def _read(note: Path) -> Products | None:
-    """The note's content; None without a sound note."""
+    """The choice in the note; None if the note is missing or unreadable."""
     try:
         found: Products = json.loads(note.read_text())["products"]
     except (OSError, ValueError, TypeError, KeyError):

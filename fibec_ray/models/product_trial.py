@@ -1,6 +1,6 @@
 """Finds the fastest products of frozen layers on this machine, by a short trial on shapes of the model's own layers.
 
-A fleet calls it once, before workers build their models; `fibec-ray plan` calls it to foresee the choice.
+A fleet calls it once, before workers build their models; `fibec-ray plan` calls it to predict the choice.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from fibec_ray.parts.peft.base import is_transposed
 from fibec_ray.types import Products
 
 TIE = 1.05
-"""The usual products stay unless others are faster by more than this, so that the choice does not depend on noise."""
+"""The default stays unless another candidate is faster by more than this factor, so that noise does not decide."""
 TRIAL_S = 0.2
 """Seconds after which no further turn begins."""
 TURNS = 8
-"""Most turns. Candidates take turns, and the least time of each counts."""
+"""Most turns. Candidates take turns, and the shortest time of each counts."""
 HOPELESS = 3.0
-"""A turn that takes this many times the best one's time is cut short. A candidate is out after two of them, or after
-one that takes this many times as long again."""
+"""A turn that is slower than the best by this factor is cut short. A candidate is out after two such turns, or after
+one that is slower by the square of this factor."""
 SMALL = 4e6
-"""Flops of a product that takes little more time than its call: there is nothing to choose."""
+"""Flops. Smaller products take hardly longer than the call itself, so there is nothing to choose."""
 MOST = 768
-"""Most inputs and outputs of a layer in a trial: larger ones have the same ratios, and would take too long."""
+"""Most inputs and outputs of a layer in a trial. Larger layers take longer and give the same ratios."""
 MOST_ROWS = 256
 WARM_S = 0.02
-"""A first call that takes longer counts, because the library's preparations are a small part of it."""
+"""Seconds. A shorter first call is repeated, because the library's set-up may be most of it."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Shape:
 
     @property
     def flops(self) -> float:
-        """Of one product."""
+        """Operations of one product."""
         return 2.0 * self.rows * self.inside * self.out
 
 
 def choose(spec: PretrainedSettings, rows: int, threads: int) -> Products:
     """The fastest products for a base on this machine. rows: tokens of a training batch. threads: of a process.
 
-    Tiny layers have the usual products without a trial.
+    Tiny layers get the default without a trial.
     """
     able, shapes = candidates(spec.dtype), shapes_of(spec, rows)
     if len(able) == 1 or is_tiny(shapes):
@@ -103,7 +103,7 @@ def best(
 
 
 def shapes_of(spec: PretrainedSettings, rows: int) -> list[Shape]:
-    """The three shapes of products that make most of the base's work, the smallest first, cut to a trial's size."""
+    """The three layer shapes with most of the base's work, the smallest first, cut to a trial's size."""
     with torch.device("meta"):
         base = from_config(spec, 2)
     counts = Counter(tuple(layer.weight.shape[:: 1 if is_transposed(layer) else -1]) for layer in products_of(base))
@@ -126,7 +126,7 @@ class Trial:
     _least: dict[tuple[Products, Shape, bool], float] = field(default_factory=dict)
 
     def seconds(self, products: Products, limit: float = inf) -> float:
-        """Time of the products of all layers, each the least so far. Ends early if one turn exceeds the limit."""
+        """Time of all layers, with each one's shortest time so far. Ends early if this turn exceeds the limit."""
         total, turn = 0.0, 0.0
         for shape in self.shapes:
             for backward in (False, True):
@@ -156,8 +156,8 @@ class Trial:
 
 
 def _timed(work: Callable[[], object], new: bool) -> float:
-    """Seconds of one call. new: the first call is for the library's preparations, if it is short."""
-    # A single thread's own time does not count what other processes take away.
+    """Seconds of one call. new: this is the first call, which is repeated if it is short (see WARM_S)."""
+    # The time of a single thread leaves out what other processes take.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     began = clock()
     work()
@@ -167,7 +167,7 @@ def _timed(work: Callable[[], object], new: bool) -> float:
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Compute with so many of torch's threads."""
+    """Use this number of torch threads within a block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,12 +1,12 @@
-"""Names of the products that frozen layers can have on a CPU, and which of them this machine has.
+"""The ways to multiply by frozen weights on a CPU (`fleet.products`), and which of them this machine has.
 
 torch           PyTorch's Linear, in the base's dtype
-onednn          oneDNN, which PyTorch includes; for a bfloat16 base it is PyTorch's Linear, which calls oneDNN
-torch_float32   of a bfloat16 base: float32 arithmetic of PyTorch, on blocks of weights that are cast one at a time
-onednn_float32  the same with oneDNN's float32 arithmetic
+onednn          oneDNN, which PyTorch includes; with a bfloat16 base this is PyTorch's Linear, which calls oneDNN
+torch_float32   only for a bfloat16 base: PyTorch in float32, casting the weights block by block
+onednn_float32  the same with oneDNN
 
-All give the same results up to rounding, and the fastest depends on the processor (`product_trial.py`). On a GPU none
-of this has an effect.
+All give the same results up to rounding. Which is fastest depends on the processor (`product_trial.py`). On a GPU they
+have no effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fibec_ray.types import Products
 
 NAMES: tuple[Products, ...] = get_args(Products)
 OF_BFLOAT16: tuple[Products, ...] = ("torch_float32", "onednn_float32")
-"""Products that only a bfloat16 base has."""
+"""For a bfloat16 base only."""
 
 
 def has_onednn() -> bool:
@@ -30,7 +30,7 @@ def has_onednn() -> bool:
 
 
 def has_bfloat16() -> bool:
-    """True if this processor has instructions for bfloat16 products, or where torch cannot say.
+    """True if this processor has instructions for bfloat16 products, or if torch cannot tell.
 
     oneDNN also multiplies bfloat16 with other AVX-512 instructions, at a third of float32's speed.
     """
@@ -44,7 +44,7 @@ def has_bfloat16() -> bool:
 
 
 def candidates(dtype: str) -> tuple[Products, ...]:
-    """The products of a base with this dtype on this machine; first the one to use without a trial."""
+    """Products that a base of this dtype can use on this machine. The first is the default, used without a trial."""
     library = "onednn" if has_onednn() else "torch"
     if dtype == "float32":
         return ("onednn", "torch") if library == "onednn" else ("torch",)
@@ -56,7 +56,7 @@ def candidates(dtype: str) -> tuple[Products, ...]:
 
 
 def in_words(products: Products, dtype: str) -> str:
-    """What multiplies frozen layers, for messages. dtype: of the base."""
+    """A description for messages. dtype: of the base."""
     library = "oneDNN" if products.startswith("onednn") else "PyTorch"
     if products not in OF_BFLOAT16:
         return f"{library}, in {dtype}"
@@ -65,18 +65,18 @@ def in_words(products: Products, dtype: str) -> str:
 
 
 def of_older_runs() -> Products:
-    """The products of runs that began before there was a choice, on this machine."""
+    """The products that runs on this machine used before `fleet.products` existed."""
     return "onednn" if has_onednn() else "torch"
 
 
 def unfit(products: str, dtype: str) -> str | None:
-    """Why a base of this dtype cannot have these products, and what to do; None if it can.
+    """Why a base of this dtype cannot use these products, and what to do; None if it can.
 
     products: one of NAMES, or auto.
     """
     if products in OF_BFLOAT16 and dtype != "bfloat16":
         return (
-            f"fleet.products: {products} is for a bfloat16 base, and backbone.dtype is {dtype}; set it to auto, torch "
+            f"fleet.products: {products} is for a bfloat16 base, but backbone.dtype is {dtype}; set it to auto, torch "
             "or onednn, or set backbone.dtype=bfloat16"
         )
     return None
@@ -86,6 +86,6 @@ def refuse_missing(products: str) -> None:
     """Raise ModelError for products that this machine's PyTorch lacks."""
     if products.startswith("onednn") and not has_onednn():
         raise ModelError(
-            f"fleet.products: {products} needs a PyTorch with oneDNN, and the one on this machine has none; start a "
+            f"fleet.products: {products} needs oneDNN, which this machine's PyTorch lacks; start a "
             f"new run with fleet.products=auto, or with fleet.products={products.replace('onednn', 'torch')}"
         )

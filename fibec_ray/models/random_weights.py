@@ -60,7 +60,7 @@ def draw_into(
 
 
 def _under_own_names(model: Any, tensors: dict[str, Tensor]) -> bool:
-    """True if files of this architecture have the model's own tensors, under the model's names."""
+    """True if saved files hold the model's own tensors under the model's names."""
     if len({id(parameter) for parameter in _tensors(model, tensors)}) < len(tensors):
         return False  # a module that is used twice
     try:
@@ -144,7 +144,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _marked(tensor: Tensor) -> tuple[Tensor, Any]:
-    """Mark both ends of a tensor, so that one which no rule has filled is found. Returns it with the mark."""
+    """Mark both ends of a tensor, to find tensors that no rule fills. Returns the tensor and the mark."""
     if tensor.is_floating_point():
         mark: Any = float("nan")
     else:

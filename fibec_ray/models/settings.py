@@ -49,12 +49,12 @@ class PretrainedSettings(BaseModel, frozen=True, extra="forbid", protected_names
     )
     head: Head
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of the frozen base; the values of adapters are float32"
+        "float32", description="dtype of the frozen base; adapters are stored in float32"
     )
     adapter_dtype: Annotated[AdapterDtype, OnlyWith("dtype", "bfloat16")] = Field(
         "auto",
-        description="dtype in which adapters compute; base: that of the base, for lora without DoRA and adapter, whose "
-        "values stay float32; auto: base on a GPU, float32 on a CPU",
+        description="dtype in which adapters compute; their values stay in float32. base: the base's dtype, only for "
+        "peft lora (without DoRA) and adapter; auto: base on a GPU, float32 on a CPU",
     )
     tf32: Annotated[bool, OnlyWith("dtype", "float32")] = Field(
         False, description="on a GPU, multiply float32 matrices in TF32: faster, with 10 bits of precision"

@@ -1,6 +1,6 @@
 """Copies weights to a CUDA device on a separate stream, while the device computes with the previous weight.
 
-Two slots take turns. Each has GPU memory, and page-locked host memory, since only from there copies are asynchronous.
+Two slots take turns. Each has GPU memory and page-locked host memory, since only copies from there are asynchronous.
 Events order their uses:
 
 - a copy into GPU memory waits for the product that last read it;
@@ -47,12 +47,12 @@ class SideStream:
         return Copy(slot, place, slot.copied)
 
     def finish(self, started: Copy) -> Tensor:
-        """The weight on the device; what the current stream does next waits for the copy."""
+        """The weight on the device. The current stream's next work waits for the copy."""
         torch.cuda.current_stream(self._device).wait_event(started.ready)
         return started.weight
 
     def release(self, started: Copy) -> None:
-        """Call this when all that reads the weight is queued on the current stream."""
+        """Call this once all work that reads the weight is queued on the current stream."""
         started.slot.read = torch.cuda.current_stream(self._device).record_event()
 
 
@@ -69,7 +69,7 @@ class _Slot:
         self._gpu: Tensor | None = None
 
     def source(self, weight: Tensor) -> Tensor:
-        """What to copy from: the page-locked memory with the weight's values, or a weight that is on a GPU itself."""
+        """The tensor to copy from: page-locked memory, filled with the weight, or a weight that is on a GPU already."""
         if weight.is_cuda:
             return weight
         self.synchronize_host()
@@ -85,7 +85,7 @@ class _Slot:
     def place(self, weight: Tensor) -> Tensor:
         """The GPU memory, in the weight's shape."""
         if self._gpu is None or self._gpu.numel() < weight.nbytes:
-            # Products may read the old memory, and the new memory may be that of a tensor which is freed, but in use.
+            # Queued work may still read the old memory, or a freed tensor whose memory the new one gets.
             torch.cuda.synchronize(self._device)
             self._gpu = None
             self._gpu = torch.empty(weight.nbytes, dtype=torch.uint8, device=self._device)

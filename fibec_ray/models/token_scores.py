@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from fibec_ray.model_types import LateScores
 
 MOST_SCORES = 2**26
-"""Scores that are computed at once, 256 MiB in float32."""
+"""Most scores computed at once: 256 MiB in float32."""
 
 Head = Callable[[Tensor], Tensor]
 """states (R, H) -> scores (R, V), float32"""
 
 
 def token_scores(head: nn.Module, states: Tensor) -> Tensor | LateScores:
-    """Scores of tokens, (R, V) float32; computed only when asked for if they do not fit.
+    """Scores of tokens, (R, V) float32, computed on demand if they are large.
 
     head: the language-model head. states: (R, H).
     """
@@ -64,7 +64,7 @@ def vocabulary_of(head: nn.Module) -> int:
 
 
 def _is_constant(head: nn.Module) -> bool:
-    """True if nothing in the head is trained, nor fetched by DeepSpeed, which expects one call of it per pass."""
+    """True if the head is frozen, and not fetched by DeepSpeed, which expects one call per pass."""
     return not any(p.requires_grad or hasattr(p, "ds_id") for p in head.parameters())
 
 
@@ -126,7 +126,7 @@ class _Losses(torch.autograd.Function):
         (states, targets, grads), cotangent = ctx.saved_tensors, cotangents[0]
         if not torch.is_grad_enabled():
             return grads * cotangent.unsqueeze(1).to(grads.dtype), None, None, None
-        # The gradient itself is differentiated, as for Hessians: it needs the graph of all scores.
+        # A Hessian differentiates the gradient itself, which needs the graph of all scores.
         losses = F.cross_entropy(ctx.head(states), targets, reduction="none")
         return *torch.autograd.grad(losses, states, cotangent, create_graph=True), None, None, None
 

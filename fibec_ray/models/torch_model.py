@@ -56,9 +56,9 @@ class ModelSpec:
     shape: tuple[int, ...] = ()
     """of an image, (3, H, W); () for texts"""
     products: Products | Literal["auto"] = "auto"
-    """of frozen layers on a CPU; auto: the usual ones of this processor"""
+    """how frozen layers multiply on a CPU; auto: this processor's default"""
     computes_on: Literal["cpu", "cuda"] = "cpu"
-    """type of device that an outline stands for"""
+    """device type of an outline, which computes nothing"""
 
 
 class TorchModel(Alone):

@@ -1,7 +1,7 @@
-"""Safetensors files that are made before their values: tensors are written in place, through memory maps.
+"""Safetensors files that are created empty, and whose tensors are then written in place through memory maps.
 
-Random weights of any size need no copy in memory then, and the operating system writes them to the disk while others
-are drawn. The files are laid out as transformers reads them: one file, or shards with an index.
+So random weights of any size need no copy in memory, and the operating system writes some to the disk while others are
+drawn. The files are laid out as transformers reads them: one file, or shards with an index.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _mapped(path: Path, shard: list[_Entry]) -> dict[str, Tensor]:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Take the disk space now: a full disk would otherwise end the process at a write to the map."""
+    """Take the disk space now: otherwise a full disk would kill the process during a write to the map."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:
@@ -95,7 +95,7 @@ def _described(entry: _Entry) -> dict[str, object]:
 
 
 def _word(dtype: torch.dtype) -> str:
-    """safetensors' word for a dtype, which it says in a file of its own."""
+    """safetensors' name of a dtype, read from a file that it makes."""
     text = save({"x": torch.empty(0, dtype=dtype)})
     word: str = json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")])["x"]["dtype"]
     return word

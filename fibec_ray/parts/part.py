@@ -27,7 +27,7 @@ Need = Literal[
     "gradients",
     "whole",
 ]
-"""What a part may need, and another part, the task or the backbone may lack.
+"""Things that a part may need and that another part, the task or the backbone may lack.
 
 text: samples are tokens. classes: labels can be counted. transformer: a pretrained base. one_stack: a base
 whose blocks all see one sequence, unlike those of an encoder-decoder. position: a place in that sequence whose

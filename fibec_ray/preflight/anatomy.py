@@ -59,14 +59,14 @@ class Anatomy:
     smaller: tuple[Anatomy, Anatomy] | None = None
     """the same model with FEW and FEW + 1 blocks, which are faster to measure"""
     streamed_bytes: int = 0
-    """of the base on a GPU that fetches weights when they are used: all that always stays, and two of the largest"""
+    """of the base on a GPU that fetches weights on use: those that always stay, and twice the largest weight"""
     measure_on_gpu: Callable[[], Anatomy] | None = None
     """the same model with the dtypes and kernels of a GPU"""
     _found: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     @cached_property
     def on_gpu(self) -> Anatomy:
-        """The model as it computes on a GPU; it differs in memory only."""
+        """The model as it computes on a GPU. Only its memory differs."""
         return self.measure_on_gpu() if self.measure_on_gpu else self
 
     @cached_property

@@ -101,7 +101,7 @@ def _rate(experiment: Experiment, job: Job, made: Anatomy, products: Products | 
 
 
 def _why(experiment: Experiment, products: Products) -> str:
-    """What the products are, and who chose them."""
+    """The products, and whether a trial or the settings chose them."""
     dtype = experiment.backbone.base_dtype
     chosen = "as configured" if experiment.fleet.products != "auto" else "the fastest here, in a short trial"
     return f"{in_words(products, dtype)} ({chosen})"

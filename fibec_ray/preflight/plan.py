@@ -72,7 +72,7 @@ class Memory:
     gpu_available: int | None
     """None: unknown, or no GPU"""
     gpu_each: int | None
-    """the most that one of these actors may use: its part of the GPU; None: unknown, or no GPU"""
+    """the most that one of these actors may use; None: unknown, or no GPU"""
     most_lanes: int | None
     """about how many lanes the GPU has room for; None: unknown, no GPU, or no lanes"""
 
@@ -199,7 +199,7 @@ def _most_lanes(lanes: int, actor_of: Callable[[int], ActorMemory], part: int | 
 
 
 def _with_room(lanes: int, actor_of: Callable[[int], ActorMemory], part: int) -> int:
-    """The number of lanes, or the next smaller one that fits: the trial at the start tries no more."""
+    """The number of lanes, lowered until they fit: the trial at the start tries no more."""
     while lanes > 1 and actor_of(lanes).gpu > part:
         lanes -= max(1, lanes // 20)
     return lanes

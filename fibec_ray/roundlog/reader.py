@@ -36,6 +36,13 @@ def read_devices(run_dir: Path) -> pa.Table:
     return read_table(run_dir, "devices")
 
 
+def peak_gpu_gb(run_dir: Path) -> float | None:
+    """The most GPU memory of any device-round, in 1e9 bytes; None for a run on CPUs, and in logs without it."""
+    table, name = read_devices(run_dir), "peak_gpu_memory_bytes"
+    known = [value for value in table.column(name).to_pylist() if value] if name in table.column_names else []
+    return max(known) / 1e9 if known else None
+
+
 def log_digest(run_dir: Path) -> str:
     """A hash of all that a run logged, NONDETERMINISTIC columns aside: equal digests mean bitwise-equal logs."""
     state = hashlib.blake2b(digest_size=16)

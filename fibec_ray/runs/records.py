@@ -59,7 +59,7 @@ def lanes_of(record: Record) -> int:
 def products_of(record: Record) -> Products | None:
     """What multiplied frozen layers in the run, from its checkpoints; None if it had none, as on GPUs.
 
-    Runs that began before there was a choice had the products of `of_older_runs`.
+    Runs from before `fleet.products` existed used those of `of_older_runs`.
     """
     if not record.experiment.backbone.has_products:
         return None
@@ -77,7 +77,7 @@ def products_of(record: Record) -> Products | None:
 
 
 def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
-    """Read a run directory. Raises RunDirError if it is none, or if settings or data have changed since the start.
+    """Read a run directory. Raises RunDirError for another folder, or if settings or data have changed since the start.
 
     overrides: of `fleet` and `checkpoint`, except threads, lanes and products, which results depend on.
     """
@@ -143,7 +143,7 @@ def staged(record: Record, lanes: int, states: States) -> Iterator[WorkerSpec]:
 
 
 def _device_of(record: Record, here: str) -> str:
-    """The torch device to compute on again: of the type that the run computed on. here: the one for a new run."""
+    """The torch device on which to repeat rounds, of the same type as in the run. here: that of a new run."""
     ran = read_summary(record.folder).get("device")
     if ran == "cuda" and here == "cpu":
         raise RunDirError(

@@ -52,10 +52,10 @@ def test_local_and_ray_agree_bit_for_bit(
 
 
 @pytest.mark.ray
-def test_actors_have_the_products_that_the_trial_found(
+def test_actors_use_the_products_that_the_trial_found(
     tiny_settings: Any, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other ones than they would have without a word. They know them from their creation, also when restarted."""
+    """The trial finds products that are no default, so the actors must have been given them."""
     changes: dict[str, Any] = {"num_devices": 3, "rounds": 1, "backbone": {"dtype": "bfloat16"}}
     with monkeypatch.context() as patch:
         patch.setattr("fibec_ray.models.product_choice.kept_choice", lambda *given: "torch_float32")

@@ -110,7 +110,7 @@ def test_where_a_process_computes() -> None:
         "cuda:0",
     ]
     assert torch_device(None, False) == torch_device(0, False) == "cpu"
-    with pytest.raises(ConfigError, match=r"^fleet.gpus_per_actor: 1, and torch sees no GPU here; set it to 0"):
+    with pytest.raises(ConfigError, match=r"^fleet.gpus_per_actor: 1, but torch sees no GPU here; set it to 0"):
         torch_device(1, False)
 
 
@@ -121,13 +121,13 @@ def test_a_share_of_a_gpu_has_to_hold_a_context() -> None:
         memory_fraction(0.01, 24 * 10**9)
 
 
-def test_a_process_that_has_to_compute_on_a_gpu_needs_one() -> None:
+def test_device_cuda_is_rejected_without_a_gpu() -> None:
     assert torch_device(None, True, "cuda") == "cuda:0" and torch_device(0.0, False, "cpu") == "cpu"
-    with pytest.raises(ConfigError, match=r"^fleet.device: cuda, and torch sees no GPU here; set it to auto or cpu"):
+    with pytest.raises(ConfigError, match=r"^fleet.device: cuda, but torch sees no GPU here; set it to auto or cpu"):
         torch_device(None, False, "cuda")
 
 
-def test_a_gpu_that_torch_cannot_use_is_left_alone_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_cannot_use_is_ignored_unless_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
     assert unusable(FleetConfig()) and unusable(FleetConfig(kind="local"))
     assert not unusable(FleetConfig(device="cuda")) and not unusable(FleetConfig(gpus_per_actor=1))
@@ -135,9 +135,7 @@ def test_a_gpu_that_torch_cannot_use_is_left_alone_unless_it_is_asked_for(monkey
     assert not unusable(FleetConfig())
 
 
-def test_an_actor_with_a_part_of_a_gpu_may_allocate_no_more_than_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_actor_cannot_allocate_more_than_its_share_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch enforces it; a quarter of 24 GB is 6 GB, less CUDA's context. An actor with a whole GPU has no cap."""
     caps: list[tuple[float, str]] = []
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
@@ -152,8 +150,8 @@ def test_an_actor_with_a_part_of_a_gpu_may_allocate_no_more_than_that(
         DeviceActor(spec, "pool-2", 0.01)._torch_device()
 
 
-def test_a_base_goes_by_what_the_cap_leaves_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shared GPU with 20 of 24 GB free, and a cap of a quarter: 6 GB. Where others use more, less is free."""
+def test_room_for_a_base_respects_the_cap_and_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 20 of 24 GB free, a cap of a quarter leaves 6 GB. With 2 GB free there are 2 GB."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (20 * 10**9, 24 * 10**9))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda number: 0.25)
@@ -164,7 +162,7 @@ def test_a_base_goes_by_what_the_cap_leaves_of_a_gpu(monkeypatch: pytest.MonkeyP
 
 
 def test_a_local_cluster_counts_no_gpus_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """nvidia-smi lists a GPU, and torch is built for CPUs: `auto` computes on CPUs, `cuda` is told what is wrong."""
+    """nvidia-smi lists a GPU, but torch is built for CPUs: `auto` uses CPUs, `cuda` counts the GPU and fails later."""
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0, GPU-1, 100\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -1,4 +1,4 @@
-"""A local cluster starts in the background, and ends with its driver, whatever happens to it."""
+"""A local cluster starts in the background, and ends with its driver, however the driver ends."""
 
 from __future__ import annotations
 

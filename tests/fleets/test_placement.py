@@ -45,12 +45,12 @@ def test_auto_shares_a_gpu_as_the_settings_say_if_all_contexts_and_bases_fit() -
     assert crowded.reason == "auto: 100 actors on a GPU need 200.0 GB, 139.0 are free"
 
 
-def test_auto_knows_that_torch_lets_an_actor_have_no_more_than_its_share_of_a_gpu() -> None:
+def test_auto_respects_the_cap_on_an_actor_s_share_of_a_gpu() -> None:
     """Two actors with a tenth of the GPU each: 13.9 GB, although 139 GB are free."""
     config = FleetConfig(gpus_per_actor=0.1)
     assert decide(config, 2, ONE_GPU, Need(gpu=13 * 10**9)).per_device
     capped = decide(config, 2, ONE_GPU, Need(gpu=14 * 10**9))
-    assert capped.reason == "auto: an actor needs 14.0 GB of GPU memory, its share of 0.1 is 13.9"
+    assert capped.reason == "auto: an actor needs 14.0 GB of GPU memory, but its share (0.1) is 13.9 GB"
 
 
 def test_actors_without_gpus_are_as_many_as_the_processors_of_a_machine_with_gpus() -> None:
@@ -175,8 +175,8 @@ def test_lanes_need_actors_that_host_several_devices() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"placement": "per_device"}, {"placement": "pooled", "num_actors": 2}])
-def test_the_device_type_of_the_settings(changes: dict[str, Any]) -> None:
-    """cpu is placed as gpus_per_actor: 0 is; cuda as auto, where there is a GPU."""
+def test_placement_follows_the_device_type(changes: dict[str, Any]) -> None:
+    """cpu is placed like gpus_per_actor: 0, and cuda like auto on a cluster with GPUs."""
     cpu, none = (FleetConfig.model_validate(changes | more) for more in ({"device": "cpu"}, {"gpus_per_actor": 0}))
     assert decide(cpu, 10, CLUSTER) == decide(none, 10, CLUSTER)
     cuda = FleetConfig.model_validate(changes | {"device": "cuda"})
@@ -201,7 +201,7 @@ def test_the_device_type_of_the_settings(changes: dict[str, Any]) -> None:
         ({"device": "cuda", "kind": "local", "gpus_per_actor": 0}, "device: cuda computes on GPUs only"),
     ],
 )
-def test_device_types_that_contradict_the_share_of_a_gpu(fleet: dict[str, Any], says: str) -> None:
+def test_device_types_that_contradict_gpus_per_actor_are_rejected(fleet: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         FleetConfig.model_validate(fleet)
     FleetConfig.model_validate(fleet | {"device": "auto"})  # the remedy

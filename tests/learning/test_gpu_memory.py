@@ -38,7 +38,7 @@ def test_the_peak_is_that_of_the_fullest_gpu_with_a_context(reserved: list[int])
     assert peak_gpu_memory_bytes() == 5 * GB + CONTEXT_BYTES
 
 
-def test_a_trial_is_forgotten(reserved: list[int]) -> None:
+def test_the_peak_is_reset_after_a_trial(reserved: list[int]) -> None:
     forget_peak()
     reserved[:] = [30 * GB]
     forget_peak()
@@ -57,7 +57,7 @@ def test_a_device_round_reports_the_peak_of_its_process(
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_memory_that_runs_out_is_told_with_what_to_lower(
+def test_out_of_memory_errors_say_what_to_lower(
     lanes: int, tiny_settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet, worker_spec, _ = after_rounds(0, tiny_settings("fedavg"), tmp_path)

@@ -1,4 +1,4 @@
-"""The values of lanes, and the copy on the host that a GPU's values have."""
+"""The values of lanes, and their copy on the host when they are on a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_each_lane_starts_with_the_models_values(copied: bool) -> None:
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_what_a_lane_loads_reaches_its_parameters_and_no_other_lane(copied: bool) -> None:
+def test_loading_a_lane_changes_only_its_own_values(copied: bool) -> None:
     values = made(copied)
     values.load(1, {"a": torch.tensor([5.0, 6.0])})
     assert values.parameters(1)["a"].tolist() == [5.0, 6.0] == values.stacks["a"][1].tolist()
@@ -49,7 +49,7 @@ def test_training_and_loading_in_turn(copied: bool) -> None:
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_what_was_read_does_not_change_afterwards(copied: bool) -> None:
+def test_reads_are_copies(copied: bool) -> None:
     values = made(copied)
     before = values.read(0, {"a"})
     values.stacks["a"].zero_()

@@ -71,7 +71,7 @@ def test_lanes_come_to_what_devices_come_to_alone(method: str, where: str, tmp_p
 
 
 @pytest.mark.parametrize("method", sorted(ADAMW))
-def test_lanes_come_to_what_devices_come_to_alone_under_adamw(method: str, tmp_path: Path) -> None:
+def test_lanes_match_devices_alone_under_adamw(method: str, tmp_path: Path) -> None:
     compare(method, {}, "encoder", tmp_path, 1e-5)
 
 
@@ -262,7 +262,7 @@ def test_auto_is_one_lane_where_more_gain_nothing_or_cannot_be(tiny_settings: An
     assert spec_of(bfloat16, tmp_path / "bfloat16", None).worker().calibrate(3).lanes in (1, 2, 3)
 
 
-def test_the_planned_memory_is_named_where_it_kept_the_trial_from_more_lanes(tmp_path: Path) -> None:
+def test_the_trial_says_if_planned_memory_limited_it(tmp_path: Path) -> None:
     job = check(make_tiny(), "test").job(classes(2))
     planned = WorkerSpec(job, tmp_path, tmp_path, most_lanes=8)
     assert planned.lanes_to_try(20) == 8 and planned.lanes_to_try(5) == 5

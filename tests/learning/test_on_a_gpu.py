@@ -79,7 +79,7 @@ def size(values: Tensors) -> float:
 
 
 def both(settings: dict[str, Any], folder: Path, lanes: int = 1, tolerance: float = TOLERANCE) -> None:
-    """Check that the run on the GPU works, really is on the GPU, and equals the run on the CPU."""
+    """Check that a run works on the GPU, computes there, and equals the run on the CPU."""
     adapter, scores = worked(settings, folder / "cpu", "cpu", lanes)
     with pretend_gpu() as gpu:
         found, scores_there = worked(settings, folder / "gpu", "cuda:0", lanes)

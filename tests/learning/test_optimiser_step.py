@@ -1,4 +1,4 @@
-"""Optimiser steps of stacked tensors are those of each device alone."""
+"""Optimiser steps of stacked tensors match those of each device alone."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def stacked(each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("extras", [False, True], ids=["free", "masked and pulled"])
-def test_lanes_step_as_devices_alone_do(settings: dict[str, Any], extras: bool) -> None:
-    """Three lanes, of which the last takes two steps and the others four."""
+def test_lanes_step_like_devices_alone(settings: dict[str, Any], extras: bool) -> None:
+    """Three lanes. The last one takes two steps, the others four."""
     local, lanes = LocalTraining(**settings), range(3)
     keep = [{"matrix": draws(20 + lane)["matrix"] > 0} if extras else {} for lane in lanes]
     pulls = [Pull(draws(30 + lane), 2.0, follow=0.3) if extras else None for lane in lanes]

@@ -37,8 +37,8 @@ def trained(folder: Path, method: str, where: str, lanes: int, checkpointing: bo
 
 @pytest.mark.parametrize("where", BACKBONES)
 @pytest.mark.parametrize("method", ["fedavg", "fibecfed", "fipa", "moon"])
-def test_recomputed_lanes_are_the_lanes(method: str, where: str, tmp_path: Path) -> None:
-    """Bit for bit what lanes without recomputation come to, and up to rounding what devices come to alone."""
+def test_recomputing_changes_no_bit_of_lanes(method: str, where: str, tmp_path: Path) -> None:
+    """Equal to lanes without recomputation bit for bit, and to devices alone up to rounding."""
     kept, again, alone = (
         trained(tmp_path / name, method, where, lanes, checkpointing)
         for name, lanes, checkpointing in (("kept", 3, False), ("again", 3, True), ("alone", 1, True))
@@ -49,7 +49,7 @@ def test_recomputed_lanes_are_the_lanes(method: str, where: str, tmp_path: Path)
 
 
 def test_blocks_really_are_recomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers with lanes compute once more in the backward pass."""
+    """Layers with lanes compute again in the backward pass."""
     calls: dict[bool, int] = {}
     linear = lane_bank._linear
     for checkpointing in (False, True):

@@ -133,7 +133,7 @@ class Leaning(Objective):
         first.grad = first.grad * 0.5 + control["shift"]
 
 
-def test_an_objective_of_ones_own_is_asked_for_each_lane(model: Any) -> None:
+def test_an_objective_that_is_not_side_by_side_is_called_lane_by_lane(model: Any) -> None:
     found = both(model, [Terms(Leaning(), {}, {"shift": torch.tensor(0.01)})] * 3)
     assert [float(memory["steps"]) for _, _, memory in found] == [4, 2, 3]
 
@@ -152,12 +152,12 @@ def test_objectives_that_work_side_by_side(model: Any, kind: str) -> None:
 
 
 def test_devices_with_and_without_a_memory(model: Any) -> None:
-    """Of SCAFFOLD's devices the second takes part for the first time."""
+    """The second of SCAFFOLD's devices takes part for the first time."""
     objective, control = OBJECTIVES["scaffold"](), memory_of(model, 9)
     both(model, [Terms(objective, {} if lane == 1 else memory_of(model, lane), control) for lane in range(3)])
 
 
-def test_adamw_goes_on_with_its_moments_when_a_lane_has_ended(model: Any) -> None:
+def test_adamw_keeps_its_moments_when_a_lane_ends(model: Any) -> None:
     """With few steps and gradients far from 0, AdamW agrees as closely as SGD does."""
     local = LocalTraining(optimizer="adamw", learning_rate=1e-3)
     head = [name for name in model.trainable if not model.is_adapter(name)]

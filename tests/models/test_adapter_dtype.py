@@ -126,7 +126,7 @@ def test_auto_is_float32_on_a_cpu_and_the_bases_dtype_on_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("part", [Lora(r=2, use_dora=True)])
-def test_kinds_that_cannot_compute_in_float32_with_auto(part: Peft, cache: Path) -> None:
+def test_kinds_that_cannot_compute_in_the_bases_dtype_use_float32(part: Peft, cache: Path) -> None:
     assert not part.computes_in_base_dtype
     assert model_of(part, "base", cache).forward(batch()).losses.dtype == torch.float32
 

@@ -161,8 +161,8 @@ def test_auto_goes_by_what_has_room(size: float, gpu: float | None, host: float,
     assert backend == expected and reason.startswith("auto: ") and f"{size:.1f} GB" in reason
 
 
-def test_auto_keeps_a_base_that_fits_on_the_gpu_however_small_both_are() -> None:
-    """Seen on a GPU: 90 MB of base in a part of 1.4 GB went to DeepSpeed. A plan counts what is needed beside it."""
+def test_auto_takes_plain_for_a_base_that_fits_even_a_small_gpu() -> None:
+    """On a GPU, a base of 90 MB with a share of 1.4 GB once got DeepSpeed. beside: what a plan adds to the base."""
     for gpu in (1.4 * GB, 24 * GB, 139 * GB):
         for beside in (None, 0, int(0.1 * GB), int(0.5 * gpu)):
             room = Room(int(gpu), 125 * GB, beside=beside)

@@ -13,8 +13,8 @@ from models.rounds import ran, report
 
 LLAMA = {"config": TINY_LLAMA, "head": "causal_lm", "dtype": "bfloat16"}
 METHODS = ("fibecfed", "fipa", "fedavg-in-words", "fibecfed-in-lanes")
-"""In words: on a task that is answered in text; the others choose a class. In lanes: four devices per pass, and blocks
-are recomputed, as the experiments with LLaMA-7B do on a small GPU.
+"""in-words: a task with answers in text; the others choose a class. in-lanes: four devices per pass and recomputed
+blocks, like the experiments with LLaMA-7B on a small GPU.
 """
 
 

@@ -56,7 +56,7 @@ def test_values_and_gradients_are_those_of_linear(
 
 
 @pytest.mark.parametrize(("products", "dtype"), PAIRS)
-def test_gpt2s_layers_have_it_too(products: Any, dtype: torch.dtype) -> None:
+def test_gpt2_layers_use_it_too(products: Any, dtype: torch.dtype) -> None:
     """Their weights are (in, out)."""
     torch.manual_seed(0)
     plain = Conv1D(40, 24).to(dtype).requires_grad_(False)

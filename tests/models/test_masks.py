@@ -39,7 +39,7 @@ def full() -> Batch:
 
 @contextmanager
 def masked(model: TorchModel) -> Iterator[None]:
-    """Hand over every mask, as transformers' own users do."""
+    """Always pass masks, as users of transformers do."""
     before = model._masks
     model._masks = Masks(model.base, model.device, needed=True)
     yield
@@ -118,7 +118,7 @@ def test_no_mask_is_built_while_a_cuda_graph_is_captured(cache: Path, monkeypatc
         assert causal_mask(model) is None
 
 
-def test_transformers_answers_for_itself_outside_of_our_passes(cache: Path) -> None:
+def test_transformers_reads_masks_itself_outside_our_passes(cache: Path) -> None:
     model, packed = ready("lora", "llama", "mean_pool", cache), torch.tensor([[0, 1, 2, 0, 1]])
     masks = Masks(model.base, torch.device("cuda"), needed=False)
     with masks.answered():
@@ -128,7 +128,7 @@ def test_transformers_answers_for_itself_outside_of_our_passes(cache: Path) -> N
         assert masking_utils.find_packed_sequence_indices(packed) is not None
 
 
-def test_a_left_out_mask_is_not_missed(cache: Path) -> None:
+def test_gpt2_does_not_look_for_padding_without_a_mask(cache: Path) -> None:
     """GPT-2 with a pad token looks for padding in the ids if there is no mask. On the meta device that fails."""
     model = made(lora("gpt2"), "gpt2", "mean_pool", cache)
     model.base.config.pad_token_id = 1

@@ -28,12 +28,12 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def test_a_second_run_has_the_choice_of_the_first(trials: list[Any], tmp_path: Path) -> None:
+def test_a_second_run_keeps_the_choice_of_the_first(trials: list[Any], tmp_path: Path) -> None:
     first = kept_choice(BASE, 256, 1, tmp_path)
     assert kept_choice(BASE, 256, 1, tmp_path) == first == candidates("bfloat16")[0] and trials == [(256, 1)]
 
 
-def test_other_threads_layers_and_processors_have_their_own(
+def test_other_threads_layers_and_processors_get_their_own_choice(
     trials: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept_choice(BASE, 256, 1, tmp_path)
@@ -44,7 +44,7 @@ def test_other_threads_layers_and_processors_have_their_own(
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"products": "gone"}', '{"products": ["torch"]}', "{"])
-def test_a_broken_note_costs_a_trial(trials: list[Any], tmp_path: Path, content: str) -> None:
+def test_a_broken_note_causes_a_new_trial(trials: list[Any], tmp_path: Path, content: str) -> None:
     kept_choice(BASE, 256, 1, tmp_path)
     (note,) = tmp_path.iterdir()
     note.write_text(content)
@@ -52,6 +52,6 @@ def test_a_broken_note_costs_a_trial(trials: list[Any], tmp_path: Path, content:
     assert kept_choice(BASE, 256, 1, tmp_path) == candidates("bfloat16")[1] and len(trials) == 2
 
 
-def test_nothing_is_kept_where_there_is_no_cache_yet(trials: list[Any], tmp_path: Path) -> None:
+def test_nothing_is_kept_without_a_cache_folder(trials: list[Any], tmp_path: Path) -> None:
     kept_choice(BASE, 256, 1, tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -32,15 +32,15 @@ def machine(monkeypatch: pytest.MonkeyPatch, onednn: bool, bfloat16: bool) -> No
     monkeypatch.setattr(products, "has_bfloat16", lambda: bfloat16)
 
 
-def test_the_fastest_wins_and_the_usual_one_stays_if_it_is_about_as_fast() -> None:
+def test_the_fastest_wins_unless_the_default_is_about_as_fast() -> None:
     assert best(("onednn", "torch"), taking(onednn=1.0, torch=2.0)) == "onednn"
     assert best(("onednn", "torch"), taking(onednn=1.0, torch=0.96)) == "onednn"
     assert best(("onednn", "torch"), taking(onednn=1.0, torch=0.9)) == "torch"
     assert best(BF16, taking(onednn=40.0, onednn_float32=1.1, torch_float32=1.0)) == "torch_float32"
 
 
-def test_the_least_time_of_several_turns_counts() -> None:
-    """A turn in which the machine did something else does not."""
+def test_the_shortest_of_several_turns_counts() -> None:
+    """A turn that other work slowed down does not count."""
     times = {"onednn": iter([9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), "torch": iter([2.0] * 8)}
     assert best(("onednn", "torch"), lambda name, limit: next(times[name])) == "onednn"
 
@@ -62,7 +62,7 @@ def test_no_turn_begins_after_the_time_is_over_except_the_second() -> None:
     assert len(asked) == 4
 
 
-def test_what_cannot_compute_here_is_left_out() -> None:
+def test_products_that_cannot_compute_here_are_left_out() -> None:
     def seconds(name: Products, limit: float) -> float:
         if name == "onednn":
             raise RuntimeError("could not create a primitive")
@@ -71,7 +71,7 @@ def test_what_cannot_compute_here_is_left_out() -> None:
     assert best(("onednn", "torch"), seconds) == "torch"
 
 
-def test_candidates_are_those_of_the_machine_with_the_usual_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_of_a_machine_start_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, onednn=True, bfloat16=True)
     assert candidates("float32") == ("onednn", "torch") and candidates("bfloat16") == BF16
     machine(monkeypatch, onednn=True, bfloat16=False)
@@ -100,7 +100,7 @@ def test_shapes_are_those_with_most_work_cut_to_a_trial_s_size() -> None:
     assert shape.weight == 2 * (4 * 1536**2 + 3 * 1536 * 3072) / 768**2
 
 
-def test_tiny_layers_have_the_usual_products_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_layers_get_the_default_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product_trial, "best", None)
     for dtype in ("float32", "bfloat16"):
         assert choose(TINY.model_copy(update={"dtype": dtype}), 64, 1) == candidates(dtype)[0]

@@ -49,7 +49,7 @@ def test_passes_in_any_order_have_no_race_and_the_models_values() -> None:
 
 
 def unused(visits: Prefetcher) -> int:
-    """Copies that were started ahead and not used: one wrong guess in the third pass, and the last one."""
+    """Number of copies that were started ahead and not used: a wrong guess in the third pass, and the last copy."""
     return visits.num_ahead - visits.num_foreseen
 
 
@@ -79,7 +79,7 @@ def without_synchronize(copier: SideStream) -> None:
 
 @pytest.mark.parametrize("forget", [without_release, without_finish, without_synchronize])
 def test_each_wait_is_needed(forget: Callable[[SideStream], None]) -> None:
-    """So the check above finds a wait that is missing."""
+    """The check finds a race if one kind of wait is missing."""
     weights = [torch.full((3, 3), float(i)) for i in range(4)]
     with pretend_gpu(), ordered() as order:
         copier = SideStream(GPU)

@@ -133,8 +133,8 @@ def test_a_step_of_lanes(name: str, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [asked, tagged, paired])
-def test_facts_are_joined_as_they_are_found(make: Any) -> None:
-    """Of two batches of which the second is shorter."""
+def test_joined_facts_are_those_of_the_joined_batch(make: Any) -> None:
+    """Two batches, the second one shorter."""
     parts = [make(full()), make(batch())]
     parts[1] = Batch({name: value[..., :6] for name, value in parts[1].inputs.items()}, parts[1].labels)
     if make is tagged:

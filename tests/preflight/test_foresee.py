@@ -88,7 +88,7 @@ def test_plan_prints_plain_values_for_scripts(tiny_file: str, capsys: pytest.Cap
 def test_plan_says_what_multiplies_frozen_layers(
     tiny_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU without bfloat16 instructions: in float32, which the speed is measured with."""
+    """A CPU without bfloat16 instructions multiplies a bfloat16 base in float32, also to measure its speed."""
 
     def planned(*overrides: str) -> tuple[str | None, str, float]:
         assert main(["plan", tiny_file, *overrides, "--json"]) == 0

@@ -66,7 +66,7 @@ def test_the_experiment_fits_its_gpu(case: str) -> None:
 
 
 @pytest.mark.slow
-def test_and_not_a_smaller_one() -> None:
+def test_the_experiment_does_not_fit_a_smaller_gpu() -> None:
     with pytest.raises(
         CapacityError, match=r"^GPU memory: a process needs 1[45]\.\d GB of its GPU .* set backbone\.back"
     ):
@@ -74,6 +74,6 @@ def test_and_not_a_smaller_one() -> None:
 
 
 @pytest.mark.parametrize("name", ON_GPUS)
-def test_each_says_what_has_been_measured(name: str) -> None:
+def test_each_experiment_says_what_has_been_measured(name: str) -> None:
     head = [line for line in EXPERIMENTS[name].read_text().splitlines() if line.startswith("#")]
     assert any(line.startswith(("# Measured: ", "# Not measured")) for line in head)

@@ -239,7 +239,7 @@ def test_a_pooled_actor_with_a_part_of_a_gpu_has_it_to_itself() -> None:
 
 
 def test_a_fraction_of_a_gpu_is_a_hard_cap() -> None:
-    """torch refuses an actor more than its share, even where nobody else uses the GPU."""
+    """torch limits an actor to its share, even if nothing else uses the GPU."""
     small, whole = {"num_actors": 1, "gpus_per_actor": 0.25}, {"num_actors": 1, "gpus_per_actor": 1}
     refuse(on_one_gpu(8 * GB, small))
     capped = on_one_gpu(2 * GB, small, backbone=SMALL_BASE | {"backend": "plain"})

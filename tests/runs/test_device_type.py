@@ -1,4 +1,4 @@
-"""Whole runs on a pretended GPU, in this process: where `fleet.device` lets them compute, and what they say of it."""
+"""Whole runs on a pretended GPU, in this process: the device type that `fleet.device` selects."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_a_run_for_the_cpu_leaves_the_gpu_alone(tmp_path: Path) -> None:
     assert verify(folder).differences == []
 
 
-def test_a_run_that_asks_for_a_gpu_is_refused_without_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^fleet\.device: cuda, and torch sees no GPU here"):
+def test_device_cuda_is_rejected_without_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^fleet\.device: cuda, but torch sees no GPU here"):
         run(tmp_path / "run", "cuda")
     assert not (tmp_path / "run").exists()
     with pretend_gpu():

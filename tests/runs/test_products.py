@@ -65,7 +65,9 @@ def test_a_resumed_run_keeps_its_products_without_another_trial(
 
 
 @pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
-def test_an_older_run_goes_on_with_what_it_had(found: dict[str, Any], tiny_settings: Any, tmp_path: Path) -> None:
+def test_an_older_run_keeps_the_products_it_started_with(
+    found: dict[str, Any], tiny_settings: Any, tmp_path: Path
+) -> None:
     """Its checkpoints and its summary do not name the products, which were oneDNN's."""
     found["is"] = "onednn"
     folder = interrupted(tiny_settings("fedavg"), tmp_path / "run", COHORT + 1)
@@ -80,7 +82,7 @@ def test_an_older_run_goes_on_with_what_it_had(found: dict[str, Any], tiny_setti
     assert found["trials"] == 0 and set(found["built"]) == {"onednn"} == {of_older_runs()}
 
 
-def test_what_a_run_without_checkpoints_had_is_in_its_summary(
+def test_products_of_a_run_without_checkpoints_are_read_from_its_summary(
     found: dict[str, Any], tiny_settings: Any, tmp_path: Path
 ) -> None:
     folder = interrupted(tiny_settings("fedavg", checkpoint={"every": 3}), tmp_path / "run", COHORT + 1)
@@ -93,16 +95,16 @@ def test_what_a_run_without_checkpoints_had_is_in_its_summary(
     assert products_of(read_record(folder)) is None, "on a CPU it would have a trial"
 
 
-def test_other_products_than_a_run_began_with_are_refused(tiny_settings: Any, tmp_path: Path) -> None:
+def test_resume_rejects_other_products_than_those_of_the_run(tiny_settings: Any, tmp_path: Path) -> None:
     folder = interrupted(tiny_settings("fedavg", fleet={"products": "torch"}), tmp_path / "run", COHORT + 1)
     with pytest.raises(RunDirError, match=r"differs .*fleet.products.* and fleet.products; set it back"):
         resume(folder, ["fleet.products=auto"])
 
 
-def test_products_that_a_base_cannot_have_are_refused(tiny_settings: Any) -> None:
-    with pytest.raises(ConfigError, match="torch_float32 is for a bfloat16 base, and backbone.dtype is float32; set"):
+def test_products_that_do_not_suit_the_base_are_rejected(tiny_settings: Any) -> None:
+    with pytest.raises(ConfigError, match="torch_float32 is for a bfloat16 base, but backbone.dtype is float32; set"):
         check(tiny_settings("fedavg", fleet={"products": "torch_float32"}), "test")
-    with pytest.raises(ConfigError, match="fleet.products: torch multiplies frozen layers, and .* has none; leave it"):
+    with pytest.raises(ConfigError, match="fleet.products: torch multiplies frozen layers, but .* has none; leave it"):
         check(make_regression("fedavg", fleet={"kind": "local", "products": "torch"}), "test")
     with pytest.raises(
         ConfigError, match="no effect with backbone.backend stream, which uses PyTorch's products; leave"
@@ -110,7 +112,7 @@ def test_products_that_a_base_cannot_have_are_refused(tiny_settings: Any) -> Non
         check(tiny_settings("fedavg", fleet={"products": "torch"}, backbone={"backend": "stream"}), "test")
 
 
-def test_where_nothing_is_frozen_no_products_are_kept(
+def test_a_run_without_frozen_layers_records_no_products(
     found: dict[str, Any], tiny_settings: Any, tmp_path: Path
 ) -> None:
     whole = tiny_settings("fedavg", rounds=1)

@@ -65,10 +65,10 @@ def test_rounds_run_again_are_equal(num_rounds: int, from_start: bool, span: tup
     assert snapshot(kept_all) == before
 
 
-def test_rounds_are_run_again_on_the_device_type_of_the_run(
+def test_rounds_are_repeated_on_the_device_type_of_the_run(
     kept_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine with a GPU a run without one is verified on the CPU; one with a GPU is not verified without."""
+    """A run on a CPU is verified on the CPU, even beside a GPU. A run on a GPU is not verified without one."""
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         record = read_record(kept_two)

@@ -88,7 +88,7 @@ def num_nodes(config: FleetConfig) -> int:
 
 
 def _join_local(local: LocalCluster) -> Session:
-    """Join a local cluster when it has started; one that cannot be joined is ended."""
+    """Join a local cluster when it has started. Ends it if joining fails."""
     try:
         host_port = local.address()
         with captured_stderr(), on_loopback():

@@ -1,4 +1,4 @@
-"""The process that starts a local cluster and keeps it: launch.py runs it, and talks to it over its pipes.
+"""The process that starts a local cluster and keeps it. local_cluster.py runs it, and talks to it over its pipes.
 
 It prints one line of JSON: {"address": HOST:PORT}, or {"why": reason} if Ray does not start. The cluster ends when
 standard input closes, which happens when the driver closes it or ends in any other way.
@@ -21,8 +21,8 @@ from ray._private.node import Node
 from fibec_ray.fleets.ray.init import LONGEST, captured_stderr, first_line, init, on_loopback
 
 SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
-"""Methods of Ray's Node that start processes which a run has no use for: the autoscaler, the reader of logs for drivers
-that print them, and the web server. They cost 1.4 s of CPU and 1 s of waiting. Prometheus needs none of them."""
+"""Methods of Ray's Node that start processes which a run does not need: the autoscaler, the log monitor and the web
+server. They cost 1.4 s of CPU and 1 s of waiting. Without them `ray status` does not work; Prometheus does."""
 PRELOADED = "fibec_ray.fleets.ray.actors"
 """What workers import as soon as they start, before there is an actor."""
 SAYS_ERROR = re.compile(r"\d [EFC] \d+ \d+\] (?:\([^)]*\) )?")

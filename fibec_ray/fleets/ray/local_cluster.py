@@ -1,7 +1,7 @@
 """Start and stop a Ray cluster for one run on this machine.
 
-The cluster belongs to a small process of its own (head.py), and this file does not import Ray. So a driver starts the
-cluster first, and imports torch and transformers, reads the data and plans the run while Ray starts.
+A small process of its own starts and keeps the cluster (head.py), and this file does not import Ray. So while Ray
+starts, the driver imports torch and transformers, reads the data and plans the run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LocalCluster:
         return str(answer["address"])
 
     def stop(self, logs_to: Path | None = None) -> None:
-        """Let the cluster end, kill what does not, and remove its folder. logs_to: where to keep its logs."""
+        """End the cluster, kill processes that do not end, and remove its folder. logs_to: where to keep its logs."""
         if self.ended:
             return
         self.ended = True
@@ -65,7 +65,7 @@ class LocalCluster:
         self.scratch.remove(logs_to)
 
     def abandon(self) -> None:
-        """Kill the cluster and remove its folder. Nothing is left, even if it was still starting."""
+        """Kill the cluster, even if it is still starting, and remove its folder."""
         if self.ended:
             return
         self.ended = True
@@ -118,7 +118,7 @@ def start(config: FleetConfig, note: Note, num_devices: int | None = None) -> Lo
 
 @contextmanager
 def started_early(config: FleetConfig, num_devices: int, note: Note) -> Iterator[LocalCluster | None]:
-    """A local cluster for the run in this block, if it needs one of its own. A run that fails early leaves nothing."""
+    """A local cluster for the run in this block; None if it needs none. Nothing is left if the run fails early."""
     ray = sys.modules.get("ray")
     if config.kind != "ray" or config.address is not None or (ray is not None and ray.is_initialized()):
         yield None
@@ -162,7 +162,7 @@ def refuse_large_store(config: FleetConfig) -> None:
 
 
 def memory_taken() -> int:
-    """Bytes that the processes of this driver's local cluster have taken. Plans count them, so they are not gone."""
+    """Bytes that this driver's local cluster uses already. Plans count them as needed, so add them to free memory."""
     return sum(map(processes.private_bytes, processes.of(HEAD)))
 
 

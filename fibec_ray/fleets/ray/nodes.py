@@ -107,7 +107,7 @@ def prepare_nodes(worker_spec: WorkerSpec, timeout_s: float) -> int:
 def find_products(worker_spec: WorkerSpec, config: FleetConfig) -> Products | None:
     """What multiplies frozen layers on CPUs (`fleet.products`), by a trial on one node if it is not configured.
 
-    Every actor gets the same, also one that is restarted or joins later. None if nothing is frozen.
+    All actors use the result, including those that restart or join later. None if nothing is frozen.
     """
     hosts = _hosts("CPU")
     here = ray.get_runtime_context().get_node_id()

@@ -45,7 +45,7 @@ class Mask(Part):
         return {}
 
     def warm_up(self, memory: Tensors, session: WarmUp, learning_rate: float) -> Tensors:
-        """Train the device's model for a while, and return the new memory. learning_rate: of the steps."""
+        """Train the device's model in the setup phase, and return the new memory. learning_rate: of the steps."""
         return memory
 
     def refresh(self, memory: Tensors, scan: FisherScan, names: Collection[str], rng: torch.Generator) -> Tensors:

@@ -59,13 +59,13 @@ class GlobalLayers(Sharing):
     norm: float = Field(2.0, ge=1, allow_inf_nan=True, description="p of the noise's norm, 1 to .inf")
     noise_per: Literal["sample", "batch"] = Field(
         "sample",
-        description="what one noise of norm rho and one relative change belong to: each sample, or all samples as one "
-        "batch, padding included",
+        description="sample: noise of norm rho and a relative change for each sample; batch: one of each for all "
+        "samples together, padding included",
     )
     score_at: Literal["tokens", "answer"] = Field(
         "tokens",
-        description="the states compared: those of all real tokens, or of the position that predicts the answer (with "
-        "a classification head the first token)",
+        description="states to compare. tokens: those of all real tokens; answer: that of the position that predicts "
+        "the answer (with a classification head the first token)",
     )
     weights: Literal["samples", "uniform"] = Field(
         "samples", description="weight of a device's scores in the average: samples, n_k; uniform, equal for all"

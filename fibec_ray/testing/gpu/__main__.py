@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 NAMES = ("product", "methods", "actors", "lanes", "seven", "backends", "models", "settings", "resume", "memory")
 TABLES = {"stream": 40, "speed": 150}
-"""Measurements, and their limits in seconds."""
+"""Steps that measure, and their limits in seconds."""
 LIMIT_S = 540
-"""For everything. Steps that are not finished by then are stopped and have failed."""
+"""Limit for everything in seconds. Steps that have not finished by then are stopped and count as failed."""
 SIDE_BY_SIDE = 3
 """Steps at a time, where there are four cores for each."""
 SLOWER_ON_CPU = 10
-"""A CPU may take this many times as long as the limits."""
+"""On a CPU all limits are this many times as long."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check
+from fibec_ray.roundlog.reader import peak_gpu_gb
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import Finished, simulate
 from fibec_ray.testing.checks import Plug
@@ -23,7 +24,6 @@ from fibec_ray.testing.gpu.place import (
     experiment,
     line,
     lines_of,
-    peak_gpu_gb,
     run,
     same,
 )
@@ -45,7 +45,7 @@ def actors(place: Place) -> Iterator[Line]:
         share: dict[str, Any] = {"gpus_per_actor": 0.24} if place.on_gpu else {}
         fleet = {"kind": "ray", "placement": "pooled", "num_actors": number, "cpus_per_actor": 0.25, **share}
         found.append(run(place, chosen, **fleet))
-        memory = peak_gpu_gb(found[-1])
+        memory = peak_gpu_gb(found[-1].folder)
         if place.on_gpu and memory is None:
             raise Wrong("the round log has no peak_gpu_memory_bytes")
         text = "" if memory is None else f"; at most {memory:.2f} GB of GPU memory"

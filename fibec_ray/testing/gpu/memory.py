@@ -12,6 +12,7 @@ import torch
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.fleets.gpus import memory_fraction
+from fibec_ray.roundlog.reader import peak_gpu_gb
 from fibec_ray.runs.simulation import Finished
 from fibec_ray.testing.gpu.lines import Line
 from fibec_ray.testing.gpu.place import (
@@ -22,7 +23,6 @@ from fibec_ray.testing.gpu.place import (
     close,
     experiment,
     line,
-    peak_gpu_gb,
     run,
     same,
 )
@@ -71,7 +71,7 @@ def _against_plain(place: Place, chosen: Experiment, names: tuple[str, ...]) -> 
         extra = {"gpus_per_actor": 2} if name == "spread" else {}
         settings = chosen.model_copy(update={"backbone": type(chosen.backbone).model_validate(backbone)})
         found = run(place, settings, **extra)
-        seconds, memory = time.perf_counter() - started, peak_gpu_gb(found)
+        seconds, memory = time.perf_counter() - started, peak_gpu_gb(found.folder)
         text = f"{seconds:.1f} s" + ("" if memory is None else f", at most {memory:.2f} GB of GPU memory")
         if name == "plain":
             plain.append(found)

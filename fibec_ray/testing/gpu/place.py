@@ -17,7 +17,6 @@ from fibec_ray.config.load import check, read_yaml
 from fibec_ray.config.names import config_folder
 from fibec_ray.errors import FibecError
 from fibec_ray.parts.blame import what_failed
-from fibec_ray.roundlog.reader import read_devices
 from fibec_ray.runs.simulation import Finished, simulate
 from fibec_ray.testing.gpu.lines import Line
 
@@ -32,11 +31,11 @@ Tensors = Mapping[str, Tensor]
 
 
 class Wrong(Exception):
-    """What a check found to be wrong."""
+    """A check failed; the message says why."""
 
 
 class Unavailable(Exception):
-    """Why something cannot be checked here."""
+    """Something cannot be checked here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +136,6 @@ def line(what: str, work: Callable[[], str]) -> Line:
         return Line(what, "FAILED", _flat(error))
     except Exception as error:
         return Line(what, "FAILED", _flat(what_failed(error)))
-
-
-def peak_gpu_gb(finished: Finished) -> float | None:
-    """The most GPU memory that a device-round of a run used, in 1e9 bytes; None without a GPU."""
-    table = read_devices(finished.folder)
-    if "peak_gpu_memory_bytes" not in table.column_names:
-        return None
-    known = [value for value in table.column("peak_gpu_memory_bytes").to_pylist() if value]
-    return max(known) / 1e9 if known else None
 
 
 def lines_of(*checks: tuple[str, Callable[[], str]]) -> Iterator[Line]:

@@ -31,7 +31,7 @@ def product(place: Place) -> Iterator[Line]:
 
 @dataclass(frozen=True)
 class Step:
-    """work: yields lines as it goes. limit_s: on one GPU; a step that takes longer is stopped and has failed."""
+    """work: yields lines as it goes. limit_s: on one GPU; a step that takes longer is stopped and counts as failed."""
 
     work: Callable[[Place], Iterator[Line]]
     limit_s: float
