@@ -32,7 +32,9 @@ class LaneValues:
         """names whose copy on the host is out of date"""
         self._to_send: set[str] = set()
         """names whose copy on the host has newer values"""
-        self._parameters = [{n: nn.Parameter(v[lane]) for n, v in self._stacks.items()} for lane in range(size)]
+        # Through `.data`, each lane counts its own changes: autograd would take a change of another lane for one of its
+        # own, and refuse a graph that is still needed.
+        self._parameters = [{n: nn.Parameter(v.data[lane]) for n, v in self._stacks.items()} for lane in range(size)]
 
     @property
     def stacks(self) -> Tensors:
@@ -52,10 +54,10 @@ class LaneValues:
     @torch.no_grad()
     def load(self, lane: int, values: Mapping[str, Tensor]) -> None:
         """Copy values into the tensors of one lane."""
-        target = self._stacks if self._host is None else self._host
         self._fetch(values.keys())
         for name, value in values.items():
-            target[name][lane].copy_(value)
+            target = self._parameters[lane][name] if self._host is None else self._host[name][lane]
+            target.copy_(value)
         if self._host is not None:
             self._to_send.update(values)
 

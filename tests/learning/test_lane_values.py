@@ -57,6 +57,25 @@ def test_reads_are_copies(copied: bool) -> None:
     assert before["a"].tolist() == [1.0, 2.0] and values.read(0)["a"].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_lane_that_loads_does_not_end_the_graph_of_another(copied: bool) -> None:
+    values = made(copied)
+    own = values.parameters(0)["a"]
+    loss = (own**2).sum()
+    values.load(1, {"a": torch.ones(2)})
+    assert values.parameters(1)["a"].tolist() == [1.0, 1.0]
+    assert torch.autograd.grad(loss, own)[0].tolist() == [2.0, 4.0]
+
+
+def test_a_lane_that_changes_its_own_values_ends_its_graph() -> None:
+    values = made(copied=False)
+    own = values.parameters(0)["a"]
+    loss = (own**2).sum()
+    values.load(0, {"a": torch.ones(2)})
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, own)
+
+
 def test_a_round_moves_one_tensor_per_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten lanes load and read two tensors: two transfers each way."""
     values = LaneValues({"a": nn.Parameter(torch.zeros(2)), "b": nn.Parameter(torch.zeros(1))}, 10, copied=True)
