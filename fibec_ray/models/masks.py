@@ -45,8 +45,12 @@ class Masks:
             _install()
 
     def without_idle(self, arguments: dict[str, Any], padded: Collection[str]) -> dict[str, Any]:
-        """The model's arguments without the masks that have no zeros. padded: see `BatchFacts`."""
-        if not self._can_miss:
+        """The model's arguments without the masks that have no zeros. padded: see `BatchFacts`.
+
+        All masks stay where positions are given: without a mask, transformers would take positions that repeat, as
+        those of late prompts do, for several sequences in a row.
+        """
+        if not self._can_miss or "position_ids" in arguments:
             return arguments
         idle = [name for name, source in ARGUMENTS.items() if source not in padded]
         return {name: value for name, value in arguments.items() if name not in idle}
