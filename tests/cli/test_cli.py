@@ -210,7 +210,7 @@ def test_show_prints_yaml_that_loads_to_the_same_experiment(tmp_path: Path, caps
 def test_run_ends_with_both_models_beside_both_anchors(tiny_file: str, tmp_path: Path, capsys: Any) -> None:
     """Also: overrides may stand before and after options, and the run directory is complete."""
     out = tmp_path / "run"
-    assert main(["run", tiny_file, "local.epochs=1", "--out", str(out), "seed=5"]) == 0
+    assert main(["run", tiny_file, "local.epochs=2", "--out", str(out), "seed=5"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     summary = json.loads((out / "summary.json").read_text())

@@ -95,6 +95,7 @@ VALUES = {
     "method": "fedprox", "task": "sst2", "backbone": "tiny-llama", "local.optimizer": "sgd", "local.momentum": 0.5,
     "backbone.dtype": "bfloat16", "method.peft.target_modules": ["query"], "data.max_length": 9, "cohort_size": 3,
     "backbone.checkpointing": True, "method.peft.dropout": 0.5,
+    "fleet.device": "cpu",
 }  # fmt: skip
 
 
