@@ -63,7 +63,7 @@ def calm(half: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_damaged_run_directory(
     name: str, how: str, half: Path, calm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What goes on all the same comes to the same end."""
+    """A run that resumes in spite of the damage ends with the same log."""
     folder = Path(shutil.copytree(half, tmp_path / "run"))
     paths = list(folder.glob(name))
     assert paths

@@ -28,8 +28,9 @@ PAGES = {
 }
 
 RIDDLES = (
-    r"of which", r"is said", r"one's own", r"somebody's own", r"come to what", r"what is no", r"but for", r"of theirs",
-    r"who has", r"for it is", r"shall", r"stands? in the way", r"nobody", r"lies (?:beside|where|on)", r"is told",
+    r"of which", r"is said", r"one's own", r"somebody's own", r"comes? to (?:what|alone|the same)", r"what is no",
+    r"but for", r"of theirs", r"who has", r"for it is", r"shall",
+    r"stands? in the way", r"nobody", r"lies (?:beside|where|on)", r"is told",
     r"that which", r"what it is", r"means? nothing", r"says nothing", r"asked for it", r"are not counted",
     r"is no run directory", r"(?<!`)whose \w+ of", r"(?-i:([a-z]{2,}) \1)",
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Each device runs the same code as alone, on a `LaneModel` with its own trainable values. Passes without gradients, and
 those through `per_sample_grads` and `grad`, wait for the other lanes; compatible ones become one forward or backward
-pass over all samples. A lane computes everything else by itself.
+pass over all samples. Local training waits until every lane asks for it, and then takes each step for all of them
+(`stacked_training.py`). A lane computes everything else by itself.
 
 Results match training each device alone, up to rounding from different padding.
 """

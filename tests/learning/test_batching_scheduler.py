@@ -1,4 +1,4 @@
-"""Pieces of work that meet: plain code, put aside at a question until all others have come to one."""
+"""Pieces of work wait at a question until all others have reached one."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ AMPLIFIES = {"fedfisher": 1e-4, "fipa-paper": 1e-3, "fibecfed-fipa": 1e-5}
 
 
 @pytest.mark.parametrize(("method", "where"), in_turn(CASES, 5, "lanes equal alone"))
-def test_lanes_come_to_what_devices_come_to_alone(method: str, where: str, tmp_path: Path) -> None:
+def test_lanes_match_devices_alone(method: str, where: str, tmp_path: Path) -> None:
     """Two rounds of SGD, uneven steps and lengths: adapters, losses, and all that is counted."""
     compare(method, {"optimizer": "sgd", "learning_rate": 0.1}, where, tmp_path, AMPLIFIES.get(method, 2e-6))
 

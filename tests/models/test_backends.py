@@ -1,4 +1,4 @@
-"""However a base is held, devices come to the same: to the bit where the products are the same."""
+"""All backends give the same results, bit for bit where the products are the same."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_deepspeed_holds_the_base_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_eight_devices_on_one_engine_leave_nothing_of_each_other(tmp_path: Path) -> None:
-    """Each trains three steps of AdamW from the same start; in another order each comes to the same bits."""
+    """Each trains three steps of AdamW from the same start; in another order each ends with the same bits."""
     model = made(tmp_path, "deepspeed")
     start = model.read()
 
