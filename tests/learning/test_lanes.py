@@ -52,10 +52,11 @@ def two_rounds(worker_spec: WorkerSpec) -> tuple[Tensors, list[DeviceReport], Ev
 
 CASES = [(p.stem, where) for p in method_files() for where in BACKBONES if (p.stem, where) not in DOES_NOT_APPLY]
 ALONE = {
-    "adalora", "attempt", "delta-lora", "dora", "fedavg-full", "fedpeptao", "flora", "ia3", "idpg", "loha", "lokr",
-    "lpt", "p-tuning", "p-tuning-v2", "prefix-tuning", "prompt-tuning", "slora", "vera",
+    "adalora", "attempt", "delta-lora", "dora", "fedavg-full", "fedpeptao", "fibecfed-authors", "fibecfed-authors-top",
+    "flora", "ia3", "idpg", "loha", "lokr", "lpt", "p-tuning", "p-tuning-v2", "prefix-tuning", "prompt-tuning", "slora",
+    "vera",
 }  # fmt: skip
-"""Methods whose PEFT kind is computed for one device at a time."""
+"""Methods that are computed for one device at a time, because of their PEFT kind or their dropout."""
 ADAMW = {"fedavg", "fibecfed", "ditto", "moon", "fedprox", "hetlora"}
 """Methods that are also compared under AdamW. Its first steps divide a gradient by itself, so that rounding decides the
 sign of a gradient near 0: single entries may differ. The others are compared under SGD, and more strictly.
