@@ -58,11 +58,8 @@ class DeviceWorker(Host):
                 memory["mask"] = method.mask.prepare(scan, self.rng("mask", device, SETUP_ROUND))
             scores = method.sharing.score(self.model, shard, self.rng("sensitivity", device))
             if method.mask.needs_setup:
-                session, rate = (
-                    self._on_all_data("warm_up", (device,), initial, frozenset()),
-                    self.job.local.learning_rate,
-                )
-                memory["mask"] = method.mask.warm_up(memory["mask"], session, rate)
+                session = self._on_all_data("warm_up", (device,), initial, frozenset())
+                memory["mask"] = method.mask.warm_up(memory["mask"], session, self.job.local.learning_rate)
                 self.model.load(initial)
             kept = self.store.save(device, SETUP_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)

@@ -1,9 +1,9 @@
 """Memory that a run needs: per actor, per node, per GPU. Pure functions of sizes.
 
-The constants for hosts are measured (tests/preflight/test_memory.py checks predictions against real processes). On one
-H200, before training was stacked, the predicted tensors of RoBERTa-large with 32 lanes were 25.0 GB and torch had
-allocated 24.6 GB at most; of LLaMA-7B with FibecFed 19.4 GB and 18.5 GB. GPU_HEAP, for the allocator's unused memory,
-comes from published reports.
+The constants for hosts are measured: tests/preflight/test_memory.py compares predictions with real processes. Tensors
+on a GPU were compared on one H200 with an earlier training step: 25.0 GB predicted and 24.6 GB allocated for
+RoBERTa-large with 32 lanes, 19.4 and 18.5 GB for LLaMA-7B with FibecFed. GPU_HEAP, for memory that the allocator holds
+unused, comes from published reports.
 """
 
 from __future__ import annotations
