@@ -53,20 +53,25 @@ from fibec_ray.fleets.ray import processes
 from fibec_ray.fleets.settings import FleetConfig
 
 cluster = start(FleetConfig(object_store_mb=80), print, 2)
-cluster.address()
+if sys.argv[1] == "started":
+    cluster.address()
 print(*(process.pid for process in processes.of(cluster.scratch.path)), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.ray
-def test_a_cluster_ends_with_a_driver_that_is_killed(short: Path) -> None:
+@pytest.mark.parametrize(("stage", "fewest"), [("starting", 1), ("started", 4)])
+def test_a_cluster_ends_with_a_driver_that_is_killed(stage: str, fewest: int, short: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(fibec_ray.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, timeout=120, env=environment)
+    command = [sys.executable, "-c", KILLED, stage]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     pids = [int(pid) for pid in done.stdout.split()]
-    assert len(pids) > 3, done.stderr
+    assert len(pids) >= fewest, done.stderr
     left = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     assert processes.still_alive(left, 20) == []
+    late = [each for each in psutil.process_iter() if processes._names(each, str(short))]
+    assert processes.still_alive(late, 10) == [], "those that the head started after its driver had ended"
 
 
 def test_workers_are_preloaded_only_where_they_become_actors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +81,30 @@ def test_workers_are_preloaded_only_where_they_become_actors(monkeypatch: pytest
         config = FleetConfig(placement="pooled", num_actors=num_actors)
         assert local_cluster._fills_the_machine(config, 100) is preloads
     assert not local_cluster._fills_the_machine(FleetConfig(), 4), "four devices have four actors at most"
+
+
+@pytest.mark.parametrize(("other", "agrees"), [(True, False), (False, True)])
+def test_a_cluster_is_started_by_the_fibec_ray_of_the_driver(other: bool, agrees: bool, tmp_path: Path) -> None:
+    """A new interpreter may find another one. Workers must not preload that."""
+    if other:
+        (tmp_path / "fibec_ray").mkdir()
+        (tmp_path / "fibec_ray" / "__init__.py").touch()
+    root = Path(fibec_ray.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+    say = "import runpy, sys; print(runpy.run_path(sys.argv[1])['import_package']())"
+    say += "; from fibec_ray.fleets.ray import processes; print(processes.__file__)"
+    command = [sys.executable, "-P", "-c", say, local_cluster.HEAD]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert done.stdout.splitlines() == [str(agrees), processes.__file__]
+
+
+def test_a_start_that_is_interrupted_while_it_speaks_leaves_no_folder(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local_cluster, "_shared_memory", lambda: 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        local_cluster.start(FleetConfig(object_store_mb=80), interrupt)
+    assert list(short.iterdir()) == []

@@ -1,4 +1,5 @@
-"""The process that starts a local cluster and keeps it. local_cluster.py runs it, and talks to it over its pipes.
+"""The process that starts a local cluster and keeps it: run_head.py runs it, and local_cluster.py talks to it over its
+pipes.
 
 It prints one line of JSON: {"address": HOST:PORT}, or {"why": reason} if Ray does not start. The cluster ends when
 standard input closes, which happens when the driver closes it or ends in any other way.
@@ -7,13 +8,15 @@ standard input closes, which happens when the driver closes it or ends in any ot
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import shorten
+from typing import TextIO
 
 import ray
 from ray._private.node import Node
@@ -29,10 +32,11 @@ SAYS_ERROR = re.compile(r"\d [EFC] \d+ \d+\] (?:\([^)]*\) )?")
 """Start of an error line in the logs of Ray's C++ code: ... 123456 E 4711 4711] (raylet) main.cc:1: ..."""
 
 
-def main() -> None:
+def main(may_preload: bool) -> None:
     """Start a cluster and wait for the end of input. Arguments: folder, bytes of the object store, 1 to preload."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the driver too, which decides
-    folder, store, preload = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1"
+    answers = _answers()
+    folder, store, preload = Path(sys.argv[1]), int(sys.argv[2]), may_preload and sys.argv[3] == "1"
     with captured_stderr() as said:
         try:
             with on_loopback(), _without_services():
@@ -46,9 +50,18 @@ def main() -> None:
             answer = {"address": ray.get_runtime_context().gcs_address}
         except Exception as error:
             answer = {"why": f"{first_line(error)}{last_words(folder, said())}"}
-    print(json.dumps(answer), flush=True)
+    with suppress(BrokenPipeError):  # the driver has ended meanwhile
+        print(json.dumps(answer), file=answers, flush=True)
     sys.stdin.read()
     ray.shutdown()
+
+
+def _answers() -> TextIO:
+    """The pipe to the driver. Whatever else is printed goes to standard error, and Ray's processes do not inherit the
+    pipe, so that it ends with this process."""
+    found = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return found
 
 
 @contextmanager

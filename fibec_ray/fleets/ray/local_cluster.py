@@ -18,7 +18,6 @@ from pathlib import Path
 
 import psutil
 
-import fibec_ray
 from fibec_ray.environment import drop_empty, set_default
 from fibec_ray.errors import CapacityError, ClusterError
 from fibec_ray.fleets.ray import processes
@@ -29,7 +28,8 @@ from fibec_ray.fleets.settings import FleetConfig
 
 NEEDS_SHARED_MEMORY = 10_000_000_000
 """Bytes above which Ray rejects an object store that /dev/shm cannot hold."""
-HEAD = "import sys; sys.path.append(sys.argv.pop(1)); from fibec_ray.fleets.ray.head import main; main()"
+HEAD = str(Path(__file__).with_name("run_head.py"))
+"""The program that starts a cluster."""
 SMALLER_STORE = "lower it (80 MB is the least), or set fleet.kind=local to run without Ray"
 TRY_AGAIN = "try again when the machine has more to spare, or set fleet.kind=local to run without Ray"
 
@@ -96,14 +96,14 @@ def start(config: FleetConfig, note: Note, num_devices: int | None = None) -> Lo
     _prepare_environment()
     told = ensure_token(os.environ)
     scratch = make_scratch(os.environ)
-    for line in filter(None, (told, scratch.note, _slow_store(config))):
-        note(line)
     store, preload = config.object_store_mb * 1_000_000, _fills_the_machine(config, num_devices)
     # -P: a user's queue.py or random.py in the working directory must not shadow Python's.
-    command = [sys.executable, *_site_flags(), "-P", "-c", HEAD, str(Path(fibec_ray.__file__).parents[1])]
+    command = [sys.executable, *_site_flags(), "-P", HEAD, str(scratch.path), str(store), str(int(preload))]
     try:
+        for line in filter(None, (told, scratch.note, _slow_store(config))):
+            note(line)
         process = subprocess.Popen(
-            [*command, str(scratch.path), str(store), str(int(preload))],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
