@@ -102,6 +102,7 @@ MAY_READ = {
     "address.py": "takes Ray's variables out, and gets the mapping from its caller",
     "children.py": "hands all of it to a child",
     "watch.py": "hands all of it to a child",
+    "start.py": "hands all of it to a child",
     "deepspeed_base.py": "sets variables",
     "process_state.py": "restores all of it",
     "gpus.py": "an empty CUDA_VISIBLE_DEVICES means no GPU",
