@@ -103,6 +103,7 @@ MAY_READ = {
     "children.py": "hands all of it to a child",
     "watch.py": "hands all of it to a child",
     "start.py": "hands all of it to a child",
+    "instruction_set.py": "hands all of it to a child",
     "deepspeed_base.py": "sets variables",
     "process_state.py": "restores all of it",
     "gpus.py": "an empty CUDA_VISIBLE_DEVICES means no GPU",
