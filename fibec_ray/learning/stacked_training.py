@@ -1,8 +1,8 @@
 """Trains a group of devices with one forward pass, one backward pass and one optimiser step for all of them.
 
 Each trained tensor is one tensor for the whole group, with a leading lane axis. Batches are on the model's device
-before the first step, and nothing returns to the host until the last one. Lanes with the
-most steps come first, so a lane that has finished is dropped from the end.
+before the first step, and nothing returns to the host until the last one. Lanes with the most steps come first, so a
+lane that has finished is dropped from the end.
 
 Results match training each device alone, up to rounding.
 

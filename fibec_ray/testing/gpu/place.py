@@ -130,9 +130,7 @@ def line(what: str, work: Callable[[], str]) -> Line:
         return Line(what, "ok", work())
     except Unavailable as error:
         return Line(what, "skipped", _flat(error))
-    except Wrong as error:
-        return Line(what, "FAILED", _flat(error))
-    except FibecError as error:
+    except (Wrong, FibecError) as error:
         return Line(what, "FAILED", _flat(error))
     except Exception as error:
         return Line(what, "FAILED", _flat(what_failed(error)))
