@@ -302,6 +302,9 @@ def test_a_sweep_compares_draws_and_opens_again(compared: fibec_ray.Sweep) -> No
     assert comparison.names[0] == "scores" and comparison._repr_markdown_() == str(comparison)
     assert comparison.table()["variant"].to_list() == ["fedavg", "local"]
     assert r"\begin{tabular}" in comparison.text("latex")
+    assert "personal, best − fedavg" in compared.compare(model="personal", score="best").text()
+    with pytest.raises(ConfigError, match="score: expected 'last' or 'best', found 'first'"):
+        compared.compare(score="first")  # type: ignore[arg-type]
     (axes,) = compared.figure().axes
     assert axes.get_legend_handles_labels()[1] == ["fedavg", "local"]
     again = fibec_ray.open_sweep(compared.folders[0])

@@ -431,6 +431,10 @@ def test_a_real_sweep_ends_with_its_table_and_a_second_time_runs_nothing(
     (out / "table.md").unlink()
     assert main(["sweep-table", str(out)]) == 0
     assert capsys.readouterr().out == table == (out / "table.md").read_text(encoding="utf-8")
+    assert main(["sweep-table", str(out), "--score", "best"]) == 0
+    assert "the highest evaluation of a run" in capsys.readouterr().out
+    assert main(["sweep-table", str(out), "--score", "best", "--last", "2"]) == 2
+    assert "--last: has no effect with --score best" in capsys.readouterr().err
     assert main(["sweep-table", str(tmp_path)]) == 2
     assert "no sweep here" in capsys.readouterr().err
 

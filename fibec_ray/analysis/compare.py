@@ -12,7 +12,7 @@ from fibec_ray.analysis.comparable import refuse_incomparable
 from fibec_ray.analysis.comparison import comparison_of, judged_by
 from fibec_ray.analysis.files import replace_file
 from fibec_ray.analysis.formats import Table
-from fibec_ray.analysis.numbers import Model
+from fibec_ray.analysis.numbers import Model, Pick
 from fibec_ray.analysis.scores import RECENT
 from fibec_ray.analysis.targets import default_target, target_rows
 from fibec_ray.analysis.variants import Collection, collect
@@ -38,6 +38,8 @@ class Choices:
     """number of last evaluations that a final score averages"""
     anyway: bool = False
     """compare runs of different data, partition or model"""
+    pick: Pick = "last"
+    """compare final scores (last) or best ones"""
 
 
 def compare_runs(places: Sequence[str | Path], choices: Choices) -> list[Table]:
@@ -49,7 +51,7 @@ def compare_collection(collection: Collection, choices: Choices) -> list[Table]:
     """Every table that grouped runs have numbers for. Raises UserError for runs that are not comparable."""
     if not choices.anyway:
         refuse_incomparable(collection)
-    comparison = comparison_of(collection, choices.recent, choices.reference)
+    comparison = comparison_of(collection, choices.recent, choices.reference, choices.pick)
     model = choices.model or judged_by(comparison)
     targets = choices.targets or default_target(comparison, model)
     found = [

@@ -7,18 +7,21 @@ from typing import Any
 
 from fibec_ray.analysis.comparison import Comparison, Line
 from fibec_ray.analysis.formats import NONE, Column, Row, Table
-from fibec_ray.analysis.numbers import Model
+from fibec_ray.analysis.numbers import Model, Pick
 from fibec_ray.analysis.statistics import CONFIDENCE, Mean, holm
 from fibec_ray.analysis.targets import Reached
 
 _VARIANT = Column("variant", lambda row: str(row["variant"]))
 _SEEDS = Column("seeds", lambda row: str(row["seeds"]))
+_KIND: dict[Pick, str] = {"last": "final", "best": "best"}
+_AFTER_SETUP = "After setup: simulated time without the initialisation phase, which other costs include."
 
 
 def scores(comparison: Comparison, model: Model) -> Table:
     """Final and best scores of personal and global models, and their paired difference to the reference."""
     judged = _adjusted([_score_row(comparison, line, model) for line in comparison.lines])
-    difference = f"{model} − {comparison.reference}"
+    picked = ", best" if comparison.pick == "best" else ""
+    difference = f"{model}{picked} − {comparison.reference}"
     columns = [_VARIANT, _SEEDS]
     for kind in ("personal", "global"):
         columns += [_score(f"{kind}, final", f"{kind}_final", True), _score(f"{kind}, best", f"{kind}_best", True)]
@@ -29,14 +32,17 @@ def scores(comparison: Comparison, model: Model) -> Table:
 def targets(comparison: Comparison, model: Model, target: float, reached: Sequence[Reached]) -> Table:
     """Costs up to the first evaluation that reaches the target, and how they compare with the reference's."""
     title, reference = f"Costs to {model} {comparison.score} ≥ {target:g}", comparison.reference
+    setup = _has_setup(comparison)
     columns = (
         _VARIANT,
         Column("reached", lambda row: f"{row['reached']}/{row['seeds']}"),
         _cost("rounds", "rounds", best=True),
         _cost("simulated s", "sim_time_s", best=True),
+        *([_cost("s after setup", "training_time_s", best=True)] if setup else ()),
         _cost("MB", "num_bytes", 1e6, best=True),
         _cost("samples", "num_samples", best=True),
         _ratio("time", "sim_time_s", reference, "faster", "slower"),
+        *([_ratio("time after setup", "training_time_s", reference, "faster", "slower")] if setup else ()),
         _ratio("bytes", "num_bytes", reference, "fewer", "more"),
         _ratio("samples, ratio", "num_samples", reference, "fewer", "more"),
     )
@@ -44,6 +50,7 @@ def targets(comparison: Comparison, model: Model, target: float, reached: Sequen
         "Costs up to the first evaluation that reaches the target; means over the seeds that reach it.",
         f"1.4x faster: {reference} needs 1.4 times as long (geometric mean over the seeds in which both reach the "
         "target). Fewer and more are meant in the same way.",
+        *([_AFTER_SETUP] if setup else ()),
     )
     stem = f"target-{target:g}".replace(".", "_")
     return Table(stem, title, columns, tuple(_target_row(entry) for entry in reached), notes)
@@ -64,7 +71,8 @@ def devices(comparison: Comparison) -> Table:
 
 def costs(comparison: Comparison) -> Table:
     """Total costs of whole runs, means over seeds."""
-    names = ("num_bytes", "num_samples", "flops", "sim_time_s", "wall_time_s")
+    names = ("num_bytes", "num_samples", "flops", "sim_time_s", "training_time_s", "wall_time_s")
+    setup = _has_setup(comparison)
     rows = [
         {"variant": line.variant, "seeds": line.num_seeds} | {name: line.number(name) for name in names}
         for line in comparison.lines
@@ -76,14 +84,23 @@ def costs(comparison: Comparison) -> Table:
         _cost("samples", "num_samples"),
         _cost("TFLOP", "flops", 1e12),
         _cost("simulated s", "sim_time_s"),
+        *([_cost("s after setup", "training_time_s")] if setup else ()),
         _cost("real s", "wall_time_s"),
     )
-    notes = ("Totals of a run, setup before training included; means over seeds.",)
+    notes = (
+        "Totals of a run, setup before training included; means over seeds.",
+        *([_AFTER_SETUP] if setup else ()),
+    )
     return Table("costs", "Costs of whole runs", columns, tuple(rows), notes)
 
 
+def _has_setup(comparison: Comparison) -> bool:
+    """Whether the setup before training took simulated time in any run."""
+    return any(run.training_time_s < run.sim_time_s for line in comparison.lines for run in line.runs.values())
+
+
 def _score_row(comparison: Comparison, line: Line, model: Model) -> dict[str, Any]:
-    paired = comparison.paired(line, lambda run: run.final(model))
+    paired = comparison.difference(line, model)
     return {
         "variant": line.variant,
         "seeds": line.num_seeds,
@@ -183,7 +200,8 @@ def _notes(comparison: Comparison) -> list[str]:
         f"Final: mean of the last {comparison.recent} evaluations. Best: the highest evaluation, which favours runs "
         f"that were evaluated often. Means over seeds; ± is half the width of the {CONFIDENCE:.0%} confidence interval "
         "of the mean (Student's t over seeds).",
-        "The difference compares final scores seed by seed: runs of one seed share partition, cohorts and initial "
-        "weights. p: two-sided paired t test; Holm: adjusted for the number of variants in this table.",
+        f"The difference compares {_KIND[comparison.pick]} scores seed by seed: runs of one seed share partition, "
+        "cohorts and initial weights. p: two-sided paired t test; Holm: adjusted for the number of variants in this "
+        "table.",
         *([f"Without learning, on {comparison.reference}'s data: {without}."] if without else []),
     ]

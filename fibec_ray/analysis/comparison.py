@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 
-from fibec_ray.analysis.numbers import Model, RunNumbers, numbers_of
+from fibec_ray.analysis.numbers import Model, Pick, RunNumbers, numbers_of
 from fibec_ray.analysis.places import place
 from fibec_ray.analysis.scores import RECENT
 from fibec_ray.analysis.statistics import Mean, Paired
@@ -59,10 +59,20 @@ class Comparison:
     anchors: Mapping[str, float]
     """of the reference's runs, means over seeds"""
     lines: tuple[Line, ...]
+    pick: Pick = "last"
+    """which scores are compared: final or best ones"""
 
     def line(self, variant: str) -> Line:
         """The line of a variant."""
         return next(line for line in self.lines if line.variant == variant)
+
+    def score_of(self, line: Line, model: Model) -> float | None:
+        """The compared score of a variant, mean over seeds."""
+        return line.mean(lambda run: run.picked(model, self.pick))
+
+    def difference(self, line: Line, model: Model) -> Paired | None:
+        """Difference of the compared score to the reference's; see `paired`."""
+        return self.paired(line, lambda run: run.picked(model, self.pick))
 
     def paired(self, line: Line, value: Callable[[RunNumbers], float | None]) -> Paired | None:
         """Difference to the reference, seed by seed where both have the value; None for the reference itself."""
@@ -73,12 +83,14 @@ class Comparison:
         return Paired.of([own - other for own, other in pairs if own is not None and other is not None])
 
 
-def compare(sweep_dir: Path, recent: int = RECENT) -> Comparison:
+def compare(sweep_dir: Path, recent: int = RECENT, pick: Pick = "last") -> Comparison:
     """Compare the finished runs of a sweep's folder. Raises RunDirError."""
-    return comparison_of(sweep(place(sweep_dir)), recent)
+    return comparison_of(sweep(place(sweep_dir)), recent, pick=pick)
 
 
-def comparison_of(collection: Collection, recent: int = RECENT, reference: str | None = None) -> Comparison:
+def comparison_of(
+    collection: Collection, recent: int = RECENT, reference: str | None = None, pick: Pick = "last"
+) -> Comparison:
     """Read all runs. reference: a variant's name; default: the sweep's, or the first. Raises UserError if unknown."""
     chosen = _reference(collection, reference)
     runs = {
@@ -95,6 +107,7 @@ def comparison_of(collection: Collection, recent: int = RECENT, reference: str |
         score=next((run.score for run in runs[chosen].values()), "accuracy"),
         anchors={name: fmean(found[name] for found in anchors if name in found) for name in names},
         lines=tuple(Line(variant.group, variant.name, runs[variant.name]) for variant in collection.variants),
+        pick=pick,
     )
 
 

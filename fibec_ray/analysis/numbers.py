@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+import polars as pl
+
 from fibec_ray.analysis.fairness import Spread, last_spread
 from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.tables import RunTables
@@ -15,6 +17,8 @@ from fibec_ray.errors import round_number
 from fibec_ray.roundlog.schema import score_column
 
 Model = Literal["personal", "global"]
+Pick = Literal["last", "best"]
+"""Which evaluations make a run's score: the mean of its last ones, or its highest one."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Evaluated:
     rounds: int
     """the round after which it was made; 0 is before training"""
     sim_time_s: float
+    training_time_s: float
+    """simulated, without the setup before training"""
     num_bytes: float
     num_samples: float
     personal: float | None
@@ -47,6 +53,8 @@ class RunNumbers:
     flops: float
     """of all devices, setup included"""
     sim_time_s: float
+    training_time_s: float
+    """simulated, without the setup before training"""
     wall_time_s: float
     score: str
     """accuracy, or the task's own metric"""
@@ -55,6 +63,10 @@ class RunNumbers:
     """in round order"""
     spread: Spread | None
     """of the devices' own scores at the last evaluation"""
+
+    def picked(self, model: Model, pick: Pick) -> float | None:
+        """The final or the best score of the personal or the global model."""
+        return self.final(model) if pick == "last" else self.best(model)
 
     def final(self, model: Model) -> float | None:
         """The final score of the personal or the global model."""
@@ -95,6 +107,7 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
         num_samples=last("num_samples_total"),
         flops=math.fsum(tables.column("flops")),
         sim_time_s=last("sim_time_s"),
+        training_time_s=last("sim_time_s") - setup_time(tables),
         wall_time_s=last("wall_time_s"),
         anchors={
             name: value for name, value in log.anchors().items() if column == "accuracy" or name not in ACCURACIES
@@ -104,11 +117,18 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
     )
 
 
+def setup_time(tables: RunTables) -> float:
+    """Simulated s of the initialisation phase; 0 for a method without one."""
+    rows = tables.rounds.filter(pl.col("round") < 0).get_column("sim_time_s")
+    return float(rows[0]) if len(rows) else 0.0
+
+
 def _evaluated(tables: RunTables, column: str) -> tuple[Evaluated, ...]:
+    setup = setup_time(tables)
     costs = ("round", "sim_time_s", "bytes_total", "num_samples_total")
     rows = tables.rounds.select(*costs, f"personal_{column}", f"global_{column}").iter_rows()
     return tuple(
-        Evaluated(round_number(round_), time, num_bytes, samples, personal, shared)
+        Evaluated(round_number(round_), time, time - setup, num_bytes, samples, personal, shared)
         for round_, time, num_bytes, samples, personal, shared in rows
         if personal is not None or shared is not None
     )

@@ -9,6 +9,7 @@ from fibec_ray.analysis.compare_tables import cost_text
 from fibec_ray.analysis.comparison import Comparison, Line, compare
 from fibec_ray.analysis.files import replace_file
 from fibec_ray.analysis.formats import NONE, Column, Row, Table, as_csv, escaped, fitted, listed_notes
+from fibec_ray.analysis.numbers import Pick
 from fibec_ray.analysis.scores import RECENT
 from fibec_ray.analysis.statistics import CONFIDENCE, Paired
 from fibec_ray.analysis.units import Unit, unit_for
@@ -30,9 +31,9 @@ FIRST_SCORE = 2
 """Column of the personal score; the global one comes next."""
 
 
-def write_table(sweep_dir: Path, recent: int = RECENT, width: int | None = None) -> str:
+def write_table(sweep_dir: Path, recent: int = RECENT, width: int | None = None, pick: Pick = "last") -> str:
     """Write both files from the finished runs. Returns the table for a terminal of this width (characters)."""
-    comparison = compare(sweep_dir, recent)
+    comparison = compare(sweep_dir, recent, pick)
     rows = tuple(_row(comparison, line) for line in comparison.lines)
     replace_file(sweep_dir / "table.csv", as_csv(Table("table", "", (), rows)).encode())
     replace_file(sweep_dir / "table.md", markdown(comparison).encode())
@@ -62,8 +63,8 @@ def _cells(comparison: Comparison, line: Line, unit: Unit) -> list[str]:
     return [
         escaped(line.variant),
         str(line.num_seeds),
-        _score(line.number("personal")),
-        _score(line.number("shared")),
+        _score(comparison.score_of(line, "personal")),
+        _score(comparison.score_of(line, "global")),
         "reference" if is_reference else _difference(paired),
         "" if is_reference else _matters(paired),
         *(cost_text(line.number(name), units.get(name, 1.0)) for name in COSTS.values()),
@@ -83,8 +84,8 @@ def _with_best(comparison: Comparison, cells: list[list[str]]) -> list[list[str]
 def _notes(comparison: Comparison) -> list[str]:
     what = "Accuracies are fractions" if comparison.score == "accuracy" else f"Scores are {comparison.score}"
     notes = [
-        f"Means over seeds, {comparison.num_seeds} where the sweep is complete. {what}: the mean of the last "
-        f"{comparison.recent} evaluations of a run. The best are in bold.",
+        f"Means over seeds, {comparison.num_seeds} where the sweep is complete. {what}: {_picked(comparison)}. The "
+        "best are in bold.",
         f"The difference is paired: runs of one seed share partition, cohorts and initial weights. ± is half of the "
         f"{CONFIDENCE:.0%} confidence interval of its mean (Student's t over seeds).",
         "matters? yes: that interval excludes 0; no: it does not; ?: fewer than two seeds in common. One in twenty "
@@ -97,8 +98,14 @@ def _notes(comparison: Comparison) -> list[str]:
     return notes
 
 
+def _picked(comparison: Comparison) -> str:
+    if comparison.pick == "best":
+        return "the highest evaluation of a run, which favours runs that were evaluated often"
+    return f"the mean of the last {comparison.recent} evaluations of a run"
+
+
 def _paired(comparison: Comparison, line: Line) -> Paired | None:
-    return comparison.paired(line, lambda run: run.personal)
+    return comparison.difference(line, "personal")
 
 
 def _difference(paired: Paired | None) -> str:
@@ -124,8 +131,8 @@ def _row(comparison: Comparison, line: Line) -> Row:
         "group": line.group,
         "variant": line.variant,
         "seeds": line.num_seeds,
-        f"personal_{comparison.score}": line.number("personal"),
-        f"global_{comparison.score}": line.number("shared"),
+        f"personal_{comparison.score}": comparison.score_of(line, "personal"),
+        f"global_{comparison.score}": comparison.score_of(line, "global"),
         "difference": paired and paired.mean,
         "half_width": paired and paired.half_width,
         "pairs": paired and paired.num_pairs,

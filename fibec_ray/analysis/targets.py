@@ -16,7 +16,7 @@ from fibec_ray.analysis.statistics import Mean, geometric_mean
 
 SHARE = 0.95
 """the default target, as a share of the reference's best score"""
-COSTS = ("rounds", "sim_time_s", "num_bytes", "num_samples")
+COSTS = ("rounds", "sim_time_s", "training_time_s", "num_bytes", "num_samples")
 """Fields of Evaluated."""
 
 

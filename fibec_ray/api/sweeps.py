@@ -13,6 +13,7 @@ import polars as pl
 
 from fibec_ray.analysis.compare import Choices, compare_collection, written
 from fibec_ray.analysis.formats import Table
+from fibec_ray.analysis.numbers import Pick
 from fibec_ray.analysis.variants import Collection, collect
 from fibec_ray.api.progress import SweepBar, is_interactive
 from fibec_ray.api.results import Library, Model, Run, as_frame, draw_one, html_table
@@ -115,6 +116,7 @@ class Sweep:
         target: float | Sequence[float] = (),
         model: Model | None = None,
         anyway: bool = False,
+        score: Pick = "last",
     ) -> Comparison:
         """The tables of a paper, with differences paired by seed.
 
@@ -122,9 +124,13 @@ class Sweep:
         target: scores to reach; by default 95 % of the best score of the reference.
         model: "personal" or "global"; by default personal models where all methods have them.
         anyway: compare runs that differ in data, partition or model, too. Raises UserError for such runs otherwise.
+        score: "last" compares the mean of the last three evaluations, "best" the highest one. Raises ConfigError for
+            another word.
         """
+        if score not in ("last", "best"):
+            raise ConfigError(f"score: expected 'last' or 'best', found {score!r}")
         targets = tuple(target) if isinstance(target, Sequence) else (target,)
-        choices = Choices(reference=reference, targets=targets, model=model, anyway=anyway)
+        choices = Choices(reference=reference, targets=targets, model=model, anyway=anyway, pick=score)
         return Comparison(compare_collection(self._runs, choices))
 
     def figures(self) -> list[str]:

@@ -71,6 +71,17 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=place, metavar="RUN", help=what)
 
 
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which evaluations make a run's score."""
+    parser.add_argument(
+        "--score",
+        choices=("last", "best"),
+        default="last",
+        help="score to compare: the mean of the last N evaluations, or the highest one (default: last)",
+    )
+    parser.add_argument("--last", type=at_least_one, metavar="N", help="evaluations in a last score (default: 3)")
+
+
 def add_config(
     parser: Parser,
     metavar: str = "CONFIG",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fibec_ray.cli.argument_types import add_runs, at_least_one, path
+from fibec_ray.cli.argument_types import add_runs, add_score, path
 from fibec_ray.cli.parsing import Parser, Parsers
 from fibec_ray.cli.report_options import add_report
 
@@ -36,7 +36,7 @@ def _add_compare(parser: Parser) -> None:
     )
     parser.add_argument("--target", type=float, action="append", metavar="X", help="score to reach; may be repeated")
     parser.add_argument("--model", choices=("personal", "global"), help="which score (default: personal if logged)")
-    parser.add_argument("--last", type=at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)")
+    add_score(parser)
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown", help="default: markdown")
     parser.add_argument("--out", type=path, metavar="DIR", help="also write compare.md, compare.tex and CSVs there")
     parser.add_argument("--anyway", action="store_true", help="compare runs of different data, partition or model")
@@ -45,10 +45,11 @@ def _add_compare(parser: Parser) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     from fibec_ray.analysis.compare import Choices, compare_runs, write_all, written
+    from fibec_ray.analysis.scores import RECENT
     from fibec_ray.cli.terminal import screen_width
 
-    targets = tuple(arguments.target or ())
-    choices = Choices(arguments.reference, targets, arguments.model, arguments.last, arguments.anyway)
+    targets, recent = tuple(arguments.target or ()), arguments.last or RECENT
+    choices = Choices(arguments.reference, targets, arguments.model, recent, arguments.anyway, arguments.score)
     tables = compare_runs(arguments.runs, choices)
     if arguments.out:
         write_all(tables, arguments.out)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from fibec_ray.cli import entry
-from fibec_ray.cli.argument_types import add_config, at_least_one, path
+from fibec_ray.cli.argument_types import add_config, add_score, at_least_one, path
 from fibec_ray.cli.parsing import Parsers
+from fibec_ray.errors import UserError
 
 TITLE = "sweep"
 
@@ -26,7 +27,7 @@ def add(parsers: Parsers) -> None:
 
     table = parsers.add_parser("sweep-table", help="compare a sweep's finished runs: DIR/table.md and DIR/table.csv")
     table.add_argument("sweep", type=path, metavar="DIR", help="sweep directory")
-    table.add_argument("--last", type=at_least_one, metavar="N", default=3, help="evaluations in a score (default: 3)")
+    add_score(table)
     table.set_defaults(command=_sweep_table)
 
 
@@ -44,7 +45,10 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _sweep_table(arguments: argparse.Namespace) -> None:
+    from fibec_ray.analysis.scores import RECENT
     from fibec_ray.analysis.sweep_table import write_table
     from fibec_ray.cli.terminal import screen_width
 
-    print(write_table(arguments.sweep, arguments.last, screen_width()), end="")
+    if arguments.score == "best" and arguments.last:
+        raise UserError("--last: has no effect with --score best, which takes one evaluation; leave it out")
+    print(write_table(arguments.sweep, arguments.last or RECENT, screen_width(), arguments.score), end="")

@@ -73,6 +73,29 @@ def test_the_speed_up_is_the_geometric_mean_over_seeds(tmp_path: Path) -> None:
     assert (row["rounds"], row["sim_time_s"]) == (2.5, 35)
 
 
+def test_time_counts_with_and_without_the_setup_phase(tmp_path: Path) -> None:
+    """Both reach .5 after round 2, so after 40 s. The setup phase of 10 s is a quarter of it; a log that starts with
+    round 0, as of a method without setup, has none: 40 / 30 times as fast, and as fast with it."""
+    runs = [small_run(tmp_path / "a", {2: 0.5}), small_run(tmp_path / "b", {2: 0.5}, 0, "fedavg", rounds=range(6))]
+    tables = tables_of(*runs, targets=(0.5,), reference="fedavg")
+    with_setup, without = (rows_of(tables["target-0_5"])[name] for name in ("fibecfed", "fedavg"))
+    assert [(row["sim_time_s"], row["training_time_s"]) for row in (with_setup, without)] == [(40, 30), (40, 40)]
+    assert with_setup["sim_time_s_speed_up"] == 1
+    assert with_setup["training_time_s_speed_up"] == pytest.approx(4 / 3)
+    assert "| s after setup |" in written([tables["target-0_5"]], "markdown")
+    assert [row["training_time_s"] for row in tables["costs"].rows] == [60, 70]
+
+
+def test_a_score_before_training_took_no_time_after_the_setup(tmp_path: Path) -> None:
+    row = target_of(0.5, small_run(tmp_path / "a", {-1: 0.5}))["fibecfed"]
+    assert (row["rounds"], row["sim_time_s"], row["training_time_s"]) == (0, 10, 0)
+
+
+def test_time_after_setup_is_shown_only_where_there_is_a_setup(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "a", {2: 0.5}, rounds=range(6))
+    assert "after setup" not in written(compare_runs([run], Choices()), "markdown").lower()
+
+
 def test_missing_rounds_leave_costs_as_the_log_has_them(tmp_path: Path) -> None:
     """Round 1 was lost from the log; costs are cumulative columns, not sums over rows."""
     run = small_run(tmp_path / "a", {0: 0.1, 2: 0.6}, rounds=(-1, 0, 2, 3))
@@ -128,6 +151,16 @@ def test_differences_are_paired_and_tested(tmp_path: Path) -> None:
     assert row["p"] == pytest.approx(0.00274, abs=1e-5) and row["p_holm"] == row["p"]
     assert row["personal_final"] == pytest.approx(0.71)
     assert row["personal_final_half_width"] == pytest.approx(T2 * 0.11 / 3**0.5, rel=1e-5)
+
+
+def test_best_scores_can_be_compared_instead_of_final_ones(tmp_path: Path) -> None:
+    """Final: .5 and the mean of .9, .3 and .3. Best: .5 and .9."""
+    runs = [small_run(tmp_path / "b", {1: 0.5}, 0, "fedavg")]
+    runs += [small_run(tmp_path / "o", {0: 0.9, 1: 0.3, 2: 0.3}, 0, "fipa")]
+    last, best = (tables_of(*runs, pick=pick)["scores"] for pick in ("last", "best"))
+    assert rows_of(last)["fipa"]["difference"] == pytest.approx(0)
+    assert rows_of(best)["fipa"]["difference"] == pytest.approx(0.4)
+    assert "personal, best − fedavg" in written([best], "markdown")
 
 
 def test_another_reference_turns_the_sign(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_how_many_evaluations_is_a_parameter(recent: int, expected: float, three
     assert lines_of(compare(three_seeds, recent))["base"].number("personal") == pytest.approx(expected)
 
 
+def test_best_scores_can_be_compared(three_seeds: Path) -> None:
+    """The highest evaluation is the score + .3 in every run, so differences are those of the scores."""
+    rows = {row[0]: row for row in table_rows(write_table(three_seeds, pick="best"))}
+    assert [rows[name][2] for name in ("base", "near", "far")] == ["0.9000", "1.0000", "**1.0100**"]
+    assert rows["far"][4] == "+0.1100 ± 0.0248"
+    assert "the highest evaluation of a run" in (three_seeds / "table.md").read_text()
+
+
 def test_differences_are_paired_by_seed(three_seeds: Path) -> None:
     """Unpaired, the seeds' own spread of .1 would drown the differences of `far`."""
     near, far, base = (paired(compare(three_seeds), name) for name in ("near", "far", "base"))
