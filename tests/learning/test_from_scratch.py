@@ -112,6 +112,7 @@ def test_text_and_numbers_do_not_mix() -> None:
 def test_parts_say_what_they_lack() -> None:
     said = {
         "rarity": {"curriculum": "rarity"},
+        "length_order": {"curriculum": "length_order"},
         "fisher": {"curriculum": {"kind": "fisher", "length_power": 1}},
     }
     for kind, axes in said.items():

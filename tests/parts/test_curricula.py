@@ -119,7 +119,7 @@ def test_visible_batches_are_the_easiest_in_their_own_order() -> None:
     assert sets(shown_by(curriculum, memory, scan, 8)) == sets(scan.batches)
 
 
-@pytest.mark.parametrize("unit", ["batch", "sample"])
+@pytest.mark.parametrize("unit", ["batch", "sample", "sorted_batch"])
 @pytest.mark.parametrize("kind", [FisherOrder, RandomOrder])
 @pytest.mark.parametrize("pacing", [pacing for pacing in PACINGS if pacing != "soft"])
 def test_what_is_visible_is_a_prefix_of_the_order_and_stays_visible(kind: type[Paced], unit: str, pacing: str) -> None:
@@ -140,7 +140,7 @@ def test_what_is_visible_is_a_prefix_of_the_order_and_stays_visible(kind: type[P
     assert before == set(range(23))
 
 
-@pytest.mark.parametrize("unit", ["batch", "sample"])
+@pytest.mark.parametrize("unit", ["batch", "sample", "sorted_batch"])
 @pytest.mark.parametrize("num_samples", [1, 3, 4, 23])
 def test_a_random_order_shows_as_many_batches_as_a_fisher_order(unit: str, num_samples: int) -> None:
     """E25, in every round; it needs no squared gradients."""
@@ -301,6 +301,25 @@ def test_losses_of_a_fisher_pass_are_not_computed_again() -> None:
     assert torch.equal(scan.losses, fisher.losses) and model.num_passes == 5
 
 
+@pytest.mark.parametrize("method", ["slw-authors", "shortformer-authors"])
+@pytest.mark.parametrize("num_samples", [1, 5, 23])
+def test_short_samples_come_first_as_in_a_co_author_s_code(method: str, num_samples: int) -> None:
+    """Sort by length, cut into batches, train on the first ceil(num_batches (.6 + .4 t / (.5 T))) of them in order."""
+    lengths = np.random.default_rng(1).integers(1, 9, num_samples).tolist()
+    model, shard = OneWeight(), shard_of([[1] * length for length in lengths])
+    batches = list(torch.randperm(num_samples, generator=rng()).split(4))
+    scan = FisherScan(model, shard, batches, ["lora_B.weight"], rng())  # type: ignore[arg-type]
+    curriculum = load_method(config_folder() / "methods" / f"{method}.yaml").curriculum
+    memory = prepared(curriculum, scan)
+    by_length = sorted(range(num_samples), key=lambda row: lengths[row])
+    cut = [by_length[start : start + 4] for start in range(0, num_samples, 4)]
+    for t in range(ROUNDS):
+        shown = min(math.ceil(len(cut) * (0.6 + 0.4 * t / (0.5 * ROUNDS)) - 1e-9), len(cut))
+        visible = shown_by(curriculum, memory, scan, t)
+        assert sets(curriculum.pick(visible, rng(t))) == cut[:shown]
+    assert model.num_passes == 0 and not curriculum.needs_setup
+
+
 def test_rare_words_are_hard_by_hand() -> None:
     """E25: tokens 1 1 1 2 | 1 3 | 2 1: counts 5, 2, 1, plus one 6, 3, 2 of 11. The model is not run."""
     model, shard = OneWeight(), shard_of([[1, 1, 1, 2], [1, 3], [2, 1]])
@@ -323,7 +342,7 @@ def test_the_order_of_words_means_nothing_to_rarity() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize("unit", ["batch", "sample"])
+@pytest.mark.parametrize("unit", ["batch", "sample", "sorted_batch"])
 def test_without_a_shuffle_every_epoch_goes_from_easy_to_hard(unit: str) -> None:
     """Batches by difficulty: 2, 1, 0, 3, 4; samples 7, 1, 4, 5, 2, 3, 0, 8, 6."""
     curriculum = FisherOrder(shuffle=False, initial_fraction=1.0, unit=unit)  # type: ignore[arg-type]

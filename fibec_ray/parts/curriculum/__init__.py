@@ -3,7 +3,7 @@
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.controls import RandomOrder, StepMatched
 from fibec_ray.parts.curriculum.lengths import LengthWarmup, ShortFirst
-from fibec_ray.parts.curriculum.scored import FisherOrder, LossOrder, RarityOrder
+from fibec_ray.parts.curriculum.scored import FisherOrder, LengthOrder, LossOrder, RarityOrder
 
 CURRICULA: dict[str, type[Curriculum]] = {
     "all": Curriculum,
@@ -11,6 +11,7 @@ CURRICULA: dict[str, type[Curriculum]] = {
     "random": RandomOrder,
     "step_matched": StepMatched,
     "loss": LossOrder,
+    "length_order": LengthOrder,
     "rarity": RarityOrder,
     "length_warmup": LengthWarmup,
     "short_first": ShortFirst,

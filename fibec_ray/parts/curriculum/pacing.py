@@ -82,8 +82,7 @@ SOFTNESS = 0.1
 
 
 class Paced(Curriculum):
-    """Base of curricula that order units (fixed batches, or single samples) and show the first b_k^t of them in round
-    t.
+    """Base of curricula that order units (batches or samples) and show the first b_k^t of them in round t.
 
     Pacing `soft` draws units instead, easier ones with a higher probability, until h = 1 shows all. A subclass's
     `prepare` returns a memory with `order`, (units,) int64, easiest first; without it units keep the order of the
@@ -98,7 +97,11 @@ class Paced(Curriculum):
     softness: float = Field(
         SOFTNESS, gt=0, description="kappa of pacing soft: width of the edge, as a share of the data"
     )
-    unit: Literal["batch", "sample"] = Field("batch", description="what is ordered and shown")
+    unit: Literal["batch", "sample", "sorted_batch"] = Field(
+        "batch",
+        description="what is ordered and shown: batch, the fixed batches; sample, single samples; sorted_batch, "
+        "batches cut from the ordered samples",
+    )
     shuffle: bool = Field(
         True, description="shuffle the visible batches in each local epoch; false: always in the curriculum's order"
     )
@@ -118,6 +121,9 @@ class Paced(Curriculum):
         self, memory: Tensors, batches: Sequence[Tensor], round_: int, rounds: int, rng: torch.Generator
     ) -> list[Tensor]:
         order = memory["order"] if "order" in memory else self.as_split(batches)
+        if self.unit == "sorted_batch":
+            cut = order.split(max(len(rows) for rows in batches))
+            return [cut[i] for i in self._chosen(len(cut), round_, rounds, rng).tolist()]
         chosen = order[self._chosen(len(order), round_, rounds, rng)]
         if self.unit == "batch" and not self.shuffle:
             return [batches[i] for i in chosen.tolist()]

@@ -141,6 +141,23 @@ class LossOrder(Scored):
         return scan.losses
 
 
+class LengthOrder(Scored):
+    """Short samples first, by their number of tokens.
+
+    A co-author's code of FibecFed runs its baselines SLW and Shortformer in this way: it truncates nothing, where both
+    papers do (kinds `length_warmup` and `short_first`). The model does not run.
+    """
+
+    kind: Literal["length_order"] = "length_order"
+    score_at: Literal["init", "first_participation"] = Field(
+        "first_participation", description="when samples are scored: init, before round 0; or at first participation"
+    )
+    needs: ClassVar[tuple[Need, ...]] = ("text",)
+
+    def difficulty(self, scan: FisherScan) -> Tensor:
+        return scan.shard.lengths.float()
+
+
 class RarityOrder(Scored):
     """Voc (Platanios et al., NAACL 2019): d(s) = -sum_{w in s} log p(w), p the unigram frequency of tokens.
 
