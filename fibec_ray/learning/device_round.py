@@ -128,11 +128,11 @@ class DeviceRound:
         """Split the trained values into the update to send and the state to keep, which is stored.
 
         own: the solver's memory. Returns the update and the digest of the stored state, '' if nothing was stored. A
-        device whose training diverged sends nothing and keeps its old state.
+        device whose training diverged sends nothing and proposes no state.
         """
         host, plan, memory = self.host, self.plan, self.memory | {"solver": own}
         method, values = host.job.method, host.model.read()
-        if not (all_finite(values) and all_finite(own)):
+        if not all_finite(values):
             return self._update(trained, {}, fault=NOT_FINITE), ""
         shared = select(values, self.broadcast.shared)
         sent = {name: values[name] for name in self.broadcast.shared if name in self.moving}
@@ -145,6 +145,8 @@ class DeviceRound:
         extras |= method.aggregator.extras_after(host.model, self.shard, list(delta), self.batches, rng)
         if trained.squares:
             memory["mask"] = method.mask.absorb(memory["mask"], trained.squares)
+        if not all(map(all_finite, memory.values())):
+            return self._update(trained, {}, fault=NOT_FINITE), ""
         kept = host.store.save(self.device, plan.round, DeviceState(drop(values, shared), memory))
         self.rank = rank_of(host.job, self.device, memory["objective"])
         return self._update(trained, on_wire(host.job, delta, self.rank), self.extras | extras), kept

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 from conftest import make_regression
-from poisoned import poisoned_worker_spec
+from poisoned import poisoned
 
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.ray.fleet import RayFleet
@@ -17,28 +17,35 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.tensors import digest
 
 pytestmark = pytest.mark.ray
-ONE_ACTOR = FleetConfig(placement="pooled", num_actors=1, lanes=1)
+FEW = {"quorum": 0.1}
+ONE_ACTOR = FleetConfig(placement="pooled", num_actors=1, lanes=1, **FEW)
 METHOD = {"name": "x", "sharing": {"kind": "body"}, "curriculum": "fisher"}
 
 
 def test_ray_and_local_accept_the_same_states(tmp_path: Path, ray_cluster: None) -> None:
-    settings = make_regression(METHOD, cohort_size=6)
-    (here, victim), (there, _) = (poisoned_worker_spec(settings, tmp_path / name) for name in ("local", "ray"))
-    local, fleet = LocalFleet(here), RayFleet(replace(there, fleet=ONE_ACTOR))
+    settings = make_regression(METHOD, cohort_size=6, fleet={"kind": "local", **FEW})
+    here, there = (poisoned(settings, tmp_path / name) for name in ("local", "ray"))
+    local, fleet = LocalFleet(here.spec), RayFleet(replace(there.spec, fleet=ONE_ACTOR))
+    plans = [plan_round(here.spec.job, round_) for round_ in range(2)]
     try:
         local.setup()
         fleet.setup()
-        for round_ in range(2):
-            plan = plan_round(here.job, round_)
+        for plan in plans:
+            if plan.round == 1:
+                fleet.save(tmp_path / "server")()
+                states = fleet.states
+                ray.kill(fleet._server.actor)  # the rounds so far are repeated, the quarantine with them
             found = [f.run_round(plan).reports for f in (local, fleet)]
             assert [[r.quarantined is None for r in reports] for reports in found] == [
-                [device != victim for device in plan.cohort]
+                [device not in here.bad for device in plan.cohort]
             ] * 2
-            assert local.states == fleet.states and fleet.states[victim].version == -1
-            if round_ == 0:
-                ray.kill(fleet._server.actor)  # the rounds so far are repeated, the quarantine with them
+            assert local.states == fleet.states and {fleet.states[victim].version for victim in here.bad} == {-1}
         assert digest(local.adapter()) == digest(fleet.adapter())
-        shares = [f.evaluate(1).personal[victim].losses.tolist() for f in (local, fleet)]
-        assert shares[0] == shares[1]
+        losses = [[f.evaluate(1).personal[victim].losses.tolist() for victim in here.bad] for f in (local, fleet)]
+        assert losses[0] == losses[1]
     finally:
         fleet.close()
+    resumed = LocalFleet(there.spec)
+    resumed.restore(tmp_path / "server", states)
+    resumed.run_round(plans[1])
+    assert resumed.states == local.states and digest(resumed.adapter()) == digest(local.adapter())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from poisoned import poisoned_worker_spec
+from conftest import make_regression
+from poisoned import Poisoned, poisoned
 
 from fibec_ray.fleets.local import LocalFleet
-from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.reports import DeviceReport
@@ -20,40 +19,37 @@ PERSONAL_HEADS = {"name": "x", "sharing": {"kind": "body"}, "curriculum": "fishe
 
 
 @pytest.fixture
-def poisoned(tiny_settings: Any, tmp_path: Path) -> tuple[WorkerSpec, int]:
-    """A spec whose smallest device is quarantined in every round, and that device."""
-    settings = tiny_settings(PERSONAL_HEADS, cohort_size=6, data={"synthetic": {"num_train": 75}})
-    return poisoned_worker_spec(settings, tmp_path / "run")
+def bad(tmp_path: Path) -> Poisoned:
+    settings = make_regression(PERSONAL_HEADS, cohort_size=6, fleet={"kind": "local", "quorum": 0.1})
+    return poisoned(settings, tmp_path / "run")
 
 
-def test_a_quarantined_device_keeps_the_state_it_had(poisoned: tuple[WorkerSpec, int]) -> None:
-    worker_spec, victim = poisoned
-    fleet = LocalFleet(worker_spec)
+def test_a_quarantined_device_keeps_the_state_it_had(bad: Poisoned) -> None:
+    """Whatever of it is not finite. What the device itself finds is not even proposed."""
+    fleet = LocalFleet(bad.spec)
     fleet.setup()
     opened = fleet.states
     for round_ in range(2):
-        result = fleet.run_round(plan_round(worker_spec.job, round_))
-        assert [report.device for report in result.reports if report.quarantined] == [victim]
-    assert fleet.states[victim] == opened[victim] and worker_spec.store.versions(victim) == [-1, 0, 1]
-    others = set(range(6)) - {victim}
-    assert {fleet.states[device].version for device in others} == {1}
-    personal = fleet.evaluate(1).personal[victim]
-    worker = worker_spec.worker()
-    expected = worker.evaluate_personal(victim, fleet._server.broadcast(2), opened)
-    assert personal.losses.tolist() == expected.losses.tolist()
+        result = fleet.run_round(plan_round(bad.spec.job, round_))
+        assert {report.device for report in result.reports if report.quarantined} == bad.bad
+    assert {device: fleet.states[device] for device in bad.bad} == {device: opened[device] for device in bad.bad}
+    proposed = {place: bad.spec.store.versions(device) for place, device in bad.victims.items()}
+    assert proposed == {"extras": [-1, 0, 1], "delta": [-1], "personal": [-1], "memory": [-1]}
+    assert {fleet.states[device].version for device in set(range(6)) - bad.bad} == {1}
+    found, worker = fleet.evaluate(1), bad.spec.worker()
+    for victim in bad.bad:
+        expected = worker.evaluate_personal(victim, fleet._server.broadcast(2), opened)
+        assert found.personal[victim].losses.tolist() == expected.losses.tolist()
 
 
-def test_its_next_round_starts_from_there_also_after_a_restart(
-    poisoned: tuple[WorkerSpec, int], tmp_path: Path
-) -> None:
-    worker_spec, victim = poisoned
-    fleet, plans = LocalFleet(worker_spec), [plan_round(worker_spec.job, round_) for round_ in range(3)]
+def test_its_next_round_starts_from_there_also_after_a_restart(bad: Poisoned, tmp_path: Path) -> None:
+    fleet, plans = LocalFleet(bad.spec), [plan_round(bad.spec.job, round_) for round_ in range(3)]
     fleet.setup()
     fleet.run_round(plans[0])
     fleet.save(tmp_path / "server")()
     states = fleet.states
     going_on = [fleet.run_round(plan).reports for plan in plans[1:]]
-    again = LocalFleet(worker_spec)
+    again = LocalFleet(bad.spec)
     again.restore(tmp_path / "server", states)
     resumed = [again.run_round(plan).reports for plan in plans[1:]]
     assert [[r.update_digest for r in reports] for reports in resumed] == [
