@@ -70,6 +70,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test draws the same weights whichever tests ran before it; its fixtures, which are made after this, too."""
+    torch.manual_seed(0)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"methods were drawn by FIBEC_RAY_SAMPLE={seed()} (tests/rotation.py)")
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SGD, make_regression
+from conftest import make_regression
 from fleets.casualties import Reaper, kill
 from fleets.children import in_a_process_of_its_own
+from fleets.mortal import with_deaths
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
@@ -31,9 +32,9 @@ def settings_of(tiny_settings: Any, num_rounds: int, fleet: dict[str, Any]) -> d
     return {**made, "fleet": fleet, "evaluation": {"every": num_rounds}}
 
 
-def network_of(num_rounds: int, fleet: dict[str, Any], epochs: int = 2) -> dict[str, Any]:
-    """A small network, because its actors start in half the time. A device does 250 epochs in about 0.2 s."""
-    made = make_regression("fibecfed", rounds=num_rounds, cohort_size=4, local={**SGD, "epochs": epochs})
+def network_of(num_rounds: int, fleet: dict[str, Any]) -> dict[str, Any]:
+    """A small network, because its actors start in half the time."""
+    made = make_regression("fibecfed", rounds=num_rounds, cohort_size=4)
     return {**made, "fleet": fleet, "evaluation": {"every": num_rounds}}
 
 
@@ -96,18 +97,17 @@ def test_a_node_that_joins_gets_an_actor(tiny_settings: Any, tmp_path: Path) -> 
 
 
 def test_a_round_can_go_on_without_the_lost(tmp_path: Path, ray_cluster: None) -> None:
-    fleet = {**POOLED, "max_retries": 0, "on_lost": "drop", "quorum": 0.25}
-    reaper = Reaper(lambda round_: kill("DeviceActor", random.Random(1)) if round_ == 0 else None)
-    digests(network_of(2, fleet, epochs=250), tmp_path / "run", reaper)
+    fleet, notes = {**POOLED, "max_retries": 0, "on_lost": "drop", "quorum": 0.25}, Reaper(lambda round_: None)
+    digests(with_deaths(1, network_of(2, fleet), tmp_path / "deaths"), tmp_path / "run", notes)
     first, second = read_rounds(tmp_path / "run").to_pylist()[1:]
     rows = [row for row in read_devices(tmp_path / "run").to_pylist() if row["round"] == 0]
     assert first["num_lost"] == 1 and first["num_devices"] == 4 and len(rows) == 3
     assert second["num_lost"] == 0, "the actor that is left does it all"
-    assert any(note.startswith("round 1: goes on without") for note in reaper.notes)
+    assert any(note.startswith("round 1: goes on without") for note in notes.notes)
 
 
 @pytest.mark.slow
-def test_a_run_can_end_at_the_first_loss(tiny_settings: Any, tmp_path: Path, ray_cluster: None) -> None:
-    reaper = Reaper(lambda round_: kill("DeviceActor", random.Random(1)))
+def test_a_run_can_end_at_the_first_loss(tmp_path: Path, ray_cluster: None) -> None:
+    settings = with_deaths(1, network_of(1, {**POOLED, "num_actors": 1, "on_lost": "abort"}), tmp_path / "deaths")
     with pytest.raises(FleetError, match="train of device .* was lost 1 times"):
-        digests(settings_of(tiny_settings, 2, {**POOLED, "on_lost": "abort"}), tmp_path / "run", reaper)
+        digests(settings, tmp_path / "run")

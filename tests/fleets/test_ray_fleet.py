@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
-from conftest import SGD, make_regression
+from conftest import make_regression
+from fleets.mortal import with_deaths
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError, ModelError, ServerLostError
@@ -43,32 +41,13 @@ def spec_of(settings: dict[str, Any], folder: Path) -> WorkerSpec:
     return WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
 
 
-def device_actor_processes() -> list[psutil.Process]:
-    return [process for process in psutil.Process().children(recursive=True) if "DeviceActor" in command_of(process)]
-
-
-def command_of(process: psutil.Process) -> str:
-    """Empty for a process that has ended, whether or not its parent has collected it yet."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def test_a_round_whose_actors_are_killed_gives_the_same_bits(tmp_path: Path, ray_cluster: None) -> None:
-    settings = make_regression("fibecfed", cohort_size=4, local={**SGD, "epochs": 100})
+def test_a_round_whose_actors_die_gives_the_same_bits(tmp_path: Path, ray_cluster: None) -> None:
+    settings = with_deaths(2, make_regression("fibecfed", cohort_size=4), tmp_path / "deaths")
     calm = LocalFleet(spec_of(settings, tmp_path / "calm"))
     calm.setup()
-    worker_spec = spec_of(settings, tmp_path / "killed")
-    killed: list[int] = []
-
-    def kill_all_once(stage: str, done: int, total: int) -> None:
-        if stage == "train" and not killed:
-            for process in device_actor_processes():
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
-
-    fleet = RayFleet(replace(worker_spec, fleet=TWO_ACTORS), kill_all_once)
+    worker_spec = spec_of(settings, tmp_path / "run")
+    notes: list[str] = []
+    fleet = RayFleet(replace(worker_spec, fleet=TWO_ACTORS), note=notes.append)
     try:
         fleet.setup()
         for round_ in range(2):
@@ -77,11 +56,11 @@ def test_a_round_whose_actors_are_killed_gives_the_same_bits(tmp_path: Path, ray
             result = fleet.run_round(plan)
             assert [report.device for report in result.reports] == list(plan.cohort)
             if round_ == 0:
-                assert len(killed) == 2 and any(report.attempt > 0 for report in result.reports)
+                assert len(list((tmp_path / "deaths").iterdir())) == len(notes) == 2
+                assert any(report.attempt > 0 for report in result.reports)
         assert digest(fleet.adapter()) == digest(calm.adapter())
     finally:
         fleet.close()
-    assert not {process.pid for process in device_actor_processes()} & set(killed)
 
 
 def test_a_server_that_does_not_start_in_time_is_not_waited_for_as_long_as_a_device(
