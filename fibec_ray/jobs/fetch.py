@@ -26,6 +26,9 @@ MOST_MB = 64
 LEFT_OUT = ("checkpoints", "data")
 """Folders that do not come that way: they may be large, and only `resume` and personal models need them."""
 MARK = "fibec-ray-packed:"
+"""The line before the packed folder, and after it."""
+PRINT_MARK = "printf 'fibec-ray-%s\\n' packed:"
+"""Its command, which does not hold the line itself: Ray repeats commands in the log."""
 OBJECT_STORAGE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "viewfs")
 """Kinds of URL that never name a file of this machine."""
 
@@ -97,13 +100,14 @@ def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
         f"cd -- {folder} || exit 3; size=$(tar -cz {names} . | wc -c); "
         f'if [ "$size" -gt {MOST_MB * 1_000_000} ]; then echo "fibec-ray: $size bytes are more than a log carries; '
         f'submit with --out URL, or copy the folder"; exit 4; fi; '
-        f"echo {MARK}; tar -cz {names} . | base64 && echo {MARK}"
+        f"{PRINT_MARK}; tar -cz {names} . 2>/dev/null | base64 && {PRINT_MARK}"  # a run at work changes as tar reads it
     )
     cluster.submit(command, id_, {}, {HELPER: "fetch"})
     packing = settled(cluster, id_)
-    log = cluster.log(id_)
+    # Ray writes this line from a buffer, which may be after the command's first output, or in the middle of it.
+    log = cluster.log(id_).replace(f"Running entrypoint for job {id_}: {command}\n", "")
     try:
         refuse_failure(packing, log)
     except JobFailed as error:
         raise RunDirError(f"{out}: cannot be brought from the cluster: {error}") from error
-    return log.rpartition(f"{MARK}\n")[0].rpartition(f"{MARK}\n")[2]  # Ray may add lines of its own behind it
+    return log.rpartition(f"{MARK}\n")[0].rpartition(f"{MARK}\n")[2]
