@@ -19,10 +19,11 @@ def actors(kind: str) -> list[int]:
     return sorted(process.pid for process in found if kind in _command(process))
 
 
-def kill(kind: str, rng: random.Random, count: int = 1) -> list[int]:
-    """SIGKILL for some of them; the process ids of those that had it."""
+def kill(kind: str, rng: random.Random | None = None, count: int = 1) -> list[int]:
+    """SIGKILL for some of them, or for all, since one of an earlier run may still be ending; the process ids of those
+    that had it."""
     alive = actors(kind)
-    chosen = rng.sample(alive, min(count, len(alive)))
+    chosen = rng.sample(alive, min(count, len(alive))) if rng else alive
     for pid in chosen:
         os.kill(pid, signal.SIGKILL)
     return chosen

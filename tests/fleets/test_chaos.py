@@ -59,7 +59,7 @@ def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
     num_rounds: int, every: int, tmp_path: Path, ray_cluster: None
 ) -> None:
     """Rounds since the checkpoint are run once more, and logged once."""
-    reaper = Reaper(lambda round_: kill("ServerActor", random.Random(0)) if round_ % 2 else None, lambda round_: 2)
+    reaper = Reaper(lambda round_: kill("ServerActor") if round_ % 2 else None, lambda round_: 2)
     settings = network_of(num_rounds, {**POOLED, "num_actors": 1}) | {"checkpoint": {"every": every}}
     disturbed = digests(settings, tmp_path / "killed", reaper)
     assert disturbed == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
