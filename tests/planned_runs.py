@@ -49,7 +49,9 @@ def check_bytes(ran: Ran, at_most: bool = False) -> None:
         size = report.num_samples
         setup = report.round < 0
         message = (
-            ran.exchange.setup(report.device) if setup else ran.exchange.message(report.device, report.round, size)
+            ran.exchange.setup(report.device, ran.samples.num_words)
+            if setup
+            else ran.exchange.message(report.device, report.round, size)
         )
         found = report.bytes_down, report.bytes_up_delta, report.bytes_up_extras
         where = f"round {report.round}, device {report.device}"

@@ -48,6 +48,7 @@ LAYERS = (
         "errors",
         "environment",
         "garbage",
+        "word_counts",
         "image_reading",
         "interrupts",
     ),

@@ -16,7 +16,7 @@ Shapes: B samples of a group, n samples of a shard, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -28,6 +28,7 @@ from fibec_ray.curvature.per_sample import Caught
 from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import LocalModel, Outputs, Shard
 from fibec_ray.tensors import Tensors, accumulate
+from fibec_ray.word_counts import word_counts
 
 Scope = Literal["adapter", "all"]
 """adapter: the tensors that PEFT added; all: a head too, whose gradients dominate while it is random"""
@@ -51,11 +52,18 @@ class FisherScan:
     A curriculum and a mask with the same request share one pass. Results belong to samples, not to batches, so samples
     are processed in groups of similar length to save padding. Memory is bounded by one group.
 
-    names: the tensors that may be requested. rng: for sampled labels.
+    names: the tensors that may be requested. rng: for sampled labels. words: counts the tokens of all devices' training
+    texts, as `word_counts` does; None: those of the shard.
     """
 
     def __init__(
-        self, model: LocalModel, shard: Shard, batches: Sequence[Tensor], names: Collection[str], rng: torch.Generator
+        self,
+        model: LocalModel,
+        shard: Shard,
+        batches: Sequence[Tensor],
+        names: Collection[str],
+        rng: torch.Generator,
+        words: Callable[[], Tensor] | None = None,
     ):
         self.model, self.shard = model, shard
         self.batches = batches
@@ -64,6 +72,14 @@ class FisherScan:
         self._found: dict[tuple[Label, Scope], Fisher] = {}
         self._with_dropout: dict[tuple[Label, Scope], Fisher] = {}
         self._losses: Tensor | None = None
+        self._words = words
+
+    def words_of_all(self) -> Tensor:
+        """How often each token occurs in the training texts of all devices, (V,) int64.
+
+        Only for a curriculum that `pools_words`, so that the messages are counted.
+        """
+        return word_counts(self.shard) if self._words is None else self._words()
 
     @property
     def found(self) -> Fisher | None:

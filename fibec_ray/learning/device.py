@@ -37,6 +37,7 @@ from fibec_ray.types import (
     RoundPlan,
     States,
 )
+from fibec_ray.word_counts import exchanged_bytes
 
 
 class DeviceWorker(Host):
@@ -63,8 +64,11 @@ class DeviceWorker(Host):
                 self.model.load(initial)
             kept = self.store.save(device, SETUP_ROUND, DeviceState(memory=memory))
             layer_report = LayerReport(device, shard.num_samples, scores)
-            down = num_bytes(on_wire(self.job, initial, rank))
-            opened = DeviceSetup(scan, memory.get("curriculum", {}), layer_report, down)
+            down, up = num_bytes(on_wire(self.job, initial, rank)), scores.num_bytes
+            if method.curriculum.pools_words:
+                words_down, words_up = exchanged_bytes(self.data.num_words(device))
+                down, up = down + words_down, up + words_up
+            opened = DeviceSetup(scan, memory.get("curriculum", {}), layer_report, down, up)
             report = setup_report(self.job, opened, self._spent(started, attempt))
             return layer_report, replace(report, update_digest=kept, state_digest=kept)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from fibec_ray.data.arrays import save_array
 from fibec_ray.data.sets import SampleSet, open_set
 from fibec_ray.model_types import BatchForm, Shard
+from fibec_ray.word_counts import word_counts
 
 Rows = npt.NDArray[np.int64]
 
@@ -61,6 +64,15 @@ class Federation:
     def test_set(self) -> Shard:
         """The whole test set."""
         return self.test.shard(np.arange(self.test.num_samples))
+
+    @cached_property
+    def word_counts(self) -> Tensor:
+        """How often each token occurs in the training texts of all devices, (V,) int64."""
+        return word_counts(self.train.shard(np.concatenate(self.train_rows)))
+
+    def num_words(self, device: int) -> int:
+        """Number of different tokens in a device's training texts."""
+        return int(word_counts(self.train_shard(device)).count_nonzero())
 
     def save(self, folder: Path) -> None:
         """Write the data to a folder, for `load`."""

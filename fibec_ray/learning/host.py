@@ -81,7 +81,8 @@ class Host:
         self, shard: Shard, batches: Sequence[Tensor], names: Collection[str], round_: int, device: int
     ) -> FisherScan:
         """Squared gradients of the named tensors over the batches, computed when they are first needed."""
-        return FisherScan(self.model, shard, batches, names, self.rng("fisher", device, round_))
+        rng = self.rng("fisher", device, round_)
+        return FisherScan(self.model, shard, batches, names, rng, lambda: self.data.word_counts)
 
     def rng(self, purpose: str, *where: int) -> torch.Generator:
         """The generator for a purpose and place (such as device, round), from the run's seed."""

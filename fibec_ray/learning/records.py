@@ -42,12 +42,15 @@ class DeviceSetup:
     """the curriculum's memory"""
     layer_report: LayerReport
     bytes_down: int
+    bytes_up: int
 
 
 def setup_report(job: Job, opened: DeviceSetup, spent: Spent) -> DeviceReport:
-    """Row of round -1. The device downloads P^0 and uploads its layer scores, if its method uses them."""
+    """Row of round -1. The device downloads P^0 and uploads its layer scores and word counts, if its method uses
+    them.
+    """
     shard, device = opened.scan.shard, opened.layer_report.device
-    curriculum, scores, down = opened.curriculum, opened.layer_report.scores, opened.bytes_down
+    curriculum, down, up = opened.curriculum, opened.bytes_down, opened.bytes_up
     return DeviceReport(
         round=SETUP_ROUND,
         device=device,
@@ -56,11 +59,11 @@ def setup_report(job: Job, opened: DeviceSetup, spent: Spent) -> DeviceReport:
         true_difficulty_seen=None if shard.true_difficulty is None else _mean(shard.true_difficulty),
         length_seen=_mean(shard.lengths) or None,
         **_rank_correlations(curriculum, opened.scan),
-        layer_keep_ratio=scores.keep_ratio,
-        sim_time_s=job.system.device_seconds(job.seed, device, spent.flops, down, scores.num_bytes),
+        layer_keep_ratio=opened.layer_report.scores.keep_ratio,
+        sim_time_s=job.system.device_seconds(job.seed, device, spent.flops, down, up),
         bytes_down=down,
-        bytes_up_extras=scores.num_bytes,
-        bytes_up=scores.num_bytes,
+        bytes_up_extras=up,
+        bytes_up=up,
         batches=batch_scores(curriculum, opened.scan),
         **vars(spent),
     )

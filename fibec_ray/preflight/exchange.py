@@ -6,7 +6,7 @@ A server is set up on made-up tensors. Updates go through the same cuts, turns a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -16,6 +16,7 @@ from fibec_ray.learning.fitting import full_rank_of, on_wire
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.tensors import Tensors, drop, num_bytes, select, with_prefix
 from fibec_ray.types import SETUP_ROUND, DeviceUpdate
+from fibec_ray.word_counts import exchanged_bytes
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,18 @@ class Exchange:
         few, more = (file_bytes(state, {"order": json.dumps(list(state))}) for state in states)
         return few + (more - few) * (self._job.num_devices - 2) // 2
 
-    def setup(self, device: int) -> Message:
-        """The setup phase of one device: P^0 down, layer scores up."""
+    def setup(self, device: int, num_words: Callable[[int], int]) -> Message:
+        """The setup phase of one device: P^0 down, layer scores and word counts up.
+
+        num_words: different tokens in a device's training texts.
+        """
         job = self._job
         if not job.method.needs_setup:
             return Message(0, 0, 0)
         down = self._on_wire(self._anatomy.initial, full_rank_of(job, device))
         scores = job.method.sharing.example_scores(self._anatomy.layout.num_layers)
-        return Message(num_bytes(down), 0, scores.num_bytes)
+        words = exchanged_bytes(num_words(device)) if job.method.curriculum.pools_words else (0, 0)
+        return Message(num_bytes(down) + words[0], 0, scores.num_bytes + words[1])
 
     def message(self, device: int, round_: int, num_samples: int) -> Message:
         """One device-round. num_samples: the device's."""

@@ -1,8 +1,8 @@
-"""Number and lengths of each device's samples: all that a plan needs to know about the data."""
+"""Number, lengths and words of each device's samples: all that a plan needs to know about the data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ class Samples:
     """what batches look like"""
     answer_share: float = 0.0
     """share of all tokens that are part of a response; 0 unless answers are texts"""
+    num_words: Callable[[int], int] = lambda device: 0
+    """different tokens in the training texts of a device"""
 
     @property
     def longest(self) -> int:
@@ -49,4 +51,5 @@ class Samples:
             test,
             federation.form,
             float(answers / (train.sum() + test.sum())),
+            federation.num_words,
         )

@@ -61,7 +61,7 @@ class Work:
 def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
     """Bytes sent over all rounds."""
     job, exchange, planned = rehearsal.job, Exchange(rehearsal), cohorts(rehearsal.job)
-    opened = _both_ways(exchange.setup(device) for device in range(job.num_devices))
+    opened = _both_ways(exchange.setup(device, samples.num_words) for device in range(job.num_devices))
     rounds = [
         _both_ways(exchange.message(device, t, len(samples.train[device])) for device in cohort)
         for t, cohort in enumerate(planned)

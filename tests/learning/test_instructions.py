@@ -80,7 +80,7 @@ def test_lanes_come_to_what_devices_come_to_alone(method: str, tmp_path: Path) -
         setup = report.round < 0
         flops += (devices.setup(report.device) if setup else devices.device_round(report.device, report.round)).flops
         sent = (
-            exchange.setup(report.device)
+            exchange.setup(report.device, samples.num_words)
             if setup
             else exchange.message(report.device, report.round, report.num_samples)
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import shard_of
+from conftest import after_rounds, make_tiny, shard_of
 from torch import Tensor, nn
 
 from fibec_ray.config.load import load_method
@@ -330,6 +332,29 @@ def test_rare_words_are_hard_by_hand() -> None:
     torch.testing.assert_close(memory["sample_difficulty"], torch.tensor(expected))
     assert memory["order"].tolist() == [2, 1, 0] and model.num_passes == 0
     assert prepared(RarityOrder(per_token=True), scan)["order"].tolist() == [0, 2, 1]
+
+
+def test_words_of_all_devices_are_counted_as_in_a_co_author_s_code(tmp_path: Path) -> None:
+    """Sum -log(count / total) over a text's tokens, with counts of all devices' texts; rare words last."""
+    _, worker_spec, _ = after_rounds(0, make_tiny("voc-authors"), tmp_path / "run")
+    worker, curriculum = worker_spec.worker(), worker_spec.job.method.curriculum
+    shards = [worker.data.train_shard(device) for device in range(worker.data.num_devices)]
+    texts = [
+        [shard.batch(torch.tensor([row])).inputs["input_ids"][0].tolist() for row in range(shard.num_samples)]
+        for shard in shards
+    ]
+    counts = Counter(token for of_device in texts for text in of_device for token in text)
+    for device, of_device in enumerate(texts):
+        scan = worker.scan(shards[device], worker.batches(device), worker.initial, SETUP_ROUND, device)
+        expected = torch.tensor(
+            [sum(-math.log(counts[token] / counts.total()) for token in text) for text in of_device]
+        )
+        memory = prepared(curriculum, scan)
+        torch.testing.assert_close(memory["sample_difficulty"], expected)
+        assert torch.equal(memory["order"], torch.argsort(memory["sample_difficulty"], stable=True))
+        assert worker.data.num_words(device) == len({token for text in of_device for token in text})
+    with pytest.raises(ValueError, match="counted_on: federation counts .* set score_at: init too"):
+        RarityOrder(counted_on="federation")
 
 
 def test_the_order_of_words_means_nothing_to_rarity() -> None:

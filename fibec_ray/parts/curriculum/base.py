@@ -23,6 +23,11 @@ class Curriculum(Part):
 
     kind: str = "all"
 
+    @property
+    def pools_words(self) -> bool:
+        """True if devices exchange how often each token occurs in their texts, in the setup phase."""
+        return False
+
     def due(self, memory: Tensors, round_: int) -> bool:
         """True if a device needs a new memory before it trains in this round."""
         return False

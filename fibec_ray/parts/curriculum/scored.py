@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan, Scope
 from fibec_ray.likelihoods import Label
-from fibec_ray.model_types import Batch
 from fibec_ray.parts.curriculum.pacing import Paced, Pacing
 from fibec_ray.parts.part import Need, Setting, of_label
 from fibec_ray.tensors import Tensors
+from fibec_ray.word_counts import tokens_of
 
 
 class Scored(Paced):
@@ -164,6 +164,10 @@ class RarityOrder(Scored):
     p is counted on the device's own training texts, with one added to each count, so nothing is sent and the model does
     not run. The paper counts words of the corpus; we count tokens of the device. As in the paper the pacing is
     competence from 1 %.
+
+    With `counted_on: federation` p is counted on all devices' texts, without the added one, as in a co-author's code of
+    FibecFed. Each device sends its counts once, so the server learns which words it has. That code leaves out special
+    tokens, which most samples have in equal number.
     """
 
     kind: Literal["rarity"] = "rarity"
@@ -173,16 +177,32 @@ class RarityOrder(Scored):
     pacing: Pacing = Field("competence", description="how the visible fraction grows over the rounds")
     initial_fraction: float = Field(0.01, ge=0, le=1, description="beta: fraction visible in round 0")
     per_token: bool = Field(False, description="divide by the length, so that long texts are not rare by length alone")
+    counted_on: Literal["device", "federation"] = Field(
+        "device", description="whose texts p is counted on; federation needs score_at: init"
+    )
     needs: ClassVar[tuple[Need, ...]] = ("text",)
 
+    @model_validator(mode="after")
+    def _all_devices_count_at_the_start(self) -> RarityOrder:
+        if self.counted_on == "federation" and self.score_at != "init":
+            raise ValueError("counted_on: federation counts all devices' words before round 0; set score_at: init too")
+        return self
+
+    @property
+    def pools_words(self) -> bool:
+        return self.counted_on == "federation"
+
+    @property
+    def sends(self) -> str:
+        return "word counts, once" if self.pools_words else ""
+
     def difficulty(self, scan: FisherScan) -> Tensor:
-        texts = [_tokens(scan.shard.batch(torch.tensor([row]))) for row in range(scan.shard.num_samples)]
-        _, tokens, counts = torch.cat(texts).unique(return_inverse=True, return_counts=True)
-        surprise = -((counts + 1) / (counts + 1).sum()).log()
+        texts = [tokens_of(scan.shard.batch(torch.tensor([row]))) for row in range(scan.shard.num_samples)]
+        known, tokens, counts = torch.cat(texts).unique(return_inverse=True, return_counts=True)
+        if self.pools_words:
+            of_all = scan.words_of_all()
+            surprise = -(of_all[known] / of_all.sum()).log()
+        else:
+            surprise = -((counts + 1) / (counts + 1).sum()).log()
         rarity = torch.stack([values.sum() for values in surprise[tokens].split([len(text) for text in texts])])
         return rarity / scan.shard.lengths if self.per_token else rarity
-
-
-def _tokens(sample: Batch) -> Tensor:
-    """The token ids of a batch of one sample, without padding."""
-    return sample.inputs["input_ids"][sample.inputs["attention_mask"].bool()]
