@@ -19,6 +19,8 @@ from fibec_ray.errors import ModelError
 
 TIME_FIRST = ("xlnet",)
 """Families whose blocks work on states (S, B, H)."""
+NO_MODULES = ("xlm", "flaubert")
+"""Families whose blocks are no modules of their own. They have no final norm, so `hidden_states` are the outputs."""
 
 
 class Hidden(NamedTuple):
@@ -44,13 +46,19 @@ class BlockOutputs:
     def __init__(self, base: Any, num_virtual: int):
         self._count, self._num_virtual = num_blocks(base.config), num_virtual
         self._blocks = find_blocks(base)
-        self._time_first = base.config.model_type in TIME_FIRST
+        self._kind = base.config.model_type
 
     def run(self, module: nn.Module, inputs: Mapping[str, Any], length: int, wanted: bool) -> tuple[Any, Hidden]:
         """Run the base or its body; return its output, and the blocks' outputs if `wanted`.
 
-        length: S. The blocks of some families see more tokens, padded.
+        length: S. The blocks of some families see more tokens, padded. Raises ModelError for outputs of an architecture
+        that does not keep its blocks in a list.
         """
+        if wanted and not self._blocks and self._kind not in NO_MODULES:
+            raise ModelError(
+                f"backbone: {self._kind} does not keep its blocks in a list, so their outputs are unknown; choose "
+                "another backbone, or a method that does not read them, such as fedavg"
+            )
         with self.caught(wanted) as found:
             out = module(**inputs, output_hidden_states=wanted)
         if not wanted:
@@ -68,8 +76,8 @@ class BlockOutputs:
         found: list[Tensor] = []
 
         def keep(block: nn.Module, args: Any, out: Any) -> None:
-            states: Tensor = out[0] if isinstance(out, tuple) else out
-            found.append(states.transpose(0, 1) if self._time_first else states)
+            states: Tensor = out[0] if isinstance(out, tuple | list) else out
+            found.append(states.transpose(0, 1) if self._kind in TIME_FIRST else states)
 
         handles = [block.register_forward_hook(keep) for block in self._blocks if wanted]
         try:
