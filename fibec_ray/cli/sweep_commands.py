@@ -34,14 +34,18 @@ def add(parsers: Parsers) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from fibec_ray.analysis.sweep_table import write_table
     from fibec_ray.cli.terminal import screen_width
-    from fibec_ray.sweeps.load import load_sweep
+    from fibec_ray.sweeps.folder import refuse_mixture
+    from fibec_ray.sweeps.load import load_sweeps
     from fibec_ray.sweeps.run import refuse_failures, run_sweep
 
-    sweep = load_sweep(arguments.config, arguments.overrides)
-    with entry.advice(lambda: "the same command goes on with this sweep"):
-        failures = run_sweep(sweep, arguments.out, arguments.jobs, lambda line: print(line, flush=True))
-    print(write_table(arguments.out, width=screen_width()), end="", flush=True)
-    refuse_failures(failures, len(sweep.runs))
+    sweeps, failures = load_sweeps(arguments.config, arguments.overrides), []
+    refuse_mixture(arguments.out, sweeps)
+    for task, sweep in sweeps.items():
+        out = arguments.out / task
+        with entry.advice(lambda: "the same command goes on with this sweep"):
+            failures += run_sweep(sweep, out, arguments.jobs, lambda line: print(line, flush=True))
+        print(write_table(out, width=screen_width()), end="", flush=True)
+    refuse_failures(failures, sum(len(sweep.runs) for sweep in sweeps.values()))
 
 
 def _sweep_table(arguments: argparse.Namespace) -> None:

@@ -30,11 +30,15 @@ def method_files() -> list[Path]:
 
 
 def packaged(group: str) -> dict[str, Path]:
-    """Return the packaged files by name. group: methods, tasks, backbones, experiments or sweeps."""
-    files = list((config_folder() / group).glob("*.yaml"))
+    """Return the packaged files by name. group: methods, tasks, backbones, experiments or sweeps.
+
+    A file in a folder below the group's is named with that folder: paper/accuracy.
+    """
+    folder = config_folder() / group
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
     if group == "experiments":
-        files += config_folder().glob("*.yaml")
-    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
+        files |= {path.stem: path for path in config_folder().glob("*.yaml")}
+    return dict(sorted(files.items()))
 
 
 def own(group: str, folder: Path) -> dict[str, Path]:
@@ -70,10 +74,12 @@ def find_config(text: str | None, groups: Sequence[str] = ("experiments",)) -> P
     path = Path(text)
     if path.is_dir():
         return _in_folder(path, f"{text}: this folder has no experiment.yaml")
-    if path.exists() or path.is_symlink() or text.endswith(SUFFIXES) or "/" in text or not text.strip():
+    if path.exists() or path.is_symlink() or text.endswith(SUFFIXES) or not text.strip():
         return path
     beside = {file.stem: file for file in _yaml_files(Path())}
     known = {name: file for group in groups for name, file in packaged(group).items()} | beside
+    if "/" in text and text.partition("/")[0] not in {name.partition("/")[0] for name in known if "/" in name}:
+        return path
     if text not in known:
         raise ConfigError(f"no config is called {text!r}; {did_you_mean(text, known)}")
     return known[text]

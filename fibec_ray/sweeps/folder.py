@@ -4,11 +4,14 @@ OUT/sweep.yaml              the record that the analysis reads
 OUT/VARIANT/seed-N/         a run directory
 OUT/VARIANT/seed-N.yaml     its configuration
 OUT/VARIANT/seed-N.log      what it printed
+
+A sweep over several tasks has one such folder for each of them: OUT/TASK/sweep.yaml and so on.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -39,6 +42,12 @@ def locked(out: Path) -> AbstractContextManager[None]:
     return alone(out, out / LOCK, busy, "; choose another --out")
 
 
+def refuse_mixture(out: Path, tasks: Collection[str]) -> None:
+    """Raise RunDirError if a sweep over these tasks would begin in the folder of a sweep without tasks."""
+    if "" not in tasks and (out / RECORD).exists():
+        raise RunDirError(f"{out}: holds a sweep without tasks, and this one has {len(tasks)}; choose another --out")
+
+
 def refuse_other_contents(out: Path, sweep: SweepPlan) -> None:
     """Raise RunDirError unless the folder is empty or holds a sweep."""
     record = out / RECORD
@@ -55,7 +64,7 @@ def write_record(sweep: SweepPlan, out: Path) -> None:
     variants = [
         {"name": v.name, "group": v.group, "folder": v.folder, "overrides": list(v.overrides)} for v in sweep.variants
     ]
-    record = {"name": sweep.path.stem, "seeds": list(sweep.seeds), "reference": sweep.reference, "variants": variants}
+    record = {"name": sweep.name, "seeds": list(sweep.seeds), "reference": sweep.reference, "variants": variants}
     write_yaml(out / RECORD, record)
 
 

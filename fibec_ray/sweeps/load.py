@@ -10,31 +10,39 @@
       Pacing:                                   # title: variants; a group, a sub-heading of the table
         "pacing: sqrt": [method=fibecfed, method.curriculum.pacing=sqrt]
 
+`tasks` runs all of this on several tasks, with their own settings, and read.py explains `extends`:
+
+    overrides: ["data.path=sets/{task}"]        # {task} stands for the name of the task
+    tasks:                                      # name: what it changes
+      trec: [rounds=100]
+      mr: [rounds=20]
+
 Or the file is an experiment, and overrides with several values make the grid: `method=fibecfed,fedavg seed=0,1,2`.
 
-Overrides apply in the order sweep, command line, variant, and among them from the shallowest key to the deepest.
+Overrides apply in the order sweep, task, command line, variant, and among them from the shallowest key to the deepest.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
-from fibec_ray.config.load import load_experiment, parse_override, read_yaml, with_path
-from fibec_ray.config.names import SUFFIXES, find_config
+from fibec_ray.config.load import load_experiment, parse_override
 from fibec_ray.errors import ConfigError, UserError, did_you_mean
-from fibec_ray.sweeps.grid import parse_grid
+from fibec_ray.sweeps.grid import parse_grid, values
+from fibec_ray.sweeps.read import picked_tasks, read_sweep
 
 MAX_NAME = 100
 """characters in a variant's name, which names a folder too"""
+PICK = "task="
+"""Begins an override that picks some tasks of a sweep: task=trec,mr."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,13 @@ class SweepPlan:
     variants: tuple[Variant, ...]
     runs: tuple[SweepRun, ...]
     """seed by seed, so that a stopped sweep is a complete comparison over the seeds it reached"""
+    task: str = ""
+    """the task of this sweep, one of several in its file; '' if the file has no tasks"""
+
+    @property
+    def name(self) -> str:
+        """Name of the file, with the task: 'accuracy, trec'."""
+        return ", ".join(filter(None, (self.path.stem, self.task)))
 
 
 class _SweepFile(BaseModel, extra="forbid"):
@@ -85,15 +100,31 @@ class _SweepFile(BaseModel, extra="forbid"):
     overrides: list[StrictStr] = []
     seeds: list[Annotated[StrictInt, Field(ge=0)]] = Field(min_length=1)
     reference: StrictStr
+    tasks: dict[StrictStr, list[StrictStr]] = {}
     variants: dict[Any, Any] = Field(min_length=1)
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepPlan:
-    """Load a sweep from its file, or from an experiment and overrides with several values. Raises ConfigError."""
-    raw = read_yaml(path)
-    _refuse_twice(path)
+    """Load a sweep from its file, or from an experiment and overrides with several values.
+
+    Raises ConfigError, also for a sweep with tasks.
+    """
+    found = load_sweeps(path, overrides)
+    if "" not in found:
+        raise ConfigError(
+            f"{path}: is a sweep over {len(found)} tasks, and this takes one with a single task; use `fibec-ray sweep`"
+        )
+    return found[""]
+
+
+def load_sweeps(path: Path, overrides: Sequence[str] = ()) -> dict[str, SweepPlan]:
+    """Load the sweep of each task in a sweep file: {task: its sweep}, {"": the sweep} without tasks.
+
+    `task=a,b` among the overrides picks some of the tasks. Raises ConfigError.
+    """
+    raw = read_sweep(path)
     if not raw.keys() & {"variants", "config"} and raw.keys() & Experiment.model_fields.keys():
-        return _grid_sweep(path, overrides)
+        return {"": _grid_sweep(path, overrides)}
     try:
         file = _SweepFile.model_validate(raw)
     except ValidationError as error:
@@ -105,21 +136,26 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepPlan:
         raise ConfigError(f"{path}: reference: no variant is called {file.reference!r}; {near}")
     if len(set(file.seeds)) < len(file.seeds):
         raise ConfigError(f"{path}: seeds: {file.seeds} has a seed twice; give each once")
-    for text in (*file.overrides, *overrides):
-        _check_override(text, f"{path}: overrides")
-    common = (*(with_path(text, path.parent) for text in file.overrides), *overrides)
-    return _sweep(path, _config(file.config, path), common, variants, file.seeds, file.reference)
+    config = Path(file.config)
+    return {
+        task: replace(_sweep(path, config, common, variants, file.seeds, file.reference), task=task)
+        for task, common in _by_task(file, overrides, path)
+    }
 
 
-def _config(text: str, path: Path) -> Path:
-    """The experiment that the sweep file `path` names: a file beside it, or the name of a packaged one."""
-    beside = path.parent / text
-    if beside.exists() or text.endswith(SUFFIXES):
-        return beside
-    try:
-        return find_config(text)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: config: {error}") from error
+def _by_task(file: _SweepFile, overrides: Sequence[str], path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(task, the overrides of all its runs); one entry with the task "" for a file without tasks."""
+    if not file.tasks:
+        yield "", _checked([*file.overrides, *overrides], f"{path}: overrides")
+        return
+    picks = [text for text in overrides if text.startswith(PICK)]
+    others = [text for text in overrides if not text.startswith(PICK)]
+    names = list(values(picks[-1].removeprefix(PICK))) if picks else list(file.tasks)
+    for task, changes in picked_tasks(file.tasks, names, str(path)).items():
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", task):
+            raise ConfigError(f"{path}: tasks: {task!r} names a folder too; use lower-case letters, digits and -")
+        texts = [text.replace("{task}", task) for text in (*file.overrides, f"{PICK}{task}", *changes, *others)]
+        yield task, _checked(texts, f"{path}: task {task!r}")
 
 
 def _grid_sweep(path: Path, overrides: Sequence[str]) -> SweepPlan:
@@ -131,7 +167,7 @@ def _grid_sweep(path: Path, overrides: Sequence[str]) -> SweepPlan:
 def _sweep(
     path: Path, config: Path, common: Sequence[str], variants: tuple[Variant, ...], seeds: Sequence[int], reference: str
 ) -> SweepPlan:
-    runs = _runs(config, common, variants, seeds, path, Path() if config == path else path.parent)
+    runs = _runs(config, common, variants, seeds, path)
     refuse_clashes(variants, runs, path)
     return SweepPlan(path, tuple(seeds), reference, variants, tuple(runs))
 
@@ -161,9 +197,7 @@ def _variant(name: Any, group: str, changes: Any, path: Path) -> Variant:
     where = f"{path}: variant {str(name)!r}"
     if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
         raise ConfigError(f"{where}: expected a list of key=value such as [method=fedavg], found {changes!r}")
-    for change in changes:
-        _check_override(change, where)
-    return Variant(str(name), group, tuple(changes))
+    return Variant(str(name), group, tuple(_checked(changes, where)))
 
 
 def _check_names(variants: Sequence[Variant], path: Path) -> None:
@@ -184,15 +218,13 @@ def _check_names(variants: Sequence[Variant], path: Path) -> None:
 
 
 def _runs(
-    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path, folder: Path
+    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path
 ) -> list[SweepRun]:
-    """folder: paths in the variants' overrides are relative to it."""
     runs = []
     for seed in seeds:
         for variant in variants:
             try:
-                changes = [with_path(text, folder) for text in variant.overrides]
-                experiment = load_experiment(config, [*common, *changes, f"seed={seed}"])
+                experiment = load_experiment(config, [*common, *variant.overrides, f"seed={seed}"])
             except UserError as error:
                 raise ConfigError(f"{path}: variant {variant.name!r}: {error}") from error
             runs.append(SweepRun(variant, seed, experiment))
@@ -211,29 +243,13 @@ def _refuse_equal(runs: Sequence[SweepRun], path: Path) -> None:
                 )
 
 
-def _check_override(text: str, where: str) -> None:
+def _checked(texts: list[str], where: str) -> list[str]:
     """Refuse text that is not key=value, and the key `seed`."""
-    try:
-        keys, _ = parse_override(text)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if keys == ["seed"]:
-        raise ConfigError(f"{where}: '{text}': the seeds of a sweep are under its key `seeds`; put it there")
-
-
-def _refuse_twice(path: Path) -> None:
-    """Refuse a key that is in a mapping twice: YAML would drop the first."""
-    stack: list[yaml.Node | None] = [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise ConfigError(
-                        f"{path}: line {key.start_mark.line + 1}: '{key.value}' is there twice; rename one"
-                    )
-                seen.add(str(key.value))
-                stack.append(value)
-        elif isinstance(node, yaml.SequenceNode):
-            stack.extend(node.value)
+    for text in texts:
+        try:
+            keys, _ = parse_override(text)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if keys == ["seed"]:
+            raise ConfigError(f"{where}: '{text}': the seeds of a sweep are under its key `seeds`; put it there")
+    return texts

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.peptao import PepTao
+from fibec_ray.parts.part import Setting
 from fibec_ray.parts.sharing.gal import GlobalLayers
 from fibec_ray.parts.sharing.layer_scores import RIDGE, spread
 from fibec_ray.tensors import Tensors
@@ -70,3 +71,9 @@ def test_settings_of_the_noise_have_no_place_beside_similarity() -> None:
     assert GlobalLayers(score_by="similarity").score_by == "similarity"
     with pytest.raises(ValidationError, match="budget: no effect with score_by: similarity, which adds no noise"):
         GlobalLayers(score_by="similarity", budget=0.1)
+
+
+def test_similarity_adds_no_noise_so_it_is_fit_for_bfloat16() -> None:
+    half = Setting(1, 2, "adamw", 0.9, "bfloat16", 2)
+    assert GlobalLayers(score_by="similarity").unfit_for(half) is None
+    assert "too small for the precision" in str(GlobalLayers().unfit_for(half))

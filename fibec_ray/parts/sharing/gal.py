@@ -90,7 +90,7 @@ class GlobalLayers(Sharing):
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.num_layers == 0:
             return "gal chooses among layers, but backbone.hidden has none; add some"
-        if setting.dtype == "bfloat16" and not self.relative:
+        if setting.dtype == "bfloat16" and not self.relative and self.score_by != "similarity":
             return (
                 "gal's budget is an absolute noise norm, too small for the precision of a bfloat16 base; set "
                 "method.sharing.relative=true, or backbone.dtype=float32"

@@ -1,0 +1,126 @@
+"""Sweeps over several tasks, and sweep files that extend another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fibec_ray.cli.main import main
+from fibec_ray.config.load import read_yaml
+from fibec_ray.errors import ConfigError, RunDirError
+from fibec_ray.sweeps.folder import refuse_mixture
+from fibec_ray.sweeps.load import load_sweep, load_sweeps
+
+BASE = {
+    "config": "tiny.yaml",
+    "overrides": ["rounds=2", "name={task}-tiny"],
+    "seeds": [0],
+    "reference": "fibecfed",
+    "tasks": {"synthetic": ["local.batch_size=2"], "trec": ["rounds=5", "data={path: 'sets/{task}', max_length: 16}"]},
+    "variants": {"fibecfed": ["method=fibecfed"], "Others": {"fedavg": ["method=fedavg"]}},
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_settings: Any) -> Callable[..., Path]:
+    """write("b.yaml", extends="a.yaml"): a sweep file beside a tiny experiment."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings("fedavg", rounds=1)))
+
+    def written(name: str = "a.yaml", **content: Any) -> Path:
+        (tmp_path / name).write_text(yaml.safe_dump(content or BASE, sort_keys=False))
+        return tmp_path / name
+
+    return written
+
+
+def test_each_task_is_a_sweep_with_its_own_settings(write: Any) -> None:
+    found = load_sweeps(write())
+    assert {task: (sweep.name, len(sweep.runs)) for task, sweep in found.items()} == {
+        "synthetic": ("a, synthetic", 2), "trec": ("a, trec", 2),
+    }  # fmt: skip
+    first, second = (found[task].runs[0].experiment for task in found)
+    assert (first.task.name, first.rounds, first.local.batch_size) == ("synthetic", 2, 2)
+    assert (second.task.name, second.rounds, second.local.batch_size) == ("trec", 5, 4)
+    assert (second.data.path, second.name) == ("sets/trec", "trec-tiny")
+
+
+def test_the_command_line_picks_tasks_and_beats_their_settings(write: Any) -> None:
+    found = load_sweeps(write(), ["task=trec", "rounds=9", "name=my-{task}"])
+    assert [(task, sweep.runs[0].experiment.rounds) for task, sweep in found.items()] == [("trec", 9)]
+    assert found["trec"].runs[0].experiment.name == "my-trec"
+    assert list(load_sweeps(write(), ["task=trec,synthetic"])) == ["trec", "synthetic"]
+
+
+def test_a_file_that_extends_another_adds_and_replaces(write: Any, tmp_path: Path) -> None:
+    write()
+    (tmp_path / "below").mkdir()
+    below = write(
+        "below/b.yaml", extends="../a.yaml", overrides=["local.epochs=3"], seeds=[4],
+        tasks={"trec": ["local.epochs=7"]},
+        variants={"Others": {"fedavg": ["cohort_size=2"], "ditto": ["method=ditto"]}},
+    )  # fmt: skip
+    found = load_sweeps(below)
+    assert {task: [run.label for run in sweep.runs] for task, sweep in found.items()} == dict.fromkeys(
+        ("synthetic", "trec"), ["fibecfed, seed 4", "fedavg, seed 4", "ditto, seed 4"]
+    )
+    settings = {task: [(run.experiment.local.epochs, run.experiment.cohort_size) for run in s.runs]
+                for task, s in found.items()}  # fmt: skip
+    assert settings == {"synthetic": [(3, 3), (3, 2), (3, 3)], "trec": [(7, 3), (7, 2), (7, 3)]}
+    assert list(load_sweeps(write("c.yaml", extends="a.yaml", tasks=["trec"]))) == ["trec"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "says"),
+    [
+        ({}, ["task=trek"], "the sweep has no task 'trek'; did you mean 'trec'?"),
+        ({"tasks": {"TREC": []}}, [], "tasks: 'TREC' names a folder too; use lower-case letters, digits and -"),
+        ({"tasks": {"trec": ["rounds"]}}, [], "task 'trec': 'rounds': expected key=value"),
+        ({"tasks": {"trec": "rounds=2"}}, [], "tasks.trec: input should be a valid list"),
+        ({"tasks": {"trek": []}}, [], "no task is called 'trek'; did you mean 'trec'?"),
+        ({"extends": "a.yaml"}, [], "extends: a.yaml is this file, or extends it; name another file"),
+        ({"extends": "quickstart"}, [], "extends: expected a sweep file such as accuracy.yaml, found 'quickstart'"),
+        ({"extends": "gone.yaml"}, [], "gone.yaml: cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(
+    changes: dict[str, Any], overrides: list[str], says: str, write: Any
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_sweeps(write(**BASE | changes), overrides)
+    assert says in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_list_of_tasks_names_those_of_the_other_file(write: Any) -> None:
+    write()
+    with pytest.raises(ConfigError, match=r"b.yaml: tasks: the sweep has no task .mr.; allowed: synthetic, trec"):
+        load_sweeps(write("b.yaml", extends="a.yaml", tasks=["mr"]))
+
+
+def test_one_sweep_cannot_stand_for_several_tasks(write: Any) -> None:
+    with pytest.raises(ConfigError, match="is a sweep over 2 tasks, and this takes one with a single task; use `fibec"):
+        load_sweep(write())
+
+
+def test_the_folder_of_a_sweep_without_tasks_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").touch()
+    refuse_mixture(tmp_path, [""])
+    with pytest.raises(RunDirError, match="holds a sweep without tasks, and this one has 2; choose another --out"):
+        refuse_mixture(tmp_path, ["trec", "mr"])
+
+
+@pytest.mark.slow
+def test_the_command_runs_one_sweep_per_task(write: Any, tmp_path: Path, capsys: Any) -> None:
+    tasks = {"one": ["task=synthetic"], "two": ["task=synthetic", "rounds=1"]}
+    content = BASE | {"tasks": tasks, "variants": {"fibecfed": []}, "overrides": ["evaluation.every=1"]}
+    out = tmp_path / "out"
+    command = ["sweep", str(write(**content)), "--out", str(out)]
+    assert main(command) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["one", "two"]
+    assert [read_yaml(out / task / "sweep.yaml")["name"] for task in tasks] == ["a, one", "a, two"]
+    printed = capsys.readouterr().out
+    assert "# Sweep a, one" in printed and "# Sweep a, two" in printed
+    assert main(command) == 0 and capsys.readouterr().out.count("1 finished before") == 2
