@@ -68,9 +68,9 @@ def written(found: Sequence[Table], style: str, width: int | None = None) -> str
     return "\n".join(FORMATS[style](table, width) for table in found)
 
 
-def write_all(found: Sequence[Table], folder: Path) -> list[Path]:
-    """Write compare.md, compare.tex and one CSV per table; returns their paths."""
-    files = {folder / "compare.md": written(found, "markdown"), folder / "compare.tex": written(found, "latex")}
+def write_all(found: Sequence[Table], folder: Path, name: str = "compare") -> list[Path]:
+    """Write NAME.md, NAME.tex and one CSV per table; returns their paths."""
+    files = {folder / f"{name}.md": written(found, "markdown"), folder / f"{name}.tex": written(found, "latex")}
     files |= {folder / f"{table.stem}.csv": formats.as_csv(table) for table in found}
     for path, text in files.items():
         replace_file(path, text.encode())

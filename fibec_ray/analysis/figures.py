@@ -48,7 +48,7 @@ def draw(shown: Figure, style: Style | None = None) -> dict[str, bytes]:
     style = style or Style()
     with matplotlib.rc_context(style.rc() | {"svg.hashsalt": shown.title}):
         figure = _drawn(shown, style)
-        return {ending: _saved(figure, shown.title, ending, style.dpi) for ending in style.formats}
+        return {ending: saved(figure, shown.title, ending, style.dpi) for ending in style.formats}
 
 
 def figure_of(shown: Figure, style: Style = SCREEN) -> MplFigure:
@@ -84,7 +84,7 @@ def _empty(shown: Figure, style: Style) -> tuple[MplFigure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _saved(figure: MplFigure, title: str, ending: str, dpi: int) -> bytes:
+def saved(figure: MplFigure, title: str, ending: str, dpi: int) -> bytes:
     """No date and no version: figures of the same numbers are the same files."""
     unsaid: dict[str, dict[str, Any]] = {
         "png": {"Software": None},

@@ -42,6 +42,13 @@ class Place:
 
     def files(self) -> list[str]:
         """Names of the files in this folder, sorted; empty where there is no such folder."""
+        return self._names(pafs.FileType.File)
+
+    def folders(self) -> list[str]:
+        """Names of the folders in this one, sorted; empty where there is no such folder."""
+        return self._names(pafs.FileType.Directory)
+
+    def _names(self, kind: pafs.FileType) -> list[str]:
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         try:
             found = self.filesystem.get_file_info(selector)
@@ -49,7 +56,7 @@ class Place:
             return []
         except OSError as error:
             raise RunDirError(f"{self.shown}: cannot be read: {error}") from error
-        return sorted(entry.base_name for entry in found if entry.type == pafs.FileType.File)
+        return sorted(entry.base_name for entry in found if entry.type == kind)
 
     def read_text(self, name: str) -> str | None:
         """A file of this folder; None where there is none. Raises RunDirError if it cannot be read."""

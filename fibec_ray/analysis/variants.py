@@ -48,11 +48,11 @@ class Collection:
 def collect(places: Sequence[str | Path]) -> Collection:
     """Collect runs from run directories and sweep folders (finished runs only). Raises RunDirError."""
     roots = [place(where) for where in places]
-    if len(roots) == 1 and _is_sweep(roots[0]):
+    if len(roots) == 1 and is_sweep(roots[0]):
         return sweep(roots[0])
     runs: list[RunLog] = []
     for root in roots:
-        if _is_sweep(root):
+        if is_sweep(root):
             runs += [run for variant in sweep(root).variants for run in variant.runs.values()]
         else:
             runs.append(open_run(root.shown))
@@ -70,7 +70,8 @@ def sweep(root: Place) -> Collection:
     return Collection(str(record["name"]), tuple(variants), record["reference"], len(record["seeds"]))
 
 
-def _is_sweep(root: Place) -> bool:
+def is_sweep(root: Place) -> bool:
+    """True if the folder is that of a sweep over one task."""
     return "sweep.yaml" in root.files()
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fibec_ray.cli.argument_types import add_runs, add_score, path
+from fibec_ray.cli.paper_table_options import add_paper_table
 from fibec_ray.cli.parsing import Parser, Parsers
 from fibec_ray.cli.report_options import add_report
 
@@ -19,6 +20,10 @@ def add(parsers: Parsers) -> None:
     add_report(report)
 
     _add_compare(parsers.add_parser("compare", help="print tables: scores, cost to reach a target, differences"))
+
+    add_paper_table(
+        parsers.add_parser("paper-table", help="one method against all others on several tasks: score, time, speed-up")
+    )
 
     runs = parsers.add_parser("runs", help="list the runs in a folder: status, progress, best score")
     runs.add_argument("folder", nargs="?", type=path, metavar="DIR", default=Path("runs"), help="default: runs")

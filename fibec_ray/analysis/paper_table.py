@@ -1,0 +1,194 @@
+"""`fibec-ray paper-table`: scores, time to a target, and how far the reference is ahead of each baseline.
+
+These are the figures of FibecFed's paper: accuracy, simulated time until a target accuracy, and how much sooner the
+reference reaches it, in percent of the baseline's time: 100 (1 - t_reference / t_baseline).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from fibec_ray.analysis.compare_tables import cost_text
+from fibec_ray.analysis.comparison import Line
+from fibec_ray.analysis.figure import Curve, Series
+from fibec_ray.analysis.formats import NONE, Column, Row, Table
+from fibec_ray.analysis.settings import Choices, Setting
+
+POINTS = 100
+"""Scores are shown as percentages; their differences are percentage points."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant in one setting. Means over seeds; None where it is not known."""
+
+    score: float | None
+    """in %"""
+    ahead: float | None
+    """score of the reference minus this one's, in points; paired by seed"""
+    time_s: float | None
+    """simulated s until the target score, over the seeds that reach it"""
+    faster: float | None
+    """how much sooner the reference reaches the target, in % of this variant's time; negative if it is later"""
+    at_least: bool
+    """the variant never reached the target: `faster` is a lower bound, from its whole time"""
+
+
+def cell_of(setting: Setting, line: Line, choices: Choices) -> Cell:
+    """Compare one variant with the reference of its setting."""
+    comparison, model = setting.comparison, setting.model
+    score, paired = comparison.score_of(line, model), comparison.difference(line, model)
+    times, ends = _times(setting, line, choices)
+    of_reference, _ = _times(setting, comparison.line(comparison.reference), choices)
+    return Cell(
+        score=None if score is None else POINTS * score,
+        ahead=-POINTS * paired.mean if paired else None,
+        time_s=fmean(times.values()) if times else None,
+        faster=None if line.variant == comparison.reference else _faster(of_reference, times or ends),
+        at_least=not times,
+    )
+
+
+def _times(setting: Setting, line: Line, choices: Choices) -> tuple[dict[int, float], dict[int, float]]:
+    """By seed: the time until the target, where it is reached; and the time of the last evaluation."""
+    if setting.target is None:
+        return {}, {}
+    found = {seed: run.reached(setting.model, setting.target) for seed, run in line.runs.items()}
+    reached = {seed: choices.time_of(each) for seed, each in found.items() if each is not None}
+    return reached, {seed: choices.time_of(run.evaluated[-1]) for seed, run in line.runs.items() if run.evaluated}
+
+
+def _faster(reference: dict[int, float], other: dict[int, float]) -> float | None:
+    """From mean times over the seeds that both have; None without one, or where the other needs no time."""
+    common = reference.keys() & other.keys()
+    ours, theirs = (sum(times[seed] for seed in common) for times in (reference, other))
+    return POINTS * (1 - ours / theirs) if theirs > 0 else None
+
+
+def paper_tables(settings: Sequence[Setting], choices: Choices) -> list[Table]:
+    """One table for a single setting; for several settings one table for each quantity, with a column per setting."""
+    variants = list(dict.fromkeys(line.variant for setting in settings for line in setting.comparison.lines))
+    cells = {
+        (setting.name, line.variant): cell_of(setting, line, choices)
+        for setting in settings
+        for line in setting.comparison.lines
+    }
+    rows = tuple(_row(variant, settings, cells) for variant in variants)
+    several, notes = len(settings) > 1, tuple(_notes(settings, cells, choices))
+    quantities = [(stem, title, make) for stem, title, make in _QUANTITIES]
+    if not several:
+        (only,) = settings
+        columns = [make(only.name, title.format(score=only.comparison.score)) for _, title, make in quantities]
+        return [Table("paper", only.title, (_VARIANT, *columns), rows, notes)]
+    tables = []
+    for stem, title, make in quantities:
+        columns = [make(setting.name, setting.title) for setting in settings]
+        last = stem == quantities[-1][0]
+        heading = title.format(score="score")
+        tables.append(Table(f"paper-{stem}", heading, (_VARIANT, *columns), rows, notes if last else ()))
+    return tables
+
+
+def _row(variant: str, settings: Sequence[Setting], cells: dict[tuple[str, str], Cell]) -> Row:
+    row: dict[str, Any] = {"variant": variant}
+    for setting in settings:
+        cell = cells.get((setting.name, variant), Cell(None, None, None, None, False))
+        row |= {f"{setting.name}_{name}": value for name, value in vars(cell).items()}
+    return row
+
+
+_VARIANT = Column("variant", lambda row: str(row["variant"]))
+
+
+def _score(name: str, title: str) -> Column:
+    return Column(title, lambda row: _text(row[f"{name}_score"], "{:.2f}"), f"{name}_score")
+
+
+def _ahead(name: str, title: str) -> Column:
+    return Column(title, lambda row: _text(row[f"{name}_ahead"], "{:+.2f}"))
+
+
+def _time(name: str, title: str) -> Column:
+    return Column(title, lambda row: cost_text(row[f"{name}_time_s"]), f"{name}_time_s", bigger_is_better=False)
+
+
+def _sooner(name: str, title: str) -> Column:
+    def text(row: Row) -> str:
+        found = _text(row[f"{name}_faster"], "{:.2f} %")
+        return f"> {found}" if row[f"{name}_at_least"] and found != NONE else found
+
+    return Column(title, text)
+
+
+_QUANTITIES: tuple[tuple[str, str, Callable[[str, str], Column]], ...] = (
+    ("score", "{score}, %", _score),
+    ("ahead", "reference ahead, points", _ahead),
+    ("time", "s to target", _time),
+    ("faster", "reference faster", _sooner),
+)
+
+
+def _text(value: float | None, form: str) -> str:
+    return NONE if value is None else form.format(value)
+
+
+def _notes(settings: Sequence[Setting], cells: dict[tuple[str, str], Cell], choices: Choices) -> Iterator[str]:
+    references = list(dict.fromkeys(setting.comparison.reference for setting in settings))
+    yield f"Reference: {', '.join(references)}. Means over seeds: {_seeds(settings)}."
+    which = "The highest evaluation of a run" if choices.pick == "best" else "The mean of a run's last evaluations"
+    models = {setting.model for setting in settings}
+    what = "each device's own model on its own test data" if models == {"personal"} else "the global model"
+    yield f"{which}, {what if len(models) == 1 else 'of the personal models, or of the global one'}."
+    targets = ", ".join(f"{setting.name} {setting.target:g}" for setting in settings if setting.target is not None)
+    setup = "with" if choices.with_setup else "without"
+    yield f"Time: simulated, {setup} the initialisation phase, to the first evaluation of at least: {targets}."
+    yield (
+        "Faster: 100 (1 - t_reference / t_variant). Negative: the variant is faster. >: the variant never reached the "
+        "target, so its whole time counts."
+    )
+    yield from _extremes(cells)
+
+
+def _seeds(settings: Sequence[Setting]) -> str:
+    counts = sorted({line.num_seeds for setting in settings for line in setting.comparison.lines})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _extremes(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
+    """The best and the worst comparison, as papers state them: up to so much better."""
+    for name, unit in (("ahead", "points"), ("faster", "%")):
+        known = {key: value for key, cell in cells.items() if (value := getattr(cell, name)) is not None}
+        if known:
+            most, least = max(known, key=lambda key: known[key]), min(known, key=lambda key: known[key])
+            yield (
+                f"{name.capitalize()}: up to {known[most]:+.2f} {unit} ({most[1]}, {most[0]}), "
+                f"at worst {known[least]:+.2f} {unit} ({least[1]}, {least[0]})."
+            )
+
+
+def paper_curves(settings: Sequence[Setting], choices: Choices) -> list[Curve]:
+    """The score against simulated time, one figure per setting with one line per variant; means over seeds."""
+    return [_curve(setting, choices) for setting in settings]
+
+
+def _curve(setting: Setting, choices: Choices) -> Curve:
+    series = tuple(
+        Series(line.variant, points)
+        for line in setting.comparison.lines
+        if (points := tuple(_points(setting, line, choices)))
+    )
+    caption = "Means over seeds at each evaluated round."
+    return Curve(setting.name, setting.title, caption, "simulated s", setting.comparison.score, series)
+
+
+def _points(setting: Setting, line: Line, choices: Choices) -> Iterator[tuple[float, float]]:
+    """(time, score) at the rounds that all seeds evaluated."""
+    runs = [{each.rounds: each for each in run.evaluated} for run in line.runs.values()]
+    for round_ in sorted(set[int].intersection(*map(set, runs))) if runs else ():
+        scores = [run[round_].score(setting.model) for run in runs]
+        known = [score for score in scores if score is not None]
+        if len(known) == len(runs):
+            yield fmean(choices.time_of(run[round_]) for run in runs), fmean(known)

@@ -1,0 +1,101 @@
+"""Groups runs by setting, such as by task, so that several comparisons share one table. `fibec-ray paper-table`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fibec_ray.analysis.comparable import refuse_incomparable
+from fibec_ray.analysis.comparison import Comparison, comparison_of, judged_by
+from fibec_ray.analysis.numbers import Evaluated, Model, Pick
+from fibec_ray.analysis.places import place
+from fibec_ray.analysis.scores import RECENT
+from fibec_ray.analysis.targets import default_target
+from fibec_ray.analysis.variants import Collection, collect, is_sweep, sweep
+from fibec_ray.errors import RunDirError, UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Options of `fibec-ray paper-table`."""
+
+    reference: str | None = None
+    """name of the variant to compare with; None: each sweep's own, or the first variant"""
+    only: tuple[str, ...] = ()
+    """variants to show beside the reference; empty: all"""
+    target: float | None = None
+    """score to reach; None: 95 % of the reference's best score"""
+    model: Model | None = None
+    """which score to compare; None: the personal one if there is one"""
+    pick: Pick = "best"
+    """compare best scores, or the mean of the last ones"""
+    with_setup: bool = False
+    """count the time of the initialisation phase"""
+
+    def time_of(self, evaluated: Evaluated) -> float:
+        """Simulated s until an evaluation."""
+        return evaluated.sim_time_s if self.with_setup else evaluated.training_time_s
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Variants compared in one setting: one task, or one sweep."""
+
+    name: str
+    comparison: Comparison
+    model: Model
+    target: float | None
+    """None where the reference has no positive score"""
+
+    @property
+    def title(self) -> str:
+        """The name, with the score where it is not accuracy."""
+        score = self.comparison.score
+        return self.name if score == "accuracy" else f"{self.name} ({score})"
+
+
+def settings_of(places: Sequence[str | Path], choices: Choices) -> list[Setting]:
+    """One setting for each sweep in some folders, and one for all run directories among them.
+
+    A folder may hold sweeps, as `fibec-ray sweep` leaves it for a sweep over several tasks. Settings are named by their
+    tasks if these differ, else by their folders. Raises UserError.
+    """
+    found, runs = list[tuple[str, Collection]](), list[str]()
+    for where in map(place, places):
+        sweeps = [where] if is_sweep(where) else [below for name in where.folders() if is_sweep(below := where / name)]
+        found += [(each.name, sweep(each)) for each in sweeps]
+        runs += [] if sweeps else [where.shown]
+    found = [(name, collection) for name, collection in found if any(each.runs for each in collection.variants)]
+    if runs:
+        alone = collect(runs)
+        refuse_incomparable(alone)
+        found.append((place(runs[0]).name, alone))
+    if not found:
+        raise RunDirError(f"{', '.join(map(str, places))}: no sweep here has a finished run yet")
+    tasks = [_task_of(collection) for _, collection in found]
+    names = tasks if len(set(tasks)) == len(found) else [name for name, _ in found]
+    return [_setting(name, collection, choices) for name, (_, collection) in zip(names, found, strict=True)]
+
+
+def _task_of(runs: Collection) -> str:
+    first = next(log for variant in runs.variants for log in variant.runs.values())
+    return str(first.fact("task") or first.config["task"]["name"])
+
+
+def _setting(name: str, runs: Collection, choices: Choices) -> Setting:
+    comparison = comparison_of(_shown(runs, choices), RECENT, choices.reference, choices.pick)
+    model = choices.model or judged_by(comparison)
+    targets = (choices.target,) if choices.target is not None else default_target(comparison, model)
+    return Setting(name, comparison, model, targets[0] if targets else None)
+
+
+def _shown(runs: Collection, choices: Choices) -> Collection:
+    """The variants to show, of those that have a finished run."""
+    known = [variant.name for variant in runs.variants]
+    for name in choices.only:
+        if name not in known:
+            raise UserError(f"--only {name}: {runs.name} has no such variant; {did_you_mean(name, known)}")
+    wanted = {*choices.only, choices.reference or runs.reference or known[0]} if choices.only else set(known)
+    variants = tuple(variant for variant in runs.variants if variant.runs and variant.name in wanted)
+    return Collection(runs.name, variants, runs.reference, runs.num_seeds)

@@ -1,0 +1,51 @@
+"""`fibec-ray paper-table`: its options, and the call."""
+
+from __future__ import annotations
+
+import argparse
+
+from fibec_ray.cli.argument_types import add_runs, path
+from fibec_ray.cli.parsing import Parser
+
+
+def add_paper_table(parser: Parser) -> None:
+    """Add the arguments of `fibec-ray paper-table`."""
+    add_runs(parser)
+    parser.add_argument("--reference", metavar="NAME", help="compare with this variant (default: the sweep's own)")
+    parser.add_argument("--only", metavar="NAMES", help="some variants, with commas between them (default: all)")
+    parser.add_argument(
+        "--target", type=float, metavar="X", help="score to reach (default: 95 %% of the reference's best, per task)"
+    )
+    parser.add_argument("--model", choices=("personal", "global"), help="which score (default: personal if logged)")
+    parser.add_argument(
+        "--score",
+        choices=("best", "last"),
+        default="best",
+        help="highest, or mean of the last evaluations (default: best)",
+    )
+    parser.add_argument("--with-setup", action="store_true", help="count the time of the initialisation phase too")
+    parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown", help="default: markdown")
+    parser.add_argument("--out", type=path, metavar="DIR", help="also write the tables and the figure there")
+    parser.set_defaults(command=_paper_table, prints=True)
+
+
+def _paper_table(arguments: argparse.Namespace) -> None:
+    from fibec_ray.analysis.compare import write_all, written
+    from fibec_ray.analysis.files import replace_file
+    from fibec_ray.analysis.paper_table import paper_curves, paper_tables
+    from fibec_ray.analysis.settings import Choices, settings_of
+    from fibec_ray.cli.terminal import screen_width
+
+    only = tuple(name for part in (arguments.only or "").split(",") if (name := part.strip()))
+    choices = Choices(
+        arguments.reference, only, arguments.target, arguments.model, arguments.score, arguments.with_setup
+    )
+    settings = settings_of(arguments.runs, choices)
+    tables = paper_tables(settings, choices)
+    if arguments.out:
+        from fibec_ray.analysis.panels import draw_panels
+
+        write_all(tables, arguments.out, "paper")
+        for ending, content in draw_panels(paper_curves(settings, choices), "Score against time").items():
+            replace_file(arguments.out / f"paper.{ending}", content)
+    print(written(tables, arguments.format, screen_width()), end="")
