@@ -326,6 +326,7 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
             "cli.run_commands",
             "cli.check_commands",
             "cli.result_commands",
+            "cli.paper_table_options",
             "cli.report_options",
             "analysis.paper_style",
             "cli.model_commands",
