@@ -87,7 +87,7 @@ def paper_tables(settings: Sequence[Setting], choices: Choices) -> list[Table]:
     for stem, title, make in quantities:
         columns = [make(setting.name, setting.title) for setting in settings]
         last = stem == quantities[-1][0]
-        heading = title.format(score="score")
+        heading = title.format(score="score").capitalize()
         tables.append(Table(f"paper-{stem}", heading, (_VARIANT, *columns), rows, notes if last else ()))
     return tables
 
@@ -163,9 +163,10 @@ def _extremes(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
         known = {key: value for key, cell in cells.items() if (value := getattr(cell, name)) is not None}
         if known:
             most, least = max(known, key=lambda key: known[key]), min(known, key=lambda key: known[key])
+            bound = "more than " if name == "faster" and cells[most].at_least else ""
             yield (
-                f"{name.capitalize()}: up to {known[most]:+.2f} {unit} ({most[1]}, {most[0]}), "
-                f"at worst {known[least]:+.2f} {unit} ({least[1]}, {least[0]})."
+                f"{name.capitalize()}: up to {bound}{known[most]:.2f} {unit} ({most[1]}, {most[0]}), "
+                f"at worst {known[least]:.2f} {unit} ({least[1]}, {least[0]})."
             )
 
 
