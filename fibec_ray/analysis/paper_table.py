@@ -161,13 +161,14 @@ def _extremes(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
     """The best and the worst comparison, as papers state them: up to so much better."""
     for name, unit in (("ahead", "points"), ("faster", "%")):
         known = {key: value for key, cell in cells.items() if (value := getattr(cell, name)) is not None}
+        bounds = {key for key in known if name == "faster" and cells[key].at_least}
         if known:
-            most, least = max(known, key=lambda key: known[key]), min(known, key=lambda key: known[key])
-            bound = "more than " if name == "faster" and cells[most].at_least else ""
-            yield (
-                f"{name.capitalize()}: up to {bound}{known[most]:.2f} {unit} ({most[1]}, {most[0]}), "
-                f"at worst {known[least]:.2f} {unit} ({least[1]}, {least[0]})."
-            )
+            most = max(known, key=lambda key: known[key])
+            up_to = f"{'more than ' if most in bounds else ''}{known[most]:.2f} {unit} ({most[1]}, {most[0]})"
+            exact = [key for key in known if key not in bounds]
+            least = min(exact, key=lambda key: known[key], default=None)
+            at_worst = f", at worst {known[least]:.2f} {unit} ({least[1]}, {least[0]})" if least else ""
+            yield f"{name.capitalize()}: up to {up_to}{at_worst}."
 
 
 def paper_curves(settings: Sequence[Setting], choices: Choices) -> list[Curve]:
