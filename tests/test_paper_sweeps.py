@@ -91,6 +91,29 @@ def test_each_task_has_the_settings_of_a_co_authors_code(
     assert (found.num_devices, found.cohort_size, found.local.epochs, found.seed) == (100, 10, 2, 42)
 
 
+def test_fibecfed_authors_has_the_numbers_of_a_co_authors_code(capsys: Any) -> None:
+    """`fibec-ray show` prints the values that docs/fibecfed.md lists."""
+    assert main(["show", "trec", "method=fibecfed-authors"]) == 0
+    method = yaml.safe_load(capsys.readouterr().out)["method"]
+    expected: dict[str, dict[str, Any]] = {
+        "peft": {"kind": "lora", "r": 8, "alpha": 16, "dropout": 0.05},
+        "curriculum": {
+            "kind": "fisher", "pacing": "linear", "initial_fraction": 0.6, "full_at": 0.8, "inclusive": True,
+            "shuffle": False, "reduce": "mean", "label": "observed", "dropout": True,
+        },
+        "sharing": {
+            "kind": "gal", "fraction": 0.5, "choose": "bottom", "score_by": "norm_diff", "norm": 2, "budget": 0.5,
+            "noise_per": "batch", "max_samples": 10, "score_at": "answer", "weights": "uniform",
+        },
+        "mask": {"kind": "product_rows", "ratio": 0.95, "momentum": 0.5, "warmup_epochs": 3},
+        "aggregator": {"kind": "mean", "weights": "batches"},
+    }  # fmt: skip
+    assert {axis: {key: method[axis][key] for key in values} for axis, values in expected.items()} == expected
+    local = experiment_of("paper/accuracy", "trec", "fibecfed-authors").local
+    assert (local.optimizer, local.learning_rate, local.schedule) == ("adamw", 4e-4, "constant")
+    assert (local.weight_decay, local.clip) == (0, 1)
+
+
 ROBERTA_POSITIONS = 512
 BASELINES = variants_of("paper/accuracy").keys()
 
