@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fibec_ray.api.sweep_plan import planned_sweep
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import read_yaml
 from fibec_ray.errors import ConfigError, RunDirError
@@ -103,6 +104,14 @@ def test_a_list_of_tasks_names_those_of_the_other_file(write: Any) -> None:
 def test_one_sweep_cannot_stand_for_several_tasks(write: Any) -> None:
     with pytest.raises(ConfigError, match="is a sweep over 2 tasks, and this takes one with a single task; use `fibec"):
         load_sweep(write())
+
+
+def test_python_takes_a_file_that_extends_another(write: Any) -> None:
+    write(**{key: value for key, value in BASE.items() if key != "tasks"})
+    plan = planned_sweep(write("b.yaml", extends="a.yaml", seeds=[1]), None, None, {"cohort_size": 2})
+    assert [(run.label, run.experiment.cohort_size) for run in plan.runs] == [
+        ("fibecfed, seed 1", 2), ("fedavg, seed 1", 2),
+    ]  # fmt: skip
 
 
 def test_the_folder_of_a_sweep_without_tasks_is_left_alone(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def settings_of(places: Sequence[str | Path], choices: Choices) -> list[Setting]
         found.append((place(runs[0]).name, alone))
     if not found:
         raise RunDirError(f"{', '.join(map(str, places))}: no sweep here has a finished run yet")
+    _refuse_unknown(choices.only, [variant.name for _, collection in found for variant in collection.variants])
     tasks = [_task_of(collection) for _, collection in found]
     names = tasks if len(set(tasks)) == len(found) else [name for name, _ in found]
     return [_setting(name, collection, choices) for name, (_, collection) in zip(names, found, strict=True)]
@@ -90,12 +91,18 @@ def _setting(name: str, runs: Collection, choices: Choices) -> Setting:
     return Setting(name, comparison, model, targets[0] if targets else None)
 
 
+def _refuse_unknown(only: Sequence[str], known: Sequence[str]) -> None:
+    for name in only:
+        if name not in known:
+            raise UserError(f"--only {name}: no such variant here; {did_you_mean(name, dict.fromkeys(known))}")
+
+
 def _shown(runs: Collection, choices: Choices) -> Collection:
     """The variants to show, of those that have a finished run."""
-    known = [variant.name for variant in runs.variants]
-    for name in choices.only:
-        if name not in known:
-            raise UserError(f"--only {name}: {runs.name} has no such variant; {did_you_mean(name, known)}")
-    wanted = {*choices.only, choices.reference or runs.reference or known[0]} if choices.only else set(known)
-    variants = tuple(variant for variant in runs.variants if variant.runs and variant.name in wanted)
+    reference = choices.reference or runs.reference or runs.variants[0].name
+    variants = tuple(
+        variant
+        for variant in runs.variants
+        if variant.runs and (not choices.only or variant.name in (*choices.only, reference))
+    )
     return Collection(runs.name, variants, runs.reference, runs.num_seeds)

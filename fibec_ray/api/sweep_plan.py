@@ -41,7 +41,7 @@ def planned_sweep(
 
 def _sweep_file(source: str | Path) -> Path:
     path = find_config(str(source), ("sweeps", "experiments"))
-    if "variants" not in read_yaml(path):
+    if not read_yaml(path).keys() & {"variants", "extends"}:
         raise ConfigError(
             f"{source}: nothing to compare; give several values, such as vary={{'method': ['fibecfed', 'fedavg']}}, or "
             "the path of a sweep file"

@@ -130,7 +130,7 @@ def test_speed_up_compares_mean_times_of_common_seeds(make: Any, tmp_path: Path)
 
 def test_only_some_variants(make: Any) -> None:
     assert list(rows_of(make("trec"), only=(SLOW,))) == [OURS, SLOW]
-    with pytest.raises(UserError, match="--only fedavk: trec has no such variant; did you mean 'fedavg'"):
+    with pytest.raises(UserError, match="--only fedavk: no such variant here; did you mean 'fedavg'"):
         settings_of([make("trec")], Choices(only=("fedavk",)))
 
 
