@@ -107,7 +107,7 @@ def test_one_sweep_cannot_stand_for_several_tasks(write: Any) -> None:
 
 
 def test_python_takes_a_file_that_extends_another(write: Any) -> None:
-    write(**{key: value for key, value in BASE.items() if key != "tasks"})
+    write(**{key: value for key, value in BASE.items() if key not in ("tasks", "overrides")})
     plan = planned_sweep(write("b.yaml", extends="a.yaml", seeds=[1]), None, None, {"cohort_size": 2})
     assert [(run.label, run.experiment.cohort_size) for run in plan.runs] == [
         ("fibecfed, seed 1", 2), ("fedavg, seed 1", 2),
