@@ -45,7 +45,7 @@ def experiment_of(name: str, task: str, variant: str) -> Experiment:
     sweep = read_sweep(SWEEPS[name])
     of_task = [f"task={task}", *sweep["tasks"][task]] if task else []
     changes = [*sweep["overrides"], *of_task, *variants_of(name)[variant], f"seed={sweep['seeds'][0]}"]
-    return load_experiment(Path(sweep["config"]), changes)
+    return load_experiment(Path(sweep["config"]), [change.replace("{task}", task) for change in changes])
 
 
 # --- the files
