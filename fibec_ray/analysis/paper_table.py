@@ -43,11 +43,14 @@ def cell_of(setting: Setting, line: Line, choices: Choices) -> Cell:
     score, paired = comparison.score_of(line, model), comparison.difference(line, model)
     times, ends = _times(setting, line, choices)
     of_reference, _ = _times(setting, comparison.line(comparison.reference), choices)
+    faster = None if line.variant == comparison.reference else _faster(of_reference, times or ends)
+    if not times and faster is not None and faster <= 0:
+        faster = None  # the variant stopped before the reference was there, which bounds nothing
     return Cell(
         score=None if score is None else POINTS * score,
         ahead=-POINTS * paired.mean if paired else None,
         time_s=fmean(times.values()) if times else None,
-        faster=None if line.variant == comparison.reference else _faster(of_reference, times or ends),
+        faster=faster,
         at_least=not times,
     )
 

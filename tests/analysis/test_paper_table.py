@@ -86,6 +86,8 @@ def test_another_target_and_another_reference(make: Any) -> None:
     assert (missed[OURS]["trec_time_s"], missed[BASE]["trec_time_s"], missed[BASE]["trec_faster"]) == (None, 60, None)
     against = cells_of(make("trec"), target=0.7, reference=BASE)
     assert against[OURS] == ["80.00", "+10.00", "30", "0.00 %"] and against[BASE][3] == "–"
+    brief = cells_of(make("trec", SCORES | {"brief": {0: 0.1}}))  # it stops after 10 s, which bounds nothing
+    assert brief["brief"][2:] == ["–", "–"]
     later = cells_of(make("trec", SCORES | {"early": {0: 0.8}}), target=0.8)
     assert later["early"][3] == "-200.00 %"
 
