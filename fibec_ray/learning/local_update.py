@@ -60,6 +60,20 @@ class Terms:
     references: Sequence[Tensor] = ()
     """(n, H) each: features of the shard's samples under the objective's teachers"""
 
+    def mean_of(self, losses: Tensor) -> Tensor:
+        """The mean of samples' losses (B,), with the objective's weights."""
+        return (losses * self.weights(losses)).mean() if self.objective.has_weights else losses.mean()
+
+    def weights(self, losses: Tensor) -> Tensor:
+        """The objective's factors on samples' losses (B,). Raises ConfigError if they do not fit."""
+        found = self.objective.weigh(losses.detach())
+        if found.shape != losses.shape:
+            raise ConfigError(
+                f"method.objective: {self.objective.kind}: weigh returned {tuple(found.shape)} values for "
+                f"{len(losses)} losses; return one for each"
+            )
+        return found
+
     def added_to(self, loss: Tensor, params: Mapping[str, Tensor], anchor: Tensors, seen: Seen) -> Tensor:
         """The loss plus the objective's terms. anchor: the moving tensors when training began."""
         penalty = self.penalty(params, anchor)
@@ -174,8 +188,7 @@ class _Trainer:
         """Take one optimiser step on a batch, the samples at `rows`."""
         params, terms = self._params, self.terms
         out, caught = self._model.per_sample_grads(batch, self._watch, hidden=bool(terms.references))
-        loss = out.losses.mean()
-        total = terms.added_to(loss, params, self.optimiser.anchor, Seen(rows, batch, out))
+        total = terms.added_to(terms.mean_of(out.losses), params, self.optimiser.anchor, Seen(rows, batch, out))
         grads = self._model.grad(total, [*params.values(), *caught.tensors])
         for param, grad in zip(params.values(), grads, strict=False):
             # PyTorch's fused optimisers treat a gradient's memory as contiguous.
@@ -185,7 +198,7 @@ class _Trainer:
         accumulate(self.squares, {name: value.sum(0) for name, value in squares.items()})
         terms.objective.correct(params, terms.memory, terms.control)
         self.optimiser.step()
-        self.losses.append(loss.detach())
+        self.losses.append(out.losses.detach().mean())
 
 
 def features(out: Outputs, batch: Batch) -> Tensor:

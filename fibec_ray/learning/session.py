@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 
+import torch
 from torch import Tensor
 
 from fibec_ray import seeds
@@ -14,7 +16,7 @@ from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import FREE, PLAIN, Moves, Steps, Terms, Trained, features_under, local_update
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.solver.base import Pull
-from fibec_ray.tensors import Tensors, drop, weighted_mean
+from fibec_ray.tensors import Tensors, accumulate, drop, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,27 @@ class LocalSession:
     def load(self, values: Tensors) -> None:
         """See `Session.load`."""
         self.model.load(values)
+
+    @property
+    def epochs(self) -> int:
+        """See `Session.epochs`."""
+        return self.schedule.settings.epochs
+
+    def gradient(self) -> Tensors:
+        """See `Session.gradient`."""
+        rows = list(islice(self.schedule.batches(range(1)), self.schedule.settings.max_steps))
+        params = self.model.trainable
+        sums = {name: torch.zeros(param.shape) for name, param in params.items()}
+        self.model.train(False)
+        for each in rows:
+            out, _ = self.model.per_sample_grads(self.shard.batch(each))
+            with torch.enable_grad():
+                loss = out.losses.mean()
+            grads = self.model.grad(loss, list(params.values()))
+            found = {name: grad for name, grad in zip(params, grads, strict=True) if grad is not None}
+            accumulate(sums, {name: grad.cpu() for name, grad in found.items()})
+        mean = {name: value / len(rows) for name, value in sums.items()}
+        return mean | {name: mean[name] * mask for name, mask in self.moves.keep.items() if name in mean}
 
     def train(
         self,

@@ -67,6 +67,17 @@ class StackedTerms:
             for name, view in views.items():
                 _keep_grad(params[name], lane, view.grad)
 
+    def mean_losses(self, one: LanePass, losses: Tensor) -> Tensor:
+        """Mean losses (D,) of samples' losses (D B,), with the objective's weights."""
+        if not self._objective.has_weights:
+            return one.lane_losses(losses)
+        factors, width = torch.ones_like(losses), one.shares.shape[1]
+        for i, place in enumerate(one.lanes):
+            own = slice(i * width, i * width + len(one.rows[i]))
+            with _blamed(place):
+                factors[own] = self._terms[place].weights(losses[own])
+        return one.lane_losses(losses * factors)
+
     def feature_penalties(self, one: LanePass, out: Outputs) -> Tensor | float:
         """The sum of the lanes' terms for the features of a pass."""
         if not self.has_references:

@@ -147,7 +147,7 @@ class _Group:
         with torch.enable_grad():
             out, caught = self._model.stacked(leaves, one.batch, self._watch, self._terms.has_references)
             of_lanes = one.lane_losses(out.losses)
-            total = of_lanes.sum() + self._terms.feature_penalties(one, out)
+            total = self._terms.mean_losses(one, out.losses).sum() + self._terms.feature_penalties(one, out)
         wanted = [*leaves.values(), *caught.tensors]
         grads = self._model.derive([total], wanted, [None], retain_graph=False)
         for param, grad in zip(params.values(), grads, strict=False):

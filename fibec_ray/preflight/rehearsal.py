@@ -226,7 +226,8 @@ class Rehearsal:
         delta = select(values, asked.shared)
         with named(objective, "teachers"):
             teachers = objective.teachers(values, memory) if shared_model else ()
-        with named(objective, "correct, remember or finish"):
+        with named(objective, "weigh, correct, remember or finish"):
+            objective.weigh(torch.zeros(2))
             objective.correct(params, memory, control)
             remembered = objective.remember(memory, select(values, self.shared))
             kept["objective"], sent = objective.finish(remembered, control, delta, 1, rate)

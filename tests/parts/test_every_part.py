@@ -31,6 +31,7 @@ from fibec_ray.parts.curriculum import CURRICULA
 from fibec_ray.parts.mask import MASKS
 from fibec_ray.parts.mask.base import may_move
 from fibec_ray.parts.objective import OBJECTIVES
+from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.solver import SOLVERS
@@ -167,10 +168,12 @@ def test_every_objective_adds_nothing_where_training_starts(kind: str, model: To
     penalty = objective.penalty(params, clone(params))
     assert penalty is None or (penalty.ndim == 0 and float(penalty.detach()) == 0)
     assert not objective.teachers(clone(params), {})
-    if "gradients" in objective.lacks:
+    if type(objective).feature_penalty is not Objective.feature_penalty:
         seen = torch.randn(4, 7, generator=rng(), dtype=torch.float64).requires_grad_()
         (slope,) = torch.autograd.grad(objective.feature_penalty(seen, [seen.detach()] * 2), seen)
         assert slope.abs().max() < 1e-12
+    assert torch.equal(objective.weigh(torch.full((3,), 0.1)), torch.ones(3)), "low losses count in full"
+    assert ("gradients" in objective.lacks) == (kind in ("moon", "self_evolution"))
     assert isinstance(objective.remember({}, clone(params)), dict)
     memory, extras = objective.finish({}, {}, clone(params), num_steps=3, lr=0.1)
     assert isinstance(memory, dict) and isinstance(extras, dict)

@@ -45,6 +45,27 @@ def test_first_the_head_on_the_received_body_then_the_body_with_that_head(tiny_s
     assert digest(subtract(select(after_body, body), body)) == digest(update.delta)
 
 
+def test_fedalt_trains_the_shared_tensors_first_and_each_as_long(tiny_settings: Any, tmp_path: Path) -> None:
+    """Bit for bit two trainings of local.epochs each, in a co-author's order."""
+    _, worker_spec, _ = after_rounds(0, tiny_settings("fedalt", local={"epochs": 2}), tmp_path / "run")
+    worker = worker_spec.worker()
+    personal = [name for name in worker.initial if name.startswith("head.") or ".layer.2." in name]
+    shared = drop(worker.initial, personal)
+    plan, broadcast = plan_round(worker_spec.job, 0), Broadcast(0, shared)
+    device = plan.cohort[0]
+    update, report = worker.train(plan, device, broadcast)
+    kept = stored(StateStore(worker_spec.state_dir), device, before=1).personal
+
+    session = DeviceRound(worker, plan, device, broadcast).session()
+    session.train(moves=list(shared), epochs=2)
+    between = worker.model.read()
+    assert digest(drop(between, shared)) == digest(select(worker.initial, personal))
+    assert digest(subtract(select(between, shared), shared)) == digest(update.delta)
+    session.train(moves=personal, first_epoch=2, epochs=2)
+    assert digest(drop(worker.model.read(), shared)) == digest(kept)
+    assert report.num_steps == 2 * len(worker.batches(device))
+
+
 def test_the_log_counts_the_body_s_steps_and_all_of_the_work(tiny_settings: Any, tmp_path: Path) -> None:
     """Two epochs of the head and one of the body are three times FedPer's work. `max_steps` bounds each of the two."""
     for max_steps, least, most in ((None, 3, 3), (1, 1, 3)):

@@ -7,6 +7,7 @@ from fibec_ray.parts.objective.moon import Moon
 from fibec_ray.parts.objective.proximal import Proximal
 from fibec_ray.parts.objective.rank_pruning import RankPruning
 from fibec_ray.parts.objective.scaffold import Scaffold
+from fibec_ray.parts.objective.self_evolution import SelfEvolution
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "plain": Objective,
@@ -16,4 +17,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "adalora": AdaLoraImportance,
     "rank_pruning": RankPruning,
     "moon": Moon,
+    "self_evolution": SelfEvolution,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fibec_ray.parts.part import Need, Part
@@ -15,7 +16,7 @@ from fibec_ray.types import Asked, DeviceUpdate, Extra
 class Objective(Part):
     """Terms added to the task's loss on a device, and corrections of its gradients.
 
-    Device half: `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half:
+    Device half: `weigh`, `penalty`, `teachers` and `feature_penalty`, `correct`, `remember`, `finish`. Server half:
     `expected_extras`, `fault`, `absorb`. By default nothing is added.
     """
 
@@ -33,8 +34,14 @@ class Objective(Part):
 
     @property
     def lacks(self) -> tuple[Need, ...]:
-        """ "gradients" if there is a `feature_penalty`, since it changes the gradient of each sample."""
-        return () if type(self).feature_penalty is Objective.feature_penalty else ("gradients",)
+        """ "gradients" with a `feature_penalty` or `weigh`, since they change the gradient of each sample."""
+        plain = type(self).feature_penalty is Objective.feature_penalty and not self.has_weights
+        return () if plain else ("gradients",)
+
+    @property
+    def has_weights(self) -> bool:
+        """True if `weigh` does something."""
+        return type(self).weigh is not Objective.weigh
 
     @property
     def has_penalty(self) -> bool:
@@ -45,6 +52,10 @@ class Objective(Part):
     def has_correction(self) -> bool:
         """True if `correct` does something."""
         return type(self).correct is not Objective.correct
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Factors (B,) on the losses of a step's samples before they are averaged. losses: (B,), without a graph."""
+        return torch.ones_like(losses)
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:
         """A scalar added to the loss of each step. anchor: the moving tensors as they were when training began."""

@@ -5,12 +5,14 @@ from fibec_ray.parts.solver.fedrep import FedRep
 from fibec_ray.parts.solver.fine_tune import FineTune
 from fibec_ray.parts.solver.idle import Idle
 from fibec_ray.parts.solver.own_model import Ditto, PFedMe
+from fibec_ray.parts.solver.plgu import LayerPerturbation
 
 SOLVERS: dict[str, type[Solver]] = {
     "single": Solver,
     "ditto": Ditto,
     "pfedme": PFedMe,
     "fedrep": FedRep,
+    "plgu": LayerPerturbation,
     "fine_tune": FineTune,
     "idle": Idle,
 }

@@ -46,11 +46,21 @@ class Session(Protocol):
     def personal(self) -> frozenset[str]:
         """The names of the personal tensors."""
 
+    @property
+    def epochs(self) -> int:
+        """Passes over the batches in a round, as set in `local`."""
+
     def read(self) -> Tensors:
         """Copy the model's trainable values."""
 
     def load(self, values: Tensors) -> None:
         """Set the model's trainable values."""
+
+    def gradient(self) -> Tensors:
+        """The mean gradient of the plain loss over the batches of one epoch, at the model's current values.
+
+        Without dropout; 0 where a mask freezes entries. Flops and time count it.
+        """
 
     def train(
         self,

@@ -1,4 +1,4 @@
-"""FedRep: first the head, then the body."""
+"""FedRep and FedAlt: the personal tensors and the shared ones are trained in turn."""
 
 from __future__ import annotations
 
@@ -17,15 +17,25 @@ class FedRep(Solver):
     The head is the personal part and the body the shared part: use sharing body. With a verbaliser there is no head;
     set the sharing rule's last_blocks instead. A method without personal tensors is rejected. Head and body have
     separate optimisers, and `local.max_steps` limits each. The log counts the steps of the body; flops count both.
+
+    FedAlt (Pillutla et al., ICML 2022) is the same for any choice of personal tensors. A co-author's code of FibecFed
+    trains the shared tensors first, each for `local.epochs`: `first: shared`, `head_epochs: null`.
     """
 
     kind: Literal["fedrep"] = "fedrep"
-    head_epochs: int = Field(
-        2, ge=1, description="epochs of the head; local.epochs is for the body. FederatedScope uses 2 and 1"
+    head_epochs: int | None = Field(
+        2,
+        ge=1,
+        description="epochs of the head; null: local.epochs, as for the body. FederatedScope uses 2 and 1",
     )
+    first: Literal["personal", "shared"] = Field("personal", description="the tensors that are trained first")
     needs: ClassVar[tuple[Need, ...]] = ("shared", "personal", "moving")
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:
-        session.train(moves=session.personal, epochs=self.head_epochs)
-        session.train(moves=session.shared, first_epoch=self.head_epochs)
+        personal = session.personal, session.epochs if self.head_epochs is None else self.head_epochs
+        shared = session.shared, session.epochs
+        done = 0
+        for moves, epochs in (personal, shared) if self.first == "personal" else (shared, personal):
+            session.train(moves=moves, first_epoch=done, epochs=epochs)
+            done += epochs
         return memory
