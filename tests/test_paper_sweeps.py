@@ -52,7 +52,7 @@ def experiment_of(name: str, task: str, variant: str) -> Experiment:
 
 
 @pytest.mark.parametrize(
-    ("name", "task"), in_turn([(name, task) for name in SWEEPS for task in tasks_of(name)], 5, "paper sweeps load")
+    ("name", "task"), in_turn([(name, task) for name in SWEEPS for task in tasks_of(name)], 3, "paper sweeps load")
 )
 def test_every_sweep_loads(name: str, task: str) -> None:
     sweep = load_sweeps(SWEEPS[name], [f"task={task}"] if task else [])[task]

@@ -38,7 +38,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         for variant, known in scores.items():
             for seed in range(seeds):
                 run = out / variant.replace(" ", "-") / f"seed-{seed}"
-                small_run(run, known, seed, variant, task={"name": task})
+                small_run(run, known, seed, variant, rounds=(-1, *known), task={"name": task})
                 (run / "summary.json").write_text(f'{{"status": "finished", "metric": "accuracy", "task": "{task}"}}')
         entries = [{"name": name, "group": "", "folder": name.replace(" ", "-")} for name in scores]
         record = {"name": task, "seeds": list(range(seeds)), "reference": next(iter(scores)), "variants": entries}
@@ -82,14 +82,14 @@ def test_last_scores_are_means_of_the_last_three_evaluations(make: Any) -> None:
 
 def test_another_target_and_another_reference(make: Any) -> None:
     """.85 is reached by FedAvg only, after 60 s. Against FedAvg, at .7: 30 s each. At .4 ours needs 10 s, as FedAvg."""
-    missed = rows_of(make("trec"), target=0.85)
+    out = make("trec", SCORES | {"brief": {0: 0.1}, "early": {0: 0.8}})
+    missed = rows_of(out, target=0.85)
     assert (missed[OURS]["trec_time_s"], missed[BASE]["trec_time_s"], missed[BASE]["trec_faster"]) == (None, 60, None)
-    against = cells_of(make("trec"), target=0.7, reference=BASE)
+    against = cells_of(out, target=0.7, reference=BASE)
     assert against[OURS] == ["80.00", "+10.00", "30", "0.00 %"] and against[BASE][3] == "–"
-    brief = cells_of(make("trec", SCORES | {"brief": {0: 0.1}}))  # it stops after 10 s, which bounds nothing
-    assert brief["brief"][2:] == ["–", "–"]
-    later = cells_of(make("trec", SCORES | {"early": {0: 0.8}}), target=0.8)
+    later = cells_of(out, target=0.8)
     assert later["early"][3] == "-200.00 %"
+    assert later["brief"][2:] == ["–", "–"]  # it stops after 10 s, which bounds nothing
 
 
 def test_several_tasks_have_a_table_for_each_quantity(make: Any, tmp_path: Path) -> None:
