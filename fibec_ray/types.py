@@ -316,6 +316,12 @@ class Fleet(Protocol):
     def states(self) -> States:
         """Each device's current state: the newest one whose update the server accepted."""
 
+    def begin_round(self, plan: RoundPlan) -> None:
+        """Let devices start on the round that `run_round` is called with next, if they can work meanwhile.
+
+        Until then `digest`, `save` and `states` are still about the rounds before.
+        """
+
     def run_round(self, plan: RoundPlan) -> RoundResult:
         """Train the cohort. The fleet fills in `plan.states`."""
 

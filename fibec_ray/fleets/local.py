@@ -70,6 +70,9 @@ class LocalFleet:
     def states(self) -> States:
         return self._accepted.all
 
+    def begin_round(self, plan: RoundPlan) -> None:
+        """There is nobody else to start on it."""
+
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast(plan.round)
         plan = replace(plan, states=self._accepted.of(plan.cohort))

@@ -150,6 +150,7 @@ def run_rounds(
         evaluation = fleet.evaluate(SETUP_ROUND) if experiment.evaluates(SETUP_ROUND) else None
         row, layers = totals.setup(opened, evaluation)
         evaluations = totals.evaluations(SETUP_ROUND, evaluation)
+        fleet.begin_round(plan_round(worker_spec.job, 0))
         row |= {"adapter_digest": fleet.digest()}
         yield Logged(row, opened.reports, layers, evaluations, range(worker_spec.job.num_devices))
     else:
@@ -165,6 +166,8 @@ def run_rounds(
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = totals.round(t, result, evaluation)
         evaluations = totals.evaluations(t, evaluation)
+        if t + 1 < experiment.rounds:  # devices train while this round is logged and saved
+            fleet.begin_round(plan_round(worker_spec.job, t + 1))
         yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, evaluations, plan.cohort)
 
 

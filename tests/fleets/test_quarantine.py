@@ -34,6 +34,7 @@ def test_ray_and_local_accept_the_same_states(tmp_path: Path, ray_cluster: None)
             if plan.round == 1:
                 fleet.save(tmp_path / "server")()
                 states = fleet.states
+                fleet.begin_round(plan)
                 ray.kill(fleet._server.actor)  # the rounds so far are repeated, the quarantine with them
             found = [f.run_round(plan).reports for f in (local, fleet)]
             assert [[r.quarantined is None for r in reports] for reports in found] == [

@@ -94,6 +94,8 @@ class RayFleet:
         self._costs = CostModel()
         self._federation: Federation
         self._opened: SetupResult
+        self._begun: RayRound | None = None
+        """a round that devices work on, ahead of `run_round`"""
         self._next_round = 0
         self._left_out: dict[int, tuple[int, ...]] = {}
         """devices that were left out, by round"""
@@ -110,8 +112,10 @@ class RayFleet:
     def states(self) -> States:
         return self._accepted.all
 
+    def begin_round(self, plan: RoundPlan) -> None:
+        self._begun = self._begin(plan)
+
     def run_round(self, plan: RoundPlan) -> RoundResult:
-        self._grow()
         result = self._server.healing(plan.round, partial(self._round, plan))
         self._left_out |= {plan.round: result.lost} if result.lost else {}
         self._next_round = plan.round + 1
@@ -168,11 +172,18 @@ class RayFleet:
         self._round(plan_round(self._worker_spec.job, round_), self._left_out.get(round_, ()))
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
-        groups, plan = self._groups(plan.cohort), replace(plan, states=self._accepted.of(plan.cohort))
-        round_ = RayRound(self._server.actor, plan, groups, self._config, self._note)
-        result = round_.run(partial(self._on_groups, "train", devices=plan.cohort), absent)
+        begun, self._begun = self._begun, None
+        if begun is None or not begun.is_of(plan.round, self._server.actor):  # or its server was lost
+            begun = self._begin(plan, absent)
+        result = begun.finish()
         self._accepted.accept(result.reports)
         return result
+
+    def _begin(self, plan: RoundPlan, absent: Collection[int] = ()) -> RayRound:
+        self._grow()
+        groups, plan = self._groups(plan.cohort), replace(plan, states=self._accepted.of(plan.cohort))
+        on_groups = partial(self._on_groups, "train", devices=plan.cohort)
+        return RayRound(self._server.actor, plan, groups, self._config, self._note, on_groups, absent)
 
     def _grow(self) -> None:
         """Start actors on nodes that joined, in a pooled fleet without a set size."""
@@ -291,11 +302,10 @@ class RayFleet:
         attempts: Mapping[Group, int] | None = None,
         **policy: Any,
     ) -> Iterator[tuple[Group, Ended]]:
-        """Submit some of the devices' lane groups; yields them as they end.
+        """Submit some of the devices' lane groups. Actors begin at once; iterate to get the groups as they end.
 
         attempts: lost attempts so far, by group. policy: of `ActorPool.run`.
         """
-        done = len(devices) - sum(map(len, groups))
         calls = [
             Call(
                 i,
@@ -309,13 +319,20 @@ class RayFleet:
             )
             for i, group in enumerate(groups)
         ]
-        for ended in self._run(calls, **policy):
+        return self._with_progress(stage, groups, self._run(calls, **policy), len(devices))
+
+    def _with_progress(
+        self, stage: str, groups: Sequence[Group], results: Iterator[Ended], total: int
+    ) -> Iterator[tuple[Group, Ended]]:
+        done = total - sum(map(len, groups))
+        for ended in results:
             done += len(groups[ended.key])
-            self._progress(stage, done, len(devices))
+            self._progress(stage, done, total)
             yield groups[ended.key], ended
 
     def _run(self, calls: Sequence[Call], **policy: Any) -> Iterator[Ended]:
         assert self._pool is not None, "open comes first"
+        self._begun = None  # the pool drops its calls
         return self._pool.run(calls, **policy)
 
     def _ask_any(self, method: str, *arguments: Any) -> Any:

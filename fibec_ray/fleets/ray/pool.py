@@ -111,8 +111,9 @@ class ActorPool:
         self._start_some()
 
     def run(self, calls: Sequence[Call], max_retries: int | None = None, spares: bool = False) -> Iterator[Ended]:
-        """Yield calls as they end, in any order. Raises the error that a call raised.
+        """Give actors their first calls at once; iterate to get calls as they end, in any order.
 
+        Iterating raises the error that a call raised. A later `run` drops the calls of one that is not over.
         max_retries: None: the pool's. spares: yields calls that were lost more often than that, with `lost` set.
         Raises FleetError for them otherwise, and if no actor can be had; ServerLostError if what calls were given is
         lost.
@@ -120,8 +121,12 @@ class ActorPool:
         self._limit = self.max_retries if max_retries is None else max_retries
         self._backlog = Backlog(calls, [self.kind_of(i) for i in range(self.size)])
         self._spares, self._given_up = spares, []
-        for seat in self._seats:  # left over from a run that ended in an error
+        for seat in self._seats:  # left over from a run that is not over
             seat.flights, seat.deadline = deque(), math.inf
+        self._fill()
+        return self._results()
+
+    def _results(self) -> Iterator[Ended]:
         while self._backlog or any(seat.flights for seat in self._seats):
             self._fill()
             yield from self._landed()

@@ -22,7 +22,8 @@ OnGroups = Callable[..., Iterator[tuple[Group, Ended]]]
 
 
 class RayRound:
-    """Call `run` once. All work starts from stored states and the broadcast, so repeating it gives the same bits.
+    """Devices begin to work at once; call `finish` once. All work starts from stored states and the broadcast, so
+    repeating it gives the same bits. absent: devices to leave out from the start.
 
     Devices of a lane group compute side by side, so the whole group is repeated or left out.
     """
@@ -34,8 +35,11 @@ class RayRound:
         groups: Sequence[Group],
         config: FleetConfig,
         note: Callable[[str], None],
+        on_groups: OnGroups,
+        absent: Collection[int] = (),
     ):
         self._plan, self._groups, self._config, self._note = plan, groups, config, note
+        self._server, self._on_groups = server, on_groups
         # The plan names the whole cohort: it travels once, not with each call.
         self._submit = partial(_train, ray.put(plan), server.broadcast.remote(plan.round))
         self._reduction = Reduction(server, plan)
@@ -44,20 +48,27 @@ class RayRound:
         """number of the next attempt, by group"""
         self._lost: set[int] = set()
         self._retries = 0 if config.on_lost == "abort" else config.max_retries
-
-    def run(self, on_groups: OnGroups, absent: Collection[int]) -> RoundResult:
-        """Run the round. absent: devices to leave out from the start."""
         self._leave_out(absent)
-        todo = [group for group in self._groups if not self._lost.issuperset(group)]
-        self._train_groups(on_groups, todo)
+        self._training = self._begin([group for group in groups if not self._lost.issuperset(group)])
+
+    def is_of(self, round_: int, server: Any) -> bool:
+        """True if this is that round, and its devices have their broadcast from that server."""
+        return self._plan.round == round_ and self._server is server
+
+    def finish(self) -> RoundResult:
+        """Wait until the server has combined the updates of all devices."""
+        self._take(self._training)
         while missing := self._reduction.finish(self._config.device_timeout_s):
             again = [group for group in self._groups if missing.intersection(group)]
-            self._train_groups(on_groups, [group for group in again if self._may_go_again(group)])
+            self._take(self._begin([group for group in again if self._may_go_again(group)]))
         return self._result()
 
-    def _train_groups(self, on_groups: OnGroups, todo: Sequence[Group]) -> None:
+    def _begin(self, todo: Sequence[Group]) -> Iterator[tuple[Group, Ended]]:
         policy = {"max_retries": self._retries, "spares": self._config.on_lost == "drop"}
-        for group, ended in on_groups(groups=todo, submit=self._submit, attempts=self._attempts, **policy):
+        return self._on_groups(groups=todo, submit=self._submit, attempts=self._attempts, **policy)
+
+    def _take(self, trained: Iterator[tuple[Group, Ended]]) -> None:
+        for group, ended in trained:
             self._attempts[group] = ended.attempt + 1
             if ended.lost is not None:
                 self._leave_out(group, type(ended.lost).__name__)
