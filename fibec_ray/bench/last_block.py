@@ -23,7 +23,7 @@ from fibec_ray.fleets.settings import FleetConfig
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.model_types import Outputs
 from fibec_ray.models.process_state import quiet_libraries
-from fibec_ray.parts.sharing.gal import GlobalLayers, average_scores
+from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.types import LayerReport, Layout
 
@@ -72,12 +72,10 @@ class Scored:
 def score(settings: Sequence[str], folder: Path, threads: int) -> dict[str, Scored]:
     """Score the layers with the blocks' own outputs, and with the state after the norm in place of the last one.
 
-    Raises UserError for a method that shares layers by another rule.
+    Raises UserError for a method that scores no layers.
     """
     experiment = load_experiment(config_folder() / "quickstart.yaml", [*SETTINGS, *settings])
     sharing = experiment.method.sharing
-    if not isinstance(sharing, GlobalLayers):
-        raise UserError(f"method.sharing: expected gal, found {sharing.kind}; choose a method such as fibecfed")
     job = experiment.job(prepare(experiment, folder).answers(experiment.task))
     spec = WorkerSpec(job, folder, cache_dir(), FleetConfig(kind="local", lanes=1, threads=threads))
     worker = spec.worker()
@@ -87,7 +85,8 @@ def score(settings: Sequence[str], folder: Path, threads: int) -> dict[str, Scor
     for device in range(job.num_devices):
         shard = worker.data.train_shard(device)
         every = sharing.score(WithNormed(worker.model), shard, worker.rng("sensitivity", device))
-        assert every.sensitivity is not None
+        if every.sensitivity is None:
+            raise UserError(f"method.sharing: {sharing.kind} scores no layers; choose a method such as fibecfed")
         *blocks, after_norm = every.sensitivity
         for reports, last in ((own, blocks[-1]), (normed, after_norm)):
             scores = replace(every, sensitivity=torch.stack([*blocks[:-1], last]))
@@ -96,10 +95,11 @@ def score(settings: Sequence[str], folder: Path, threads: int) -> dict[str, Scor
     return {states: _chosen(sharing, reports, layout) for states, reports in by_states.items()}
 
 
-def _chosen(sharing: GlobalLayers, reports: Sequence[LayerReport], layout: Layout) -> Scored:
-    names = sharing.select(reports, layout, torch.Generator()).names
-    shared = {layer for name, layer in layout.layers.items() if name in names and layer is not None}
-    return Scored(average_scores(reports, sharing.weights), sorted(shared))
+def _chosen(sharing: Sharing, reports: Sequence[LayerReport], layout: Layout) -> Scored:
+    selection = sharing.select(reports, layout, torch.Generator())
+    assert selection.scores is not None
+    shared = {layer for name, layer in layout.layers.items() if name in selection.names and layer is not None}
+    return Scored(selection.scores, sorted(shared))
 
 
 def main() -> None:

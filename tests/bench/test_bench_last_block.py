@@ -23,6 +23,7 @@ def test_after_the_final_norm_the_last_block_looks_insensitive(tmp_path: Path) -
     assert own.line("own").startswith("| own | 2, 3 |") and normed.line("after").endswith("| 4 of 4 |")
 
 
-def test_a_method_that_shares_by_another_rule_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="method.sharing: expected gal, found all; choose a method such as fibecfed"):
+@pytest.mark.slow
+def test_a_method_that_scores_no_layers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="method.sharing: all scores no layers; choose a method such as fibecfed"):
         score([*SMALL, "method=fedavg"], tmp_path, threads=1)
