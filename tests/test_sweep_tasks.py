@@ -82,6 +82,7 @@ def test_a_file_that_extends_another_adds_and_replaces(write: Any, tmp_path: Pat
         ({"tasks": {"trec": ["rounds"]}}, [], "task 'trec': 'rounds': expected key=value"),
         ({"tasks": {"trec": "rounds=2"}}, [], "tasks.trec: input should be a valid list"),
         ({"tasks": {"trek": []}}, [], "no task is called 'trek'; did you mean 'trec'?"),
+        ({"table": "papre"}, [], "table: input should be 'sweep' or 'paper'"),
         ({"extends": "a.yaml"}, [], "extends: a.yaml is this file, or extends it; name another file"),
         ({"extends": "quickstart"}, [], "extends: expected a sweep file such as accuracy.yaml, found 'quickstart'"),
         ({"extends": "gone.yaml"}, [], "gone.yaml: cannot be read"),
@@ -124,12 +125,15 @@ def test_the_folder_of_a_sweep_without_tasks_is_left_alone(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_command_runs_one_sweep_per_task(write: Any, tmp_path: Path, capsys: Any) -> None:
     tasks = {"one": ["task=synthetic"], "two": ["task=synthetic", "rounds=1"]}
-    content = BASE | {"tasks": tasks, "variants": {"fibecfed": []}, "overrides": ["evaluation.every=1"]}
+    content = BASE | {
+        "tasks": tasks, "variants": {"fibecfed": []}, "overrides": ["evaluation.every=1"], "table": "paper"
+    }  # fmt: skip
     out = tmp_path / "out"
     command = ["sweep", str(write(**content)), "--out", str(out)]
     assert main(command) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in out.iterdir()) == ["one", "tables", "two"]
+    assert {"paper.md", "paper.pdf", "paper-score.csv"} <= {path.name for path in (out / "tables").iterdir()}
     assert [read_yaml(out / task / "sweep.yaml")["name"] for task in tasks] == ["a, one", "a, two"]
     printed = capsys.readouterr().out
-    assert "# Sweep a, one" in printed and "# Sweep a, two" in printed
+    assert "# Sweep a, one" in printed and "# Sweep a, two" in printed and "## Seconds to target" in printed
     assert main(command) == 0 and capsys.readouterr().out.count("1 finished before") == 2

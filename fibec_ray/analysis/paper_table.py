@@ -129,7 +129,7 @@ def _sooner(name: str, title: str) -> Column:
 _QUANTITIES: tuple[tuple[str, str, Callable[[str, str], Column]], ...] = (
     ("score", "{score}, %", _score),
     ("ahead", "reference ahead, points", _ahead),
-    ("time", "s to target", _time),
+    ("time", "seconds to target", _time),
     ("faster", "reference faster", _sooner),
 )
 

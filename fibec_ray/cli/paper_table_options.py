@@ -30,22 +30,12 @@ def add_paper_table(parser: Parser) -> None:
 
 
 def _paper_table(arguments: argparse.Namespace) -> None:
-    from fibec_ray.analysis.compare import write_all, written
-    from fibec_ray.analysis.files import replace_file
-    from fibec_ray.analysis.paper_table import paper_curves, paper_tables
-    from fibec_ray.analysis.settings import Choices, settings_of
+    from fibec_ray.analysis.paper_files import paper_files
+    from fibec_ray.analysis.settings import Choices
     from fibec_ray.cli.terminal import screen_width
 
     only = tuple(name for part in (arguments.only or "").split(",") if (name := part.strip()))
     choices = Choices(
         arguments.reference, only, arguments.target, arguments.model, arguments.score, arguments.with_setup
     )
-    settings = settings_of(arguments.runs, choices)
-    tables = paper_tables(settings, choices)
-    if arguments.out:
-        from fibec_ray.analysis.panels import draw_panels
-
-        write_all(tables, arguments.out, "paper")
-        for ending, content in draw_panels(paper_curves(settings, choices), "Score against time").items():
-            replace_file(arguments.out / f"paper.{ending}", content)
-    print(written(tables, arguments.format, screen_width()), end="")
+    print(paper_files(arguments.runs, choices, arguments.out, arguments.format, screen_width()), end="")

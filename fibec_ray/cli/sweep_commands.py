@@ -46,6 +46,11 @@ def _sweep(arguments: argparse.Namespace) -> None:
             failures += run_sweep(sweep, out, arguments.jobs, lambda line: print(line, flush=True))
         print(write_table(out, width=screen_width()), end="", flush=True)
     refuse_failures(failures, sum(len(sweep.runs) for sweep in sweeps.values()))
+    if any(sweep.table == "paper" for sweep in sweeps.values()):
+        from fibec_ray.analysis.paper_files import paper_files
+        from fibec_ray.analysis.settings import Choices
+
+        print(paper_files([arguments.out], Choices(), arguments.out / "tables", width=screen_width()), end="")
 
 
 def _sweep_table(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
     overrides: [rounds=15]                      # for all runs (optional)
     seeds: [0, 1, 2]
     reference: fibecfed                         # the variant that the others are compared with
+    table: paper                                # also end with `fibec-ray paper-table` (optional)
     variants:                                   # name: what it changes
       fibecfed: [method=fibecfed]
       fedavg: [method=fedavg]
@@ -28,7 +29,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 
@@ -41,6 +42,7 @@ from fibec_ray.sweeps.read import picked_tasks, read_sweep
 
 MAX_NAME = 100
 """characters in a variant's name, which names a folder too"""
+TableName = Literal["sweep", "paper"]
 PICK = "task="
 """Begins an override that picks some tasks of a sweep: task=trec,mr."""
 
@@ -86,6 +88,8 @@ class SweepPlan:
     """seed by seed, so that a stopped sweep is a complete comparison over the seeds it reached"""
     task: str = ""
     """the task of this sweep, one of several in its file; '' if the file has no tasks"""
+    table: TableName = "sweep"
+    """what `fibec-ray sweep` ends with; paper: also the tables and the figure of `fibec-ray paper-table`"""
 
     @property
     def name(self) -> str:
@@ -101,6 +105,7 @@ class _SweepFile(BaseModel, extra="forbid"):
     seeds: list[Annotated[StrictInt, Field(ge=0)]] = Field(min_length=1)
     reference: StrictStr
     tasks: dict[StrictStr, list[StrictStr]] = {}
+    table: TableName = "sweep"
     variants: dict[Any, Any] = Field(min_length=1)
 
 
@@ -138,7 +143,7 @@ def load_sweeps(path: Path, overrides: Sequence[str] = ()) -> dict[str, SweepPla
         raise ConfigError(f"{path}: seeds: {file.seeds} has a seed twice; give each once")
     config = Path(file.config)
     return {
-        task: replace(_sweep(path, config, common, variants, file.seeds, file.reference), task=task)
+        task: replace(_sweep(path, config, common, variants, file.seeds, file.reference), task=task, table=file.table)
         for task, common in _by_task(file, overrides, path)
     }
 

@@ -62,7 +62,7 @@ def cells_of(*places: Path, **choices: Any) -> dict[str, list[str]]:
 def test_score_lead_time_and_speed_up_of_each_variant(make: Any) -> None:
     """Target .76, 95 % of .8: reached after 3 and 5 rounds, so 30 and 50 s; prompts take all 60 s and miss it."""
     assert cells_of(make("trec")) == {
-        "variant": ["accuracy, %", "reference ahead, points", "s to target", "reference faster"],
+        "variant": ["accuracy, %", "reference ahead, points", "seconds to target", "reference faster"],
         OURS: ["80.00", "–", "30", "–"],
         BASE: ["90.00", "-10.00", "50", "40.00 %"],
         SLOW: ["40.00", "+40.00", "–", "> 50.00 %"],
