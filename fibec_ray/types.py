@@ -317,9 +317,9 @@ class Fleet(Protocol):
         """Each device's current state: the newest one whose update the server accepted."""
 
     def begin_round(self, plan: RoundPlan) -> None:
-        """Let devices start on the round that `run_round` is called with next, if they can work meanwhile.
+        """Start training this round in the background, if the fleet can. Call `run_round` with the same plan next.
 
-        Until then `digest`, `save` and `states` are still about the rounds before.
+        Until then `digest`, `save` and `states` describe the rounds before this one.
         """
 
     def run_round(self, plan: RoundPlan) -> RoundResult:

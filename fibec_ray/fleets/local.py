@@ -71,7 +71,7 @@ class LocalFleet:
         return self._accepted.all
 
     def begin_round(self, plan: RoundPlan) -> None:
-        """There is nobody else to start on it."""
+        """Do nothing: this process does all the work, in `run_round`."""
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         broadcast = self._server.broadcast(plan.round)

@@ -26,9 +26,9 @@ MOST_MB = 64
 LEFT_OUT = ("checkpoints", "data")
 """Folders that do not come that way: they may be large, and only `resume` and personal models need them."""
 MARK = "fibec-ray-packed:"
-"""The line before the packed folder, and after it."""
+"""The line before and after the packed folder."""
 PRINT_MARK = "printf 'fibec-ray-%s\\n' packed:"
-"""Its command, which does not hold the line itself: Ray repeats commands in the log."""
+"""Prints MARK. The command does not contain MARK itself, because Ray repeats commands in the log."""
 OBJECT_STORAGE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "viewfs")
 """Kinds of URL that never name a file of this machine."""
 
@@ -100,11 +100,11 @@ def _through_a_log(cluster: Cluster, job: Job, out: str) -> str:
         f"cd -- {folder} || exit 3; size=$(tar -cz {names} . | wc -c); "
         f'if [ "$size" -gt {MOST_MB * 1_000_000} ]; then echo "fibec-ray: $size bytes are more than a log carries; '
         f'submit with --out URL, or copy the folder"; exit 4; fi; '
-        f"{PRINT_MARK}; tar -cz {names} . 2>/dev/null | base64 && {PRINT_MARK}"  # a run at work changes as tar reads it
+        f"{PRINT_MARK}; tar -cz {names} . 2>/dev/null | base64 && {PRINT_MARK}"  # tar warns about a live run's files
     )
     cluster.submit(command, id_, {}, {HELPER: "fetch"})
     packing = settled(cluster, id_)
-    # Ray writes this line from a buffer, which may be after the command's first output, or in the middle of it.
+    # Ray buffers this line, so it may come after the command's first output, or in the middle of it.
     log = cluster.log(id_).replace(f"Running entrypoint for job {id_}: {command}\n", "")
     try:
         refuse_failure(packing, log)

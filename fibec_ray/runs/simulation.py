@@ -166,7 +166,7 @@ def run_rounds(
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
         row, layers = totals.round(t, result, evaluation)
         evaluations = totals.evaluations(t, evaluation)
-        if t + 1 < experiment.rounds:  # devices train while this round is logged and saved
+        if t + 1 < experiment.rounds:  # devices train the next round while this one is logged and saved
             fleet.begin_round(plan_round(worker_spec.job, t + 1))
         yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, evaluations, plan.cohort)
 

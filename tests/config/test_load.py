@@ -25,7 +25,9 @@ from fibec_ray.tasks import parse_task
 
 CONFIGS = config_folder()
 QUICKSTART = CONFIGS / "quickstart.yaml"
-EVERY_FILE = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "sweeps"]  # those: test_sweep.py
+SWEEPS = CONFIGS / "sweeps"
+"""Tested in test_sweep.py and test_paper_sweeps.py."""
+EVERY_FILE = [path for path in sorted(CONFIGS.rglob("*.yaml")) if SWEEPS not in path.parents]
 EXPERIMENTS = [QUICKSTART, *sorted((CONFIGS / "experiments").glob("*.yaml"))]
 TASKS = sorted((CONFIGS / "tasks").glob("*.yaml"))
 BACKBONES = sorted((CONFIGS / "backbones").glob("*.yaml"))

@@ -95,7 +95,7 @@ class RayFleet:
         self._federation: Federation
         self._opened: SetupResult
         self._begun: RayRound | None = None
-        """a round that devices work on, ahead of `run_round`"""
+        """the round that devices already work on, before `run_round` asks for its result"""
         self._next_round = 0
         self._left_out: dict[int, tuple[int, ...]] = {}
         """devices that were left out, by round"""
@@ -173,7 +173,7 @@ class RayFleet:
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
         begun, self._begun = self._begun, None
-        if begun is None or not begun.is_of(plan.round, self._server.actor):  # or its server was lost
+        if begun is None or not begun.is_of(plan.round, self._server.actor):  # not begun, or its server was lost
             begun = self._begin(plan, absent)
         result = begun.finish()
         self._accepted.accept(result.reports)
@@ -302,7 +302,7 @@ class RayFleet:
         attempts: Mapping[Group, int] | None = None,
         **policy: Any,
     ) -> Iterator[tuple[Group, Ended]]:
-        """Submit some of the devices' lane groups. Actors begin at once; iterate to get the groups as they end.
+        """Submit some of the devices' lane groups. Actors start at once; iterate to get each group when it ends.
 
         attempts: lost attempts so far, by group. policy: of `ActorPool.run`.
         """
@@ -331,8 +331,8 @@ class RayFleet:
             yield groups[ended.key], ended
 
     def _run(self, calls: Sequence[Call], **policy: Any) -> Iterator[Ended]:
-        assert self._pool is not None, "open comes first"
-        self._begun = None  # the pool drops its calls
+        assert self._pool is not None, "call setup first"
+        self._begun = None  # the pool drops the calls of a round that is not finished
         return self._pool.run(calls, **policy)
 
     def _ask_any(self, method: str, *arguments: Any) -> Any:

@@ -111,9 +111,9 @@ class ActorPool:
         self._start_some()
 
     def run(self, calls: Sequence[Call], max_retries: int | None = None, spares: bool = False) -> Iterator[Ended]:
-        """Give actors their first calls at once; iterate to get calls as they end, in any order.
+        """Give actors their first calls at once. Iterate to get calls as they end, in any order.
 
-        Iterating raises the error that a call raised. A later `run` drops the calls of one that is not over.
+        Iterating raises the error that a call raised. The next `run` drops calls that have not ended by then.
         max_retries: None: the pool's. spares: yields calls that were lost more often than that, with `lost` set.
         Raises FleetError for them otherwise, and if no actor can be had; ServerLostError if what calls were given is
         lost.
@@ -121,7 +121,7 @@ class ActorPool:
         self._limit = self.max_retries if max_retries is None else max_retries
         self._backlog = Backlog(calls, [self.kind_of(i) for i in range(self.size)])
         self._spares, self._given_up = spares, []
-        for seat in self._seats:  # left over from a run that is not over
+        for seat in self._seats:  # left over from a run that was not finished
             seat.flights, seat.deadline = deque(), math.inf
         self._fill()
         return self._results()

@@ -22,10 +22,10 @@ OnGroups = Callable[..., Iterator[tuple[Group, Ended]]]
 
 
 class RayRound:
-    """Devices begin to work at once; call `finish` once. All work starts from stored states and the broadcast, so
-    repeating it gives the same bits. absent: devices to leave out from the start.
+    """One round of training on actors. Devices start when it is made; call `finish` once to get the result.
 
-    Devices of a lane group compute side by side, so the whole group is repeated or left out.
+    All work starts from stored states and the broadcast, so repeating it gives the same bits. Devices of a lane group
+    compute side by side, so the whole group is repeated or left out. absent: devices to leave out from the start.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class RayRound:
         self._training = self._begin([group for group in groups if not self._lost.issuperset(group)])
 
     def is_of(self, round_: int, server: Any) -> bool:
-        """True if this is that round, and its devices have their broadcast from that server."""
+        """True if this is round `round_` and its broadcast came from `server`."""
         return self._plan.round == round_ and self._server is server
 
     def finish(self) -> RoundResult:
-        """Wait until the server has combined the updates of all devices."""
+        """Wait until the server has combined the updates of all devices that are not left out."""
         self._take(self._training)
         while missing := self._reduction.finish(self._config.device_timeout_s):
             again = [group for group in self._groups if missing.intersection(group)]
