@@ -1,4 +1,4 @@
-"""A method is seven parts, one per axis.
+"""A method is eight parts, one per axis.
 
 The engine needs nothing else. Parts that are left out are those of FedAvg on LoRA.
 """
@@ -26,6 +26,8 @@ from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.parts.solver.base import Solver
+from fibec_ray.parts.uplink import UPLINKS
+from fibec_ray.parts.uplink.base import Uplink
 
 AXES: dict[str, dict[str, type[Any]]] = {
     "peft": PEFTS,
@@ -34,6 +36,7 @@ AXES: dict[str, dict[str, type[Any]]] = {
     "mask": MASKS,
     "objective": OBJECTIVES,
     "solver": SOLVERS,
+    "uplink": UPLINKS,
     "aggregator": AGGREGATORS,
 }
 """The kinds of parts by axis. The first kind of an axis is its default."""
@@ -65,6 +68,7 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     mask: Annotated[SerializeAsAny[Mask], _of("mask")] = neutral("mask")
     objective: Annotated[SerializeAsAny[Objective], _of("objective")] = neutral("objective")
     solver: Annotated[SerializeAsAny[Solver], _of("solver")] = neutral("solver")
+    uplink: Annotated[SerializeAsAny[Uplink], _of("uplink")] = neutral("uplink")
     aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = neutral("aggregator")
     pooled: bool = Field(
         False,

@@ -56,6 +56,10 @@ class Broadcast:
     shared: Tensors
     control: Tensors = field(default_factory=dict)
     """what the objective sends to devices, such as a control variate"""
+    payload: Tensors = field(default_factory=dict)
+    """further shared tensors, encoded, if the method's uplink encodes what the server sends"""
+    encoded: tuple[str, ...] = ()
+    """the names of the tensors in the payload, in their order"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class DeviceUpdate:
     num_steps: int
     delta: Tensors
     """on the server's scale; tensors of a lower rank than the server's lack the entries that the device does not have,
-    which the server fills with zeros before an aggregator sees them"""
+    which the server fills with zeros before an aggregator sees them. On the way it is the payload of the method's
+    uplink, which the server decodes first"""
     extras: Tensors = field(default_factory=dict)
     rank: int | None = None
     """of the device's adapter, where devices differ"""
@@ -142,6 +147,11 @@ class Extra:
     dtype: torch.dtype = torch.float32
     least: float = -math.inf
     """the smallest value that an entry may have"""
+
+    @property
+    def num_bytes(self) -> int:
+        """On the wire."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

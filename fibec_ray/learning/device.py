@@ -94,7 +94,7 @@ class DeviceWorker(Host):
         values.
         """
         self.model.set_rank(None)
-        self.model.load({**self.initial, **broadcast.shared})
+        self.model.load({**self.initial, **self.decoded(broadcast).shared})
         test = self.data.test_set()
         return [self._predict(test, rows) for rows in chunks]
 
@@ -111,7 +111,7 @@ class DeviceWorker(Host):
     def become(self, device: int, broadcast: Broadcast, states: States) -> None:
         """Makes the model the device's own, as it is evaluated: its personal tensors, its solver's, and what tuning on
         its training data adds. states: as `RoundPlan` has them."""
-        state = self.store.load(device, states.get(device))
+        state, broadcast = self.store.load(device, states.get(device)), self.decoded(broadcast)
         rank = rank_of(self.job, device, state.memory.get("objective", {}))
         received = self.adopt(rank, state, broadcast.shared)
         solver = self.job.method.solver

@@ -31,6 +31,7 @@ class DeviceRound:
 
     def __init__(self, host: Host, plan: RoundPlan, device: int, broadcast: Broadcast):
         method, state = host.job.method, host.store.load(device, plan.states.get(device))
+        sent, broadcast = broadcast, host.decoded(broadcast)
         self.host, self.plan, self.device, self.broadcast = host, plan, device, broadcast
         self.memory = {axis: dict(state.memory.get(axis, {})) for axis in AXES}
         """memory by axis"""
@@ -52,8 +53,8 @@ class DeviceRound:
         self.kept_before = may_move(self.memory["mask"], self.personal)
         """`keep` from the device's last participation; empty at the first"""
         self.keep = self._mask()
-        down = on_wire(host.job, to_send(broadcast.shared, host.initial, self.moving), self.rank)
-        self.bytes_down = num_bytes(down) + num_bytes(broadcast.control)
+        down = on_wire(host.job, to_send(sent.shared, host.initial, self.moving), self.rank)
+        self.bytes_down = num_bytes(down) + num_bytes(sent.control) + num_bytes(sent.payload)
 
     def _order(self) -> list[Tensor]:
         """The batches that the curriculum shows in this round."""
@@ -145,20 +146,24 @@ class DeviceRound:
         extras |= method.aggregator.extras_after(host.model, self.shard, list(delta), self.batches, rng)
         if trained.squares:
             memory["mask"] = method.mask.absorb(memory["mask"], trained.squares)
+        self.rank = rank_of(host.job, self.device, memory["objective"])
+        payload = on_wire(host.job, delta, self.rank)
+        if method.uplink.encodes:
+            rng = host.rng("uplink", self.device, plan.round)
+            payload, memory["uplink"] = method.uplink.encode(payload, memory["uplink"], rng)
         if not all(map(all_finite, memory.values())):
             return self._update(trained, {}, fault=NOT_FINITE), ""
         kept = host.store.save(self.device, plan.round, DeviceState(drop(values, shared), memory))
-        self.rank = rank_of(host.job, self.device, memory["objective"])
-        return self._update(trained, on_wire(host.job, delta, self.rank), self.extras | extras), kept
+        return self._update(trained, payload, self.extras | extras), kept
 
     def _update(
-        self, trained: Trained, delta: Tensors, extras: Tensors | None = None, fault: str | None = None
+        self, trained: Trained, payload: Tensors, extras: Tensors | None = None, fault: str | None = None
     ) -> DeviceUpdate:
         return DeviceUpdate(
             device=self.device,
             num_samples=self.shard.num_samples,
             num_steps=trained.num_steps,
-            delta=delta,
+            delta=payload,
             extras=extras or {},
             rank=self.rank,
             learning_rate=self.plan.learning_rate,

@@ -30,6 +30,20 @@ def sent_by(device: int, update: DeviceUpdate) -> DeviceUpdate:
     return replace(update, device=device, fault=f"the update claims to come from device {update.device!r}")
 
 
+def decoded(update: DeviceUpdate, asked: Asked, job: Job) -> DeviceUpdate:
+    """The update with its delta decoded, marked as faulty if it cannot be. Call it before `fault_of`."""
+    uplink = job.method.uplink
+    if not uplink.encodes or update.fault is not None:
+        return update
+    fault = _wrong_number(update, asked, job)
+    if fault is None:
+        like = {name: there.new_empty(_shape(name, there, update.rank)) for name, there in asked.shared.items()}
+        fault = _wrong_tensors(update.delta, uplink.expected_payload(like)) or uplink.fault(update.delta, like)
+    if fault is not None:
+        return replace(update, fault=fault)
+    return replace(update, delta=uplink.decode(update.delta, like))
+
+
 def fault_of(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     """Why the update cannot be combined; None if it can."""
     if update.fault is not None:
@@ -114,13 +128,18 @@ def _wrong_extras(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
     if not isinstance(update.extras, Mapping):
         return "the update has no named tensors beside its delta"
     aggregator, objective = _expected(update, asked, job)
-    expected = {**aggregator, **objective}
-    if missing := [name for name in expected if name not in update.extras]:
+    return _wrong_tensors(update.extras, {**aggregator, **objective})
+
+
+def _wrong_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Extra]) -> str | None:
+    if not isinstance(found, Mapping):
+        return "the update has no named tensors"
+    if missing := [name for name in expected if name not in found]:
         return f"the update lacks '{missing[0]}', which the method needs"
-    if extra := [name for name in update.extras if name not in expected]:
+    if extra := [name for name in found if name not in expected]:
         return f"the update has '{extra[0]}', which the method does not use"
     for name, one in expected.items():
-        value = update.extras[name]
+        value = found[name]
         if not _is(value, one.shape, one.dtype):
             return f"the update has {_found(value)} for '{name}', the method needs {_words(one.shape, one.dtype)}"
         if not bool(torch.isfinite(value).all()):

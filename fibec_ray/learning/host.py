@@ -18,7 +18,7 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.store import StateStore
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.tensors import Tensors
-from fibec_ray.types import DeviceState, Layout
+from fibec_ray.types import Broadcast, DeviceState, Layout
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ class Host:
         self.model.set_rank(rank)
         self.model.load(values)
         return values
+
+    def decoded(self, broadcast: Broadcast) -> Broadcast:
+        """The broadcast with all shared tensors, also those that it has in encoded form."""
+        if not broadcast.encoded:
+            return broadcast
+        like = {name: self.initial[name] for name in broadcast.encoded}
+        shared = broadcast.shared | self.job.method.uplink.decode_down(broadcast.payload, like)
+        ordered = {name: shared[name] for name in self.initial if name in shared}
+        return Broadcast(broadcast.round, ordered, broadcast.control)
 
     def batches(self, device: int) -> list[Tensor]:
         """The device's fixed batches: a seeded split of its samples; the last batch may be short."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fibec_ray import seeds
 from fibec_ray.errors import ConfigError, ModelError, RunError, round_name
-from fibec_ray.learning.faults import fault_of, for_each_part
+from fibec_ray.learning.faults import decoded, fault_of, for_each_part
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import learning_rate
 from fibec_ray.low_rank import pad
@@ -73,7 +73,11 @@ class Server:
 
     def broadcast(self, round_: int) -> Broadcast:
         """What the server sends to every device of the round."""
-        return Broadcast(round_, self._shared, self._control)
+        uplink, own = self._job.method.uplink, self.trained
+        if not uplink.encodes_down:
+            return Broadcast(round_, self._shared, self._control)
+        payload = uplink.encode_down(own)
+        return Broadcast(round_, drop(self._shared, own), self._control, payload, tuple(own))
 
     @blamed()
     def absorb(self, round_: int, updates: Iterable[DeviceUpdate]) -> dict[int, str]:
@@ -87,7 +91,8 @@ class Server:
         bad: dict[int, str] = {}
 
         def passing() -> Iterable[DeviceUpdate]:
-            for update in updates:
+            for sent in updates:
+                update = decoded(sent, asked, self._job)
                 if (fault := fault_of(update, asked, self._job)) is not None:
                     bad[update.device] = fault
                     continue
@@ -134,8 +139,13 @@ class Server:
         return drop(self._shared, self._layout.server_only)
 
     def adapter(self) -> Tensors:
-        """The global model: current shared tensors, and the initial values of all others."""
-        return {**self._initial, **self._shared}
+        """The global model: shared tensors as devices now receive them, and the initial values of all others."""
+        return {**self._initial, **self._shared, **self._received()}
+
+    def _received(self) -> Tensors:
+        """The trained tensors as devices receive them, if they are encoded."""
+        uplink = self._job.method.uplink
+        return uplink.decode_down(uplink.encode_down(self.trained), self.trained) if uplink.encodes_down else {}
 
     def digest(self) -> str:
         """Digest of the current shared tensors."""

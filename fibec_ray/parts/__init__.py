@@ -1,1 +1,1 @@
-"""The seven axes of a method, one folder each. A part never imports another axis, and never imports Ray."""
+"""The eight axes of a method, one folder each. A part never imports another axis, and never imports Ray."""

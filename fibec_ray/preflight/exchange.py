@@ -84,8 +84,12 @@ class Exchange:
             moved |= self._anatomy.layout.server_only
         delta = self._on_wire(asked.shared, rank)
         update = DeviceUpdate(0, num_samples, 1, delta, rank=rank, learning_rate=asked.learning_rate)
-        down = num_bytes(self._on_wire(moved, rank)) + num_bytes(control)
-        return Message(down, num_bytes(delta), self.rehearsal.extras_bytes(asked, update))
+        down = num_bytes(control)
+        if job.method.uplink.encodes_down:
+            moved -= own.keys()
+            down += self.rehearsal.encoded_bytes_down(own)
+        down += num_bytes(self._on_wire(moved, rank))
+        return Message(down, self.rehearsal.delta_bytes(delta), self.rehearsal.extras_bytes(asked, update))
 
     def _on_wire(self, names: Collection[str], rank: int | None) -> Tensors:
         """Some tensors, in the form that is sent."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -87,9 +86,8 @@ class Rehearsal:
             raise
         except Exception:  # some part depends on values
             self.server = self._opened_server(blank(anatomy.initial))
-        broadcast = self.server.broadcast(0)
-        self.shared: Tensors = dict(broadcast.shared)
-        self.control: Tensors = dict(broadcast.control)
+        self.shared = under_prefix("shared", self.server.learnt)
+        self.control = under_prefix("control", self.server.learnt)
         self.personal = drop(anatomy.initial, self.shared)
 
     def participation(self, number: int) -> Participation:
@@ -154,9 +152,21 @@ class Rehearsal:
         total = 0
         for part in (self.method.aggregator, self.method.objective):
             with named(part, "expected_extras"):
-                extras = part.expected_extras(asked, update).values()
-                total += sum(prod(one.shape) * one.dtype.itemsize for one in extras)
+                total += sum(one.num_bytes for one in part.expected_extras(asked, update).values())
         return total
+
+    def delta_bytes(self, delta: Tensors) -> int:
+        """Bytes of an update's delta as it is sent."""
+        uplink = self.method.uplink
+        if not uplink.encodes:
+            return num_bytes(delta)
+        with named(uplink, "expected_payload"):
+            return sum(one.num_bytes for one in uplink.expected_payload(delta).values())
+
+    def encoded_bytes_down(self, own: Tensors) -> int:
+        """Bytes of what the uplink encodes for the way to devices. own: tensors of the shapes that they train."""
+        with named(self.method.uplink, "expected_down"):
+            return sum(one.num_bytes for one in self.method.uplink.expected_down(own).values())
 
     def order(
         self, lengths: Tensor, batches: Sequence[Tensor], round_: int, device: int = 0
@@ -232,11 +242,25 @@ class Rehearsal:
             remembered = objective.remember(memory, select(values, self.shared))
             kept["objective"], sent = objective.finish(remembered, control, delta, 1, rate)
         update = DeviceUpdate(0, 1, 1, delta, sent, learning_rate=rate)
-        _refuse_other_extras(objective, sent, objective.expected_extras(asked, update))
+        _refuse_others(objective, "finish", sent, "expected_extras", objective.expected_extras(asked, update))
+        self._encode(kept, delta)
         if squares:
             with named(mask, "absorb"):
                 kept["mask"] = mask.absorb(kept["mask"], blank(self.personal))
         return Participation(session.trainings, len(teachers), scan.asked, squares, _flat(kept)), sent
+
+    def _encode(self, kept: dict[str, Tensors], delta: Tensors) -> None:
+        """Encode a delta and what the server sends. kept: memories by axis, updated in place."""
+        uplink = self.method.uplink
+        if uplink.encodes:
+            with named(uplink, "encode"):
+                payload, kept["uplink"] = uplink.encode(delta, kept.get("uplink", {}), self._rng())
+            _refuse_others(uplink, "encode", payload, "expected_payload", uplink.expected_payload(delta))
+        if uplink.encodes_down:
+            own = blank(self.server.trained)
+            with named(uplink, "encode_down"):
+                payload = uplink.encode_down(own)
+            _refuse_others(uplink, "encode_down", payload, "expected_down", uplink.expected_down(own))
 
     def _session(self) -> TrialSession:
         server_only, epochs, values = (
@@ -267,12 +291,18 @@ def _flat(kept: Mapping[str, Tensors]) -> Tensors:
     return {f"memory/{n}": torch.empty(v.shape, dtype=v.dtype, device="meta") for n, v in named.items()}
 
 
-def _refuse_other_extras(objective: Part, sent: Tensors, declared: Mapping[str, object]) -> None:
+def _refuse_others(part: Part, hook: str, sent: Tensors, declaring: str, declared: Mapping[str, object]) -> None:
+    """Raise ConfigError if a hook sends other tensors than the part declares."""
     if wrong := sent.keys() ^ declared.keys():
         raise ConfigError(
-            f"method.objective: {objective.kind}: finish sends {sorted(sent) or 'nothing'}, but expected_extras names "
+            f"method.{axis_of(part)}: {part.kind}: {hook} sends {sorted(sent) or 'nothing'}, but {declaring} names "
             f"{sorted(declared) or 'nothing'}; name the same tensors in both (such as '{min(wrong)}')"
         )
+
+
+def axis_of(part: Part) -> str:
+    """The name of a part's axis."""
+    return type(part).__mro__[type(part).__mro__.index(Part) - 1].__name__.lower()
 
 
 @contextmanager
@@ -283,9 +313,8 @@ def named(part: Part, hook: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        axis = type(part).__mro__[type(part).__mro__.index(Part) - 1].__name__.lower()
         raise ConfigError(
-            f"method.{axis}: {part.kind}: {hook} failed while the run was planned, on made-up tensors "
+            f"method.{axis_of(part)}: {part.kind}: {hook} failed while the run was planned, on made-up tensors "
             f"({what_failed(error)}); it must work on zeros of the right shapes, or "
             "as_planned must return a part that does"
         ) from error

@@ -1,4 +1,4 @@
-"""Devices that lie: 300 drawn lies over all aggregators and objectives, and what the server makes of each."""
+"""Devices that lie: 300 drawn lies over all aggregators, objectives and uplinks, and what the server makes of each."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from fibec_ray.learning.planning import plan_round
 from fibec_ray.learning.server import Server
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.objective import OBJECTIVES
+from fibec_ray.parts.uplink import UPLINKS
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import all_finite, digest
 from fibec_ray.types import DeviceUpdate, RoundPlan
@@ -36,7 +37,7 @@ FIPA = {"kind": "fipa", "warmup_rounds": 0}
 
 
 def each_part() -> Iterator[tuple[str, dict[str, Any]]]:
-    """A method for each aggregator, for each objective, and some of both."""
+    """A method for each aggregator, for each objective, for each uplink, and some of several."""
     partners: dict[str, dict[str, Any]] = {
         "flora": {"peft": "moving_lora"},
         "hetlora": {"peft": RANKS},
@@ -50,6 +51,11 @@ def each_part() -> Iterator[tuple[str, dict[str, Any]]]:
     for kind in OBJECTIVES:
         if kind != "feddyn":
             yield f"mean, {kind}", {"objective": kind, **partners.get(kind, {})}
+    for kind in UPLINKS:
+        if kind != "none":
+            yield f"mean, {kind}", {"uplink": kind}
+    yield "ranks, topk", {"peft": RANKS, "uplink": "topk"}
+    yield "fipa, int8", {"aggregator": FIPA, "uplink": "int8"}
     yield "ranks", {"peft": {**RANKS, "scale_by": "device"}}
     yield "fedfisher, observed, scaffold", {"aggregator": "fedfisher", "objective": "scaffold"}
     yield (
@@ -132,12 +138,13 @@ Lie = Callable[[DeviceUpdate, np.random.Generator], DeviceUpdate | None]
 """None where it does not apply."""
 
 
-def of_tensor(which: str, change: Callable[[Tensor], Any], starts: str = "") -> Lie:
-    """Changes a tensor of `delta` or `extras`."""
+def of_tensor(which: str, change: Callable[[Tensor], Any], starts: str = "", floats: bool = False) -> Lie:
+    """Changes a tensor of `delta` or `extras`. floats: only where it can hold any number."""
 
     def lie(update: DeviceUpdate, rng: np.random.Generator) -> DeviceUpdate | None:
         tensors = getattr(update, which)
         names = [n for n, value in tensors.items() if value.numel() and value.any() and starts in n]
+        names = [n for n in names if tensors[n].is_floating_point() or not floats]
         if not names:
             return None
         name = names[int(rng.integers(len(names)))]
@@ -176,10 +183,9 @@ def at_the_end(value: float) -> Callable[[Tensor], Tensor]:
     return change
 
 
+BOTH = ("delta", "extras")
+WRONG_ENDS = {word: at_the_end(float(word)) for word in ("nan", "inf", "-inf")}
 WRONG_TENSORS: dict[str, Callable[[Tensor], Any]] = {
-    "nan": at_the_end(float("nan")),
-    "inf": at_the_end(float("inf")),
-    "minus inf": at_the_end(float("-inf")),
     "one dimension more": lambda t: t[None],
     "longer": lambda t: torch.cat([t, t]),
     "shorter": lambda t: t[1:],
@@ -211,13 +217,21 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "fault": ["the battery is empty", 7],
 }
 LIES: dict[str, Lie] = {
-    **{f"delta: {name}": of_tensor("delta", change) for name, change in WRONG_TENSORS.items()},
-    **{f"extras: {name}": of_tensor("extras", change) for name, change in WRONG_TENSORS.items()},
+    **{f"{which}: {name}": of_tensor(which, change) for which in BOTH for name, change in WRONG_TENSORS.items()},
+    **{
+        f"{which}: {name}": of_tensor(which, change, floats=True)
+        for which in BOTH
+        for name, change in WRONG_ENDS.items()
+    },
     **{f"delta: {name}": of_names("delta", change) for name, change in WRONG_DICTS.items()},
     **{f"extras: {name}": of_names("extras", change) for name, change in WRONG_DICTS.items()},
     **{f"{name}: {value!r}": field_of(**{name: value}) for name, values in WRONG_FIELDS.items() for value in values},
-    "delta: huge": of_tensor("delta", at_the_end(1e25)),
-    "delta: large": of_tensor("delta", lambda t: t.fill_(1e7)),
+    "delta: huge": of_tensor("delta", at_the_end(1e25), floats=True),
+    "delta: large": of_tensor("delta", lambda t: t.fill_(1e7), floats=True),
+    "delta: one place for all": of_tensor("delta", torch.ones_like, "indices"),
+    "delta: a place behind the end": of_tensor("delta", at_the_end(2**31 - 1), "indices"),
+    "delta: a negative place": of_tensor("delta", lambda t: t - 10**6, "indices"),
+    "delta: negative scales": of_tensor("delta", torch.neg, "scales"),
     "delta: one name more": lambda u, rng: replace(u, delta=u.delta | {"own": torch.zeros(2)}),
     "extras: one name more": lambda u, rng: replace(u, extras=u.extras | {"own": torch.zeros(2)}),
     "extras: negative Fisher information": of_tensor("extras", torch.neg, "fisher/"),
@@ -274,4 +288,8 @@ def test_a_round_of_liars_alone_teaches_nothing(name: str, data: Any) -> None:
 
 def test_every_part_is_lied_to() -> None:
     kinds = [str(method) for method in METHODS.values()]
-    assert all(any(repr(kind) in text for text in kinds) for kind in [*AGGREGATORS, *OBJECTIVES] if kind != "plain")
+    assert all(
+        any(repr(kind) in text for text in kinds)
+        for kind in [*AGGREGATORS, *OBJECTIVES, *UPLINKS]
+        if kind not in ("plain", "none")
+    )

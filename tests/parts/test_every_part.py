@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fibec_ray.config.load import check
 from fibec_ray.curvature.fisher import FisherScan
+from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.session import LocalSession, Schedule
@@ -35,6 +36,7 @@ from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.solver import SOLVERS
+from fibec_ray.parts.uplink import UPLINKS
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors, add, clone, digest
 from fibec_ray.types import DeviceState, DeviceUpdate, LayerReport, Layout
@@ -223,6 +225,32 @@ def test_every_solver_says_whether_devices_have_models_of_their_own(kind: str, m
     model.load(after | own)
     solver.tune(session)
     assert (digest(model.read()) != digest(after)) == solver.has_own_model
+
+
+@pytest.mark.parametrize("kind", UPLINKS)
+def test_every_uplink_sends_what_it_declares_and_gives_it_back_in_form(
+    kind: str, model: TorchModel, tmp_path: Path
+) -> None:
+    """It may lose some of the values, but no name, shape or type; and it keeps what was lent as it is."""
+    uplink, like = UPLINKS[kind](), model.read()
+    delta = {name: torch.randn(value.shape, generator=rng(1)) for name, value in like.items()}
+    for values in (delta, {name: torch.zeros_like(value) for name, value in delta.items()}):
+        before = digest(values)
+        payload, memory = uplink.encode(values, {}, rng())
+        again, _ = uplink.encode(values, {}, rng())
+        assert digest(payload) == digest(again) and digest(values) == before and survives_storage(memory, tmp_path)
+        if uplink.encodes:
+            declared = {name: (one.shape, one.dtype) for name, one in uplink.expected_payload(values).items()}
+            assert {name: (tuple(value.shape), value.dtype) for name, value in payload.items()} == declared
+        arrived = from_wire(to_wire(payload))
+        assert uplink.fault(arrived, values) is None
+        found = uplink.decode(arrived, values)
+        assert {n: (v.shape, v.dtype) for n, v in found.items()} == {n: (v.shape, v.dtype) for n, v in values.items()}
+        assert all(value.isfinite().all() for value in found.values())
+        assert all(value.any() == values[name].any() or "dense" in uplink.lacks for name, value in found.items())
+    down = uplink.encode_down(like)
+    assert uplink.encodes_down or digest(down) == digest(like)
+    assert {n: v.shape for n, v in uplink.decode_down(down, like).items()} == {n: v.shape for n, v in like.items()}
 
 
 EVERYWHERE = {"fipa": {"null_space": "fedavg"}}

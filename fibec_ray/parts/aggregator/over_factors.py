@@ -25,7 +25,7 @@ class OverFactors(Aggregator):
     """
 
     can_be_wrapped: ClassVar[bool] = False
-    needs: ClassVar[tuple[Need, ...]] = ("lora",)
+    needs: ClassVar[tuple[Need, ...]] = ("lora", "received")
 
     @abstractmethod
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.parts.part import Setting
+from fibec_ray.parts.part import Need, Setting
 from fibec_ray.tensors import Tensors, weighted_mean
 from fibec_ray.types import DeviceUpdate
 
@@ -46,6 +46,10 @@ class Robust(Aggregator):
 
 class CoordinateWise(Robust):
     """Base of aggregators that treat each entry separately."""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (*super().needs, "dense")
 
     @abstractmethod
     def middle(self, ordered: Tensor) -> Tensor:

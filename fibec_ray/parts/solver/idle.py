@@ -14,7 +14,7 @@ class Idle(Solver):
 
     kind: Literal["idle"] = "idle"
     silences: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("curriculum", "mask", "objective", "aggregator"), "trains nothing"
+        ("curriculum", "mask", "objective", "uplink", "aggregator"), "trains nothing"
     )
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:
