@@ -114,7 +114,7 @@ class Asked:
     learning_rate: float
     """of the round's plan"""
     shared: Tensors
-    """the server's tensors that the round trains, as they were sent"""
+    """the server's tensors that the round trains"""
     control: Tensors = field(default_factory=dict)
     """of the objective, as it was sent"""
     layers: Mapping[str, int | None] = field(default_factory=dict)

@@ -73,11 +73,11 @@ class Server:
 
     def broadcast(self, round_: int) -> Broadcast:
         """What the server sends to every device of the round."""
-        uplink, own = self._job.method.uplink, self.trained
+        uplink = self._job.method.uplink
         if not uplink.encodes_down:
             return Broadcast(round_, self._shared, self._control)
-        payload = uplink.encode_down(own)
-        return Broadcast(round_, drop(self._shared, own), self._control, payload, tuple(own))
+        own = self.trained
+        return Broadcast(round_, drop(self._shared, own), self._control, uplink.encode_down(own), tuple(own))
 
     @blamed()
     def absorb(self, round_: int, updates: Iterable[DeviceUpdate]) -> dict[int, str]:

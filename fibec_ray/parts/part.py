@@ -26,6 +26,7 @@ Need = Literal[
     "steps",
     "gradients",
     "whole",
+    "exact",
     "dense",
     "received",
 ]
@@ -36,8 +37,8 @@ whose blocks all see one sequence, unlike those of an encoder-decoder. position:
 output predicts the answer. lora: matrices A and B.
 personal, shared: some tensors stay on devices, or are sent. moving: personal tensors are trained. steps: a device sends
 the sum of its optimiser's steps. gradients: training computes the gradients of the plain loss. whole: all devices send
-all shared tensors, in one shape. dense: a delta that reaches the server has all of its entries. received: the server
-knows the tensors that devices train from.
+all shared tensors, in one shape. exact: the server sees the delta that the device computed. dense: it sees some value
+of each entry. received: it knows the tensors that devices train from.
 """
 
 LACKING: dict[Need, str] = {
@@ -60,6 +61,7 @@ LACKING: dict[Need, str] = {
     "{axis}.source: pass",
     "whole": "needs every device to send all tensors in one shape, but {other} has different ranks or trains tensors "
     "in turn; set one of: {able}",
+    "exact": "checks what a device sends against its delta, but {other} changes the delta on its way; set uplink: none",
     "dense": "compares the devices' values of each entry, but {other} sends only some entries; choose another uplink, "
     "or {axis}: {neutral}",
     "received": "adds deltas to the tensors that devices received, but {other} sends them only some entries; choose "

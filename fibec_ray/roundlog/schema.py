@@ -180,7 +180,7 @@ DEVICES = pa.schema(
         _column("flops", F64, "FLOP", "floating point operations of this device-round"),
         _column("sim_time_s", F64, "s", "simulated duration of this device-round: compute and transfer"),
         _column("bytes_down", I64, "B", "received: shared tensors and the objective's control"),
-        _column("bytes_up_delta", I64, "B", "sent: the change of the shared tensors"),
+        _column("bytes_up_delta", I64, "B", "sent: the change of the shared tensors, as method.uplink encodes it"),
         _column("bytes_up_extras", I64, "B", "sent: what the method's parts add (Fisher factors, control variates)"),
         _column("bytes_up", I64, "B", "sent in all"),
         _column("compute_s", F64, "s", "real time that the device's work took"),

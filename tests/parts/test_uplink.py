@@ -10,6 +10,7 @@ import torch
 from conftest import after_rounds, make_regression, make_tiny
 from device_states import stored
 from pydantic import ValidationError
+from rotation import in_turn
 from torch import Tensor
 
 from fibec_ray import seeds
@@ -57,6 +58,19 @@ BYTES = {
 def test_a_payload_has_the_bytes_that_its_page_says(kind: str) -> None:
     payload, _ = UPLINKS[kind]().encode(delta(), {}, rng())
     assert num_bytes(payload) == BYTES[kind] < num_bytes(delta())
+
+
+def test_the_page_s_table_is_right() -> None:
+    """MiniLM's query and value in 6 layers, A and B of rank 8 each, and a head of 6 classes."""
+    like = {f"{i}": torch.empty(8, 384) for i in range(24)} | {"w": torch.empty(6, 384), "b": torch.empty(6)}
+    page = (Path(__file__).parents[2] / "docs" / "communication.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    told = {kind.strip("` "): (row[4], row[5]) for row in rows for kind in row[0].split(",")}
+    assert list(told) == list(UPLINKS)
+    for kind, (size, share) in told.items():
+        payload = UPLINKS[kind]().expected_payload(like) if kind != "none" else {}
+        count = sum(one.num_bytes for one in payload.values()) or num_bytes(like)
+        assert (f"{count / 1e3:.1f}", f"{100 * count / num_bytes(like):.3g} %") == (size, share), kind
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
@@ -195,10 +209,10 @@ def test_flasc_devices_train_all_from_the_largest_entries(tmp_path: Path) -> Non
 def test_ranks_and_turns_send_what_a_device_has(tmp_path: Path) -> None:
     """Devices of rank 2 send 2 of 8 rows; a round that trains B alone leaves what A owes as it is."""
     ranks = {"name": "x", "peft": {"kind": "lora", "ranks": [2, 8]}, "uplink": {"kind": "topk", "density": 0.5}}
-    _, spec, reports = finished(tmp_path / "ranks", make_tiny(ranks, cohort_size=6), 1)
+    _, _, reports = finished(tmp_path / "ranks", make_tiny(ranks, cohort_size=6), 1)
     assert len({report.bytes_up for report in reports}) == 2
     turns = {"name": "x", "peft": {"kind": "lora", "take_turns": True}, "uplink": "topk"}
-    _, spec, reports = finished(tmp_path / "turns", make_tiny(turns, cohort_size=6), 2)
+    _, spec, _ = finished(tmp_path / "turns", make_tiny(turns, cohort_size=6), 2)
     first, second = (stored(spec.store, 0, round_).memory["uplink"] for round_ in (1, 2))
     ends = {name[-len(A) :] for name in first if name.endswith((A, B))}
     assert len(ends) == 1 and first.keys() < second.keys()
@@ -208,6 +222,27 @@ def test_ranks_and_turns_send_what_a_device_has(tmp_path: Path) -> None:
 
 # --- combinations
 
+BESIDE: dict[str, dict[str, Any]] = {
+    "nova": {"aggregator": "nova"},
+    "krum": {"aggregator": "krum"},
+    "median": {"aggregator": "median"},
+    "feddyn": {"aggregator": "feddyn", "objective": "feddyn"},
+    "fedfisher": {"aggregator": "fedfisher"},
+    "fisher_merging": {"aggregator": "fisher_merging"},
+    "fipa": {"aggregator": {"kind": "fipa", "warmup_rounds": 0}},
+    "moon": {"objective": "moon"},
+    "ditto": {"solver": "ditto"},
+}
+
+
+@pytest.mark.parametrize("name", in_turn(list(BESIDE), 2, "parts beside a codec"))
+@pytest.mark.parametrize("uplink", ["int8", "sign"])
+def test_the_server_takes_encoded_updates_of_all_methods(uplink: str, name: str, tmp_path: Path) -> None:
+    """Nothing that other parts check rests on the exact delta."""
+    settings = make_regression({"name": "x", "uplink": uplink, **BESIDE[name]}, cohort_size=6)
+    plain, *_ = finished(tmp_path / "run", settings, 2)
+    assert all(value.isfinite().all() for value in plain.adapter().values())
+
 
 @pytest.mark.parametrize(
     ("method", "why"),
@@ -216,9 +251,10 @@ def test_ranks_and_turns_send_what_a_device_has(tmp_path: Path) -> None:
         ({"aggregator": "trimmed_mean", "uplink": "flasc"}, "sends only some entries; choose another uplink"),
         ({"aggregator": "flexlora", "uplink": "flasc"}, "adds deltas to the tensors that devices received"),
         ({"peft": {"kind": "lora", "ranks": [2, 8]}, "uplink": "flasc"}, "set one of: none, bf16, fp16, int8"),
+        ({"objective": "scaffold", "uplink": "nf4"}, "but uplink 'nf4' changes the delta on its way; set uplink: none"),
         ({"sharing": "none", "uplink": "int8"}, "needs shared tensors, but sharing 'none' shares nothing"),
         ({"solver": "idle", "uplink": "int8"}, "trains nothing, so uplink 'int8' has no effect"),
-        ({"pooled": True, "uplink": "int8"}, "so uplink 'int8' as it is set has no effect"),
+        ({"pooled": True, "uplink": "int8"}, "uplink 'int8' as it is set has no effect"),
     ],
     ids=str,
 )

@@ -26,6 +26,10 @@ class Codec(Uplink):
         return ("shared",)
 
     @property
+    def lacks(self) -> tuple[Need, ...]:
+        return ("exact",)
+
+    @property
     def compensates(self) -> bool:
         """True if a device adds to its next delta what its last payload left out."""
         return False

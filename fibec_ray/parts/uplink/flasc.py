@@ -38,7 +38,7 @@ class Flasc(Uplink):
     @property
     def lacks(self) -> tuple[Need, ...]:
         up, down = self.density_up < 1, self.density_down < 1
-        return (*(("dense",) if up else ()), *(("received",) if down else ()))
+        return (*(("exact", "dense") if up else ()), *(("received",) if down else ()))
 
     @property
     def sends(self) -> str:

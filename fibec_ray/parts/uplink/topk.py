@@ -27,7 +27,7 @@ class TopK(Compensated):
 
     @property
     def lacks(self) -> tuple[Need, ...]:
-        return ("dense",) if self.density < 1 else ()
+        return ("exact", "dense") if self.density < 1 else ()
 
     @property
     def sends(self) -> str:
