@@ -177,7 +177,7 @@ def field_of(**values: Any) -> Lie:
 
 def at_the_end(value: float) -> Callable[[Tensor], Tensor]:
     def change(tensor: Tensor) -> Tensor:
-        tensor.view(-1)[-1] = value
+        tensor.view(-1)[-1] = torch.tensor(value, dtype=torch.float64)  # infinite in a type that cannot hold it
         return tensor
 
     return change
@@ -227,7 +227,7 @@ LIES: dict[str, Lie] = {
     **{f"extras: {name}": of_names("extras", change) for name, change in WRONG_DICTS.items()},
     **{f"{name}: {value!r}": field_of(**{name: value}) for name, values in WRONG_FIELDS.items() for value in values},
     "delta: huge": of_tensor("delta", at_the_end(1e25), floats=True),
-    "delta: large": of_tensor("delta", lambda t: t.fill_(1e7), floats=True),
+    "delta: large": of_tensor("delta", lambda t: t.copy_(torch.tensor(1e7)), floats=True),
     "delta: one place for all": of_tensor("delta", torch.ones_like, "indices"),
     "delta: a place behind the end": of_tensor("delta", at_the_end(2**31 - 1), "indices"),
     "delta: a negative place": of_tensor("delta", lambda t: t - 10**6, "indices"),
