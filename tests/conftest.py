@@ -26,6 +26,7 @@ from fibec_ray.config.names import config_folder, method_files
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec
+from fibec_ray.garbage import collect_in_large_steps
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.part import Setting, with_inner
@@ -59,6 +60,11 @@ def classes(count: int, words: Sequence[int] | None = None) -> Answers:
 
 ON_RAY = (Path(__file__).parent / "fleets", Path(__file__).parent / "jobs")
 """Folders whose processes in `make test` may start Ray."""
+
+
+def pytest_configure() -> None:
+    """Before test modules import transformers. Python's own thresholds take a twentieth of the tests' time."""
+    collect_in_large_steps()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

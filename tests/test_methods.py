@@ -37,7 +37,7 @@ def test_a_method_that_does_not_apply_says_so_before_anything_runs(method: str, 
 
 ENCODERS = [(method, where) for method, where in ALL if where == "encoder"]
 DECODERS = [case for case in ALL if case not in DOES_NOT_APPLY and case not in ENCODERS]
-RUNS = [*ENCODERS, *in_turn(DECODERS, 20, "every method on a decoder")]
+RUNS = [*ENCODERS, *in_turn(DECODERS, 10, "every method on a decoder")]
 
 
 @pytest.mark.parametrize(("method", "where"), RUNS)

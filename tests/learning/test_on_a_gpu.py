@@ -93,7 +93,7 @@ def both(settings: dict[str, Any], folder: Path, lanes: int = 1, tolerance: floa
 CASES = [(p.stem, where) for p in method_files() for where in BACKBONES if (p.stem, where) not in DOES_NOT_APPLY]
 
 
-@pytest.mark.parametrize(("method", "where"), in_turn(CASES, 3, "every method on a GPU"))
+@pytest.mark.parametrize(("method", "where"), in_turn(CASES, 2, "every method on a GPU"))
 def test_every_method_runs_on_a_gpu_as_on_a_cpu(method: str, where: str, tmp_path: Path) -> None:
     settings = settings_on(where, method, rounds=2)
     both(settings, tmp_path)
@@ -130,6 +130,6 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", in_turn(list(KINDS), 3, "every kind of model on a GPU"))
+@pytest.mark.parametrize("kind", in_turn(list(KINDS), 2, "every kind of model on a GPU"))
 def test_every_kind_of_model_runs_on_a_gpu_as_on_a_cpu(kind: str, tmp_path: Path) -> None:
     both(KINDS[kind](), tmp_path, tolerance=ROUNDED.get(kind, TOLERANCE))

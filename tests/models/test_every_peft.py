@@ -53,7 +53,7 @@ ALL = [
     # What is inside Linears knows nothing of heads; test_torch_model.py has LoRA with all of them.
     if not issubclass(PEFTS[SETTINGS[name]["kind"]], InLinears) or head in ("model", "causal_lm")
 ]
-each = pytest.mark.parametrize(("name", "family", "head"), in_turn(ALL, 40, "kinds of adapters"))
+each = pytest.mark.parametrize(("name", "family", "head"), in_turn(ALL, 30, "kinds of adapters"))
 each_pooled = pytest.mark.parametrize(("name", "family"), APPLICABLE, ids=["-".join(case) for case in APPLICABLE])
 
 
