@@ -104,7 +104,7 @@ def comparison_of(
         reference=chosen,
         recent=recent,
         num_seeds=collection.num_seeds,
-        score=next((run.score for run in runs[chosen].values()), "accuracy"),
+        score=next((run.score for each in (runs[chosen], *runs.values()) for run in each.values()), "accuracy"),
         anchors={name: fmean(found[name] for found in anchors if name in found) for name in names},
         lines=tuple(Line(variant.group, variant.name, runs[variant.name]) for variant in collection.variants),
         pick=pick,

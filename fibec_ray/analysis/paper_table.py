@@ -147,7 +147,8 @@ def _notes(settings: Sequence[Setting], cells: dict[tuple[str, str], Cell], choi
     yield f"{which}, {what if len(models) == 1 else 'of the personal models, or of the global one'}."
     targets = ", ".join(f"{setting.name} {setting.target:g}" for setting in settings if setting.target is not None)
     setup = "with" if choices.with_setup else "without"
-    yield f"Time: simulated, {setup} the initialisation phase, to the first evaluation of at least: {targets}."
+    if targets:
+        yield f"Time: simulated, {setup} the initialisation phase, to the first evaluation of at least: {targets}."
     yield (
         "Faster: 100 (1 - t_reference / t_variant). Negative: the variant is faster. >: the variant never reached the "
         "target, so its whole time counts."

@@ -9,7 +9,7 @@ from pathlib import Path
 from fibec_ray.analysis.comparable import refuse_incomparable
 from fibec_ray.analysis.comparison import Comparison, comparison_of, judged_by
 from fibec_ray.analysis.numbers import Evaluated, Model, Pick
-from fibec_ray.analysis.places import place
+from fibec_ray.analysis.places import Place, place
 from fibec_ray.analysis.scores import RECENT
 from fibec_ray.analysis.targets import default_target
 from fibec_ray.analysis.variants import Collection, collect, is_sweep, sweep
@@ -61,22 +61,29 @@ def settings_of(places: Sequence[str | Path], choices: Choices) -> list[Setting]
     A folder may hold sweeps, as `fibec-ray sweep` leaves it for a sweep over several tasks. Settings are named by their
     tasks if these differ, else by their folders. Raises UserError.
     """
-    found, runs = list[tuple[str, Collection]](), list[str]()
+    found, runs = list[tuple[Place, Collection]](), list[str]()
     for where in map(place, places):
         sweeps = [where] if is_sweep(where) else [below for name in where.folders() if is_sweep(below := where / name)]
-        found += [(each.name, sweep(each)) for each in sweeps]
+        found += [(each, sweep(each)) for each in sweeps]
         runs += [] if sweeps else [where.shown]
-    found = [(name, collection) for name, collection in found if any(each.runs for each in collection.variants)]
+    found = [(at, collection) for at, collection in found if any(each.runs for each in collection.variants)]
     if runs:
         alone = collect(runs)
         refuse_incomparable(alone)
-        found.append((place(runs[0]).name, alone))
+        found.append((place(runs[0]), alone))
     if not found:
         raise RunDirError(f"{', '.join(map(str, places))}: no sweep here has a finished run yet")
     _refuse_unknown(choices.only, [variant.name for _, collection in found for variant in collection.variants])
+    return [_setting(name, collection, choices) for name, (_, collection) in zip(_names(found), found, strict=True)]
+
+
+def _names(found: Sequence[tuple[Place, Collection]]) -> list[str]:
+    """A name for each setting, the shortest that differ: tasks, folders, or whole paths."""
     tasks = [_task_of(collection) for _, collection in found]
-    names = tasks if len(set(tasks)) == len(found) else [name for name, _ in found]
-    return [_setting(name, collection, choices) for name, (_, collection) in zip(names, found, strict=True)]
+    for names in (tasks, [at.name for at, _ in found], [at.shown for at, _ in found]):
+        if len(set(names)) == len(found):
+            return names
+    raise UserError("the same sweep is named twice; name each sweep once")
 
 
 def _task_of(runs: Collection) -> str:
@@ -98,11 +105,11 @@ def _refuse_unknown(only: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _shown(runs: Collection, choices: Choices) -> Collection:
-    """The variants to show, of those that have a finished run."""
+    """The variants to show: of those that have a finished run, and the reference."""
     reference = choices.reference or runs.reference or runs.variants[0].name
     variants = tuple(
         variant
         for variant in runs.variants
-        if variant.runs and (not choices.only or variant.name in (*choices.only, reference))
+        if variant.name == reference or (variant.runs and (not choices.only or variant.name in choices.only))
     )
     return Collection(runs.name, variants, runs.reference, runs.num_seeds)

@@ -112,6 +112,11 @@ def test_settings_are_named_by_task_or_else_by_folder(make: Any) -> None:
     assert [setting.name for setting in settings_of(both, Choices())] == ["trec", "mr"]
     both = [make("trec", folder="devices"), make("trec", folder="pacing")]
     assert [setting.name for setting in settings_of(both, Choices())] == ["devices", "pacing"]
+    both = [make("trec", folder="one/small"), make("trec", {OURS: {5: 0.6}}, folder="two/small")]
+    (table, *_) = paper_tables(settings_of(both, Choices()), Choices())
+    assert table.cells()[:2] == [["variant", *map(str, both)], [OURS, "80.00", "60.00"]]
+    with pytest.raises(UserError, match="the same sweep is named twice; name each sweep once"):
+        settings_of(both[:1] * 2, Choices())
 
 
 def test_run_directories_make_one_setting(make: Any) -> None:
@@ -141,6 +146,13 @@ def test_a_folder_without_finished_runs_is_one_line(make: Any, tmp_path: Path, c
     (out / OURS / "seed-0" / "summary.json").write_text('{"status": "running"}')
     assert main(["paper-table", str(out)]) == 2
     assert f"{out}: no sweep here has a finished run yet" in capsys.readouterr().err
+
+
+def test_other_variants_are_shown_before_the_reference_has_finished(make: Any) -> None:
+    out = make("trec")
+    (out / OURS / "seed-0" / "summary.json").write_text('{"status": "running"}')
+    found = cells_of(out)
+    assert found[OURS] == ["–"] * 4 and found[BASE] == ["90.00", "–", "–", "–"]
 
 
 def test_curves_go_over_the_same_time_as_the_table(make: Any) -> None:
