@@ -3,7 +3,7 @@
     python analysis/figures/results.py runs/accuracy-trec runs/accuracy-sst2
     python analysis/figures/results.py runs/paper/accuracy --only fedavg,adapter,voc-authors
 
-RUNS are sweeps with one reference each, which is drawn as a thick line. Writes results.svg, results-dark.svg and
+RUNS are sweeps. Each has a reference, which is drawn as a thick line. Writes results.svg, results-dark.svg and
 results.png into docs/images (--out names another file). `fibec-ray paper-table` prints the numbers of the same runs.
 """
 
@@ -23,11 +23,11 @@ from fibec_ray.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
-    parser.add_argument("--only", default="", help="variants to draw beside the reference, with commas between them")
+    parser.add_argument("--only", default="", help="variants beside the reference, separated by commas (default: all)")
     parser.add_argument("--reference", help="variant to draw as a thick line (default: the sweep's own)")
     parser.add_argument("--model", choices=("personal", "global"), help="which score (default: personal if logged)")
-    parser.add_argument("--with-setup", action="store_true", help="count the time of the initialisation phase too")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/results.svg"), help="a name that ends in .svg")
+    parser.add_argument("--with-setup", action="store_true", help="include the time of the initialisation phase")
+    parser.add_argument("--out", type=Path, default=Path("docs/images/results.svg"), help="file that ends in .svg")
     args = parser.parse_args(arguments)
     only = tuple(name.strip() for name in args.only.split(",") if name.strip())
     choices = Choices(args.reference, only, model=args.model, with_setup=args.with_setup)

@@ -39,7 +39,7 @@ class Choices:
     anyway: bool = False
     """compare runs of different data, partition or model"""
     pick: Pick = "last"
-    """compare final scores (last) or best ones"""
+    """which scores to compare: final (last) or best"""
 
 
 def compare_runs(places: Sequence[str | Path], choices: Choices) -> list[Table]:

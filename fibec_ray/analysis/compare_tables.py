@@ -14,7 +14,7 @@ from fibec_ray.analysis.targets import Reached
 _VARIANT = Column("variant", lambda row: str(row["variant"]))
 _SEEDS = Column("seeds", lambda row: str(row["seeds"]))
 _KIND: dict[Pick, str] = {"last": "final", "best": "best"}
-_AFTER_SETUP = "After setup: simulated time without the initialisation phase, which other costs include."
+_AFTER_SETUP = "After setup: simulated time without the initialisation phase. All other costs include this phase."
 
 
 def scores(comparison: Comparison, model: Model) -> Table:
@@ -95,7 +95,7 @@ def costs(comparison: Comparison) -> Table:
 
 
 def _has_setup(comparison: Comparison) -> bool:
-    """Whether the setup before training took simulated time in any run."""
+    """True if the initialisation phase took simulated time in any run."""
     return any(run.training_time_s < run.sim_time_s for line in comparison.lines for run in line.runs.values())
 
 

@@ -60,14 +60,14 @@ class Comparison:
     """of the reference's runs, means over seeds"""
     lines: tuple[Line, ...]
     pick: Pick = "last"
-    """which scores are compared: final or best ones"""
+    """which scores to compare: final (last) or best"""
 
     def line(self, variant: str) -> Line:
         """The line of a variant."""
         return next(line for line in self.lines if line.variant == variant)
 
     def score_of(self, line: Line, model: Model) -> float | None:
-        """The compared score of a variant, mean over seeds."""
+        """The score of a variant that is compared, mean over seeds."""
         return line.mean(lambda run: run.picked(model, self.pick))
 
     def difference(self, line: Line, model: Model) -> Paired | None:

@@ -85,7 +85,7 @@ def _empty(shown: Figure, style: Style) -> tuple[MplFigure, Axes]:
 
 
 def saved(figure: MplFigure, title: str, ending: str, dpi: int) -> bytes:
-    """No date and no version: figures of the same numbers are the same files."""
+    """Return the figure as a file, without date and version, so that the same numbers give the same bytes."""
     unsaid: dict[str, dict[str, Any]] = {
         "png": {"Software": None},
         "svg": {"Date": None, "Creator": None},

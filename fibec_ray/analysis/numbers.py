@@ -18,7 +18,7 @@ from fibec_ray.roundlog.schema import score_column
 
 Model = Literal["personal", "global"]
 Pick = Literal["last", "best"]
-"""Which evaluations make a run's score: the mean of its last ones, or its highest one."""
+"""The score of a run: the mean of its last evaluations, or its highest one."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Evaluated:
     """the round after which it was made; 0 is before training"""
     sim_time_s: float
     training_time_s: float
-    """simulated, without the setup before training"""
+    """simulated s, without the initialisation phase"""
     num_bytes: float
     num_samples: float
     personal: float | None
@@ -54,7 +54,7 @@ class RunNumbers:
     """of all devices, setup included"""
     sim_time_s: float
     training_time_s: float
-    """simulated, without the setup before training"""
+    """simulated s, without the initialisation phase"""
     wall_time_s: float
     score: str
     """accuracy, or the task's own metric"""
@@ -65,7 +65,7 @@ class RunNumbers:
     """of the devices' own scores at the last evaluation"""
 
     def picked(self, model: Model, pick: Pick) -> float | None:
-        """The final or the best score of the personal or the global model."""
+        """The final (last) or the best score of the personal or the global model."""
         return self.final(model) if pick == "last" else self.best(model)
 
     def final(self, model: Model) -> float | None:
@@ -118,7 +118,7 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
 
 
 def setup_time(tables: RunTables) -> float:
-    """Simulated s of the initialisation phase; 0 for a method without one."""
+    """Return the simulated s of the initialisation phase; 0 for a method without one."""
     rows = tables.rounds.filter(pl.col("round") < 0).get_column("sim_time_s")
     return float(rows[0]) if len(rows) else 0.0
 

@@ -1,4 +1,4 @@
-"""Draws curves side by side, as small panels with one legend, for `fibec-ray paper-table` and the front page."""
+"""Draws curves as small panels with one legend, for `fibec-ray paper-table` and the front page."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fibec_ray.analysis.paper_style import Style
 
 MAX_COLUMNS = 5
 MAX_MARKERS = 6
-"""Of one line."""
+"""on one line"""
 PANEL_INCHES = (2.2, 1.8)
 LEGEND_INCHES = 0.17
-"""Of one row of the legend, at 8 points."""
+"""height of one row of the legend, at 8 points"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ DARK = Theme("#e6e9ec", "#aab3bd", "#3a4149", dark=True, background=None)
 def draw_panels(
     curves: Sequence[Curve], title: str, style: Style | None = None, theme: Theme = LIGHT
 ) -> dict[str, bytes]:
-    """The panels as bytes, by ending of the file name. The same curves give the same bytes each time.
+    """Draw the panels. Returns files as bytes, by ending such as svg. The same curves give the same bytes each time.
 
     The first series of a curve is drawn on top, with a thicker line. A series has the same look in all panels.
     """

@@ -1,6 +1,6 @@
 """`fibec-ray paper-table`: scores, time to a target, and how far the reference is ahead of each baseline.
 
-These are the figures of FibecFed's paper: accuracy, simulated time until a target accuracy, and how much sooner the
+FibecFed's paper reports these quantities: accuracy, simulated time until a target accuracy, and how much sooner the
 reference reaches it, in percent of the baseline's time: 100 (1 - t_reference / t_baseline).
 """
 
@@ -18,12 +18,12 @@ from fibec_ray.analysis.formats import NONE, Column, Row, Table
 from fibec_ray.analysis.settings import Choices, Setting
 
 POINTS = 100
-"""Scores are shown as percentages; their differences are percentage points."""
+"""Scores are shown in percent, and their differences in percentage points."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant in one setting. Means over seeds; None where it is not known."""
+    """One variant in one setting. Means over seeds; None where a value is unknown."""
 
     score: float | None
     """in %"""
@@ -34,7 +34,7 @@ class Cell:
     faster: float | None
     """how much sooner the reference reaches the target, in % of this variant's time; negative if it is later"""
     at_least: bool
-    """the variant never reached the target: `faster` is a lower bound, from its whole time"""
+    """the variant never reached the target, so `faster` is a lower bound, computed from the time of its whole run"""
 
 
 def cell_of(setting: Setting, line: Line, choices: Choices) -> Cell:
@@ -45,7 +45,7 @@ def cell_of(setting: Setting, line: Line, choices: Choices) -> Cell:
     of_reference, _ = _times(setting, comparison.line(comparison.reference), choices)
     faster = None if line.variant == comparison.reference else _faster(of_reference, times or ends)
     if not times and faster is not None and faster <= 0:
-        faster = None  # the variant stopped before the reference was there, which bounds nothing
+        faster = None  # the run ended before the reference reached the target, so there is no lower bound
     return Cell(
         score=None if score is None else POINTS * score,
         ahead=-POINTS * paired.mean if paired else None,
@@ -56,7 +56,7 @@ def cell_of(setting: Setting, line: Line, choices: Choices) -> Cell:
 
 
 def _times(setting: Setting, line: Line, choices: Choices) -> tuple[dict[int, float], dict[int, float]]:
-    """By seed: the time until the target, where it is reached; and the time of the last evaluation."""
+    """Times by seed: until the target, for seeds that reach it; and until the last evaluation, for all seeds."""
     if setting.target is None:
         return {}, {}
     found = {seed: run.reached(setting.model, setting.target) for seed, run in line.runs.items()}
@@ -65,14 +65,14 @@ def _times(setting: Setting, line: Line, choices: Choices) -> tuple[dict[int, fl
 
 
 def _faster(reference: dict[int, float], other: dict[int, float]) -> float | None:
-    """From mean times over the seeds that both have; None without one, or where the other needs no time."""
+    """Compare total times over the seeds that both have. None if there are none, or if the other needs no time."""
     common = reference.keys() & other.keys()
     ours, theirs = (sum(times[seed] for seed in common) for times in (reference, other))
     return POINTS * (1 - ours / theirs) if theirs > 0 else None
 
 
 def paper_tables(settings: Sequence[Setting], choices: Choices) -> list[Table]:
-    """One table for a single setting; for several settings one table for each quantity, with a column per setting."""
+    """Make one table for a single setting. Several settings get a table per quantity, with a column per setting."""
     variants = list(dict.fromkeys(line.variant for setting in settings for line in setting.comparison.lines))
     cells = {
         (setting.name, line.variant): cell_of(setting, line, choices)
@@ -141,17 +141,17 @@ def _text(value: float | None, form: str) -> str:
 def _notes(settings: Sequence[Setting], cells: dict[tuple[str, str], Cell], choices: Choices) -> Iterator[str]:
     references = list(dict.fromkeys(setting.comparison.reference for setting in settings))
     yield f"Reference: {', '.join(references)}. Means over seeds: {_seeds(settings)}."
-    which = "The highest evaluation of a run" if choices.pick == "best" else "The mean of a run's last evaluations"
+    which = "the highest evaluation of a run" if choices.pick == "best" else "the mean of a run's last evaluations"
     models = {setting.model for setting in settings}
     what = "each device's own model on its own test data" if models == {"personal"} else "the global model"
-    yield f"{which}, {what if len(models) == 1 else 'of the personal models, or of the global one'}."
+    yield f"Score: {which}, {what if len(models) == 1 else 'of the personal models, or of the global one'}."
     targets = ", ".join(f"{setting.name} {setting.target:g}" for setting in settings if setting.target is not None)
     setup = "with" if choices.with_setup else "without"
     if targets:
-        yield f"Time: simulated, {setup} the initialisation phase, to the first evaluation of at least: {targets}."
+        yield f"Time: simulated s, {setup} the initialisation phase, until the score reaches {targets}."
     yield (
         "Faster: 100 (1 - t_reference / t_variant). Negative: the variant is faster. >: the variant never reached the "
-        "target, so its whole time counts."
+        "target, so this is a lower bound from the time of its whole run."
     )
     yield from _extremes(cells)
 
@@ -162,7 +162,7 @@ def _seeds(settings: Sequence[Setting]) -> str:
 
 
 def _extremes(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
-    """The best and the worst comparison, as papers state them: up to so much better."""
+    """The largest and the smallest lead. Papers often state only the largest, as `up to`."""
     for name, unit in (("ahead", "points"), ("faster", "%")):
         known = {key: value for key, cell in cells.items() if (value := getattr(cell, name)) is not None}
         bounds = {key for key in known if name == "faster" and cells[key].at_least}
@@ -176,7 +176,7 @@ def _extremes(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
 
 
 def paper_curves(settings: Sequence[Setting], choices: Choices) -> list[Curve]:
-    """The score against simulated time, one figure per setting with one line per variant; means over seeds."""
+    """Make a figure of score against simulated time for each setting, with one line per variant; means over seeds."""
     return [_curve(setting, choices) for setting in settings]
 
 
@@ -191,7 +191,7 @@ def _curve(setting: Setting, choices: Choices) -> Curve:
 
 
 def _points(setting: Setting, line: Line, choices: Choices) -> Iterator[tuple[float, float]]:
-    """(time, score) at the rounds that all seeds evaluated."""
+    """Yield (time, score) at the rounds that all seeds evaluated, means over seeds."""
     runs = [{each.rounds: each for each in run.evaluated} for run in line.runs.values()]
     for round_ in sorted(set[int].intersection(*map(set, runs))) if runs else ():
         scores = [run[round_].score(setting.model) for run in runs]

@@ -1,4 +1,4 @@
-"""Groups runs by setting, such as by task, so that several comparisons share one table. `fibec-ray paper-table`."""
+"""Groups runs by setting, such as by task, so that `fibec-ray paper-table` shows several comparisons in one table."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Choices:
     model: Model | None = None
     """which score to compare; None: the personal one if there is one"""
     pick: Pick = "best"
-    """compare best scores, or the mean of the last ones"""
+    """which scores to compare: best, or the mean of the last ones"""
     with_setup: bool = False
-    """count the time of the initialisation phase"""
+    """include the time of the initialisation phase"""
 
     def time_of(self, evaluated: Evaluated) -> float:
-        """Simulated s until an evaluation."""
+        """Return the simulated s until an evaluation."""
         return evaluated.sim_time_s if self.with_setup else evaluated.training_time_s
 
 
@@ -50,16 +50,16 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """The name, with the score where it is not accuracy."""
+        """The name, followed by the metric if it is not accuracy."""
         score = self.comparison.score
         return self.name if score == "accuracy" else f"{self.name} ({score})"
 
 
 def settings_of(places: Sequence[str | Path], choices: Choices) -> list[Setting]:
-    """One setting for each sweep in some folders, and one for all run directories among them.
+    """Make a setting of each sweep, and one more of all run directories together.
 
-    A folder may hold sweeps, as `fibec-ray sweep` leaves it for a sweep over several tasks. Settings are named by their
-    tasks if these differ, else by their folders. Raises UserError.
+    A folder may also hold several sweeps, such as the tasks of one `fibec-ray sweep`. Settings are named after their
+    tasks if these differ, else after their folders. Raises UserError.
     """
     found, runs = list[tuple[Place, Collection]](), list[str]()
     for where in map(place, places):
@@ -105,7 +105,7 @@ def _refuse_unknown(only: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _shown(runs: Collection, choices: Choices) -> Collection:
-    """The variants to show: of those that have a finished run, and the reference."""
+    """Keep the reference, and the variants to show that have a finished run."""
     reference = choices.reference or runs.reference or runs.variants[0].name
     variants = tuple(
         variant

@@ -125,7 +125,7 @@ class Sweep:
         model: "personal" or "global"; by default personal models where all methods have them.
         anyway: compare runs that differ in data, partition or model, too. Raises UserError for such runs otherwise.
         score: "last" compares the mean of the last three evaluations, "best" the highest one. Raises ConfigError for
-            another word.
+            any other value.
         """
         if score not in ("last", "best"):
             raise ConfigError(f"score: expected 'last' or 'best', found {score!r}")

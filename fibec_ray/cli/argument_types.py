@@ -72,14 +72,14 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_score(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which evaluations make a run's score."""
+    """Add the options for the evaluations that a run's score is made from."""
     parser.add_argument(
         "--score",
         choices=("last", "best"),
         default="last",
         help="score to compare: the mean of the last N evaluations, or the highest one (default: last)",
     )
-    parser.add_argument("--last", type=at_least_one, metavar="N", help="evaluations in a last score (default: 3)")
+    parser.add_argument("--last", type=at_least_one, metavar="N", help="evaluations in the mean (default: 3)")
 
 
 def add_config(

@@ -1,4 +1,4 @@
-"""`fibec-ray paper-table`: its options, and the call."""
+"""The command `fibec-ray paper-table` and its options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def add_paper_table(parser: Parser) -> None:
     """Add the arguments of `fibec-ray paper-table`."""
     add_runs(parser)
     parser.add_argument("--reference", metavar="NAME", help="compare with this variant (default: the sweep's own)")
-    parser.add_argument("--only", metavar="NAMES", help="some variants, with commas between them (default: all)")
+    parser.add_argument("--only", metavar="NAMES", help="variants to show, separated by commas (default: all)")
     parser.add_argument(
         "--target", type=float, metavar="X", help="score to reach (default: 95 %% of the reference's best, per task)"
     )
@@ -21,9 +21,9 @@ def add_paper_table(parser: Parser) -> None:
         "--score",
         choices=("best", "last"),
         default="best",
-        help="highest, or mean of the last evaluations (default: best)",
+        help="score to compare: the highest evaluation, or the mean of the last 3 (default: best)",
     )
-    parser.add_argument("--with-setup", action="store_true", help="count the time of the initialisation phase too")
+    parser.add_argument("--with-setup", action="store_true", help="include the time of the initialisation phase")
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown", help="default: markdown")
     parser.add_argument("--out", type=path, metavar="DIR", help="also write the tables and the figure there")
     parser.set_defaults(command=_paper_table, prints=True)

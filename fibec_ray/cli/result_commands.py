@@ -21,7 +21,7 @@ def add(parsers: Parsers) -> None:
 
     _add_compare(parsers.add_parser("compare", help="print tables: scores, cost to reach a target, differences"))
 
-    add_paper_table(parsers.add_parser("paper-table", help="score, time and speed-up against all others, by task"))
+    add_paper_table(parsers.add_parser("paper-table", help="print one variant's lead and speed-up over the others"))
 
     runs = parsers.add_parser("runs", help="list the runs in a folder: status, progress, best score")
     runs.add_argument("folder", nargs="?", type=path, metavar="DIR", default=Path("runs"), help="default: runs")

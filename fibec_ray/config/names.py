@@ -32,7 +32,7 @@ def method_files() -> list[Path]:
 def packaged(group: str) -> dict[str, Path]:
     """Return the packaged files by name. group: methods, tasks, backbones, experiments or sweeps.
 
-    A file in a folder below the group's is named with that folder: paper/accuracy.
+    The name of a file in a subfolder includes the subfolder: paper/accuracy.
     """
     folder = config_folder() / group
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}

@@ -52,8 +52,8 @@ class FisherScan:
     A curriculum and a mask with the same request share one pass. Results belong to samples, not to batches, so samples
     are processed in groups of similar length to save padding. Memory is bounded by one group.
 
-    names: the tensors that may be requested. rng: for sampled labels. words: counts the tokens of all devices' training
-    texts, as `word_counts` does; None: those of the shard.
+    names: the tensors that may be requested. rng: for sampled labels. words: returns the token counts of all devices'
+    training texts, as `word_counts` does; None: those of the shard.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class FisherScan:
     def words_of_all(self) -> Tensor:
         """How often each token occurs in the training texts of all devices, (V,) int64.
 
-        Only for a curriculum that `pools_words`, so that the messages are counted.
+        Only curricula with `pools_words` may call this, since only their messages are counted.
         """
         return word_counts(self.shard) if self._words is None else self._words()
 

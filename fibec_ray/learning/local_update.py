@@ -61,11 +61,11 @@ class Terms:
     """(n, H) each: features of the shard's samples under the objective's teachers"""
 
     def mean_of(self, losses: Tensor) -> Tensor:
-        """The mean of samples' losses (B,), with the objective's weights."""
+        """Mean of the samples' losses (B,), each times the objective's factor."""
         return (losses * self.weights(losses)).mean() if self.objective.has_weights else losses.mean()
 
     def weights(self, losses: Tensor) -> Tensor:
-        """The objective's factors on samples' losses (B,). Raises ConfigError if they do not fit."""
+        """The objective's factor for each loss (B,). Raises ConfigError unless there is one for each."""
         found = self.objective.weigh(losses.detach())
         if found.shape != losses.shape:
             raise ConfigError(

@@ -46,9 +46,7 @@ class DeviceSetup:
 
 
 def setup_report(job: Job, opened: DeviceSetup, spent: Spent) -> DeviceReport:
-    """Row of round -1. The device downloads P^0 and uploads its layer scores and word counts, if its method uses
-    them.
-    """
+    """Row of round -1. The device downloads P^0 and uploads what its method uses: layer scores and word counts."""
     shard, device = opened.scan.shard, opened.layer_report.device
     curriculum, down, up = opened.curriculum, opened.bytes_down, opened.bytes_up
     return DeviceReport(

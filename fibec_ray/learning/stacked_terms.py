@@ -68,7 +68,7 @@ class StackedTerms:
                 _keep_grad(params[name], lane, view.grad)
 
     def mean_losses(self, one: LanePass, losses: Tensor) -> Tensor:
-        """Mean losses (D,) of samples' losses (D B,), with the objective's weights."""
+        """Mean loss of each lane, (D,), from the samples' losses (D B,), each times the objective's factor."""
         if not self._objective.has_weights:
             return one.lane_losses(losses)
         factors, width = torch.ones_like(losses), one.shares.shape[1]

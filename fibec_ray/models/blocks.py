@@ -20,7 +20,7 @@ from fibec_ray.errors import ModelError
 TIME_FIRST = ("xlnet",)
 """Families whose blocks work on states (S, B, H)."""
 NO_MODULES = ("xlm", "flaubert")
-"""Families whose blocks are no modules of their own. They have no final norm, so `hidden_states` are the outputs."""
+"""Families without a module per block. They have no final norm, so `hidden_states` are the blocks' outputs."""
 
 
 class Hidden(NamedTuple):
@@ -51,8 +51,8 @@ class BlockOutputs:
     def run(self, module: nn.Module, inputs: Mapping[str, Any], length: int, wanted: bool) -> tuple[Any, Hidden]:
         """Run the base or its body; return its output, and the blocks' outputs if `wanted`.
 
-        length: S. The blocks of some families see more tokens, padded. Raises ModelError for outputs of an architecture
-        that does not keep its blocks in a list.
+        length: S. The blocks of some families see more tokens, padded. Raises ModelError if outputs are wanted of an
+        architecture that does not keep its blocks in a list.
         """
         if wanted and not self._blocks and self._kind not in NO_MODULES:
             raise ModelError(

@@ -56,7 +56,7 @@ class Exchange:
     def setup(self, device: int, num_words: Callable[[int], int]) -> Message:
         """The setup phase of one device: P^0 down, layer scores and word counts up.
 
-        num_words: different tokens in a device's training texts.
+        num_words: returns the number of different tokens in a device's training texts.
         """
         job = self._job
         if not job.method.needs_setup:

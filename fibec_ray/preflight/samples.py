@@ -27,7 +27,7 @@ class Samples:
     answer_share: float = 0.0
     """share of all tokens that are part of a response; 0 unless answers are texts"""
     num_words: Callable[[int], int] = lambda device: 0
-    """different tokens in the training texts of a device"""
+    """number of different tokens in a device's training texts"""
 
     @property
     def longest(self) -> int:

@@ -63,7 +63,7 @@ class TrialScan(FisherScan):
 
 @dataclass(frozen=True)
 class Training:
-    """A call of `Session.train`; or of `Session.gradient`, as a training of one epoch."""
+    """A call of `Session.train`. `Session.gradient` counts as training for one epoch."""
 
     epochs: int
     repeats: int

@@ -25,7 +25,7 @@ class Curriculum(Part):
 
     @property
     def pools_words(self) -> bool:
-        """True if devices exchange how often each token occurs in their texts, in the setup phase."""
+        """True if devices add up their token counts in the setup phase. The bytes of this are counted."""
         return False
 
     def due(self, memory: Tensors, round_: int) -> bool:

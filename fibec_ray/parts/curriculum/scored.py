@@ -144,8 +144,8 @@ class LossOrder(Scored):
 class LengthOrder(Scored):
     """Short samples first, by their number of tokens.
 
-    A co-author's code of FibecFed runs its baselines SLW and Shortformer in this way: it truncates nothing, where both
-    papers do (kinds `length_warmup` and `short_first`). The model does not run.
+    A co-author's code of FibecFed runs its baselines SLW and Shortformer in this way. It truncates no text. Both papers
+    do; see kinds `length_warmup` and `short_first`. The model does not run.
     """
 
     kind: Literal["length_order"] = "length_order"
@@ -165,9 +165,9 @@ class RarityOrder(Scored):
     not run. The paper counts words of the corpus; we count tokens of the device. As in the paper the pacing is
     competence from 1 %.
 
-    With `counted_on: federation` p is counted on all devices' texts, without the added one, as in a co-author's code of
+    With `counted_on: federation` p is counted on all devices' texts and nothing is added, as in a co-author's code of
     FibecFed. Each device sends its counts once, so the server learns which words it has. That code leaves out special
-    tokens, which most samples have in equal number.
+    tokens. We count them; most samples have the same number of them.
     """
 
     kind: Literal["rarity"] = "rarity"

@@ -23,7 +23,7 @@ class FisherNeurons(ByNeuron):
 
     F_k^t = gamma F_k^{t-1} + (1 - gamma) F~_k^t (diagonal; F_k^0 = F~_k^0 over all data at the initial model). A
     neuron's importance is the sum of its entries of F; neurons are ranked across all personal layers of the device.
-    gamma, the ratio and the definition of a LoRA neuron are ours. The page on FibecFed has those of a co-author's code.
+    gamma, the ratio and the definition of a LoRA neuron are ours. The page on FibecFed has a co-author's choices.
     Neurons with zero Fisher information are never chosen. At LoRA's start B = 0, so all of A scores exactly 0.
     """
 

@@ -34,7 +34,7 @@ class Objective(Part):
 
     @property
     def lacks(self) -> tuple[Need, ...]:
-        """ "gradients" with a `feature_penalty` or `weigh`, since they change the gradient of each sample."""
+        """ "gradients" with a `feature_penalty` or `weigh`, since both change the gradient of each sample."""
         plain = type(self).feature_penalty is Objective.feature_penalty and not self.has_weights
         return () if plain else ("gradients",)
 
@@ -54,7 +54,7 @@ class Objective(Part):
         return type(self).correct is not Objective.correct
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """Factors (B,) on the losses of a step's samples before they are averaged. losses: (B,), without a graph."""
+        """Factors (B,) on the losses of a step's samples, applied before the mean. losses: (B,), detached."""
         return torch.ones_like(losses)
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:

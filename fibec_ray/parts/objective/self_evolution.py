@@ -12,14 +12,14 @@ from fibec_ray.parts.objective.base import Objective
 
 
 class SelfEvolution(Objective):
-    """SE (Peng et al., ACL 2023): what the model has hardly learnt is trained on smoothed labels.
+    """SE (Peng et al., ACL 2023): smooths the labels of samples whose loss is still high.
 
     A loss above Gamma is computed with the label (1 - lambda) y + lambda p, with y the true label and p the model's own
     prediction, held constant. The gradient of that cross-entropy is 1 - lambda times the plain one, so the loss is
-    multiplied by 1 - lambda. A loss of at most Gamma is left as it is. lambda = 0 is FedAvg.
+    multiplied by 1 - lambda. A loss of at most Gamma does not change. lambda = 0 is FedAvg.
     The paper decides for each target token. A co-author's code of FibecFed decides for a whole batch, by its mean loss,
-    with Gamma = 2 and lambda = 0.5; these are our defaults. Ours: mixing y and p in this form is our reading of the
-    paper, and with answers in text a sample's loss is the mean over its tokens. The log has plain losses.
+    with Gamma = 2 and lambda = 0.5; these are our defaults. This form of mixing y and p is our reading
+    of the paper. With answers in text, a sample's loss is the mean over its tokens (ours). The log has plain losses.
     AdamW and clipping undo most of a factor that all samples of a step share, so `loss_of: batch` changes little there.
     """
 

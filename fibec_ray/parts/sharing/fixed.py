@@ -24,8 +24,19 @@ class Body(Sharing):
     kind: Literal["body"] = "body"
     last_blocks: int = Field(0, ge=0, description="number of top blocks whose adapters are personal too")
     lacks: ClassVar[tuple[Need, ...]] = ()
-    sends: ClassVar[str] = "all but the head"
-    keeps: ClassVar[str] = "the head (device)"
+
+    @property
+    def sends(self) -> str:
+        return f"all but {self._personal}"
+
+    @property
+    def keeps(self) -> str:
+        return f"{self._personal} (device)"
+
+    @property
+    def _personal(self) -> str:
+        blocks = "block" if self.last_blocks == 1 else f"{self.last_blocks} blocks"
+        return f"the head and the top {blocks}" if self.last_blocks else "the head"
 
     def select(self, reports: Sequence[LayerReport], layout: Layout, rng: torch.Generator) -> Selection:
         refuse_without_blocks(self.kind, layout)

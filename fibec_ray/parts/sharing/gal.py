@@ -30,7 +30,7 @@ class GlobalLayers(Sharing):
 
     Device k scores each block on some of its samples (I_k^l, see `layer_scores.py`). The server averages with weights
     n_k / n and takes the top N*, ties to the lower block. Trainable tensors outside blocks (a head) are always shared.
-    N*, rho, p and the sample count are ours. The page on FibecFed has those of a co-author's code.
+    N*, rho, p and the sample count are ours. The page on FibecFed has a co-author's choices.
 
     norm_diff needs pretrained weights. A fresh LayerNorm gives every token the same norm for any input, so on an
     encoder with `init: random` it measures only rounding; use diff_norm there.

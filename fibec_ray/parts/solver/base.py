@@ -59,7 +59,7 @@ class Session(Protocol):
     def gradient(self) -> Tensors:
         """The mean gradient of the plain loss over the batches of one epoch, at the model's current values.
 
-        Without dropout; 0 where a mask freezes entries. Flops and time count it.
+        Computed without dropout; 0 where a mask freezes entries. Its cost is part of the logged flops and time.
         """
 
     def train(

@@ -1,4 +1,4 @@
-"""FedRep and FedAlt: the personal tensors and the shared ones are trained in turn."""
+"""FedRep and FedAlt: train the personal and the shared tensors one after the other."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class FedRep(Solver):
     set the sharing rule's last_blocks instead. A method without personal tensors is rejected. Head and body have
     separate optimisers, and `local.max_steps` limits each. The log counts the steps of the body; flops count both.
 
-    FedAlt (Pillutla et al., ICML 2022) is the same for any choice of personal tensors. A co-author's code of FibecFed
-    trains the shared tensors first, each for `local.epochs`: `first: shared`, `head_epochs: null`.
+    FedAlt (Pillutla et al., ICML 2022) does the same for any choice of personal tensors. A co-author's code of FibecFed
+    trains the shared tensors first, and both for `local.epochs`: `first: shared`, `head_epochs: null`.
     """
 
     kind: Literal["fedrep"] = "fedrep"
@@ -28,7 +28,7 @@ class FedRep(Solver):
         ge=1,
         description="epochs of the head; null: local.epochs, as for the body. FederatedScope uses 2 and 1",
     )
-    first: Literal["personal", "shared"] = Field("personal", description="the tensors that are trained first")
+    first: Literal["personal", "shared"] = Field("personal", description="which tensors are trained first")
     needs: ClassVar[tuple[Need, ...]] = ("shared", "personal", "moving")
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:

@@ -19,9 +19,9 @@ class LayerPerturbation(Solver):
     """PLGU (Qu et al., CVPR 2023): personalise locally, generalise universally, by layer-wise sharpness-aware training.
 
     Before it trains, a device moves each shared tensor w by rho g / (|g| + 1e-7), in the direction in which the loss of
-    its data rises fastest. g is the mean gradient of the round's batches at the received values. Personal tensors stay.
-    rho = 0 is FedAvg, with one pass more over the data.
-    This is the form in a co-author's code of FibecFed: it moves once a round and does not move back. The paper's
+    its data rises fastest. g is the mean gradient of the round's batches at the received values. Personal tensors do
+    not move. rho = 0 is FedAvg with one more pass over the data.
+    This is the form in a co-author's code of FibecFed: tensors move once a round and never back. The paper's
     algorithm (LWSAM) takes the gradient at a perturbed point and applies it at the original one. Ours: g is computed
     without dropout, and entries that a mask freezes do not move.
     """
@@ -39,5 +39,5 @@ class LayerPerturbation(Solver):
         return memory
 
     def _uphill(self, value: Tensor, gradient: Tensor) -> Tensor:
-        """The value after a step of length rho along the gradient; unchanged where that is 0."""
+        """The value after a step of length rho along the gradient; unchanged if the gradient is 0."""
         return value + gradient * (self.radius / (gradient.norm() + LEAST_NORM))
