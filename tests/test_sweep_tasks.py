@@ -103,7 +103,9 @@ def test_a_list_of_tasks_names_those_of_the_other_file(write: Any) -> None:
 
 
 def test_one_sweep_cannot_stand_for_several_tasks(write: Any) -> None:
-    with pytest.raises(ConfigError, match="is a sweep over 2 tasks, and this takes one with a single task; use `fibec"):
+    with pytest.raises(
+        ConfigError, match="has 2 tasks, and only the command line runs sweeps over tasks; use `fibec-ray sweep`"
+    ):
         load_sweep(write())
 
 

@@ -18,7 +18,7 @@ def paper_files(
     style: str = "markdown",
     width: int | None = None,
 ) -> str:
-    """The tables as text. With a folder also FOLDER/paper.md, paper.tex, CSV files and paper.pdf, .svg and .png.
+    """Return the tables as text. With a folder, also write paper.md, paper.tex, CSV files and paper.pdf, .svg and .png.
 
     style: markdown, csv or latex. width: characters in a terminal line. Raises UserError.
     """

@@ -1,7 +1,7 @@
 """Shows which layers FibecFed shares, and how the final norm would change them: `python -m fibec_ray.bench.last_block`.
 
-The last of transformers' `hidden_states` of a decoder is the state after the final norm. Layer scores read the last
-block's own output instead. This scores the layers of an untrained federation in both ways.
+In transformers, the last of a decoder's `hidden_states` is the state after the final norm. Layer scores read the last
+block's own output instead. This command scores the layers of an untrained federation both ways.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SETTINGS = ("method=fibecfed", "backbone=smollm2", "num_devices=2", "cohort_size
 
 
 class WithNormed:
-    """A model that gives the state after the final norm too, as if it were one block more."""
+    """A model whose hidden states include the state after the final norm, as if it were one more block."""
 
     def __init__(self, model: Any):
         self._model = model
@@ -40,11 +40,11 @@ class WithNormed:
         return getattr(self._model, name)
 
     def forward(self, *arguments: Any, **named: Any) -> Outputs:
-        """As the model's, with one state more."""
+        """Same as the model's, with one more state."""
         return _extended(self._model.forward(*arguments, **named))
 
     def per_sample_grads(self, *arguments: Any, **named: Any) -> tuple[Outputs, Any]:
-        """As the model's, with one state more."""
+        """Same as the model's, with one more state."""
         out, caught = self._model.per_sample_grads(*arguments, **named)
         return _extended(out), caught
 
@@ -56,7 +56,7 @@ def _extended(out: Outputs) -> Outputs:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of the layers and the layers that the server then shares."""
+    """Scores of the layers, and the layers that the server shares by these scores."""
 
     scores: Tensor
     """(L,)"""

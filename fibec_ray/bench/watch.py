@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 INTERVAL_S, SHARE = 0.5, 0.01
-"""Least seconds between two readings of memory, and the most of one core that they may take. A reading of a gigabyte
-in nine processes takes 40 ms of the cores that are measured, so it is not made often."""
+"""Minimum seconds between two readings of memory, and the maximum share of one core that readings may take. A reading
+uses the cores that are measured: 40 ms for 1 GB in nine processes."""
 ALONE = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -11,7 +11,7 @@
       Pacing:                                   # title: variants; a group, a sub-heading of the table
         "pacing: sqrt": [method=fibecfed, method.curriculum.pacing=sqrt]
 
-`tasks` runs all of this on several tasks, with their own settings, and read.py explains `extends`:
+`tasks` runs all variants on several tasks, each with settings of its own. See read.py for `extends`.
 
     overrides: ["data.path=sets/{task}"]        # {task} stands for the name of the task
     tasks:                                      # name: what it changes
@@ -44,7 +44,7 @@ MAX_NAME = 100
 """characters in a variant's name, which names a folder too"""
 TableName = Literal["sweep", "paper"]
 PICK = "task="
-"""Begins an override that picks some tasks of a sweep: task=trec,mr."""
+"""Start of an override that picks some tasks of a sweep: task=trec,mr."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepPlan:
     found = load_sweeps(path, overrides)
     if "" not in found:
         raise ConfigError(
-            f"{path}: is a sweep over {len(found)} tasks, and this takes one with a single task; use `fibec-ray sweep`"
+            f"{path}: has {len(found)} tasks, and only the command line runs sweeps over tasks; use `fibec-ray sweep`"
         )
     return found[""]
 
 
 def load_sweeps(path: Path, overrides: Sequence[str] = ()) -> dict[str, SweepPlan]:
-    """Load the sweep of each task in a sweep file: {task: its sweep}, {"": the sweep} without tasks.
+    """Load the sweep of each task in a sweep file: {task: its sweep}, or {"": the sweep} for a file without tasks.
 
     `task=a,b` among the overrides picks some of the tasks. Raises ConfigError.
     """

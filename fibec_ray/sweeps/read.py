@@ -27,7 +27,7 @@ ADDED = ("overrides", "variants", "tasks")
 
 
 def read_sweep(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
-    """Return the keys of a sweep file. Its paths are absolute, so that another file can extend it. Raises ConfigError.
+    """Return the keys of a sweep file, with absolute paths, so that another file can extend it. Raises ConfigError.
 
     above: files that extend this one.
     """

@@ -1,4 +1,4 @@
-"""The base class of all uplinks; used as it is, it sends updates without an encoding."""
+"""The base class of all uplinks. The class itself sends updates without encoding them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fibec_ray.types import Extra
 
 
 class Uplink(Part):
-    """How a device's update is encoded on its way to the server: its delta, not the extras of other parts.
+    """How a device's delta is encoded on its way to the server. Extras of other parts are not encoded.
 
-    Device half: `encode`, `decode_down`. Server half: `fault`, `decode`, `encode_down`. What is encoded is a *payload*,
-    a dict of tensors, and the round log counts its bytes. By default nothing is encoded.
+    Device half: `encode`, `decode_down`. Server half: `fault`, `decode`, `encode_down`. The encoded form is a
+    *payload*, a dict of tensors, and the round log counts its bytes. By default nothing is encoded.
     """
 
     costs = {"encode": ("decode", "expected_payload"), "encode_down": ("decode_down", "expected_down")}
@@ -59,5 +59,5 @@ class Uplink(Part):
         return {}
 
     def decode_down(self, payload: Tensors, like: Tensors) -> Tensors:
-        """The server's tensors as devices receive them, which the global model consists of."""
+        """The server's tensors as devices receive them. The global model consists of these."""
         return payload

@@ -1,4 +1,4 @@
-"""Bases of codecs that write a delta's tensors one after another into one vector, with and without error feedback.
+"""Base classes of codecs that flatten a delta into one vector, with and without error feedback.
 
 Shapes: n entries of the vector, in the order of the delta's tensors.
 """
@@ -19,7 +19,7 @@ from fibec_ray.types import Extra
 
 
 class Codec(Uplink):
-    """Base of codecs of one vector."""
+    """Base of codecs that encode a delta as one vector."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -64,8 +64,8 @@ class Compensated(Codec):
     """Base of codecs with error feedback: a device adds to its next delta what its last payload left out.
 
     The residual is kept with the device's state. It advances only when the server accepts the update. A tensor that is
-    not sent in a round, as when tensors take turns, keeps its residual. A device whose rank falls drops the residual of
-    the ranks it gives up.
+    not sent in a round, as with `take_turns`, keeps its residual. A device whose rank falls drops the residual of the
+    ranks that it loses.
     """
 
     error_feedback: bool = Field(True, description="add what was left out to the device's next update")

@@ -17,14 +17,15 @@ from fibec_ray.types import Extra
 
 
 class Flasc(Uplink):
-    """FLASC (Kuo et al., arXiv 2406.05233): the server sends its largest entries, devices train all, and send theirs.
+    """FLASC (Kuo et al., arXiv 2406.05233): server and devices send only their largest entries.
 
-    Down: the entries of largest magnitude of the server's tensors, others as zero. Devices train every entry from
-    there. Up: the entries of largest magnitude of the change, without error feedback. The server keeps dense tensors,
-    and the authors' code steps them with Adam. Both selections are over all tensors together, the head included. 8
-    bytes for each entry sent: value and place. The global model that is scored and saved is the one that devices
-    receive, as in the authors' code. Densities of 1 are FedAvg.
-    Ours: its mask is that of the current tensors, theirs that of the round before; updates are weighted by samples.
+    Down: the entries of largest magnitude of the server's tensors, others as zero. Devices train all entries. Up: the
+    entries of largest magnitude of the change, without error feedback. The server keeps dense tensors, and the authors'
+    code steps them with Adam. Both selections are over all tensors together, the head included. 8 bytes for each entry
+    sent: value and place. The global model that is scored and saved is the one that devices receive, as in the authors'
+    code. With densities of 1 and aggregator mean this is FedAvg.
+    Ours: entries are chosen from the current tensors (the authors' code: from the round before), and updates are
+    weighted by samples.
     """
 
     kind: Literal["flasc"] = "flasc"

@@ -17,7 +17,7 @@ LEVELS = 127
 
 
 class Int8(Codec):
-    """QSGD (Alistarh et al., NeurIPS 2017): entries are rounded at random to 8 bits, so that their mean is exact.
+    """QSGD (Alistarh et al., NeurIPS 2017): rounds entries to 8 bits at random, so that the expected value is exact.
 
     A block's scale s is its largest magnitude / 127. An entry x is sent as floor(x / s + u), u uniform on [0, 1): one
     of the two nearest levels, and on average x / s. 1 byte an entry, and 4 a block.

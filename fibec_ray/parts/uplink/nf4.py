@@ -25,7 +25,7 @@ class Nf4(Compensated):
     """NF4 (Dettmers et al., NeurIPS 2023): rounds each entry to one of 16 normal quantiles, times its block's scale.
 
     The scale is the block's largest magnitude, in float32. Half a byte an entry, and 4 bytes a block. Rounding to the
-    nearest is biased; error feedback makes up for that in later rounds.
+    nearest is biased; error feedback corrects this in later rounds.
     """
 
     kind: Literal["nf4"] = "nf4"

@@ -18,8 +18,8 @@ from fibec_ray.types import Extra
 class TopK(Compensated):
     """Sends the k entries of largest magnitude over all tensors together (Stich et al., NeurIPS 2018), others as zero.
 
-    k = density n, rounded down, at least 1. 8 bytes for each entry sent: value and place. density 1 is FedAvg, at twice
-    the bytes. What is left out stays on the device and is added to its next update.
+    k = density n, rounded down, at least 1. 8 bytes for each entry sent: value and place. density 1 is FedAvg at twice
+    the bytes. Entries that are not sent stay on the device and are added to its next update.
     """
 
     kind: Literal["topk"] = "topk"
