@@ -1,4 +1,4 @@
-"""Devices whose values are not finite, each in another place: what a sound fleet refuses, and keeps no state of."""
+"""Devices with values that are not finite, each in another place. A fleet must keep no state of them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class BadMemory(Mask):
 
 @dataclass(frozen=True)
 class Poisoned:
-    """A spec whose victims are quarantined in every round, by what is not finite of theirs; all others are sound."""
+    """A spec whose victims are quarantined in every round, each for another value; all other devices are sound."""
 
     spec: WorkerSpec
     victims: dict[str, int]
@@ -77,7 +77,7 @@ class Poisoned:
 
 
 def poisoned(settings: dict[str, Any], folder: Path) -> Poisoned:
-    """A victim for each place: extras, delta, personal tensors, memory."""
+    """Make one victim for each place: extras, delta, personal tensors, memory."""
     experiment = check(settings, "test")
     folder.mkdir()
     prepared = prepare(experiment, folder)

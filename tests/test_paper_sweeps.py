@@ -1,4 +1,4 @@
-"""The sweeps of FibecFed's paper: they load, hold the settings of a co-author's code, and run two rounds when tiny."""
+"""The sweeps of FibecFed's paper load, have the settings of a co-author's code, and run two rounds at a tiny scale."""
 
 from __future__ import annotations
 

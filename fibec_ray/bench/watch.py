@@ -15,7 +15,7 @@ import psutil
 
 INTERVAL_S, SHARE = 0.5, 0.01
 """Minimum seconds between two readings of memory, and the maximum share of one core that readings may take. A reading
-uses the cores that are measured: 40 ms for 1 GB in nine processes."""
+uses the cores that are measured: 40 to 50 ms for 1 GB in nine processes."""
 ALONE = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",

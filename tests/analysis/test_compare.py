@@ -74,8 +74,8 @@ def test_the_speed_up_is_the_geometric_mean_over_seeds(tmp_path: Path) -> None:
 
 
 def test_time_counts_with_and_without_the_setup_phase(tmp_path: Path) -> None:
-    """Both reach .5 after round 2, so after 40 s. The setup phase of 10 s is a quarter of it; a log that starts with
-    round 0, as of a method without setup, has none: 40 / 30 times as fast, and as fast with it."""
+    """Both reach .5 after 40 s. The first log has a setup phase of 10 s. The second has none and starts with round 0.
+    With the setup both are as fast; without it the first is 40 / 30 times as fast."""
     runs = [small_run(tmp_path / "a", {2: 0.5}), small_run(tmp_path / "b", {2: 0.5}, 0, "fedavg", rounds=range(6))]
     tables = tables_of(*runs, targets=(0.5,), reference="fedavg")
     with_setup, without = (rows_of(tables["target-0_5"])[name] for name in ("fibecfed", "fedavg"))

@@ -93,7 +93,7 @@ def test_another_target_and_another_reference(make: Any) -> None:
 
 
 def test_several_tasks_have_a_table_for_each_quantity(make: Any, tmp_path: Path) -> None:
-    """A variant that only one task has is left empty in the other, and a folder of sweeps is read as a whole."""
+    """A folder of sweeps is read as a whole. A variant that one task lacks has an empty cell there."""
     make("runs/trec")
     make("runs/mr", {OURS: {5: 0.6}, BASE: {5: 0.5}})
     tables = {table.stem: table for table in paper_tables(settings_of([tmp_path / "runs"], Choices()), Choices())}
@@ -125,7 +125,7 @@ def test_run_directories_make_one_setting(make: Any) -> None:
 
 
 def test_speed_up_compares_mean_times_of_common_seeds(make: Any, tmp_path: Path) -> None:
-    """Seeds 0 and 1 take 30 s each; FedAvg 50 s, and with its second seed, 10 s, 60 s in all: as fast."""
+    """The reference takes 30 s with each seed. FedAvg takes 50 and 10 s, so 60 s too: it is as fast."""
     out = make("trec", seeds=2)
     run = out / BASE / "seed-1"
     for file in (run / "rounds").iterdir():

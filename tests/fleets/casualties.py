@@ -20,8 +20,10 @@ def actors(kind: str) -> list[int]:
 
 
 def kill(kind: str, rng: random.Random | None = None, count: int = 1) -> list[int]:
-    """SIGKILL for some of them, or for all, since one of an earlier run may still be ending; the process ids of those
-    that had it."""
+    """Send SIGKILL to `count` random actors, or to all without `rng`, since one of an earlier run may still be ending.
+
+    Returns their process ids.
+    """
     alive = actors(kind)
     chosen = rng.sample(alive, min(count, len(alive))) if rng else alive
     for pid in chosen:

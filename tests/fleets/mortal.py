@@ -1,4 +1,4 @@
-"""An aggregator whose devices end their own process, so that actors die while they train."""
+"""An aggregator whose devices kill their own process, so that actors die while they train."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 
 class Mortal(Aggregator):
-    """The mean. The first devices that an actor trains end it with SIGKILL before they send their update.
+    """The mean. The first devices that train kill their actor with SIGKILL before they send their update.
 
-    deaths: how many. marks: a folder that gets a file for each. In the driver's process nothing dies.
+    deaths: number of actors to kill. marks: a folder that gets a file for each. The driver's process is never killed.
     """
 
     kind: Literal["mortal"] = "mortal"
@@ -46,7 +46,7 @@ class Mortal(Aggregator):
 
 
 def with_deaths(count: int, settings: dict[str, Any], marks: Path) -> dict[str, Any]:
-    """The settings with so many actors that die while they train."""
+    """The settings, with `count` actors that die while they train."""
     marks.mkdir()
     aggregator = {"kind": f"{__file__}:Mortal", "deaths": count, "marks": str(marks)}
     return settings | {"method": settings["method"] | {"aggregator": aggregator}}

@@ -25,7 +25,7 @@ def bad(tmp_path: Path) -> Poisoned:
 
 
 def test_a_quarantined_device_keeps_the_state_it_had(bad: Poisoned) -> None:
-    """Whatever of it is not finite. What the device itself finds is not even proposed."""
+    """This holds for every place that is not finite. A device that notices it itself proposes no state at all."""
     fleet = LocalFleet(bad.spec)
     fleet.setup()
     opened = fleet.states

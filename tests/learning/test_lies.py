@@ -1,4 +1,4 @@
-"""Devices that lie: 300 drawn lies over all aggregators, objectives and uplinks, and what the server makes of each."""
+"""Devices that lie: 300 drawn lies over all aggregators, objectives and uplinks, and how the server treats each."""
 
 from __future__ import annotations
 

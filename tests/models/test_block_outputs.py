@@ -1,4 +1,4 @@
-"""Hidden states, and so layer scores, are what each block gives out itself, before any final norm, in every family."""
+"""Hidden states and layer scores use each block's own output, before any final norm, in each family."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def body_of(model: Any) -> Any:
 
 
 def hooked(model: TorchModel, family: str, work: Any) -> tuple[Any, list[Tensor]]:
-    """What the work gives, and what the blocks gave out meanwhile."""
+    """Return the result of `work`, and the outputs of the blocks during it."""
     done, seen = watched(body_of(model).get_submodule((BLOCKS | LAST_NORMS)[family]), work)
     return done, [y.transpose(0, 1) for y in seen] if family == "xlnet" else seen
 
 
 def watched(blocks: Iterable[nn.Module], work: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
-    """What the work gives, and copies of what these modules gave out meanwhile."""
+    """Return the result of `work`, and copies of the modules' outputs during it."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, out: Any) -> None:
@@ -131,7 +131,7 @@ def scored(model: Any, shard: Any) -> Tensor:
 
 
 def assert_scores_of(scores: Tensor, seen: Sequence[Tensor], shard: Any) -> None:
-    """Scores are computed from what the blocks gave out, clean and then noisy, bit for bit."""
+    """Scores are computed from the blocks' outputs, first clean and then noisy, bit for bit."""
     (rows,) = by_length(shard, torch.arange(shard.num_samples), CHUNK)
     assert len(seen) == 2 * len(scores) and bool((scores > 0).all())
     compared = [NOISE.compared(states, shard.batch(rows)) for states in seen]
@@ -179,7 +179,7 @@ def test_scores_are_of_the_blocks_own_states_in_image_models(family: str, cache:
 
 
 def test_states_of_blocks_that_are_not_found_are_refused(cache: Path) -> None:
-    """HRM's two stacks run several times, in an order of their own."""
+    """HRM's two stacks run several times, in nested loops."""
     model = made("hrm_text", cache)
     with pytest.raises(ModelError, match=r"^backbone: hrm_text does not keep its blocks in a list.*such as fedavg$"):
         model.forward(batch(), hidden=True)

@@ -1,4 +1,4 @@
-"""Uplinks: what devices send of an update, what the server makes of it, and what the device still owes."""
+"""Uplinks: what devices send of an update, what the server decodes, and the residual that devices keep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fibec_ray.parts.uplink.nf4 import NUMBERS
 from fibec_ray.tensors import Tensors, add, digest, num_bytes
 
 CODECS = [kind for kind in UPLINKS if kind != "none"]
-OWING = [kind for kind, cls in UPLINKS.items() if issubclass(cls, Compensated)]
+WITH_FEEDBACK = [kind for kind, cls in UPLINKS.items() if issubclass(cls, Compensated)]
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -55,12 +55,12 @@ BYTES = {
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_a_payload_has_the_bytes_that_its_page_says(kind: str) -> None:
+def test_a_payload_has_the_bytes_that_the_page_says(kind: str) -> None:
     payload, _ = UPLINKS[kind]().encode(delta(), {}, rng())
     assert num_bytes(payload) == BYTES[kind] < num_bytes(delta())
 
 
-def test_the_page_s_table_is_right() -> None:
+def test_the_table_of_the_page_is_right() -> None:
     """MiniLM's query and value in 6 layers, A and B of rank 8 each, and a head of 6 classes."""
     like = {f"{i}": torch.empty(8, 384) for i in range(24)} | {"w": torch.empty(6, 384), "b": torch.empty(6)}
     page = (Path(__file__).parents[2] / "docs" / "communication.md").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_page_s_table_is_right() -> None:
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_halves_round_to_the_nearest(kind: str, dtype: torch.dtype) -> None:
+def test_16_bit_codecs_round_to_the_nearest(kind: str, dtype: torch.dtype) -> None:
     seen, _ = through(UPLINKS[kind](), delta())
     assert all(torch.equal(value, delta()[name].to(dtype).float()) for name, value in seen.items())
 
@@ -120,8 +120,8 @@ def test_the_largest_entries_are_those_of_all_tensors_together() -> None:
 # --- error feedback
 
 
-@pytest.mark.parametrize("kind", OWING)
-def test_what_was_sent_and_what_is_owed_are_all_updates_together(kind: str) -> None:
+@pytest.mark.parametrize("kind", WITH_FEEDBACK)
+def test_sent_plus_residual_is_the_sum_of_all_updates(kind: str) -> None:
     uplink, owed, sent, given = UPLINKS[kind](), dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
     for number in range(6):
         values = delta(10 * number)
@@ -141,14 +141,14 @@ def test_the_largest_of_whole_numbers_add_up_to_the_bit() -> None:
     assert torch.equal(owed["x"], left) and left.any()
 
 
-@pytest.mark.parametrize("kind", OWING)
+@pytest.mark.parametrize("kind", WITH_FEEDBACK)
 def test_without_error_feedback_nothing_is_kept(kind: str) -> None:
     uplink = UPLINKS[kind].model_validate({"error_feedback": False})
     seen, owed = through(uplink, delta(), {"a": torch.ones(20, 40)})
     assert owed == {} and uplink.keeps == "" and digest(seen) == digest(through(uplink, delta())[0])
 
 
-def test_a_tensor_that_is_not_sent_keeps_what_it_owes_and_a_lower_rank_drops_it() -> None:
+def test_a_tensor_that_is_not_sent_keeps_its_residual_and_a_lower_rank_drops_it() -> None:
     uplink, memory = UPLINKS["topk"](density=0.25), {"a": torch.arange(8.0).reshape(4, 2), "b": torch.ones(3)}
     _, owed = through(uplink, {"a": torch.zeros(2, 2)}, memory)
     assert owed["a"].tolist() == [[0, 1], [2, 0]] and torch.equal(owed["b"], memory["b"])
@@ -168,7 +168,7 @@ def finished(folder: Path, settings: dict[str, Any], rounds: int = 3) -> tuple[A
     [{"kind": "topk", "density": 1}, {"kind": "flasc", "density_down": 1, "density_up": 1}],
     ids=lambda uplink: uplink["kind"],
 )
-def test_all_entries_are_fedavg_to_the_bit(uplink: dict[str, Any], tmp_path: Path) -> None:
+def test_a_density_of_one_is_fedavg_to_the_bit(uplink: dict[str, Any], tmp_path: Path) -> None:
     plain, *_ = finished(tmp_path / "plain", make_regression({"name": "x"}))
     sparse, _, reports = finished(tmp_path / "sparse", make_regression({"name": "x", "uplink": uplink}))
     assert digest(sparse.adapter()) == digest(plain.adapter())
@@ -176,7 +176,7 @@ def test_all_entries_are_fedavg_to_the_bit(uplink: dict[str, Any], tmp_path: Pat
     assert {report.bytes_up_delta for report in reports} == {2 * sizes}
 
 
-def test_devices_keep_what_they_owe_and_draw_by_run_round_and_device(tmp_path: Path) -> None:
+def test_devices_keep_residuals_and_draw_by_run_round_and_device(tmp_path: Path) -> None:
     """The server's step is that of the decoded payloads, and the payload that of delta and residual."""
     fleet, spec, reports = finished(tmp_path / "run", make_regression({"name": "x", "uplink": "sign"}), 2)
     twice = [r.device for r in reports if r.round == 1 and any(q.device == r.device for q in reports if q.round == 0)]
@@ -213,7 +213,7 @@ def test_devices_send_as_many_entries_as_their_rank_has(tmp_path: Path) -> None:
     assert len({report.bytes_up for report in reports}) == 2
 
 
-def test_a_matrix_whose_turn_it_is_not_still_owes_the_same(tmp_path: Path) -> None:
+def test_a_matrix_that_is_not_trained_keeps_its_residual(tmp_path: Path) -> None:
     turns = {"name": "x", "peft": {"kind": "lora", "take_turns": True}, "uplink": "topk"}
     _, spec, _ = finished(tmp_path / "turns", make_tiny(turns, num_devices=2, cohort_size=2), 2)
     first, second = (stored(spec.store, 0, round_).memory["uplink"] for round_ in (1, 2))
@@ -260,12 +260,12 @@ def test_the_server_takes_encoded_updates_of_all_methods(uplink: str, name: str,
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_refused(method: dict[str, Any], why: str) -> None:
+def test_methods_that_do_not_fit_a_codec_are_refused(method: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         Method.model_validate(method)
 
 
-def test_all_entries_go_with_every_aggregator() -> None:
+def test_a_density_of_one_fits_every_aggregator() -> None:
     for aggregator in ("median", "flexlora"):
         Method.model_validate({"aggregator": aggregator, "uplink": {"kind": "topk", "density": 1}})
         Method.model_validate({"aggregator": aggregator, "uplink": "int8"})
