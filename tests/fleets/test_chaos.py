@@ -1,4 +1,4 @@
-"""Runs whose actors, server and nodes are killed: what comes out is, bit by bit, what comes out of a calm run."""
+"""Runs whose actors, server and nodes are killed give the same bits as an undisturbed run."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def plgu(radius: float = RADIUS, **parts: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("sharing", ["all", "body"])
 def test_a_device_moves_uphill_and_then_trains(sharing: str, tiny_settings: Any, tmp_path: Path) -> None:
-    """w + rho g / |g|, tensor by tensor, with g by autograd on the whole model; then bit for bit plain training."""
+    """w + rho g / |g|, tensor by tensor, with g by autograd on the whole model; then plain training, to 1e-3."""
     _, worker_spec, _ = after_rounds(0, tiny_settings(plgu(sharing=sharing)), tmp_path / "run")
     worker, plan = worker_spec.worker(), plan_round(worker_spec.job, 0)
     device, initial = plan.cohort[0], worker.initial

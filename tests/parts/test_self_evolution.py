@@ -67,7 +67,7 @@ def test_lanes_weigh_each_device_by_its_own_losses(loss_of: str, tiny_settings: 
 
 
 def test_the_log_has_the_plain_loss_of_the_first_step(tiny_settings: Any, tmp_path: Path) -> None:
-    """With one step each, training has changed nothing yet when its loss is taken."""
+    """With one step each, the loss is that of the initial model."""
     found = []
     for objective in ("plain", {"kind": "self_evolution", "threshold": 0.0}):
         settings = tiny_settings({"name": "x", "objective": objective}, local={"max_steps": 1})
