@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import yaml
 from fibec_ray.api.sweep_plan import planned_sweep
 from fibec_ray.cli.main import main
 from fibec_ray.config.load import read_yaml
-from fibec_ray.errors import ConfigError, RunDirError
+from fibec_ray.errors import ConfigError, RunDirError, RunError
 from fibec_ray.sweeps.folder import refuse_mixture
 from fibec_ray.sweeps.load import load_sweep, load_sweeps
+from fibec_ray.sweeps.run import refuse_failures, run_sweep
 
 BASE = {
     "config": "tiny.yaml",
@@ -100,6 +102,13 @@ def test_a_list_of_tasks_names_those_of_the_other_file(write: Any) -> None:
     write()
     with pytest.raises(ConfigError, match=r"b.yaml: tasks: the sweep has no task .mr.; allowed: synthetic, trec"):
         load_sweeps(write("b.yaml", extends="a.yaml", tasks=["mr"]))
+
+
+def test_a_failure_names_its_task(write: Any, tmp_path: Path) -> None:
+    sweep = load_sweeps(write(), ["task=trec"])["trec"]
+    failures = run_sweep(sweep, tmp_path / "out", 1, str, (sys.executable, "-c", "raise SystemExit('it broke')"))
+    with pytest.raises(RunError, match="2 of 2 runs failed; trec, fibecfed, seed 0: exit code 1: it broke"):
+        refuse_failures(failures, 2)
 
 
 def test_one_sweep_cannot_stand_for_several_tasks(write: Any) -> None:

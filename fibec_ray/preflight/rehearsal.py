@@ -207,8 +207,8 @@ class Rehearsal:
                 kept["mask"] = mask.warm_up(memory, warming, learning_rate(self.job, 0))
         setup = _flat(kept)
         found, control = list[Participation](), blank(self.control)
-        for _ in range(min(FIRST, self.job.rounds)):
-            one, sent = self._take_part(kept, control)
+        for round_ in range(min(FIRST, self.job.rounds)):
+            one, sent = self._take_part(kept, control, round_)
             found.append(one)
             if len(found) == 1:
                 with named(method.objective, "absorb"):
@@ -218,8 +218,11 @@ class Rehearsal:
             method.solver.tune(tuned)
         return Rehearsed(scan.asked, warming.trainings, setup, found, tuned.trainings, control)
 
-    def _take_part(self, kept: dict[str, Tensors], control: Tensors) -> tuple[Participation, Tensors]:
-        """One participation. kept: memories by axis, updated in place. Also returns what the objective sends."""
+    def _take_part(self, kept: dict[str, Tensors], control: Tensors, round_: int) -> tuple[Participation, Tensors]:
+        """One participation. kept: memories by axis, updated in place. Also returns what the objective sends.
+
+        round_: its number. Tensors that are trained in turn are encoded in turn.
+        """
         anatomy, mask, objective, solver = self.anatomy, self.method.mask, self.method.objective, self.method.solver
         memory, values, scan = dict(kept.get("objective", {})), blank(anatomy.initial), self._small_scan(self.personal)
         with named(mask, "refresh"):
@@ -243,7 +246,7 @@ class Rehearsal:
             kept["objective"], sent = objective.finish(remembered, control, delta, 1, rate)
         update = DeviceUpdate(0, 1, 1, delta, sent, learning_rate=rate)
         _refuse_others(objective, "finish", sent, "expected_extras", objective.expected_extras(asked, update))
-        self._encode(kept, delta)
+        self._encode(kept, select(values, self.server.asked(round_).shared))
         if squares:
             with named(mask, "absorb"):
                 kept["mask"] = mask.absorb(kept["mask"], blank(self.personal))

@@ -30,6 +30,13 @@ class Failure:
 
     run: SweepRun
     reason: str
+    task: str = ""
+    """the sweep's task, if its file has several"""
+
+    @property
+    def label(self) -> str:
+        """Task, variant and seed, for messages."""
+        return ", ".join(filter(None, (self.task, self.run.label)))
 
 
 Ended = Callable[[SweepRun, str, float], None]
@@ -94,7 +101,7 @@ def _run(sweep: SweepPlan, out: Path, say: Callable[[str], None], execute: Execu
             nonlocal done
             done += 1
             if reason:
-                failures.append(Failure(run, reason))
+                failures.append(Failure(run, reason, sweep.task))
             log = folder_of(run, out).with_suffix(".log")  # of a child process
             failed = f"FAILED, {reason} ({log})" if log.exists() else f"FAILED, {reason}"
             result = failed if reason else _scores(folder_of(run, out), run)
@@ -109,7 +116,7 @@ def refuse_failures(failures: Sequence[Failure], total: int) -> None:
     if failures:
         first = failures[0]
         raise RunError(
-            f"{len(failures)} of {total} runs failed; {first.run.label}: {first.reason}; "
+            f"{len(failures)} of {total} runs failed; {first.label}: {first.reason}; "
             "run the sweep again to retry them; finished runs are kept"
         )
 

@@ -15,6 +15,7 @@ from fibec_ray.answers import Answers
 from fibec_ray.config.load import check
 from fibec_ray.data.encoded import TextForm
 from fibec_ray.errors import ConfigError
+from fibec_ray.low_rank import A, B
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.base import Aggregator
@@ -103,6 +104,14 @@ def with_parts(**parts: Any) -> dict[str, Any]:
 def rehearsed(settings: dict[str, Any]) -> Rehearsed:
     job = check(settings, "test").job(classes(2))
     return Rehearsal(job, anatomy(job, TextForm())).found
+
+
+def test_a_codec_is_planned_to_owe_something_of_all_tensors_that_take_turns() -> None:
+    first, second, *_ = rehearsed(
+        with_parts(peft={"kind": "lora", "take_turns": True}, uplink="topk") | {"rounds": 2}
+    ).participations
+    assert first.memory.keys() < second.memory.keys()
+    assert [any(name.endswith(end) for name in second.memory) for end in (A, B)] == [True, True]
 
 
 def check_exactly(found: Ran, most: float = 1e-9) -> None:

@@ -23,7 +23,7 @@ class LayerPerturbation(Solver):
     not move. rho = 0 is FedAvg with one more pass over the data.
     This is the form in a co-author's code of FibecFed: tensors move once a round and never back. The paper's
     algorithm (LWSAM) takes the gradient at a perturbed point and applies it at the original one. Ours: g is computed
-    without dropout, and entries that a mask freezes do not move.
+    without dropout, and personal tensors and entries that a mask freezes do not move.
     """
 
     kind: Literal["plgu"] = "plgu"
