@@ -14,6 +14,7 @@ from fleets.mortal import with_deaths
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
+from fibec_ray.fleets.ray.fleet import RayFleet
 from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds
 from fibec_ray.runs.simulation import simulate
 
@@ -65,6 +66,23 @@ def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
     assert disturbed == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
     assert any("the server actor was lost" in note for note in reaper.notes)
     assert len(reaper.struck) == num_rounds
+
+
+def test_a_round_that_cannot_begin_does_not_lose_the_one_before(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def grow(fleet: RayFleet) -> None:
+        begun.append(len(begun))
+        if len(begun) > 1:
+            raise FleetError("no actor is left")
+
+    monkeypatch.setattr(RayFleet, "_grow", grow)
+    with pytest.raises(FleetError, match="no actor is left"):
+        digests(network_of(2, POOLED), tmp_path / "run")
+    assert read_rounds(tmp_path / "run").column("round").to_pylist() == [-1, 0]
+    assert len(begun) == 3, "in time, and again when the first round was logged"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -113,7 +114,8 @@ class RayFleet:
         return self._accepted.all
 
     def begin_round(self, plan: RoundPlan) -> None:
-        self._begun = self._begin(plan)
+        with suppress(Exception):  # the round before is logged first; then `run_round` begins again and raises
+            self._begun = self._begin(plan)
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         result = self._server.healing(plan.round, partial(self._round, plan))
