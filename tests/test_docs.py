@@ -132,7 +132,7 @@ def test_python_parses_and_its_imports_exist(name: str) -> None:
 def test_the_front_page_is_short_and_has_its_pictures() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 160
-    assert len(re.findall(r"<picture>", text)) == 2
+    assert len(re.findall(r"<picture>", text)) == 3
 
 
 @pytest.mark.timeout(900)
@@ -176,7 +176,7 @@ def test_the_site_builds_without_a_warning_and_has_every_page(tmp_path: Path, mo
     written = {path.stem for path in (ROOT / "docs").glob("*.md")}
     assert {f"{stem}/index.html" for stem in written} <= site
     front = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    for picture in ("architecture", "quickstart"):
+    for picture in ("architecture", "quickstart", "results"):
         assert f'images/{picture}.svg#only-light"' in front and f'images/{picture}-dark.svg#only-dark"' in front
 
 
