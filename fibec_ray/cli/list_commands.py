@@ -12,7 +12,8 @@ from fibec_ray.cli.parsing import Parsers
 TITLE = "choose"
 MORE = {
     "configs": "Run one: fibec-ray run NAME, with changes such as rounds=20. Your own: fibec-ray init DIR",
-    "methods": "Use one: method=NAME. Every setting: docs/methods.md. The parts of each: fibec-ray methods --wide",
+    "methods": "Use one: method=NAME. A line for each: fibec-ray methods --all. The parts of each: fibec-ray methods "
+    "--wide. When to use which: docs/methods.md",
     "tasks": "Use one: task=NAME, with data.path=FOLDER for local files.",
     "backbones": "Use one: backbone=NAME, or backbone.name= a hub id or a local folder.",
 }
@@ -23,7 +24,7 @@ def add(parsers: Parsers) -> None:
     """Add these commands to the parser."""
     for group, what in (
         ("configs", "list the experiments and sweeps to start from"),
-        ("methods", "list the methods, by family"),
+        ("methods", "list the methods, by what they are for"),
         ("tasks", "list the data sets"),
         ("backbones", "list the base models"),
     ):
@@ -32,6 +33,7 @@ def add(parsers: Parsers) -> None:
         parser.add_argument("--json", action="store_true", help="print plain values")
         if group == "methods":
             parser.epilog = RUNS_CODE
+            parser.add_argument("--all", action="store_true", help="give ablations and variants a line each, too")
             parser.add_argument(
                 "files", nargs="*", type=path, metavar="FILE", help="also list your methods (YAML) and parts (Python)"
             )
@@ -53,14 +55,17 @@ def _list(group: str, arguments: argparse.Namespace) -> None:
 
 def _methods(arguments: argparse.Namespace) -> None:
     from fibec_ray.cli.catalogue import OWN, Entry, entries, print_list
+    from fibec_ray.errors import ConfigError
 
+    if arguments.all and (arguments.json or arguments.wide):
+        raise ConfigError("methods: --all has no effect with --wide or --json, which have every method; leave it out")
     python = [file for file in arguments.files if file.suffix == ".py"]
     yaml = [Entry(file.stem, OWN, str(file), file) for file in arguments.files if file.suffix != ".py"]
     found = [*entries("methods"), *yaml]
     if arguments.json or arguments.wide or arguments.files:
         _loaded_methods(arguments, found, python)
     if not arguments.json and not arguments.wide:
-        print_list(found, MORE["methods"])
+        print_list(found, MORE["methods"], folded=not arguments.all)
 
 
 def _loaded_methods(arguments: argparse.Namespace, found: list[Any], python: list[Any]) -> None:

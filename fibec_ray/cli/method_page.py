@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
+from fibec_ray.cli.catalogue import OWN, Entry, entries
 from fibec_ray.config.load import load_method
 from fibec_ray.config.names import method_files
 from fibec_ray.method import AXES, Method
@@ -19,13 +21,50 @@ Each method is one YAML file in `configs/methods/`. It names the parts in which 
 `method=NAME` selects a method, and `method.AXIS.FIELD=VALUE` changes it. Parts combine freely; a combination that
 cannot work is rejected with the reason. [Your own method](adding-a-method.md) takes about ten lines.
 
-*All that is trainable* in the third column means the adapter, and a head if there is one."""
+First come the methods [by what they are for](#which-method), then their [parts, traffic and
+memory](#parts-traffic-and-memory), then every part with its fields."""
+
+_WHICH = """## Which method?
+
+Costs are compared with FedAvg on LoRA. When to use a method is our summary of its paper, not a result of ours;
+[comparing methods](compare-methods.md) shows how to find out on your own data."""
+
+_PARTS = """## Parts, traffic and memory
+
+*All that is trainable* means the adapter, and a head if there is one."""
 
 
 def page() -> str:
     """The page docs/methods.md."""
     methods = [(path.stem, load_method(path)) for path in method_files()]
-    return "\n\n".join([_INTRODUCTION, _method_table(methods), *map(_axis, AXES)]) + "\n"
+    ours = [entry for entry in entries("methods") if entry.family != OWN]
+    groups = [_family(family, list(members)) for family, members in groupby(ours, key=lambda entry: entry.family)]
+    return "\n\n".join([_INTRODUCTION, _WHICH, *groups, _PARTS, _method_table(methods), *map(_axis, AXES)]) + "\n"
+
+
+def _family(family: str, members: Sequence[Entry]) -> str:
+    """One table of a family's methods, and one for each fold."""
+    folds = [list(under) for _, under in groupby(members, key=lambda entry: entry.fold)]
+    return "\n\n".join([f"### {family}", *map(_fold, folds)])
+
+
+def _fold(members: Sequence[Entry]) -> str:
+    if members[0].fold:
+        rows = [f"| `{entry.name}` | {_escaped(entry.summary)} |" for entry in members]
+        return "\n".join(
+            [
+                f"{members[0].fold[:1].upper()}{members[0].fold[1:]}:",
+                "",
+                "| method | what it does |",
+                "|---|---|",
+                *rows,
+            ]
+        )
+    rows = ["| method | what it does | when to use it | what it costs |", "|---|---|---|---|"]
+    for entry in members:
+        cells = (f"`{entry.name}`", *map(_escaped, (entry.summary, entry.use, entry.cost)))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def _method_table(methods: Sequence[tuple[str, Method]]) -> str:

@@ -39,6 +39,29 @@ def test_a_list_is_short(group: str, capsys: Any) -> None:
     assert len(lines) <= 90 and max(map(len, lines[:-1])) <= 80
 
 
+def test_methods_say_when_to_use_them_and_what_they_cost() -> None:
+    bare = [entry for entry in entries("methods") if not (entry.use and entry.cost)]
+    assert all(entry.fold for entry in bare), bare
+
+
+def test_the_short_list_of_methods_names_families_of_variants(capsys: Any) -> None:
+    """Each label is there, with as many names as two lines hold; --all has a line for each method."""
+    assert main(["methods"]) == 0
+    short = capsys.readouterr().out
+    assert main(["methods", "--all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folded = [entry for entry in entries("methods") if entry.fold]
+    assert len(folded) > 15 and all(f"  {entry.fold}: " in short for entry in folded)
+    for entry in entries("methods"):
+        assert any(line.split() == [entry.name, *entry.summary.split()] for line in lines)
+
+
+@pytest.mark.parametrize("option", ["--wide", "--json"])
+def test_an_option_without_effect_is_rejected(option: str, capsys: Any) -> None:
+    assert main(["methods", "--all", option]) == 2
+    assert "--all has no effect" in capsys.readouterr().err
+
+
 def test_own_files_are_listed_last(elsewhere: Path, capsys: Any) -> None:
     (elsewhere / "methods").mkdir()
     (elsewhere / "methods" / "mine.yaml").write_text("name: mine\n")
