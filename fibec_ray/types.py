@@ -46,6 +46,10 @@ class RoundPlan:
     learning_rate: float
     states: States = field(default_factory=dict)
     """the state that each device of the cohort starts from"""
+    shares: Mapping[int, float] = field(default_factory=dict)
+    """devices that train on a part of their batches only, because they drop out in mid-round"""
+    dropped: tuple[int, ...] = ()
+    """devices that were drawn and send nothing that counts; they are not in the cohort"""
 
 
 @dataclass(frozen=True)

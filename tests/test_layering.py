@@ -26,7 +26,7 @@ LAYERS = (
     ("learning",),
     ("analysis",),
     ("tasks",),
-    ("method", "models", "data", "roundlog"),
+    ("method", "models", "data", "roundlog", "samplers", "schedules"),
     ("parts",),
     (
         "curvature",

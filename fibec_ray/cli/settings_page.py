@@ -16,6 +16,8 @@ from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.effects import OnlyWith
 from fibec_ray.fleets.settings import ActorClass
 from fibec_ray.models.kinds import BACKBONES
+from fibec_ray.samplers import SAMPLERS
+from fibec_ray.schedules import SCHEDULES
 from fibec_ray.tasks import TASKS
 
 _INTRODUCTION = """# Settings
@@ -34,6 +36,8 @@ _SECTIONS: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
         "The frozen base model. With `kind` it is a small network that devices train from scratch.",
         BACKBONES,
     ),
+    "sampler": ("Which devices start to train. `kind` chooses the rule.", SAMPLERS),
+    "schedule": ("When the server combines updates. `kind` chooses the rule.", SCHEDULES),
     "task": ("The data set. `task: trec` names a file of `configs/tasks/`. `kind` is text if it is not set.", TASKS),
 }
 """Sections that offer a choice of types, by kind; '' needs no kind."""

@@ -14,12 +14,14 @@ from fibec_ray.data.partition_base import Partition
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.encoder import Reads
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.learning.job import Job, LocalTraining, ServerConfig, System
+from fibec_ray.learning.job import AnySampler, AnySchedule, Job, LocalTraining, ServerConfig, System
 from fibec_ray.method import AXES, Method
 from fibec_ray.models.base import AnyBackbone
 from fibec_ray.models.kinds import BACKBONES, OneBackbone, class_of, parse
 from fibec_ray.models.products import unfit
 from fibec_ray.parts.part import LACKING, Setting, kind_of
+from fibec_ray.samplers.base import Sampler
+from fibec_ray.schedules.base import Schedule
 from fibec_ray.tasks import AnyTask
 from fibec_ray.types import SETUP_ROUND
 
@@ -90,6 +92,8 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     partition: Annotated[SerializeAsAny[Partition], BeforeValidator(_partition)] = DirichletLabel()
     backbone: Annotated[OneBackbone, BeforeValidator(_backbone)] = BACKBONES[""]()
     local: LocalTraining = LocalTraining()
+    sampler: AnySampler = Sampler()
+    schedule: AnySchedule = Schedule()
     server: ServerConfig = ServerConfig()
     evaluation: Evaluation = Evaluation()
     system: System = System()

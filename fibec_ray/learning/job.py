@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from fibec_ray import seeds
 from fibec_ray.answers import Answers
 from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.method import Method
 from fibec_ray.models.kinds import OneBackbone
+from fibec_ray.parts.part import build
+from fibec_ray.samplers import SAMPLERS
+from fibec_ray.samplers.base import Sampler
+from fibec_ray.schedules import SCHEDULES
+from fibec_ray.schedules.base import Schedule
+
+AnySampler = Annotated[SerializeAsAny[Sampler], BeforeValidator(lambda value: build(SAMPLERS, value))]
+AnySchedule = Annotated[SerializeAsAny[Schedule], BeforeValidator(lambda value: build(SCHEDULES, value))]
 
 
 class System(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -89,5 +97,7 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     max_length: int
     """most tokens of a sample, `data.max_length`"""
     server: ServerConfig = ServerConfig()
+    sampler: AnySampler = Sampler()
+    schedule: AnySchedule = Schedule()
     pooled_cohort: tuple[int, int] | None = None
     """with pooled data (one device has all): the federation's cohort_size and num_devices; None: not pooled"""

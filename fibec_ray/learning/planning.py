@@ -11,15 +11,13 @@ from fibec_ray.types import RoundPlan
 
 
 def plan_round(job: Job, round_: int) -> RoundPlan:
-    """The plan depends only on (seed, round), so every method and fleet gets the same cohorts."""
+    """The plan of one round on its own, with the default schedule and sampler (`Planner` plans runs).
+
+    It depends only on (seed, round), so every method and fleet gets the same cohorts.
+    """
     rng = seeds.numpy_generator(job.seed, "cohort", round_)
     cohort = rng.choice(job.num_devices, size=job.cohort_size, replace=False)
     return RoundPlan(round_, job.rounds, tuple(int(device) for device in cohort), learning_rate(job, round_))
-
-
-def cohorts(job: Job) -> list[tuple[int, ...]]:
-    """The devices of each round."""
-    return [plan_round(job, round_).cohort for round_ in range(job.rounds)]
 
 
 def learning_rate(job: Job, round_: int) -> float:

@@ -13,7 +13,7 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import CapacityError, FleetError
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, actors_on_a_gpu, decide, gpu_part
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.planning import cohorts
+from fibec_ray.learning.planner import planned
 from fibec_ray.models import backends as bases
 from fibec_ray.models.settings import Backend, BackendChoice
 from fibec_ray.preflight import disk, memory
@@ -104,7 +104,9 @@ def make_plan(
     taken = Disk(
         0 if room.base_is_there or not job.backbone.has_base else anatomy.all_base_bytes,
         data_bytes,
-        disk.state_files(job, experiment.checkpoint, exchange, samples, cohorts(job)),
+        disk.state_files(
+            job, experiment.checkpoint, exchange, samples, [plan.cohort for plan in planned(job, samples.sizes)]
+        ),
         disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
         num_bytes(anatomy.initial) + TOKENIZER_BYTES * anatomy.model.vocab_size,

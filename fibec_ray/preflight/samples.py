@@ -30,6 +30,11 @@ class Samples:
     """number of different tokens in a device's training texts"""
 
     @property
+    def sizes(self) -> list[int]:
+        """Training samples of each device."""
+        return [len(lengths) for lengths in self.train]
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest sample."""
         return int(max(self.test.max(initial=1), max(part.max(initial=1) for part in self.train)))

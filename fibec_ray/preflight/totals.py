@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.fleets.placement import ACTOR_CPU_S
-from fibec_ray.learning.planning import cohorts
+from fibec_ray.learning.planner import planned
 from fibec_ray.preflight.exchange import Exchange, Message
 from fibec_ray.preflight.plan import Seats
 from fibec_ray.preflight.rehearsal import Rehearsal
@@ -60,13 +60,14 @@ class Work:
 
 def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
     """Bytes sent over all rounds."""
-    job, exchange, planned = rehearsal.job, Exchange(rehearsal), cohorts(rehearsal.job)
+    job, exchange = rehearsal.job, Exchange(rehearsal)
+    cohorts = [plan.cohort for plan in planned(job, samples.sizes)]
     opened = _both_ways(exchange.setup(device, samples.num_words) for device in range(job.num_devices))
     rounds = [
         _both_ways(exchange.message(device, t, len(samples.train[device])) for device in cohort)
-        for t, cohort in enumerate(planned)
+        for t, cohort in enumerate(cohorts)
     ]
-    (down, up), size = rounds[-1], len(planned[-1])
+    (down, up), size = rounds[-1], max(1, len(cohorts[-1]))
     return Traffic(*opened, down // size, up // size, *zip(*rounds, strict=True))
 
 
@@ -75,7 +76,8 @@ def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: 
     job, devices, count = rehearsal.job, Devices(rehearsal, samples), seats.placement.num_actors
     opened = sum((devices.setup(device) for device in range(job.num_devices)), Amount())
     rounds = [
-        sum((devices.device_round(device, t) for device in cohort), Amount()) for t, cohort in enumerate(cohorts(job))
+        sum((devices.device_round(device, plan.round) for device in plan.cohort), Amount())
+        for plan in planned(job, samples.sizes)
     ]
     own = "personal" not in job.method.sharing.lacks or job.method.has_own_models
     times = sum(experiment.evaluates(t) for t in range(SETUP_ROUND, job.rounds))

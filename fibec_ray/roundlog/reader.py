@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError, round_number
+from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.parts import metadata_of, parts
 from fibec_ray.roundlog.schema import (
     ADDED,
@@ -34,6 +36,15 @@ def read_rounds(run_dir: Path) -> pa.Table:
 def read_devices(run_dir: Path) -> pa.Table:
     """One row per device-round, in order of round and device; columns as in `schema.DEVICES`."""
     return read_table(run_dir, "devices")
+
+
+def read_reports(run_dir: Path, before: int) -> list[list[DeviceReport]]:
+    """What devices reported in each round from 0 up to `before`, without what only other tables have."""
+    names = [field.name for field in fields(DeviceReport) if field.name in TABLES["devices"].names]
+    found: list[list[DeviceReport]] = [[] for _ in range(before)]
+    for row in _rows(run_dir, "devices", 0, before - 1):
+        found[row["round"]].append(DeviceReport(**{name: row[name] for name in names}))
+    return found
 
 
 def peak_gpu_gb(run_dir: Path) -> float | None:

@@ -14,14 +14,14 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
 from fibec_ray.errors import ConfigError, RunDirError, round_name, round_number
 from fibec_ray.fleets.worker_spec import WorkerSpec
-from fibec_ray.learning.planning import Group, lane_groups, plan_round
+from fibec_ray.learning.planning import Group, lane_groups
 from fibec_ray.learning.server import Server
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_devices, row_differences
 from fibec_ray.roundlog.writer import device_row
 from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record, staged
-from fibec_ray.runs.simulation import worker_spec_of
+from fibec_ray.runs.simulation import planner_of, worker_spec_of
 from fibec_ray.types import SETUP_ROUND, RoundPlan
 
 
@@ -81,11 +81,12 @@ def _plan(record: Record, round_: int, device: int) -> RoundPlan:
     last = last_logged(record.folder)
     if not SETUP_ROUND <= round_ <= last:
         raise ConfigError(f"--{round_name(round_)}: the log of {record.folder} has rounds 0 to {round_number(last)}")
-    job = worker_spec_of(record.experiment, record.folder, record.identity).job
+    worker_spec = worker_spec_of(record.experiment, record.folder, record.identity)
+    job = worker_spec.job
     if round_ == SETUP_ROUND:
         plan = RoundPlan(round_, job.rounds, tuple(range(job.num_devices if job.method.needs_setup else 0)), 0.0)
     else:
-        plan = plan_round(job, round_)
+        plan = planner_of(worker_spec, round_, record.folder).plan(round_)
     if device not in plan.cohort:
         allowed = ", ".join(map(str, sorted(plan.cohort))) or "none, as this method has no initialisation phase"
         raise ConfigError(f"--device {device}: had no part in {round_name(round_)}; devices that had: {allowed}")

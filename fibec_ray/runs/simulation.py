@@ -27,14 +27,14 @@ from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.ray.local_cluster import LocalCluster, started_early
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.garbage import large_steps
-from fibec_ray.learning.planning import plan_round
+from fibec_ray.learning.planner import Planner
 from fibec_ray.learning.prepare import Prepared, Recipe, prepare_federation
 from fibec_ray.learning.run_totals import Row, RunTotals
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.parts.own import keep_files
 from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.roundlog.reader import read_reports, read_rounds
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.callbacks import Callback, CallbackList, Summary
 from fibec_ray.runs.save import save_model
@@ -111,7 +111,7 @@ def carry_on(
     fleet = make_fleet(experiment, worker_spec, callback.on_progress, callback.on_message, need, cluster)
     checkpointer = Checkpointer(folder, identity.run_id, experiment.checkpoint, worker_spec.store, fleet, start)
     try:
-        for logged in run_rounds(experiment, worker_spec, fleet, totals, callback, start):
+        for logged in run_rounds(experiment, worker_spec, fleet, totals, callback, start, folder):
             claim.begin()
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             round_ = logged.row["round"]
@@ -142,15 +142,20 @@ def run_rounds(
     totals: RunTotals,
     callback: Callback,
     start: Checkpoint | None = None,
+    log_dir: Path | None = None,
 ) -> Iterator[Logged]:
-    """The round loop, the same for every method and fleet. Yields what the round log keeps."""
+    """The round loop, the same for every method and fleet. Yields what the round log keeps.
+
+    log_dir: the folder with the log of the rounds before `start`.
+    """
+    planner = planner_of(worker_spec, start.manifest.next_round if start else 0, log_dir)
     if start is None:
         opened = fleet.setup()
         callback.on_start(fleet)
         evaluation = fleet.evaluate(SETUP_ROUND) if experiment.evaluates(SETUP_ROUND) else None
         row, layers = totals.setup(opened, evaluation)
         evaluations = totals.evaluations(SETUP_ROUND, evaluation)
-        fleet.begin_round(plan_round(worker_spec.job, 0))
+        fleet.begin_round(planner.plan(0))
         row |= {"adapter_digest": fleet.digest()}
         yield Logged(row, opened.reports, layers, evaluations, range(worker_spec.job.num_devices))
     else:
@@ -158,8 +163,9 @@ def run_rounds(
         start.refuse_other_base(fleet.base)
         callback.on_start(fleet)
     for t in range(start.manifest.next_round if start else 0, experiment.rounds):
-        plan = plan_round(worker_spec.job, t)
+        plan = planner.plan(t)
         result = fleet.run_round(plan)
+        planner.learn(result.reports)
         for report in result.reports:
             if report.quarantined is not None:
                 callback.on_message(f"{round_name(t)}: device {report.device} is quarantined: {report.quarantined}")
@@ -167,8 +173,17 @@ def run_rounds(
         row, layers = totals.round(t, result, evaluation)
         evaluations = totals.evaluations(t, evaluation)
         if t + 1 < experiment.rounds:  # devices train the next round while this one is logged and saved
-            fleet.begin_round(plan_round(worker_spec.job, t + 1))
+            fleet.begin_round(planner.plan(t + 1))
         yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, evaluations, plan.cohort)
+
+
+def planner_of(worker_spec: WorkerSpec, next_round: int, log_dir: Path | None = None) -> Planner:
+    """A planner that is ready to plan `next_round`. log_dir: the folder with the log of earlier rounds."""
+    job = worker_spec.job
+    planner = Planner(job, worker_spec.federation().num_train(range(job.num_devices)))
+    logged = read_reports(log_dir, next_round) if log_dir is not None and job.sampler.uses_history else ()
+    planner.skip_to(next_round, logged)
+    return planner
 
 
 def prepare(experiment: Experiment, folder: Path) -> Prepared:

@@ -86,7 +86,9 @@ def _run(record: Record, worker_spec: WorkerSpec, fleet: Fleet, start: Checkpoin
     log = RoundLog(worker_spec.run_dir, log_metadata(experiment, record.identity))
     totals = RunTotals(experiment.task, experiment.local.batch_size)
     num_parts = until + 1 - start.manifest.next_round if start else until + 2
-    for logged in islice(run_rounds(experiment, worker_spec, fleet, totals, Callback(), start), num_parts):
+    for logged in islice(
+        run_rounds(experiment, worker_spec, fleet, totals, Callback(), start, record.folder), num_parts
+    ):
         log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
 
 

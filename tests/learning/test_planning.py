@@ -9,7 +9,8 @@ import pytest
 from conftest import classes
 
 from fibec_ray.learning.job import Job, LocalTraining, System
-from fibec_ray.learning.planning import cohorts, decay, plan_round
+from fibec_ray.learning.planner import Planner, planned
+from fibec_ray.learning.planning import decay, plan_round
 from fibec_ray.method import Method
 from fibec_ray.models.spec import Backbone
 
@@ -30,6 +31,20 @@ def job(
         eval_batch_size=8,
         max_length=16,
     )
+
+
+def cohorts(job: Job) -> list[tuple[int, ...]]:
+    return [plan.cohort for plan in planned(job)]
+
+
+def test_a_planner_plans_rounds_in_order_as_each_is_on_its_own() -> None:
+    assert planned(job()) == [plan_round(job(), round_) for round_ in range(10)]
+
+
+def test_a_planner_can_begin_in_the_middle_of_a_run() -> None:
+    planner = Planner(job())
+    planner.skip_to(7)
+    assert planner.plan(7) == plan_round(job(), 7) == planner.plan(7)
 
 
 def test_a_cohort_is_distinct_devices_of_the_federation() -> None:

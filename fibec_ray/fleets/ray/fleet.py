@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from fibec_ray.errors import FleetError, round_name
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, decide, room
 from fibec_ray.fleets.ray.actors import DeviceActor
 from fibec_ray.fleets.ray.cluster import Session, connect, resources
@@ -25,7 +26,7 @@ from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.worker_spec import WorkerSpec, assemble_evaluation
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
-from fibec_ray.learning.planning import Group, lane_groups, plan_round
+from fibec_ray.learning.planning import Group, lane_groups
 from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
@@ -98,8 +99,8 @@ class RayFleet:
         self._begun: RayRound | None = None
         """the round that devices already work on, before `run_round` asks for its result"""
         self._next_round = 0
-        self._left_out: dict[int, tuple[int, ...]] = {}
-        """devices that were left out, by round"""
+        self._done: dict[int, tuple[RoundPlan, tuple[int, ...]]] = {}
+        """rounds that are over, by number: their plan, and the devices that were left out"""
 
     def setup(self) -> SetupResult:
         layout = self._start()
@@ -119,7 +120,7 @@ class RayFleet:
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         result = self._server.healing(plan.round, partial(self._round, plan))
-        self._left_out |= {plan.round: result.lost} if result.lost else {}
+        self._done[plan.round] = plan, result.lost
         self._next_round = plan.round + 1
         self._costs.learn(result.reports)
         return result
@@ -170,8 +171,13 @@ class RayFleet:
         return layout
 
     def _rerun(self, round_: int) -> None:
-        """Repeat a finished round for a new server, leaving out the same devices."""
-        self._round(plan_round(self._worker_spec.job, round_), self._left_out.get(round_, ()))
+        """Repeat a finished round for a new server, without the devices that it went on without."""
+        if round_ not in self._done:
+            raise FleetError(
+                f"{round_name(round_)}: the server was lost, and this round ended before the run was resumed; resume "
+                "the run once more"
+            )
+        self._round(*self._done[round_])
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
         begun, self._begun = self._begun, None
