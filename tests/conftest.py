@@ -21,8 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from rotation import seed
 
 from fibec_ray.answers import Answers
-from fibec_ray.config.load import check, load_method, parse_override
+from fibec_ray.config.load import check, load_method
 from fibec_ray.config.names import config_folder, method_files
+from fibec_ray.config.reading import parse_override
 from fibec_ray.data.encoded import ArrayShard, EncodedSet
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec

@@ -19,8 +19,8 @@ from test_words import RIDDLE
 from fibec_ray.cli.main import _parse, main
 from fibec_ray.cli.reference import pages
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import read_yaml
 from fibec_ray.config.names import config_folder, method_files
+from fibec_ray.config.reading import read_yaml
 from fibec_ray.method import AXES
 from fibec_ray.sweeps.load import load_sweeps
 from fibec_ray.sweeps.read import read_sweep

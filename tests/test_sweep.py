@@ -21,8 +21,9 @@ from runs.interrupted import interrupted
 
 from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.cli.main import main
-from fibec_ray.config.load import load_experiment, read_yaml
+from fibec_ray.config.load import load_experiment
 from fibec_ray.config.names import packaged
+from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import ConfigError, RunDirError, RunError
 from fibec_ray.roundlog.reader import log_digest
 from fibec_ray.roundlog.schema import ROUNDS

@@ -12,7 +12,7 @@ import yaml
 
 from fibec_ray.api.sweep_plan import planned_sweep
 from fibec_ray.cli.main import main
-from fibec_ray.config.load import read_yaml
+from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import ConfigError, RunDirError, RunError
 from fibec_ray.sweeps.folder import refuse_mixture
 from fibec_ray.sweeps.load import load_sweep, load_sweeps

@@ -5,7 +5,7 @@ the machine's speed affects all alike. A contender whose final adapter differs f
 second: fibec_ray with more devices, larger rounds, and one actor.
 
 `--isa avx2` restricts all contenders to AVX2, as on a processor that has no more. `--write` replaces the section of
-docs/performance.md for these instructions, and keeps the others.
+docs/performance.md for these instructions, and keeps all other text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from fibec_ray.bench.contenders import Contender, Rival, bare, ours
 from fibec_ray.bench.environments import RIVALS, InstallError, python_of
 from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, scale_table, speed_table
-from fibec_ray.bench.instruction_set import add_option, described
+from fibec_ray.bench.instruction_set import add_option, described, here
 from fibec_ray.bench.machine import busy_with_others, machine
 from fibec_ray.bench.runs import Stand, compare, grow, say
 from fibec_ray.bench.workload import Sizes
@@ -33,29 +33,8 @@ NUM_DEVICES, COHORT_SIZE = 100, 10
 SIZES = (Size(100, 10, 2), Size(100, 10, 1), Size(1_000, 100, 2), Size(10_000, 10, 2), Size(10_000, 10, 1))
 """of the second"""
 PAGE = config_folder().parent / "docs" / "performance.md"
-HOW = """\
-**Task.** FedAvg with 100 devices, 10 per round. Each device has 32 samples of exactly 32 tokens and trains one epoch
-with AdamW, batches of 8, clipped gradients. The model is MiniLM (all-MiniLM-L6-v2, 22.7 M parameters) with LoRA r = 8
-on query and value and a linear head on mean-pooled states. Everything runs in two processes with one torch thread
-each.
-
-**Fairness.** All contenders train the same devices on the same batches from the same adapter. One whose final adapter
-differs from the bare loop's by more than rounding gets no figure. All use torch's own matrix
-products, except fibec_ray, which chooses those of frozen layers by a short trial (`fleet.products`); its rows name the
-choice. Rows with `torch` use the bare loop's products, so their ratios show what the engine itself costs or gains. The
-tuning of each rival is in `fibec_ray/bench/rivals/`.
-
-**Measurement.** The first round (models are loaded) and the last (evaluation) are left out. Contenders take turns.
-Figures are the median of the repeats (least - most), and ratios are taken within a repeat. Memory is that of all
-processes, with shared pages counted once (PSS).
-
-**Instructions.** Speeds of products depend on the processor's instructions, so each kind of processor has a section.
-With `--isa`, environment variables restrict a machine to fewer instructions. This emulates an older processor: caches,
-clock and arithmetic units stay those of the machine. `python -m fibec_ray.bench.kernels` measures
-the products alone, with the same option.
-"""
-SECTION = re.compile(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
-"""A part of the page: the value of --isa, or `own`, and its tables."""
+SECTION = re.compile(r"<!-- ([\w-]+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
+"""A part of the page that a command writes: its name and its text."""
 
 
 def lineup(others: Sequence[Rival]) -> list[Contender]:
@@ -117,16 +96,20 @@ def conditions(isa: str | None = None) -> str:
     return f"{date.today()}; {machine()}; {described(isa)}.{warning}"
 
 
-def page(sections: Mapping[str, str]) -> str:
-    """The text of docs/performance.md. sections: its tables, by the value of --isa, or `own`."""
-    command = "`make bench` prints the tables for this machine's processor. It takes about 25 minutes on 2 quiet cores."
-    parts = [f"<!-- {name} -->\n{text}\n<!-- end -->" for name, text in sections.items()]
-    return "\n\n".join(["# Performance", command, HOW.strip(), *parts]) + "\n"
+def replaced(text: str, name: str, tables: str) -> str:
+    """The page with this section's tables. A new section goes to its end; all other text stays."""
+    written, found = f"<!-- {name} -->\n{tables}\n<!-- end -->", list(SECTION.finditer(text))
+    if old := next((one for one in found if one[1] == name), None):
+        return text[: old.start()] + written + text[old.end() :]
+    return text.rstrip("\n") + f"\n\n{written}\n"
 
 
-def sections_of(text: str) -> dict[str, str]:
-    """The sections of a page."""
-    return dict(SECTION.findall(text))
+def section_name(isa: str | None) -> str:
+    """The name of a section, such as `avx2` for a processor that has no more, and `avx2-emulated` with --isa avx2."""
+    if isa:
+        return f"{isa}-emulated"
+    words = here().lower().split()
+    return words[0] + ("-bf16" if "with" in words else "")
 
 
 def section(isa: str | None, parts: Sequence[str]) -> str:
@@ -168,8 +151,8 @@ def main() -> None:
             parts.append(scale_table(grow(stand, SIZES)))
             print(f"\n{parts[-1]}", flush=True)
     if given.write:
-        before = sections_of(PAGE.read_text(encoding="utf-8"))
-        write_text(PAGE, page(before | {given.isa or "own": section(given.isa, parts)}))
+        before = PAGE.read_text(encoding="utf-8")
+        write_text(PAGE, replaced(before, section_name(given.isa), section(given.isa, parts)))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _print_names(label: str, found: list[Entry], width: int) -> None:
 
 def plain(entry: Entry) -> dict[str, Any]:
     """Return an entry as plain values, with the settings in its file."""
-    from fibec_ray.config.load import read_yaml
+    from fibec_ray.config.reading import read_yaml
 
     values = {"name": entry.name, "family": entry.family, "summary": entry.summary, "file": str(entry.file)}
     try:

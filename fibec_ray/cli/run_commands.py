@@ -16,6 +16,7 @@ from fibec_ray.errors import ConfigError
 if TYPE_CHECKING:
     from fibec_ray.cli.console import RunView
     from fibec_ray.config.experiment import Experiment
+    from fibec_ray.fleets.ray.local_cluster import LocalCluster
     from fibec_ray.runs.callbacks import Callback
 
 TITLE = "run experiments"
@@ -39,6 +40,13 @@ def add(parsers: Parsers) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from fibec_ray.runs.ahead import started_ahead
+
+    with started_ahead(arguments.config, arguments.overrides, entry.warn) as cluster:
+        _run_on(cluster, arguments)
+
+
+def _run_on(cluster: LocalCluster | None, arguments: argparse.Namespace) -> None:
     from fibec_ray.cli.console import RunView
     from fibec_ray.config.load import load_experiment
     from fibec_ray.files.run_dir import taken
@@ -54,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> None:
         workplace(str(out), arguments.resume, entry.warn) as folder,
     ):
         with RunView(experiment) as view:
-            run = begin(experiment, folder, arguments.resume, _callbacks(experiment, view))
+            run = begin(experiment, folder, arguments.resume, _callbacks(experiment, view), cluster)
         if run is None:
             print(f"{out}: this run is finished; nothing to do")
         else:

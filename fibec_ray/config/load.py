@@ -13,16 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from fibec_ray.config.aliases import expand
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
-from fibec_ray.config.limits import refuse_flags, refuse_nonsense
-from fibec_ray.config.names import GROUPS, find, near_file
+from fibec_ray.config.limits import refuse_flags
+from fibec_ray.config.names import GROUPS, find
 from fibec_ray.config.overrides import in_order, set_key, with_implied
 from fibec_ray.config.own_data import replace_embedded_task, with_own_data
+from fibec_ray.config.reading import parse_override, read_yaml
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.effects import without_idle
 from fibec_ray.errors import ConfigError
@@ -140,37 +139,3 @@ def first_difference(found: Any, wanted: Any, at: str = "") -> str:
         if found.get(key) != wanted.get(key):
             return first_difference(found.get(key), wanted.get(key), f"{at}.{key}" if at else str(key))
     return "its settings are of other kinds"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises ConfigError if it cannot be read or holds anything else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        near = near_file(path) or "; give the path of a YAML file"
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}){near}") from error
-    except ValueError as error:  # not UTF-8, or not a valid path
-        raise ConfigError(f"{path}: not YAML ({error}); give the path of a YAML file") from error
-    raw = _parse(text, f"{path}: not YAML")
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(raw).__name__}")
-    refuse_nonsense(raw, str(path))
-    return raw
-
-
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """Parse `local.batch_size=4` or `batch_size=4` -> (["local", "batch_size"], 4). Values are YAML."""
-    key, sign, value = text.partition("=")
-    keys = key.strip().split(".")
-    if not sign or not all(keys):
-        raise ConfigError(f"'{text}': expected key=value, such as rounds=20 or local.batch_size=4")
-    parsed = _parse(value, f"'{text}': the value is not YAML")
-    refuse_nonsense(parsed, "", keys)
-    return expand(keys, parsed)
-
-
-def _parse(text: str, complaint: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except Exception as error:  # PyYAML also raises the errors of int(), date() and others
-        raise ConfigError(f"{complaint} ({' '.join(str(error).split())})") from error

@@ -14,6 +14,7 @@ from fibec_ray.environment import read
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import absolute, alone, failing_plainly, half_made
 from fibec_ray.files.storage import Storage, is_url
+from fibec_ray.fleets.ray.local_cluster import LocalCluster
 from fibec_ray.interrupts import signals_interrupt
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.mirror import Mirror, make_ready, mirrored
@@ -40,15 +41,18 @@ def workplace(out: str, resume: bool, warn: Callable[[str], None]) -> Iterator[P
             yield folder
 
 
-def begin(experiment: Experiment, folder: Path, resume: bool, callback: Callback) -> Finished | None:
+def begin(
+    experiment: Experiment, folder: Path, resume: bool, callback: Callback, cluster: LocalCluster | None = None
+) -> Finished | None:
     """Run the experiment to its end. Returns None if it had finished before.
 
+    cluster: a local Ray cluster that may be starting already.
     resume: continue the run of this experiment in the folder, or start one if there is none. `fleet` and `checkpoint`
     may differ from its start. Raises RunDirError if the folder holds a run of another experiment.
     """
     folder = absolute(folder)
     if not resume or not _has_begun(folder):
-        return simulate(experiment, folder, callback)
+        return simulate(experiment, folder, callback, cluster)
     settings = experiment.model_dump(mode="json", include={"fleet", "checkpoint"})
     record = read_record(folder, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
     if binding(record.experiment) != binding(experiment):
@@ -57,7 +61,7 @@ def begin(experiment: Experiment, folder: Path, resume: bool, callback: Callback
     record.identity.refuse_other_parts(experiment.method.sources, folder)
     if finished_digest(folder) is not None:
         return None
-    return resume_record(record, callback)
+    return resume_record(record, callback, cluster)
 
 
 def _has_begun(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.data.stamps import changes
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.files.run_dir import absolute, failing_plainly, locked, next_free
-from fibec_ray.fleets.ray.local_cluster import started_early
+from fibec_ray.fleets.ray.local_cluster import LocalCluster, started_early
 from fibec_ray.learning.store import StateStore
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.roundlog.parts import check_parts
@@ -36,10 +36,11 @@ def resume(folder: Path, overrides: Sequence[str] = (), callback: Callback | Non
 
 
 @restored()
-def resume_record(record: Record, callback: Callback) -> Finished:
-    """Continue a run that has not finished."""
+def resume_record(record: Record, callback: Callback, waiting: LocalCluster | None = None) -> Finished:
+    """Continue a run that has not finished. waiting: a local Ray cluster that may be starting already."""
     fleet, num_devices = record.experiment.fleet, record.experiment.num_devices
-    with locked(record.folder) as claim, started_early(fleet, num_devices, callback.on_message) as cluster:
+    early = started_early(fleet, num_devices, callback.on_message, waiting)
+    with locked(record.folder) as claim, early as cluster:
         quiet_libraries()
         if read_identity(record.folder) != record.identity:  # another process was faster
             raise RunDirError(

@@ -67,14 +67,16 @@ class Finished:
 
 
 @restored()
-def simulate(experiment: Experiment, folder: Path, callback: Callback | None = None) -> Finished:
+def simulate(
+    experiment: Experiment, folder: Path, callback: Callback | None = None, waiting: LocalCluster | None = None
+) -> Finished:
     """Run an experiment in a new folder.
 
-    Settings, data, backbone and memory are checked before any actor starts. Raises UserError if one does not fit, and
-    then leaves nothing behind.
+    waiting: a local Ray cluster that may be starting already. Settings, data, backbone and memory are checked before
+    any actor starts. Raises UserError if one does not fit, and then leaves nothing behind.
     """
     callback = callback or Callback()
-    early = started_early(experiment.fleet, experiment.num_devices, callback.on_message)
+    early = started_early(experiment.fleet, experiment.num_devices, callback.on_message, waiting)
     with large_steps(), run_dirs.claimed(folder) as claim, early as cluster:
         quiet_libraries()
         prepared = prepare(experiment, claim.folder)

@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fibec_ray.checkpoints.identity import read_identity
-from fibec_ray.config.load import first_difference, load_saved, read_yaml
+from fibec_ray.config.load import first_difference, load_saved
+from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import RunDirError, UserError
 from fibec_ray.files.run_dir import alone, half_made, next_free, refuse_driver, write_yaml
 from fibec_ray.files.run_dir.leftovers import holds_run

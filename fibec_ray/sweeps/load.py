@@ -35,7 +35,8 @@ from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
-from fibec_ray.config.load import load_experiment, parse_override
+from fibec_ray.config.load import load_experiment
+from fibec_ray.config.reading import parse_override
 from fibec_ray.errors import ConfigError, UserError, did_you_mean
 from fibec_ray.sweeps.grid import parse_grid, values
 from fibec_ray.sweeps.read import picked_tasks, read_sweep

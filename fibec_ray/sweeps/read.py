@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from fibec_ray.config.load import read_yaml, with_path
+from fibec_ray.config.load import with_path
 from fibec_ray.config.names import SUFFIXES, find_config
+from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import ConfigError, did_you_mean
 
 ADDED = ("overrides", "variants", "tasks")

@@ -61,7 +61,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _beside(texts: Sequence[str]) -> dict[str, Any]:
-    from fibec_ray.config.load import parse_override
+    from fibec_ray.config.reading import parse_override
     from fibec_ray.method import AXES
 
     found = dict[str, Any]()

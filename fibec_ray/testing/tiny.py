@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import check, read_yaml
+from fibec_ray.config.load import check
 from fibec_ray.config.names import config_folder
+from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES
 

@@ -20,7 +20,7 @@ from fibec_ray.bench.figures import Figures, Refusal
 from fibec_ray.bench.rivals import training
 from fibec_ray.bench.rivals.training import Classifier, load_model, load_workload
 from fibec_ray.bench.runs import TOLERANCE, Stand, compare
-from fibec_ray.bench.speed import conditions, entrants, labelled, names, page, section, sections_of
+from fibec_ray.bench.speed import conditions, entrants, labelled, names, replaced, section, section_name
 from fibec_ray.bench.watch import CommandError, Watched, watch
 from fibec_ray.bench.workload import LENGTH, PER_DEVICE, Sizes, write_arrays, write_texts
 from fibec_ray.config.load import load_experiment
@@ -216,11 +216,21 @@ def test_restricted_instructions_are_those_that_torch_then_uses() -> None:
     assert instruction_set.described("avx2").startswith("AVX2 without bfloat16 instructions (")
 
 
-def test_the_page_says_how_and_on_what() -> None:
-    text = page({"own": section(None, [conditions(), "| a table |"]), "avx2": "| another |"})
+def test_a_section_names_the_machine_and_its_instructions() -> None:
+    text = section(None, [conditions(), "| a table |"])
     assert "cores" in text and "| a table |" in text and str(Path.home()) not in text
     assert f"## {instruction_set.here()}" in text
-    assert page(sections_of(text)) == text and sections_of(text)["avx2"] == "| another |"
+
+
+def test_a_new_measurement_replaces_its_own_section_and_no_other_text() -> None:
+    page = "# Speed\n\n<!-- avx2 -->\nold\n<!-- end -->\n\nA remark.\n"
+    assert replaced(page, "avx2", "new") == page.replace("old", "new")
+    assert replaced(page, "avx2-emulated", "new") == page + "\n<!-- avx2-emulated -->\nnew\n<!-- end -->\n"
+
+
+def test_an_emulation_has_a_section_of_its_own() -> None:
+    names = {section_name(None), section_name("avx2"), section_name("avx512")}
+    assert len(names) == 3 and "avx2-emulated" in names
 
 
 def test_an_unknown_contender_is_refused() -> None:

@@ -12,8 +12,9 @@ from conftest import classes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fibec_ray.config.load import check, load_experiment, load_method, parse_override, read_yaml
+from fibec_ray.config.load import check, load_experiment, load_method
 from fibec_ray.config.names import config_folder, find_config, method_files
+from fibec_ray.config.reading import parse_override, read_yaml
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import Job
 from fibec_ray.models.kinds import parse

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import check, load_experiment, parse_override
+from fibec_ray.config.load import check, load_experiment
+from fibec_ray.config.reading import parse_override
 from fibec_ray.errors import ConfigError
 from fibec_ray.runs.simulation import resolved
 

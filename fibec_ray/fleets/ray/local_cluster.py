@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
@@ -24,7 +25,9 @@ from fibec_ray.fleets.ray import processes
 from fibec_ray.fleets.ray.scratch import Scratch
 from fibec_ray.fleets.ray.scratch import make as make_scratch
 from fibec_ray.fleets.ray.token import ensure_token
-from fibec_ray.fleets.settings import FleetConfig
+
+if TYPE_CHECKING:  # its module imports torch
+    from fibec_ray.fleets.settings import FleetConfig
 
 NEEDS_SHARED_MEMORY = 10_000_000_000
 """Bytes above which Ray rejects an object store that /dev/shm cannot hold."""
@@ -37,13 +40,35 @@ Note = Callable[[str], None]
 """Takes a line about what was done differently from the settings."""
 
 
+class ClusterSettings(Protocol):
+    """The settings of `fleet` that a local cluster depends on."""
+
+    @property
+    def object_store_mb(self) -> int:
+        """Size of the object store, 1e6 bytes."""
+
+    @property
+    def num_actors(self) -> int | None:
+        """Device actors; None: as many as fit."""
+
+
 @dataclass
 class LocalCluster:
     """A local cluster that is starting or has started. End it with `stop`, or with `abandon` before a driver joins."""
 
     scratch: Scratch
     process: subprocess.Popen[str]
+    object_store_mb: int
+    preloads: bool
+    """True if Ray's workers import torch as soon as they start"""
     ended: bool = False
+
+    def suits(self, config: ClusterSettings, num_devices: int | None) -> bool:
+        """True if `start` would start the same cluster."""
+        return (self.object_store_mb, self.preloads) == (
+            config.object_store_mb,
+            _fills_the_machine(config, num_devices),
+        )
 
     def address(self) -> str:
         """Wait until the cluster has started; returns HOST:PORT. Raises ClusterError if it cannot start."""
@@ -86,7 +111,7 @@ class LocalCluster:
                     pipe.close()
 
 
-def start(config: FleetConfig, note: Note, num_devices: int | None = None) -> LocalCluster:
+def start(config: ClusterSettings, note: Note, num_devices: int | None = None) -> LocalCluster:
     """Start a Ray cluster on this machine in the background. A failed start cleans up after itself.
 
     num_devices: the most actors that the run can have; None: unknown. Raises CapacityError, ClusterError or
@@ -113,17 +138,26 @@ def start(config: FleetConfig, note: Note, num_devices: int | None = None) -> Lo
     except BaseException:
         scratch.remove()
         raise
-    return LocalCluster(scratch, process)
+    return LocalCluster(scratch, process, config.object_store_mb, preload)
 
 
 @contextmanager
-def started_early(config: FleetConfig, num_devices: int, note: Note) -> Iterator[LocalCluster | None]:
-    """A local cluster for the run in this block; None if it needs none. Nothing is left if the run fails early."""
+def started_early(
+    config: FleetConfig, num_devices: int, note: Note, waiting: LocalCluster | None = None
+) -> Iterator[LocalCluster | None]:
+    """A local cluster for the run in this block; None if it needs none. Nothing is left if the run fails early.
+
+    waiting: a cluster that was started before the settings were checked. It is used if it suits them, else abandoned.
+    """
     ray = sys.modules.get("ray")
-    if config.kind != "ray" or config.address is not None or (ray is not None and ray.is_initialized()):
+    needed = config.kind == "ray" and config.address is None and not (ray is not None and ray.is_initialized())
+    if waiting is not None and not (needed and waiting.suits(config, num_devices)):
+        waiting.abandon()
+        waiting = None
+    if not needed:
         yield None
         return
-    cluster = start(config, note, num_devices)
+    cluster = waiting or start(config, note, num_devices)
     try:
         yield cluster
     finally:
@@ -137,7 +171,7 @@ def _prepare_environment() -> None:
     set_default("RAY_AUTH_MODE", "token")
 
 
-def _fills_the_machine(config: FleetConfig, num_devices: int | None) -> bool:
+def _fills_the_machine(config: ClusterSettings, num_devices: int | None) -> bool:
     """True if about as many actors as CPUs are expected. Ray starts a worker for each CPU, and a preloaded one that
     never becomes an actor would waste 200 MB."""
     cpus = os.cpu_count() or 1
@@ -149,7 +183,7 @@ def _site_flags() -> list[str]:
     return [flag for flag, on in (("-s", sys.flags.no_user_site), ("-S", sys.flags.no_site)) if on]
 
 
-def refuse_large_store(config: FleetConfig) -> None:
+def refuse_large_store(config: ClusterSettings) -> None:
     """Raises CapacityError for an object store that does not fit on this machine."""
     asked, free = config.object_store_mb * 1_000_000, psutil.virtual_memory().available
     if asked > free:
@@ -166,7 +200,7 @@ def memory_taken() -> int:
     return sum(map(processes.private_bytes, processes.of(HEAD)))
 
 
-def _slow_store(config: FleetConfig) -> str | None:
+def _slow_store(config: ClusterSettings) -> str | None:
     """A line about an object store that Ray puts on the disk because shared memory is too small; None if it fits."""
     shared = _shared_memory()
     if config.object_store_mb * 1_000_000 <= shared:
@@ -177,7 +211,7 @@ def _slow_store(config: FleetConfig) -> str | None:
     )
 
 
-def _store(config: FleetConfig) -> str:
+def _store(config: ClusterSettings) -> str:
     return f"fleet.object_store_mb: Ray's object store of {config.object_store_mb} MB"
 
 

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import parse_override
 from fibec_ray.config.names import method_files
+from fibec_ray.config.reading import parse_override
 from fibec_ray.errors import ConfigError
 from fibec_ray.testing.gpu.lines import Line
 from fibec_ray.testing.gpu.place import CLOSE, LLAMA, T5, VIT, Place, Unavailable, close, experiment, line, run

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.config.load import check, read_yaml
+from fibec_ray.config.load import check
 from fibec_ray.config.names import config_folder
+from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import FibecError
 from fibec_ray.parts.blame import what_failed
 from fibec_ray.runs.simulation import Finished, simulate
