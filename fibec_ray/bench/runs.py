@@ -86,12 +86,24 @@ class Stand:
         )
 
 
-def compare(stand: Stand, contenders: Sequence[Contender], sizes: Sizes, repeats: int) -> dict[str, list[Outcome]]:
-    """Outcomes of each contender, by name. The bare loop runs first for each dtype, as the reference."""
+def compare(
+    stand: Stand, contenders: Sequence[Contender], sizes: Sizes, repeats: int, natively: bool = True
+) -> dict[str, list[Outcome]]:
+    """Outcomes of each contender, by name. The bare loop runs first for each dtype, as the reference.
+
+    natively: False where the bare loop is too slow in bfloat16; the reference is then its result in float32.
+    """
     workload = stand.workload(sizes)
     write_arrays(workload / "experiment.yaml")
-    dtypes = dict.fromkeys(contender.dtype for contender in contenders)
-    wanted = {dtype: stand.run(bare(dtype), workload)[1].adapter for dtype in dtypes}
+    known: dict[str, Adapter] = {}
+
+    def reference(dtype: str) -> Adapter:
+        dtype = dtype if natively else "float32"
+        if dtype not in known:
+            known[dtype] = stand.run(bare(dtype), workload)[1].adapter
+        return known[dtype]
+
+    wanted = {contender.dtype: reference(contender.dtype) for contender in contenders}
     found: dict[str, list[Outcome]] = {contender.name: [] for contender in contenders}
     for repeat in range(repeats):
         for contender in contenders:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-from fibec_ray.bench.contenders import Contender, Rival, bare, ours
+from fibec_ray.bench.contenders import Contender, Ours, Rival, bare, ours
 from fibec_ray.bench.environments import RIVALS, InstallError, python_of
 from fibec_ray.bench.figures import UNMEASURED, Outcome, Refusal, Size, scale_table, speed_table
 from fibec_ray.bench.instruction_set import add_option, described, here
@@ -32,6 +32,7 @@ NUM_DEVICES, COHORT_SIZE = 100, 10
 """of the first table"""
 SIZES = (Size(100, 10, 2), Size(100, 10, 1), Size(1_000, 100, 2), Size(10_000, 10, 2), Size(10_000, 10, 1))
 """of the second"""
+NO_BFLOAT16 = "a round would take minutes: no bfloat16 instructions"
 PAGE = config_folder().parent / "docs" / "performance.md"
 SECTION = re.compile(r"<!-- ([\w-]+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
 """A part of the page that a command writes: its name and its text."""
@@ -73,18 +74,27 @@ def labelled(
     products: Mapping[str, str],
 ) -> dict[str, Sequence[Outcome]]:
     """The same by the labels of the table; a rival's has its version, and ours what multiplied frozen layers."""
-    labels = {
-        one.name: f"{one.label}, {products[one.name]}" if products.get(one.name) else one.label for one in contenders
-    }
+    labels = {one.name: f"{one.label}{_choice(one, products.get(one.name, ''))}" for one in contenders}
     labels |= {name: f"{name} {versions[name]}" for name in RIVALS if name in versions}
     return {labels.get(name, name): outcomes for name, outcomes in found.items()}
+
+
+def _choice(one: Contender, products: str) -> str:
+    """What multiplied frozen layers, and whether fibec_ray chose it."""
+    chosen = isinstance(one, Ours) and "fleet.products=auto" in one.settings
+    return f", {products}{' (chosen)' if chosen else ''}" if products else ""
 
 
 def first_table(stand: Stand, only: Sequence[str], rounds: int, repeats: int) -> str:
     """The table of all contenders on one workload."""
     contenders, missing = entrants(only)
+    natively = "without bfloat16" not in described(stand.isa)
+    if not natively and (slow := bare("bfloat16")) in contenders:
+        contenders.remove(slow)
+        missing[slow.label] = Refusal(NO_BFLOAT16)
     found: dict[str, Sequence[Outcome]] = {name: [refusal] for name, refusal in missing.items()}
-    found = {**compare(stand, contenders, Sizes(NUM_DEVICES, COHORT_SIZE, rounds + UNMEASURED), repeats), **found}
+    sizes = Sizes(NUM_DEVICES, COHORT_SIZE, rounds + UNMEASURED)
+    found = {**compare(stand, contenders, sizes, repeats, natively), **found}
     named = labelled(found, contenders, stand.versions, stand.products)
     return speed_table(named, bare("float32").label, described(stand.isa))
 

@@ -191,6 +191,11 @@ def test_rows_with_the_bare_loop_s_products_say_so() -> None:
     assert {"fleet.lanes=5", "fleet.products=torch", "backbone.dtype=float32"} <= set(command)
     found = labelled({same[0].name: [], "bare-fp32": []}, [*same, bare("float32")], {}, {same[0].name: "torch"})
     assert list(found) == ["fibec_ray, fp32 base, lanes 1, torch", "bare PyTorch loop, fp32 base"]
+    own = next(one for one in ours("float32") if one.name == "ours-fp32-1")
+    both = labelled(
+        {one.name: [] for one in (same[0], own)}, [same[0], own], {}, dict.fromkeys((same[0].name, own.name), "torch")
+    )
+    assert list(both) == ["fibec_ray, fp32 base, lanes 1, torch", "fibec_ray, fp32 base, lanes 1, torch (chosen)"]
 
 
 def test_restricted_instructions_reach_every_contender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
