@@ -13,10 +13,10 @@ import yaml
 from fibec_ray.api.sweep_plan import planned_sweep
 from fibec_ray.cli.main import main
 from fibec_ray.config.reading import read_yaml
-from fibec_ray.errors import ConfigError, RunDirError, RunError
+from fibec_ray.errors import ConfigError, DataError, RunDirError, RunError
 from fibec_ray.sweeps.folder import refuse_mixture
 from fibec_ray.sweeps.load import load_sweep, load_sweeps
-from fibec_ray.sweeps.run import refuse_failures, run_sweep
+from fibec_ray.sweeps.run import refuse_failures, refuse_missing_data, run_sweep
 
 BASE = {
     "config": "tiny.yaml",
@@ -56,6 +56,21 @@ def test_the_command_line_picks_tasks_and_beats_their_settings(write: Any) -> No
     assert [(task, sweep.runs[0].experiment.rounds) for task, sweep in found.items()] == [("trec", 9)]
     assert found["trec"].runs[0].experiment.name == "my-trec"
     assert list(load_sweeps(write(), ["task=trec,synthetic"])) == ["trec", "synthetic"]
+
+
+def test_overrides_of_variants_name_the_task_too(write: Any) -> None:
+    variants = {"fibecfed": [], "other": ["name=own-{task}"]}
+    found = load_sweeps(write(**BASE | {"variants": variants}))
+    assert [run.experiment.name for run in found["trec"].runs if run.variant.name == "other"] == ["own-trec"]
+
+
+def test_missing_data_of_a_later_task_are_named_before_the_first_run(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "sets" / "synthetic").mkdir(parents=True)
+    sweeps = load_sweeps(write(), [f"data.path={tmp_path}/sets/{{task}}"])
+    with pytest.raises(DataError, match="^trec: data.path: .*sets/trec: no such file or folder; give a file of rows"):
+        refuse_missing_data(sweeps, tmp_path / "out")
+    (tmp_path / "sets" / "trec").mkdir()
+    refuse_missing_data(sweeps, tmp_path / "out")
 
 
 def test_a_file_that_extends_another_adds_and_replaces(write: Any, tmp_path: Path) -> None:
@@ -131,6 +146,18 @@ def test_the_folder_of_a_sweep_without_tasks_is_left_alone(tmp_path: Path) -> No
     refuse_mixture(tmp_path, [""])
     with pytest.raises(RunDirError, match="holds a sweep without tasks, and this one has 2; choose another --out"):
         refuse_mixture(tmp_path, ["trec", "mr"])
+
+
+@pytest.mark.slow
+def test_a_failed_run_does_not_keep_the_paper_table_back(write: Any, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "empty").mkdir()
+    broken = [f"data.path={tmp_path / 'empty'}", "data.train=none.csv"]
+    content = BASE | {
+        "tasks": {"one": ["task=synthetic"]}, "variants": {"fibecfed": [], "broken": broken}, "table": "paper"
+    }  # fmt: skip
+    assert main(["sweep", str(write(**content)), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "Reference: fibecfed." in printed.out and "1 of 2 runs failed; one, broken, seed 0" in printed.err
 
 
 @pytest.mark.slow

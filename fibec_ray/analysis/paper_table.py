@@ -35,6 +35,9 @@ class Cell:
     """how much sooner the reference reaches the target, in % of this variant's time; negative if it is later"""
     at_least: bool
     """the variant never reached the target, so `faster` is a lower bound, computed from the time of its whole run"""
+    num_reached: int = 0
+    """seeds that reach the target"""
+    num_seeds: int = 0
 
 
 def cell_of(setting: Setting, line: Line, choices: Choices) -> Cell:
@@ -52,6 +55,8 @@ def cell_of(setting: Setting, line: Line, choices: Choices) -> Cell:
         time_s=fmean(times.values()) if times else None,
         faster=faster,
         at_least=not times,
+        num_reached=len(times),
+        num_seeds=len(line.runs),
     )
 
 
@@ -115,7 +120,12 @@ def _ahead(name: str, title: str) -> Column:
 
 
 def _time(name: str, title: str) -> Column:
-    return Column(title, lambda row: cost_text(row[f"{name}_time_s"]), f"{name}_time_s", bigger_is_better=False)
+    def text(row: Row) -> str:
+        reached, seeds = row[f"{name}_num_reached"], row[f"{name}_num_seeds"]
+        some = f" ({reached} of {seeds})" if 0 < reached < seeds else ""
+        return cost_text(row[f"{name}_time_s"]) + some
+
+    return Column(title, text, f"{name}_time_s", bigger_is_better=False)
 
 
 def _sooner(name: str, title: str) -> Column:
@@ -149,6 +159,8 @@ def _notes(settings: Sequence[Setting], cells: dict[tuple[str, str], Cell], choi
     setup = "with" if choices.with_setup else "without"
     if targets:
         yield f"Time: simulated s, {setup} the initialisation phase, until the score reaches {targets}."
+        if any(0 < cell.num_reached < cell.num_seeds for cell in cells.values()):
+            yield "(1 of 3): only one of three seeds reached the target, and the time is that seed's."
     yield (
         "Faster: 100 (1 - t_reference / t_variant). Negative: the variant is faster. >: the variant never reached the "
         "target, so this is a lower bound from the time of its whole run."

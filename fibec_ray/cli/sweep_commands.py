@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext, suppress
+from pathlib import Path
 
 from fibec_ray.cli import entry
 from fibec_ray.cli.argument_types import add_config, add_score, at_least_one, path
@@ -36,21 +38,29 @@ def _sweep(arguments: argparse.Namespace) -> None:
     from fibec_ray.cli.terminal import screen_width
     from fibec_ray.sweeps.folder import refuse_mixture
     from fibec_ray.sweeps.load import load_sweeps
-    from fibec_ray.sweeps.run import refuse_failures, run_sweep
+    from fibec_ray.sweeps.run import refuse_failures, refuse_missing_data, run_sweep
 
     sweeps, failures = load_sweeps(arguments.config, arguments.overrides), []
     refuse_mixture(arguments.out, sweeps)
+    refuse_missing_data(sweeps, arguments.out)
     for task, sweep in sweeps.items():
         out = arguments.out / task
         with entry.advice(lambda: "the same command goes on with this sweep"):
             failures += run_sweep(sweep, out, arguments.jobs, lambda line: print(line, flush=True))
         print(write_table(out, width=screen_width()), end="", flush=True)
-    refuse_failures(failures, sum(len(sweep.runs) for sweep in sweeps.values()))
     if any(sweep.table == "paper" for sweep in sweeps.values()):
-        from fibec_ray.analysis.paper_files import paper_files
-        from fibec_ray.analysis.settings import Choices
+        _print_paper_table(arguments.out, incomplete=bool(failures))
+    refuse_failures(failures, sum(len(sweep.runs) for sweep in sweeps.values()))
 
-        print(paper_files([arguments.out], Choices(), arguments.out / "tables", width=screen_width()), end="")
+
+def _print_paper_table(out: Path, incomplete: bool) -> None:
+    """Print and write the tables of `fibec-ray paper-table`. incomplete: some runs failed, perhaps all."""
+    from fibec_ray.analysis.paper_files import paper_files
+    from fibec_ray.analysis.settings import Choices
+    from fibec_ray.cli.terminal import screen_width
+
+    with suppress(UserError) if incomplete else nullcontext():
+        print(paper_files([out], Choices(), out / "tables", width=screen_width()), end="", flush=True)
 
 
 def _sweep_table(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@
 
 `tasks` runs all variants on several tasks, each with settings of its own. See read.py for `extends`.
 
-    overrides: ["data.path=sets/{task}"]        # {task} stands for the name of the task
+    overrides: ["data.path=sets/{task}"]        # {task} stands for the name of the task, also in variants
     tasks:                                      # name: what it changes
       trec: [rounds=100]
       mr: [rounds=20]
@@ -144,7 +144,11 @@ def load_sweeps(path: Path, overrides: Sequence[str] = ()) -> dict[str, SweepPla
         raise ConfigError(f"{path}: seeds: {file.seeds} has a seed twice; give each once")
     config = Path(file.config)
     return {
-        task: replace(_sweep(path, config, common, variants, file.seeds, file.reference), task=task, table=file.table)
+        task: replace(
+            _sweep(path, config, common, _of_task(variants, task), file.seeds, file.reference),
+            task=task,
+            table=file.table,
+        )
         for task, common in _by_task(file, overrides, path)
     }
 
@@ -162,6 +166,14 @@ def _by_task(file: _SweepFile, overrides: Sequence[str], path: Path) -> Iterator
             raise ConfigError(f"{path}: tasks: {task!r} names a folder too; use lower-case letters, digits and -")
         texts = [text.replace("{task}", task) for text in (*file.overrides, f"{PICK}{task}", *changes, *others)]
         yield task, _checked(texts, f"{path}: task {task!r}")
+
+
+def _of_task(variants: tuple[Variant, ...], task: str) -> tuple[Variant, ...]:
+    """The variants of a task: `{task}` in their overrides stands for its name."""
+    if not task:
+        return variants
+    named = [tuple(text.replace("{task}", task) for text in one.overrides) for one in variants]
+    return tuple(replace(one, overrides=texts) for one, texts in zip(variants, named, strict=True))
 
 
 def _grid_sweep(path: Path, overrides: Sequence[str]) -> SweepPlan:

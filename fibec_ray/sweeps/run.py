@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fibec_ray.errors import FibecError, RunError
+from fibec_ray.data.splits import nearest_file
+from fibec_ray.errors import DataError, FibecError, RunError
 from fibec_ray.files.run_dir import absolute
+from fibec_ray.files.storage import is_url
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.roundlog.schema import score_column
 from fibec_ray.runs.begin import begin
@@ -109,6 +111,19 @@ def _run(sweep: SweepPlan, out: Path, say: Callable[[str], None], execute: Execu
 
         execute(waiting, out, ended)
     return failures
+
+
+def refuse_missing_data(sweeps: Mapping[str, SweepPlan], out: Path) -> None:
+    """Raise DataError if a run that has not finished needs a local file or folder that is not there.
+
+    sweeps: by task. A sweep over tasks would otherwise find out hours later.
+    """
+    for task, sweep in sweeps.items():
+        waiting = [run for run in sweep.runs if not is_finished(run, folder_of(run, absolute(out) / task))]
+        for path in dict.fromkeys(run.experiment.data.path for run in waiting):
+            if path is not None and not is_url(path) and not (local := Path(path).expanduser()).exists():
+                where = f"{task}: " if task else ""
+                raise DataError(f"{where}data.path: {path}: no such file or folder; {nearest_file(local)}")
 
 
 def refuse_failures(failures: Sequence[Failure], total: int) -> None:

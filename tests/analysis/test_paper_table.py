@@ -135,6 +135,17 @@ def test_speed_up_compares_mean_times_of_common_seeds(make: Any, tmp_path: Path)
     assert (row["trec_time_s"], row["trec_faster"]) == (30, 0)
 
 
+def test_a_time_says_how_many_seeds_reached_the_target(make: Any) -> None:
+    out = make("trec", seeds=2)
+    run = out / BASE / "seed-1"
+    for file in (run / "rounds").iterdir():
+        file.unlink()
+    small_run(run, {0: 0.1, 5: 0.2}, 1, BASE)
+    assert cells_of(out)[BASE][2] == "50 (1 of 2)" and cells_of(out)[OURS][2] == "30"
+    (table,) = paper_tables(settings_of([out], Choices()), Choices())
+    assert any(note.startswith("(1 of 3)") for note in table.notes)
+
+
 def test_only_some_variants(make: Any) -> None:
     assert list(rows_of(make("trec"), only=(SLOW,))) == [OURS, SLOW]
     with pytest.raises(UserError, match="--only fedavk: no such variant here; did you mean 'fedavg'"):
@@ -165,7 +176,8 @@ def test_curves_go_over_the_same_time_as_the_table(make: Any) -> None:
 def test_the_command_prints_tables_and_writes_them_with_the_figure(make: Any, tmp_path: Path, capsys: Any) -> None:
     places = [str(make("trec")), str(make("mr"))]
     assert main(["paper-table", *places, "--out", str(tmp_path / "out"), "--format", "csv"]) == 0
-    assert "variant,trec_score,trec_ahead,trec_time_s,trec_faster,trec_at_least,mr_score" in capsys.readouterr().out
+    columns = ("score", "ahead", "time_s", "faster", "at_least", "num_reached", "num_seeds")
+    assert ",".join(["variant", *(f"trec_{name}" for name in columns), "mr_score"]) in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "paper.md", "paper.tex", "paper.pdf", "paper.svg", "paper.png",
         "paper-score.csv", "paper-ahead.csv", "paper-time.csv", "paper-faster.csv",
