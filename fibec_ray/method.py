@@ -5,6 +5,7 @@ The engine needs nothing else. Parts that are left out are those of FedAvg on Lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
@@ -19,7 +20,7 @@ from fibec_ray.parts.mask.base import Mask
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.own import Source
-from fibec_ray.parts.part import LACKING, Part, build, sources_of, with_inner
+from fibec_ray.parts.part import LACKING, Part, build, kinds_of, sources_of, with_inner
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
 from fibec_ray.parts.sharing import SHARINGS
@@ -97,8 +98,8 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """Check that the parts go together, by the rules in their own files."""
         for axis, part in self.all_parts:
             _check_words(axis, part)
-            for other, kind in part.partners.items():
-                self._go_together(axis, part, other, kind)
+            for other, kinds in part.partners.items():
+                self._go_together(axis, part, other, kinds_of(kinds))
             for other, why in part.silences.items():
                 if (idle := self.parts[other]) != neutral(other):
                     raise ValueError(
@@ -114,20 +115,23 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         _ = self.sources  # raises ValueError for two of one name
         return self
 
-    def _go_together(self, axis: str, part: Part, other: str, kind: str) -> None:
-        """Raise ValueError unless the other axis has this kind, or a user's version of it, with the same values."""
+    def _go_together(self, axis: str, part: Part, other: str, kinds: Sequence[str]) -> None:
+        """Raise ValueError unless the other axis has one of the kinds, or a user's version of it, with the same values.
+
+        kinds: the usual one first.
+        """
         partner, registry = self.parts[other], AXES[other]
-        ready_made = registry.get(kind) if kind != neutral(other).kind else None
-        own = ready_made and partner.kind not in registry and isinstance(partner, ready_made)
-        if partner.kind != kind and not own:
-            raise ValueError(
-                f"{axis} '{part.kind}' needs {other} '{kind}', found '{partner.kind}'; set both, or neither"
-            )
+        ready_made = tuple(registry[kind] for kind in kinds if kind in registry and kind != neutral(other).kind)
+        own = partner.kind not in registry and isinstance(partner, ready_made)
+        if partner.kind not in kinds and not own:
+            able = " or ".join(f"'{kind}'" for kind in kinds)
+            both = "set both, or neither" if len(kinds) == 1 else "set one of these, or neither part"
+            raise ValueError(f"{axis} '{part.kind}' needs {other} {able}, found '{partner.kind}'; {both}")
         for field in part.agrees:
             mine, theirs = getattr(part, field), getattr(partner, field, None)
             if mine != theirs:
                 raise ValueError(
-                    f"{axis}.{field} {mine} and {other}.{field} {theirs} of {kind} differ; make them equal"
+                    f"{axis}.{field} {mine} and {other}.{field} {theirs} of {partner.kind} differ; make them equal"
                 )
 
     @property

@@ -85,7 +85,7 @@ def test_every_part_is_frozen_documented_and_made_from_its_kind_alone(axis: str,
 def neighbours(axis: str, kind: str) -> dict[str, Any]:
     """What a part cannot do without."""
     part = AXES[axis][kind]()
-    return part.partners | ({"sharing": "body"} if "personal" in part.needs else {})
+    return part.usual_partners() | ({"sharing": "body"} if "personal" in part.needs else {})
 
 
 @pytest.mark.parametrize("axis", AXES)

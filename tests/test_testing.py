@@ -164,7 +164,7 @@ def test_a_part_that_fits_no_small_experiment_says_why(tmp_path: Path) -> None:
 
 def test_partners_that_a_part_names_come_with_it(tmp_path: Path) -> None:
     method = checks.Trial(AXES["peft"]["moving_lora"], {}, tmp_path).accepted().method
-    assert method.aggregator.kind == AXES["peft"]["moving_lora"].partners["aggregator"]
+    assert method.aggregator.kind == "flora"
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,8 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     kind: str
     former_kinds: ClassVar[tuple[str, ...]] = ()
     """Names that `kind` had in earlier releases; YAML that uses them still works, with a note"""
-    partners: ClassVar[Mapping[str, str]] = {}
-    """Axis -> the only kind on that axis that this part works with"""
+    partners: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
+    """Axis -> the only kind on that axis that this part works with, or several such kinds, the usual one first"""
     agrees: ClassVar[tuple[str, ...]] = ()
     """Fields that must equal the partners' fields of the same name"""
     silences: ClassVar[Mapping[str, str]] = {}
@@ -150,6 +150,11 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             kind = own.name_kind(cls)
             cls.model_fields["kind"] = FieldInfo(annotation=Literal[kind], default=kind)  # type: ignore[arg-type]
             cls.model_rebuild(force=True, raise_errors=False)
+
+    @classmethod
+    def usual_partners(cls) -> dict[str, str]:
+        """Axis -> the kind that this part needs there; the usual one of several."""
+        return {axis: kinds_of(kinds)[0] for axis, kinds in cls.partners.items()}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Send a user's own part with its source, since the other process may never have seen the file."""
@@ -192,6 +197,11 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def keeps(self) -> str:
         """What this part stores between rounds and where, for tables."""
         return ""
+
+
+def kinds_of(partner: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds that a value of `partners` names."""
+    return (partner,) if isinstance(partner, str) else partner
 
 
 def _defined(cls: type, name: str) -> int:

@@ -80,8 +80,8 @@ class Exchange:
         peft, control = job.method.peft, self.rehearsal.found.control if round_ else self.control
         asked = replace(self.rehearsal.server.asked(round_), control=control)
         moved = set(asked.shared).union(*(peft.moving(own, t, job.rounds) for t in range(min(round_, 2))))
-        if round_:  # server-only tensors have changed, so they are sent too
-            moved |= self._anatomy.layout.server_only
+        if round_:  # the server has changed these, so they are sent too
+            moved |= self._anatomy.layout.server_only | self.rehearsal.stepped
         delta = self._on_wire(asked.shared, rank)
         update = DeviceUpdate(0, num_samples, 1, delta, rank=rank, learning_rate=asked.learning_rate)
         down = num_bytes(control)

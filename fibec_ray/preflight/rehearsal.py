@@ -129,17 +129,28 @@ class Rehearsal:
 
         The initial state twice, if the aggregator depends on values.
         """
+        return self._combined[:2]
+
+    @property
+    def stepped(self) -> frozenset[str]:
+        """The tensors that the aggregator changes, whether devices send them or not."""
+        return self._combined[2]
+
+    @cached_property
+    def _combined(self) -> tuple[Tensors, Tensors, frozenset[str]]:
+        """`aggregator_states` and `stepped`."""
         aggregator, start = self.method.aggregator, under_prefix("aggregator", self.server.learnt)
         try:
             with without_torch_log(), self._fake_above(TINY):
-                found = [aggregator.start(blank(self.shared), self.job.num_devices)]
+                states, step = [aggregator.start(blank(self.shared), self.job.num_devices)], Tensors()
                 for devices in ((0, 1), (0, 1), (2, 3)):
-                    found.append(aggregator.combine(found[-1], map(self._update, devices))[1])
-                return found[-2], found[-1]
+                    step, state = aggregator.combine(states[-1], map(self._update, devices))
+                    states.append(state)
+                return states[-2], states[-1], frozenset(step)
         except ConfigError:
             raise  # a hook returned a wrong type
         except Exception:
-            return start, start
+            return start, start, frozenset()
 
     def _update(self, device: int) -> DeviceUpdate:
         asked = self.server.asked(0)

@@ -86,7 +86,7 @@ class Trial:
         """A small experiment with the part. Raises Skipped if the part does not fit it."""
         kind = self.part.model_fields["kind"].default
         try:
-            return tiny.experiment(where, {**self.part.partners, **self.beside, axis_of(self.part): kind})
+            return tiny.experiment(where, {**self.part.usual_partners(), **self.beside, axis_of(self.part): kind})
         except ConfigError as error:
             raise Skipped(str(error)) from error
 

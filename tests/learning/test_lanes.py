@@ -52,9 +52,9 @@ def two_rounds(worker_spec: WorkerSpec) -> tuple[Tensors, list[DeviceReport], Ev
 
 CASES = [(p.stem, where) for p in method_files() for where in BACKBONES if (p.stem, where) not in DOES_NOT_APPLY]
 ALONE = {
-    "adalora", "attempt", "delta-lora", "dora", "fedavg-full", "fedpeptao", "fibecfed-authors", "fibecfed-authors-top",
-    "flora", "ia3", "idpg", "loha", "lokr", "lpt", "p-tuning", "p-tuning-v2", "prefix-tuning", "prompt-tuning", "slora",
-    "vera",
+    "adalora", "attempt", "delta-lora", "dora", "fedavg-full", "fedex-lora", "fedmomentum", "fedpeptao",
+    "fibecfed-authors", "fibecfed-authors-top", "flora", "ia3", "idpg", "loha", "lokr", "lpt", "p-tuning",
+    "p-tuning-v2", "prefix-tuning", "prompt-tuning", "slora", "vera",
 }  # fmt: skip
 """Methods that are computed for one device at a time, because of their PEFT kind or their dropout."""
 ADAMW = {"fedavg", "fibecfed", "ditto", "moon", "fedprox", "hetlora"}

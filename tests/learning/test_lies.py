@@ -40,6 +40,8 @@ def each_part() -> Iterator[tuple[str, dict[str, Any]]]:
     """A method for each aggregator, for each objective, for each uplink, and some of several."""
     partners: dict[str, dict[str, Any]] = {
         "flora": {"peft": "moving_lora"},
+        "fedex_lora": {"peft": "moving_lora"},
+        "fedmomentum": {"peft": "moving_lora"},
         "hetlora": {"peft": RANKS},
         "feddyn": {"objective": "feddyn"},
         "fipa": {"aggregator": FIPA},

@@ -26,7 +26,10 @@ from fibec_ray.model_types import Shard
 from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.feddyn import FedDyn
+from fibec_ray.parts.aggregator.fedrpca import FedRpca
+from fibec_ray.parts.aggregator.moves_base import FedExLora, FedMomentum
 from fibec_ray.parts.aggregator.over_factors import FlexLora, Flora
+from fibec_ray.parts.aggregator.same_products import FedSvd
 from fibec_ray.parts.aggregator.server_optimisers import Adaptive
 from fibec_ray.parts.curriculum import CURRICULA
 from fibec_ray.parts.mask import MASKS
@@ -264,7 +267,7 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
     """As far as they do, unless its rule sets another length; and no entry against them."""
     aggregator = AGGREGATORS[kind].model_validate(EVERYWHERE.get(kind, {}))
     shared = model.read()
-    if kind == "flora":
+    if aggregator.usual_partners().get("peft") == "moving_lora":
         shared |= {x + MOVED: torch.zeros(len(shared[x + B]), shared[x + A].shape[1]) for x in pairs(shared)}
     names, batches = [name for name in shared if not name.endswith(MOVED)], torch.arange(shard.num_samples).split(4)
     delta = {name: torch.randn(shared[name].shape, generator=rng(1)) for name in names}
@@ -274,7 +277,7 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
     state = aggregator.start(shared, 20)
     step, after = aggregator.combine(state, updates)
     assert survives_storage(state, tmp_path / "before") and survives_storage(after, tmp_path / "after")
-    if isinstance(aggregator, Flora | FlexLora):
+    if isinstance(aggregator, Flora | FlexLora | FedExLora | FedMomentum | FedSvd):
         # What they average is the product; which factors have it is theirs to choose.
         for x in pairs(shared):
             got, wanted = shared | add(step, shared), add(delta, shared)
@@ -284,6 +287,6 @@ def test_every_aggregator_goes_where_unanimous_devices_go(
     assert step.keys() == shared.keys()
     for name, value in step.items():
         assert torch.equal(value.sign(), delta[name].sign())
-        if not isinstance(aggregator, Adaptive | FedDyn):
+        if not isinstance(aggregator, Adaptive | FedDyn | FedRpca):
             torch.testing.assert_close(value, delta[name])
     assert aggregator.combine(state, []) == ({}, state)

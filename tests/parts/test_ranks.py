@@ -116,8 +116,11 @@ def test_settings_without_meaning_are_refused(settings: dict[str, Any], message:
         ),
         ({"peft": {"kind": "lora", "take_turns": True}, "objective": "scaffold"}, "trains tensors in turn"),
         ({"aggregator": "flora"}, "needs peft 'moving_lora', found 'lora'"),
-        ({"peft": "moving_lora"}, "needs aggregator 'flora', found 'mean'"),
-        ({"peft": {"kind": "moving_lora", "take_turns": True}, "aggregator": "flora"}, "take_turns has no effect on A"),
+        ({"peft": "moving_lora"}, "needs aggregator 'flora' or 'fedex_lora' or 'fedmomentum', found 'mean'"),
+        (
+            {"peft": {"kind": "moving_lora", "take_turns": True}, "aggregator": "flora"},
+            "take_turns makes the mean of the factors exact",
+        ),
         ({"peft": {"kind": "lora", "ranks": [4]}, "pooled": True}, "peft.ranks of device classes have no effect"),
     ],
 )

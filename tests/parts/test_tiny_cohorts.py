@@ -87,7 +87,8 @@ def update(device: int, one: tuple[int, float, float, int, int, int], shared: Te
 def shared_by(rule: Aggregator) -> Tensors:
     rng = torch.Generator().manual_seed(9)
     shared = {name: torch.randn(shape, generator=rng) for name, shape in SHAPES.items()}
-    return shared | {"x" + MOVED: torch.zeros(4, 3)} if rule.kind == "flora" else shared
+    moves = rule.usual_partners().get("peft") == "moving_lora"
+    return shared | {"x" + MOVED: torch.zeros(4, 3)} if moves else shared
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from fibec_ray.low_rank import MOVED, A, B, best_factors, blank, pairs, product_norm, rank_axis
 from fibec_ray.parts.aggregator.base import Aggregator
@@ -31,6 +32,10 @@ class OverFactors(Aggregator):
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         """The step of LoRA's tensors. trained: each device's values, zero beyond r_k. weights: w_k = n_k / sum n."""
 
+    def aligned(self, state: Tensors, received: Tensors, values: Tensors) -> Tensors:
+        """One device's values in the form that `factors` gets. received: what the server sent, at full rank."""
+        return values
+
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         return with_prefix("shared", clone(shared))
 
@@ -39,7 +44,7 @@ class OverFactors(Aggregator):
         if not held:
             return {}, state
         shared, total = under_prefix("shared", state), sum(update.num_samples for update in held)
-        trained = [_trained(shared, update) for update in held]
+        trained = [self.aligned(state, shared, _trained(shared, update)) for update in held]
         others = {name for name in shared if rank_axis(name) is None}
         step = weighted_mean((update.num_samples, select(update.delta, others)) for update in held)
         step |= self.factors(shared, trained, [update.num_samples / total for update in held])
@@ -50,6 +55,33 @@ def _trained(shared: Tensors, update: DeviceUpdate) -> Tensors:
     """The device's values after the round; tensors that the round does not train stay as received."""
     received = shared if update.rank is None else blank(shared, update.rank)
     return received | add(update.delta, received)
+
+
+def mean_factors(received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+    """The step of LoRA's factors that leads to their weighted means."""
+    names = [name for name in received if rank_axis(name) is not None]
+    mean = weighted_mean((weight, select(values, names)) for weight, values in zip(weights, trained, strict=True))
+    return subtract(mean, received)
+
+
+def mean_product(x: str, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensor:
+    """sum_k w_k B_k A_k of the pair x, (out, in) float64."""
+    first = trained[0]
+    total = torch.zeros(len(first[x + B]), first[x + A].shape[1], dtype=torch.float64)
+    for weight, values in zip(weights, trained, strict=True):
+        total += weight * values[x + B].double() @ values[x + A].double()
+    return total
+
+
+def in_use(a: Tensor, b: Tensor, found: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors in which unused ranks have their old row of A and a zero column of B: two zeros would never learn.
+
+    a, b: factors from an SVD, (r, in) and (out, r). found: all singular values, largest first. old: A as received.
+    """
+    size = min(len(found), len(a))
+    alive = torch.zeros(len(a), dtype=torch.bool)
+    alive[:size] = found[:size] > FLOOR * found[0]
+    return torch.where(alive[:, None], a, old.double()), torch.where(alive, b, 0.0)
 
 
 class FlexLora(OverFactors):
@@ -71,11 +103,7 @@ class FlexLora(OverFactors):
         for x in pairs(received):
             left = [w * values[x + B].double() for w, values in zip(weights, trained, strict=True)]
             b, a, found = best_factors(left, [values[x + A] for values in trained], len(received[x + A]))
-            size = min(len(found), len(a))
-            alive = torch.zeros(len(a), dtype=torch.bool)
-            alive[:size] = found[:size] > FLOOR * found[0]
-            a = torch.where(alive[:, None], a, received[x + A].double())
-            b = torch.where(alive, b, 0.0)
+            a, b = in_use(a, b, found, received[x + A])
             step |= {x + A: a.to(received[x + A]) - received[x + A], x + B: b.to(received[x + B]) - received[x + B]}
         return step
 
@@ -95,10 +123,7 @@ class Flora(OverFactors):
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         step: Tensors = {}
         for x in pairs(received):
-            product = torch.zeros(len(received[x + B]), received[x + A].shape[1], dtype=torch.float64)
-            for weight, values in zip(weights, trained, strict=True):
-                product += weight * values[x + B].double() @ values[x + A].double()
-            step[x + MOVED] = product.to(received[x + MOVED])
+            step[x + MOVED] = mean_product(x, trained, weights).to(received[x + MOVED])
         return step
 
 
@@ -114,12 +139,8 @@ class HetLora(OverFactors):
     partners: ClassVar[Mapping[str, str]] = {"peft": "lora"}
 
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
-        names = [name for name in received if rank_axis(name) is not None]
         norms = [_norm(values) for values in trained]
-        if not any(norms):
-            norms = [1.0] * len(norms)
-        mean = weighted_mean((norm, select(values, names)) for norm, values in zip(norms, trained, strict=True))
-        return subtract(mean, received)
+        return mean_factors(received, trained, norms if any(norms) else [1.0] * len(norms))
 
 
 def _norm(values: Tensors) -> float:

@@ -29,6 +29,9 @@ class Lora(InLinears):
 
     take_turns (RoLoRA, Chen et al. 2024): devices train and send B in even rounds and A in odd ones. The mean of the
     updates is then the update of the mean, as in FFA-LoRA, while A is trained too.
+
+    freeze_a: devices train and send only B. A is the server's, which may change it (FedSVD); with an aggregator that
+    does not, this is FFA-LoRA.
     """
 
     kind: Literal["lora"] = "lora"
@@ -47,6 +50,7 @@ class Lora(InLinears):
         "global", description="s on a device of rank r_k: global uses r, device uses r_k"
     )
     take_turns: bool = Field(False, description="train A and B in alternate rounds")
+    freeze_a: bool = Field(False, description="train and send only B; the server alone may change A")
     marks: ClassVar[tuple[str, ...]] = (".lora_",)
 
     @model_validator(mode="after")
@@ -57,12 +61,17 @@ class Lora(InLinears):
             raise ValueError(f"ranks has {max(self.ranks)}, above the global adapter's r {self.r}; raise r")
         if self.ranks is not None and self.use_dora:
             raise ValueError("use_dora does not work with ranks that differ by device; leave out one of the two")
+        if self.take_turns and self.freeze_a:
+            raise ValueError(
+                "take_turns trains A in every second round, but freeze_a never does; leave out one of them"
+            )
         return self
 
     @property
     def sends(self) -> str:
         words = ["as many ranks as the device has"] if self.differs_by_device else []
-        return ", ".join([*words, "A and B in turn"] if self.take_turns else words)
+        words += ["A and B in turn"] if self.take_turns else ["B without A"] if self.freeze_a else []
+        return ", ".join(words)
 
     def config(self, targets: list[str] | None, task_type: str | None) -> Any:
         from peft import LoraConfig
@@ -105,8 +114,8 @@ class Lora(InLinears):
 
     @property
     def lacks(self) -> tuple[Need, ...]:
-        return ("whole",) if self.differs_by_device or self.take_turns else ()
+        return ("whole",) if self.differs_by_device or self.take_turns or self.freeze_a else ()
 
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
-        resting = (A if round_ % 2 == 0 else B) if self.take_turns else None
+        resting = (A if round_ % 2 == 0 else B) if self.take_turns else A if self.freeze_a else None
         return frozenset(name for name in names if resting is None or not name.endswith(resting))

@@ -25,13 +25,13 @@ class MovingLora(Lora):
     """LoRA on a base that the server updates: h = (W + s D) x + s B A x. D (out x in) starts at 0; devices do not train
     it.
 
-    For methods that merge the devices' updates into the base and restart LoRA (FLoRA). D is as large as W, and is sent
-    to devices in each round. W itself does not change, since processes share it. The saved adapter is a LoRA with the
-    rank of D + B A, at most that of W.
+    For methods that merge all of the devices' updates (FLoRA), or what the averaged factors cannot hold (FedEx-LoRA,
+    FedMomentum), into the base. D is as large as W, and is sent to devices in each round. W itself does not change,
+    since processes share it. The saved adapter is a LoRA with the rank of D + B A, at most that of W.
     """
 
     kind: Literal["moving_lora"] = "moving_lora"  # type: ignore[assignment]
-    partners: ClassVar[Mapping[str, str]] = {"aggregator": "flora"}
+    partners: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"aggregator": ("flora", "fedex_lora", "fedmomentum")}
     side_by_side: ClassVar[bool] = False
     can_switch_off: ClassVar[bool] = False
 
@@ -39,8 +39,12 @@ class MovingLora(Lora):
     def _no_setting_without_effect(self) -> MovingLora:
         if self.use_dora:
             raise ValueError("use_dora needs fixed columns of the base, but the base moves here; leave it out")
-        if self.take_turns:
-            raise ValueError("take_turns has no effect on A here, since B restarts at 0 in each round; leave it out")
+        for name in ("take_turns", "freeze_a"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} makes the mean of the factors exact, so the base need not move; leave it out, or set peft "
+                    "lora"
+                )
         return self
 
     keeps: ClassVar[str] = "the moved base (server)"

@@ -43,8 +43,8 @@ class SparseLora(Lora):
 
     @model_validator(mode="after")
     def _one_adapter_for_all(self) -> SparseLora:
-        if self.use_dora or self.ranks is not None or self.take_turns:
-            raise ValueError("use_dora, ranks and take_turns do not work with two stages; leave them out")
+        if self.use_dora or self.ranks is not None or self.take_turns or self.freeze_a:
+            raise ValueError("use_dora, ranks, take_turns and freeze_a do not work with two stages; leave them out")
         return self
 
     sends: ClassVar[str] = "first few entries of the weights, then LoRA"
