@@ -41,6 +41,7 @@ class DeviceReport:
     difficulty_true_rank_corr: float | None = None
     flops: float = 0.0
     sim_time_s: float = 0.0
+    energy_j: float | None = None
     bytes_down: int = 0
     bytes_up_delta: int = 0
     bytes_up_extras: int = 0

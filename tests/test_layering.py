@@ -27,7 +27,7 @@ LAYERS = (
     ("analysis",),
     ("tasks",),
     ("method", "models", "data", "roundlog", "samplers", "schedules"),
-    ("parts",),
+    ("parts", "devices"),
     (
         "curvature",
         "files",
@@ -286,7 +286,7 @@ def test_only_the_command_and_the_python_interface_import_the_analysis() -> None
         ("pfl", (RIVALS,)),
         (
             "pyarrow",
-            ("fibec_ray.data", "fibec_ray.roundlog", "fibec_ray.files.storage", ANALYSIS),
+            ("fibec_ray.data", "fibec_ray.roundlog", "fibec_ray.files.storage", "fibec_ray.devices.parquet", ANALYSIS),
         ),  # the analysis handles tables of the log
         ("datasets", ("fibec_ray.data",)),
         ("linear_operator", ("fibec_ray.curvature.spectrum",)),

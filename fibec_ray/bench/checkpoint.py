@@ -22,9 +22,8 @@ from fibec_ray.config.names import config_folder
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.planning import plan_round
-from fibec_ray.learning.run_totals import RunTotals
 from fibec_ray.models.process_state import quiet_libraries
-from fibec_ray.runs.simulation import cache_dir, prepare
+from fibec_ray.runs.simulation import cache_dir, prepare, totals_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def measure(experiment: Experiment, folder: Path) -> list[Costs]:
     """Measure each round. Waits for the round's checkpoint, so that its time is not mixed with the next round's."""
     prepared = prepare(experiment, folder)
     worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
-    totals, fleet, found = RunTotals(experiment.task, experiment.local.batch_size), LocalFleet(worker_spec), []
+    totals, fleet, found = totals_of(experiment), LocalFleet(worker_spec), []
     totals.setup(fleet.setup())
     checkpointer = Checkpointer(folder, "bench", experiment.checkpoint, worker_spec.store, fleet)
     for t in range(experiment.rounds):

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from fibec_ray.config.choices import CHOICES
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.effects import OnlyWith
 from fibec_ray.fleets.settings import ActorClass
 from fibec_ray.models.kinds import BACKBONES
@@ -31,7 +31,12 @@ every default filled in. A key without a default must be set. The parts of a met
 """
 
 _SECTIONS: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
-    "partition": ("How rows are dealt to devices. `kind` chooses the rule.", PARTITIONS),
+    "partition": ("How rows are dealt to devices. `kind` chooses the rule.", CHOICES[("partition",)]),
+    "system": (
+        "Simulated devices: their speed, their links, the energy they use. `kind` is simple if it is not set. See "
+        "[devices](devices.md).",
+        CHOICES[("system",)],
+    ),
     "backbone": (
         "The frozen base model. With `kind` it is a small network that devices train from scratch.",
         BACKBONES,
@@ -41,6 +46,11 @@ _SECTIONS: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
     "task": ("The data set. `task: trec` names a file of `configs/tasks/`. `kind` is text if it is not set.", TASKS),
 }
 """Sections that offer a choice of types, by kind; '' needs no kind."""
+
+_INNER: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
+    "system.availability": ("When devices can be drawn for a round.", CHOICES["system", "availability"]),
+}
+"""Sections inside other ones that offer a choice. Each has its own tables behind those."""
 
 
 def settings_page() -> str:
@@ -52,6 +62,7 @@ def settings_page() -> str:
             plain.append(_row(name, field, "name, mapping", "a [method](methods.md), or its parts"))
         elif name in _SECTIONS:
             sections.append(_choices(name, *_SECTIONS[name]))
+            sections += [_choices(key, *inner) for key, inner in _INNER.items() if key.startswith(f"{name}.")]
         elif model is not None:
             sections.append(_section(name, model))
         else:
@@ -78,7 +89,9 @@ def _rows(prefix: str, model: type[BaseModel], *but: str) -> Iterator[str]:
         if name in but:
             continue
         inner = _model(field.annotation)
-        if inner is not None and inner is not ActorClass:
+        if f"{prefix}.{name}" in _INNER:
+            yield _row(f"{prefix}.{name}", field, "name, mapping")
+        elif inner is not None and inner is not ActorClass:
             yield from _rows(f"{prefix}.{name}", inner)
         else:
             yield _row(f"{prefix}.{name}", field)

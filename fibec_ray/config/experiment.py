@@ -12,9 +12,10 @@ from fibec_ray.checkpoints.checkpoint import CheckpointConfig
 from fibec_ray.data.partition import PARTITIONS, DirichletLabel
 from fibec_ray.data.partition_base import Partition
 from fibec_ray.data.settings import DataConfig
+from fibec_ray.devices import AnySystem, Simple
 from fibec_ray.encoder import Reads
 from fibec_ray.fleets.settings import FleetConfig
-from fibec_ray.learning.job import AnySampler, AnySchedule, Job, LocalTraining, ServerConfig, System
+from fibec_ray.learning.job import AnySampler, AnySchedule, Job, LocalTraining, ServerConfig
 from fibec_ray.method import AXES, Method
 from fibec_ray.models.base import AnyBackbone
 from fibec_ray.models.kinds import BACKBONES, OneBackbone, class_of, parse
@@ -96,7 +97,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     schedule: AnySchedule = Schedule()
     server: ServerConfig = ServerConfig()
     evaluation: Evaluation = Evaluation()
-    system: System = System()
+    system: AnySystem = Simple()
     fleet: FleetConfig = FleetConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -201,6 +202,18 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                     raise ValueError(f"method.{axis}: {part.kind} {LACKING[need].format(other=lacking[need])}")
             if why := part.unfit_for(setting):
                 raise ValueError(f"method.{axis}: {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _system_fits(self) -> Experiment:
+        system = self.system
+        if self.method.pooled and (system.dropout or system.availability.kind != "always"):
+            idle = "dropout" if system.dropout else "availability"
+            raise ValueError(
+                f"system.{idle} has no effect with method.pooled, which trains in one place; leave out one of them"
+            )
+        if why := system.unfit_for(1 if self.method.pooled else self.num_devices):
+            raise ValueError(f"system.{why}")
         return self
 
     @model_validator(mode="after")

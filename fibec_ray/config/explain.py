@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fibec_ray.config.aliases import ALIASES, HINTS
-from fibec_ray.data.partition import PARTITIONS
+from fibec_ray.config.choices import CHOICES
 from fibec_ray.errors import did_you_mean, nearest
 from fibec_ray.method import AXES
 from fibec_ray.models.kinds import NAMED
@@ -25,7 +25,7 @@ Loc = tuple[int | str, ...]
 REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
     **AXES,
     "of": AXES["aggregator"],
-    "partition": PARTITIONS,
+    **{keys[-1]: kinds for keys, kinds in CHOICES.items()},
     "backbone": NAMED,
     "task": TASKS,
 }

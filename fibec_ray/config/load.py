@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fibec_ray.config.device_files import with_kept_files
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
 from fibec_ray.config.limits import refuse_flags
@@ -108,6 +109,7 @@ def with_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     raw: settings of an experiment. folder: of the YAML. Runs and jobs keep copies in a folder `parts` beside it.
     """
+    raw = with_kept_files(raw, folder)
     return {**raw, "method": _located(raw["method"], folder)} if isinstance(raw.get("method"), dict) else raw
 
 

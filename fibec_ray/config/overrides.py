@@ -12,15 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from fibec_ray.config.choices import CHOICES, Registry
 from fibec_ray.config.experiment import Experiment
-from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.effects import idle, selectors
 from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES
 from fibec_ray.models.kinds import BACKBONES, NAMED
 from fibec_ray.parts.part import class_of
-
-Registry = Mapping[str, type[BaseModel]]
 
 
 def with_implied(pairs: Sequence[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
@@ -56,9 +54,9 @@ def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def registry_at(keys: Sequence[str]) -> Registry | None:
-    """Return the kinds to choose from at a key: of an axis, the partition or a network. None: there is no choice."""
-    if list(keys) == ["partition"]:
-        return PARTITIONS
+    """Return the kinds to choose from at a key, such as an axis or the partition. None: there is no choice."""
+    if tuple(keys) in CHOICES:
+        return CHOICES[tuple(keys)]
     if list(keys) == ["backbone"]:
         return NAMED
     if keys[0] == "method" and len(keys) > 1:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
 
-from fibec_ray import seeds
 from fibec_ray.answers import Answers
+from fibec_ray.devices import AnySystem
 from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.method import Method
 from fibec_ray.models.kinds import OneBackbone
@@ -20,27 +19,6 @@ from fibec_ray.schedules.base import Schedule
 
 AnySampler = Annotated[SerializeAsAny[Sampler], BeforeValidator(lambda value: build(SAMPLERS, value))]
 AnySchedule = Annotated[SerializeAsAny[Schedule], BeforeValidator(lambda value: build(SCHEDULES, value))]
-
-
-class System(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Simulated devices: seconds of a device-round, from its flops and the bytes it moves.
-
-    Simulated time does not depend on the machine that simulates, unlike wall time, so logs of different fleets can be
-    compared bit for bit. Defaults: a phone-class processor on a home connection.
-
-    Device k runs at gflops * e^{spread z_k}, z_k ~ N(0, 1) drawn once from the run's seed; links scale alike.
-    """
-
-    gflops: float = Field(100.0, gt=0, description="sustained speed of a median device, 1e9 flop/s")
-    up_mbps: float = Field(10.0, gt=0, description="uplink, 1e6 bit/s")
-    down_mbps: float = Field(50.0, gt=0, description="downlink, 1e6 bit/s")
-    spread: float = Field(0.0, ge=0, le=3, description="sigma of the devices' log-normal speed; 0: all equal")
-
-    def device_seconds(self, seed: int, device: int, flops: float, bytes_down: int, bytes_up: int) -> float:
-        """Seconds for download, then compute, then upload."""
-        speed = math.exp(self.spread * seeds.numpy_generator(seed, "system", device).standard_normal())
-        seconds = flops / (self.gflops * 1e9) + 8e-6 * (bytes_down / self.down_mbps + bytes_up / self.up_mbps)
-        return float(seconds / speed)
 
 
 class LocalTraining(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -90,7 +68,7 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     method: Method
     backbone: OneBackbone
     local: LocalTraining
-    system: System
+    system: AnySystem
     answers: Answers
     """what a model gives for a sample"""
     eval_batch_size: int

@@ -58,7 +58,7 @@ def setup_report(job: Job, opened: DeviceSetup, spent: Spent) -> DeviceReport:
         length_seen=_mean(shard.lengths) or None,
         **_rank_correlations(curriculum, opened.scan),
         layer_keep_ratio=opened.layer_report.scores.keep_ratio,
-        sim_time_s=job.system.device_seconds(job.seed, device, spent.flops, down, up),
+        **_simulated(job, device, SETUP_ROUND, spent.flops, down, up),
         bytes_down=down,
         bytes_up_extras=up,
         bytes_up=up,
@@ -94,7 +94,7 @@ def training_report(round_: DeviceRound, trained: Trained, update: DeviceUpdate,
         mask_overlap=_overlap(round_.kept_before, round_.keep),
         **_rank_correlations(curriculum, round_.scored),
         fisher_trace=float(sum(value.double().sum() for value in fisher.values())) if fisher else None,
-        sim_time_s=job.system.device_seconds(job.seed, update.device, spent.flops, down, up_delta + up_extras),
+        **_simulated(job, update.device, round_.plan.round, spent.flops, down, up_delta + up_extras),
         bytes_down=down,
         bytes_up_delta=up_delta,
         bytes_up_extras=up_extras,
@@ -104,6 +104,14 @@ def training_report(round_: DeviceRound, trained: Trained, update: DeviceUpdate,
         batches=batch_scores(curriculum, round_.scored),
         **vars(spent),
     )
+
+
+def _simulated(job: Job, device: int, round_: int, flops: float, bytes_down: int, bytes_up: int) -> dict[str, Any]:
+    """The columns that depend on the simulated device."""
+    return {
+        "sim_time_s": job.system.device_seconds(job.seed, device, round_, flops, bytes_down, bytes_up),
+        "energy_j": job.system.energy_j(job.seed, device, flops, bytes_down, bytes_up),
+    }
 
 
 def batch_scores(curriculum: Tensors, scan: FisherScan | None) -> tuple[BatchScore, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -32,11 +32,16 @@ class RunTotalsState(BaseModel, frozen=True, extra="forbid"):
 class RunTotals:
     """Turns a fleet's results into log rows, and keeps running totals.
 
-    task: scores predictions. batch_size: of local training, to count a device's batches.
+    task: scores predictions. batch_size: of local training, to count a device's batches. classify: returns the speed
+    class of each of all devices; empty if they are alike.
     """
 
-    def __init__(self, task: Task, batch_size: int):
-        self._task, self._batch_size = task, batch_size
+    def __init__(
+        self, task: Task, batch_size: int, classify: Callable[[Iterable[int]], Mapping[int, str]] = lambda devices: {}
+    ):
+        self._task, self._batch_size, self._classify = task, batch_size, classify
+        self._speed_classes: Mapping[int, str] | None = None
+        """known from the first evaluation on"""
         self._started = time.monotonic()
         self.sim_time_s, self.bytes_total, self.num_samples_total = 0.0, 0, 0
         self.trained: set[int] = set()
@@ -78,6 +83,8 @@ class RunTotals:
     def evaluations(self, round_: int, evaluation: EvaluationResult | None) -> list[Row]:
         """One row per device with the scores of its own model; none in a round without evaluation."""
         personal = evaluation.personal if evaluation else {}
+        if personal and self._speed_classes is None:
+            self._speed_classes = self._classify(sorted(personal))
         return [self._evaluation_row(round_, device, personal[device]) for device in sorted(personal)]
 
     def _evaluation_row(self, round_: int, device: int, predictions: Predictions) -> Row:
@@ -89,10 +96,16 @@ class RunTotals:
             "trained": device in self.trained,
             "accuracy": self._task.accuracy(predictions) if known else None,
             "loss": float(predictions.losses.double().mean()) if known else None,
+            "speed_class": (self._speed_classes or {}).get(device),
         }
 
     def _row(
-        self, round_: int, reports: Sequence[DeviceReport], num_lost: int, evaluation: EvaluationResult | None
+        self,
+        round_: int,
+        reports: Sequence[DeviceReport],
+        num_lost: int,
+        evaluation: EvaluationResult | None,
+        num_dropped: int = 0,
     ) -> Row:
         up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
         num_samples, sound = sum(r.num_samples_seen for r in reports), _sound(reports)
@@ -120,6 +133,8 @@ class RunTotals:
             "kept_fraction": _mean(r.kept_fraction for r in sound),
             "mask_overlap": _mean(r.mask_overlap for r in sound),
             "num_quarantined": len(reports) - len(sound),
+            "energy_j": math.fsum(r.energy_j or 0.0 for r in reports),
+            "num_dropped": num_dropped,
             **self._scores(evaluation),
         }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 """Increases with every change of the columns, including a new nullable one."""
 
 SCHEMA_MAJOR = 7
@@ -35,6 +35,11 @@ ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     6: {"rounds": ("global_perplexity", "personal_perplexity"), "devices": ()},
     8: {"rounds": ("global_metrics", "personal_metrics"), "devices": ()},
     9: {"rounds": (), "devices": ("peak_gpu_memory_bytes",)},
+    10: {
+        "rounds": ("energy_j", "num_dropped"),
+        "devices": ("energy_j",),
+        "evaluations": ("speed_class",),
+    },
 }
 """By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
 
@@ -134,6 +139,14 @@ ROUNDS = pa.schema(
             "further figures of the global model on the test set, by name; null for tasks that have none",
         ),
         _optional("personal_metrics", NAMED, "metric's own", "the same for personal predictions, pooled"),
+        _optional("energy_j", F64, "J", "simulated energy of all devices in this round: devices.energy_j, summed"),
+        _optional(
+            "num_dropped",
+            I32,
+            "devices",
+            "devices that were drawn and sent nothing because they dropped out or were too late; not in num_devices, "
+            "and their costs are not counted",
+        ),
     ]
 )
 """One row per round."""
@@ -207,6 +220,7 @@ DEVICES = pa.schema(
             "its fullest GPU plus 0.545 GB for CUDA's context (as measured on an H200), about what nvidia-smi shows. "
             "The trial of fleet.lanes: auto does not count; null on a CPU",
         ),
+        _optional("energy_j", F64, "J", "simulated energy of this device-round: compute and transfer, as system says"),
     ]
 )
 """One row per finished device-round: the scalar fields of `reports.DeviceReport`."""
@@ -252,6 +266,13 @@ EVALUATIONS = pa.schema(
         _column("trained", FLAG, "", "whether the device has trained at least once so far"),
         _optional("accuracy", F64, "1", "the device's own model on its own test shard; null in a regression"),
         _optional("loss", F64, "nats", "the device's own model on its own test shard, mean over samples"),
+        _optional(
+            "speed_class",
+            TEXT,
+            "name",
+            "the device's class, as system names it, or slow, medium or fast: thirds of all devices by compute speed; "
+            "null where all are alike",
+        ),
     ]
 )
 """One row per device in each round that was evaluated. Pooled by num_samples they are rounds.personal_accuracy."""

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fibec_ray import environment
 from fibec_ray.checkpoints.checkpoint import Checkpoint
 from fibec_ray.checkpoints.checkpointer import Checkpointer
 from fibec_ray.checkpoints.identity import Identity, identify
+from fibec_ray.config.device_files import with_device_files
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.files import run_dir as run_dirs
@@ -79,6 +80,7 @@ def simulate(
     early = started_early(experiment.fleet, experiment.num_devices, callback.on_message, waiting)
     with large_steps(), run_dirs.claimed(folder) as claim, early as cluster:
         quiet_libraries()
+        experiment = with_device_files(experiment, claim.folder)
         prepared = prepare(experiment, claim.folder)
         sources = experiment.method.sources
         identity = identify(claim.folder, resolved(experiment), prepared, _git_commit(), sources)
@@ -100,7 +102,7 @@ def carry_on(
     """
     folder = claim.folder
     callback.on_data(identity.prepared)
-    totals = RunTotals(experiment.task, experiment.local.batch_size)
+    totals = totals_of(experiment)
     worker_spec = worker_spec_of(experiment, folder, identity)
     need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
@@ -229,6 +231,12 @@ def make_fleet(
     from fibec_ray.fleets.ray.fleet import RayFleet
 
     return RayFleet(worker_spec, progress, note, need, cluster)
+
+
+def totals_of(experiment: Experiment) -> RunTotals:
+    """The running totals of a run, from its beginning."""
+    classify = partial(experiment.system.speed_classes, experiment.seed)
+    return RunTotals(experiment.task, experiment.local.batch_size, classify)
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:

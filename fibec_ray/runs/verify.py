@@ -12,14 +12,13 @@ from fibec_ray.checkpoints.checkpoint import SERVER, Checkpoint
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.worker_spec import WorkerSpec
-from fibec_ray.learning.run_totals import RunTotals
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.reader import differences, num_rows
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.records import Record, finished_digest, lanes_of, last_logged, read_record, staged
-from fibec_ray.runs.simulation import log_metadata, run_rounds
+from fibec_ray.runs.simulation import log_metadata, run_rounds, totals_of
 from fibec_ray.tensors import digest
 from fibec_ray.types import SETUP_ROUND, Fleet
 
@@ -84,7 +83,7 @@ def _damage(record: Record, start: Checkpoint | None) -> list[str]:
 def _run(record: Record, worker_spec: WorkerSpec, fleet: Fleet, start: Checkpoint | None, until: int) -> None:
     experiment = record.experiment
     log = RoundLog(worker_spec.run_dir, log_metadata(experiment, record.identity))
-    totals = RunTotals(experiment.task, experiment.local.batch_size)
+    totals = totals_of(experiment)
     num_parts = until + 1 - start.manifest.next_round if start else until + 2
     for logged in islice(
         run_rounds(experiment, worker_spec, fleet, totals, Callback(), start, record.folder), num_parts

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from conftest import classes
 
-from fibec_ray.learning.job import Job, LocalTraining, System
+from fibec_ray.devices import Simple
+from fibec_ray.learning.job import Job, LocalTraining
 from fibec_ray.learning.planner import Planner, planned
 from fibec_ray.learning.planning import decay, plan_round
 from fibec_ray.method import Method
@@ -26,7 +27,7 @@ def job(
         method=Method.model_validate(method or {}),
         backbone=Backbone(),
         local=LocalTraining(**local),
-        system=System(),
+        system=Simple(),
         answers=classes(2),
         eval_batch_size=8,
         max_length=16,
