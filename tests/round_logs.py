@@ -28,10 +28,15 @@ def metadata(run_id: str = "r1", seed: int = 0, **config: Any) -> dict[str, str]
 
 
 def rounds_row(round_: int, **values: Any) -> dict[str, Any]:
-    """Costs grow by the same in each round: 10 s, 1 MB, 100 samples; nothing is evaluated unless it is given."""
+    """Costs grow by the same in each round: 10 s, 1 MB, 100 samples, 2 kJ; nothing is evaluated unless it is given."""
     row = {column.name: None if column.nullable else 0 for column in ROUNDS}
     done = round_ + 2
-    costs = {"sim_time_s": 10.0 * done, "bytes_total": 1_000_000 * done, "num_samples_total": 100 * done}
+    costs: dict[str, Any] = {
+        "sim_time_s": 10.0 * done,
+        "bytes_total": 1_000_000 * done,
+        "num_samples_total": 100 * done,
+    }
+    costs |= {"energy_j": 2_000.0, "energy_total_j": 2_000.0 * done}
     return row | costs | {"round": round_, "flops": 1e12, "wall_time_s": 1.0 * done} | values
 
 
@@ -97,5 +102,5 @@ def _layer(round_: int, layer: int, share: float) -> dict[str, Any]:
 
 def _evaluation(round_: int, device: int, share: float) -> dict[str, Any]:
     accuracy = min(1.0, 0.2 + 0.6 * share + 0.002 * device)
-    trained = {"num_samples": 10, "trained": True, "accuracy": accuracy, "loss": 1.0 - accuracy}
+    trained = {"num_samples": 10, "trained": True, "accuracy": accuracy, "loss": 1.0 - accuracy, "speed_class": None}
     return {"round": round_, "device": device} | trained

@@ -8,6 +8,7 @@ from fibec_ray.analysis import curves
 from fibec_ray.analysis.device_figures import durations, shard_sizes, spread_curves
 from fibec_ray.analysis.figure import Anchors, Card, Curve, Figure, Series
 from fibec_ray.analysis.matrices import device_heats, layer_heats
+from fibec_ray.analysis.speed_classes import class_curve
 from fibec_ray.analysis.tables import RunTables, latest_layers
 from fibec_ray.analysis.timeline import timeline
 
@@ -29,6 +30,8 @@ def cards_of(tables: RunTables, anchors: Anchors, metric: str | None = None) -> 
         _card("Devices", device_heats(tables)),
         _card("Devices", [found] if (found := timeline(tables)) else []),
         _card("Devices", [durations(tables)]),
+        _card("Devices", [class_curve(tables)]),
+        *(_card("Devices", [curve]) for curve in curves.schedule_curves(tables)),
         _card("Devices", [shard_sizes(tables)]),
     ]
     return [card for card in found if card.figures]

@@ -58,6 +58,7 @@ def compare_collection(collection: Collection, choices: Choices) -> list[Table]:
         tables.scores(comparison, model),
         *(tables.targets(comparison, model, target, target_rows(comparison, model, target)) for target in targets),
         tables.devices(comparison),
+        tables.speed_classes(comparison),
         tables.costs(comparison),
     ]
     return [table for table in found if table.rows]

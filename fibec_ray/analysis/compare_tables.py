@@ -1,4 +1,4 @@
-"""The four tables of `fibec-ray compare`: scores, costs to a target, spread over devices, total costs."""
+"""The tables of `fibec-ray compare`: scores, costs to a target, spread over devices, speed classes, total costs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fibec_ray.analysis.targets import Reached
 _VARIANT = Column("variant", lambda row: str(row["variant"]))
 _SEEDS = Column("seeds", lambda row: str(row["seeds"]))
 _KIND: dict[Pick, str] = {"last": "final", "best": "best"}
+_ENERGY = "kJ: simulated energy of all devices for compute and transfer, setup included."
 _AFTER_SETUP = "After setup: simulated time without the initialisation phase. All other costs include this phase."
 
 
@@ -32,7 +33,7 @@ def scores(comparison: Comparison, model: Model) -> Table:
 def targets(comparison: Comparison, model: Model, target: float, reached: Sequence[Reached]) -> Table:
     """Costs up to the first evaluation that reaches the target, and how they compare with the reference's."""
     title, reference = f"Costs to {model} {comparison.score} ≥ {target:g}", comparison.reference
-    setup = _has_setup(comparison)
+    setup, energy = _has_setup(comparison), _knows_energy(comparison)
     columns = (
         _VARIANT,
         Column("reached", lambda row: f"{row['reached']}/{row['seeds']}"),
@@ -41,16 +42,19 @@ def targets(comparison: Comparison, model: Model, target: float, reached: Sequen
         *([_cost("s after setup", "training_time_s", best=True)] if setup else ()),
         _cost("MB", "num_bytes", 1e6, best=True),
         _cost("samples", "num_samples", best=True),
+        *([_cost("kJ", "energy_j", 1e3, best=True)] if energy else ()),
         _ratio("time", "sim_time_s", reference, "faster", "slower"),
         *([_ratio("time after setup", "training_time_s", reference, "faster", "slower")] if setup else ()),
         _ratio("bytes", "num_bytes", reference, "fewer", "more"),
         _ratio("samples, ratio", "num_samples", reference, "fewer", "more"),
+        *([_ratio("energy", "energy_j", reference, "less", "more")] if energy else ()),
     )
     notes = (
         "Costs up to the first evaluation that reaches the target; means over the seeds that reach it.",
         f"1.4x faster: {reference} needs 1.4 times as long (geometric mean over the seeds in which both reach the "
         "target). Fewer and more are meant in the same way.",
         *([_AFTER_SETUP] if setup else ()),
+        *([_ENERGY] if energy else ()),
     )
     stem = f"target-{target:g}".replace(".", "_")
     return Table(stem, title, columns, tuple(_target_row(entry) for entry in reached), notes)
@@ -69,10 +73,23 @@ def devices(comparison: Comparison) -> Table:
     return Table("devices", "Accuracy over devices", columns, tuple(rows), notes)
 
 
+def speed_classes(comparison: Comparison) -> Table:
+    """Accuracy by the devices' speed class; without rows where no log has classes."""
+    found = [name for line in comparison.lines for run in line.runs.values() for name in run.by_class]
+    names = list(dict.fromkeys(found))
+    rows = [_class_row(line, names) for line in comparison.lines if any(run.by_class for run in line.runs.values())]
+    columns = (_VARIANT, _SEEDS, *(_score(name, f"class_{name}", True) for name in names))
+    notes = (
+        "Accuracy of the devices' own models on their own test shards at the last evaluation, pooled over the devices "
+        "of a speed class. Means over seeds.",
+    )
+    return Table("speed_classes", "Accuracy by speed class", columns, tuple(rows), notes)
+
+
 def costs(comparison: Comparison) -> Table:
     """Total costs of whole runs, means over seeds."""
-    names = ("num_bytes", "num_samples", "flops", "sim_time_s", "training_time_s", "wall_time_s")
-    setup = _has_setup(comparison)
+    names = ("num_bytes", "num_samples", "flops", "sim_time_s", "training_time_s", "energy_j", "wall_time_s")
+    setup, energy = _has_setup(comparison), _knows_energy(comparison)
     rows = [
         {"variant": line.variant, "seeds": line.num_seeds} | {name: line.number(name) for name in names}
         for line in comparison.lines
@@ -85,11 +102,13 @@ def costs(comparison: Comparison) -> Table:
         _cost("TFLOP", "flops", 1e12),
         _cost("simulated s", "sim_time_s"),
         *([_cost("s after setup", "training_time_s")] if setup else ()),
+        *([_cost("kJ", "energy_j", 1e3)] if energy else ()),
         _cost("real s", "wall_time_s"),
     )
     notes = (
         "Totals of a run, setup before training included; means over seeds.",
         *([_AFTER_SETUP] if setup else ()),
+        *([_ENERGY] if energy else ()),
     )
     return Table("costs", "Costs of whole runs", columns, tuple(rows), notes)
 
@@ -97,6 +116,11 @@ def costs(comparison: Comparison) -> Table:
 def _has_setup(comparison: Comparison) -> bool:
     """True if the initialisation phase took simulated time in any run."""
     return any(run.training_time_s < run.sim_time_s for line in comparison.lines for run in line.runs.values())
+
+
+def _knows_energy(comparison: Comparison) -> bool:
+    """True if some log has the devices' energy; earlier releases did not log it."""
+    return any(run.energy_j is not None for line in comparison.lines for run in line.runs.values())
 
 
 def _score_row(comparison: Comparison, line: Line, model: Model) -> dict[str, Any]:
@@ -133,6 +157,13 @@ def _device_row(line: Line, names: Sequence[str]) -> Row:
     row: dict[str, Any] = {"variant": line.variant, "seeds": line.num_seeds}
     for name in names:
         row |= _spelt(name, line.over_seeds(lambda run, name=name: getattr(run.spread, name, None)))  # type: ignore[misc]
+    return row
+
+
+def _class_row(line: Line, names: Sequence[str]) -> Row:
+    row: dict[str, Any] = {"variant": line.variant, "seeds": line.num_seeds}
+    for name in names:
+        row |= _spelt(f"class_{name}", line.over_seeds(lambda run, name=name: run.by_class.get(name)))  # type: ignore[misc]
     return row
 
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from fibec_ray.analysis.figure import Anchors, Curve, Series
 from fibec_ray.analysis.tables import RunTables, any_finite, cohort_means
-from fibec_ray.analysis.units import BYTES, COUNT, SECONDS, Unit, unit_for
+from fibec_ray.analysis.units import BYTES, COUNT, JOULES, SECONDS, Unit, unit_for
 
 ROUNDS = "round"
 
@@ -44,6 +44,7 @@ AXES = (
     Axis("round", "rounds", "rounds", ROUNDS, ()),
     Axis("sim_time_s", "sim_time", "simulated time", "simulated time", SECONDS),
     Axis("bytes_total", "bytes", "bytes", "sent both ways", BYTES),
+    Axis("energy_total_j", "energy", "energy", "simulated energy of all devices", JOULES),
     Axis("num_samples_total", "samples", "samples", "training samples visited, repeats included", COUNT),
 )
 OF_VALUES = ("r2", "pearson")
@@ -59,14 +60,14 @@ ANCHORS = {
 
 
 def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
-    """Accuracy against rounds, simulated time, bytes and samples."""
-    caption = "Accuracy after each evaluated round. The buttons show it over time, bytes and samples."
+    """Accuracy against rounds, simulated time, bytes, energy and samples."""
+    caption = "Accuracy after each evaluated round. The buttons show it over time, bytes, energy and samples."
     curve = Curve("accuracy", "Accuracy", caption, "", "accuracy (fraction correct)", (), _levels(anchors))
     return _by_axes(tables, curve, "accuracy", _TRAINED)
 
 
 def loss_curves(tables: RunTables, metric: str | None = None) -> list[Curve]:
-    """Evaluation loss against rounds, simulated time, bytes and samples."""
+    """Evaluation loss against rounds, simulated time, bytes, energy and samples."""
     caption = "Mean loss on test data after each evaluated round."
     curve = Curve("evaluation_loss", "Evaluation loss", caption, "", _loss_unit(metric), ())
     return _by_axes(tables, curve, "loss")
@@ -100,7 +101,8 @@ def _further(tables: RunTables, found: Mapping[str, Sequence[Mapping[str, float]
         pl.Series(f"{who}_{name}", [row.get(name) for row in rows], dtype=pl.Float64) for who, rows in found.items()
     ]
     caption = (
-        "A further figure of the task after each evaluated round. The buttons show it over time, bytes and samples."
+        "A further figure of the task after each evaluated round. The buttons show it over time, bytes, energy and "
+        "samples."
     )
     wide = replace(tables, rounds=tables.rounds.with_columns(columns))
     return _by_axes(wide, Curve(f"metric_{name}", name, caption, "", name, ()), name)
@@ -151,6 +153,15 @@ def mask_curves(tables: RunTables) -> list[Curve]:
         _fraction(tables, "mask_overlap", "Overlap of masks", overlap, "in both / in either"),
         _seen(tables, "fisher_trace", "Fisher information", "sum of the diagonal", "trace of the Fisher information"),
     ]
+
+
+def schedule_curves(tables: RunTables) -> list[Curve]:
+    """Devices that sent nothing. Without a figure where every device of every cohort reported."""
+    if not any(tables.column("num_dropped")):
+        return []
+    series = series_of(tables, "round", (("num_dropped", "dropped out, or too late"),))
+    caption = "Devices that were drawn and whose work did not count."
+    return [Curve("num_dropped", "Dropped devices", caption, ROUNDS, "devices", series, whole_x=True)]
 
 
 def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> tuple[Series, ...]:

@@ -12,6 +12,7 @@ import polars as pl
 
 from fibec_ray.analysis.fairness import Spread, last_spread
 from fibec_ray.analysis.log import RunLog
+from fibec_ray.analysis.speed_classes import class_accuracy
 from fibec_ray.analysis.tables import RunTables
 from fibec_ray.errors import round_number
 from fibec_ray.roundlog.schema import score_column
@@ -32,6 +33,8 @@ class Evaluated:
     """simulated s, without the initialisation phase"""
     num_bytes: float
     num_samples: float
+    energy_j: float | None
+    """simulated J of all devices; None in logs of earlier releases"""
     personal: float | None
     shared: float | None
 
@@ -56,6 +59,8 @@ class RunNumbers:
     training_time_s: float
     """simulated s, without the initialisation phase"""
     wall_time_s: float
+    energy_j: float | None
+    """simulated J of all devices; None in logs of earlier releases"""
     score: str
     """accuracy, or the task's own metric"""
     anchors: Mapping[str, float]
@@ -63,6 +68,8 @@ class RunNumbers:
     """in round order"""
     spread: Spread | None
     """of the devices' own scores at the last evaluation"""
+    by_class: Mapping[str, float]
+    """accuracy by speed class at the last evaluation; empty where devices have no classes"""
 
     def picked(self, model: Model, pick: Pick) -> float | None:
         """The final (last) or the best score of the personal or the global model."""
@@ -109,11 +116,13 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
         sim_time_s=last("sim_time_s"),
         training_time_s=last("sim_time_s") - setup_time(tables),
         wall_time_s=last("wall_time_s"),
+        energy_j=tables.column("energy_total_j")[-1],
         anchors={
             name: value for name, value in log.anchors().items() if column == "accuracy" or name not in ACCURACIES
         },
         evaluated=_evaluated(tables, column),
         spread=last_spread(tables),
+        by_class=class_accuracy(tables),
     )
 
 
@@ -125,10 +134,10 @@ def setup_time(tables: RunTables) -> float:
 
 def _evaluated(tables: RunTables, column: str) -> tuple[Evaluated, ...]:
     setup = setup_time(tables)
-    costs = ("round", "sim_time_s", "bytes_total", "num_samples_total")
+    costs = ("round", "sim_time_s", "bytes_total", "num_samples_total", "energy_total_j")
     rows = tables.rounds.select(*costs, f"personal_{column}", f"global_{column}").iter_rows()
     return tuple(
-        Evaluated(round_number(round_), time, time - setup, num_bytes, samples, personal, shared)
-        for round_, time, num_bytes, samples, personal, shared in rows
+        Evaluated(round_number(round_), time, time - setup, num_bytes, samples, energy, personal, shared)
+        for round_, time, num_bytes, samples, energy, personal, shared in rows
         if personal is not None or shared is not None
     )

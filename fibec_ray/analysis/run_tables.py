@@ -10,8 +10,9 @@ from fibec_ray.analysis.fairness import last_spread
 from fibec_ray.analysis.formats import NONE, Column, Row, Table
 from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.scores import RECENT, Score, scores_of
+from fibec_ray.analysis.speed_classes import class_results
 from fibec_ray.analysis.tables import RunTables, latest_layers
-from fibec_ray.analysis.units import BYTES, SECONDS, readable
+from fibec_ray.analysis.units import BYTES, JOULES, SECONDS, readable
 
 MAX_ACTORS = 16
 NO_PERSONAL = (
@@ -25,7 +26,7 @@ def tables_of(log: RunLog, tables: RunTables) -> dict[str, list[Table]]:
         "Scores": _some(_results(scores_of(tables, log.anchors(), log.fact("metric")), tables), _fairness(tables)),
         "Cost": _some(_costs(tables)),
         "Layers and masks": _some(_layers(tables)),
-        "Devices": _some(_partition(log, tables), _actors(tables)),
+        "Devices": _some(_partition(log, tables), _speed_classes(tables), _actors(tables)),
     }
 
 
@@ -83,14 +84,16 @@ def _costs(tables: RunTables) -> Table:
         _readable("both ways", "bytes_all", BYTES),
         *(_count(title, name) for title, name in (("samples", "num_samples"), ("steps", "num_steps"))),
         Column("TFLOP", lambda row: f"{row['flops'] / 1e12:.4g}"),
+        *([_readable("energy", "energy_j", JOULES)] if tables.rounds.get_column("energy_j").count() else ()),
         _count("lost", "num_lost"),
+        *([_count("dropped", "num_dropped")] if any(tables.column("num_dropped")) else ()),
     )
     note = "Extras: what the method sends in addition to the adapter's change, such as layer scores or Fisher factors."
     return Table("cost", "", columns, tuple(rows), (note,))
 
 
 def _sums(tables: RunTables, when: pl.Expr) -> dict[str, Any]:
-    names = ("bytes_up", "bytes_down", "num_samples", "num_steps", "flops", "num_lost")
+    names = ("bytes_up", "bytes_down", "num_samples", "num_steps", "flops", "energy_j", "num_lost", "num_dropped")
     sums = tables.rounds.filter(when).select(*(pl.col(name).sum() for name in names)).row(0, named=True)
     parts = ("bytes_up_delta", "bytes_up_extras")
     sums |= tables.devices.filter(when).select(*(pl.col(name).sum() for name in parts)).row(0, named=True)
@@ -132,6 +135,22 @@ def _partition(log: RunLog, tables: RunTables) -> Table:
         "labels per sample: difference of their shares). Means over devices; 0: all devices alike."
     )
     return Table("partition", "", columns, tuple(rows), (note,))
+
+
+def _speed_classes(tables: RunTables) -> Table:
+    columns = (
+        Column("speed class", lambda row: str(row["speed_class"])),
+        _count("devices", "num_devices"),
+        _number("accuracy", "accuracy", ".4f"),
+        _count("device-rounds", "device_rounds"),
+        _readable("time of one, median", "median_s", SECONDS),
+        _readable("energy of all", "energy_j", JOULES),
+    )
+    note = (
+        "Accuracy at the last evaluation: the devices' own models on their own test shards, pooled. Times and energy "
+    )
+    note += "are simulated."
+    return Table("speed_classes", "By speed class", columns, tuple(map(vars, class_results(tables))), (note,))
 
 
 def _actors(tables: RunTables) -> Table:

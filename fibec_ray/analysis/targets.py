@@ -16,7 +16,7 @@ from fibec_ray.analysis.statistics import Mean, geometric_mean
 
 SHARE = 0.95
 """the default target, as a share of the reference's best score"""
-COSTS = ("rounds", "sim_time_s", "training_time_s", "num_bytes", "num_samples")
+COSTS = ("rounds", "sim_time_s", "training_time_s", "num_bytes", "num_samples", "energy_j")
 """Fields of Evaluated."""
 
 
@@ -60,13 +60,19 @@ def _reached(line: Line, own: Mapping[int, Evaluated], reference: Mapping[int, E
         variant=line.variant,
         num_seeds=line.num_seeds,
         num_reached=len(own),
-        costs={cost: Mean.of([getattr(arrival, cost) for arrival in own.values()]) for cost in COSTS},
+        costs={cost: _mean([getattr(arrival, cost) for arrival in own.values()]) for cost in COSTS},
         speed_up={cost: _ratio([(reference[seed], own[seed]) for seed in common], cost) for cost in COSTS},
         num_pairs=len(common),
     )
 
 
+def _mean(costs: list[float | None]) -> Mean | None:
+    """None where a run does not know the cost."""
+    known = [cost for cost in costs if cost is not None]
+    return Mean.of(known) if len(known) == len(costs) else None
+
+
 def _ratio(pairs: list[tuple[Evaluated, Evaluated]], cost: str) -> float | None:
-    """None where a cost is 0, because the ratio would be infinite."""
-    costs = [(float(getattr(theirs, cost)), float(getattr(own, cost))) for theirs, own in pairs]
+    """None where a cost is unknown, and where it is 0, because the ratio would be infinite."""
+    costs = [(float(getattr(theirs, cost) or 0), float(getattr(own, cost) or 0)) for theirs, own in pairs]
     return geometric_mean([theirs / own for theirs, own in costs]) if all(min(pair) > 0 for pair in costs) else None

@@ -16,6 +16,7 @@ class Unit:
 
 SECONDS = (Unit("s", 1), Unit("min", 60), Unit("h", 3600), Unit("days", 86400))
 BYTES = (Unit("B", 1), Unit("kB", 1e3), Unit("MB", 1e6), Unit("GB", 1e9), Unit("TB", 1e12))
+JOULES = (Unit("J", 1), Unit("kJ", 1e3), Unit("MJ", 1e6), Unit("GJ", 1e9))
 COUNT = (Unit("", 1), Unit("thousand", 1e3), Unit("million", 1e6), Unit("billion", 1e9))
 
 

@@ -55,14 +55,14 @@ def _instead(root: type[BaseModel], raw: Mapping[str, Any], loc: Loc) -> str:
     """Advise what to write instead of an unknown key: a key beside it, another kind, or a key elsewhere."""
     model, key = _model_at(root, raw, loc[:-1]), str(loc[-1])
     known = model.model_fields if model else {}
-    if near := nearest(key, known):
-        return f"did you mean '{near}'?"
     at = str(loc[-2]) if len(loc) > 1 else ""
     if at in REGISTRIES and "kind" in known:
         able = [kind for kind, cls in REGISTRIES[at].items() if key in cls.model_fields]
         if able:
             place = ".".join(map(str, loc[:-1]))
             return f"kind {known['kind'].default} does not have it; set {place}.kind to {' or '.join(able)}"
+    if near := nearest(key, known):
+        return f"did you mean '{near}'?"
     short = HINTS | ALIASES
     if len(loc) <= 2 and (elsewhere := short.get(nearest(key, short) or "") or _only_place(root, key)):
         return f"did you mean '{elsewhere}'?"

@@ -104,7 +104,7 @@ class System(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
         """
         if not self.dropout:
             return 1.0
-        happens, share = seeds.numpy_generator(seed, "dropout", device, round_).random(2)
+        happens, share = seeds.numpy_generator(seed, "drop_out", device, round_).random(2)
         return float(share) if happens < self.dropout else 1.0
 
     def available(self, seed: int, device: int, time_s: float) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,6 +69,11 @@ def settings_for(experiment: Experiment, work: Path) -> dict[str, Any]:
             continue
         folder = work / INPUTS / ("" if key == "data.path" else name)
         settings[section][name] = take_along(local, folder, work, key)
+    for key, path in experiment.system.files.items():
+        *outer, name = key.split(".")
+        section = reduce(dict.__getitem__, outer, settings["system"])
+        if not Path(path).is_absolute():
+            section[name] = take_along(Path(path).expanduser(), work / INPUTS / key, work, f"system.{key}")
     _refuse_files_of_parts(settings["method"], "method")
     return settings
 

@@ -27,6 +27,8 @@ class RunTotalsState(BaseModel, frozen=True, extra="forbid"):
     num_samples_total: int
     trained: list[int]
     """devices that have trained at least once"""
+    energy_total_j: float | None = None
+    """None in checkpoints of earlier releases"""
 
 
 class RunTotals:
@@ -44,6 +46,7 @@ class RunTotals:
         """known from the first evaluation on"""
         self._started = time.monotonic()
         self.sim_time_s, self.bytes_total, self.num_samples_total = 0.0, 0, 0
+        self.energy_total_j: float | None = 0.0
         self.trained: set[int] = set()
         self._layers: SetupResult
 
@@ -65,6 +68,7 @@ class RunTotals:
             bytes_total=self.bytes_total,
             num_samples_total=self.num_samples_total,
             trained=sorted(self.trained),
+            energy_total_j=self.energy_total_j,
         )
 
     def restore(self, opened: SetupResult, state: RunTotalsState) -> None:
@@ -73,6 +77,7 @@ class RunTotals:
         self._started = time.monotonic() - state.wall_time_s
         self.sim_time_s, self.bytes_total = state.sim_time_s, state.bytes_total
         self.num_samples_total, self.trained = state.num_samples_total, set(state.trained)
+        self.energy_total_j = state.energy_total_j
 
     def round(self, round_: int, result: RoundResult, evaluation: EvaluationResult | None) -> tuple[Row, list[Row]]:
         """The row of a round and its layer rows."""
@@ -109,10 +114,13 @@ class RunTotals:
     ) -> Row:
         up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
         num_samples, sound = sum(r.num_samples_seen for r in reports), _sound(reports)
+        energy_j = math.fsum(r.energy_j or 0.0 for r in reports)
         # Devices work in parallel and the server waits for the slowest; the server's time is not modelled.
         self.sim_time_s += max((r.sim_time_s for r in reports), default=0.0)
         self.bytes_total += up + down
         self.num_samples_total += num_samples
+        if self.energy_total_j is not None:
+            self.energy_total_j += energy_j
         return {
             "round": round_,
             "sim_time_s": self.sim_time_s,
@@ -133,7 +141,8 @@ class RunTotals:
             "kept_fraction": _mean(r.kept_fraction for r in sound),
             "mask_overlap": _mean(r.mask_overlap for r in sound),
             "num_quarantined": len(reports) - len(sound),
-            "energy_j": math.fsum(r.energy_j or 0.0 for r in reports),
+            "energy_j": energy_j,
+            "energy_total_j": self.energy_total_j,
             "num_dropped": num_dropped,
             **self._scores(evaluation),
         }

@@ -36,7 +36,7 @@ ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     8: {"rounds": ("global_metrics", "personal_metrics"), "devices": ()},
     9: {"rounds": (), "devices": ("peak_gpu_memory_bytes",)},
     10: {
-        "rounds": ("energy_j", "num_dropped"),
+        "rounds": ("energy_j", "energy_total_j", "num_dropped"),
         "devices": ("energy_j",),
         "evaluations": ("speed_class",),
     },
@@ -140,6 +140,12 @@ ROUNDS = pa.schema(
         ),
         _optional("personal_metrics", NAMED, "metric's own", "the same for personal predictions, pooled"),
         _optional("energy_j", F64, "J", "simulated energy of all devices in this round: devices.energy_j, summed"),
+        _optional(
+            "energy_total_j",
+            F64,
+            "J",
+            "energy_j, summed since the start of the run; null in a run that an earlier release began",
+        ),
         _optional(
             "num_dropped",
             I32,

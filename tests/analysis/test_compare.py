@@ -40,12 +40,13 @@ def target_of(target: float, *runs: Path, **choices: Any) -> dict[str, Mapping[s
 
 
 def test_the_first_evaluation_that_is_as_good_counts_also_of_ties(tmp_path: Path) -> None:
-    """0.6 is reached exactly after round 2, and again after 4: 3 rounds, 4 x 10 s, 4 MB and 400 samples, all with
-    those of the initialisation phase. A later fall below it changes nothing."""
+    """0.6 is reached exactly after round 2, and again after 4: 3 rounds, 4 x 10 s, 4 MB, 400 samples and 8 kJ, all
+    with those of the initialisation phase. A later fall below it changes nothing."""
     run = small_run(tmp_path / "a", {0: 0.3, 2: 0.6, 3: 0.5, 4: 0.6})
     row = target_of(0.6, run)["fibecfed"]
     assert (row["reached"], row["seeds"]) == (1, 1)
     assert (row["rounds"], row["sim_time_s"], row["num_bytes"], row["num_samples"]) == (3, 40, 4e6, 400)
+    assert row["energy_j"] == 8e3
 
 
 def test_a_target_that_is_never_reached_has_no_cost(tmp_path: Path) -> None:

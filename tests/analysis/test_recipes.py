@@ -46,7 +46,7 @@ def a_sweep(out: Path) -> None:
         times = (1.0, 2.0, slowest)
         devices = [DeviceReport(round_, d, num_samples=10 * (d + 1), sim_time_s=time) for d, time in enumerate(times)]
         scores = (0.2, 0.4, 0.9) if round_ else (0.0, 0.0, 0.0)
-        same = {"round": round_, "num_samples": 10, "trained": True, "loss": 0.5}
+        same = {"round": round_, "num_samples": 10, "trained": True, "loss": 0.5, "speed_class": None}
         evaluations = [same | {"device": d, "accuracy": score} for d, score in enumerate(scores)]
         row = rounds_row(round_, bytes_up=2_000_000, bytes_down=1_000_000 * (round_ + 1))
         log.append(row, devices, [], evaluations)

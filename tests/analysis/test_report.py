@@ -65,7 +65,7 @@ def evaluated(round_):
 def evaluation(round_, device, accuracy):
     num_samples = 0 if accuracy is None else 10
     row = {"round": round_, "device": device, "num_samples": num_samples, "trained": True}
-    return row | {"accuracy": accuracy, "loss": None}
+    return row | {"accuracy": accuracy, "loss": None, "speed_class": None}
 
 
 def full_run(run_dir, rounds=4):

@@ -174,13 +174,38 @@ def test_methods_without_layer_scores_have_none() -> None:
 
 def test_evaluations_are_one_row_for_each_device() -> None:
     """Device 0 is right on 1 of 4 and has not trained, device 1 on 2 of 2, device 2 has no test samples."""
-    totals, _ = totals_with_setup()
+    totals = RunTotals(
+        task("accuracy"), batch_size=4, classify=lambda devices: dict.fromkeys(list(devices)[:2], "fast")
+    )
+    totals.setup(opened())
+    fast: dict[str, Any] = {"speed_class": "fast"}
+    empty = {"accuracy": None, "loss": None, "speed_class": None}
     evaluation = EvaluationResult(right(), {1: right(True, True), 0: right(True, False, False, False), 2: right()})
     totals.round(3, RoundResult([report(1, 3)]), evaluation)
     rows = totals.evaluations(3, evaluation)
     assert rows == [
-        {"round": 3, "device": 0, "num_samples": 4, "trained": False, "accuracy": 0.25, "loss": 0.0},
-        {"round": 3, "device": 1, "num_samples": 2, "trained": True, "accuracy": 1.0, "loss": 0.0},
-        {"round": 3, "device": 2, "num_samples": 0, "trained": False, "accuracy": None, "loss": None},
+        {"round": 3, "device": 0, "num_samples": 4, "trained": False, "accuracy": 0.25, "loss": 0.0, **fast},
+        {"round": 3, "device": 1, "num_samples": 2, "trained": True, "accuracy": 1.0, "loss": 0.0, **fast},
+        {
+            "round": 3,
+            "device": 2,
+            "num_samples": 0,
+            "trained": False,
+            "accuracy": None,
+            "loss": None,
+            "speed_class": None,
+        },
     ]
     assert totals.evaluations(4, None) == []
+
+
+def test_energy_goes_on_through_rounds_and_checkpoints() -> None:
+    """3 J in setup, then 1 + 4 J, then 2 J after a checkpoint. A checkpoint of an earlier release does not know."""
+    totals, setup = totals_with_setup(report(0, -1, energy_j=3.0))
+    row, _ = totals.round(0, RoundResult([report(0, energy_j=1.0), report(1, energy_j=4.0)]), None)
+    assert (setup["energy_total_j"], row["energy_j"], row["energy_total_j"]) == (3, 5, 8)
+    for known, expected in ((totals.state(), 10), (totals.state().model_copy(update={"energy_total_j": None}), None)):
+        again = RunTotals(task("accuracy"), batch_size=4)
+        again.restore(opened(), known)
+        row, _ = again.round(1, RoundResult([report(0, 1, energy_j=2.0)]), None)
+        assert (row["energy_j"], row["energy_total_j"]) == (2, expected)

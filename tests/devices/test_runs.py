@@ -1,0 +1,123 @@
+"""Runs whose devices differ: the log has their time and energy, and the run keeps the user's files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_digits
+from runs.interrupted import interrupted, result
+
+from fibec_ray.config.load import check, load_experiment
+from fibec_ray.errors import ConfigError
+from fibec_ray.files.yaml_text import to_yaml
+from fibec_ray.jobs.parcel import settings_for
+from fibec_ray.roundlog.reader import read_devices, read_rounds, read_table
+from fibec_ray.runs.resume import resume
+from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.verify import verify
+
+
+def devices_file(folder: Path, gflops: float = 1.0) -> str:
+    columns: dict[str, Any] = {"device": range(6), "gflops": [gflops * (k + 1) for k in range(6)]}
+    columns |= {"up_mbps": [8.0] * 6, "down_mbps": [16.0] * 6, "speed_class": ["old", "new"] * 3}
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), folder / "devices.parquet")
+    return str(folder / "devices.parquet")
+
+
+def windows_file(folder: Path) -> str:
+    pq.write_table(pa.table({"device": list(range(6)), "start_s": [0.0] * 6, "end_s": [1e9] * 6}), folder / "w.parquet")
+    return str(folder / "w.parquet")
+
+
+def test_the_log_has_times_and_energy_by_hand(tmp_path: Path) -> None:
+    """Device k computes at k + 1 Gflop/s, and 1e9 flops cost a joule. Up 8 Mbit/s is 1 MB/s, down twice that."""
+    energy = {"gflops_per_joule": 1, "up_j_per_mb": 2, "down_j_per_mb": 3}
+    system = {"kind": "file", "path": devices_file(tmp_path), **energy}
+    simulate(check(make_digits(rounds=2, system=system), "test"), tmp_path / "run")
+    rows = [row for row in read_devices(tmp_path / "run").to_pylist() if row["round"] >= 0]
+    for row in rows:
+        seconds = row["flops"] / (1e9 * (row["device"] + 1)) + row["bytes_up"] / 1e6 + row["bytes_down"] / 2e6
+        assert row["sim_time_s"] == pytest.approx(seconds)
+        joules = row["flops"] / 1e9 + 2 * row["bytes_up"] / 1e6 + 3 * row["bytes_down"] / 1e6
+        assert row["energy_j"] == pytest.approx(joules)
+    for number, row in enumerate(r for r in read_rounds(tmp_path / "run").to_pylist() if r["round"] >= 0):
+        assert row["energy_j"] == pytest.approx(sum(each["energy_j"] for each in rows if each["round"] == number))
+        assert row["num_dropped"] == 0
+    found = {row["device"]: row["speed_class"] for row in read_table(tmp_path / "run", "evaluations").to_pylist()}
+    assert found == {0: "old", 1: "new", 2: "old", 3: "new", 4: "old", 5: "new"}
+
+
+def test_a_run_goes_on_with_its_own_copies_wherever_its_folder_is(tmp_path: Path) -> None:
+    """The user's files have changed or are gone since, and the run directory has moved."""
+    system = {"kind": "file", "path": devices_file(tmp_path), "jitter": 0.1}
+    system |= {"availability": {"kind": "windows", "path": windows_file(tmp_path)}}
+    settings = make_digits(rounds=3, system=system)
+    expected = result(simulate(check(settings, "test"), tmp_path / "calm"), tmp_path / "calm")
+    folder = interrupted(settings, tmp_path / "run", 2 * settings["cohort_size"] + 1)
+    devices_file(tmp_path, gflops=7.0)
+    (tmp_path / "w.parquet").unlink()
+    shutil.move(folder, tmp_path / "elsewhere")
+    assert result(resume(tmp_path / "elsewhere"), tmp_path / "elsewhere") == expected
+    assert verify(tmp_path / "elsewhere").differences == []
+
+
+def test_the_settings_of_a_run_start_another_one(tmp_path: Path) -> None:
+    settings = make_digits(rounds=1, system={"kind": "file", "path": devices_file(tmp_path)})
+    first = simulate(check(settings, "test"), tmp_path / "run")
+    again = simulate(load_experiment(tmp_path / "run" / "config.yaml"), tmp_path / "again")
+    assert result(again, tmp_path / "again")[0] == result(first, tmp_path / "run")[0]
+    assert (tmp_path / "again" / "system" / "path.parquet").is_file()
+
+
+def test_files_travel_with_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    devices_file(tmp_path), windows_file(tmp_path)
+    system = {"kind": "file", "path": "devices.parquet", "availability": {"kind": "windows", "path": "w.parquet"}}
+    (tmp_path / "work").mkdir()
+    experiment = check(make_digits(system=system), "test")
+    settings = settings_for(experiment, tmp_path / "work")["system"]
+    for path in (settings["path"], settings["availability"]["path"]):
+        assert (tmp_path / "work" / path).is_file()
+
+
+# --- settings
+
+
+def load(tmp_path: Path, *overrides: str, **changes: Any) -> Any:
+    path = tmp_path / "e.yaml"
+    path.write_text(to_yaml(make_digits(**changes)))
+    return load_experiment(path, overrides)
+
+
+def test_overrides_choose_kinds_and_drop_what_no_longer_applies(tmp_path: Path) -> None:
+    found = load(tmp_path, "system.kind=classes", "system.shares.silo=2", system={"spread": 0.5, "jitter": 0.1})
+    assert (found.system.kind, found.system.shares.silo, found.system.jitter) == ("classes", 2, 0.1)
+    found = load(tmp_path, "system.availability=markov", "system.availability.daily=0.2")
+    assert (found.system.kind, found.system.availability.daily) == ("simple", 0.2)
+
+
+def test_a_yaml_of_earlier_releases_means_the_same(tmp_path: Path) -> None:
+    found = load(tmp_path, system={"gflops": 50, "up_mbps": 5, "down_mbps": 20, "spread": 0.3}).system
+    assert (found.kind, found.gflops, found.up_mbps, found.down_mbps, found.spread) == ("simple", 50, 5, 20, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["system.up_spread=0.1"], "kind simple does not have it; set system.kind to lognormal or classes"),
+        (["system.kind=clases"], "did you mean 'classes'?"),
+        (["system.availability.daily=0.1"], "kind always does not have it; set system.availability.kind to markov"),
+        (["system.kind=file"], "system.path: is missing; set it"),
+        (["system.kind=file", "system.path=none.parquet"], "system.path: none.parquet: no such file"),
+        (["method=centralised", "system.dropout=0.1"], "system.dropout has no effect with method.pooled"),
+    ],
+)
+def test_wrong_settings_are_named_with_the_remedy(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, *overrides)
+    assert message in str(raised.value)
