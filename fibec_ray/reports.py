@@ -41,7 +41,6 @@ class DeviceReport:
     difficulty_true_rank_corr: float | None = None
     flops: float = 0.0
     sim_time_s: float = 0.0
-    energy_j: float | None = None
     bytes_down: int = 0
     bytes_up_delta: int = 0
     bytes_up_extras: int = 0
@@ -57,6 +56,7 @@ class DeviceReport:
     quarantined: str | None = None
     """why the update was not averaged, if it was not"""
     peak_gpu_memory_bytes: int | None = None
+    energy_j: float | None = None
     kept_neurons: tuple[int, ...] | None = None
     """per layer: neurons of personal tensors that the mask let move"""
     layer_fisher: tuple[float, ...] | None = None

@@ -71,7 +71,7 @@ def test_a_log_of_another_version_is_refused(tmp_path):
     part = write(tmp_path) / "rounds" / "part-000001.parquet"
     table = pq.ParquetFile(part).read()
     pq.write_table(table.replace_schema_metadata({"schema_version": "99"}), part)
-    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads versions 2 to 9"):
+    with pytest.raises(RunDirError, match=r"part-000001\.parquet: schema version 99, .* reads versions 2 to 10"):
         read_rounds(tmp_path)
 
 
