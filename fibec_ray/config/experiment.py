@@ -207,7 +207,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="after")
     def _system_fits(self) -> Experiment:
         system = self.system
-        if self.method.pooled and (system.dropout or system.availability.kind != "always"):
+        if self.method.pooled and (system.dropout or not system.availability.limits_nothing):
             idle = "dropout" if system.dropout else "availability"
             raise ValueError(
                 f"system.{idle} has no effect with method.pooled, which trains in one place; leave out one of them"

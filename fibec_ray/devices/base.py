@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
@@ -18,6 +18,7 @@ from fibec_ray.devices.availability import AVAILABILITIES
 from fibec_ray.devices.availability.base import Always, Availability
 from fibec_ray.devices.choice import chosen
 from fibec_ray.devices.numbers import PHONE, Numbers
+from fibec_ray.errors import ConfigError
 
 
 class Profile(NamedTuple):
@@ -115,6 +116,25 @@ class System(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
         """The earliest virtual time at or after `time_s` when the device can be drawn; inf if it never can again."""
         return self.availability.available_from(seed, device, time_s)
 
+    def gather(self, seed: int, devices: Sequence[int], count: int, time_s: float) -> tuple[float, Sequence[int]]:
+        """The earliest time at or after `time_s` at which `count` of the devices can be drawn, and those that can.
+
+        All of them if there are fewer. Raises ConfigError if so many are never there at once.
+        """
+        rule, needed = self.availability, min(count, len(devices))
+        if not needed or rule.limits_nothing:
+            return time_s, devices
+        until = time_s + LONGEST_WAIT_S
+        while time_s < until:
+            starts = {device: rule.available_from(seed, device, time_s) for device in devices}
+            if (earliest := sorted(starts.values())[needed - 1]) == time_s:
+                return time_s, [device for device in devices if starts[device] == time_s]
+            time_s = earliest
+        raise ConfigError(
+            f"system.availability: {needed} of {len(devices)} devices are never available at once in the year from "
+            f"{until - LONGEST_WAIT_S:.0f} s on; lower cohort_size, or change system.availability"
+        )
+
     def speed_classes(self, seed: int, devices: Iterable[int]) -> dict[int, str]:
         """The class of each device by which reports group scores; empty if all devices are alike.
 
@@ -139,6 +159,8 @@ class System(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 THIRDS = ("slow", "medium", "fast")
+LONGEST_WAIT_S = 366 * 86_400.0
+"""Virtual seconds that a server waits for devices."""
 
 
 class WithEnergy(System):

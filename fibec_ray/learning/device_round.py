@@ -70,7 +70,16 @@ class DeviceRound:
         visible = curriculum.visible(self.memory["curriculum"], self.batches, plan.round, plan.rounds, rng)
         if not visible:
             raise ConfigError(f"method.curriculum: {curriculum.kind}: visible returned no batch; return at least one")
-        return visible
+        return self._until_drop_out(visible)
+
+    def _until_drop_out(self, visible: list[Tensor]) -> list[Tensor]:
+        """The batches that the device trains on: a random share of them, one or more, if it drops out in mid-round."""
+        share = self.plan.shares.get(self.device, 1.0)
+        if share == 1.0:
+            return visible
+        rng = self.host.rng("drop_out", self.device, self.plan.round)
+        chosen = torch.randperm(len(visible), generator=rng)[: max(1, int(share * len(visible)))]
+        return [visible[int(i)] for i in chosen.sort().values]
 
     def _mask(self) -> Tensors:
         """Which entries of personal tensors may move."""

@@ -111,4 +111,6 @@ class _World:
         return [device for device in everyone if device not in busy] if busy else everyone
 
     def _flight(self, device: int, version: int, time_s: float) -> Flight:
-        return Flight(device, version)
+        system = self.job.system
+        share = system.share_done(self.job.seed, device, version)
+        return Flight(device, version, share=share, reports=share == 1 or system.partial_work)

@@ -79,10 +79,12 @@ class RunTotals:
         self.num_samples_total, self.trained = state.num_samples_total, set(state.trained)
         self.energy_total_j = state.energy_total_j
 
-    def round(self, round_: int, result: RoundResult, evaluation: EvaluationResult | None) -> tuple[Row, list[Row]]:
-        """The row of a round and its layer rows."""
+    def round(
+        self, round_: int, result: RoundResult, evaluation: EvaluationResult | None, num_dropped: int = 0
+    ) -> tuple[Row, list[Row]]:
+        """The row of a round and its layer rows. num_dropped: devices that were drawn and whose work does not count."""
         self.trained |= {report.device for report in _sound(result.reports) if report.num_steps}
-        row = self._row(round_, result.reports, len(result.lost), evaluation)
+        row = self._row(round_, result.reports, len(result.lost), evaluation, num_dropped)
         return row, self._layer_rows(round_, result.reports)
 
     def evaluations(self, round_: int, evaluation: EvaluationResult | None) -> list[Row]:

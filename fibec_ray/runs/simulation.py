@@ -174,7 +174,7 @@ def run_rounds(
             if report.quarantined is not None:
                 callback.on_message(f"{round_name(t)}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
-        row, layers = totals.round(t, result, evaluation)
+        row, layers = totals.round(t, result, evaluation, len(plan.dropped))
         evaluations = totals.evaluations(t, evaluation)
         if t + 1 < experiment.rounds:  # devices train the next round while this one is logged and saved
             fleet.begin_round(planner.plan(t + 1))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fibec_ray.devices import AVAILABILITIES
+from fibec_ray.devices import AVAILABILITIES, Simple
 from fibec_ray.devices.availability.base import Always, Availability
 from fibec_ray.devices.availability.markov import DAY_S, STEP_S, Markov
 from fibec_ray.devices.availability.windows import Windows
@@ -94,3 +94,15 @@ def test_wrong_windows_are_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it has device 7, but the federation has devices 0 to 2"):
         windows(tmp_path, [(7, 5.0, 6.0)]).unfit_for(3)
     assert windows(tmp_path, [(2, 5.0, 6.0)]).unfit_for(3) is None
+
+
+def test_a_server_waits_until_enough_devices_are_there(tmp_path: Path) -> None:
+    """Device 0 is there from 10 to 30, device 1 from 20 to 40, device 2 from 35 to 50. Two at once: from 20."""
+    system = Simple(availability=windows(tmp_path, [(0, 10.0, 30.0), (1, 20.0, 40.0), (2, 35.0, 50.0)]))
+    assert system.gather(0, range(3), 1, 0) == (10, [0])
+    assert system.gather(0, range(3), 2, 0) == (20, [0, 1])
+    assert system.gather(0, range(3), 2, 31) == (35, [1, 2])
+    assert system.gather(0, [2], 2, 0) == (35, [2]) and system.gather(0, [], 2, 5) == (5, [])
+    with pytest.raises(ConfigError, match="2 of 3 devices are never available at once .* lower cohort_size"):
+        system.gather(0, range(3), 2, 45)
+    assert Simple().gather(0, range(3), 2, 7) == (7, range(3))

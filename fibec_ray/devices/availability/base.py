@@ -22,6 +22,11 @@ class Availability(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=Fa
         """The earliest time at or after `time_s` when it can be drawn; inf if it never can again."""
 
     @property
+    def limits_nothing(self) -> bool:
+        """True if every device can be drawn at any time."""
+        return False
+
+    @property
     def files(self) -> dict[str, str]:
         """The user's files that the rule reads: the key of the setting -> path."""
         return {}
@@ -38,6 +43,10 @@ class Always(Availability):
     """Every device can be drawn at any time."""
 
     kind: Literal["always"] = "always"
+
+    @property
+    def limits_nothing(self) -> bool:
+        return True
 
     def available(self, seed: int, device: int, time_s: float) -> bool:
         return True
