@@ -70,7 +70,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
     experiment = load_experiment(arguments.config, arguments.overrides)
     print(yaml.safe_dump(resolved(experiment), sort_keys=False), end="")
-    for source in experiment.method.sources.values():
+    for source in experiment.sources.values():
         print(f"# {source.name}: {source.path}, digest {source.digest}")
 
 

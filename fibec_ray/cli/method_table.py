@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from fibec_ray.errors import ConfigError
 from fibec_ray.method import AXES, Method
 from fibec_ray.parts import own
 from fibec_ray.parts.part import Part, contract_of
+from fibec_ray.samplers import SAMPLERS
+from fibec_ray.schedules import SCHEDULES
 
+KINDS: dict[str, Mapping[str, type[Any]]] = {**AXES, "sampler": SAMPLERS, "schedule": SCHEDULES}
+"""What a user's own part may be: a part of a method, or one of an experiment."""
 Row = tuple[str, str, str, str]
 """kind, axis, summary, source"""
 
@@ -71,12 +75,12 @@ def _offered() -> Iterator[Row]:
             continue
         assert cls is not None, "it is offered"
         kind, axis, what, where = _row(cls)
-        hidden = f"a built-in kind has this name; use {kind}" if name in AXES[axis] else what
+        hidden = f"a built-in kind has this name; use {kind}" if name in KINDS[axis] else what
         yield name, axis, hidden, where
 
 
 def _row(cls: type[Part]) -> Row:
-    axis = next(axis for axis, registry in AXES.items() if issubclass(cls, contract_of(registry)))
+    axis = next(axis for axis, registry in KINDS.items() if issubclass(cls, contract_of(registry)))
     source = own.source_of(cls)
     first = (inspect.getdoc(cls) or "").partition("\n")[0] if cls.__doc__ else ""
     return str(cls.model_fields["kind"].default), axis, first, f"{source.path}, digest {source.digest}"

@@ -21,6 +21,8 @@ SECTIONS = (
     "partition",
     "backbone",
     "local",
+    "sampler",
+    "schedule",
     "server",
     "evaluation",
     "system",

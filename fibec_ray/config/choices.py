@@ -8,11 +8,15 @@ from pydantic import BaseModel
 
 from fibec_ray.data.partition import PARTITIONS
 from fibec_ray.devices import AVAILABILITIES, SYSTEMS
+from fibec_ray.samplers import SAMPLERS
+from fibec_ray.schedules import SCHEDULES
 
 Registry = Mapping[str, type[BaseModel]]
 
 CHOICES: dict[tuple[str, ...], Registry] = {
     ("partition",): PARTITIONS,
+    ("sampler",): SAMPLERS,
+    ("schedule",): SCHEDULES,
     ("system",): SYSTEMS,
     ("system", "availability"): AVAILABILITIES,
 }

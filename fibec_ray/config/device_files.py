@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fibec_ray.config.experiment import Experiment
+from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import failing_plainly
 
 FOLDER = "system"
@@ -30,9 +31,29 @@ def with_device_files(experiment: Experiment, folder: Path) -> Experiment:
     return experiment.model_copy(update={"system": type(experiment.system).model_validate(settings)})
 
 
+def with_kept_paths(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment as the run in a folder has it: with the paths of its own copies.
+
+    Raises RunDirError if a file has changed since the run began. An experiment of another kind is returned as it is.
+    """
+    settings = experiment.system.model_dump()
+    for key, path in experiment.system.files.items():
+        section, name = _at(settings, key)
+        copy, file = kept(folder, key), Path(path).expanduser()
+        if not copy.is_file():
+            return experiment
+        if file.read_bytes() != copy.read_bytes():
+            raise RunDirError(
+                f"system.{key}: {path} differs from {copy}, the copy that the run began with; put the old file "
+                "back, or start a new run"
+            )
+        section[name] = str(copy)
+    return experiment.model_copy(update={"system": type(experiment.system).model_validate(settings)})
+
+
 def kept(folder: Path, key: str) -> Path:
     """Where a run keeps the file of a setting, such as availability.path."""
-    return folder / FOLDER / f"{key}.parquet"
+    return folder.absolute() / FOLDER / f"{key}.parquet"
 
 
 def with_kept_files(raw: dict[str, Any], folder: Path) -> dict[str, Any]:

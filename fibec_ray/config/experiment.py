@@ -20,7 +20,8 @@ from fibec_ray.method import AXES, Method
 from fibec_ray.models.base import AnyBackbone
 from fibec_ray.models.kinds import BACKBONES, OneBackbone, class_of, parse
 from fibec_ray.models.products import unfit
-from fibec_ray.parts.part import LACKING, Setting, kind_of
+from fibec_ray.parts.own import Source
+from fibec_ray.parts.part import LACKING, Setting, kind_of, sources_of
 from fibec_ray.samplers.base import Sampler
 from fibec_ray.schedules.base import Schedule
 from fibec_ray.tasks import AnyTask
@@ -107,6 +108,11 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         if name in (".", "..") or any(char in "/\\" or not char.isprintable() for char in name):
             raise ValueError(f"{name!r} cannot be a folder name; remove slashes and line ends")
         return name
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Files and modules of the user's own parts, by name."""
+        return sources_of(*self.method.parts.values(), self.sampler, self.schedule)
 
     def evaluates(self, round_: int) -> bool:
         """Whether models are scored after this round of the log: -1 is setup, before training."""
@@ -205,9 +211,14 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self
 
     @model_validator(mode="after")
+    def _own_files_differ_in_name(self) -> Experiment:
+        _ = self.sources  # raises ValueError for two of one name
+        return self
+
+    @model_validator(mode="after")
     def _system_fits(self) -> Experiment:
         system = self.system
-        if self.method.pooled and (system.dropout or not system.availability.limits_nothing):
+        if self.method.pooled and not system.is_always_available:
             idle = "dropout" if system.dropout else "availability"
             raise ValueError(
                 f"system.{idle} has no effect with method.pooled, which trains in one place; leave out one of them"

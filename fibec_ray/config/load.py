@@ -110,7 +110,10 @@ def with_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     raw: settings of an experiment. folder: of the YAML. Runs and jobs keep copies in a folder `parts` beside it.
     """
     raw = with_kept_files(raw, folder)
-    return {**raw, "method": _located(raw["method"], folder)} if isinstance(raw.get("method"), dict) else raw
+    located = {key: _located(raw[key], folder, "kind") for key in ("sampler", "schedule") if key in raw}
+    if isinstance(raw.get("method"), dict):
+        located["method"] = _located(raw["method"], folder)
+    return {**raw, **located}
 
 
 def _located(value: Any, folder: Path, key: str = "") -> Any:
@@ -127,9 +130,9 @@ def _located(value: Any, folder: Path, key: str = "") -> Any:
 def with_path(text: str, folder: Path) -> str:
     """Do the same for one override, `key=value`, from a file in this folder."""
     keys, value = parse_override(text)
-    if keys[0] != "method":
+    if keys[0] not in ("method", "sampler", "schedule"):
         return text
-    located = _located(value, folder, keys[-1])
+    located = _located(value, folder, "kind" if len(keys) == 1 and keys[0] != "method" else keys[-1])
     return text if located == value else f"{text.partition('=')[0]}={json.dumps(located)}"
 
 

@@ -74,6 +74,11 @@ class System(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
         """The user's files that this section reads: the keys of the setting, joined by dots -> path."""
         return self.availability.files
 
+    @property
+    def is_always_available(self) -> bool:
+        """True if every device can be drawn at any time and finishes its round."""
+        return self.availability.limits_nothing and not self.dropout
+
     def unfit_for(self, num_devices: int) -> str | None:
         """Why a federation of this size cannot have this system, starting with the setting; None if it can.
 

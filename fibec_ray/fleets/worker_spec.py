@@ -54,7 +54,7 @@ class WorkerSpec:
         that the node lacks, reaches the driver; an error while Ray creates an actor does not."""
         state = dict(self.__dict__)
         if job := state.pop("job", None):
-            state["packed"] = job.model_dump(mode="json"), tuple(job.method.sources.values())
+            state["packed"] = job.model_dump(mode="json"), tuple(job.sources.values())
         return state
 
     if not TYPE_CHECKING:

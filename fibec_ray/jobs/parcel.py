@@ -43,7 +43,7 @@ def packed(experiment: Experiment, installed: bool) -> Iterator[dict[str, Any]]:
         work = Path(folder) / "work"
         work.mkdir()
         write_yaml(work / EXPERIMENT, settings_for(experiment, work))
-        keep_files(experiment.method.sources, work)
+        keep_files(experiment.sources, work)
         modules = [] if installed else [str(copy_code(Path(folder)))]
         yield {"working_dir": str(work), **({"py_modules": modules} if modules else {})}
 

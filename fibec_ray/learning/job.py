@@ -11,7 +11,8 @@ from fibec_ray.devices import AnySystem
 from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.method import Method
 from fibec_ray.models.kinds import OneBackbone
-from fibec_ray.parts.part import build
+from fibec_ray.parts.own import Source
+from fibec_ray.parts.part import build, sources_of
 from fibec_ray.samplers import SAMPLERS
 from fibec_ray.samplers.base import Sampler
 from fibec_ray.schedules import SCHEDULES
@@ -79,3 +80,8 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     schedule: AnySchedule = Schedule()
     pooled_cohort: tuple[int, int] | None = None
     """with pooled data (one device has all): the federation's cohort_size and num_devices; None: not pooled"""
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Files and modules of the user's own parts, by name."""
+        return sources_of(*self.method.parts.values(), self.sampler, self.schedule)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fibec_ray import seeds
+from fibec_ray.errors import ConfigError
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import learning_rate
 from fibec_ray.reports import DeviceReport
@@ -96,7 +97,19 @@ class _World:
             sizes=self.sizes,
             history=self._history,
         )
-        return [self._flight(device, version, time_s) for device in self.job.sampler.draw(draw)]
+        return [self._flight(device, version, time_s) for device in self._drawn_from(draw)]
+
+    def _drawn_from(self, draw: Draw) -> tuple[int, ...]:
+        """The sampler's devices. Raises ConfigError if it may not draw them."""
+        sampler, there = self.job.sampler, set(draw.available)
+        chosen = sampler.draw(draw)
+        wrong = [device for device in chosen if type(device) is not int or device not in there]
+        if wrong or len(set(chosen)) < len(chosen):
+            what = f"device {wrong[0]!r}, which is not available" if wrong else "a device twice"
+            raise ConfigError(
+                f"sampler: {sampler.kind}: draw returned {what}; return some of draw.available, each once"
+            )
+        return chosen
 
     def learn(self, reports: Iterable[DeviceReport]) -> None:
         """Note the newest report of each device."""

@@ -90,7 +90,9 @@ def checked(found: Any, kind: str, contract: type[Any]) -> type[Any]:
     base = f"{contract.__module__}.{contract.__name__}"
     if not isinstance(found, type) or not issubclass(found, contract):
         if other := _axis_of(found, contract):
-            raise ValueError(f"{kind} is a part for {other}, not for {contract.__name__.lower()}; set method.{other}")
+            name = other.__name__.lower()
+            setting = f"method.{name}" if other.__module__.startswith("fibec_ray.parts.") else name
+            raise ValueError(f"{kind} is a part for {name}, not for {contract.__name__.lower()}; set {setting}")
         raise ValueError(f"{kind} is not a part for {contract.__name__.lower()}; make it a subclass of {base}")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(vars(found)["__abstractmethods__"]))
@@ -204,11 +206,11 @@ def _offered(name: str, contract: type[Any]) -> type[Any] | None:
     return found[0] if found else None
 
 
-def _axis_of(found: Any, contract: type[Any]) -> str | None:
-    """The axis of a part that belongs to another axis; None for anything else."""
+def _axis_of(found: Any, contract: type[Any]) -> type[Any] | None:
+    """The base class of another axis that a part belongs to; None for anything else."""
     root = contract.__bases__[0]
     bases = found.__mro__ if isinstance(found, type) else ()
-    return next((cls.__name__.lower() for cls in bases if root in cls.__bases__ and not is_own(cls)), None)
+    return next((cls for cls in bases if root in cls.__bases__ and not is_own(cls)), None)
 
 
 def _read(path: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fibec_ray.config.device_files import with_kept_paths
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import first_difference
 from fibec_ray.environment import read
@@ -55,10 +56,11 @@ def begin(
         return simulate(experiment, folder, callback, cluster)
     settings = experiment.model_dump(mode="json", include={"fleet", "checkpoint"})
     record = read_record(folder, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    experiment = with_kept_paths(experiment, record.folder)
     if binding(record.experiment) != binding(experiment):
         difference = first_difference(binding(record.experiment), binding(experiment))
         raise RunDirError(f"{folder}: holds a run of another experiment ({difference}); choose another --name or --out")
-    record.identity.refuse_other_parts(experiment.method.sources, folder)
+    record.identity.refuse_other_parts(experiment.sources, folder)
     if finished_digest(folder) is not None:
         return None
     return resume_record(record, callback, cluster)

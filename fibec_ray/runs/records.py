@@ -94,7 +94,7 @@ def read_record(folder: Path, overrides: Sequence[str] = ()) -> Record:
             "checkpoint and fleet may change, except fleet.threads, fleet.lanes and fleet.products; set it back, or "
             "start a new run"
         )
-    identity.refuse_other_parts(experiment.method.sources, folder)
+    identity.refuse_other_parts(experiment.sources, folder)
     identity.refuse_other_data(folder)
     return Record(folder, identity, experiment)
 

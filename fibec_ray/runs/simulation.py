@@ -82,7 +82,7 @@ def simulate(
         quiet_libraries()
         experiment = with_device_files(experiment, claim.folder)
         prepared = prepare(experiment, claim.folder)
-        sources = experiment.method.sources
+        sources = experiment.sources
         identity = identify(claim.folder, resolved(experiment), prepared, _git_commit(), sources)
         identity.write(claim.folder)
         return carry_on(experiment, claim, identity, None, callback, cluster)
@@ -185,7 +185,9 @@ def planner_of(worker_spec: WorkerSpec, next_round: int, log_dir: Path | None = 
     """A planner that is ready to plan `next_round`. log_dir: the folder with the log of earlier rounds."""
     job = worker_spec.job
     planner = Planner(job, worker_spec.federation().num_train(range(job.num_devices)))
-    logged = read_reports(log_dir, next_round) if log_dir is not None and job.sampler.uses_history else ()
+    logged = (
+        read_reports(log_dir, next_round) if log_dir is not None and next_round and job.sampler.uses_history else ()
+    )
     planner.skip_to(next_round, logged)
     return planner
 
@@ -212,7 +214,7 @@ def prepare(experiment: Experiment, folder: Path) -> Prepared:
 
 def write_settings(experiment: Experiment, path: Path) -> None:
     """The experiment as a YAML that loads again to the same one, and the files of a user's own parts beside it."""
-    keep_files(experiment.method.sources, path.parent)
+    keep_files(experiment.sources, path.parent)
     run_dirs.write_yaml(path, resolved(experiment))
 
 

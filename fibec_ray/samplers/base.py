@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -57,8 +57,17 @@ class Sampler(Part):
     kind: str = "uniform"
     uses_history: ClassVar[bool] = False
     """True if `draw` looks at `history`. The cohorts of a run are then known only as it goes on"""
+    accounting: ClassVar[Literal["fixed", "poisson"] | None] = "fixed"
+    """the law of a draw, for an accountant of differential privacy: `count` of all devices, or each alone with
+    probability cohort_size / num_devices; None: another one. See `law`"""
     has_fixed_size: ClassVar[bool] = True
     """False if a draw may return more or fewer devices than it is asked for"""
+
+    @property
+    def law(self) -> Literal["fixed", "poisson"] | None:
+        """`accounting`, where the class itself says so: a class derived from it may draw in another way."""
+        found: Literal["fixed", "poisson"] | None = vars(type(self)).get("accounting")
+        return found
 
     def draw(self, draw: Draw) -> tuple[int, ...]:
         """The devices that start, in the order in which the server combines their updates.

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fibec_ray.checkpoints.identity import read_identity
+from fibec_ray.config.device_files import with_kept_paths
 from fibec_ray.config.load import first_difference, load_saved
 from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import RunDirError, UserError
@@ -111,15 +112,15 @@ def _difference(run: SweepRun, folder: Path, finished: bool) -> str:
     """
     try:
         found = load_saved(folder / "config.yaml")
-        sources = run.experiment.method.sources
+        sources, wanted = run.experiment.sources, with_kept_paths(run.experiment, folder)
         changed = read_identity(folder).changed_parts(sources) if sources else []
     except UserError as error:
         return str(error) if finished else ""
     if changed:
         return f"{changed[0]} has changed since the run began"
     if finished:
-        return "" if found == run.experiment else first_difference(resolved(found), resolved(run.experiment))
+        return "" if found == wanted else first_difference(resolved(found), resolved(wanted))
     if not (folder / "checkpoints" / "run.json").exists():
         return ""
-    there, here = binding(found), binding(run.experiment)
+    there, here = binding(found), binding(wanted)
     return "" if there == here else first_difference(there, here)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ import pytest
 from conftest import make_digits
 from runs.interrupted import interrupted, result
 
+from fibec_ray import seeds
+from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.load import check, load_experiment
-from fibec_ray.errors import ConfigError
+from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.files.yaml_text import to_yaml
 from fibec_ray.jobs.parcel import settings_for
 from fibec_ray.roundlog.reader import read_devices, read_rounds, read_table
+from fibec_ray.runs.begin import begin
+from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.resume import resume
 from fibec_ray.runs.simulation import simulate
 from fibec_ray.runs.verify import verify
@@ -74,6 +80,17 @@ def test_the_settings_of_a_run_start_another_one(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "system" / "path.parquet").is_file()
 
 
+def test_a_command_with_resume_goes_on_unless_the_users_file_has_changed(tmp_path: Path) -> None:
+    path = devices_file(tmp_path)
+    settings = make_digits(rounds=3, system={"kind": "file", "path": path})
+    folder = interrupted(settings, tmp_path / "run", 2 * settings["cohort_size"] + 1)
+    devices_file(tmp_path, gflops=7.0)
+    with pytest.raises(RunDirError, match="differs from .* put the old file back, or start a new run"):
+        begin(check(settings, "test"), folder, True, Callback())
+    devices_file(tmp_path)
+    assert begin(check(settings, "test"), folder, True, Callback()) is not None
+
+
 def test_files_travel_with_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     devices_file(tmp_path), windows_file(tmp_path)
@@ -83,6 +100,57 @@ def test_files_travel_with_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     settings = settings_for(experiment, tmp_path / "work")["system"]
     for path in (settings["path"], settings["availability"]["path"]):
         assert (tmp_path / "work" / path).is_file()
+
+
+# --- drop-outs
+
+
+def test_devices_that_drop_out_send_nothing_and_keep_their_state(tmp_path: Path) -> None:
+    """Their rounds are known beforehand; the others report. Each device's state is that of its last sound round."""
+    system = {"dropout": 0.5}
+    experiment = check(make_digits("scaffold", rounds=4, system=system, checkpoint={"keep": "all"}), "test")
+    simulate(experiment, tmp_path / "run")
+    drawn = [plan_round(experiment, t) for t in range(4)]
+    share = partial(experiment.system.share_done, experiment.seed)
+    out = [{device for device in cohort if share(device, t) < 1} for t, cohort in enumerate(drawn)]
+    assert sum(map(len, out)) > 2
+    rows = [row for row in read_rounds(tmp_path / "run").to_pylist() if row["round"] >= 0]
+    assert [row["num_dropped"] for row in rows] == [len(each) for each in out]
+    devices = read_devices(tmp_path / "run").to_pylist()
+    for t, cohort in enumerate(drawn):
+        assert {row["device"] for row in devices if row["round"] == t} == set(cohort) - out[t]
+    assert verify(tmp_path / "run", 4).differences == []
+
+
+def test_a_round_in_which_all_drop_out_changes_nothing(tmp_path: Path) -> None:
+    experiment = check(make_digits(rounds=3, system={"dropout": 0.999}), "test")
+    simulate(experiment, tmp_path / "run")
+    rows = read_rounds(tmp_path / "run").to_pylist()
+    assert {row["adapter_digest"] for row in rows} == {rows[0]["adapter_digest"]}
+    assert all((row["num_devices"], row["num_dropped"]) == (0, 3) for row in rows[1:])
+
+
+def test_partial_work_trains_on_a_share_of_the_batches(tmp_path: Path) -> None:
+    """The share is the same as without partial work, and at least one batch is trained on."""
+    experiment = check(make_digits(rounds=3, system={"dropout": 0.6, "partial_work": True}), "test")
+    simulate(experiment, tmp_path / "run")
+    seen = [row for row in read_devices(tmp_path / "run").to_pylist() if row["round"] >= 0]
+    assert len(seen) == 9
+    shares = []
+    for row in seen:
+        share = experiment.system.share_done(experiment.seed, row["device"], row["round"])
+        batches = math.ceil(row["num_samples"] / 8)
+        assert row["num_batches_seen"] == (batches if share == 1 else max(1, int(share * batches)))
+        assert row["num_steps"] == 2 * row["num_batches_seen"]  # two local epochs
+        shares.append(share)
+    assert 0 < sum(share < 1 for share in shares) < 9
+    assert {row["num_dropped"] for row in read_rounds(tmp_path / "run").to_pylist() if row["round"] >= 0} == {0}
+
+
+def plan_round(experiment: Experiment, round_: int) -> tuple[int, ...]:
+    """The drawn devices of a round, drop-outs included."""
+    rng = seeds.numpy_generator(experiment.seed, "cohort", round_)
+    return tuple(map(int, rng.choice(experiment.num_devices, size=experiment.cohort_size, replace=False)))
 
 
 # --- settings
