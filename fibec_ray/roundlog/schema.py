@@ -150,8 +150,8 @@ ROUNDS = pa.schema(
             "num_dropped",
             I32,
             "devices",
-            "devices that were drawn and sent nothing because they dropped out or were too late; not in num_devices, "
-            "and their costs are not counted",
+            "devices that were drawn and sent nothing because they dropped out or were too late; num_devices and all "
+            "costs leave them out",
         ),
     ]
 )

@@ -27,9 +27,9 @@ class Oort(Sampler):
     least `least_exploration`, is drawn from devices that have never reported. The rest is drawn with probability
     proportional to score, among the devices with at least `cut_off` times the score of the last one that would fit.
 
-    Defaults are those of the authors' code (SymbioticLab/Oort), but for `preferred`: there it is 1. Ours: a report has
-    the mean loss over a device's steps, so u_k = samples * that mean. T is a fixed quantile of the known times, without
-    the pacer that moves it. New devices are drawn uniformly, not by size and speed.
+    Defaults are those of the authors' code (SymbioticLab/Oort), where `preferred` is 1. Ours: `preferred` is 0.3. A
+    report has the mean loss over a device's steps, so u_k = samples * that mean. T is a fixed quantile of the known
+    times, without the pacer that moves it. New devices are drawn uniformly, not by size and speed.
     """
 
     kind: Literal["oort"] = "oort"
