@@ -110,7 +110,7 @@ def with_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     raw: settings of an experiment. folder: of the YAML. Runs and jobs keep copies in a folder `parts` beside it.
     """
     raw = with_kept_files(raw, folder)
-    located = {key: _located(raw[key], folder, "kind") for key in ("sampler", "schedule") if key in raw}
+    located: dict[str, Any] = {key: _located(raw[key], folder, "kind") for key in ("sampler", "schedule") if key in raw}
     if isinstance(raw.get("method"), dict):
         located["method"] = _located(raw["method"], folder)
     return {**raw, **located}
