@@ -13,7 +13,7 @@ from fibec_ray.config.names import method_files
 
 FROM_SCRATCH = ["fipa-paper", "fedavg-full"]
 AT_MOST = {"hetlora", "fipa-paper", "slora", "fedmomentum"}
-"""Devices send less where what they learn has a lower rank, and receive less of what is still as it was at the start."""
+"""Devices send less where what they learn has a lower rank, and receive less if little has changed since the start."""
 
 
 def ran_with(method: str, folder: Path) -> Ran:
