@@ -26,7 +26,7 @@ from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.parts.peft.moving_lora import MovingLora
 from fibec_ray.parts.peft.ranks import adapted_layers
 from fibec_ray.runs.simulation import cache_dir
-from fibec_ray.tensors import Tensors, add, subtract
+from fibec_ray.tensors import Tensors, add, subtract, weighted_mean
 from fibec_ray.types import DeviceUpdate
 
 XA, XB, XD = f"x{A}", f"x{B}", f"x{MOVED}"
@@ -152,6 +152,15 @@ ONLY_B = [values | {XA: SHARED[XA]} for values in TRAINED]
 def test_fedsvd_with_a_frozen_is_the_mean_of_the_devices_updates() -> None:
     new = combined(FedSvd(), values=ONLY_B)
     torch.testing.assert_close(product(new), mean_of([product(values) for values in ONLY_B]), rtol=1e-5, atol=1e-5)
+
+
+def test_fedsvd_needs_no_more_than_the_mean_of_the_updates() -> None:
+    """So noise may be added to that mean."""
+    rule, updates = FedSvd(), sent(ONLY_B)
+    alone = DeviceUpdate(0, 1, 1, weighted_mean((update.num_samples, update.delta) for update in updates))
+    (found, _), (wanted, _) = (rule.combine(rule.start(SHARED, 9), each) for each in ([alone], updates))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_fedsvd_changes_the_factors_and_not_their_product() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -34,7 +34,10 @@ class FedRpca(Aggregator):
 
     kind: Literal["fedrpca"] = "fedrpca"
     beta: float = Field(2.0, gt=0, allow_inf_nan=False, description="factor on the mean of S; above 1 in the paper")
-    needs: ClassVar[tuple[Need, ...]] = ("lora", "whole", "dense")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (*super().needs, "lora", "dense")
 
     def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         held = [update for update in updates if update.num_samples]

@@ -35,7 +35,7 @@ class LoraFair(OverFactors):
     """
 
     kind: Literal["lora_fair"] = "lora_fair"
-    needs: ClassVar[tuple[Need, ...]] = ("lora", "received", "whole")
+    needs: ClassVar[tuple[Need, ...]] = (*OverFactors.needs, "whole")
     strength: float = Field(0.01, ge=0, allow_inf_nan=False, description="lambda: weight of |D|^2; the paper uses 0.01")
 
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
@@ -62,7 +62,7 @@ class FloraNa(OverFactors):
     """
 
     kind: Literal["flora_na"] = "flora_na"
-    needs: ClassVar[tuple[Need, ...]] = ("lora", "received", "whole")
+    needs: ClassVar[tuple[Need, ...]] = (*OverFactors.needs, "whole")
     iterations: int = Field(10, ge=1, le=1000, description="times that p and q are solved for")
 
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

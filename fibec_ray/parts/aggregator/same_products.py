@@ -32,6 +32,7 @@ class FedSvd(OverFactors):
     """
 
     kind: Literal["fedsvd"] = "fedsvd"
+    needs: ClassVar[tuple[Need, ...]] = ("lora", "received")  # the mean of the updates is enough
 
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         step = mean_factors(received, trained, weights)
@@ -68,7 +69,7 @@ class FedRotLora(OverFactors):
     """
 
     kind: Literal["fedrot_lora"] = "fedrot_lora"
-    needs: ClassVar[tuple[Need, ...]] = ("lora", "received", "whole")
+    needs: ClassVar[tuple[Need, ...]] = (*OverFactors.needs, "whole")
     strength: float = Field(0.5, ge=0, le=1, description="lambda: 1 turns all the way; 0.5 in FedLLM-Factory")
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
