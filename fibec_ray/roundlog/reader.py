@@ -95,14 +95,26 @@ def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
     except (pa.ArrowException, OSError, EOFError) as error:
         raise RunDirError(f"{path}: not a readable part of a round log ({error}); remove it or rerun") from error
     version = _version(path, (table.schema.metadata or {}).get(b"schema_version", b"none").decode())
-    later = (ADDED[added].get(path.parent.name, ()) for added in sorted(ADDED) if added > version)
-    for name in chain.from_iterable(later):
+    for name in _added_after(version, path.parent.name):
         table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
     if version < SCHEMA_MAJOR:
         table = table.rename_columns([RENAMED.get(name, name) for name in table.column_names])
     if not table.schema.equals(schema):
         raise RunDirError(f"{path}: its columns are not those of a round log of version {version}")
     return table
+
+
+def _added_after(version: int, name: str) -> list[str]:
+    """Columns of a table that versions after this one added, in the order of the schema."""
+    later = (ADDED[added].get(name, ()) for added in sorted(ADDED) if added > version)
+    return list(chain.from_iterable(later))
+
+
+def unknown_columns(run_dir: Path, name: str) -> set[str]:
+    """Columns of a table that some part of the log lacks, since an earlier release wrote it."""
+    folder = run_dir / name
+    written = {_version(path, metadata_of(path, str(path)).get("schema_version", "none")) for path in parts(folder)}
+    return set(_added_after(min(written), name)) if written else set()
 
 
 def _version(path: Path, found: str) -> int:
@@ -115,14 +127,20 @@ def _version(path: Path, found: str) -> int:
 
 
 def differences(logged: Path, again: Path, first: int, last: int) -> list[str]:
-    """One line for each value that differs, of those that equal runs agree on; rounds first to last."""
+    """One line for each value that differs, of those that equal runs agree on; rounds first to last.
+
+    Columns that the logged run does not have, because an earlier release wrote it, are not compared.
+    """
     found = []
     for name in TABLES:
         rows, other = (_rows(folder, name, first, last) for folder in (logged, again))
         if len(rows) != len(other):
             found.append(f"{name}: {len(rows)} rows logged, {len(other)} now")
             continue
-        found += [line for row, now in zip(rows, other, strict=True) for line in row_differences(name, row, now)]
+        unknown = unknown_columns(logged, name)
+        for row, now in zip(rows, other, strict=True):
+            known = {column: value for column, value in row.items() if column not in unknown}
+            found += row_differences(name, known, now)
     return found
 
 

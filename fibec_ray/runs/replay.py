@@ -18,7 +18,7 @@ from fibec_ray.learning.planning import Group, lane_groups
 from fibec_ray.learning.server import Server
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.reader import read_devices, row_differences
+from fibec_ray.roundlog.reader import read_devices, row_differences, unknown_columns
 from fibec_ray.roundlog.writer import device_row
 from fibec_ray.runs.records import Record, lanes_of, last_logged, read_record, staged
 from fibec_ray.runs.simulation import planner_of, worker_spec_of
@@ -55,7 +55,9 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
     logged = [r for r in read_devices(record.folder).to_pylist() if (r["round"], r["device"]) == (round_, device)]
     if len(logged) != 1:
         raise RunDirError(f"{record.folder}: the log has {len(logged)} rows of device {device} in {round_name(round_)}")
-    return Replayed(row, row_differences("devices", logged[0], row))
+    unknown = unknown_columns(record.folder, "devices")
+    known = {column: value for column, value in logged[0].items() if column not in unknown}
+    return Replayed(row, row_differences("devices", known, row))
 
 
 def _again(worker_spec: WorkerSpec, plan: RoundPlan, group: Group, start: Checkpoint | None) -> list[DeviceReport]:

@@ -8,7 +8,7 @@ import pytest
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.parts import check_parts
-from fibec_ray.roundlog.reader import log_digest, read_devices, read_rounds, read_table
+from fibec_ray.roundlog.reader import differences, log_digest, read_devices, read_rounds, read_table
 from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, RENAMED, ROUNDS, SCHEMA_VERSION, tables_of
 from fibec_ray.roundlog.writer import RoundLog
 
@@ -88,6 +88,24 @@ def test_an_older_log_is_read_with_nulls_where_it_had_no_column(tmp_path, versio
     for added in later:
         assert all(read_rounds(tmp_path).column(column).to_pylist() == [None] * 3 for column in added["rounds"])
         assert all(read_devices(tmp_path).column(column).to_pylist() == [None] * 6 for column in added["devices"])
+
+
+def test_columns_that_an_older_log_lacks_are_not_compared(tmp_path):
+    """As verify does with a run of an earlier release: its log has no energy, and the rounds run again have."""
+    write(tmp_path / "old", device_values={"num_steps": 3})
+    write(tmp_path / "again", device_values={"num_steps": 3, "energy_j": 2.5})
+    assert any("energy_j None logged, 2.5 now" in line for line in compared(tmp_path))
+    for name in ("rounds", "devices"):
+        for part in (tmp_path / "old" / name).iterdir():
+            table = pq.ParquetFile(part).read().drop_columns(list(ADDED[10][name]))
+            pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"schema_version": b"9"}), part)
+    assert compared(tmp_path) == []
+    write(tmp_path / "other", device_values={"num_steps": 4})
+    assert any("num_steps 3 logged, 4 now" in line for line in differences(tmp_path / "old", tmp_path / "other", -1, 1))
+
+
+def compared(tmp_path):
+    return differences(tmp_path / "old", tmp_path / "again", -1, 1)
 
 
 def test_an_older_log_is_read_as_if_its_later_tables_had_no_rows(tmp_path):
