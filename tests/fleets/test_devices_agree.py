@@ -34,7 +34,7 @@ def test_local_and_ray_agree(sampler: str, more: dict[str, Any], tmp_path: Path,
     expected = result(local, tmp_path / "local")
     ray = simulate(check(settings | {"fleet": RAY}, "test"), tmp_path / "ray")
     assert result(ray, tmp_path / "ray") == expected
-    folder = interrupted(settings | {"fleet": RAY}, tmp_path / "stopped", 5)
+    folder = interrupted(settings | {"fleet": RAY}, tmp_path / "stopped", 3)
     assert result(resume(folder, ["fleet={kind: local}"]), folder) == expected
     rows = [row for row in read_rounds(tmp_path / "local").to_pylist() if row["round"] >= 0]
     assert (sum(row["num_dropped"] for row in rows) > 0) == (not more)
