@@ -56,8 +56,8 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
     if len(logged) != 1:
         raise RunDirError(f"{record.folder}: the log has {len(logged)} rows of device {device} in {round_name(round_)}")
     unknown = unknown_columns(record.folder, "devices")
-    known = {column: value for column, value in logged[0].items() if column not in unknown}
-    return Replayed(row, row_differences("devices", known, row))
+    there = {column: value for column, value in logged[0].items() if column not in unknown}
+    return Replayed(row, row_differences("devices", there, row))
 
 
 def _again(worker_spec: WorkerSpec, plan: RoundPlan, group: Group, start: Checkpoint | None) -> list[DeviceReport]:
