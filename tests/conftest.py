@@ -121,12 +121,9 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for all tests that need one; fleets join it and leave it running."""
     import ray
 
-    from fibec_ray.fleets.ray.head import REGISTER_S
-
     os.environ.pop("RAY_ADDRESS", None)
     ray.init(
         address="local",
-        _system_config={"worker_register_timeout_seconds": REGISTER_S},  # a busy machine starts workers late
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=150_000_000,

@@ -28,9 +28,6 @@ SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 server. They cost 1.4 s of CPU and 1 s of waiting. Without them `ray status` does not work; Prometheus does."""
 PRELOADED = "fibec_ray.fleets.ray.actors"
 """What workers import as soon as they start, before there is an actor."""
-REGISTER_S = 600
-"""Seconds that a worker may take to start. Ray waits 60 s, then starts another worker beside the late one. On a busy
-machine or a slow disk that one is late too, and so on: this has filled two cores with more than 100 workers."""
 SAYS_ERROR = re.compile(r"\d [EFC] \d+ \d+\] (?:\([^)]*\) )?")
 """Start of an error line in the logs of Ray's C++ code: ... 123456 E 4711 4711] (raylet) main.cc:1: ..."""
 
@@ -48,10 +45,7 @@ def main(may_preload: bool) -> None:
                     include_dashboard=False,
                     object_store_memory=store,
                     _temp_dir=str(folder),
-                    _system_config={
-                        "preload_python_modules": [PRELOADED] if preload else [],
-                        "worker_register_timeout_seconds": REGISTER_S,
-                    },
+                    _system_config={"preload_python_modules": [PRELOADED] if preload else []},
                 )
             answer = {"address": ray.get_runtime_context().gcs_address}
         except Exception as error:
