@@ -45,6 +45,7 @@ AXES = (
     Axis("sim_time_s", "sim_time", "simulated time", "simulated time", SECONDS),
     Axis("bytes_total", "bytes", "bytes", "sent both ways", BYTES),
     Axis("energy_total_j", "energy", "energy", "simulated energy of all devices", JOULES),
+    Axis("epsilon", "epsilon", "privacy", "epsilon", ()),
     Axis("num_samples_total", "samples", "samples", "training samples visited, repeats included", COUNT),
 )
 OF_VALUES = ("r2", "pearson")
@@ -156,12 +157,18 @@ def mask_curves(tables: RunTables) -> list[Curve]:
 
 
 def schedule_curves(tables: RunTables) -> list[Curve]:
-    """Devices that sent nothing. Without a figure where every device of every cohort reported."""
-    if not any(tables.column("num_dropped")):
-        return []
-    series = series_of(tables, "round", (("num_dropped", "dropped out, or too late"),))
-    caption = "Devices that were drawn and whose work did not count."
-    return [Curve("num_dropped", "Dropped devices", caption, ROUNDS, "devices", series, whole_x=True)]
+    """Devices that sent nothing, and how stale updates were. No figure of what is 0 in every round."""
+    drawn = (
+        ("num_dropped", "Dropped devices", "devices", "Devices that were drawn and whose work did not count."),
+        ("mean_staleness", "Staleness", "rounds", "Age of the model that a device started from, mean over the cohort."),
+    )
+    return [
+        Curve(
+            column, title, caption, ROUNDS, y_label, series_of(tables, "round", ((column, "per round"),)), whole_x=True
+        )
+        for column, title, y_label, caption in drawn
+        if tables.has(column) and any(tables.column(column))
+    ]
 
 
 def series_of(tables: RunTables, x: str, columns: Sequence[tuple[str, str]]) -> tuple[Series, ...]:
@@ -175,7 +182,8 @@ def _by_axes(tables: RunTables, curve: Curve, name: str, *more: tuple[str, str])
     columns = [(f"global_{name}", "global model")]
     if not tables.personal_equals_global():
         columns += [(f"personal_{name}", "personal models"), *more]
-    return [axis.over(replace(curve, series=series_of(tables, axis.column, columns))) for axis in AXES]
+    known = [axis for axis in AXES if tables.has(axis.column)]
+    return [axis.over(replace(curve, series=series_of(tables, axis.column, columns))) for axis in known]
 
 
 def _loss_unit(metric: str | None) -> str:

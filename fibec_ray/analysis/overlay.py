@@ -38,7 +38,10 @@ def overlay_cards(runs: Runs, metric: str | None) -> list[Card]:
 
 
 def _over(axis: Axis, runs: Runs, column: str, title: str) -> Curve:
-    found = {name: [_rows(tables, axis.column, column) for tables in seeds] for name, seeds in runs.items()}
+    found = {
+        name: [_rows(tables, axis.column, column) for tables in seeds if tables.has(axis.column)]
+        for name, seeds in runs.items()
+    }
     return axis.over(Curve(column, title, _CAPTION, "", title.lower(), _series(found)))
 
 
@@ -69,7 +72,8 @@ def _over_seeds(seeds: Sequence[Rows]) -> tuple[list[tuple[float, float]], list[
 def _rows(tables: RunTables, x: str, y: str) -> Rows:
     found = zip(tables.column("round"), tables.column(x), tables.column(y), strict=True)
     shift = 1 if x == "round" else 0
-    return {round_: (left + shift, right) for round_, left, right in found if right is not None}
+    known = ((round_, left, right) for round_, left, right in found if left is not None and right is not None)
+    return {round_: (left + shift, right) for round_, left, right in known}
 
 
 def _logged(column: str) -> Callable[[RunTables], Rows]:

@@ -42,6 +42,10 @@ class RunTables:
         """A column of the rounds table; None where the log has null."""
         return self.rounds.get_column(name).to_list()
 
+    def has(self, name: str) -> bool:
+        """True if the rounds table has this column with some value in it."""
+        return name in self.rounds.columns and self.rounds.get_column(name).count() > 0
+
     def named(self, column: str) -> list[dict[str, float]]:
         """A column of figures by name, such as `global_metrics`; a round without figures has none."""
         rows = [row or {} for row in self.column(column)]  # older releases of polars read maps as lists of structs

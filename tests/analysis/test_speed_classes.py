@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from round_logs import metadata, rounds_row, small_run
 
@@ -14,6 +16,7 @@ from fibec_ray.analysis.compare import Choices, compare_runs
 from fibec_ray.analysis.figure import Curve
 from fibec_ray.analysis.formats import markdown
 from fibec_ray.analysis.log import open_run
+from fibec_ray.analysis.overlay import overlay_cards
 from fibec_ray.analysis.run_tables import tables_of
 from fibec_ray.analysis.speed_classes import ClassResult, class_results
 from fibec_ray.analysis.tables import RunTables
@@ -88,3 +91,30 @@ def test_compare_shows_classes_and_energy(tmp_path: Path) -> None:
     assert rows["fedprox"]["class_fast"] == pytest.approx(0.6)
     assert [row["energy_j"] for row in found["costs"].rows] == [6e3, 6e3]
     assert "| kJ |" in " ".join(markdown(found["costs"]).split())
+
+
+def test_curves_have_an_axis_where_some_run_knows_it(tmp_path: Path) -> None:
+    """A log of an earlier release has no energy; only the second run has an epsilon, 1 and then 2."""
+    runs = {name: RunTables.read(run_of_classes(tmp_path / name)) for name in ("old", "private")}
+    unknown = pl.lit(None, pl.Float64)
+    old = runs["old"].rounds.with_columns(unknown.alias("energy_total_j"), unknown.alias("epsilon"))
+    private = runs["private"].rounds.with_columns(pl.Series("epsilon", [None, 1.0, 2.0]))
+    tables = {"old": [replace(runs["old"], rounds=old)], "private": [replace(runs["private"], rounds=private)]}
+    figures = {figure.stem: figure for figure in figures_of(overlay_cards(tables, "accuracy"))}
+    for axis, xs in (("energy", (4.0, 6.0)), ("epsilon", (1.0, 2.0))):
+        curve = figures[f"personal_accuracy_by_{axis}"]
+        assert isinstance(curve, Curve)
+        assert {series.label: tuple(x for x, _ in series.points) for series in curve.series} == {"private": xs}
+    stems = {figure.stem for figure in figures_of(cards_of(tables["old"][0], {}, "accuracy"))}
+    assert "accuracy_by_rounds" in stems and not stems & {"accuracy_by_energy", "accuracy_by_epsilon"}
+    assert "accuracy_by_epsilon" in {
+        figure.stem for figure in figures_of(cards_of(tables["private"][0], {}, "accuracy"))
+    }
+
+
+def test_staleness_has_a_figure_where_there_is_any(tmp_path: Path) -> None:
+    tables = RunTables.read(run_of_classes(tmp_path / "run"))
+    for values, shown in (([None, 0.0, 0.0], False), ([None, 0.0, 0.5], True)):
+        stale = replace(tables, rounds=tables.rounds.with_columns(pl.Series("mean_staleness", values)))
+        stems = {figure.stem for figure in figures_of(cards_of(stale, {}, "accuracy"))}
+        assert ("mean_staleness" in stems) == shown
