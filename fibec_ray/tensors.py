@@ -36,6 +36,11 @@ def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:
     return {name: value + right[name] for name, value in left.items()}
 
 
+def scale(tensors: Mapping[str, Tensor], factor: float) -> Tensors:
+    """factor * tensors."""
+    return {name: value * factor for name, value in tensors.items()}
+
+
 def joined(parts: Sequence[Tensor], fill: float) -> Tensor:
     """Concatenate tensors (n, T, ...) with different T, `fill` where a part has no entries; or tensors (n,)."""
     if parts[0].dim() == 1:

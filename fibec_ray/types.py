@@ -36,6 +36,15 @@ States = Mapping[int, StateRef]
 """The accepted state of each device; a device that has stored nothing is left out."""
 
 
+class Later(NamedTuple):
+    """Devices that start from one model, and whose updates are combined in one later round."""
+
+    round: int
+    version: int
+    """the round whose model they start from"""
+    devices: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class RoundPlan:
     """Everything that is decided about a round before it runs."""
@@ -50,6 +59,21 @@ class RoundPlan:
     """devices that train on a part of their batches only, because they drop out in mid-round"""
     dropped: tuple[int, ...] = ()
     """devices that were drawn and send nothing that counts; they are not in the cohort"""
+    versions: Mapping[int, int] = field(default_factory=dict)
+    """devices of the cohort that started from the model of an earlier round, and that round"""
+    under_way: Mapping[int, int] = field(default_factory=dict)
+    """devices that are still at work when the round ends and whose update will count; the round whose model they
+    started from"""
+    ahead: tuple[Later, ...] = ()
+    """work of later rounds that can begin, as far as it is known"""
+    times: Mapping[int, float] = field(default_factory=dict)
+    """foreseen virtual seconds of the cohort's devices; empty if times are computed from what was done"""
+    seconds: float | None = None
+    """virtual seconds since the end of the round before; None: those of the slowest device"""
+
+    def version_of(self, device: int) -> int:
+        """The round whose model a device of the cohort started from."""
+        return self.versions.get(device, self.round)
 
 
 @dataclass(frozen=True)
@@ -108,6 +132,8 @@ class DeviceUpdate:
     """why the device sends nothing, if its training gave no usable update"""
     num_batches: int = 1
     """ceil(num_samples / local.batch_size); the server sets it before an aggregator sees the update"""
+    staleness: int = 0
+    """rounds that ended since the device started; the server sets it too"""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, CheckpointConfig, Manifest
@@ -49,16 +50,18 @@ class Checkpointer:
         totals: RunTotals,
         log: Mapping[str, str],
         last: bool = False,
+        under_way: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         """Start a checkpoint if one is due. Raises the error of an earlier one.
 
-        log: digests of the newest parts of the round log. last: of the run; its checkpoint is always kept.
+        log: digests of the newest parts of the round log. last: of the run; its checkpoint is always kept. under_way:
+        as in `RoundPlan`; what these devices have stored meanwhile is kept.
         """
         self._settle_or_skip()
         self._changed |= set(devices)
         next_round = round_ + 1
         if not last and next_round % self._config.every:
-            self._prune(devices, self._fleet.states, next_round)
+            self._prune(devices, self._fleet.states, next_round, under_way)
             return
         draft = checkpoint.new_draft(self._run_dir, next_round)
         write, states = self._fleet.save(draft / checkpoint.SERVER), self._fleet.states
@@ -76,7 +79,7 @@ class Checkpointer:
         )
         changed, self._changed = sorted(self._changed), set()
         self._written = changed
-        self._pending = self._thread.submit(self._commit, draft, write, manifest, changed)
+        self._pending = self._thread.submit(self._commit, draft, write, manifest, changed, dict(under_way))
 
     def finish(self, last_round: int, totals: RunTotals, log: Mapping[str, str]) -> None:
         """Wait for the last checkpoint; write it again if the server was lost meanwhile."""
@@ -105,7 +108,14 @@ class Checkpointer:
             self.settle()
         self._thread.shutdown()
 
-    def _commit(self, draft: Path, write: Callable[[], str], manifest: Manifest, changed: list[int]) -> None:
+    def _commit(
+        self,
+        draft: Path,
+        write: Callable[[], str],
+        manifest: Manifest,
+        changed: list[int],
+        under_way: Mapping[int, int],
+    ) -> None:
         for device in changed:  # a checkpoint must survive a power cut, and so must the states that it needs
             version = manifest.devices.get(device)
             with refused(f"device {device}: its state cannot be kept"):
@@ -119,14 +129,14 @@ class Checkpointer:
             checkpoint.remove(self._run_dir, old)
             before = self._states.pop(old, {})
             stale |= {device for device, ref in before.items() if manifest.states.get(device) != ref}
-        self._prune(stale, manifest.states, manifest.next_round)
+        self._prune(stale, manifest.states, manifest.next_round, under_way)
 
-    def _prune(self, devices: Collection[int], now: States, before: int) -> None:
+    def _prune(self, devices: Collection[int], now: States, before: int, under_way: Mapping[int, int]) -> None:
         """Delete older states of these devices, except current ones and those that kept checkpoints need."""
         if self._config.keep != "all":
             counted = (now, *self._states.values())
             needed = {(d, states[d].version) for states in counted for d in devices if d in states}
-            self._store.prune(devices, needed, before)
+            self._store.prune(devices, needed | set(under_way.items()), before)
 
 
 def _states_of_kept(run_dir: Path) -> dict[int, States]:

@@ -23,6 +23,7 @@ from fibec_ray.models.products import unfit
 from fibec_ray.parts.own import Source
 from fibec_ray.parts.part import LACKING, Setting, kind_of, sources_of
 from fibec_ray.samplers.base import Sampler
+from fibec_ray.schedules import SCHEDULES
 from fibec_ray.schedules.base import Schedule
 from fibec_ray.tasks import AnyTask
 from fibec_ray.types import SETUP_ROUND
@@ -192,8 +193,9 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         lacking = {} if self.task.reads == "text" else {"text": task}
         lacking |= {} if self.task.has_countable_answers else {"classes": task}
         lacking |= dict.fromkeys(self.backbone.lacks, self.backbone.title)
+        lacking |= dict.fromkeys(self.schedule.lacks, f"schedule {self.schedule.kind}")
         setting = Setting(
-            cohort_size=self.cohort_size,
+            cohort_size=self.schedule.num_updates(self.cohort_size),
             max_length=self.data.max_length,
             optimizer=self.local.optimizer,
             momentum=self.local.momentum,
@@ -203,11 +205,34 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             dropout=self.backbone.has_dropout or self.method.peft.drops_out,
         )
         for axis, part in self.method.all_parts:
-            for need in part.needs:
+            # What a device received is not what the server has, if the device started from an older model.
+            needs = (*part.needs, "fresh") if "received" in part.needs else part.needs
+            for need in needs:
                 if need in lacking:
                     raise ValueError(f"method.{axis}: {part.kind} {LACKING[need].format(other=lacking[need])}")
             if why := part.unfit_for(setting):
                 raise ValueError(f"method.{axis}: {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Experiment:
+        schedule, default = self.schedule, Schedule()
+        if why := schedule.unfit_for_cohorts(self.cohort_size, self.num_devices):
+            raise ValueError(f"schedule.{why}")
+        if self.method.pooled and schedule != default:
+            raise ValueError(
+                f"schedule {schedule.kind} has no effect with method.pooled, which trains in one place; leave it out"
+            )
+        if schedule != default and not self.sampler.has_fixed_size:
+            raise ValueError(
+                f"sampler {self.sampler.kind} draws cohorts of any size, but schedule {schedule.kind} asks for a "
+                f"number of devices; set schedule={default.kind}, or choose another sampler"
+            )
+        for axis, part in self.method.all_parts:
+            for need in (need for need in schedule.needs if need in part.lacks):
+                able = [kind for kind, cls in SCHEDULES.items() if need not in cls().needs]
+                words = {"other": f"method.{axis} '{part.kind}'", "axis": "schedule", "neutral": default.kind}
+                raise ValueError(f"schedule {schedule.kind} {LACKING[need].format(**words, able=', '.join(able))}")
         return self
 
     @model_validator(mode="after")

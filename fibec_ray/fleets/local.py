@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from fibec_ray.learning.faults import sent_by
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.gpu_memory import forget_peak
 from fibec_ray.learning.group_worker import GroupWorker
-from fibec_ray.learning.planning import Group, lane_groups
+from fibec_ray.learning.planning import Group, arrived, lane_groups, plan_of, works_of
 from fibec_ray.learning.server import Server
 from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.parts.sharing.base import Selection
@@ -25,6 +25,7 @@ from fibec_ray.tensors import Tensors
 from fibec_ray.types import (
     Broadcast,
     Calibration,
+    DeviceUpdate,
     EvaluationResult,
     Predictions,
     Products,
@@ -74,16 +75,26 @@ class LocalFleet:
         """Do nothing: this process does all the work, in `run_round`."""
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
-        broadcast = self._server.broadcast(plan.round)
-        plan = replace(plan, states=self._accepted.of(plan.cohort))
-        train = partial(self._worker.train_group, plan, broadcast=broadcast)
-        trained = self._by_group("train", plan.cohort, self._federation.num_train(plan.cohort), train)
-        updates = [sent_by(device, update) for device, (update, _) in zip(plan.cohort, trained, strict=True)]
-        bad = self._server.absorb(plan.round, updates)
+        trained = self._train(plan)
+        updates = [sent_by(device, trained[device][0]) for device in plan.cohort]
+        bad = self._server.absorb(plan.round, updates, plan.versions, plan.under_way.values())
         check_quorum(self._worker_spec.fleet, plan, (), bad)
-        reports = [replace(report, quarantined=bad.get(report.device)) for _, report in trained]
+        reports = [arrived(trained[device][1], plan, bad.get(device)) for device in plan.cohort]
         self._accepted.accept(reports)
         return RoundResult(reports)
+
+    def _train(self, plan: RoundPlan) -> dict[int, tuple[DeviceUpdate, DeviceReport]]:
+        """Each device's update and report. Those that start from one model train together."""
+        found: dict[int, tuple[DeviceUpdate, DeviceReport]] = {}
+        states = self._accepted.of(plan.cohort)
+        works = works_of(plan, self._federation.num_train, self.lanes)
+        for version, same in groupby(works, key=lambda work: work.version):
+            groups, broadcast = [work.devices for work in same], self._server.broadcast(version)
+            own = plan_of(self._worker_spec.job, plan, version, [*chain.from_iterable(groups)], states)
+            for group in groups:
+                found |= zip(group, self._worker.train_group(own, group, broadcast), strict=True)
+                self._progress("train", len(found), len(plan.cohort))
+        return found
 
     def evaluate(self, round_: int) -> EvaluationResult:
         batch_size = self._worker_spec.job.eval_batch_size

@@ -82,6 +82,11 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     """with pooled data (one device has all): the federation's cohort_size and num_devices; None: not pooled"""
 
     @property
+    def is_timed(self) -> bool:
+        """True if plans depend on when devices finish, so that times are foreseen; else they follow from the work."""
+        return self.schedule.needs_times or not self.system.availability.limits_nothing
+
+    @property
     def sources(self) -> dict[str, Source]:
         """Files and modules of the user's own parts, by name."""
         return sources_of(*self.method.parts.values(), self.sampler, self.schedule)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fibec_ray import seeds
 from fibec_ray.errors import ConfigError
@@ -12,27 +14,47 @@ from fibec_ray.learning.planning import learning_rate
 from fibec_ray.reports import DeviceReport
 from fibec_ray.samplers.base import Draw, Seen
 from fibec_ray.schedules.base import Flight, Step
-from fibec_ray.types import RoundPlan
+from fibec_ray.types import Later, RoundPlan
+
+MOST_AHEAD = 256
+"""Rounds that are planned ahead at most, to find out when the devices that are at work will have finished."""
+
+
+class Foreseen(NamedTuple):
+    """The work of a device-round, as far as it is known before it is done."""
+
+    flops: float
+    bytes_down: int
+    bytes_up: int
+
+
+Foresee = Callable[[int, int], Foreseen]
+"""(device, round whose model it starts from) -> its work. Called once for each, in the order of their starts."""
 
 
 class Planner:
     """Call `plan` for each round from 0 on, and `learn` with the reports of a round before planning the next.
 
     A plan depends only on the job, the data and those reports. To plan round t of a run again, repeat all calls.
-    sizes: training samples of each device.
+    sizes: training samples of each device. foresee: needed if the job `is_timed`.
     """
 
-    def __init__(self, job: Job, sizes: Sequence[int] = ()):
-        self._job = job
-        self._world = _World(job, sizes)
+    def __init__(self, job: Job, sizes: Sequence[int] = (), foresee: Foresee | None = None):
+        self._job, self._world = job, _World(job, sizes, foresee)
         self._steps = job.schedule.steps(self._world)
+        self._known: deque[Step] = deque()
+        """the steps from the next round on, as far as they are planned"""
         self._next, self._time_s = 0, 0.0
         self._newest: RoundPlan
 
     def plan(self, round_: int) -> RoundPlan:
         """The plan of the next round, or once more the newest one."""
         if round_ == self._next:
-            self._newest = self._made(next(self._steps))
+            if not self._known:
+                self._known.append(next(self._steps))
+            step = self._known.popleft()
+            self._look_ahead(step)
+            self._newest = self._made(step)
             self._next += 1
         assert round_ == self._newest.round, "rounds are planned in order"
         return self._newest
@@ -49,23 +71,73 @@ class Planner:
             self.plan(earlier)
             self.learn(next(known, ()))
 
+    @property
+    def _last(self) -> bool:
+        """True if all rounds of the run are planned."""
+        return self._next + 1 + len(self._known) >= self._job.rounds
+
+    def _look_ahead(self, step: Step) -> None:
+        """Plan further rounds until it is known when the devices at work finish. Their draws must not use reports."""
+        if self._job.sampler.uses_history:
+            return
+        open_ = {(flight.device, flight.version) for flight in step.under_way}
+        for later in self._known:
+            open_ -= _over(later)
+        while open_ and not self._last and len(self._known) < MOST_AHEAD:
+            self._known.append(next(self._steps))
+            open_ -= _over(self._known[-1])
+
     def _made(self, step: Step) -> RoundPlan:
+        round_ = self._next
+        ahead = [part for at, later in enumerate(self._known, round_ + 1) for part in _parts(at, later, round_)]
+        flights = [*step.cohort, *(flight for later in self._known for flight in later.cohort)]
+        seconds = None if step.time_s is None else step.time_s - self._time_s
+        self._time_s = self._time_s if step.time_s is None else step.time_s
         return RoundPlan(
-            round=self._next,
+            round=round_,
             rounds=self._job.rounds,
             cohort=tuple(flight.device for flight in step.cohort),
-            learning_rate=learning_rate(self._job, self._next),
-            shares={flight.device: flight.share for flight in step.cohort if flight.share < 1},
-            dropped=tuple(step.dropped),
+            learning_rate=learning_rate(self._job, round_),
+            shares={one.device: one.share for one in reversed(flights) if one.share < 1 and one.version <= round_},
+            dropped=tuple(flight.device for flight in step.dropped),
+            versions={flight.device: flight.version for flight in step.cohort if flight.version != round_},
+            under_way=self._counting(step, ahead),
+            ahead=tuple(ahead),
+            times={} if seconds is None else {flight.device: flight.seconds for flight in step.cohort},
+            seconds=seconds,
         )
 
+    def _counting(self, step: Step, ahead: Sequence[Later]) -> dict[int, int]:
+        """The devices at work whose updates will count, or may."""
+        known = {device for part in ahead for device in part.devices}
+        over = {one for later in self._known for one in _over(later)}
+        return {
+            flight.device: flight.version
+            for flight in step.under_way
+            if flight.device in known or not (self._last or (flight.device, flight.version) in over)
+        }
 
-def planned(job: Job, sizes: Sequence[int] = ()) -> list[RoundPlan]:
+
+def _over(step: Step) -> set[tuple[int, int]]:
+    """The flights that end in a step."""
+    return {(flight.device, flight.version) for flight in (*step.cohort, *step.dropped)}
+
+
+def _parts(at: int, later: Step, round_: int) -> list[Later]:
+    """The parts of a later round's cohort that have started by `round_`."""
+    versions = sorted({flight.version for flight in later.cohort if flight.version <= round_})
+    return [
+        Later(at, version, tuple(flight.device for flight in later.cohort if flight.version == version))
+        for version in versions
+    ]
+
+
+def planned(job: Job, sizes: Sequence[int] = (), foresee: Foresee | None = None) -> list[RoundPlan]:
     """The plans of all rounds, as far as they are known before the run.
 
     A sampler that uses reports has none yet, so its cohorts will be others; their sizes are right.
     """
-    planner = Planner(job, sizes)
+    planner = Planner(job, sizes, foresee)
     return [planner.plan(round_) for round_ in range(job.rounds)]
 
 
@@ -75,6 +147,7 @@ class _World:
 
     job: Job
     sizes: Sequence[int]
+    foresee: Foresee | None
     _history: dict[int, Seen] = field(default_factory=dict)
     _drawn: tuple[int, int] = (-1, 0)
     """the version of the newest draw, and the number of draws for it"""
@@ -83,7 +156,14 @@ class _World:
     def cohort_size(self) -> int:
         return self.job.cohort_size
 
-    def start(self, version: int, count: int, busy: Collection[int], time_s: float) -> list[Flight]:
+    @property
+    def timed(self) -> bool:
+        return self.job.is_timed
+
+    def start(self, version: int, count: int, busy: Collection[int], time_s: float, wait: bool = True) -> list[Flight]:
+        time_s, available = self._available(count, busy, time_s, wait)
+        if not available:
+            return []
         number = self._drawn[1] if self._drawn[0] == version else 0
         self._drawn = version, number + 1
         # The first draw for a version is the same under any schedule.
@@ -91,25 +171,13 @@ class _World:
         draw = Draw(
             round_=version,
             count=count,
-            available=self._available(busy, time_s),
+            available=available,
             num_devices=self.job.num_devices,
             rng=seeds.numpy_generator(self.job.seed, *place),
             sizes=self.sizes,
             history=self._history,
         )
         return [self._flight(device, version, time_s) for device in self._drawn_from(draw)]
-
-    def _drawn_from(self, draw: Draw) -> tuple[int, ...]:
-        """The sampler's devices. Raises ConfigError if it may not draw them."""
-        sampler, there = self.job.sampler, set(draw.available)
-        chosen = sampler.draw(draw)
-        wrong = [device for device in chosen if type(device) is not int or device not in there]
-        if wrong or len(set(chosen)) < len(chosen):
-            what = f"device {wrong[0]!r}, which is not available" if wrong else "a device twice"
-            raise ConfigError(
-                f"sampler: {sampler.kind}: draw returned {what}; return some of draw.available, each once"
-            )
-        return chosen
 
     def learn(self, reports: Iterable[DeviceReport]) -> None:
         """Note the newest report of each device."""
@@ -119,11 +187,38 @@ class _World:
                 report.round, report.num_samples_seen, report.train_loss, report.sim_time_s, times + 1
             )
 
-    def _available(self, busy: Collection[int], time_s: float) -> Sequence[int]:
-        everyone = range(self.job.num_devices)
-        return [device for device in everyone if device not in busy] if busy else everyone
+    def _drawn_from(self, draw: Draw) -> tuple[int, ...]:
+        """The sampler's devices. Raises ConfigError if it may not draw them."""
+        sampler = self.job.sampler
+        there = draw.available if isinstance(draw.available, range) else set(draw.available)
+        chosen = sampler.draw(draw)
+        wrong = [device for device in chosen if type(device) is not int or device not in there]
+        if wrong or len(set(chosen)) < len(chosen):
+            what = f"device {wrong[0]!r}, which is not available" if wrong else "a device twice"
+            raise ConfigError(
+                f"sampler: {sampler.kind}: draw returned {what}; return some of draw.available, each once"
+            )
+        return chosen
+
+    def _available(self, count: int, busy: Collection[int], time_s: float, wait: bool) -> tuple[float, Sequence[int]]:
+        """The time of a draw, and the devices to draw from."""
+        job = self.job
+        everyone: Sequence[int] = range(job.num_devices)
+        free = [device for device in everyone if device not in busy] if busy else everyone
+        if not self.timed or job.system.availability.limits_nothing:
+            return time_s, free
+        if wait:
+            return job.system.gather(job.seed, free, count if job.sampler.has_fixed_size else 1, time_s)
+        return time_s, [device for device in free if job.system.available(job.seed, device, time_s)]
 
     def _flight(self, device: int, version: int, time_s: float) -> Flight:
-        system = self.job.system
-        share = system.share_done(self.job.seed, device, version)
-        return Flight(device, version, share=share, reports=share == 1 or system.partial_work)
+        job = self.job
+        share = job.system.share_done(job.seed, device, version)
+        seconds = self._seconds(device, version, share) if self.timed else 0.0
+        return Flight(device, version, time_s, time_s + seconds, share, share == 1 or job.system.partial_work)
+
+    def _seconds(self, device: int, version: int, share: float) -> float:
+        """The virtual duration of a device-round. A device that drops out has done a share of the computation."""
+        assert self.foresee is not None, "this schedule needs to foresee the devices' work"
+        flops, down, up = self.foresee(device, version)
+        return self.job.system.device_seconds(self.job.seed, device, version, share * flops, down, up)

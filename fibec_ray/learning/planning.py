@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from fibec_ray import seeds
 from fibec_ray.learning.job import Job
-from fibec_ray.types import RoundPlan
+from fibec_ray.reports import DeviceReport
+from fibec_ray.types import Later, RoundPlan, States
 
 
 def plan_round(job: Job, round_: int) -> RoundPlan:
@@ -32,6 +35,56 @@ def decay(schedule: str, progress: float) -> float:
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     return 1.0
+
+
+class Work(NamedTuple):
+    """A lane group at work. round: the one that combines its updates. version: the one whose model it starts from."""
+
+    round: int
+    version: int
+    devices: Group
+
+
+def plan_of(job: Job, plan: RoundPlan, version: int, devices: Sequence[int], states: States) -> RoundPlan:
+    """The plan by which devices train that start from the model of `version`: all that they do depends on it."""
+    own = version == plan.round
+    return RoundPlan(
+        round=version,
+        rounds=plan.rounds,
+        cohort=tuple(devices),
+        learning_rate=plan.learning_rate if own else learning_rate(job, version),
+        states={device: states[device] for device in devices if device in states},
+        shares={device: plan.shares[device] for device in devices if device in plan.shares},
+    )
+
+
+def works_of(plan: RoundPlan, num_train: Callable[[Sequence[int]], list[int]], lanes: int) -> list[Work]:
+    """The lane groups of a round. Devices of a group start from the same model. num_train: of some devices."""
+    versions = sorted({plan.version_of(device) for device in plan.cohort})
+    by_version = {v: [device for device in plan.cohort if plan.version_of(device) == v] for v in versions}
+    parts = [Later(plan.round, version, tuple(devices)) for version, devices in by_version.items()]
+    return works_of_parts(parts, num_train, lanes)
+
+
+def works_of_parts(parts: Iterable[Later], num_train: Callable[[Sequence[int]], list[int]], lanes: int) -> list[Work]:
+    """The lane groups of some parts of cohorts."""
+    return [
+        Work(part.round, part.version, group)
+        for part in parts
+        for group in lane_groups(part.devices, num_train(part.devices), lanes)
+    ]
+
+
+def arrived(report: DeviceReport, plan: RoundPlan, fault: str | None = None) -> DeviceReport:
+    """A device's report as the round that combined its update logs it. fault: why it did not count."""
+    version = plan.version_of(report.device)
+    return replace(
+        report,
+        round=plan.round,
+        staleness=plan.round - version,
+        sim_time_s=plan.times.get(report.device, report.sim_time_s),
+        quarantined=fault,
+    )
 
 
 Group = tuple[int, ...]

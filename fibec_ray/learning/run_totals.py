@@ -80,11 +80,18 @@ class RunTotals:
         self.energy_total_j = state.energy_total_j
 
     def round(
-        self, round_: int, result: RoundResult, evaluation: EvaluationResult | None, num_dropped: int = 0
+        self,
+        round_: int,
+        result: RoundResult,
+        evaluation: EvaluationResult | None,
+        num_dropped: int = 0,
+        seconds: float | None = None,
     ) -> tuple[Row, list[Row]]:
-        """The row of a round and its layer rows. num_dropped: devices that were drawn and whose work does not count."""
+        """The row of a round and its layer rows. num_dropped: devices that were drawn and whose work does not count.
+        seconds: virtual time since the round before; None: that of the slowest device.
+        """
         self.trained |= {report.device for report in _sound(result.reports) if report.num_steps}
-        row = self._row(round_, result.reports, len(result.lost), evaluation, num_dropped)
+        row = self._row(round_, result.reports, len(result.lost), evaluation, num_dropped, seconds)
         return row, self._layer_rows(round_, result.reports)
 
     def evaluations(self, round_: int, evaluation: EvaluationResult | None) -> list[Row]:
@@ -113,12 +120,13 @@ class RunTotals:
         num_lost: int,
         evaluation: EvaluationResult | None,
         num_dropped: int = 0,
+        seconds: float | None = None,
     ) -> Row:
         up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
         num_samples, sound = sum(r.num_samples_seen for r in reports), _sound(reports)
         energy_j = math.fsum(r.energy_j or 0.0 for r in reports)
         # Devices work in parallel and the server waits for the slowest; the server's time is not modelled.
-        self.sim_time_s += max((r.sim_time_s for r in reports), default=0.0)
+        self.sim_time_s += max((r.sim_time_s for r in reports), default=0.0) if seconds is None else seconds
         self.bytes_total += up + down
         self.num_samples_total += num_samples
         if self.energy_total_j is not None:
@@ -146,6 +154,8 @@ class RunTotals:
             "energy_j": energy_j,
             "energy_total_j": self.energy_total_j,
             "num_dropped": num_dropped,
+            "mean_staleness": _mean(float(r.staleness) for r in sound) if round_ != SETUP_ROUND else None,
+            "num_late": sum(r.staleness > 0 for r in reports),
             **self._scores(evaluation),
         }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +22,14 @@ from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.tensors import Tensors, add, all_finite, clone, digest, drop, select, under_prefix, with_prefix
 from fibec_ray.types import Asked, Broadcast, DeviceUpdate, LayerReport, Layout
 
+
+class Past(NamedTuple):
+    """What the server had before a round."""
+
+    shared: Tensors
+    control: Tensors
+
+
 LOWER_RATES = "lower local.learning_rate, or the rate of a server optimiser"
 
 
@@ -34,6 +44,8 @@ class Server:
         self._shared: Tensors = {}
         self._control: Tensors = {}
         self._state: Tensors = {}
+        self._past: dict[int, Past] = {}
+        """what was sent in earlier rounds, as far as devices that started from it are still at work"""
         self._selection = Selection(frozenset())
 
     @blamed()
@@ -72,33 +84,51 @@ class Server:
             )
 
     def broadcast(self, round_: int) -> Broadcast:
-        """What the server sends to every device of the round."""
-        uplink = self._job.method.uplink
+        """What the server sends to every device that starts in this round: the current one, or one whose devices are
+        still at work.
+        """
+        uplink, (shared, control) = self._job.method.uplink, self._before(round_)
         if not uplink.encodes_down:
-            return Broadcast(round_, self._shared, self._control)
-        own = self.trained
-        return Broadcast(round_, drop(self._shared, own), self._control, uplink.encode_down(own), tuple(own))
+            return Broadcast(round_, shared, control)
+        own = drop(shared, self._layout.server_only)
+        return Broadcast(round_, drop(shared, own), control, uplink.encode_down(own), tuple(own))
+
+    def _before(self, round_: int) -> Past:
+        return self._past.get(round_) or Past(self._shared, self._control)
 
     @blamed()
-    def absorb(self, round_: int, updates: Iterable[DeviceUpdate]) -> dict[int, str]:
+    def absorb(
+        self,
+        round_: int,
+        updates: Iterable[DeviceUpdate],
+        versions: Mapping[int, int] = MappingProxyType({}),
+        under_way: Collection[int] = (),
+    ) -> dict[int, str]:
         """Combine the round's updates, one at a time in cohort order; without updates nothing changes.
+
+        versions: the round that a device started in, if it is an earlier one. under_way: the rounds in which devices
+        started that are still at work; what was sent in them is kept.
 
         Returns device -> reason for each update that was left out as faulty. Raises RunError, leaving the server
         unchanged, if valid updates give values that are not finite.
         """
-        method, asked = self._job.method, self.asked(round_)
+        method = self._job.method
+        asked = {version: self.asked(version) for version in {round_, *versions.values()}}
         extras: list[Tensors] = []
         bad: dict[int, str] = {}
 
         def passing() -> Iterable[DeviceUpdate]:
             for sent in updates:
-                update = decoded(sent, asked, self._job)
-                if (fault := fault_of(update, asked, self._job)) is not None:
+                version = versions.get(sent.device, round_)
+                update = decoded(sent, asked[version], self._job)
+                if (fault := fault_of(update, asked[version], self._job)) is not None:
                     bad[update.device] = fault
                     continue
-                for_aggregator, for_objective = for_each_part(update, asked, self._job)
+                for_aggregator, for_objective = for_each_part(update, asked[version], self._job)
                 extras.append(for_objective.extras)
-                yield replace(for_aggregator, delta=pad(for_aggregator.delta, self._shared))
+                delta = pad(for_aggregator.delta, self._shared)
+                delta = self._job.schedule.seen(delta, asked[version].shared, self._shared, round_ - version)
+                yield replace(for_aggregator, delta=delta, staleness=round_ - version)
 
         try:
             delta, state = method.aggregator.combine(self._state, passing())
@@ -116,18 +146,20 @@ class Server:
                     f"{round_name(round_)}: combining finite updates gave {what} of the server that are not finite; "
                     f"{LOWER_RATES}"
                 )
+        known = self._past | {round_: self._before(round_)}
+        self._past = {version: known.get(version, Past({}, {})) for version in sorted(set(under_way))}
         self._shared, self._state, self._control = shared, state, control
         return bad
 
     def asked(self, round_: int) -> Asked:
-        """What the server expects of every update of the round."""
-        layout = self._layout
-        moving = self._job.method.peft.moving(self.trained, round_, self._job.rounds)
+        """What the server expects of every update of devices that started in the round."""
+        layout, (shared, control) = self._layout, self._before(round_)
+        moving = self._job.method.peft.moving(drop(shared, layout.server_only), round_, self._job.rounds)
         return Asked(
             round_,
             learning_rate(self._job, round_),
-            select(self._shared, moving),
-            self._control,
+            select(shared, moving),
+            control,
             layout.layers,
             layout.heads,
             self._job.answers,
@@ -152,7 +184,8 @@ class Server:
         return digest(self._shared)
 
     def state(self) -> Tensors:
-        """Copy the server's state: `shared/NAME`, `control/NAME`, `aggregator/NAME`, `selection/scores`.
+        """Copy the server's state: `shared/NAME`, `control/NAME`, `aggregator/NAME`, `selection/scores`, and
+        `past/ROUND/shared/NAME`, `past/ROUND/control/NAME` of earlier rounds that devices at work started in.
 
         P^0 and the layout follow from the job and are left out; `initial/digest` (16,) uint8 identifies P^0.
         """
@@ -167,7 +200,13 @@ class Server:
             | with_prefix("control", self._control)
             | with_prefix("aggregator", self._state)
             | ({} if scores is None else {"selection/scores": scores})
+            | {f"past/{name}": value for name, value in self._past_tensors()}
         )
+
+    def _past_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for version, past in self._past.items():
+            for what, tensors in past._asdict().items():
+                yield from with_prefix(f"{version}/{what}", tensors).items()
 
     def restore(self, state: Tensors) -> Selection:
         """Restore a saved state instead of calling `setup`. Names keep the order of `state`, since sums depend on it.
@@ -182,6 +221,12 @@ class Server:
         self._shared = under_prefix("shared", state)
         self._control = under_prefix("control", state)
         self._state = under_prefix("aggregator", state)
+        past = under_prefix("past", state)
+        versions = dict.fromkeys(name.split("/", 1)[0] for name in past)
+        self._past = {
+            int(version): Past(under_prefix(f"{version}/shared", past), under_prefix(f"{version}/control", past))
+            for version in versions
+        }
         self._selection = Selection(frozenset(self._shared), state.get("selection/scores"))
         return self._selection
 

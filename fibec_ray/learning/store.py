@@ -1,6 +1,7 @@
 """Device states on disk, one file for each device and round that wrote one; no state lives only in an actor.
 
-`DEVICE/ROUND.safetensors` holds the state that a device proposes after that round (-1: the initialisation phase).
+`DEVICE/ROUND.safetensors` holds the state that a device proposes after it started from that round's model (-1: the
+initialisation phase).
 Storing a state does not make it the device's: the fleet accepts it together with the device's update (see
 `AcceptedStates`), and the next round's plan names the version and digest to start from. So a device-round that is
 repeated, quarantined or dropped never changes what later rounds start from. Devices only add files; the driver alone
@@ -122,7 +123,7 @@ class AcceptedStates:
             if report.quarantined is not None:
                 continue
             if report.state_digest:
-                self._now[report.device] = StateRef(report.round, report.state_digest)
+                self._now[report.device] = StateRef(report.round - report.staleness, report.state_digest)
             else:
                 self._now.pop(report.device, None)
 

@@ -29,6 +29,7 @@ Need = Literal[
     "exact",
     "dense",
     "received",
+    "fresh",
 ]
 """Things that a part may need and that another part, the task or the backbone may lack.
 
@@ -38,7 +39,8 @@ output predicts the answer. lora: matrices A and B.
 personal, shared: some tensors stay on devices, or are sent. moving: personal tensors are trained. steps: a device sends
 the sum of its optimiser's steps. gradients: training computes the gradients of the plain loss. whole: all devices send
 all shared tensors, in one shape. exact: the server sees the delta that the device computed. dense: it sees some value
-of each entry. received: it knows the tensors that devices train from.
+of each entry. received: it knows the tensors that devices train from. fresh: all devices of a round start from the
+server's current model.
 """
 
 LACKING: dict[Need, str] = {
@@ -66,6 +68,8 @@ LACKING: dict[Need, str] = {
     "or {axis}: {neutral}",
     "received": "adds deltas to the tensors that devices received, but {other} sends them only some entries; choose "
     "another uplink, or {axis}: {neutral}",
+    "fresh": "needs all devices of a round to start from the current model, but {other} combines updates of devices "
+    "that started from older ones; set schedule: sync, or schedule.kind=deadline with late: drop",
 }
 """The message for a part whose need another part lacks.
 

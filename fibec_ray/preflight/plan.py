@@ -13,13 +13,13 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import CapacityError, FleetError
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, actors_on_a_gpu, decide, gpu_part
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.planner import planned
 from fibec_ray.models import backends as bases
 from fibec_ray.models.settings import Backend, BackendChoice
 from fibec_ray.preflight import disk, memory
 from fibec_ray.preflight.anatomy import Anatomy
 from fibec_ray.preflight.disk import TOKENIZER_BYTES, Disk
 from fibec_ray.preflight.exchange import Exchange
+from fibec_ray.preflight.foresight import plans_of
 from fibec_ray.preflight.memory import ActorMemory
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.room import Room
@@ -99,14 +99,13 @@ def make_plan(
     Raises CapacityError if no placement is possible. Call `refuse` for all other limits.
     """
     job, anatomy, exchange = rehearsal.job, rehearsal.anatomy, Exchange(rehearsal)
+    plans = plans_of(rehearsal, samples)
     needed, seats, backend_choice = _memory_and_seats(experiment, exchange, samples, room)
     sizes = _sizes(job, anatomy, exchange)
     taken = Disk(
         0 if room.base_is_there or not job.backbone.has_base else anatomy.all_base_bytes,
         data_bytes,
-        disk.state_files(
-            job, experiment.checkpoint, exchange, samples, [plan.cohort for plan in planned(job, samples.sizes)]
-        ),
+        disk.state_files(job, experiment.checkpoint, exchange, samples, [plan.cohort for plan in plans]),
         disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
         num_bytes(anatomy.initial) + TOKENIZER_BYTES * anatomy.model.vocab_size,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.fleets.placement import ACTOR_CPU_S
-from fibec_ray.learning.planner import planned
 from fibec_ray.preflight.exchange import Exchange, Message
+from fibec_ray.preflight.foresight import plans_of
 from fibec_ray.preflight.plan import Seats
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
@@ -61,13 +61,15 @@ class Work:
 def traffic(rehearsal: Rehearsal, samples: Samples) -> Traffic:
     """Bytes sent over all rounds."""
     job, exchange = rehearsal.job, Exchange(rehearsal)
-    cohorts = [plan.cohort for plan in planned(job, samples.sizes)]
+    plans = plans_of(rehearsal, samples)
     opened = _both_ways(exchange.setup(device, samples.num_words) for device in range(job.num_devices))
     rounds = [
-        _both_ways(exchange.message(device, t, len(samples.train[device])) for device in cohort)
-        for t, cohort in enumerate(cohorts)
+        _both_ways(
+            exchange.message(device, plan.version_of(device), len(samples.train[device])) for device in plan.cohort
+        )
+        for plan in plans
     ]
-    (down, up), size = rounds[-1], max(1, len(cohorts[-1]))
+    (down, up), size = rounds[-1], max(1, len(plans[-1].cohort))
     return Traffic(*opened, down // size, up // size, *zip(*rounds, strict=True))
 
 
@@ -76,8 +78,8 @@ def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: 
     job, devices, count = rehearsal.job, Devices(rehearsal, samples), seats.placement.num_actors
     opened = sum((devices.setup(device) for device in range(job.num_devices)), Amount())
     rounds = [
-        sum((devices.device_round(device, plan.round) for device in plan.cohort), Amount())
-        for plan in planned(job, samples.sizes)
+        sum((devices.device_round(device, plan.version_of(device)) for device in plan.cohort), Amount())
+        for plan in plans_of(rehearsal, samples)
     ]
     own = "personal" not in job.method.sharing.lacks or job.method.has_own_models
     times = sum(experiment.evaluates(t) for t in range(SETUP_ROUND, job.rounds))

@@ -36,8 +36,8 @@ ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     8: {"rounds": ("global_metrics", "personal_metrics"), "devices": ()},
     9: {"rounds": (), "devices": ("peak_gpu_memory_bytes",)},
     10: {
-        "rounds": ("energy_j", "energy_total_j", "num_dropped"),
-        "devices": ("energy_j",),
+        "rounds": ("energy_j", "energy_total_j", "num_dropped", "mean_staleness", "num_late"),
+        "devices": ("energy_j", "staleness"),
         "evaluations": ("speed_class",),
     },
 }
@@ -153,6 +153,10 @@ ROUNDS = pa.schema(
             "devices that were drawn and sent nothing because they dropped out or were too late; num_devices and all "
             "costs leave them out",
         ),
+        _optional(
+            "mean_staleness", F64, "rounds", "devices.staleness, mean over the cohort; 0 unless schedule lets work lag"
+        ),
+        _optional("num_late", I32, "devices", "devices of the cohort that started from the model of an earlier round"),
     ]
 )
 """One row per round."""
@@ -197,7 +201,13 @@ DEVICES = pa.schema(
             "Spearman correlation of scored and true difficulty over the shard",
         ),
         _column("flops", F64, "FLOP", "floating point operations of this device-round"),
-        _column("sim_time_s", F64, "s", "simulated duration of this device-round: compute and transfer"),
+        _column(
+            "sim_time_s",
+            F64,
+            "s",
+            "simulated duration of this device-round: compute and transfer, from flops and bytes of this row; as "
+            "foreseen before the run where schedule or availability depends on it",
+        ),
         _column("bytes_down", I64, "B", "received: shared tensors and the objective's control"),
         _column("bytes_up_delta", I64, "B", "sent: the change of the shared tensors, as method.uplink encodes it"),
         _column("bytes_up_extras", I64, "B", "sent: what the method's parts add (Fisher factors, control variates)"),
@@ -227,6 +237,13 @@ DEVICES = pa.schema(
             "The trial of fleet.lanes: auto does not count; null on a CPU",
         ),
         _optional("energy_j", F64, "J", "simulated energy of this device-round: compute and transfer, as system says"),
+        _optional(
+            "staleness",
+            I32,
+            "rounds",
+            "rounds that ended between the device's start and this one, which combined its update; the device trained "
+            "with the learning rate and the batches of round - staleness",
+        ),
     ]
 )
 """One row per finished device-round: the scalar fields of `reports.DeviceReport`."""

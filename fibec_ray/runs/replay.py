@@ -6,7 +6,7 @@ Where devices computed side by side (fleet.lanes), the whole lane group runs aga
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.checkpoint import Checkpoint, read_state
 from fibec_ray.errors import ConfigError, RunDirError, round_name, round_number
 from fibec_ray.fleets.worker_spec import WorkerSpec
-from fibec_ray.learning.planning import Group, lane_groups
+from fibec_ray.learning.planning import Group, Work, arrived, plan_of, works_of
 from fibec_ray.learning.server import Server
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.reports import DeviceReport
@@ -47,11 +47,14 @@ def replay(folder: Path, round_: int, device: int) -> Replayed:
     plan = _plan(record, round_, device)
     start = None if round_ == SETUP_ROUND else _start(record, round_)
     lanes = lanes_of(record)
-    group = _group(record, plan, device, lanes)
+    work = _work(record, plan, device, lanes)
+    group = work.devices
     known = start.manifest.states if start else {}
-    plan = replace(plan, states={each: known[each] for each in group if each in known})
-    with staged(record, lanes, plan.states) as worker_spec:
-        row = device_row(_again(worker_spec, plan, group, start)[group.index(device)])
+    states = {each: known[each] for each in group if each in known}
+    with staged(record, lanes, states) as worker_spec:
+        own = plan_of(worker_spec.job, plan, work.version, group, states)
+        report = _again(worker_spec, own, group, start)[group.index(device)]
+        row = device_row(report if start is None else arrived(report, plan))
     logged = [r for r in read_devices(record.folder).to_pylist() if (r["round"], r["device"]) == (round_, device)]
     if len(logged) != 1:
         raise RunDirError(f"{record.folder}: the log has {len(logged)} rows of device {device} in {round_name(round_)}")
@@ -71,11 +74,10 @@ def _again(worker_spec: WorkerSpec, plan: RoundPlan, group: Group, start: Checkp
     return [report for _, report in worker.train_group(plan, group, server.broadcast(plan.round))]
 
 
-def _group(record: Record, plan: RoundPlan, device: int, lanes: int) -> Group:
+def _work(record: Record, plan: RoundPlan, device: int, lanes: int) -> Work:
     """The devices that computed side by side with this one."""
     federation = worker_spec_of(record.experiment, record.folder, record.identity).federation()
-    sizes = federation.num_train(plan.cohort)
-    return next(group for group in lane_groups(plan.cohort, sizes, lanes) if device in group)
+    return next(work for work in works_of(plan, federation.num_train, lanes) if device in work.devices)
 
 
 def _plan(record: Record, round_: int, device: int) -> RoundPlan:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from fibec_ray.learning.run_totals import Row, RunTotals
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.parts.own import keep_files
 from fibec_ray.preflight.check import refuse_misfit
+from fibec_ray.preflight.foresight import Foresight
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_reports, read_rounds
 from fibec_ray.roundlog.writer import RoundLog
@@ -54,6 +55,8 @@ class Logged:
     evaluations: list[Row]
     devices: Collection[int]
     """that were at work, whether or not their update came"""
+    under_way: Mapping[int, int] = field(default_factory=dict)
+    """as in `RoundPlan`"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def carry_on(
             claim.begin()
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             round_ = logged.row["round"]
-            checkpointer.after(round_, logged.devices, totals, log.newest, last=round_ == experiment.rounds - 1)
+            last = round_ == experiment.rounds - 1
+            checkpointer.after(round_, logged.devices, totals, log.newest, last, logged.under_way)
             callback.on_reports(logged.reports)
             callback.on_round_end(logged.row)
             rows.append(logged.row)
@@ -174,17 +178,20 @@ def run_rounds(
             if report.quarantined is not None:
                 callback.on_message(f"{round_name(t)}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
-        row, layers = totals.round(t, result, evaluation, len(plan.dropped))
+        row, layers = totals.round(t, result, evaluation, len(plan.dropped), plan.seconds)
         evaluations = totals.evaluations(t, evaluation)
         if t + 1 < experiment.rounds:  # devices train the next round while this one is logged and saved
             fleet.begin_round(planner.plan(t + 1))
-        yield Logged(row | {"adapter_digest": fleet.digest()}, result.reports, layers, evaluations, plan.cohort)
+        row |= {"adapter_digest": fleet.digest()}
+        yield Logged(row, result.reports, layers, evaluations, plan.cohort, plan.under_way)
 
 
 def planner_of(worker_spec: WorkerSpec, next_round: int, log_dir: Path | None = None) -> Planner:
     """A planner that is ready to plan `next_round`. log_dir: the folder with the log of earlier rounds."""
     job = worker_spec.job
-    planner = Planner(job, worker_spec.federation().num_train(range(job.num_devices)))
+    federation = worker_spec.federation()
+    foresee = Foresight.of(job, federation) if job.is_timed else None
+    planner = Planner(job, federation.num_train(range(job.num_devices)), foresee)
     logged = (
         read_reports(log_dir, next_round) if log_dir is not None and next_round and job.sampler.uses_history else ()
     )

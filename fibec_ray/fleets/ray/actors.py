@@ -138,7 +138,8 @@ class ServerActor:
 
     def absorb(self, plan: RoundPlan) -> dict[int, str]:
         """Aggregate a round's updates one at a time, as `feed` brings them; returns device -> why its update is bad."""
-        return self._held.absorb(plan.round, self._arriving(plan.cohort))
+        updates = self._arriving(plan.cohort)
+        return self._held.absorb(plan.round, updates, plan.versions, plan.under_way.values())
 
     @ray.method(concurrency_group="feed")
     def feed(self, *updates: Any) -> None:

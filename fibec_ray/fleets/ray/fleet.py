@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -12,26 +11,29 @@ from typing import Any
 
 import ray
 
+from fibec_ray.checkpoints.checkpoint import rounds_kept
 from fibec_ray.errors import FleetError, round_name
 from fibec_ray.fleets.placement import UNFORESEEN, Need, Placement, decide, room
 from fibec_ray.fleets.ray.actors import DeviceActor
 from fibec_ray.fleets.ray.cluster import Session, connect, resources
 from fibec_ray.fleets.ray.local_cluster import LocalCluster
 from fibec_ray.fleets.ray.nodes import await_nodes, find_products, prepare_nodes
-from fibec_ray.fleets.ray.pool import ActorPool, Ended
+from fibec_ray.fleets.ray.pool import ActorPool
 from fibec_ray.fleets.ray.rounds import RayRound
-from fibec_ray.fleets.ray.schedule import Call, CostModel
+from fibec_ray.fleets.ray.schedule import Call, CostModel, Ended
 from fibec_ray.fleets.ray.server_handle import ServerHandle
+from fibec_ray.fleets.ray.trainer import Trainer
 from fibec_ray.fleets.ray.wire import from_wire, to_wire
 from fibec_ray.fleets.worker_spec import WorkerSpec, assemble_evaluation
 from fibec_ray.learning.evaluation import evaluation_chunks
 from fibec_ray.learning.federation import Federation
-from fibec_ray.learning.planning import Group, lane_groups
+from fibec_ray.learning.planning import Group, Work, lane_groups, works_of, works_of_parts
 from fibec_ray.learning.store import AcceptedStates
 from fibec_ray.parts.sharing.base import Selection
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tensors import Tensors
 from fibec_ray.types import (
+    SETUP_ROUND,
     Calibration,
     EvaluationResult,
     Layout,
@@ -47,11 +49,13 @@ from fibec_ray.types import (
 CALLS_PER_ACTOR = 4
 """Calls per actor that evaluation is cut into, so that no slow actor holds up the rest."""
 
+MANY_PLANS = 1000
+
 WAVE_PER_CPU, MIN_WAVE = 2, 8
 """Actors that start at the same time: each imports for seconds, and hundreds at once would all be late."""
 
-Submit = Callable[[Group, Any, int], list[ray.ObjectRef]]
-"""(devices, actor, attempt) -> refs as in `Call`"""
+Submit = Callable[[Any, int], list[ray.ObjectRef]]
+"""(actor, attempt) -> refs as in `Call`"""
 
 
 class RayFleet:
@@ -92,7 +96,8 @@ class RayFleet:
         self._session: Session | None = None
         self._pool: ActorPool | None = None
         self._accepted = AcceptedStates()
-        self._server = ServerHandle(worker_spec, partial(self._ask_any, "describe"), self._rerun, note, self._accepted)
+        self._trainer: Trainer | None = None
+        self._server = ServerHandle(worker_spec, self._describe, self._rerun, note, self._accepted)
         self._costs = CostModel()
         self._federation: Federation
         self._opened: SetupResult
@@ -115,12 +120,14 @@ class RayFleet:
         return self._accepted.all
 
     def begin_round(self, plan: RoundPlan) -> None:
-        with suppress(Exception):  # the round before is logged first; then `run_round` begins again and raises
+        try:
             self._begun = self._begin(plan)
+        except Exception:  # the round before is logged first; then `run_round` begins again and raises
+            self._stop_training()
 
     def run_round(self, plan: RoundPlan) -> RoundResult:
         result = self._server.healing(plan.round, partial(self._round, plan))
-        self._done[plan.round] = plan, result.lost
+        self._remember(plan, result.lost)
         self._next_round = plan.round + 1
         self._costs.learn(result.reports)
         return result
@@ -170,6 +177,13 @@ class RayFleet:
         self.lanes = self._find_lanes()
         return layout
 
+    def _remember(self, plan: RoundPlan, lost: tuple[int, ...]) -> None:
+        """Keep the plan, for a server that is lost later. Plans from before all checkpoints are forgotten in time."""
+        self._done[plan.round] = replace(plan, ahead=()), lost
+        if len(self._done) % MANY_PLANS == 0:
+            first = min(rounds_kept(self._worker_spec.run_dir), default=0)
+            self._done = {round_: done for round_, done in self._done.items() if round_ >= first}
+
     def _rerun(self, round_: int) -> None:
         """Repeat a finished round for a new server, without the devices that it went on without."""
         if round_ not in self._done:
@@ -181,7 +195,10 @@ class RayFleet:
 
     def _round(self, plan: RoundPlan, absent: Collection[int] = ()) -> RoundResult:
         begun, self._begun = self._begun, None
-        if begun is None or not begun.is_of(plan.round, self._server.actor):  # not begun, or its server was lost
+        if begun is not None and not begun.is_of(plan.round, self._server.actor):  # its server was lost
+            begun = None
+            self._stop_training()
+        if begun is None:
             begun = self._begin(plan, absent)
         result = begun.finish()
         self._accepted.accept(result.reports)
@@ -189,9 +206,33 @@ class RayFleet:
 
     def _begin(self, plan: RoundPlan, absent: Collection[int] = ()) -> RayRound:
         self._grow()
-        groups, plan = self._groups(plan.cohort), replace(plan, states=self._accepted.of(plan.cohort))
-        on_groups = partial(self._on_groups, "train", devices=plan.cohort)
-        return RayRound(self._server.actor, plan, groups, self._config, self._note, on_groups, absent)
+        works = works_of(plan, self._federation.num_train, self.lanes)
+        ahead = works_of_parts(plan.ahead, self._federation.num_train, self.lanes)
+        states = self._accepted.of(chain.from_iterable(work.devices for work in (*works, *ahead)))
+        trainer = self._trainer_of(self._server.actor)
+        return RayRound(trainer, plan, works, ahead, states, self._config, self._note, self._progress, absent)
+
+    def _trainer_of(self, server: Any) -> Trainer:
+        """The trainer that works with this server. What another one has begun is dropped."""
+        assert self._pool is not None, "call setup first"
+        if self._trainer is not None and self._trainer.server is not server:
+            self._stop_training()
+        if self._trainer is None:
+            retries = 0 if self._config.on_lost == "abort" else self._config.max_retries
+            spares, job = self._config.on_lost == "drop", self._worker_spec.job
+            self._trainer = Trainer(self._pool, server, job, partial(self._call, "train"), retries, spares)
+        return self._trainer
+
+    def _stop_training(self) -> None:
+        """Forget what has begun; it begins again when it is needed."""
+        if self._trainer is not None:
+            self._trainer.stop()
+        self._trainer = None
+
+    def _describe(self) -> Any:
+        """P^0 and its layout, for a server that starts. What began with a lost one is of no use any more."""
+        self._stop_training()
+        return self._ask_any("describe")
 
     def _grow(self) -> None:
         """Start actors on nodes that joined, in a pooled fleet without a set size."""
@@ -253,8 +294,10 @@ class RayFleet:
     def _setup_devices(self) -> list[tuple[Any, DeviceReport]]:
         """Each device's layer report and log row, in device order. They are small, so the driver holds them."""
         devices, opened = range(self._worker_spec.job.num_devices), dict[int, tuple[Any, DeviceReport]]()
-        for group, ended in self._on_groups("setup", self._groups(devices), _setup, devices):
-            opened |= zip(group, ended.value, strict=True)
+        works = [Work(SETUP_ROUND, SETUP_ROUND, group) for group in self._groups(devices)]
+        for ended in self._run([self._call("setup", work, partial(_setup, work.devices)) for work in works]):
+            opened |= zip(ended.key.devices, ended.value, strict=True)
+            self._progress("setup", len(opened), len(devices))
         return [opened[device] for device in devices]
 
     def _evaluate_shared(self, chunks: list[Any], broadcast: ray.ObjectRef) -> list[Predictions]:
@@ -301,47 +344,23 @@ class RayFleet:
     def _groups(self, devices: Sequence[int]) -> list[Group]:
         return lane_groups(devices, self._federation.num_train(devices), self.lanes)
 
-    def _on_groups(
-        self,
-        stage: str,
-        groups: Sequence[Group],
-        submit: Submit,
-        devices: Sequence[int],
-        attempts: Mapping[Group, int] | None = None,
-        **policy: Any,
-    ) -> Iterator[tuple[Group, Ended]]:
-        """Submit some of the devices' lane groups. Actors start at once; iterate to get each group when it ends.
+    def _call(self, stage: str, work: Work, submit: Submit) -> Call:
+        """A call for a lane group, with its place and its predicted seconds."""
+        group = work.devices
+        return Call(
+            key=work,
+            submit=submit,
+            seconds=self._costs.seconds(self._federation.num_train(group)),
+            num_devices=len(group),
+            home=group[0] if self.placement.per_device else None,
+            kind=self._class_of(group),
+            what=f"{stage} of {'devices' if len(group) > 1 else 'device'} {', '.join(map(str, group))}",
+            due=work.round,
+        )
 
-        attempts: lost attempts so far, by group. policy: of `ActorPool.run`.
-        """
-        calls = [
-            Call(
-                i,
-                partial(submit, group),
-                self._costs.seconds(self._federation.num_train(group)),
-                len(group),
-                group[0] if self.placement.per_device else None,
-                self._class_of(group),
-                (attempts or {}).get(group, 0),
-                f"{stage} of {'devices' if len(group) > 1 else 'device'} {', '.join(map(str, group))}",
-            )
-            for i, group in enumerate(groups)
-        ]
-        return self._with_progress(stage, groups, self._run(calls, **policy), len(devices))
-
-    def _with_progress(
-        self, stage: str, groups: Sequence[Group], results: Iterator[Ended], total: int
-    ) -> Iterator[tuple[Group, Ended]]:
-        done = total - sum(map(len, groups))
-        for ended in results:
-            done += len(groups[ended.key])
-            self._progress(stage, done, total)
-            yield groups[ended.key], ended
-
-    def _run(self, calls: Sequence[Call], **policy: Any) -> Iterator[Ended]:
+    def _run(self, calls: Sequence[Call]) -> Iterator[Ended]:
         assert self._pool is not None, "call setup first"
-        self._begun = None  # the pool drops the calls of a round that is not finished
-        return self._pool.run(calls, **policy)
+        return self._pool.run(calls)
 
     def _ask_any(self, method: str, *arguments: Any) -> Any:
         """Ask one actor for something that all would answer alike."""

@@ -19,25 +19,11 @@ from ray import exceptions as rex
 
 from fibec_ray.errors import FleetError, ServerLostError
 from fibec_ray.fleets.ray.failures import LOST, input_lost, outcome, ready
-from fibec_ray.fleets.ray.schedule import Backlog, Call
+from fibec_ray.fleets.ray.schedule import Backlog, Batch, Call, Ended
 
 POLL_S = 1.0
 NODES_S = 5.0
 """Seconds between checks that nodes are alive. Without them a call to an actor on a dead node may wait for long."""
-
-
-@dataclass
-class Ended:
-    """A call that has ended: refs of all its results except the last, and the value of the last.
-
-    attempt: number of the attempt that succeeded. lost: why the call was given up, if it was; it then has no results.
-    """
-
-    key: int
-    refs: list[ray.ObjectRef]
-    value: Any
-    attempt: int = 0
-    lost: Exception | None = None
 
 
 @dataclass
@@ -94,9 +80,8 @@ class ActorPool:
     """an actor was lost, so Ray's logs may explain why"""
     _seats: list[_Seat] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=lambda: Backlog([], []))
-    _limit: int = 0
-    _spares: bool = False
-    _given_up: list[Ended] = field(default_factory=list)
+    _single: Batch | None = None
+    """of the newest `run`"""
     _nodes_at: float = 0.0
 
     def start(self) -> None:
@@ -106,7 +91,9 @@ class ActorPool:
 
     def grow(self, count: int) -> None:
         """Start more actors; they get calls once they answer."""
-        self._seats.extend(_Seat() for _ in range(count))
+        for i in range(self.size, self.size + count):
+            self._seats.append(_Seat())
+            self._backlog.employ(self.kind_of(i))
         self.size += count
         self._start_some()
 
@@ -118,22 +105,43 @@ class ActorPool:
         Raises FleetError for them otherwise, and if no actor can be had; ServerLostError if what calls were given is
         lost.
         """
-        self._limit = self.max_retries if max_retries is None else max_retries
-        self._backlog = Backlog(calls, [self.kind_of(i) for i in range(self.size)])
-        self._spares, self._given_up = spares, []
-        for seat in self._seats:  # left over from a run that was not finished
-            seat.flights, seat.deadline = deque(), math.inf
-        self._fill()
-        return self._results()
+        if self._single is not None:
+            self.drop(self._single)
+        self._single = self.batch(max_retries, spares)
+        self.add(self._single, calls)
+        return self.results(self._single)
 
-    def _results(self) -> Iterator[Ended]:
-        while self._backlog or any(seat.flights for seat in self._seats):
-            self._fill()
-            yield from self._landed()
-            self._check_clocks()
-            self._check_nodes()
-            yield from self._given_up
-            self._given_up = []
+    def batch(self, max_retries: int | None = None, spares: bool = False) -> Batch:
+        """A batch to `add` calls to, which goes on while other batches come and go. Arguments as in `run`."""
+        return Batch(self.max_retries if max_retries is None else max_retries, spares)
+
+    def add(self, batch: Batch, calls: Sequence[Call]) -> None:
+        """Give actors more calls; those that are free begin at once."""
+        for call in calls:
+            call.batch = batch
+        batch.num_open += len(calls)
+        self._backlog.add(calls)
+        self._fill()
+
+    def results(self, batch: Batch) -> Iterator[Ended]:
+        """The calls of a batch as they end, in any order. Stop at any time; the next call of this goes on from there.
+
+        Raises as `run` does, also for calls of other batches that end meanwhile.
+        """
+        while batch.ended or batch.num_open:
+            while batch.ended:
+                yield batch.ended.popleft()
+            if batch.num_open:
+                self._fill()
+                self._land_some()
+                self._check_clocks()
+                self._check_nodes()
+
+    def drop(self, batch: Batch) -> None:
+        """Forget the calls of a batch. Actors finish those that they have begun."""
+        batch.dropped, batch.num_open = True, 0
+        batch.ended.clear()
+        self._backlog.remove(batch)
 
     def stop(self) -> None:
         """Kill all actors."""
@@ -172,27 +180,41 @@ class ActorPool:
         if seat.flights and seat.deadline == math.inf:
             seat.deadline = time.monotonic() + self.call_timeout_s * seat.flights[0].call.num_devices
 
-    def _landed(self) -> Iterator[Ended]:
+    def _land_some(self) -> None:
         """Wait for the next result, or the next sign of life or loss."""
         heads = {seat.flights[0].refs[-1]: i for i, seat in enumerate(self._seats) if seat.flights}
         answers = {seat.answer: i for i, seat in enumerate(self._seats) if seat.answer is not None}
         for ref in ready([*heads, *answers], POLL_S):
-            value = outcome(ref)
             if ref in answers:
-                self._arrive(answers[ref], value)
-            elif input_lost(value):
-                raise ServerLostError(f"what the server sent is lost ({type(value).__name__})") from value
-            elif isinstance(value, LOST):
-                self._lose(heads[ref], value)
+                self._arrive(answers[ref], outcome(ref))
             else:
-                yield self._land(self._seats[heads[ref]], value)
+                self._land(heads[ref], ref)
 
-    def _land(self, seat: _Seat, value: Any) -> Ended:
-        """Take the result of its first call, which succeeded."""
-        flight = seat.flights.popleft()
-        seat.deadline, seat.remade = math.inf, 0
+    def _land(self, i: int, ref: ray.ObjectRef) -> None:
+        """Take the outcome of its first call. Raises the call's own error, unless its batch was dropped."""
+        seat = self._seats[i]
+        call, refs = seat.flights[0].call, seat.flights[0].refs
+        try:
+            value = outcome(ref)
+            if input_lost(value):
+                raise ServerLostError(f"what the server sent is lost ({type(value).__name__})") from value
+        except Exception:
+            self._free(seat)
+            if call.wanted:
+                raise
+            return
+        if isinstance(value, LOST):
+            self._lose(i, value)
+            return
+        self._free(seat)
+        seat.remade = 0
+        _end(call, Ended(call.key, refs[:-1], value, call.attempt))
+
+    def _free(self, seat: _Seat) -> None:
+        """Its first call is over."""
+        seat.flights.popleft()
+        seat.deadline = math.inf
         self._watch(seat)
-        return Ended(flight.call.key, flight.refs[:-1], value, flight.call.attempt)
 
     def _lose(self, i: int, error: Exception) -> None:
         """Handle a lost actor: all its calls go back, only the first had begun. It gets no calls until it answers."""
@@ -201,16 +223,19 @@ class ActorPool:
         seat.late = True
         self.note(f"actor {i} was lost ({type(error).__name__}) with {flights[0].call.what or 'a call'}")
         for flight in reversed(list(flights)[1:]):
-            self._backlog.put_back(flight.call)
+            if flight.call.wanted:
+                self._backlog.put_back(flight.call)
         flights[0].call.attempt += 1
-        self._try_again(flights[0].call, error)
+        if flights[0].call.wanted:
+            self._try_again(flights[0].call, error)
         self._expect(seat)
 
     def _try_again(self, call: Call, error: Exception) -> None:
-        if call.attempt <= self._limit:
+        assert call.batch is not None
+        if call.attempt <= call.batch.max_retries:
             self._backlog.put_back(call)
-        elif self._spares:
-            self._given_up.append(Ended(call.key, [], None, call.attempt, error))
+        elif call.batch.spares:
+            _end(call, Ended(call.key, [], None, call.attempt, error))
         else:
             raise FleetError(
                 f"{call.what or f'call {call.key}'} was lost {call.attempt} times, last with {type(error).__name__}; "
@@ -286,3 +311,9 @@ class ActorPool:
         for i, seat in enumerate(self._seats):
             if seat.flights and seat.node and seat.node not in alive:
                 self._lose(i, rex.NodeDiedError(f"node {seat.node} is dead"))
+
+
+def _end(call: Call, ended: Ended) -> None:
+    if call.batch is not None and call.wanted:
+        call.batch.ended.append(ended)
+        call.batch.num_open -= 1

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import Asked, DeviceUpdate, Extra
 
@@ -28,6 +29,7 @@ class AdaLoraImportance(Objective):
     kind: Literal["adalora"] = "adalora"
     side_by_side: ClassVar[bool] = True
     partners: ClassVar[Mapping[str, str]] = {"peft": "adalora"}
+    needs: ClassVar[tuple[Need, ...]] = ("fresh",)
     weight: float = Field(0.5, ge=0, description="weight of the orthogonality term; peft's default")
     beta1: float = Field(0.85, ge=0, lt=1, description="decay of the mean sensitivity I; peft's default")
     beta2: float = Field(0.85, ge=0, lt=1, description="decay of its deviation U; peft's default")

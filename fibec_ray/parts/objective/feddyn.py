@@ -27,7 +27,7 @@ class DynamicRegulariser(Objective):
     partners: ClassVar[Mapping[str, str]] = {"aggregator": "feddyn"}
     agrees: ClassVar[tuple[str, ...]] = ("alpha",)
     alpha: float = Field(0.01, gt=0, allow_inf_nan=False, description="a; the paper tries 0.001 to 0.1")
-    needs: ClassVar[tuple[Need, ...]] = ("whole", "steps")
+    needs: ClassVar[tuple[Need, ...]] = ("whole", "steps", "fresh")
     keeps: ClassVar[str] = "linear term (device)"
 
     def penalty(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor | None:

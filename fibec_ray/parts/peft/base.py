@@ -33,8 +33,6 @@ class Peft(Part):
     can_switch_off: ClassVar[bool] = False
     """True if a pass can leave the kind out and compute exactly as the base does; see `Attached.switched_off`"""
 
-    needs: ClassVar[tuple[Need, ...]] = ("transformer",)
-
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.adapter_dtype == "base" and not self.computes_in_base_dtype:
             return f"{self.kind} computes in float32; set backbone.adapter_dtype=auto"
@@ -51,6 +49,10 @@ class Peft(Part):
         module: from `attach`.
         """
         raise NotImplementedError(self.kind)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("transformer",)
 
     @property
     def lacks(self) -> tuple[Need, ...]:

@@ -113,6 +113,10 @@ class Lora(InLinears):
         return self.alpha / (math.sqrt(base) if self.use_rslora else base)
 
     @property
+    def needs(self) -> tuple[Need, ...]:
+        return (*super().needs, *(("fresh",) if self.take_turns else ()))
+
+    @property
     def lacks(self) -> tuple[Need, ...]:
         return ("whole",) if self.differs_by_device or self.take_turns or self.freeze_a else ()
 

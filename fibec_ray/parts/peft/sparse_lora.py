@@ -85,6 +85,7 @@ class SparseLora(Lora):
         """Plain LoRA: what stage 1 learnt is in it."""
         return self.as_lora(), values
 
+    needs: ClassVar[tuple[Need, ...]] = ("transformer", "fresh")
     lacks: ClassVar[tuple[Need, ...]] = ("whole",)
 
     def _stage_rounds(self, rounds: int) -> int:
