@@ -68,11 +68,16 @@ def checkpoint_rounds(rounds: int, keep: CheckpointConfig) -> list[int]:
     return [t for t in range(rounds + 1) if t == rounds or t % keep.every == 0]
 
 
-def checkpoint_files(job: Job, keep: CheckpointConfig, exchange: Exchange, config_bytes: int) -> int:
-    """Bytes of the server's checkpoints and of the run's identity. config_bytes: of the experiment as text."""
+def checkpoint_files(
+    job: Job, keep: CheckpointConfig, exchange: Exchange, config_bytes: int, past_bytes: int = 0
+) -> int:
+    """Bytes of the server's checkpoints and of the run's identity. config_bytes: of the experiment as text.
+
+    past_bytes: the most that a checkpoint has of earlier models.
+    """
     count = len(keep.kept(checkpoint_rounds(job.rounds, keep)))
     manifest = MANIFEST_BYTES + MANIFEST_ROW_BYTES * job.num_devices
-    return count * (exchange.checkpoint_bytes + manifest) + int(RECORD_TIMES * config_bytes)
+    return count * (exchange.checkpoint_bytes + past_bytes + manifest) + int(RECORD_TIMES * config_bytes)
 
 
 def log_bytes(job: Job, samples: Samples, num_layers: int, config_bytes: int) -> int:

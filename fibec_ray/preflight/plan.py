@@ -5,7 +5,7 @@ Memory and disk are in bytes, times in seconds, work in floating point operation
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -25,6 +25,7 @@ from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.room import Room
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.tensors import num_bytes
+from fibec_ray.types import RoundPlan
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,14 @@ def make_plan(
     """
     job, anatomy, exchange = rehearsal.job, rehearsal.anatomy, Exchange(rehearsal)
     plans = plans_of(rehearsal, samples)
-    needed, seats, backend_choice = _memory_and_seats(experiment, exchange, samples, room)
+    past = _past_bytes(exchange, plans)
+    needed, seats, backend_choice = _memory_and_seats(experiment, exchange, samples, room, past)
     sizes = _sizes(job, anatomy, exchange)
     taken = Disk(
         0 if room.base_is_there or not job.backbone.has_base else anatomy.all_base_bytes,
         data_bytes,
         disk.state_files(job, experiment.checkpoint, exchange, samples, [plan.cohort for plan in plans]),
-        disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes),
+        disk.checkpoint_files(job, experiment.checkpoint, exchange, config_bytes, past),
         disk.log_bytes(job, samples, anatomy.layout.num_layers, config_bytes),
         num_bytes(anatomy.initial) + TOKENIZER_BYTES * anatomy.model.vocab_size,
     )
@@ -139,10 +141,19 @@ def _sizes(job: Job, anatomy: Anatomy, exchange: Exchange) -> ModelSizes:
     return ModelSizes(anatomy.frozen_entries + sum(trained), sum(trained), shared, personal, anatomy.base_bytes, dtype)
 
 
+def _past_bytes(exchange: Exchange, plans: Sequence[RoundPlan]) -> int:
+    """Most bytes of earlier models that the server keeps for devices that are still at work."""
+    most = max((len(set(plan.under_way.values())) for plan in plans), default=0)
+    return most * (num_bytes(exchange.shared) + num_bytes(exchange.control))
+
+
 def _memory_and_seats(
-    experiment: Experiment, exchange: Exchange, samples: Samples, room: Room
+    experiment: Experiment, exchange: Exchange, samples: Samples, room: Room, past: int
 ) -> tuple[Memory, Seats, BackendChoice | None]:
-    """Placement and memory, which depend on each other: an actor's need depends on its GPU share and lanes."""
+    """Placement and memory, which depend on each other: an actor's need depends on its GPU share and lanes.
+
+    past: see `_past_bytes`.
+    """
     job, anatomy = exchange.rehearsal.job, exchange.rehearsal.anatomy
     on_ray, fleet = experiment.fleet.kind == "ray", experiment.fleet
     share = _seats(experiment, job, room, UNFORESEEN).placement.gpus_per_actor
@@ -164,7 +175,7 @@ def _memory_and_seats(
         found = [of_kind(lanes, gpu, backend) for gpu, backend in backends.items()]
         return replace(found[0], private=max(one.private for one in found))
 
-    others = 2 * exchange.server_bytes
+    others = 2 * (exchange.server_bytes + past)
     if on_ray:
         under_way = (job.cohort_size + 2) * sum(map(num_bytes, (exchange.shared, exchange.control)))
         others += memory.SERVER_BYTES + memory.RAY_BYTES + under_way

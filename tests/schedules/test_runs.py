@@ -12,10 +12,11 @@ from schedules.kinds import SCHEDULED, settings_of
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
+from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import read_devices, read_rounds
 from fibec_ray.runs.replay import replay
 from fibec_ray.runs.resume import resume
-from fibec_ray.runs.simulation import Finished, simulate
+from fibec_ray.runs.simulation import Finished, cache_dir, prepare, simulate
 from fibec_ray.runs.verify import verify
 
 
@@ -96,3 +97,12 @@ def test_what_does_not_go_together_is_rejected(changes: dict[str, Any], message:
     method = changes.get("method", "fedavg")
     with pytest.raises(ConfigError, match=message):
         check(make_digits(method, **{key: value for key, value in changes.items() if key != "method"}), "test")
+
+
+@pytest.mark.parametrize("kind", SCHEDULED)
+def test_the_plan_foresees_bytes_and_operations(kind: str, tmp_path: Path) -> None:
+    experiment = check(settings_of(kind, "fedavg"), "test")
+    foreseen = foresee(experiment, prepare, tmp_path / "planned", cache_dir())
+    rounds = [row for row in simulate(experiment, tmp_path / "run").rows if row["round"] >= 0]
+    assert foreseen.traffic.total == rounds[-1]["bytes_total"]
+    assert list(foreseen.work.rounds_flops) == pytest.approx([row["flops"] for row in rounds])

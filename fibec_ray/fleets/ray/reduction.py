@@ -53,8 +53,10 @@ class Reduction:
             self._advance(timeout_s)
         if self._stuck:
             return self._missing(timeout_s)
+        if self._absorbing is None:  # a round without devices is a step of the server too
+            self._absorbing = self._server.absorb.remote(self._plan)
         with server_errors():
-            self.bad = get(self._absorbing, timeout_s) if self._absorbing else {}
+            self.bad = get(self._absorbing, timeout_s)
         return frozenset()
 
     def _advance(self, timeout_s: float) -> None:
