@@ -153,6 +153,8 @@ class Asked:
     """the tensors that belong to a task's head, not to the adapter"""
     answers: Answers = Answers(likelihood="categorical", num_scores=2)
     """what a model gives for a sample"""
+    untrained: Tensors = field(default_factory=dict)
+    """the server's other shared tensors"""
 
     def layer_of(self, name: str) -> int | None:
         """The transformer block that a shared tensor belongs to; None outside of blocks."""

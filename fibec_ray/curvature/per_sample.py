@@ -11,6 +11,7 @@ products of e_it with what the module saw:
     Embedding   y = table[a]        weight: row v is the sum of e_it over tokens with a_it = v
     (IA)^3      y = l * (W a + b)   ia3_l: sum_t e_it * (W a_it + b)
     (IA)^3      y = W (l * a) + b   ia3_l: sum_t a_it * dL/d(l * a)_it  (feed-forward)
+    its own     y = f(a; w)         weight: the module's own `sample_gradients(a, e)`, which is (B, *shape)
     any other   y = ... + b                                           bias: sum_t e_it
 
 PEFT multiplies by its scaling after lora_B, so treating lora_A and lora_B as plain Linears already includes the
@@ -75,6 +76,7 @@ FORMULAS: dict[str, dict[str, Formula]] = {
     "LayerNorm": {"weight": lambda m, a, e: (e * F.layer_norm(a, m.normalized_shape, eps=m.eps)).sum(1), "bias": _bias},
     "Embedding": {"weight": _table},
     "(IA)^3": {"ia3_l": lambda m, a, e: (e * a).sum(1).view(-1, *_tensor(m, "ia3_l").shape)},
+    "its own": {"weight": lambda m, a, e: m.sample_gradients(a, e)},
     "other": {"bias": _bias},
 }
 """By the kind of module and the last part of the tensor's name."""
@@ -93,6 +95,8 @@ def _kind(module: Any) -> str:
         return "Embedding"
     if type(module).__name__ == "Conv1D":
         return "Conv1D"
+    if hasattr(module, "sample_gradients"):
+        return "its own"
     if len(getattr(module, "ia3_l", ())) == 1 and next(iter(module.ia3_l.values())).dim() == 2:  # not a convolution's
         return "(IA)^3"
     return "other"

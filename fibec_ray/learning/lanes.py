@@ -26,7 +26,7 @@ from fibec_ray.learning.local_update import Trained, Training
 from fibec_ray.learning.stacked_terms import LaneError
 from fibec_ray.learning.stacked_training import LaneTraining, train_stacked
 from fibec_ray.model_types import Batch, LaneBatch, LanedModel, Outputs, Work
-from fibec_ray.tensors import Tensors
+from fibec_ray.tensors import Tensors, drop, select
 
 T = TypeVar("T")
 
@@ -129,13 +129,16 @@ class LaneModel:
 
     @property
     def server_only(self) -> Collection[str]:
-        return ()
+        return self._model.server_only
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        self._values.load(self._lane, values)
+        # All lanes have one broadcast, so they share what only the server changes.
+        self._model.load(select(values, self._model.server_only))
+        self._values.load(self._lane, drop(values, self._model.server_only))
 
     def read(self, names: Collection[str] | None = None) -> Tensors:
-        return self._values.read(self._lane, names)
+        wanted = [name for name in self._model.server_only if names is None or name in names]
+        return self._values.read(self._lane, names) | (self._model.read(wanted) if wanted else {})
 
     def train_in_group(self, training: Training) -> Trained:
         steps = training.steps
@@ -158,6 +161,13 @@ class LaneModel:
         # A separate graph: a backward pass outside `grad` would otherwise go through those of all lanes.
         out, _ = _pass(self._model, [question])[0] if graph else self._scheduler.ask(question)
         return out
+
+    def stacked(self, values: Mapping[str, Tensor], batch: Batch) -> tuple[Outputs, Caught]:
+        """One pass over the lane's own batch, by itself; see `LanedModel.stacked`."""
+        self.work.add(self._model.cost(batch, torch.is_grad_enabled()))
+        self._model.train(self.training)
+        self._model.set_rank(self.rank)
+        return self._model.stacked(values, batch)
 
     def per_sample_grads(
         self, batch: Batch, names: Collection[str] = (), embeds: Tensor | None = None, hidden: bool = False

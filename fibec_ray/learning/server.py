@@ -163,6 +163,7 @@ class Server:
             layout.layers,
             layout.heads,
             self._job.answers,
+            drop(self._shared, moving),
         )
 
     @property

@@ -35,7 +35,9 @@ class LaneBank:
         self._rows: Sequence[int] = ()
         for prefix, module in holders.items():
             if f"{prefix}.weight" in names or f"{prefix}.bias" in names:
-                module.forward = partial(self._apply, _FORMULAS[type(module)], prefix, module)
+                formula = _formula(module)
+                assert formula is not None, "see `obstacle`"
+                module.forward = partial(self._apply, formula, prefix, module)
 
     @contextmanager
     def using(self, lanes: Sequence[Values], rows: Sequence[int]) -> Iterator[None]:
@@ -129,11 +131,26 @@ def _by_lane(x: Tensor, num_lanes: int) -> Tensor:
 _FORMULAS: Mapping[type[nn.Module], Formula] = {nn.Linear: _linear, nn.LayerNorm: _layer_norm}
 
 
+def _formula(module: Any) -> Formula | None:
+    """What a module computes for several lanes: a known formula, or its own `for_lanes`."""
+    if (own := getattr(type(module), "for_lanes", None)) is not None:
+        return partial(_own, own)
+    return _FORMULAS.get(type(module))
+
+
+def _own(formula: Any, module: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is None and bias is None:
+        y: Tensor = type(module).forward(module, x)
+        return y
+    found: Tensor = formula(module, x, weight, bias)
+    return found
+
+
 def obstacle(holders: Mapping[str, nn.Module], names: Collection[str]) -> str | None:
     """Why these tensors do not support lanes; None if they do."""
     for name in names:
         prefix, _, leaf = name.rpartition(".")
         module = holders.get(prefix)
-        if type(module) not in _FORMULAS or leaf not in ("weight", "bias"):
+        if module is None or _formula(module) is None or leaf not in ("weight", "bias"):
             return f"'{name}' is not a weight or bias of a Linear or LayerNorm"
     return None
