@@ -15,6 +15,9 @@ from fibec_ray.tensors import Tensors
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
+CORE = ".lora_R.weight"
+"""X.lora_R.weight (r, r): the trained matrix between a frozen pair X, in LoRA-SB."""
+
 MOVED = ".moved"
 """X.moved (out, in): what the server has merged into the base weight of a pair X, in units of LoRA's scaling."""
 

@@ -141,7 +141,8 @@ class DeviceRound:
         device whose training diverged sends nothing and proposes no state.
         """
         host, plan, memory = self.host, self.plan, self.memory | {"solver": own}
-        method, values = host.job.method, host.model.read()
+        method = host.job.method
+        values = method.peft.folded(host.model.read())
         if not all_finite(values):
             return self._update(trained, {}, fault=NOT_FINITE), ""
         shared = select(values, self.broadcast.shared)

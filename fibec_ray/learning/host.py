@@ -50,13 +50,15 @@ class Host:
         return values
 
     def decoded(self, broadcast: Broadcast) -> Broadcast:
-        """The broadcast with all shared tensors, also those that it has in encoded form."""
-        if not broadcast.encoded:
+        """The broadcast with all shared tensors in the form that a model computes with."""
+        shared, peft = broadcast.shared, self.job.method.peft
+        if broadcast.encoded:
+            like = {name: self.initial[name] for name in broadcast.encoded}
+            shared = shared | self.job.method.uplink.decode_down(broadcast.payload, like)
+        elif not peft.rebuilds:
             return broadcast
-        like = {name: self.initial[name] for name in broadcast.encoded}
-        shared = broadcast.shared | self.job.method.uplink.decode_down(broadcast.payload, like)
         ordered = {name: shared[name] for name in self.initial if name in shared}
-        return Broadcast(broadcast.round, ordered, broadcast.control)
+        return Broadcast(broadcast.round, peft.rebuilt(ordered, self.initial), broadcast.control)
 
     def batches(self, device: int) -> list[Tensor]:
         """The device's fixed batches: a seeded split of its samples; the last batch may be short."""

@@ -43,6 +43,7 @@ def each_part() -> Iterator[tuple[str, dict[str, Any]]]:
         "fedex_lora": {"peft": "moving_lora"},
         "fedmomentum": {"peft": "moving_lora"},
         "hetlora": {"peft": RANKS},
+        "fed_sb": {"peft": "lora_sb"},
         "feddyn": {"objective": "feddyn"},
         "fipa": {"aggregator": FIPA},
         "adalora": {"peft": "adalora"},

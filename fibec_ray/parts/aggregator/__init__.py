@@ -1,6 +1,7 @@
 """The aggregator axis: how the server combines the updates of a round."""
 
 from fibec_ray.parts.aggregator.base import Aggregator
+from fibec_ray.parts.aggregator.fed_sb import FedSb
 from fibec_ray.parts.aggregator.feddyn import FedDyn
 from fibec_ray.parts.aggregator.fedfisher import FedFisher
 from fibec_ray.parts.aggregator.fedrpca import FedRpca
@@ -40,5 +41,6 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "lora_fair": LoraFair,
     "flora_na": FloraNa,
     "fedrpca": FedRpca,
+    "fed_sb": FedSb,
     "peptao": PepTao,
 }

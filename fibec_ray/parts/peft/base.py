@@ -96,6 +96,19 @@ class Peft(Part):
         return self, values
 
     @property
+    def rebuilds(self) -> bool:
+        """True if `rebuilt` does something."""
+        return type(self).rebuilt is not Peft.rebuilt
+
+    def rebuilt(self, shared: Tensors, initial: Tensors) -> Tensors:
+        """The shared tensors that a model computes with, from those that travel. initial: all values at the start."""
+        return shared
+
+    def folded(self, values: Tensors) -> Tensors:
+        """The trained values as a device sends and keeps them: the same model, in other factors."""
+        return values
+
+    @property
     def drops_out(self) -> bool:
         """True if the adapter has dropout in training."""
         return float(getattr(self, "dropout", 0.0)) > 0
