@@ -35,6 +35,7 @@ LAYERS = (
         "batch_facts",
         "likelihoods",
         "answers",
+        "directions",
         "low_rank",
         "heads",
         "blocks",

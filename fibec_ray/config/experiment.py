@@ -203,6 +203,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             num_layers=self.backbone.num_layers,
             adapter_dtype=self.backbone.adapter_products,
             dropout=self.backbone.has_dropout or self.method.peft.drops_out,
+            weight_decay=self.local.weight_decay,
         )
         for axis, part in self.method.all_parts:
             # What a device received is not what the server has, if the device started from an older model.

@@ -105,6 +105,12 @@ def open_personal(folder: Path, device: int, base: str | None, place: str) -> tu
     num_devices = record.experiment.num_devices
     if not isinstance(device, int | np.integer) or not 0 <= device < num_devices:
         raise ConfigError(f"device {device!r}: the run has devices 0 to {num_devices - 1}")
+    solver = record.experiment.method.solver
+    if solver.num_references:
+        raise ConfigError(
+            f"device {device}: {solver.kind} mixes two adapters for each sample, so the device has no single model of "
+            "its own; leave out the device for the shared model"
+        )
     start = _newest(record)
     about = describe(record.experiment, record.identity, label_names(record.experiment))
     round_ = start.manifest.next_round

@@ -21,6 +21,7 @@ from fibec_ray.learning.evaluation import evaluation_chunks, in_row_order
 from fibec_ray.learning.fitting import full_rank_of, on_wire, rank_of
 from fibec_ray.learning.gpu_memory import peak_gpu_memory_bytes, what_to_lower
 from fibec_ray.learning.host import Host
+from fibec_ray.learning.mixing import Mixer
 from fibec_ray.learning.records import DeviceSetup, Spent, peak_memory_bytes, setup_report, training_report
 from fibec_ray.learning.session import LocalSession, Schedule
 from fibec_ray.model_types import Shard, Work
@@ -105,8 +106,23 @@ class DeviceWorker(Host):
             if not shard.num_samples:
                 return Predictions.join([])
             self.become(device, broadcast, states)
+            mixer = self._mixer(device, states)
             chunks = evaluation_chunks(shard, self.job.eval_batch_size)
-            return in_row_order(chunks, [self._predict(shard, rows) for rows in chunks])
+            return in_row_order(chunks, [self._predict(shard, rows, mixer) for rows in chunks])
+
+    @torch.no_grad()
+    def _mixer(self, device: int, states: States) -> Mixer | None:
+        """What mixes the device's models for each sample; None if one model scores all samples."""
+        solver = self.job.method.solver
+        if not solver.num_references:
+            return None
+        memory = dict(self.store.load(device, states.get(device)).memory.get("solver", {}))
+        if not memory:  # it never took part
+            return None
+        shard = self.data.train_shard(device)
+        rows = torch.randperm(shard.num_samples, generator=self.rng("references", device))[: solver.num_references]
+        self.model.train(False)
+        return Mixer(solver, self.model, memory, shard, rows)
 
     def become(self, device: int, broadcast: Broadcast, states: States) -> None:
         """Makes the model the device's own, as it is evaluated: its personal tensors, its solver's, and what tuning on
@@ -147,10 +163,10 @@ class DeviceWorker(Host):
         )
 
     @torch.no_grad()
-    def _predict(self, shard: Shard, rows: Tensor) -> Predictions:
+    def _predict(self, shard: Shard, rows: Tensor, mixer: Mixer | None = None) -> Predictions:
         self.model.train(False)
         batch = shard.batch(rows)
-        out = self.model.forward(batch)
+        out = self.model.forward(batch) if mixer is None else mixer.outputs(batch)
         truth, num_tokens = out.likelihood.truth(batch.labels).cpu(), out.likelihood.num_tokens
         predicted, losses = out.predicted.cpu(), out.losses.float().cpu()
         return Predictions(truth, predicted, losses, None if num_tokens is None else num_tokens.cpu())

@@ -27,6 +27,12 @@ class GroupWorker(DeviceWorker):
         super().__init__(place, model)
         self._lanes: Lanes | None = None
         self._workers: list[DeviceWorker] = []
+        solver = place.job.method.solver
+        if solver.num_references and (why := obstacle_to_lanes(model)):
+            raise ConfigError(
+                f"method.solver: {solver.kind} computes with another mix of adapters for each sample, which does not "
+                f"work here, because {why}; use plain lora, without dropout, on a transformer"
+            )
         if lanes > 1 and (why := obstacle_to_lanes(model)):
             raise ConfigError(
                 f"fleet.lanes: {lanes} devices cannot train in one pass here, because {why}; set it to 1, or to auto"

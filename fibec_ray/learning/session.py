@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from fibec_ray import seeds
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import FREE, PLAIN, Moves, Steps, Terms, Trained, features_under, local_update
-from fibec_ray.model_types import LocalModel, Shard
-from fibec_ray.parts.solver.base import Pull
+from fibec_ray.model_types import Batch, LocalModel, Shard
+from fibec_ray.parts.solver.base import LossOf, Pull
 from fibec_ray.tensors import Tensors, accumulate, drop, weighted_mean
 
 
@@ -68,6 +68,37 @@ class LocalSession:
     def epochs(self) -> int:
         """See `Session.epochs`."""
         return self.schedule.settings.epochs
+
+    @property
+    def rate(self) -> float:
+        """See `Session.rate`."""
+        return self.schedule.rate
+
+    @property
+    def clip(self) -> float | None:
+        """See `Session.clip`."""
+        return self.schedule.settings.clip
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """See `Session.generator`."""
+        return seeds.generator(self.schedule.seed, purpose, *self.schedule.place)
+
+    def descend(self, step: Callable[[LossOf], float]) -> None:
+        """See `Session.descend`."""
+        settings = self.schedule.settings
+        rows = list(islice(self.schedule.batches(range(settings.epochs)), settings.max_steps))
+        self.model.train(False)
+        losses = [step(partial(self._loss, self.shard.batch(each))) for each in rows]
+        mean = math.fsum(losses) / len(losses) if losses else None
+        trained = Trained(len(rows), sum(map(len, rows)), mean, {})
+        self._done.append(trained)
+        self._counted.append(trained)
+
+    @torch.no_grad()
+    def _loss(self, batch: Batch, values: Tensors) -> float:
+        """Mean loss of a batch at these values, which stay in the model."""
+        self.model.load(values)
+        return float(self.model.forward(batch).losses.double().mean())
 
     def gradient(self) -> Tensors:
         """See `Session.gradient`."""

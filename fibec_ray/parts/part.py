@@ -93,6 +93,7 @@ class Setting(NamedTuple):
     """of the adapter's products: auto, float32 or base"""
     dropout: bool = True
     """True if training drops anything out, in the adapter or in the base"""
+    weight_decay: float = 0.0
 
 
 def of_label(label: str) -> tuple[Need, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fibec_ray.curvature.fisher import Fisher, FisherScan, Scope
 from fibec_ray.likelihoods import Label
 from fibec_ray.model_types import Batch, LocalModel, Shard
-from fibec_ray.parts.solver.base import Pull
+from fibec_ray.parts.solver.base import LossOf, Pull
 from fibec_ray.tensors import Tensors, clone, drop, select
 
 Ask = tuple[Label, Scope] | None
@@ -63,11 +63,13 @@ class TrialScan(FisherScan):
 
 @dataclass(frozen=True)
 class Training:
-    """A call of `Session.train`. `Session.gradient` counts as training for one epoch."""
+    """A call of `Session.train` or `Session.descend`. `Session.gradient` counts as training for one epoch."""
 
     epochs: int
     repeats: int
     own_model: bool
+    forwards: int = 0
+    """forward passes in each step of training without gradients; 0: a step is a forward and a backward pass"""
 
 
 @dataclass
@@ -80,6 +82,8 @@ class TrialSession:
     server_only: Collection[str]
     epochs: int
     trainings: list[Training] = field(default_factory=list)
+    rate: float = 0.0
+    clip: float | None = None
 
     @property
     def personal(self) -> frozenset[str]:
@@ -92,6 +96,21 @@ class TrialSession:
 
     def load(self, values: Tensors) -> None:
         """Does nothing: all values are made up."""
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """See `Session.generator`."""
+        return torch.Generator().manual_seed(0)
+
+    def descend(self, step: Callable[[LossOf], float]) -> None:
+        """See `Session.descend`."""
+        asked: list[Tensors] = []
+
+        def loss_of(values: Tensors) -> float:
+            asked.append(values)
+            return 0.0
+
+        step(loss_of)
+        self.trainings.append(Training(self.epochs, 1, False, len(asked)))
 
     def gradient(self) -> Tensors:
         """See `Session.gradient`."""

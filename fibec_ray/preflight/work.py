@@ -92,8 +92,13 @@ class Devices:
     def evaluation(self, keeps_personal: bool) -> Amount:
         """The global model on the test set, and each device's own model on its test shard if there are own models."""
         total = self._grouped(self.samples.test, self.job.eval_batch_size)
+        references = self.job.method.solver.num_references
         for device in range(self.job.num_devices if keeps_personal else 0):
-            total += self._grouped(self.samples.own_test[device], self.job.eval_batch_size)
+            own = self._grouped(self.samples.own_test[device], self.job.eval_batch_size)
+            total += own
+            if references and len(self.samples.own_test[device]):  # features first, then the mix
+                compared = self._drawn(self.samples.train[device], references)
+                total += own + self._grouped(compared, references)
             if len(self.samples.own_test[device]):
                 total += self._trained(self.samples.train[device], self._batches(device), self.rehearsal.found.tuning)
         return total
@@ -109,12 +114,17 @@ class Devices:
         return self._trained(lengths if longest is None else np.minimum(lengths, longest), visible, trainings)
 
     def _trained(self, lengths: Lengths, batches: Sequence[Tensor], trainings: Sequence[Training]) -> Amount:
-        most, times = self.job.local.max_steps, 0.0
+        most, times = self.job.local.max_steps, {0: 0.0, 1: 0.0}
+        """passes over the batches, by the number of backward passes of each"""
         for training in trainings:
-            steps = len(batches) * training.epochs
-            times += training.repeats * training.epochs * (min(steps, most) / steps if steps and most else 1.0)
-        passes = (self._pass(lengths[rows.numpy()], backwards=1) for rows in (batches if times else ()))
-        return sum(passes, Amount()).times(times)
+            steps, passes = len(batches) * training.epochs, training.forwards or training.repeats
+            share = min(steps, most) / steps if steps and most else 1.0
+            times[0 if training.forwards else 1] += passes * training.epochs * share
+        total = Amount()
+        for backwards, count in times.items():
+            one = (self._pass(lengths[rows.numpy()], backwards) for rows in (batches if count else ()))
+            total += sum(one, Amount()).times(count)
+        return total
 
     def _order(self, device: int, round_: int) -> Sequence[Ask]:
         """Let the curriculum make a new memory of the device's data. Returns the passes it makes."""

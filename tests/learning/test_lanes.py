@@ -61,8 +61,10 @@ ADAMW = {"fedavg", "fibecfed", "ditto", "moon", "fedprox", "hetlora"}
 """Methods that are also compared under AdamW. Its first steps divide a gradient by itself, so that rounding decides the
 sign of a gradient near 0: single entries may differ. The others are compared under SGD, and more strictly.
 """
-AMPLIFIES = {"fedfisher": 1e-4, "fipa-paper": 1e-3, "fibecfed-fipa": 1e-5}
-"""The server divides by curvature that may be near 0: rounding grows by its inverse."""
+AMPLIFIES = {"fedfisher": 1e-4, "fedkseed": 1e-3, "fipa-paper": 1e-3, "fibecfed-fipa": 1e-5}
+"""The server divides by curvature that may be near 0: rounding grows by its inverse. FedKSeed divides differences of
+losses by 2 epsilon = 0.001.
+"""
 
 
 @pytest.mark.parametrize(("method", "where"), in_turn(CASES, 5, "lanes equal alone"))

@@ -10,9 +10,12 @@ from fibec_ray.parts.peft.full import Full
 from fibec_ray.parts.peft.generated import Idpg
 from fibec_ray.parts.peft.library import Ia3, Loha, Lokr, Vera
 from fibec_ray.parts.peft.lora import Lora
+from fibec_ray.parts.peft.lora_sb import LoraSb
 from fibec_ray.parts.peft.lpt import Lpt
 from fibec_ray.parts.peft.moving_lora import MovingLora
 from fibec_ray.parts.peft.prefix import Prefix
+from fibec_ray.parts.peft.ravan import Ravan
+from fibec_ray.parts.peft.seeded_lora import SeededLora
 from fibec_ray.parts.peft.sparse_lora import SparseLora
 from fibec_ray.parts.peft.virtual import Prompt, PTuning
 
@@ -20,6 +23,9 @@ PEFTS: dict[str, type[Peft]] = {
     "lora": Lora,
     "moving_lora": MovingLora,
     "sparse_lora": SparseLora,
+    "lora_sb": LoraSb,
+    "ravan": Ravan,
+    "seeded_lora": SeededLora,
     "adalora": AdaLora,
     "ia3": Ia3,
     "loha": Loha,

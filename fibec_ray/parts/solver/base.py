@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
 
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors
@@ -23,6 +26,10 @@ class Pull:
     strength: float
     follow: float = 0.0
     """share of the way to w that the centre moves after the steps on a batch"""
+
+
+LossOf = Callable[[Tensors], float]
+"""Values of the trainable tensors -> the mean loss of a batch at these values, without dropout."""
 
 
 class Session(Protocol):
@@ -50,6 +57,17 @@ class Session(Protocol):
     def epochs(self) -> int:
         """Passes over the batches in a round, as set in `local`."""
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the round."""
+
+    @property
+    def clip(self) -> float | None:
+        """Largest norm of a gradient, as set in `local`; None: no limit."""
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A new random generator for the device and round. The same purpose gives the same numbers."""
+
     def read(self) -> Tensors:
         """Copy the model's trainable values."""
 
@@ -60,6 +78,13 @@ class Session(Protocol):
         """The mean gradient of the plain loss over the batches of one epoch, at the model's current values.
 
         Computed without dropout; 0 where a mask freezes entries. Its cost is part of the logged flops and time.
+        """
+
+    def descend(self, step: Callable[[LossOf], float]) -> None:
+        """Train without gradients: call `step` for each batch of the round's epochs, in training order.
+
+        step: gets the batch's loss as a function of the trainable values. It takes one step, in its own way, and
+        returns the loss for the log. Steps, samples and losses count as those of `train`.
         """
 
     def train(
@@ -96,7 +121,13 @@ class Solver(Part):
     @property
     def has_own_model(self) -> bool:
         """True if a device's own model differs from the global one even when all tensors are shared."""
-        return type(self).own is not Solver.own or type(self).tune is not Solver.tune
+        changed = type(self).own is not Solver.own or type(self).tune is not Solver.tune
+        return changed or self.num_references > 0
+
+    @property
+    def num_references(self) -> int:
+        """Training samples that each test sample is compared with, for `mixed`; 0: one model scores all samples."""
+        return 0
 
     def solve(self, session: Session, memory: Tensors) -> Tensors:
         """Train, and leave the model in its state after the round. Returns the new memory; the first memory is
@@ -108,6 +139,15 @@ class Solver(Part):
     def own(self, memory: Tensors) -> Tensors:
         """Values that replace trainable tensors in the device's own model."""
         return {}
+
+    def mixed(self, shared: Tensors, memory: Tensors, likeness: Tensor) -> Tensors:
+        """A model for each of B test samples: (B, ...) values of all trainable tensors.
+
+        shared: the values of the shared model. memory: as `solve` returned it, not empty. likeness: (B,) mean cosine of
+        a sample's features and those of some of the device's training samples. LoRA may have another rank than in
+        training.
+        """
+        raise NotImplementedError(self.kind)
 
     def tune(self, session: Session) -> None:
         """Change the device's own model just before it is scored; the result is not stored, sent or logged."""
