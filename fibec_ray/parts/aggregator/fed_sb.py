@@ -16,7 +16,7 @@ from fibec_ray.answers import Answers
 from fibec_ray.low_rank import CORE, A, B
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
-from fibec_ray.parts.part import Passes
+from fibec_ray.parts.part import Need, Passes
 from fibec_ray.tensors import Tensors, accumulate, drop, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import Asked, DeviceUpdate, Extra
 
@@ -46,6 +46,10 @@ class FedSb(Aggregator):
     step: Literal["sign", "gradient"] = Field("sign", description="D: the sign of the mean gradient, or itself")
     max_samples: int | None = Field(64, ge=1, description="samples per device for the gradient; null: all")
     sends: ClassVar[str] = "in round 0 the gradient of each weight"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (*super().needs, "fresh")  # the factors come from gradients at the start
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         return {"has_factors": torch.tensor(not _adapted(shared))}
