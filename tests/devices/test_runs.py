@@ -102,6 +102,40 @@ def test_files_travel_with_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert (tmp_path / "work" / path).is_file()
 
 
+# --- availability
+
+
+def write_windows(folder: Path, starts: list[float]) -> dict[str, Any]:
+    """Each device is there from its own time on."""
+    columns = {"device": list(range(len(starts))), "start_s": starts, "end_s": [1e12] * len(starts)}
+    pq.write_table(pa.table(columns), folder / "w.parquet")
+    return {"kind": "windows", "path": str(folder / "w.parquet")}
+
+
+def test_only_devices_that_are_there_are_drawn(tmp_path: Path) -> None:
+    """Devices 3 to 5 come after the run has ended."""
+    system = {"availability": write_windows(tmp_path, [0.0, 0.0, 0.0, 1e9, 1e9, 1e9])}
+    simulate(check(make_digits(rounds=4, cohort_size=2, system=system), "test"), tmp_path / "run")
+    rows = [row for row in read_devices(tmp_path / "run").to_pylist() if row["round"] >= 0]
+    assert {row["device"] for row in rows} == {0, 1, 2} and len(rows) == 8
+
+
+def test_a_server_waits_for_devices_and_the_clock_shows_it(tmp_path: Path) -> None:
+    """Two devices are needed: the first is there from 100 s on, the second from 500 s."""
+    system = {"availability": write_windows(tmp_path, [100.0, 500.0, 1e9, 1e9, 1e9, 1e9])}
+    simulate(check(make_digits(rounds=2, cohort_size=2, system=system), "test"), tmp_path / "run")
+    rows = [row for row in read_rounds(tmp_path / "run").to_pylist() if row["round"] >= 0]
+    assert all(row["num_devices"] == 2 for row in rows) and 500 < rows[0]["sim_time_s"] < 600
+    assert verify(tmp_path / "run", 2).differences == []
+
+
+def test_a_federation_that_is_never_there_at_once_is_named(tmp_path: Path) -> None:
+    windows = write_windows(tmp_path, [0.0] + [1e12 - 1] * 5)
+    settings = make_digits(rounds=1, cohort_size=2, system={"availability": windows})
+    with pytest.raises(ConfigError, match="never available at once .* lower cohort_size"):
+        simulate(check(settings, "test"), tmp_path / "run")
+
+
 # --- drop-outs
 
 
