@@ -72,6 +72,16 @@ def test_a_run_goes_on_with_its_own_copies_wherever_its_folder_is(tmp_path: Path
     assert verify(tmp_path / "elsewhere").differences == []
 
 
+def test_a_start_that_fails_leaves_no_copy_behind(tmp_path: Path) -> None:
+    settings = make_digits(rounds=1, system={"kind": "file", "path": devices_file(tmp_path)})
+    with pytest.raises(ConfigError, match="min_samples"):
+        simulate(check(settings | {"partition": {"kind": "iid", "min_samples": 1000}}, "test"), tmp_path / "run")
+    assert not (tmp_path / "run" / "system").exists()
+    (tmp_path / "run" / "system").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / ".starting").touch()  # as a killed start leaves it
+    assert simulate(check(settings, "test"), tmp_path / "run").rows
+
+
 def test_the_settings_of_a_run_start_another_one(tmp_path: Path) -> None:
     settings = make_digits(rounds=1, system={"kind": "file", "path": devices_file(tmp_path)})
     first = simulate(check(settings, "test"), tmp_path / "run")

@@ -15,7 +15,7 @@ from pathlib import Path
 LOCK, DRIVER, STARTING = ".lock", ".driver.json", ".starting"
 RUN_FILES = frozenset(
     {
-        "data", "parts", "config.yaml", "checkpoints", "summary.json", "adapter",
+        "data", "parts", "system", "config.yaml", "checkpoints", "summary.json", "adapter",
         "rounds", "devices", "layers", "batches", "evaluations",
     }
 )  # fmt: skip
