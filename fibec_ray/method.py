@@ -1,4 +1,4 @@
-"""A method is eight parts, one per axis.
+"""A method is nine parts, one per axis.
 
 The engine needs nothing else. Parts that are left out are those of FedAvg on LoRA.
 """
@@ -23,6 +23,8 @@ from fibec_ray.parts.own import Source
 from fibec_ray.parts.part import LACKING, Part, build, kinds_of, sources_of, with_inner
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.base import Peft
+from fibec_ray.parts.privacy import PRIVACIES
+from fibec_ray.parts.privacy.base import Privacy
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.sharing.base import Sharing
 from fibec_ray.parts.solver import SOLVERS
@@ -37,6 +39,7 @@ AXES: dict[str, dict[str, type[Any]]] = {
     "mask": MASKS,
     "objective": OBJECTIVES,
     "solver": SOLVERS,
+    "privacy": PRIVACIES,
     "uplink": UPLINKS,
     "aggregator": AGGREGATORS,
 }
@@ -69,6 +72,7 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     mask: Annotated[SerializeAsAny[Mask], _of("mask")] = neutral("mask")
     objective: Annotated[SerializeAsAny[Objective], _of("objective")] = neutral("objective")
     solver: Annotated[SerializeAsAny[Solver], _of("solver")] = neutral("solver")
+    privacy: Annotated[SerializeAsAny[Privacy], _of("privacy")] = neutral("privacy")
     uplink: Annotated[SerializeAsAny[Uplink], _of("uplink")] = neutral("uplink")
     aggregator: Annotated[SerializeAsAny[Aggregator], _of("aggregator")] = neutral("aggregator")
     pooled: bool = Field(
@@ -110,6 +114,7 @@ class Method(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 for need in (need for need in part.needs if need in beside.lacks):
                     able = [kind for kind, cls in AXES[axis].items() if need not in cls().needs]
                     words = {"other": f"{other} '{beside.kind}'", "axis": axis, "neutral": neutral(axis).kind}
+                    words["undo"] = f"{other}: {neutral(other).kind}"
                     why = LACKING[need].format(**words, able=", ".join(able))
                     raise ValueError(f"{axis} '{part.kind}' {why}")
         _ = self.sources  # raises ValueError for two of one name

@@ -88,6 +88,8 @@ class Broadcast:
     """further shared tensors, encoded, if the method's uplink encodes what the server sends"""
     encoded: tuple[str, ...] = ()
     """the names of the tensors in the payload, in their order"""
+    privacy: Tensors = field(default_factory=dict)
+    """what the privacy rule sends to devices, such as a clipping norm"""
 
 
 @dataclass(frozen=True)

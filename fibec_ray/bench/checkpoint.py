@@ -42,7 +42,7 @@ def measure(experiment: Experiment, folder: Path) -> list[Costs]:
     """Measure each round. Waits for the round's checkpoint, so that its time is not mixed with the next round's."""
     prepared = prepare(experiment, folder)
     worker_spec = WorkerSpec(experiment.job(prepared.answers(experiment.task)), folder, cache_dir())
-    totals, fleet, found = totals_of(experiment), LocalFleet(worker_spec), []
+    totals, fleet, found = totals_of(experiment, worker_spec.job), LocalFleet(worker_spec), []
     totals.setup(fleet.setup())
     checkpointer = Checkpointer(folder, "bench", experiment.checkpoint, worker_spec.store, fleet)
     for t in range(experiment.rounds):

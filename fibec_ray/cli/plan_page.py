@@ -35,7 +35,7 @@ def show(outlook: Outlook, console: Console) -> None:
     table.add_column("", overflow="fold")
     table.add_column("takes", justify="right", no_wrap=True)
     table.add_column("details", overflow="fold")
-    for section in (_model, _places, _memory, _disk, _traffic, _work):
+    for section in (_model, _places, _memory, _disk, _traffic, _work, _privacy):
         for row in section(outlook):
             table.add_row(*row)
         table.add_section()
@@ -132,6 +132,10 @@ def _work(outlook: Outlook) -> Rows:
         ("time per round", f"about {duration(done.round_s)}", rate),
         ("time in total", f"about {duration(done.run_s)}", parts),
     ]
+
+
+def _privacy(outlook: Outlook) -> Rows:
+    return [] if outlook.epsilon is None else [("epsilon", f"{outlook.epsilon:.3g}", outlook.guarantee)]
 
 
 def _count(number: float) -> str:

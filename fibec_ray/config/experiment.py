@@ -15,6 +15,7 @@ from fibec_ray.data.settings import DataConfig
 from fibec_ray.devices import AnySystem, Simple
 from fibec_ray.encoder import Reads
 from fibec_ray.fleets.settings import FleetConfig
+from fibec_ray.learning.budget import calibrated, sampling_of
 from fibec_ray.learning.job import AnySampler, AnySchedule, Job, LocalTraining, ServerConfig
 from fibec_ray.method import AXES, Method
 from fibec_ray.models.base import AnyBackbone
@@ -122,13 +123,14 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return (round_ + 1) % self.evaluation.every == 0 or round_ == self.rounds - 1
 
     def job(self, answers: Answers) -> Job:
-        """Return the settings that learning depends on. Pooled data belong to one device.
+        """Return the settings that learning depends on. Pooled data belong to one device. A target of the privacy rule
+        becomes the noise that meets it.
 
         answers: what a model gives for a sample; `Prepared.answers` of the prepared data.
         """
         federation = (self.cohort_size, self.num_devices)
         cohort_size, num_devices = (1, 1) if self.method.pooled else federation
-        return Job(
+        job = Job(
             **{name: getattr(self, name) for name in SHARED},
             cohort_size=cohort_size,
             num_devices=num_devices,
@@ -137,6 +139,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             eval_batch_size=self.evaluation.batch_size,
             max_length=self.data.max_length,
         )
+        return calibrated(job)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -204,6 +207,7 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             adapter_dtype=self.backbone.adapter_products,
             dropout=self.backbone.has_dropout or self.method.peft.drops_out,
             weight_decay=self.local.weight_decay,
+            sampling=sampling_of(self),
         )
         for axis, part in self.method.all_parts:
             # What a device received is not what the server has, if the device started from an older model.

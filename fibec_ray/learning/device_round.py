@@ -11,6 +11,7 @@ from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ConfigError
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.fitting import fitted, on_wire, rank_of, to_send
+from fibec_ray.learning.guarded_steps import Guard
 from fibec_ray.learning.host import Host
 from fibec_ray.learning.local_update import Moves, Terms, Trained
 from fibec_ray.learning.session import LocalSession, Schedule
@@ -54,7 +55,7 @@ class DeviceRound:
         """`keep` from the device's last participation; empty at the first"""
         self.keep = self._mask()
         down = on_wire(host.job, to_send(sent.shared, host.initial, self.moving), self.rank)
-        self.bytes_down = num_bytes(down) + num_bytes(sent.control) + num_bytes(sent.payload)
+        self.bytes_down = num_bytes(down) + num_bytes(sent.control) + num_bytes(sent.payload) + num_bytes(sent.privacy)
 
     def _order(self) -> list[Tensor]:
         """The batches that the curriculum shows in this round."""
@@ -117,8 +118,14 @@ class DeviceRound:
             moves=Moves(
                 keep={**self.keep, **self._frozen_masks()}, watch=list(drop(host.initial, shared)) if watches else ()
             ),
+            guard=self._guard(),
             visible=self.visible,
         )
+
+    def _guard(self) -> Guard | None:
+        """The protection of each training step, by the method's privacy rule."""
+        rule = self.host.job.method.privacy.guard()
+        return None if rule is None else Guard(rule, self.host.rng("steps", self.device, self.plan.round))
 
     def _epochs(self, epochs: Iterable[int]) -> Iterable[Tensor]:
         """The batches of some local epochs, in order; with pooled data, all batches of the round."""
@@ -157,7 +164,11 @@ class DeviceRound:
         if trained.squares:
             memory["mask"] = method.mask.absorb(memory["mask"], trained.squares)
         self.rank = rank_of(host.job, self.device, memory["objective"])
-        payload = on_wire(host.job, delta, self.rank)
+        rng = host.rng("privacy", self.device, plan.round)
+        payload, own_extras = method.privacy.protect(
+            on_wire(host.job, delta, self.rank), self.broadcast.privacy, host.job.cohort_size, rng
+        )
+        extras |= own_extras
         if method.uplink.encodes:
             rng = host.rng("uplink", self.device, plan.round)
             payload, memory["uplink"] = method.uplink.encode(payload, memory["uplink"], rng)

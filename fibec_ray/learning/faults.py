@@ -67,9 +67,10 @@ def for_each_part(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[DeviceU
 
 
 def _expected(update: DeviceUpdate, asked: Asked, job: Job) -> tuple[Mapping[str, Extra], Mapping[str, Extra]]:
-    """The extras that the aggregator and the objective require of the update."""
-    aggregator = job.method.aggregator.expected_extras(asked, update)
-    objective = job.method.objective.expected_extras(asked, update)
+    """The extras that the aggregator (with the privacy rule before it) and the objective require of the update."""
+    method = job.method
+    aggregator = {**method.aggregator.expected_extras(asked, update), **method.privacy.expected_extras()}
+    objective = method.objective.expected_extras(asked, update)
     assert not aggregator.keys() & objective.keys(), "two parts of a method must give their extras different names"
     return aggregator, objective
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -58,7 +58,7 @@ class Host:
         elif not peft.rebuilds:
             return broadcast
         ordered = {name: shared[name] for name in self.initial if name in shared}
-        return Broadcast(broadcast.round, peft.rebuilt(ordered, self.initial), broadcast.control)
+        return replace(broadcast, shared=peft.rebuilt(ordered, self.initial), payload={}, encoded=())
 
     def batches(self, device: int) -> list[Tensor]:
         """The device's fixed batches: a seeded split of its samples; the last batch may be short."""

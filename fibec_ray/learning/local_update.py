@@ -11,12 +11,13 @@ from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fibec_ray.curvature.fisher import by_length
 from fibec_ray.errors import ConfigError
+from fibec_ray.learning.guarded_steps import Guard, GuardedSteps
 from fibec_ray.learning.job import LocalTraining
-from fibec_ray.learning.optimiser_step import OptimiserStep
+from fibec_ray.learning.optimiser_step import OptimiserStep, add_grad
 from fibec_ray.model_types import Batch, LocalModel, Outputs, Shard
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.solver.base import Pull
@@ -135,6 +136,8 @@ class Training:
     steps: Steps
     terms: Terms = PLAIN
     moves: Moves = FREE
+    guard: Guard | None = None
+    """of each step; None: steps are not protected"""
 
 
 @runtime_checkable
@@ -145,9 +148,16 @@ class TrainsInGroup(Protocol):
         """Take the steps, changing the model's values in place."""
 
 
-def local_update(model: LocalModel, shard: Shard, steps: Steps, terms: Terms = PLAIN, moves: Moves = FREE) -> Trained:
+def local_update(
+    model: LocalModel,
+    shard: Shard,
+    steps: Steps,
+    terms: Terms = PLAIN,
+    moves: Moves = FREE,
+    guard: Guard | None = None,
+) -> Trained:
     """Take the steps, changing the model in place."""
-    training = Training(model, shard, steps, terms, moves)
+    training = Training(model, shard, steps, terms, moves, guard)
     return model.train_in_group(training) if isinstance(model, TrainsInGroup) else _train_alone(training)
 
 
@@ -180,12 +190,20 @@ class _Trainer:
         self._params, names = dict(training.model.trainable), moves.names
         moving = self._params if names is None else {name: p for name, p in self._params.items() if name in names}
         self._watch = [name for name in moves.watch if name in moving]
+        self._guarded = None if training.guard is None else _guarded(training.guard, moving, moves.keep)
         self.optimiser = OptimiserStep(moving, steps.settings, steps.rate, moves.keep, moves.pull)
         self.losses: list[Tensor] = []
         self.squares: Tensors = {}
 
     def take(self, rows: Tensor, batch: Batch) -> None:
         """Take one optimiser step on a batch, the samples at `rows`."""
+        losses = self._differentiate(rows, batch) if self._guarded is None else self._guard(self._guarded, batch)
+        self.terms.objective.correct(self._params, self.terms.memory, self.terms.control)
+        self.optimiser.step()
+        self.losses.append(losses.detach().mean())
+
+    def _differentiate(self, rows: Tensor, batch: Batch) -> Tensor:
+        """Set the gradients of the loss, and add up squared ones. Returns the samples' losses."""
         params, terms = self._params, self.terms
         out, caught = self._model.per_sample_grads(batch, self._watch, hidden=bool(terms.references))
         total = terms.added_to(terms.mean_of(out.losses), params, self.optimiser.anchor, Seen(rows, batch, out))
@@ -196,9 +214,27 @@ class _Trainer:
         # The loss is a mean over samples; scale gradients back to those of a sum.
         squares = caught.squares(grads[len(params) :], scale=len(rows))
         accumulate(self.squares, {name: value.sum(0) for name, value in squares.items()})
-        terms.objective.correct(params, terms.memory, terms.control)
-        self.optimiser.step()
-        self.losses.append(out.losses.detach().mean())
+        return out.losses
+
+    def _guard(self, guarded: GuardedSteps, batch: Batch) -> Tensor:
+        """The same with clipped gradients of samples and noise; the penalty, which knows no sample, has neither."""
+        out, caught = self._model.per_sample_grads(batch, guarded.names)
+        grads = self._model.grad(out.losses.sum(), caught.tensors)
+        counted = torch.ones(1, batch.num_samples, dtype=torch.bool, device=out.losses.device)
+        means = guarded.mean(guarded.sums(caught, grads, [0], counted), counted.sum(1))
+        for name, param in self._params.items():
+            param.grad = means[name][0].to(param).contiguous() if name in means else None
+        penalty = self.terms.penalty(self._params, self.optimiser.anchor)
+        if penalty is not None and penalty.requires_grad:
+            found = torch.autograd.grad(penalty, list(self._params.values()), allow_unused=True)
+            for param, grad in zip(self._params.values(), found, strict=True):
+                add_grad(param, grad, None)
+        return out.losses
+
+
+def _guarded(guard: Guard, moving: Mapping[str, nn.Parameter], keep: Mapping[str, Tensor]) -> GuardedSteps:
+    masks = {name: mask.to(moving[name].device)[None] for name, mask in keep.items() if name in moving}
+    return GuardedSteps([guard], {name: param.shape for name, param in moving.items()}, masks)
 
 
 def features(out: Outputs, batch: Batch) -> Tensor:

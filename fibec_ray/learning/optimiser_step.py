@@ -86,6 +86,19 @@ class OptimiserStep:
         clip_lanes([param.grad for param in self.params.values() if param.grad is not None], most)
 
 
+def add_grad(param: nn.Parameter, grad: Tensor | None, at: Tensor | None) -> None:
+    """Add to `.grad`. at: the gradient's lanes; None: all."""
+    if grad is None:
+        return
+    if at is None:
+        # PyTorch's fused optimisers treat a gradient's memory as contiguous.
+        param.grad = grad.contiguous() if param.grad is None else param.grad.add_(grad)
+        return
+    if param.grad is None:
+        param.grad = torch.zeros_like(param)
+    param.grad[at] = grad
+
+
 def clip_lanes(grads: Sequence[Tensor], most: float) -> None:
     """Scale gradients (D, ...) in place so that the norm of each lane over all tensors is at most `most`.
 

@@ -35,13 +35,19 @@ class RunTotals:
     """Turns a fleet's results into log rows, and keeps running totals.
 
     task: scores predictions. batch_size: of local training, to count a device's batches. classify: returns the speed
-    class of each of all devices; empty if they are alike.
+    class of each of all devices; empty if they are alike. epsilon_after: round -> epsilon of all rounds up to it; None
+    without a privacy guarantee.
     """
 
     def __init__(
-        self, task: Task, batch_size: int, classify: Callable[[Iterable[int]], Mapping[int, str]] = lambda devices: {}
+        self,
+        task: Task,
+        batch_size: int,
+        classify: Callable[[Iterable[int]], Mapping[int, str]] = lambda devices: {},
+        epsilon_after: Callable[[int], float | None] = lambda round_: None,
     ):
         self._task, self._batch_size, self._classify = task, batch_size, classify
+        self._epsilon_after = epsilon_after
         self._speed_classes: Mapping[int, str] | None = None
         """known from the first evaluation on"""
         self._started = time.monotonic()
@@ -156,6 +162,7 @@ class RunTotals:
             "num_dropped": num_dropped,
             "mean_staleness": _mean(float(r.staleness) for r in sound) if round_ != SETUP_ROUND else None,
             "num_late": sum(r.staleness > 0 for r in reports),
+            "epsilon": self._epsilon_after(round_),
             **self._scores(evaluation),
         }
 

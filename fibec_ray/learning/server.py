@@ -28,6 +28,7 @@ class Past(NamedTuple):
 
     shared: Tensors
     control: Tensors
+    privacy: Tensors
 
 
 LOWER_RATES = "lower local.learning_rate, or the rate of a server optimiser"
@@ -46,6 +47,7 @@ class Server:
         self._state: Tensors = {}
         self._past: dict[int, Past] = {}
         """what was sent in earlier rounds, as far as devices that started from it are still at work"""
+        self._privacy: Tensors = {}
         self._selection = Selection(frozenset())
 
     @blamed()
@@ -65,6 +67,7 @@ class Server:
         self._shared = select(self._initial, selection.names)
         self._control = method.objective.absorb(self.trained, {}, (), self._job.num_devices)
         self._state = method.aggregator.start(self._shared, self._job.num_devices)
+        self._privacy = method.privacy.start()
         return selection
 
     def _check_solver(self, selection: Selection) -> None:
@@ -87,14 +90,16 @@ class Server:
         """What the server sends to every device that starts in this round: the current one, or one whose devices are
         still at work.
         """
-        uplink, (shared, control) = self._job.method.uplink, self._before(round_)
-        if not uplink.encodes_down:
-            return Broadcast(round_, shared, control)
-        own = drop(shared, self._layout.server_only)
-        return Broadcast(round_, drop(shared, own), control, uplink.encode_down(own), tuple(own))
+        method, before = self._job.method, self._before(round_)
+        plain = Broadcast(round_, before.shared, before.control, privacy=method.privacy.sent(before.privacy))
+        if not method.uplink.encodes_down:
+            return plain
+        own = drop(before.shared, self._layout.server_only)
+        payload = method.uplink.encode_down(own)
+        return replace(plain, shared=drop(before.shared, own), payload=payload, encoded=tuple(own))
 
     def _before(self, round_: int) -> Past:
-        return self._past.get(round_) or Past(self._shared, self._control)
+        return self._past.get(round_) or Past(self._shared, self._control, self._privacy)
 
     @blamed()
     def absorb(
@@ -104,7 +109,8 @@ class Server:
         versions: Mapping[int, int] = MappingProxyType({}),
         under_way: Collection[int] = (),
     ) -> dict[int, str]:
-        """Combine the round's updates, one at a time in cohort order; without updates nothing changes.
+        """Combine the round's updates, one at a time in cohort order. Without updates nothing changes, except for the
+        noise of a privacy rule.
 
         versions: the round that a device started in, if it is an earlier one. under_way: the rounds in which devices
         started that are still at work; what was sent in them is kept.
@@ -130,8 +136,12 @@ class Server:
                 delta = self._job.schedule.seen(delta, asked[version].shared, self._shared, round_ - version)
                 yield replace(for_aggregator, delta=delta, staleness=round_ - version)
 
+        rng = seeds.generator(self._job.seed, "privacy", round_)
+        released, privacy = method.privacy.release(
+            self._privacy, passing(), asked[round_].shared, self._job.cohort_size, rng
+        )
         try:
-            delta, state = method.aggregator.combine(self._state, passing())
+            delta, state = method.aggregator.combine(self._state, released)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise RunError(
                 f"{round_name(round_)}: aggregator {method.aggregator.kind} found no solution ({error})"
@@ -140,20 +150,21 @@ class Server:
         shared = self._shared | add(delta, self._shared)
         control = method.objective.absorb(self.trained, self._control, extras, self._job.num_devices)
         shared = shared | method.peft.after_round(shared, control, round_, self._job.rounds)
-        for what, tensors in {"tensors": shared, "state": state, "control variates or scores": control}.items():
+        found = {"tensors": shared, "state": state, "control variates or scores": control, "clipping norm": privacy}
+        for what, tensors in found.items():
             if not all_finite(tensors):
                 raise RunError(
                     f"{round_name(round_)}: combining finite updates gave {what} of the server that are not finite; "
                     f"{LOWER_RATES}"
                 )
         known = self._past | {round_: self._before(round_)}
-        self._past = {version: known.get(version, Past({}, {})) for version in sorted(set(under_way))}
-        self._shared, self._state, self._control = shared, state, control
+        self._past = {version: known.get(version, Past({}, {}, {})) for version in sorted(set(under_way))}
+        self._shared, self._state, self._privacy, self._control = shared, state, privacy, control
         return bad
 
     def asked(self, round_: int) -> Asked:
         """What the server expects of every update of devices that started in the round."""
-        layout, (shared, control) = self._layout, self._before(round_)
+        layout, (shared, control, _) = self._layout, self._before(round_)
         moving = self._job.method.peft.moving(drop(shared, layout.server_only), round_, self._job.rounds)
         return Asked(
             round_,
@@ -185,8 +196,8 @@ class Server:
         return digest(self._shared)
 
     def state(self) -> Tensors:
-        """Copy the server's state: `shared/NAME`, `control/NAME`, `aggregator/NAME`, `selection/scores`, and
-        `past/ROUND/shared/NAME`, `past/ROUND/control/NAME` of earlier rounds that devices at work started in.
+        """Copy the server's state: `shared/NAME`, `control/NAME`, `aggregator/NAME`, `privacy/NAME`,
+        `selection/scores`, and `past/ROUND/...` of earlier rounds that devices at work started in.
 
         P^0 and the layout follow from the job and are left out; `initial/digest` (16,) uint8 identifies P^0.
         """
@@ -200,6 +211,7 @@ class Server:
             with_prefix("shared", self._shared)
             | with_prefix("control", self._control)
             | with_prefix("aggregator", self._state)
+            | with_prefix("privacy", self._privacy)
             | ({} if scores is None else {"selection/scores": scores})
             | {f"past/{name}": value for name, value in self._past_tensors()}
         )
@@ -222,10 +234,11 @@ class Server:
         self._shared = under_prefix("shared", state)
         self._control = under_prefix("control", state)
         self._state = under_prefix("aggregator", state)
+        self._privacy = under_prefix("privacy", state)
         past = under_prefix("past", state)
         versions = dict.fromkeys(name.split("/", 1)[0] for name in past)
         self._past = {
-            int(version): Past(under_prefix(f"{version}/shared", past), under_prefix(f"{version}/control", past))
+            int(version): Past(*(under_prefix(f"{version}/{what}", past) for what in Past._fields))
             for version in versions
         }
         self._selection = Selection(frozenset(self._shared), state.get("selection/scores"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
+from fibec_ray.learning.guarded_steps import Guard
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.local_update import FREE, PLAIN, Moves, Steps, Terms, Trained, features_under, local_update
 from fibec_ray.model_types import Batch, LocalModel, Shard
@@ -46,6 +47,8 @@ class LocalSession:
     """without references, which are computed when first needed"""
     moves: Moves = FREE
     """what the mask leaves free, and what it watches"""
+    guard: Guard | None = None
+    """of each training step"""
     visible: Sequence[Tensor] = ()
     """the batches whose features the objective's teachers need"""
     _done: list[Trained] = field(default_factory=list)
@@ -136,7 +139,7 @@ class LocalSession:
         terms = PLAIN if own_model else replace(self.terms, references=self._references)
         chosen = replace(self.moves, names=moves, pull=pull, watch=() if own_model else self.moves.watch)
         with seeds.seeded_third_party(plan.seed, *place):
-            trained = local_update(self.model, self.shard, steps, terms, chosen)
+            trained = local_update(self.model, self.shard, steps, terms, chosen, self.guard)
         if not own_model:
             self._done.append(trained)
             if moves is None or self.shared.intersection(moves):

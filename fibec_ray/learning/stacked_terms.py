@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fibec_ray.learning.lane_passes import LanePass
 from fibec_ray.learning.local_update import Seen, Terms
-from fibec_ray.learning.optimiser_step import OptimiserStep
+from fibec_ray.learning.optimiser_step import OptimiserStep, add_grad
 from fibec_ray.model_types import Batch, Outputs
 
 
@@ -125,19 +125,6 @@ class StackedTerms:
                 found.append(terms.penalty(own, start))
         given = [value.reshape(()) for value in found if value is not None]
         return torch.stack(given) if given else None
-
-
-def add_grad(param: nn.Parameter, grad: Tensor | None, at: Tensor | None) -> None:
-    """Add to `.grad`. at: the gradient's lanes; None: all."""
-    if grad is None:
-        return
-    if at is None:
-        # PyTorch's fused optimisers treat a gradient's memory as contiguous.
-        param.grad = grad.contiguous() if param.grad is None else param.grad.add_(grad)
-        return
-    if param.grad is None:
-        param.grad = torch.zeros_like(param)
-    param.grad[at] = grad
 
 
 @contextmanager

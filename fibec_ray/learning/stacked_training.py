@@ -18,11 +18,12 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from fibec_ray.learning.guarded_steps import GuardedSteps
 from fibec_ray.learning.lane_passes import LanePass, passes_of_step
 from fibec_ray.learning.lane_values import LaneValues
 from fibec_ray.learning.local_update import Trained, Training
-from fibec_ray.learning.optimiser_step import OptimiserStep
-from fibec_ray.learning.stacked_terms import LaneError, StackedTerms, add_grad
+from fibec_ray.learning.optimiser_step import OptimiserStep, add_grad
+from fibec_ray.learning.stacked_terms import LaneError, StackedTerms
 from fibec_ray.model_types import LanedModel
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.tensors import Tensors
@@ -44,7 +45,8 @@ class LaneTraining:
         names = None if moves.names is None else frozenset(moves.names)
         masks = frozenset(moves.keep), frozenset(moves.watch), pull
         objective = id(terms.objective), len(terms.references)  # all devices of a process share one
-        return steps.settings, steps.rate, steps.repeats, names, masks, objective, self.rank
+        rule = None if self.training.guard is None else self.training.guard.rule
+        return steps.settings, steps.rate, steps.repeats, names, masks, objective, rule, self.rank
 
 
 def train_stacked(model: LanedModel, values: LaneValues, asked: Sequence[LaneTraining]) -> list[Trained]:
@@ -82,17 +84,21 @@ class _Group:
         self._active = len(asked)
         moving = [n for n in self._stacks if self._moves.names is None or n in self._moves.names]
         self._params = {name: nn.Parameter(value) for name, value in self._stacks.items()}
+        keep = self._stacked([training.moves.keep for training in self._trainings])
         self._optimiser = OptimiserStep(
             {name: self._params[name] for name in moving},
             self._steps.settings,
             self._steps.rate,
-            self._stacked([training.moves.keep for training in self._trainings]),
+            keep,
             self._pull(),
             stacked=True,
         )
         self._centres = self._optimiser.centre
         """those of all lanes; after `narrow` the optimiser has views of them"""
         self._watch = [name for name in self._moves.watch if name in self._optimiser.params]
+        guards = [training.guard for training in self._trainings if training.guard is not None]
+        shapes = {name: param.shape[1:] for name, param in self._optimiser.params.items()}
+        self._guarded = GuardedSteps(guards, shapes, {n: m for n, m in keep.items() if n in shapes}) if guards else None
         self._terms = StackedTerms([training.terms.on(self._device) for training in self._trainings])
         self._losses: list[Tensor] = []
         self._squares: Tensors = {}
@@ -135,7 +141,12 @@ class _Group:
         for param in params.values():
             param.grad = None
         for one in passes:
-            self._differentiate(one, params, losses)
+            if self._guarded is None:
+                self._differentiate(one, params, losses)
+            else:
+                self._add_clipped(self._guarded, one, params, losses)
+        if self._guarded is not None:
+            self._add_noise(self._guarded, passes, params)
         self._terms.differentiate(params, self._optimiser)
         self._terms.correct(params)
         self._optimiser.step()
@@ -143,7 +154,7 @@ class _Group:
 
     def _differentiate(self, one: LanePass, params: Mapping[str, nn.Parameter], losses: Tensor) -> None:
         """Add the gradients of one pass to `.grad`, its lanes' losses to `losses`, and squares to their sums."""
-        leaves = params if one.at is None else {n: nn.Parameter(p.detach()[one.at]) for n, p in params.items()}
+        leaves = self._leaves(one, params)
         with torch.enable_grad():
             out, caught = self._model.stacked(leaves, one.batch, self._watch, self._terms.has_references)
             of_lanes = one.lane_losses(out.losses)
@@ -160,6 +171,33 @@ class _Group:
             if name not in self._squares:
                 self._squares[name] = value.new_zeros(len(self._trainings), *value.shape[1:])
             self._squares[name][at] += value * scale.view(-1, *[1] * (value.dim() - 1))
+
+    def _add_clipped(
+        self, guarded: GuardedSteps, one: LanePass, params: Mapping[str, nn.Parameter], losses: Tensor
+    ) -> None:
+        """Add sums of clipped gradients of samples to `.grad`, and the lanes' losses to `losses`."""
+        leaves = self._leaves(one, params)
+        with torch.enable_grad():
+            out, caught = self._model.stacked(leaves, one.batch, guarded.names)
+            counted = one.shares > 0
+            total = (out.losses * counted.flatten()).sum()
+        grads = self._model.derive([total], caught.tensors, [None], retain_graph=False)
+        for name, value in guarded.sums(caught, grads, one.lanes, counted).items():
+            add_grad(params[name], value.to(params[name]), one.at)
+        losses[slice(self._active) if one.at is None else one.at] = one.lane_losses(out.losses).detach()
+
+    def _add_noise(self, guarded: GuardedSteps, passes: Sequence[LanePass], params: Mapping[str, nn.Parameter]) -> None:
+        """Turn the sums in `.grad` into means with noise."""
+        counts = torch.zeros(self._active, dtype=torch.int64, device=self._device)
+        for one in passes:
+            counts[slice(self._active) if one.at is None else one.at] = one.counts
+        sums = {name: param.grad for name, param in params.items() if param.grad is not None}
+        for name, value in guarded.mean(sums, counts).items():
+            params[name].grad = value.to(params[name]).contiguous()
+
+    def _leaves(self, one: LanePass, params: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
+        """The parameters of a pass's lanes."""
+        return params if one.at is None else {n: nn.Parameter(p.detach()[one.at]) for n, p in params.items()}
 
     def _active_params(self) -> dict[str, nn.Parameter]:
         """Parameters of the active lanes: those that move, and all others."""

@@ -1,1 +1,1 @@
-"""The eight axes of a method, one folder each. A part never imports another axis, and never imports Ray."""
+"""The nine axes of a method, one folder each. A part never imports another axis, and never imports Ray."""

@@ -30,6 +30,12 @@ Need = Literal[
     "dense",
     "received",
     "fresh",
+    "updates",
+    "weights",
+    "extras",
+    "samples",
+    "per_sample",
+    "one_rank",
 ]
 """Things that a part may need and that another part, the task or the backbone may lack.
 
@@ -40,7 +46,10 @@ personal, shared: some tensors stay on devices, or are sent. moving: personal te
 the sum of its optimiser's steps. gradients: training computes the gradients of the plain loss. whole: all devices send
 all shared tensors, in one shape. exact: the server sees the delta that the device computed. dense: it sees some value
 of each entry. received: it knows the tensors that devices train from. fresh: all devices of a round start from the
-server's current model.
+server's current model. updates: it sees each device's update, not only a mean. weights: devices weigh differently.
+extras: devices send tensors beside the delta. samples: what a device sends may be computed from its samples without
+protection. per_sample: the loss is a mean over samples, each with its own gradient. one_rank: all devices' adapters
+have the same rank.
 """
 
 LACKING: dict[Need, str] = {
@@ -59,21 +68,31 @@ LACKING: dict[Need, str] = {
     "moving": "trains personal tensors, but {other} freezes them; set {axis}: {neutral}, or mask: none",
     "steps": "computes gradients from the sum of a device's steps, but {other} sends something else; set {axis}: "
     "{neutral}, or solver: single",
-    "gradients": "takes Fisher information from training, but {other} adds a term to those gradients; set "
-    "{axis}.source: pass",
+    "gradients": "takes Fisher information from training, but {other} changes those gradients; set {axis}.source: pass",
     "whole": "needs every device to send all tensors in one shape, but {other} has different ranks or trains tensors "
     "in turn; set one of: {able}",
-    "exact": "checks what a device sends against its delta, but {other} changes the delta on its way; set uplink: none",
+    "exact": "needs the delta that a device computed, but {other} changes it on its way; set {undo}",
     "dense": "compares the devices' values of each entry, but {other} sends only some entries; choose another uplink, "
     "or {axis}: {neutral}",
     "received": "adds deltas to the tensors that devices received, but {other} sends them only some entries; choose "
     "another uplink, or {axis}: {neutral}",
     "fresh": "needs all devices of a round to start from the current model, but {other} combines updates of devices "
     "that started from older ones; set schedule: sync, or schedule.kind=deadline with late: drop",
+    "updates": "works on updates of single devices, but {other} shows the server only their noised mean; set {axis} "
+    "to one of: {able}; or set {undo}",
+    "weights": "counts devices by their batches, but {other} counts all equally; leave {axis}.weights out",
+    "extras": "sends tensors beside its update, but {other} protects the update alone; set {axis}: {neutral}, or "
+    "{undo}",
+    "samples": "sends what it computes from a device's samples, but {other} protects local training alone; set {axis} "
+    "to one of: {able}; or set {undo}",
+    "one_rank": "adds noise to what each device sends, but {other} gives devices different ranks; set {axis}.noise_at: "
+    "server",
+    "per_sample": "clips the gradient of each sample's loss, but {other} changes the loss; set {undo}",
 }
 """The message for a part whose need another part lacks.
 
-other: that part's name. neutral: the axis's part that changes nothing. able: the kinds of the axis without this need.
+other: that part's name. undo: the setting that puts the neutral part in its place. neutral: the axis's part that
+changes nothing. able: the kinds of the axis without this need.
 """
 
 
@@ -94,6 +113,8 @@ class Setting(NamedTuple):
     dropout: bool = True
     """True if training drops anything out, in the adapter or in the base"""
     weight_decay: float = 0.0
+    sampling: Literal["fixed", "poisson"] | None = "fixed"
+    """how cohorts are drawn: so many devices, or each on its own; None: with another law, or not at random"""
 
 
 def of_label(label: str) -> tuple[Need, ...]:

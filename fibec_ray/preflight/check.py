@@ -11,6 +11,7 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.files.yaml_text import to_yaml
 from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.worker_spec import WorkerSpec
+from fibec_ray.learning.budget import Budget
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
 from fibec_ray.learning.prepare import Prepared
@@ -39,6 +40,10 @@ class Outlook:
     products: Products | None
     """what multiplies frozen layers, by a trial on this machine; None on GPUs, and if nothing is frozen"""
     why_products: str = ""
+    epsilon: float | None = None
+    """after the last round; None without a privacy guarantee"""
+    guarantee: str = ""
+    """of the privacy rule, in words"""
 
 
 def refuse_misfit(experiment: Experiment, job: Job, folder: Path, cache_dir: Path) -> Need:
@@ -72,7 +77,9 @@ def foresee(
         rate = _rate(experiment, job, rehearsal.anatomy, products)
         sent = traffic(rehearsal, samples)
         why = _why(experiment, products) if products else ""
-        return Outlook(plan, sent, work(experiment, rehearsal, samples, plan.seats, rate), rate, products, why)
+        worked, budget = work(experiment, rehearsal, samples, plan.seats, rate), Budget(job)
+        epsilon = budget.epsilon_after(job.rounds - 1)
+        return Outlook(plan, sent, worked, rate, products, why, epsilon, budget.guarantee)
 
 
 def _rehearsal(job: Job, samples: Samples) -> Rehearsal:

@@ -84,7 +84,7 @@ class Exchange:
             moved |= self._anatomy.layout.server_only | self.rehearsal.stepped
         delta = self._on_wire(asked.shared, rank)
         update = DeviceUpdate(0, num_samples, 1, delta, rank=rank, learning_rate=asked.learning_rate)
-        down = num_bytes(control)
+        down = num_bytes(control) + self.rehearsal.privacy_bytes_down
         if job.method.uplink.encodes_down:
             moved -= own.keys()
             down += self.rehearsal.encoded_bytes_down(own)

@@ -109,7 +109,13 @@ class Rehearsal:
         scans = [*self.found.setup_scans, *taken.scans]
         if curriculum.needs_setup or curriculum.due({}, job.rounds - 1):
             scans += self.order(torch.ones(1), [torch.zeros(1, dtype=torch.int64)], job.rounds - 1)[1]
-        return taken.squares or any(scans) or any(one.single_gradients for one in self.round_passes(job.rounds - 1))
+        guarded = self.method.privacy.guard() is not None
+        return (
+            guarded
+            or taken.squares
+            or any(scans)
+            or any(one.single_gradients for one in self.round_passes(job.rounds - 1))
+        )
 
     @property
     def score_passes(self) -> Sequence[Passes]:
@@ -164,7 +170,15 @@ class Rehearsal:
         for part in (self.method.aggregator, self.method.objective):
             with named(part, "expected_extras"):
                 total += sum(one.num_bytes for one in part.expected_extras(asked, update).values())
-        return total
+        with named(self.method.privacy, "expected_extras"):
+            return total + sum(one.num_bytes for one in self.method.privacy.expected_extras().values())
+
+    @property
+    def privacy_bytes_down(self) -> int:
+        """Bytes that the privacy rule sends to a device in a round."""
+        privacy = self.method.privacy
+        with named(privacy, "start or sent"):
+            return num_bytes(privacy.sent(privacy.start()))
 
     def delta_bytes(self, delta: Tensors) -> int:
         """Bytes of an update's delta as it is sent."""
@@ -257,11 +271,23 @@ class Rehearsal:
             kept["objective"], sent = objective.finish(remembered, control, delta, 1, rate)
         update = DeviceUpdate(0, 1, 1, delta, sent, learning_rate=rate)
         _refuse_others(objective, "finish", sent, "expected_extras", objective.expected_extras(asked, update))
-        self._encode(kept, select(values, self.server.asked(round_).shared))
+        turn = select(values, self.server.asked(round_).shared)
+        self._protect(turn)
+        self._encode(kept, turn)
         if squares:
             with named(mask, "absorb"):
                 kept["mask"] = mask.absorb(kept["mask"], blank(self.personal))
         return Participation(session.trainings, len(teachers), scan.asked, squares, _flat(kept)), sent
+
+    def _protect(self, delta: Tensors) -> None:
+        """Let the privacy rule change a delta, on the device and on the server."""
+        privacy, cohort_size = self.method.privacy, self.job.cohort_size
+        with named(privacy, "start, sent or protect"):
+            state = privacy.start()
+            changed, extras = privacy.protect(delta, privacy.sent(state), cohort_size, self._rng())
+        _refuse_others(privacy, "protect", extras, "expected_extras", privacy.expected_extras())
+        with named(privacy, "release"):
+            privacy.release(state, [DeviceUpdate(0, 1, 1, changed, extras)], delta, cohort_size, self._rng())
 
     def _encode(self, kept: dict[str, Tensors], delta: Tensors) -> None:
         """Encode a delta and what the server sends. kept: memories by axis, updated in place."""

@@ -36,7 +36,7 @@ ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     8: {"rounds": ("global_metrics", "personal_metrics"), "devices": ()},
     9: {"rounds": (), "devices": ("peak_gpu_memory_bytes",)},
     10: {
-        "rounds": ("energy_j", "energy_total_j", "num_dropped", "mean_staleness", "num_late"),
+        "rounds": ("energy_j", "energy_total_j", "num_dropped", "mean_staleness", "num_late", "epsilon"),
         "devices": ("energy_j", "staleness"),
         "evaluations": ("speed_class",),
     },
@@ -157,6 +157,12 @@ ROUNDS = pa.schema(
             "mean_staleness", F64, "rounds", "devices.staleness, mean over the cohort; 0 unless schedule lets work lag"
         ),
         _optional("num_late", I32, "devices", "devices of the cohort that started from the model of an earlier round"),
+        _optional(
+            "epsilon",
+            F64,
+            "1",
+            "privacy budget spent by all rounds so far, at method.privacy's delta; null without a guarantee",
+        ),
     ]
 )
 """One row per round."""

@@ -28,6 +28,8 @@ from fibec_ray.fleets.placement import Need
 from fibec_ray.fleets.ray.local_cluster import LocalCluster, started_early
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.garbage import large_steps
+from fibec_ray.learning.budget import Budget
+from fibec_ray.learning.job import Job
 from fibec_ray.learning.planner import Planner
 from fibec_ray.learning.prepare import Prepared, Recipe, prepare_federation
 from fibec_ray.learning.run_totals import Row, RunTotals
@@ -105,8 +107,8 @@ def carry_on(
     """
     folder = claim.folder
     callback.on_data(identity.prepared)
-    totals = totals_of(experiment)
     worker_spec = worker_spec_of(experiment, folder, identity)
+    totals = totals_of(experiment, worker_spec.job)
     need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
     log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
@@ -242,10 +244,10 @@ def make_fleet(
     return RayFleet(worker_spec, progress, note, need, cluster)
 
 
-def totals_of(experiment: Experiment) -> RunTotals:
+def totals_of(experiment: Experiment, job: Job) -> RunTotals:
     """The running totals of a run, from its beginning."""
     classify = partial(experiment.system.speed_classes, experiment.seed)
-    return RunTotals(experiment.task, experiment.local.batch_size, classify)
+    return RunTotals(experiment.task, experiment.local.batch_size, classify, Budget(job).epsilon_after)
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:

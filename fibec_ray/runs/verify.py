@@ -83,7 +83,7 @@ def _damage(record: Record, start: Checkpoint | None) -> list[str]:
 def _run(record: Record, worker_spec: WorkerSpec, fleet: Fleet, start: Checkpoint | None, until: int) -> None:
     experiment = record.experiment
     log = RoundLog(worker_spec.run_dir, log_metadata(experiment, record.identity))
-    totals = totals_of(experiment)
+    totals = totals_of(experiment, worker_spec.job)
     num_parts = until + 1 - start.manifest.next_round if start else until + 2
     for logged in islice(
         run_rounds(experiment, worker_spec, fleet, totals, Callback(), start, record.folder), num_parts

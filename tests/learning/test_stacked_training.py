@@ -17,11 +17,13 @@ from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning import lane_passes, optimiser_step, stacked_training
+from fibec_ray.learning.guarded_steps import Guard
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.lanes import LaneModel, Lanes
 from fibec_ray.learning.local_update import FREE, Moves, Steps, Terms, Trained, local_update
 from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.objective.base import Objective
+from fibec_ray.parts.privacy.base import StepGuard
 from fibec_ray.parts.solver.base import Pull
 from fibec_ray.runs.simulation import cache_dir, prepare
 from fibec_ray.tensors import Tensors
@@ -57,20 +59,26 @@ def both(
     moves: Sequence[Moves] = (FREE,) * 3,
     local: LocalTraining = LOCAL,
     repeats: int = 1,
+    rule: StepGuard | None = None,
 ) -> list[tuple[Trained, Tensors, Tensors]]:
     """Train three lanes alone and together, compare them, and return what each lane did, its values and memory."""
     start, alone = model.read(), []
+
+    def guard(lane: int) -> Guard | None:
+        return None if rule is None else Guard(rule, torch.Generator().manual_seed(lane))
+
     for lane in range(3):
         model.load(start)
         own = replace(terms[lane], memory=dict(terms[lane].memory))
-        trained = local_update(model, SHARDS[lane], steps_of(lane, local, repeats), own, moves[lane])
+        trained = local_update(model, SHARDS[lane], steps_of(lane, local, repeats), own, moves[lane], guard(lane))
         alone.append((trained, model.read(), own.memory))
     model.load(start)
     lanes = Lanes(model, 3)
     owns = [replace(each, memory=dict(each.memory)) for each in terms]
 
     def piece(lane: int) -> Trained:
-        return local_update(lanes.models[lane], SHARDS[lane], steps_of(lane, local, repeats), owns[lane], moves[lane])
+        steps = steps_of(lane, local, repeats)
+        return local_update(lanes.models[lane], SHARDS[lane], steps, owns[lane], moves[lane], guard(lane))
 
     together = lanes.run([lambda lane=lane: piece(lane) for lane in range(3)])  # type: ignore[misc]
     found = [(trained, lanes.models[lane].read(), owns[lane].memory) for lane, trained in enumerate(together)]
@@ -98,6 +106,18 @@ def test_batches_that_would_be_mostly_padding_have_passes_of_their_own() -> None
     assert lane_passes.alike(batches) == [[2], [0, 1]]  # 12, 4 and 5 tokens
     pair = SHARDS[0].batch(torch.tensor([0, 1]))
     assert lane_passes.alike([pair, batches[0]]) == [[0], [1]], "half of the second lane's rows would be copies"
+
+
+@pytest.mark.parametrize("fill", [0.1, 2.0], ids=["one pass", "a pass for each"])
+def test_clipped_gradients_of_samples_and_their_noise(model: Any, fill: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies that fill up a batch do not count, a lane draws its own noise, and frozen entries have no norm."""
+    monkeypatch.setattr(lane_passes, "LEAST_FILL", fill)
+    names = [name for name in model.trainable if "lora_A" in name]
+    rng = torch.Generator().manual_seed(1)
+    keep = [{name: torch.rand(model.trainable[name].shape, generator=rng) > 0.5 for name in names} for _ in range(3)]
+    frozen = {name: torch.zeros_like(mask) for name, mask in keep[1].items()}
+    moves = [Moves(keep=keep[0]), Moves(keep=frozen), Moves(keep=keep[2])]
+    both(model, PLAIN, moves, rule=StepGuard(0.1, 0.5))
 
 
 def test_masks_squares_repeats_and_pulls(model: Any) -> None:

@@ -27,6 +27,7 @@ from fibec_ray.models.torch_model import ModelSpec, TorchModel
 from fibec_ray.parts.aggregator import AGGREGATORS
 from fibec_ray.parts.aggregator.feddyn import FedDyn
 from fibec_ray.parts.aggregator.fedrpca import FedRpca
+from fibec_ray.parts.aggregator.mean import Mean
 from fibec_ray.parts.aggregator.moves_base import FedExLora, FedMomentum
 from fibec_ray.parts.aggregator.over_factors import FlexLora, Flora
 from fibec_ray.parts.aggregator.same_products import FedSvd
@@ -38,6 +39,8 @@ from fibec_ray.parts.objective import OBJECTIVES
 from fibec_ray.parts.objective.base import Objective
 from fibec_ray.parts.peft import PEFTS
 from fibec_ray.parts.peft.between import Between
+from fibec_ray.parts.privacy import PRIVACIES
+from fibec_ray.parts.privacy.base import Exposure
 from fibec_ray.parts.sharing import SHARINGS
 from fibec_ray.parts.solver import SOLVERS
 from fibec_ray.parts.uplink import UPLINKS
@@ -265,6 +268,34 @@ def test_every_uplink_sends_what_it_declares_and_gives_it_back_in_form(
     down = uplink.encode_down(like)
     assert uplink.encodes_down or digest(down) == digest(like)
     assert {n: v.shape for n, v in uplink.decode_down(down, like).items()} == {n: v.shape for n, v in like.items()}
+
+
+@pytest.mark.parametrize("kind", PRIVACIES)
+def test_every_privacy_rule_keeps_names_and_shapes_and_shows_an_aggregator_what_it_knows(
+    kind: str, model: TorchModel, tmp_path: Path
+) -> None:
+    """The same bits from the same generator; what was lent is as before; where nothing is added, nothing changes."""
+    pytest.importorskip("dp_accounting", reason="epsilon is computed by dp-accounting")
+    exposure = Exposure(3, 6, 3, "fixed", lambda rounds: rounds)
+    part, like = PRIVACIES[kind]().calibrated(exposure), model.read()
+    delta = {name: torch.randn(value.shape, generator=rng(1)) for name, value in like.items()}
+    before, state = digest(delta), part.start()
+    sent, extras = part.protect(delta, part.sent(state), 3, rng())
+    again, _ = part.protect(delta, part.sent(state), 3, rng())
+    assert digest(sent) == digest(again) and digest(delta) == before and extras.keys() == part.expected_extras().keys()
+    assert {n: (v.shape, v.dtype) for n, v in sent.items()} == {n: (v.shape, v.dtype) for n, v in like.items()}
+    updates = [DeviceUpdate(device, 3 + device, 2, sent, extras) for device in range(3)]
+    shown, after = part.release(state, updates, like, 3, rng())
+    step = Mean().combine({}, shown)[0]
+    assert survives_storage(after, tmp_path) and {n: v.shape for n, v in step.items()} == {
+        n: v.shape for n, v in like.items()
+    }
+    epsilons = [part.epsilon(exposure, rounds) for rounds in (1, 3)]
+    assert (None in epsilons) == (not part.guarantee(exposure)) == (kind == "none")
+    if kind == "none":
+        assert part.guard() is None and all(torch.allclose(step[name], value) for name, value in delta.items())
+    else:
+        assert epsilons[0] < epsilons[1]  # type: ignore[operator]
 
 
 EVERYWHERE = {"fipa": {"null_space": "fedavg"}}

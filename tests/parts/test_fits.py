@@ -34,16 +34,16 @@ def test_what_a_part_names_is_there(axis: str, kind: str, part: Part) -> None:
 
 def test_every_word_for_a_need_has_its_sentence_and_is_used() -> None:
     assert LACKING.keys() == set(get_args(Need))
-    by_settings = {"classes", "personal", "moving", "position"}
+    by_settings = {"classes", "personal", "moving", "position", "weights", "one_rank"}
     assert {need for _, _, part in PARTS for need in part.needs} >= LACKING.keys() - by_settings
     for sentence in LACKING.values():
         fields = {field for _, field, _, _ in string.Formatter().parse(sentence) if field}
-        assert fields <= {"other", "axis", "neutral", "able"} and "; " in sentence  # why; what to do
+        assert fields <= {"other", "axis", "neutral", "able", "undo"} and "; " in sentence  # why; what to do
 
 
 def test_a_word_of_the_experiment_is_lacked_by_no_part() -> None:
     """Then the message is about the task or the backbone and names no parts."""
-    lacked = {need for _, _, part in PARTS for need in part.lacks} | {"personal", "moving", "whole"}
+    lacked = {need for _, _, part in PARTS for need in part.lacks} | {"personal", "moving", "whole", "one_rank"}
     for need in LACKING.keys() - lacked:
         assert LACKING[need].format(other="it")
 

@@ -31,8 +31,13 @@ class Aggregator(Part):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """ "whole": all devices' deltas have the same entries. Return () in a rule that handles different ones."""
-        return ("whole",)
+        """ "whole": all devices' deltas have the same entries. "updates": the rule sees each device's update.
+        "samples": extras are computed from the device's samples. Return () in a rule that uses the mean of any deltas
+        alone.
+        """
+        hooks = ("extras_before", "extras_after")
+        from_samples = any(getattr(type(self), hook) is not getattr(Aggregator, hook) for hook in hooks)
+        return ("whole", "updates", *(("samples",) if from_samples else ()))
 
     def extras_before(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator

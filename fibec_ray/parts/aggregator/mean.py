@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,7 +25,10 @@ class Mean(Aggregator):
         description="weight of a device: samples, n_k; batches, ceil(n_k / B) with B local.batch_size; uniform, equal "
         "for all, as in SCAFFOLD",
     )
-    needs: ClassVar[tuple[Need, ...]] = ()
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("weights",) if self.weights == "batches" else ()
 
     def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
         return weighted_mean((self._weight(update), update.delta) for update in updates), state

@@ -14,7 +14,7 @@ from fibec_ray.answers import Answers
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.mean import Mean
-from fibec_ray.parts.part import Passes, build
+from fibec_ray.parts.part import Need, Passes, build
 from fibec_ray.tensors import Tensors, under_prefix, with_prefix
 from fibec_ray.types import Asked, DeviceUpdate, Extra
 
@@ -41,6 +41,10 @@ class ServerOptimiser(Aggregator):
     of: Annotated[SerializeAsAny[Aggregator], BeforeValidator(_wrapped)] = Field(
         Mean(), description="the aggregator whose step is used"
     )
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ("whole",)
 
     @abstractmethod
     def begin(self, shared: Tensors) -> Tensors:

@@ -29,7 +29,7 @@ class AdaLoraImportance(Objective):
     kind: Literal["adalora"] = "adalora"
     side_by_side: ClassVar[bool] = True
     partners: ClassVar[Mapping[str, str]] = {"peft": "adalora"}
-    needs: ClassVar[tuple[Need, ...]] = ("fresh",)
+    needs: ClassVar[tuple[Need, ...]] = ("fresh", "extras")
     weight: float = Field(0.5, ge=0, description="weight of the orthogonality term; peft's default")
     beta1: float = Field(0.85, ge=0, lt=1, description="decay of the mean sensitivity I; peft's default")
     beta2: float = Field(0.85, ge=0, lt=1, description="decay of its deviation U; peft's default")

@@ -33,10 +33,15 @@ class Objective(Part):
     """True if training can lower the rank of a device's adapter below its limit: `rank` in its memory"""
 
     @property
+    def needs(self) -> tuple[Need, ...]:
+        """ "extras" if the objective sends any."""
+        return () if type(self).expected_extras is Objective.expected_extras else ("extras",)
+
+    @property
     def lacks(self) -> tuple[Need, ...]:
-        """ "gradients" with a `feature_penalty` or `weigh`, since both change the gradient of each sample."""
+        """ "gradients" and "per_sample" with a `feature_penalty` or `weigh`, which change each sample's gradient."""
         plain = type(self).feature_penalty is Objective.feature_penalty and not self.has_weights
-        return () if plain else ("gradients",)
+        return () if plain else ("gradients", "per_sample")
 
     @property
     def has_weights(self) -> bool:

@@ -33,7 +33,7 @@ class Scaffold(Objective):
     side_by_side: ClassVar[bool] = True
     sends: ClassVar[str] = "change of its control variate"
     keeps: ClassVar[str] = "control variates (device, server)"
-    needs: ClassVar[tuple[Need, ...]] = ("whole", "steps", "exact", "fresh")
+    needs: ClassVar[tuple[Need, ...]] = ("whole", "steps", "exact", "fresh", "extras")
 
     def unfit_for(self, setting: Setting) -> str | None:
         if setting.optimizer != "sgd":

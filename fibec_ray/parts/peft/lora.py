@@ -118,7 +118,8 @@ class Lora(InLinears):
 
     @property
     def lacks(self) -> tuple[Need, ...]:
-        return ("whole",) if self.differs_by_device or self.take_turns or self.freeze_a else ()
+        ranks: tuple[Need, ...] = ("one_rank",) if self.differs_by_device else ()
+        return ("whole", *ranks) if ranks or self.take_turns or self.freeze_a else ()
 
     def moving(self, names: Collection[str], round_: int, rounds: int) -> frozenset[str]:
         resting = (A if round_ % 2 == 0 else B) if self.take_turns else A if self.freeze_a else None
