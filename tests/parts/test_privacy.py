@@ -23,6 +23,9 @@ from fibec_ray.parts.privacy import PRIVACIES, accounting
 from fibec_ray.parts.privacy.base import Exposure, Privacy
 from fibec_ray.parts.privacy.clipping import clipped, norm_of
 from fibec_ray.parts.privacy.device_dp import BELOW, CLIP
+from fibec_ray.preflight.check import foresee
+from fibec_ray.roundlog.reader import read_rounds
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.tensors import Tensors, digest, num_bytes
 from fibec_ray.types import DeviceUpdate
 
@@ -365,3 +368,16 @@ def test_noise_at_the_device_must_arrive_as_it_is(beside: dict[str, Any], messag
 
 def test_pooled_data_need_no_privacy_rule() -> None:
     assert "pooled: true" in rejection({"pooled": True, "privacy": "device_dp"})
+
+
+def test_the_log_and_the_plan_show_epsilon_and_an_empty_round_has_noise_too(tmp_path: Path) -> None:
+    """On average 1 of 6 devices takes part, so some of 6 rounds are empty. Each moves the model all the same."""
+    experiment = check(make_regression("dp-fedavg", sampler="poisson", cohort_size=1, rounds=6), "test")
+    simulate(experiment, tmp_path / "run")
+    rows = read_rounds(tmp_path / "run").to_pylist()
+    assert 0 in [row["num_devices"] for row in rows[1:]]
+    assert len({row["adapter_digest"] for row in rows}) == 7
+    epsilons = [row["epsilon"] for row in rows]
+    assert epsilons[0] is None and epsilons[1:] == sorted(epsilons[1:]) and 7.9 < epsilons[-1] <= 8
+    outlook = foresee(experiment, prepare, tmp_path / "planned", cache_dir())
+    assert outlook.epsilon == epsilons[-1] and "one device more or less" in outlook.guarantee
