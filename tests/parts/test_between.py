@@ -14,6 +14,8 @@ from peft_models import batch, made, part_of, stirred
 from torch import Tensor
 from torch.nn import functional as F
 
+from fibec_ray.config.load import check
+from fibec_ray.errors import ConfigError
 from fibec_ray.low_rank import CORE, A, B
 from fibec_ray.models.torch_model import TorchModel
 from fibec_ray.parts.aggregator.fed_sb import FedSb
@@ -177,3 +179,9 @@ def test_fed_sb_s_mean_is_the_mean_of_the_full_updates(tiny_settings: Any, tmp_p
     assert (first.bytes_up, later.bytes_up) == (own + weights, own)
     frozen = num_bytes({n: v for n, v in values.items() if n.endswith((A, B))})
     assert (first.bytes_down, later.bytes_down) == (own, own + frozen)
+
+
+def test_fed_sb_shares_every_core(tiny_settings: Any) -> None:
+    method = {"name": "m", "peft": "lora_sb", "aggregator": "fed_sb", "sharing": "gal"}
+    with pytest.raises(ConfigError, match="peft 'lora_sb' needs sharing 'all' or 'body', found 'gal'"):
+        check(tiny_settings(method), "test")
