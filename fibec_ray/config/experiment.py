@@ -228,6 +228,10 @@ class Experiment(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ValueError(
                 f"schedule {schedule.kind} has no effect with method.pooled, which trains in one place; leave it out"
             )
+        if self.method.pooled and self.sampler != Sampler():
+            raise ValueError(
+                f"sampler {self.sampler.kind} has no effect with method.pooled, which trains in one place; leave it out"
+            )
         if schedule != default and not self.sampler.has_fixed_size:
             raise ValueError(
                 f"sampler {self.sampler.kind} draws cohorts of any size, but schedule {schedule.kind} asks for a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -183,8 +184,13 @@ class _World:
         """Note the newest report of each device."""
         for report in reports:
             times = self._history[report.device].times if report.device in self._history else 0
+            loss = report.train_loss if report.train_loss is not None and math.isfinite(report.train_loss) else None
             self._history[report.device] = Seen(
-                report.round, report.num_samples_seen, report.train_loss, report.sim_time_s, times + 1
+                round_=report.round,
+                num_samples=report.num_samples_seen,
+                train_loss=loss,
+                seconds=report.sim_time_s,
+                times=times + 1,
             )
 
     def _drawn_from(self, draw: Draw) -> tuple[int, ...]:
@@ -193,10 +199,14 @@ class _World:
         there = draw.available if isinstance(draw.available, range) else set(draw.available)
         chosen = sampler.draw(draw)
         wrong = [device for device in chosen if type(device) is not int or device not in there]
-        if wrong or len(set(chosen)) < len(chosen):
-            what = f"device {wrong[0]!r}, which is not available" if wrong else "a device twice"
+        what = f"device {wrong[0]!r}, which is not available" if wrong else ""
+        if not wrong and len(set(chosen)) < len(chosen):
+            what = "a device twice"
+        elif not wrong and sampler.has_fixed_size and len(chosen) > draw.count:
+            what = f"{len(chosen)} devices, more than draw.count, {draw.count}"
+        if what:
             raise ConfigError(
-                f"sampler: {sampler.kind}: draw returned {what}; return some of draw.available, each once"
+                f"sampler: {sampler.kind}: draw returned {what}; return at most draw.count of draw.available, each once"
             )
         return chosen
 

@@ -174,7 +174,7 @@ class Server:
             layout.layers,
             layout.heads,
             self._job.answers,
-            drop(self._shared, moving),
+            drop(shared, moving),
         )
 
     @property

@@ -19,7 +19,7 @@ class Seen(NamedTuple):
     num_samples: int
     """samples that the device trained on, repeats included"""
     train_loss: float | None
-    """mean over its steps; None if it took none"""
+    """mean over its steps; None if it took none, or if its training diverged"""
     seconds: float
     """virtual seconds of its work"""
     times: int = 1

@@ -100,6 +100,7 @@ class Schedule(Part):
     def seen(self, delta: Tensors, received: Tensors, current: Tensors, staleness: int) -> Tensors:
         """What the aggregator gets for a delta whose device started `staleness` rounds earlier.
 
-        received: the values that the device started from. current: the server's. All have the same names and shapes.
+        received: the values that the device started from. current: the server's. Both have the delta's names and
+        shapes, and perhaps more names.
         """
         return delta

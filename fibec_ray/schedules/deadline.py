@@ -75,24 +75,28 @@ class Deadline(Schedule):
         while True:
             flights = world.start(version, count, [flight.device for flight in late], time_s)
             time_s = flights[0].start_s if flights else time_s
-            counted, time_s = self._first(flights, world.cohort_size, time_s)
+            first, time_s = self._first(flights, world.cohort_size, time_s)
+            counted = [flight for flight in flights if flight.device in first]
             arrived = [flight for flight in late if flight.arrival_s <= time_s]
-            out = [flight for flight in flights if flight not in counted]
-            dropped = [flight for flight in out if self.late == "drop" or not flight.reports]
-            late = [flight for flight in (*late, *out) if flight not in dropped and flight not in arrived]
+            waiting = [flight for flight in late if flight.arrival_s > time_s]
+            out = [flight for flight in flights if flight.device not in first]
+            dropped = [flight for flight in out if not self._may_be_late(flight)]
+            late = [*waiting, *(flight for flight in out if self._may_be_late(flight))]
             yield Step([*arrived, *counted], dropped, late, time_s)
             version += 1
 
-    def _first(self, flights: Sequence[Flight], count: int, time_s: float) -> tuple[list[Flight], float]:
-        """The flights that count, in the order of their start, and the time at which the round ends."""
+    def _may_be_late(self, flight: Flight) -> bool:
+        return self.late == "next_round" and flight.reports
+
+    def _first(self, flights: Sequence[Flight], count: int, time_s: float) -> tuple[set[int], float]:
+        """The devices of the flights that count, and the time at which the round ends."""
         end = self._deadline(flights, time_s)
         coming = sorted((each.arrival_s, each.device) for each in flights if each.reports and each.arrival_s <= end)
         if len(coming) >= count:
             end = coming[count - 1][0]
         elif len(coming) == len(flights) or end == math.inf:
             end = max([time_s, *(each.arrival_s for each in flights)])
-        first = {device for _, device in coming[:count]}
-        return [flight for flight in flights if flight.device in first], end
+        return {device for _, device in coming[:count]}, end
 
     def _deadline(self, flights: Sequence[Flight], time_s: float) -> float:
         if self.quantile is not None and flights:

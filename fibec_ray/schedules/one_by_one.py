@@ -11,7 +11,7 @@ from fibec_ray.effects import OnlyWith, refuse_idle
 from fibec_ray.parts.part import Need
 from fibec_ray.schedules.arrivals import Arrivals
 from fibec_ray.schedules.base import Schedule, Step, World
-from fibec_ray.tensors import Tensors, scale, subtract
+from fibec_ray.tensors import Tensors, scale, select, subtract
 
 
 class Async(Schedule):
@@ -62,6 +62,5 @@ class Async(Schedule):
 
     def seen(self, delta: Tensors, received: Tensors, current: Tensors, staleness: int) -> Tensors:
         """m (w_k - w), so that adding it to w gives (1 - m) w + m w_k."""
-        ahead = subtract(current, received) if staleness else {}
-        step = subtract(delta, ahead) if ahead else delta
+        step = subtract(delta, subtract(select(current, delta), received)) if staleness else delta
         return scale(step, self.weight(staleness))

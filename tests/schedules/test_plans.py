@@ -187,8 +187,9 @@ def test_the_weight_of_an_old_update_by_hand() -> None:
 def test_fedasync_mixes_models() -> None:
     """The device got 1 and trained to 1 + 4 = 5. The server is at 3: a half of each is 4."""
     rule, received, current = Async(mixing=0.5, staleness="constant"), torch.tensor([1.0]), torch.tensor([3.0])
-    step = rule.seen({"w": torch.tensor([4.0])}, {"w": received}, {"w": current}, 2)
-    assert (current + step["w"]).item() == 4
+    frozen = torch.tensor([7.0])  # a tensor of the server that no device trains
+    step = rule.seen({"w": torch.tensor([4.0])}, {"w": received}, {"w": current, "frozen": frozen}, 2)
+    assert (current + step["w"]).item() == 4 and step.keys() == {"w"}
 
 
 # --- settings

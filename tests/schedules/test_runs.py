@@ -87,6 +87,7 @@ def test_fedasync_that_takes_over_every_model_follows_its_devices(tmp_path: Path
     [
         ({"method": "scaffold", "schedule": "buffered"}, "scaffold needs all devices .* set schedule: sync"),
         ({"method": "centralised", "schedule": "async"}, "schedule async has no effect with method.pooled"),
+        ({"method": "centralised", "sampler": "poisson"}, "sampler poisson has no effect with method.pooled"),
         ({"schedule": "async", "sampler": "poisson"}, "poisson draws cohorts of any size"),
         ({"schedule": "deadline", "cohort_size": 6}, "over_commit 1.3 starts 8 devices"),
         ({"schedule": {"kind": "buffered", "buffer": 7}}, "buffer 7 is never full"),
