@@ -73,7 +73,7 @@ class Deadline(Schedule):
         version, time_s, late = 0, 0.0, list[Flight]()
         count = self.num_started(world.cohort_size)
         while True:
-            flights = world.start(version, count, [flight.device for flight in late], time_s)
+            flights = world.start(version, count, {flight.device for flight in late}, time_s)
             time_s = flights[0].start_s if flights else time_s
             first, time_s = self._first(flights, world.cohort_size, time_s)
             counted = [flight for flight in flights if flight.device in first]
