@@ -1,4 +1,4 @@
-"""Random directions that a number names: the shared maths of training by seeds (FedKSeed).
+"""Random directions that every process can redraw from their numbers, for training by seeds (FedKSeed).
 
 Shapes: K directions, d entries of all tensors together.
 """

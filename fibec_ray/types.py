@@ -67,7 +67,7 @@ class RoundPlan:
     ahead: tuple[Later, ...] = ()
     """work of later rounds that can begin, as far as it is known"""
     times: Mapping[int, float] = field(default_factory=dict)
-    """foreseen virtual seconds of the cohort's devices; empty if times are computed from what was done"""
+    """predicted virtual seconds of the cohort's devices; empty if times are computed from what was done"""
     seconds: float | None = None
     """virtual seconds since the end of the round before; None: those of the slowest device"""
 

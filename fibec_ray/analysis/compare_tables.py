@@ -74,7 +74,7 @@ def devices(comparison: Comparison) -> Table:
 
 
 def speed_classes(comparison: Comparison) -> Table:
-    """Accuracy by the devices' speed class; without rows where no log has classes."""
+    """Accuracy by the devices' speed class; no rows if no log has classes."""
     found = [name for line in comparison.lines for run in line.runs.values() for name in run.by_class]
     names = list(dict.fromkeys(found))
     rows = [_class_row(line, names) for line in comparison.lines if any(run.by_class for run in line.runs.values())]

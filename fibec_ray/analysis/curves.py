@@ -157,9 +157,9 @@ def mask_curves(tables: RunTables) -> list[Curve]:
 
 
 def schedule_curves(tables: RunTables) -> list[Curve]:
-    """Devices that sent nothing, and how stale updates were. No figure of what is 0 in every round."""
+    """Dropped devices and staleness per round. A column that is 0 in every round gets no figure."""
     drawn = (
-        ("num_dropped", "Dropped devices", "devices", "Devices that were drawn and whose work did not count."),
+        ("num_dropped", "Dropped devices", "devices", "Devices that were drawn but sent no update that counted."),
         ("mean_staleness", "Staleness", "rounds", "Age of the model that a device started from, mean over the cohort."),
     )
     return [

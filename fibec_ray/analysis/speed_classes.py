@@ -12,7 +12,7 @@ from fibec_ray.analysis.figure import Curve, Series
 from fibec_ray.analysis.tables import FIRST_ROUND, RunTables
 
 ORDER = ("slow", "medium", "fast", "phone", "edge", "silo")
-"""Known classes come in this order, others after them by name."""
+"""Known classes come in this order, then others by name."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ClassResult:
     accuracy: float | None
     """of the devices' own models on their own test shards, pooled; None in a regression"""
     device_rounds: int
-    """finished ones"""
+    """finished device-rounds"""
     median_s: float | None
     """simulated s of a device-round, median; None if no device of the class took part"""
     energy_j: float

@@ -1,8 +1,8 @@
-"""Measures device-rounds per second under several schedules: `python -m fibec_ray.bench.schedules`.
+"""Measure device-rounds per second under several schedules: `python -m fibec_ray.bench.schedules`.
 
-Runs the embedded task with the packaged encoder on two Ray actors: 1,000 devices of 8 samples, with speeds that differ
-as those of phones do, 10 at work at a time. Every schedule does the same number of device-rounds and writes as many
-checkpoints. Measured from the end of the first tenth of the rounds to the last but one, with logging and checkpoints.
+Runs the embedded task with the packaged encoder on two Ray actors: 1,000 devices with 8 samples each and
+log-normal speeds, 10 of them at work at a time. Every schedule does the same number of device-rounds and writes as many
+checkpoints. The first tenth of the rounds and the last one are not measured. Logging and checkpoints are included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COHORT = 10
 
 
 def settings(schedule: str, num_devices: int, num_rounds: int, num_updates: int) -> list[str]:
-    """Overrides of the quickstart. num_rounds: of ten device-rounds. num_updates: that make a round."""
+    """Overrides of the quickstart. num_rounds: tens of device-rounds. num_updates: updates that make a round."""
     times = COHORT // num_updates
     return [
         f"schedule={schedule}",
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fibec_ray.bench.schedules", description=__doc__)
     parser.add_argument("--schedules", nargs="+", default=["sync", "async"])
     parser.add_argument("--devices", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=40, help="of ten device-rounds each")
+    parser.add_argument("--rounds", type=int, default=40, help="tens of device-rounds")
     arguments = parser.parse_args()
     quiet_libraries()
     for schedule in arguments.schedules:

@@ -80,7 +80,7 @@ def labelled(
 
 
 def _choice(one: Contender, products: str) -> str:
-    """What multiplied frozen layers, and whether fibec_ray chose it."""
+    """The library that multiplied frozen layers, and whether fibec_ray chose it."""
     chosen = isinstance(one, Ours) and "fleet.products=auto" in one.settings
     return f", {products}{' (chosen)' if chosen else ''}" if products else ""
 

@@ -18,7 +18,7 @@ OWN = "Your own"
 NAME_WIDTH = 25
 """Characters, the indent included."""
 FOLDED = "more"
-"""In a family of the catalogue: the key of the entries that a short list only names."""
+"""Key in a family of the catalogue: below it are the entries that the short list only names."""
 FOLDED_LINES = 2
 """Most lines of such names under one label."""
 
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     summary: str
     file: Path
     fold: str = ""
-    """the label under which a short list only names it; '' gives it a line"""
+    """the label under which the short list only names it; '': it has a line of its own"""
     use: str = ""
     """when to use a method"""
     cost: str = ""

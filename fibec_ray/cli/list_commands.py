@@ -12,8 +12,8 @@ from fibec_ray.cli.parsing import Parsers
 TITLE = "choose"
 MORE = {
     "configs": "Run one: fibec-ray run NAME, with changes such as rounds=20. Your own: fibec-ray init DIR",
-    "methods": "Use one: method=NAME. A line for each: fibec-ray methods --all. The parts of each: fibec-ray methods "
-    "--wide. When to use which: docs/methods.md",
+    "methods": "Use one: method=NAME. All of them: fibec-ray methods --all. Their parts: fibec-ray methods --wide. "
+    "When to use which: docs/methods.md",
     "tasks": "Use one: task=NAME, with data.path=FOLDER for local files.",
     "backbones": "Use one: backbone=NAME, or backbone.name= a hub id or a local folder.",
 }
@@ -33,7 +33,7 @@ def add(parsers: Parsers) -> None:
         parser.add_argument("--json", action="store_true", help="print plain values")
         if group == "methods":
             parser.epilog = RUNS_CODE
-            parser.add_argument("--all", action="store_true", help="give ablations and variants a line each, too")
+            parser.add_argument("--all", action="store_true", help="also list ablations and variants, one line each")
             parser.add_argument(
                 "files", nargs="*", type=path, metavar="FILE", help="also list your methods (YAML) and parts (Python)"
             )
@@ -58,7 +58,7 @@ def _methods(arguments: argparse.Namespace) -> None:
     from fibec_ray.errors import ConfigError
 
     if arguments.all and (arguments.json or arguments.wide):
-        raise ConfigError("methods: --all has no effect with --wide or --json, which have every method; leave it out")
+        raise ConfigError("methods: --all has no effect with --wide or --json, which list every method; leave it out")
     python = [file for file in arguments.files if file.suffix == ".py"]
     yaml = [Entry(file.stem, OWN, str(file), file) for file in arguments.files if file.suffix != ".py"]
     found = [*entries("methods"), *yaml]

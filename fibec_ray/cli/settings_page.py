@@ -50,7 +50,7 @@ _SECTIONS: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
 _INNER: Mapping[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
     "system.availability": ("When devices can be drawn for a round.", CHOICES["system", "availability"]),
 }
-"""Sections inside other ones that offer a choice. Each has its own tables behind those."""
+"""Sections inside other sections that offer a choice. Each has its own tables after those."""
 
 
 def settings_page() -> str:

@@ -20,4 +20,4 @@ CHOICES: dict[tuple[str, ...], Registry] = {
     ("system",): SYSTEMS,
     ("system", "availability"): AVAILABILITIES,
 }
-"""The keys that lead to a section -> its kinds. Overrides, error messages and the page of settings go by it."""
+"""The keys that lead to a section -> its kinds. Overrides, error messages and the page of settings use it."""

@@ -1,4 +1,4 @@
-"""The user's files about simulated devices: a run keeps copies, so that it can be resumed when they have changed."""
+"""Copy the user's files about simulated devices into a run, so that it can be resumed after they have changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import failing_plainly
 
 FOLDER = "system"
-"""Of a run directory."""
+"""Folder of these copies in a run directory."""
 
 
 def with_device_files(experiment: Experiment, folder: Path) -> Experiment:
@@ -32,9 +32,10 @@ def with_device_files(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def with_kept_paths(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment as the run in a folder has it: with the paths of its own copies.
+    """The experiment with the paths of a run's own copies.
 
-    Raises RunDirError if a file has changed since the run began. An experiment of another kind is returned as it is.
+    Raises RunDirError if a file has changed since the run began. If the run has no such copy, the experiment
+    is returned as it is.
     """
     settings = experiment.system.model_dump()
     for key, path in experiment.system.files.items():
@@ -44,7 +45,7 @@ def with_kept_paths(experiment: Experiment, folder: Path) -> Experiment:
             return experiment
         if file.read_bytes() != copy.read_bytes():
             raise RunDirError(
-                f"system.{key}: {path} differs from {copy}, the copy that the run began with; put the old file "
+                f"system.{key}: {path} differs from {copy}, the copy from the start of the run; put the old file "
                 "back, or start a new run"
             )
         section[name] = str(copy)
@@ -57,7 +58,7 @@ def kept(folder: Path, key: str) -> Path:
 
 
 def with_kept_files(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Settings of a run with the paths of the files that its folder holds, wherever the folder has moved to."""
+    """Settings of a run with the paths of its own copies, even if its folder has moved."""
     found = raw.get("system")
     if not isinstance(found, dict):
         return raw

@@ -48,7 +48,7 @@ class System(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
         "round; 0: a device is as fast in every round",
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="probability that a device drops out in the middle of a round, in each round"
+        0.0, ge=0, lt=1, description="probability that a drawn device drops out in the middle of the round"
     )
     partial_work: bool = Field(
         False,

@@ -32,7 +32,9 @@ class ByClass(System):
     compute_spread: float = Field(0.0, ge=0, le=3, description="sigma of log-normal compute speeds within a class")
     up_spread: float = Field(0.0, ge=0, le=3, description="sigma of log-normal uplinks within a class")
     down_spread: float = Field(0.0, ge=0, le=3, description="sigma of log-normal downlinks within a class")
-    correlation: float = Field(0.0, ge=0, le=1, description="between the logarithms of any two of the three")
+    correlation: float = Field(
+        0.0, ge=0, le=1, description="correlation between the logarithms of any two of the three"
+    )
 
     @model_validator(mode="after")
     def _some_class(self) -> ByClass:

@@ -26,7 +26,9 @@ class LogNormal(WithEnergy):
     compute_spread: float = Field(0.6, ge=0, le=3, description="sigma of the devices' log-normal compute speed")
     up_spread: float = Field(0.6, ge=0, le=3, description="sigma of their log-normal uplinks")
     down_spread: float = Field(0.6, ge=0, le=3, description="sigma of their log-normal downlinks")
-    correlation: float = Field(0.5, ge=0, le=1, description="between the logarithms of any two of the three")
+    correlation: float = Field(
+        0.5, ge=0, le=1, description="correlation between the logarithms of any two of the three"
+    )
 
     def profile(self, seed: int, device: int) -> Profile:
         spreads = (self.compute_spread, self.up_spread, self.down_spread)

@@ -83,7 +83,7 @@ class Job(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def is_timed(self) -> bool:
-        """True if plans depend on when devices finish, so that times are foreseen; else they follow from the work."""
+        """True if plans depend on when devices finish. Times are then predicted, else computed from the work done."""
         return self.schedule.needs_times or not self.system.availability.limits_nothing
 
     @property

@@ -18,7 +18,7 @@ from fibec_ray.schedules.base import Flight, Step
 from fibec_ray.types import Later, RoundPlan
 
 MOST_AHEAD = 256
-"""Rounds that are planned ahead at most, to find out when the devices that are at work will have finished."""
+"""Most rounds planned ahead, to find out when the devices at work will finish."""
 
 
 class Foreseen(NamedTuple):
@@ -49,7 +49,7 @@ class Planner:
         self._newest: RoundPlan
 
     def plan(self, round_: int) -> RoundPlan:
-        """The plan of the next round, or once more the newest one."""
+        """The plan of the next round, or the newest plan again."""
         if round_ == self._next:
             if not self._known:
                 self._known.append(next(self._steps))
@@ -109,7 +109,7 @@ class Planner:
         )
 
     def _counting(self, step: Step, ahead: Sequence[Later]) -> dict[int, int]:
-        """The devices at work whose updates will count, or may."""
+        """The devices at work whose updates will or may count."""
         known = {device for part in ahead for device in part.devices}
         over = {one for later in self._known for one in _over(later)}
         return {
@@ -136,7 +136,7 @@ def _parts(at: int, later: Step, round_: int) -> list[Later]:
 def planned(job: Job, sizes: Sequence[int] = (), foresee: Foresee | None = None) -> list[RoundPlan]:
     """The plans of all rounds, as far as they are known before the run.
 
-    A sampler that uses reports has none yet, so its cohorts will be others; their sizes are right.
+    A sampler that uses reports has none yet, so the run will draw other devices. The sizes of cohorts are right.
     """
     planner = Planner(job, sizes, foresee)
     return [planner.plan(round_) for round_ in range(job.rounds)]
@@ -229,6 +229,6 @@ class _World:
 
     def _seconds(self, device: int, version: int, share: float) -> float:
         """The virtual duration of a device-round. A device that drops out has done a share of the computation."""
-        assert self.foresee is not None, "this schedule needs to foresee the devices' work"
+        assert self.foresee is not None, "this schedule needs predicted times"
         flops, down, up = self.foresee(device, version)
         return self.job.system.device_seconds(self.job.seed, device, version, share * flops, down, up)

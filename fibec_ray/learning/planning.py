@@ -46,7 +46,7 @@ class Work(NamedTuple):
 
 
 def plan_of(job: Job, plan: RoundPlan, version: int, devices: Sequence[int], states: States) -> RoundPlan:
-    """The plan by which devices train that start from the model of `version`: all that they do depends on it."""
+    """The plan that devices follow if they start from the model of `version`. All their work depends on it."""
     own = version == plan.round
     return RoundPlan(
         round=version,

@@ -46,7 +46,7 @@ class Server:
         self._control: Tensors = {}
         self._state: Tensors = {}
         self._past: dict[int, Past] = {}
-        """what was sent in earlier rounds, as far as devices that started from it are still at work"""
+        """what was sent in the earlier rounds in which devices that are still at work started"""
         self._privacy: Tensors = {}
         self._selection = Selection(frozenset())
 
@@ -87,8 +87,8 @@ class Server:
             )
 
     def broadcast(self, round_: int) -> Broadcast:
-        """What the server sends to every device that starts in this round: the current one, or one whose devices are
-        still at work.
+        """What the server sends to devices that start in this round: the current one, or an earlier one with devices at
+        work.
         """
         method, before = self._job.method, self._before(round_)
         plain = Broadcast(round_, before.shared, before.control, privacy=method.privacy.sent(before.privacy))
@@ -112,8 +112,8 @@ class Server:
         """Combine the round's updates, one at a time in cohort order. Without updates nothing changes, except for the
         noise of a privacy rule.
 
-        versions: the round that a device started in, if it is an earlier one. under_way: the rounds in which devices
-        started that are still at work; what was sent in them is kept.
+        versions: devices that started in an earlier round, and that round. under_way: the rounds in which devices that
+        are still at work started; what was sent in them is kept.
 
         Returns device -> reason for each update that was left out as faulty. Raises RunError, leaving the server
         unchanged, if valid updates give values that are not finite.

@@ -73,7 +73,7 @@ def checkpoint_files(
 ) -> int:
     """Bytes of the server's checkpoints and of the run's identity. config_bytes: of the experiment as text.
 
-    past_bytes: the most that a checkpoint has of earlier models.
+    past_bytes: most bytes of earlier models in a checkpoint.
     """
     count = len(keep.kept(checkpoint_rounds(job.rounds, keep)))
     manifest = MANIFEST_BYTES + MANIFEST_ROW_BYTES * job.num_devices

@@ -1,4 +1,4 @@
-"""How long devices will work, foreseen for schedules that depend on it."""
+"""Predict how long devices will work, for schedules that depend on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Foresight:
 
     @staticmethod
     def of(job: Job, federation: Federation) -> Foresight:
-        """The foresight of a run."""
+        """The predictions for a run."""
         samples = Samples.of(federation)
         return Foresight(Rehearsal(job, anatomy(job, samples.form)), samples)
 

@@ -39,7 +39,7 @@ def read_devices(run_dir: Path) -> pa.Table:
 
 
 def read_reports(run_dir: Path, before: int) -> list[list[DeviceReport]]:
-    """What devices reported in each round from 0 up to `before`, without what only other tables have."""
+    """The devices' reports in each round from 0 up to `before`, as far as the table devices has them."""
     names = [field.name for field in fields(DeviceReport) if field.name in TABLES["devices"].names]
     found: list[list[DeviceReport]] = [[] for _ in range(before)]
     for row in _rows(run_dir, "devices", 0, before - 1):

@@ -154,7 +154,10 @@ ROUNDS = pa.schema(
             "costs leave them out",
         ),
         _optional(
-            "mean_staleness", F64, "rounds", "devices.staleness, mean over the cohort; 0 unless schedule lets work lag"
+            "mean_staleness",
+            F64,
+            "rounds",
+            "devices.staleness, mean over the cohort; 0 unless the schedule combines late updates",
         ),
         _optional("num_late", I32, "devices", "devices of the cohort that started from the model of an earlier round"),
         _optional(
@@ -212,7 +215,7 @@ DEVICES = pa.schema(
             F64,
             "s",
             "simulated duration of this device-round: compute and transfer, from flops and bytes of this row; as "
-            "foreseen before the run where schedule or availability depends on it",
+            "predicted before the round where schedule or availability depends on it",
         ),
         _column("bytes_down", I64, "B", "received: shared tensors and the objective's control"),
         _column("bytes_up_delta", I64, "B", "sent: the change of the shared tensors, as method.uplink encodes it"),
@@ -242,7 +245,12 @@ DEVICES = pa.schema(
             "its fullest GPU plus 0.545 GB for CUDA's context (as measured on an H200), about what nvidia-smi shows. "
             "The trial of fleet.lanes: auto does not count; null on a CPU",
         ),
-        _optional("energy_j", F64, "J", "simulated energy of this device-round: compute and transfer, as system says"),
+        _optional(
+            "energy_j",
+            F64,
+            "J",
+            "simulated energy of this device-round: compute and transfer, with the numbers of system",
+        ),
         _optional(
             "staleness",
             I32,

@@ -189,7 +189,7 @@ def run_rounds(
 
 
 def planner_of(worker_spec: WorkerSpec, next_round: int, log_dir: Path | None = None) -> Planner:
-    """A planner that is ready to plan `next_round`. log_dir: the folder with the log of earlier rounds."""
+    """A planner, ready to plan `next_round`. log_dir: the folder with the log of earlier rounds."""
     job = worker_spec.job
     federation = worker_spec.federation()
     foresee = Foresight.of(job, federation) if job.is_timed else None

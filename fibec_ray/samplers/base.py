@@ -37,9 +37,9 @@ class Draw:
     available: Sequence[int]
     """devices that can start now, ascending"""
     num_devices: int
-    """in the federation"""
+    """devices in the federation"""
     rng: np.random.Generator
-    """of this draw; every draw of a run has its own"""
+    """random numbers for this draw alone"""
     sizes: Sequence[int] = ()
     """training samples of each device"""
     history: Mapping[int, Seen] = field(default_factory=dict)
@@ -50,16 +50,15 @@ class Draw:
 class Sampler(Part):
     """Draw devices uniformly without replacement, as in FedAvg (McMahan et al., AISTATS 2017).
 
-    A draw depends on nothing but its `Draw`, so a run gets the same cohorts on any fleet, after a resume, and in its
-    plan.
+    A draw depends only on its `Draw`, so a run gets the same cohorts on any fleet, after a resume and in its plan.
     """
 
     kind: str = "uniform"
     uses_history: ClassVar[bool] = False
-    """True if `draw` looks at `history`. The cohorts of a run are then known only as it goes on"""
+    """True if `draw` reads `history`. Later cohorts are then unknown until the run reaches them"""
     accounting: ClassVar[Literal["fixed", "poisson"] | None] = "fixed"
-    """the law of a draw, for an accountant of differential privacy: `count` of all devices, or each alone with
-    probability cohort_size / num_devices; None: another one. See `law`"""
+    """how devices are drawn, for an accountant of differential privacy. fixed: `count` of all devices. poisson: each
+    device independently with probability cohort_size / num_devices. None: in another way. See `law`"""
     has_fixed_size: ClassVar[bool] = True
     """False if a draw may return more or fewer devices than it is asked for"""
 

@@ -1,4 +1,4 @@
-"""Devices whose data are still hard and that are fast are drawn more often."""
+"""Draw fast devices with high loss more often."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Oort(Sampler):
     least `least_exploration`, is drawn from devices that have never reported. The rest is drawn with probability
     proportional to score, among the devices with at least `cut_off` times the score of the last one that would fit.
 
-    Defaults are those of the authors' code (SymbioticLab/Oort), where `preferred` is 1. Ours: `preferred` is 0.3. A
-    report has the mean loss over a device's steps, so u_k = samples * that mean. T is a fixed quantile of the known
+    Defaults are those of the authors' code (SymbioticLab/Oort), except `preferred`: 1 there, 0.3 here. Ours: a report
+    has only the mean loss over a device's steps, so u_k = samples * that mean. T is a fixed quantile of the known
     times, without the pacer that moves it. New devices are drawn uniformly, not by size and speed.
     """
 

@@ -1,4 +1,4 @@
-"""Every device decides alone whether it takes part."""
+"""Draw every device independently."""
 
 from __future__ import annotations
 

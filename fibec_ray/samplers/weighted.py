@@ -1,4 +1,4 @@
-"""Devices with more data are drawn more often."""
+"""Draw devices with more data more often."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Arrivals:
         while True:
             self._start()
             if not self._flying:
-                yield self._step()  # with fewer updates, since no device is left that could send one
+                yield self._step()  # with fewer updates: no device is left that could send one
             self._time_s = self._flying[0][0][0] if self._flying else self._time_s
             while self._flying and self._flying[0][0][0] == self._time_s:
                 self._land(*heapq.heappop(self._flying))

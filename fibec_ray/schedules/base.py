@@ -1,6 +1,6 @@
 """The base class of all schedules; used as it is, every round waits for its whole cohort.
 
-A schedule plans a run on a virtual clock. How long a device works is foreseen, so the order of arrivals is known
+A schedule plans a run on a virtual clock. How long a device works is predicted, so the order of arrivals is known
 before anything is trained, and does not depend on where devices run.
 """
 
@@ -42,7 +42,7 @@ class Step:
     cohort: Sequence[Flight]
     """in the order in which their updates are combined"""
     dropped: Sequence[Flight] = ()
-    """devices that worked in vain"""
+    """devices whose work does not count"""
     under_way: Sequence[Flight] = ()
     """devices that are at work when the round ends"""
     time_s: float | None = None
@@ -58,7 +58,7 @@ class World(Protocol):
 
     @property
     def timed(self) -> bool:
-        """False if times do not matter, and are not foreseen: every flight then ends when it starts."""
+        """False if times do not matter and are not predicted: every flight then ends when it starts."""
 
     def start(
         self, version: int, count: int, busy: Collection[int], time_s: float, wait: bool = True

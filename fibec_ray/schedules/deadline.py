@@ -28,7 +28,7 @@ class Deadline(Schedule):
         None,
         gt=0,
         le=1,
-        description="the deadline, as a quantile of the foreseen seconds of the devices that start; null: no limit",
+        description="the deadline, as a quantile of the predicted seconds of the devices that start; null: no limit",
     )
     late: Literal["drop", "next_round"] = Field(
         "drop",

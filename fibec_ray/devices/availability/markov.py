@@ -36,11 +36,11 @@ class Markov(Availability):
 
     In each step of 10 minutes, a device that is off comes on with probability (step / hours_off) (1 + daily c), and one
     that is on goes off with probability (step / hours_on) (1 - daily c), where c = cos(2 pi (hour - peak_hour) / 24).
-    All devices are in one time zone, and the run begins at midnight. Each chain has run for long before that.
+    All devices are in one time zone. The run begins at midnight, when the chains have already run for a long time.
 
-    Bonawitz et al. (MLSys 2019) report four times as many phones in training at night as during the day, at one
-    population in one time zone. With the defaults the share of devices that are on moves between about 10 % and 45 %
-    (a test counts). Ours: the form of the cycle and the mean stays.
+    Bonawitz et al. (MLSys 2019) report four times as many phones in training at night as during the day, for one
+    population in one time zone. With the defaults between about 10 % and 45 % of the devices are on
+    (tests/devices/test_availability.py counts them). Ours: the form of the cycle and the mean times.
     """
 
     kind: Literal["markov"] = "markov"

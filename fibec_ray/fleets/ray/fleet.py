@@ -185,7 +185,7 @@ class RayFleet:
             self._done = {round_: done for round_, done in self._done.items() if round_ >= first}
 
     def _rerun(self, round_: int) -> None:
-        """Repeat a finished round for a new server, without the devices that it went on without."""
+        """Repeat a finished round for a new server, without the devices that the round left out."""
         if round_ not in self._done:
             raise FleetError(
                 f"{round_name(round_)}: the server was lost, and this round ended before the run was resumed; resume "
@@ -224,13 +224,13 @@ class RayFleet:
         return self._trainer
 
     def _stop_training(self) -> None:
-        """Forget what has begun; it begins again when it is needed."""
+        """Forget what has begun; it begins again when needed."""
         if self._trainer is not None:
             self._trainer.stop()
         self._trainer = None
 
     def _describe(self) -> Any:
-        """P^0 and its layout, for a server that starts. What began with a lost one is of no use any more."""
+        """P^0 and its layout, for a server that starts. What began with a lost one is dropped."""
         self._stop_training()
         return self._ask_any("describe")
 

@@ -112,7 +112,7 @@ class ActorPool:
         return self.results(self._single)
 
     def batch(self, max_retries: int | None = None, spares: bool = False) -> Batch:
-        """A batch to `add` calls to, which goes on while other batches come and go. Arguments as in `run`."""
+        """An empty batch; `add` gives it calls, while other batches run. Arguments as in `run`."""
         return Batch(self.max_retries if max_retries is None else max_retries, spares)
 
     def add(self, batch: Batch, calls: Sequence[Call]) -> None:
@@ -211,7 +211,7 @@ class ActorPool:
         _end(call, Ended(call.key, refs[:-1], value, call.attempt))
 
     def _free(self, seat: _Seat) -> None:
-        """Its first call is over."""
+        """Take its first call, which has ended, off the actor."""
         seat.flights.popleft()
         seat.deadline = math.inf
         self._watch(seat)

@@ -18,8 +18,8 @@ class RayRound:
     """One round of training on actors. Devices start when it is made; call `finish` once to get the result.
 
     All work starts from stored states and a broadcast, so repeating it gives the same bits. Devices of a lane group
-    compute side by side, so the whole group is repeated or left out. works: the round's lane groups. ahead: those of
-    later rounds that can begin. states: of the devices of both. absent: devices to leave out from the start.
+    compute side by side, so the whole group is repeated or left out. works: the round's lane groups. ahead: lane groups
+    of later rounds that can begin. states: states of the devices of both. absent: devices to leave out from the start.
     """
 
     def __init__(

@@ -64,12 +64,12 @@ class Ended:
 
 @dataclass(eq=False)
 class Batch:
-    """Calls that are waited for together. max_retries, spares: see `ActorPool.run`."""
+    """Calls whose results are awaited together. max_retries, spares: see `ActorPool.run`."""
 
     max_retries: int
     spares: bool = False
     ended: deque[Ended] = field(default_factory=deque)
-    """those that have ended and were not taken yet"""
+    """ended calls that were not taken yet"""
     num_open: int = 0
     """calls that have not ended"""
     dropped: bool = False
@@ -115,7 +115,7 @@ class CostModel:
 Place = tuple[int, float, int]
 Entry = tuple[Place, Call]
 SOONEST = -2
-"""Before every round, the setup phase included."""
+"""A `due` before every round and the setup phase."""
 
 
 class Backlog:

@@ -1,4 +1,4 @@
-"""Device-rounds on actors: those of the round at hand, and those of later rounds that can begin already.
+"""Train devices on actors: those of the current round, and those of later rounds that can begin already.
 
 Under an asynchronous schedule a device's update may be combined many rounds after the device started. Its training
 needs only the model that it started from, so it begins as soon as that model exists, and its result waits here.

@@ -21,7 +21,7 @@ from fibec_ray.tensors import Tensors, accumulate, drop, under_prefix, weighted_
 from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 GRADIENT = "gradient"
-"""Extras gradient/X (out, in) of round 0."""
+"""Extras gradient/X (out, in) of the first round."""
 GROUP = 8
 """Samples in one pass."""
 
@@ -29,13 +29,13 @@ GROUP = 8
 class FedSb(Aggregator):
     """Fed-SB (Singhal et al. 2025): averages R of W + B R A, with B and A frozen. The average is exact.
 
-    sum_k w_k B R_k A = B (sum_k w_k R_k) A, w_k = n_k / sum n. B and A come from round 0. Each device sends the
+    sum_k w_k B R_k A = B (sum_k w_k R_k) A, w_k = n_k / sum n. The first round makes B and A. Each device sends the
     gradient G_k (out, in) of its loss with respect to W. The server computes D = -eta sign(sum_k w_k G_k) = U S V^T and
     sets B = U_r, A = V_r^T, R = S_r. So W + B R A starts as the best approximation of W + D of rank r. eta is
     local.learning_rate. `step: gradient` leaves out the sign.
 
-    Round 0 costs in * out numbers per weight on the way up, and trains only what lies outside the adapter (a head). If
-    no update of round 0 arrives, the next round takes its place.
+    The first round costs in * out numbers per weight on the uplink, and trains only tensors outside the adapter (a
+    head). If none of its updates arrives, the next round takes its place.
     Ours: the gradient is a mean over `max_samples` of the device's samples, without dropout; the authors' code uses a
     thousandth of the data.
     """
@@ -43,9 +43,11 @@ class FedSb(Aggregator):
     kind: Literal["fed_sb"] = "fed_sb"
     can_be_wrapped: ClassVar[bool] = False
     partners: ClassVar[Mapping[str, str]] = {"peft": "lora_sb"}
-    step: Literal["sign", "gradient"] = Field("sign", description="D: the sign of the mean gradient, or itself")
+    step: Literal["sign", "gradient"] = Field(
+        "sign", description="D is made from the sign of the mean gradient, or from the gradient itself"
+    )
     max_samples: int | None = Field(64, ge=1, description="samples per device for the gradient; null: all")
-    sends: ClassVar[str] = "in round 0 the gradient of each weight"
+    sends: ClassVar[str] = "in the first round the gradient of each weight"
 
     @property
     def needs(self) -> tuple[Need, ...]:

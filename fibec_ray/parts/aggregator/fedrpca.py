@@ -1,4 +1,4 @@
-"""FedRPCA: what the devices' updates have in common is averaged, what is their own is amplified."""
+"""FedRPCA: average the common part of the devices' updates and amplify the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Aggregators that put what the averaged factors cannot hold into the base. They need peft moving_lora, which holds it.
+"""Aggregators that add to the base what the averaged factors cannot hold. They need peft moving_lora.
 
 Shapes: r rank of the global adapter. A_k (r, in), B_k (out, r) of device k; w_k = n_k / sum n; D (out, in) the move of
 the base. The model is W + s (D + B A) with s = alpha / r, or alpha / sqrt(r) with use_rslora. D is kept in units of s,
@@ -19,7 +19,7 @@ from fibec_ray.tensors import Tensors, add
 
 
 class FedExLora(OverFactors):
-    """FedEx-LoRA (Singhal et al., ACL 2025): averages the factors and adds what their product lacks to the base.
+    """FedEx-LoRA (Singhal et al., ACL 2025): averages the factors and adds the error of their product to the base.
 
     A <- sum_k w_k A_k, B <- sum_k w_k B_k, D <- D + sum_k w_k B_k A_k - B A. The new model W + s (D + B A) is then the
     mean of the devices' models, up to rounding, whatever their ranks. Without the last step it is FedAvg (FedIT).
@@ -41,12 +41,12 @@ class FedExLora(OverFactors):
 
 
 class FedMomentum(OverFactors):
-    """FedMomentum (Yan et al. 2026, arXiv 2603.08014): splits the mean product into LoRA, r directions, and the base.
+    """FedMomentum (Yan et al. 2026, arXiv 2603.08014): splits the mean product between LoRA and the base.
 
-    sum_k w_k B_k A_k = U S V^T. B <- U_r S_r^1/2 and A <- S_r^1/2 V_r^T. D gains the next singular directions, as many
-    as are needed to reach the share tau of the energy sum S^2. With tau = 1 the new model is the mean of the devices'
-    models. Dense sums are never formed.
-    Ours: an exact SVD (the paper sketches it at random), and all r directions go into LoRA, whatever tau is. Where the
+    sum_k w_k B_k A_k = U S V^T. B <- U_r S_r^1/2 and A <- S_r^1/2 V_r^T. D gains as many of the next singular
+    directions as are needed to reach the share tau of the energy sum S^2. With tau = 1 the new model is the mean of the
+    devices' models. Dense sums are never formed.
+    Ours: an exact SVD (the paper uses a randomised one), and all r directions go into LoRA, whatever tau is. Where the
     sum has fewer than r nonzero singular values, the remaining ranks keep their old row of A with a zero column of B,
     since two zeros would never learn. Tensors outside LoRA (a head) use FedAvg.
     """

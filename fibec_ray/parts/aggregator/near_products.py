@@ -21,12 +21,12 @@ from fibec_ray.parts.part import Need
 from fibec_ray.tensors import Tensors, add
 
 LEAST_EIGENVALUE = 1e-6
-"""FLoRA-NA leaves combinations of devices with an eigenvalue below this share of the largest as they were, since
-rounding decides there."""
+"""FLoRA-NA does not solve along eigenvectors whose eigenvalue is below this share of the largest: rounding would decide
+there."""
 
 
 class LoraFair(OverFactors):
-    """LoRA-FAIR (Bian et al., ICCV 2025): the mean, with B corrected so that the product is near the mean product.
+    """LoRA-FAIR (Bian et al., ICCV 2025): averages, then corrects B so that the product is near the mean product.
 
     A <- A_m and B <- B_m + D, where D minimises |W* - (B_m + D) A_m|_F^2 + lambda |D|_F^2, so
     D = (W* - B_m A_m) A_m^T (A_m A_m^T + lambda I)^-1. W* is never formed. lambda -> infinity: FedAvg.
@@ -63,7 +63,7 @@ class FloraNa(OverFactors):
 
     kind: Literal["flora_na"] = "flora_na"
     needs: ClassVar[tuple[Need, ...]] = (*OverFactors.needs, "whole")
-    iterations: int = Field(10, ge=1, le=1000, description="times that p and q are solved for")
+    iterations: int = Field(10, ge=1, le=1000, description="how often p and q are each solved for")
 
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
         step = mean_factors(received, trained, weights)

@@ -74,7 +74,7 @@ def mean_product(x: str, trained: Sequence[Tensors], weights: Sequence[float]) -
 
 
 def in_use(a: Tensor, b: Tensor, found: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors in which unused ranks have their old row of A and a zero column of B: two zeros would never learn.
+    """Factors whose unused ranks have the old row of A and a zero column of B, since two zeros would never learn.
 
     a, b: factors from an SVD, (r, in) and (out, r). found: all singular values, largest first. old: A as received.
     """

@@ -1,4 +1,4 @@
-"""Aggregators that write the same products in other factors: with orthonormal rows, or turned towards the last ones.
+"""Aggregators that write a product in other factors: with orthonormal rows, or rotated towards the last global ones.
 
 Devices receive and send no more than in FedAvg, and the base does not move.
 Shapes: r rank. A_k (r, in), B_k (out, r) of device k; w_k = n_k / sum n; A_m and B_m are the weighted means.
@@ -21,12 +21,12 @@ from fibec_ray.types import DeviceUpdate
 
 
 class FedSvd(OverFactors):
-    """FedSVD (NeurIPS 2025, arXiv 2505.12805): the mean, its product split anew so that A has orthonormal rows.
+    """FedSVD (NeurIPS 2025, arXiv 2505.12805): averages, then splits the product so that A has orthonormal rows.
 
     B_m A_m = U S V^T; A <- V_r^T, B <- U_r S_r. The product does not change. Use it with peft lora and freeze_a, where
-    devices train B only: the mean of the updates is then the update of the mean, s B_m A = s sum_k w_k B_k A. Made for
-    differential privacy, where noise on both factors would be multiplied. Without freeze_a the product of the means is
-    split, which is FedAvg with other factors.
+    devices train B only: the mean of the updates is then the update of the mean, s B_m A = s sum_k w_k B_k A. It is
+    made for differential privacy, where noise on both factors would be multiplied. Without freeze_a the product of the
+    means is split, which is FedAvg with other factors.
     The rows of A span the same space in every round, as they are never trained; only its axes turn. Tensors outside
     LoRA (a head) use FedAvg.
     """
@@ -59,18 +59,20 @@ def orthonormal_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FedRotLora(OverFactors):
-    """FedRot-LoRA (Zhang et al., ICML 2026): turns each device's factors towards the last global ones, then averages.
+    """FedRot-LoRA (Zhang et al., ICML 2026): rotates factors towards the last global ones, then averages.
 
-    A_k <- R^T A_k and B_k <- B_k R with a rotation R, which leaves B_k A_k as it is. R* brings A_k nearest to the
-    received A in odd rounds, B_k nearest to the received B in even ones (orthogonal Procrustes). R is the rotation
-    nearest to (1 - lambda) I + lambda R*. lambda = 0 is FedAvg. The first round only averages, since B starts at 0.
-    In the paper devices turn their factors; here the server does, with the same result. Rounds count from 0, those
-    without updates left out. Tensors outside LoRA (a head) use FedAvg.
+    A_k <- R^T A_k and B_k <- B_k R with a rotation R, which leaves B_k A_k as it is. R is the rotation nearest to
+    (1 - lambda) I + lambda R*; lambda = 0 is FedAvg. R* brings A_k nearest to the received A in one round and B_k
+    nearest to the received B in the next (orthogonal Procrustes). The first round only averages, since B starts at 0.
+    Rounds without updates do not count. In the paper devices rotate their factors; here the server does, with the same
+    result. Tensors outside LoRA (a head) use FedAvg.
     """
 
     kind: Literal["fedrot_lora"] = "fedrot_lora"
     needs: ClassVar[tuple[Need, ...]] = (*OverFactors.needs, "whole")
-    strength: float = Field(0.5, ge=0, le=1, description="lambda: 1 turns all the way; 0.5 in FedLLM-Factory")
+    strength: float = Field(
+        0.5, ge=0, le=1, description="lambda: 0 does not rotate, 1 rotates fully; 0.5 in FedLLM-Factory"
+    )
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
         return super().start(shared, num_devices) | {"round": torch.tensor(0)}
@@ -81,7 +83,7 @@ class FedRotLora(OverFactors):
         return step, new | {"round": state["round"] + 1} if held else new
 
     def aligned(self, state: Tensors, received: Tensors, values: Tensors) -> Tensors:
-        """One device's values with its factors turned."""
+        """One device's values with rotated factors."""
         round_ = int(state["round"])
         if round_ == 0:
             return values

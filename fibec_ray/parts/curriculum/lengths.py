@@ -22,7 +22,7 @@ class LengthWarmup(Curriculum):
     """
 
     kind: Literal["length_warmup"] = "length_warmup"
-    start: int = Field(8, ge=1, description="s0: tokens in round 0, special tokens included")
+    start: int = Field(8, ge=1, description="s0: tokens in the first round, special tokens included")
     full_at: float = Field(
         0.5, gt=0, le=1, description="T_c, as a fraction of the rounds; 1: no round is at full length"
     )

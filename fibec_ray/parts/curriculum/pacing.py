@@ -90,7 +90,9 @@ class Paced(Curriculum):
     """
 
     pacing: Pacing = Field("linear", description="how the visible fraction grows over the rounds")
-    initial_fraction: float = Field(0.2, ge=0, le=1, description="beta: fraction visible in round 0; at least one unit")
+    initial_fraction: float = Field(
+        0.2, ge=0, le=1, description="beta: fraction visible in the first round; at least one unit"
+    )
     full_at: float = Field(
         0.8, ge=0, le=1, description="alpha: fraction of the rounds after which all is visible; 1: the last round"
     )

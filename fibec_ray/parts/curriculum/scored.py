@@ -31,7 +31,7 @@ class Scored(Paced):
 
     score_at: Literal["init", "first_participation"] = Field(
         "init",
-        description="when samples are scored: init, on all devices before round 0 (as described); first_participation, "
+        description="when samples are scored: init, on all devices before round 1 (as described); first_participation, "
         "with the model received then, which spreads the cost and skips devices that are never drawn",
     )
     score_from_round: int = Field(
@@ -133,7 +133,7 @@ class LossOrder(Scored):
 
     kind: Literal["loss"] = "loss"
     score_at: Literal["init", "first_participation"] = Field(
-        "first_participation", description="when samples are scored: init, before round 0; or at first participation"
+        "first_participation", description="when samples are scored: init, before round 1; or at first participation"
     )
     rescore_every: int | None = Field(1, ge=1, description="rounds after which a participating device scores again")
 
@@ -150,7 +150,7 @@ class LengthOrder(Scored):
 
     kind: Literal["length_order"] = "length_order"
     score_at: Literal["init", "first_participation"] = Field(
-        "first_participation", description="when samples are scored: init, before round 0; or at first participation"
+        "first_participation", description="when samples are scored: init, before round 1; or at first participation"
     )
     needs: ClassVar[tuple[Need, ...]] = ("text",)
 
@@ -172,10 +172,10 @@ class RarityOrder(Scored):
 
     kind: Literal["rarity"] = "rarity"
     score_at: Literal["init", "first_participation"] = Field(
-        "first_participation", description="when samples are scored: init, before round 0; or at first participation"
+        "first_participation", description="when samples are scored: init, before round 1; or at first participation"
     )
     pacing: Pacing = Field("competence", description="how the visible fraction grows over the rounds")
-    initial_fraction: float = Field(0.01, ge=0, le=1, description="beta: fraction visible in round 0")
+    initial_fraction: float = Field(0.01, ge=0, le=1, description="beta: fraction visible in the first round")
     per_token: bool = Field(False, description="divide by the length, so that long texts are not rare by length alone")
     counted_on: Literal["device", "federation"] = Field(
         "device", description="whose texts p is counted on; federation needs score_at: init"
@@ -185,7 +185,7 @@ class RarityOrder(Scored):
     @model_validator(mode="after")
     def _all_devices_count_at_the_start(self) -> RarityOrder:
         if self.counted_on == "federation" and self.score_at != "init":
-            raise ValueError("counted_on: federation counts all devices' words before round 0; set score_at: init too")
+            raise ValueError("counted_on: federation counts all devices' words before round 1; set score_at: init too")
         return self
 
     @property

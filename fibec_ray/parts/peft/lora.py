@@ -27,11 +27,11 @@ class Lora(InLinears):
     multiplied by sqrt(s / s_k) on the way down and divided on the way up, so that s_k B A is the same on both sides. If
     all ranks equal r, this is LoRA with one rank.
 
-    take_turns (RoLoRA, Chen et al. 2024): devices train and send B in even rounds and A in odd ones. The mean of the
-    updates is then the update of the mean, as in FFA-LoRA, while A is trained too.
+    take_turns (RoLoRA, Chen et al. 2024): devices train and send B in the first round, A in the second, and so on. The
+    mean of the updates is then the update of the mean, as in FFA-LoRA, while A is trained too.
 
-    freeze_a: devices train and send only B. A is the server's, which may change it (FedSVD); with an aggregator that
-    does not, this is FFA-LoRA.
+    freeze_a: devices train and send only B. The aggregator may change A, as in FedSVD. Otherwise A keeps its first
+    values, as in FFA-LoRA.
     """
 
     kind: Literal["lora"] = "lora"
@@ -50,7 +50,7 @@ class Lora(InLinears):
         "global", description="s on a device of rank r_k: global uses r, device uses r_k"
     )
     take_turns: bool = Field(False, description="train A and B in alternate rounds")
-    freeze_a: bool = Field(False, description="train and send only B; the server alone may change A")
+    freeze_a: bool = Field(False, description="train and send only B; only the server may change A")
     marks: ClassVar[tuple[str, ...]] = (".lora_",)
 
     @model_validator(mode="after")

@@ -23,11 +23,12 @@ from fibec_ray.tensors import Tensors
 class LoraSb(Between):
     """LoRA-SB (Ponkshe et al. 2024), as Fed-SB trains it: h = W x + B R A x with only R (r, r) trained.
 
-    B (out, r) and A (r, in) are equal on all devices. All three start at 0; after round 0 the aggregator `fed_sb` sets
-    them once from the devices' gradients. There is no factor alpha / r (the papers set it to 1). All R
-    must be shared, since a personal one would have no factors.
+    B (out, r) and A (r, in) are the same on all devices. B, R and A start at 0. After the first round the aggregator
+    `fed_sb` sets them once from the devices' gradients. There is no factor alpha / r (the papers set it to 1).
+    All R must be shared, since a personal one would have no factors.
 
-    Devices send r^2 numbers per weight. B and A are counted on the way down from round 1 on, since a device may be new.
+    Devices send r^2 numbers per weight. From the second round on, downlink bytes include B and A, since a device may be
+    new.
     """
 
     kind: Literal["lora_sb"] = "lora_sb"

@@ -22,12 +22,11 @@ from fibec_ray.tensors import Tensors, drop
 
 
 class MovingLora(Lora):
-    """LoRA on a base that the server updates: h = (W + s D) x + s B A x. D (out x in) starts at 0; devices do not train
-    it.
+    """LoRA on a base that the server updates: h = (W + s D) x + s B A x.
 
-    For methods that merge all of the devices' updates (FLoRA), or what the averaged factors cannot hold (FedEx-LoRA,
-    FedMomentum), into the base. D is as large as W, and is sent to devices in each round. W itself does not change,
-    since processes share it. The saved adapter is a LoRA with the rank of D + B A, at most that of W.
+    D (out x in) starts at 0 and only the server changes it. FLoRA merges all updates into D; FedEx-LoRA and FedMomentum
+    merge only what the averaged factors cannot hold. D is as large as W, and is sent to devices in each round. W itself
+    does not change, since processes share it. The saved adapter is a LoRA with the rank of D + B A, at most that of W.
     """
 
     kind: Literal["moving_lora"] = "moving_lora"  # type: ignore[assignment]

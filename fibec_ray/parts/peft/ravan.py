@@ -25,15 +25,15 @@ _SCALE = re.compile(r"(.+)\.ravan_s\.(\d+)\.weight")
 class Ravan(Between):
     """RAVAN (Raje et al., NeurIPS 2025): h = W x + sum_i s_i B_i H_i A_i x over heads i.
 
-    A_i and B_i are frozen, random and equal on all devices. H_i (r, r) starts at 0, the scalar s_i at 1; both are
+    A_i and B_i are frozen, random and the same on all devices. H_i (r, r) starts at 0 and the scalar s_i at 1; both are
     trained. A device sends s_i H_i, and goes on with s_i = 1. The server's average of these products is then the
-    average of the devices' full updates, and has a rank of up to h r for h r^2 numbers per weight.
+    average of the devices' full updates. Its rank is up to h r, for h r^2 numbers per weight.
 
     Ours: the rows of all A_i of a weight are orthonormal, and so are the columns of all B_i, so that heads do not
-    overlap (where a Linear has fewer than h r inputs or outputs they only have length 1). They are redrawn from `seed`
-    and never sent. s_i travels too, as a change of 0. There is no factor alpha /
-    r, so learning rates must be higher than for LoRA, by about ten times with AdamW. The paper's choice of heads for
-    weak devices is left out: all devices train all heads.
+    overlap. In a Linear with fewer than h r inputs or outputs they only have length 1. Factors are redrawn from `seed`
+    and never sent. s_i is sent too, as a change of 0. There is no factor alpha / r, so use higher learning rates than
+    for LoRA, about ten times with AdamW. All devices train all heads; the paper's choice of heads for weak devices is
+    left out.
     """
 
     kind: Literal["ravan"] = "ravan"

@@ -18,11 +18,11 @@ from fibec_ray.tensors import Tensors, drop
 
 
 class SeededLora(Lora):
-    """LoRA whose trained tensors (head included) are w = w_0 - sum_j a_j z_j, for FedKSeed. Only a, K numbers, travels.
+    """LoRA whose trained tensors, head included, are w = w_0 - sum_j a_j z_j (FedKSeed). Only the K numbers a_j travel.
 
-    w_0 are the values at the start of the run and z_j is a normal vector that the number j names, so every process can
-    rebuild w. Devices change a (solver fedkseed), and the server averages it. Rebuilding draws as many vectors as a has
-    entries that are not 0, once a round in each process. The saved adapter is plain LoRA.
+    w_0 are the values at the start of the run. z_j is the standard normal vector drawn with seed j, so every process
+    can rebuild w. Devices change a (solver fedkseed), and the server averages it. Each process rebuilds w once a round,
+    with one draw for each entry of a that is not 0. The saved adapter is plain LoRA.
     """
 
     kind: Literal["seeded_lora"] = "seeded_lora"  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""FedDPA: an adapter of the device's own beside the shared one, mixed for each test sample.
+"""FedDPA: a shared and an own adapter on each device, mixed for each test sample.
 
 Shapes: B samples of a batch, r rank, `in`/`out` features of an adapted weight.
 """
@@ -19,10 +19,10 @@ from fibec_ray.tensors import Tensors
 
 
 class FedDpa(Solver):
-    """FedDPA-T (Yang et al., NeurIPS 2024): FedAvg, plus an adapter of the device's own that never leaves it.
+    """FedDPA-T (Yang et al., NeurIPS 2024): FedAvg, plus a second adapter that never leaves its device.
 
-    Training: the shared adapter as in FedAvg. Then the own one, on the same batches, from (1 - alpha) g + alpha l, with
-    g as received and l as the device left it (at first, l is the shared adapter after training).
+    A device trains the shared adapter as in FedAvg. Then it trains its own on the same batches, from (1 - alpha) g +
+    alpha l: g is the shared adapter as received, l its own adapter of last time (at first, the trained shared one).
     A personal evaluation mixes the outputs of both for each test sample x: h = W x + (1 - a) s B_g A_g x + a s B_l A_l
     x, with a = lambda mean_j cos(f(x), f(x_j)), cut to [0, 1], over some training samples x_j of the device. So a
     sample unlike the device's own data gets the shared adapter. A device that was never drawn has only the shared one.

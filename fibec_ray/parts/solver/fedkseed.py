@@ -1,4 +1,4 @@
-"""FedKSeed: training without gradients, along random directions that a seed names."""
+"""FedKSeed: training without backward passes, along random directions drawn from seeds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fibec_ray.tensors import Tensors, drop
 class FedKSeed(Solver):
     """FedKSeed (Qin et al., ICML 2024): zeroth-order SGD along K directions that all devices share.
 
-    For each batch: draw j of the K directions, g = (l(w + eps z_j) - l(w - eps z_j)) / (2 eps), w <- w - eta g z_j. The
-    device sends sum eta g for each j, a_j; the server averages a, which is the average of the models. Needs peft
+    For each batch: draw a direction j, g = (l(w + eps z_j) - l(w - eps z_j)) / (2 eps), w <- w - eta g z_j. The
+    device sends sum eta g for each j, a_j. The server averages a, which averages the models. Needs peft
     seeded_lora, which rebuilds w from a. Two forward passes per step, no backward pass, no memory for activations.
 
     The paper moves all weights of the model and sends pairs (j, g), without eta. Ours: the directions are those of LoRA
@@ -30,7 +30,7 @@ class FedKSeed(Solver):
     partners: ClassVar[Mapping[str, str]] = {"peft": "seeded_lora"}
     agrees: ClassVar[tuple[str, ...]] = ("num_seeds",)
     silences: ClassVar[Mapping[str, str]] = {"objective": "trains without gradients"}
-    num_seeds: int = Field(4096, ge=1, description="K, as in peft")
+    num_seeds: int = Field(4096, ge=1, description="K; the same as num_seeds of peft")
     epsilon: float = Field(5e-4, gt=0, allow_inf_nan=False, description="eps: distance of the two losses from w")
     lacks: ClassVar[tuple[Need, ...]] = ("steps", "gradients")
 
