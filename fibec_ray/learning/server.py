@@ -137,9 +137,8 @@ class Server:
                 yield replace(for_aggregator, delta=delta, staleness=round_ - version)
 
         rng = seeds.generator(self._job.seed, "privacy", round_)
-        released, privacy = method.privacy.release(
-            self._privacy, passing(), asked[round_].shared, self._job.cohort_size, rng
-        )
+        expected = self._job.schedule.num_updates(self._job.cohort_size)
+        released, privacy = method.privacy.release(self._privacy, passing(), asked[round_].shared, expected, rng)
         try:
             delta, state = method.aggregator.combine(self._state, released)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]

@@ -266,6 +266,16 @@ def test_with_equal_shards_it_is_fedavg_as_it_is(tmp_path: Path) -> None:
     assert digest(private.adapter()) == digest(plain.adapter())
 
 
+def test_the_sum_is_divided_by_the_updates_that_a_schedule_expects(tmp_path: Path) -> None:
+    """Two devices at work, one update to a round: without noise and limit each update counts as it is."""
+    one_each = {"schedule": {"kind": "buffered", "buffer": 1}, "cohort_size": 2, "rounds": 4}
+    runs = [
+        simulate(check(make_regression({"name": "x", **parts}, **one_each), "test"), tmp_path / str(number))
+        for number, parts in enumerate([{}, {"privacy": NO_LIMIT}])
+    ]
+    assert runs[0].adapter_digest == runs[1].adapter_digest
+
+
 @pytest.mark.parametrize("optimiser", ["momentum", "adam"])
 def test_server_optimisers_take_the_noised_mean(optimiser: str, tmp_path: Path) -> None:
     method = {"name": "x", "aggregator": optimiser, "privacy": {"kind": "device_dp", "noise": 1, "clip": 0.1}}

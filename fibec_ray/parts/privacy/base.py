@@ -75,7 +75,7 @@ class Privacy(Part):
     ) -> tuple[Iterable[DeviceUpdate], Tensors]:
         """What the aggregator sees of a round's updates, and the new state. Also called in a round without updates.
 
-        like: the tensors that the round trains. cohort_size: expected number of devices.
+        like: the tensors that the round trains. cohort_size: updates that the schedule expects in a round.
         """
         return updates, state
 
