@@ -13,7 +13,7 @@ from fibec_ray.schedules.base import Schedule
 
 
 def sampling_of(settings: Any) -> Sampling | None:
-    """How a job or an experiment draws its cohorts; None if no accountant knows the law of these draws."""
+    """How a job or an experiment draws its cohorts; None if no accountant here covers these draws."""
     waits = settings.schedule == Schedule()
     law: Sampling | None = settings.sampler.law
     return law if waits and settings.system.is_always_available else None

@@ -114,7 +114,7 @@ class Setting(NamedTuple):
     """True if training drops anything out, in the adapter or in the base"""
     weight_decay: float = 0.0
     sampling: Literal["fixed", "poisson"] | None = "fixed"
-    """how cohorts are drawn: so many devices, or each on its own; None: with another law, or not at random"""
+    """how cohorts are drawn: a fixed number of devices, or each independently; None: in another way"""
 
 
 def of_label(label: str) -> tuple[Need, ...]:

@@ -71,7 +71,7 @@ def test_without_differences_in_speed_it_is_synchronous_to_the_bit(schedule: Any
     same = ("round", "device", "update_digest", "train_loss", "flops", "bytes_up", "staleness")
     assert [[row[name] for name in same] for row in log[0]] == [[row[name] for name in same] for row in log[1]]
     times = [[row["sim_time_s"] for row in run.rows] for run in (plain, other)]
-    assert times[0] == pytest.approx(times[1]), "foreseen times are those of the work that was done"
+    assert times[0] == pytest.approx(times[1]), "predicted times are those of the work that was done"
 
 
 def test_fedasync_that_takes_over_every_model_follows_its_devices(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Aggregator(Part):
         return ()
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
-        """The server's state before round 0. num_devices: in the federation, K in papers."""
+        """The server's state before round 1. num_devices: in the federation, K in papers."""
         return {}
 
     def expected_extras(self, asked: Asked, update: DeviceUpdate) -> Mapping[str, Extra]:

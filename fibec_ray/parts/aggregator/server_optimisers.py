@@ -48,7 +48,7 @@ class ServerOptimiser(Aggregator):
 
     @abstractmethod
     def begin(self, shared: Tensors) -> Tensors:
-        """The optimiser's own state before round 0."""
+        """The optimiser's own state before round 1."""
 
     @abstractmethod
     def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:

@@ -106,7 +106,7 @@ class Objective(Part):
     def absorb(self, shared: Tensors, control: Tensors, extras: Sequence[Tensors], num_devices: int) -> Tensors:
         """The next control, from what `finish` added to the combined updates, in cohort order.
 
-        Before round 0 it is called with an empty control and no extras. shared: the tensors that devices train and
+        Before round 1 it is called with an empty control and no extras. shared: the tensors that devices train and
         send.
         """
         return control

@@ -32,7 +32,7 @@ def _library() -> Any:
 
 
 def gaussian(noise: float, delta: float, count: int) -> float:
-    """Epsilon of `count` Gaussian mechanisms in a row, all on the data of everyone.
+    """Epsilon of `count` Gaussian mechanisms in a row, each on all data.
 
     They compose to one mechanism with z / sqrt(count). Exact: Balle and Wang, ICML 2018, theorem 8.
     """
@@ -40,7 +40,7 @@ def gaussian(noise: float, delta: float, count: int) -> float:
 
 
 def poisson(noise: float, probability: float, delta: float, count: int) -> float:
-    """Epsilon of `count` rounds in which each device takes part with this probability, on its own.
+    """Epsilon of `count` rounds in which each device takes part independently with this probability.
 
     By privacy loss distributions (Koskela et al., AISTATS 2020; Doroshenko et al., PETS 2022). Neighbours: one device
     is added or removed.

@@ -13,8 +13,8 @@ from fibec_ray.tensors import Tensors
 from fibec_ray.types import DeviceUpdate, Extra
 
 Sampling = Literal["fixed", "poisson"]
-"""How cohorts are drawn. fixed: `cohort_size` devices, uniformly without replacement. poisson: each device on its own,
-with probability cohort_size / num_devices."""
+"""How cohorts are drawn. fixed: `cohort_size` devices, uniformly without replacement. poisson: each device
+independently with probability cohort_size / num_devices."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Exposure:
     cohort_size: int
     """expected"""
     sampling: Sampling | None
-    """None: neither of the two, so that no accountant here applies to devices"""
+    """None: drawn in another way, so no accountant here applies to devices"""
     visits: Callable[[int], int]
     """rounds -> local epochs of the device that has trained most, after so many rounds"""
 
@@ -42,7 +42,7 @@ class StepGuard:
 
 
 class Privacy(Part):
-    """What bounds the influence of one device, or of one sample, on what leaves the device or the server.
+    """Bound the influence of one device, or of one sample, on what leaves the device or the server.
 
     Device half: `guard`, `protect`. Server half: `start`, `sent`, `expected_extras`, `release`. Accounting:
     `calibrated`, `epsilon`, `guarantee`. By default nothing is protected.
@@ -59,7 +59,7 @@ class Privacy(Part):
         return delta, {}
 
     def start(self) -> Tensors:
-        """The server's state before round 0."""
+        """The server's state before round 1."""
         return {}
 
     def sent(self, state: Tensors) -> Tensors:

@@ -27,7 +27,7 @@ class Budgeted(Privacy):
         None,
         gt=0,
         le=100,
-        description="epsilon after the last round, from which z follows; 8 if noise is not set either",
+        description="epsilon after the last round; z is the smallest noise that meets it; 8 if noise is not set either",
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="delta of the guarantee; below 1 / number of devices or samples")
 

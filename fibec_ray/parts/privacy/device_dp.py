@@ -22,7 +22,7 @@ from fibec_ray.types import DeviceUpdate, Extra
 BELOW = "privacy/below"
 """Name of the extra: 1 if the device's update was not clipped, else 0."""
 SERVER = -1
-"""Device number of the update that an aggregator sees."""
+"""Device number of the one update that an aggregator sees."""
 CLIP = "clip"
 """Name of the norm C in the server's state and in what devices receive."""
 
@@ -34,10 +34,11 @@ class DeviceDp(Budgeted):
     updates that arrived. All devices count equally, whatever their number of samples. So the aggregator must be
     `mean`, or a server optimiser on it. z = 0 without clipping is FedAvg with uniform weights.
 
-    noise_at: server. Devices clip, and the server clips again what it has decoded. noise_at: device. Each device adds
-    N(0, (z C)^2 / m) to its clipped update, so that m updates have the same noise in sum. The server adds what is
-    missing where updates are lost. It cannot clip again, and needs cohorts of a fixed size. The guarantee is the same,
-    for someone who sees sums of updates only, as with secure aggregation.
+    noise_at: server. Devices clip, the server clips again what it has decoded, and adds the noise.
+
+    noise_at: device. Each device adds N(0, (z C)^2 / m) to its clipped update, so that m updates have the same noise in
+    sum. If updates are lost, the server adds the missing noise. It cannot clip again, and needs cohorts of a fixed
+    size. The guarantee is the same for someone who sees only sums of updates, as with secure aggregation.
 
     quantile: adaptive clipping (Andrew et al., NeurIPS 2021). A device also sends b_k = 1 if |delta_k| <= C, else 0.
     After each round C <- C exp(-clip_rate (b - quantile)), b = (sum_k (b_k - 1/2) + N(0, s^2)) / m + 1/2, with

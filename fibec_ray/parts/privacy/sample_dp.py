@@ -15,11 +15,11 @@ class SampleDp(Budgeted):
     """DP-SGD (Abadi et al., CCS 2016) in each local step: the gradient is (sum_i clip(g_i) + N(0, (z C)^2)) / B.
 
     g_i is the exact gradient of sample i over all tensors that move, clip(g) = g min(1, C / |g|_2), B the batch's
-    size. Terms of the objective that depend on no sample, such as FedProx's, are added afterwards. Then follow
-    `local.clip` and the optimiser. Weights of devices stay as the aggregator has them.
+    size. Terms of the objective that depend on no sample, such as FedProx's, are added afterwards. Then come
+    `local.clip` and the optimiser. The aggregator weights devices as without privacy.
 
     Batches are fixed and shuffled, not drawn by Poisson sampling. Each local epoch shows a sample once, so it counts as
-    one Gaussian mechanism on that sample, without amplification by sampling. The device that has trained in most
+    one Gaussian mechanism on that sample, without amplification by sampling. The device that has trained in the most
     rounds decides epsilon. Neighbours: a sample's gradient is replaced by zero. z = 0 and clip: null is plain SGD.
     Ours: this accounting, which is valid for fixed batches and anyone who sees the devices' updates.
     """
