@@ -37,3 +37,9 @@ def walk(steps: range, num_batches: int, shuffled: Callable[[int], Sequence[int]
     """
     orders = {number: shuffled(number) for number in sorted({step // num_batches for step in steps})}
     return [orders[step // num_batches][step % num_batches] for step in steps]
+
+
+def until_drop_out(visible: list[Tensor], share: float, rng: torch.Generator) -> list[Tensor]:
+    """A random share of the batches, one or more: those of a device that drops out in mid-round."""
+    chosen = torch.randperm(len(visible), generator=rng)[: max(1, int(share * len(visible)))]
+    return [visible[int(i)] for i in chosen.sort().values]

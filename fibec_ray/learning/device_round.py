@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fibec_ray.curvature.fisher import FisherScan
 from fibec_ray.errors import ConfigError
+from fibec_ray.learning.batches import until_drop_out
 from fibec_ray.learning.faults import NOT_FINITE
 from fibec_ray.learning.fitting import fitted, on_wire, rank_of, to_send
 from fibec_ray.learning.guarded_steps import Guard
@@ -74,13 +75,10 @@ class DeviceRound:
         return self._until_drop_out(visible)
 
     def _until_drop_out(self, visible: list[Tensor]) -> list[Tensor]:
-        """The batches that the device trains on: a random share of them, one or more, if it drops out in mid-round."""
-        share = self.plan.shares.get(self.device, 1.0)
-        if share == 1.0:
+        """The batches that the device trains on: fewer if it drops out in mid-round."""
+        if (share := self.plan.shares.get(self.device, 1.0)) == 1.0:
             return visible
-        rng = self.host.rng("drop_out", self.device, self.plan.round)
-        chosen = torch.randperm(len(visible), generator=rng)[: max(1, int(share * len(visible)))]
-        return [visible[int(i)] for i in chosen.sort().values]
+        return until_drop_out(visible, share, self.host.rng("drop_out", self.device, self.plan.round))
 
     def _mask(self) -> Tensors:
         """Which entries of personal tensors may move."""

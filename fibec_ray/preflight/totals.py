@@ -78,7 +78,7 @@ def work(experiment: Experiment, rehearsal: Rehearsal, samples: Samples, seats: 
     job, devices, count = rehearsal.job, Devices(rehearsal, samples), seats.placement.num_actors
     opened = sum((devices.setup(device) for device in range(job.num_devices)), Amount())
     rounds = [
-        sum((devices.device_round(device, plan.version_of(device)) for device in plan.cohort), Amount())
+        sum((devices.device_round(d, plan.version_of(d), plan.shares.get(d, 1.0)) for d in plan.cohort), Amount())
         for plan in plans_of(rehearsal, samples)
     ]
     own = "personal" not in job.method.sharing.lacks or job.method.has_own_models

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fibec_ray import seeds
-from fibec_ray.learning.batches import fixed_batches, steps_of
+from fibec_ray.learning.batches import fixed_batches, steps_of, until_drop_out
 from fibec_ray.learning.job import Job
 from fibec_ray.parts.part import Passes
 from fibec_ray.preflight.rehearsal import Rehearsal, named
@@ -70,8 +70,8 @@ class Devices:
             total += self._own_passes(lengths, passes)
         return total + self._trained(lengths, self._batches(device), self.rehearsal.found.setup_trainings)
 
-    def device_round(self, device: int, round_: int) -> Amount:
-        """One device-round."""
+    def device_round(self, device: int, round_: int, share: float = 1.0) -> Amount:
+        """One device-round. share: below 1, of its batches, if the device drops out in mid-round."""
         job, curriculum = self.job, self.rehearsal.method.curriculum
         lengths, batches = self.samples.train[device], self._batches(device)
         taken, total = self.rehearsal.participation(self._took_part[device]), Amount()
@@ -80,6 +80,8 @@ class Devices:
                 total += self._scans(lengths, self._order(device, round_))
             rng = seeds.generator(job.seed, "visible", device, round_)
             visible = curriculum.visible(self._memory.get(device, {}), batches, round_, job.rounds, rng) or batches
+        if share < 1:
+            visible = until_drop_out(list(visible), share, seeds.generator(job.seed, "drop_out", device, round_))
         seen = lengths[torch.cat(visible).numpy()]
         total += self._training(lengths, visible, len(batches), round_, taken.trainings)
         total += self._scans(seen, taken.scans)

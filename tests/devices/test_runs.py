@@ -20,11 +20,12 @@ from fibec_ray.config.load import check, load_experiment
 from fibec_ray.errors import ConfigError, RunDirError
 from fibec_ray.files.yaml_text import to_yaml
 from fibec_ray.jobs.parcel import settings_for
+from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import read_devices, read_rounds, read_table
 from fibec_ray.runs.begin import begin
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.resume import resume
-from fibec_ray.runs.simulation import simulate
+from fibec_ray.runs.simulation import cache_dir, prepare, simulate
 from fibec_ray.runs.verify import verify
 
 
@@ -188,7 +189,10 @@ def test_partial_work_trains_on_a_share_of_the_batches(tmp_path: Path) -> None:
         assert row["num_steps"] == 2 * row["num_batches_seen"]  # two local epochs
         shares.append(share)
     assert 0 < sum(share < 1 for share in shares) < 9
-    assert {row["num_dropped"] for row in read_rounds(tmp_path / "run").to_pylist() if row["round"] >= 0} == {0}
+    rounds = [row for row in read_rounds(tmp_path / "run").to_pylist() if row["round"] >= 0]
+    assert {row["num_dropped"] for row in rounds} == {0}
+    planned = foresee(experiment, prepare, tmp_path / "planned", cache_dir())
+    assert list(planned.work.rounds_flops) == pytest.approx([row["flops"] for row in rounds])
 
 
 def plan_round(experiment: Experiment, round_: int) -> tuple[int, ...]:
