@@ -24,7 +24,7 @@ class Mixer:
     """
 
     def __init__(self, solver: Solver, model: LocalModel, memory: Tensors, shard: Shard, rows: Tensor):
-        self._solver, self._model, self._memory = solver, cast(LanedModel, model), memory
+        self._solver, self._model = solver, cast(LanedModel, model)
         device = next((value.device for value in model.trainable.values()), torch.device("cpu"))
         self._shared = {name: value.detach() for name, value in model.trainable.items()}
         self._memory = {name: value.to(device) for name, value in memory.items()}

@@ -14,7 +14,6 @@ from peft_models import batch, made, part_of, stirred
 from torch import Tensor
 from torch.nn import functional as F
 
-from fibec_ray.config.load import check
 from fibec_ray.errors import ConfigError
 from fibec_ray.low_rank import CORE, A, B
 from fibec_ray.models.torch_model import TorchModel
@@ -79,6 +78,14 @@ def test_ravan_sends_scaled_matrices_so_that_the_mean_is_that_of_the_updates(tmp
     assert not torch.allclose(next(iter(apart.values())), next(iter(exact.values())), atol=1e-3), "as s and H alone"
 
 
+def test_ravans_scales_are_1_after_a_round_whatever_noise_they_got(tmp_path: Path) -> None:
+    part = Ravan(heads=2, r=3)
+    values = _drawn(made(part, "bert", "mean_pool", tmp_path).read(), 1)
+    after = part.after_round(values, {}, 0, 9)
+    assert after.keys() == {name for name in values if ".ravan_s." in name}
+    assert all((value == 1).all() for value in after.values())
+
+
 def _drawn(values: Tensors, seed: int) -> Tensors:
     rng = torch.Generator().manual_seed(seed)
     return {name: value + torch.randn(value.shape, generator=rng) for name, value in values.items()}
@@ -137,6 +144,29 @@ def test_fed_sb_s_devices_send_the_gradients_of_the_frozen_weights(family: str, 
     assert aggregator.expected_extras(asked, DeviceUpdate(0, 3, 1, {})) == {}
 
 
+def test_fed_sb_s_gradient_of_an_unused_weight_is_zero(tmp_path: Path) -> None:
+    """BERT's pooler, whose output mean_pool does not use."""
+    part = part_of("lora_sb").model_copy(update={"target_modules": ("query", "pooler.dense")})
+    model: Any = made(part, "bert", "mean_pool", tmp_path)
+    found = FedSb().extras_before(model, Three(), list(model.trainable), 0, torch.Generator())  # type: ignore[arg-type]
+    used = {name.rpartition(".")[2]: bool(value.any()) for name, value in found.items()}
+    assert used == {"query": True, "dense": False} and len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("sharing", "message"),
+    [
+        ("none", "needs sharing 'all' or 'body', found 'none'"),
+        ("gal", "needs sharing 'all' or 'body', found 'gal'"),
+        ({"kind": "body", "last_blocks": 1}, "a weight without factors never learns; set method.sharing=all"),
+    ],
+)
+def test_fed_sb_s_factors_are_not_left_at_zero(sharing: Any, message: str, tiny_settings: Any, tmp_path: Path) -> None:
+    method = {"name": "m", "peft": "lora_sb", "aggregator": "fed_sb", "sharing": sharing}
+    with pytest.raises(ConfigError, match=message):
+        after_rounds(0, tiny_settings(method), tmp_path)
+
+
 @pytest.mark.parametrize("step", ["sign", "gradient"])
 def test_fed_sb_starts_at_the_best_approximation_of_one_step(step: Any) -> None:
     """B R A is the SVD of -eta sign(sum_k w_k G_k) cut to rank 2, with w = (1/4, 3/4) and eta = 0.5."""
@@ -179,9 +209,3 @@ def test_fed_sb_s_mean_is_the_mean_of_the_full_updates(tiny_settings: Any, tmp_p
     assert (first.bytes_up, later.bytes_up) == (own + weights, own)
     frozen = num_bytes({n: v for n, v in values.items() if n.endswith((A, B))})
     assert (first.bytes_down, later.bytes_down) == (own, own + frozen)
-
-
-def test_fed_sb_shares_every_core(tiny_settings: Any) -> None:
-    method = {"name": "m", "peft": "lora_sb", "aggregator": "fed_sb", "sharing": "gal"}
-    with pytest.raises(ConfigError, match="peft 'lora_sb' needs sharing 'all' or 'body', found 'gal'"):
-        check(tiny_settings(method), "test")

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fibec_ray.answers import Answers
+from fibec_ray.errors import ConfigError
 from fibec_ray.low_rank import CORE, A, B
 from fibec_ray.model_types import LocalModel, Shard
 from fibec_ray.parts.aggregator.base import Aggregator
@@ -54,21 +55,33 @@ class FedSb(Aggregator):
         return (*super().needs, "fresh")  # the factors come from gradients at the start
 
     def start(self, shared: Tensors, num_devices: int) -> Tensors:
-        return {"has_factors": torch.tensor(not _adapted(shared))}
+        cores = _adapted(shared)
+        alone = [x for name in shared if name.endswith(A) and (x := name.removesuffix(A)) not in cores]
+        if cores and alone:
+            raise ConfigError(
+                f"method.sharing: {alone[0]} is personal, but fed_sb chooses factors for shared weights only, and a "
+                "weight without factors never learns; set method.sharing=all, or method.sharing.last_blocks=0"
+            )
+        return {"has_factors": torch.tensor(not cores)}
 
     def extras_before(
         self, model: LocalModel, shard: Shard, names: Collection[str], round_: int, rng: torch.Generator
     ) -> Tensors:
-        """`gradient/X` (out, in) for each adapted weight X, as long as there are no factors."""
-        cores = [x + CORE for x in _adapted(names)]
-        if not cores or _are_set(model.read([x + A for x in _adapted(names)])):
+        """`gradient/X` (out, in) for each adapted weight X, as long as there are no factors.
+
+        0 for a weight that the loss does not depend on, such as an unused pooler's.
+        """
+        adapted = _adapted(names)
+        now = model.read([x + side for x in adapted for side in (A, B)])
+        if not adapted or _are_set(now):
             return {}
         rows = torch.randperm(shard.num_samples, generator=rng)[: self.max_samples]
-        sums: Tensors = {}
+        sums = {x + CORE: torch.zeros(len(now[x + B]), now[x + A].shape[1]) for x in adapted}
         model.train(False)
         for part in rows.split(GROUP):
-            accumulate(sums, _gradients(model, shard, part, cores))
-        return with_prefix(GRADIENT, {x.removesuffix(CORE): value.cpu() / len(rows) for x, value in sums.items()})
+            found = _gradients(model, shard, part, list(sums))
+            accumulate(sums, {x: value.cpu() for x, value in found.items()})
+        return with_prefix(GRADIENT, {x.removesuffix(CORE): value / len(rows) for x, value in sums.items()})
 
     def passes(self, round_: int, answers: Answers) -> Sequence[Passes]:
         return () if round_ else [Passes(self.max_samples, GROUP, backwards=1)]
@@ -126,7 +139,7 @@ def _adapted(names: Collection[str]) -> list[str]:
 def _all_of(update: DeviceUpdate, rates: list[float]) -> Tensors:
     """Delta and gradients in one; notes the update's learning rate."""
     rates.append(update.learning_rate)
-    return update.delta | update.extras
+    return update.delta | with_prefix(GRADIENT, under_prefix(GRADIENT, update.extras))
 
 
 def _gradients(model: LocalModel, shard: Shard, rows: Tensor, cores: Sequence[str]) -> Tensors:

@@ -28,6 +28,7 @@ class Ravan(Between):
     A_i and B_i are frozen, random and the same on all devices. H_i (r, r) starts at 0 and the scalar s_i at 1; both are
     trained. A device sends s_i H_i, and goes on with s_i = 1. The server's average of these products is then the
     average of the devices' full updates. Its rank is up to h r, for h r^2 numbers per weight.
+    After each round the server sets s_i to 1.
 
     Ours: the rows of all A_i of a weight are orthonormal, and so are the columns of all B_i, so that heads do not
     overlap. In a Linear with fewer than h r inputs or outputs they only have length 1. Factors are redrawn from `seed`
@@ -63,6 +64,10 @@ class Ravan(Between):
                 matrix = f"{found[1]}.ravan_H.{found[2]}.weight"
                 new |= {matrix: values[name] * values[matrix], name: torch.ones_like(values[name])}
         return new
+
+    def after_round(self, shared: Tensors, control: Tensors, round_: int, rounds: int) -> Tensors:
+        """s_i = 1, whatever noise or compression have added to its change of 0."""
+        return {name: torch.ones_like(value) for name, value in shared.items() if _SCALE.fullmatch(name)}
 
     def factors(self, values: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, int]]) -> Tensors:
         """B = [s_1 B_1 H_1, ..., s_h B_h H_h] and A = [A_1; ...; A_h]."""
