@@ -20,6 +20,7 @@ Need = Literal[
     "one_stack",
     "position",
     "lora",
+    "pairs",
     "personal",
     "shared",
     "moving",
@@ -41,7 +42,7 @@ Need = Literal[
 
 text: samples are tokens. classes: labels can be counted. transformer: a pretrained base. one_stack: a base
 whose blocks all see one sequence, unlike those of an encoder-decoder. position: a place in that sequence whose
-output predicts the answer. lora: matrices A and B.
+output predicts the answer. lora: matrices A and B. pairs: the server has A wherever it has B, and B wherever it has A.
 personal, shared: some tensors stay on devices, or are sent. moving: personal tensors are trained. steps: a device sends
 the sum of its optimiser's steps. gradients: training computes the gradients of the plain loss. whole: all devices send
 all shared tensors, in one shape. exact: the server sees the delta that the device computed. dense: it sees some value
@@ -62,6 +63,8 @@ LACKING: dict[Need, str] = {
     "position": "compares states at the answer's position, but {other} has two sequences, source and target; set "
     "method.sharing.score_at=tokens",
     "lora": "works on LoRA's matrices, but {other} has none; choose another kind, or peft lora on a transformer",
+    "pairs": "works on products of LoRA's two matrices, but {other} leaves one of them on the devices; set sharing: "
+    "all, or {axis}: {neutral}",
     "personal": "needs personal tensors, but {other} leaves none; set {axis}: {neutral}, or share less, such as "
     "sharing: body",
     "shared": "needs shared tensors, but {other} shares nothing; set {axis}: {neutral}, or sharing: all",

@@ -10,6 +10,7 @@ import torch
 from conftest import TINY_BERT, classes
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn import functional as F
 
 from fibec_ray.low_rank import MOVED, A, B, blank
 from fibec_ray.method import Method
@@ -152,6 +153,22 @@ ONLY_B = [values | {XA: SHARED[XA]} for values in TRAINED]
 def test_fedsvd_with_a_frozen_is_the_mean_of_the_devices_updates() -> None:
     new = combined(FedSvd(), values=ONLY_B)
     torch.testing.assert_close(product(new), mean_of([product(values) for values in ONLY_B]), rtol=1e-5, atol=1e-5)
+
+
+def test_fedsvd_counts_missing_ranks_as_no_change() -> None:
+    """A device of rank 1 trains the first column of B; A stays, so the mean of the updates is still exact."""
+    deltas = [torch.randn(5, rank, generator=rng(rank)) for rank in (1, 2)]
+    updates = [
+        DeviceUpdate(0, 1, 1, {XB: F.pad(deltas[0], (0, 1))}, rank=1),
+        DeviceUpdate(1, 3, 1, {XB: deltas[1]}, rank=2),
+    ]
+    rule = FedSvd()
+    step, state = rule.combine(rule.start(SHARED, 9), updates)
+    new = SHARED | add(step, SHARED)
+    a, b = SHARED[XA].double(), SHARED[XB].double()
+    expected = b @ a + deltas[0].double() @ a[:1] / 4 + deltas[1].double() @ a * 3 / 4
+    torch.testing.assert_close(product(new), expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(state[f"shared/{name}"], value) for name, value in new.items())
 
 
 def test_fedsvd_needs_no_more_than_the_mean_of_the_updates() -> None:
@@ -368,6 +385,13 @@ def test_fedrpca_amplifies_what_devices_do_not_share() -> None:
         ({"peft": {"kind": "sparse_lora", "freeze_a": True}}, "freeze_a do not work with two stages"),
         ({"peft": {"kind": "lora", "ranks": [2, 4]}, "aggregator": "lora_fair"}, "every device to send all tensors"),
         ({"peft": "bitfit", "aggregator": "fedrpca"}, "works on LoRA's matrices"),
+        *(
+            (
+                {"sharing": "matrices", "aggregator": kind},
+                "'matrices' leaves one of them on the devices; set sharing: all",
+            )
+            for kind in ("lora_fair", "fedsvd", "flexlora", "hetlora")
+        ),
         ({"uplink": "topk", "aggregator": "fedrpca"}, "choose another uplink"),
     ],
 )

@@ -26,7 +26,7 @@ class OverFactors(Aggregator):
     """
 
     can_be_wrapped: ClassVar[bool] = False
-    needs: ClassVar[tuple[Need, ...]] = ("lora", "received", "updates")
+    needs: ClassVar[tuple[Need, ...]] = ("lora", "pairs", "received", "updates")
 
     @abstractmethod
     def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

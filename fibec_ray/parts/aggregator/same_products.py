@@ -14,33 +14,42 @@ from pydantic import Field
 from torch import Tensor
 
 from fibec_ray.low_rank import A, B, pairs
+from fibec_ray.parts.aggregator.base import Aggregator
 from fibec_ray.parts.aggregator.over_factors import OverFactors, mean_factors
 from fibec_ray.parts.part import Need
-from fibec_ray.tensors import Tensors, add
+from fibec_ray.tensors import Tensors, add, clone, under_prefix, weighted_mean, with_prefix
 from fibec_ray.types import DeviceUpdate
 
 
-class FedSvd(OverFactors):
+class FedSvd(Aggregator):
     """FedSVD (NeurIPS 2025, arXiv 2505.12805): averages, then splits the product so that A has orthonormal rows.
 
     B_m A_m = U S V^T; A <- V_r^T, B <- U_r S_r. The product does not change. Use it with peft lora and freeze_a, where
     devices train B only: the mean of the updates is then the update of the mean, s B_m A = s sum_k w_k B_k A. It is
     made for differential privacy, where noise on both factors would be multiplied. Without freeze_a the product of the
     means is split, which is FedAvg with other factors.
-    The rows of A span the same space in every round, as they are never trained; only its axes turn. Tensors outside
-    LoRA (a head) use FedAvg.
+    With freeze_a the rows of A span the same space in every round; only the axes turn. If ranks differ by device, a
+    device gets the largest singular directions, and ranks that it lacks count as a change of 0. Tensors outside LoRA (a
+    head) use FedAvg.
     """
 
     kind: Literal["fedsvd"] = "fedsvd"
-    needs: ClassVar[tuple[Need, ...]] = ("lora", "received")  # the mean of the updates is enough
+    can_be_wrapped: ClassVar[bool] = False
+    needs: ClassVar[tuple[Need, ...]] = ("lora", "pairs", "received")  # the mean of the updates is enough
 
-    def factors(self, received: Tensors, trained: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
-        step = mean_factors(received, trained, weights)
-        new = add(step, received)
-        for x in pairs(received):
+    def start(self, shared: Tensors, num_devices: int) -> Tensors:
+        return with_prefix("shared", clone(shared))
+
+    def combine(self, state: Tensors, updates: Iterable[DeviceUpdate]) -> tuple[Tensors, Tensors]:
+        step = weighted_mean((update.num_samples, update.delta) for update in updates)
+        if not step:
+            return {}, state
+        old = under_prefix("shared", state)
+        new = old | add(step, old)
+        for x in pairs(old):
             a, b = orthonormal_rows(new[x + A], new[x + B])
-            step |= {x + A: a.to(received[x + A]) - received[x + A], x + B: b.to(received[x + B]) - received[x + B]}
-        return step
+            step |= {x + A: a.to(old[x + A]) - old[x + A], x + B: b.to(old[x + B]) - old[x + B]}
+        return step, state | with_prefix("shared", add(step, old))
 
 
 def orthonormal_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

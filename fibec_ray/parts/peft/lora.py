@@ -31,7 +31,8 @@ class Lora(InLinears):
     mean of the updates is then the update of the mean, as in FFA-LoRA, while A is trained too.
 
     freeze_a: devices train and send only B. The aggregator may change A, as in FedSVD. Otherwise A keeps its first
-    values, as in FFA-LoRA.
+    values, as in FFA-LoRA. take_turns and freeze_a hold for shared layers; both matrices of personal layers are trained
+    in every round.
     """
 
     kind: Literal["lora"] = "lora"

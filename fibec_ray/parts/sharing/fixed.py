@@ -57,7 +57,7 @@ class Matrices(Sharing):
         "personal", description="personal in the paper; no effect without a head"
     )
     needs: ClassVar[tuple[Need, ...]] = ("lora",)
-    lacks: ClassVar[tuple[Need, ...]] = ()
+    lacks: ClassVar[tuple[Need, ...]] = ("pairs",)
 
     @property
     def sends(self) -> str:
