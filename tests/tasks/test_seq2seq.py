@@ -68,7 +68,7 @@ def test_source_and_target_are_column_names() -> None:
     assert COMMON["instruction"][0] == "instruction"
 
 
-@pytest.mark.parametrize("kind", [kind for kind, cls in PEFTS.items() if "one_stack" in cls.needs])
+@pytest.mark.parametrize("kind", [kind for kind, cls in PEFTS.items() if "one_stack" in cls().needs])
 def test_kinds_with_virtual_tokens_say_why_they_do_not_apply(kind: str) -> None:
     with pytest.raises(ConfigError, match=f"method.peft: {kind} adds virtual tokens to one sequence, but an encoder-"):
         check(make_seq2seq({"name": "test", "peft": kind}), "test")
