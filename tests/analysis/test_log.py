@@ -81,7 +81,7 @@ def test_a_url_that_nothing_knows_is_refused() -> None:
 
 def test_what_a_newer_version_added_is_left_out(tmp_path: Path) -> None:
     run = small_run(tmp_path, {0: 0.5})
-    rewrite(run, "rounds", lambda table: table.append_column("energy_j", pa.array([1.0] * len(table))))
+    rewrite(run, "rounds", lambda table: table.append_column("phase_of_the_moon", pa.array([1.0] * len(table))))
     as_version(run, schema_version="99", schema_major=str(SCHEMA_MAJOR))
     frame = open_run(run).frame("rounds")
     assert frame.columns == TABLES["rounds"].names and frame.get_column("personal_accuracy").max() == 0.5
