@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +72,14 @@ def test_a_run_whose_settings_are_rejected_leaves_no_cluster(
     assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the tests' own cluster, which this process may have joined: a run would use that one."""
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+
+
 @pytest.mark.ray
-def test_a_run_takes_the_waiting_cluster_that_suits_it(short: Path) -> None:
+def test_a_run_takes_the_waiting_cluster_that_suits_it(short: Path, no_ray: None) -> None:
     waiting = local_cluster.start(Unchecked(80, 1), pytest.fail, 2)
     with local_cluster.started_early(FleetConfig(object_store_mb=80, num_actors=1), 2, pytest.fail, waiting) as cluster:
         assert cluster is waiting
@@ -81,7 +88,9 @@ def test_a_run_takes_the_waiting_cluster_that_suits_it(short: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("settings", [{"object_store_mb": 81}, {"kind": "local"}])
-def test_a_waiting_cluster_that_does_not_suit_is_ended_at_once(settings: dict[str, Any], short: Path) -> None:
+def test_a_waiting_cluster_that_does_not_suit_is_ended_at_once(
+    settings: dict[str, Any], short: Path, no_ray: None
+) -> None:
     waiting = local_cluster.start(Unchecked(80, 1), pytest.fail, 2)
     config = FleetConfig.model_validate(settings)
     with local_cluster.started_early(config, 2, pytest.fail, waiting) as cluster:

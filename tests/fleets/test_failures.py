@@ -183,7 +183,7 @@ def test_actors_that_have_no_place_keep_no_others_from_starting(tmp_path: Path, 
         resources = {"no such node": 1} if i == 1 else {}
         return ray.remote(Worker).options(num_cpus=0.1, resources=resources).remote(tmp_path)
 
-    pool = ActorPool(make, 3, 5, 60, 2, notes.append, at_once=1, kind_of=lambda i: i // 2)
+    pool = ActorPool(make, 3, 12, 60, 2, notes.append, at_once=1, kind_of=lambda i: i // 2)
     pool.start()
     try:
         calls = [call(0), Call(1, call(1).submit, kind=1)]
