@@ -53,12 +53,12 @@ class DeviceReport:
     """of what the device sent and what it keeps"""
     state_digest: str = ""
     """of the state that the device has stored; '' if it stores nothing. Not a column: `update_digest` ends with it"""
-    staleness: int = 0
-    """rounds that ended between the device's start and the one that combined its update"""
     quarantined: str | None = None
     """why the update was not averaged, if it was not"""
     peak_gpu_memory_bytes: int | None = None
     energy_j: float | None = None
+    staleness: int | None = 0
+    """rounds that ended between the device's start and the one that combined its update; None in older logs"""
     kept_neurons: tuple[int, ...] | None = None
     """per layer: neurons of personal tensors that the mask let move"""
     layer_fisher: tuple[float, ...] | None = None

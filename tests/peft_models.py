@@ -14,6 +14,7 @@ from batches import of_texts, row, tokens
 from conftest import classes
 
 from fibec_ray.curvature.per_sample import catch
+from fibec_ray.directions import COEFFICIENTS
 from fibec_ray.learning.adapter import save_adapter
 from fibec_ray.model_types import Batch
 from fibec_ray.models.backbone import prepare
@@ -82,9 +83,13 @@ def part_of(name: str) -> Peft:
 
 
 def stirred(model: TorchModel) -> TorchModel:
-    """As if trained: at the start, many kinds have no effect. In evaluation mode."""
+    """As if trained: at the start, many kinds have no effect. In evaluation mode.
+
+    FedKSeed's coefficients stay 0: all other values follow from them, and other ones would not fit these.
+    """
     rng = torch.Generator().manual_seed(5)
-    model.load({name: value + 0.2 * torch.randn(value.shape, generator=rng) for name, value in model.read().items()})
+    values = {name: value + 0.2 * torch.randn(value.shape, generator=rng) for name, value in model.read().items()}
+    model.load({name: value for name, value in values.items() if name != COEFFICIENTS})
     model.train(False)
     return model
 

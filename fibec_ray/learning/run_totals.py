@@ -160,8 +160,8 @@ class RunTotals:
             "energy_j": energy_j,
             "energy_total_j": self.energy_total_j,
             "num_dropped": num_dropped,
-            "mean_staleness": _mean(float(r.staleness) for r in sound) if round_ != SETUP_ROUND else None,
-            "num_late": sum(r.staleness > 0 for r in reports),
+            "mean_staleness": _mean(float(r.staleness or 0) for r in sound) if round_ != SETUP_ROUND else None,
+            "num_late": sum((r.staleness or 0) > 0 for r in reports),
             "epsilon": self._epsilon_after(round_),
             **self._scores(evaluation),
         }

@@ -123,7 +123,7 @@ class AcceptedStates:
             if report.quarantined is not None:
                 continue
             if report.state_digest:
-                self._now[report.device] = StateRef(report.round - report.staleness, report.state_digest)
+                self._now[report.device] = StateRef(report.round - (report.staleness or 0), report.state_digest)
             else:
                 self._now.pop(report.device, None)
 

@@ -232,6 +232,7 @@ def test_resolved_fills_in_every_default() -> None:
     assert plain["method"]["peft"] == {
         "kind": "lora", "r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": None,
         "use_rslora": False, "use_dora": False, "ranks": None, "scale_by": "global", "take_turns": False,
+        "freeze_a": False,
     }  # fmt: skip
     assert plain["method"]["aggregator"] == {"kind": "mean", "weights": "samples"}
     assert plain["local"]["optimizer"] == "adamw"
@@ -272,7 +273,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a key of other kinds, without a kind": (
         ["method=fedavg", "method.aggregator.beta=0.5"],
-        ["method.aggregator: kind is missing; set it to one of: momentum, peptao"],
+        ["method.aggregator: kind is missing; set it to one of: momentum, fedrpca, peptao"],
     ),
     "part that is a number": (["method.curriculum=5"], ["method.curriculum:", "a kind or a mapping", "int"]),
     "partition that is a number": (["partition=5"], ["partition:", "a kind or a mapping", "int"]),

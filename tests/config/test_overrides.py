@@ -165,7 +165,7 @@ ADVICE = {
     ),
     "a key of another kind, kind left out": (
         "method.aggregator.beta=0.5",
-        "kind is missing; set it to one of: momentum, peptao",
+        "kind is missing; set it to one of: momentum, fedrpca, peptao",
         ["method.aggregator.kind=momentum", "method.aggregator.beta=0.5"],
     ),
 }

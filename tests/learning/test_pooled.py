@@ -51,7 +51,7 @@ def test_a_federation_of_one_device_is_centralised_training(epochs: int, tiny_se
     one = {"num_devices": 1, "cohort_size": 1, "local": {"epochs": epochs}}
     pooled, fedavg = (run_of(method, tiny_settings, tmp_path, **one) for method in ("centralised", "fedavg"))
     assert pooled.adapter_digest == fedavg.adapter_digest
-    differ = {"wall_time_s", "sim_time_s", "bytes_up", "bytes_down", "bytes_total"}
+    differ = {"wall_time_s", "sim_time_s", "bytes_up", "bytes_down", "bytes_total", "energy_j", "energy_total_j"}
     for left, right in zip(pooled.rows, fedavg.rows, strict=True):
         assert {key for key in left if left[key] != right[key]} <= differ
     assert pooled.rows[-1]["bytes_total"] == 0 < fedavg.rows[-1]["bytes_total"]
