@@ -63,7 +63,7 @@ def test_a_sampler_is_the_same_after_a_trip_through_yaml(kind: str) -> None:
 
 
 def test_poisson_draws_each_device_alone() -> None:
-    """Of 2000 rounds with q = 6/20: mean size 6 (deviation 0.05), variance 20 * 0.3 * 0.7 = 4.2, sometimes nobody."""
+    """Of 2000 rounds with q = 6/20: mean size 6 (deviation 0.05), variance 20 * 0.3 * 0.7 = 4.2, sometimes none."""
     cohorts = [Poisson().draw(draw(round_)) for round_ in range(2000)]
     sizes = [len(cohort) for cohort in cohorts]
     assert np.mean(sizes) == pytest.approx(6, abs=0.15) and np.var(sizes) == pytest.approx(4.2, abs=0.4)
