@@ -33,7 +33,7 @@ def test_oort_goes_on_after_a_device_whose_training_diverged(loss: float | None)
 
 
 class Given(Sampler):
-    """Draws what it is given."""
+    """Draw the devices of a given list."""
 
     chosen: tuple[int, ...] = ()
 

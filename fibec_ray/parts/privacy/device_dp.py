@@ -34,7 +34,7 @@ class DeviceDp(Budgeted):
     updates that arrived. All devices count equally, whatever their number of samples. So the aggregator must be
     `mean`, or a server optimiser on it. z = 0 without clipping is FedAvg with uniform weights.
 
-    noise_at: server. Devices clip, the server clips again what it has decoded, and adds the noise.
+    noise_at: server. Devices clip. The server decodes their updates, clips again and adds the noise.
 
     noise_at: device. Each device adds N(0, (z C)^2 / m) to its clipped update, so that m updates have the same noise in
     sum. If updates are lost, the server adds the missing noise. It cannot clip again, and needs cohorts of a fixed
