@@ -269,8 +269,10 @@ def test_the_analysis_reads_logs_and_nothing_else_of_ours() -> None:
             assert all(below(name, *READ_BY_THE_ANALYSIS) for name in ours), f"{module}: {ours}"
 
 
-def test_only_the_command_and_the_python_interface_import_the_analysis() -> None:
-    outside = [module for module in importers(ANALYSIS) if not below(module, ANALYSIS, "fibec_ray.cli", API)]
+def test_only_the_command_the_python_interface_and_tuning_import_the_analysis() -> None:
+    """Tuning chooses by the scores that comparisons show."""
+    users = ("fibec_ray.cli", API, "fibec_ray.sweeps.choice")
+    outside = [module for module in importers(ANALYSIS) if not below(module, ANALYSIS, *users)]
     assert outside == []
 
 

@@ -30,7 +30,8 @@ from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.simulation import resolved, simulate
 from fibec_ray.sweeps.folder import folder_of, is_finished, set_aside, write_record
-from fibec_ray.sweeps.load import SweepPlan, load_sweep
+from fibec_ray.sweeps.load import load_sweep
+from fibec_ray.sweeps.plan import SweepPlan
 from fibec_ray.sweeps.run import refuse_failures, run_sweep
 
 TWO = {"fibecfed": ["method=fibecfed"], "fedavg": ["method=fedavg"]}

@@ -11,7 +11,8 @@ from fibec_ray.api.settings import Source, experiment_of, overrides_of
 from fibec_ray.config.names import find_config
 from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import ConfigError
-from fibec_ray.sweeps.load import SweepPlan, SweepRun, Variant, load_sweep, refuse_clashes
+from fibec_ray.sweeps.load import load_sweep, refuse_clashes
+from fibec_ray.sweeps.plan import SweepPlan, SweepRun, Variant
 
 
 def planned_sweep(

@@ -24,7 +24,7 @@ from fibec_ray.errors import ConfigError, did_you_mean
 from fibec_ray.files.storage import is_url
 from fibec_ray.roundlog.schema import TABLES
 from fibec_ray.runs.callbacks import Callback
-from fibec_ray.sweeps.load import SweepRun
+from fibec_ray.sweeps.plan import SweepRun
 from fibec_ray.sweeps.run import refuse_failures, run_here, run_sweep
 
 if TYPE_CHECKING:

@@ -39,6 +39,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     from fibec_ray.sweeps.folder import refuse_mixture
     from fibec_ray.sweeps.load import load_sweeps
     from fibec_ray.sweeps.run import refuse_failures, refuse_missing_data, run_sweep
+    from fibec_ray.sweeps.tune import tuned_table
 
     sweeps, failures = load_sweeps(arguments.config, arguments.overrides), []
     refuse_mixture(arguments.out, sweeps)
@@ -48,6 +49,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
         with entry.advice(lambda: "the same command goes on with this sweep"):
             failures += run_sweep(sweep, out, arguments.jobs, lambda line: print(line, flush=True))
         print(write_table(out, width=screen_width()), end="", flush=True)
+        if sweep.tuning:
+            print(f"\n{tuned_table(sweep.tuning, out, screen_width())}", end="", flush=True)
     if any(sweep.table == "paper" for sweep in sweeps.values()):
         _print_paper_table(arguments.out, incomplete=bool(failures))
     refuse_failures(failures, sum(len(sweep.runs) for sweep in sweeps.values()))

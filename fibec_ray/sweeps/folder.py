@@ -4,6 +4,8 @@ OUT/sweep.yaml              the record that the analysis reads
 OUT/VARIANT/seed-N/         a run directory
 OUT/VARIANT/seed-N.yaml     its configuration
 OUT/VARIANT/seed-N.log      what it printed
+OUT/tuning/                 the tuning runs, in a folder like OUT itself
+OUT/tuned.yaml              the values that they chose, with all scores
 
 A sweep over several tasks has one such folder for each of them: OUT/TASK/sweep.yaml and so on.
 """
@@ -14,6 +16,7 @@ import re
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.config.device_files import with_kept_paths
@@ -25,7 +28,7 @@ from fibec_ray.files.run_dir.leftovers import holds_run
 from fibec_ray.runs.callbacks import read_summary
 from fibec_ray.runs.records import binding, read_record
 from fibec_ray.runs.simulation import resolved
-from fibec_ray.sweeps.load import SweepPlan, SweepRun
+from fibec_ray.sweeps.plan import SweepPlan, SweepRun, Variant
 
 RECORD = "sweep.yaml"
 LOCK = ".lock"
@@ -62,12 +65,30 @@ def refuse_other_contents(out: Path, sweep: SweepPlan) -> None:
 
 
 def write_record(sweep: SweepPlan, out: Path) -> None:
-    """Write DIR/sweep.yaml for the analysis: the reference, and names, groups and folders in table order."""
-    variants = [
-        {"name": v.name, "group": v.group, "folder": v.folder, "overrides": list(v.overrides)} for v in sweep.variants
-    ]
-    record = {"name": sweep.name, "seeds": list(sweep.seeds), "reference": sweep.reference, "variants": variants}
+    """Write DIR/sweep.yaml for the analysis: the reference, and names, groups and folders in table order.
+
+    Of variants that were not picked, the reference and those that the record had before stay in it.
+    """
+    before = _entries(out)
+    entries = {variant.name: _entry(variant) for variant in sweep.variants}
+    for variant in sweep.every:
+        if variant.name not in entries and (variant.name in before or variant.name == sweep.reference):
+            entries[variant.name] = before.get(variant.name, _entry(variant))
+    ordered = [entries[variant.name] for variant in sweep.every or sweep.variants if variant.name in entries]
+    record = {"name": sweep.name, "seeds": list(sweep.seeds), "reference": sweep.reference, "variants": ordered}
     write_yaml(out / RECORD, record)
+
+
+def _entry(variant: Variant) -> dict[str, Any]:
+    return {
+        "name": variant.name, "group": variant.group, "folder": variant.folder, "overrides": list(variant.overrides)
+    }  # fmt: skip
+
+
+def _entries(out: Path) -> dict[str, dict[str, Any]]:
+    """The variants in the record of a folder, by name; {} without a record."""
+    found = read_yaml(out / RECORD)["variants"] if (out / RECORD).exists() else []
+    return {each["name"]: each for each in found if isinstance(each, dict) and isinstance(each.get("name"), str)}
 
 
 def is_finished(run: SweepRun, folder: Path) -> bool:

@@ -18,6 +18,8 @@
       trec: [rounds=100]
       mr: [rounds=20]
 
+`tune` chooses settings by runs of their own first; see tuning.py.
+
 Or the file is an experiment, and overrides with several values make the grid: `method=fibecfed,fedavg seed=0,1,2`.
 
 Overrides apply in the order sweep, task, command line, variant, and among them from the shallowest key to the deepest.
@@ -27,79 +29,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.config.explain import explain
-from fibec_ray.config.load import load_experiment
 from fibec_ray.config.reading import parse_override
-from fibec_ray.errors import ConfigError, UserError, did_you_mean
+from fibec_ray.errors import ConfigError, did_you_mean
 from fibec_ray.sweeps.grid import parse_grid, values
+from fibec_ray.sweeps.plan import SweepPlan, SweepRun, TableName, Variant
 from fibec_ray.sweeps.read import picked_tasks, read_sweep
+from fibec_ray.sweeps.tuning import FOLDER, Source, TuneFile, load_run, settings_tried, tune_file, tuning_of
 
 MAX_NAME = 100
 """characters in a variant's name, which names a folder too"""
-TableName = Literal["sweep", "paper"]
 PICK = "task="
 """Start of an override that picks some tasks of a sweep: task=trec,mr."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One variant of a sweep: its name and what it changes."""
-
-    name: str
-    group: str
-    """title of its group; '' without one"""
-    overrides: tuple[str, ...]
-
-    @property
-    def folder(self) -> str:
-        """Name of the variant's folder: 'pacing: sqrt' -> 'pacing-sqrt'."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-
-
-@dataclass(frozen=True)
-class SweepRun:
-    """One run of a sweep: a variant with a seed."""
-
-    variant: Variant
-    seed: int
-    experiment: Experiment
-
-    @property
-    def label(self) -> str:
-        """Variant and seed, for messages."""
-        return f"{self.variant.name}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """A sweep whose runs have all been checked."""
-
-    path: Path
-    seeds: tuple[int, ...]
-    reference: str
-    variants: tuple[Variant, ...]
-    runs: tuple[SweepRun, ...]
-    """seed by seed, so that a stopped sweep is a complete comparison over the seeds it reached"""
-    task: str = ""
-    """the task of this sweep, one of several in its file; '' if the file has no tasks"""
-    table: TableName = "sweep"
-    """what `fibec-ray sweep` ends with; paper: also the tables and the figure of `fibec-ray paper-table`"""
-
-    @property
-    def name(self) -> str:
-        """Name of the file, with the task: 'accuracy, trec'."""
-        return ", ".join(filter(None, (self.path.stem, self.task)))
+PICK_VARIANTS = "variants="
+"""Start of an override that picks some variants: variants=fedavg,fibecfed."""
 
 
 class _SweepFile(BaseModel, extra="forbid"):
-    """The keys of a sweep file; _variants checks `variants`."""
+    """The keys of a sweep file; _variants checks `variants`, and tuning.py `tune`."""
 
     config: StrictStr = Field(min_length=1)
     overrides: list[StrictStr] = []
@@ -107,6 +61,7 @@ class _SweepFile(BaseModel, extra="forbid"):
     reference: StrictStr
     tasks: dict[StrictStr, list[StrictStr]] = {}
     table: TableName = "sweep"
+    tune: Any = None
     variants: dict[Any, Any] = Field(min_length=1)
 
 
@@ -126,7 +81,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepPlan:
 def load_sweeps(path: Path, overrides: Sequence[str] = ()) -> dict[str, SweepPlan]:
     """Load the sweep of each task in a sweep file: {task: its sweep}, or {"": the sweep} for a file without tasks.
 
-    `task=a,b` among the overrides picks some of the tasks. Raises ConfigError.
+    `task=a,b` among the overrides picks some of the tasks, `variants=a,b` some of the variants. Raises ConfigError.
     """
     raw = read_sweep(path)
     if not raw.keys() & {"variants", "config"} and raw.keys() & Experiment.model_fields.keys():
@@ -142,15 +97,55 @@ def load_sweeps(path: Path, overrides: Sequence[str] = ()) -> dict[str, SweepPla
         raise ConfigError(f"{path}: reference: no variant is called {file.reference!r}; {near}")
     if len(set(file.seeds)) < len(file.seeds):
         raise ConfigError(f"{path}: seeds: {file.seeds} has a seed twice; give each once")
-    config = Path(file.config)
+    _check_names(variants, path)
+    tune = tune_file(file.tune, path)
+    if tune and (taken := [variant.name for variant in variants if variant.folder == FOLDER]):
+        raise ConfigError(f"{path}: variant {taken[0]!r}: tuning runs are in the folder {FOLDER}; rename the variant")
+    picked = _picked(variants, overrides, path)
+    others = [text for text in overrides if not text.startswith(PICK_VARIANTS)]
     return {
-        task: replace(
-            _sweep(path, config, common, _of_task(variants, task), file.seeds, file.reference),
-            task=task,
-            table=file.table,
-        )
-        for task, common in _by_task(file, overrides, path)
+        task: _task_sweep(file, tune, path, variants, [one.name for one in picked], (task, common), others)
+        for task, common in _by_task(file, others, path)
     }
+
+
+def _task_sweep(
+    file: _SweepFile,
+    tune: TuneFile | None,
+    path: Path,
+    every: tuple[Variant, ...],
+    picked: Sequence[str],
+    of_task: tuple[str, Sequence[str]],
+    overrides: Sequence[str],
+) -> SweepPlan:
+    """The sweep of one task. picked: names of variants. of_task: the task, and the overrides of all its runs."""
+    task, common = of_task
+    every, config = _of_task(every, task), Path(file.config)
+    variants = tuple(variant for variant in every if variant.name in picked)
+    runs = _runs(config, common, variants, file.seeds, path)
+    _refuse_equal(runs, path, tune)
+    tuning = None
+    if tune:
+        changes = [text.replace("{task}", task) if task else text for text in tune.overrides]
+        typed = tuple(text for text in overrides if not (task and text.startswith(PICK)))
+        source = Source(path, config, tuple(common), typed, tuple(file.seeds), every, task)
+        tuning = tuning_of(tune, source, _checked(changes, f"{path}: tune.overrides"), runs)
+    plan = SweepPlan(path, tuple(file.seeds), file.reference, variants, tuple(runs), task, file.table)
+    return replace(plan, every=() if len(variants) == len(every) else every, tuning=tuning)
+
+
+def _picked(variants: tuple[Variant, ...], overrides: Sequence[str], path: Path) -> tuple[Variant, ...]:
+    """The variants that `variants=a,b` names, by name or by folder, in the order of the file; all without it."""
+    picks = [text for text in overrides if text.startswith(PICK_VARIANTS)]
+    if not picks:
+        return variants
+    known = {name for variant in variants for name in (variant.name, variant.folder)}
+    wanted = list(values(picks[-1].removeprefix(PICK_VARIANTS)))
+    for name in wanted:
+        if name not in known:
+            near = did_you_mean(name, [variant.name for variant in variants])
+            raise ConfigError(f"{path}: variants: the sweep has no variant {name!r}; {near}")
+    return tuple(variant for variant in variants if variant.name in wanted or variant.folder in wanted)
 
 
 def _by_task(file: _SweepFile, overrides: Sequence[str], path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -238,23 +233,16 @@ def _check_names(variants: Sequence[Variant], path: Path) -> None:
 def _runs(
     config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path
 ) -> list[SweepRun]:
-    runs = []
-    for seed in seeds:
-        for variant in variants:
-            try:
-                experiment = load_experiment(config, [*common, *variant.overrides, f"seed={seed}"])
-            except UserError as error:
-                raise ConfigError(f"{path}: variant {variant.name!r}: {error}") from error
-            runs.append(SweepRun(variant, seed, experiment))
-    return runs
+    return [load_run(config, common, variant, seed, str(path)) for seed in seeds for variant in variants]
 
 
-def _refuse_equal(runs: Sequence[SweepRun], path: Path) -> None:
-    """Refuse two variants with equal settings: one of them has no effect."""
+def _refuse_equal(runs: Sequence[SweepRun], path: Path, tune: TuneFile | None = None) -> None:
+    """Refuse two variants with equal settings, which are tuned in the same way: one of them has no effect."""
     first = [run for run in runs if run.seed == runs[0].seed]
     for at, run in enumerate(first):
         for other in first[:at]:
-            if run.experiment == other.experiment:
+            names = (run.variant.name, other.variant.name)
+            if run.experiment == other.experiment and settings_tried(tune, names[0]) == settings_tried(tune, names[1]):
                 raise ConfigError(
                     f"{path}: variants {other.variant.name!r} and {run.variant.name!r} are the same experiment; "
                     "remove one, or change its overrides"

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,24 +20,11 @@ from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import write_settings
 from fibec_ray.sweeps.children import Task, run_all
 from fibec_ray.sweeps.folder import folder_of, is_finished, locked, refuse_other_contents, set_aside, write_record
-from fibec_ray.sweeps.load import SweepPlan, SweepRun
+from fibec_ray.sweeps.plan import Failure, SweepPlan, SweepRun
+from fibec_ray.sweeps.tune import tuned
+from fibec_ray.sweeps.tuning import FOLDER
 
 PROGRAM = (sys.executable, "-m", "fibec_ray")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run of a sweep that did not finish, and the error that ended it."""
-
-    run: SweepRun
-    reason: str
-    task: str = ""
-    """the sweep's task, if its file has several"""
-
-    @property
-    def label(self) -> str:
-        """Task, variant and seed, for messages."""
-        return ", ".join(filter(None, (self.task, self.run.label)))
 
 
 Ended = Callable[[SweepRun, str, float], None]
@@ -88,28 +74,42 @@ def run_here(
 
 
 def _run(sweep: SweepPlan, out: Path, say: Callable[[str], None], execute: Execute) -> list[Failure]:
+    """Tune first, if the sweep has anything to tune; then run."""
     shown, out = out, absolute(out)
-    failures: list[Failure] = []
     with locked(out):
         refuse_other_contents(out, sweep)
-        waiting = [run for run in sweep.runs if not is_finished(run, folder_of(run, out))]
-        moved = [note for run in waiting if (note := set_aside(run, folder_of(run, out)))]
-        write_record(sweep, out)
-        total, done = len(sweep.runs), len(sweep.runs) - len(waiting)
-        counts = f"{total} runs ({len(sweep.variants)} variants, {len(sweep.seeds)} seeds), {done} finished before"
-        say("; ".join([f"{counts}; in {shown}", *moved]))
+        failures: list[Failure] = []
+        if sweep.tuning:
 
-        def ended(run: SweepRun, reason: str, seconds: float) -> None:
-            nonlocal done
-            done += 1
-            if reason:
-                failures.append(Failure(run, reason, sweep.task))
-            log = folder_of(run, out).with_suffix(".log")  # of a child process
-            failed = f"FAILED, {reason} ({log})" if log.exists() else f"FAILED, {reason}"
-            result = failed if reason else _scores(folder_of(run, out), run)
-            say(f"{done}/{total} {run.label}: {result}, {seconds:.0f} s")
+            def run_all(runs: SweepPlan, folder: Path) -> list[Failure]:
+                return _run_all(runs, folder, shown / folder.name, lambda line: say(f"tuning: {line}"), execute)
 
-        execute(waiting, out, ended)
+            sweep, failures = tuned(sweep, out, say, run_all)
+        return failures + _run_all(sweep, out, shown, say, execute)
+
+
+def _run_all(sweep: SweepPlan, out: Path, shown: Path, say: Callable[[str], None], execute: Execute) -> list[Failure]:
+    """Run what has not finished yet. shown: the folder, for messages."""
+    failures: list[Failure] = []
+    waiting = [run for run in sweep.runs if not is_finished(run, folder_of(run, out))]
+    moved = [note for run in waiting if (note := set_aside(run, folder_of(run, out)))]
+    write_record(sweep, out)
+    total, done = len(sweep.runs), len(sweep.runs) - len(waiting)
+    seeds = "1 seed" if len(sweep.seeds) == 1 else f"{len(sweep.seeds)} seeds"
+    counts = f"{total} runs ({len(sweep.variants)} variants, {seeds}), {done} finished before"
+    say("; ".join([f"{counts}; in {shown}", *moved]))
+
+    def ended(run: SweepRun, reason: str, seconds: float) -> None:
+        nonlocal done
+        done += 1
+        if reason:
+            failures.append(Failure(run, reason, sweep.task))
+        log = folder_of(run, out).with_suffix(".log")  # of a child process
+        failed = f"FAILED, {reason} ({log})" if log.exists() else f"FAILED, {reason}"
+        result = failed if reason else _scores(folder_of(run, out), run)
+        say(f"{done}/{total} {run.label}: {result}, {seconds:.0f} s")
+
+    execute(waiting, out, ended)
     return failures
 
 
@@ -119,11 +119,19 @@ def refuse_missing_data(sweeps: Mapping[str, SweepPlan], out: Path) -> None:
     sweeps: by task. A sweep over tasks would otherwise find out hours later.
     """
     for task, sweep in sweeps.items():
-        waiting = [run for run in sweep.runs if not is_finished(run, folder_of(run, absolute(out) / task))]
+        waiting = _to_run(sweep, absolute(out) / task)
         for path in dict.fromkeys(run.experiment.data.path for run in waiting):
             if path is not None and not is_url(path) and not (local := Path(path).expanduser()).exists():
                 where = f"{task}: " if task else ""
                 raise DataError(f"{where}data.path: {path}: no such file or folder; {nearest_file(local)}")
+
+
+def _to_run(sweep: SweepPlan, out: Path) -> list[SweepRun]:
+    """Runs that have not finished. Whether a tuned one has is unknown before tuning, so its folder decides."""
+    if not sweep.tuning:
+        return [run for run in sweep.runs if not is_finished(run, folder_of(run, out))]
+    tuning = [run for run in sweep.tuning.runs.runs if not is_finished(run, folder_of(run, out / FOLDER))]
+    return [*tuning, *(run for run in sweep.runs if not folder_of(run, out).exists())]
 
 
 def refuse_failures(failures: Sequence[Failure], total: int) -> None:
