@@ -45,6 +45,15 @@ class Later(NamedTuple):
     devices: tuple[int, ...]
 
 
+class DroppedWork(NamedTuple):
+    """The predicted cost of devices whose work does not count, summed."""
+
+    flops: float
+    num_bytes: int
+    """received and sent"""
+    energy_j: float
+
+
 @dataclass(frozen=True)
 class RoundPlan:
     """Everything that is decided about a round before it runs."""
@@ -59,6 +68,8 @@ class RoundPlan:
     """devices that train on a part of their batches only, because they drop out in mid-round"""
     dropped: tuple[int, ...] = ()
     """devices that were drawn and send nothing that counts; they are not in the cohort"""
+    dropped_work: DroppedWork | None = None
+    """the cost of the work of those devices; None if that is not predicted"""
     versions: Mapping[int, int] = field(default_factory=dict)
     """devices of the cohort that started from the model of an earlier round, and that round"""
     under_way: Mapping[int, int] = field(default_factory=dict)

@@ -15,6 +15,9 @@ _VARIANT = Column("variant", lambda row: str(row["variant"]))
 _SEEDS = Column("seeds", lambda row: str(row["seeds"]))
 _KIND: dict[Pick, str] = {"last": "final", "best": "best"}
 _ENERGY = "kJ: simulated energy of all devices for compute and transfer, setup included."
+_DROPPED = (
+    "Dropped: predicted costs of devices that dropped out or whose update came too late. MB sent and kJ leave them out."
+)
 _AFTER_SETUP = "After setup: simulated time without the initialisation phase. All other costs include this phase."
 
 
@@ -88,8 +91,10 @@ def speed_classes(comparison: Comparison) -> Table:
 
 def costs(comparison: Comparison) -> Table:
     """Total costs of whole runs, means over seeds."""
-    names = ("num_bytes", "num_samples", "flops", "sim_time_s", "training_time_s", "energy_j", "wall_time_s")
+    names = ["num_bytes", "num_samples", "flops", "sim_time_s", "training_time_s", "energy_j", "wall_time_s"]
+    names += ["dropped_bytes", "dropped_energy_j"]
     setup, energy = _has_setup(comparison), _knows_energy(comparison)
+    dropped = any(run.dropped_bytes for line in comparison.lines for run in line.runs.values())
     rows = [
         {"variant": line.variant, "seeds": line.num_seeds} | {name: line.number(name) for name in names}
         for line in comparison.lines
@@ -103,12 +108,14 @@ def costs(comparison: Comparison) -> Table:
         _cost("simulated s", "sim_time_s"),
         *([_cost("s after setup", "training_time_s")] if setup else ()),
         *([_cost("kJ", "energy_j", 1e3)] if energy else ()),
+        *((_cost("MB dropped", "dropped_bytes", 1e6), _cost("kJ dropped", "dropped_energy_j", 1e3)) if dropped else ()),
         _cost("real s", "wall_time_s"),
     )
     notes = (
         "Totals of a run, setup before training included; means over seeds.",
         *([_AFTER_SETUP] if setup else ()),
         *([_ENERGY] if energy else ()),
+        *([_DROPPED] if dropped else ()),
     )
     return Table("costs", "Costs of whole runs", columns, tuple(rows), notes)
 

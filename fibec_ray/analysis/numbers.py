@@ -61,6 +61,10 @@ class RunNumbers:
     wall_time_s: float
     energy_j: float | None
     """simulated J of all devices; None in logs of earlier releases"""
+    dropped_bytes: float
+    """predicted for devices whose work did not count; not in num_bytes"""
+    dropped_energy_j: float
+    """the same in J; not in energy_j"""
     score: str
     """accuracy, or the task's own metric"""
     anchors: Mapping[str, float]
@@ -102,6 +106,9 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
     def last(name: str) -> float:
         return float(tables.column(name)[-1])
 
+    def total(name: str) -> float:
+        return math.fsum(value for value in tables.column(name) if value is not None)
+
     def score(model: str) -> float | None:
         known = [value for _, value in tables.points("round", f"{model}_{column}")]
         return fmean(known[-recent:]) if known else None
@@ -117,6 +124,8 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
         training_time_s=last("sim_time_s") - setup_time(tables),
         wall_time_s=last("wall_time_s"),
         energy_j=tables.column("energy_total_j")[-1],
+        dropped_bytes=total("dropped_bytes"),
+        dropped_energy_j=total("dropped_energy_j"),
         anchors={
             name: value for name, value in log.anchors().items() if column == "accuracy" or name not in ACCURACIES
         },

@@ -86,14 +86,34 @@ def _costs(tables: RunTables) -> Table:
         Column("TFLOP", lambda row: f"{row['flops'] / 1e12:.4g}"),
         *([_readable("energy", "energy_j", JOULES)] if tables.rounds.get_column("energy_j").count() else ()),
         _count("lost", "num_lost"),
-        *([_count("dropped", "num_dropped")] if any(tables.column("num_dropped")) else ()),
+        *_dropped(tables),
     )
-    note = "Extras: what the method sends in addition to the adapter's change, such as layer scores or Fisher factors."
-    return Table("cost", "", columns, tuple(rows), (note,))
+    notes = [
+        "Extras: what the method sends in addition to the adapter's change, such as layer scores or Fisher factors."
+    ]
+    if any(tables.column("num_dropped")):
+        notes.append(
+            "Dropped: devices that dropped out or whose update came too late. Their costs are predicted, and the other "
+            "columns leave them out."
+        )
+    return Table("cost", "", columns, tuple(rows), tuple(notes))
+
+
+def _dropped(tables: RunTables) -> list[Column]:
+    """Devices whose work does not count, and its cost where the log has it."""
+    if not any(tables.column("num_dropped")):
+        return []
+    known = any(tables.column("dropped_bytes"))
+    columns = [_count("dropped", "num_dropped")]
+    if known:
+        columns += [_readable("dropped: both ways", "dropped_bytes", BYTES)]
+        columns += [_readable("dropped: energy", "dropped_energy_j", JOULES)]
+    return columns
 
 
 def _sums(tables: RunTables, when: pl.Expr) -> dict[str, Any]:
-    names = ("bytes_up", "bytes_down", "num_samples", "num_steps", "flops", "energy_j", "num_lost", "num_dropped")
+    names = ["bytes_up", "bytes_down", "num_samples", "num_steps", "flops", "energy_j", "num_lost", "num_dropped"]
+    names += ["dropped_bytes", "dropped_energy_j"]
     sums = tables.rounds.filter(when).select(*(pl.col(name).sum() for name in names)).row(0, named=True)
     parts = ("bytes_up_delta", "bytes_up_extras")
     sums |= tables.devices.filter(when).select(*(pl.col(name).sum() for name in parts)).row(0, named=True)

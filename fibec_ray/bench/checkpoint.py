@@ -47,7 +47,7 @@ def measure(experiment: Experiment, folder: Path) -> list[Costs]:
     checkpointer = Checkpointer(folder, "bench", experiment.checkpoint, worker_spec.store, fleet)
     for t in range(experiment.rounds):
         plan, times = plan_round(worker_spec.job, t), [time.perf_counter()]
-        totals.round(t, fleet.run_round(plan), None)
+        totals.round(plan, fleet.run_round(plan), None)
         times.append(time.perf_counter())
         checkpointer.after(t, plan.cohort, totals, {})
         times.append(time.perf_counter())

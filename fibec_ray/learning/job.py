@@ -87,6 +87,11 @@ class Job(BaseModel, frozen=True, extra="forbid"):
         return self.schedule.needs_times or not self.system.availability.limits_nothing
 
     @property
+    def needs_foresight(self) -> bool:
+        """True if plans depend on predicted work, or contain the cost of work that is dropped."""
+        return self.is_timed or self.system.dropout > 0
+
+    @property
     def sources(self) -> dict[str, Source]:
         """Files and modules of the user's own parts, by name."""
         return sources_of(*self.method.parts.values(), self.sampler, self.schedule)

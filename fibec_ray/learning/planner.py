@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from fibec_ray import seeds
 from fibec_ray.errors import ConfigError
@@ -14,19 +13,11 @@ from fibec_ray.learning.job import Job
 from fibec_ray.learning.planning import learning_rate
 from fibec_ray.reports import DeviceReport
 from fibec_ray.samplers.base import Draw, Seen
-from fibec_ray.schedules.base import Flight, Step
-from fibec_ray.types import Later, RoundPlan
+from fibec_ray.schedules.base import Flight, Foreseen, Step
+from fibec_ray.types import DroppedWork, Later, RoundPlan
 
 MOST_AHEAD = 256
 """Most rounds planned ahead, to find out when the devices at work will finish."""
-
-
-class Foreseen(NamedTuple):
-    """The work of a device-round, as far as it is known before it is done."""
-
-    flops: float
-    bytes_down: int
-    bytes_up: int
 
 
 Foresee = Callable[[int, int], Foreseen]
@@ -37,7 +28,8 @@ class Planner:
     """Call `plan` for each round from 0 on, and `learn` with the reports of a round before planning the next.
 
     A plan depends only on the job, the data and those reports. To plan round t of a run again, repeat all calls.
-    sizes: training samples of each device. foresee: needed if the job `is_timed`.
+    sizes: training samples of each device. foresee: needed if the job `is_timed`; without it the cost of dropped work
+    is unknown.
     """
 
     def __init__(self, job: Job, sizes: Sequence[int] = (), foresee: Foresee | None = None):
@@ -101,11 +93,24 @@ class Planner:
             learning_rate=learning_rate(self._job, round_),
             shares={one.device: one.share for one in reversed(flights) if one.share < 1 and one.version <= round_},
             dropped=tuple(flight.device for flight in step.dropped),
+            dropped_work=self._cost(step.dropped),
             versions={flight.device: flight.version for flight in step.cohort if flight.version != round_},
             under_way=self._counting(step, ahead),
             ahead=tuple(ahead),
             times={} if seconds is None else {flight.device: flight.seconds for flight in step.cohort},
             seconds=seconds,
+        )
+
+    def _cost(self, dropped: Sequence[Flight]) -> DroppedWork | None:
+        """The predicted cost of work that does not count. Late devices finish it, and send what is then ignored."""
+        job = self._job
+        works = [(flight.device, flight.work) for flight in dropped if flight.work is not None]
+        if len(works) < len(dropped):
+            return None
+        return DroppedWork(
+            flops=math.fsum(work.flops for _, work in works),
+            num_bytes=sum(work.bytes_down + work.bytes_up for _, work in works),
+            energy_j=math.fsum(job.system.energy_j(job.seed, device, *work) for device, work in works),
         )
 
     def _counting(self, step: Step, ahead: Sequence[Later]) -> dict[int, int]:
@@ -224,11 +229,12 @@ class _World:
     def _flight(self, device: int, version: int, time_s: float) -> Flight:
         job = self.job
         share = job.system.share_done(job.seed, device, version)
-        seconds = self._seconds(device, version, share) if self.timed else 0.0
-        return Flight(device, version, time_s, time_s + seconds, share, share == 1 or job.system.partial_work)
-
-    def _seconds(self, device: int, version: int, share: float) -> float:
-        """The virtual duration of a device-round. A device that drops out has done a share of the computation."""
-        assert self.foresee is not None, "this schedule needs predicted times"
+        reports = share == 1 or job.system.partial_work
+        if self.foresee is None:
+            assert not self.timed, "this schedule needs predicted times"
+            return Flight(device, version, time_s, time_s, share, reports)
         flops, down, up = self.foresee(device, version)
-        return self.job.system.device_seconds(self.job.seed, device, version, share * flops, down, up)
+        flops *= share  # a device that drops out has done a share of the computation
+        seconds = job.system.device_seconds(job.seed, device, version, flops, down, up) if self.timed else 0.0
+        work = Foreseen(flops, down, up if reports else 0)
+        return Flight(device, version, time_s, time_s + seconds, share, reports, work)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from fibec_ray.learning.evaluation import pooled
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tasks import Task
-from fibec_ray.types import SETUP_ROUND, EvaluationResult, Layout, Predictions, RoundResult, SetupResult
+from fibec_ray.types import SETUP_ROUND, EvaluationResult, Layout, Predictions, RoundPlan, RoundResult, SetupResult
 
 Row = dict[str, Any]
 
@@ -87,18 +87,15 @@ class RunTotals:
 
     def round(
         self,
-        round_: int,
+        plan: RoundPlan,
         result: RoundResult,
         evaluation: EvaluationResult | None,
-        num_dropped: int = 0,
-        seconds: float | None = None,
     ) -> tuple[Row, list[Row]]:
-        """The row of a round and its layer rows. num_dropped: devices that were drawn and whose work does not count.
-        seconds: virtual time since the round before; None: that of the slowest device.
-        """
+        """The row of a round and its layer rows."""
         self.trained |= {report.device for report in _sound(result.reports) if report.num_steps}
-        row = self._row(round_, result.reports, len(result.lost), evaluation, num_dropped, seconds)
-        return row, self._layer_rows(round_, result.reports)
+        row = self._row(plan.round, result.reports, len(result.lost), evaluation, plan.seconds)
+        row |= _dropped(plan)
+        return row, self._layer_rows(plan.round, result.reports)
 
     def evaluations(self, round_: int, evaluation: EvaluationResult | None) -> list[Row]:
         """One row per device with the scores of its own model; none in a round without evaluation."""
@@ -125,9 +122,9 @@ class RunTotals:
         reports: Sequence[DeviceReport],
         num_lost: int,
         evaluation: EvaluationResult | None,
-        num_dropped: int = 0,
         seconds: float | None = None,
     ) -> Row:
+        """A row. seconds: virtual time since the round before; None: that of the slowest device."""
         up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
         num_samples, sound = sum(r.num_samples_seen for r in reports), _sound(reports)
         energy_j = math.fsum(r.energy_j or 0.0 for r in reports)
@@ -159,7 +156,10 @@ class RunTotals:
             "num_quarantined": len(reports) - len(sound),
             "energy_j": energy_j,
             "energy_total_j": self.energy_total_j,
-            "num_dropped": num_dropped,
+            "num_dropped": 0,
+            "dropped_bytes": 0,
+            "dropped_flops": 0.0,
+            "dropped_energy_j": 0.0,
             "mean_staleness": _mean(float(r.staleness or 0) for r in sound) if round_ != SETUP_ROUND else None,
             "num_late": sum((r.staleness or 0) > 0 for r in reports),
             "epsilon": self._epsilon_after(round_),
@@ -199,6 +199,17 @@ class RunTotals:
             }
             for layer in range(opened.layout.num_layers)
         ]
+
+
+def _dropped(plan: RoundPlan) -> Row:
+    """Devices whose work does not count, and its predicted cost."""
+    work = plan.dropped_work
+    return {
+        "num_dropped": len(plan.dropped),
+        "dropped_bytes": None if work is None else work.num_bytes,
+        "dropped_flops": None if work is None else work.flops,
+        "dropped_energy_j": None if work is None else work.energy_j,
+    }
 
 
 def _sound(reports: Sequence[DeviceReport]) -> list[DeviceReport]:

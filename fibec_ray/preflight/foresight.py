@@ -1,4 +1,4 @@
-"""Predict how long devices will work, for schedules that depend on it."""
+"""Predict how much devices will work, for schedules that depend on it and for the cost of work that is dropped."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from functools import cached_property
 
 from fibec_ray.learning.federation import Federation
 from fibec_ray.learning.job import Job
-from fibec_ray.learning.planner import Foreseen, planned
+from fibec_ray.learning.planner import planned
 from fibec_ray.preflight.anatomy import anatomy
 from fibec_ray.preflight.exchange import Exchange
 from fibec_ray.preflight.rehearsal import Rehearsal
 from fibec_ray.preflight.samples import Samples
 from fibec_ray.preflight.work import Devices
+from fibec_ray.schedules.base import Foreseen
 from fibec_ray.types import RoundPlan
 
 
@@ -44,5 +45,5 @@ class Foresight:
 
 def plans_of(rehearsal: Rehearsal, samples: Samples) -> list[RoundPlan]:
     """The plans of all rounds of a run."""
-    foresee = Foresight(rehearsal, samples) if rehearsal.job.is_timed else None
+    foresee = Foresight(rehearsal, samples) if rehearsal.job.needs_foresight else None
     return planned(rehearsal.job, samples.sizes, foresee)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 """Increases with every change of the columns, including a new nullable one."""
 
 SCHEMA_MAJOR = 7
@@ -40,6 +40,7 @@ ADDED: dict[int, dict[str, tuple[str, ...]]] = {
         "devices": ("energy_j", "staleness"),
         "evaluations": ("speed_class",),
     },
+    11: {"rounds": ("dropped_bytes", "dropped_flops", "dropped_energy_j"), "devices": ()},
 }
 """By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
 
@@ -151,7 +152,7 @@ ROUNDS = pa.schema(
             I32,
             "devices",
             "devices that were drawn and sent nothing because they dropped out or were too late; num_devices and all "
-            "costs leave them out",
+            "costs but the dropped_... columns leave them out",
         ),
         _optional(
             "mean_staleness",
@@ -166,6 +167,15 @@ ROUNDS = pa.schema(
             "1",
             "privacy budget spent by all rounds so far, at method.privacy's delta; null without a guarantee",
         ),
+        _optional(
+            "dropped_bytes",
+            I64,
+            "B",
+            "predicted, for the devices of num_dropped: received and sent. Who drops out has received the model and "
+            "sends nothing; who is late sends an update that is ignored",
+        ),
+        _optional("dropped_flops", F64, "FLOP", "predicted operations of the devices of num_dropped"),
+        _optional("dropped_energy_j", F64, "J", "predicted energy of the devices of num_dropped"),
     ]
 )
 """One row per round."""

@@ -180,7 +180,7 @@ def run_rounds(
             if report.quarantined is not None:
                 callback.on_message(f"{round_name(t)}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
-        row, layers = totals.round(t, result, evaluation, len(plan.dropped), plan.seconds)
+        row, layers = totals.round(plan, result, evaluation)
         evaluations = totals.evaluations(t, evaluation)
         if t + 1 < experiment.rounds:  # devices train the next round while this one is logged and saved
             fleet.begin_round(planner.plan(t + 1))
@@ -192,7 +192,7 @@ def planner_of(worker_spec: WorkerSpec, next_round: int, log_dir: Path | None = 
     """A planner, ready to plan `next_round`. log_dir: the folder with the log of earlier rounds."""
     job = worker_spec.job
     federation = worker_spec.federation()
-    foresee = Foresight.of(job, federation) if job.is_timed else None
+    foresee = Foresight.of(job, federation) if job.needs_foresight else None
     planner = Planner(job, federation.num_train(range(job.num_devices)), foresee)
     logged = (
         read_reports(log_dir, next_round) if log_dir is not None and next_round and job.sampler.uses_history else ()

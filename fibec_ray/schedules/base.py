@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from fibec_ray.parts.part import Part
 from fibec_ray.tensors import Tensors
+
+
+class Foreseen(NamedTuple):
+    """The work of a device-round, as far as it is known before it is done."""
+
+    flops: float
+    bytes_down: int
+    bytes_up: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class Flight:
     """the part of its batches that it trains on; below 1 it drops out in mid-round"""
     reports: bool = True
     """False: it drops out and sends nothing"""
+    work: Foreseen | None = None
+    """what it does until it ends or drops out; None if that is not predicted"""
 
     @property
     def seconds(self) -> float:

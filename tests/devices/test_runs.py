@@ -165,6 +165,11 @@ def test_devices_that_drop_out_send_nothing_and_keep_their_state(tmp_path: Path)
     for t, cohort in enumerate(drawn):
         assert {row["device"] for row in devices if row["round"] == t} == set(cohort) - out[t]
     assert verify(tmp_path / "run", 4).differences == []
+    # Each has received the model; operations are those of the share of its batches that it trained on.
+    down = devices[0]["bytes_down"]
+    assert [row["dropped_bytes"] for row in rows] == [down * len(each) for each in out]
+    assert all((row["dropped_flops"] > 0) == bool(each) for row, each in zip(rows, out, strict=True))
+    assert all((row["dropped_energy_j"] > 0) == bool(each) for row, each in zip(rows, out, strict=True))
 
 
 def test_a_round_in_which_all_drop_out_changes_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from fibec_ray.learning.run_totals import Row, RunTotals
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tasks import Task, parse_task
-from fibec_ray.types import EvaluationResult, Layout, Predictions, RoundResult, SetupResult
+from fibec_ray.types import DroppedWork, EvaluationResult, Layout, Predictions, RoundPlan, RoundResult, SetupResult
 
 
 def task(metric: str) -> Task:
@@ -35,6 +35,10 @@ def totals_with_setup(*reports: DeviceReport) -> tuple[RunTotals, Row]:
     return totals, row
 
 
+def plan(round_: int, **values: Any) -> RoundPlan:
+    return RoundPlan(round_, rounds=9, cohort=(), learning_rate=1e-3, **values)
+
+
 def right(*values: bool) -> Predictions:
     labels = torch.ones(len(values), dtype=torch.int64)
     return Predictions(labels, torch.tensor([int(value) for value in values]), torch.zeros(len(values)))
@@ -55,7 +59,7 @@ def test_totals_go_on_from_the_setup_through_the_rounds() -> None:
         ),
         RoundResult([report(2, 1, sim_time_s=4.0, bytes_down=5, bytes_up=7, num_samples_seen=6, num_batches_seen=2)]),
     ]
-    rows = [setup, *(totals.round(t, result, None)[0] for t, result in enumerate(rounds))]
+    rows = [setup, *(totals.round(plan(t), result, None)[0] for t, result in enumerate(rounds))]
     assert [row["round"] for row in rows] == [-1, 0, 1]
     assert [row["sim_time_s"] for row in rows] == [3, 8, 12]
     assert [(row["bytes_down"], row["bytes_up"]) for row in rows] == [(27, 3), (60, 50), (5, 7)]
@@ -84,7 +88,7 @@ def test_means_over_devices_and_over_steps() -> None:
             flops=2e9,
         ),
     ]
-    row, _ = totals.round(0, RoundResult(results), None)
+    row, _ = totals.round(plan(0), RoundResult(results), None)
     assert row["train_loss"] == pytest.approx(5 / 4) and row["data_fraction"] == pytest.approx(2 / 3)
     assert (row["num_steps"], row["kept_fraction"], row["flops"]) == (4, 0.5, 3e9)
     assert row["learning_rate"] == pytest.approx(0.1)
@@ -93,13 +97,13 @@ def test_means_over_devices_and_over_steps() -> None:
 
 def test_lost_devices_are_counted_and_nothing_else_of_them() -> None:
     totals, _ = totals_with_setup()
-    row, _ = totals.round(0, RoundResult([report(4, bytes_up=9)], lost=(7, 8)), None)
+    row, _ = totals.round(plan(0), RoundResult([report(4, bytes_up=9)], lost=(7, 8)), None)
     assert (row["num_devices"], row["num_lost"], row["bytes_total"], row["num_devices_trained"]) == (3, 2, 9, 1)
 
 
 def test_a_round_that_lost_all_devices_has_a_row() -> None:
     totals, _ = totals_with_setup(report(0, -1, sim_time_s=3.0))
-    row, _ = totals.round(0, RoundResult([], lost=(1, 2)), None)
+    row, _ = totals.round(plan(0), RoundResult([], lost=(1, 2)), None)
     assert (row["num_devices"], row["sim_time_s"], row["train_loss"], row["data_fraction"]) == (2, 3, None, None)
 
 
@@ -110,8 +114,8 @@ def test_scores_are_pooled_and_those_of_trained_devices_are_apart() -> None:
     totals, _ = totals_with_setup()
     personal = {0: right(True, True), 1: right(True, False, False, False), 2: right(False, False)}
     evaluation = EvaluationResult(right(True, False), personal)
-    first, _ = totals.round(0, RoundResult([report(1)]), evaluation)
-    second, _ = totals.round(1, RoundResult([report(0), report(1)]), evaluation)
+    first, _ = totals.round(plan(0), RoundResult([report(1)]), evaluation)
+    second, _ = totals.round(plan(1), RoundResult([report(0), report(1)]), evaluation)
     for row, trained in ((first, 1 / 4), (second, 3 / 6)):
         assert row["global_accuracy"] == row["global_metric"] == 1 / 2
         assert row["personal_accuracy"] == row["personal_metric"] == 3 / 8
@@ -123,7 +127,7 @@ def test_scores_are_pooled_and_those_of_trained_devices_are_apart() -> None:
 def test_trained_devices_without_test_samples_have_no_accuracy() -> None:
     totals, _ = totals_with_setup()
     evaluation = EvaluationResult(right(True), {0: right(True), 1: right()})
-    row, _ = totals.round(0, RoundResult([report(1)]), evaluation)
+    row, _ = totals.round(plan(0), RoundResult([report(1)]), evaluation)
     assert row["personal_accuracy_trained"] is None and row["personal_accuracy"] == 1
 
 
@@ -135,14 +139,16 @@ def test_the_metric_is_the_task_s_own() -> None:
         0: Predictions(torch.ones(5, dtype=torch.int64), torch.tensor([1, 1, 1, 1, 0]), torch.zeros(5)),
         1: Predictions(torch.zeros(5, dtype=torch.int64), torch.tensor([0, 0, 0, 0, 1]), torch.zeros(5)),
     }
-    row, _ = totals.round(0, RoundResult([report(0)]), EvaluationResult(Predictions.join(list(own.values())), own))
+    row, _ = totals.round(
+        plan(0), RoundResult([report(0)]), EvaluationResult(Predictions.join(list(own.values())), own)
+    )
     for model in ("global", "personal"):
         assert row[f"{model}_accuracy"] == pytest.approx(0.8) and row[f"{model}_metric"] == pytest.approx(0.6)
 
 
 def test_a_round_without_evaluation_has_empty_scores() -> None:
     totals, setup = totals_with_setup()
-    row, _ = totals.round(0, RoundResult([report(0)]), None)
+    row, _ = totals.round(plan(0), RoundResult([report(0)]), None)
     names = [f"{model}_{name}" for model in ("global", "personal") for name in ("accuracy", "loss", "metric")]
     for name in [*names, "personal_accuracy_trained"]:
         assert setup[name] is None and row[name] is None
@@ -157,7 +163,7 @@ def test_layer_rows_by_hand() -> None:
         report(1, layer_fisher=(2.0, 0.0), kept_neurons=(7, 0)),
         report(2),
     ]
-    _, rows = totals.round(0, RoundResult(reports), None)
+    _, rows = totals.round(plan(0), RoundResult(reports), None)
     assert rows == [
         {"round": 0, "layer": 0, "sensitivity": 0.25, "shared": False, "fisher_mass": 1.5, "kept_neurons": 5.5},
         {"round": 0, "layer": 1, "sensitivity": 0.5, "shared": True, "fisher_mass": 0.0, "kept_neurons": 0.0},
@@ -181,7 +187,7 @@ def test_evaluations_are_one_row_for_each_device() -> None:
     fast: dict[str, Any] = {"speed_class": "fast"}
     empty = {"accuracy": None, "loss": None, "speed_class": None}
     evaluation = EvaluationResult(right(), {1: right(True, True), 0: right(True, False, False, False), 2: right()})
-    totals.round(3, RoundResult([report(1, 3)]), evaluation)
+    totals.round(plan(3), RoundResult([report(1, 3)]), evaluation)
     rows = totals.evaluations(3, evaluation)
     assert rows == [
         {"round": 3, "device": 0, "num_samples": 4, "trained": False, "accuracy": 0.25, "loss": 0.0, **fast},
@@ -194,10 +200,26 @@ def test_evaluations_are_one_row_for_each_device() -> None:
 def test_energy_goes_on_through_rounds_and_checkpoints() -> None:
     """3 J in setup, then 1 + 4 J, then 2 J after a checkpoint. A checkpoint of an earlier release does not know."""
     totals, setup = totals_with_setup(report(0, -1, energy_j=3.0))
-    row, _ = totals.round(0, RoundResult([report(0, energy_j=1.0), report(1, energy_j=4.0)]), None)
+    row, _ = totals.round(plan(0), RoundResult([report(0, energy_j=1.0), report(1, energy_j=4.0)]), None)
     assert (setup["energy_total_j"], row["energy_j"], row["energy_total_j"]) == (3, 5, 8)
     for known, expected in ((totals.state(), 10), (totals.state().model_copy(update={"energy_total_j": None}), None)):
         again = RunTotals(task("accuracy"), batch_size=4)
         again.restore(opened(), known)
-        row, _ = again.round(1, RoundResult([report(0, 1, energy_j=2.0)]), None)
+        row, _ = again.round(plan(1), RoundResult([report(0, 1, energy_j=2.0)]), None)
         assert (row["energy_j"], row["energy_total_j"]) == (2, expected)
+
+
+def test_the_cost_of_dropped_work_is_kept_apart() -> None:
+    totals, setup = totals_with_setup()
+    dropped = plan(0, dropped=(3, 5), dropped_work=DroppedWork(flops=7.0, num_bytes=30, energy_j=0.5))
+    row, _ = totals.round(dropped, RoundResult([report(0, bytes_up=9, energy_j=2.0)]), None)
+    assert (row["num_dropped"], row["dropped_bytes"], row["dropped_flops"], row["dropped_energy_j"]) == (
+        2,
+        30,
+        7.0,
+        0.5,
+    )
+    assert (row["bytes_total"], row["energy_total_j"], row["num_devices"]) == (9, 2.0, 1)
+    assert (setup["num_dropped"], setup["dropped_bytes"]) == (0, 0)
+    unknown, _ = totals.round(plan(1, dropped=(3,)), RoundResult([]), None)
+    assert unknown["num_dropped"] == 1 and unknown["dropped_bytes"] is None and unknown["dropped_energy_j"] is None

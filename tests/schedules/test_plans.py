@@ -11,14 +11,15 @@ from conftest import classes
 from pydantic import ValidationError
 
 from fibec_ray.learning.job import Job, LocalTraining
-from fibec_ray.learning.planner import Foreseen, Planner, planned
+from fibec_ray.learning.planner import Planner, planned
 from fibec_ray.learning.planning import plan_round
 from fibec_ray.method import Method
 from fibec_ray.models.spec import Backbone
+from fibec_ray.schedules.base import Foreseen
 from fibec_ray.schedules.buffered import Buffered
 from fibec_ray.schedules.deadline import Deadline
 from fibec_ray.schedules.one_by_one import Async
-from fibec_ray.types import Later, RoundPlan
+from fibec_ray.types import DroppedWork, Later, RoundPlan
 
 
 def job(schedule: Any, seconds: Sequence[float], cohort_size: int, rounds: int = 6, **system: Any) -> Job:
@@ -148,6 +149,9 @@ def test_the_first_updates_count_and_late_ones_are_dropped() -> None:
     """Four devices start for a cohort of 2, of 1, 2, 3 and 9 seconds: the round ends at 2."""
     found = plans({"kind": "deadline", "over_commit": 2}, [1.0, 2.0, 3.0, 9.0], 2, rounds=1)
     assert set(found[0].cohort) == {0, 1} and set(found[0].dropped) == {2, 3} and found[0].seconds == 2
+    work = found[0].dropped_work
+    assert work is not None and (work.flops, work.num_bytes) == (12e9, 0), "they finish what is then ignored"
+    assert plans("sync", [1.0, 2.0], 2)[0].dropped_work == DroppedWork(0, 0, 0)
 
 
 @pytest.mark.parametrize("limit", [{"deadline_s": 2.5}, {"quantile": 0.5}])
