@@ -11,6 +11,8 @@ from conftest import make_regression
 from fleets.casualties import Reaper, kill
 from fleets.children import in_a_process_of_its_own
 from fleets.mortal import with_deaths
+from schedules.kinds import SCHEDULED
+from schedules.kinds import settings_of as settings_of_schedule
 
 from fibec_ray.config.load import check
 from fibec_ray.errors import FleetError
@@ -66,6 +68,24 @@ def test_a_server_that_is_killed_goes_on_from_its_last_checkpoint(
     assert disturbed == digests(settings | {"fleet": {"kind": "local"}}, tmp_path / "calm")
     assert any("the server actor was lost" in note for note in reaper.notes)
     assert len(reaper.struck) == num_rounds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["DeviceActor", "ServerActor"])
+@pytest.mark.parametrize("kind", SCHEDULED)
+def test_actors_that_are_killed_while_devices_work_over_several_rounds(
+    kind: str, victim: str, tmp_path: Path, ray_cluster: None
+) -> None:
+    """The server loses old models that devices at work started from, and finds them in its checkpoint or makes them
+    again; checkpoints are several rounds apart.
+    """
+    changes = {"checkpoint": {"every": 3}, "evaluation": {"every": 4}}
+    reaper = Reaper(lambda round_: kill(victim) if round_ % 3 == 2 else None)
+    disturbed = digests(settings_of_schedule(kind, **changes, fleet=POOLED), tmp_path / "killed", reaper)
+    assert disturbed == digests(settings_of_schedule(kind, **changes, fleet={"kind": "local"}), tmp_path / "calm")
+    lost = "the server actor was lost" if victim == "ServerActor" else "was lost"
+    assert any(lost in note for note in reaper.notes)
 
 
 def test_a_round_that_cannot_begin_does_not_lose_the_one_before(
