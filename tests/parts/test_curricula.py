@@ -413,3 +413,27 @@ def test_scoring_with_dropout_depends_on_the_scan_s_generator_alone() -> None:
     assert torch.equal(found[0], found[1])
     full = 4 * torch.tensor(IDS).square().float()
     assert bool(((found[0] == 0) | (found[0] == full)).all()) and 0 < int((found[0] == full).sum()) < len(IDS)
+
+
+@pytest.mark.parametrize("pacing", ["linear", "soft"])
+def test_a_final_fraction_leaves_the_hardest_out_for_good(pacing: str) -> None:
+    """Ten samples in order of difficulty; at most 60 % are ever shown (softly: on average, and never all)."""
+    curriculum = FisherOrder(unit="sample", pacing=pacing, full_at=0.5, final_fraction=0.6)  # type: ignore[arg-type]
+    scan = scan_of(list(range(100)), 1)
+    memory = curriculum.prepare(scan, torch.Generator(), 0)
+    counts, seen = [], set[int]()
+    for round_ in range(10):
+        rng = torch.Generator().manual_seed(round_)
+        shown = torch.cat(curriculum.visible(memory, scan.batches, round_, 10, rng)).tolist()
+        counts.append(len(shown))
+        seen |= set(shown)
+    assert counts == sorted(counts) or pacing == "soft"
+    if pacing == "linear":
+        assert counts[-1] == 60 and seen == set(memory["order"][:60].tolist())
+    else:
+        assert max(counts) < 75 and 99 not in seen
+
+
+def test_a_final_fraction_below_the_initial_one_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"final_fraction 0.1 is below initial_fraction 0.2; raise it"):
+        FisherOrder(final_fraction=0.1)

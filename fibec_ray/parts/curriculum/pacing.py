@@ -5,7 +5,7 @@ A pacing function gives the visible fraction of the data over the course of trai
 x in [0, 1] is the progress t / (alpha T), capped at 1; beta in [0, 1] is the fraction visible at the start. Every
 function rises from beta (exp, competence and geometric too) to 1, so all data are visible from round ceil(alpha T) on.
 Rounds count from 0, so with alpha above (T - 1) / T that would be after the last round, T - 1. Ours: the last round
-shows all data for any alpha, and so does the only round of a run with T = 1.
+shows all data for any alpha, and so does the only round of a run with T = 1; and `final_fraction` caps h.
 
 FibecFed's paper finds linear best; how it defines the others is not known. The forms here are the usual ones (Wu et
 al., ICLR 2021; Platanios et al., NAACL 2019). A co-author's code has linear, a pacing named sqrt
@@ -50,16 +50,26 @@ def progress(round_: int, rounds: int, full_at: float) -> float:
     return 1.0 if round_ >= span * (1 - 1e-12) else round_ / span
 
 
-def fraction_visible(pacing: str, round_: int, rounds: int, initial_fraction: float, full_at: float) -> float:
-    """The visible fraction h in [0, 1] in round t; 1 in the last round."""
+def fraction_visible(
+    pacing: str, round_: int, rounds: int, initial_fraction: float, full_at: float, final_fraction: float = 1.0
+) -> float:
+    """The visible fraction h in [0, 1] in round t; `final_fraction` in the last round, and never more."""
     if round_ >= rounds - 1:
-        return 1.0
-    return min(1.0, PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction))
+        return final_fraction
+    return min(final_fraction, PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction))
 
 
-def num_visible(pacing: str, num_units: int, round_: int, rounds: int, initial_fraction: float, full_at: float) -> int:
+def num_visible(
+    pacing: str,
+    num_units: int,
+    round_: int,
+    rounds: int,
+    initial_fraction: float,
+    full_at: float,
+    final_fraction: float = 1.0,
+) -> int:
     """Number of visible units, b_k^t = max(1, ceil(h |B_k|)), at most |B_k|. Tolerates rounding in the product."""
-    h = fraction_visible(pacing, round_, rounds, initial_fraction, full_at)
+    h = fraction_visible(pacing, round_, rounds, initial_fraction, full_at, final_fraction)
     return min(num_units, max(1, math.ceil(h * num_units - 1e-9)))
 
 
@@ -96,6 +106,13 @@ class Paced(Curriculum):
     full_at: float = Field(
         0.8, ge=0, le=1, description="alpha: fraction of the rounds after which all is visible; 1: the last round"
     )
+    final_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="never show more than this fraction; below 1 the hardest units are left out for good, such as "
+        "samples with wrong labels (ours)",
+    )
     softness: float = Field(
         SOFTNESS, gt=0, description="kappa of pacing soft: width of the edge, as a share of the data"
     )
@@ -117,6 +134,11 @@ class Paced(Curriculum):
             raise ValueError("softness has an effect only with pacing: soft; leave it out")
         if self.pacing == "soft" and self.inclusive:
             raise ValueError("inclusive has no effect with pacing: soft, which draws units; leave it out")
+        if self.final_fraction < self.initial_fraction:
+            raise ValueError(
+                f"final_fraction {self.final_fraction:g} is below initial_fraction {self.initial_fraction:g}; raise it, "
+                "or lower initial_fraction"
+            )
         return self
 
     def visible(
@@ -144,7 +166,11 @@ class Paced(Curriculum):
     def _chosen(self, num_units: int, round_: int, rounds: int, rng: torch.Generator) -> Tensor:
         """(units visible,) int64 positions in the order."""
         if self.pacing == "soft":
-            fraction = fraction_visible("soft", round_, rounds, self.initial_fraction, self.full_at)
+            fraction = fraction_visible(
+                "soft", round_, rounds, self.initial_fraction, self.full_at, self.final_fraction
+            )
             return softly_visible(fraction, num_units, self.softness, rng)
-        count = num_visible(self.pacing, num_units, round_, rounds, self.initial_fraction, self.full_at)
+        count = num_visible(
+            self.pacing, num_units, round_, rounds, self.initial_fraction, self.full_at, self.final_fraction
+        )
         return torch.arange(min(num_units, count + self.inclusive))
