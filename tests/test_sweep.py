@@ -30,8 +30,9 @@ from fibec_ray.roundlog.schema import ROUNDS
 from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.simulation import resolved, simulate
 from fibec_ray.sweeps.folder import folder_of, is_finished, set_aside, write_record
-from fibec_ray.sweeps.load import load_sweep
+from fibec_ray.sweeps.load import load_sweep, load_sweeps
 from fibec_ray.sweeps.plan import SweepPlan
+from fibec_ray.sweeps.read import read_sweep
 from fibec_ray.sweeps.run import refuse_failures, run_sweep
 
 TWO = {"fibecfed": ["method=fibecfed"], "fedavg": ["method=fedavg"]}
@@ -167,7 +168,9 @@ def test_a_key_that_stands_twice_is_not_dropped_in_silence(write: Any) -> None:
 def test_every_sweep_loads_and_opens_with_the_command_that_runs_it(name: str) -> None:
     words = shlex.split(SWEEPS[name].read_text(encoding="utf-8").splitlines()[0], comments=False)
     assert words[:4] == ["#", "fibec-ray", "sweep", name] and "--out" in words
-    assert load_sweep(SWEEPS[name]).runs
+    tasks = list(read_sweep(SWEEPS[name]).get("tasks", ()))
+    found = load_sweeps(SWEEPS[name], [f"task={task}" for task in tasks[:1]])
+    assert all(plan.runs for plan in found.values())
 
 
 # --- the runner, with a stand-in for the program that it starts

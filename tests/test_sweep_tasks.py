@@ -64,6 +64,15 @@ def test_overrides_of_variants_name_the_task_too(write: Any) -> None:
     assert [run.experiment.name for run in found["trec"].runs if run.variant.name == "other"] == ["own-trec"]
 
 
+def test_an_entry_names_its_data_set_which_overrides_can_name_too(write: Any) -> None:
+    tasks = {"skewed": ["task=trec", "partition.alpha=0.1"], "trec": []}
+    found = load_sweeps(write(**BASE | {"tasks": tasks}), ["data.path=sets/{set}", "name={task}"])
+    runs = {task: sweep.runs[0].experiment for task, sweep in found.items()}
+    assert {task: (one.task.name, one.data.path, one.name) for task, one in runs.items()} == {
+        "skewed": ("trec", "sets/trec", "skewed"), "trec": ("trec", "sets/trec", "trec"),
+    }  # fmt: skip
+
+
 def test_missing_data_of_a_later_task_are_named_before_the_first_run(write: Any, tmp_path: Path) -> None:
     (tmp_path / "sets" / "synthetic").mkdir(parents=True)
     sweeps = load_sweeps(write(), [f"data.path={tmp_path}/sets/{{task}}"])

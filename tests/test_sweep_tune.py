@@ -281,6 +281,11 @@ def test_a_picked_variant_has_the_one_tuned_whose_choice_it_takes(write: Any) ->
     assert plan.tuning and list(plan.tuning.candidates) == ["fedavg"] and len(plan.runs) == 1
 
 
+def test_a_picked_variant_that_is_not_tuned_just_runs(write: Any) -> None:
+    path = write(variants=VARIANTS, tune=TUNE | {"variants": {"zero-shot": {}}})
+    assert load_sweep(path, ["variants=zero-shot"]).tuning is None
+
+
 # --- mistakes
 
 

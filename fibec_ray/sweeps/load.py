@@ -13,10 +13,10 @@
 
 `tasks` runs all variants on several tasks, each with settings of its own. See read.py for `extends`.
 
-    overrides: ["data.path=sets/{task}"]        # {task} stands for the name of the task, also in variants
+    overrides: ["data.path=sets/{set}"]         # {task} stands for the name below, {set} for the data set
     tasks:                                      # name: what it changes
-      trec: [rounds=100]
-      mr: [rounds=20]
+      mr: [rounds=20]                           # the data set `mr`
+      trec-skewed: [task=trec, partition.alpha=0.1]
 
 `tune` chooses settings by runs of their own first; see tuning.py.
 
@@ -120,17 +120,18 @@ def _task_sweep(
 ) -> SweepPlan:
     """The sweep of one task. picked: names of variants. of_task: the task, and the overrides of all its runs."""
     task, common = of_task
-    every, config = _of_task(every, task), Path(file.config)
+    every = tuple(replace(one, overrides=tuple(_filled(file, task, one.overrides))) for one in every)
+    config, seeds = Path(file.config), tuple(file.seeds)
     variants = tuple(variant for variant in every if variant.name in picked)
-    runs = _runs(config, common, variants, file.seeds, path)
+    runs = _runs(config, common, variants, seeds, path)
     _refuse_equal(runs, path, tune)
     tuning = None
     if tune:
-        changes = [text.replace("{task}", task) if task else text for text in tune.overrides]
+        changes = _filled(file, task, tune.overrides)
         typed = tuple(text for text in overrides if not (task and text.startswith(PICK)))
-        source = Source(path, config, tuple(common), typed, tuple(file.seeds), every, task)
+        source = Source(path, config, tuple(common), typed, seeds, every, task)
         tuning = tuning_of(tune, source, _checked(changes, f"{path}: tune.overrides"), runs)
-    plan = SweepPlan(path, tuple(file.seeds), file.reference, variants, tuple(runs), task, file.table)
+    plan = SweepPlan(path, seeds, file.reference, variants, tuple(runs), task, file.table)
     return replace(plan, every=() if len(variants) == len(every) else every, tuning=tuning)
 
 
@@ -159,16 +160,17 @@ def _by_task(file: _SweepFile, overrides: Sequence[str], path: Path) -> Iterator
     for task, changes in picked_tasks(file.tasks, names, str(path)).items():
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", task):
             raise ConfigError(f"{path}: tasks: {task!r} names a folder too; use lower-case letters, digits and -")
-        texts = [text.replace("{task}", task) for text in (*file.overrides, f"{PICK}{task}", *changes, *others)]
+        texts = _filled(file, task, [*file.overrides, f"{PICK}{task}", *changes, *others])
         yield task, _checked(texts, f"{path}: task {task!r}")
 
 
-def _of_task(variants: tuple[Variant, ...], task: str) -> tuple[Variant, ...]:
-    """The variants of a task: `{task}` in their overrides stands for its name."""
+def _filled(file: _SweepFile, task: str, texts: Sequence[str]) -> list[str]:
+    """Overrides with the name of the task for `{task}`, and its data set for `{set}`: its own `task=`, or its name."""
     if not task:
-        return variants
-    named = [tuple(text.replace("{task}", task) for text in one.overrides) for one in variants]
-    return tuple(replace(one, overrides=texts) for one, texts in zip(variants, named, strict=True))
+        return list(texts)
+    own = [text.removeprefix(PICK) for text in file.tasks[task] if text.startswith(PICK)]
+    data_set = own[-1] if own else task
+    return [text.replace("{task}", task).replace("{set}", data_set) for text in texts]
 
 
 def _grid_sweep(path: Path, overrides: Sequence[str]) -> SweepPlan:

@@ -88,8 +88,8 @@ class Source:
     task: str = ""
 
 
-def tuning_of(file: TuneFile, source: Source, overrides: Sequence[str], runs: Sequence[SweepRun]) -> Tuning:
-    """Plan the tuning runs. Raises ConfigError.
+def tuning_of(file: TuneFile, source: Source, overrides: Sequence[str], runs: Sequence[SweepRun]) -> Tuning | None:
+    """Plan the tuning runs; None if no picked variant is tuned. Raises ConfigError.
 
     overrides: of tuning runs, checked. runs: of the sweep, without chosen values.
     """
@@ -101,6 +101,8 @@ def tuning_of(file: TuneFile, source: Source, overrides: Sequence[str], runs: Se
             "choose another number"
         )
     needed = {sources[run.variant.name] for run in runs if run.variant.name in sources}
+    if not needed:
+        return None
     tuned = [variant for variant in source.every if variant.name in needed]
     candidates = {one.name: _candidates(one, grids[one.name], overrides, where) for one in tuned}
     plan = _plan(source, file.seed, [each for found in candidates.values() for each in found], where)

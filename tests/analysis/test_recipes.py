@@ -24,7 +24,9 @@ from fibec_ray.roundlog.writer import RoundLog
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "analysis"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-FIGURES = sorted(set(FOLDER.glob("figures/*.py")) - {FOLDER / "figures" / "front_page.py"})
+OTHERS = {FOLDER / "figures" / name for name in ("front_page.py", "ranks.py")}
+"""Figures of other runs; test_ranks.py draws the second."""
+FIGURES = sorted(set(FOLDER.glob("figures/*.py")) - OTHERS)
 RECIPES = runpy.run_path(str(FOLDER / "recipes.py"))
 
 
