@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,14 @@ def test_equal_variants_may_differ_in_how_they_are_tuned(write: Any) -> None:
         load_sweep(write(variants=variants))
 
 
+def test_a_file_that_extends_another_replaces_the_whole_section(write: Any) -> None:
+    write()
+    other = write("other.yaml", extends="sweep-file.yaml", tune={"values": {"local.epochs": [1, 2]}, "seed": 7})
+    plan = load_sweep(other)
+    assert plan.tuning and plan.tuning.runs.seeds == (7,)
+    assert [one.overrides for one in plan.tuning.candidates["fipa"]] == [("local.epochs=1",), ("local.epochs=2",)]
+
+
 def test_each_task_is_tuned_by_itself(write: Any) -> None:
     tasks = {"synthetic": [], "digits": ["data={max_train: 90}", "backbone={kind: cnn}"]}
     found = load_sweeps(write(tasks=tasks, tune=TUNE | {"overrides": ["name={task}-tuning"]}))
@@ -197,7 +206,7 @@ def test_each_task_is_tuned_by_itself(write: Any) -> None:
 def test_a_second_time_nothing_runs_and_failed_values_are_not_tried_again(
     write: Any, scored: Any, tmp_path: Path
 ) -> None:
-    out, path = tmp_path / "out", write()
+    out, path, said = tmp_path / "out", write(), list[str]()
     program = scored({key: value for key, value in ALL.items() if key != ("fedavg", 0.1)})
     assert run_sweep(load_sweep(path), out, 1, str, program) == []
     before = (out / "tuned.yaml").read_text()
@@ -205,8 +214,13 @@ def test_a_second_time_nothing_runs_and_failed_values_are_not_tried_again(
         len(order(tmp_path)) == 8 and read_yaml(out / "tuned.yaml")["variants"]["fedavg"]["tried"][2]["score"] is None
     )
     refuse_missing_data({"": load_sweep(path)}, out)
-    assert run_sweep(load_sweep(path), out, 1, str, program) == []
+    assert run_sweep(load_sweep(path), out, 1, said.append, program) == []
     assert order(tmp_path) == [] and (out / "tuned.yaml").read_text() == before
+    failed = f"fedavg {RATE}=1e-1"
+    assert said[0] == f"tuning: runs that failed before are not tried again: {failed}; to try them, remove tuned.yaml"
+    (out / "tuned.yaml").unlink()
+    run_sweep(load_sweep(path), out, 1, str, program)
+    assert [line.split()[0] for line in order(tmp_path)] == ["fedavg-local-learning-rate-1e-1"]
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(write: Any, scored: Any, tmp_path: Path) -> None:
@@ -242,6 +256,24 @@ def test_other_settings_are_refused_in_a_folder_with_tuning_runs(write: Any, sco
     (out / "tuned.yaml").write_text("variants: [1]")
     with pytest.raises(RunDirError, match="is not a record of tuned values; move it away"):
         run_sweep(load_sweep(write()), out, 1, str, program)
+
+
+def test_values_that_are_added_later_are_tried_and_a_new_choice_never_overwrites_a_run(
+    write: Any, scored: Any, tmp_path: Path
+) -> None:
+    """As after a choice at the edge. The three runs of before are kept."""
+    out, program = tmp_path / "out", scored(ALL)
+    few = {"variants": {"fedavg": []}, "tune": TUNE | {"values": {RATE: ["1e-3", "1e-1"]}}}
+    run_sweep(load_sweep(write(**few)), out, 1, str, program)
+    assert len(order(tmp_path)) == 3
+    more = load_sweep(write(**few | {"tune": TUNE}))
+    with pytest.raises(
+        RunDirError, match=r"fedavg/seed-0: holds a finished run .*rate is 0.001 there, 0.01 here\); .*remove"
+    ):
+        run_sweep(more, out, 1, str, program)
+    assert order(tmp_path) == ["fedavg-local-learning-rate-1e-2 seed-100"]
+    shutil.rmtree(out / "fedavg" / "seed-0")
+    assert run_sweep(more, out, 1, str, program) == [] and order(tmp_path) == ["fedavg seed-0"]
 
 
 def test_a_variant_without_a_value_fails_and_the_others_go_on(write: Any, scored: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fibec_ray.sweeps.choice import Choice, choices_of, table
 from fibec_ray.sweeps.folder import folder_of, is_finished, write_record
 from fibec_ray.sweeps.plan import Failure, SweepPlan, Tuning, Variant
+from fibec_ray.sweeps.tuned_record import RECORD as TUNED
 from fibec_ray.sweeps.tuned_record import failed_before, write_tuned
 from fibec_ray.sweeps.tuning import FOLDER, load_run
 
@@ -30,6 +31,9 @@ def tuned(sweep: SweepPlan, out: Path, say: Callable[[str], None], run_all: RunA
     folder.mkdir(exist_ok=True)
     for note in tuning.notes:
         say(f"note: {note}")
+    if skipped:
+        names = ", ".join(sorted(skipped))
+        say(f"tuning: runs that failed before are not tried again: {names}; to try them, remove {TUNED}")
     waiting = tuple(run for run in tuning.runs.runs if run.variant.name not in skipped)
     failures = run_all(replace(tuning.runs, runs=waiting), folder)
     choices = choices_of(tuning, folder)
