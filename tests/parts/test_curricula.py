@@ -435,5 +435,5 @@ def test_a_final_fraction_leaves_the_hardest_out_for_good(pacing: str) -> None:
 
 
 def test_a_final_fraction_below_the_initial_one_is_rejected() -> None:
-    with pytest.raises(ValueError, match=r"final_fraction 0.1 is below initial_fraction 0.2; raise it"):
+    with pytest.raises(ValueError, match=r"final_fraction 0.1 is below initial_fraction 0.2; raise final_fraction"):
         FisherOrder(final_fraction=0.1)

@@ -136,8 +136,8 @@ class Paced(Curriculum):
             raise ValueError("inclusive has no effect with pacing: soft, which draws units; leave it out")
         if self.final_fraction < self.initial_fraction:
             raise ValueError(
-                f"final_fraction {self.final_fraction:g} is below initial_fraction {self.initial_fraction:g}; raise it, "
-                "or lower initial_fraction"
+                f"final_fraction {self.final_fraction:g} is below initial_fraction {self.initial_fraction:g}; raise "
+                "final_fraction, or lower initial_fraction"
             )
         return self
 
