@@ -221,5 +221,5 @@ def test_the_cost_of_dropped_work_is_kept_apart() -> None:
     )
     assert (row["bytes_total"], row["energy_total_j"], row["num_devices"]) == (9, 2.0, 1)
     assert (setup["num_dropped"], setup["dropped_bytes"]) == (0, 0)
-    unknown, _ = totals.round(plan(1, dropped=(3,)), RoundResult([]), None)
+    unknown, _ = totals.round(plan(1, dropped=(3,), dropped_work=None), RoundResult([]), None)
     assert unknown["num_dropped"] == 1 and unknown["dropped_bytes"] is None and unknown["dropped_energy_j"] is None
