@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -35,6 +35,14 @@ from fibec_ray.types import Predictions
 NOT_FROM_TABLES = "this model predicts from numbers; use fibec_ray.load(RUN).predict(ARRAY) in Python"
 ALWAYS = ("max_train", "max_test")
 """Settings of `data` that have an effect for every kind."""
+
+
+class Splits(NamedTuple):
+    """The named parts of a data set that a task reads."""
+
+    train: tuple[str, ...]
+    test: str | None
+    """None: some of the training rows are held out, others for each seed"""
 
 
 class Task(BaseModel, ABC, frozen=True, extra="forbid"):
@@ -80,6 +88,11 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
         return found, {"text_columns": list(found.columns), "label_column": found.label_column}
 
     # --- rows
+
+    @property
+    def splits(self) -> Splits | None:
+        """The splits that it reads; None for a task whose rows are in no files."""
+        return None
 
     def effective(self, config: DataConfig) -> Self:
         """The task with the columns and splits of its source. Raises DataError for settings that have no effect."""

@@ -17,7 +17,7 @@ from fibec_ray.data.settings import FILE_SETTINGS, TEST_FRACTION, TEXT_FILE_SETT
 from fibec_ray.data.source import Table, read_tables
 from fibec_ray.data.stamps import Stamp, stamps_of
 from fibec_ray.errors import DataError
-from fibec_ray.tasks.base import Task, refuse_twice
+from fibec_ray.tasks.base import Splits, Task, refuse_twice
 from fibec_ray.tasks.texts import Texts
 
 FILES_ONLY = ("format", *TEXT_FILE_SETTINGS)
@@ -62,6 +62,10 @@ class FromTables(Task):
     def strata(self, train: Any) -> Any:
         """(N,) groups that keep their share when test rows are held out; None: rows are held out at random."""
         return None
+
+    @property
+    def splits(self) -> Splits:
+        return Splits(self.train_splits, self.eval_split)
 
     def effective(self, config: DataConfig) -> Self:
         self.refuse_without_effect(config)
