@@ -13,7 +13,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in [
         *sorted(ROOT.glob("*.md")),
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
         *sorted((ROOT / "cluster").rglob("README.md")),
         ROOT / "analysis" / "README.md",
     ]
