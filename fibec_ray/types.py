@@ -54,6 +54,9 @@ class DroppedWork(NamedTuple):
     energy_j: float
 
 
+NOTHING_DROPPED = DroppedWork(0.0, 0, 0.0)
+
+
 @dataclass(frozen=True)
 class RoundPlan:
     """Everything that is decided about a round before it runs."""
@@ -68,7 +71,7 @@ class RoundPlan:
     """devices that train on a part of their batches only, because they drop out in mid-round"""
     dropped: tuple[int, ...] = ()
     """devices that were drawn and send nothing that counts; they are not in the cohort"""
-    dropped_work: DroppedWork | None = DroppedWork(0.0, 0, 0.0)
+    dropped_work: DroppedWork | None = NOTHING_DROPPED
     """the cost of the work of those devices; None if that is not predicted"""
     versions: Mapping[int, int] = field(default_factory=dict)
     """devices of the cohort that started from the model of an earlier round, and that round"""

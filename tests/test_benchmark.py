@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
-import polars as pl
 import pytest
-import yaml
 from conftest import TINY_BERT, TINY_LLAMA
+from made_sets import make_sets
 from rotation import in_turn
 
 from fibec_ray.analysis.comparison import compare
@@ -40,16 +39,7 @@ def variants_of(name: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="session")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up rows of the three data sets: SETS/trec/train.parquet and so on."""
-    made = tmp_path_factory.mktemp("sets")
-    for name in SETS:
-        task = yaml.safe_load(packaged("tasks")[name].read_text())
-        classes = len(task["label_names"])
-        columns = {column: [f"{column} {row} good bad" for row in range(ROWS)] for column in task["text_columns"]}
-        rows = pl.DataFrame(columns | {task["label_column"]: [row % classes for row in range(ROWS)]})
-        (made / name).mkdir()
-        for split in (*task["train_splits"], task["eval_split"]):
-            rows.write_parquet(made / name / f"{split}.parquet")
-    return made
+    return make_sets(SETS, ROWS, tmp_path_factory.mktemp("sets"))
 
 
 def tiny(name: str, sets: Path, *picks: str) -> dict[str, SweepPlan]:

@@ -6,10 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 import yaml
 from conftest import TINY_BERT, TINY_LLAMA
+from made_sets import make_sets
 from rotation import in_turn
 
 from fibec_ray.cli.main import main
@@ -134,16 +134,7 @@ ROWS = 48
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up rows of all ten tasks: FOLDER/TASK/train.parquet and so on."""
-    made = tmp_path_factory.mktemp("sets")
-    for name in TEN:
-        task = yaml.safe_load(packaged("tasks")[name].read_text())
-        classes = len(task["label_names"])
-        columns = {column: [f"{column} {row} good bad" for row in range(ROWS)] for column in task["text_columns"]}
-        rows = pl.DataFrame(columns | {task["label_column"]: [row % classes for row in range(ROWS)]})
-        (made / name).mkdir()
-        for split in (*task["train_splits"], task["eval_split"]):
-            rows.write_parquet(made / name / f"{split}.parquet")
-    return made
+    return make_sets(TEN, ROWS, tmp_path_factory.mktemp("sets"))
 
 
 def tiny(experiment: Experiment, folder: Path) -> dict[str, Any]:

@@ -61,9 +61,9 @@ class RunNumbers:
     wall_time_s: float
     energy_j: float | None
     """simulated J of all devices; None in logs of earlier releases"""
-    dropped_bytes: float
-    """predicted for devices whose work did not count; not in num_bytes"""
-    dropped_energy_j: float
+    dropped_bytes: float | None
+    """predicted for devices whose work did not count; not in num_bytes; None in logs of earlier releases"""
+    dropped_energy_j: float | None
     """the same in J; not in energy_j"""
     score: str
     """accuracy, or the task's own metric"""
@@ -106,8 +106,9 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
     def last(name: str) -> float:
         return float(tables.column(name)[-1])
 
-    def total(name: str) -> float:
-        return math.fsum(value for value in tables.column(name) if value is not None)
+    def total(name: str) -> float | None:
+        known = [value for value in tables.column(name) if value is not None]
+        return math.fsum(known) if len(known) == len(tables.rounds) else None
 
     def score(model: str) -> float | None:
         known = [value for _, value in tables.points("round", f"{model}_{column}")]

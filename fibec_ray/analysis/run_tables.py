@@ -93,8 +93,8 @@ def _costs(tables: RunTables) -> Table:
     ]
     if any(tables.column("num_dropped")):
         notes.append(
-            "Dropped: devices that dropped out or whose update came too late. Their costs are predicted, and the other "
-            "columns leave them out."
+            "Dropped: devices that dropped out or whose update came too late. Their costs are predicted, and other "
+            "columns leave them out. Logs of earlier releases lack these costs."
         )
     return Table("cost", "", columns, tuple(rows), tuple(notes))
 
@@ -103,12 +103,9 @@ def _dropped(tables: RunTables) -> list[Column]:
     """Devices whose work does not count, and its cost where the log has it."""
     if not any(tables.column("num_dropped")):
         return []
-    known = any(tables.column("dropped_bytes"))
-    columns = [_count("dropped", "num_dropped")]
-    if known:
-        columns += [_readable("dropped: both ways", "dropped_bytes", BYTES)]
-        columns += [_readable("dropped: energy", "dropped_energy_j", JOULES)]
-    return columns
+    costs = [("dropped: both ways", "dropped_bytes", BYTES), ("dropped: energy", "dropped_energy_j", JOULES)]
+    known = None not in tables.column("dropped_bytes")
+    return [_count("dropped", "num_dropped"), *(_readable(*cost) for cost in costs if known)]
 
 
 def _sums(tables: RunTables, when: pl.Expr) -> dict[str, Any]:

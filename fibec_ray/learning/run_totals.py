@@ -13,7 +13,17 @@ from pydantic import BaseModel
 from fibec_ray.learning.evaluation import pooled
 from fibec_ray.reports import DeviceReport
 from fibec_ray.tasks import Task
-from fibec_ray.types import SETUP_ROUND, EvaluationResult, Layout, Predictions, RoundPlan, RoundResult, SetupResult
+from fibec_ray.types import (
+    NOTHING_DROPPED,
+    SETUP_ROUND,
+    DroppedWork,
+    EvaluationResult,
+    Layout,
+    Predictions,
+    RoundPlan,
+    RoundResult,
+    SetupResult,
+)
 
 Row = dict[str, Any]
 
@@ -93,8 +103,7 @@ class RunTotals:
     ) -> tuple[Row, list[Row]]:
         """The row of a round and its layer rows."""
         self.trained |= {report.device for report in _sound(result.reports) if report.num_steps}
-        row = self._row(plan.round, result.reports, len(result.lost), evaluation, plan.seconds)
-        row |= _dropped(plan)
+        row = self._row(plan.round, result.reports, len(result.lost), evaluation, plan)
         return row, self._layer_rows(plan.round, result.reports)
 
     def evaluations(self, round_: int, evaluation: EvaluationResult | None) -> list[Row]:
@@ -122,9 +131,10 @@ class RunTotals:
         reports: Sequence[DeviceReport],
         num_lost: int,
         evaluation: EvaluationResult | None,
-        seconds: float | None = None,
+        plan: RoundPlan | None = None,
     ) -> Row:
-        """A row. seconds: virtual time since the round before; None: that of the slowest device."""
+        """A row. plan: None in the setup phase."""
+        seconds = plan.seconds if plan else None
         up, down = sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports)
         num_samples, sound = sum(r.num_samples_seen for r in reports), _sound(reports)
         energy_j = math.fsum(r.energy_j or 0.0 for r in reports)
@@ -156,10 +166,7 @@ class RunTotals:
             "num_quarantined": len(reports) - len(sound),
             "energy_j": energy_j,
             "energy_total_j": self.energy_total_j,
-            "num_dropped": 0,
-            "dropped_bytes": 0,
-            "dropped_flops": 0.0,
-            "dropped_energy_j": 0.0,
+            **_dropped(len(plan.dropped) if plan else 0, plan.dropped_work if plan else NOTHING_DROPPED),
             "mean_staleness": _mean(float(r.staleness or 0) for r in sound) if round_ != SETUP_ROUND else None,
             "num_late": sum((r.staleness or 0) > 0 for r in reports),
             "epsilon": self._epsilon_after(round_),
@@ -201,11 +208,10 @@ class RunTotals:
         ]
 
 
-def _dropped(plan: RoundPlan) -> Row:
-    """Devices whose work does not count, and its predicted cost."""
-    work = plan.dropped_work
+def _dropped(num_dropped: int, work: DroppedWork | None) -> Row:
+    """Devices whose work does not count, and its predicted cost; None if that is unknown."""
     return {
-        "num_dropped": len(plan.dropped),
+        "num_dropped": num_dropped,
         "dropped_bytes": None if work is None else work.num_bytes,
         "dropped_flops": None if work is None else work.flops,
         "dropped_energy_j": None if work is None else work.energy_j,

@@ -50,26 +50,19 @@ def progress(round_: int, rounds: int, full_at: float) -> float:
     return 1.0 if round_ >= span * (1 - 1e-12) else round_ / span
 
 
-def fraction_visible(
-    pacing: str, round_: int, rounds: int, initial_fraction: float, full_at: float, final_fraction: float = 1.0
-) -> float:
-    """The visible fraction h in [0, 1] in round t; `final_fraction` in the last round, and never more."""
+def fraction_visible(pacing: str, round_: int, rounds: int, initial_fraction: float, full_at: float) -> float:
+    """The visible fraction h in [0, 1] in round t; 1 in the last round."""
     if round_ >= rounds - 1:
-        return final_fraction
-    return min(final_fraction, PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction))
+        return 1.0
+    return min(1.0, PACINGS[pacing](progress(round_, rounds, full_at), initial_fraction))
 
 
 def num_visible(
-    pacing: str,
-    num_units: int,
-    round_: int,
-    rounds: int,
-    initial_fraction: float,
-    full_at: float,
-    final_fraction: float = 1.0,
+    pacing: str, num_units: int, round_: int, rounds: int, initial_fraction: float, full_at: float, most: float = 1.0
 ) -> int:
-    """Number of visible units, b_k^t = max(1, ceil(h |B_k|)), at most |B_k|. Tolerates rounding in the product."""
-    h = fraction_visible(pacing, round_, rounds, initial_fraction, full_at, final_fraction)
+    """Number of visible units, b_k^t = max(1, ceil(min(h, most) |B_k|)), at most |B_k|. Tolerates rounding in the
+    product."""
+    h = min(most, fraction_visible(pacing, round_, rounds, initial_fraction, full_at))
     return min(num_units, max(1, math.ceil(h * num_units - 1e-9)))
 
 
@@ -110,8 +103,8 @@ class Paced(Curriculum):
         1.0,
         gt=0,
         le=1,
-        description="never show more than this fraction; below 1 the hardest units are left out for good, such as "
-        "samples with wrong labels (ours)",
+        description="the largest visible fraction; below 1 the hardest units are left out for good (pacing soft: drawn "
+        "rarely; inclusive: one unit more). Ours",
     )
     softness: float = Field(
         SOFTNESS, gt=0, description="kappa of pacing soft: width of the edge, as a share of the data"
@@ -165,12 +158,9 @@ class Paced(Curriculum):
 
     def _chosen(self, num_units: int, round_: int, rounds: int, rng: torch.Generator) -> Tensor:
         """(units visible,) int64 positions in the order."""
+        at = round_, rounds, self.initial_fraction, self.full_at
         if self.pacing == "soft":
-            fraction = fraction_visible(
-                "soft", round_, rounds, self.initial_fraction, self.full_at, self.final_fraction
-            )
+            fraction = min(self.final_fraction, fraction_visible("soft", *at))
             return softly_visible(fraction, num_units, self.softness, rng)
-        count = num_visible(
-            self.pacing, num_units, round_, rounds, self.initial_fraction, self.full_at, self.final_fraction
-        )
+        count = num_visible(self.pacing, num_units, *at, self.final_fraction)
         return torch.arange(min(num_units, count + self.inclusive))
