@@ -18,7 +18,7 @@ from torch import Tensor
 from fibec_ray.answers import Answers
 from fibec_ray.likelihoods import NO_TAG
 from fibec_ray.reports import DeviceReport
-from fibec_ray.tensors import Tensors, joined, under_prefix, with_prefix
+from fibec_ray.tensors import Tensors, joined, joint_norm, under_prefix, with_prefix
 
 SETUP_ROUND = -1
 """The round number under which the initialisation phase is planned, seeded and logged."""
@@ -183,8 +183,7 @@ class Asked:
     @cached_property
     def scale(self) -> float:
         """The norm of the shared tensors, or that of as many ones if it is smaller."""
-        squares = math.fsum(float(value.double().square().sum()) for value in self.shared.values())
-        return math.sqrt(max(squares, sum(value.numel() for value in self.shared.values())))
+        return max(joint_norm(self.shared), math.sqrt(sum(value.numel() for value in self.shared.values())))
 
 
 @dataclass(frozen=True)

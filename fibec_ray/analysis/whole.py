@@ -13,6 +13,7 @@ import polars as pl
 from fibec_ray.analysis.log import RunLog
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.roundlog.parts import is_part, part_name, round_of
+from fibec_ray.types import SETUP_ROUND
 
 KEYS = {"rounds": ["round"], "devices": ["round", "device"], "layers": ["round", "layer"]}
 KEYS["evaluations"] = KEYS["devices"]
@@ -31,8 +32,9 @@ def refuse_damage(log: RunLog, frames: Mapping[str, pl.DataFrame]) -> None:
                 f"{(log.place / name).shown}: has rows of {round_name(double['round'][0])} twice, "
                 "so its files are mixed up; put the right ones back"
             )
-    found = set(frames["rounds"]["round"])
-    if wrong := found ^ {round_of(Path(part)) for part in log.parts}:
+    found, named = set(frames["rounds"]["round"]), {round_of(Path(part)) for part in log.parts}
+    beyond = {round_ for round_ in found if round_ > max(named, default=SETUP_ROUND)}  # a part may hold earlier rounds
+    if wrong := (named - found) | beyond:
         raise RunDirError(
             f"{(log.place / 'rounds').shown}/{part_name(min(wrong))}: is missing or holds another round; "
             "put the right file back"
@@ -40,7 +42,7 @@ def refuse_damage(log: RunLog, frames: Mapping[str, pl.DataFrame]) -> None:
 
 
 def _refuse_missing_parts(log: RunLog, name: str) -> None:
-    """A table may begin late, because older programs wrote fewer tables. From there on every round needs a file."""
+    """A table may begin late, because older programs wrote fewer tables. From there on it has the same parts."""
     folder = log.place / name
     there = {round_of(Path(part)) for part in folder.files() if is_part(part)}
     wanted = {round_of(Path(part)) for part in log.parts}

@@ -43,6 +43,10 @@ class Checkpointer:
         self._written: list[int] = []
         """devices whose newest state the checkpoint under way is the first to need"""
 
+    def due(self, round_: int, last: bool = False) -> bool:
+        """Whether `after` saves a checkpoint after this round. last: of the run."""
+        return last or (round_ + 1) % self._config.every == 0
+
     def after(
         self,
         round_: int,
@@ -54,13 +58,13 @@ class Checkpointer:
     ) -> None:
         """Start a checkpoint if one is due. Raises the error of an earlier one.
 
-        log: digests of the newest parts of the round log. last: of the run; its checkpoint is always kept. under_way:
-        as in `RoundPlan`; what these devices have stored meanwhile is kept.
+        log: digests of the newest parts of the round log, which has the round if `due` says so. last: of the run; its
+        checkpoint is always kept. under_way: as in `RoundPlan`; what these devices have stored meanwhile is kept.
         """
         self._settle_or_skip()
         self._changed |= set(devices)
         next_round = round_ + 1
-        if not last and next_round % self._config.every:
+        if not self.due(round_, last):
             self._prune(devices, self._fleet.states, next_round, under_way)
             return
         draft = checkpoint.new_draft(self._run_dir, next_round)

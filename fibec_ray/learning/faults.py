@@ -12,6 +12,7 @@ from torch import Tensor
 from fibec_ray.learning.fitting import full_rank_of
 from fibec_ray.learning.job import Job
 from fibec_ray.low_rank import rank_axis
+from fibec_ray.tensors import all_finite, is_finite, joint_norm
 from fibec_ray.types import Asked, DeviceUpdate, Extra
 
 NOT_FINITE = "the update is not finite; lower local.learning_rate"
@@ -110,18 +111,18 @@ def _wrong_delta(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
             return (
                 f"the update has {_found(update.delta[name])} for '{name}', the server has {_words(shape, there.dtype)}"
             )
-    return None if all(bool(torch.isfinite(value).all()) for value in update.delta.values()) else NOT_FINITE
+    return None if all_finite(update.delta) else NOT_FINITE
 
 
 def _wrong_size(update: DeviceUpdate, asked: Asked, job: Job) -> str | None:
-    norm = math.sqrt(math.fsum(float(value.double().square().sum()) for value in update.delta.values()))
-    if norm and not update.num_steps:
+    length = joint_norm(update.delta)
+    if length and not update.num_steps:
         return "the update took no steps, but its tensors have changed"
     most, given = min(MOST * asked.scale, LARGEST), job.server.max_update_norm
-    if given is not None and norm > given:
-        return f"the update's norm is {norm:.3g}, above server.max_update_norm={given:g}"
-    if norm > most:
-        return f"the update's norm is {norm:.3g}, above the limit of {most:.3g}; lower local.learning_rate"
+    if given is not None and length > given:
+        return f"the update's norm is {length:.3g}, above server.max_update_norm={given:g}"
+    if length > most:
+        return f"the update's norm is {length:.3g}, above the limit of {most:.3g}; lower local.learning_rate"
     return None
 
 
@@ -143,7 +144,7 @@ def _wrong_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Extra]) -
         value = found[name]
         if not _is(value, one.shape, one.dtype):
             return f"the update has {_found(value)} for '{name}', the method needs {_words(one.shape, one.dtype)}"
-        if not bool(torch.isfinite(value).all()):
+        if not is_finite(value):
             return f"the update's '{name}' is not finite; lower local.learning_rate"
         if bool((value < one.least).any()):
             return f"the update's '{name}' has the value {float(value.min()):.3g}, below {one.least:g}"

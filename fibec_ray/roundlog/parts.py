@@ -1,6 +1,7 @@
-"""The log's files: one part per table and round. Each stores the digest of the part before it.
+"""The log's files: parts of a table, named after the last round that they hold.
 
-Other files in those folders are ignored.
+Most runs have a part per round. Runs of many short rounds have several rounds in a part, in all tables alike. Each part
+stores the digest of the part before it. Other files in those folders are ignored.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from fibec_ray.types import SETUP_ROUND
 
 _PART = re.compile(r"init\.parquet|part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")
 PREVIOUS = "previous"
-"""Key of a part's metadata: digest of the same table's part of the round before."""
+"""Key of a part's metadata: digest of the same table's part before it."""
+FIRST_ROUND = "first_round"
+"""Key of a part's metadata, in parts with several rounds: the first of them."""
 
 
 def part_name(round_: int) -> str:
-    """File name of a round's part; names sort in round order ('init' comes before 'part')."""
+    """File name of the part that ends with a round. Names sort in round order ('init' comes before 'part')."""
     return "init.parquet" if round_ == SETUP_ROUND else f"part-{round_:06d}.parquet"
 
 
@@ -54,7 +57,7 @@ def metadata_of(part: str | Path, shown: str, filesystem: Any = None) -> dict[st
 
 
 def round_of(part: Path) -> int:
-    """The round whose rows a part file holds."""
+    """The last round that a part file holds."""
     return SETUP_ROUND if part.stem == "init" else int(part.stem.removeprefix("part-"))
 
 
@@ -65,14 +68,28 @@ def check_parts(run_dir: Path, run_id: str, last: int, newest: Mapping[str, str]
     then each part must be readable and of this run.
     """
     expected = {name: [newest[name]] if name in newest else [] for name in TABLES}
-    for round_ in range(last, SETUP_ROUND - 1, -1):
+    round_ = last
+    while round_ >= SETUP_ROUND:
         path = run_dir / "rounds" / part_name(round_)
-        version = _check_part(path, run_id, expected["rounds"]).get("schema_version", "")
+        found = _check_part(path, run_id, expected["rounds"])
+        version = found.get("schema_version", "")
         if not version.isdecimal():
             raise RunDirError(f"{path}: not a readable part of a round log (schema version {version!r})")
         for name in tables_of(int(version)):
             if name != "rounds":
                 _check_part(run_dir / name / part_name(round_), run_id, expected[name])
+        round_ = _first_round(path, found) - 1
+
+
+def _first_round(path: Path, metadata: Mapping[str, str]) -> int:
+    """The first round in a part."""
+    last = round_of(path)
+    found = metadata.get(FIRST_ROUND, str(last))
+    if found == str(last):
+        return last
+    if not (found.isascii() and found.isdecimal()) or int(found) > last:
+        raise RunDirError(f"{path}: not a readable part of a round log (first round {found!r})")
+    return int(found)
 
 
 def digest_of(content: bytes) -> str:

@@ -336,8 +336,9 @@ _INTRODUCTION = f"""# The round log
 
 A run writes five Parquet tables into its run directory: `rounds/`, `devices/`, `layers/`, `batches/` and
 `evaluations/`. Each is a folder with one part file per round: `init.parquet` for the initialisation phase, then
-`part-000000.parquet` and so on. A part file is renamed into place when it is complete, so you can read the log while
-the run goes on.
+`part-000000.parquet` and so on. Under a schedule that combines a few updates per round (`async`, `buffered`), a part
+holds as many rounds as combine one cohort's updates. It is named after the last one. A part file is renamed into place
+when it is complete, so you can read the log while the run goes on.
 
 Read it with `fibec_ray.open_run` ([custom analysis](recipes.md) has examples) or with any Parquet reader:
 `SELECT * FROM 'RUN/rounds/*.parquet'`.

@@ -1,10 +1,11 @@
-"""Writes the round log, one part file per table and round. A run has one writer."""
+"""Writes the round log: part files, each with a table's rows of one round or of a few. A run has one writer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,13 +16,15 @@ import pyarrow.parquet as pq
 from fibec_ray.errors import RunError, did_you_mean
 from fibec_ray.files.run_dir import refused, whole
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.parts import PREVIOUS, digest_of, part_name, parts, round_of
+from fibec_ray.roundlog.parts import FIRST_ROUND, PREVIOUS, digest_of, part_name, parts, round_of
 from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
 from fibec_ray.types import SETUP_ROUND
 
 Row = Mapping[str, Any]
 
 _VERSION = {"schema_version": str(SCHEMA_VERSION), "schema_major": str(SCHEMA_MAJOR)}
+_COLUMNS = {name: {column.name: (column.type, column.nullable) for column in TABLES[name]} for name in TABLES}
+_BITS = {pa.int32(): 31, pa.int64(): 63}
 _TUPLES = ("kept_neurons", "layer_fisher", "batches")  # fields of DeviceReport that are rows of other tables
 _NOT_COLUMNS = (*_TUPLES, "state_digest")
 _SCALARS = tuple(field.name for field in fields(DeviceReport) if field.name not in _NOT_COLUMNS)
@@ -33,10 +36,17 @@ class RoundLog:
     A round is in the log when its part of `rounds` is there: that one is written last and taken away first.
     """
 
-    def __init__(self, run_dir: Path, metadata: Mapping[str, str], newest: Mapping[str, str] = MappingProxyType({})):
+    def __init__(
+        self,
+        run_dir: Path,
+        metadata: Mapping[str, str],
+        newest: Mapping[str, str] = MappingProxyType({}),
+        rounds_per_part: int = 1,
+    ):
         """metadata: run_id, seed, git_commit and config (the resolved experiment), all as strings; more is kept too.
 
-        newest: as the attribute of that name was when the run stopped, for a run that is resumed.
+        newest: as the attribute of that name was when the run stopped, for a run that is resumed. rounds_per_part:
+        rounds to collect before they are written, for runs of many short rounds. Call `flush` to write them earlier.
         """
         missing = [key for key in METADATA_KEYS if key not in metadata]
         if missing:
@@ -45,6 +55,9 @@ class RoundLog:
         self._run_dir = run_dir
         self.newest = dict(newest)
         """Digest of the newest part of each table. Each part names the one before it, so these vouch for all parts."""
+        self._rounds_per_part = rounds_per_part
+        self._collected: dict[int, dict[str, list[Row]]] = {}
+        """rounds that are not written yet, by number: their rows, by table"""
         for table in TABLES:
             with refused(f"{run_dir / table}: cannot make this folder"):
                 (run_dir / table).mkdir(parents=True, exist_ok=True)
@@ -56,18 +69,32 @@ class RoundLog:
         layer_rows: Sequence[Row],
         evaluation_rows: Sequence[Row] = (),
     ) -> None:
-        """Adds a round, or writes it again. All of its rows are checked before the first part is written."""
+        """Add a round, or write it again. Checks all of its rows before it keeps any."""
         round_ = rounds_row.get("round", SETUP_ROUND)
-        rounds = self._table("rounds", round_, [rounds_row])
-        devices = self._table("devices", round_, [device_row(report) for report in device_rows])
-        layers = self._table("layers", round_, layer_rows)
         scores = [(report.device, score) for report in device_rows for score in report.batches or ()]
-        batches = self._table("batches", round_, [{"round": round_, "device": d, **asdict(s)} for d, s in scores])
-        tables = {"evaluations": self._table("evaluations", round_, evaluation_rows), "batches": batches}
-        for name, table in (tables | {"layers": layers, "devices": devices, "rounds": rounds}).items():
+        rows: dict[str, Sequence[Row]] = {
+            "rounds": [rounds_row],
+            "devices": [device_row(report) for report in device_rows],
+            "layers": layer_rows,
+            "batches": [{"round": round_, "device": device, **asdict(score)} for device, score in scores],
+            "evaluations": evaluation_rows,
+        }
+        self._collected[round_] = {name: _checked(name, round_, found) for name, found in rows.items()}
+        if round_ == SETUP_ROUND or len(self._collected) >= self._rounds_per_part:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rounds that are not written yet, as one part per table."""
+        if not self._collected:
+            return
+        first, last = min(self._collected), max(self._collected)
+        metadata = self._metadata | ({FIRST_ROUND: str(first)} if first < last else {})
+        for name in reversed(TABLES):  # rounds last
+            rows = list(chain.from_iterable(found[name] for found in self._collected.values()))
             before = {PREVIOUS: self.newest[name]} if name in self.newest else {}
-            linked = table.replace_schema_metadata(self._metadata | before)
-            self.newest[name] = _write(self._run_dir / name / part_name(round_), linked)
+            table = pa.Table.from_pylist(rows, schema=TABLES[name].with_metadata(metadata | before))
+            self.newest[name] = _write(self._run_dir / name / part_name(last), table)
+        self._collected.clear()
 
     def rewind(self, first: int) -> None:
         """Forgets round `first` and all later ones: those that a run resumed from a checkpoint does again."""
@@ -78,42 +105,46 @@ class RoundLog:
                 with refused(f"{path}: cannot remove this part of the round log"):
                     path.unlink()
 
-    def _table(self, name: str, round_: int, rows: Sequence[Row]) -> pa.Table:
-        where = f"round log, {name}, round {round_}"
-        schema = TABLES[name]
-        for row in rows:
-            _check_columns(where, schema, row)
-            if row["round"] != round_:
-                raise RunError(f"{where}: a row of round {row['round']} does not belong here")
-        return pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(self._metadata))
-
 
 def device_row(report: DeviceReport) -> dict[str, Any]:
     """Its row of `devices`."""
     return {name: getattr(report, name) for name in _SCALARS}
 
 
-def _check_columns(where: str, schema: pa.Schema, row: Row) -> None:
-    unknown = [name for name in row if name not in schema.names]
-    if unknown:
-        raise RunError(f"{where}: no column '{unknown[0]}'; {did_you_mean(unknown[0], schema.names)}")
-    missing = [name for name in schema.names if name not in row]
-    if missing:
+def _checked(name: str, round_: int, rows: Sequence[Row]) -> list[Row]:
+    where = f"round log, {name}, round {round_}"
+    for row in rows:
+        _check_columns(where, name, row)
+        if row["round"] != round_:
+            raise RunError(f"{where}: a row of round {row['round']} does not belong here")
+    return [dict(row) for row in rows]
+
+
+def _check_columns(where: str, table: str, row: Row) -> None:
+    columns = _COLUMNS[table]
+    if row.keys() != columns.keys():
+        unknown = [name for name in row if name not in columns]
+        if unknown:
+            raise RunError(f"{where}: no column '{unknown[0]}'; {did_you_mean(unknown[0], list(columns))}")
+        missing = [name for name in columns if name not in row]
         raise RunError(f"{where}: no value for {', '.join(missing)}; give None where there is none")
-    for column in schema:
-        if not _fits(column, row[column.name]):
-            kind = f"{column.type}{' or None' if column.nullable else ''}"
-            raise RunError(f"{where}: {column.name} = {row[column.name]!r} is not of type {kind}")
+    for name, (kind, nullable) in columns.items():
+        value = row[name]
+        if not (nullable if value is None else _fits(kind, value)):
+            allowed = f"{kind}{' or None' if nullable else ''}"
+            raise RunError(f"{where}: {name} = {value!r} is not of type {allowed}")
 
 
-def _fits(column: pa.Field, value: Any) -> bool:
-    """Whether a value can be stored as it is; pyarrow itself would cut 1.5 to an integer and let None pass."""
-    if value is None:
-        return bool(column.nullable)
-    if isinstance(value, bool) or column.type == pa.bool_():
-        return isinstance(value, bool) and column.type == pa.bool_()
+def _fits(kind: pa.DataType, value: Any) -> bool:
+    """Whether a value can be stored as it is; pyarrow itself would cut 1.5 to an integer."""
+    if isinstance(value, bool) or kind == pa.bool_():
+        return isinstance(value, bool) and kind == pa.bool_()
+    if type(value) is float and kind == pa.float64():  # most values; the rest takes 20 times as long
+        return True
+    if type(value) is int and kind in _BITS:
+        return -(2 ** _BITS[kind]) <= value < 2 ** _BITS[kind]
     try:
-        return bool(pa.scalar(value, column.type).as_py() == value or math.isnan(value))
+        return bool(pa.scalar(value, kind).as_py() == value or math.isnan(value))
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return False
 

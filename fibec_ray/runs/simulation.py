@@ -110,7 +110,8 @@ def carry_on(
     worker_spec = worker_spec_of(experiment, folder, identity)
     totals = totals_of(experiment, worker_spec.job)
     need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
-    log = RoundLog(folder, log_metadata(experiment, identity), start.manifest.log if start else {})
+    newest = start.manifest.log if start else {}
+    log = RoundLog(folder, log_metadata(experiment, identity), newest, rounds_per_part(experiment))
     rows = read_rounds(folder).to_pylist() if start else []
     summary = Summary(
         folder, experiment, identity.prepared, callback.on_message, identity.versions.get("fibec_ray", "")
@@ -125,6 +126,8 @@ def carry_on(
             log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
             round_ = logged.row["round"]
             last = round_ == experiment.rounds - 1
+            if checkpointer.due(round_, last):
+                log.flush()
             checkpointer.after(round_, logged.devices, totals, log.newest, last, logged.under_way)
             callback.on_reports(logged.reports)
             callback.on_round_end(logged.row)
@@ -135,6 +138,8 @@ def carry_on(
         save_model(adapter, totals.layout, experiment, about, rows[-1] if rows else None, folder / "adapter")
     except BaseException:
         with suppress(RunDirError):  # on a full disk this fails too, and is not what to tell
+            log.flush()
+        with suppress(RunDirError):
             summary.write("failed", fleet)
         raise
     finally:
@@ -281,6 +286,11 @@ def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
         "git_commit": identity.git_commit,
         "config": config,
     }
+
+
+def rounds_per_part(experiment: Experiment) -> int:
+    """Rounds in a part of the round log: as many as combine one cohort's updates. 1 if every round waits for all."""
+    return max(1, experiment.cohort_size // experiment.schedule.num_updates(experiment.cohort_size))
 
 
 @cache

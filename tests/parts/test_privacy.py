@@ -21,12 +21,12 @@ from fibec_ray.learning.budget import Budget
 from fibec_ray.method import Method
 from fibec_ray.parts.privacy import PRIVACIES, accounting
 from fibec_ray.parts.privacy.base import Exposure, Privacy
-from fibec_ray.parts.privacy.clipping import clipped, norm_of
+from fibec_ray.parts.privacy.clipping import clipped
 from fibec_ray.parts.privacy.device_dp import BELOW, CLIP
 from fibec_ray.preflight.check import foresee
 from fibec_ray.roundlog.reader import read_rounds
 from fibec_ray.runs.simulation import cache_dir, prepare, simulate
-from fibec_ray.tensors import Tensors, digest, num_bytes
+from fibec_ray.tensors import Tensors, digest, joint_norm, num_bytes
 from fibec_ray.types import DeviceUpdate
 
 pytest.importorskip("dp_accounting", reason="epsilon is computed by dp-accounting")
@@ -180,7 +180,7 @@ def test_the_server_sees_the_clipped_sum_divided_by_the_expected_cohort() -> Non
     mean, state = released(part, deltas, cohort=4)
     assert mean["a"].item() == pytest.approx(0.15) and mean["b"].item() == pytest.approx(0.325) and state == {}
     sent = [part.protect(delta, {}, 4, rng())[0] for delta in deltas]
-    assert norm_of(sent[0]) == pytest.approx(1.0) and sent[1] is deltas[1]
+    assert joint_norm(sent[0]) == pytest.approx(1.0) and sent[1] is deltas[1]
     again, _ = released(part, sent, cohort=4)
     assert all(torch.allclose(again[name], value) for name, value in mean.items())
 
@@ -227,7 +227,7 @@ def test_the_clipping_norm_follows_the_quantile() -> None:
     updates = [DeviceUpdate(k, 5, 3, short, {BELOW: torch.tensor([1.0])}) for k in range(4)]
     _, after = part.release(state, updates, short, 4, rng())
     assert after[CLIP].item() == pytest.approx(math.exp(-0.02))
-    assert norm_of(part.protect(long, after, 4, rng())[0]) == pytest.approx(math.exp(-0.02))
+    assert joint_norm(part.protect(long, after, 4, rng())[0]) == pytest.approx(math.exp(-0.02))
 
 
 def test_adaptive_clipping_shares_the_noise_between_deltas_and_counts() -> None:
@@ -242,7 +242,7 @@ def test_adaptive_clipping_shares_the_noise_between_deltas_and_counts() -> None:
 
 def test_clipping_without_a_limit_changes_nothing() -> None:
     tensors = {"x": torch.randn(3, generator=rng())}
-    assert clipped(tensors, None) is tensors and clipped(tensors, norm_of(tensors)) is tensors
+    assert clipped(tensors, None) is tensors and clipped(tensors, joint_norm(tensors)) is tensors
 
 
 # --- in a run
@@ -291,7 +291,7 @@ def test_the_server_clips_again_what_a_codec_has_lengthened(tmp_path: Path) -> N
     method = {"name": "x", "uplink": "int8", "privacy": {"kind": "device_dp", "noise": 0, "clip": 0.01}}
     fleet, spec, reports = after_rounds(1, make_regression(method), tmp_path / "run")
     step = {name: value.double() - spec.worker().initial[name] for name, value in fleet.adapter().items()}
-    assert 0 < norm_of(step) <= 0.01 * (1 + 1e-4)
+    assert 0 < joint_norm(step) <= 0.01 * (1 + 1e-4)
     assert all(report.quarantined is None for report in reports)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from fibec_ray.errors import RunDirError, RunError
 from fibec_ray.reports import DeviceReport
+from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.reader import read_devices, read_rounds, read_table
-from fibec_ray.roundlog.schema import ROUNDS, SCHEMA_VERSION
+from fibec_ray.roundlog.schema import ROUNDS, SCHEMA_VERSION, TABLES
 from fibec_ray.roundlog.writer import RoundLog
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}
@@ -40,6 +41,71 @@ def test_one_part_per_table_and_round_in_round_order(tmp_path):
         log.append(rounds_row(round_), [report(round_, 3)], [layer_row(round_, 0)])
     for table in ("rounds", "devices", "layers"):
         assert parts(tmp_path / table) == ["init.parquet", "part-000000.parquet", "part-000001.parquet"]
+
+
+def with_bundles(folder, rounds, flush_after=()):
+    """A log with three rounds to a part."""
+    log = RoundLog(folder, METADATA, rounds_per_part=3)
+    for round_ in rounds:
+        devices = [report(round_, device) for device in range(round_ % 2)]
+        log.append(rounds_row(round_), devices, [layer_row(round_, 0)] if round_ == 4 else [])
+        if round_ in flush_after:
+            log.flush()
+    return log
+
+
+def test_rounds_are_collected_into_one_part_named_after_the_last(tmp_path):
+    with_bundles(tmp_path, range(-1, 7))
+    for table in TABLES:
+        assert parts(tmp_path / table) == ["init.parquet", "part-000002.parquet", "part-000005.parquet"]
+    assert read_rounds(tmp_path).column("round").to_pylist() == list(range(-1, 6))
+    assert read_devices(tmp_path).column("round").to_pylist() == [-1, 1, 3, 5]
+    assert read_table(tmp_path, "layers").column("round").to_pylist() == [4]
+
+
+def test_flush_writes_what_is_collected(tmp_path):
+    log = with_bundles(tmp_path, range(-1, 7), flush_after=(0, 6))
+    names = ["init.parquet", "part-000000.parquet", "part-000003.parquet", "part-000006.parquet"]
+    assert parts(tmp_path / "rounds") == parts(tmp_path / "devices") == names
+    assert read_rounds(tmp_path).column("round").to_pylist() == list(range(-1, 7))
+    newest = dict(log.newest)
+    log.flush()
+    assert log.newest == newest and parts(tmp_path / "rounds") == names
+
+
+def test_the_parts_of_a_bundled_log_vouch_for_each_other(tmp_path):
+    log = with_bundles(tmp_path, range(-1, 7), flush_after=(0, 6))
+    check_parts(tmp_path, "r1", 6, log.newest)
+    check_parts(tmp_path, "r1", 3, {})
+    with pytest.raises(RunDirError, match=r"part-000005\.parquet"):  # no part ends there
+        check_parts(tmp_path, "r1", 5, {})
+    (tmp_path / "devices" / "part-000003.parquet").unlink()
+    with pytest.raises(RunDirError, match=r"devices.part-000003\.parquet"):
+        check_parts(tmp_path, "r1", 6, log.newest)
+
+
+@pytest.mark.parametrize("found", ["", "-2", "7", "1.5", "\u0663", "4 "])
+def test_a_part_whose_first_round_makes_no_sense_is_refused(tmp_path, found):
+    with_bundles(tmp_path, range(-1, 7), flush_after=(0, 6))
+    path = tmp_path / "rounds" / "part-000006.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"first_round": found.encode()}), path)
+    with pytest.raises(RunDirError, match=r"part-000006\.parquet: not a readable part of a round log \(first round"):
+        check_parts(tmp_path, "r1", 6, {})
+
+
+def test_rows_that_do_not_fit_leave_the_collected_rounds_alone(tmp_path):
+    log = with_bundles(tmp_path, [-1, 0])
+    with pytest.raises(RunError, match="bytes_up"):
+        log.append(rounds_row(1, bytes_up=None), [], [])
+    log.flush()
+    assert read_rounds(tmp_path).column("round").to_pylist() == [-1, 0]
+
+
+def test_rewinding_a_bundled_log_removes_whole_parts(tmp_path):
+    log = with_bundles(tmp_path, range(-1, 7), flush_after=(3, 6))
+    log.rewind(4)
+    assert parts(tmp_path / "layers") == ["init.parquet", "part-000002.parquet", "part-000003.parquet"]
 
 
 def test_a_part_carries_the_metadata_and_is_zstd(tmp_path):
@@ -95,6 +161,8 @@ def test_rewind_forgets_later_rounds(tmp_path):
         (rounds_row(0, train_loss="low"), "train_loss = 'low' is not of type double or None"),
         (rounds_row(0, num_lost=True), "num_lost = True is not of type int32"),
         (rounds_row(0, num_devices=2**40), "num_devices = 1099511627776 is not of type int32"),
+        (rounds_row(0, num_devices=-(2**31) - 1), "num_devices = -2147483649 is not of type int32"),
+        (rounds_row(0, adapter_digest="\ud800"), "adapter_digest = .* is not of type string"),
     ],
 )
 def test_a_row_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path, row, message):

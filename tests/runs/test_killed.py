@@ -28,6 +28,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scaffold and adam": (BOTH_REMEMBER, needs("scaffold")),
     "ditto": ("ditto", {}),
     "fipa": ("fipa", needs("fipa")),
+    "fedavg under async": ("fedavg", {"schedule": "async", "checkpoint": {"every": 4}}),
     "fibecfed, rare checkpoints": ("fibecfed", {"checkpoint": {"every": 3, "keep": 1}}),
 }
 

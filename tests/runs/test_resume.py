@@ -14,6 +14,7 @@ import pytest
 import yaml
 from runs.interrupted import Plug, interrupted, result
 
+from fibec_ray.analysis.tables import RunTables
 from fibec_ray.checkpoints import checkpoint
 from fibec_ray.checkpoints.identity import read_identity
 from fibec_ray.cli.main import main
@@ -99,6 +100,23 @@ def test_a_run_that_goes_on_on_another_device_type_says_so(half: Path) -> None:
     resume(half, (), plug)
     assert "this run computed on cuda before and computes on cpu now: results differ by rounding" in plug.notes[1]
     assert json.loads((half / "summary.json").read_text())["device"] == "cpu"
+
+
+def test_a_failed_run_of_many_short_rounds_has_a_log_to_its_last_round(tiny_settings: Any, tmp_path: Path) -> None:
+    """A part of such a log has the rounds of a whole cohort, here three; a checkpoint and a failure end it earlier."""
+    settings = tiny_settings("fedavg", schedule="async", rounds=12, cohort_size=3, checkpoint={"every": 5})
+    calm = tmp_path / "calm"
+    expected = result(simulate(check(settings, "test"), calm), calm)
+    names = [f"part-{round_:06d}.parquet" for round_ in (2, 4, 7, 9, 11)]
+    assert sorted(path.name for path in (calm / "layers").iterdir()) == ["init.parquet", *names]
+
+    half = interrupted(settings, tmp_path / "half", 9)
+    logged = read_rounds(half).column("round").to_pylist()
+    assert logged == list(range(-1, len(logged) - 1)) and (len(logged) - 1) % 3
+    assert read_devices(half).column("round").to_pylist() == logged[1:]
+    assert RunTables.read(half).column("round") == logged  # it does not look damaged
+    assert result(resume(half), half) == expected
+    assert not verify(half).differences and not verify(calm).differences
 
 
 def test_it_can_fail_again_and_again(settings: dict[str, Any], tmp_path: Path, calm: tuple[str, str, int]) -> None:

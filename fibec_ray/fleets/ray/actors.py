@@ -136,10 +136,13 @@ class ServerActor:
         """What devices of a round get."""
         return to_wire(self._held.broadcast(round_))
 
-    def absorb(self, plan: RoundPlan) -> dict[int, str]:
-        """Aggregate a round's updates one at a time, as `feed` brings them; returns device -> why its update is bad."""
-        updates = self._arriving(plan.cohort)
-        return self._held.absorb(plan.round, updates, plan.versions, plan.under_way.values())
+    def absorb(self, plan: RoundPlan, *updates: Any) -> dict[int, str]:
+        """Aggregate a round's updates one at a time; returns device -> why its update is bad.
+
+        updates: in cohort order; None for a device that is left out. Without them, `feed` brings them.
+        """
+        arriving = self._arriving(plan.cohort, updates)
+        return self._held.absorb(plan.round, arriving, plan.versions, plan.under_way.values())
 
     @ray.method(concurrency_group="feed")
     def feed(self, *updates: Any) -> None:
@@ -174,9 +177,9 @@ class ServerActor:
         assert self._server is not None, "start comes first"
         return self._server
 
-    def _arriving(self, cohort: Sequence[int]) -> Iterator[DeviceUpdate]:
+    def _arriving(self, cohort: Sequence[int], there: Sequence[Any]) -> Iterator[DeviceUpdate]:
         """The round's updates, without a time limit: the driver times devices, and ends this actor if it gives up."""
-        for device in cohort:
-            update: DeviceUpdate | None = from_wire(self._fed.get())
+        for i, device in enumerate(cohort):
+            update: DeviceUpdate | None = from_wire(there[i] if there else self._fed.get())
             if update is not None:
                 yield sent_by(device, update)

@@ -43,7 +43,7 @@ def get(refs: ray.ObjectRef | list[ray.ObjectRef], timeout_s: float) -> Any:
 def ready(refs: list[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:
     """Wait until one is ready, then return all that are; [] after timeout_s seconds."""
     done, _ = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
-    if done:
+    if done and len(refs) > 1:
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
     return done
 
