@@ -275,11 +275,12 @@ class RoundResult:
     """Result of a round.
 
     reports: one for each device that finished, in cohort order, quarantined ones included. lost: devices whose update
-    never arrived.
+    never arrived. digest: hash of the shared tensors afterwards; "" if the fleet was not told.
     """
 
     reports: list[DeviceReport]
     lost: tuple[int, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True)

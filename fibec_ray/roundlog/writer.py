@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,11 +23,47 @@ from fibec_ray.types import SETUP_ROUND
 Row = Mapping[str, Any]
 
 _VERSION = {"schema_version": str(SCHEMA_VERSION), "schema_major": str(SCHEMA_MAJOR)}
-_COLUMNS = {name: {column.name: (column.type, column.nullable) for column in TABLES[name]} for name in TABLES}
-_BITS = {pa.int32(): 31, pa.int64(): 63}
+_PLAIN: dict[pa.DataType, type] = {pa.float64(): float, pa.int32(): int, pa.int64(): int, pa.bool_(): bool}
 _TUPLES = ("kept_neurons", "layer_fisher", "batches")  # fields of DeviceReport that are rows of other tables
 _NOT_COLUMNS = (*_TUPLES, "state_digest")
 _SCALARS = tuple(field.name for field in fields(DeviceReport) if field.name not in _NOT_COLUMNS)
+
+
+class _Column(NamedTuple):
+    kind: pa.DataType
+    nullable: bool
+    plain: type | None
+    """type of its values in Python; None: of other types, and strings"""
+    least: int
+    """of an integer"""
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value can be stored as it is; pyarrow itself would cut 1.5 to an integer and let None pass."""
+        if value is None:
+            return self.nullable
+        if type(value) is self.plain:  # most values; pyarrow takes twenty times as long
+            return self.plain is not int or self.least <= value < -self.least
+        if isinstance(value, bool) or self.plain is bool:
+            return False
+        try:
+            return bool(pa.scalar(value, self.kind).as_py() == value or math.isnan(value))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            return False
+
+
+def _columns(schema: pa.Schema) -> dict[str, _Column]:
+    return {
+        field.name: _Column(
+            field.type,
+            field.nullable,
+            _PLAIN.get(field.type),
+            -(2 ** (field.type.bit_width - 1)) if pa.types.is_integer(field.type) else 0,
+        )
+        for field in schema
+    }
+
+
+_COLUMNS = {name: _columns(schema) for name, schema in TABLES.items()}
 
 
 class RoundLog:
@@ -128,25 +164,10 @@ def _check_columns(where: str, table: str, row: Row) -> None:
             raise RunError(f"{where}: no column '{unknown[0]}'; {did_you_mean(unknown[0], list(columns))}")
         missing = [name for name in columns if name not in row]
         raise RunError(f"{where}: no value for {', '.join(missing)}; give None where there is none")
-    for name, (kind, nullable) in columns.items():
-        value = row[name]
-        if not (nullable if value is None else _fits(kind, value)):
-            allowed = f"{kind}{' or None' if nullable else ''}"
-            raise RunError(f"{where}: {name} = {value!r} is not of type {allowed}")
-
-
-def _fits(kind: pa.DataType, value: Any) -> bool:
-    """Whether a value can be stored as it is; pyarrow itself would cut 1.5 to an integer."""
-    if isinstance(value, bool) or kind == pa.bool_():
-        return isinstance(value, bool) and kind == pa.bool_()
-    if type(value) is float and kind == pa.float64():  # most values; the rest takes 20 times as long
-        return True
-    if type(value) is int and kind in _BITS:
-        return -(2 ** _BITS[kind]) <= value < 2 ** _BITS[kind]
-    try:
-        return bool(pa.scalar(value, kind).as_py() == value or math.isnan(value))
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return False
+    for name, column in columns.items():
+        if not column.fits(row[name]):
+            kind = f"{column.kind}{' or None' if column.nullable else ''}"
+            raise RunError(f"{where}: {name} = {row[name]!r} is not of type {kind}")
 
 
 def _write(path: Path, table: pa.Table) -> str:

@@ -168,9 +168,9 @@ def run_rounds(
         opened = fleet.setup()
         callback.on_start(fleet)
         evaluation = fleet.evaluate(SETUP_ROUND) if experiment.evaluates(SETUP_ROUND) else None
+        fleet.begin_round(planner.plan(0))  # devices train while the driver computes scores, logs and saves
         row, layers = totals.setup(opened, evaluation)
         evaluations = totals.evaluations(SETUP_ROUND, evaluation)
-        fleet.begin_round(planner.plan(0))
         row |= {"adapter_digest": fleet.digest()}
         yield Logged(row, opened.reports, layers, evaluations, range(worker_spec.job.num_devices))
     else:
@@ -185,10 +185,10 @@ def run_rounds(
             if report.quarantined is not None:
                 callback.on_message(f"{round_name(t)}: device {report.device} is quarantined: {report.quarantined}")
         evaluation = fleet.evaluate(t) if experiment.evaluates(t) else None
+        if t + 1 < experiment.rounds:
+            fleet.begin_round(planner.plan(t + 1))
         row, layers = totals.round(plan, result, evaluation)
         evaluations = totals.evaluations(t, evaluation)
-        if t + 1 < experiment.rounds:  # devices train the next round while this one is logged and saved
-            fleet.begin_round(planner.plan(t + 1))
         row |= {"adapter_digest": fleet.digest()}
         yield Logged(row, result.reports, layers, evaluations, plan.cohort, plan.under_way)
 

@@ -136,13 +136,14 @@ class ServerActor:
         """What devices of a round get."""
         return to_wire(self._held.broadcast(round_))
 
-    def absorb(self, plan: RoundPlan, *updates: Any) -> dict[int, str]:
-        """Aggregate a round's updates one at a time; returns device -> why its update is bad.
+    def absorb(self, plan: RoundPlan, *updates: Any) -> tuple[dict[int, str], str]:
+        """Aggregate a round's updates one at a time. Returns device -> why its update is bad, and the new digest.
 
         updates: in cohort order; None for a device that is left out. Without them, `feed` brings them.
         """
         arriving = self._arriving(plan.cohort, updates)
-        return self._held.absorb(plan.round, arriving, plan.versions, plan.under_way.values())
+        bad = self._held.absorb(plan.round, arriving, plan.versions, plan.under_way.values())
+        return bad, self._held.digest()
 
     @ray.method(concurrency_group="feed")
     def feed(self, *updates: Any) -> None:

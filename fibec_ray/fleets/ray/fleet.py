@@ -128,6 +128,7 @@ class RayFleet:
     def run_round(self, plan: RoundPlan) -> RoundResult:
         result = self._server.healing(plan.round, partial(self._round, plan))
         self._remember(plan, result.lost)
+        self._server.know_digest(plan.round + 1, result.digest)
         self._next_round = plan.round + 1
         self._costs.learn(result.reports)
         return result

@@ -39,6 +39,8 @@ class Reduction:
         """an update was lost; `finish` finds out which others were"""
         self.bad: dict[int, str] = {}
         """device -> why its update was not averaged; known after `finish`"""
+        self.digest = ""
+        """hash of the server's shared tensors, known after `finish`"""
 
     def add(self, updates: dict[int, ray.ObjectRef | None]) -> None:
         """Add updates by device, in any order; None for a device that is left out. Raises what the server raised."""
@@ -58,11 +60,11 @@ class Reduction:
             return self._missing(timeout_s)
         if self._absorbing is None:  # a round without devices is a step of the server too
             self._absorbing = self._server.absorb.remote(self._plan)
-        there, bad = self._ask(self._absorbing, timeout_s)
+        there, found = self._ask(self._absorbing, timeout_s)
         if not there:
             self._absorbing, self._whole = None, False
             return self._missing(timeout_s)
-        self.bad = bad
+        self.bad, self.digest = found
         return frozenset()
 
     def _advance(self, timeout_s: float) -> None:

@@ -99,4 +99,6 @@ class RayRound:
         lost = tuple(device for device in cohort if device in self._lost)
         check_quorum(self._config, self._plan, lost, bad)
         here = [device for device in cohort if device not in self._lost]
-        return RoundResult([arrived(self._reports[d], self._plan, bad.get(d)) for d in here], lost)
+        return RoundResult(
+            [arrived(self._reports[d], self._plan, bad.get(d)) for d in here], lost, self._reduction.digest
+        )
