@@ -42,7 +42,7 @@ class _Column(NamedTuple):
         if value is None:
             return self.nullable
         if type(value) is self.plain:  # most values; pyarrow takes twenty times as long
-            return self.plain is not int or self.least <= value < -self.least
+            return not isinstance(value, int) or self.plain is bool or self.least <= value < -self.least
         if isinstance(value, bool) or self.plain is bool:
             return False
         try:

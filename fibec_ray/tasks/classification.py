@@ -73,15 +73,15 @@ class Classes(Task):
 
     def figures(self, predictions: Predictions) -> Figures:
         """mcc: Matthews correlation (CoLA). accuracy_f1: mean of accuracy and F1 of class 1 (MRPC)."""
-        from sklearn.metrics import f1_score, matthews_corrcoef  # heavy, and device actors never score
+        accuracy = share_right(predictions)
+        if self.metric not in ("mcc", "accuracy_f1"):
+            return Figures(accuracy)
+        from sklearn.metrics import f1_score, matthews_corrcoef  # takes seconds, and most tasks need neither
 
         labels, predicted = predictions.labels.numpy(), predictions.predicted.numpy()
-        accuracy = share_right(predictions)
         if self.metric == "mcc":
             return Figures(float(matthews_corrcoef(labels, predicted)))
-        if self.metric == "accuracy_f1":
-            return Figures((accuracy + float(f1_score(labels, predicted, zero_division=0))) / 2)
-        return Figures(accuracy)
+        return Figures((accuracy + float(f1_score(labels, predicted, zero_division=0))) / 2)
 
     def predictions(self, scores: Tensor) -> list[Prediction]:
         return [most_likely(self.label_names, row) for row in scores.softmax(1).tolist()]
