@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+
+_SHORT = (torch.float32, torch.bfloat16, torch.float16)
+"""Types whose every value w x / w gives back when it is computed in float64."""
 
 
 def clone(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -102,10 +106,15 @@ def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Tensors:
     """sum_k w_k x_k / sum_k w_k, accumulated in float64 in the order given, returned in the dtype of the first x_k.
 
-    Streams: holds one float64 sum and one update at a time. An empty dict without updates, or if all weights are 0.
+    Streams: holds one float64 sum and at most two updates at a time. An empty dict without updates, or if all weights
+    are 0.
     """
+    coming = iter(updates)
+    ahead = list(islice(coming, 2))
+    if len(ahead) == 1 and ahead[0][0] and all(value.dtype in _SHORT for value in ahead[0][1].values()):
+        return {name: value + 0.0 for name, value in ahead[0][1].items()}  # the bits that the sum below would give
     total, sums, dtypes = 0.0, {}, {}
-    for weight, tensors in updates:
+    for weight, tensors in chain(ahead, coming):
         total += weight
         for name, value in tensors.items():
             if name not in sums:

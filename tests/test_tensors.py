@@ -113,6 +113,20 @@ def test_weighted_mean_by_hand() -> None:
     assert found["w"].tolist() == [4.0, -1.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weight", [1, 3, 7.3, 1e-9, 2**53])
+def test_the_mean_of_one_update_has_the_bits_of_its_sum_in_float64(dtype: torch.dtype, weight: float) -> None:
+    numbers = torch.randn(4096, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    limits = torch.finfo(dtype)
+    ends = torch.tensor([0.0, -0.0, limits.max, limits.min, limits.tiny, -limits.smallest_normal / 3])
+    value = torch.cat([numbers, numbers.exp() * 1e-3, ends]).to(dtype)
+    if dtype == torch.float64:
+        value = value[value.abs() < 1e100]  # its largest numbers overflow in the sum
+    expected = ((torch.zeros_like(value, dtype=torch.float64) + weight * value.double()) / weight).to(dtype)
+    found = weighted_mean([(weight, {"w": value})])["w"]
+    assert digest({"w": found}) == digest({"w": expected}) and found.data_ptr() != value.data_ptr()
+
+
 def test_weighted_mean_of_nothing_is_nothing() -> None:
     assert weighted_mean(iter(())) == {} and weighted_mean([(2.0, {})]) == {}
 

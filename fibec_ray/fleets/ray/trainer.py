@@ -83,8 +83,9 @@ class Trainer:
         calls = []
         for version, same in by_version.items():
             devices = [device for work in same for device in work.devices]
-            # The plan names all these devices: it travels once, not with each call.
-            sent = ray.put(plan_of(self._job, plan, version, devices, states))
+            sent: Any = plan_of(self._job, plan, version, devices, states)
+            if len(same) > 1:  # the plan names all these devices: it travels once, not with each call
+                sent = ray.put(sent)
             for work in same:
                 submit = partial(_train, sent, self._broadcasts[version], work.devices)
                 call = self._make_call(work, submit)
@@ -94,7 +95,7 @@ class Trainer:
 
 
 def _train(
-    plan: ray.ObjectRef, broadcast: ray.ObjectRef, devices: tuple[int, ...], actor: Any, attempt: int
+    plan: Any, broadcast: ray.ObjectRef, devices: tuple[int, ...], actor: Any, attempt: int
 ) -> list[ray.ObjectRef]:
     count = len(devices) + 1
     refs: list[ray.ObjectRef] = actor.train.options(num_returns=count).remote(plan, devices, broadcast, attempt)
