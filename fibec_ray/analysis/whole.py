@@ -13,7 +13,6 @@ import polars as pl
 from fibec_ray.analysis.log import RunLog
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.roundlog.parts import is_part, part_name, round_of
-from fibec_ray.types import SETUP_ROUND
 
 KEYS = {"rounds": ["round"], "devices": ["round", "device"], "layers": ["round", "layer"]}
 KEYS["evaluations"] = KEYS["devices"]
@@ -33,7 +32,7 @@ def refuse_damage(log: RunLog, frames: Mapping[str, pl.DataFrame]) -> None:
                 "so its files are mixed up; put the right ones back"
             )
     found, named = set(frames["rounds"]["round"]), {round_of(Path(part)) for part in log.parts}
-    beyond = {round_ for round_ in found if round_ > max(named, default=SETUP_ROUND)}  # a part may hold earlier rounds
+    beyond = {round_ for round_ in found if not named or round_ > max(named)}  # a part may hold earlier rounds
     if wrong := (named - found) | beyond:
         raise RunDirError(
             f"{(log.place / 'rounds').shown}/{part_name(min(wrong))}: is missing or holds another round; "

@@ -16,10 +16,10 @@ from fibec_ray.learning.store import StateStore
 from fibec_ray.models.process_state import quiet_libraries, restored
 from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.schema import TABLES
-from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.records import Record, finished_digest, last_logged, products_of, read_record
-from fibec_ray.runs.simulation import Finished, carry_on, log_metadata, worker_spec_of
+from fibec_ray.runs.run_log import open_log
+from fibec_ray.runs.simulation import Finished, carry_on, worker_spec_of
 from fibec_ray.types import SETUP_ROUND
 
 
@@ -58,7 +58,7 @@ def rewind(record: Record, note: Callable[[str], None]) -> Checkpoint | None:
     note: gets messages.
     """
     worker_spec = worker_spec_of(record.experiment, record.folder, record.identity)
-    log = RoundLog(record.folder, log_metadata(record.experiment, record.identity))
+    log = open_log(record.experiment, record.identity, record.folder)
     start = newest_whole(record, worker_spec.store, note)
     if start is None:
         _set_aside(record.folder, note)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.errors import RunDirError, round_name
 from fibec_ray.files import run_dir as run_dirs
 from fibec_ray.files.run_dir import Claim
-from fibec_ray.files.yaml_text import to_yaml
 from fibec_ray.fleets.gpus import torch_device
 from fibec_ray.fleets.local import LocalFleet
 from fibec_ray.fleets.placement import Need
@@ -39,8 +37,8 @@ from fibec_ray.preflight.check import refuse_misfit
 from fibec_ray.preflight.foresight import Foresight
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import read_reports, read_rounds
-from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.callbacks import Callback, CallbackList, Summary
+from fibec_ray.runs.run_log import git_commit, open_log
 from fibec_ray.runs.save import save_model
 from fibec_ray.runs.saved_model import describe
 from fibec_ray.tensors import digest
@@ -88,7 +86,7 @@ def simulate(
         experiment = with_device_files(experiment, claim.folder)
         prepared = prepare(experiment, claim.folder)
         sources = experiment.sources
-        identity = identify(claim.folder, resolved(experiment), prepared, _git_commit(), sources)
+        identity = identify(claim.folder, resolved(experiment), prepared, git_commit(), sources)
         identity.write(claim.folder)
         return carry_on(experiment, claim, identity, None, callback, cluster)
 
@@ -110,8 +108,7 @@ def carry_on(
     worker_spec = worker_spec_of(experiment, folder, identity)
     totals = totals_of(experiment, worker_spec.job)
     need = refuse_misfit(experiment, worker_spec.job, folder, cache_dir())
-    newest = start.manifest.log if start else {}
-    log = RoundLog(folder, log_metadata(experiment, identity), newest, rounds_per_part(experiment))
+    log = open_log(experiment, identity, folder, start.manifest.log if start else {})
     rows = read_rounds(folder).to_pylist() if start else []
     summary = Summary(
         folder, experiment, identity.prepared, callback.on_message, identity.versions.get("fibec_ray", "")
@@ -275,34 +272,6 @@ def worker_spec_of(experiment: Experiment, folder: Path, identity: Identity) -> 
     wanted = fleet.device if fleet.kind == "local" else "auto"
     device = torch_device(gpus, torch.cuda.is_available(), wanted)
     return WorkerSpec(job, folder, cache_dir(), fleet, device)
-
-
-def log_metadata(experiment: Experiment, identity: Identity) -> dict[str, str]:
-    """What every file of the round log says about its run."""
-    config = to_yaml(resolved(experiment))
-    return {
-        "run_id": identity.run_id,
-        "seed": str(experiment.seed),
-        "git_commit": identity.git_commit,
-        "config": config,
-    }
-
-
-def rounds_per_part(experiment: Experiment) -> int:
-    """Rounds in a part of the round log: as many as combine one cohort's updates. 1 if every round waits for all."""
-    return max(1, experiment.cohort_size // experiment.schedule.num_updates(experiment.cohort_size))
-
-
-@cache
-def _git_commit() -> str:
-    """The commit of the running code; '' if it is not a git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def label_names(experiment: Experiment) -> tuple[str, ...]:

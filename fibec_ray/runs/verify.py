@@ -15,10 +15,10 @@ from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.models.process_state import quiet_libraries
 from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.reader import differences, num_rows
-from fibec_ray.roundlog.writer import RoundLog
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.records import Record, finished_digest, lanes_of, last_logged, read_record, staged
-from fibec_ray.runs.simulation import log_metadata, run_rounds, totals_of
+from fibec_ray.runs.run_log import open_log
+from fibec_ray.runs.simulation import run_rounds, totals_of
 from fibec_ray.tensors import digest
 from fibec_ray.types import SETUP_ROUND, Fleet
 
@@ -82,13 +82,14 @@ def _damage(record: Record, start: Checkpoint | None) -> list[str]:
 
 def _run(record: Record, worker_spec: WorkerSpec, fleet: Fleet, start: Checkpoint | None, until: int) -> None:
     experiment = record.experiment
-    log = RoundLog(worker_spec.run_dir, log_metadata(experiment, record.identity))
+    log = open_log(experiment, record.identity, worker_spec.run_dir)
     totals = totals_of(experiment, worker_spec.job)
     num_parts = until + 1 - start.manifest.next_round if start else until + 2
     for logged in islice(
         run_rounds(experiment, worker_spec, fleet, totals, Callback(), start, record.folder), num_parts
     ):
         log.append(logged.row, logged.reports, logged.layers, logged.evaluations)
+    log.flush()
 
 
 def _same_state(one: Path, other: Path) -> bool:
