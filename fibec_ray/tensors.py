@@ -79,7 +79,7 @@ def is_finite(value: Tensor) -> bool:
 
 def joint_norm(tensors: Mapping[str, Tensor]) -> float:
     """The Euclidean norm of all values together, in float64."""
-    return math.hypot(*(float(torch.linalg.vector_norm(value, dtype=torch.float64)) for value in tensors.values()))
+    return math.hypot(*(float(torch.linalg.vector_norm(value.double())) for value in tensors.values()))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -113,8 +113,10 @@ def weighted_mean(updates: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Tens
     ahead = list(islice(coming, 2))
     if len(ahead) == 1 and ahead[0][0] and all(value.dtype in _SHORT for value in ahead[0][1].values()):
         return {name: value + 0.0 for name, value in ahead[0][1].items()}  # the bits that the sum below would give
+    coming = chain(ahead, coming)
+    del ahead  # so that updates are freed as the loop goes on
     total, sums, dtypes = 0.0, {}, {}
-    for weight, tensors in chain(ahead, coming):
+    for weight, tensors in coming:
         total += weight
         for name, value in tensors.items():
             if name not in sums:
