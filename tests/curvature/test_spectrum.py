@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -383,15 +382,14 @@ def test_a_changing_curvature_hides_the_gap() -> None:
 @each_rule
 @each_model
 def test_ratios_of_language_models(rule: Rule, config: Any, head: str) -> None:
-    """In range, the same each time, in seconds; the parameters are untouched and no gradient is left."""
+    """In range and the same each time; the parameters are untouched and no gradient is left."""
     model, shard = tiny(config, head), shard_of(SAMPLES, LABELS)
-    before, started = model.read(), time.perf_counter()
+    before = model.read()
     torch.manual_seed(1)
     found = [ratio(rule, model, shard, seed=3, num_iterations=20)]
     torch.manual_seed(2)
     found.append(ratio(rule, model, shard, seed=3, num_iterations=20))
     assert found[0] == found[1] and 0 < found[0] <= 1
-    assert time.perf_counter() - started < 20
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.trainable.items())
 
 

@@ -138,7 +138,8 @@ from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.model_types import Batch
 torch.set_num_threads(1)
 spec, small, big = Backbone.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-process = psutil.Process()
+def copied():  # what this process has written; the pages of files are not among it
+    return sum(mapping.anonymous for mapping in psutil.Process().memory_maps())
 ids = torch.ones(2, 8, dtype=torch.int64)
 zeros = torch.zeros(2, dtype=torch.int64)
 batch = Batch({"input_ids": ids, "attention_mask": ids, "answer_at": zeros}, zeros)
@@ -148,34 +149,32 @@ def use(folder):
     model.forward(batch).losses.sum().backward()
     return model
 use(small)  # so that what the first model imports does not count
-before = process.memory_full_info()
+before = copied()
 model = use(big)
-after = process.memory_full_info()
+after = copied()
 sizes = {str(p.dtype): p.numel() for n, p in model.peft_model.named_parameters() if "word_embeddings" in n}
 weights = sum(p.numel() * p.element_size() for p in model.peft_model.parameters() if not p.requires_grad)
-print(json.dumps({"uss": after.uss - before.uss, "rss": after.rss - before.rss, "weights": weights, "dtypes": sizes}))
+print(json.dumps({"copied": after - before, "weights": weights, "dtypes": sizes}))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the unique set size from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the pages of a process from /proc")
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_base_weights_are_shared_not_copied(dtype: Any, tmp_path: Path) -> None:
     """A process that has loaded the base, put an adapter on it and trained on it has no copy of its own.
 
     The promise is less than 100 MB over the imports; where a copy of the weights would be smaller than that, less than
-    half of it. This process maps the weights too: pages that only one process maps count as its own.
+    half of it.
     """
     spec = random_init(BIG, dtype=dtype)
     big, small = prepare(spec, 0, 3, tmp_path), prepare(random_init(dtype=dtype), 0, 3, tmp_path)
-    base = open_base(spec, big)
-    assert all(bool(weight.isfinite().all()) for weight in base.parameters())  # touches every page
     command = [sys.executable, "-c", MEASURE, spec.model_dump_json(), str(small), str(big)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["dtypes"].keys() == {f"torch.{dtype}"}
     assert found["weights"] > {"float32": 140e6, "bfloat16": 70e6}[dtype]
-    assert found["uss"] < min(100e6, found["weights"] / 2), found
+    assert found["copied"] < min(100e6, found["weights"] / 2), found
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

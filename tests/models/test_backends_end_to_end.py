@@ -67,8 +67,9 @@ def test_a_run_comes_to_the_adapter_of_plain_bit_by_bit(backend: str, method: st
 
 
 def test_methods_come_to_different_adapters(found: dict[str, Any]) -> None:
-    """Otherwise the comparison would pass without a check."""
-    assert len({run["digest"] for run in found["plain"]["runs"].values()}) == len(METHODS)
+    """Otherwise the comparison would pass without a check. In lanes and alone, a method may have the same bits."""
+    digests = {found["plain"]["runs"][f"plain-{method}"]["digest"] for method in METHODS if "lanes" not in method}
+    assert len(digests) == 3
 
 
 def test_no_shared_memory_is_used_or_left_behind(found: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from batches import of_texts
+from near import assert_all_near
 from peft_models import batch, made, stirred
 from seq2seq_models import FAMILIES as SEQ2SEQ
 from seq2seq_models import SHARD
@@ -61,7 +62,7 @@ def compare(model: TorchModel, data: Batch, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(token_scores, "MOST_SCORES", 100)
     found, same = results(model, data)
     torch.testing.assert_close(found.losses, expected.losses)
-    torch.testing.assert_close(same, grads, rtol=1e-4, atol=1e-5)
+    assert_all_near(same, grads)
     return found, expected
 
 
