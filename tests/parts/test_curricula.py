@@ -20,6 +20,7 @@ from fibec_ray.model_types import Batch, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.parts.curriculum.base import Curriculum
 from fibec_ray.parts.curriculum.controls import RandomOrder, StepMatched
+from fibec_ray.parts.curriculum.equal_work import EqualWork
 from fibec_ray.parts.curriculum.pacing import PACINGS, Paced, softly_visible
 from fibec_ray.parts.curriculum.scored import FisherOrder, LossOrder, RarityOrder, batch_difficulties
 from fibec_ray.types import SETUP_ROUND
@@ -259,6 +260,16 @@ def test_a_step_matched_control_draws_as_many_batches_from_all_anew() -> None:
         )
         assert all(batch in sets(scan.batches) for batch in drawn[t])
     assert not all(batch in drawn[1] for batch in drawn[0])  # no prefix of one order
+
+
+def test_equal_work_is_a_few_batches_of_any_device_drawn_anew() -> None:
+    """Three of ten batches, others in other rounds, the same again for a round; a device with two has both."""
+    large, small, equal = scan_of(list(range(40)), 4), scan_of(list(range(8)), 4), EqualWork(batches=3)
+    assert not equal.due({}, 3) and not equal.needs_setup
+    drawn = [sets(shown_by(equal, {}, large, t)) for t in range(ROUNDS)]
+    assert all(len(batches) == 3 and all(batch in sets(large.batches) for batch in batches) for batches in drawn)
+    assert drawn[0] == sets(shown_by(equal, {}, large, 0)) and any(drawn[0] != other for other in drawn[1:])
+    assert sets(shown_by(equal, {}, small, 0)) == sets(small.batches)
 
 
 def test_soft_pacing_prefers_the_easy_and_ends_with_all() -> None:
