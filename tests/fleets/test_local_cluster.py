@@ -39,11 +39,25 @@ def test_a_run_that_fails_while_its_cluster_starts_leaves_nothing(short: Path, s
     """At once, and when Ray's own processes have started."""
     cluster = local_cluster.start(FleetConfig(object_store_mb=80), pytest.fail, 2)
     time.sleep(seconds)
-    found = processes.of(cluster.scratch.path)
+    found = cluster._processes()
     cluster.abandon()
     assert found
     assert processes.still_alive(found, 0) == [] and list(short.iterdir()) == []
     assert processes.of(local_cluster.HEAD) == []
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("end", ["stop", "abandon"])
+def test_a_head_whose_command_cannot_be_read_yet_ends_too(
+    end: str, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel lets the parent go on before the command of a new process is there."""
+    cluster = local_cluster.start(FleetConfig(object_store_mb=80), pytest.fail, 2)
+    head = psutil.Process(cluster.process.pid)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_names", lambda process, mark: False)
+        getattr(cluster, end)()
+    assert not processes.is_alive(head) and list(short.iterdir()) == []
 
 
 KILLED = """

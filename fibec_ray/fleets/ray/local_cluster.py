@@ -84,7 +84,7 @@ class LocalCluster:
         if self.ended:
             return
         self.ended = True
-        found = processes.of(self.scratch.path)
+        found = self._processes()
         self._close_pipes()
         processes.end(found)
         self.scratch.remove(logs_to)
@@ -96,12 +96,20 @@ class LocalCluster:
         self.ended = True
         with suppress(psutil.Error):
             psutil.Process(self.process.pid).suspend()  # so that it starts no more processes
-        for process in (found := processes.of(self.scratch.path)):
+        for process in (found := self._processes()):
             with suppress(psutil.Error):
                 process.kill()
         self._close_pipes()
         processes.end(found)
         self.scratch.remove()
+
+    def _processes(self) -> list[psutil.Process]:
+        """Those that name the folder in their command, and the head, whose command is empty while it begins."""
+        found = processes.of(self.scratch.path)
+        with suppress(psutil.Error):
+            if self.process.poll() is None and (head := psutil.Process(self.process.pid)) not in found:
+                found += processes.tree(head)
+        return found
 
     def _close_pipes(self) -> None:
         """The process ends the cluster when its input closes."""

@@ -14,11 +14,15 @@ STOP_S = 5
 
 def of(mark: Path | str) -> list[psutil.Process]:
     """Child processes with this text in their command, such as a cluster's folder, and all that they started."""
-    found = [child for child in psutil.Process().children() if _names(child, str(mark))]
-    for root in tuple(found):
-        with suppress(psutil.Error):
-            found += root.children(recursive=True)
-    return found
+    roots = [child for child in psutil.Process().children() if _names(child, str(mark))]
+    return [process for root in roots for process in tree(root)]
+
+
+def tree(root: psutil.Process) -> list[psutil.Process]:
+    """The process and all that it started."""
+    with suppress(psutil.Error):
+        return [root, *root.children(recursive=True)]
+    return [root]
 
 
 def private_bytes(process: psutil.Process) -> int:
