@@ -382,11 +382,16 @@ def test_a_changing_curvature_hides_the_gap() -> None:
 @each_rule
 @each_model
 def test_ratios_of_language_models(rule: Rule, config: Any, head: str) -> None:
-    """In range and the same each time; the parameters are untouched and no gradient is left."""
+    """In range, the same each time, for a known number of passes; parameters are untouched and no gradient is left."""
     model, shard = tiny(config, head), shard_of(SAMPLES, LABELS)
     before = model.read()
+    model.forward(shard.batch(torch.arange(shard.num_samples)))
+    one_pass = model.work.flops
     torch.manual_seed(1)
     found = [ratio(rule, model, shard, seed=3, num_iterations=20)]
+    products = 1 + 21  # a graph, and a product for each iteration and one more
+    displaced = 2 * 11 * (2 + 2)  # two displacements; a graph and a product at both ends for each of ten and one more
+    assert model.work.flops == one_pass * (1 + products + (displaced if rule == "lossless_gap" else 0))
     torch.manual_seed(2)
     found.append(ratio(rule, model, shard, seed=3, num_iterations=20))
     assert found[0] == found[1] and 0 < found[0] <= 1

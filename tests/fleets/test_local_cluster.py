@@ -63,13 +63,12 @@ def test_a_head_whose_command_cannot_be_read_yet_ends_too(
 KILLED = """
 import os, signal, sys
 from fibec_ray.fleets.ray.local_cluster import start
-from fibec_ray.fleets.ray import processes
 from fibec_ray.fleets.settings import FleetConfig
 
 cluster = start(FleetConfig(object_store_mb=80), print, 2)
 if sys.argv[1] == "started":
     cluster.address()
-print(*(process.pid for process in processes.of(cluster.scratch.path)), flush=True)
+print(*(process.pid for process in cluster._processes()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -138,8 +138,10 @@ from fibec_ray.parts.peft.lora import Lora
 from fibec_ray.model_types import Batch
 torch.set_num_threads(1)
 spec, small, big = Backbone.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-def copied():  # what this process has written; the pages of files are not among it
-    return sum(mapping.anonymous for mapping in psutil.Process().memory_maps())
+def copied():  # what this process has written, and shared memory; the pages of files on disk are not among it
+    maps = psutil.Process().memory_maps()
+    shared = [mapping for mapping in maps if mapping.path.startswith(("/dev/shm", "/memfd"))]
+    return sum(mapping.anonymous for mapping in maps) + sum(mapping.rss for mapping in shared)
 ids = torch.ones(2, 8, dtype=torch.int64)
 zeros = torch.zeros(2, dtype=torch.int64)
 batch = Batch({"input_ids": ids, "attention_mask": ids, "answer_at": zeros}, zeros)

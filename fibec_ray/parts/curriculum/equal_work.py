@@ -17,8 +17,9 @@ class EqualWork(Curriculum):
     """Shows a few batches of each device, drawn in each round from all of its data.
 
     A round takes as long as its slowest device, which is often one with much data. With a limit, only the devices'
-    speeds differ, and a round costs a part of the passes. Devices with less data train on all of it. With one local
-    epoch this is FedAvg with a fixed number of local steps.
+    speeds differ, and a round costs a part of the passes. Devices with less data train on all of it. Each local epoch
+    of a round has the same batches. Ours: the fixed number of local steps that is usual in federated learning, as a
+    part of a method; `local.max_steps` limits the steps of any method.
     """
 
     kind: Literal["equal_work"] = "equal_work"
