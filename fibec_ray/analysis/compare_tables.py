@@ -190,7 +190,7 @@ def _difference(row: Row) -> str:
         return "reference"
     if row["difference"] is None:
         return NONE
-    return f"{row['difference']:+.4f}{_within(row['difference_half_width'])}"
+    return f"{row['difference']:+z.4f}{_within(row['difference_half_width'])}"
 
 
 def _within(half_width: float | None) -> str:

@@ -29,6 +29,8 @@ class Cell:
     """in %"""
     ahead: float | None
     """score of the reference minus this one's, in points; paired by seed"""
+    ahead_half_width: float | None
+    """of the 95 % interval of `ahead`; None for a single seed"""
     time_s: float | None
     """simulated s until the target score, over the seeds that reach it"""
     faster: float | None
@@ -52,6 +54,7 @@ def cell_of(setting: Setting, line: Line, choices: Choices) -> Cell:
     return Cell(
         score=None if score is None else POINTS * score,
         ahead=-POINTS * paired.mean if paired else None,
+        ahead_half_width=POINTS * paired.half_width if paired and paired.half_width is not None else None,
         time_s=fmean(times.values()) if times else None,
         faster=faster,
         at_least=not times,
@@ -103,7 +106,7 @@ def paper_tables(settings: Sequence[Setting], choices: Choices) -> list[Table]:
 def _row(variant: str, settings: Sequence[Setting], cells: dict[tuple[str, str], Cell]) -> Row:
     row: dict[str, Any] = {"variant": variant}
     for setting in settings:
-        cell = cells.get((setting.name, variant), Cell(None, None, None, None, False))
+        cell = cells.get((setting.name, variant), Cell(None, None, None, None, None, False))
         row |= {f"{setting.name}_{name}": value for name, value in vars(cell).items()}
     return row
 
@@ -116,7 +119,11 @@ def _score(name: str, title: str) -> Column:
 
 
 def _ahead(name: str, title: str) -> Column:
-    return Column(title, lambda row: _text(row[f"{name}_ahead"], "{:+.2f}"))
+    def text(row: Row) -> str:
+        interval = row[f"{name}_ahead_half_width"]
+        return _text(row[f"{name}_ahead"], "{:+z.2f}") + ("" if interval is None else f" ± {interval:.2f}")
+
+    return Column(title, text)
 
 
 def _time(name: str, title: str) -> Column:
@@ -130,7 +137,7 @@ def _time(name: str, title: str) -> Column:
 
 def _sooner(name: str, title: str) -> Column:
     def text(row: Row) -> str:
-        found = _text(row[f"{name}_faster"], "{:.2f} %")
+        found = _text(row[f"{name}_faster"], "{:z.2f} %")
         return f"> {found}" if row[f"{name}_at_least"] and found != NONE else found
 
     return Column(title, text)
@@ -155,6 +162,8 @@ def _notes(settings: Sequence[Setting], cells: dict[tuple[str, str], Cell], choi
     models = {setting.model for setting in settings}
     what = "each device's own model on its own test data" if models == {"personal"} else "the global model"
     yield f"Score: {which}, {what if len(models) == 1 else 'of the personal models, or of the global one'}."
+    if any(cell.ahead_half_width is not None for cell in cells.values()):
+        yield "Ahead: paired by seed. ± is half of the 95 % interval (Student's t over seeds)."
     targets = ", ".join(f"{setting.name} {setting.target:g}" for setting in settings if setting.target is not None)
     setup = "with" if choices.with_setup else "without"
     if targets:

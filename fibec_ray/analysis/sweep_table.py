@@ -111,7 +111,7 @@ def _paired(comparison: Comparison, line: Line) -> Paired | None:
 def _difference(paired: Paired | None) -> str:
     if paired is None:
         return NONE
-    return f"{paired.mean:+.4f}" + ("" if paired.half_width is None else f" ± {paired.half_width:.4f}")
+    return f"{paired.mean:+z.4f}" + ("" if paired.half_width is None else f" ± {paired.half_width:.4f}")
 
 
 def _matters(paired: Paired | None) -> str:

@@ -135,6 +135,26 @@ def test_speed_up_compares_mean_times_of_common_seeds(make: Any, tmp_path: Path)
     assert (row["trec_time_s"], row["trec_faster"]) == (30, 0)
 
 
+def test_leads_have_intervals_over_seeds(make: Any) -> None:
+    """FedAvg's best rounds are .9 and .7, the reference's .8: leads of -10 and 10 points, s = 14.14, t = 12.71."""
+    out = make("trec", seeds=2)
+    run = out / BASE / "seed-1"
+    for file in (run / "rounds").iterdir():
+        file.unlink()
+    small_run(run, {0: 0.7}, 1, BASE)
+    found = cells_of(out)
+    assert found[BASE][1] == "+0.00 ± 127.06" and found[SLOW][1] == "+40.00 ± 0.00" and found[OURS][1] == "–"
+    (table,) = paper_tables(settings_of([out], Choices()), Choices())
+    assert any("half of the 95 % interval" in note for note in table.notes)
+    alone = paper_tables(settings_of([make("mr")], Choices()), Choices())[0]
+    assert not any("±" in note for note in alone.notes)
+
+
+def test_a_lead_that_rounds_to_nothing_has_no_minus(make: Any) -> None:
+    found = cells_of(make("trec", SCORES | {"level": {2: 0.80000001}}))
+    assert found["level"][1:] == ["+0.00", "30", "0.00 %"]
+
+
 def test_a_time_says_how_many_seeds_reached_the_target(make: Any) -> None:
     out = make("trec", seeds=2)
     run = out / BASE / "seed-1"
@@ -176,7 +196,7 @@ def test_curves_go_over_the_same_time_as_the_table(make: Any) -> None:
 def test_the_command_prints_tables_and_writes_them_with_the_figure(make: Any, tmp_path: Path, capsys: Any) -> None:
     places = [str(make("trec")), str(make("mr"))]
     assert main(["paper-table", *places, "--out", str(tmp_path / "out"), "--format", "csv"]) == 0
-    columns = ("score", "ahead", "time_s", "faster", "at_least", "num_reached", "num_seeds")
+    columns = ("score", "ahead", "ahead_half_width", "time_s", "faster", "at_least", "num_reached", "num_seeds")
     assert ",".join(["variant", *(f"trec_{name}" for name in columns), "mr_score"]) in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "paper.md", "paper.tex", "paper.pdf", "paper.svg", "paper.png",
