@@ -56,7 +56,7 @@ def experiment_of(name: str, task: str, variant: str) -> Experiment:
 )
 def test_every_sweep_loads(name: str, task: str) -> None:
     sweep = load_sweeps(SWEEPS[name], [f"task={task}"] if task else [])[task]
-    assert sweep.table == "paper" or name in ("paper/small/accuracy", "paper/small/rates")
+    assert sweep.table == "paper"
     last = sweep.runs[len(sweep.variants) - 1]
     assert last.experiment == experiment_of(name, task, last.variant.name)
 
