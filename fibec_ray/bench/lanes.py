@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fibec_ray.curvature.per_sample import collect_holders
+from fibec_ray.curvature.sample_formulas import collect_holders
 from fibec_ray.learning.job import LocalTraining
 from fibec_ray.learning.lane_values import LaneValues
 from fibec_ray.learning.optimiser_step import OptimiserStep

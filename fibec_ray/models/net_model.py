@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fibec_ray import seeds
 from fibec_ray.answers import Answers
-from fibec_ray.curvature.per_sample import collect_holders
+from fibec_ray.curvature.sample_formulas import collect_holders
 from fibec_ray.model_types import Batch, BatchForm, Outputs, Work
 from fibec_ray.models.alone import Alone
 from fibec_ray.models.network import Network, Shape

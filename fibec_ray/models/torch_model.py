@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fibec_ray import seeds
 from fibec_ray.answers import Answers
 from fibec_ray.blocks import num_blocks
-from fibec_ray.curvature.per_sample import Caught, catch, collect_holders
+from fibec_ray.curvature.per_sample import Caught, catch
+from fibec_ray.curvature.sample_formulas import collect_holders
 from fibec_ray.heads import beside_the_body, head_modules, in_head
 from fibec_ray.model_types import HEAD, Batch, LaneBatch, Outputs, Work
 from fibec_ray.models.alone import Alone

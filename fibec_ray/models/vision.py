@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fibec_ray.blocks import find_blocks, has_stages, num_blocks
-from fibec_ray.curvature.per_sample import mark_windows
+from fibec_ray.curvature.sample_formulas import mark_windows
 from fibec_ray.errors import ModelError
 from fibec_ray.models.architecture import (
     IMAGE_MODELS,

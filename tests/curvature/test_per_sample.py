@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 from transformers.models.deberta.modeling_deberta import DebertaLayerNorm
 
-from fibec_ray.curvature.per_sample import Part, catch, collect_holders
+from fibec_ray.curvature.per_sample import Part, catch
+from fibec_ray.curvature.sample_formulas import collect_holders
 from fibec_ray.errors import ModelError
 from fibec_ray.tensors import Tensors
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from fibec_ray.config.load import check
 from fibec_ray.curvature.clipped import clipped_sums
-from fibec_ray.curvature.per_sample import catch, collect_holders
+from fibec_ray.curvature.per_sample import catch
+from fibec_ray.curvature.sample_formulas import collect_holders
 from fibec_ray.fleets.worker_spec import WorkerSpec
 from fibec_ray.learning.guarded_steps import Guard, GuardedSteps
 from fibec_ray.learning.job import LocalTraining

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.func import hessian, jacrev, vmap
 
-from fibec_ray.curvature.per_sample import catch, collect_holders
+from fibec_ray.curvature.per_sample import catch
+from fibec_ray.curvature.sample_formulas import collect_holders
 from fibec_ray.models.operator_net import OperatorNet, dense
 
 NUM = 5
