@@ -3,7 +3,7 @@
 tune:
   values: {local.learning_rate: [1e-3, 3e-3, 1e-2]}         # every combination, if there are several keys
   seed: 100                                                 # not one of the sweep's seeds
-  overrides: [task.eval_split=null, rounds=10]              # of tuning runs only: hold out training rows, fewer rounds
+  overrides: [task.eval_split=null]                         # of tuning runs only: hold out training rows
   variants:                                                 # exceptions (optional)
     p-tuning-v2: {local.learning_rate: [1e-2, 1e-1]}        # values of its own
     random order: fibecfed                                  # takes the choice of another variant
