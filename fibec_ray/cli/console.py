@@ -121,10 +121,12 @@ class RunView(Callback):
         last, metric = run.rows[-1], self._experiment.task.metric
         table = Table(title=f"{self._experiment.name}: after {self._experiment.rounds} rounds", title_justify="left")
         score = score_column(metric)
-        columns = {"accuracy": "accuracy"} if score == "accuracy" else {}
+        has_accuracy = any(last[f"{model}_accuracy"] is not None for model in ("global", "personal"))
+        columns = {"accuracy": "accuracy"} if has_accuracy else {}
         columns |= {metric: "metric"} if metric != "accuracy" else {}
+        best_name = "best" if len(columns) == 1 else f"best {metric}"
         more = {"loss": "loss"} | ({"perplexity": "perplexity"} if self._experiment.task.has_perplexity else {})
-        for column in ("", *columns, "best", *more):
+        for column in ("", *columns, best_name, *more):
             table.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
         models = {"global": "test set", "personal": "own test shards"}
         if same := personal_equals_global(run.rows):
@@ -133,7 +135,7 @@ class RunView(Callback):
             best = max((r[f"{model}_{score}"] for r in run.rows if r[f"{model}_{score}"] is not None), default=None)
             values, others = ([last[f"{model}_{name}"] for name in names.values()] for names in (columns, more))
             table.add_row(f"{model} model, {note}", *map(_number, [*values, best, *others]))
-        if score == "accuracy" and not same:
+        if has_accuracy and not same:
             trained = f"  {last['num_devices_trained']} devices that trained"
             table.add_row(trained, _number(last["personal_accuracy_trained"]))
         for name, value in run.prepared.anchors.items():

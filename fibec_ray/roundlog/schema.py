@@ -384,13 +384,9 @@ def personal_equals_global(rounds: Iterable[Mapping[str, Any]]) -> bool:
     return bool(known) and all(shared is not None and abs(own - shared) < SAME for own, shared in known)
 
 
-BESIDE_ACCURACY = ("accuracy", "mcc", "accuracy_f1")
-"""Metrics of tasks that are judged by their accuracy. With any other metric, a run is judged by that."""
-
-
 def score_column(metric: str | None) -> str:
     """The name, after `global_` or `personal_`, of the column that a run is judged by. metric: the task's own."""
-    return "accuracy" if metric in (None, *BESIDE_ACCURACY) else "metric"
+    return "accuracy" if metric in (None, "accuracy") else "metric"
 
 
 def _row(column: pa.Field) -> str:

@@ -203,16 +203,22 @@ def test_regressions_are_compared_by_r2(tmp_path: Path) -> None:
     assert (out / "table.csv").read_text().splitlines()[0].split(",")[3:5] == ["personal_r2", "global_r2"]
 
 
-@pytest.mark.parametrize(("metric", "known"), [("span_f1", False), ("mcc", True)])
-def test_anchors_that_are_accuracies_stand_beside_accuracies_only(metric: str, known: bool, tmp_path: Path) -> None:
-    """mcc is a metric beside the accuracy, by which runs are judged."""
+@pytest.mark.parametrize(
+    ("metric", "score", "known"), [("span_f1", 0.5, False), ("mcc", 0.5, False), ("accuracy", 0.9, True)]
+)
+def test_runs_are_judged_by_the_metric_of_their_task_and_anchors_stand_beside_accuracies_only(
+    metric: str, score: float, known: bool, tmp_path: Path
+) -> None:
     out = a_sweep(tmp_path, seeds=(0,), base="")
     run = out / "of-base" / "seed-0"
     row = {column.name: None if column.nullable else 0 for column in ROUNDS} | {"round": 0}
     RoundLog(run, METADATA).append(row | {"personal_metric": 0.5, "personal_accuracy": 0.9}, [], [])
     summary = {"status": "finished", "metric": metric, "anchors": {"majority": 0.79, "own_majority": 0.8}}
     (run / "summary.json").write_text(json.dumps(summary))
-    assert compare(out).anchors == ({"majority": 0.79, "own_majority": 0.8} if known else {})
+    comparison = compare(out)
+    assert comparison.score == metric
+    assert comparison.score_of(comparison.line("base"), "personal") == score
+    assert comparison.anchors == ({"majority": 0.79, "own_majority": 0.8} if known else {})
     assert ("without learning" in write_table(out)) == known
 
 
