@@ -42,7 +42,7 @@ class Classes(Task):
 
     label_names: tuple[str, ...] = Field((), description="class names in the order of their ids")
     metric: Metric = Field(
-        "accuracy", description="the task's own metric; mcc: Matthews correlation; accuracy_f1: mean of both"
+        "accuracy", description="runs are compared by it; mcc: Matthews correlation; accuracy_f1: mean of both"
     )
 
     likelihood: ClassVar[str] = "categorical"

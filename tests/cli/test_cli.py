@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import make_regression
@@ -235,6 +236,25 @@ def test_run_ends_with_both_models_beside_both_anchors(tiny_file: str, tmp_path:
     assert main(["report", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
     assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_a_run_is_judged_by_the_metric_of_its_task(tiny_file: str, tmp_path: Path, capsys: Any) -> None:
+    for split, rows in (("train", 48), ("validation", 18)):
+        texts = [f"{('good', 'bad')[at % 2]} film {at},{1 - at % 2}" for at in range(rows)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["sentence,label", *texts]))
+    out = tmp_path / "run"
+    changes = ["task=sst2", "task.metric=accuracy_f1", f"data={{path: {tmp_path}, max_length: 16}}"]
+    assert main(["run", tiny_file, *changes, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy_f1" in printed and "best accuracy_f1" in printed and "(accuracy)" in printed
+    rounds = [row for part in sorted((out / "rounds").glob("part-*")) for row in pq.read_table(part).to_pylist()]
+    scores = [row["global_metric"] for row in rounds if row["global_metric"] is not None]
+    assert scores and all(f"global {score:.3f}" in printed for score in scores)
+    assert main(["compare", str(out)]) == 0
+    assert "accuracy_f1" in capsys.readouterr().out
+    assert main(["runs", str(tmp_path)]) == 0
+    best = max(max(row[f"{model}_metric"] or 0 for row in rounds) for model in ("global", "personal"))
+    assert f"{best:.4f}" in capsys.readouterr().out
 
 
 def test_runs_and_compare_and_a_page_of_two(tiny_file: str, tmp_path: Path, capsys: Any) -> None:
