@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from fibec_ray.analysis.figure import Curve, Series
+from fibec_ray.analysis.files import replace_file
 from fibec_ray.analysis.panels import DARK, LIGHT, draw_panels
 from fibec_ray.analysis.paper_style import Style
 from fibec_ray.analysis.paper_table import paper_curves
@@ -26,19 +28,20 @@ from fibec_ray.errors import UserError
 COLUMNS = ("task", "title", "score", "variant", "seconds", "value")
 
 
-def written(curves: Sequence[Curve], path: Path) -> None:
-    """Write the points of all lines as CSV: simulated seconds and the mean score over seeds."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for curve in curves:
-            for line in curve.series:
-                row = (curve.stem, curve.title, curve.y_label, line.label)
-                writer.writerows([*row, f"{seconds:.6g}", f"{value:.6g}"] for seconds, value in line.points)
+def points_csv(curves: Sequence[Curve]) -> str:
+    """The points of all lines as CSV: simulated seconds and the mean score over seeds."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for curve in curves:
+        for line in curve.series:
+            row = (curve.stem, curve.title, curve.y_label, line.label)
+            writer.writerows([*row, f"{seconds:.6g}", f"{value:.6g}"] for seconds, value in line.points)
+    return out.getvalue()
 
 
-def read(path: Path) -> list[Curve]:
-    """Read the curves that `written` wrote. Raises UserError if the file is missing or is not such a file."""
+def read_points(path: Path) -> list[Curve]:
+    """Read the curves of `points_csv` from a file. Raises UserError if it is missing or is not such a file."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
@@ -73,16 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         points = args.out.with_suffix(".csv")
         if args.add:
             new = {curve.stem: curve for curve in curves}
-            curves = [new.pop(curve.stem, curve) for curve in read(points)] + list(new.values())
+            curves = [new.pop(curve.stem, curve) for curve in read_points(points)] + list(new.values())
     except UserError as error:
         parser.error(str(error))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    written(curves, points)
     for theme, ending, name in ((LIGHT, "svg", ""), (DARK, "svg", "-dark"), (LIGHT, "png", "")):
         path = args.out.with_name(f"{args.out.stem}{name}.{ending}")
         drawn = draw_panels(curves, "Score against time", Style(font_size=10, formats=(ending,), dpi=160), theme)
         path.write_bytes(drawn[ending])
         print(path)
+    replace_file(points, points_csv(curves).encode())  # at once, because --add may have no other copy of its panels
+    print(points)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from round_logs import small_run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "analysis" / "figures"))
 
-from results import main, read
+from results import main, read_points
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def sweep(tmp_path: Path) -> Callable[..., str]:
 
 def ends(path: Path) -> dict[str, list[tuple[str, float]]]:
     """The last score of each line, by task."""
-    return {curve.stem: [(line.label, line.points[-1][1]) for line in curve.series] for curve in read(path)}
+    return {curve.stem: [(line.label, line.points[-1][1]) for line in curve.series] for curve in read_points(path)}
 
 
 def test_panels_of_other_tasks_are_kept_and_those_of_the_same_task_are_replaced(
