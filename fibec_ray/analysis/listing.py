@@ -16,7 +16,8 @@ from fibec_ray.analysis.log import RunLog, open_run
 from fibec_ray.analysis.places import local_path
 from fibec_ray.analysis.units import SECONDS, unit_for
 from fibec_ray.errors import FibecError, RunDirError
-from fibec_ray.roundlog.schema import TABLES, score_column
+from fibec_ray.roundlog.schema import TABLES
+from fibec_ray.roundlog.scores import score_column
 
 HEAD = ("run", "status", "method", "task", "seed", "rounds", "best", "of", "last written")
 _NO_RUNS_IN = {*TABLES, "checkpoints", "data", "adapter", "report", ".git", ".venv"}

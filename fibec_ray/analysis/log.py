@@ -22,7 +22,8 @@ from fibec_ray.analysis.files import parsed
 from fibec_ray.analysis.places import Place, place
 from fibec_ray.errors import RunDirError
 from fibec_ray.roundlog.parts import is_part, metadata_of
-from fibec_ray.roundlog.schema import RENAMED, SCHEMA_MAJOR, SCHEMA_OLDEST, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import TABLES
+from fibec_ray.roundlog.versions import RENAMED, SCHEMA_MAJOR, SCHEMA_OLDEST, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.speed_classes import class_accuracy
 from fibec_ray.analysis.tables import RunTables
 from fibec_ray.errors import round_number
-from fibec_ray.roundlog.schema import score_column
+from fibec_ray.roundlog.scores import score_column
 
 Model = Literal["personal", "global"]
 Pick = Literal["last", "best"]

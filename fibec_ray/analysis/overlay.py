@@ -9,7 +9,7 @@ from fibec_ray.analysis.curves import AXES, ROUNDS, Axis
 from fibec_ray.analysis.fairness import fan
 from fibec_ray.analysis.figure import Card, Curve, Series
 from fibec_ray.analysis.tables import RunTables
-from fibec_ray.roundlog.schema import score_column
+from fibec_ray.roundlog.scores import score_column
 
 Runs = Mapping[str, Sequence[RunTables]]
 """By variant, one entry a seed."""

@@ -12,7 +12,7 @@ import polars as pl
 
 from fibec_ray.analysis.log import RunLog, open_run
 from fibec_ray.analysis.whole import KEYS, refuse_damage
-from fibec_ray.roundlog.schema import personal_equals_global
+from fibec_ray.roundlog.scores import personal_equals_global
 
 Point = tuple[float, float]
 

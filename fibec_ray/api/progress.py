@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from fibec_ray.config.experiment import Experiment
 from fibec_ray.learning.run_totals import Row
-from fibec_ray.roundlog.schema import score_column
+from fibec_ray.roundlog.scores import score_column
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.types import Fleet
 

@@ -17,7 +17,8 @@ from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.log import open_run as open_log
 from fibec_ray.errors import ConfigError, RunDirError, did_you_mean
 from fibec_ray.files.storage import is_url
-from fibec_ray.roundlog.schema import TABLES, score_column
+from fibec_ray.roundlog.schema import TABLES
+from fibec_ray.roundlog.scores import score_column
 
 if TYPE_CHECKING:
     import pandas as pd

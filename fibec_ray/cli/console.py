@@ -24,7 +24,7 @@ from fibec_ray.errors import RunError, round_name, round_number
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.run_totals import Row
 from fibec_ray.models.products import OF_BFLOAT16, in_words
-from fibec_ray.roundlog.schema import personal_equals_global, score_column
+from fibec_ray.roundlog.scores import personal_equals_global, score_column
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import Finished
 from fibec_ray.types import Fleet

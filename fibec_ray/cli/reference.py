@@ -8,7 +8,7 @@ from pathlib import Path
 from fibec_ray.cli import method_page
 from fibec_ray.cli.command_page import commands_page
 from fibec_ray.cli.settings_page import settings_page
-from fibec_ray.roundlog import schema
+from fibec_ray.roundlog.page import round_log_page
 
 
 def pages() -> dict[str, str]:
@@ -17,7 +17,7 @@ def pages() -> dict[str, str]:
         "cli.md": commands_page(),
         "settings.md": settings_page(),
         "methods.md": method_page.page(),
-        "round-log.md": schema.markdown(),
+        "round-log.md": round_log_page(),
     }
 
 

@@ -20,7 +20,7 @@ from fibec_ray.cli.units import duration, size
 from fibec_ray.errors import RunDirError, round_number
 from fibec_ray.roundlog.parts import parts
 from fibec_ray.roundlog.reader import read_rounds
-from fibec_ray.roundlog.schema import score_column
+from fibec_ray.roundlog.scores import score_column
 
 EVERY_S = 1.0
 NEWEST = 12

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import refused
-from fibec_ray.roundlog.schema import TABLES, tables_of
+from fibec_ray.roundlog.schema import TABLES
+from fibec_ray.roundlog.versions import tables_of
 from fibec_ray.types import SETUP_ROUND
 
 _PART = re.compile(r"init\.parquet|part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")

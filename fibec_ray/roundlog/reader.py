@@ -15,17 +15,8 @@ import pyarrow.parquet as pq
 from fibec_ray.errors import RunDirError, round_number
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.parts import metadata_of, parts
-from fibec_ray.roundlog.schema import (
-    ADDED,
-    KEYS,
-    NONDETERMINISTIC,
-    RENAMED,
-    SCHEMA_MAJOR,
-    SCHEMA_OLDEST,
-    SCHEMA_VERSION,
-    TABLES,
-    tables_of,
-)
+from fibec_ray.roundlog.schema import KEYS, NONDETERMINISTIC, TABLES
+from fibec_ray.roundlog.versions import ADDED, RENAMED, SCHEMA_MAJOR, SCHEMA_OLDEST, SCHEMA_VERSION, tables_of
 
 
 def read_rounds(run_dir: Path) -> pa.Table:

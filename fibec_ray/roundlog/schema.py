@@ -1,51 +1,13 @@
 """The columns of the round log, their units and meanings. The writer checks its rows against them.
 
-`python -m fibec_ray.cli.reference` writes `docs/round-log.md` from it.
+`page.py` writes them into the documentation, and `versions.py` says which version of the log added which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
-
-SCHEMA_VERSION = 11
-"""Increases with every change of the columns, including a new nullable one."""
-
-SCHEMA_MAJOR = 7
-"""The version in which a column was last renamed, removed or given another meaning. A program that
-reads this major also reads its newer versions: it ignores unknown columns, and fills missing ones with nulls."""
-
-SCHEMA_OLDEST = 2
-"""The oldest version that this program reads."""
-
-RENAMED = {
-    "bytes_up_evidence": "bytes_up_extras",
-    "grade_seen": "true_difficulty_seen",
-    "difficulty_grade_rank_corr": "difficulty_true_rank_corr",
-    "grade": "true_difficulty",
-}
-"""Columns that had another name before version 7. Older logs are read as if they had the new names."""
-
-ADDED: dict[int, dict[str, tuple[str, ...]]] = {
-    3: {"rounds": ("adapter_digest",), "devices": ("update_digest",)},
-    5: {"rounds": ("num_quarantined",), "devices": ("quarantined",)},
-    6: {"rounds": ("global_perplexity", "personal_perplexity"), "devices": ()},
-    8: {"rounds": ("global_metrics", "personal_metrics"), "devices": ()},
-    9: {"rounds": (), "devices": ("peak_gpu_memory_bytes",)},
-    10: {
-        "rounds": ("energy_j", "energy_total_j", "num_dropped", "mean_staleness", "num_late", "epsilon"),
-        "devices": ("energy_j", "staleness"),
-        "evaluations": ("speed_class",),
-    },
-    11: {"rounds": ("dropped_bytes", "dropped_flops", "dropped_energy_j"), "devices": ()},
-}
-"""By version: nullable columns that it added, by table. Older logs are read as if they had them, with nulls."""
-
-ADDED_TABLES = {4: ("evaluations",)}
-"""By version: tables that it added. Older logs are read as if they had them, without rows."""
 
 METADATA_KEYS = ("run_id", "seed", "git_commit", "config")
 """Metadata that the writer puts into every part file, as strings, beside `schema_version`."""
@@ -329,84 +291,3 @@ TABLES = {"rounds": ROUNDS, "devices": DEVICES, "layers": LAYERS, "batches": BAT
 
 KEYS = ("round", "device", "layer", "batch")
 """Columns that tell a table's rows apart, as far as it has them, in the order that its rows are read in."""
-
-_INTRODUCTION = f"""# The round log
-
-<!-- Generated: python -m fibec_ray.cli.reference -->
-
-A run writes five Parquet tables into its run directory: `rounds/`, `devices/`, `layers/`, `batches/` and
-`evaluations/`. Each is a folder with one part file per round: `init.parquet` for the initialisation phase, then
-`part-000000.parquet` and so on. Under a schedule that combines a few updates per round (`async`, `buffered`), a part
-holds as many rounds as combine one cohort's updates. It is named after the last one. A part file is renamed into place
-when it is complete, so you can read the log while the run goes on.
-
-Read it with `fibec_ray.open_run` ([custom analysis](recipes.md) has examples) or with any Parquet reader:
-`SELECT * FROM 'RUN/rounds/*.parquet'`.
-
-- **Columns marked ~** can differ between two runs of the same experiment. All others have the same bits for the same
-  seed.
-- **`num_steps`, `num_samples`, `num_samples_seen` and `train_loss`** are about the shared model. If a method trains
-  another model as well (a device's own model, or a head alone), that shows only in `flops` and in the times.
-  Fine-tuning before an evaluation is not logged.
-- **Regressions** (metrics `r2` and `pearson`) have no accuracies. Their losses are half squared errors.
-- **Samples without text** have no length.
-- **Generated text**: the loss of a sample is the mean over the tokens of its response. `accuracy` is the share of
-  responses that greedy decoding gives exactly, end included.
-
-## Versions
-
-The Parquet metadata of every part holds `schema_version` (now {SCHEMA_VERSION}), `schema_major` (now {SCHEMA_MAJOR}),
-{", ".join(f"`{key}`" for key in METADATA_KEYS[:-1])} and `config`, the resolved experiment.
-
-A newer version of the same major only adds nullable columns and tables. `fibec_ray` reads it: it ignores what it does
-not know and fills what is missing with nulls. A newer major has changed the meaning of a column and is rejected.
-Older logs are read under today's names: {", ".join(f"`{old}` is now `{new}`" for old, new in RENAMED.items())}."""
-
-
-def tables_of(version: int) -> list[str]:
-    """The tables that a log of this version has."""
-    later = {name for added, names in ADDED_TABLES.items() if added > version for name in names}
-    return [name for name in TABLES if name not in later]
-
-
-SAME = 5e-5
-"""Scores that differ by less look equal in tables."""
-
-
-def personal_equals_global(rounds: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether devices have no models of their own: every personal score equals the global one of its round.
-
-    rounds: rows of `rounds`. False where no personal score is logged.
-    """
-    names = ("accuracy", "metric", "loss")
-    pairs = [(row[f"personal_{name}"], row[f"global_{name}"]) for row in rounds for name in names]
-    known = [(own, shared) for own, shared in pairs if own is not None]
-    return bool(known) and all(shared is not None and abs(own - shared) < SAME for own, shared in known)
-
-
-def score_column(metric: str | None) -> str:
-    """The name, after `global_` or `personal_`, of the column that a run is judged by. metric: the task's own."""
-    return "accuracy" if metric in (None, "accuracy") else "metric"
-
-
-def _row(column: pa.Field) -> str:
-    unit, doc = (column.metadata[key].decode() for key in (b"unit", b"doc"))
-    mark = " ~" if column.name in NONDETERMINISTIC else ""
-    kind = f"{column.type}, may be null" if column.nullable else str(column.type)
-    return f"| `{column.name}`{mark} | {kind} | {unit} | {doc} |"
-
-
-def markdown() -> str:
-    """`docs/round-log.md`, from the schemas above."""
-    titles = {
-        "rounds": "one row per round",
-        "devices": "one row per finished device-round",
-        "layers": "one row per layer and round (none if the method does not score layers)",
-        "batches": "one row per device and fixed batch, in each round in which its curriculum scored it",
-        "evaluations": "one row per device in each evaluated round",
-    }
-    parts = [_INTRODUCTION]
-    for table, schema in TABLES.items():
-        head = f"## `{table}`: {titles[table]}\n\n| column | type | unit | meaning |\n|---|---|---|---|"
-        parts.append("\n".join([head, *map(_row, schema)]))
-    return "\n\n".join(parts) + "\n"

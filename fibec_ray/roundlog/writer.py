@@ -17,7 +17,8 @@ from fibec_ray.errors import RunError, did_you_mean
 from fibec_ray.files.run_dir import refused, whole
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.parts import FIRST_ROUND, PREVIOUS, digest_of, part_name, parts, round_of
-from fibec_ray.roundlog.schema import METADATA_KEYS, SCHEMA_MAJOR, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import METADATA_KEYS, TABLES
+from fibec_ray.roundlog.versions import SCHEMA_MAJOR, SCHEMA_VERSION
 from fibec_ray.types import SETUP_ROUND
 
 Row = Mapping[str, Any]

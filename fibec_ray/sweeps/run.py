@@ -14,7 +14,7 @@ from fibec_ray.errors import DataError, FibecError, RunError
 from fibec_ray.files.run_dir import absolute
 from fibec_ray.files.storage import is_url
 from fibec_ray.roundlog.reader import read_rounds
-from fibec_ray.roundlog.schema import score_column
+from fibec_ray.roundlog.scores import score_column
 from fibec_ray.runs.begin import begin
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import write_settings

@@ -16,7 +16,8 @@ from fibec_ray.analysis.log import open_run
 from fibec_ray.analysis.tables import RunTables
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.schema import SCHEMA_MAJOR, TABLES
+from fibec_ray.roundlog.schema import TABLES
+from fibec_ray.roundlog.versions import SCHEMA_MAJOR
 from fibec_ray.roundlog.writer import RoundLog
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "", "config": "name: small\n"}

@@ -9,7 +9,8 @@ from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.reader import differences, log_digest, read_devices, read_rounds, read_table
-from fibec_ray.roundlog.schema import ADDED, DEVICES, EVALUATIONS, LAYERS, RENAMED, ROUNDS, SCHEMA_VERSION, tables_of
+from fibec_ray.roundlog.schema import DEVICES, EVALUATIONS, LAYERS, ROUNDS
+from fibec_ray.roundlog.versions import ADDED, RENAMED, SCHEMA_VERSION, tables_of
 from fibec_ray.roundlog.writer import RoundLog
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from fibec_ray.errors import RunDirError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.reader import log_digest, read_table
-from fibec_ray.roundlog.schema import SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import TABLES
+from fibec_ray.roundlog.versions import SCHEMA_VERSION
 from fibec_ray.roundlog.writer import RoundLog
 
 QUIETLY = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fibec_ray.reports import DeviceReport
-from fibec_ray.roundlog.schema import DEVICES, NONDETERMINISTIC, ROUNDS, TABLES, markdown
+from fibec_ray.roundlog.page import round_log_page
+from fibec_ray.roundlog.schema import DEVICES, NONDETERMINISTIC, ROUNDS, TABLES
 
 DOCS = Path(__file__).parents[2] / "docs" / "round-log.md"
 
@@ -41,4 +42,4 @@ def test_nondeterministic_columns_exist():
 
 
 def test_documentation_is_current():
-    assert DOCS.read_text() == markdown(), "run: python -m fibec_ray.cli.reference"
+    assert DOCS.read_text() == round_log_page(), "run: python -m fibec_ray.cli.reference"

@@ -11,7 +11,8 @@ from fibec_ray.errors import RunDirError, RunError
 from fibec_ray.reports import DeviceReport
 from fibec_ray.roundlog.parts import check_parts
 from fibec_ray.roundlog.reader import read_devices, read_rounds, read_table
-from fibec_ray.roundlog.schema import ROUNDS, SCHEMA_VERSION, TABLES
+from fibec_ray.roundlog.schema import ROUNDS, TABLES
+from fibec_ray.roundlog.versions import SCHEMA_VERSION
 from fibec_ray.roundlog.writer import RoundLog
 
 METADATA = {"run_id": "r1", "seed": "7", "git_commit": "abc", "config": "name: small\n"}

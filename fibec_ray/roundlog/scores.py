@@ -1,0 +1,25 @@
+"""Which scores of a logged round count. The console, the tables and the figures call it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+SAME = 5e-5
+"""Scores that differ by less look equal in tables."""
+
+
+def personal_equals_global(rounds: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether devices have no models of their own: every personal score equals the global one of its round.
+
+    rounds: rows of `rounds`. False where no personal score is logged.
+    """
+    names = ("accuracy", "metric", "loss")
+    pairs = [(row[f"personal_{name}"], row[f"global_{name}"]) for row in rounds for name in names]
+    known = [(own, shared) for own, shared in pairs if own is not None]
+    return bool(known) and all(shared is not None and abs(own - shared) < SAME for own, shared in known)
+
+
+def score_column(metric: str | None) -> str:
+    """The name, after `global_` or `personal_`, of the column that a run is judged by. metric: the task's own."""
+    return "accuracy" if metric in (None, "accuracy") else "metric"
