@@ -10,6 +10,7 @@ import polars as pl
 from fibec_ray.analysis.figure import Anchors, Curve, Series
 from fibec_ray.analysis.tables import RunTables, any_finite, cohort_means
 from fibec_ray.analysis.units import BYTES, COUNT, JOULES, SECONDS, Unit, unit_for
+from fibec_ray.roundlog.scores import anchors_in
 
 ROUNDS = "round"
 
@@ -63,7 +64,9 @@ ANCHORS = {
 def accuracy_curves(tables: RunTables, anchors: Anchors) -> list[Curve]:
     """Accuracy against rounds, simulated time, bytes, energy and samples."""
     caption = "Accuracy after each evaluated round. The buttons show it over time, bytes, energy and samples."
-    curve = Curve("accuracy", "Accuracy", caption, "", "accuracy (fraction correct)", (), _levels(anchors))
+    curve = Curve(
+        "accuracy", "Accuracy", caption, "", "accuracy (fraction correct)", (), _levels(anchors_in("accuracy", anchors))
+    )
     return _by_axes(tables, curve, "accuracy", _TRAINED)
 
 
@@ -85,7 +88,7 @@ def metric_curves(tables: RunTables, metric: str | None, anchors: Anchors) -> li
     if metric == "accuracy":
         return []
     name = metric or "task metric"
-    levels = _levels(anchors) if metric == "r2" else ()
+    levels = _levels(anchors_in("metric", anchors))
     caption = "The task's own metric after each evaluated round."
     return _by_axes(tables, Curve("metric", name, caption, "", name, (), levels), "metric")
 

@@ -15,7 +15,7 @@ from fibec_ray.analysis.log import RunLog
 from fibec_ray.analysis.speed_classes import class_accuracy
 from fibec_ray.analysis.tables import RunTables
 from fibec_ray.errors import round_number
-from fibec_ray.roundlog.scores import score_column
+from fibec_ray.roundlog.scores import anchors_in, score_column
 
 Model = Literal["personal", "global"]
 Pick = Literal["last", "best"]
@@ -94,10 +94,6 @@ class RunNumbers:
         return next((each for each, score in known if score is not None and score >= target), None)
 
 
-ACCURACIES = ("majority", "own_majority", "chance")
-"""Baselines that are accuracies. They say nothing beside scores of another metric."""
-
-
 def numbers_of(log: RunLog, recent: int) -> RunNumbers:
     """Read one run. recent: number of last evaluations that the final score averages."""
     tables, metric = RunTables.read(log), log.summary.get("metric")
@@ -127,9 +123,7 @@ def numbers_of(log: RunLog, recent: int) -> RunNumbers:
         energy_j=tables.column("energy_total_j")[-1],
         dropped_bytes=total("dropped_bytes"),
         dropped_energy_j=total("dropped_energy_j"),
-        anchors={
-            name: value for name, value in log.anchors().items() if column == "accuracy" or name not in ACCURACIES
-        },
+        anchors=anchors_in(column, log.anchors()),
         evaluated=_evaluated(tables, column),
         spread=last_spread(tables),
         by_class=class_accuracy(tables),

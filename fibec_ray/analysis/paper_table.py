@@ -16,6 +16,7 @@ from fibec_ray.analysis.comparison import Line
 from fibec_ray.analysis.figure import Curve, Series
 from fibec_ray.analysis.formats import NONE, Column, Row, Table
 from fibec_ray.analysis.settings import Choices, Setting
+from fibec_ray.analysis.sweep_table import ANCHORS as UNTRAINED
 
 POINTS = 100
 """Scores are shown in percent, and their differences in percentage points."""
@@ -170,6 +171,12 @@ def _notes(settings: Sequence[Setting], cells: dict[tuple[str, str], Cell], choi
         yield f"Time: simulated s, {setup} the initialisation phase, until the score reaches {targets}."
         if any(0 < cell.num_reached < cell.num_seeds for cell in cells.values()):
             yield "(1 of 3): only one of three seeds reached the target, and the time is that seed's."
+    for setting in settings:
+        if setting.target is not None and (untrained := setting.without_learning) and untrained[1] >= setting.target:
+            yield (
+                f"{setting.name}: {UNTRAINED.get(untrained[0], untrained[0])} reaches {untrained[1]:.4f} without "
+                f"learning, so times until {setting.target:g} say little. --target sets a higher score."
+            )
     yield (
         "Faster: 100 (1 - t_reference / t_variant). Negative: the variant is faster. >: the variant never reached the "
         "target, so this is a lower bound from the time of its whole run."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fibec_ray.analysis.curves import ANCHORS
 from fibec_ray.analysis.tables import RunTables
+from fibec_ray.roundlog.scores import anchors_in
 
 RECENT = 3
 """evaluations in the recent mean"""
@@ -35,15 +36,17 @@ class Score:
 
 
 _ROWS = (
-    ("global_accuracy", "Global accuracy", "majority"),
-    ("personal_accuracy", "Personal accuracy", "own_majority"),
-    ("personal_accuracy_trained", "Personal accuracy, devices trained so far", "own_majority"),
-    ("global_metric", "Global {metric}", "mean"),
-    ("personal_metric", "Personal {metric}", "own_mean"),
+    ("global_accuracy", "Global accuracy"),
+    ("personal_accuracy", "Personal accuracy"),
+    ("personal_accuracy_trained", "Personal accuracy, devices trained so far"),
+    ("global_metric", "Global {metric}"),
+    ("personal_metric", "Personal {metric}"),
 )
 
 GUESSED = "chance"
 """The baseline of kinds of task in which no answer is more frequent than another."""
+_ANCHORS = {"global": (GUESSED, "majority", "mean"), "personal": (GUESSED, "own_majority", "own_mean")}
+"""The baseline of a model is the first of these that the run has."""
 
 
 def scores_of(tables: RunTables, anchors: Mapping[str, float], metric: str | None) -> list[Score]:
@@ -55,21 +58,29 @@ def scores_of(tables: RunTables, anchors: Mapping[str, float], metric: str | Non
     if tables.personal_equals_global():
         rows = [row for row in rows if not row[0].startswith("personal_")]
     if GUESSED in anchors:
-        rows = [(column, label, GUESSED) for column, label, _ in rows if column.count("accuracy")]
+        rows = [row for row in rows if row[0].count("accuracy")]
     found = [
-        _score(tables, column, label.format(metric=metric or "task metric"), anchors.get(anchor), ANCHORS[anchor])
-        for column, label, anchor in rows
+        _score(tables, column, label.format(metric=metric or "task metric"), _anchors_of(column, anchors))
+        for column, label in rows
     ]
     return [score for score in found if score is not None]
 
 
-def _score(tables: RunTables, column: str, label: str, anchor: float | None, anchor_label: str) -> Score | None:
+def _anchors_of(column: str, anchors: Mapping[str, float]) -> dict[str, float]:
+    """The baselines of a column of `rounds`, the most fitting first. anchors: `anchors` of RUN/summary.json."""
+    model, score = column.split("_")[:2]
+    known = anchors_in(score, anchors)
+    return {name: known[name] for name in _ANCHORS[model] if name in known}
+
+
+def _score(tables: RunTables, column: str, label: str, anchors: Mapping[str, float]) -> Score | None:
     points = tables.points("round", column)
     if not points:
         return None
     recent = [value for _, value in points[-RECENT:]]
     best_after, best = max(points, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
     final_after, final = points[-1]
+    anchor = next(iter(anchors), None)
     return Score(
         column=column,
         label=label,
@@ -79,6 +90,6 @@ def _score(tables: RunTables, column: str, label: str, anchor: float | None, anc
         best_after=int(best_after),
         recent=sum(recent) / len(recent),
         num_recent=len(recent),
-        anchor=anchor,
-        anchor_label=anchor_label if anchor is not None else "",
+        anchor=None if anchor is None else anchors[anchor],
+        anchor_label="" if anchor is None else ANCHORS[anchor],
     )

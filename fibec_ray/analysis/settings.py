@@ -54,6 +54,13 @@ class Setting:
         score = self.comparison.score
         return self.name if score == "accuracy" else f"{self.name} ({score})"
 
+    @property
+    def without_learning(self) -> tuple[str, float] | None:
+        """The baseline that needs no model, by name, and its mean score. None if the runs know none."""
+        own = self.model == "personal"
+        known = [each for each in self.comparison.anchors.items() if own or not each[0].startswith("own_")]
+        return max(known, key=lambda each: each[1], default=None)
+
 
 def settings_of(places: Sequence[str | Path], choices: Choices) -> list[Setting]:
     """Make a setting of each sweep, and one more of all run directories together.

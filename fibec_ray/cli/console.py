@@ -24,7 +24,7 @@ from fibec_ray.errors import RunError, round_name, round_number
 from fibec_ray.learning.prepare import Prepared
 from fibec_ray.learning.run_totals import Row
 from fibec_ray.models.products import OF_BFLOAT16, in_words
-from fibec_ray.roundlog.scores import personal_equals_global, score_column
+from fibec_ray.roundlog.scores import anchors_in, personal_equals_global, score_column
 from fibec_ray.runs.callbacks import Callback
 from fibec_ray.runs.simulation import Finished
 from fibec_ray.types import Fleet
@@ -138,9 +138,10 @@ class RunView(Callback):
         if has_accuracy and not same:
             trained = f"  {last['num_devices_trained']} devices that trained"
             table.add_row(trained, _number(last["personal_accuracy_trained"]))
-        for name, value in run.prepared.anchors.items():
-            other = " (accuracy)" if score != "accuracy" and name.endswith("majority") else ""
-            table.add_row(f"anchor: {ANCHORS[name]}{other}", _number(value), style="dim")
+        beside = {column: anchors_in(kind, run.prepared.anchors) for column, kind in columns.items()}
+        for name in dict.fromkeys(name for found in beside.values() for name in found):
+            values = [_number(found.get(name)) for found in beside.values()]
+            table.add_row(f"anchor: {ANCHORS[name]}", *values, style="dim")
         print_table(self._console, table)
         self._say(
             f"sent {size(last['bytes_total'])}, {last['num_samples_total']} training samples visited, simulated "

@@ -79,22 +79,17 @@ def _mean(numbers: Sequence[float]) -> float:
     return float(np.mean(numbers)) if numbers else 0.0
 
 
-def majority_accuracy(train_labels: Ints, test_labels: Ints) -> float:
-    """Accuracy of always predicting the most frequent training class (ties: the lowest id)."""
-    return float((test_labels == np.bincount(train_labels).argmax()).mean())
+def majorities(train_labels: Ints, split: Split) -> dict[str, Ints]:
+    """Answers for the test rows that need no model, (N,) by name. Ties go to the lowest id.
 
-
-def own_majority_accuracy(train_labels: Ints, test_labels: Ints, split: Split) -> float:
-    """Accuracy when each device predicts its own most frequent training class for its test rows, over all rows.
-
-    Always compare personal accuracy with this baseline: under label skew it is far above `majority_accuracy` although
-    nothing is learned.
+    majority: the most frequent training class. own_majority: each device's own most frequent one, for its test rows.
+    Always compare personal scores with the second: under label skew it is far above the first although nothing is
+    learned.
     """
-    hits = sum(
-        int((test_labels[test] == np.bincount(train_labels[train]).argmax()).sum())
-        for train, test in zip(split.train, split.test, strict=True)
-    )
-    return hits / len(test_labels)
+    own = np.empty(sum(map(len, split.test)), np.int64)
+    for train, test in zip(split.train, split.test, strict=True):
+        own[test] = np.bincount(train_labels[train]).argmax()
+    return {"majority": np.full_like(own, np.bincount(train_labels).argmax()), "own_majority": own}
 
 
 def r2(values: Values, predicted: Values) -> float | None:

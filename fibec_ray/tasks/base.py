@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
+import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fibec_ray.answers import Answers, Readout
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.examples import Rows
-from fibec_ray.data.heterogeneity import Column, majority_accuracy, own_majority_accuracy
+from fibec_ray.data.heterogeneity import Column, majorities
 from fibec_ray.data.own import OwnData, examine
 from fibec_ray.data.questions import Questions
 from fibec_ray.data.sets import SampleSet
@@ -197,7 +198,10 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
         return Answers(likelihood=self.likelihood, num_scores=num_scores, readout=self.readout, label_words=label_words)
 
     def anchors(self, train: Any, test: Any, split: Split) -> dict[str, float]:
-        """Baselines that need no model, on the test rows: the most frequent answer overall and of each device."""
+        """Baselines that need no model, on the test rows: the most frequent answer overall and of each device.
+
+        Names that end in `_metric` are in the task's own metric, the others are accuracies (or R2).
+        """
         return accuracies(train.labels, test.labels, split)
 
     def compared(self, train: Any) -> Mapping[str, Column | None]:
@@ -267,7 +271,18 @@ def refuse_twice(task: Task, *fields: str) -> None:
 
 def accuracies(train: Ints, test: Ints, split: Split) -> dict[str, float]:
     """Accuracy of the most frequent training label, and of each device's own."""
-    return {"majority": majority_accuracy(train, test), "own_majority": own_majority_accuracy(train, test, split)}
+    return {name: float((said == test).mean()) for name, said in majorities(train, split).items()}
+
+
+def in_own_metric(task: Task, answers: Column, said: Mapping[str, Column]) -> dict[str, float]:
+    """The task's own metric of answers that need no model, as NAME_metric. Those for which it is undefined are left
+    out.
+
+    answers: (N,) or (N, C), the right ones. said: the same shape, by name.
+    """
+    right, losses = torch.from_numpy(answers), torch.zeros(len(answers))
+    found = {name: task.figures(Predictions(right, torch.from_numpy(given), losses)) for name, given in said.items()}
+    return {f"{name}_metric": each.metric for name, each in found.items() if each.metric is not None}
 
 
 class Counts(Protocol):

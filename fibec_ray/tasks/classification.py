@@ -12,8 +12,10 @@ from torch import Tensor
 from fibec_ray.data import synthetic
 from fibec_ray.data.about import about_rows
 from fibec_ray.data.columns import class_names, texts_of
+from fibec_ray.data.dealing import Split
 from fibec_ray.data.encode import MASK, encode, fill, label_word_ids
 from fibec_ray.data.examples import Examples, Origin
+from fibec_ray.data.heterogeneity import majorities
 from fibec_ray.data.instructions import PLACEHOLDER
 from fibec_ray.data.labels import LabelColumn, class_ids, read_labels
 from fibec_ray.data.questions import Questions
@@ -23,7 +25,7 @@ from fibec_ray.data.source import Table
 from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Task, generated, refuse_twice
+from fibec_ray.tasks.base import Task, generated, in_own_metric, refuse_twice
 from fibec_ray.tasks.prediction import Prediction, most_likely
 from fibec_ray.tasks.scores import Figures, share_right
 from fibec_ray.tasks.tables import LabelledTexts
@@ -82,6 +84,12 @@ class Classes(Task):
         if self.metric == "mcc":
             return Figures(float(matthews_corrcoef(labels, predicted)))
         return Figures((accuracy + float(f1_score(labels, predicted, zero_division=0))) / 2)
+
+    def anchors(self, train: Any, test: Any, split: Split) -> dict[str, float]:
+        found = super().anchors(train, test, split)
+        if self.metric == "accuracy":
+            return found
+        return found | in_own_metric(self, test.labels, majorities(train.labels, split))
 
     def predictions(self, scores: Tensor) -> list[Prediction]:
         return [most_likely(self.label_names, row) for row in scores.softmax(1).tolist()]

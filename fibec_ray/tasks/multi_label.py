@@ -15,12 +15,12 @@ from fibec_ray.data.columns import class_names, texts_of
 from fibec_ray.data.dealing import Split
 from fibec_ray.data.examples import Examples, Origin
 from fibec_ray.data.flags import flags_of
-from fibec_ray.data.heterogeneity import Column
+from fibec_ray.data.heterogeneity import Column, majorities
 from fibec_ray.data.own import OwnData, examine
 from fibec_ray.data.own_answers import OwnFlags
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table
-from fibec_ray.tasks.base import accuracies, generated, refuse_twice
+from fibec_ray.tasks.base import accuracies, generated, in_own_metric, refuse_twice
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import LabelledTexts
@@ -78,11 +78,14 @@ class Flagged(ScoredTexts):
         return Figures(micro, {"f1_macro": float((2 * right / np.maximum(1, either)).mean())})
 
     def anchors(self, train: Examples, test: Examples, split: Split) -> dict[str, float]:
-        """Exact matches of the most frequent set of labels, overall and of each device."""
+        """Exact matches and micro F1 of the most frequent set of labels, overall and of each device."""
         sets = [[row.tobytes() for row in rows.answers.astype(bool)] for rows in (train, test)]
         known = {value: i for i, value in enumerate(dict.fromkeys([*sets[0], *sets[1]]))}
         codes = [np.array([known[value] for value in part], dtype=np.int64) for part in sets]
-        return accuracies(codes[0], codes[1], split)
+        said = majorities(codes[0], split)
+        all_sets = np.array([np.frombuffer(value, bool) for value in known])
+        own = in_own_metric(self, test.answers, {name: all_sets[each] for name, each in said.items()})
+        return accuracies(codes[0], codes[1], split) | own
 
     def compared(self, train: Examples) -> Mapping[str, Column | None]:
         return {"label": train.answers}

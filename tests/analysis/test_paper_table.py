@@ -5,7 +5,9 @@ A round takes 10 simulated s, and so does the initialisation phase before the fi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,29 @@ def test_the_initialisation_phase_counts_if_asked(make: Any) -> None:
 def test_last_scores_are_means_of_the_last_three_evaluations(make: Any) -> None:
     found = cells_of(make("trec"), pick="last")
     assert [found[name][0] for name in SCORES] == ["68.33", "80.00", "35.00"]
+
+
+@pytest.mark.parametrize(
+    ("anchors", "model", "says"),
+    [
+        ({"majority": 0.75, "own_majority": 0.77}, "personal", "trec: each device's own majority class reaches 0.7700"),
+        ({"majority": 0.76, "own_majority": 0.77}, "global", "trec: the majority class reaches 0.7600"),
+        ({"majority": 0.5, "own_majority": 0.77}, "global", ""),
+        ({"majority": 0.5, "own_majority": 0.759}, "personal", ""),
+        ({}, "personal", ""),
+    ],
+)
+def test_a_target_within_reach_of_no_learning_is_noted(
+    anchors: dict[str, float], model: str, says: str, make: Any
+) -> None:
+    """The target is 95 % of 0.8."""
+    sweep = make("trec")
+    for summary in sweep.rglob("summary.json"):
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"anchors": anchors}))
+    chosen = Choices()
+    settings = [replace(each, model=model) for each in settings_of([sweep], chosen)]
+    notes = [note for note in paper_tables(settings, chosen)[0].notes if "without learning" in note]
+    assert [note[: len(says)] for note in notes] == ([says] if says else [])
 
 
 def test_another_target_and_another_reference(make: Any) -> None:

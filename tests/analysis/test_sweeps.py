@@ -204,22 +204,30 @@ def test_regressions_are_compared_by_r2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "score", "known"), [("span_f1", 0.5, False), ("mcc", 0.5, False), ("accuracy", 0.9, True)]
+    ("metric", "score", "anchors"),
+    [
+        ("span_f1", 0.5, {}),
+        ("mcc", 0.5, {"majority": 0.0, "own_majority": 0.1}),
+        ("accuracy", 0.9, {"majority": 0.79, "own_majority": 0.8}),
+    ],
 )
-def test_runs_are_judged_by_the_metric_of_their_task_and_anchors_stand_beside_accuracies_only(
-    metric: str, score: float, known: bool, tmp_path: Path
+def test_runs_are_judged_by_the_metric_of_their_task_beside_anchors_in_this_metric(
+    metric: str, score: float, anchors: dict[str, float], tmp_path: Path
 ) -> None:
     out = a_sweep(tmp_path, seeds=(0,), base="")
     run = out / "of-base" / "seed-0"
     row = {column.name: None if column.nullable else 0 for column in ROUNDS} | {"round": 0}
     RoundLog(run, METADATA).append(row | {"personal_metric": 0.5, "personal_accuracy": 0.9}, [], [])
-    summary = {"status": "finished", "metric": metric, "anchors": {"majority": 0.79, "own_majority": 0.8}}
+    found = {"majority": 0.79, "own_majority": 0.8}
+    if metric == "mcc":
+        found |= {"majority_metric": 0.0, "own_majority_metric": 0.1}
+    summary = {"status": "finished", "metric": metric, "anchors": found}
     (run / "summary.json").write_text(json.dumps(summary))
     comparison = compare(out)
     assert comparison.score == metric
     assert comparison.score_of(comparison.line("base"), "personal") == score
-    assert comparison.anchors == ({"majority": 0.79, "own_majority": 0.8} if known else {})
-    assert ("without learning" in write_table(out)) == known
+    assert comparison.anchors == anchors
+    assert ("without learning" in write_table(out)) == bool(anchors)
 
 
 def test_variants_without_a_group_stand_above_all_headings(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fibec_ray.config.experiment import Experiment
 from fibec_ray.data import dealing
 from fibec_ray.data.dealing import Draws, Split, draw
 from fibec_ray.data.examples import Examples, Instructions, Points, Rows
-from fibec_ray.data.heterogeneity import heterogeneity, majority_accuracy, own_majority_accuracy
+from fibec_ray.data.heterogeneity import heterogeneity, majorities
 from fibec_ray.data.partition import (
     PARTITIONS,
     ByColumn,
@@ -254,11 +254,11 @@ def test_heterogeneity_by_hand() -> None:
     assert alike == {"label_tv_mean": 0.0, "smallest_shard": 0.0, "largest_shard": 2.0}
 
 
-def test_majority_accuracies_by_hand() -> None:
-    train, test = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 1, 0])
+def test_majorities_by_hand() -> None:
+    train = np.array([0, 0, 0, 1, 1])
     split = Split([np.array([0, 1, 2]), np.array([3, 4])], [np.array([0, 3]), np.array([1, 2])])
-    assert majority_accuracy(train, test) == 0.5
-    assert own_majority_accuracy(train, test, split) == 1.0  # device 0 says 0 and device 1 says 1: all four are right
+    said = {name: answers.tolist() for name, answers in majorities(train, split).items()}
+    assert said == {"majority": [0, 0, 0, 0], "own_majority": [0, 1, 1, 0]}
 
 
 @by_kind
@@ -267,7 +267,7 @@ def test_random_labels_make_own_majority_no_better_than_chance_when_devices_are_
     train, test = rng.integers(0, 4, 4000), rng.integers(0, 4, 4000)
     users, texts = [f"{row % 50}" for row in range(4000)], texts_of(4000)
     split = rule.split(train, test, 4, 10, 0, (users, users), (texts, texts))
-    accuracy = own_majority_accuracy(train, test, split)
+    accuracy = (majorities(train, split)["own_majority"] == test).mean()
     if not rule.deals_by_label:
         assert abs(accuracy - 0.25) < 0.03
     else:

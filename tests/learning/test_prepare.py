@@ -112,6 +112,24 @@ def test_the_own_majority_anchor_is_each_devices_own(tiny_settings: Any, tmp_pat
     assert found.anchors == {"majority": 0.5, "own_majority": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("metric", "scores"),
+    [
+        ("mcc", {"majority_metric": 0.0, "own_majority_metric": 1.0}),  # a constant has no correlation
+        ("accuracy_f1", {"majority_metric": (0.5 + 2 / 3) / 2, "own_majority_metric": 1.0}),  # precision .5, recall 1
+    ],
+)
+def test_anchors_are_in_the_tasks_own_metric_too(
+    metric: str, scores: dict[str, float], tiny_settings: Any, tmp_path: Path
+) -> None:
+    csv_of(tmp_path / "train.csv", [0, 1, 1] * 6)
+    csv_of(tmp_path / "validation.csv", [0, 1] * 6)
+    settings = tiny_settings(num_devices=2, cohort_size=1, partition={"kind": "pathological", "classes_per_device": 1})
+    settings |= {"task": named("tasks", "sst2") | {"metric": metric}, "data": {"path": str(tmp_path)}}
+    found, _ = prepared(settings, tmp_path / "run")
+    assert found.anchors == pytest.approx({"majority": 0.5, "own_majority": 1.0} | scores)
+
+
 # --- what a person should know
 
 

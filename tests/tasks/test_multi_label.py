@@ -16,6 +16,7 @@ from kinds import make_mentions
 
 import fibec_ray
 from fibec_ray.config.load import check
+from fibec_ray.data.dealing import Split
 from fibec_ray.data.mentions import MentionSettings, generate
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.errors import ConfigError, DataError
@@ -96,6 +97,15 @@ def test_scores_by_hand() -> None:
     assert scores is not None and scores.accuracy == 0.5
     assert scores.metric == pytest.approx(4 / 6)
     assert dict(scores.metrics or ()) == {"f1_macro": pytest.approx((1 + 2 / 3 + 0) / 3)}
+
+
+def test_baselines_are_in_both_scores(tmp_path: Path) -> None:
+    """Always {joy}: exact for 3 of 6 texts, 4 of 6 labels found by 6. With {fear} for device 1: 4 texts, 5 labels."""
+    rows = read(tmp_path, [["joy"], ["joy", "anger"], [], ["fear"], ["joy"], ["joy"]])[1]
+    split = Split([np.array([0, 1, 2, 4, 5]), np.array([3])], [np.array([0, 1, 4, 5]), np.array([2, 3])])
+    assert task().anchors(rows, rows, split) == pytest.approx(
+        {"majority": 3 / 6, "own_majority": 4 / 6, "majority_metric": 4 / 6, "own_majority_metric": 5 / 6}
+    )
 
 
 def test_embedded_messages_name_their_topics() -> None:
