@@ -59,18 +59,18 @@ def scores_of(tables: RunTables, anchors: Mapping[str, float], metric: str | Non
         rows = [row for row in rows if not row[0].startswith("personal_")]
     if GUESSED in anchors:
         rows = [row for row in rows if row[0].count("accuracy")]
-    found = [
-        _score(tables, column, label.format(metric=metric or "task metric"), _anchors_of(column, anchors))
-        for column, label in rows
-    ]
+    found = [_score(tables, column, label.format(metric=metric or "task metric"), anchors) for column, label in rows]
     return [score for score in found if score is not None]
 
 
-def _anchors_of(column: str, anchors: Mapping[str, float]) -> dict[str, float]:
-    """The baselines of a column of `rounds`, the most fitting first. anchors: `anchors` of RUN/summary.json."""
+def _anchor_of(column: str, anchors: Mapping[str, float]) -> tuple[str, float | None]:
+    """The name and score of the baseline of a column of `rounds`; ("", None) if the run has none.
+
+    anchors: `anchors` of RUN/summary.json.
+    """
     model, score = column.split("_")[:2]
     known = anchors_in(score, anchors)
-    return {name: known[name] for name in _ANCHORS[model] if name in known}
+    return next(((ANCHORS[name], known[name]) for name in _ANCHORS[model] if name in known), ("", None))
 
 
 def _score(tables: RunTables, column: str, label: str, anchors: Mapping[str, float]) -> Score | None:
@@ -80,7 +80,7 @@ def _score(tables: RunTables, column: str, label: str, anchors: Mapping[str, flo
     recent = [value for _, value in points[-RECENT:]]
     best_after, best = max(points, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
     final_after, final = points[-1]
-    anchor = next(iter(anchors), None)
+    anchor_label, anchor = _anchor_of(column, anchors)
     return Score(
         column=column,
         label=label,
@@ -90,6 +90,6 @@ def _score(tables: RunTables, column: str, label: str, anchors: Mapping[str, flo
         best_after=int(best_after),
         recent=sum(recent) / len(recent),
         num_recent=len(recent),
-        anchor=None if anchor is None else anchors[anchor],
-        anchor_label="" if anchor is None else ANCHORS[anchor],
+        anchor=anchor,
+        anchor_label=anchor_label,
     )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from fibec_ray.encoder import Encoder, Reads
 from fibec_ray.errors import DataError
 from fibec_ray.likelihoods import LIKELIHOODS
 from fibec_ray.models.base import AnyBackbone
+from fibec_ray.tasks.baselines import accuracies
 from fibec_ray.tasks.prediction import Prediction, most_likely
 from fibec_ray.tasks.scores import Figures, Scores, mean_loss, perplexity, share_right
 from fibec_ray.types import Predictions
@@ -202,7 +202,7 @@ class Task(BaseModel, ABC, frozen=True, extra="forbid"):
 
         Names that end in `_metric` are in the task's own metric, the others are accuracies (or R2).
         """
-        return accuracies(train.labels, test.labels, split)
+        return accuracies(test.labels, majorities(train.labels, split))
 
     def compared(self, train: Any) -> Mapping[str, Column | None]:
         """Columns of the training rows that the report compares between devices (`data/heterogeneity.py`)."""
@@ -267,22 +267,6 @@ def refuse_twice(task: Task, *fields: str) -> None:
         values = getattr(task, field)
         if twice := sorted({value for value in values if values.count(value) > 1}):
             raise ValueError(f"{field} has {twice[0]!r} twice; every entry must differ")
-
-
-def accuracies(train: Ints, test: Ints, split: Split) -> dict[str, float]:
-    """Accuracy of the most frequent training label, and of each device's own."""
-    return {name: float((said == test).mean()) for name, said in majorities(train, split).items()}
-
-
-def in_own_metric(task: Task, answers: Column, said: Mapping[str, Column]) -> dict[str, float]:
-    """The task's own metric of answers that need no model, as NAME_metric. Those for which it is undefined are left
-    out.
-
-    answers: (N,) or (N, C), the right ones. said: the same shape, by name.
-    """
-    right, losses = torch.from_numpy(answers), torch.zeros(len(answers))
-    found = {name: task.figures(Predictions(right, torch.from_numpy(given), losses)) for name, given in said.items()}
-    return {f"{name}_metric": each.metric for name, each in found.items() if each.metric is not None}
 
 
 class Counts(Protocol):

@@ -25,7 +25,8 @@ from fibec_ray.data.source import Table
 from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Task, generated, in_own_metric, refuse_twice
+from fibec_ray.tasks.base import Task, generated, refuse_twice
+from fibec_ray.tasks.baselines import accuracies, in_own_metric
 from fibec_ray.tasks.prediction import Prediction, most_likely
 from fibec_ray.tasks.scores import Figures, share_right
 from fibec_ray.tasks.tables import LabelledTexts
@@ -86,10 +87,9 @@ class Classes(Task):
         return Figures((accuracy + float(f1_score(labels, predicted, zero_division=0))) / 2)
 
     def anchors(self, train: Any, test: Any, split: Split) -> dict[str, float]:
-        found = super().anchors(train, test, split)
-        if self.metric == "accuracy":
-            return found
-        return found | in_own_metric(self, test.labels, majorities(train.labels, split))
+        said = majorities(train.labels, split)
+        own = {} if self.metric == "accuracy" else in_own_metric(self.figures, test.labels, said)
+        return accuracies(test.labels, said) | own
 
     def predictions(self, scores: Tensor) -> list[Prediction]:
         return [most_likely(self.label_names, row) for row in scores.softmax(1).tolist()]

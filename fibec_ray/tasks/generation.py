@@ -14,6 +14,7 @@ from fibec_ray.data import exercises
 from fibec_ray.data.dealing import Split
 from fibec_ray.data.encode_instructions import encode_instructions, prompts_of
 from fibec_ray.data.examples import Instructions
+from fibec_ray.data.heterogeneity import majorities
 from fibec_ray.data.instructions import COMMON, Columns, InstructionFormat, chosen_columns, instructions_of
 from fibec_ray.data.questions import Questions
 from fibec_ray.data.sets import SampleSet
@@ -22,7 +23,8 @@ from fibec_ray.data.source import Table
 from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import Task, accuracies, generated, numbered
+from fibec_ray.tasks.base import Task, generated, numbered
+from fibec_ray.tasks.baselines import accuracies
 from fibec_ray.tasks.tables import FromTables
 from fibec_ray.tasks.texts import ask_for_columns, parts_of
 
@@ -112,7 +114,7 @@ class Generation(Task):
     def anchors(self, train: Instructions, test: Instructions, split: Split) -> dict[str, float]:
         """Exact matches of the most frequent training response, overall and of each device."""
         said = numbered([train.responses, test.responses])
-        return accuracies(said[0], said[1], split)
+        return accuracies(said[1], majorities(said[0], split))
 
 
 def _instruction(value: Any, at: int) -> tuple[str, str]:

@@ -20,7 +20,8 @@ from fibec_ray.data.own import OwnData, examine
 from fibec_ray.data.own_answers import OwnFlags
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table
-from fibec_ray.tasks.base import accuracies, generated, in_own_metric, refuse_twice
+from fibec_ray.tasks.base import generated, refuse_twice
+from fibec_ray.tasks.baselines import accuracies, in_own_metric
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import LabelledTexts
@@ -84,8 +85,8 @@ class Flagged(ScoredTexts):
         codes = [np.array([known[value] for value in part], dtype=np.int64) for part in sets]
         said = majorities(codes[0], split)
         all_sets = np.array([np.frombuffer(value, bool) for value in known])
-        own = in_own_metric(self, test.answers, {name: all_sets[each] for name, each in said.items()})
-        return accuracies(codes[0], codes[1], split) | own
+        own = in_own_metric(self.figures, test.answers, {name: all_sets[each] for name, each in said.items()})
+        return accuracies(codes[1], said) | own
 
     def compared(self, train: Examples) -> Mapping[str, Column | None]:
         return {"label": train.answers}

@@ -18,7 +18,7 @@ from fibec_ray.data import tagging
 from fibec_ray.data.dealing import Ints, Split
 from fibec_ray.data.encode_tagged import encode_tagged
 from fibec_ray.data.examples import Origin
-from fibec_ray.data.heterogeneity import Column
+from fibec_ray.data.heterogeneity import Column, majorities
 from fibec_ray.data.sets import SampleSet
 from fibec_ray.data.settings import DataConfig
 from fibec_ray.data.source import Table
@@ -28,7 +28,8 @@ from fibec_ray.encoder import Encoder
 from fibec_ray.errors import DataError
 from fibec_ray.likelihoods import NO_TAG
 from fibec_ray.models.base import AnyBackbone
-from fibec_ray.tasks.base import accuracies, generated, refuse_twice
+from fibec_ray.tasks.base import generated, refuse_twice
+from fibec_ray.tasks.baselines import accuracies
 from fibec_ray.tasks.prediction import Prediction
 from fibec_ray.tasks.scores import Figures
 from fibec_ray.tasks.tables import LabelledTexts
@@ -88,7 +89,7 @@ class WordTags(Texts):
     def anchors(self, train: Tagged, test: Tagged, split: Split) -> dict[str, float]:
         """Accuracy over words of the most frequent tag, and of each device's own. Its span F1 is 0 if it is O."""
         words = Split(_words_of(train, split.train), _words_of(test, split.test))
-        return accuracies(train.all_tags, test.all_tags, words)
+        return accuracies(test.all_tags, majorities(train.all_tags, words))
 
     def accuracy(self, predictions: Predictions) -> float | None:
         real = predictions.labels != NO_TAG
