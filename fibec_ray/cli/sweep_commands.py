@@ -20,8 +20,8 @@ def add(parsers: Parsers) -> None:
     add_config(
         sweep,
         "SWEEP",
-        "sweep (YAML), in which task=a,b and variants=a,b pick some; or an experiment with several values for some "
-        "keys (method=a,b)",
+        "sweep (YAML), in which task=a,b and variants=a,b pick some, and tuned=FILE takes tuned values; or an "
+        "experiment with several values for some keys (method=a,b)",
         ("sweeps", "experiments"),
     )
     sweep.add_argument("--out", type=path, metavar="DIR", required=True, help="sweep directory; finished runs are kept")

@@ -18,7 +18,8 @@
       mr: [rounds=20]                           # the data set `mr`
       trec-skewed: [task=trec, partition.alpha=0.1]
 
-`tune` chooses settings by runs of their own first; see tuning.py.
+`tune` chooses settings by runs of their own first; see tuning.py. `tuned=FILE` on the command line takes them from the
+tuned.yaml of another sweep instead.
 
 Or the file is an experiment, and overrides with several values make the grid: `method=fibecfed,fedavg seed=0,1,2`.
 
@@ -42,6 +43,7 @@ from fibec_ray.errors import ConfigError, did_you_mean
 from fibec_ray.sweeps.grid import parse_grid, values
 from fibec_ray.sweeps.plan import SweepPlan, SweepRun, TableName, Variant
 from fibec_ray.sweeps.read import picked_tasks, read_sweep
+from fibec_ray.sweeps.tuned_file import chosen_in
 from fibec_ray.sweeps.tuning import FOLDER, Source, TuneFile, load_run, settings_tried, tune_file, tuning_of
 
 MAX_NAME = 100
@@ -50,6 +52,8 @@ PICK = "task="
 """Start of an override that picks some tasks of a sweep: task=trec,mr."""
 PICK_VARIANTS = "variants="
 """Start of an override that picks some variants: variants=fedavg,fibecfed."""
+TUNED = "tuned="
+"""Start of an override that names a record of tuned values to take: tuned=runs/accuracy/{task}/tuned.yaml."""
 
 
 class _SweepFile(BaseModel, extra="forbid"):
@@ -102,9 +106,12 @@ def load_sweeps(path: Path, overrides: Sequence[str] = ()) -> dict[str, SweepPla
     if tune and (taken := [variant.name for variant in variants if variant.folder == FOLDER]):
         raise ConfigError(f"{path}: variant {taken[0]!r}: tuning runs are in the folder {FOLDER}; rename the variant")
     picked = _picked(variants, overrides, path)
-    others = [text for text in overrides if not text.startswith(PICK_VARIANTS)]
+    others = [text for text in overrides if not text.startswith((PICK_VARIANTS, TUNED))]
+    record = next((text.removeprefix(TUNED) for text in reversed(overrides) if text.startswith(TUNED)), None)
+    if record is not None and not tune:
+        raise ConfigError(f"{path}: {TUNED}{record}: has no effect, because this sweep tunes nothing; leave it out")
     return {
-        task: _task_sweep(file, tune, path, variants, [one.name for one in picked], (task, common), others)
+        task: _task_sweep(file, tune, path, variants, [one.name for one in picked], (task, common), others, record)
         for task, common in _by_task(file, others, path)
     }
 
@@ -117,8 +124,13 @@ def _task_sweep(
     picked: Sequence[str],
     of_task: tuple[str, Sequence[str]],
     overrides: Sequence[str],
+    record: str | None,
 ) -> SweepPlan:
-    """The sweep of one task. picked: names of variants. of_task: the task, and the overrides of all its runs."""
+    """The sweep of one task.
+
+    picked: names of variants. of_task: the task, and the overrides of all its runs. record: a record of tuned values
+    to take.
+    """
     task, common = of_task
     every = tuple(replace(one, overrides=tuple(_filled(file, task, one.overrides))) for one in every)
     config, seeds = Path(file.config), tuple(file.seeds)
@@ -126,13 +138,19 @@ def _task_sweep(
     runs = _runs(config, common, variants, seeds, path)
     _refuse_equal(runs, path, tune)
     tuning = None
+    notes: tuple[str, ...] = ()
     if tune:
         changes = _filled(file, task, tune.overrides)
         typed = tuple(text for text in overrides if not (task and text.startswith(PICK)))
         source = Source(path, config, tuple(common), typed, seeds, every, task)
         tuning = tuning_of(tune, source, _checked(changes, f"{path}: tune.overrides"), runs)
-    plan = SweepPlan(path, seeds, file.reference, variants, tuple(runs), task, file.table)
-    return replace(plan, every=() if len(variants) == len(every) else every, tuning=tuning)
+        if tuning and record is not None:
+            chosen = chosen_in(Path(_filled(file, task, [record])[0]).expanduser(), tuning, seeds)
+            variants = tuple(replace(one, overrides=(*one.overrides, *chosen.get(one.name, ()))) for one in variants)
+            runs, tuning = _runs(config, common, variants, seeds, path), None
+            notes = tuple(f"{name}: {' '.join(values)} (tuned before)" for name, values in chosen.items())
+    plan = SweepPlan(path, seeds, file.reference, variants, tuple(runs), task, file.table, tuning=tuning, notes=notes)
+    return replace(plan, every=() if len(variants) == len(every) else every)
 
 
 def _picked(variants: tuple[Variant, ...], overrides: Sequence[str], path: Path) -> tuple[Variant, ...]:

@@ -92,6 +92,8 @@ class SweepPlan:
     """all variants of the file, if only some were picked; those that ran before stay in the table"""
     tuning: Tuning | None = None
     """None if nothing is tuned; else `runs` do not have the chosen values yet"""
+    notes: tuple[str, ...] = ()
+    """lines to show first, such as values from a record of tuned values"""
 
     @property
     def name(self) -> str:

@@ -79,6 +79,8 @@ def _run(sweep: SweepPlan, out: Path, say: Callable[[str], None], execute: Execu
     with locked(out):
         refuse_other_contents(out, sweep)
         failures: list[Failure] = []
+        for note in sweep.notes:
+            say(note)
         if sweep.tuning:
 
             def run_all(runs: SweepPlan, folder: Path) -> list[Failure]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fibec_ray.sweeps.choice import Choice, choices_of, table
 from fibec_ray.sweeps.folder import folder_of, is_finished, write_record
 from fibec_ray.sweeps.plan import Failure, SweepPlan, Tuning, Variant
-from fibec_ray.sweeps.tuned_record import RECORD as TUNED
+from fibec_ray.sweeps.tuned_file import RECORD as TUNED
 from fibec_ray.sweeps.tuned_record import failed_before, write_tuned
 from fibec_ray.sweeps.tuning import FOLDER, load_run
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import write_yaml
 from fibec_ray.sweeps.choice import Choice
 from fibec_ray.sweeps.plan import Candidate, Tuning
-
-RECORD = "tuned.yaml"
+from fibec_ray.sweeps.tuned_file import RECORD, entries_of
 
 
 def write_tuned(out: Path, tuning: Tuning, choices: Mapping[str, Choice]) -> None:
@@ -47,8 +45,9 @@ def failed_before(out: Path, tuning: Tuning) -> set[str]:
     entries = _variants(out)
     for name, candidates in tuning.candidates.items():
         entry = entries.get(name, {})
-        if entry.get("chosen") and [each["values"] for each in entry["tried"]] == [dict(c.values) for c in candidates]:
-            found |= _failed(entry["tried"], candidates)
+        tried = entry.get("tried", [])
+        if entry.get("chosen") and [each["values"] for each in tried] == [dict(c.values) for c in candidates]:
+            found |= _failed(tried, candidates)
     return found
 
 
@@ -61,14 +60,7 @@ def _variants(out: Path) -> dict[str, dict[str, Any]]:
     path = out / RECORD
     if not path.exists():
         return {}
-    found = read_yaml(path).get("variants")
-    if not isinstance(found, dict) or not all(_is_entry(entry) for entry in found.values()):
+    found = entries_of(path)
+    if found is None:
         raise RunDirError(f"{path}: is not a record of tuned values; move it away, and run the sweep again")
     return found
-
-
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    tried = entry.get("tried", [])
-    return isinstance(tried, list) and all(isinstance(one, dict) and {"values", "score"} <= one.keys() for one in tried)

@@ -156,13 +156,18 @@ def _grid(values: Mapping[str, Sequence[object]], where: str) -> dict[str, list[
         keys, _ = parse_override(f"{key}=0")
         if keys == ["seed"]:
             raise ConfigError(f"{where}.values: seed cannot be tuned; remove it")
-        texts = [str(value).lower() if isinstance(value, bool) else str(value) for value in listed]
+        texts = [as_text(value) for value in listed]
         numbers = [number_of(text) for text in texts]
         ordered = texts if None in numbers else sorted(texts, key=lambda text: number_of(text) or 0.0)
         if len({text if number is None else number for text, number in zip(texts, numbers, strict=True)}) < len(texts):
             raise ConfigError(f"{where}.values: {key}: {', '.join(texts)} has a value twice; give each once")
         found[key] = ordered
     return found
+
+
+def as_text(value: object) -> str:
+    """A value of a sweep file as in an override: true -> 'true', 0.01 -> '0.01'."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def number_of(text: str) -> float | None:

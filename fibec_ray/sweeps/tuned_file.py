@@ -1,0 +1,68 @@
+"""Reads a record of tuned values. Called by load.py for `tuned=FILE`, and by tuned_record.py, which writes them.
+
+variants:
+  fedavg:
+    chosen: {local.learning_rate: 1e-2}     # what tuning wrote beside it is not needed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fibec_ray.config.reading import read_yaml
+from fibec_ray.errors import ConfigError, did_you_mean
+from fibec_ray.sweeps.plan import Tuning
+from fibec_ray.sweeps.tuning import as_text
+
+RECORD = "tuned.yaml"
+"""Name of the record in the folder of a sweep."""
+
+
+def entries_of(path: Path) -> dict[str, dict[str, Any]] | None:
+    """What a file says about each variant; None if it is no record of tuned values. Raises ConfigError."""
+    found = read_yaml(path).get("variants")
+    return found if isinstance(found, dict) and all(_is_entry(entry) for entry in found.values()) else None
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    tried = entry.get("tried", [])
+    return isinstance(tried, list) and all(isinstance(one, dict) and {"values", "score"} <= one.keys() for one in tried)
+
+
+def chosen_in(path: Path, tuning: Tuning, seeds: Sequence[int]) -> dict[str, tuple[str, ...]]:
+    """{variant: its chosen values, as overrides} from a record, for all variants that the sweep would tune.
+
+    seeds: of the sweep. Raises ConfigError, also if the record lacks a variant, has values of other keys, or comes from
+    one of the seeds.
+    """
+    entries = entries_of(path)
+    if entries is None:
+        raise ConfigError(f"{path}: is not a record of tuned values; give the {RECORD} of a sweep")
+    if (seed := read_yaml(path).get("seed")) in seeds:
+        raise ConfigError(
+            f"{path}: its values were chosen with seed {seed}, which is also one of the sweep's `seeds`, so they would "
+            "be chosen on a run that counts; leave out tuned=, or change the seeds"
+        )
+    chosen = {name: entry["chosen"] for name, entry in entries.items() if isinstance(entry.get("chosen"), dict)}
+    keys = {name: [key for key, _ in candidates[0].values] for name, candidates in tuning.candidates.items()}
+    found = {name: _overrides(path, chosen, name, keys[name]) for name in keys}
+    return {name: found[other] for name, other in tuning.source.items()}
+
+
+def _overrides(path: Path, chosen: Mapping[str, dict[Any, Any]], name: str, keys: Sequence[str]) -> tuple[str, ...]:
+    """Overrides of the chosen values of one variant. keys: what the sweep tunes."""
+    if name not in chosen:
+        near = f" ({did_you_mean(name, list(chosen))})" if chosen else ""
+        raise ConfigError(f"{path}: has no chosen value for the variant {name!r}{near}; add it, or leave out tuned=")
+    found = chosen[name]
+    if set(found) != set(keys):
+        there = ", ".join(map(str, found)) or "nothing"
+        raise ConfigError(
+            f"{path}: variant {name!r} has values of {there}, and the sweep tunes {', '.join(keys)}; "
+            "give these keys, or leave out tuned="
+        )
+    return tuple(f"{key}={as_text(found[key])}" for key in keys)
