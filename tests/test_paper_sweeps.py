@@ -10,6 +10,7 @@ import pytest
 import yaml
 from conftest import TINY_BERT, TINY_LLAMA
 from made_sets import make_sets
+from pages import ROOT
 from rotation import in_turn
 
 from fibec_ray.cli.main import main
@@ -25,6 +26,7 @@ from fibec_ray.sweeps.load import load_sweeps
 from fibec_ray.sweeps.read import read_sweep
 
 SWEEPS = {name: path for name, path in packaged("sweeps").items() if name.startswith("paper/")}
+RECORDS = sorted(ROOT.glob("docs/tuned/*.yaml"))
 OF_TASKS = [name for name in SWEEPS if "tasks" in read_sweep(SWEEPS[name])]
 
 
@@ -173,3 +175,27 @@ def test_every_variant_can_be_planned_and_runs_two_rounds(
     rounds = read_rounds(tmp_path / "run").to_pylist()
     assert [row["round"] for row in rounds if row["round"] >= 0] == [0, 1]
     assert rounds[-1]["personal_accuracy"] is not None or rounds[-1]["personal_metric"] is not None
+
+
+# --- the published rates
+
+
+def bold_rates(task: str) -> dict[str, float]:
+    """{variant: the rate in bold} of the table of tuned rates in docs/reproduction.md."""
+    table = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8").partition("| method | rates |")[2]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.partition("\n\n")[0].splitlines()]
+    column = [cell.split(",")[0].lower().replace("-", "") for cell in rows[0]].index(task)
+    found = {}
+    for name, rates, *scores in rows[2:]:
+        pairs = zip(rates.split(", "), scores[column].split(", "), strict=True)
+        found[name.strip("`")] = next(float(rate) for rate, score in pairs if score.startswith("**"))
+    return found
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_the_sweep_takes_the_published_rates(record: Path) -> None:
+    plan = load_sweeps(SWEEPS["paper/small/accuracy"], [f"task={record.stem}", f"tuned={record}"])[record.stem]
+    taken = {run.variant.name: run.experiment.local.learning_rate for run in plan.runs}
+    rates = bold_rates(record.stem)
+    controls = {"fibecfed-authors-top": "fibecfed-authors", "random order": "fibecfed"}
+    assert plan.tuning is None and taken == rates | {name: rates[method] for name, method in controls.items()}
