@@ -118,7 +118,7 @@ def test_the_record_of_a_sweep_gives_another_one_the_same_values(write: Any, tmp
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == [
         f"fedavg: {RATE}=1e-2 (tuned before)",
-        f"1 runs (1 variants, 1 seed), 1 finished before; in {tmp_path / 'second'}",
+        f"1 run (1 variant, 1 seed), 1 finished before; in {tmp_path / 'second'}",
     ]
     assert read_yaml(tmp_path / "second" / "sweep.yaml")["variants"][0]["overrides"] == [f"{RATE}=1e-2"]
 

@@ -97,9 +97,8 @@ def _run_all(sweep: SweepPlan, out: Path, shown: Path, say: Callable[[str], None
     moved = [note for run in waiting if (note := set_aside(run, folder_of(run, out)))]
     write_record(sweep, out)
     total, done = len(sweep.runs), len(sweep.runs) - len(waiting)
-    seeds = "1 seed" if len(sweep.seeds) == 1 else f"{len(sweep.seeds)} seeds"
-    counts = f"{total} runs ({len(sweep.variants)} variants, {seeds}), {done} finished before"
-    say("; ".join([f"{counts}; in {shown}", *moved]))
+    parts = f"{_count(len(sweep.variants), 'variant')}, {_count(len(sweep.seeds), 'seed')}"
+    say("; ".join([f"{_count(total, 'run')} ({parts}), {done} finished before; in {shown}", *moved]))
 
     def ended(run: SweepRun, reason: str, seconds: float) -> None:
         nonlocal done
@@ -113,6 +112,10 @@ def _run_all(sweep: SweepPlan, out: Path, shown: Path, say: Callable[[str], None
 
     execute(waiting, out, ended)
     return failures
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def refuse_missing_data(sweeps: Mapping[str, SweepPlan], out: Path) -> None:
