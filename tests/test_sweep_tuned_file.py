@@ -144,7 +144,8 @@ def test_a_mistake_in_a_record_is_one_line_that_names_it(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         load_sweep(write(), [record(variants, **others)])
-    assert says in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert says in str(caught.value) and "known.yaml: " in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_record_without_use_or_without_a_file_is_refused(write: Any, record: Any, tmp_path: Path) -> None:

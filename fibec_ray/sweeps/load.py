@@ -135,7 +135,7 @@ def _task_sweep(
     every = tuple(replace(one, overrides=tuple(_filled(file, task, one.overrides))) for one in every)
     config, seeds = Path(file.config), tuple(file.seeds)
     variants = tuple(variant for variant in every if variant.name in picked)
-    runs = _runs(config, common, variants, seeds, path)
+    runs = _runs(config, common, variants, seeds, str(path))
     _refuse_equal(runs, path, tune)
     tuning = None
     notes: tuple[str, ...] = ()
@@ -145,9 +145,10 @@ def _task_sweep(
         source = Source(path, config, tuple(common), typed, seeds, every, task)
         tuning = tuning_of(tune, source, _checked(changes, f"{path}: tune.overrides"), runs)
         if tuning and record is not None:
-            chosen = chosen_in(Path(_filled(file, task, [record])[0]).expanduser(), tuning, seeds)
+            known = Path(_filled(file, task, [record])[0]).expanduser()
+            chosen = chosen_in(known, tuning, seeds)
             variants = tuple(replace(one, overrides=(*one.overrides, *chosen.get(one.name, ()))) for one in variants)
-            runs, tuning = _runs(config, common, variants, seeds, path), None
+            runs, tuning = _runs(config, common, variants, seeds, f"{path}: values of {known}"), None
             notes = tuple(f"{name}: {' '.join(values)} (tuned before)" for name, values in chosen.items())
     plan = SweepPlan(path, seeds, file.reference, variants, tuple(runs), task, file.table, tuning=tuning, notes=notes)
     return replace(plan, every=() if len(variants) == len(every) else every)
@@ -200,7 +201,7 @@ def _grid_sweep(path: Path, overrides: Sequence[str]) -> SweepPlan:
 def _sweep(
     path: Path, config: Path, common: Sequence[str], variants: tuple[Variant, ...], seeds: Sequence[int], reference: str
 ) -> SweepPlan:
-    runs = _runs(config, common, variants, seeds, path)
+    runs = _runs(config, common, variants, seeds, str(path))
     refuse_clashes(variants, runs, path)
     return SweepPlan(path, tuple(seeds), reference, variants, tuple(runs))
 
@@ -251,9 +252,9 @@ def _check_names(variants: Sequence[Variant], path: Path) -> None:
 
 
 def _runs(
-    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path
+    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], where: str
 ) -> list[SweepRun]:
-    return [load_run(config, common, variant, seed, str(path)) for seed in seeds for variant in variants]
+    return [load_run(config, common, variant, seed, where) for seed in seeds for variant in variants]
 
 
 def _refuse_equal(runs: Sequence[SweepRun], path: Path, tune: TuneFile | None = None) -> None:
