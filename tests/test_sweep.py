@@ -33,7 +33,7 @@ from fibec_ray.sweeps.folder import folder_of, is_finished, set_aside, write_rec
 from fibec_ray.sweeps.load import load_sweep, load_sweeps
 from fibec_ray.sweeps.plan import SweepPlan
 from fibec_ray.sweeps.read import read_sweep
-from fibec_ray.sweeps.run import refuse_failures, run_sweep
+from fibec_ray.sweeps.run import refuse_failures, run_sweep, time_left
 
 TWO = {"fibecfed": ["method=fibecfed"], "fedavg": ["method=fedavg"]}
 SWEEPS = {name: path for name, path in packaged("sweeps").items() if not name.startswith("paper/")}
@@ -449,3 +449,11 @@ def test_a_packaged_config_is_named_without_a_path(write: Any) -> None:
     variants = {"fedavg": ["method=fedavg"], "fipa": ["method=fipa"]}
     runs = load_sweep(write(config="trec", variants=variants, reference="fedavg", seeds=[0])).runs
     assert [run.experiment.name for run in runs] == ["trec", "trec"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ended", "waiting", "shown"),
+    [(600, 4, 6, "; about 15 min left"), (3600, 1, 9, "; about 540 min left"), (20, 1, 1, ""), (600, 4, 0, "")],
+)
+def test_a_line_says_how_long_the_other_runs_will_take(seconds: float, ended: int, waiting: int, shown: str) -> None:
+    assert time_left(seconds, ended, waiting) == shown

@@ -100,6 +100,8 @@ def _run_all(sweep: SweepPlan, out: Path, shown: Path, say: Callable[[str], None
     parts = f"{_count(len(sweep.variants), 'variant')}, {_count(len(sweep.seeds), 'seed')}"
     say("; ".join([f"{_count(total, 'run')} ({parts}), {done} finished before; in {shown}", *moved]))
 
+    started, before = time.monotonic(), done
+
     def ended(run: SweepRun, reason: str, seconds: float) -> None:
         nonlocal done
         done += 1
@@ -108,10 +110,17 @@ def _run_all(sweep: SweepPlan, out: Path, shown: Path, say: Callable[[str], None
         log = folder_of(run, out).with_suffix(".log")  # of a child process
         failed = f"FAILED, {reason} ({log})" if log.exists() else f"FAILED, {reason}"
         result = failed if reason else _scores(folder_of(run, out), run)
-        say(f"{done}/{total} {run.label}: {result}, {seconds:.0f} s")
+        left = time_left(time.monotonic() - started, done - before, total - done)
+        say(f"{done}/{total} {run.label}: {result}, {seconds:.0f} s{left}")
 
     execute(waiting, out, ended)
     return failures
+
+
+def time_left(seconds: float, ended: int, waiting: int) -> str:
+    """'; about 12 min left' after some runs have ended in so many seconds; '' if it is less than a minute."""
+    minutes = round(seconds / ended * waiting / 60)
+    return f"; about {minutes} min left" if minutes else ""
 
 
 def _count(number: int, noun: str) -> str:
