@@ -17,7 +17,7 @@ from fibec_ray.sweeps.load import load_sweep, load_sweeps
 from fibec_ray.sweeps.tuned_record import failed_before
 
 RATE = "local.learning_rate"
-BASE = {
+BASE: dict[str, Any] = {
     "config": "tiny.yaml",
     "seeds": [0],
     "reference": "fedavg",
@@ -96,7 +96,7 @@ def test_each_task_has_a_record_of_its_own(write: Any, record: Any, tmp_path: Pa
     tasks = {"synthetic": [], "digits": ["data={max_train: 90}", "backbone={kind: cnn}"]}
     for task, rate in (("synthetic", "1e-3"), ("digits", "1e-2")):
         record({name: {"chosen": {RATE: rate}} for name in CHOSEN}, name=f"{task}.yaml")
-    variants = {name: BASE["variants"][name] for name in CHOSEN}  # type: ignore[index]
+    variants = {name: BASE["variants"][name] for name in CHOSEN}
     path = write(tasks=tasks, variants=variants, tune={"values": {RATE: ["1e-3", "1e-2"]}, "seed": 100})
     found = load_sweeps(path, [f"tuned={tmp_path}/{{task}}.yaml"])
     assert {task: {run.experiment.local.learning_rate for run in plan.runs} for task, plan in found.items()} == {

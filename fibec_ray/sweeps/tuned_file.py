@@ -20,9 +20,9 @@ RECORD = "tuned.yaml"
 """Name of the record in the folder of a sweep."""
 
 
-def entries_of(path: Path) -> dict[str, dict[str, Any]] | None:
-    """What a file says about each variant; None if it is no record of tuned values. Raises ConfigError."""
-    found = read_yaml(path).get("variants")
+def entries_of(record: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """What the content of a file says about each variant; None if it is no record of tuned values."""
+    found = record.get("variants")
     return found if isinstance(found, dict) and all(_is_entry(entry) for entry in found.values()) else None
 
 
@@ -39,10 +39,11 @@ def chosen_in(path: Path, tuning: Tuning, seeds: Sequence[int]) -> dict[str, tup
     seeds: of the sweep. Raises ConfigError, also if the record lacks a variant, has values of other keys, or comes from
     one of the seeds.
     """
-    entries = entries_of(path)
+    record = read_yaml(path)
+    entries = entries_of(record)
     if entries is None:
         raise ConfigError(f"{path}: is not a record of tuned values; give the {RECORD} of a sweep")
-    if (seed := read_yaml(path).get("seed")) in seeds:
+    if (seed := record.get("seed")) in seeds:
         raise ConfigError(
             f"{path}: its values were chosen with seed {seed}, which is also one of the sweep's `seeds`, so they would "
             "be chosen on a run that counts; leave out tuned=, or change the seeds"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import RunDirError
 from fibec_ray.files.run_dir import write_yaml
 from fibec_ray.sweeps.choice import Choice
@@ -60,7 +61,7 @@ def _variants(out: Path) -> dict[str, dict[str, Any]]:
     path = out / RECORD
     if not path.exists():
         return {}
-    found = entries_of(path)
+    found = entries_of(read_yaml(path))
     if found is None:
         raise RunDirError(f"{path}: is not a record of tuned values; move it away, and run the sweep again")
     return found
