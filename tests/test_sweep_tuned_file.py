@@ -81,8 +81,7 @@ def test_variants_take_the_values_of_the_record_and_nothing_is_tuned(write: Any,
 def test_picked_variants_need_only_their_own_values(write: Any, record: Any) -> None:
     only = record({"fedavg": {"chosen": {RATE: "1e-2"}}})
     assert rates(write(), only, "variants=again") == {"again": 0.01}
-    assert load_sweep(write(), ["variants=zero-shot", record({})]).notes == ()
-    only = record({"fedavg": {"chosen": {RATE: "1e-2"}}})
+    assert load_sweep(write(), ["variants=zero-shot", record({}, name="empty.yaml")]).notes == ()
     with pytest.raises(ConfigError, match=r"known.yaml: has no chosen value for the variant 'fipa'.*; add it"):
         load_sweep(write(), [only])
 
@@ -105,7 +104,7 @@ def test_each_task_has_a_record_of_its_own(write: Any, record: Any, tmp_path: Pa
 
 
 def test_the_record_of_a_sweep_gives_another_one_the_same_values(write: Any, tmp_path: Path, capsys: Any) -> None:
-    """The record that a real sweep wrote, taken by the command with another seed: no tuning runs, no second record."""
+    """The record that a real sweep wrote, taken from Python and by the command: no tuning runs, no second record."""
     path = write(variants={"fedavg": []}, tune={"values": {RATE: ["1e-2", "1e+9"]}, "seed": 100})
     package.sweep(path, out=tmp_path / "first", progress=False)
     package.sweep(path, out=tmp_path / "second", progress=False, tuned=tmp_path / "first" / "tuned.yaml")

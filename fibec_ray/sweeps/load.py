@@ -43,7 +43,7 @@ from fibec_ray.errors import ConfigError, did_you_mean
 from fibec_ray.sweeps.grid import parse_grid, values
 from fibec_ray.sweeps.plan import SweepPlan, SweepRun, TableName, Variant
 from fibec_ray.sweeps.read import picked_tasks, read_sweep
-from fibec_ray.sweeps.tuned_file import chosen_in
+from fibec_ray.sweeps.tuned_file import tuned_before
 from fibec_ray.sweeps.tuning import FOLDER, Source, TuneFile, load_run, settings_tried, tune_file, tuning_of
 
 MAX_NAME = 100
@@ -135,23 +135,19 @@ def _task_sweep(
     every = tuple(replace(one, overrides=tuple(_filled(file, task, one.overrides))) for one in every)
     config, seeds = Path(file.config), tuple(file.seeds)
     variants = tuple(variant for variant in every if variant.name in picked)
-    runs = _runs(config, common, variants, seeds, str(path))
+    runs = _runs(config, common, variants, seeds, path)
     _refuse_equal(runs, path, tune)
     tuning = None
-    notes: tuple[str, ...] = ()
     if tune:
         changes = _filled(file, task, tune.overrides)
         typed = tuple(text for text in overrides if not (task and text.startswith(PICK)))
         source = Source(path, config, tuple(common), typed, seeds, every, task)
         tuning = tuning_of(tune, source, _checked(changes, f"{path}: tune.overrides"), runs)
-        if tuning and record is not None:
-            known = Path(_filled(file, task, [record])[0]).expanduser()
-            chosen = chosen_in(known, tuning, seeds)
-            variants = tuple(replace(one, overrides=(*one.overrides, *chosen.get(one.name, ()))) for one in variants)
-            runs, tuning = _runs(config, common, variants, seeds, f"{path}: values of {known}"), None
-            notes = tuple(f"{name}: {' '.join(values)} (tuned before)" for name, values in chosen.items())
-    plan = SweepPlan(path, seeds, file.reference, variants, tuple(runs), task, file.table, tuning=tuning, notes=notes)
-    return replace(plan, every=() if len(variants) == len(every) else every)
+    plan = SweepPlan(path, seeds, file.reference, variants, tuple(runs), task, file.table)
+    plan = replace(plan, every=() if len(variants) == len(every) else every, tuning=tuning)
+    if not tuning or record is None:
+        return plan
+    return tuned_before(plan, tuning, Path(_filled(file, task, [record])[0]).expanduser())
 
 
 def _picked(variants: tuple[Variant, ...], overrides: Sequence[str], path: Path) -> tuple[Variant, ...]:
@@ -201,7 +197,7 @@ def _grid_sweep(path: Path, overrides: Sequence[str]) -> SweepPlan:
 def _sweep(
     path: Path, config: Path, common: Sequence[str], variants: tuple[Variant, ...], seeds: Sequence[int], reference: str
 ) -> SweepPlan:
-    runs = _runs(config, common, variants, seeds, str(path))
+    runs = _runs(config, common, variants, seeds, path)
     refuse_clashes(variants, runs, path)
     return SweepPlan(path, tuple(seeds), reference, variants, tuple(runs))
 
@@ -252,9 +248,9 @@ def _check_names(variants: Sequence[Variant], path: Path) -> None:
 
 
 def _runs(
-    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], where: str
+    config: Path, common: Sequence[str], variants: Sequence[Variant], seeds: Sequence[int], path: Path
 ) -> list[SweepRun]:
-    return [load_run(config, common, variant, seed, where) for seed in seeds for variant in variants]
+    return [load_run(config, common, variant, seed, str(path)) for seed in seeds for variant in variants]
 
 
 def _refuse_equal(runs: Sequence[SweepRun], path: Path, tune: TuneFile | None = None) -> None:

@@ -99,7 +99,6 @@ def _run_all(sweep: SweepPlan, out: Path, shown: Path, say: Callable[[str], None
     total, done = len(sweep.runs), len(sweep.runs) - len(waiting)
     parts = f"{_count(len(sweep.variants), 'variant')}, {_count(len(sweep.seeds), 'seed')}"
     say("; ".join([f"{_count(total, 'run')} ({parts}), {done} finished before; in {shown}", *moved]))
-
     started, before = time.monotonic(), done
 
     def ended(run: SweepRun, reason: str, seconds: float) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fibec_ray.sweeps.choice import Choice, choices_of, table
 from fibec_ray.sweeps.folder import folder_of, is_finished, write_record
-from fibec_ray.sweeps.plan import Failure, SweepPlan, Tuning, Variant
+from fibec_ray.sweeps.plan import Failure, SweepPlan, Tuning
 from fibec_ray.sweeps.tuned_file import RECORD as TUNED
 from fibec_ray.sweeps.tuned_record import failed_before, write_tuned
-from fibec_ray.sweeps.tuning import FOLDER, load_run
+from fibec_ray.sweeps.tuning import FOLDER, with_values
 
 RunAll = Callable[[SweepPlan, Path], list[Failure]]
 """Runs what has not finished of a sweep, in its folder."""
@@ -51,20 +51,11 @@ def tuned_table(tuning: Tuning, out: Path, width: int | None = None) -> str:
 
 def with_choices(sweep: SweepPlan, tuning: Tuning, choices: dict[str, Choice]) -> SweepPlan:
     """The sweep with chosen values, without the runs of variants that have none."""
-
-    def changed(variant: Variant) -> Variant:
-        chosen = choices[tuning.source[variant.name]].chosen if variant.name in tuning.source else None
-        return replace(variant, overrides=(*variant.overrides, *chosen.overrides)) if chosen else variant
-
-    variants = tuple(changed(variant) for variant in sweep.variants)
-    lost = {name for name, other in tuning.source.items() if choices[other].chosen is None}
-    runs = [
-        load_run(tuning.config, tuning.common, variant, seed, str(sweep.path))
-        for seed in sweep.seeds
-        for variant in variants
-        if variant.name not in lost
-    ]
-    return replace(sweep, variants=variants, runs=tuple(runs), tuning=None)
+    chosen = {name: choices[other].chosen for name, other in tuning.source.items()}
+    lost = {name for name, one in chosen.items() if one is None}
+    values = {name: one.overrides for name, one in chosen.items() if one}
+    found = with_values(sweep, tuning, values, str(sweep.path))
+    return replace(found, runs=tuple(run for run in found.runs if run.variant.name not in lost))
 
 
 def _without_choice(

@@ -8,13 +8,14 @@ variants:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fibec_ray.config.reading import read_yaml
 from fibec_ray.errors import ConfigError, did_you_mean
-from fibec_ray.sweeps.plan import Tuning
-from fibec_ray.sweeps.tuning import as_text
+from fibec_ray.sweeps.plan import SweepPlan, Tuning
+from fibec_ray.sweeps.tuning import as_text, with_values
 
 RECORD = "tuned.yaml"
 """Name of the record in the folder of a sweep."""
@@ -33,7 +34,14 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(tried, list) and all(isinstance(one, dict) and {"values", "score"} <= one.keys() for one in tried)
 
 
-def chosen_in(path: Path, tuning: Tuning, seeds: Sequence[int]) -> dict[str, tuple[str, ...]]:
+def tuned_before(sweep: SweepPlan, tuning: Tuning, path: Path) -> SweepPlan:
+    """The sweep with the values of a record instead of tuning, and a note for each variant. Raises ConfigError."""
+    chosen = _chosen_in(path, tuning, sweep.seeds)
+    notes = tuple(f"{name}: {' '.join(values)} (tuned before)" for name, values in chosen.items())
+    return replace(with_values(sweep, tuning, chosen, f"{sweep.path}: values of {path}"), notes=notes)
+
+
+def _chosen_in(path: Path, tuning: Tuning, seeds: Sequence[int]) -> dict[str, tuple[str, ...]]:
     """{variant: its chosen values, as overrides} from a record, for all variants that the sweep would tune.
 
     seeds: of the sweep. Raises ConfigError, also if the record lacks a variant, has values of other keys, or comes from

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -212,3 +212,13 @@ def load_run(config: Path, common: Sequence[str], variant: Variant, seed: int, w
     except UserError as error:
         raise ConfigError(f"{where}: variant {variant.name!r}: {error}") from error
     return SweepRun(variant, seed, experiment)
+
+
+def with_values(sweep: SweepPlan, tuning: Tuning, values: Mapping[str, tuple[str, ...]], where: str) -> SweepPlan:
+    """The sweep with tuned values, and without tuning. values: {variant: overrides}. where: for messages.
+
+    Raises ConfigError.
+    """
+    variants = tuple(replace(one, overrides=(*one.overrides, *values.get(one.name, ()))) for one in sweep.variants)
+    runs = [load_run(tuning.config, tuning.common, one, seed, where) for seed in sweep.seeds for one in variants]
+    return replace(sweep, variants=variants, runs=tuple(runs), tuning=None)
